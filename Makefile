@@ -1,0 +1,80 @@
+# embridge: `make help` lists the targets. Everything is installed into .venv; nothing is installed outside it but two
+# system libraries that Mooncake links against, and those only as root.
+
+PYTHON ?= python3
+# A pinned torch: the range in pyproject.toml would let pip exchange a CPU build for gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+BUILT := allocator/_core.abi3.so
+TYPING := .build/typing
+PACKAGES := pipeline workers allocator
+CORE := $(wildcard allocator/*.c allocator/*.h allocator/*/*.c allocator/*/*.h)
+SYSTEM_LIBRARIES := libibverbs.so.1 libnuma.so.1
+SYSTEM_PACKAGES := libibverbs1 libnuma1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup system demo test lint types storm bench wheel clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(BUILT)  ## create .venv, install everything, build the native core (again only when their sources change)
+
+demo: $(BUILT)  ## carry real photographs between two nodes and check every byte; ARGS="--help" lists its options
+	$(BIN)/embridge demo $(ARGS)
+
+test: lint types  ## ruff, mypy --strict, and every test but the storms
+	$(BIN)/python -m pytest -n auto -m "not storm" $(ARGS)
+
+lint: $(BUILT)  ## ruff
+	$(BIN)/ruff check .
+
+types: $(BUILT)  ## mypy --strict, over links that show the checker the installed layout
+	@mkdir -p $(TYPING)/embridge
+	@for package in $(PACKAGES); do ln -sfn "$(CURDIR)/$$package" "$(TYPING)/embridge/$$package"; done
+	MYPYPATH=$(TYPING) $(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache \
+		$(foreach package,$(PACKAGES),-p embridge.$(package))
+
+storm: $(BUILT)  ## the long randomised runs
+	$(BIN)/python -m pytest -n auto -m storm --timeout 1800 $(ARGS)
+
+bench: $(BUILT)  ## every benchmark in bench/, one after another
+	@set -e; for file in $(sort $(wildcard bench/[!_]*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+wheel: $(BUILT)  ## build a wheel into dist/
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -l dist/*.whl
+
+clean:  ## remove what was built, .venv too
+	rm -rf $(VENV) .build build dist embridge.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis allocator/*.so
+	find $(PACKAGES) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+system:
+	@missing=; for library in $(SYSTEM_LIBRARIES); do \
+		PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p | grep -q "$$library" || missing="$$missing $$library"; \
+	done; \
+	test -z "$$missing" && exit 0; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		echo "missing:$$missing; installing $(SYSTEM_PACKAGES)"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			$(SYSTEM_PACKAGES) >/dev/null && exit 0; \
+	fi; \
+	echo "missing:$$missing; Mooncake will not load, so nodes serve peers on their own host only:" \
+		"install $(SYSTEM_PACKAGES) (Debian's names) with the system's package manager" >&2
+
+# Torch goes first and pinned, so that no later line resolves it; no build isolation, or pip would fetch it once more.
+$(INSTALLED): pyproject.toml setup.py constraints.txt | system
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt setuptools wheel
+	$(PIP) install --quiet -c constraints.txt $(TORCH)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev,mooncake-non-cuda]'
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(CORE)
+	$(BIN)/python setup.py --quiet build_ext --inplace --force
