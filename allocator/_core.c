@@ -1,0 +1,215 @@
+// The module embridge.allocator._core: its constants, functions and types.
+//
+// The algorithms are in native/, free of Python, a structure a file, each with its memory layout, its invariants and the reason
+// why a SIGKILL between any two instructions is safe:
+//
+//   native/shared.h     atomic words, the clock, when to spin
+//   native/status.h     status words, stamps, dirty bits     bound in _core_words.c
+//   native/blocks.h     owner cells                          bound in _core_blocks.c
+//   native/doorbell.h   waking a waiter                      bound in _core_ring.c
+//   native/ring.h       records from one to one              bound in _core_ring.c
+//   native/copy.h       copies past the cache                bound here
+//
+// _core_mapping.c has the mappings that all of these lie in, and _core_arguments.c checks what callers pass; `_core.pyi` is the
+// contract. What holds for all of them:
+//
+//   - Shared state is in 64-bit (doorbells: 32-bit) words, each with one writer, or moved by one compare-and-swap. There are no
+//     locks: nobody's death leaves one held.
+//   - A handle keeps pointers, and hints that it can do without. Whoever restarts makes a new one and goes on.
+//   - Words that come out of shared memory are input: they are checked before they are used as a size or an index.
+//   - Calls hold the GIL, and so one handle is used by one thread at a time; those that wait or move many bytes give it up.
+#include "_core.h"
+
+#include <errno.h>
+#include <sys/prctl.h>
+
+#include "native/copy.h"
+#include "native/ring.h"
+#include "native/status.h"
+
+static PyObject *core_format_ring(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"mapping", "offset", "capacity", NULL};
+    core_state *state = PyModule_GetState(module);
+    PyObject *object;
+    Py_ssize_t offset, capacity;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nn:format_ring", names, state->mapping, &object, &offset, &capacity))
+        return NULL;
+    if (capacity < 0 || !ring_capacity_is_valid((uint64_t)capacity))
+        return PyErr_Format(PyExc_ValueError, "capacity: %zd is not a power of two from 2 to 2**20", capacity);
+    if (require_writable((Mapping *)object) < 0)
+        return NULL;
+    unsigned char *header =
+        mapping_range((Mapping *)object, "ring", offset, RING_HEADER_BYTES + (uint64_t)capacity * RECORD_BYTES, LINE_BYTES);
+    if (header == NULL)
+        return NULL;
+    ring_format((struct ring_header *)(void *)header, (uint64_t)capacity);
+    Py_RETURN_NONE;
+}
+
+#define MOVES_ON_STACK 64
+#define KEEP_GIL_BYTES 4096 // moves of so little are over before the GIL could be given away and taken back
+
+// Copies the moves, so that nobody can change what was checked; returns NULL with an exception where one is out of range.
+static struct move *take_moves(const Array *moves, size_t count, uint64_t destination_bytes, uint64_t source_bytes,
+                               struct move *on_stack, uint64_t *total)
+{
+    struct move *checked = on_stack;
+    if (count > MOVES_ON_STACK && (checked = PyMem_Malloc(count * sizeof *checked)) == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    memcpy(checked, moves->data, count * sizeof *checked);
+    *total = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!move_is_valid(&checked[i], destination_bytes, source_bytes)) {
+            PyErr_Format(PyExc_IndexError, "move %zu: %lld bytes from %lld to %lld are outside the source's %llu or the destination's %llu",
+                         i, (long long)checked[i].bytes, (long long)checked[i].source, (long long)checked[i].destination,
+                         (unsigned long long)source_bytes, (unsigned long long)destination_bytes);
+            if (checked != on_stack)
+                PyMem_Free(checked);
+            return NULL;
+        }
+        *total += (uint64_t)checked[i].bytes;
+    }
+    return checked;
+}
+
+static PyObject *copy_checked(const Py_buffer *destination, const Py_buffer *source, const Array *moves, PyObject *num_moves)
+{
+    uint64_t count, total;
+    struct move on_stack[MOVES_ON_STACK];
+    if (take_up_to(num_moves, "count", moves->length / 3, &count) < 0)
+        return NULL;
+    struct move *checked = take_moves(moves, count, (uint64_t)destination->len, (uint64_t)source->len, on_stack, &total);
+    if (checked == NULL)
+        return NULL;
+    if (total <= KEEP_GIL_BYTES && count <= MOVES_ON_STACK) {
+        copy_moves(destination->buf, source->buf, checked, count);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        copy_moves(destination->buf, source->buf, checked, count);
+        Py_END_ALLOW_THREADS
+    }
+    if (checked != on_stack)
+        PyMem_Free(checked);
+    return PyLong_FromUnsignedLongLong(total);
+}
+
+static PyObject *core_copy(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)module;
+    Py_buffer destination, source;
+    Array moves;
+    if (take_count("copy", nargs, 4) < 0 || PyObject_GetBuffer(args[0], &destination, PyBUF_WRITABLE) < 0)
+        return NULL;
+    PyObject *result = NULL;
+    if (PyObject_GetBuffer(args[1], &source, PyBUF_SIMPLE) == 0) {
+        if (array_open(&moves, args[2], "moves", 8, false) == 0) {
+            result = copy_checked(&destination, &source, &moves, args[3]);
+            PyBuffer_Release(&moves.view);
+        }
+        PyBuffer_Release(&source);
+    }
+    PyBuffer_Release(&destination);
+    return result;
+}
+
+static PyObject *core_set_parent_death_signal(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    uint64_t signal;
+    if (take_up_to(argument, "signal", 64, &signal) < 0)
+        return NULL;
+    if (prctl(PR_SET_PDEATHSIG, (unsigned long)signal) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef core_functions[] = {
+    {"format_ring", (PyCFunction)(void (*)(void))core_format_ring, METH_VARARGS | METH_KEYWORDS, NULL},
+    {"copy", (PyCFunction)(void (*)(void))core_copy, METH_FASTCALL, NULL},
+    {"set_parent_death_signal", core_set_parent_death_signal, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static int core_exec(PyObject *module)
+{
+    core_state *state = PyModule_GetState(module);
+    const struct {
+        PyType_Spec *spec;
+        PyTypeObject **type;
+    } types[] = {
+        {&mapping_spec, &state->mapping},         {&words_spec, &state->words},
+        {&status_table_spec, &state->status_table}, {&block_cells_spec, &state->block_cells},
+        {&producer_spec, &state->producer},       {&consumer_spec, &state->consumer},
+        {&doorbell_spec, &state->doorbell},
+    };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
+        if (*types[i].type == NULL || PyModule_AddType(module, *types[i].type) < 0)
+            return -1;
+    }
+    const struct {
+        const char *name;
+        long value;
+    } constants[] = {
+        {"PHASE_BITS", PHASE_BITS},
+        {"EPOCH_BITS", EPOCH_BITS},
+        {"SENT_BITS", SENT_BITS},
+        {"RECORD_BYTES", RECORD_BYTES},
+        {"RING_HEADER_BYTES", RING_HEADER_BYTES},
+        {"DOORBELL_BYTES", DOORBELL_BYTES},
+        {"MAX_EPOCH", (long)MAX_EPOCH},
+        {"NON_TEMPORAL_BYTES", NON_TEMPORAL_BYTES},
+    };
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
+        if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int core_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    core_state *state = PyModule_GetState(module);
+    Py_VISIT(state->mapping);
+    Py_VISIT(state->words);
+    Py_VISIT(state->status_table);
+    Py_VISIT(state->block_cells);
+    Py_VISIT(state->producer);
+    Py_VISIT(state->consumer);
+    Py_VISIT(state->doorbell);
+    return 0;
+}
+
+static int core_clear(PyObject *module)
+{
+    core_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->mapping);
+    Py_CLEAR(state->words);
+    Py_CLEAR(state->status_table);
+    Py_CLEAR(state->block_cells);
+    Py_CLEAR(state->producer);
+    Py_CLEAR(state->consumer);
+    Py_CLEAR(state->doorbell);
+    return 0;
+}
+
+static PyModuleDef_Slot core_slots[] = {
+    {Py_mod_exec, core_exec},
+    {0, NULL},
+};
+
+static PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_core",
+    .m_doc = "The native core: shared mappings and the lock-free structures in them.",
+    .m_size = sizeof(core_state),
+    .m_methods = core_functions,
+    .m_slots = core_slots,
+    .m_traverse = core_traverse,
+    .m_clear = core_clear,
+};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&core_module); }

@@ -1,0 +1,176 @@
+"""The native core: shared mappings and the lock-free structures in them (C11 atomics, CPython limited API).
+
+Every class is a *handle*: it caches pointers into a `Mapping`, keeps that mapping alive and holds no state of its own
+that another process would need. Indices are range-checked (`IndexError`), integers that do not fit are `ValueError`
+(`OverflowError` where Python raises it). No call blocks but `Doorbell.wait` and `Consumer.wait`.
+"""
+
+from typing_extensions import Buffer
+
+PHASE_BITS: int  # 4
+EPOCH_BITS: int  # 28
+SENT_BITS: int  # 32
+RECORD_BYTES: int  # 64
+RING_HEADER_BYTES: int  # 192: capacity line, head line, tail line
+DOORBELL_BYTES: int  # 64
+MAX_EPOCH: int  # 2**28 - 1
+NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cache
+
+class Mapping:
+    """A MAP_SHARED mapping of `size` bytes of descriptor `fd`, aligned to `alignment` (over-mapped where it exceeds a page).
+
+    Exports the buffer protocol (writable unless `writable=False`); every view keeps the mapping. It is unmapped with
+    the last reference. The descriptor may be closed after construction. Raises OSError.
+    """
+
+    def __init__(self, fd: int, size: int, *, writable: bool = True, alignment: int = 4096) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
+    def populate(self, offset: int, size: int) -> None:
+        """Touch the pages without the GIL (MADV_POPULATE_WRITE, else a read-modify-write of one byte a page by atomic or 0)."""
+    def lock(self, offset: int, size: int) -> int:
+        """mlock without the GIL; 0, or the errno."""
+    def advise_huge(self) -> int:
+        """madvise(MADV_HUGEPAGE); 0, or the errno."""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Words:
+    """`count` atomic unsigned 64-bit words, `stride` bytes apart (a multiple of 8)."""
+
+    def __init__(self, mapping: Mapping, offset: int, count: int, stride: int = 8) -> None: ...
+    def __len__(self) -> int: ...
+    def load(self, index: int, /) -> int: ...
+    def store(self, index: int, value: int, /) -> None: ...
+    def exchange(self, index: int, value: int, /) -> int: ...
+    def add(self, index: int, value: int, /) -> int:
+        """fetch-and-add modulo 2**64; returns the value before."""
+    def set_bits(self, index: int, bits: int, /) -> int:
+        """fetch-and-or; returns the value before."""
+    def clear_bits(self, index: int, bits: int, /) -> int:
+        """fetch-and-and with the complement; returns the value before."""
+    def raise_to(self, index: int, value: int, /) -> bool:
+        """Store `value` if it is greater than what stands there; True if it was."""
+    def compare_exchange(self, index: int, expected: int, value: int, /) -> bool: ...
+
+class StatusTable:
+    """One status word a slot: `epoch:28 | phase:4 | sent:32`, which only ever increases, with stamps and dirty bits.
+
+    `stamps`: 5 u64 a slot, the monotonic ns of the first entry into each phase of the current epoch (0: not entered).
+    `dirty`: `num_views` bitmaps of `num_slots / 64` u64 each, one after the other; `num_slots` is a multiple of 64. A
+    slot's page is its bitmap word: `slot // 64`.
+    """
+
+    def __init__(
+        self, mapping: Mapping, words_offset: int, stamps_offset: int, dirty_offset: int, num_slots: int, num_views: int
+    ) -> None: ...
+    def load(self, slot: int, /) -> int: ...
+    def stamps(self, slot: int, /) -> tuple[int, int, int, int, int]: ...
+    def open(self, slot: int, now_ns: int, /) -> int:
+        """Begin the next epoch: word = (epoch + 1, phase 0, sent 0), stamps reset. Returns the epoch, or 0 when the slot's epochs
+        are used up (the slot is retired; nothing changed). Only the slot's owner calls it."""
+    def advance(self, slot: int, epoch: int, phase: int, sent: int, now_ns: int, /) -> bool:
+        """Compare-and-swap until the word is (epoch, phase, sent), or refuse: a word of another epoch, a terminal phase (3, 4), or a
+        value that is not greater. On success stamps the first entry of `phase` and sets the slot's dirty bit in every view."""
+    def mark(self, slot: int, view: int, /) -> None:
+        """Set the slot's dirty bit in one view, with no change of the word."""
+    def changed(self, view: int, pages: Buffer, num_pages: int, out: Buffer, /) -> int:
+        """Take (exchange with 0) the dirty words of the first `num_pages` of `pages` (u32) in `view`; the dirty slots go into
+        `out` (u32). Stops taking before a page whose 64 bits might not fit. Returns how many slots."""
+    def compare(self, pages: Buffer, num_pages: int, seen: Buffer, out: Buffer, /) -> int:
+        """Compare every word of the pages with `seen` (u64, `num_slots` of them, updated here); those that differ go into `out`
+        (u32). The slow, certain look: a dirty bit is a hint that a dead writer may have left unset. Returns how many."""
+
+class BlockCells:
+    """One owner cell a block, 64 bits: `generation:18 | epoch:28 | slot:16 | state:2`; state 0 free, 1 owned, 2 exposed,
+    3 quarantined. A free cell keeps its generation (epoch and slot are 0); each acquire takes the next one. One CAS moves a
+    block, so a kill between any two instructions leaves it free or owned by someone known.
+
+    `exposure`: one u64 a block, the session (and peer) to which the block was last exposed.
+    """
+
+    def __init__(self, mapping: Mapping, cells_offset: int, exposure_offset: int, num_blocks: int) -> None: ...
+    def __len__(self) -> int: ...
+    def acquire(self, slot: int, epoch: int, want: int, lowest: int, out: Buffer, at: int, /) -> int:
+        """Take up to `want` free blocks of index >= `lowest` for (slot, epoch), a run of neighbours where there is one, indices
+        ascending within each run, into `out` (u32) from position `at`. Returns how many: fewer when memory is short."""
+    def expose(self, indices: Buffer, first: int, count: int, slot: int, epoch: int, exposure: int, /) -> int:
+        """Owned (or already exposed) -> exposed, for each of `indices[first:first + count]` (u32) that (slot, epoch) holds; the
+        side table's word is stored before the cell changes. Returns how many now stand exposed."""
+    def release(self, indices: Buffer, first: int, count: int, slot: int, epoch: int, /) -> int:
+        """Owned or exposed -> free, for each that (slot, epoch) holds. Returns how many it freed; a second time: 0."""
+    def quarantine(self, indices: Buffer, first: int, count: int, slot: int, epoch: int, /) -> int:
+        """Exposed -> quarantined, owned -> free. Returns how many are quarantined by this call."""
+    def reclaim(self, slot: int, epoch: int, quarantine_exposed: bool, /) -> int:
+        """Over the whole table, for (slot, epoch): owned -> free; exposed -> quarantined, or free. Quarantined ones stay.
+        Returns how many cells it changed."""
+    def end_quarantine(self, slot: int, epoch: int, /) -> int:
+        """Quarantined -> free for (slot, epoch), over the whole table. Returns how many."""
+    def end_exposure(self, mask: int, value: int, below: int, /) -> int:
+        """Quarantined -> free for every block whose exposure word e has `e & mask == value` and `e & ~mask < below`."""
+    def cell(self, index: int, /) -> tuple[int, int, int, int]:
+        """(state, slot, epoch, generation)."""
+    def exposure(self, index: int, /) -> int: ...
+    def counts(self) -> tuple[int, int, int, int]:
+        """(free, owned, exposed, quarantined); their sum is always the number of blocks."""
+    def num_free(self, limit: int, /) -> int:
+        """Count free blocks, but stop at `limit`."""
+
+def format_ring(mapping: Mapping, offset: int, capacity: int) -> None:
+    """Write an empty ring's header: capacity (a power of two, 2 to 2**20), head and tail 0. `offset` is 64-byte aligned."""
+
+class Producer:
+    """The writing end of a ring; one process at a time. `head` and `tail` are 64-bit and only rise."""
+
+    def __init__(self, mapping: Mapping, offset: int) -> None: ...
+    def push(self, *words: int) -> bool:
+        """One record of up to eight u64 (the rest 0). False when full; `num_refused` counts it."""
+    def push_bytes(self, records: Buffer, /) -> int:
+        """As many whole 64-byte records of the buffer as fit, in one step. Returns how many."""
+    def room(self) -> int: ...
+    @property
+    def num_refused(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+
+class Consumer:
+    """The reading end: peek, work, commit. A record is consumed when its work is done, so a restarted reader sees it again."""
+
+    def __init__(self, mapping: Mapping, offset: int) -> None: ...
+    def peek(self, most: int, /) -> list[tuple[int, int, int, int, int, int, int, int]]: ...
+    def peek_bytes(self, most: int, /) -> bytes: ...
+    def commit(self, count: int, /) -> None:
+        """ValueError when `count` exceeds what is pending."""
+    def pending(self) -> int: ...
+    def wait(self, doorbell: Doorbell, timeout_s: float, spin_s: float = 20e-6) -> bool:
+        """Look once, spin, then sleep on the doorbell until a record is there or the time is over; without the GIL after the first
+        look. Does not spin when this thread may run on one core only. True if a record is there."""
+    @property
+    def capacity(self) -> int: ...
+
+class Doorbell:
+    """A 64-byte line that wakes one waiter: `sequence:u32 | state:u32` (0 awake, 1 asleep on the futex, 2 armed eventfd).
+
+    `ring` costs a system call only when the waiter sleeps (futex wake) or has armed its eventfd (8 bytes written, once an arming).
+    A waiter notes `sequence()`, looks for work, and waits with what it noted: a ring in between ends the wait at once.
+    """
+
+    def __init__(self, mapping: Mapping, offset: int, event_fd: int = -1) -> None: ...
+    def sequence(self) -> int: ...
+    def ring(self) -> None: ...
+    def wait(self, seen: int, timeout_s: float, spin_s: float = 20e-6) -> int:
+        """Without the GIL, until the sequence differs from `seen` or the time is over (or a signal: returns early); returns the sequence."""
+    def arm(self, seen: int) -> bool:
+        """Have the next ring written to the eventfd. False, and not armed, when the sequence is no longer `seen`."""
+    def disarm(self) -> None: ...
+
+def copy(destination: Buffer, source: Buffer, moves: Buffer, count: int, /) -> int:
+    """`count` moves of (destination offset, source offset, bytes), int64 triples, without the GIL; returns the bytes moved.
+
+    Every move is range-checked before the first byte moves (IndexError). Large moves are written past the cache."""
+
+def set_parent_death_signal(signal: int, /) -> None:
+    """prctl(PR_SET_PDEATHSIG) for this process; the caller then checks that its parent is still the one it knew."""
