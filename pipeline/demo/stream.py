@@ -64,7 +64,7 @@ class Digests:
         self._hashes = {name: hashlib.blake2b(digest_size=16) for name in BUFFERS}
 
     def update(self, name: str, tensor: Tensor) -> None:
-        self._hashes[name].update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+        self._hashes[name].update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def add(self, chunk: Chunk) -> None:
         self.update("input_embeddings", chunk.input_embeddings)

@@ -1,0 +1,41 @@
+"""The `embridge` command: one sub-command a file, each loaded when it is used.
+
+No command's file imports torch, zmq or the native core at its top: `embridge --help` answers at once, and on a machine
+where one of those is broken `embridge doctor` still runs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "demo": "Carry real photographs between two nodes and check every byte.",
+    "doctor": "Check this machine: what works, what would be slow, and what to do.",
+    "launch": "Run one node in the foreground.",
+    "status": "Show a running node: its processes, blocks and requests.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists commands from a table, and imports the file of the one that is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="embridge", prog_name="embridge")
+def main() -> None:
+    """Carry multimodal embeddings from encoder processes to language-model schedulers."""

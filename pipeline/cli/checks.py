@@ -1,0 +1,196 @@
+"""The checks of `embridge doctor`: each looks at one thing, says what it saw and what to do, and changes nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import resource
+import socket
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Final, NamedTuple
+
+GIB: Final = 1 << 30
+MIN_DESCRIPTORS: Final = 1024  # a node with 16 clients holds some 300
+# What the distributions call the libraries that Mooncake links against.
+LIBRARY_PACKAGES: Final = {"libibverbs": "libibverbs1", "libnuma": "libnuma1", "libcudart": "the CUDA runtime"}
+
+
+class Check(NamedTuple):
+    """What one check found. `state`: ok, note (as it is), warn (slower, or less), fail (a node would not run)."""
+
+    name: str
+    state: str
+    seen: str
+    advice: str = ""
+
+
+def run_checks() -> list[Check]:
+    """Every check in order; one that breaks is reported as failed and does not stop the others."""
+    return [_guarded(check) for check in CHECKS]
+
+
+def core() -> Check:
+    """The native core loads."""
+    from embridge.allocator import _core
+
+    return Check("native core", "ok", str(getattr(_core, "__file__", "built in")))
+
+
+def interpreter() -> Check:
+    seen = f"Python {platform.python_version()}, torch {_version('torch') or 'missing'}, {os.cpu_count()} CPUs"
+    if _version("torch") is None:
+        return Check("interpreter", "fail", seen, "pip install torch")
+    return Check("interpreter", "ok", seen)
+
+
+def kernel() -> Check:
+    """pidfds, by which deaths are noticed, and the socket option that gives a peer's (Linux 6.5)."""
+    seen = f"Linux {platform.release()}"
+    if not hasattr(os, "pidfd_open"):
+        return Check("kernel", "fail", f"{seen}, no pidfd_open", "use Linux 5.3 or newer")
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return Check("kernel", "fail", f"{seen}, pidfd_open: {error.strerror}", "allow it in the sandbox")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        try:
+            os.close(ours.getsockopt(socket.SOL_SOCKET, 77))  # SO_PEERPIDFD
+        except OSError:
+            return Check("kernel", "note", f"{seen}, no SO_PEERPIDFD", "clients are watched by their connection alone")
+    return Check("kernel", "ok", seen)
+
+
+def shared_memory() -> Check:
+    """Room for a node's two segments in /dev/shm."""
+    from embridge.allocator.layout import Geometry
+
+    geometry = Geometry()
+    needed = geometry.num_blocks * geometry.block_size * geometry.token_bytes
+    space = os.statvfs("/dev/shm")
+    free, size = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+    seen = f"{_gib(free)} free of {_gib(size)}; the default pool takes {_gib(needed)}"
+    if free < needed:
+        return Check("/dev/shm", "fail", seen, "mount it larger (containers: --shm-size), or use fewer --num-blocks")
+    if free < 4 * needed:
+        return Check("/dev/shm", "warn", seen, "mount it larger (containers: --shm-size) for larger pools")
+    return Check("/dev/shm", "ok", seen)
+
+
+def memory_lock() -> Check:
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return Check("locked memory", "ok", "unlimited")
+    if _has_capability(14):
+        return Check("locked memory", "ok", f"limit {_gib(limit)}, lifted by CAP_IPC_LOCK")
+    if limit >= GIB:
+        return Check("locked memory", "ok", f"limit {_gib(limit)}")
+    advice = "larger pools stay unlocked: raise `ulimit -l` or give CAP_IPC_LOCK"
+    return Check("locked memory", "warn", f"limit {_gib(limit)}", advice)
+
+
+def descriptors() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    seen = f"limit {soft}, at most {hard}"
+    if soft < MIN_DESCRIPTORS:
+        return Check("descriptors", "warn", seen, f"raise it: ulimit -n {MIN_DESCRIPTORS} or more")
+    return Check("descriptors", "ok", seen)
+
+
+def huge_pages() -> Check:
+    path = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    try:
+        text = path.read_text()
+    except OSError:
+        return Check("huge pages", "note", f"{path} is not there", "pools use 4 KiB pages")
+    chosen = re.search(r"\[(\w+)\]", text)
+    state = chosen.group(1) if chosen else text.strip()
+    if state in ("never", "deny"):
+        advice = f"for faster copies, as root: echo advise > {path}"
+        return Check("huge pages", "note", f"shared memory: {state}", advice)
+    return Check("huge pages", "ok", f"shared memory: {state}")
+
+
+def cuda() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}))
+        return Check("CUDA", "ok", f"{torch.cuda.device_count()} x {names}")
+    if Path("/dev/nvidiactl").exists():
+        seen = f"a device is there, torch {torch.__version__} does not see it"
+        return Check("CUDA", "warn", seen, "install a CUDA build of torch")
+    return Check("CUDA", "note", "no device", "rows stay in host memory")
+
+
+def mooncake() -> Check:
+    """Mooncake loads; if not, which package is missing."""
+    if importlib.util.find_spec("mooncake") is None:
+        extra = "mooncake" if Path("/dev/nvidiactl").exists() else "mooncake-non-cuda"
+        advice = f"for peers on other machines: pip install 'embridge[{extra}]'"
+        return Check("Mooncake", "warn", "not installed", advice)
+    version = _version("mooncake-transfer-engine") or _version("mooncake-transfer-engine-non-cuda") or "?"
+    try:
+        importlib.import_module("mooncake.engine")
+    except ImportError as error:
+        return Check("Mooncake", "warn", f"{version} does not load: {error}", _library_advice(str(error)))
+    return Check("Mooncake", "ok", version)
+
+
+def rdma() -> Check:
+    folder = Path("/sys/class/infiniband")
+    devices = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not devices:
+        return Check("RDMA", "note", "no device", "other machines are reached over TCP")
+    return Check("RDMA", "ok", ", ".join(devices))
+
+
+CHECKS: Final[tuple[Callable[[], Check], ...]] = (
+    interpreter,
+    core,
+    kernel,
+    shared_memory,
+    memory_lock,
+    descriptors,
+    huge_pages,
+    cuda,
+    mooncake,
+    rdma,
+)
+
+
+def _guarded(check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except Exception as error:
+        name = check.__name__.replace("_", " ")
+        advice = "reinstall embridge: `make setup` or pip install" if check is core else ""
+        return Check(name, "fail", f"{type(error).__name__}: {error}", advice)
+
+
+def _library_advice(error: str) -> str:
+    for library, package in LIBRARY_PACKAGES.items():
+        if library in error:
+            return f"install {package} with the system's package manager"
+    return "install the library that it names with the system's package manager"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _has_capability(number: int) -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return effective is not None and bool(int(effective.group(1), 16) >> number & 1)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.2f} GiB"

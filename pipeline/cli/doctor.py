@@ -1,0 +1,38 @@
+"""`embridge doctor`: what of this machine works, what would be slow, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from embridge.pipeline.cli.errors import FAILED
+
+MARKS = {"ok": ("green", "ok"), "note": ("cyan", "note"), "warn": ("yellow", "warn"), "fail": ("red", "FAIL")}
+
+
+@click.command("doctor", short_help="Check this machine: what works, what would be slow, and what to do.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def command(as_json: bool) -> None:
+    """Check this machine: what works, what would be slow, and what to do.
+
+    The exit status is 1 if a check fails, that is, if a node would not run; a warning costs speed, or a way to a peer.
+    """
+    from embridge.pipeline.cli.checks import run_checks
+
+    checks = run_checks()
+    if as_json:
+        click.echo(json.dumps([check._asdict() for check in checks], indent=2))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for heading in ("check", "", "seen", "what to do"):
+            table.add_column(heading, overflow="fold")
+        for check in checks:
+            colour, mark = MARKS[check.state]
+            table.add_row(check.name, Text(mark, style=colour), Text(check.seen), Text(check.advice))
+        Console().print(table)
+    raise SystemExit(FAILED if any(check.state == "fail" for check in checks) else 0)

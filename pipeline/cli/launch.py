@@ -1,0 +1,60 @@
+"""`embridge launch`: one node in the foreground, for a service manager or a terminal."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from embridge.pipeline.cli.errors import FAILED, CommandError, expected_errors
+from embridge.pipeline.cli.options import node_config, node_options
+
+# While it waits, the interpreter still has to come round to run signal handlers.
+WAKE_S = 1.0
+
+
+@click.command("launch", short_help="Run one node in the foreground.")
+@click.option("--config", "toml", type=click.Path(path_type=Path), help="TOML file; flags and environment go over it.")
+@node_options
+def command(toml: Path | None, **given: Any) -> None:
+    """Run one node in the foreground, until SIGTERM or Ctrl-C.
+
+    Prints one line on standard output when all its processes are ready. The first signal drains: accepted requests end,
+    new ones are refused. The second stops at once. Every setting may also stand in the environment as EMBRIDGE_<NAME>,
+    or in the TOML file; a flag wins.
+    """
+    from embridge.pipeline.node import launch
+
+    with expected_errors():
+        config = node_config(toml, given)
+        signals = _Signals()
+        with launch(config) as node:
+            click.echo(
+                f"READY role={config.role} bootstrap={node.bootstrap_addr} poller={node.poller_addr} "
+                f"run_dir={node.run_dir} pid={node.pid}"
+            )
+            forwarded, code = 0, None
+            while code is None:
+                while forwarded < min(signals.count, 2):
+                    node.terminate()  # once: drain; twice: stop now
+                    forwarded += 1
+                    click.echo("draining; once more stops at once" if forwarded == 1 else "stopping", err=True)
+                code = node.wait(WAKE_S)
+    if code and not signals.count:
+        raise CommandError(f"node ended by itself: exit status {code} != 0; its messages are above")
+    raise SystemExit(FAILED if code else 0)
+
+
+class _Signals:
+    """Counts SIGINT and SIGTERM from now on, for the loop to pass on: the node is a process group of its own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._arrived)
+
+    def _arrived(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1

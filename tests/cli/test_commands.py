@@ -1,0 +1,156 @@
+"""The command line: quick help, one line for what can be expected, flags over environment over file over defaults."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from embridge.allocator.errors import LaunchError
+from embridge.pipeline.cli import COMMANDS, main
+from embridge.pipeline.cli.checks import CHECKS, run_checks
+from embridge.pipeline.cli.errors import expected_errors
+from embridge.pipeline.cli.options import node_config
+from embridge.pipeline.cli.status import render
+from embridge.pipeline.config import ConfigError
+
+
+def invoke(*args: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, args, env=env, prog_name="embridge")
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from embridge.pipeline.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'numpy', 'zmq', 'rich'} & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], check=True, timeout=100, capture_output=True, text=True)
+    *help_lines, imported = run.stdout.splitlines()
+    assert imported == "[]"
+    assert all(any(line.split()[:1] == [name] for line in help_lines) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself(name: str) -> None:
+    code, out, _ = invoke(name, "--help")
+    assert code == 0
+    assert COMMANDS[name].rstrip(".") in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["launch", "--role", "encode", "--num-blocks", "0"], "num_blocks"),
+        (["launch", "--host", "10.0.0.1"], "host"),
+        (["launch", "--config", "/absent.toml"], "/absent.toml"),
+        (["demo", "--requests", "0"], "requests"),
+        (["demo", "--block-size", "-1"], "block_size"),
+        (["demo", "--images", "/absent"], "/absent"),
+        (["launch", "--role", "both"], "--role"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it_and_status_2(args: list[str], named: str) -> None:
+    code, out, err = invoke(*args)
+    assert code == 2
+    assert out == ""
+    assert named in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_what_embridge_raises_on_purpose_is_one_line_and_status_1() -> None:
+    import click
+
+    @click.command
+    def failing() -> None:
+        with expected_errors():
+            raise LaunchError("poller: exited with 3\nbefore READY")
+
+    result = CliRunner().invoke(failing)
+    assert result.exit_code == 1
+    assert result.stderr == "embridge: poller: exited with 3 before READY\n"
+
+
+def test_ctrl_c_is_status_130_without_a_traceback() -> None:
+    import click
+
+    @click.command
+    def interrupted() -> None:
+        with expected_errors():
+            raise KeyboardInterrupt
+
+    result = CliRunner().invoke(interrupted)
+    assert result.exit_code == 130
+    assert result.stderr.startswith("embridge: interrupted")
+
+
+def test_flags_go_over_environment_over_toml_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml = tmp_path / "node.toml"
+    toml.write_text("role = 'encode'\ndefault_allocate_tokens = 1\n[geometry]\nblock_size = 1\nnum_blocks = 1\n")
+    monkeypatch.setenv("EMBRIDGE_BLOCK_SIZE", "2")
+    monkeypatch.setenv("EMBRIDGE_NUM_BLOCKS", "2")
+    config = node_config(toml, {"num_blocks": 3, "run_dir": tmp_path, "hidden_size": None})
+    assert (config.role, config.default_allocate_tokens) == ("encode", 1)
+    assert (config.geometry.block_size, config.geometry.num_blocks) == (2, 3)
+    assert config.geometry.hidden_size == 3584
+    assert config.directory == tmp_path
+
+
+def test_a_bad_environment_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE", "many")
+    with pytest.raises(ConfigError, match="SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE"):
+        node_config(None, {})
+
+
+def test_doctor_reports_every_check_as_a_table_and_as_json() -> None:
+    code, out, _ = invoke("doctor", "--json")
+    checks = json.loads(out)
+    assert len(checks) == len(CHECKS)
+    assert {check["state"] for check in checks} <= {"ok", "note", "warn", "fail"}
+    assert code == int(any(check["state"] == "fail" for check in checks))
+    assert all(check["advice"] for check in checks if check["state"] in ("warn", "fail"))
+    _, table, _ = invoke("doctor", env={"COLUMNS": "200"})
+    assert all(check["name"] in table for check in checks)
+
+
+def test_a_check_that_breaks_is_a_failure_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("no such file")
+
+    monkeypatch.setattr("embridge.pipeline.cli.checks.CHECKS", (broken, CHECKS[0]))
+    first, second = run_checks()
+    assert (first.name, first.state) == ("broken", "fail")
+    assert "no such file" in first.seen
+    assert second.state == "ok"
+
+
+def test_status_of_no_node_is_one_line_and_status_1(tmp_path: Path) -> None:
+    code, out, err = invoke("status", "--run-dir", str(tmp_path))
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+
+
+def test_status_is_shown_in_one_table_a_group() -> None:
+    from rich.console import Console
+
+    console = Console(width=160, record=True)
+    status = {
+        "role": "encode",
+        "blocks": {"free": 3, "owned": 1},
+        "processes": {"poller": {"pid": 12, "restarts": 0}, "bootstrap": {"pid": 13, "restarts": 1}},
+        "requests": [{"room": 5, "path": ["Bootstrapping"]}],
+        "peers": [],
+    }
+    with console.capture() as capture:
+        for part in render(status):
+            console.print(part)
+    text = capture.get()
+    assert [line.split() for line in text.splitlines() if line.startswith("poller")] == [["poller", "12", "0"]]
+    assert "Bootstrapping" in text
+    assert "none" in text
