@@ -8,6 +8,7 @@ reads from it until then. One request is embedded at a time, any number may be u
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from embridge.allocator.errors import EmbridgeError
 from embridge.allocator.status import Phase
 from embridge.pipeline.demo.photographs import Photograph
 from embridge.pipeline.demo.prompt import Prompt
@@ -100,6 +102,9 @@ def main(connection: Connection, settings: EncoderSettings) -> None:
             _Encoder(connection, settings, client, tower).run()
     except (BrokenPipeError, ConnectionResetError, EOFError):
         return  # the parent is gone, and with it whoever would read the reports
+    except EmbridgeError as error:
+        print(f"encoder: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 class _Encoder:

@@ -1,0 +1,89 @@
+"""`embridge launch` in the foreground: a READY line, a drain at the first signal, a stop at the second."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from embridge.pipeline import EmbeddingRequest, PreallocQueue, TransferQueue, attach
+from embridge.pipeline.cli import main
+
+pytestmark = pytest.mark.process
+
+
+@contextmanager
+def launched(run_dir: Path, role: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """The command, running, and what its READY line said."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "embridge.pipeline.cli", "launch", "--role", role, "--run-dir", str(run_dir)),
+            *("--hidden-size", "64", "--num-blocks", "4"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    watchdog = threading.Timer(90, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        words = process.stdout.readline().split()
+        assert words[:1] == ["READY"], process.communicate()
+        yield process, dict(word.split("=", 1) for word in words[1:])
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_an_idle_node_and_the_command_succeeds(tmp_path: Path, number: signal.Signals) -> None:
+    with launched(tmp_path / "node", "encode") as (process, ready):
+        assert ready["role"] == "encode"
+        assert ready["bootstrap"].startswith("tcp://127.0.0.1:")
+        assert ready["run_dir"] == str(tmp_path / "node")
+        process.send_signal(number)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert "draining" in errors
+        assert not Path("/proc", ready["pid"]).exists()
+
+
+def test_a_second_signal_ends_a_drain_that_has_something_to_wait_for(tmp_path: Path) -> None:
+    with launched(tmp_path / "node", "language") as (process, ready), attach(ready["run_dir"]) as client:
+        queue = PreallocQueue(client, TransferQueue(client))
+        queue.add(EmbeddingRequest(room=7, bootstrap_addr="tcp://127.0.0.1:1", required_dst_info_num=1))
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        assert "draining" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        assert process.returncode is not None
+
+
+def test_status_of_a_running_node_is_a_table_and_json(tmp_path: Path) -> None:
+    with launched(tmp_path / "node", "encode") as (_, ready):
+        shown = CliRunner().invoke(main, ["status", "--run-dir", ready["run_dir"], "--json"])
+        assert shown.exit_code == 0, shown.output
+        assert isinstance(json.loads(shown.stdout), dict)
+        table = CliRunner().invoke(main, ["status", "--run-dir", ready["run_dir"]])
+        assert table.exit_code == 0, table.output
+        assert table.stdout.strip()
+
+
+def test_a_run_dir_in_use_is_one_line_and_status_1(tmp_path: Path) -> None:
+    with launched(tmp_path / "node", "encode") as (_, ready):
+        again = CliRunner().invoke(main, ["launch", "--role", "encode", "--run-dir", ready["run_dir"]])
+        assert again.exit_code == 1
+        assert ready["run_dir"] in again.stderr
+        assert len(again.stderr.splitlines()) == 1

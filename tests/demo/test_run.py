@@ -1,0 +1,75 @@
+"""The demo from the command line, with real nodes: every byte right, and nothing left behind when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.process
+
+COMMAND = (sys.executable, "-m", "embridge.pipeline.cli", "demo", "--plain", "--hidden", "64")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, (height, width) in enumerate([(600, 900), (200, 300), (120, 400)]):
+        pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("deepstack", [0, 2])
+def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(images: Path, deepstack: int) -> None:
+    run = subprocess.run(
+        [
+            *(*COMMAND, "--images", str(images), "--requests", "5", "--deepstack", str(deepstack)),
+            *("--block-size", "32", "--pool-blocks", "6", "--encode-pool-blocks", "3", "--default-tokens", "64"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(re.findall("bytes ok", run.stdout)) == 5
+    assert "5 of 5 requests arrived with every byte right" in run.stdout
+    assert "WaitingForInput → Transferring → Success" in run.stdout
+
+
+def test_an_interrupt_stops_everything_and_leaves_nothing(images: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "--images", str(images), "--requests", "500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    watchdog = threading.Timer(100, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        pids = []
+        for text in process.stdout:
+            pids += re.findall(r"node .* pid (\d+)", text)
+            if "bytes ok" in text:
+                break
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the encoder, too
+        _, errors = process.communicate()
+    finally:
+        watchdog.cancel()
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines() == ["embridge: interrupted; everything it had started was stopped"]
+    assert len(pids) == 2
+    assert not [pid for pid in pids if Path("/proc", pid).exists()]
