@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import click
 
@@ -13,7 +13,7 @@ from embridge.pipeline.cli.errors import FAILED, CommandError, expected_errors
 from embridge.pipeline.cli.options import node_config, node_options
 
 # While it waits, the interpreter still has to come round to run signal handlers.
-WAKE_S = 1.0
+WAKE_S = 0.2
 
 
 @click.command("launch", short_help="Run one node in the foreground.")
@@ -30,8 +30,7 @@ def command(toml: Path | None, **given: Any) -> None:
 
     with expected_errors():
         config = node_config(toml, given)
-        signals = _Signals()
-        with launch(config) as node:
+        with _Signals() as signals, launch(config) as node:
             click.echo(
                 f"READY role={config.role} bootstrap={node.bootstrap_addr} poller={node.poller_addr} "
                 f"run_dir={node.run_dir} pid={node.pid}"
@@ -49,12 +48,18 @@ def command(toml: Path | None, **given: Any) -> None:
 
 
 class _Signals:
-    """Counts SIGINT and SIGTERM from now on, for the loop to pass on: the node is a process group of its own."""
+    """Counts SIGINT and SIGTERM, for the loop to pass on: the node is a process group of its own. A context manager."""
 
     def __init__(self) -> None:
         self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._arrived)
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _arrived(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1

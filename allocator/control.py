@@ -1,0 +1,141 @@
+"""The control segment as one object: it is formatted once, checked by everybody who attaches, and opened table by table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingType
+from dataclasses import fields
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
+from embridge.allocator.blocks import BlockPool
+from embridge.allocator.errors import SegmentError
+from embridge.allocator.layout import ControlLayout, Geometry, Header, Limits, PayloadLayout, Role
+from embridge.allocator.metrics import Metrics
+from embridge.allocator.owners import LaneTable, ProcessTable, WriterTable
+from embridge.allocator.peertable import PeerTable
+from embridge.allocator.requests import DestinationTable, SlotTable, StagingTable, WindowTable
+from embridge.allocator.rings import KickInbox, KickSender
+from embridge.allocator.status import StatusTable
+
+_HEADER_WORDS = 64
+
+
+def format_control(
+    mapping: Mapping, role: Role, geometry: Geometry, limits: Limits, *, node_id: int, incarnation: int, now_ns: int
+) -> None:
+    """Write the header and empty rings into a fresh, zeroed control segment (launcher only). The magic comes last."""
+    layout = ControlLayout.of(role, geometry, limits)
+    for source, target in lay.ring_pairs(limits):
+        format_ring(mapping, layout.ring(source, target), limits.ring_records)
+    header = Words(mapping, layout.header, _HEADER_WORDS)
+    words = {
+        Header.VERSION: lay.LAYOUT_VERSION,
+        Header.CONTROL_BYTES: layout.size,
+        Header.PAYLOAD_BYTES: PayloadLayout.of(geometry).size,
+        Header.NODE_ID: node_id,
+        Header.INCARNATION: incarnation,
+        Header.ROLE: role,
+        Header.SESSION: 1,
+        Header.STARTED_NS: now_ns,
+    }
+    for base, value in ((Header.GEOMETRY, geometry), (Header.LIMITS, limits)):
+        assert isinstance(value, Geometry | Limits)
+        for i, word in enumerate(lay.pack(value)):
+            header.store(base + i, word)
+    for word_index, word in words.items():
+        header.store(word_index, word)
+    header.store(Header.MAGIC, lay.MAGIC)
+
+
+class Control:
+    """Everything in one control segment. `event_fds` are the eventfds by doorbell name that this process was given."""
+
+    def __init__(self, mapping: Mapping, event_fds: MappingType[str, int] | None = None) -> None:
+        self.mapping = mapping
+        self.event_fds = dict(event_fds or {})
+        if mapping.size < lay.PAGE_BYTES:
+            raise SegmentError(f"control segment: {mapping.size} bytes < {lay.PAGE_BYTES} bytes of its header")
+        self.header = Words(mapping, 0, _HEADER_WORDS)
+        self._check()
+        self.role = Role(self.header.load(Header.ROLE))
+        self.geometry = lay.unpack_geometry([self.header.load(Header.GEOMETRY + i) for i in range(5)])
+        self.limits = lay.unpack_limits([self.header.load(Header.LIMITS + i) for i in range(len(fields(Limits)))])
+        self.layout = at = ControlLayout.of(self.role, self.geometry, self.limits)
+        if at.size > mapping.size:
+            raise SegmentError(f"control segment: {mapping.size} bytes < {at.size} bytes that its header describes")
+        self.node_id = self.header.load(Header.NODE_ID)
+        self.incarnation = self.header.load(Header.INCARNATION)
+        self.status = StatusTable(mapping, at.words, at.stamps, at.dirty, self.limits.num_slots, lay.NUM_VIEWS)
+        self.slots = SlotTable(mapping, at)
+        self.blocks = BlockPool(mapping, at)
+        self.processes = ProcessTable(mapping, at)
+        self.lanes = LaneTable(mapping, at)
+        self.writers = WriterTable(mapping, at)
+        self.peers = PeerTable(mapping, at)
+        self.metrics = Metrics(mapping, at)
+        self._bells: dict[str, Doorbell] = {}
+
+    def _check(self) -> None:
+        magic, version = self.header.load(Header.MAGIC), self.header.load(Header.VERSION)
+        if magic != lay.MAGIC:
+            raise SegmentError(f"control segment: magic {magic:#x} is not {lay.MAGIC:#x}; this is no embridge segment")
+        if version != lay.LAYOUT_VERSION:
+            raise SegmentError(
+                f"control segment: layout version {version}, this process speaks {lay.LAYOUT_VERSION}; "
+                "run the same embridge version in the node and in its clients"
+            )
+        if self.header.load(Header.CONTROL_BYTES) > self.mapping.size:
+            raise SegmentError(f"control segment: {self.mapping.size} bytes mapped, its header says more")
+
+    @property
+    def destinations(self) -> DestinationTable:
+        assert self.role == Role.ENCODE
+        return DestinationTable(self.mapping, self.layout)
+
+    @property
+    def staging(self) -> StagingTable:
+        assert self.role == Role.ENCODE
+        return StagingTable(self.mapping, self.layout)
+
+    @property
+    def windows(self) -> WindowTable:
+        assert self.role == Role.LANGUAGE
+        return WindowTable(self.mapping, self.layout)
+
+    @property
+    def state(self) -> lay.NodeState:
+        return lay.NodeState(self.header.load(Header.NODE_STATE))
+
+    @property
+    def session(self) -> int:
+        """Under which remote writers may write here; a fence raises it (R10)."""
+        return self.header.load(Header.SESSION)
+
+    def bell(self, name: str) -> Doorbell:
+        """The doorbell of a process, a lane or a lane's library thread, by name."""
+        if name not in self._bells:
+            self._bells[name] = Doorbell(self.mapping, self.layout.doorbell(name), self.event_fds.get(name, -1))
+        return self._bells[name]
+
+    def sender(self, source: str, target: str) -> KickSender:
+        return KickSender(Producer(self.mapping, self.layout.ring(source, target)), self.bell(target))
+
+    def inbox(self, target: str) -> KickInbox:
+        pairs = lay.ring_pairs(self.limits)
+        return KickInbox(
+            {s: Consumer(self.mapping, self.layout.ring(s, t)) for s, t in pairs if t == target},
+        )
+
+    def ring_lane(self, lane: int) -> None:
+        """Wake both the user and the library thread of a lane."""
+        self.bell(f"lane{lane}").ring()
+        self.bell(f"library{lane}").ring()
+
+    def ring_block_waiters(self) -> None:
+        """Blocks came free: wake the library threads that wait for one."""
+        for lane in self.blocks.waiters():
+            self.bell(f"library{lane}").ring()
+
+    def worker_of(self, room: int) -> int:
+        """The transfer worker of a room; sharding is by room, so a pair of nodes uses all workers (D18)."""
+        return room % self.limits.num_workers

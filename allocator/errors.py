@@ -1,0 +1,103 @@
+"""The exceptions of embridge.
+
+    EmbridgeError
+    ├── SegmentError          shared memory could not be created, checked or attached
+    ├── LaunchError           a node did not come up, or one of its processes failed
+    ├── AttachError           a client could not join a node
+    │   └── NodeGoneError     the node it had joined is dead
+    ├── TransferError         one request failed; `reason` says why, in the words both schedulers get
+    │   ├── TransferTimeout
+    │   ├── TransferAborted
+    │   └── PeerLost
+    └── ProtocolError         a peer sent what it must not
+
+A caller's own mistake is a plain `ValueError` or `RuntimeError`. Exhaustion is a return value, not an exception.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class EmbridgeError(Exception):
+    """The root of all exceptions that embridge raises on purpose."""
+
+
+class SegmentError(EmbridgeError):
+    """Shared memory could not be created, checked or attached."""
+
+
+class LaunchError(EmbridgeError):
+    """A node did not reach READY, or one of its processes failed for good."""
+
+
+class AttachError(EmbridgeError):
+    """A client could not join a node."""
+
+
+class NodeGoneError(AttachError):
+    """The node that this client had joined is dead."""
+
+
+class FailureCode(IntEnum):
+    """Why a request failed: what travels in messages and stands in the slot's record."""
+
+    NONE = 0
+    INTERNAL = 1
+    TIMEOUT = 2
+    ABORTED = 3
+    PEER_LOST = 4
+    CLIENT_DIED = 5
+    UNKNOWN_ROOM = 6
+    REFUSED = 7
+    PROTOCOL = 8
+    UNREACHABLE = 9
+    TOO_LARGE = 10
+
+
+class TransferError(EmbridgeError):
+    """A request failed. `code` is for programs, `reason` for people."""
+
+    def __init__(self, code: FailureCode, reason: str, room: int) -> None:
+        super().__init__(f"room {room}: {reason}")
+        self.code = code
+        self.reason = reason
+        self.room = room
+
+
+class TransferTimeout(TransferError):
+    """The request's deadline passed."""
+
+
+class TransferAborted(TransferError):
+    """One of the two sides gave the request up."""
+
+
+class PeerLost(TransferError):
+    """The other node, or the client process on it, is gone."""
+
+
+_FAILURES: dict[FailureCode, type[TransferError]] = {
+    FailureCode.TIMEOUT: TransferTimeout,
+    FailureCode.ABORTED: TransferAborted,
+    FailureCode.PEER_LOST: PeerLost,
+    FailureCode.CLIENT_DIED: PeerLost,
+    FailureCode.UNREACHABLE: PeerLost,
+}
+
+
+def failure(code: int, reason: str, room: int) -> TransferError:
+    """The exception for a failed request's code and reason; an unknown code (a newer peer's) is INTERNAL."""
+    known = FailureCode(code) if code in FailureCode._value2member_map_ else FailureCode.INTERNAL
+    return _FAILURES.get(known, TransferError)(known, reason, room)
+
+
+class ProtocolError(EmbridgeError):
+    """A peer's message breaks a rule: `field` held `value`, and `limit` says what it may hold."""
+
+    def __init__(self, peer: str, field: str, value: object, limit: str) -> None:
+        super().__init__(f"{peer}: {field} is {value!r}; expected {limit}")
+        self.peer = peer
+        self.field = field
+        self.value = value
+        self.limit = limit

@@ -1,0 +1,469 @@
+"""Every offset, size and alignment of the two segments: a map one can draw, and no logic.
+
+    control segment                                     payload segment
+    ┌──────────────────────────────────────────┐        ┌───────────────────────────────────────────┐
+    │ header        magic, version, geometry   │        │ input_embeddings  [block][token][hidden]  │ 2 MiB aligned
+    │ processes     pid, beat, restarts        │        ├───────────────────────────────────────────┤
+    │ doorbells     one line a waiter          │        │ deepstack         [block][token][D][hidden]│ where D > 0
+    │ lanes         one a client               │        ├───────────────────────────────────────────┤
+    │ pages         which lane leases 64 slots │        │ mrope_positions   [block][token][3] int32 │
+    │ status        words, stamps, dirty bits  │        ├───────────────────────────────────────────┤
+    │ slots         one record a request       │        │ fill_ids          [block][token] int32    │
+    │ destinations  encode: grants, watermarks │        ├───────────────────────────────────────────┤
+    │ staging       encode: cached source rows │        │ aux_datas         [block][16] int32       │
+    │ windows       language: granted blocks   │        └───────────────────────────────────────────┘
+    │ cells         owner of each block        │
+    │ peers         other nodes; tombstones    │
+    │ writers       who maps our payload       │
+    │ rings         one a pair of processes    │
+    │ metrics       counters                   │
+    └──────────────────────────────────────────┘
+
+Every word is 64 bits, little-endian, and has one writer (or is moved by CAS); `docs/architecture.md` says who. A process that
+attaches checks `MAGIC`, `LAYOUT_VERSION` and the size before it trusts any offset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Final
+
+MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
+LAYOUT_VERSION: Final = 1
+LINE_BYTES: Final = 64
+PAGE_BYTES: Final = 4096
+HUGE_PAGE_BYTES: Final = 2 << 20
+SLOTS_PER_PAGE: Final = 64  # one word of a dirty bitmap
+AUX_WORDS: Final = 16  # int32 a request: [0] total length, [1] mrope_position_delta
+POSITION_AXES: Final = 3
+DTYPE_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+NUM_VIEWS: Final = 2
+USER_VIEW: Final = 0  # dirty bits that `client.poll()` takes
+LIBRARY_VIEW: Final = 1  # dirty bits that the client's library thread takes
+
+
+class Role(IntEnum):
+    """Which side of the transfer a node is."""
+
+    ENCODE = 0
+    LANGUAGE = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """The shape of one node's blocks. Two nodes that exchange rows agree on all of it but `num_blocks`.
+
+    `hidden_size` elements of `dtype` a token; `deepstack_layers` more rows of that size a token (0: none; Qwen3-VL: 3).
+    """
+
+    hidden_size: int = 3584
+    block_size: int = 128
+    num_blocks: int = 64
+    dtype: str = "bfloat16"
+    deepstack_layers: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "hidden_size": (1, 1 << 20),
+            "block_size": (1, MAX_BLOCK_SIZE),
+            "num_blocks": (1, MAX_BLOCKS),
+            "deepstack_layers": (0, 64),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name}: {value!r} is outside {low} to {high}")
+        if self.dtype not in DTYPE_BYTES:
+            raise ValueError(f"dtype: {self.dtype!r} is unknown; use one of {', '.join(DTYPE_BYTES)}")
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes of one token's row of `input_embeddings`."""
+        return self.hidden_size * DTYPE_BYTES[self.dtype]
+
+    @property
+    def deepstack_bytes(self) -> int:
+        """Bytes of one token's deepstack rows; 0 where the model has none."""
+        return self.embedding_bytes * self.deepstack_layers
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all per-token buffers together."""
+        return self.embedding_bytes + self.deepstack_bytes + 4 + 4 * POSITION_AXES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much of everything a node holds; fixed when it is launched.
+
+    `window_blocks`: the most blocks that one request may hold at a destination at one time.
+    """
+
+    num_slots: int = 2048
+    max_clients: int = 16
+    num_workers: int = 2
+    max_destinations: int = 8
+    window_blocks: int = 256
+    max_peers: int = 32
+    max_peer_slots: int = 8192
+    ring_records: int = 4096
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "num_slots": (SLOTS_PER_PAGE, 1 << 16),
+            "max_clients": (1, 64),
+            "num_workers": (1, 16),
+            "max_destinations": (1, 64),
+            "window_blocks": (1, 4096),
+            "max_peers": (1, 256),
+            "max_peer_slots": (SLOTS_PER_PAGE, 1 << 16),
+            "ring_records": (16, 1 << 20),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name}: {value!r} is outside {low} to {high}")
+        if self.num_slots % SLOTS_PER_PAGE:
+            raise ValueError(f"num_slots: {self.num_slots} is no multiple of {SLOTS_PER_PAGE}")
+        if self.ring_records & (self.ring_records - 1):
+            raise ValueError(f"ring_records: {self.ring_records} is no power of two")
+
+
+MAX_BLOCK_SIZE: Final = (1 << 14) - 1  # rows in a staging entry
+MAX_BLOCKS: Final = (1 << 24) - 1  # block index in a staging entry
+MAX_TOKENS: Final = (1 << 32) - 1  # `sent` in a status word
+
+
+class Header(IntEnum):
+    """Words of the header."""
+
+    MAGIC = 0
+    VERSION = 1
+    CONTROL_BYTES = 2
+    PAYLOAD_BYTES = 3
+    NODE_ID = 4
+    INCARNATION = 5
+    ROLE = 6
+    NODE_STATE = 7
+    SESSION = 8
+    BLOCK_WAITERS = 9  # bit a lane that waits for a block
+    LAUNCHER_PID = 10
+    STARTED_NS = 11
+    LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8
+    GEOMETRY = 16
+    LIMITS = 32
+
+
+class NodeState(IntEnum):
+    """`Header.NODE_STATE`; only rises."""
+
+    STARTING = 0
+    READY = 1
+    DRAINING = 2
+    STOPPED = 3
+
+
+class Process(IntEnum):
+    """Words of one entry of the process table."""
+
+    PID = 0
+    BEAT_NS = 1
+    STATE = 2
+    STARTED_NS = 3
+    NUM_RESTARTS = 4
+    LAST_EXIT = 5
+
+
+class Lane(IntEnum):
+    """Words of one lane: the seat of a client."""
+
+    STATE = 0
+    GENERATION = 1
+    PID = 2
+    ATTACHED_NS = 3
+
+
+class LaneState(IntEnum):
+    """`Lane.STATE`."""
+
+    FREE = 0
+    ATTACHED = 1
+    DEAD = 2  # its slots are being reaped
+
+
+class Slot(IntEnum):
+    """Words of a slot's record; the comment names who writes. All are reset by the client before it opens the epoch."""
+
+    ROOM = 0  # client
+    EPOCH = 1  # client: the epoch this record is about
+    LANE = 2  # client
+    TOTAL = 3  # encode: client, language: poller; once; 0 unknown
+    OPENED_NS = 4  # client
+    DEADLINE_NS = 5  # client
+    READY = 6  # encode: client
+    REQUIRED = 7  # encode: bootstrap, language: client
+    ABORT_EPOCH = 8  # client: the epoch it wants aborted
+    CLEARED_EPOCH = 9  # client: it needs nothing of this epoch any more
+    RELEASED_EPOCH = 10  # bootstrap: nobody touches this epoch any more
+    FAILURE = 11  # CAS: the code of whoever found the failure first and writes the reason
+    PEER = 12  # language: bootstrap, index of the encode node + 1 once the handshake is done
+    GRANTED = 13  # language: client, `blocks:32 | tokens:32` in one word
+    DRAINED_BLOCKS = 15  # language: client
+    FIRST_GRANT = 16  # language: client, tokens of the first grant that had blocks
+    KNOWN_BLOCKS = 17  # language: poller, how much of the grant the encode side has said it knows
+    PEER_READY = 18  # language: poller, rows that the encode side has ready
+    TAINTED = 19  # language: poller, tainted session + 1 (R6, R7)
+    NUM_DESTINATIONS = 20  # encode: bootstrap
+    QUIESCED_EPOCH = 21  # encode: worker, no attempt of this epoch can read or write any more
+    CONTACTED_EPOCH = 22  # language: bootstrap, before the first grant or abort leaves
+    ACKED_EPOCH = 23  # language: poller, the abort was acknowledged, or nobody is left who could write
+    NUM_ROUNDS = 24  # language: client
+    HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
+
+
+SLOT_WORDS: Final = 32
+REASON_OFFSET: Final = 256
+REASON_BYTES: Final = 128
+AUX_OFFSET: Final = REASON_OFFSET + REASON_BYTES
+ADDRESS_OFFSET: Final = AUX_OFFSET + 4 * AUX_WORDS
+ADDRESS_BYTES: Final = 128
+SLOT_BYTES: Final = ADDRESS_OFFSET + ADDRESS_BYTES
+
+
+class Destination(IntEnum):
+    """Words of one destination of a slot, on the encode side; the comment names who writes."""
+
+    PEER = 0  # bootstrap: index of the language node + 1
+    INCARNATION = 1  # bootstrap: of that node
+    REMOTE_SLOT = 2  # bootstrap
+    REMOTE_EPOCH = 3  # bootstrap
+    GRANTED_TOKENS = 4  # bootstrap: rows that may be written, contiguous from 0
+    GRANTED_BLOCKS = 5  # bootstrap: blocks known, contiguous from 0
+    FIRST_GRANT = 6  # bootstrap: tokens of the first grant that had blocks
+    SENT = 7  # worker
+    ISSUED = 8  # worker: upper end of the attempt under way (R6)
+    TAINTED = 9  # worker: session + 1 whose attempt ended other than done (R6)
+    CLOSED = 10  # poller: the destination has acknowledged the end
+    ABORTED = 11  # bootstrap: the destination has asked for an abort
+    ATTEMPT_SESSION = 12  # worker
+
+
+DESTINATION_WORDS: Final = 16
+
+
+class Peer(IntEnum):
+    """Words of one entry of the peer table."""
+
+    STATE = 0  # bootstrap registers, poller declares dead (CAS)
+    NODE_ID = 1
+    INCARNATION = 2
+    HEARD_NS = 3  # poller
+    WINDOW = 4
+    NUM_BLOCKS = 5
+    NUM_SLOTS = 6
+    SESSION = 7
+    REGISTERED_NS = 8
+
+
+class PeerState(IntEnum):
+    """`Peer.STATE`."""
+
+    EMPTY = 0
+    REGISTERED = 1
+    DEAD = 2
+
+
+PEER_WORDS: Final = 16
+PEER_BOOTSTRAP_OFFSET: Final = 128
+PEER_POLLER_OFFSET: Final = 256
+PEER_SOCKET_OFFSET: Final = 384
+PEER_BYTES: Final = 512
+
+MAX_WRITERS: Final = 256
+
+
+class Writer(IntEnum):
+    """Words of one process of another node that has our payload mapped; the launcher writes them."""
+
+    NODE_ID = 0  # 0: entry free
+    INCARNATION = 1
+    PID = 2
+
+
+WRITER_WORDS: Final = 4
+METRIC_WORDS: Final = 64
+DOORBELL_BYTES: Final = LINE_BYTES
+RECORD_BYTES: Final = 64
+RING_HEADER_BYTES: Final = 3 * LINE_BYTES
+PROCESS_WORDS: Final = 8
+LANE_WORDS: Final = 8
+
+
+def _up(value: int, alignment: int) -> int:
+    return -(-value // alignment) * alignment
+
+
+class _Map:
+    """Hands out offsets one after the other."""
+
+    def __init__(self) -> None:
+        self.end = 0
+
+    def take(self, size: int, alignment: int = LINE_BYTES) -> int:
+        offset = _up(self.end, alignment)
+        self.end = offset + size
+        return offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadLayout:
+    """Byte offsets of the pools in the payload segment; each begins on a huge page."""
+
+    embeddings: int
+    deepstack: int
+    positions: int
+    ids: int
+    aux: int
+    size: int
+
+    @classmethod
+    def of(cls, geometry: Geometry) -> PayloadLayout:
+        m, tokens = _Map(), geometry.num_blocks * geometry.block_size
+        offsets = {
+            "embeddings": m.take(tokens * geometry.embedding_bytes, HUGE_PAGE_BYTES),
+            "deepstack": m.take(tokens * geometry.deepstack_bytes, HUGE_PAGE_BYTES),
+            "positions": m.take(tokens * 4 * POSITION_AXES, PAGE_BYTES),
+            "ids": m.take(tokens * 4, PAGE_BYTES),
+            "aux": m.take(geometry.num_blocks * 4 * AUX_WORDS, PAGE_BYTES),
+        }
+        return cls(**offsets, size=_up(m.end, HUGE_PAGE_BYTES))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlLayout:
+    """Byte offsets of the tables in the control segment."""
+
+    role: Role
+    limits: Limits
+    num_blocks: int
+    header: int
+    processes: int
+    doorbells: int
+    lanes: int
+    pages: int
+    words: int
+    stamps: int
+    dirty: int
+    slots: int
+    destinations: int
+    grants: int
+    staging: int
+    windows: int
+    cells: int
+    exposure: int
+    peers: int
+    tombstones: int
+    writers: int
+    metrics: int
+    rings: int
+    size: int
+
+    @classmethod
+    def of(cls, role: Role, geometry: Geometry, limits: Limits) -> ControlLayout:
+        m, n = _Map(), limits.num_slots
+        encode, language = role == Role.ENCODE, role == Role.LANGUAGE
+        num_processes = first_worker() + limits.num_workers
+        offsets = {
+            "header": m.take(PAGE_BYTES),
+            "processes": m.take(num_processes * PROCESS_WORDS * 8),
+            "doorbells": m.take((num_processes + 2 * limits.max_clients) * DOORBELL_BYTES),
+            "lanes": m.take(limits.max_clients * LANE_WORDS * 8),
+            "pages": m.take(n // SLOTS_PER_PAGE * 8),
+            "words": m.take(n * 8),
+            "stamps": m.take(n * 5 * 8),
+            "dirty": m.take(NUM_VIEWS * n // SLOTS_PER_PAGE * 8),
+            "slots": m.take(n * SLOT_BYTES),
+            "destinations": m.take(n * limits.max_destinations * DESTINATION_WORDS * 8 * encode),
+            "grants": m.take(n * limits.max_destinations * limits.window_blocks * 8 * encode),
+            "staging": m.take(n * limits.window_blocks * 8 * encode),
+            "windows": m.take(n * limits.window_blocks * 8 * language),
+            "cells": m.take(geometry.num_blocks * 8),
+            "exposure": m.take(geometry.num_blocks * 8),
+            "peers": m.take(limits.max_peers * PEER_BYTES),
+            "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
+            "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
+            "metrics": m.take(num_processes * METRIC_WORDS * 8),
+        }
+        ring = RING_HEADER_BYTES + limits.ring_records * RECORD_BYTES
+        rings = m.take(len(ring_pairs(limits)) * ring, PAGE_BYTES)
+        return cls(
+            role=role,
+            limits=limits,
+            num_blocks=geometry.num_blocks,
+            **offsets,
+            rings=rings,
+            size=_up(m.end, PAGE_BYTES),
+        )
+
+    def ring(self, source: str, target: str) -> int:
+        """Offset of the ring from one process (or lane) to another, named as in `ring_pairs`."""
+        index = ring_pairs(self.limits).index((source, target))
+        return self.rings + index * (RING_HEADER_BYTES + self.limits.ring_records * RECORD_BYTES)
+
+    def doorbell(self, name: str) -> int:
+        """Offset of the doorbell of a process (`bootstrap`, `worker0`, ...), or of a lane's user (`lane3`) or library thread (`library3`)."""
+        return self.doorbells + doorbell_names(self.limits).index(name) * DOORBELL_BYTES
+
+
+def first_worker() -> int:
+    """Index of `worker0` in the process table, after launcher, bootstrap and poller."""
+    return 3
+
+
+def process_names(limits: Limits) -> list[str]:
+    """The processes of a node, in the order of the process table."""
+    return ["launcher", "bootstrap", "poller", *(f"worker{w}" for w in range(limits.num_workers))]
+
+
+def doorbell_names(limits: Limits) -> list[str]:
+    """Who can be woken, in the order of the doorbells."""
+    lanes = range(limits.max_clients)
+    return [*process_names(limits), *(f"lane{i}" for i in lanes), *(f"library{i}" for i in lanes)]
+
+
+def ring_pairs(limits: Limits) -> list[tuple[str, str]]:
+    """(producer, consumer) of every ring: one a pair, so that each has one writer and one reader."""
+    workers = [f"worker{w}" for w in range(limits.num_workers)]
+    pairs = [("launcher", "poller"), ("bootstrap", "poller"), ("poller", "bootstrap")]
+    for worker in workers:
+        pairs += [("bootstrap", worker), ("poller", worker), (worker, "poller")]
+    for lane in range(limits.max_clients):
+        pairs += [(f"lane{lane}", "bootstrap"), *((f"lane{lane}", worker) for worker in workers)]
+    return pairs
+
+
+def pack(value: Geometry | Limits) -> list[int]:
+    """The words that describe a geometry or limits in the header; a dtype is its position in `DTYPE_BYTES`."""
+    words = []
+    for field in fields(value):
+        item = getattr(value, field.name)
+        words.append(list(DTYPE_BYTES).index(item) if field.name == "dtype" else item)
+    return words
+
+
+def unpack_geometry(words: list[int]) -> Geometry:
+    """The geometry that `pack` wrote. Raises ValueError for words that describe none."""
+    hidden, block, blocks, dtype, deepstack = words[:5]
+    names = list(DTYPE_BYTES)
+    if dtype >= len(names):
+        raise ValueError(f"dtype: code {dtype} is outside 0 to {len(names) - 1}")
+    return Geometry(
+        hidden_size=hidden, block_size=block, num_blocks=blocks, dtype=names[dtype], deepstack_layers=deepstack
+    )
+
+
+def unpack_limits(words: list[int]) -> Limits:
+    """The limits that `pack` wrote. Raises ValueError for words that describe none."""
+    return Limits(**{field.name: word for field, word in zip(fields(Limits), words, strict=False)})

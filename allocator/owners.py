@@ -1,0 +1,122 @@
+"""Who is here: the node's processes, the clients' lanes, the pages of slots they lease, and foreign writers of our payload."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Mapping, Words
+from embridge.allocator.layout import ControlLayout, Lane, LaneState, Process, Writer
+
+
+class ProcessTable:
+    """One entry a process of the node. A process writes its own beat; the launcher writes the rest."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.names = lay.process_names(layout.limits)
+        self._words = Words(mapping, layout.processes, len(self.names) * lay.PROCESS_WORDS)
+
+    def get(self, name: str, field: Process) -> int:
+        return self._words.load(self.names.index(name) * lay.PROCESS_WORDS + field)
+
+    def set(self, name: str, field: Process, value: int) -> None:
+        self._words.store(self.names.index(name) * lay.PROCESS_WORDS + field, value)
+
+    def beat(self, index: int, now_ns: int) -> None:
+        """`index` counts in the order of `names`."""
+        self._words.store(index * lay.PROCESS_WORDS + Process.BEAT_NS, now_ns)
+
+
+class LaneTable:
+    """The clients' seats, and the pages of 64 slots that each has leased."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.num_lanes = layout.limits.max_clients
+        self.num_pages = layout.limits.num_slots // lay.SLOTS_PER_PAGE
+        self._words = Words(mapping, layout.lanes, self.num_lanes * lay.LANE_WORDS)
+        self._pages = Words(mapping, layout.pages, self.num_pages)
+
+    def get(self, lane: int, field: Lane) -> int:
+        return self._words.load(lane * lay.LANE_WORDS + field)
+
+    def take(self, pid: int, now_ns: int) -> int | None:
+        """Seat a client (launcher only). Returns its lane, or None when all are taken."""
+        for lane in range(self.num_lanes):
+            at = lane * lay.LANE_WORDS
+            if self._words.load(at + Lane.STATE) == LaneState.FREE:
+                self._words.add(at + Lane.GENERATION, 1)
+                self._words.store(at + Lane.PID, pid)
+                self._words.store(at + Lane.ATTACHED_NS, now_ns)
+                self._words.store(at + Lane.STATE, LaneState.ATTACHED)
+                return lane
+        return None
+
+    def bury(self, lane: int) -> bool:
+        """The client is gone (launcher only); the poller reaps what it left and then frees the lane."""
+        return self._words.compare_exchange(lane * lay.LANE_WORDS + Lane.STATE, LaneState.ATTACHED, LaneState.DEAD)
+
+    def free(self, lane: int) -> bool:
+        """Everything of a dead client is reaped (poller only)."""
+        return self._words.compare_exchange(lane * lay.LANE_WORDS + Lane.STATE, LaneState.DEAD, LaneState.FREE)
+
+    def lease_page(self, lane: int) -> int | None:
+        """Lease one more page of slots to a lane (that lane's client only). None when all are leased."""
+        for page in range(self.num_pages):
+            if self._pages.load(page) == 0 and self._pages.compare_exchange(page, 0, lane + 1):
+                return page
+        return None
+
+    def page_lane(self, page: int) -> int | None:
+        """The lane that leases a page, or None."""
+        word = self._pages.load(page)
+        return word - 1 if word else None
+
+    def pages_of(self, lane: int) -> list[int]:
+        return [page for page in range(self.num_pages) if self._pages.load(page) == lane + 1]
+
+    def return_page(self, page: int, lane: int) -> bool:
+        """End a dead lane's lease (poller only, when no slot of it is in use)."""
+        return self._pages.compare_exchange(page, lane + 1, 0)
+
+
+class ForeignWriter(NamedTuple):
+    """A process of another node that has our payload mapped."""
+
+    node_id: int
+    incarnation: int
+    pid: int
+
+
+class WriterTable:
+    """Processes of other nodes that can write into our payload through shared memory; the launcher watches them by pidfd.
+
+    As long as one of an incarnation is listed, a block that was exposed to that incarnation is not free to be used again (R12).
+    """
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self._words = Words(mapping, layout.writers, lay.MAX_WRITERS * lay.WRITER_WORDS)
+
+    def add(self, writer: ForeignWriter) -> int | None:
+        """List a writer (launcher only). Returns its entry, or None when the table is full."""
+        for entry in range(lay.MAX_WRITERS):
+            at = entry * lay.WRITER_WORDS
+            if self._words.load(at + Writer.NODE_ID) == 0:
+                self._words.store(at + Writer.PID, writer.pid)
+                self._words.store(at + Writer.INCARNATION, writer.incarnation)
+                self._words.store(at + Writer.NODE_ID, writer.node_id)
+                return entry
+        return None
+
+    def remove(self, entry: int) -> None:
+        """That process is dead or has unmapped our payload (launcher only)."""
+        self._words.store(entry * lay.WRITER_WORDS + Writer.NODE_ID, 0)
+
+    def has(self, node_id: int, incarnation: int) -> bool:
+        """Whether a process of that incarnation of that node can still write here."""
+        for entry in range(lay.MAX_WRITERS):
+            at = entry * lay.WRITER_WORDS
+            if self._words.load(at + Writer.NODE_ID) == node_id and (
+                self._words.load(at + Writer.INCARNATION) == incarnation
+            ):
+                return True
+        return False

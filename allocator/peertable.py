@@ -1,0 +1,139 @@
+"""The other nodes that this one exchanges rows with, and the tombstones of their requests (R15).
+
+An entry is one incarnation of one node. The bootstrap process writes it and then sets its state; the poller declares it dead,
+once. A dead entry is used again only for a new registration, when no slot refers to it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Mapping, Words
+from embridge.allocator.layout import ControlLayout, Peer, PeerState
+
+
+class PeerRecord(NamedTuple):
+    """One incarnation of another node, as it registered."""
+
+    node_id: int
+    incarnation: int
+    window_blocks: int
+    num_blocks: int
+    num_slots: int
+    session: int
+    bootstrap_addr: str
+    poller_addr: str
+    run_socket: str
+
+    def __str__(self) -> str:
+        return f"node {self.node_id:x} at {self.bootstrap_addr}"
+
+
+_TEXTS = {
+    "bootstrap_addr": lay.PEER_BOOTSTRAP_OFFSET,
+    "poller_addr": lay.PEER_POLLER_OFFSET,
+    "run_socket": lay.PEER_SOCKET_OFFSET,
+}
+TEXT_BYTES = lay.ADDRESS_BYTES
+
+
+class PeerTable:
+    """The peer entries and, on the encode side, the highest epoch seen of each slot of each peer."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.num_peers = layout.limits.max_peers
+        self.num_slots = layout.limits.max_peer_slots
+        self._stride = lay.PEER_BYTES // 8
+        self._words = Words(mapping, layout.peers, self.num_peers * self._stride)
+        self._bytes = np.frombuffer(
+            mapping, dtype=np.uint8, count=self.num_peers * lay.PEER_BYTES, offset=layout.peers
+        ).reshape(self.num_peers, lay.PEER_BYTES)
+        self._tombstones = None
+        if layout.role == lay.Role.ENCODE:
+            self._tombstones = Words(mapping, layout.tombstones, self.num_peers * self.num_slots)
+
+    def get(self, peer: int, field: Peer) -> int:
+        return self._words.load(peer * self._stride + field)
+
+    def set(self, peer: int, field: Peer, value: int) -> None:
+        self._words.store(peer * self._stride + field, value)
+
+    def is_alive(self, peer: int) -> bool:
+        return self.get(peer, Peer.STATE) == PeerState.REGISTERED
+
+    def bury(self, peer: int) -> bool:
+        """Declare a peer dead (poller only). True the first time."""
+        at = peer * self._stride + Peer.STATE
+        return self._words.compare_exchange(at, PeerState.REGISTERED, PeerState.DEAD)
+
+    def find(self, node_id: int, incarnation: int) -> int | None:
+        """The entry of a registered, living incarnation."""
+        for peer in range(self.num_peers):
+            if (
+                self.get(peer, Peer.NODE_ID) == node_id
+                and self.get(peer, Peer.INCARNATION) == incarnation
+                and self.is_alive(peer)
+            ):
+                return peer
+        return None
+
+    def alive(self) -> list[int]:
+        return [peer for peer in range(self.num_peers) if self.is_alive(peer)]
+
+    def register(self, record: PeerRecord, now_ns: int, in_use: set[int]) -> int | None:
+        """Enter one incarnation (bootstrap only); `in_use` are dead entries that slots still refer to. None when full."""
+        for state in (PeerState.EMPTY, PeerState.DEAD):
+            for peer in range(self.num_peers):
+                if self.get(peer, Peer.STATE) == state and peer not in in_use:
+                    self._write(peer, record, now_ns)
+                    return peer
+        return None
+
+    def _write(self, peer: int, record: PeerRecord, now_ns: int) -> None:
+        self.set(peer, Peer.STATE, PeerState.EMPTY)
+        for name, offset in _TEXTS.items():
+            raw = getattr(record, name).encode()[:TEXT_BYTES]
+            self._bytes[peer, offset : offset + TEXT_BYTES] = np.frombuffer(raw.ljust(TEXT_BYTES, b"\0"), np.uint8)
+        for field, value in (
+            (Peer.NODE_ID, record.node_id),
+            (Peer.INCARNATION, record.incarnation),
+            (Peer.WINDOW, record.window_blocks),
+            (Peer.NUM_BLOCKS, record.num_blocks),
+            (Peer.NUM_SLOTS, record.num_slots),
+            (Peer.SESSION, record.session),
+            (Peer.HEARD_NS, now_ns),
+            (Peer.REGISTERED_NS, now_ns),
+        ):
+            self.set(peer, field, value)
+        if self._tombstones is not None:
+            for slot in range(min(record.num_slots, self.num_slots)):
+                self._tombstones.store(peer * self.num_slots + slot, 0)
+        self.set(peer, Peer.STATE, PeerState.REGISTERED)
+
+    def record(self, peer: int) -> PeerRecord:
+        texts = {}
+        for name, offset in _TEXTS.items():
+            raw = self._bytes[peer, offset : offset + TEXT_BYTES].tobytes()
+            texts[name] = raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+        return PeerRecord(
+            node_id=self.get(peer, Peer.NODE_ID),
+            incarnation=self.get(peer, Peer.INCARNATION),
+            window_blocks=self.get(peer, Peer.WINDOW),
+            num_blocks=self.get(peer, Peer.NUM_BLOCKS),
+            num_slots=self.get(peer, Peer.NUM_SLOTS),
+            session=self.get(peer, Peer.SESSION),
+            **texts,
+        )
+
+    def tombstone(self, peer: int, slot: int) -> int:
+        """The highest epoch that this peer's slot was seen with (encode side)."""
+        assert self._tombstones is not None
+        return self._tombstones.load(peer * self.num_slots + slot)
+
+    def raise_tombstone(self, peer: int, slot: int, epoch: int) -> bool:
+        """True if the epoch is news (encode side, bootstrap only)."""
+        assert self._tombstones is not None
+        return self._tombstones.raise_to(peer * self.num_slots + slot, epoch)

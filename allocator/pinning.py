@@ -1,0 +1,57 @@
+"""Pinning: keep the payload in memory, and let a GPU copy from it directly. An optimisation, never a requirement.
+
+What took effect is recorded and shown (`embridge doctor`, `embridge status`); what did not costs speed and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from embridge.allocator._core import Mapping
+
+
+class Pinning(NamedTuple):
+    """What took effect on one mapping; a text where it did not, saying why."""
+
+    locked: bool
+    lock_note: str
+    huge_pages: bool
+    registered_with_cuda: bool
+    cuda_note: str
+
+
+def lock(mapping: Mapping) -> int:
+    """Keep a mapping's pages in memory (mlock). 0, or the errno; takes about 2 s a GiB, without the GIL."""
+    return mapping.lock(0, mapping.size)
+
+
+def lock_note(code: int) -> str:
+    """What an errno of `lock` means for the operator."""
+    if code == 0:
+        return "locked"
+    if code in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
+        return f"not locked: {os.strerror(code)}; raise `ulimit -l` (memlock) or give CAP_IPC_LOCK"
+    return f"not locked: {os.strerror(code)}"
+
+
+def register_with_cuda(mapping: Mapping) -> tuple[bool, str]:
+    """Register the mapping with CUDA in this process (cudaHostRegister), for asynchronous copies to and from a GPU.
+
+    Source: `torch.cuda.cudart().cudaHostRegister(ptr, size, flags)`. Returns whether it took effect, and a note.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return False, "no CUDA device"
+    code = int(torch.cuda.cudart().cudaHostRegister(mapping.address, mapping.size, 0))  # type: ignore[no-untyped-call]
+    return code == 0, "registered" if code == 0 else f"cudaHostRegister failed with code {code}"
+
+
+def unregister_from_cuda(mapping: Mapping) -> None:
+    """Undo `register_with_cuda`; to be called before the mapping goes."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.cudart().cudaHostUnregister(mapping.address)  # type: ignore[no-untyped-call]

@@ -1,0 +1,185 @@
+"""The slots' records, the destinations' watermarks, the grant windows and the staging entries.
+
+Who writes which word stands in `layout` beside its name; here is how they are read and written. A record is about the epoch
+that its word `EPOCH` names. A client resets it before it opens that epoch, and nobody else touches the slot until then: the
+epoch before was released by all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Mapping, Words
+from embridge.allocator.layout import ControlLayout, Destination, Slot
+
+STAGE_EMPTY: Final = 0
+STAGE_STAGED: Final = 1
+STAGE_READING: Final = 2
+
+
+class StageEntry(NamedTuple):
+    """One cached source block: rows [0, rows) of request block `block` stand in source block `index`.
+
+    Packed `block:24 | index:24 | rows:14 | state:2`, so that one CAS decides between the stager, who drops it, and the worker, who
+    reads it.
+    """
+
+    block: int
+    index: int
+    rows: int
+    state: int
+
+    def pack(self) -> int:
+        return self.block << 40 | self.index << 16 | self.rows << 2 | self.state
+
+    @classmethod
+    def of(cls, word: int) -> StageEntry:
+        return cls(word >> 40, word >> 16 & 0xFF_FFFF, word >> 2 & 0x3FFF, word & 3)
+
+
+class SlotTable:
+    """The record of every slot."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.num_slots = layout.limits.num_slots
+        self._stride = lay.SLOT_BYTES // 8
+        self._words = Words(mapping, layout.slots, self.num_slots * self._stride)
+        self._bytes = np.frombuffer(
+            mapping, dtype=np.uint8, count=self.num_slots * lay.SLOT_BYTES, offset=layout.slots
+        ).reshape(self.num_slots, lay.SLOT_BYTES)
+
+    def get(self, slot: int, field: Slot) -> int:
+        return self._words.load(slot * self._stride + field)
+
+    def set(self, slot: int, field: Slot, value: int) -> None:
+        self._words.store(slot * self._stride + field, value)
+
+    def raise_to(self, slot: int, field: Slot, value: int) -> bool:
+        return self._words.raise_to(slot * self._stride + field, value)
+
+    def reset(self, slot: int) -> None:
+        """Zero the record but for `RELEASED_EPOCH`, which only rises."""
+        for field in Slot:
+            if field != Slot.RELEASED_EPOCH:
+                self.set(slot, field, 0)
+        self._bytes[slot, lay.REASON_OFFSET :] = 0
+
+    def reason(self, slot: int) -> str:
+        return self._text(slot, lay.REASON_OFFSET, lay.REASON_BYTES)
+
+    def set_reason(self, slot: int, text: str) -> None:
+        self._set_text(slot, lay.REASON_OFFSET, lay.REASON_BYTES, text)
+
+    def claim_failure(self, slot: int, code: int, reason: str) -> bool:
+        """Be the one who says why this request fails. False when somebody else was first; the first reason stands."""
+        if not self._words.compare_exchange(slot * self._stride + Slot.FAILURE, 0, code):
+            return False
+        self.set_reason(slot, reason)
+        return True
+
+    def granted(self, slot: int) -> tuple[int, int]:
+        """Language side: (blocks, tokens) granted so far, from one load."""
+        word = self.get(slot, Slot.GRANTED)
+        return word >> 32, word & 0xFFFF_FFFF
+
+    def address(self, slot: int) -> str:
+        return self._text(slot, lay.ADDRESS_OFFSET, lay.ADDRESS_BYTES)
+
+    def set_address(self, slot: int, text: str) -> None:
+        if len(text.encode()) > lay.ADDRESS_BYTES:
+            raise ValueError(f"bootstrap_addr: {len(text.encode())} bytes > {lay.ADDRESS_BYTES} bytes")
+        self._set_text(slot, lay.ADDRESS_OFFSET, lay.ADDRESS_BYTES, text)
+
+    def aux(self, slot: int) -> npt.NDArray[np.int32]:
+        """A view of the request's 16 auxiliary words (encode side)."""
+        raw = self._bytes[slot, lay.AUX_OFFSET : lay.AUX_OFFSET + 4 * lay.AUX_WORDS]
+        return raw.view(np.int32)
+
+    def aux_bytes_offset(self, slot: int) -> int:
+        """Where that view begins, from the start of the control segment's slot table."""
+        return slot * lay.SLOT_BYTES + lay.AUX_OFFSET
+
+    def _text(self, slot: int, offset: int, size: int) -> str:
+        raw = self._bytes[slot, offset : offset + size].tobytes()
+        return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+    def _set_text(self, slot: int, offset: int, size: int, text: str) -> None:
+        raw = text.encode()[:size]
+        self._bytes[slot, offset : offset + size] = np.frombuffer(raw.ljust(size, b"\0"), np.uint8)
+
+
+class DestinationTable:
+    """Encode side: each slot's destinations, with their watermarks and the set-once table of granted blocks (R1)."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.num_destinations = layout.limits.max_destinations
+        self.window = layout.limits.window_blocks
+        count = layout.limits.num_slots * self.num_destinations
+        self._words = Words(mapping, layout.destinations, count * lay.DESTINATION_WORDS)
+        self._grants = Words(mapping, layout.grants, count * self.window)
+
+    def _at(self, slot: int, destination: int) -> int:
+        return (slot * self.num_destinations + destination) * lay.DESTINATION_WORDS
+
+    def get(self, slot: int, destination: int, field: Destination) -> int:
+        return self._words.load(self._at(slot, destination) + field)
+
+    def set(self, slot: int, destination: int, field: Destination, value: int) -> None:
+        self._words.store(self._at(slot, destination) + field, value)
+
+    def raise_to(self, slot: int, destination: int, field: Destination, value: int) -> bool:
+        return self._words.raise_to(self._at(slot, destination) + field, value)
+
+    def reset(self, slot: int) -> None:
+        for destination in range(self.num_destinations):
+            for field in Destination:
+                self.set(slot, destination, field, 0)
+
+    def grant(self, slot: int, destination: int, block: int) -> tuple[int, int]:
+        """(block index, session) that request block `block` was granted; meaningful within the window only."""
+        word = self._grants.load((slot * self.num_destinations + destination) * self.window + block % self.window)
+        return word & 0xFFFF_FFFF, word >> 32
+
+    def set_grant(self, slot: int, destination: int, block: int, index: int, session: int) -> None:
+        at = (slot * self.num_destinations + destination) * self.window + block % self.window
+        self._grants.store(at, session << 32 | index)
+
+
+class StagingTable:
+    """Encode side: which source block caches which block of a request."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.window = layout.limits.window_blocks
+        self._words = Words(mapping, layout.staging, layout.limits.num_slots * self.window)
+
+    def load(self, slot: int, block: int) -> int:
+        return self._words.load(slot * self.window + block % self.window)
+
+    def replace(self, slot: int, block: int, expected: int, word: int) -> bool:
+        return self._words.compare_exchange(slot * self.window + block % self.window, expected, word)
+
+    def reset(self, slot: int) -> None:
+        for entry in range(self.window):
+            self._words.store(slot * self.window + entry, 0)
+
+
+class WindowTable:
+    """Language side: the destination block of each granted request block.
+
+    Entry `k % window` is written before `GRANTED_BLOCKS` rises above k, and again only after `DRAINED_BLOCKS` has passed k; a reader
+    takes the entries, then looks at `DRAINED_BLOCKS` again and drops those below it.
+    """
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.window = layout.limits.window_blocks
+        self._words = Words(mapping, layout.windows, layout.limits.num_slots * self.window)
+
+    def get(self, slot: int, block: int) -> int:
+        return self._words.load(slot * self.window + block % self.window)
+
+    def set(self, slot: int, block: int, index: int) -> None:
+        self._words.store(slot * self.window + block % self.window, index)

@@ -1,0 +1,112 @@
+"""Rings between the processes of a node, what their records say, and a sender that keeps what did not fit.
+
+A record is a *kick*: it names a slot and its epoch and says "look there"; what to do stands in the slot's words. So repeating one
+does nothing, a stale one does nothing (its epoch has passed), and one that is lost is repaired by the slow scan (R16, R25).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+from typing import NamedTuple
+
+from embridge.allocator._core import Consumer, Doorbell, Producer
+
+
+class Kick(IntEnum):
+    """What a record asks for."""
+
+    LOOK = 1  # at this slot
+    OPEN = 2  # a client opened this slot
+    GRANT = 3  # language: blocks were granted, or the encode side seems not to know
+    FAIL = 4  # this request failed; `FAILURE` and the reason are in its record
+    ABORTED = 5  # encode: destination `value` asked for an abort, and wants an answer
+    SEND_ABORT = 6  # poller to bootstrap: tell the encode side
+    ABORT_ACK = 7  # language bootstrap to poller: an answer that came on its connection; `value` is what is tainted
+    RELEASE = 8  # poller to bootstrap: forget this epoch, then mark it released
+    QUIESCE = 9  # poller to worker: the request ended; say so when nothing of it is under way
+    LANE_DEAD = 10  # launcher to poller; slot is the lane
+    PEER_DEAD = 11  # this peer (slot) is gone
+    WRITER_GONE = 12  # launcher to poller: a foreign writer of our payload is dead
+
+
+class Record(NamedTuple):
+    """The eight words of a ring record; `value` and `extra` depend on the kick."""
+
+    kick: int
+    slot: int
+    epoch: int
+    value: int = 0
+    extra: int = 0
+    a: int = 0
+    b: int = 0
+    c: int = 0
+
+
+class KickSender:
+    """The writing end to one process: what does not fit is kept, once each, and goes with the next flush."""
+
+    def __init__(self, ring: Producer, doorbell: Doorbell) -> None:
+        self._ring = ring
+        self._doorbell = doorbell
+        self._backlog: deque[tuple[int, ...]] = deque()
+        self._queued: set[tuple[int, ...]] = set()
+        self._rang = True
+
+    def send(self, kick: int, slot: int, epoch: int, value: int = 0, extra: int = 0) -> None:
+        """Queue one kick; the consumer is woken by `flush`."""
+        self._rang = False
+        if not self._backlog and self._ring.push(kick, slot, epoch, value, extra):
+            return
+        record = (kick, slot, epoch, value, extra)
+        if record not in self._queued:
+            self._queued.add(record)
+            self._backlog.append(record)
+
+    def flush(self) -> None:
+        """Push what was kept, as far as it fits, and ring once if anything went out since the last flush."""
+        while self._backlog and self._ring.push(*self._backlog[0]):
+            self._queued.discard(self._backlog.popleft())
+            self._rang = False
+        if not self._rang:
+            self._rang = True
+            self._doorbell.ring()
+
+    def send_now(self, kick: int, slot: int, epoch: int) -> None:
+        """One kick and the bell, from a thread that does not flush: a record that does not fit waits for the one that does.
+
+        `Producer.push` keeps the GIL, so the two threads of a client never push at the same time.
+        """
+        self.send(kick, slot, epoch)
+        self._doorbell.ring()
+
+    @property
+    def backlog(self) -> int:
+        return len(self._backlog)
+
+
+class KickInbox:
+    """The reading ends of one process's rings. Records are committed when `done` says their work is."""
+
+    def __init__(self, rings: dict[str, Consumer]) -> None:
+        self._rings = rings
+        self._taken: dict[str, int] = {}
+
+    def take(self, most: int = 256) -> list[tuple[str, Record]]:
+        """Peek at what is pending, up to `most` a ring, each with the name of its producer."""
+        records: list[tuple[str, Record]] = []
+        for name, ring in self._rings.items():
+            taken = ring.peek(most)
+            if taken:
+                self._taken[name] = len(taken)
+                records += [(name, Record(*words)) for words in taken]
+        return records
+
+    def done(self) -> None:
+        """The work of all that was taken is done."""
+        for name, count in self._taken.items():
+            self._rings[name].commit(count)
+        self._taken.clear()
+
+    def pending(self) -> bool:
+        return any(ring.pending() for ring in self._rings.values())

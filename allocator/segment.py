@@ -1,0 +1,90 @@
+"""Segments: created, reserved and unlinked at once, then handed on as descriptors.
+
+A segment has a name for some microseconds only: it is created with `O_CREAT | O_EXCL` and mode 0600 under a random name, its
+space is reserved with `posix_fallocate` before anything maps it (a full /dev/shm is a clear error here, and not a SIGBUS at
+the first touch), and it is unlinked. From then on it lives as long as somebody holds a descriptor or a mapping, so whatever
+is killed, whenever, nothing stays in /dev/shm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from multiprocessing import reduction
+from typing import Any
+
+import posix_ipc
+
+from embridge.allocator._core import Mapping
+from embridge.allocator.errors import SegmentError
+
+
+class Descriptor:
+    """A file descriptor that survives being an argument of a spawned process.
+
+    A bare integer would name another open file in the child; this one is duplicated into it.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (reduction.DupFd(self.fd),)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _rebuild(handle: Any) -> Descriptor:
+    return Descriptor(handle.detach())
+
+
+def create_segment(label: str, size: int) -> Descriptor:
+    """A new, zeroed, reserved and already nameless segment of `size` bytes.
+
+    Raises:
+        SegmentError: /dev/shm has not enough room, or shared memory is not to be had.
+    """
+    name = f"/embridge-{label}-{secrets.token_hex(8)}"
+    try:
+        memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
+    except (OSError, posix_ipc.Error) as error:
+        raise SegmentError(f"shared memory for {label}: {error}; check that /dev/shm is a writable tmpfs") from error
+    try:
+        posix_ipc.unlink_shared_memory(name)
+        os.posix_fallocate(memory.fd, 0, size)
+    except OSError as error:
+        os.close(memory.fd)
+        with contextlib.suppress(OSError):
+            posix_ipc.unlink_shared_memory(name)
+        raise SegmentError(
+            f"shared memory for {label}: {size} bytes asked for, {_shm_free()} bytes free in /dev/shm ({error.strerror}); "
+            "lower num_blocks or enlarge /dev/shm"
+        ) from error
+    os.set_inheritable(memory.fd, False)
+    return Descriptor(memory.fd)
+
+
+def _shm_free() -> int:
+    status = os.statvfs("/dev/shm")
+    return status.f_bavail * status.f_frsize
+
+
+def map_segment(fd: int, size: int, *, alignment: int = 4096) -> Mapping:
+    """Map a segment that somebody handed over.
+
+    Raises:
+        SegmentError: it is smaller than `size` (touching its end would be SIGBUS), or cannot be mapped.
+    """
+    actual = os.fstat(fd).st_size
+    if actual < size:
+        raise SegmentError(f"segment: {actual} bytes < {size} bytes expected; the node that made it has another layout")
+    try:
+        return Mapping(fd, size, alignment=alignment)
+    except OSError as error:
+        raise SegmentError(f"segment of {size} bytes cannot be mapped: {error}") from error

@@ -1,0 +1,49 @@
+"""Status words: one 64-bit word a slot that only increases, and what its parts mean.
+
+`epoch:28 | phase:4 | sent:32`, compared as one integer. A new request in a slot takes the next epoch, so whatever a late
+writer of an old epoch does loses by arithmetic. Success and Failed absorb. `sent` counts tokens: at a destination what has
+landed there, on the encode side the least of all destinations.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from embridge.allocator._core import StatusTable
+
+__all__ = ["TERMINAL", "Phase", "Progress", "StatusTable", "phase_path", "split"]
+
+
+class Phase(IntEnum):
+    """The documents' five states of a request."""
+
+    Bootstrapping = 0
+    WaitingForInput = 1
+    Transferring = 2
+    Success = 3
+    Failed = 4
+
+    @property
+    def is_terminal(self) -> bool:
+        return self >= Phase.Success
+
+
+TERMINAL: Final = int(Phase.Success)  # phases from here on absorb
+
+
+class Progress(NamedTuple):
+    """A status word taken apart; one load, so never torn."""
+
+    epoch: int
+    phase: int
+    sent: int
+
+
+def split(word: int) -> Progress:
+    return Progress(word >> 36, word >> 32 & 0xF, word & 0xFFFF_FFFF)
+
+
+def phase_path(stamps: tuple[int, ...]) -> list[Phase]:
+    """The phases that a slot's stamps say were entered, in order."""
+    return [phase for phase in Phase if stamps[phase]]

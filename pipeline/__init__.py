@@ -1,0 +1,73 @@
+"""What an encoder, a scheduler and an operator call.
+
+    from embridge.pipeline import PipelineConfig, attach, launch
+
+Names are loaded on first use, so that the processes of a node, which are spawned from this package's launcher, import only what
+they need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if not __name__.startswith("embridge."):
+    raise ImportError(
+        f"{__name__!r} is the folder of embridge.pipeline, imported by its bare name; import embridge.pipeline, "
+        "or leave the repository's root"
+    )
+
+if TYPE_CHECKING:
+    from embridge.allocator.layout import Geometry, Limits
+    from embridge.allocator.status import Phase
+    from embridge.pipeline.client import Client, attach
+    from embridge.pipeline.config import ConfigError, PipelineConfig
+    from embridge.pipeline.node import Node, launch
+    from embridge.pipeline.queues import EmbeddingRequest, PreallocQueue, TransferQueue, WaitingQueue
+    from embridge.pipeline.receiver import EmbeddingReceiver
+    from embridge.pipeline.sender import EmbeddingSender
+    from embridge.workers.timing import Timing
+
+_PLACES = {
+    "Client": "embridge.pipeline.client",
+    "ConfigError": "embridge.pipeline.config",
+    "EmbeddingReceiver": "embridge.pipeline.receiver",
+    "EmbeddingRequest": "embridge.pipeline.queues",
+    "EmbeddingSender": "embridge.pipeline.sender",
+    "Geometry": "embridge.allocator.layout",
+    "Limits": "embridge.allocator.layout",
+    "Node": "embridge.pipeline.node",
+    "Phase": "embridge.allocator.status",
+    "PipelineConfig": "embridge.pipeline.config",
+    "PreallocQueue": "embridge.pipeline.queues",
+    "Timing": "embridge.workers.timing",
+    "TransferQueue": "embridge.pipeline.queues",
+    "WaitingQueue": "embridge.pipeline.queues",
+    "attach": "embridge.pipeline.client",
+    "launch": "embridge.pipeline.node",
+}
+
+__all__ = [
+    "Client",
+    "ConfigError",
+    "EmbeddingReceiver",
+    "EmbeddingRequest",
+    "EmbeddingSender",
+    "Geometry",
+    "Limits",
+    "Node",
+    "Phase",
+    "PipelineConfig",
+    "PreallocQueue",
+    "Timing",
+    "TransferQueue",
+    "WaitingQueue",
+    "attach",
+    "launch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Glue to the schedulers of known engines."""

@@ -1,0 +1,481 @@
+"""`attach()`: join a node from any process of the same user.
+
+A client has two threads. The caller's only reads words, appends to queues and rings bells: it never waits, takes no lock and does no
+I/O. The library thread stages, drains, grants and frees; it sleeps on its own doorbell, without the GIL. Rings are pushed by
+both, which the GIL serialises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Doorbell
+from embridge.allocator.buffers import PayloadBuffers
+from embridge.allocator.control import Control
+from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError
+from embridge.allocator.layout import HUGE_PAGE_BYTES, NodeState, Role, Slot
+from embridge.allocator.rings import Kick
+from embridge.allocator.segment import map_segment
+from embridge.allocator.status import split
+from embridge.pipeline.config import default_run_dir
+from embridge.pipeline.handle import MAX_ROOM, TransferHandle
+from embridge.workers import run_socket
+from embridge.workers.run_socket import SOCKET_NAME
+from embridge.workers.timing import NS
+
+if TYPE_CHECKING:
+    from embridge.pipeline.receiver import EmbeddingReceiver
+    from embridge.pipeline.sender import EmbeddingSender
+
+log = logging.getLogger(__name__)
+
+SLOW_LOOK_NS = NS // 10  # a full compare of the words: a dirty bit is a hint that a dead writer may have left unset
+LIBRARY_WAIT_S = 0.1
+STARVING_WAIT_S = 0.005
+ATTACH_TIMEOUT_S = 10.0
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def attach(run_dir: str | Path | None = None, *, role: str = "language") -> Client:
+    """Join the node that runs in `run_dir` (default: the default directory of that role).
+
+    Raises:
+        AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is another one.
+    """
+    return Client(Path(run_dir) if run_dir is not None else default_run_dir(role))
+
+
+class Client:
+    """A seat in a node. Close it, or use it as a context manager; requests still in flight are then aborted."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._pid = os.getpid()
+        self._forked = False
+        self.node_gone = False
+        self._closed = False
+        welcome, fds = self._join(run_dir)
+        try:
+            control_map = map_segment(fds["control"], welcome.control_bytes)
+            payload_map = map_segment(fds["payload"], welcome.payload_bytes, alignment=HUGE_PAGE_BYTES)
+            lane = self.lane = welcome.lane
+            self._event_fds = {name: fd for name, fd in fds.items() if name not in ("control", "payload")}
+            self.control = Control(control_map, self._event_fds)
+        except BaseException:
+            for fd in fds.values():
+                os.close(fd)
+            self._sock.close()
+            raise
+        os.close(fds["control"])
+        os.close(fds["payload"])
+        self.geometry = self.control.geometry
+        self._slots = self.control.slots
+        self.buffers = PayloadBuffers(payload_map, self.geometry)
+        self.payload = payload_map
+        self.settings = welcome.settings
+        self.request_timeout_s = welcome.request_timeout_s
+        self.bootstrap_addr = welcome.bootstrap_addr
+        if self.control.role == Role.ENCODE:
+            self.destinations, self.staging = self.control.destinations, self.control.staging
+        else:
+            self.windows = self.control.windows
+        num_slots = self.control.limits.num_slots
+        self._user_bell = self.control.bell(f"lane{lane}")
+        self._library_bell = self.control.bell(f"library{lane}")
+        self._to_bootstrap = self.control.sender(f"lane{lane}", "bootstrap")
+        workers = range(self.control.limits.num_workers)
+        self._to_workers = [self.control.sender(f"lane{lane}", f"worker{w}") for w in workers]
+        self._pages = np.zeros(self.control.lanes.num_pages, np.uint32)
+        self._num_pages = 0
+        self._free_slots: deque[int] = deque()
+        self._releasing: dict[int, int] = {}
+        self._handles: dict[int, TransferHandle] = {}
+        self._rooms: dict[int, TransferHandle] = {}
+        self._user_out = np.empty(num_slots, np.uint32)
+        self._user_words = np.zeros(num_slots, np.uint64)
+        self._user_seen = -1
+        self._user_slow_ns = 0
+        self._library_out = np.empty(num_slots, np.uint32)
+        self._library_words = np.zeros(num_slots, np.uint64)
+        self._library_slow_ns = 0
+        self._starving: OrderedDict[int, TransferHandle] = OrderedDict()
+        self._to_serve: deque[TransferHandle] = deque()
+        self._turns: list[Callable[[], bool]] = []
+        self._stop = False
+        self._thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
+        self._thread.start()
+        _clients.add(self)
+
+    def _join(self, run_dir: Path) -> tuple[run_socket.Welcome, dict[str, int]]:
+        path = run_dir / SOCKET_NAME
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._sock.settimeout(ATTACH_TIMEOUT_S)
+        try:
+            self._sock.connect(str(path))
+            _, uid = run_socket.peer_credentials(self._sock)
+            if uid != os.geteuid():
+                raise AttachError(f"node in {run_dir}: it belongs to user {uid}, this process to user {os.geteuid()}")
+            run_socket.send_frame(self._sock, run_socket.Hello(run_socket.PROTOCOL_VERSION))
+            answer = run_socket.receive_frame(self._sock)
+        except OSError as error:
+            self._sock.close()
+            raise AttachError(f"node in {run_dir}: {path.name}: {error.strerror or error}; is `embridge launch` running?") from error
+        except AttachError:
+            self._sock.close()
+            raise
+        if answer is None or not isinstance(answer[0], run_socket.Welcome):
+            self._sock.close()
+            why = answer[0].reason if answer and isinstance(answer[0], run_socket.Sorry) else "it hung up"
+            raise AttachError(f"node in {run_dir}: refused this client: {why}")
+        self._sock.setblocking(False)
+        welcome, fds = answer
+        return welcome, dict(zip(welcome.descriptors, fds, strict=True))
+
+    # ---- requests
+
+    def sender(
+        self,
+        room: int,
+        total_tokens: int,
+        *,
+        aux_datas: Any = None,
+        mrope_position_delta: int = 0,
+        timeout_s: float | None = None,
+    ) -> EmbeddingSender:
+        """Open a room on an encode node: `total_tokens` rows will be written (see `EmbeddingSender`).
+
+        Raises:
+            ValueError: the room or the length is out of range, the room is in use here, or this is no encode node.
+            RuntimeError: every slot of the node is in use; the caller tries again later.
+        """
+        from embridge.pipeline.sender import EmbeddingSender
+
+        self._check_open(room, Role.ENCODE, "sender")
+        if not isinstance(total_tokens, int) or not 1 <= total_tokens <= lay.MAX_TOKENS:
+            raise ValueError(f"total_tokens: {total_tokens!r} is outside 1 to {lay.MAX_TOKENS}")
+        aux = EmbeddingSender.aux_words(aux_datas, total_tokens, mrope_position_delta)
+
+        def prepare(slot: int) -> None:
+            self._slots.aux(slot)[:] = aux
+
+        slot, epoch = self._open(room, timeout_s, prepare)
+        return self._entered(EmbeddingSender(self, slot, epoch, room, total_tokens))
+
+    def receiver(
+        self, bootstrap_addr: str, room: int, *, required_dst_info_num: int = 1, timeout_s: float | None = None
+    ) -> EmbeddingReceiver:
+        """Open a room on a language node, to be received from the encode node at `bootstrap_addr` (see `EmbeddingReceiver`).
+
+        Raises as `sender` does.
+        """
+        from embridge.pipeline.receiver import EmbeddingReceiver
+
+        self._check_open(room, Role.LANGUAGE, "receiver")
+        if not isinstance(required_dst_info_num, int) or not 1 <= required_dst_info_num <= 64:
+            raise ValueError(f"required_dst_info_num: {required_dst_info_num!r} is outside 1 to 64")
+        if not bootstrap_addr.startswith("tcp://"):
+            raise ValueError(f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port")
+        if len(bootstrap_addr.encode()) > lay.ADDRESS_BYTES:
+            raise ValueError(f"bootstrap_addr: {len(bootstrap_addr.encode())} bytes > {lay.ADDRESS_BYTES} bytes")
+
+        def prepare(slot: int) -> None:
+            self._slots.set_address(slot, bootstrap_addr)
+            self._slots.set(slot, Slot.REQUIRED, required_dst_info_num)
+
+        slot, epoch = self._open(room, timeout_s, prepare)
+        return self._entered(EmbeddingReceiver(self, slot, epoch, room))
+
+    def _entered(self, handle: Any) -> Any:
+        self._handles[handle.slot] = handle
+        self._rooms[handle.room] = handle
+        self.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
+        return handle
+
+    def _check_open(self, room: int, role: Role, what: str) -> None:
+        self.check_usable()
+        if self.control.role != role:
+            raise ValueError(f"{what}: this is {self.control.role.name.lower()} node's client; attach to the {role.name.lower()} node")
+        if not isinstance(room, int) or not 0 <= room <= MAX_ROOM:
+            raise ValueError(f"room: {room!r} is outside 0 to 2**63 - 1")
+        if room in self._rooms:
+            raise ValueError(f"room: {room} is in use; a room is one request, use a new number")
+        if self.control.state != NodeState.READY:
+            raise NodeGoneError(f"the node is {self.control.state.name}; it takes no new requests")
+
+    def _open(self, room: int, timeout_s: float | None, prepare: Callable[[int], None]) -> tuple[int, int]:
+        """Write a slot's record, then open its next epoch: whoever is killed between leaves a slot that nobody takes for open."""
+        timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s: {timeout_s!r} s must be positive")
+        while True:
+            slot = self._take_slot()
+            now = time.monotonic_ns()
+            self._slots.reset(slot)
+            if self.control.role == Role.ENCODE:
+                self.destinations.reset(slot)
+                self.staging.reset(slot)
+            for field, value in (
+                (Slot.ROOM, room),
+                (Slot.LANE, self.lane),
+                (Slot.OPENED_NS, now),
+                (Slot.DEADLINE_NS, now + int(timeout_s * NS)),
+            ):
+                self._slots.set(slot, field, value)
+            prepare(slot)
+            self._slots.set(slot, Slot.EPOCH, split(self.control.status.load(slot)).epoch + 1)
+            epoch = self.control.status.open(slot, now)
+            if epoch:
+                return slot, epoch
+            log.warning("slot %d has used all its epochs; it is retired", slot)
+
+    def _take_slot(self) -> int:
+        """First in, first out (R17); one more page is leased when none is free."""
+        self._collect_released()
+        if not self._free_slots:
+            page = self.control.lanes.lease_page(self.lane)
+            if page is None:
+                raise RuntimeError(f"all {self.control.limits.num_slots} slots are in use; try again later, or raise num_slots")
+            self._pages[self._num_pages] = page
+            self._num_pages += 1
+            first = page * lay.SLOTS_PER_PAGE
+            self._free_slots.extend(range(first, first + lay.SLOTS_PER_PAGE))
+        return self._free_slots.popleft()
+
+    def _collect_released(self) -> None:
+        for slot, epoch in list(self._releasing.items()):
+            if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and self._releasing.pop(slot, None) is not None:
+                self._free_slots.append(slot)
+
+    def leave(self, handle: TransferHandle) -> None:
+        """The client needs nothing of this request any more (library thread only)."""
+        self._slots.set(handle.slot, Slot.CLEARED_EPOCH, handle.epoch)
+        if self._handles.get(handle.slot) is handle:
+            del self._handles[handle.slot]
+        if self._rooms.get(handle.room) is handle:
+            del self._rooms[handle.room]
+        self._starving.pop(handle.slot, None)
+        self._releasing[handle.slot] = handle.epoch
+        self._to_bootstrap.send(Kick.LOOK, handle.slot, handle.epoch)
+
+    # ---- the caller's thread
+
+    def poll(self) -> Sequence[TransferHandle]:
+        """Every request whose status rose since the last call. One load when nothing did; never blocks."""
+        sequence = self._user_bell.sequence()
+        now = time.monotonic_ns()
+        if sequence == self._user_seen and now < self._user_slow_ns:
+            return ()
+        self.check_usable()
+        self._user_seen = sequence
+        status, out = self.control.status, self._user_out
+        if now >= self._user_slow_ns:
+            self._user_slow_ns = now + SLOW_LOOK_NS
+            status.changed(lay.USER_VIEW, self._pages, self._num_pages, out)
+            count = status.compare(self._pages, self._num_pages, self._user_words, out)
+        else:
+            count = status.changed(lay.USER_VIEW, self._pages, self._num_pages, out)
+        rose = []
+        for slot in out[:count].tolist():
+            handle = self._handles.get(slot)
+            if handle is not None:
+                word = status.load(slot)
+                if word > handle.reported and word >> 36 == handle.epoch:
+                    handle.reported = word
+                    rose.append(handle)
+        return rose
+
+    def fileno(self) -> int:
+        """An eventfd that becomes readable when a status rises after `arm()`: for the scheduler's own select or epoll."""
+        return self._event_fds[f"lane{self.lane}"]
+
+    def arm(self) -> bool:
+        """Before sleeping on `fileno()`: True when nothing has risen since the last `poll()`; False: poll first."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.fileno())
+        return self._user_seen >= 0 and self._user_bell.arm(self._user_seen)
+
+    def check_usable(self) -> None:
+        """Raises NodeGoneError when the node is dead, RuntimeError after `close()` or in a forked child."""
+        if self._forked:
+            raise RuntimeError("this client was attached before a fork; attach() again in the child")
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        if self.node_gone:
+            raise NodeGoneError(f"the node in {self.run_dir} is gone; attach() again once it is back")
+
+    def kick_bootstrap(self, kick: Kick, slot: int, epoch: int) -> None:
+        self._to_bootstrap.send_now(kick, slot, epoch)
+
+    def kick_worker(self, room: int, slot: int, epoch: int) -> None:
+        self._to_workers[self.control.worker_of(room)].send_now(Kick.LOOK, slot, epoch)
+
+    def wake(self, handle: TransferHandle | None = None) -> None:
+        """Have the library thread take a turn, and serve one request in it."""
+        if handle is not None:
+            self._to_serve.append(handle)
+        self._library_bell.ring()
+
+    def add_turn(self, turn: Callable[[], bool]) -> None:
+        """Have the library thread call this once a turn; it says whether it waits for a block."""
+        self._turns.append(turn)
+
+    # ---- the library thread
+
+    def _library(self) -> None:
+        bell: Doorbell = self._library_bell
+        while not self._stop:
+            seen = bell.sequence()
+            try:
+                starving = self._turn()
+            except Exception:
+                log.exception("library thread: a turn failed")
+                starving = True
+            if not self._stop:
+                bell.wait(seen, STARVING_WAIT_S if starving else LIBRARY_WAIT_S)
+
+    def _turn(self) -> bool:
+        """Serve what changed, what was asked for, and those who wait for a block, in that order. True if somebody waits."""
+        now = time.monotonic_ns()
+        status, out = self.control.status, self._library_out
+        count = status.changed(lay.LIBRARY_VIEW, self._pages, self._num_pages, out)
+        changed = out[:count].tolist()
+        if now >= self._library_slow_ns:
+            self._library_slow_ns = now + SLOW_LOOK_NS
+            self._look_at_node()
+            count = status.compare(self._pages, self._num_pages, self._library_words, out)
+            changed += out[:count].tolist()
+        todo: dict[int, TransferHandle] = {}
+        for slot in changed:
+            handle = self._handles.get(slot)
+            if handle is not None:
+                todo[slot] = handle
+        while self._to_serve:
+            handle = self._to_serve.popleft()
+            todo[handle.slot] = handle
+        for slot, handle in list(self._starving.items()):
+            if not self.control.blocks.cells.num_free(1):
+                break  # first come, first served: those behind wait, too
+            if slot not in todo and self._handles.get(slot) is handle:
+                self._serve(handle)
+        for slot, handle in todo.items():
+            if self._handles.get(slot) is handle:
+                self._serve(handle)
+        starving = bool(self._starving)
+        for turn in self._turns:
+            starving |= turn()
+        self.control.blocks.set_waiting(self.lane, starving)
+        self._collect_released()
+        self._to_bootstrap.flush()
+        for sender in self._to_workers:
+            sender.flush()
+        return starving
+
+    def _serve(self, handle: TransferHandle) -> None:
+        try:
+            handle.service()
+        except Exception as error:
+            log.exception("room %d: the library thread failed", handle.room)
+            handle._fail(FailureCode.INTERNAL, f"{type(error).__name__}: {error}")
+        if handle.wants_block and self._handles.get(handle.slot) is handle:
+            self._starving.setdefault(handle.slot, handle)
+        else:
+            self._starving.pop(handle.slot, None)
+
+    def _look_at_node(self) -> None:
+        """The run socket's end, or its STOPPED state, means that the node is gone: whoever polls finds Failed."""
+        if self.node_gone:
+            return
+        gone = self.control.state == NodeState.STOPPED
+        try:
+            gone |= self._sock.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            pass
+        except OSError:
+            gone = True
+        if gone:
+            self.node_gone = True
+            log.warning("the node in %s is gone", self.run_dir)
+            self._user_bell.ring()
+
+    def blocks_are_short(self) -> bool:
+        """Whether less than a quarter of the pool is free: then nothing is staged ahead of a grant."""
+        quarter = self.control.blocks.num_blocks // 4 + 1
+        return bool(self._starving) or self.control.blocks.cells.num_free(quarter) < quarter
+
+    def evict(self, needy: TransferHandle) -> bool:
+        """Have this client's other senders drop what nobody can take now. True if a block came free."""
+        from embridge.pipeline.sender import EmbeddingSender
+
+        others = [h for h in list(self._handles.values()) if isinstance(h, EmbeddingSender) and h is not needy]
+        return any([other.evict() for other in others])
+
+    def blocks_freed(self) -> None:
+        """Wake those who wait for a block: other clients' library threads, and this one's, for one more turn."""
+        self.control.ring_block_waiters()
+        if self._starving:
+            self._library_bell.ring()
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Leave the node: requests in flight end as Failed on both sides, and every block and slot is given back."""
+        if self._closed or self._forked:
+            self._closed = True
+            return
+        self._closed = True
+        self._stop = True
+        self._library_bell.ring()
+        self._thread.join(5.0)
+        self._turns.clear()
+        self._handles.clear()
+        self._rooms.clear()
+        self._sock.close()
+        for fd in self._event_fds.values():
+            os.close(fd)
+        _clients.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _after_fork(self) -> None:
+        self._forked = True
+        self._sock.close()
+
+
+def _mark_forked() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_mark_forked)
+
+
+def node_status(run_dir: str | Path) -> dict[str, Any]:
+    """What a node looks like from outside: identity, processes, blocks, lanes, peers, counters, requests in flight.
+
+    Raises:
+        AttachError: no node answers there.
+    """
+    from embridge.pipeline.inspect import observe
+
+    return observe(Path(run_dir))

@@ -1,0 +1,190 @@
+"""Configuration: flags over environment over a TOML file over defaults; a bad value is an error that names it.
+
+The environment is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from embridge.allocator.layout import Geometry, Limits, Role
+from embridge.workers.timing import Timing
+
+GIB: Final = 1 << 30
+ROLES: Final = {"encode": Role.ENCODE, "language": Role.LANGUAGE}
+ENGINES: Final = ("auto", "shm")
+
+
+class ConfigError(ValueError):
+    """A configuration value that cannot be used; the text names it, where it came from, and what is allowed."""
+
+
+def default_run_dir(role: str) -> Path:
+    """`$XDG_RUNTIME_DIR/embridge-<role>`, or a folder of this user under the temporary directory."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    root = Path(base) if base else Path(tempfile.gettempdir()) / f"embridge-{os.getuid()}"
+    return root / f"embridge-{role}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineConfig:
+    """One node. Sizes in blocks and tokens, times in `timing`.
+
+    `host` is the one address this node binds; control messages are not encrypted, so it must be a loopback address.
+    `default_allocate_tokens` is what a request is granted before its length is known (the documents' 8192).
+    `host_buffer_bytes` bounds the language side's tensors of received requests.
+    """
+
+    role: str = "language"
+    run_dir: Path | None = None
+    host: str = "127.0.0.1"
+    bootstrap_port: int = 0
+    poller_port: int = 0
+    engine: str = "auto"
+    geometry: Geometry = field(default_factory=Geometry)
+    limits: Limits = field(default_factory=Limits)
+    timing: Timing = field(default_factory=Timing)
+    default_allocate_tokens: int = 8192
+    host_buffer_bytes: int = 4 * GIB
+    lock_memory: bool = True
+    log_level: str = "WARNING"
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ConfigError(f"role: {self.role!r} is unknown; use one of {', '.join(ROLES)}")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine: {self.engine!r} is unknown; use one of {', '.join(ENGINES)}")
+        if self.run_dir is None:
+            object.__setattr__(self, "run_dir", default_run_dir(self.role))
+        object.__setattr__(self, "run_dir", Path(self.run_dir or "").absolute())
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError as error:
+            raise ConfigError(f"host: {self.host!r} is no IP address; give the one address that this node binds") from error
+        if not address.is_loopback:
+            raise ConfigError(
+                f"host: {self.host} is not a loopback address; control messages are plain, so a node binds loopback only"
+            )
+        for name in ("bootstrap_port", "poller_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ConfigError(f"{name}: {getattr(self, name)} is outside 0 to 65535 (0: any free port)")
+        for name in ("default_allocate_tokens", "host_buffer_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} < 1")
+        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ConfigError(f"log_level: {self.log_level!r} is unknown; use DEBUG, INFO, WARNING or ERROR")
+
+    @property
+    def directory(self) -> Path:
+        """The run directory, never None."""
+        assert self.run_dir is not None
+        return self.run_dir
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **over: Any) -> PipelineConfig:
+        """Defaults, then the environment, then `over` (nested groups as dataclasses, or as dicts of their fields)."""
+        return cls._of(_environment(os.environ if environ is None else environ), over)
+
+    @classmethod
+    def from_toml(cls, path: str | Path, environ: Mapping[str, str] | None = None, **over: Any) -> PipelineConfig:
+        """Defaults, then a TOML file, then the environment, then `over`.
+
+        Raises:
+            ConfigError: the file cannot be read, or a key or value in it is wrong.
+        """
+        try:
+            with open(path, "rb") as file:
+                table = tomllib.load(file)
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+        return cls._of(table, _environment(os.environ if environ is None else environ), over)
+
+    @classmethod
+    def _of(cls, *layers: Mapping[str, Any]) -> PipelineConfig:
+        values: dict[str, Any] = {}
+        for layer in layers:
+            for key, value in layer.items():
+                if key in _GROUPS and isinstance(value, Mapping):
+                    base = values.get(key, _GROUPS[key]())
+                    values[key] = _replace(base, value, key)
+                elif key in {f.name for f in fields(cls)}:
+                    values[key] = Path(value) if key == "run_dir" and value is not None else value
+                else:
+                    raise ConfigError(f"{key}: unknown setting; known: {', '.join(f.name for f in fields(cls))}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(str(error)) from error
+
+
+_GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing}
+
+# The documents' names first; EMBRIDGE_* covers every field, groups by their field's name.
+_DOCUMENTED: Final = {
+    "SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE": ("", "default_allocate_tokens"),
+    "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": ("", "cache_tokens"),
+    "SGLANG_EMBEDDING_CACHE_BLOCK_SIZE": ("geometry", "block_size"),
+}
+
+
+def _replace(base: Any, values: Mapping[str, Any], group: str) -> Any:
+    known = {f.name for f in fields(base)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{group}.{key}: unknown setting; known: {', '.join(sorted(known))}")
+    try:
+        return replace(base, **values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{group}.{error}") from error
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that the environment holds; `SGLANG_EMBEDDING_CACHE_BUFFER_SIZE` is the pool in tokens."""
+    result: dict[str, Any] = {}
+    places: dict[str, tuple[str, str]] = dict(_DOCUMENTED)
+    for item in fields(PipelineConfig):
+        if item.name not in _GROUPS:
+            places[f"EMBRIDGE_{item.name.upper()}"] = ("", item.name)
+    for group, cls in _GROUPS.items():
+        for item in fields(cls):
+            places[f"EMBRIDGE_{item.name.upper()}"] = (group, item.name)
+    tokens: tuple[str, int] | None = None
+    for name, (group, key) in places.items():
+        if name not in environ:
+            continue
+        if key == "cache_tokens":
+            tokens = (name, _parse(name, environ[name], int))
+            continue
+        owner = _GROUPS[group] if group else PipelineConfig
+        kind = _kind(owner, key)
+        target = result.setdefault(group, {}) if group else result
+        target[key] = _parse(name, environ[name], kind)
+    if tokens is not None:
+        name, count = tokens
+        geometry = result.setdefault("geometry", {})
+        block_size = geometry.get("block_size", Geometry().block_size)
+        if count < block_size:
+            raise ConfigError(f"{name}: {count} tokens < one block of {block_size} tokens")
+        geometry.setdefault("num_blocks", count // block_size)
+    return result
+
+
+def _kind(owner: Any, key: str) -> type:
+    text = str({f.name: f.type for f in fields(owner)}[key])
+    return {"int": int, "float": float, "bool": bool}.get(text, str)
+
+
+def _parse(name: str, text: str, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{name}: {text!r} is no {kind.__name__}") from error

@@ -1,0 +1,210 @@
+"""The launcher's end of the run socket: seats clients, hands descriptors out, and notices who is gone.
+
+Somebody is alive while their connection is, and their pidfd, which a forked child that still holds the connection cannot keep up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from embridge.allocator.control import Control
+from embridge.allocator.errors import AttachError
+from embridge.allocator.layout import NodeState, PayloadLayout, PeerState
+from embridge.allocator.layout import Peer as PeerWord
+from embridge.allocator.owners import ForeignWriter
+from embridge.allocator.rings import Kick
+from embridge.workers import run_socket
+from embridge.workers.run_socket import Hello, Observe, PeerHello, Sorry, Welcome
+
+log = logging.getLogger(__name__)
+
+Forget = Callable[[], None]
+
+
+@dataclass(slots=True)
+class Guest:
+    """One connection: nobody yet, a client with a lane, or a foreign writer with an entry."""
+
+    sock: socket.socket
+    pid: int
+    pidfd: int
+    lane: int = -1
+    writer: int = -1
+
+
+class Door:
+    """Accepts, answers and watches. `descriptors` are handed to clients by doorbell name."""
+
+    def __init__(
+        self,
+        control: Control,
+        path: Path,
+        selector: selectors.BaseSelector,
+        fds: dict[str, int],
+        event_fds: dict[str, int],
+        bootstrap_addr: str,
+        request_timeout_s: float,
+        settings: dict[str, int],
+    ) -> None:
+        self._control = control
+        self._path = path
+        self._selector = selector
+        self._fds = fds
+        self._event_fds = event_fds
+        self._bootstrap_addr = bootstrap_addr
+        self._request_timeout_s = request_timeout_s
+        self._settings = settings
+        self._to_poller = control.sender("launcher", "poller")
+        self._guests: list[Guest] = []
+        path.unlink(missing_ok=True)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._sock.bind(str(path))
+        os.chmod(path, 0o600)
+        self._sock.listen(64)
+        selector.register(self._sock, selectors.EVENT_READ, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except BlockingIOError:
+            return
+        sock.setblocking(False)
+        pid, uid = run_socket.peer_credentials(sock)
+        if uid != os.geteuid():
+            log.warning("run socket: process %d of user %d refused", pid, uid)
+            sock.close()
+            return
+        try:
+            guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid))
+        except OSError as error:  # it died between connecting and now
+            log.debug("run socket: process %d is gone: %s", pid, error)
+            sock.close()
+            return
+        self._guests.append(guest)
+        self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(guest))
+        self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._gone(guest))
+
+    def _read(self, guest: Guest) -> None:
+        try:
+            answer = run_socket.receive_frame(guest.sock)
+        except (OSError, AttachError) as error:
+            log.warning("run socket: process %d: %s", guest.pid, error)
+            answer = None
+        if answer is None or guest.lane >= 0 or guest.writer >= 0:
+            self._gone(guest)
+            return
+        frame, fds = answer
+        for fd in fds:
+            os.close(fd)
+        try:
+            self._answer(guest, frame)
+        except OSError as error:
+            log.warning("run socket: process %d: %s", guest.pid, error)
+            self._gone(guest)
+
+    def _answer(self, guest: Guest, frame: run_socket.Frame) -> None:
+        if isinstance(frame, Hello | PeerHello | Observe) and frame.version != run_socket.PROTOCOL_VERSION:
+            self._refuse(guest, f"run socket version {frame.version}, this node speaks {run_socket.PROTOCOL_VERSION}")
+            return
+        match frame:
+            case Hello():
+                self._seat(guest)
+            case PeerHello():
+                self._admit_writer(guest, frame)
+            case Observe():
+                self._welcome(guest, ["control"], -1)
+            case _:
+                self._refuse(guest, "unexpected message")
+
+    def _seat(self, guest: Guest) -> None:
+        if self._control.state != NodeState.READY:
+            self._refuse(guest, f"the node is {self._control.state.name}; it takes no new clients")
+            return
+        lane = self._control.lanes.take(guest.pid, time.monotonic_ns())
+        if lane is None:
+            limit = self._control.limits.max_clients
+            self._refuse(guest, f"all {limit} client seats are taken; raise max_clients")
+            return
+        guest.lane = lane
+        log.info("client %d has lane %d", guest.pid, lane)
+        self._welcome(guest, ["control", "payload", f"lane{lane}", "bootstrap"], lane)
+
+    def _admit_writer(self, guest: Guest, hello: PeerHello) -> None:
+        if hello.target != self._control.incarnation:
+            self._refuse(guest, f"this is incarnation {self._control.incarnation}, not {hello.target}")
+            return
+        peers = self._control.peers
+        for peer in range(peers.num_peers):
+            if (
+                peers.get(peer, PeerWord.NODE_ID) == hello.node_id
+                and peers.get(peer, PeerWord.INCARNATION) == hello.incarnation
+                and peers.get(peer, PeerWord.STATE) == PeerState.DEAD
+            ):
+                self._refuse(guest, "this incarnation was declared dead here")
+                return
+        entry = self._control.writers.add(ForeignWriter(hello.node_id, hello.incarnation, guest.pid))
+        if entry is None:
+            self._refuse(guest, "too many foreign writers")
+            return
+        guest.writer = entry
+        log.info("process %d of node %x maps our payload", guest.pid, hello.node_id)
+        self._welcome(guest, ["payload"], -1)
+
+    def _welcome(self, guest: Guest, names: list[str], lane: int) -> None:
+        every = self._fds | self._event_fds
+        welcome = Welcome(
+            control_bytes=self._control.layout.size,
+            payload_bytes=PayloadLayout.of(self._control.geometry).size,
+            lane=lane,
+            descriptors=names,
+            bootstrap_addr=self._bootstrap_addr,
+            request_timeout_s=self._request_timeout_s,
+            settings=self._settings,
+        )
+        run_socket.send_frame(guest.sock, welcome, [every[name] for name in names])
+
+    def _refuse(self, guest: Guest, reason: str) -> None:
+        log.warning("run socket: process %d refused: %s", guest.pid, reason)
+        run_socket.send_frame(guest.sock, Sorry(reason))
+
+    def _gone(self, guest: Guest) -> None:
+        """A connection ended or its process died: its lane is reaped, its entry cleared."""
+        if guest not in self._guests:
+            return
+        self._guests.remove(guest)
+        self._selector.unregister(guest.sock)
+        self._selector.unregister(guest.pidfd)
+        guest.sock.close()
+        os.close(guest.pidfd)
+        if guest.lane >= 0 and self._control.lanes.bury(guest.lane):
+            log.info("client %d of lane %d is gone", guest.pid, guest.lane)
+            self._to_poller.send(Kick.LANE_DEAD, guest.lane, 0)
+        if guest.writer >= 0:
+            self._control.writers.remove(guest.writer)
+            self._to_poller.send(Kick.WRITER_GONE, 0, 0)
+        self._to_poller.flush()
+
+    def flush(self) -> None:
+        self._to_poller.flush()
+
+    @property
+    def num_clients(self) -> int:
+        return sum(1 for guest in self._guests if guest.lane >= 0)
+
+    def close(self) -> None:
+        self._selector.unregister(self._sock)
+        self._sock.close()
+        self._path.unlink(missing_ok=True)
+        for guest in list(self._guests):
+            self._selector.unregister(guest.sock)
+            self._selector.unregister(guest.pidfd)
+            guest.sock.close()
+            os.close(guest.pidfd)
+        self._guests.clear()

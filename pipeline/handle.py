@@ -1,0 +1,121 @@
+"""What a sender and a receiver have in common: a slot of one epoch, read without waiting, and its outcome once it is over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from embridge.allocator.errors import FailureCode, TransferError, failure
+from embridge.allocator.layout import Slot
+from embridge.allocator.rings import Kick
+from embridge.allocator.status import Phase, Progress, phase_path, split
+
+if TYPE_CHECKING:
+    from embridge.pipeline.client import Client
+
+MAX_ROOM = (1 << 63) - 1
+
+
+class TransferHandle:
+    """One request of this client. Reading it is one memory load; nothing here blocks."""
+
+    def __init__(self, client: Client, slot: int, epoch: int, room: int) -> None:
+        self._client = client
+        self._control = client.control
+        self._slots = client.control.slots
+        self._status = client.control.status
+        self.slot = slot
+        self.epoch = epoch
+        self.room = room
+        self.reported = 0
+        self._final: Progress | None = None
+        self._final_stamps: tuple[int, ...] = (0,) * 5
+        self._final_failure: TransferError | None = None
+
+    def __repr__(self) -> str:
+        now = self.progress()
+        return f"<{type(self).__name__} room={self.room} {Phase(now.phase).name} sent={now.sent} slot={self.slot}.{self.epoch}>"
+
+    def progress(self) -> Progress:
+        """(epoch, phase, sent), from one load; after the end, what it was then."""
+        if self._final is not None:
+            return self._final
+        word = split(self._status.load(self.slot))
+        if word.epoch != self.epoch:  # the library thread ended it between the two looks
+            assert self._final is not None
+            return self._final
+        if word.phase < Phase.Success and self._client.node_gone:
+            self._settle_as_lost()
+            assert self._final is not None
+            return self._final
+        return word
+
+    def poll(self) -> Phase:
+        return Phase(self.progress().phase)
+
+    @property
+    def sent_tokens(self) -> int:
+        """Rows that have landed: at this destination (receiver), at all of them (sender)."""
+        return self.progress().sent
+
+    @property
+    def stamps_ns(self) -> tuple[int, ...]:
+        """Monotonic ns of the first entry into each phase; 0 where it was not entered."""
+        if self._final is not None:
+            return self._final_stamps
+        return self._status.stamps(self.slot)
+
+    def phase_path(self) -> list[Phase]:
+        """The phases entered, in order."""
+        return phase_path(self.stamps_ns)
+
+    def failure_exception(self) -> TransferError | None:
+        """Why it failed; None while it has not."""
+        if self._final is not None:
+            return self._final_failure
+        if self.poll() != Phase.Failed:
+            return None
+        return self._read_failure()
+
+    def abort(self, reason: str = "aborted by the caller") -> None:
+        """Give the request up, in any phase; both sides end as Failed with this reason. Has no effect once it has ended."""
+        self._client.check_usable()
+        if self.progress().phase >= Phase.Success:
+            return
+        self._fail(FailureCode.ABORTED, reason)
+
+    def _fail(self, code: FailureCode, reason: str) -> None:
+        self._slots.claim_failure(self.slot, code, reason)
+        self._client.kick_bootstrap(Kick.FAIL, self.slot, self.epoch)
+
+    def _read_failure(self) -> TransferError:
+        code = self._slots.get(self.slot, Slot.FAILURE) or FailureCode.INTERNAL
+        return failure(code, self._slots.reason(self.slot) or FailureCode(code).name.lower(), self.room)
+
+    def _settle(self) -> None:
+        """Keep the outcome here: the slot may be used again from now on (library thread only)."""
+        if self._final is not None:
+            return
+        word = split(self._status.load(self.slot))
+        assert word.epoch == self.epoch
+        assert word.phase >= Phase.Success
+        if word.phase == Phase.Failed:
+            self._final_failure = self._read_failure()
+        self._final_stamps = self._status.stamps(self.slot)
+        self._final = word
+
+    def _settle_as_lost(self) -> None:
+        word = split(self._status.load(self.slot))
+        self._final_stamps = self._status.stamps(self.slot)
+        self._final_failure = failure(FailureCode.PEER_LOST, "this client's own node is gone", self.room)
+        self._final = Progress(self.epoch, Phase.Failed, word.sent)
+
+    # ---- called by the library thread
+
+    def service(self) -> None:
+        """Do what the words ask for; cheap and idempotent."""
+        raise NotImplementedError
+
+    @property
+    def wants_block(self) -> bool:
+        """Whether it waits for a block to come free."""
+        return False

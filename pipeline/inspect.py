@@ -1,0 +1,116 @@
+"""Look at a node from outside, through a read of its control segment: for `embridge status` and for tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from embridge.allocator import layout as lay
+from embridge.allocator.control import Control
+from embridge.allocator.errors import AttachError
+from embridge.allocator.layout import Header, Lane, LaneState, Process, Slot
+from embridge.allocator.pinning import lock_note
+from embridge.allocator.segment import map_segment
+from embridge.allocator.status import Phase, split
+from embridge.workers import run_socket
+from embridge.workers.run_socket import SOCKET_NAME
+from embridge.workers.timing import NS
+
+
+def open_control(run_dir: Path) -> Control:
+    """Map a node's control segment without taking a client's seat. Raises AttachError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(5.0)
+        try:
+            sock.connect(str(run_dir / SOCKET_NAME))
+            run_socket.send_frame(sock, run_socket.Observe(run_socket.PROTOCOL_VERSION))
+            answer = run_socket.receive_frame(sock)
+        except OSError as error:
+            raise AttachError(f"node in {run_dir}: {error.strerror or error}; is `embridge launch` running?") from error
+    if answer is None or not isinstance(answer[0], run_socket.Welcome):
+        raise AttachError(f"node in {run_dir}: it does not answer as a node of this version does")
+    welcome, fds = answer
+    try:
+        return Control(map_segment(fds[0], welcome.control_bytes))
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def observe(run_dir: Path) -> dict[str, Any]:
+    """The node as plain data (see `client.node_status`)."""
+    control, now = open_control(run_dir), time.monotonic_ns()
+    geometry = control.geometry
+    return {
+        "role": control.role.name.lower(),
+        "state": control.state.name,
+        "node_id": f"{control.node_id:x}",
+        "incarnation": control.incarnation,
+        "up_s": round((now - control.header.load(Header.STARTED_NS)) / NS, 1),
+        "geometry": {name: getattr(geometry, name) for name in geometry.__slots__},
+        "payload_bytes": control.header.load(Header.PAYLOAD_BYTES),
+        "memory": _memory(control),
+        "blocks": control.blocks.counts()._asdict(),
+        "processes": [_process(control, name, now) for name in control.processes.names],
+        "clients": [
+            {"lane": lane, "pid": control.lanes.get(lane, Lane.PID)}
+            for lane in range(control.lanes.num_lanes)
+            if control.lanes.get(lane, Lane.STATE) == LaneState.ATTACHED
+        ],
+        "peers": [
+            {
+                "node": f"{record.node_id:x}",
+                "incarnation": record.incarnation,
+                "bootstrap_addr": record.bootstrap_addr,
+                "silent_s": round((now - control.peers.get(peer, lay.Peer.HEARD_NS)) / NS, 2),
+            }
+            for peer in control.peers.alive()
+            for record in [control.peers.record(peer)]
+        ],
+        "requests": list(requests(control, now)),
+        "metrics": control.metrics.all(),
+    }
+
+
+def _memory(control: Control) -> str:
+    word = control.header.load(Header.LOCKED)
+    return lock_note(word >> 8) if word else "not locked"
+
+
+def _process(control: Control, name: str, now_ns: int) -> dict[str, Any]:
+    get = control.processes.get
+    return {
+        "name": name,
+        "pid": get(name, Process.PID),
+        "silent_s": round((now_ns - get(name, Process.BEAT_NS)) / NS, 2),
+        "restarts": get(name, Process.NUM_RESTARTS),
+    }
+
+
+def requests(control: Control, now_ns: int) -> list[dict[str, Any]]:
+    """What is in flight, slot by slot."""
+    found = []
+    for page in range(control.lanes.num_pages):
+        if control.lanes.page_lane(page) is None:
+            continue
+        for slot in range(page * lay.SLOTS_PER_PAGE, (page + 1) * lay.SLOTS_PER_PAGE):
+            word = split(control.status.load(slot))
+            get = control.slots.get
+            if not word.epoch or get(slot, Slot.EPOCH) != word.epoch or get(slot, Slot.RELEASED_EPOCH) >= word.epoch:
+                continue
+            found.append(
+                {
+                    "room": get(slot, Slot.ROOM),
+                    "slot": slot,
+                    "epoch": word.epoch,
+                    "phase": Phase(word.phase).name,
+                    "sent": word.sent,
+                    "total": get(slot, Slot.TOTAL),
+                    "age_s": round((now_ns - get(slot, Slot.OPENED_NS)) / NS, 2),
+                    "reason": control.slots.reason(slot),
+                }
+            )
+    return found

@@ -1,0 +1,325 @@
+"""The launcher, one a node: makes the segments, starts the processes, seats clients, and watches over all of them.
+
+`python -m embridge.pipeline.launcher` reads its configuration as JSON on standard input (`node.launch` writes it). It imports torch
+only for its spawn context, so the spawned processes, which re-import this module, do not.
+
+    STARTING ──all processes READY──▶ READY ──SIGTERM──▶ DRAINING ──nothing in flight, or drain_timeout──▶ STOPPED
+                                                             └──────────── a second SIGTERM ──────────────▶
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from embridge.allocator import layout as lay
+from embridge.allocator.control import Control, format_control
+from embridge.allocator.errors import EmbridgeError, LaunchError
+from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, Header, NodeState, PayloadLayout, Process
+from embridge.allocator.pinning import lock, lock_note
+from embridge.allocator.segment import Descriptor, create_segment, map_segment
+from embridge.pipeline.config import ROLES, PipelineConfig
+from embridge.pipeline.door import Door
+from embridge.pipeline.node import Ready, decode_config
+from embridge.pipeline.supervision import Supervisor
+from embridge.workers.roles import Addresses
+from embridge.workers.run_socket import SOCKET_NAME
+from embridge.workers.timing import NS
+from embridge.workers.worker import READY, Seat
+
+log = logging.getLogger(__name__)
+
+MAX_SOCKET_PATH = 107  # bytes that fit into sockaddr_un
+
+
+class Launcher:
+    """One node, from its run directory to its end."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+        self.role = ROLES[config.role]
+        self._selector = selectors.DefaultSelector()
+        self._stops = 0
+        self._failure = ""
+        self._opened: list[Descriptor] = []
+        self._lock_fd = self._take_run_dir(config.directory)
+        self.node_id, self.incarnation = self._identity(config.directory)
+        self._make_segments()
+        self._listen()
+        self._supervisor = Supervisor(_spawn_context(), self.control, self._selector, self._give_up)
+
+    # ---- what a node stands on
+
+    def _take_run_dir(self, path: Path) -> int:
+        """The run directory, 0700, ours alone: a lock that ends with this process says that it is in use."""
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = path.stat()
+            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                raise LaunchError(
+                    f"run directory {path}: mode {status.st_mode & 0o777:o} of user {status.st_uid}; "
+                    f"it must be 700 and belong to user {os.geteuid()}"
+                )
+            fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LaunchError(f"run directory {path}: {error.strerror}; choose another with --run-dir") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            raise LaunchError(f"run directory {path}: a node is running there; stop it or choose another --run-dir") from error
+        if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
+            os.close(fd)
+            raise LaunchError(f"run directory {path}: its socket's path exceeds {MAX_SOCKET_PATH} bytes; choose a shorter one")
+        return fd
+
+    def _identity(self, path: Path) -> tuple[int, int]:
+        """(node id, incarnation): the id stays with the run directory, incarnations are ordered (R14)."""
+        file = path / "identity"
+        node_id, last = 0, 0
+        with contextlib.suppress(OSError, ValueError):
+            node_id, last = (int(word) for word in file.read_text().split())
+        node_id = node_id or secrets.randbits(62) | 1
+        incarnation = max(last + 1, time.time_ns() // 1_000_000)
+        fresh = file.with_suffix(".new")
+        fresh.write_text(f"{node_id} {incarnation}\n")
+        fresh.replace(file)
+        return node_id, incarnation
+
+    def _own(self, descriptor: Descriptor) -> Descriptor:
+        self._opened.append(descriptor)
+        return descriptor
+
+    def _make_segments(self) -> None:
+        config = self.config
+        layout = ControlLayout.of(self.role, config.geometry, config.limits)
+        payload_bytes = PayloadLayout.of(config.geometry).size
+        self._control_fd = self._own(create_segment("control", layout.size))
+        self._payload_fd = self._own(create_segment("payload", payload_bytes))
+        mapping = map_segment(self._control_fd.fd, layout.size)
+        format_control(
+            mapping,
+            self.role,
+            config.geometry,
+            config.limits,
+            node_id=self.node_id,
+            incarnation=self.incarnation,
+            now_ns=time.monotonic_ns(),
+        )
+        self._payload = map_segment(self._payload_fd.fd, payload_bytes, alignment=HUGE_PAGE_BYTES)
+        names = ["bootstrap", "poller", *(f"lane{i}" for i in range(config.limits.max_clients))]
+        self._event_fds = {name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names}
+        self.control = Control(mapping, {name: d.fd for name, d in self._event_fds.items()})
+        self.control.header.store(Header.LAUNCHER_PID, os.getpid())
+
+    def _listen(self) -> None:
+        """The node's two ports, opened here so that they close only when the node is gone."""
+        self._listening: dict[str, Descriptor] = {}
+        addresses = {}
+        for name, port in (("bootstrap", self.config.bootstrap_port), ("poller", self.config.poller_port)):
+            family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((self.config.host, port))
+            except OSError as error:
+                raise LaunchError(f"{name} port: {self.config.host}:{port}: {error.strerror}; choose another") from error
+            sock.listen(1024)
+            host = f"[{self.config.host}]" if family == socket.AF_INET6 else self.config.host
+            addresses[name] = f"tcp://{host}:{sock.getsockname()[1]}"
+            self._listening[name] = self._own(Descriptor(sock.detach()))
+        self.addresses = Addresses(
+            addresses["bootstrap"], addresses["poller"], str(self.config.directory / SOCKET_NAME)
+        )
+
+    # ---- up
+
+    def start(self) -> None:
+        """Start all processes and wait until each has said READY. Raises LaunchError."""
+        death_read, self._death_write = os.pipe()
+        death = self._own(Descriptor(death_read))
+        beat = self.control.processes
+        beat.set("launcher", Process.PID, os.getpid())
+        for name in self.control.processes.names[1:]:
+            bells = self._event_fds if name == "poller" else {n: self._event_fds[n] for n in ("bootstrap", "poller")}
+            self._supervisor.start(
+                Seat(
+                    name=name,
+                    control=self._control_fd,
+                    control_bytes=self.control.layout.size,
+                    payload=self._payload_fd,
+                    payload_bytes=self._payload.size,
+                    event_fds=bells,
+                    death=death,
+                    listen=self._listening.get(name),
+                    bind_addr=getattr(self.addresses, f"{name}_addr", ""),
+                    addresses=self.addresses,
+                    timing=self.config.timing,
+                    launcher_pid=os.getpid(),
+                    log_level=self.config.log_level,
+                    engine=self.config.engine,
+                )
+            )
+        self._payload.populate(0, self._payload.size)
+        deadline = time.monotonic() + self.config.timing.ready_timeout_s
+        while waiting := self._supervisor.not_ready():
+            failure = self._supervisor.first_failure()
+            if failure:
+                raise LaunchError(failure)
+            if self._stops:
+                raise LaunchError("stopped before READY")
+            if time.monotonic() > deadline:
+                raise LaunchError(f"{', '.join(waiting)}: not READY within {self.config.timing.ready_timeout_s:g} s")
+            self._turn(0.01)
+        self._door = Door(
+            self.control,
+            self.config.directory / SOCKET_NAME,
+            self._selector,
+            {"control": self._control_fd.fd, "payload": self._payload_fd.fd},
+            {name: descriptor.fd for name, descriptor in self._event_fds.items()},
+            self.addresses.bootstrap_addr,
+            self.config.timing.request_timeout_s,
+            {
+                "default_allocate_tokens": self.config.default_allocate_tokens,
+                "host_buffer_bytes": self.config.host_buffer_bytes,
+            },
+        )
+        beat.set("launcher", Process.STATE, READY)
+        self.control.header.store(Header.NODE_STATE, NodeState.READY)
+        if self.config.lock_memory:
+            threading.Thread(target=self._lock_payload, name="embridge-lock", daemon=True).start()
+
+    def _lock_payload(self) -> None:
+        """After READY, for locking a large pool takes seconds; what took effect is shown by `embridge status`."""
+        code = lock(self._payload)
+        self.control.header.store(Header.LOCKED, code << 8 | 1)
+        if code:
+            log.info("payload %s", lock_note(code))
+
+    def ready(self) -> Ready:
+        return Ready(os.getpid(), self.incarnation, self.addresses.bootstrap_addr, self.addresses.poller_addr)
+
+    # ---- watching
+
+    def stop_on(self, fd: int) -> None:
+        """Stop when the other end of this pipe is closed: whoever launched us is gone."""
+        self._selector.register(fd, selectors.EVENT_READ, lambda: self._parent_gone(fd))
+
+    def _parent_gone(self, fd: int) -> None:
+        log.warning("the process that launched this node is gone; stopping")
+        self._selector.unregister(fd)
+        self._stops += 2
+
+    def watch_signals(self, fd: int) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, lambda: self._signal(fd))
+
+    def _signal(self, fd: int) -> None:
+        for number in os.read(fd, 64):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._stops += 1
+
+    def _give_up(self, text: str) -> None:
+        log.error("giving up: %s", text)
+        self._failure = text
+        self._stops += 2
+
+    def _turn(self, wait_s: float) -> None:
+        for key, _ in self._selector.select(wait_s):
+            key.data()
+
+    def run(self) -> int:
+        """Until the node is told to stop, and has. Returns the exit status."""
+        drain_until = None
+        while self._stops < 2:
+            now = time.monotonic_ns()
+            self.control.processes.beat(0, now)
+            due = self._supervisor.tick(now)
+            self._door.flush()
+            if self._stops == 1 and drain_until is None:
+                drain_until = time.monotonic() + self.config.timing.drain_timeout_s
+                self.control.header.store(Header.NODE_STATE, NodeState.DRAINING)
+                log.info("draining")
+            if drain_until is not None and (not self._in_flight() or time.monotonic() > drain_until):
+                break
+            wait_s = self.config.timing.beat_s if drain_until is None else 0.02
+            self._turn(wait_s if due is None else min(wait_s, max(0.0, (due - now) / NS)))
+        return 1 if self._failure else 0
+
+    def _in_flight(self) -> bool:
+        status, slots = self.control.status, self.control.slots
+        for page in range(self.control.lanes.num_pages):
+            if self.control.lanes.page_lane(page) is None:
+                continue
+            for slot in range(page * lay.SLOTS_PER_PAGE, (page + 1) * lay.SLOTS_PER_PAGE):
+                epoch = status.load(slot) >> 36
+                if epoch and slots.get(slot, lay.Slot.EPOCH) == epoch > slots.get(slot, lay.Slot.RELEASED_EPOCH):
+                    return True
+        return False
+
+    def close(self) -> None:
+        """End all processes and let go of everything; nothing stays."""
+        self.control.header.store(Header.NODE_STATE, NodeState.STOPPED)
+        self._supervisor.stop(self.config.timing.stop_timeout_s)
+        if hasattr(self, "_door"):
+            self._door.close()
+        for descriptor in self._opened:
+            descriptor.close()
+        os.close(self._lock_fd)
+
+
+def _spawn_context() -> Any:
+    import torch.multiprocessing
+
+    return torch.multiprocessing.get_context("spawn")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m embridge.pipeline.launcher", description=__doc__)
+    parser.add_argument("--ready-fd", type=int, required=True, help="descriptor on which READY is announced")
+    parser.add_argument("--alive-fd", type=int, required=True, help="descriptor whose end means that the parent is gone")
+    options = parser.parse_args(arguments)
+    config = decode_config(sys.stdin.buffer.read())
+    logging.basicConfig(
+        level=config.log_level, format="%(asctime)s %(levelname)s embridge[launcher] %(message)s", stream=sys.stderr
+    )
+    signal_read, signal_write = os.pipe()
+    os.set_blocking(signal_write, False)
+    signal.set_wakeup_fd(signal_write, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    launcher = None
+    try:
+        launcher = Launcher(config)
+        launcher.watch_signals(signal_read)
+        launcher.stop_on(options.alive_fd)
+        launcher.start()
+    except (EmbridgeError, OSError) as error:
+        if launcher is not None:
+            launcher.close()
+        os.write(options.ready_fd, msgspec.json.encode(Ready(error=f"{type(error).__name__}: {error}")))
+        os.close(options.ready_fd)
+        return 1
+    os.write(options.ready_fd, msgspec.json.encode(launcher.ready()))
+    os.close(options.ready_fd)
+    try:
+        return launcher.run()
+    finally:
+        launcher.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

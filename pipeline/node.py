@@ -1,0 +1,167 @@
+"""`launch()`: start a node from any Python process, wait until it is READY, and end it.
+
+The node is a process group of its own: `python -m embridge.pipeline.launcher`, from which its processes are spawned. They are
+never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes a process where it imports
+torch). If the caller dies, the node notices and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from embridge.allocator.errors import LaunchError
+from embridge.pipeline.config import PipelineConfig
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What the launcher writes when all its processes are READY, or cannot be: then `error` is set."""
+
+    pid: int = 0
+    incarnation: int = 0
+    bootstrap_addr: str = ""
+    poller_addr: str = ""
+    error: str = ""
+
+
+class Node:
+    """A running node; a context manager that stops it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], config: PipelineConfig, ready: Ready, alive: int) -> None:
+        self._process = process
+        self._alive = alive
+        self._ready = ready
+        self.config = config
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.directory
+
+    @property
+    def bootstrap_addr(self) -> str:
+        """Where language nodes reach this encode node: what is given to `EmbeddingRequest.bootstrap_addr`."""
+        return self._ready.bootstrap_addr
+
+    @property
+    def poller_addr(self) -> str:
+        return self._ready.poller_addr
+
+    @property
+    def incarnation(self) -> int:
+        return self._ready.incarnation
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The exit status of the launcher, or None if it still runs after that time."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def terminate(self) -> None:
+        """Ask the node to drain: accepted requests end, new ones are refused, then it stops. Once more: stop now."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> int:
+        """Stop without draining and wait for it; kills what does not end. Returns the exit status."""
+        if self._process.poll() is None:
+            self.terminate()
+            self.terminate()
+        code = self.wait(self.config.timing.stop_timeout_s + 2)
+        if code is None:
+            self._process.kill()
+            code = self._process.wait()
+        self._close()
+        return code
+
+    def _close(self) -> None:
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def launch(config: PipelineConfig) -> Node:
+    """Start a node and wait until all its processes are READY.
+
+    Raises:
+        LaunchError: it did not come up; the text names the process, or what was missing, and the node is gone again.
+    """
+    alive_read, alive_write = os.pipe()
+    ready_read, ready_write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "embridge.pipeline.launcher", "--ready-fd", str(ready_write), "--alive-fd", str(alive_read)],
+            stdin=subprocess.PIPE,
+            pass_fds=(ready_write, alive_read),
+            start_new_session=True,
+        )
+    finally:
+        os.close(alive_read)
+        os.close(ready_write)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(encode_config(config))
+        process.stdin.close()
+    try:
+        ready = _await_ready(process, ready_read, config.timing.ready_timeout_s + 5)
+    except BaseException:
+        process.kill()
+        process.wait()
+        os.close(alive_write)
+        raise
+    finally:
+        os.close(ready_read)
+    if ready.error:
+        process.wait()
+        os.close(alive_write)
+        raise LaunchError(ready.error)
+    return Node(process, config, ready, alive_write)
+
+
+def encode_config(config: PipelineConfig) -> bytes:
+    return msgspec.json.encode(config, enc_hook=str)
+
+
+def decode_config(data: bytes) -> PipelineConfig:
+    def path(kind: type, value: object) -> object:
+        return Path(str(value)) if issubclass(kind, Path) else value
+
+    return msgspec.json.decode(data, type=PipelineConfig, dec_hook=path)
+
+
+def _await_ready(process: subprocess.Popen[bytes], ready_fd: int, timeout_s: float) -> Ready:
+    deadline, data = time.monotonic() + timeout_s, b""
+    while (left := deadline - time.monotonic()) > 0:
+        readable, _, _ = select.select([ready_fd], [], [], left)
+        if not readable:
+            break
+        chunk = os.read(ready_fd, 65536)
+        if not chunk:
+            if data:
+                return msgspec.json.decode(data, type=Ready)
+            code = process.wait()
+            raise LaunchError(f"launcher: exited with {code} before READY; its messages are on standard error")
+        data += chunk
+    raise LaunchError(f"launcher: not READY within {timeout_s:g} s; its messages are on standard error")

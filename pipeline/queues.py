@@ -1,0 +1,429 @@
+"""The scheduler's queues: `PreallocQueue` -> `TransferQueue` -> `WaitingQueue`.
+
+    prealloc.add(request)      the room is opened; handshake; the default is allocated and granted (initial transfer)
+    transfer                   drains what lands, frees blocks, allocates and grants the rest (resumed transfers)
+    transfer.pop_transferred() finished and failed requests, since the last call
+    waiting                    finished requests that wait for their prefill
+
+The documents resume inside `pop_transferred`, once a step of the scheduler. Here the client's library thread does it, as rows land: a
+resume then waits for a block and not for a step, and `pop_transferred` only takes what is finished off a queue: it copies nothing, waits
+for nothing, and needs no lock, for all of a request's state belongs to the library thread until it is finished.
+
+First come, first served, among those who can use a block now: a request at the head that has no rows waiting does not stop those
+behind it (R22), and the reserve goes only to one whose rows are waiting (R21). What has landed can always be copied out, because no more
+is granted than host memory is reserved for: so blocks are never held by a request that waits for something else (D8).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from embridge.allocator.errors import FailureCode, TransferError, failure
+from embridge.allocator.layout import AUX_WORDS, NodeState
+from embridge.allocator.status import Phase
+from embridge.pipeline.grants import AdaptiveDefault
+from embridge.pipeline.receiver import EmbeddingReceiver
+from embridge.pipeline.rows import HostMemory, HostRows
+
+if TYPE_CHECKING:
+    from embridge.pipeline.client import Client
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingChunk:
+    """Rows [first, end) that have been copied out; views of the request's host memory."""
+
+    first: int
+    end: int
+    input_embeddings: torch.Tensor
+    fill_ids: torch.Tensor
+    mrope_positions: torch.Tensor
+    deepstack_embeddings: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingResult:
+    """All rows of a request, in token order. Views of recycled host memory: valid until `EmbeddingRequest.release()`.
+
+    `input_embeddings` (total, hidden), `deepstack_embeddings` (total, D, hidden) or None, `fill_ids` (total,) int32,
+    `mrope_positions` (total, 3) int32, `aux_datas` (16,) int32: [0] the total, [1] mrope_position_delta.
+    """
+
+    input_embeddings: torch.Tensor
+    fill_ids: torch.Tensor
+    mrope_positions: torch.Tensor
+    deepstack_embeddings: torch.Tensor | None
+    aux_datas: torch.Tensor
+
+    @property
+    def mrope_position_delta(self) -> int:
+        return int(self.aux_datas[1])
+
+
+@dataclass(eq=False, kw_only=True)
+class EmbeddingRequest:
+    """What a scheduler wants: the embeddings of `room`, from the encode node at `bootstrap_addr`.
+
+    `payload` is the caller's own (its request object, say). `timeout_s` counts from `PreallocQueue.add`.
+    """
+
+    room: int
+    bootstrap_addr: str
+    required_dst_info_num: int = 1
+    timeout_s: float | None = None
+    payload: object = None
+    result: EmbeddingResult | None = field(default=None, init=False)
+    failure: TransferError | None = field(default=None, init=False)
+    total_embedding_length: int = field(default=0, init=False)
+    transferred_tokens: int = field(default=0, init=False)
+    num_rounds: int = field(default=0, init=False)
+    chunk_info: list[tuple[int, int]] = field(default_factory=list, init=False)
+    receiver: EmbeddingReceiver | None = field(default=None, init=False)
+    _added: float = field(default=0.0, init=False)
+    _rows: HostRows | None = field(default=None, init=False)
+    _memory: HostMemory | None = field(default=None, init=False)
+    _reserved: int = field(default=0, init=False)
+    _contacted: bool = field(default=False, init=False)
+    _released: bool = field(default=False, init=False)
+
+    @property
+    def needs_resume(self) -> bool:
+        """All that was granted has landed, and rows remain."""
+        return self.receiver is not None and self.receiver.needs_resume
+
+    @property
+    def buffered_chunks(self) -> list[EmbeddingChunk]:
+        """What has been copied out so far, one chunk a drain, in token order."""
+        rows = self._rows
+        if rows is None:
+            return []
+        return [
+            EmbeddingChunk(
+                first,
+                end,
+                rows.input_embeddings(first, end),
+                rows.fill_ids(first, end),
+                rows.mrope_positions(first, end),
+                rows.deepstack_embeddings(first, end),
+            )
+            for first, end in self.chunk_info
+        ]
+
+    @property
+    def stamps_ns(self) -> tuple[int, ...]:
+        return self.receiver.stamps_ns if self.receiver is not None else (0,) * 5
+
+    def phase_path(self) -> list[Phase]:
+        """The phases that this request entered, in order."""
+        return self.receiver.phase_path() if self.receiver is not None else []
+
+    def abort(self, reason: str = "aborted by the scheduler") -> None:
+        """Give it up; it comes out of `pop_transferred` as failed, unless it is finished already."""
+        if self.receiver is not None:
+            self.receiver.abort(reason)
+
+    def release(self) -> None:
+        """Give the host memory back; `result` is gone after that. A second call does nothing."""
+        if self._released:
+            return
+        self._released = True
+        self.result = None
+        if self._rows is not None and self._memory is not None:
+            self._memory.give_back(self._rows)
+            self._memory.unreserve(self._reserved)
+            self._rows = None
+
+
+class _Driver:
+    """Ties a receiver's changes to its request in the transfer queue."""
+
+    def __init__(self, queue: TransferQueue, request: EmbeddingRequest) -> None:
+        self._queue = queue
+        self._request = request
+
+    def service(self) -> None:
+        self._queue.serve(self._request)
+
+
+class TransferQueue:
+    """Requests on their way. `add` is `PreallocQueue`'s; the caller uses `pop_transferred`, `abort`, `len`."""
+
+    def __init__(self, client: Client, *, default_allocate_tokens: int | None = None, adaptive: bool = True) -> None:
+        settings = client.settings
+        self._client = client
+        self._geometry = client.geometry
+        self._bs = client.geometry.block_size
+        self.memory = HostMemory(client.geometry, settings["host_buffer_bytes"])
+        start = settings["default_allocate_tokens"] if default_allocate_tokens is None else default_allocate_tokens
+        self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
+        self._incoming: deque[EmbeddingRequest] = deque()
+        self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
+        self._finished: deque[EmbeddingRequest] = deque()
+        self._failed: deque[EmbeddingRequest] = deque()
+        client.add_turn(self._turn)
+
+    def __len__(self) -> int:
+        return len(self._incoming) + len(self._active)
+
+    # ---- the scheduler's thread
+
+    def add(self, request: EmbeddingRequest) -> None:
+        """Hand a request over (any thread)."""
+        request._added = time.monotonic()
+        self._incoming.append(request)
+        self._client.wake()
+
+    def pop_transferred(self) -> tuple[list[EmbeddingRequest], list[EmbeddingRequest]]:
+        """(finished, failed) since the last call. Finished ones have their `result`, failed ones their `failure`."""
+        return list(_taken(self._finished)), list(_taken(self._failed))
+
+    # ---- the library thread
+
+    def _turn(self) -> bool:
+        """Open what came, then grant what is possible, in order of arrival. True if somebody waits for a block or a slot."""
+        waits = False
+        while self._incoming:
+            request = self._incoming[0]
+            if not self._open(request):
+                waits = True
+                break
+            self._incoming.popleft()
+        if self._client.node_gone:
+            for request in list(self._active):
+                self._end_failed(request, lost=True)
+        for is_oldest, request in self._in_order():
+            waits |= self._grant(request, is_oldest)
+        return waits
+
+    def _in_order(self) -> Iterator[tuple[bool, EmbeddingRequest]]:
+        for i, request in enumerate(list(self._active)):
+            yield i == 0, request
+
+    def _open(self, request: EmbeddingRequest) -> bool:
+        """False when no slot is free: the request stays where it is, as long as its time lasts."""
+        timeout_s = self._client.request_timeout_s if request.timeout_s is None else request.timeout_s
+        left_s = request._added + timeout_s - time.monotonic()
+        try:
+            if left_s <= 0:
+                request.failure = failure(FailureCode.TIMEOUT, "deadline passed while waiting for a slot", request.room)
+                self._failed.append(request)
+                return True
+            receiver = self._client.receiver(
+                request.bootstrap_addr,
+                request.room,
+                required_dst_info_num=request.required_dst_info_num,
+                timeout_s=left_s,
+            )
+        except RuntimeError:
+            if self._client.control.state == NodeState.READY and not self._client.node_gone:
+                return False
+            request.failure = failure(FailureCode.REFUSED, "this client's node is gone", request.room)
+            self._failed.append(request)
+            return True
+        except Exception as error:  # a bad request is the request's failure, not the queue's
+            request.failure = failure(FailureCode.REFUSED, str(error), request.room)
+            self._failed.append(request)
+            return True
+        request.receiver = receiver
+        request._memory = self.memory
+        self._active[request] = None
+        receiver.on_change = _Driver(self, request)
+        return True
+
+    def serve(self, request: EmbeddingRequest) -> None:
+        """Its words changed: learn the length, copy out what landed, notice the end."""
+        receiver = request.receiver
+        if receiver is None or request not in self._active:
+            return
+        now = receiver.progress()
+        if now.phase == Phase.Failed:
+            self._end_failed(request)
+            return
+        self._learn(request, receiver)
+        if now.sent > request.transferred_tokens:
+            self._drain(request, receiver, now.sent)
+        if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:
+            self._end_finished(request)
+
+    def _learn(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
+        total = receiver.total_embedding_length
+        if not total or request.total_embedding_length:
+            return
+        request.total_embedding_length = total
+        self.default.observe(total)
+        need = self.memory.bytes_for(total)
+        if need > self.memory.limit_bytes:
+            receiver.fail(
+                FailureCode.TOO_LARGE,
+                f"{total} tokens need {need} bytes of host memory > {self.memory.limit_bytes}; raise host_buffer_bytes",
+            )
+
+    # ---- copying out
+
+    def _drain(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, sent: int) -> None:
+        """Copy rows [transferred, sent) to their final place and free the blocks behind, piece by piece."""
+        rows = self._rows_for(request)
+        piece = max(1, (4 << 20) // (self._bs * self._geometry.token_bytes)) * self._bs
+        first = request.transferred_tokens
+        begun = first
+        while first < sent:
+            end = min(sent, (first // piece + 1) * piece)
+            parts = []
+            for k in range(first // self._bs, -(-end // self._bs)):
+                parts.append((receiver.block_of(k), max(first, k * self._bs), min(end, (k + 1) * self._bs)))
+            if first == 0:
+                rows.aux[:] = self._client.buffers.aux_datas[parts[0][0]]
+            rows.drain(self._client.payload, parts)
+            receiver.release_drained(end)
+            request.transferred_tokens = first = end
+        request.chunk_info.append((begun, sent))
+
+    def _rows_for(self, request: EmbeddingRequest) -> HostRows:
+        """Host memory for all that is reserved; what was copied out before moves along when that has grown."""
+        rows = request._rows
+        if rows is None:
+            rows = request._rows = self.memory.take(request._reserved)
+        elif rows.capacity_tokens < request._reserved:
+            larger = self.memory.take(request._reserved)
+            larger.take_over(rows, request.transferred_tokens)
+            self.memory.give_back(rows)
+            rows = request._rows = larger
+        return rows
+
+    def _reserve(self, request: EmbeddingRequest, tokens: int, is_oldest: bool) -> int:
+        """Have host memory counted in for so many tokens; returns for how many it is."""
+        more = tokens - request._reserved
+        if more > 0 and self.memory.reserve(more, is_oldest=is_oldest):
+            request._reserved = tokens
+        return request._reserved
+
+    # ---- granting
+
+    def _grant(self, request: EmbeddingRequest, is_oldest: bool) -> bool:
+        """Give a request the blocks it can use. True if it waits for memory."""
+        receiver = request.receiver
+        assert receiver is not None
+        if not receiver.handshake_done or receiver.progress().phase >= Phase.Success:
+            return False
+        total = request.total_embedding_length
+        if total and self.memory.bytes_for(total) > self.memory.limit_bytes:
+            return False
+        granted = receiver.granted_tokens
+        target = total or max(self.default.tokens(), granted)
+        if granted >= target:
+            return False
+        target = min(target, self._reserve(request, target, is_oldest) or granted)
+        held = receiver.granted_blocks - receiver.drained_blocks
+        missing = min(-(-target // self._bs) - receiver.granted_blocks, receiver.max_window_blocks - held)
+        rows_wait = receiver.ready_tokens > granted
+        blocks = receiver.allocate(missing, may_take_reserve=rows_wait) if missing > 0 else []
+        if not len(blocks):
+            if not request._contacted:
+                request._contacted = True
+                receiver.init([], 0)
+            return True
+        request._contacted = True
+        end = receiver.granted_blocks + len(blocks)
+        tokens = min(end * self._bs, target) - receiver.granted_blocks * self._bs
+        if receiver.granted_blocks:
+            receiver.resume_transfer(blocks, receiver.progress().sent, tokens)
+        else:
+            receiver.init(blocks, tokens)
+        return len(blocks) < missing
+
+    # ---- the end
+
+    def _end_finished(self, request: EmbeddingRequest) -> None:
+        receiver, rows = request.receiver, request._rows
+        assert receiver is not None
+        assert rows is not None
+        total = request.total_embedding_length
+        if rows.capacity_tokens < total:
+            rows = self._rows_for(request)
+        request.num_rounds = receiver.num_rounds
+        request.result = EmbeddingResult(
+            rows.input_embeddings(0, total),
+            rows.fill_ids(0, total),
+            rows.mrope_positions(0, total),
+            rows.deepstack_embeddings(0, total),
+            torch.from_numpy(rows.aux[:AUX_WORDS]),
+        )
+        self._leave(request)
+        self._finished.append(request)
+
+    def _end_failed(self, request: EmbeddingRequest, *, lost: bool = False) -> None:
+        receiver = request.receiver
+        assert receiver is not None
+        request.num_rounds = receiver.num_rounds
+        request.failure = receiver.failure_exception()
+        if not lost:
+            self._leave(request)
+        else:
+            self._active.pop(request, None)
+        request.release()
+        self._failed.append(request)
+
+    def _leave(self, request: EmbeddingRequest) -> None:
+        """Its blocks and its slot go back; what was received stays in its host memory."""
+        assert request.receiver is not None
+        self._active.pop(request, None)
+        request.receiver.on_change = None
+        request.receiver.clear()
+
+
+class PreallocQueue:
+    """Where requests enter: waits for the handshake, allocates the default, sends init, and hands over to the transfer queue."""
+
+    def __init__(self, client: Client, transfer: TransferQueue) -> None:
+        self._client = client
+        self._transfer = transfer
+
+    def add(self, request: EmbeddingRequest) -> None:
+        """Take a request in; never blocks. What is wrong with it, and what goes wrong later, comes out as its failure.
+
+        Raises:
+            ValueError: this very request was added before.
+        """
+        if request._added:
+            raise ValueError(f"room {request.room}: this request was added before; make a new one")
+        self._client.check_usable()
+        self._transfer.add(request)
+
+    def extend(self, requests: Iterable[EmbeddingRequest]) -> None:
+        for request in requests:
+            self.add(request)
+
+
+class WaitingQueue:
+    """Finished requests that wait for their prefill, first come, first served."""
+
+    def __init__(self, transfer: TransferQueue) -> None:
+        self._transfer = transfer
+        self._waiting: deque[EmbeddingRequest] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def update(self) -> list[EmbeddingRequest]:
+        """Take over what has finished since; returns what has failed."""
+        finished, failed = self._transfer.pop_transferred()
+        self._waiting.extend(finished)
+        return failed
+
+    def pop(self) -> EmbeddingRequest | None:
+        """The next one, or None. Its memory goes back with `request.release()`, after the prefill has consumed it."""
+        return self._waiting.popleft() if self._waiting else None
+
+
+def _taken(queue: deque[EmbeddingRequest]) -> Iterator[EmbeddingRequest]:
+    while queue:
+        yield queue.popleft()

@@ -1,0 +1,403 @@
+"""Encode side of the bootstrap: takes registrations, grants and aborts, and joins them to the encoder's calls by room.
+
+What it trusts: nothing. A message is for this incarnation or it is answered "stale"; a node is registered or it is answered the
+same; indices and counts are checked against the geometry that the node registered. A message that breaks a rule fails one
+request and no process (B6). An init or resume that names a request at or below its slot's tombstone is refused unless that
+request is open (R15).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import NamedTuple
+
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.layout import Destination, Peer, Slot
+from embridge.allocator.metrics import Metric
+from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.rings import Kick, Record
+from embridge.allocator.status import TERMINAL, split
+from embridge.workers import messages as msg
+from embridge.workers.roles import Arrival, Desk, Inbox, Out, Reply
+from embridge.workers.timing import NS
+
+log = logging.getLogger(__name__)
+
+MAX_ABORTED_ROOMS = 65536
+MAX_PENDING_A_PEER = 16384
+
+Grant = msg.Init | msg.Resume
+RemoteSlot = tuple[int, int]  # (peer, slot there)
+
+
+class Open(NamedTuple):
+    """A destination of a room that an encoder has opened here."""
+
+    remote_epoch: int
+    slot: int
+    epoch: int
+    destination: int
+
+
+class Pending(NamedTuple):
+    """A grant that came before the encoder's call."""
+
+    grant: Grant
+    peer: int
+    connection: bytes
+    since_ns: int
+
+
+class Admission:
+    """The encode node's bootstrap role."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._control = desk.control
+        self._slots = desk.slots
+        self._dsts = desk.control.destinations
+        self._peers = desk.control.peers
+        self._rooms: dict[int, tuple[int, int]] = {}
+        self._open: dict[RemoteSlot, Open] = {}
+        self._pending: dict[int, dict[RemoteSlot, Pending]] = {}
+        self._pending_rooms: dict[RemoteSlot, int] = {}
+        self._aborted: OrderedDict[int, tuple[int, str]] = OrderedDict()
+        self._out: list[Out] = []
+        self._swept_ns = 0
+        self._recover = True
+
+    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
+        self._out = []
+        if self._recover:
+            self._recover = False
+            self._rebuild()
+        for _, record in inbox.records:
+            with self._desk.isolated("kick", record.slot, record.epoch):
+                self._look(record)
+        for arrival in inbox.arrivals:
+            with self._desk.isolated("message"):
+                self._take(arrival, now_ns)
+        if now_ns - self._swept_ns > self._desk.timing.scan_s * NS:
+            self._swept_ns = now_ns
+            self._drop_old_pending(now_ns)
+        return self._out
+
+    def next_step_ns(self, now_ns: int) -> int:
+        return now_ns + 10 * NS
+
+    def _rebuild(self) -> None:
+        """After a restart: everything that is open stands in the control segment; what was pending is sent again by its node."""
+        for slot, epoch in self._desk.current_slots():
+            self._rooms[self._slots.get(slot, Slot.ROOM)] = (slot, epoch)
+            for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+                remote = self._dsts.get(slot, d, Destination.REMOTE_SLOT)
+                key = (self._dsts.get(slot, d, Destination.PEER) - 1, remote)
+                self._open[key] = Open(self._dsts.get(slot, d, Destination.REMOTE_EPOCH), slot, epoch, d)
+            self._kick(slot, epoch)
+
+    # ---- from the clients and the poller
+
+    def _look(self, record: Record) -> None:
+        slot, epoch = record.slot, record.epoch
+        match record.kick:
+            case Kick.OPEN:
+                self._open_room(slot, epoch)
+            case Kick.FAIL | Kick.LOOK:
+                self._desk.to("poller").send(record.kick, slot, epoch)
+            case Kick.RELEASE:
+                self._release(slot, epoch)
+            case Kick.PEER_DEAD:
+                self._forget_pending_of(slot)
+
+    def _open_room(self, slot: int, epoch: int) -> None:
+        self._desk.to("poller").send(Kick.OPEN, slot, epoch)
+        if not self._desk.is_live(slot, epoch):
+            return
+        room = self._slots.get(slot, Slot.ROOM)
+        held = self._rooms.get(room)
+        if held is not None and held != (slot, epoch):
+            self._desk.fail(slot, epoch, FailureCode.REFUSED, f"room {room} is in use by another sender of this node")
+            return
+        self._rooms[room] = (slot, epoch)
+        if room in self._aborted:
+            self._desk.fail(slot, epoch, *self._aborted[room])
+        for key, pending in self._pending.pop(room, {}).items():
+            self._pending_rooms.pop(key, None)
+            self._join(slot, epoch, pending.grant, pending.peer, pending.connection)
+
+    def _release(self, slot: int, epoch: int) -> None:
+        room = self._slots.get(slot, Slot.ROOM)
+        if self._rooms.get(room) == (slot, epoch):
+            del self._rooms[room]
+        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            key = (self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.REMOTE_SLOT))
+            held = self._open.get(key)
+            if held is not None and (held.slot, held.epoch) == (slot, epoch):
+                del self._open[key]
+        self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+        self._desk.wake_library(slot)
+
+    def _kick(self, slot: int, epoch: int) -> None:
+        self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+        self._desk.to_worker_of(slot).send(Kick.LOOK, slot, epoch)
+
+    # ---- from language nodes
+
+    def _take(self, arrival: Arrival, now_ns: int) -> None:
+        message, connection = arrival.message, arrival.connection
+        assert connection is not None
+        if isinstance(message, msg.Register):
+            self._register(message, connection, now_ns)
+            return
+        peer = self._peers.find(message.header.node_id, message.header.incarnation)
+        if peer is None or message.header.target != self._control.incarnation:
+            self._desk.count(Metric.MESSAGES_STALE)
+            self._out.append(Reply(connection, msg.Stale(self._header(message), message.header.target)))
+            return
+        match message:
+            case msg.Init() | msg.Resume():
+                self._take_grant(message, peer, connection, now_ns)
+            case msg.Abort():
+                self._take_abort(message, peer, connection)
+            case _:
+                self._desk.count(Metric.MESSAGES_REFUSED)
+
+    def _header(self, message: msg.Message) -> msg.Header:
+        return self._desk.header(message.header.incarnation)
+
+    def _refuse(self, connection: bytes, message: Grant, code: int, reason: str) -> None:
+        self._desk.count(Metric.MESSAGES_REFUSED)
+        log.warning("room %d: %s", message.key.room, reason)
+        self._out.append(Reply(connection, msg.Refused(self._header(message), code, msg.clip(reason), message.key)))
+
+    def _register(self, message: msg.Register, connection: bytes, now_ns: int) -> None:
+        header, geometry = message.header, self._control.geometry
+        for name in ("hidden_size", "block_size", "dtype", "deepstack_layers"):
+            theirs, ours = getattr(message, name), getattr(geometry, name)
+            if theirs != ours:
+                self._refuse_node(message, connection, f"{name}: the language node has {theirs}, this encode node {ours}")
+                return
+        if message.num_slots > self._control.limits.max_peer_slots:
+            limit = self._control.limits.max_peer_slots
+            self._refuse_node(message, connection, f"num_slots: {message.num_slots} > max_peer_slots {limit} of this node")
+            return
+        for other in self._peers.alive():
+            if self._peers.get(other, Peer.NODE_ID) != header.node_id:
+                continue
+            incarnation = self._peers.get(other, Peer.INCARNATION)
+            if incarnation > header.incarnation:
+                self._refuse_node(message, connection, f"incarnation {header.incarnation} is older than {incarnation}")
+                return
+            if incarnation < header.incarnation:
+                self._desk.to("poller").send(Kick.PEER_DEAD, other, incarnation)
+        if self._peers.find(header.node_id, header.incarnation) is None:
+            record = PeerRecord(
+                node_id=header.node_id,
+                incarnation=header.incarnation,
+                window_blocks=message.window_blocks,
+                num_blocks=message.num_blocks,
+                num_slots=message.num_slots,
+                session=message.session,
+                bootstrap_addr=message.bootstrap_addr,
+                poller_addr=message.poller_addr,
+                run_socket=message.run_socket,
+            )
+            if self._peers.register(record, now_ns, self._peers_in_use()) is None:
+                self._refuse_node(message, connection, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
+                return
+            log.info("registered language %s", record)
+        own, limits = self._desk.addresses, self._control.limits
+        self._out.append(
+            Reply(
+                connection,
+                msg.Registered(
+                    self._header(message), own.bootstrap_addr, own.poller_addr, geometry.num_blocks, limits.window_blocks
+                ),
+            )
+        )
+
+    def _refuse_node(self, message: msg.Register, connection: bytes, reason: str) -> None:
+        self._desk.count(Metric.MESSAGES_REFUSED)
+        log.warning("language node %x refused: %s", message.header.node_id, reason)
+        self._out.append(Reply(connection, msg.Refused(self._header(message), FailureCode.REFUSED, msg.clip(reason))))
+
+    def _peers_in_use(self) -> set[int]:
+        return {key[0] for key in self._open} | {key[0] for key in self._pending_rooms}
+
+    # ---- grants
+
+    def _check(self, grant: Grant, peer: int) -> str | None:
+        """What is wrong with a grant by the geometry its node registered; None when nothing is."""
+        count, bs = len(grant.dst_embedding_indices), self._desk.bs
+        num_blocks, window = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits.window_blocks
+        if grant.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
+            return f"slot {grant.key.slot} is outside the {self._peers.get(peer, Peer.NUM_SLOTS)} slots registered"
+        if count > window:
+            return f"{count} blocks granted > window of {window} blocks"
+        if any(index >= num_blocks for index in grant.dst_embedding_indices):
+            return f"block {max(grant.dst_embedding_indices)} granted, {num_blocks} blocks registered"
+        if len(set(grant.dst_embedding_indices)) != count:
+            return "a block is granted twice in one message"
+        if not ((count - 1) * bs < grant.allocated_tokens <= count * bs or count == grant.allocated_tokens == 0):
+            return f"allocated_tokens {grant.allocated_tokens} does not end in the last of {count} blocks of {bs} tokens"
+        if grant.required_dst_info_num > self._control.limits.max_destinations:
+            limit = self._control.limits.max_destinations
+            return f"required_dst_info_num {grant.required_dst_info_num} > max_destinations {limit}"
+        return None
+
+    def _take_grant(self, grant: Grant, peer: int, connection: bytes, now_ns: int) -> None:
+        key = (peer, grant.key.slot)
+        held = self._open.get(key)
+        wrong = self._check(grant, peer)
+        if held is not None and held.remote_epoch == grant.key.epoch:
+            if wrong:
+                self._desk.fail(held.slot, held.epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
+            else:
+                self._apply(held, grant)
+            return
+        if wrong:
+            self._refuse(connection, grant, FailureCode.PROTOCOL, f"grant refused: {wrong}")
+            return
+        room = grant.key.room
+        waiting = self._pending.get(room, {}).get(key)
+        if waiting is not None and waiting.grant.key.epoch == grant.key.epoch:
+            self._pending[room][key] = waiting._replace(grant=_wider(waiting.grant, grant), connection=connection)
+            return
+        if isinstance(grant, msg.Resume):
+            self._refuse(connection, grant, FailureCode.UNKNOWN_ROOM, f"room {room} is not known to the encode node")
+        elif grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot):
+            self._desk.count(Metric.MESSAGES_STALE)
+        elif room in self._aborted:
+            self._refuse(connection, grant, *self._aborted[room])
+        elif room in self._rooms:
+            self._join(*self._rooms[room], grant, peer, connection)
+        elif sum(1 for p, _ in self._pending_rooms if p == peer) >= MAX_PENDING_A_PEER:
+            self._refuse(connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait")
+        else:
+            self._pending.setdefault(room, {})[key] = Pending(grant, peer, connection, now_ns)
+            self._pending_rooms[key] = room
+
+    def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
+        """One more destination of a room that is open here. The tombstone comes last: killed before it, all is found open."""
+        if not self._desk.is_live(slot, epoch):
+            code = self._slots.get(slot, Slot.FAILURE) or FailureCode.REFUSED
+            self._refuse(connection, grant, code, self._slots.reason(slot) or "the encoder's request has ended")
+            return
+        count = self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        required = self._slots.get(slot, Slot.REQUIRED)
+        if required == 0:
+            self._slots.set(slot, Slot.REQUIRED, grant.required_dst_info_num)
+        elif required != grant.required_dst_info_num:
+            reason = f"destinations disagree on required_dst_info_num: {required} and {grant.required_dst_info_num}"
+            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, reason)
+            self._refuse(connection, grant, FailureCode.PROTOCOL, reason)
+            return
+        elif count >= required:
+            self._refuse(connection, grant, FailureCode.REFUSED, f"room {grant.key.room} has all its {required} destinations")
+            return
+        for field, value in (
+            (Destination.PEER, peer + 1),
+            (Destination.INCARNATION, grant.header.incarnation),
+            (Destination.REMOTE_SLOT, grant.key.slot),
+            (Destination.REMOTE_EPOCH, grant.key.epoch),
+        ):
+            self._dsts.set(slot, count, field, value)
+        held = self._open[(peer, grant.key.slot)] = Open(grant.key.epoch, slot, epoch, count)
+        self._slots.set(slot, Slot.NUM_DESTINATIONS, count + 1)
+        self._peers.raise_tombstone(peer, grant.key.slot, grant.key.epoch)
+        self._apply(held, grant)
+
+    def _apply(self, held: Open, grant: Grant) -> None:
+        """R1: a set-once table; an entry at or above `sent` changes only for a newer session; no gap; a contiguous length."""
+        slot, epoch, d = held.slot, held.epoch, held.destination
+        if not self._desk.is_live(slot, epoch):
+            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            return
+        known = self._dsts.get(slot, d, Destination.GRANTED_BLOCKS)
+        sent_block = self._dsts.get(slot, d, Destination.SENT) // self._desk.bs
+        first, end = grant.first_block, grant.first_block + len(grant.dst_embedding_indices)
+        if first > known:
+            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            return  # a message before it is missing; its node will send the whole window again
+        if end > sent_block + self._control.limits.window_blocks:
+            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
+            return
+        for i, index in enumerate(grant.dst_embedding_indices):
+            k = first + i
+            if k < known:
+                if k < sent_block:
+                    continue
+                old_index, old_session = self._dsts.grant(slot, d, k)
+                if grant.session_id == old_session and index != old_index:
+                    reason = f"block {k} was granted as {old_index} and as {index} under one session"
+                    self._desk.fail(slot, epoch, FailureCode.PROTOCOL, reason)
+                    return
+                if grant.session_id <= old_session:
+                    continue
+            self._dsts.set_grant(slot, d, k, index, grant.session_id)
+        self._dsts.raise_to(slot, d, Destination.GRANTED_BLOCKS, end)
+        if end >= known and grant.allocated_tokens:
+            tokens = first * self._desk.bs + grant.allocated_tokens
+            if self._dsts.get(slot, d, Destination.FIRST_GRANT) == 0:
+                self._dsts.set(slot, d, Destination.FIRST_GRANT, tokens)
+            self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens)
+        self._kick(slot, epoch)
+
+    # ---- aborts
+
+    def _take_abort(self, abort: msg.Abort, peer: int, connection: bytes) -> None:
+        key, room = (peer, abort.key.slot), abort.key.room
+        if abort.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
+            self._desk.count(Metric.MESSAGES_REFUSED)
+            return
+        held = self._open.get(key)
+        if held is not None and held.remote_epoch == abort.key.epoch:
+            self._dsts.set(held.slot, held.destination, Destination.ABORTED, 1)
+            if split(self._desk.status.load(held.slot)).phase < TERMINAL:
+                self._slots.claim_failure(held.slot, abort.code or FailureCode.ABORTED, abort.reason)
+            self._desk.to("poller").send(Kick.ABORTED, held.slot, held.epoch, held.destination)
+            return
+        was_pending = False
+        waiting = self._pending.get(room, {}).get(key)
+        if waiting is not None and waiting.grant.key.epoch == abort.key.epoch:
+            was_pending = True
+            self._drop_pending(key)
+        if self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch) or was_pending:
+            self._aborted[room] = (abort.code or FailureCode.ABORTED, abort.reason)
+            while len(self._aborted) > MAX_ABORTED_ROOMS:
+                self._aborted.popitem(last=False)
+            if room in self._rooms:
+                self._desk.fail(*self._rooms[room], *self._aborted[room])
+            for other in list(self._pending.get(room, {})):
+                late = self._pending[room][other]
+                self._refuse(late.connection, late.grant, *self._aborted[room])
+                self._drop_pending(other)
+        self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, 0)))
+
+    # ---- what waits for its encoder
+
+    def _drop_pending(self, key: RemoteSlot) -> None:
+        room = self._pending_rooms.pop(key, None)
+        if room is not None:
+            self._pending[room].pop(key, None)
+            if not self._pending[room]:
+                del self._pending[room]
+
+    def _forget_pending_of(self, peer: int) -> None:
+        for key in [key for key in self._pending_rooms if key[0] == peer]:
+            self._drop_pending(key)
+
+    def _drop_old_pending(self, now_ns: int) -> None:
+        """A language node aborts what exceeds its deadline; this is for those whose abort never came."""
+        limit = 2 * self._desk.timing.request_timeout_s * NS
+        for room in list(self._pending):
+            for key, pending in list(self._pending.get(room, {}).items()):
+                if now_ns - pending.since_ns > limit:
+                    self._drop_pending(key)
+
+
+def _wider(old: Grant, new: Grant) -> Grant:
+    """Of two grants of one request the one that reaches further; both begin at its first block, for nothing was sent yet."""
+    reach = (len(new.dst_embedding_indices), new.allocated_tokens, new.session_id)
+    return new if reach >= (len(old.dst_embedding_indices), old.allocated_tokens, old.session_id) else old

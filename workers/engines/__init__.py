@@ -1,0 +1,1 @@
+"""The ways rows travel: one file an engine, behind the protocol in `base`."""

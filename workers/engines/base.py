@@ -1,0 +1,61 @@
+"""What a transfer worker asks of an engine.
+
+An engine moves bytes from this node's payload segment into a peer's. It decides nothing: which rows, into which blocks, and what a
+failure means is the worker's. *Done* means applied at the destination (R13).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from embridge.allocator.errors import EmbridgeError
+from embridge.allocator.peertable import PeerRecord
+
+Moves = npt.NDArray[np.int64]
+"""(n, 3): offset in the peer's payload, offset in our payload, bytes."""
+
+
+class EngineError(EmbridgeError):
+    """A peer cannot be reached with this engine, or a write was refused; the text says why and what to do."""
+
+
+class Outcome(Enum):
+    """How an attempt stands. After FAILED it may still land, unless the engine says that its writes end with it."""
+
+    PENDING = 0
+    DONE = 1
+    FAILED = 2
+
+
+class TransferEngine(Protocol):
+    """One per transfer worker; not shared."""
+
+    name: str
+    late_writes: bool
+    """Whether an attempt that ended other than done may still write."""
+
+    def open(self, peer: int, record: PeerRecord) -> bool:
+        """Make a peer writable; True when it is. Never blocks: False means ask again.
+
+        Raises:
+            EngineError: it cannot be reached this way.
+        """
+        ...
+
+    def submit(self, peer: int, moves: Moves) -> int:
+        """Start one attempt; returns its ticket. Only to a peer that is open."""
+        ...
+
+    def poll(self, ticket: int) -> Outcome:
+        """How an attempt stands. A terminal answer is given once."""
+        ...
+
+    def close(self, peer: int) -> None:
+        """The peer is gone; what it had mapped or opened is let go."""
+        ...
+
+    def shutdown(self) -> None: ...

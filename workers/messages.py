@@ -1,0 +1,231 @@
+"""The wire schema between nodes: msgspec structs in msgpack, versioned, bounded, never pickle.
+
+Every message is idempotent and carries absolute values (a whole window, never a delta), so a lost, doubled, late or
+reordered one changes nothing but time. The header names who speaks and to which incarnation of whom (R14); a request is
+`(language node, its incarnation, its slot, its epoch)`, and the room joins that to the encoder's call.
+
+    language bootstrap ──register, init, resume, abort──▶ encode bootstrap   (answers: registered, refused, stale)
+    encode poller ──announce, status, abort_ack, heartbeat──▶ language poller
+    language poller ──close, heartbeat──▶ encode poller
+
+`decode` checks the type and range of every field before anything else sees it; what depends on a peer's geometry (block
+indices, slots) is checked by the role that knows it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+from embridge.allocator.errors import ProtocolError
+
+VERSION: Final = 1
+ACCEPTED_VERSIONS: Final = (1,)  # this one and the one before it
+MAX_MESSAGE_BYTES: Final = 1 << 20
+MAX_TEXT: Final = 128
+MAX_WINDOW: Final = 4096
+MAX_ROOMS_A_HEARTBEAT: Final = 8192
+
+U32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+U63 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Id = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
+Epoch = Annotated[int, msgspec.Meta(ge=1, le=(1 << 28) - 1)]
+SlotNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 16) - 1)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+PhaseNumber = Annotated[int, msgspec.Meta(ge=0, le=4)]
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """Who speaks, and to which incarnation of whom; `target` 0 where the sender can't know it yet (register)."""
+
+    version: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    node_id: Id
+    incarnation: Id
+    target: U63
+    sequence: U63
+
+
+class RequestKey(msgspec.Struct, frozen=True, array_like=True):
+    """A request as the language node that opened it knows it (its node id and incarnation are in the header)."""
+
+    slot: SlotNumber
+    epoch: Epoch
+    room: U63
+
+
+class Register(msgspec.Struct, frozen=True, array_like=True, tag="register"):
+    """A language node introduces itself: geometry, where its poller listens, and how its payload is reached."""
+
+    header: Header
+    bootstrap_addr: Text
+    poller_addr: Text
+    run_socket: Text
+    session: U32
+    hidden_size: U32
+    block_size: U32
+    num_blocks: U32
+    dtype: Text
+    deepstack_layers: U32
+    num_slots: U32
+    window_blocks: U32
+
+
+class Registered(msgspec.Struct, frozen=True, array_like=True, tag="registered"):
+    """The answer: who the encode node is."""
+
+    header: Header
+    bootstrap_addr: Text
+    poller_addr: Text
+    num_blocks: U32
+    window_blocks: U32
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+    """The answer to a registration, or to one request (`key` set), that cannot be served."""
+
+    header: Header
+    code: U32
+    reason: Text
+    key: RequestKey | None = None
+
+
+class Stale(msgspec.Struct, frozen=True, array_like=True, tag="stale"):
+    """The answer to a message for an incarnation that is no more, or from a node that is not registered here."""
+
+    header: Header
+    target: U63
+
+
+class Init(msgspec.Struct, frozen=True, array_like=True, tag="init"):
+    """The first grant of a request; it may grant no block at all (R19)."""
+
+    header: Header
+    key: RequestKey
+    endpoint: Text
+    dst_port: U32
+    session_id: U32
+    dst_embedding_indices: Annotated[list[U32], msgspec.Meta(max_length=MAX_WINDOW)]
+    first_block: U32
+    required_dst_info_num: Annotated[int, msgspec.Meta(ge=1, le=64)]
+    allocated_tokens: U32
+
+
+class Resume(msgspec.Struct, frozen=True, array_like=True, tag="resume"):
+    """A later grant: the whole window still held, from `first_block` (R1). `sent_tokens` is checked, never obeyed (R2)."""
+
+    header: Header
+    key: RequestKey
+    endpoint: Text
+    dst_port: U32
+    session_id: U32
+    dst_embedding_indices: Annotated[list[U32], msgspec.Meta(max_length=MAX_WINDOW)]
+    first_block: U32
+    required_dst_info_num: Annotated[int, msgspec.Meta(ge=1, le=64)]
+    sent_tokens: U32
+    allocated_tokens: U32
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """The destination gives the request up and wants to know when nothing writes into its blocks any more."""
+
+    header: Header
+    key: RequestKey
+    code: U32
+    reason: Text
+
+
+class AbortAck(msgspec.Struct, frozen=True, array_like=True, tag="abort_ack"):
+    """No attempt of this request is under way, and none will be; `tainted`: session + 1 under which one may still land (R7, R9)."""
+
+    header: Header
+    key: RequestKey
+    tainted: U32
+
+
+class RoomState(msgspec.Struct, frozen=True, array_like=True):
+    """One request as the encode side sees it, for one destination."""
+
+    key: RequestKey
+    phase: PhaseNumber
+    sent_tokens: U32
+    total_tokens: U32
+    ready_tokens: U32
+    known_blocks: U32
+    tainted: U32
+    code: U32
+    reason: Text
+
+
+class Announce(msgspec.Struct, frozen=True, array_like=True, tag="announce"):
+    """The real length, ahead of the rows."""
+
+    header: Header
+    key: RequestKey
+    total_tokens: U32
+
+
+class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
+    """The common phase, and this destination's progress (R18)."""
+
+    header: Header
+    room: RoomState
+
+
+class Close(msgspec.Struct, frozen=True, array_like=True, tag="close"):
+    """The destination has the outcome and holds nothing of the request any more (R23)."""
+
+    header: Header
+    key: RequestKey
+
+
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag="heartbeat"):
+    """I am alive; and from an encode node, the state of every request in flight for the peer that it is sent to."""
+
+    header: Header
+    rooms: Annotated[list[RoomState], msgspec.Meta(max_length=MAX_ROOMS_A_HEARTBEAT)]
+
+
+Message = (
+    Register
+    | Registered
+    | Refused
+    | Stale
+    | Init
+    | Resume
+    | Abort
+    | AbortAck
+    | Announce
+    | Status
+    | Close
+    | Heartbeat
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(data: bytes, peer: str) -> Message:
+    """Decode one frame from `peer` (for the error only).
+
+    Raises:
+        ProtocolError: too long, no valid message, a field out of its range, or another version.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(peer, "message length", len(data), f"at most {MAX_MESSAGE_BYTES} bytes")
+    try:
+        message: Message = _decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(peer, "message", str(error)[:MAX_TEXT], "a message of the embridge schema") from error
+    if message.header.version not in ACCEPTED_VERSIONS:
+        raise ProtocolError(peer, "version", message.header.version, f"one of {ACCEPTED_VERSIONS}")
+    return message
+
+
+def clip(text: str) -> str:
+    """A text that fits a message's field."""
+    return text[:MAX_TEXT]

@@ -1,0 +1,108 @@
+"""Liveness of the other nodes: who was heard when, who is told that we are here, and when a peer is taken for dead.
+
+A port where nobody listens any more is death at once: the launcher holds a node's listening sockets, so they close only when the
+whole node is gone, not when one of its processes is restarted. Silence is death after `peer_timeout_s`. What this process did not
+hear while it was itself stopped is not held against anybody.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from embridge.allocator.layout import Peer
+from embridge.allocator.metrics import Metric
+from embridge.allocator.rings import Kick
+from embridge.workers import messages as msg
+from embridge.workers.roles import Desk, Disconnect, Out, Send
+from embridge.workers.timing import NS
+
+log = logging.getLogger(__name__)
+
+STALLED_NS = NS  # a gap between two steps of this process after which it trusts no silence
+
+
+class PeerWatch:
+    """Heartbeats out, signs of life in. `rooms_of(peer)` lists what the heartbeat to that peer carries."""
+
+    def __init__(self, desk: Desk, rooms_of: Callable[[int], list[msg.RoomState]]) -> None:
+        self._desk = desk
+        self._peers = desk.control.peers
+        self._rooms_of = rooms_of
+        self._beaten_ns: dict[int, int] = {}
+        self._by_identity: dict[tuple[int, int], int] = {}
+        self._stepped_ns = 0
+        self._next_ns = 0
+
+    def heard(self, header: msg.Header, now_ns: int) -> int | None:
+        """Note a sign of life. Returns the peer, or None for a stranger, a dead incarnation, or a message for another one of us."""
+        if header.target != self._desk.control.incarnation:
+            return None
+        identity = (header.node_id, header.incarnation)
+        peer = self._by_identity.get(identity)
+        if peer is None or not self._matches(peer, identity):
+            peer = self._peers.find(*identity)
+            if peer is None:
+                return None
+            self._by_identity[identity] = peer
+        self._peers.set(peer, Peer.HEARD_NS, now_ns)
+        return peer
+
+    def _matches(self, peer: int, identity: tuple[int, int]) -> bool:
+        at = (self._peers.get(peer, Peer.NODE_ID), self._peers.get(peer, Peer.INCARNATION))
+        return self._peers.is_alive(peer) and at == identity
+
+    def step(self, now_ns: int, refused: list[str], out: list[Out]) -> bool:
+        """Send what is due and declare the dead. True if somebody died."""
+        if not refused and now_ns < self._next_ns:
+            return False
+        timing = self._desk.timing
+        stalled = self._stepped_ns and now_ns - self._stepped_ns > STALLED_NS + self._longest_sleep_ns()
+        self._stepped_ns = now_ns
+        died = False
+        soonest = timing.idle_heartbeat_s
+        for peer in self._peers.alive():
+            record = self._peers.record(peer)
+            if stalled:
+                self._peers.set(peer, Peer.HEARD_NS, now_ns)
+            silent_ns = now_ns - self._peers.get(peer, Peer.HEARD_NS)
+            if record.poller_addr in refused:
+                died |= self.bury(peer, record.incarnation, "its port is closed", out)
+                continue
+            if silent_ns > timing.peer_timeout_s * NS:
+                died |= self.bury(peer, record.incarnation, f"silent for {silent_ns / NS:.1f} s", out)
+                continue
+            rooms = self._rooms_of(peer)
+            every_s = timing.heartbeat_s if rooms else timing.idle_heartbeat_s
+            soonest = min(soonest, every_s)
+            if now_ns - self._beaten_ns.get(peer, 0) >= every_s * NS:
+                self._beaten_ns[peer] = now_ns
+                self._beat(record.poller_addr, record.incarnation, rooms, out)
+        self._next_ns = now_ns + int(soonest * NS)
+        return died
+
+    def hurry(self, now_ns: int) -> None:
+        """There is a request in flight: do not sleep through the short heartbeat."""
+        self._next_ns = min(self._next_ns, now_ns + int(self._desk.timing.heartbeat_s * NS))
+
+    def _longest_sleep_ns(self) -> int:
+        return int(self._desk.timing.idle_heartbeat_s * NS)
+
+    def _beat(self, address: str, incarnation: int, rooms: list[msg.RoomState], out: list[Out]) -> None:
+        most = 1024  # of some 100 bytes each: far below the limit of a message
+        for first in range(0, max(len(rooms), 1), most):
+            out.append(Send(address, msg.Heartbeat(self._desk.header(incarnation), rooms[first : first + most])))
+        self._desk.count(Metric.RESENT, len(rooms))
+
+    def bury(self, peer: int, incarnation: int, why: str, out: list[Out]) -> bool:
+        """Declare one incarnation dead. True the first time."""
+        if self._peers.get(peer, Peer.INCARNATION) != incarnation or not self._peers.bury(peer):
+            return False
+        record = self._peers.record(peer)
+        log.warning("%s is lost: %s", record, why)
+        out.append(Disconnect(record.poller_addr))
+        self._desk.to("bootstrap").send(Kick.PEER_DEAD, peer, incarnation)
+        return True
+
+    def next_ns(self) -> int:
+        return self._next_ns

@@ -1,0 +1,297 @@
+"""Encode side of the poller: the only writer of the encode node's status words; it tells every destination what concerns it.
+
+The word is (phase, least `sent` of all required destinations, an absent one counting as 0), computed from the watermarks and never
+passed by a caller (B2, R18). A destination is told the common phase and its own progress. A request that has ended is told again
+with every heartbeat until its destination closes it or is dead (R23), and its slot is free only when the worker has said that
+nothing of it is under way and the client has cleared it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.layout import Destination, Peer, Slot
+from embridge.allocator.metrics import Metric
+from embridge.allocator.rings import Kick, Record
+from embridge.allocator.status import TERMINAL, Phase, split
+from embridge.workers import messages as msg
+from embridge.workers.peers import PeerWatch
+from embridge.workers.reaping import Reaper
+from embridge.workers.roles import Arrival, Desk, Inbox, Out, Send
+from embridge.workers.timing import NS
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """The encode node's poller role."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._control = desk.control
+        self._slots = desk.slots
+        self._dsts = desk.control.destinations
+        self._live: dict[int, int] = {}
+        self._deadlines: list[tuple[int, int, int]] = []
+        self._told: dict[int, dict[int, tuple[int, ...]]] = {}  # slot -> destination -> what it was told last
+        self._by_key: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # (peer, slot, epoch there) -> ours
+        self._acks_due: set[tuple[int, int]] = set()
+        self._watch = PeerWatch(desk, self._rooms_of)
+        self._reaper = Reaper(desk)
+        self._out: list[Out] = []
+        self._scanned_ns = 0
+        self._now_ns = 0
+
+    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
+        self._out = []
+        self._now_ns = now_ns
+        for arrival in inbox.arrivals:
+            with self._desk.isolated("message"):
+                self._take(arrival)
+        touched: dict[int, int] = {}
+        for _, record in inbox.records:
+            self._look(record, touched)
+        if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
+            self._scanned_ns = now_ns
+            touched.update(self._desk.current_slots())
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, slot, epoch = heapq.heappop(self._deadlines)
+            touched[slot] = epoch
+        dead = self._watch.step(now_ns, inbox.refused, self._out)
+        if dead:
+            touched.update(self._live)
+        for slot, epoch in touched.items():
+            if self._desk.is_current(slot, epoch):
+                with self._desk.isolated("status", slot, epoch):
+                    self._serve(slot, epoch)
+            elif self._live.get(slot) == epoch:
+                self._forget(slot)
+        self._reaper.free_lanes()
+        return self._out
+
+    def next_step_ns(self, now_ns: int) -> int:
+        due = min(self._watch.next_ns(), self._scanned_ns + int(self._desk.timing.scan_s * NS))
+        return min(due, self._deadlines[0][0]) if self._deadlines else due
+
+    # ---- what came
+
+    def _look(self, record: Record, touched: dict[int, int]) -> None:
+        slot, epoch = record.slot, record.epoch
+        match record.kick:
+            case Kick.LANE_DEAD:
+                log.info("client of lane %d is gone; its requests end", slot)
+                touched.update({s: e for s, e in self._desk.current_slots() if self._slots.get(s, Slot.LANE) == slot})
+                self._reaper.bury(slot)
+            case Kick.PEER_DEAD:
+                self._watch.bury(slot, epoch, "it was replaced by a newer incarnation or left", self._out)
+                touched.update(self._live)
+            case Kick.ABORTED:
+                self._acks_due.add((slot, record.value))
+                touched[slot] = epoch
+            case _:
+                touched[slot] = epoch
+
+    def _take(self, arrival: Arrival) -> None:
+        message = arrival.message
+        peer = self._watch.heard(message.header, self._now_ns)
+        if peer is None:
+            self._desk.count(Metric.MESSAGES_STALE)
+            return
+        if isinstance(message, msg.Close):
+            self._close(message.key, peer)
+        elif not isinstance(message, msg.Heartbeat):
+            self._desk.count(Metric.MESSAGES_REFUSED)
+
+    def _close(self, key: msg.RequestKey, peer: int) -> None:
+        held = self._by_key.get((peer, key.slot, key.epoch))
+        if held is not None and self._desk.is_current(held[0], held[1]):
+            slot, epoch, d = held
+            self._dsts.set(slot, d, Destination.CLOSED, 1)
+            self._serve(slot, epoch)
+
+    # ---- one request
+
+    def _serve(self, slot: int, epoch: int) -> None:
+        if self._live.get(slot) != epoch:
+            self._live[slot] = epoch
+            heapq.heappush(self._deadlines, (self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch))
+        word = split(self._desk.status.load(slot))
+        if word.phase < TERMINAL:
+            self._advance(slot, epoch)
+            word = split(self._desk.status.load(slot))
+        self._tell_all(slot, epoch, word.phase)
+        if word.phase >= TERMINAL:
+            self._end(slot, epoch)
+
+    def _advance(self, slot: int, epoch: int) -> None:
+        slots, count = self._slots, self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        if self._failed(slot, epoch, count):
+            return
+        required, total = slots.get(slot, Slot.REQUIRED), slots.get(slot, Slot.TOTAL)
+        if not required or count < required:
+            return
+        if self._raise(slot, epoch, Phase.WaitingForInput, 0):
+            self._tell_all(slot, epoch, Phase.WaitingForInput)
+        sent = [self._dsts.get(slot, d, Destination.SENT) for d in range(count)]
+        first = [self._dsts.get(slot, d, Destination.FIRST_GRANT) for d in range(count)]
+        least = min(sent)
+        if not total or not least:
+            return
+        if any(grant < total for grant in first) and all(s >= min(g, total) > 0 for s, g in zip(sent, first, strict=True)):
+            before = split(self._desk.status.load(slot)).phase
+            self._raise(slot, epoch, Phase.Transferring, min(least, total))
+            if before < Phase.Transferring:
+                self._tell_all(slot, epoch, Phase.Transferring)
+        if least >= total:
+            self._raise(slot, epoch, Phase.Success, total)
+            self._desk.count(Metric.SUCCEEDED)
+        else:
+            self._raise(slot, epoch, Phase(split(self._desk.status.load(slot)).phase), least)
+
+    def _failed(self, slot: int, epoch: int, count: int) -> bool:
+        """End the request if something says so: a reason somebody claimed, its client, a peer, its deadline."""
+        code, reason = self._slots.get(slot, Slot.FAILURE), ""
+        if not code and self._desk.is_lane_dead(slot):
+            code, reason = FailureCode.CLIENT_DIED, "the encoder process died"
+        for d in range(count):
+            peer = self._dsts.get(slot, d, Destination.PEER) - 1
+            if not code and not self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION)):
+                code, reason = FailureCode.PEER_LOST, f"language {self._control.peers.record(peer)} is lost"
+            if not code and self._dsts.get(slot, d, Destination.CLOSED):
+                code, reason = FailureCode.ABORTED, "a destination no longer knows the request"
+        if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):
+            code, reason = FailureCode.TIMEOUT, self._why_late(slot, count)
+        if not code:
+            return False
+        self._slots.claim_failure(slot, code, reason)
+        self._raise(slot, epoch, Phase.Failed, split(self._desk.status.load(slot)).sent)
+        self._desk.count(Metric.FAILED)
+        log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
+        return True
+
+    def _why_late(self, slot: int, count: int) -> str:
+        required = self._slots.get(slot, Slot.REQUIRED)
+        if not required or count < required:
+            waited = f"{count} of {required or 'unknown'} destinations had sent their init"
+        else:
+            sent = [self._dsts.get(slot, d, Destination.SENT) for d in range(count)]
+            granted = [self._dsts.get(slot, d, Destination.GRANTED_TOKENS) for d in range(count)]
+            ready, total = self._slots.get(slot, Slot.READY), self._slots.get(slot, Slot.TOTAL)
+            waited = f"sent {sent} granted {granted} ready {ready} of {total} tokens"
+        return f"deadline passed on the encode side: {waited}"
+
+    def _peer_is(self, peer: int, incarnation: int) -> bool:
+        peers = self._control.peers
+        return peers.is_alive(peer) and peers.get(peer, Peer.INCARNATION) == incarnation
+
+    def _raise(self, slot: int, epoch: int, phase: Phase, sent: int) -> bool:
+        if not self._desk.status.advance(slot, epoch, phase, sent, self._now_ns):
+            return False
+        self._control.ring_lane(self._slots.get(slot, Slot.LANE))
+        return True
+
+    # ---- telling
+
+    def _state(self, slot: int, epoch: int, d: int, phase: int) -> msg.RoomState:
+        """`sent` is read before `tainted`, so that what is reported clean is clean (R6)."""
+        sent = self._dsts.get(slot, d, Destination.SENT)
+        tainted = self._dsts.get(slot, d, Destination.TAINTED)
+        key = msg.RequestKey(
+            self._dsts.get(slot, d, Destination.REMOTE_SLOT),
+            self._dsts.get(slot, d, Destination.REMOTE_EPOCH),
+            self._slots.get(slot, Slot.ROOM),
+        )
+        failed = phase == Phase.Failed
+        return msg.RoomState(
+            key=key,
+            phase=phase,
+            sent_tokens=sent,
+            total_tokens=self._slots.get(slot, Slot.TOTAL),
+            ready_tokens=self._slots.get(slot, Slot.READY),
+            known_blocks=self._dsts.get(slot, d, Destination.GRANTED_BLOCKS),
+            tainted=tainted,
+            code=self._slots.get(slot, Slot.FAILURE) if failed else 0,
+            reason=msg.clip(self._slots.reason(slot)) if failed else "",
+        )
+
+    def _tell_all(self, slot: int, epoch: int, phase: int) -> None:
+        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            self._tell(slot, epoch, d, phase)
+
+    def _tell(self, slot: int, epoch: int, d: int, phase: int) -> None:
+        """Tell one destination, if what concerns it has changed since it was told last."""
+        if self._dsts.get(slot, d, Destination.CLOSED):
+            return
+        peer = self._dsts.get(slot, d, Destination.PEER) - 1
+        if not self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION)):
+            return
+        state = self._state(slot, epoch, d, phase)
+        granted = self._dsts.get(slot, d, Destination.GRANTED_TOKENS)
+        crossing = min(state.ready_tokens, granted + 1)  # more ready than granted is news; how much more is not
+        news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
+        record = self._control.peers.record(peer)
+        told = self._told.setdefault(slot, {}).get(d)
+        if told != news:
+            self._told[slot][d] = news
+            self._by_key[peer, state.key.slot, state.key.epoch] = (slot, epoch, d)
+            header = self._desk.header(record.incarnation)
+            if told is None and phase < TERMINAL and not state.sent_tokens and state.total_tokens:
+                self._out.append(Send(record.poller_addr, msg.Announce(header, state.key, state.total_tokens)))
+            self._out.append(Send(record.poller_addr, msg.Status(self._desk.header(record.incarnation), state)))
+        if (
+            (slot, d) in self._acks_due
+            and phase >= TERMINAL
+            and self._slots.get(slot, Slot.QUIESCED_EPOCH) == epoch
+        ):
+            self._acks_due.discard((slot, d))
+            header = self._desk.header(record.incarnation)
+            self._out.append(Send(record.poller_addr, msg.AbortAck(header, state.key, state.tainted)))
+
+    def _rooms_of(self, peer: int) -> list[msg.RoomState]:
+        """What a heartbeat to one peer lists."""
+        rooms = []
+        for slot, epoch in self._live.items():
+            if not self._desk.is_current(slot, epoch):
+                continue
+            phase = split(self._desk.status.load(slot)).phase
+            for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+                if (
+                    self._dsts.get(slot, d, Destination.PEER) == peer + 1
+                    and not self._dsts.get(slot, d, Destination.CLOSED)
+                ):
+                    rooms.append(self._state(slot, epoch, d, phase))
+        return rooms
+
+    # ---- the end
+
+    def _end(self, slot: int, epoch: int) -> None:
+        if self._slots.get(slot, Slot.QUIESCED_EPOCH) != epoch:
+            self._desk.to_worker_of(slot).send(Kick.QUIESCE, slot, epoch)
+            return
+        lane_dead = self._desk.is_lane_dead(slot)
+        if lane_dead and self._control.blocks.cells.reclaim(slot, epoch, False):
+            self._control.ring_block_waiters()
+        if not lane_dead and self._slots.get(slot, Slot.CLEARED_EPOCH) != epoch:
+            return
+        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            peer = self._dsts.get(slot, d, Destination.PEER) - 1
+            if self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION)) and not (
+                self._dsts.get(slot, d, Destination.CLOSED)
+            ):
+                return
+        self._desk.to("bootstrap").send(Kick.RELEASE, slot, epoch)
+        self._forget(slot)
+
+    def _forget(self, slot: int) -> None:
+        self._live.pop(slot, None)
+        for d in self._told.pop(slot, {}):
+            self._acks_due.discard((slot, d))
+            key = (
+                self._dsts.get(slot, d, Destination.PEER) - 1,
+                self._dsts.get(slot, d, Destination.REMOTE_SLOT),
+                self._dsts.get(slot, d, Destination.REMOTE_EPOCH),
+            )
+            if self._by_key.get(key, (None,))[0] == slot:
+                del self._by_key[key]

@@ -1,0 +1,168 @@
+"""What the roles of a node have in common: a step from an inbox to an outbox, so that two nodes can run in one thread.
+
+A role does no I/O of its own. It is given what arrived since the last step (ring records, messages, lost connections), changes
+words in shared memory, and returns what is to be sent. `worker.py` puts the sockets and the waiting around it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+from embridge.allocator import layout as lay
+from embridge.allocator.control import Control
+from embridge.allocator.errors import EmbridgeError, FailureCode
+from embridge.allocator.layout import LaneState, Slot
+from embridge.allocator.metrics import Metric
+from embridge.allocator.rings import Kick, KickSender, Record
+from embridge.allocator.status import TERMINAL, split
+from embridge.workers import messages as msg
+from embridge.workers.timing import Timing
+
+log = logging.getLogger(__name__)
+
+
+class Arrival(NamedTuple):
+    """A message, and where it came from: a connection that others opened to us, or the address that we connected to."""
+
+    message: msg.Message
+    connection: bytes | None
+    address: str | None
+
+
+class Inbox(NamedTuple):
+    """All that came since the last step; `refused` are addresses where nobody listens (any more)."""
+
+    records: list[tuple[str, Record]]
+    arrivals: list[Arrival]
+    refused: list[str]
+
+
+class Send(NamedTuple):
+    """A message to an address; the connection is made when there is none."""
+
+    address: str
+    message: msg.Message
+
+
+class Reply(NamedTuple):
+    """A message back on a connection that somebody opened to us."""
+
+    connection: bytes
+    message: msg.Message
+
+
+class Disconnect(NamedTuple):
+    """Nothing more goes to this address; what is queued for it is dropped."""
+
+    address: str
+
+
+Out = Send | Reply | Disconnect
+
+
+class Addresses(NamedTuple):
+    """Where this node is reached."""
+
+    bootstrap_addr: str
+    poller_addr: str
+    run_socket: str
+
+
+class Step(Protocol):
+    """A role."""
+
+    def step(self, now_ns: int, inbox: Inbox) -> list[Out]: ...
+
+    def next_step_ns(self, now_ns: int) -> int:
+        """When it wants its next step at the latest."""
+        ...
+
+
+class Desk:
+    """What every role works with: the control segment, the times, its row of counters, and kicks to the others."""
+
+    def __init__(self, control: Control, name: str, timing: Timing, addresses: Addresses) -> None:
+        self.control = control
+        self.name = name
+        self.timing = timing
+        self.addresses = addresses
+        self.status = control.status
+        self.slots = control.slots
+        self.index = control.processes.names.index(name)
+        self._sequence = 0
+        self._senders: dict[str, KickSender] = {}
+        self.bs = control.geometry.block_size
+
+    def to(self, target: str) -> KickSender:
+        """The ring to another process of this node."""
+        if target not in self._senders:
+            self._senders[target] = self.control.sender(self.name, target)
+        return self._senders[target]
+
+    def to_worker_of(self, slot: int) -> KickSender:
+        return self.to(f"worker{self.control.worker_of(self.slots.get(slot, Slot.ROOM))}")
+
+    def flush(self) -> None:
+        for sender in self._senders.values():
+            sender.flush()
+
+    def header(self, target: int) -> msg.Header:
+        self._sequence += 1
+        return msg.Header(msg.VERSION, self.control.node_id, self.control.incarnation, target, self._sequence)
+
+    def count(self, metric: Metric, count: int = 1) -> None:
+        self.control.metrics.add(self.index, metric, count)
+
+    def is_current(self, slot: int, epoch: int) -> bool:
+        """Whether a slot's word and record are both about this epoch, and it has not been released."""
+        return (
+            0 <= slot < self.control.limits.num_slots
+            and split(self.status.load(slot)).epoch == epoch
+            and self.slots.get(slot, Slot.EPOCH) == epoch
+            and self.slots.get(slot, Slot.RELEASED_EPOCH) < epoch
+        )
+
+    def is_live(self, slot: int, epoch: int) -> bool:
+        """Current, and not at its end."""
+        return self.is_current(slot, epoch) and split(self.status.load(slot)).phase < TERMINAL
+
+    def is_lane_dead(self, slot: int) -> bool:
+        return self.control.lanes.get(self.slots.get(slot, Slot.LANE), lay.Lane.STATE) != LaneState.ATTACHED
+
+    def current_slots(self) -> Iterable[tuple[int, int]]:
+        """(slot, epoch) of everything that is not released: the slow look, after a restart and on a timer."""
+        for page in range(self.control.lanes.num_pages):
+            if self.control.lanes.page_lane(page) is None:
+                continue
+            for slot in range(page * lay.SLOTS_PER_PAGE, (page + 1) * lay.SLOTS_PER_PAGE):
+                epoch = split(self.status.load(slot)).epoch
+                if epoch and self.is_current(slot, epoch):
+                    yield slot, epoch
+
+    def wake_library(self, slot: int) -> None:
+        """Have the library thread of the slot's client look at it."""
+        self.status.mark(slot, lay.LIBRARY_VIEW)
+        self.control.bell(f"library{self.slots.get(slot, Slot.LANE)}").ring()
+
+    @contextmanager
+    def isolated(self, what: str, slot: int | None = None, epoch: int = 0) -> Iterator[None]:
+        """One item's bug ends that item: it is logged and counted, its request (if it has one) fails, the process goes on (D4)."""
+        try:
+            yield
+        except EmbridgeError:
+            raise
+        except Exception as error:
+            log.exception("%s: %s failed", self.name, what)
+            self.count(Metric.ERRORS)
+            if slot is not None and self.is_live(slot, epoch):
+                self.fail(slot, epoch, FailureCode.INTERNAL, f"{what} in {self.name}: {type(error).__name__}: {error}")
+
+    def fail(self, slot: int, epoch: int, code: int, reason: str) -> None:
+        """Claim why a request fails and have the poller end it (for roles that do not write status words)."""
+        self.slots.claim_failure(slot, code, reason)
+        self.to("poller").send(Kick.FAIL, slot, epoch)
+
+

@@ -1,0 +1,108 @@
+"""The run socket of a node: how a process of the same user and host joins it and is handed its descriptors.
+
+AF_UNIX SEQPACKET in the 0700 run directory. One msgpack message a frame, with descriptors beside it. The connection stays open
+for as long as the one who joined lives: its end is how the launcher learns that a client, or a foreign writer, is gone. That
+this socket answers is also the definition of "on the same host" (a boot id is shared by containers that share nothing else).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import Annotated
+
+import msgspec
+
+from embridge.allocator.errors import AttachError
+
+SOCKET_NAME = "embridge.sock"
+MAX_FRAME_BYTES = 1 << 16
+MAX_DESCRIPTORS = 64
+PROTOCOL_VERSION = 1
+SO_PEERPIDFD = 77  # Linux 6.5; not in Python's socket module
+
+Id = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
+
+
+class Hello(msgspec.Struct, frozen=True, tag="client", tag_field="kind"):
+    """A client of this node: gets a lane."""
+
+    version: int
+
+
+class PeerHello(msgspec.Struct, frozen=True, tag="peer", tag_field="kind"):
+    """A transfer worker of another node: gets the payload, to write into the blocks that it is granted."""
+
+    version: int
+    node_id: Id
+    incarnation: Id
+    target: Id
+
+
+class Observe(msgspec.Struct, frozen=True, tag="observe", tag_field="kind"):
+    """Somebody who only looks (`embridge status`): gets the control segment."""
+
+    version: int
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="kind"):
+    """The answer; descriptors come beside it, in the order of `descriptors`."""
+
+    control_bytes: int
+    payload_bytes: int
+    lane: int
+    descriptors: list[str]
+    bootstrap_addr: str
+    request_timeout_s: float
+    settings: dict[str, int]
+
+
+class Sorry(msgspec.Struct, frozen=True, tag="sorry", tag_field="kind"):
+    """The answer when there is no seat."""
+
+    reason: str
+
+
+Frame = Hello | PeerHello | Observe | Welcome | Sorry
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def send_frame(sock: socket.socket, frame: Frame, descriptors: list[int] | None = None) -> None:
+    data = _encoder.encode(frame)
+    if descriptors:
+        socket.send_fds(sock, [data], descriptors)
+    else:
+        sock.send(data)
+
+
+def receive_frame(sock: socket.socket) -> tuple[Frame, list[int]] | None:
+    """One frame and its descriptors; None at the end of the connection. Raises AttachError for what is no frame."""
+    data, fds, _, _ = socket.recv_fds(sock, MAX_FRAME_BYTES, MAX_DESCRIPTORS)
+    if not data:
+        for fd in fds:
+            os.close(fd)
+        return None
+    try:
+        return _decoder.decode(data), list(fds)
+    except msgspec.DecodeError as error:
+        for fd in fds:
+            os.close(fd)
+        raise AttachError(f"run socket: {error}; the other side runs another version of embridge") from error
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of who connected."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return pid, uid
+
+
+def peer_pidfd(sock: socket.socket, pid: int) -> int:
+    """A pidfd of who connected: from the kernel's memory of the connection where it has one, else by pid."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError:
+        return os.pidfd_open(pid)

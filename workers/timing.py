@@ -1,0 +1,41 @@
+"""The times a node keeps, each with its reason. All clocks are monotonic; a jump of the wall clock changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds, all of them."""
+
+    request_timeout_s: float = 120.0
+    """From opening a request to its end, whatever it waits for; then it is Failed."""
+    peer_timeout_s: float = 5.0
+    """Silence of a peer that is taken for death; a throttled container is silent for one second."""
+    connect_timeout_s: float = 5.0
+    """How long a first registration with an encode node may take; it may be starting up."""
+    heartbeat_s: float = 0.1
+    """To peers with requests in flight; a lost message is repaired within one or two of these."""
+    idle_heartbeat_s: float = 1.0
+    """To peers with none."""
+    resend_s: float = 0.2
+    """A grant or an abort that the encode side has not answered is sent again after this, then twice as long, to 2 s."""
+    beat_s: float = 0.25
+    """A process's own sign of life in shared memory, also when idle."""
+    scan_s: float = 1.0
+    """Every slot is looked at this often, whatever the kicks said."""
+    ready_timeout_s: float = 30.0
+    """From the start of a node to READY of all its processes."""
+    drain_timeout_s: float = 30.0
+    """After SIGTERM, for the accepted requests to end."""
+    stop_timeout_s: float = 5.0
+    """For a process to stop before it is killed."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int | float) or not 0 < value < 1e6:
+                raise ValueError(f"{field.name}: {value!r} s is outside 0 to 1000000 s")
