@@ -1,7 +1,7 @@
 // The module embridge.allocator._core: its constants, functions and types.
 //
-// The algorithms are in native/, free of Python, a structure a file, each with its memory layout, its invariants and the reason
-// why a SIGKILL between any two instructions is safe:
+// The algorithms are in native/, free of Python, a structure a file, each with its memory layout, its invariants and
+// the reason why a SIGKILL between any two instructions is safe:
 //
 //   native/shared.h     atomic words, the clock, when to spin
 //   native/status.h     status words, stamps, dirty bits     bound in _core_words.c
@@ -10,14 +10,15 @@
 //   native/ring.h       records from one to one              bound in _core_ring.c
 //   native/copy.h       copies past the cache                bound here
 //
-// _core_mapping.c has the mappings that all of these lie in, and _core_arguments.c checks what callers pass; `_core.pyi` is the
-// contract. What holds for all of them:
+// _core_mapping.c has the mappings that all of these lie in, and _core_arguments.c checks what callers pass;
+// `_core.pyi` is the contract. What holds for all of them:
 //
-//   - Shared state is in 64-bit (doorbells: 32-bit) words, each with one writer, or moved by one compare-and-swap. There are no
-//     locks: nobody's death leaves one held.
+//   - Shared state is in 64-bit (doorbells: 32-bit) words, each with one writer, or moved by one compare-and-swap.
+//     There are no locks: nobody's death leaves one held.
 //   - A handle keeps pointers, and hints that it can do without. Whoever restarts makes a new one and goes on.
 //   - Words that come out of shared memory are input: they are checked before they are used as a size or an index.
-//   - Calls hold the GIL, and so one handle is used by one thread at a time; those that wait or move many bytes give it up.
+//   - Calls hold the GIL, and so one handle is used by one thread at a time; those that wait or move many bytes give it
+//     up.
 #include "_core.h"
 
 #include <errno.h>
@@ -33,14 +34,15 @@ static PyObject *core_format_ring(PyObject *module, PyObject *args, PyObject *kw
     core_state *state = PyModule_GetState(module);
     PyObject *object;
     Py_ssize_t offset, capacity;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nn:format_ring", names, state->mapping, &object, &offset, &capacity))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nn:format_ring", names, state->mapping, &object, &offset,
+                                     &capacity))
         return NULL;
     if (capacity < 0 || !ring_capacity_is_valid((uint64_t)capacity))
         return PyErr_Format(PyExc_ValueError, "capacity: %zd is not a power of two from 2 to 2**20", capacity);
     if (require_writable((Mapping *)object) < 0)
         return NULL;
-    unsigned char *header =
-        mapping_range((Mapping *)object, "ring", offset, RING_HEADER_BYTES + (uint64_t)capacity * RECORD_BYTES, LINE_BYTES);
+    unsigned char *header = mapping_range((Mapping *)object, "ring", offset,
+                                          RING_HEADER_BYTES + (uint64_t)capacity * RECORD_BYTES, LINE_BYTES);
     if (header == NULL)
         return NULL;
     ring_format((struct ring_header *)(void *)header, (uint64_t)capacity);
@@ -50,7 +52,8 @@ static PyObject *core_format_ring(PyObject *module, PyObject *args, PyObject *kw
 #define MOVES_ON_STACK 64
 #define KEEP_GIL_BYTES 4096 // moves of so little are over before the GIL could be given away and taken back
 
-// Copies the moves, so that nobody can change what was checked; returns NULL with an exception where one is out of range.
+// Copies the moves, so that nobody can change what was checked; returns NULL with an exception where one is out of
+// range.
 static struct move *take_moves(const Array *moves, size_t count, uint64_t destination_bytes, uint64_t source_bytes,
                                struct move *on_stack, uint64_t *total)
 {
@@ -63,9 +66,11 @@ static struct move *take_moves(const Array *moves, size_t count, uint64_t destin
     *total = 0;
     for (size_t i = 0; i < count; i++) {
         if (!move_is_valid(&checked[i], destination_bytes, source_bytes)) {
-            PyErr_Format(PyExc_IndexError, "move %zu: %lld bytes from %lld to %lld are outside the source's %llu or the destination's %llu",
-                         i, (long long)checked[i].bytes, (long long)checked[i].source, (long long)checked[i].destination,
-                         (unsigned long long)source_bytes, (unsigned long long)destination_bytes);
+            PyErr_Format(
+                PyExc_IndexError,
+                "move %zu: %lld bytes from %lld to %lld are outside the source's %llu or the destination's %llu", i,
+                (long long)checked[i].bytes, (long long)checked[i].source, (long long)checked[i].destination,
+                (unsigned long long)source_bytes, (unsigned long long)destination_bytes);
             if (checked != on_stack)
                 PyMem_Free(checked);
             return NULL;
@@ -75,13 +80,15 @@ static struct move *take_moves(const Array *moves, size_t count, uint64_t destin
     return checked;
 }
 
-static PyObject *copy_checked(const Py_buffer *destination, const Py_buffer *source, const Array *moves, PyObject *num_moves)
+static PyObject *copy_checked(const Py_buffer *destination, const Py_buffer *source, const Array *moves,
+                              PyObject *num_moves)
 {
     uint64_t count, total;
     struct move on_stack[MOVES_ON_STACK];
     if (take_up_to(num_moves, "count", moves->length / 3, &count) < 0)
         return NULL;
-    struct move *checked = take_moves(moves, count, (uint64_t)destination->len, (uint64_t)source->len, on_stack, &total);
+    struct move *checked =
+        take_moves(moves, count, (uint64_t)destination->len, (uint64_t)source->len, on_stack, &total);
     if (checked == NULL)
         return NULL;
     if (total <= KEEP_GIL_BYTES && count <= MOVES_ON_STACK) {
@@ -140,9 +147,9 @@ static int core_exec(PyObject *module)
         PyType_Spec *spec;
         PyTypeObject **type;
     } types[] = {
-        {&mapping_spec, &state->mapping},         {&words_spec, &state->words},
+        {&mapping_spec, &state->mapping},           {&words_spec, &state->words},
         {&status_table_spec, &state->status_table}, {&block_cells_spec, &state->block_cells},
-        {&producer_spec, &state->producer},       {&consumer_spec, &state->consumer},
+        {&producer_spec, &state->producer},         {&consumer_spec, &state->consumer},
         {&doorbell_spec, &state->doorbell},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {

@@ -37,7 +37,8 @@ typedef struct {
 // Not to be subclassed (`state_of_type` relies on it) nor changed.
 #define CORE_TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
 
-HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec, doorbell_spec;
+HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec,
+    doorbell_spec;
 
 // ---- handles (_core_mapping.c)
 
@@ -46,7 +47,8 @@ HIDDEN core_state *state_of_type(PyTypeObject *type);
 HIDDEN PyObject *handle_new(PyTypeObject *type, Mapping *mapping);
 HIDDEN void handle_dealloc(PyObject *self);
 // The address of `bytes` bytes at `offset`, or NULL with ValueError: outside the mapping, or not aligned.
-HIDDEN unsigned char *mapping_range(const Mapping *mapping, const char *what, Py_ssize_t offset, uint64_t bytes, size_t alignment);
+HIDDEN unsigned char *mapping_range(const Mapping *mapping, const char *what, Py_ssize_t offset, uint64_t bytes,
+                                    size_t alignment);
 // 0, or -1 with ValueError: what is about to be written belongs to a read-only mapping.
 HIDDEN int require_writable(const Mapping *mapping);
 
@@ -55,12 +57,14 @@ HIDDEN int require_writable(const Mapping *mapping);
 // Each of these returns 0, or -1 with an exception. `what` names the argument in it.
 HIDDEN int take_count(const char *function, Py_ssize_t given, Py_ssize_t expected); // TypeError
 HIDDEN int take_u64(PyObject *argument, uint64_t *value);                           // OverflowError, TypeError
-HIDDEN int take_up_to(PyObject *argument, const char *what, uint64_t limit, uint64_t *value); // ValueError beyond `limit`
+HIDDEN int take_up_to(PyObject *argument, const char *what, uint64_t limit,
+                      uint64_t *value); // ValueError beyond `limit`
 HIDDEN int take_index(PyObject *argument, const char *what, uint64_t length, uint32_t *index); // IndexError
 HIDDEN int take_seconds_as_ns(PyObject *argument, const char *what, int64_t *ns);              // ValueError for a NaN
-// Spread positional and keyword arguments over `names`; those that are missing beyond `required` stay NULL. TypeError.
-HIDDEN int take_named(const char *function, PyObject *const *args, Py_ssize_t nargs, PyObject *names_given, const char *const *names,
-                      Py_ssize_t num_names, Py_ssize_t required, PyObject **out);
+// Spread positional and keyword arguments over `names`; those that are missing beyond `required` stay NULL.
+// TypeError.
+HIDDEN int take_named(const char *function, PyObject *const *args, Py_ssize_t nargs, PyObject *names_given,
+                      const char *const *names, Py_ssize_t num_names, Py_ssize_t required, PyObject **out);
 
 typedef struct {
     Py_buffer view;
@@ -68,7 +72,8 @@ typedef struct {
     size_t length; // in items
 } Array;
 
-// The items of a contiguous buffer whose items have `item_bytes` bytes, or that is plain bytes. Close with PyBuffer_Release.
+// The items of a contiguous buffer whose items have `item_bytes` bytes, or that is plain bytes. Close with
+// PyBuffer_Release.
 HIDDEN int array_open(Array *array, PyObject *buffer, const char *what, size_t item_bytes, bool writable);
 
 #endif

@@ -1,8 +1,10 @@
 """The native core: shared mappings and the lock-free structures in them (C11 atomics, CPython limited API).
 
 Every class is a *handle*: it caches pointers into a `Mapping`, keeps that mapping alive and holds no state of its own
-that another process would need. Indices are range-checked (`IndexError`), integers that do not fit are `ValueError`
-(`OverflowError` where Python raises it). No call blocks but `Doorbell.wait` and `Consumer.wait`.
+that another process would need. A handle is used by one thread at a time. Indices are range-checked (`IndexError`),
+integers that do not fit are `ValueError` (`OverflowError` where Python raises it), and so is a change of what lies in a
+read-only mapping. Arrays are contiguous buffers whose items have the size that is named (u32: 4 bytes), or plain bytes.
+No call blocks but `Doorbell.wait` and `Consumer.wait`.
 """
 
 from typing_extensions import Buffer
@@ -17,10 +19,11 @@ MAX_EPOCH: int  # 2**28 - 1
 NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cache
 
 class Mapping:
-    """A MAP_SHARED mapping of `size` bytes of descriptor `fd`, aligned to `alignment` (over-mapped where it exceeds a page).
+    """A MAP_SHARED mapping of `size` bytes of descriptor `fd`, aligned to `alignment` (over-mapped beyond a page).
 
     Exports the buffer protocol (writable unless `writable=False`); every view keeps the mapping. It is unmapped with
-    the last reference. The descriptor may be closed after construction. Raises OSError.
+    the last reference. The descriptor may be closed after construction. Raises OSError, also (ENXIO) where the file is
+    shorter than `size`: touching what lies beyond it would be a SIGBUS.
     """
 
     def __init__(self, fd: int, size: int, *, writable: bool = True, alignment: int = 4096) -> None: ...
@@ -31,7 +34,7 @@ class Mapping:
     @property
     def writable(self) -> bool: ...
     def populate(self, offset: int, size: int) -> None:
-        """Touch the pages without the GIL (MADV_POPULATE_WRITE, else a read-modify-write of one byte a page by atomic or 0)."""
+        """Touch the pages without the GIL and without changing a byte. Raises OSError."""
     def lock(self, offset: int, size: int) -> int:
         """mlock without the GIL; 0, or the errno."""
     def advise_huge(self) -> int:
@@ -39,7 +42,10 @@ class Mapping:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Words:
-    """`count` atomic unsigned 64-bit words, `stride` bytes apart (a multiple of 8)."""
+    """`count` atomic unsigned 64-bit words, `stride` bytes apart (a multiple of 8).
+
+    Loads acquire and stores release: who loads a word sees what was written before it was stored.
+    """
 
     def __init__(self, mapping: Mapping, offset: int, count: int, stride: int = 8) -> None: ...
     def __len__(self) -> int: ...
@@ -59,58 +65,65 @@ class Words:
 class StatusTable:
     """One status word a slot: `epoch:28 | phase:4 | sent:32`, which only ever increases, with stamps and dirty bits.
 
-    `stamps`: 5 u64 a slot, the monotonic ns of the first entry into each phase of the current epoch (0: not entered).
-    `dirty`: `num_views` bitmaps of `num_slots / 64` u64 each, one after the other; `num_slots` is a multiple of 64. A
-    slot's page is its bitmap word: `slot // 64`.
+    `stamps`: 5 u64 a slot. They are packed with their epoch, so that a late writer of an old one leaves no time in a
+    new one: read them with `stamps()`. `dirty`: `num_views` bitmaps of `num_slots / 64` u64 each, one after the other;
+    `num_slots` is a multiple of 64. A slot's page is its bitmap word: `slot // 64`.
     """
 
     def __init__(
         self, mapping: Mapping, words_offset: int, stamps_offset: int, dirty_offset: int, num_slots: int, num_views: int
     ) -> None: ...
     def load(self, slot: int, /) -> int: ...
-    def stamps(self, slot: int, /) -> tuple[int, int, int, int, int]: ...
+    def stamps(self, slot: int, /) -> tuple[int, int, int, int, int]:
+        """The monotonic ns of the first entry into each phase of the slot's current epoch (0: not entered)."""
     def open(self, slot: int, now_ns: int, /) -> int:
-        """Begin the next epoch: word = (epoch + 1, phase 0, sent 0), stamps reset. Returns the epoch, or 0 when the slot's epochs
-        are used up (the slot is retired; nothing changed). Only the slot's owner calls it."""
+        """Begin the next epoch: word = (epoch + 1, phase 0, sent 0), stamps reset; no dirty bit is set. Returns the
+        epoch, or 0 when the slot's epochs are used up (the slot is retired; nothing changed). Only the slot's owner
+        calls it."""
     def advance(self, slot: int, epoch: int, phase: int, sent: int, now_ns: int, /) -> bool:
-        """Compare-and-swap until the word is (epoch, phase, sent), or refuse: a word of another epoch, a terminal phase (3, 4), or a
-        value that is not greater. On success stamps the first entry of `phase` and sets the slot's dirty bit in every view."""
+        """Compare-and-swap until the word is (epoch, phase, sent), or refuse: a word of another epoch (0 is nobody's),
+        a terminal phase (3, 4), or a value that is not greater. On success stamps the first entry of `phase` and sets
+        the slot's dirty bit in every view."""
     def mark(self, slot: int, view: int, /) -> None:
         """Set the slot's dirty bit in one view, with no change of the word."""
     def changed(self, view: int, pages: Buffer, num_pages: int, out: Buffer, /) -> int:
-        """Take (exchange with 0) the dirty words of the first `num_pages` of `pages` (u32) in `view`; the dirty slots go into
-        `out` (u32). Stops taking before a page whose 64 bits might not fit. Returns how many slots."""
+        """Take (exchange with 0) the dirty words of the first `num_pages` of `pages` (u32) in `view`; the dirty slots
+        go into `out` (u32, at least 64). Stops taking before a page whose 64 bits might not fit. Returns how many."""
     def compare(self, pages: Buffer, num_pages: int, seen: Buffer, out: Buffer, /) -> int:
-        """Compare every word of the pages with `seen` (u64, `num_slots` of them, updated here); those that differ go into `out`
-        (u32). The slow, certain look: a dirty bit is a hint that a dead writer may have left unset. Returns how many."""
+        """Compare every word of the pages with `seen` (u64, `num_slots` of them, updated here); those that differ go
+        into `out` (u32), until that is full. The slow, certain look: a dirty bit is a hint that a dead writer may have
+        left unset. Returns how many."""
 
 class BlockCells:
-    """One owner cell a block, 64 bits: `generation:18 | epoch:28 | slot:16 | state:2`; state 0 free, 1 owned, 2 exposed,
-    3 quarantined. A free cell keeps its generation (epoch and slot are 0); each acquire takes the next one. One CAS moves a
-    block, so a kill between any two instructions leaves it free or owned by someone known.
+    """One owner cell a block, 64 bits: `generation:18 | epoch:28 | slot:16 | state:2`.
 
-    `exposure`: one u64 a block, the session (and peer) to which the block was last exposed.
+    State 0 is free, 1 owned, 2 exposed, 3 quarantined. A free cell keeps its generation (epoch and slot are 0); each
+    acquire takes the next one. One CAS moves a block, so a kill between any two instructions leaves it free or owned by
+    someone known. `exposure`: one u64 a block, the session (and peer) to which the block was last exposed.
     """
 
     def __init__(self, mapping: Mapping, cells_offset: int, exposure_offset: int, num_blocks: int) -> None: ...
     def __len__(self) -> int: ...
     def acquire(self, slot: int, epoch: int, want: int, lowest: int, out: Buffer, at: int, /) -> int:
-        """Take up to `want` free blocks of index >= `lowest` for (slot, epoch), a run of neighbours where there is one, indices
-        ascending within each run, into `out` (u32) from position `at`. Returns how many: fewer when memory is short."""
+        """Take up to `want` free blocks of index >= `lowest` for (slot, epoch), a run of neighbours where there is one,
+        indices ascending within each run, into `out` (u32) from position `at`. Returns how many: fewer when memory is
+        short. A run that another process freed moments ago may be overlooked for one of other pieces; a free block is
+        not overlooked."""
     def expose(self, indices: Buffer, first: int, count: int, slot: int, epoch: int, exposure: int, /) -> int:
-        """Owned (or already exposed) -> exposed, for each of `indices[first:first + count]` (u32) that (slot, epoch) holds; the
-        side table's word is stored before the cell changes. Returns how many now stand exposed."""
+        """Owned (or already exposed) -> exposed, for each of `indices[first:first + count]` (u32) that (slot, epoch)
+        holds; the side table's word is stored before the cell changes. Returns how many now stand exposed."""
     def release(self, indices: Buffer, first: int, count: int, slot: int, epoch: int, /) -> int:
-        """Owned or exposed -> free, for each that (slot, epoch) holds. Returns how many it freed; a second time: 0."""
+        """Owned or exposed -> free, for each that (slot, epoch) holds. Returns how many; a second time: 0."""
     def quarantine(self, indices: Buffer, first: int, count: int, slot: int, epoch: int, /) -> int:
         """Exposed -> quarantined, owned -> free. Returns how many are quarantined by this call."""
     def reclaim(self, slot: int, epoch: int, quarantine_exposed: bool, /) -> int:
-        """Over the whole table, for (slot, epoch): owned -> free; exposed -> quarantined, or free. Quarantined ones stay.
-        Returns how many cells it changed."""
+        """Over the whole table, for (slot, epoch): owned -> free; exposed -> quarantined, or free. Quarantined ones
+        stay. Returns how many cells it changed."""
     def end_quarantine(self, slot: int, epoch: int, /) -> int:
         """Quarantined -> free for (slot, epoch), over the whole table. Returns how many."""
     def end_exposure(self, mask: int, value: int, below: int, /) -> int:
-        """Quarantined -> free for every block whose exposure word e has `e & mask == value` and `e & ~mask < below`."""
+        """Quarantined -> free for every block whose exposure word e has `e & mask == value` and `e & ~mask < below`.
+        Returns how many."""
     def cell(self, index: int, /) -> tuple[int, int, int, int]:
         """(state, slot, epoch, generation)."""
     def exposure(self, index: int, /) -> int: ...
@@ -120,24 +133,31 @@ class BlockCells:
         """Count free blocks, but stop at `limit`."""
 
 def format_ring(mapping: Mapping, offset: int, capacity: int) -> None:
-    """Write an empty ring's header: capacity (a power of two, 2 to 2**20), head and tail 0. `offset` is 64-byte aligned."""
+    """Write an empty ring's header: capacity (a power of two, 2 to 2**20), head and tail 0. `offset` is 64-byte
+    aligned."""
 
 class Producer:
-    """The writing end of a ring; one process at a time. `head` and `tail` are 64-bit and only rise."""
+    """The writing end of a ring; one process at a time. `head` and `tail` are 64-bit and only rise.
+
+    Both ends raise ValueError for a ring whose capacity is not one, and RuntimeError when head and tail are further
+    apart than the capacity: its header is damaged, and nothing was written or read.
+    """
 
     def __init__(self, mapping: Mapping, offset: int) -> None: ...
     def push(self, *words: int) -> bool:
         """One record of up to eight u64 (the rest 0). False when full; `num_refused` counts it."""
     def push_bytes(self, records: Buffer, /) -> int:
-        """As many whole 64-byte records of the buffer as fit, in one step. Returns how many."""
+        """As many whole 64-byte records of the buffer as fit, in one step. Returns how many; `num_refused` counts the
+        others."""
     def room(self) -> int: ...
     @property
-    def num_refused(self) -> int: ...
+    def num_refused(self) -> int:
+        """Records that found the ring full, since it was made: the count is in the ring and outlives its writer."""
     @property
     def capacity(self) -> int: ...
 
 class Consumer:
-    """The reading end: peek, work, commit. A record is consumed when its work is done, so a restarted reader sees it again."""
+    """The reading end: peek, work, commit. A record is consumed when its work is done: a restarted reader sees it."""
 
     def __init__(self, mapping: Mapping, offset: int) -> None: ...
     def peek(self, most: int, /) -> list[tuple[int, int, int, int, int, int, int, int]]: ...
@@ -146,29 +166,37 @@ class Consumer:
         """ValueError when `count` exceeds what is pending."""
     def pending(self) -> int: ...
     def wait(self, doorbell: Doorbell, timeout_s: float, spin_s: float = 20e-6) -> bool:
-        """Look once, spin, then sleep on the doorbell until a record is there or the time is over; without the GIL after the first
-        look. Does not spin when this thread may run on one core only. True if a record is there."""
+        """Look once, spin, then sleep on the doorbell until a record is there or the time is over (or a signal: returns
+        early); without the GIL after the first look. Does not spin when this thread may run on one core only. A timeout
+        of 0 or less only looks. True if a record is there."""
     @property
     def capacity(self) -> int: ...
 
 class Doorbell:
-    """A 64-byte line that wakes one waiter: `sequence:u32 | state:u32` (0 awake, 1 asleep on the futex, 2 armed eventfd).
+    """A 64-byte line that wakes one waiter: `sequence:u32 | state:u32`.
 
-    `ring` costs a system call only when the waiter sleeps (futex wake) or has armed its eventfd (8 bytes written, once an arming).
-    A waiter notes `sequence()`, looks for work, and waits with what it noted: a ring in between ends the wait at once.
+    The state's lower two bits: 0 awake, 1 asleep on the futex, 2 armed eventfd; above them the number of the arming.
+    `ring` costs a system call only when the waiter sleeps (futex wake) or has armed its eventfd (8 bytes written, once
+    an arming but for ringers that cross). A waiter notes `sequence()`, looks for work, and waits with what it noted: a
+    ring in between ends the wait at once. A ringer that is killed inside `ring` leaves a state that any later ring wakes.
+
+    `event_fd` is duplicated: the caller may close its own.
     """
 
     def __init__(self, mapping: Mapping, offset: int, event_fd: int = -1) -> None: ...
     def sequence(self) -> int: ...
     def ring(self) -> None: ...
     def wait(self, seen: int, timeout_s: float, spin_s: float = 20e-6) -> int:
-        """Without the GIL, until the sequence differs from `seen` or the time is over (or a signal: returns early); returns the sequence."""
+        """Without the GIL, until the sequence differs from `seen` or the time is over (or a signal: returns early);
+        returns the sequence. A timeout of 0 or less only looks."""
     def arm(self, seen: int) -> bool:
-        """Have the next ring written to the eventfd. False, and not armed, when the sequence is no longer `seen`."""
+        """Have the next ring written to the eventfd. False, and not armed, when the sequence is no longer `seen`; the
+        eventfd may be readable all the same, from a ring that crossed."""
     def disarm(self) -> None: ...
 
 def copy(destination: Buffer, source: Buffer, moves: Buffer, count: int, /) -> int:
-    """`count` moves of (destination offset, source offset, bytes), int64 triples, without the GIL; returns the bytes moved.
+    """`count` moves of (destination offset, source offset, bytes), int64 triples, one after the other, without the GIL
+    (but for a few KiB); returns the bytes moved.
 
     Every move is range-checked before the first byte moves (IndexError). Large moves are written past the cache."""
 

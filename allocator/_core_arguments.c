@@ -67,8 +67,8 @@ int take_seconds_as_ns(PyObject *argument, const char *what, int64_t *ns)
     return 0;
 }
 
-int take_named(const char *function, PyObject *const *args, Py_ssize_t nargs, PyObject *names_given, const char *const *names,
-               Py_ssize_t num_names, Py_ssize_t required, PyObject **out)
+int take_named(const char *function, PyObject *const *args, Py_ssize_t nargs, PyObject *names_given,
+               const char *const *names, Py_ssize_t num_names, Py_ssize_t required, PyObject **out)
 {
     if (nargs > num_names) {
         PyErr_Format(PyExc_TypeError, "%s() takes at most %zd arguments: %zd given", function, num_names, nargs);
@@ -103,7 +103,8 @@ int array_open(Array *array, PyObject *buffer, const char *what, size_t item_byt
         return -1;
     const size_t size = (size_t)array->view.itemsize, bytes = (size_t)array->view.len;
     if ((size != item_bytes && size != 1) || bytes % item_bytes != 0) {
-        PyErr_Format(PyExc_ValueError, "%s: %zu bytes in items of %zu, not in items of %zu", what, bytes, size, item_bytes);
+        PyErr_Format(PyExc_ValueError, "%s: %zu bytes in items of %zu, not in items of %zu", what, bytes, size,
+                     item_bytes);
     } else if ((uintptr_t)array->view.buf % item_bytes != 0) {
         PyErr_Format(PyExc_ValueError, "%s: its address is not a multiple of %zu", what, item_bytes);
     } else {

@@ -17,11 +17,12 @@ static PyObject *blocks_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     static char *names[] = {"mapping", "cells_offset", "exposure_offset", "num_blocks", NULL};
     PyObject *object;
     Py_ssize_t cells, exposure, num_blocks;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nnn:BlockCells", names, state_of_type(type)->mapping, &object, &cells,
-                                     &exposure, &num_blocks))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nnn:BlockCells", names, state_of_type(type)->mapping, &object,
+                                     &cells, &exposure, &num_blocks))
         return NULL;
     if (num_blocks < 1 || num_blocks > (Py_ssize_t)MAX_BLOCKS)
-        return PyErr_Format(PyExc_ValueError, "num_blocks: %zd is outside 1 to %lu", num_blocks, (unsigned long)MAX_BLOCKS);
+        return PyErr_Format(PyExc_ValueError, "num_blocks: %zd is outside 1 to %lu", num_blocks,
+                            (unsigned long)MAX_BLOCKS);
     Mapping *mapping = (Mapping *)object;
     struct blocks blocks = {.num_blocks = (uint32_t)num_blocks};
     blocks.cells = (word64 *)(void *)mapping_range(mapping, "cells", cells, (uint64_t)num_blocks * 8, 8);
@@ -65,14 +66,15 @@ static PyObject *blocks_acquire_some(PyObject *self, PyObject *const *args, Py_s
     BlockCells *cells = (BlockCells *)self;
     uint64_t owner, want, lowest, at;
     Array out;
-    if (take_count("acquire", nargs, 6) < 0 || require_writable(cells->mapping) < 0 || take_owner(args[0], args[1], &owner) < 0 ||
-        take_up_to(args[2], "want", UINT32_MAX, &want) < 0 || take_up_to(args[3], "lowest", UINT32_MAX, &lowest) < 0 ||
-        take_u64(args[5], &at) < 0 || array_open(&out, args[4], "out", 4, true) < 0)
+    if (take_count("acquire", nargs, 6) < 0 || require_writable(cells->mapping) < 0 ||
+        take_owner(args[0], args[1], &owner) < 0 || take_up_to(args[2], "want", UINT32_MAX, &want) < 0 ||
+        take_up_to(args[3], "lowest", UINT32_MAX, &lowest) < 0 || take_u64(args[5], &at) < 0 ||
+        array_open(&out, args[4], "out", 4, true) < 0)
         return NULL;
     PyObject *result = NULL;
     if (at > out.length || want > out.length - at)
-        PyErr_Format(PyExc_IndexError, "out: %llu blocks from position %llu do not fit in %zu items", (unsigned long long)want,
-                     (unsigned long long)at, out.length);
+        PyErr_Format(PyExc_IndexError, "out: %llu blocks from position %llu do not fit in %zu items",
+                     (unsigned long long)want, (unsigned long long)at, out.length);
     else
         result = PyLong_FromUnsignedLong(
             blocks_acquire(&cells->blocks, owner, (uint32_t)want, (uint32_t)lowest, (uint32_t *)out.data + at));
@@ -88,8 +90,8 @@ static int take_indices(const struct blocks *blocks, PyObject *buffer, PyObject 
     if (take_u64(first, &from) < 0 || take_u64(count, num) < 0 || array_open(indices, buffer, "indices", 4, false) < 0)
         return -1;
     if (from > indices->length || *num > indices->length - from) {
-        PyErr_Format(PyExc_IndexError, "indices: %llu from position %llu on are more than the %zu given", (unsigned long long)*num,
-                     (unsigned long long)from, indices->length);
+        PyErr_Format(PyExc_IndexError, "indices: %llu from position %llu on are more than the %zu given",
+                     (unsigned long long)*num, (unsigned long long)from, indices->length);
     } else {
         uint32_t highest = 0;
         *items = (const uint32_t *)indices->data + from;
@@ -158,7 +160,8 @@ static PyObject *blocks_reclaim_owner(PyObject *self, PyObject *const *args, Py_
 {
     BlockCells *cells = (BlockCells *)self;
     uint64_t owner;
-    if (take_count("reclaim", nargs, 3) < 0 || require_writable(cells->mapping) < 0 || take_owner(args[0], args[1], &owner) < 0)
+    if (take_count("reclaim", nargs, 3) < 0 || require_writable(cells->mapping) < 0 ||
+        take_owner(args[0], args[1], &owner) < 0)
         return NULL;
     const int quarantine_exposed = PyObject_IsTrue(args[2]);
     if (quarantine_exposed < 0)
@@ -180,8 +183,8 @@ static PyObject *blocks_end_exposure_to(PyObject *self, PyObject *const *args, P
 {
     BlockCells *cells = (BlockCells *)self;
     uint64_t mask, value, below;
-    if (take_count("end_exposure", nargs, 3) < 0 || require_writable(cells->mapping) < 0 || take_u64(args[0], &mask) < 0 ||
-        take_u64(args[1], &value) < 0 || take_u64(args[2], &below) < 0)
+    if (take_count("end_exposure", nargs, 3) < 0 || require_writable(cells->mapping) < 0 ||
+        take_u64(args[0], &mask) < 0 || take_u64(args[1], &value) < 0 || take_u64(args[2], &below) < 0)
         return NULL;
     return PyLong_FromUnsignedLong(blocks_end_exposure(&cells->blocks, mask, value, below));
 }
@@ -212,7 +215,8 @@ static PyObject *blocks_get_counts(PyObject *self, PyObject *unused)
     (void)unused;
     uint32_t counts[4];
     blocks_counts(&((BlockCells *)self)->blocks, counts);
-    return Py_BuildValue("(IIII)", counts[CELL_FREE], counts[CELL_OWNED], counts[CELL_EXPOSED], counts[CELL_QUARANTINED]);
+    return Py_BuildValue("(IIII)", counts[CELL_FREE], counts[CELL_OWNED], counts[CELL_EXPOSED],
+                         counts[CELL_QUARANTINED]);
 }
 
 static PyObject *blocks_count_free(PyObject *self, PyObject *argument)
@@ -248,4 +252,5 @@ static PyType_Slot blocks_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec block_cells_spec = {"embridge.allocator._core.BlockCells", sizeof(BlockCells), 0, CORE_TYPE_FLAGS, blocks_slots};
+PyType_Spec block_cells_spec = {"embridge.allocator._core.BlockCells", sizeof(BlockCells), 0, CORE_TYPE_FLAGS,
+                                blocks_slots};

@@ -1,7 +1,7 @@
 // Mapping: bytes of a descriptor, mapped shared; and what the handles into one have in common.
 //
-// A mapping is unmapped when nothing refers to it any more: no handle and no exported buffer. There is no `close`, because a
-// pointer into memory that is gone is not an exception but a SIGSEGV.
+// A mapping is unmapped when nothing refers to it any more: no handle and no exported buffer. There is no `close`,
+// because a pointer into memory that is gone is not an exception but a SIGSEGV.
 #define _GNU_SOURCE
 #include "_core.h"
 
@@ -40,7 +40,8 @@ void handle_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-unsigned char *mapping_range(const Mapping *mapping, const char *what, Py_ssize_t offset, uint64_t bytes, size_t alignment)
+unsigned char *mapping_range(const Mapping *mapping, const char *what, Py_ssize_t offset, uint64_t bytes,
+                             size_t alignment)
 {
     if (offset < 0 || (size_t)offset > mapping->size || bytes > mapping->size - (size_t)offset)
         PyErr_Format(PyExc_ValueError, "%s: %llu bytes at offset %zd are outside the mapping of %zu bytes", what,
@@ -144,8 +145,8 @@ static int mapping_getbuffer(PyObject *self, Py_buffer *view, int flags)
 }
 
 // The whole pages that hold [offset, offset + size).
-static int take_pages(const Mapping *mapping, const char *function, PyObject *const *args, Py_ssize_t nargs, PyObject *names_given,
-                      unsigned char **address, size_t *bytes)
+static int take_pages(const Mapping *mapping, const char *function, PyObject *const *args, Py_ssize_t nargs,
+                      PyObject *names_given, unsigned char **address, size_t *bytes)
 {
     static const char *const names[] = {"offset", "size"};
     PyObject *given[2];

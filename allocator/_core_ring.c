@@ -33,21 +33,24 @@ static PyObject *ring_end_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     struct ring ring = {.header = (struct ring_header *)(void *)header, .records = header + RING_HEADER_BYTES};
     ring.capacity = atomic_load_explicit(&ring.header->capacity, memory_order_acquire);
     if (!ring_capacity_is_valid(ring.capacity))
-        return PyErr_Format(PyExc_ValueError, "ring at offset %zd: capacity %llu is not a power of two from 2 to 2**20; format it first",
+        return PyErr_Format(PyExc_ValueError,
+                            "ring at offset %zd: capacity %llu is not a power of two from 2 to 2**20; format it first",
                             offset, (unsigned long long)ring.capacity);
     if (mapping_range(mapping, "ring", offset, RING_HEADER_BYTES + ring.capacity * RECORD_BYTES, LINE_BYTES) == NULL)
         return NULL;
     RingEnd *self = (RingEnd *)handle_new(type, mapping);
     if (self != NULL) {
         self->ring = ring;
-        self->ring.other = atomic_load_explicit(&ring.header->head, memory_order_acquire); // a lower bound of both positions
+        self->ring.other =
+            atomic_load_explicit(&ring.header->head, memory_order_acquire); // a lower bound of both positions
     }
     return (PyObject *)self;
 }
 
 static PyObject *ring_is_damaged(const struct ring *ring)
 {
-    return PyErr_Format(PyExc_RuntimeError, "ring: head %llu and tail %llu are further apart than its %llu records; its header is damaged",
+    return PyErr_Format(PyExc_RuntimeError,
+                        "ring: head %llu and tail %llu are further apart than its %llu records; its header is damaged",
                         (unsigned long long)atomic_load_explicit(&ring->header->head, memory_order_relaxed),
                         (unsigned long long)atomic_load_explicit(&ring->header->tail, memory_order_relaxed),
                         (unsigned long long)ring->capacity);
@@ -137,7 +140,7 @@ typedef struct {
     PyObject_HEAD
     Mapping *mapping;
     struct doorbell *bell;
-    int event_fd; // a duplicate of the caller's, so that a number that is closed and given away is never written to; or -1
+    int event_fd; // a duplicate of the caller's, so that a number that was closed and given away is not written to; or -1
 } Doorbell;
 
 static PyObject *doorbell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -146,8 +149,8 @@ static PyObject *doorbell_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     PyObject *object;
     Py_ssize_t offset;
     int event_fd = -1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!n|i:Doorbell", names, state_of_type(type)->mapping, &object, &offset,
-                                     &event_fd))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!n|i:Doorbell", names, state_of_type(type)->mapping, &object,
+                                     &offset, &event_fd))
         return NULL;
     Mapping *mapping = (Mapping *)object;
     if (require_writable(mapping) < 0)
@@ -181,7 +184,8 @@ static PyObject *doorbell_get_sequence(PyObject *self, PyObject *unused)
     return PyLong_FromUnsignedLong(doorbell_sequence(((Doorbell *)self)->bell));
 }
 
-// With the GIL held: a wake takes some microseconds, while getting the GIL back from another thread may take milliseconds.
+// With the GIL held: a wake takes some microseconds, while getting the GIL back from another thread may take
+// milliseconds.
 static PyObject *doorbell_ring_it(PyObject *self, PyObject *unused)
 {
     (void)unused;
@@ -340,7 +344,8 @@ static PyObject *consumer_commit(PyObject *self, PyObject *argument)
     if (pending < 0)
         return ring_is_damaged(ring);
     if (count > (uint64_t)pending)
-        return PyErr_Format(PyExc_ValueError, "commit: %llu records > %lld pending", (unsigned long long)count, (long long)pending);
+        return PyErr_Format(PyExc_ValueError, "commit: %llu records > %lld pending", (unsigned long long)count,
+                            (long long)pending);
     ring_commit(ring, count);
     Py_RETURN_NONE;
 }

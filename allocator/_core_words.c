@@ -18,8 +18,8 @@ static PyObject *words_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     static char *names[] = {"mapping", "offset", "count", "stride", NULL};
     PyObject *mapping;
     Py_ssize_t offset, count, stride = 8;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nn|n:Words", names, state_of_type(type)->mapping, &mapping, &offset, &count,
-                                     &stride))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nn|n:Words", names, state_of_type(type)->mapping, &mapping,
+                                     &offset, &count, &stride))
         return NULL;
     if (stride < 8 || stride % 8 != 0)
         return PyErr_Format(PyExc_ValueError, "stride: %zd is not a multiple of 8", stride);
@@ -47,7 +47,8 @@ static word64 *words_at(const Words *self, PyObject *argument)
 }
 
 // The word to change and the value to change it with, from the arguments (index, value).
-static word64 *words_take(PyObject *self, const char *function, PyObject *const *args, Py_ssize_t nargs, uint64_t *value)
+static word64 *words_take(PyObject *self, const char *function, PyObject *const *args, Py_ssize_t nargs,
+                          uint64_t *value)
 {
     if (take_count(function, nargs, 2) < 0 || require_writable(((Words *)self)->mapping) < 0)
         return NULL;
@@ -73,12 +74,12 @@ static PyObject *words_store(PyObject *self, PyObject *const *args, Py_ssize_t n
     Py_RETURN_NONE;
 }
 
-#define WORDS_FETCH(name, operation)                                                                                               \
-    static PyObject *words_##name(PyObject *self, PyObject *const *args, Py_ssize_t nargs)                                         \
-    {                                                                                                                              \
-        uint64_t value;                                                                                                            \
-        word64 *word = words_take(self, #name, args, nargs, &value);                                                               \
-        return word == NULL ? NULL : PyLong_FromUnsignedLongLong(operation);                                                       \
+#define WORDS_FETCH(name, operation)                                                                                   \
+    static PyObject *words_##name(PyObject *self, PyObject *const *args, Py_ssize_t nargs)                             \
+    {                                                                                                                  \
+        uint64_t value;                                                                                                \
+        word64 *word = words_take(self, #name, args, nargs, &value);                                                   \
+        return word == NULL ? NULL : PyLong_FromUnsignedLongLong(operation);                                           \
     }
 
 WORDS_FETCH(exchange, atomic_exchange_explicit(word, value, memory_order_acq_rel))
@@ -141,8 +142,8 @@ static PyObject *status_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     static char *names[] = {"mapping", "words_offset", "stamps_offset", "dirty_offset", "num_slots", "num_views", NULL};
     PyObject *object;
     Py_ssize_t words, stamps, dirty, num_slots, num_views;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nnnnn:StatusTable", names, state_of_type(type)->mapping, &object, &words,
-                                     &stamps, &dirty, &num_slots, &num_views))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!nnnnn:StatusTable", names, state_of_type(type)->mapping, &object,
+                                     &words, &stamps, &dirty, &num_slots, &num_views))
         return NULL;
     if (num_slots < SLOTS_PER_PAGE || num_slots % SLOTS_PER_PAGE != 0 || num_slots > INT32_MAX)
         return PyErr_Format(PyExc_ValueError, "num_slots: %zd is not a multiple of %d", num_slots, SLOTS_PER_PAGE);
@@ -157,7 +158,8 @@ static PyObject *status_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     table.stamps = (word64 *)(void *)mapping_range(mapping, "stamps", stamps, slots * NUM_PHASES * 8, 8);
     if (table.stamps == NULL)
         return NULL;
-    table.dirty = (word64 *)(void *)mapping_range(mapping, "dirty", dirty, slots / SLOTS_PER_PAGE * (uint64_t)num_views * 8, 8);
+    table.dirty =
+        (word64 *)(void *)mapping_range(mapping, "dirty", dirty, slots / SLOTS_PER_PAGE * (uint64_t)num_views * 8, 8);
     if (table.dirty == NULL)
         return NULL;
     StatusTable *self = (StatusTable *)handle_new(type, mapping);
@@ -210,7 +212,8 @@ static PyObject *status_advance_slot(PyObject *self, PyObject *const *args, Py_s
     uint64_t epoch, phase, sent, now_ns;
     if (take_count("advance", nargs, 5) < 0 || require_writable(status->mapping) < 0 ||
         take_index(args[0], "slot", status->table.num_slots, &slot) < 0 ||
-        take_up_to(args[1], "epoch", MAX_EPOCH, &epoch) < 0 || take_up_to(args[2], "phase", NUM_PHASES - 1, &phase) < 0 ||
+        take_up_to(args[1], "epoch", MAX_EPOCH, &epoch) < 0 ||
+        take_up_to(args[2], "phase", NUM_PHASES - 1, &phase) < 0 ||
         take_up_to(args[3], "sent", UINT32_MAX, &sent) < 0 || take_u64(args[4], &now_ns) < 0)
         return NULL;
     return PyBool_FromLong(status_advance(&status->table, slot, epoch, phase, sent, now_ns));
@@ -229,7 +232,8 @@ static PyObject *status_mark_slot(PyObject *self, PyObject *const *args, Py_ssiz
 }
 
 // The first `num_pages` of `pages`, each checked.
-static int take_pages(const struct status_table *table, PyObject *buffer, PyObject *num_pages, Array *pages, uint64_t *count)
+static int take_pages(const struct status_table *table, PyObject *buffer, PyObject *num_pages, Array *pages,
+                      uint64_t *count)
 {
     if (array_open(pages, buffer, "pages", 4, false) < 0)
         return -1;
@@ -262,7 +266,8 @@ static PyObject *status_take_changed(PyObject *self, PyObject *const *args, Py_s
         if (out.length < SLOTS_PER_PAGE)
             PyErr_Format(PyExc_ValueError, "out: %zu items < %d, one page's slots", out.length, SLOTS_PER_PAGE);
         else
-            result = PyLong_FromSize_t(status_changed(&status->table, view, pages.data, num_pages, out.data, out.length));
+            result =
+                PyLong_FromSize_t(status_changed(&status->table, view, pages.data, num_pages, out.data, out.length));
         PyBuffer_Release(&out.view);
     }
     PyBuffer_Release(&pages.view);
@@ -309,4 +314,5 @@ static PyType_Slot status_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec status_table_spec = {"embridge.allocator._core.StatusTable", sizeof(StatusTable), 0, CORE_TYPE_FLAGS, status_slots};
+PyType_Spec status_table_spec = {"embridge.allocator._core.StatusTable", sizeof(StatusTable), 0, CORE_TYPE_FLAGS,
+                                 status_slots};

@@ -1,25 +1,29 @@
 // Owner cells: one 64-bit cell a block says who owns it.
 //
 //   cells     [block]    63           46 45        18 17      2 1     0
-//                        │ generation:18 │ epoch:28  │ slot:16 │state:2│    a free cell keeps its generation; epoch, slot are 0
+//                        │ generation:18 │ epoch:28  │ slot:16 │state:2│
+//                        free: epoch and slot are 0, the generation stays
 //
 //   exposure  [block]    the session (and peer) to which the block was last exposed
 //
 //   free ──acquire──▶ owned ──expose──▶ exposed ──quarantine, reclaim──▶ quarantined
 //     ▲                 │                  │                                  │
-//     └───── release, reclaim, quarantine ─┴───── end_quarantine, end_exposure┘     ("quarantine" frees what is only owned)
+//     ├── release, reclaim, quarantine ────┤                                  │
+//     │                       release, reclaim                                │
+//     └─────────────── end_quarantine (the owner), end_exposure (a fence) ────┘
 //
-// Invariants. A block's state and owner are one word, moved by one compare-and-swap from the exact value that was looked at; so
-// a block has one owner, and two who want it cannot both get it. Each acquire takes the next generation, so whoever has an old
-// value in hand loses. The exposure word is stored before the cell becomes exposed.
+// Invariants. A block's state and owner are one word, moved by one compare-and-swap from the exact value that was
+// looked at; so a block has one owner, and two who want it cannot both get it. Each acquire takes the next
+// generation, so whoever has an old value in hand loses. The exposure word is stored before the cell becomes exposed.
 //
-// Why a SIGKILL between any two instructions is safe: there is no free list, no count and no lock that could disagree with the
-// cells. Whoever dies holds what the cells say it holds, and `blocks_reclaim` finds that by looking. One that dies between the
-// exposure word and the cell leaves an owned block with a newer exposure word, which nobody reads until it is exposed again.
+// Why a SIGKILL between any two instructions is safe: there is no free list, no count and no lock that could disagree
+// with the cells. Whoever dies holds what the cells say it holds, and `blocks_reclaim` finds that by looking. One
+// that dies between the exposure word and the cell leaves an owned block with a newer exposure word, which nobody
+// reads until it is exposed again.
 //
-// Finding free blocks. A handle keeps a private bitmap of the blocks that it believes free. It is advice only: a set bit is
-// checked against the cell, a cleared one is looked up again before memory is called short. What it buys is a search for a run
-// of neighbours at 64 blocks a step. A handle is used by one thread at a time.
+// Finding free blocks. A handle keeps a private bitmap of the blocks that it believes to be free. It is advice only:
+// a set bit is checked against the cell, a cleared one is looked up again before memory is called short. What it buys
+// is a search for a run of neighbours at 64 blocks a step. A handle is used by one thread at a time.
 #ifndef EMBRIDGE_NATIVE_BLOCKS_H
 #define EMBRIDGE_NATIVE_BLOCKS_H
 
@@ -68,16 +72,17 @@ static inline uint64_t cell_in_state(uint64_t cell, enum cell_state state) { ret
 
 static inline uint64_t blocks_cell(const struct blocks *blocks, uint32_t index)
 {
-    // SYNC cell: acquire; who sees a block free may write where its last owner has stopped, and who sees it exposed sees the
-    // exposure word.
+    // SYNC cell: acquire; who sees a block free may write where its last owner has stopped, and who sees it exposed
+    // sees the exposure word.
     return atomic_load_explicit(&blocks->cells[index], memory_order_acquire);
 }
 
 static inline bool blocks_move(const struct blocks *blocks, uint32_t index, uint64_t *from, uint64_t to)
 {
-    // SYNC cell: release, what this owner did to the block (and the exposure word) comes before; acquire, what the last one did
-    // is over. On failure `from` is what stands there.
-    return atomic_compare_exchange_strong_explicit(&blocks->cells[index], from, to, memory_order_acq_rel, memory_order_acquire);
+    // SYNC cell: release, what this owner did to the block (and the exposure word) comes before; acquire, what the
+    // last one did is over. On failure `from` is what stands there.
+    return atomic_compare_exchange_strong_explicit(&blocks->cells[index], from, to, memory_order_acq_rel,
+                                                   memory_order_acquire);
 }
 
 static inline void blocks_believe(struct blocks *blocks, uint32_t index, bool is_free)
@@ -98,7 +103,9 @@ static inline void blocks_look(struct blocks *blocks, uint32_t word)
     uint64_t bits = 0;
     // Relaxed: advice; the compare-and-swap that takes the block orders it.
     for (uint32_t i = 0; i < count; i++)
-        bits |= (uint64_t)(cell_state(atomic_load_explicit(&blocks->cells[first + i], memory_order_relaxed)) == CELL_FREE) << i;
+        bits |=
+            (uint64_t)(cell_state(atomic_load_explicit(&blocks->cells[first + i], memory_order_relaxed)) == CELL_FREE)
+            << i;
     blocks->believed_free[word] = bits;
 }
 
@@ -121,7 +128,8 @@ static inline uint64_t run_starts(uint64_t bits, uint32_t length)
 }
 
 // The first run of `length` blocks within [from, to) that are believed free.
-static inline bool blocks_find_between(const struct blocks *blocks, uint32_t from, uint32_t to, uint32_t length, uint32_t *start)
+static inline bool blocks_find_between(const struct blocks *blocks, uint32_t from, uint32_t to, uint32_t length,
+                                       uint32_t *start)
 {
     uint32_t run = 0; // how many blocks in a row end where the next word begins
     for (uint32_t word = from / 64; (uint64_t)word * 64 < to; word++) {
@@ -163,8 +171,10 @@ static inline bool blocks_find(const struct blocks *blocks, uint32_t lowest, uin
     return cursor > lowest && blocks_find_between(blocks, lowest, end, length, start);
 }
 
-// Take the run [start, start + length). Nothing if one of them turns out not to be free; else all but those lost to a rival just now.
-static inline uint32_t blocks_take(struct blocks *blocks, uint32_t start, uint32_t length, uint64_t owner, uint32_t *out)
+// Take the run [start, start + length). Nothing if one of them turns out not to be free; else all but those lost to a
+// rival just now.
+static inline uint32_t blocks_take(struct blocks *blocks, uint32_t start, uint32_t length, uint64_t owner,
+                                   uint32_t *out)
 {
     for (uint32_t index = start; index < start + length; index++) {
         if (cell_state(atomic_load_explicit(&blocks->cells[index], memory_order_relaxed)) != CELL_FREE) {
@@ -190,7 +200,8 @@ static inline uint32_t blocks_take(struct blocks *blocks, uint32_t start, uint32
 #define LOOK_CREDIT 512 // blocks; an acquire that finds no run may look at all cells once in num_blocks / 512 calls
 
 // Take up to `want` free blocks of index >= `lowest`; as one run if there is one, else in as long runs as there are.
-static inline uint32_t blocks_acquire(struct blocks *blocks, uint64_t owner, uint32_t want, uint32_t lowest, uint32_t *out)
+static inline uint32_t blocks_acquire(struct blocks *blocks, uint64_t owner, uint32_t want, uint32_t lowest,
+                                      uint32_t *out)
 {
     if (want == 0 || lowest >= blocks->num_blocks)
         return 0;
@@ -225,8 +236,10 @@ static inline uint32_t blocks_acquire(struct blocks *blocks, uint64_t owner, uin
 
 // ---- moving blocks that are held
 
-// Move a block to `free`, or to another state, if `owner` holds it in one of the states whose bits are set in `states`.
-static inline bool blocks_change(struct blocks *blocks, uint32_t index, uint64_t owner, unsigned states, enum cell_state state)
+// Move a block to `free`, or to another state, if `owner` holds it in one of the states whose bits are set in
+// `states`.
+static inline bool blocks_change(struct blocks *blocks, uint32_t index, uint64_t owner, unsigned states,
+                                 enum cell_state state)
 {
     uint64_t cell = atomic_load_explicit(&blocks->cells[index], memory_order_relaxed);
     while (cell_held_by(cell, owner) && states >> cell_state(cell) & 1) {
@@ -249,8 +262,8 @@ static inline bool blocks_expose(struct blocks *blocks, uint32_t index, uint64_t
     const uint64_t cell = blocks_cell(blocks, index);
     if (!cell_held_by(cell, owner) || cell_state(cell) == CELL_QUARANTINED)
         return false;
-    // Relaxed: the compare-and-swap below publishes it (SYNC cell). Also where the block stands exposed already, so that a newer
-    // exposure is ordered before whatever the owner does next.
+    // Relaxed: the compare-and-swap below publishes it (SYNC cell). Also where the block stands exposed already, so
+    // that a newer exposure is ordered before whatever the owner does next.
     atomic_store_explicit(&blocks->exposure[index], exposure, memory_order_relaxed);
     return blocks_change(blocks, index, owner, 1u << CELL_OWNED | 1u << CELL_EXPOSED, CELL_EXPOSED);
 }
@@ -267,7 +280,8 @@ static inline uint32_t blocks_reclaim(struct blocks *blocks, uint64_t owner, boo
     uint32_t changed = 0;
     for (uint32_t index = 0; index < blocks->num_blocks; index++) {
         changed += blocks_change(blocks, index, owner, 1u << CELL_OWNED, CELL_FREE);
-        changed += blocks_change(blocks, index, owner, 1u << CELL_EXPOSED, quarantine_exposed ? CELL_QUARANTINED : CELL_FREE);
+        changed +=
+            blocks_change(blocks, index, owner, 1u << CELL_EXPOSED, quarantine_exposed ? CELL_QUARANTINED : CELL_FREE);
     }
     return changed;
 }
@@ -285,7 +299,8 @@ static inline uint32_t blocks_end_exposure(struct blocks *blocks, uint64_t mask,
 {
     uint32_t freed = 0;
     for (uint32_t index = 0; index < blocks->num_blocks; index++) {
-        uint64_t cell = blocks_cell(blocks, index); // acquire, and so the exposure word is that of this exposure or a later one
+        uint64_t cell =
+            blocks_cell(blocks, index); // acquire, and so the exposure word is that of this exposure or a later one
         if (cell_state(cell) != CELL_QUARANTINED)
             continue;
         const uint64_t exposure = atomic_load_explicit(&blocks->exposure[index], memory_order_relaxed);

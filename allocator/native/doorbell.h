@@ -4,16 +4,17 @@
 //   +4   state:u32       kind:2 (0 awake, 1 asleep on the futex, 2 eventfd armed), above it the number of the arming
 //   +8   unused to 64
 //
-// No wake-up is lost. The ringer moves `sequence` and then reads `state`; the waiter writes `state` and then reads `sequence`
-// again. All four are sequentially consistent, so of two who cross, at least one sees the other: the waiter finds a new sequence
-// and does not sleep, or the ringer finds it asleep or armed. Between that look and the sleep the kernel compares `sequence` once
-// more. The futex is not private: the waiter lives in another process.
+// No wake-up is lost. The ringer moves `sequence` and then reads `state`; the waiter writes `state` and then reads
+// `sequence` again. All four are sequentially consistent, so of two who cross, at least one sees the other: the
+// waiter finds a new sequence and does not sleep, or the ringer finds it asleep or armed. Between that look and the
+// sleep the kernel compares `sequence` once more. The futex is not private: the waiter lives in another process.
 //
-// Why a SIGKILL between any two instructions is safe. A waiter killed asleep or armed leaves that state behind, and a ring costs
-// one system call more. A ringer killed before its wake leaves the state as it was, *asleep* or *armed*, so that the next ring, by
-// whomever, wakes: only the waiter ends its sleep, and a ringer ends an arming only after it has written to the eventfd. (The other
-// way round, one killed in between would leave a waiter asleep that looks awake, and no ring would ever wake it.) The number of
-// the arming keeps a ringer that was slow from ending the next arming instead of the one it served.
+// Why a SIGKILL between any two instructions is safe. A waiter killed asleep or armed leaves that state behind, and a
+// ring costs one system call more. A ringer killed before its wake leaves the state as it was, *asleep* or *armed*,
+// so that the next ring, by whomever, wakes: only the waiter ends its sleep, and a ringer ends an arming only after
+// it has written to the eventfd. (The other way round, one killed in between would leave a waiter asleep that looks
+// awake, and no ring would ever wake it.) The number of the arming keeps a ringer that was slow from ending the next
+// arming instead of the one it served.
 #ifndef EMBRIDGE_NATIVE_DOORBELL_H
 #define EMBRIDGE_NATIVE_DOORBELL_H
 
@@ -47,7 +48,8 @@ static inline uint32_t doorbell_sequence(struct doorbell *bell)
 
 static inline bool doorbell_set_kind(struct doorbell *bell, enum doorbell_kind kind)
 {
-    // Only the waiter comes here; a ringer changes `state` only from the arming that it served, which this overwrites.
+    // Only the waiter comes here; a ringer changes `state` only from the arming that it served, which this
+    // overwrites.
     uint32_t state = atomic_load_explicit(&bell->state, memory_order_relaxed);
     uint32_t arming = (state & ~DOORBELL_KIND_MASK) + (kind == DOORBELL_ARMED ? DOORBELL_ARMING : 0);
     // SYNC sleep: seq_cst, against the ringer's read of `state`.
@@ -75,7 +77,8 @@ static inline int doorbell_ring(struct doorbell *bell, int event_fd)
             if (errno != EINTR)
                 return errno;
         }
-        // Relaxed: it publishes nothing. It fails where another ringer, or the waiter, was first, and then is not needed.
+        // Relaxed: it publishes nothing. It fails where another ringer, or the waiter, was first, and then is not
+        // needed.
         atomic_compare_exchange_strong_explicit(&bell->state, &state, (state & ~DOORBELL_KIND_MASK) | DOORBELL_AWAKE,
                                                 memory_order_relaxed, memory_order_relaxed);
         return 0;
@@ -85,7 +88,8 @@ static inline int doorbell_ring(struct doorbell *bell, int event_fd)
     }
 }
 
-// Sleep until the sequence is not `seen`, the deadline (CLOCK_MONOTONIC) is over, or a signal comes. Returns 0, ETIMEDOUT or EINTR.
+// Sleep until the sequence is not `seen`, the deadline (CLOCK_MONOTONIC) is over, or a signal comes. Returns 0,
+// ETIMEDOUT or EINTR.
 static inline int doorbell_sleep(struct doorbell *bell, uint32_t seen, int64_t deadline_ns)
 {
     const struct timespec deadline = {.tv_sec = deadline_ns / 1000000000, .tv_nsec = deadline_ns % 1000000000};

@@ -6,15 +6,16 @@
 //   +136   num_refused:u64   records that found the ring full; the producer's, too
 //   +192   record[capacity], 64 bytes each; record n lies at n & (capacity - 1)
 //
-// Invariants. head <= tail <= head + capacity, modulo 2^64; each is written by one process and only rises. The records in
-// [head, tail) belong to the consumer, the others to the producer.
+// Invariants. head <= tail <= head + capacity, modulo 2^64; each is written by one process and only rises. The
+// records in [head, tail) belong to the consumer, the others to the producer.
 //
-// Why a SIGKILL between any two instructions is safe: one store publishes a record, one store consumes it. A producer that dies
-// before its store has written where nobody looks, and the next one writes there again. A consumer that dies before `commit` has
-// changed nothing, and the next one sees the same records.
+// Why a SIGKILL between any two instructions is safe: one store publishes a record, one store consumes it. A producer
+// that dies before its store has written where nobody looks, and the next one writes there again. A consumer that
+// dies before `commit` has changed nothing, and the next one sees the same records.
 //
-// Each end keeps the other's position as it last saw it, and looks at the other's line only when that is not enough. What it
-// keeps is a lower bound, for positions only rise; whatever comes out of shared memory is checked before it is used.
+// Each end keeps the other's position as it last saw it, and looks at the other's line only when that is not enough.
+// What it keeps is a lower bound, for positions only rise; whatever comes out of shared memory is checked before it
+// is used.
 #ifndef EMBRIDGE_NATIVE_RING_H
 #define EMBRIDGE_NATIVE_RING_H
 
@@ -68,7 +69,8 @@ static inline unsigned char *ring_record(const struct ring *ring, uint64_t posit
 
 // ---- the producer
 
-// How many records fit, or -1 where the header is damaged. Looks at the consumer's line only if fewer than `want` are known to fit.
+// How many records fit, or -1 where the header is damaged. Looks at the consumer's line only if fewer than `want` are
+// known to fit.
 static inline int64_t ring_room(struct ring *ring, uint64_t want)
 {
     const uint64_t tail = atomic_load_explicit(&ring->header->tail, memory_order_relaxed); // our own
@@ -81,7 +83,8 @@ static inline int64_t ring_room(struct ring *ring, uint64_t want)
     return used > ring->capacity ? -1 : (int64_t)(ring->capacity - used);
 }
 
-// Append as many of the records as fit, and count those that do not. Returns how many, or -1 where the header is damaged.
+// Append as many of the records as fit, and count those that do not. Returns how many, or -1 where the header is
+// damaged.
 static inline int64_t ring_push(struct ring *ring, const void *records, uint64_t count)
 {
     const int64_t room = ring_room(ring, count);
@@ -105,7 +108,8 @@ static inline int64_t ring_push(struct ring *ring, const void *records, uint64_t
 
 // ---- the consumer
 
-// How many records are there, or -1 where the header is damaged. Looks at the producer's line only if fewer than `want` are known.
+// How many records are there, or -1 where the header is damaged. Looks at the producer's line only if fewer than
+// `want` are known.
 static inline int64_t ring_pending(struct ring *ring, uint64_t want)
 {
     const uint64_t head = atomic_load_explicit(&ring->header->head, memory_order_relaxed); // our own

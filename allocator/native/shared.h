@@ -1,8 +1,9 @@
-// What every structure in shared memory rests on: one kind of atomic word, a monotonic clock, a pause, and the rule for spinning.
+// What every structure in shared memory rests on: one kind of atomic word, a monotonic clock, a pause, and the rule
+// for spinning.
 //
-// Nothing under native/ includes Python.h: the same code can be compiled into a plain C program, and there run in threads under
-// ThreadSanitizer, which sees no races between processes. For that reason, too, there are no bare fences: every ordering is on
-// an access.
+// Nothing under native/ includes Python.h: the same code can be compiled into a plain C program, and there run in
+// threads under ThreadSanitizer, which sees no races between processes. For that reason, too, there are no bare
+// fences: every ordering is on an access.
 //
 // Both ends of an acquire/release pair carry the same banner, `SYNC <name>`.
 #ifndef EMBRIDGE_NATIVE_SHARED_H
@@ -45,7 +46,8 @@ static inline int64_t monotonic_ns(void)
 
 #define AFFINITY_CHECK_NS 10000000
 
-// Whether to spin at all: with one core, whom we wait for cannot run while we do. Asked of the kernel at most once per 10 ms.
+// Whether to spin at all: with one core, whom we wait for cannot run while we do. Asked of the kernel at most once
+// per 10 ms.
 static inline bool may_spin(int64_t now_ns)
 {
     static _Thread_local int64_t next_check_ns = INT64_MIN;

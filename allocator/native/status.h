@@ -8,16 +8,19 @@
 //
 //   dirty    [view][slot/64]  bit slot%64: the slot's word has changed since this view last looked
 //
-// Invariants. A word never decreases: every change but `open` is a compare-and-swap to a greater value, and `open` adds one to
-// the epoch. A word whose phase is terminal changes only to the next epoch. The word is the truth; stamps and bits follow it.
+// Invariants. A word never decreases: every change but `open` is a compare-and-swap to a greater value, and `open`
+// adds one to the epoch. A word whose phase is terminal changes only to the next epoch. The word is the truth; stamps
+// and bits follow it.
 //
-// Why a SIGKILL between any two instructions is safe: the word moves in one compare-and-swap, so it is changed or it is not. A
-// writer that dies after it and before the bit leaves a change that the bitmap does not show: `status_compare` finds it. One that
-// dies before the stamp leaves that phase's stamp to the next writer of the same phase, or missing. `open` clears the stamps
-// before it moves the word: one that dies in between leaves the old epoch ended, as it was, without its times.
+// Why a SIGKILL between any two instructions is safe: the word moves in one compare-and-swap, so it is changed or it
+// is not. A writer that dies after it and before the bit leaves a change that the bitmap does not show:
+// `status_compare` finds it. One that dies before the stamp leaves that phase's stamp to the next writer of the same
+// phase, or missing. `open` clears the stamps before it moves the word: one that dies in between leaves the old epoch
+// ended, as it was, without its times.
 //
-// Why stamps carry their epoch: a writer that has moved the word may be late with the stamp, and by then the slot may belong to
-// the next request. Its stamp then bears an older epoch, and neither replaces a newer one nor is ever shown.
+// Why stamps carry their epoch: a writer that has moved the word may be late with the stamp, and by then the slot may
+// belong to the next request. Its stamp then bears an older epoch, and neither replaces a newer one nor is ever
+// shown.
 #ifndef EMBRIDGE_NATIVE_STATUS_H
 #define EMBRIDGE_NATIVE_STATUS_H
 
@@ -69,7 +72,8 @@ static inline void status_mark(const struct status_table *table, uint32_t slot, 
 }
 
 // Note the first entry into a phase of an epoch. A later entry, and a writer of an older epoch, change nothing.
-static inline void status_stamp(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase, uint64_t now_ns)
+static inline void status_stamp(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase,
+                                uint64_t now_ns)
 {
     word64 *stamp = &table->stamps[(size_t)slot * NUM_PHASES + phase];
     const uint64_t mine = epoch << STAMP_NS_BITS | (now_ns & STAMP_NS_MASK);
@@ -92,7 +96,8 @@ static inline void status_stamps(const struct status_table *table, uint32_t slot
         for (int phase = 1; phase < NUM_PHASES; phase++) {
             uint64_t stamp = atomic_load_explicit(&stamps[phase], memory_order_acquire);
             bool entered = stamp != 0 && stamp >> STAMP_NS_BITS == (epoch & 0xFF);
-            // The upper byte of the time is that of the opening: the difference, taken with its sign, is far below 2^55 ns.
+            // The upper byte of the time is that of the opening: the difference, taken with its sign, is far below
+            // 2^55 ns.
             int64_t since = (int64_t)((stamp - opened) << (64 - STAMP_NS_BITS)) >> (64 - STAMP_NS_BITS);
             times[phase] = entered ? opened + (uint64_t)since : 0;
         }
@@ -115,17 +120,19 @@ static inline uint64_t status_open(const struct status_table *table, uint32_t sl
         for (int phase = 1; phase < NUM_PHASES; phase++)
             atomic_store_explicit(&stamps[phase], 0, memory_order_relaxed);
         atomic_store_explicit(&stamps[0], now_ns, memory_order_relaxed);
-        // SYNC status: release; the owner has prepared the slot's record, and who sees the new epoch sees that record. It is a
-        // compare-and-swap because a late writer of the old epoch may still raise a word that is not terminal.
-        if (atomic_compare_exchange_strong_explicit(&table->words[slot], &word, status_word(epoch, 0, 0), memory_order_acq_rel,
-                                                    memory_order_relaxed))
+        // SYNC status: release; the owner has prepared the slot's record, and who sees the new epoch sees that
+        // record. It is a compare-and-swap because a late writer of the old epoch may still raise a word that is not
+        // terminal.
+        if (atomic_compare_exchange_strong_explicit(&table->words[slot], &word, status_word(epoch, 0, 0),
+                                                    memory_order_acq_rel, memory_order_relaxed))
             return epoch;
     }
 }
 
-// Raise the slot's word to (epoch, phase, sent), or refuse: another epoch, a terminal phase, a value that is not greater.
-static inline bool status_advance(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase, uint64_t sent,
-                                  uint64_t now_ns)
+// Raise the slot's word to (epoch, phase, sent), or refuse: another epoch, a terminal phase, a value that is not
+// greater.
+static inline bool status_advance(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase,
+                                  uint64_t sent, uint64_t now_ns)
 {
     const uint64_t next = status_word(epoch, phase, sent);
     uint64_t word = atomic_load_explicit(&table->words[slot], memory_order_relaxed);
@@ -133,16 +140,18 @@ static inline bool status_advance(const struct status_table *table, uint32_t slo
         if (epoch == 0 || status_epoch(word) != epoch || status_phase(word) >= FIRST_TERMINAL_PHASE || next <= word)
             return false;
         // SYNC status: release publishes the rows that landed; acquire hands on what the previous writer published.
-    } while (!atomic_compare_exchange_weak_explicit(&table->words[slot], &word, next, memory_order_acq_rel, memory_order_relaxed));
+    } while (!atomic_compare_exchange_weak_explicit(&table->words[slot], &word, next, memory_order_acq_rel,
+                                                    memory_order_relaxed));
     status_stamp(table, slot, epoch, phase, now_ns); // before the bit, which publishes it
     for (uint32_t view = 0; view < table->num_views; view++)
         status_mark(table, slot, view);
     return true;
 }
 
-// Take the dirty bits of `pages` in a view; the slots go into `out`, which has `room`. Stops before a page that might not fit.
-static inline size_t status_changed(const struct status_table *table, uint32_t view, const uint32_t *pages, size_t num_pages,
-                                    uint32_t *out, size_t room)
+// Take the dirty bits of `pages` in a view; the slots go into `out`, which has `room`. Stops before a page that might
+// not fit.
+static inline size_t status_changed(const struct status_table *table, uint32_t view, const uint32_t *pages,
+                                    size_t num_pages, uint32_t *out, size_t room)
 {
     const uint32_t all_pages = table->num_slots / SLOTS_PER_PAGE;
     size_t count = 0;
@@ -163,9 +172,10 @@ static inline size_t status_changed(const struct status_table *table, uint32_t v
     return count;
 }
 
-// Compare every word of `pages` with `seen`; those that differ go into `out` and are updated in `seen`. Stops when `out` is full.
-static inline size_t status_compare(const struct status_table *table, const uint32_t *pages, size_t num_pages, uint64_t *seen,
-                                    uint32_t *out, size_t room)
+// Compare every word of `pages` with `seen`; those that differ go into `out` and are updated in `seen`. Stops when
+// `out` is full.
+static inline size_t status_compare(const struct status_table *table, const uint32_t *pages, size_t num_pages,
+                                    uint64_t *seen, uint32_t *out, size_t room)
 {
     const uint32_t all_pages = table->num_slots / SLOTS_PER_PAGE;
     size_t count = 0;
