@@ -210,8 +210,7 @@ class Slot(IntEnum):
     FAILURE = 11  # CAS: the code of whoever found the failure first and writes the reason
     PEER = 12  # language: bootstrap, index of the encode node + 1 once the handshake is done
     GRANTED = 13  # language: client, `blocks:32 | tokens:32` in one word
-    DRAINED_BLOCKS = 15  # language: client
-    FIRST_GRANT = 16  # language: client, tokens of the first grant that had blocks
+    DRAINED_BLOCKS = 15  # language: client; 14 and 16 are free
     KNOWN_BLOCKS = 17  # language: poller, how much of the grant the encode side has said it knows
     PEER_READY = 18  # language: poller, rows that the encode side has ready
     TAINTED = 19  # language: poller, tainted session + 1 (R6, R7)
@@ -221,6 +220,7 @@ class Slot(IntEnum):
     ACKED_EPOCH = 23  # language: poller, the abort was acknowledged, or nobody is left who could write
     NUM_ROUNDS = 24  # language: client
     HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
+    INIT_ASKED = 26  # language: client, it has called init, if only with no blocks
 
 
 SLOT_WORDS: Final = 32
@@ -413,7 +413,7 @@ class ControlLayout:
         return self.rings + index * (RING_HEADER_BYTES + self.limits.ring_records * RECORD_BYTES)
 
     def doorbell(self, name: str) -> int:
-        """Offset of the doorbell of a process (`bootstrap`, `worker0`, ...), or of a lane's user (`lane3`) or library thread (`library3`)."""
+        """Offset of the doorbell of a process (`worker0`), of a lane's user (`lane3`), or of its library thread (`library3`)."""
         return self.doorbells + doorbell_names(self.limits).index(name) * DOORBELL_BYTES
 
 

@@ -6,6 +6,7 @@ once. A dead entry is used again only for a new registration, when no slot refer
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ class PeerTable:
     def get(self, peer: int, field: Peer) -> int:
         return self._words.load(peer * self._stride + field)
 
-    def set(self, peer: int, field: Peer, value: int) -> None:
+    def put(self, peer: int, field: Peer, value: int) -> None:
         self._words.store(peer * self._stride + field, value)
 
     def is_alive(self, peer: int) -> bool:
@@ -83,7 +84,7 @@ class PeerTable:
     def alive(self) -> list[int]:
         return [peer for peer in range(self.num_peers) if self.is_alive(peer)]
 
-    def register(self, record: PeerRecord, now_ns: int, in_use: set[int]) -> int | None:
+    def register(self, record: PeerRecord, now_ns: int, in_use: Container[int]) -> int | None:
         """Enter one incarnation (bootstrap only); `in_use` are dead entries that slots still refer to. None when full."""
         for state in (PeerState.EMPTY, PeerState.DEAD):
             for peer in range(self.num_peers):
@@ -93,7 +94,7 @@ class PeerTable:
         return None
 
     def _write(self, peer: int, record: PeerRecord, now_ns: int) -> None:
-        self.set(peer, Peer.STATE, PeerState.EMPTY)
+        self.put(peer, Peer.STATE, PeerState.EMPTY)
         for name, offset in _TEXTS.items():
             raw = getattr(record, name).encode()[:TEXT_BYTES]
             self._bytes[peer, offset : offset + TEXT_BYTES] = np.frombuffer(raw.ljust(TEXT_BYTES, b"\0"), np.uint8)
@@ -107,11 +108,11 @@ class PeerTable:
             (Peer.HEARD_NS, now_ns),
             (Peer.REGISTERED_NS, now_ns),
         ):
-            self.set(peer, field, value)
+            self.put(peer, field, value)
         if self._tombstones is not None:
             for slot in range(min(record.num_slots, self.num_slots)):
                 self._tombstones.store(peer * self.num_slots + slot, 0)
-        self.set(peer, Peer.STATE, PeerState.REGISTERED)
+        self.put(peer, Peer.STATE, PeerState.REGISTERED)
 
     def record(self, peer: int) -> PeerRecord:
         texts = {}

@@ -22,19 +22,19 @@ STAGE_READING: Final = 2
 
 
 class StageEntry(NamedTuple):
-    """One cached source block: rows [0, rows) of request block `block` stand in source block `index`.
+    """One cached source block: rows [0, rows) of request block `block` stand in block `source`.
 
-    Packed `block:24 | index:24 | rows:14 | state:2`, so that one CAS decides between the stager, who drops it, and the worker, who
+    Packed `block:24 | source:24 | rows:14 | state:2`, so that one CAS decides between the stager, who drops it, and the worker, who
     reads it.
     """
 
     block: int
-    index: int
+    source: int
     rows: int
     state: int
 
     def pack(self) -> int:
-        return self.block << 40 | self.index << 16 | self.rows << 2 | self.state
+        return self.block << 40 | self.source << 16 | self.rows << 2 | self.state
 
     @classmethod
     def of(cls, word: int) -> StageEntry:

@@ -129,22 +129,18 @@ class Client:
             self._sock.connect(str(path))
             _, uid = run_socket.peer_credentials(self._sock)
             if uid != os.geteuid():
-                raise AttachError(f"node in {run_dir}: it belongs to user {uid}, this process to user {os.geteuid()}")
+                raise AttachError(f"it belongs to user {uid}, this process to user {os.geteuid()}")
             run_socket.send_frame(self._sock, run_socket.Hello(run_socket.PROTOCOL_VERSION))
-            answer = run_socket.receive_frame(self._sock)
+            answer = run_socket.receive_welcome(self._sock)
         except OSError as error:
             self._sock.close()
-            raise AttachError(f"node in {run_dir}: {path.name}: {error.strerror or error}; is `embridge launch` running?") from error
-        except AttachError:
+            why = error.strerror or error
+            raise AttachError(f"node in {run_dir}: {path.name}: {why}; is `embridge launch` running?") from error
+        except AttachError as error:
             self._sock.close()
-            raise
-        if answer is None or not isinstance(answer[0], run_socket.Welcome):
-            self._sock.close()
-            why = answer[0].reason if answer and isinstance(answer[0], run_socket.Sorry) else "it hung up"
-            raise AttachError(f"node in {run_dir}: refused this client: {why}")
+            raise AttachError(f"node in {run_dir}: refused this client: {error}") from error
         self._sock.setblocking(False)
-        welcome, fds = answer
-        return welcome, dict(zip(welcome.descriptors, fds, strict=True))
+        return answer
 
     # ---- requests
 
@@ -174,7 +170,9 @@ class Client:
             self._slots.aux(slot)[:] = aux
 
         slot, epoch = self._open(room, timeout_s, prepare)
-        return self._entered(EmbeddingSender(self, slot, epoch, room, total_tokens))
+        sender = EmbeddingSender(self, slot, epoch, room, total_tokens)
+        self._enter(sender)
+        return sender
 
     def receiver(
         self, bootstrap_addr: str, room: int, *, required_dst_info_num: int = 1, timeout_s: float | None = None
@@ -198,18 +196,20 @@ class Client:
             self._slots.set(slot, Slot.REQUIRED, required_dst_info_num)
 
         slot, epoch = self._open(room, timeout_s, prepare)
-        return self._entered(EmbeddingReceiver(self, slot, epoch, room))
+        receiver = EmbeddingReceiver(self, slot, epoch, room)
+        self._enter(receiver)
+        return receiver
 
-    def _entered(self, handle: Any) -> Any:
+    def _enter(self, handle: TransferHandle) -> None:
         self._handles[handle.slot] = handle
         self._rooms[handle.room] = handle
         self.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
-        return handle
 
     def _check_open(self, room: int, role: Role, what: str) -> None:
         self.check_usable()
         if self.control.role != role:
-            raise ValueError(f"{what}: this is {self.control.role.name.lower()} node's client; attach to the {role.name.lower()} node")
+            ours, theirs = self.control.role.name.lower(), role.name.lower()
+            raise ValueError(f"{what}: this client is attached to a {ours} node; attach to the {theirs} node")
         if not isinstance(room, int) or not 0 <= room <= MAX_ROOM:
             raise ValueError(f"room: {room!r} is outside 0 to 2**63 - 1")
         if room in self._rooms:
@@ -422,7 +422,7 @@ class Client:
         from embridge.pipeline.sender import EmbeddingSender
 
         others = [h for h in list(self._handles.values()) if isinstance(h, EmbeddingSender) and h is not needy]
-        return any([other.evict() for other in others])
+        return sum(other.evict() for other in others) > 0
 
     def blocks_freed(self) -> None:
         """Wake those who wait for a block: other clients' library threads, and this one's, for one more turn."""

@@ -27,16 +27,15 @@ def open_control(run_dir: Path) -> Control:
         try:
             sock.connect(str(run_dir / SOCKET_NAME))
             run_socket.send_frame(sock, run_socket.Observe(run_socket.PROTOCOL_VERSION))
-            answer = run_socket.receive_frame(sock)
+            welcome, fds = run_socket.receive_welcome(sock)
         except OSError as error:
             raise AttachError(f"node in {run_dir}: {error.strerror or error}; is `embridge launch` running?") from error
-    if answer is None or not isinstance(answer[0], run_socket.Welcome):
-        raise AttachError(f"node in {run_dir}: it does not answer as a node of this version does")
-    welcome, fds = answer
+        except AttachError as error:
+            raise AttachError(f"node in {run_dir}: {error}") from error
     try:
-        return Control(map_segment(fds[0], welcome.control_bytes))
+        return Control(map_segment(fds["control"], welcome.control_bytes))
     finally:
-        for fd in fds:
+        for fd in fds.values():
             os.close(fd)
 
 

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -143,17 +144,6 @@ class EmbeddingRequest:
             self._rows = None
 
 
-class _Driver:
-    """Ties a receiver's changes to its request in the transfer queue."""
-
-    def __init__(self, queue: TransferQueue, request: EmbeddingRequest) -> None:
-        self._queue = queue
-        self._request = request
-
-    def service(self) -> None:
-        self._queue.serve(self._request)
-
-
 class TransferQueue:
     """Requests on their way. `add` is `PreallocQueue`'s; the caller uses `pop_transferred`, `abort`, `len`."""
 
@@ -236,10 +226,10 @@ class TransferQueue:
         request.receiver = receiver
         request._memory = self.memory
         self._active[request] = None
-        receiver.on_change = _Driver(self, request)
+        receiver.on_change = partial(self._serve, request)
         return True
 
-    def serve(self, request: EmbeddingRequest) -> None:
+    def _serve(self, request: EmbeddingRequest) -> None:
         """Its words changed: learn the length, copy out what landed, notice the end."""
         receiver = request.receiver
         if receiver is None or request not in self._active:
@@ -325,7 +315,7 @@ class TransferQueue:
         held = receiver.granted_blocks - receiver.drained_blocks
         missing = min(-(-target // self._bs) - receiver.granted_blocks, receiver.max_window_blocks - held)
         rows_wait = receiver.ready_tokens > granted
-        blocks = receiver.allocate(missing, may_take_reserve=rows_wait) if missing > 0 else []
+        blocks = receiver.allocate(max(missing, 0), may_take_reserve=rows_wait)
         if not len(blocks):
             if not request._contacted:
                 request._contacted = True

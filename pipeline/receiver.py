@@ -7,7 +7,7 @@ shared memory, so a grant that is lost can be sent again by the node (R1, R24).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,7 @@ class EmbeddingReceiver(TransferHandle):
         self._windows = client.windows
         self._bs = client.geometry.block_size
         self._cleared = False
-        self.on_change: TransferHandle | None = None
+        self.on_change: Callable[[], None] | None = None
 
     # ---- what is known
 
@@ -153,10 +153,9 @@ class EmbeddingReceiver(TransferHandle):
         for i, index in enumerate(indices):
             self._windows.set(self.slot, granted + i, index)
         if count:
-            if granted == 0:
-                self._slots.set(self.slot, Slot.FIRST_GRANT, tokens)
             self._slots.set(self.slot, Slot.NUM_ROUNDS, self.num_rounds + 1)
             self._slots.raise_to(self.slot, Slot.GRANTED, granted + count << 32 | granted * bs + tokens)
+        self._slots.set(self.slot, Slot.INIT_ASKED, 1)
         self._client.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
 
     def release_drained(self, num_tokens: int) -> int:
@@ -195,7 +194,7 @@ class EmbeddingReceiver(TransferHandle):
     def service(self) -> None:
         """Library thread: hand changes to the queue that drives this receiver, and end a cleared one."""
         if self.on_change is not None:
-            self.on_change.service()
+            self.on_change()
         if self._cleared and self._final is None and self.poll() >= Phase.Success:
             if self.poll() == Phase.Success:
                 self.release_drained(self.total_embedding_length)

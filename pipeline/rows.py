@@ -102,7 +102,7 @@ class HostRows:
         """Copy landed rows out of destination blocks: each part is (block, first row, end row), within one block of the request."""
         bs = self.geometry.block_size
         for pool, section in self._sections.values():
-            moves = []
+            moves: list[list[int]] = []
             for block, first, end in parts:
                 size = (end - first) * pool.row_bytes
                 source = pool.offset + (block * bs + first % bs) * pool.row_bytes

@@ -182,7 +182,7 @@ class EmbeddingSender(TransferHandle):
         heads, ranges, least = self._demand()
         wanted = {k for first, end in ranges for k in range(first, end)}
         for k, entry in list(self._staged.items()):
-            if k < least or (entry.index == RESERVE_BLOCK and k not in heads):
+            if k < least or (entry.source == RESERVE_BLOCK and k not in heads):
                 self._drop(k)
         if not wanted and least * self._bs < self._ready and not self._client.blocks_are_short():
             end = min(-(-self._ready // self._bs), least + AHEAD_BLOCKS)
@@ -197,7 +197,7 @@ class EmbeddingSender(TransferHandle):
                 if self._make_place(k, wanted):
                     missing.append(k)
             elif held.rows < rows:
-                parts.append((held.index, k * self._bs + held.rows, k * self._bs + rows))
+                parts.append((held.source, k * self._bs + held.rows, k * self._bs + rows))
                 fresh[k] = held._replace(rows=rows)
         missing.sort(key=lambda k: k not in heads)
         self._hungry = False
@@ -225,7 +225,7 @@ class EmbeddingSender(TransferHandle):
     def _copy(self, parts: list[tuple[int, int, int]], fresh: dict[int, StageEntry]) -> None:
         stage(self._client.payload, self._client.geometry, self._chunks, parts)
         if 0 in fresh and 0 not in self._staged:
-            self._client.buffers.aux_datas[fresh[0].index] = self._slots.aux(self.slot)
+            self._client.buffers.aux_datas[fresh[0].source] = self._slots.aux(self.slot)
         for k, entry in fresh.items():
             self._publish(k, entry)
             self._staged[k] = entry
@@ -253,7 +253,7 @@ class EmbeddingSender(TransferHandle):
         if StageEntry.of(word).state != STAGE_STAGED or not self._staging.replace(self.slot, k, word, 0):
             return False
         del self._staged[k]
-        self._control.blocks.release(np.array([entry.index], np.uint32), self.slot, self.epoch)
+        self._control.blocks.release(np.array([entry.source], np.uint32), self.slot, self.epoch)
         self._client.blocks_freed()
         return True
 

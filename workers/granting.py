@@ -123,7 +123,8 @@ class GrantSender:
         if self._desk.is_live(slot, epoch):
             self._slots.set(slot, Slot.PEER, peer + 1)
             self._desk.wake_library(slot)
-            self._send_grant(slot, epoch)
+            if self._slots.get(slot, Slot.INIT_ASKED):
+                self._send_grant(slot, epoch)
 
     # ---- registration
 

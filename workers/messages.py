@@ -144,10 +144,11 @@ class AbortAck(msgspec.Struct, frozen=True, array_like=True, tag="abort_ack"):
 
 
 class RoomState(msgspec.Struct, frozen=True, array_like=True):
-    """One request as the encode side sees it, for one destination."""
+    """One request as the encode side sees it, for one destination. `resumed`: it has been Transferring, whatever its phase is now."""
 
     key: RequestKey
     phase: PhaseNumber
+    resumed: bool
     sent_tokens: U32
     total_tokens: U32
     ready_tokens: U32

@@ -45,7 +45,7 @@ class PeerWatch:
             if peer is None:
                 return None
             self._by_identity[identity] = peer
-        self._peers.set(peer, Peer.HEARD_NS, now_ns)
+        self._peers.put(peer, Peer.HEARD_NS, now_ns)
         return peer
 
     def _matches(self, peer: int, identity: tuple[int, int]) -> bool:
@@ -64,7 +64,7 @@ class PeerWatch:
         for peer in self._peers.alive():
             record = self._peers.record(peer)
             if stalled:
-                self._peers.set(peer, Peer.HEARD_NS, now_ns)
+                self._peers.put(peer, Peer.HEARD_NS, now_ns)
             silent_ns = now_ns - self._peers.get(peer, Peer.HEARD_NS)
             if record.poller_addr in refused:
                 died |= self.bury(peer, record.incarnation, "its port is closed", out)

@@ -207,6 +207,7 @@ class Publisher:
         return msg.RoomState(
             key=key,
             phase=phase,
+            resumed=self._desk.status.stamps(slot)[Phase.Transferring] != 0,
             sent_tokens=sent,
             total_tokens=self._slots.get(slot, Slot.TOTAL),
             ready_tokens=self._slots.get(slot, Slot.READY),

@@ -175,11 +175,10 @@ class StatusReceiver:
 
     def _advance(self, slot: int, epoch: int, room: msg.RoomState) -> None:
         """Through the phases in order: a later one implies those before it."""
-        total, first = self._slots.get(slot, Slot.TOTAL), self._slots.get(slot, Slot.FIRST_GRANT)
         word = split(self._desk.status.load(slot))
         if room.phase >= Phase.WaitingForInput and word.phase < Phase.WaitingForInput:
             self._raise(slot, epoch, Phase.WaitingForInput, word.sent)
-        if room.phase == Phase.Success and 0 < first < total and word.phase < Phase.Transferring:
+        if room.phase == Phase.Success and room.resumed and word.phase < Phase.Transferring:
             self._raise(slot, epoch, Phase.Transferring, word.sent)
         phase = max(room.phase, split(self._desk.status.load(slot)).phase)
         self._raise(slot, epoch, phase, max(room.sent_tokens, word.sent))
@@ -319,7 +318,7 @@ class StatusReceiver:
                 continue
             word, (blocks, _) = split(self._desk.status.load(slot)), self._slots.granted(slot)
             key = self._key(slot, epoch)
-            rooms.append(msg.RoomState(key, word.phase, word.sent, 0, 0, blocks, 0, 0, ""))
+            rooms.append(msg.RoomState(key, word.phase, False, word.sent, 0, 0, blocks, 0, 0, ""))
         return rooms
 
     def _forget(self, slot: int) -> None:

@@ -93,6 +93,24 @@ def receive_frame(sock: socket.socket) -> tuple[Frame, list[int]] | None:
         raise AttachError(f"run socket: {error}; the other side runs another version of embridge") from error
 
 
+def receive_welcome(sock: socket.socket) -> tuple[Welcome, dict[str, int]]:
+    """The answer to a hello, and its descriptors by name.
+
+    Raises:
+        BlockingIOError: the socket does not block, and no answer is there yet.
+        AttachError: the node hung up, or has no seat; the text says why.
+    """
+    answer = receive_frame(sock)
+    if answer is None:
+        raise AttachError("it hung up")
+    frame, fds = answer
+    if isinstance(frame, Welcome) and len(fds) == len(frame.descriptors):
+        return frame, dict(zip(frame.descriptors, fds, strict=True))
+    for fd in fds:
+        os.close(fd)
+    raise AttachError(frame.reason if isinstance(frame, Sorry) else "it does not answer as a node of this version does")
+
+
 def peer_credentials(sock: socket.socket) -> tuple[int, int]:
     """(pid, uid) of who connected."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

@@ -182,7 +182,7 @@ class TransferWorker:
                 entry = StageEntry.of(word)
             else:
                 break
-            held.append((k, entry.index))
+            held.append((k, entry.source))
             end = min(limit, k * bs + entry.rows)
             if entry.rows < bs:
                 break
@@ -209,7 +209,8 @@ class TransferWorker:
         self, slot: int, d: int, first: int, end: int, blocks: list[tuple[int, int]], num_blocks: int
     ) -> Moves:
         """The copies of rows [first, end); neighbours on both sides move as one. Indices are checked once, before use."""
-        bs, runs = self._desk.bs, []
+        bs = self._desk.bs
+        runs: list[list[int]] = []
         for k, source in blocks:
             target, _ = self._dsts.grant(slot, d, k)
             if target >= num_blocks or source >= self._control.geometry.num_blocks:

@@ -7,6 +7,7 @@ wait in its backlog meanwhile, and it closes when the node is gone: that is what
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -83,7 +84,7 @@ class Wire:
         try:
             return {source for source, _ in self._poller.poll(max(0, round(timeout_s * 1000 + 0.5)))}
         except zmq.ZMQError as error:
-            if error.errno == zmq.EINTR:
+            if error.errno == errno.EINTR:
                 return set()
             raise
 

@@ -45,8 +45,7 @@ def command(**options: Any) -> None:
             import PIL  # noqa: F401
         except ImportError as error:
             raise CommandError("pillow is not installed; run pip install 'embridge[demo]'") from error
-        from rich.console import Console
-
+        from embridge.pipeline.cli.output import console
         from embridge.pipeline.demo.run import run
 
-        raise SystemExit(run(settings, Console()))
+        raise SystemExit(run(settings, console()))

@@ -24,9 +24,10 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([check._asdict() for check in checks], indent=2))
     else:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
+
+        from embridge.pipeline.cli.output import console
 
         table = Table(box=None, pad_edge=False)
         for heading in ("check", "", "seen", "what to do"):
@@ -34,5 +35,5 @@ def command(as_json: bool) -> None:
         for check in checks:
             colour, mark = MARKS[check.state]
             table.add_row(check.name, Text(mark, style=colour), Text(check.seen), Text(check.advice))
-        Console().print(table)
+        console().print(table)
     raise SystemExit(FAILED if any(check.state == "fail" for check in checks) else 0)

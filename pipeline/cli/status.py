@@ -29,11 +29,11 @@ def command(run_dir: Path | None, role: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(status, indent=2, default=str))
         return
-    from rich.console import Console
+    from embridge.pipeline.cli.output import console
 
-    console = Console()
+    screen = console()
     for part in render(status):
-        console.print(part)
+        screen.print(part)
 
 
 def render(status: Mapping[str, Any]) -> list[RenderableType]:

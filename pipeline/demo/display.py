@@ -18,6 +18,8 @@ from embridge.pipeline.demo.photographs import Photograph
 
 COLOURS = {Phase.Success: "green", Phase.Failed: "red", Phase.Transferring: "cyan", Phase.WaitingForInput: "yellow"}
 
+WIDE = 118  # columns that the whole summary takes with a path through all phases
+
 
 @dataclass(slots=True, kw_only=True)
 class Line:
@@ -120,29 +122,32 @@ def status_text(line: Line) -> Text:
     return Text(line.phase.name, style=COLOURS.get(line.phase, ""))
 
 
-def summary_table(lines: Sequence[Line]) -> Table:
-    """Every request and what became of it."""
-    table = Table(title="Every request, as the scheduler saw it", title_justify="left")
-    table.add_column("", justify="right")
+def summary_table(lines: Sequence[Line], *, width: int) -> Table:
+    """Every request and what became of it; a console that is not WIDE is spared what the reader can do without."""
+    wide = width >= WIDE
+    table = Table(
+        title="\nEvery request, as the scheduler saw it", title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column("", justify="right", no_wrap=True)
     table.add_column("photograph", no_wrap=True)
-    table.add_column("size", no_wrap=True)
-    for heading in ("tokens", "rounds", "MB", "latency ms", "after last row ms", "GB/s"):
-        table.add_column(heading, justify="right")
-    table.add_column("status path", overflow="fold")
-    table.add_column("bytes")
+    if wide:
+        table.add_column("size", no_wrap=True)
+    for heading in ("tokens", "rounds", "MB", "latency\nms", *(["last row to\nSuccess, ms", "GB/s"] if wide else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("status path")
+    table.add_column("bytes", no_wrap=True)
     for line in lines:
         table.add_row(
             str(line.number),
             line.photograph.name,
-            line.size,
+            *([line.size] if wide else []),
             str(line.tokens),
             str(line.rounds),
             f"{line.megabytes:.1f}",
             _number(line.latency_ms, 0),
-            _number(line.behind_ms, 1),
-            _number(line.rate, 2),
+            *([_number(line.behind_ms, 1), _number(line.rate, 2)] if wide else []),
             line.path_text(),
-            Text("ok ✓", style="green") if line.ok else Text(line.problem or "not finished", style="red"),
+            Text("ok ✓", style="green") if line.ok else Text("✗", style="red"),
         )
     return table
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from embridge.allocator.errors import EmbridgeError
 from embridge.allocator.status import Phase
@@ -62,7 +61,7 @@ class Written:
     room: int
     digests: dict[str, str]
     encode_ms: float
-    written_ns: int  # time.monotonic_ns(), which all processes of a host share
+    written_ns: int  # when the last rows were given to `write`; all processes of a host share time.monotonic_ns()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,24 +157,24 @@ class _Encoder:
         return stream.chunks(pixels)
 
     def _step(self, request: _Request, chunks: Iterator[Chunk]) -> None:
-        """Embed and write one band; after the last, tell the parent what should have arrived."""
+        """Embed and write one band; with the last, tell the parent what should arrive."""
         started_ns = time.monotonic_ns()
-        chunk = next(chunks, None)
-        if chunk is not None:
-            request.digests.add(chunk)
-            request.rows.append(chunk)
-            request.sender.write(*chunk)
-            request.encode_ns += time.monotonic_ns() - started_ns
+        chunk = next(chunks)
+        request.digests.add(chunk)
+        request.rows.append(chunk)
+        written_ns = time.monotonic_ns()
+        request.encode_ns += written_ns - started_ns
+        request.sender.write(*chunk)  # False if it has failed meanwhile: `_end_requests` sees that
+        if chunk.start + len(chunk.fill_ids) < request.job.prompt.num_tokens:
             return
         self._current = None
-        aux: Tensor = request.job.prompt.aux_datas()
-        request.digests.update("aux_datas", aux)
+        request.digests.update("aux_datas", request.job.prompt.aux_datas())
         self._connection.send(
             Written(
                 room=request.job.room,
                 digests=request.digests.result(),
                 encode_ms=request.encode_ns / 1e6,
-                written_ns=time.monotonic_ns(),
+                written_ns=written_ns,
             )
         )
 

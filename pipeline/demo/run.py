@@ -55,7 +55,7 @@ def run(settings: DemoSettings, console: Console) -> int:
         with Display(console, lines, plain=settings.plain or not console.is_terminal) as display:
             scheduler.run(items, display)
         moving_s = (time.monotonic_ns() - moving_ns) / 1e9
-        console.print(summary_table(lines))
+        _show(lines, console)
     _summarise(lines, console, moving_s=moving_s, whole_s=(time.monotonic_ns() - started_ns) / 1e9)
     return 0 if all(line.ok for line in lines) else 1
 
@@ -95,6 +95,7 @@ def _node_config(settings: DemoSettings, role: str, run_dir: Path) -> PipelineCo
         engine=settings.engine,
         geometry=settings.geometry(num_blocks),
         default_allocate_tokens=settings.default_tokens,
+        log_level="ERROR",  # the first node to stop is missed by the other, which would be the last thing one reads
     )
 
 
@@ -139,6 +140,13 @@ def _termination_unwinds() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _show(lines: Sequence[Line], console: Console) -> None:
+    console.print(summary_table(lines, width=console.width))
+    for line in lines:
+        if not line.ok:
+            console.print(f"#{line.number} {line.photograph.name}: {line.problem or 'not finished'}", soft_wrap=True)
 
 
 def _summarise(lines: Sequence[Line], console: Console, *, moving_s: float, whole_s: float) -> None:

@@ -156,6 +156,7 @@ class Scheduler:
         request, written, line = item.request, item.written, item.line
         assert request is not None
         assert written is not None
+        assert request.result is not None
         stamps_ns = request.stamps_ns
         line.latency_ms = (stamps_ns[Phase.Success] - stamps_ns[Phase.Bootstrapping]) / 1e6
         line.behind_ms = (stamps_ns[Phase.Success] - written.written_ns) / 1e6

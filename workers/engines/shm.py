@@ -80,19 +80,15 @@ class ShmEngine:
 
     def _answer(self, door: _Door, record: PeerRecord) -> None:
         try:
-            answer = run_socket.receive_frame(door.sock)
+            welcome, fds = run_socket.receive_welcome(door.sock)
         except BlockingIOError:
             return
         except (OSError, AttachError) as error:
-            raise EngineError(f"{record}: {error}") from error
-        if answer is None or not isinstance(answer[0], run_socket.Welcome):
-            why = answer[0].reason if answer and isinstance(answer[0], run_socket.Sorry) else "it hung up"
-            raise EngineError(f"{record} did not hand over its payload: {why}")
-        welcome, fds = answer
+            raise EngineError(f"{record} did not hand over its payload: {error}") from error
         try:
-            door.payload = map_segment(fds[0], welcome.payload_bytes, alignment=HUGE_PAGE_BYTES)
+            door.payload = map_segment(fds["payload"], welcome.payload_bytes, alignment=HUGE_PAGE_BYTES)
         finally:
-            for fd in fds:
+            for fd in fds.values():
                 os.close(fd)
         log.info("mapped the payload of %s: %d bytes", record, welcome.payload_bytes)
 
