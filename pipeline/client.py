@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from embridge.allocator import layout as lay
-from embridge.allocator._core import Doorbell
+from embridge.allocator._core import Doorbell, Mapping
 from embridge.allocator.buffers import PayloadBuffers
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError
@@ -65,17 +65,12 @@ class Client:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._pid = os.getpid()
-        self._forked = False
-        self.node_gone = False
-        self._closed = False
         welcome, fds = self._join(run_dir)
         try:
             control_map = map_segment(fds["control"], welcome.control_bytes)
             payload_map = map_segment(fds["payload"], welcome.payload_bytes, alignment=HUGE_PAGE_BYTES)
-            lane = self.lane = welcome.lane
-            self._event_fds = {name: fd for name, fd in fds.items() if name not in ("control", "payload")}
-            self.control = Control(control_map, self._event_fds)
+            event_fds = {name: fd for name, fd in fds.items() if name not in ("control", "payload")}
+            control = Control(control_map, event_fds)
         except BaseException:
             for fd in fds.values():
                 os.close(fd)
@@ -83,10 +78,44 @@ class Client:
             raise
         os.close(fds["control"])
         os.close(fds["payload"])
+        self._sit(control, payload_map, welcome, event_fds, time.monotonic_ns)
+        self._thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
+        self._thread.start()
+        _clients.add(self)
+
+    @classmethod
+    def over(
+        cls, control: Control, payload: Mapping, sock: socket.socket, welcome: run_socket.Welcome, clock: Callable[[], int]
+    ) -> Self:
+        """A client over segments that this process has mapped, with no library thread: whoever made it calls `_turn`.
+
+        For whole nodes in one thread under one clock; `sock` stands for the run socket, and does not block.
+        """
+        client = cls.__new__(cls)
+        client.run_dir = Path()
+        client._sock = sock
+        client._sit(control, payload, welcome, {}, clock)
+        return client
+
+    def _sit(
+        self,
+        control: Control,
+        payload: Mapping,
+        welcome: run_socket.Welcome,
+        event_fds: dict[str, int],
+        clock: Callable[[], int],
+    ) -> None:
+        self._forked = False
+        self.node_gone = False
+        self._closed = False
+        self.control = control
+        self.clock = clock
+        self._event_fds = event_fds
+        lane = self.lane = welcome.lane
         self.geometry = self.control.geometry
         self._slots = self.control.slots
-        self.buffers = PayloadBuffers(payload_map, self.geometry)
-        self.payload = payload_map
+        self.buffers = PayloadBuffers(payload, self.geometry)
+        self.payload = payload
         self.settings = welcome.settings
         self.request_timeout_s = welcome.request_timeout_s
         self.bootstrap_addr = welcome.bootstrap_addr
@@ -117,9 +146,7 @@ class Client:
         self._to_serve: deque[TransferHandle] = deque()
         self._turns: list[Callable[[], bool]] = []
         self._stop = False
-        self._thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
-        self._thread.start()
-        _clients.add(self)
+        self._thread: threading.Thread | None = None
 
     def _join(self, run_dir: Path) -> tuple[run_socket.Welcome, dict[str, int]]:
         path = run_dir / SOCKET_NAME
@@ -224,7 +251,7 @@ class Client:
             raise ValueError(f"timeout_s: {timeout_s!r} s must be positive")
         while True:
             slot = self._take_slot()
-            now = time.monotonic_ns()
+            now = self.clock()
             self._slots.reset(slot)
             if self.control.role == Role.ENCODE:
                 self.destinations.reset(slot)
@@ -277,7 +304,7 @@ class Client:
     def poll(self) -> Sequence[TransferHandle]:
         """Every request whose status rose since the last call. One load when nothing did; never blocks."""
         sequence = self._user_bell.sequence()
-        now = time.monotonic_ns()
+        now = self.clock()
         if sequence == self._user_seen and now < self._user_slow_ns:
             return ()
         self.check_usable()
@@ -350,7 +377,7 @@ class Client:
 
     def _turn(self) -> bool:
         """Serve what changed, what was asked for, and those who wait for a block, in that order. True if somebody waits."""
-        now = time.monotonic_ns()
+        now = self.clock()
         status, out = self.control.status, self._library_out
         count = status.changed(lay.LIBRARY_VIEW, self._pages, self._num_pages, out)
         changed = out[:count].tolist()
@@ -440,7 +467,8 @@ class Client:
         self._closed = True
         self._stop = True
         self._library_bell.ring()
-        self._thread.join(5.0)
+        if self._thread is not None:
+            self._thread.join(5.0)
         self._turns.clear()
         self._handles.clear()
         self._rooms.clear()

@@ -17,7 +17,6 @@ is granted than host memory is reserved for: so blocks are never held by a reque
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from embridge.allocator.status import Phase
 from embridge.pipeline.grants import AdaptiveDefault
 from embridge.pipeline.receiver import EmbeddingReceiver
 from embridge.pipeline.rows import HostMemory, HostRows
+from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
     from embridge.pipeline.client import Client
@@ -168,7 +168,7 @@ class TransferQueue:
 
     def add(self, request: EmbeddingRequest) -> None:
         """Hand a request over (any thread)."""
-        request._added = time.monotonic()
+        request._added = self._client.clock() / NS
         self._incoming.append(request)
         self._client.wake()
 
@@ -201,7 +201,7 @@ class TransferQueue:
     def _open(self, request: EmbeddingRequest) -> bool:
         """False when no slot is free: the request stays where it is, as long as its time lasts."""
         timeout_s = self._client.request_timeout_s if request.timeout_s is None else request.timeout_s
-        left_s = request._added + timeout_s - time.monotonic()
+        left_s = request._added + timeout_s - self._client.clock() / NS
         try:
             if left_s <= 0:
                 request.failure = failure(FailureCode.TIMEOUT, "deadline passed while waiting for a slot", request.room)
