@@ -171,6 +171,15 @@ static inline bool blocks_find(const struct blocks *blocks, uint32_t lowest, uin
     return cursor > lowest && blocks_find_between(blocks, lowest, end, length, start);
 }
 
+// How long the run at `start` is, that is known to have `length` blocks; at most `most`.
+static inline uint32_t blocks_run_length(const struct blocks *blocks, uint32_t start, uint32_t length, uint32_t most)
+{
+    while (length < most && start + length < blocks->num_blocks &&
+           blocks->believed_free[(start + length) / 64] >> (start + length) % 64 & 1)
+        length++;
+    return length;
+}
+
 // Take the run [start, start + length). Nothing if one of them turns out not to be free; else all but those lost to a
 // rival just now.
 static inline uint32_t blocks_take(struct blocks *blocks, uint32_t start, uint32_t length, uint64_t owner,
@@ -215,10 +224,11 @@ static inline uint32_t blocks_acquire(struct blocks *blocks, uint64_t owner, uin
     while (taken < most) {
         uint32_t start;
         if (blocks_find(blocks, lowest, length, &start)) {
-            const uint32_t got = blocks_take(blocks, start, length, owner, out + taken);
+            const uint32_t run = blocks_run_length(blocks, start, length, most - taken);
+            const uint32_t got = blocks_take(blocks, start, run, owner, out + taken);
             taken += got;
             if (got)
-                blocks->cursor = start + length < blocks->num_blocks ? start + length : 0;
+                blocks->cursor = start + run < blocks->num_blocks ? start + run : 0;
             if (length > most - taken)
                 length = most - taken;
         } else if (!looked && (length == 1 || blocks->credit >= blocks->num_blocks)) {
