@@ -63,6 +63,8 @@ def attach(run_dir: str | Path | None = None, *, role: str = "language") -> Clie
 class Client:
     """A seat in a node. Close it, or use it as a context manager; requests still in flight are then aborted."""
 
+    _thread: threading.Thread | None = None
+
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         welcome, fds = self._join(run_dir)
@@ -146,7 +148,6 @@ class Client:
         self._to_serve: deque[TransferHandle] = deque()
         self._turns: list[Callable[[], bool]] = []
         self._stop = False
-        self._thread: threading.Thread | None = None
 
     def _join(self, run_dir: Path) -> tuple[run_socket.Welcome, dict[str, int]]:
         path = run_dir / SOCKET_NAME
