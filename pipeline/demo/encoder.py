@@ -1,8 +1,10 @@
 """The encoder process of the demo: attaches to the encode node, embeds photographs, and streams them as it goes.
 
-It is an ordinary client. A request's length is announced as soon as its job arrives, long before its turn with the
-tower; its rows are written a band at a time; its tensor is kept until the request has ended, because the library
-reads from it until then. One request is embedded at a time, any number may be under way behind it.
+It is an ordinary client, and shows both ways to send. Streamed: the length is announced as soon as the job arrives, long
+before its turn with the tower, and rows are written a band at a time. At once: nothing is said before the whole request
+is embedded, so the language side has granted its default by then and resumes from there. Either way the tensors are kept
+until the request has ended, because the library reads from them. One request is embedded at a time, any number may be
+under way behind it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from embridge.allocator.errors import EmbridgeError
 from embridge.allocator.status import Phase
 from embridge.pipeline.demo.photographs import Photograph
 from embridge.pipeline.demo.prompt import Prompt
-from embridge.pipeline.demo.stream import Chunk, Digests, EmbeddingStream
+from embridge.pipeline.demo.stream import Chunk, Digests, EmbeddingStream, joined
 from embridge.pipeline.demo.vision import PATCH, VisionTower
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Job:
     room: int
     photograph: Photograph
     prompt: Prompt
+    streamed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +63,8 @@ class Written:
 
     room: int
     digests: dict[str, str]
-    encode_ms: float
-    written_ns: int  # when the last rows were given to `write`; all processes of a host share time.monotonic_ns()
+    first_ns: int  # when the first and the last rows were given to the library;
+    last_ns: int  # all processes of a host share time.monotonic_ns()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,7 @@ class _Request:
     sender: EmbeddingSender
     digests: Digests = field(default_factory=Digests)
     rows: list[Chunk] = field(default_factory=list)  # what the library reads from until the request has ended
-    encode_ns: int = 0
+    first_ns: int = 0
 
 
 def main(connection: Connection, settings: EncoderSettings) -> None:
@@ -143,7 +146,8 @@ class _Encoder:
                 aux_datas=prompt.aux_datas(),
                 mrope_position_delta=prompt.mrope_position_delta,
             )
-            sender.announce()
+            if job.streamed:
+                sender.announce()
             request = _Request(job=job, sender=sender)
             self._live[job.room] = request
             self._waiting.append(request)
@@ -157,15 +161,21 @@ class _Encoder:
         return stream.chunks(pixels)
 
     def _step(self, request: _Request, chunks: Iterator[Chunk]) -> None:
-        """Embed and write one band; with the last, tell the parent what should arrive."""
-        started_ns = time.monotonic_ns()
+        """Embed one band, and write it if the request is streamed; with the last, tell the parent what should arrive."""
         chunk = next(chunks)
         request.digests.add(chunk)
         request.rows.append(chunk)
-        written_ns = time.monotonic_ns()
-        request.encode_ns += written_ns - started_ns
-        request.sender.write(*chunk)  # False if it has failed meanwhile: `_end_requests` sees that
-        if chunk.start + len(chunk.fill_ids) < request.job.prompt.num_tokens:
+        is_last = chunk.start + len(chunk.fill_ids) == request.job.prompt.num_tokens
+        if is_last and not request.job.streamed:
+            request.rows = [joined(request.rows)]
+        now_ns = time.monotonic_ns()
+        if request.job.streamed:
+            request.first_ns = request.first_ns or now_ns
+            request.sender.write(*chunk)  # False if it has failed meanwhile: `_end_requests` sees that
+        elif is_last:
+            request.first_ns = now_ns
+            request.sender.send_embedding(*request.rows[0][1:])
+        if not is_last:
             return
         self._current = None
         request.digests.update("aux_datas", request.job.prompt.aux_datas())
@@ -173,8 +183,8 @@ class _Encoder:
             Written(
                 room=request.job.room,
                 digests=request.digests.result(),
-                encode_ms=request.encode_ns / 1e6,
-                written_ns=written_ns,
+                first_ns=request.first_ns,
+                last_ns=now_ns,
             )
         )
 

@@ -67,7 +67,13 @@ def _items(settings: DemoSettings) -> list[Item]:
         grid = Grid.of(photograph.height, photograph.width)
         prompt = Prompt(grid=grid, text=QUESTIONS[index % len(QUESTIONS)])
         size_bytes = prompt.num_tokens * settings.geometry().token_bytes
-        line = Line(number=index + 1, photograph=photograph, tokens=prompt.num_tokens, size_bytes=size_bytes)
+        line = Line(
+            number=index + 1,
+            photograph=photograph,
+            tokens=prompt.num_tokens,
+            size_bytes=size_bytes,
+            streamed=index % 3 != 2,  # both ways, side by side
+        )
         items.append(Item(line=line, prompt=prompt))
     return items
 

@@ -121,7 +121,9 @@ class Scheduler:
         room = secrets.randbits(63)
         item.request = EmbeddingRequest(room=room, bootstrap_addr=self._encode_addr, required_dst_info_num=1)
         self._open[room] = item
-        self._link.send(Job(room=room, photograph=item.line.photograph, prompt=item.prompt))
+        self._link.send(
+            Job(room=room, photograph=item.line.photograph, prompt=item.prompt, streamed=item.line.streamed)
+        )
         self._prealloc.add(item.request)
 
     def _step(self, display: Display) -> bool:
@@ -158,8 +160,10 @@ class Scheduler:
         assert written is not None
         assert request.result is not None
         stamps_ns = request.stamps_ns
-        line.latency_ms = (stamps_ns[Phase.Success] - stamps_ns[Phase.Bootstrapping]) / 1e6
-        line.behind_ms = (stamps_ns[Phase.Success] - written.written_ns) / 1e6
+        ended_ns = stamps_ns[Phase.Success]
+        line.latency_ms = (ended_ns - stamps_ns[Phase.Bootstrapping]) / 1e6
+        line.moving_ms = (ended_ns - written.first_ns) / 1e6
+        line.behind_ms = (ended_ns - written.last_ns) / 1e6
         line.problem = problem_with(
             request.result, item.prompt, written.digests, deepstack_layers=self._settings.deepstack_layers
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,18 @@ class Chunk(NamedTuple):
     fill_ids: Tensor  # (n,) int32
     mrope_positions: Tensor  # (n, 3) int32
     deepstack_embeddings: Tensor | None  # (n, D, hidden) bfloat16
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """One chunk of consecutive ones."""
+    deepstack = [chunk.deepstack_embeddings for chunk in chunks if chunk.deepstack_embeddings is not None]
+    return Chunk(
+        chunks[0].start,
+        torch.cat([chunk.input_embeddings for chunk in chunks]),
+        torch.cat([chunk.fill_ids for chunk in chunks]),
+        torch.cat([chunk.mrope_positions for chunk in chunks]),
+        torch.cat(deepstack) if deepstack else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

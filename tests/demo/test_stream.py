@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from embridge.pipeline.demo.prompt import Prompt
-from embridge.pipeline.demo.stream import BUFFERS, Chunk, Digests, EmbeddingStream
+from embridge.pipeline.demo.stream import BUFFERS, Chunk, Digests, EmbeddingStream, joined
 from embridge.pipeline.demo.vision import TOKEN, Grid, VisionTower
 
 
@@ -45,6 +45,19 @@ def test_the_request_is_the_same_however_it_is_cut() -> None:
         torch.testing.assert_close(
             torch.cat([getattr(chunk, name) for chunk in pieces]), torch.cat([getattr(chunk, name) for chunk in whole])
         )
+
+
+@pytest.mark.parametrize("deepstack_layers", [0, 2])
+def test_joined_chunks_are_the_request(deepstack_layers: int) -> None:
+    chunks = stream(5, deepstack_layers)
+    whole = joined(chunks)
+    assert whole.start == 0
+    assert len(whole.fill_ids) == 25
+    once, pieces = Digests(), Digests()
+    once.add(whole)
+    for chunk in chunks:
+        pieces.add(chunk)
+    assert once.result() == pieces.result()
 
 
 def test_digests_do_not_depend_on_the_cut_but_on_every_byte() -> None:
