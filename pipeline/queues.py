@@ -17,6 +17,7 @@ is granted than host memory is reserved for: so blocks are never held by a reque
 from __future__ import annotations
 
 import logging
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -93,7 +94,9 @@ class EmbeddingRequest:
     _rows: HostRows | None = field(default=None, init=False)
     _memory: HostMemory | None = field(default=None, init=False)
     _reserved: int = field(default=0, init=False)
+    _arrival: int = field(default=0, init=False)
     _contacted: bool = field(default=False, init=False)
+    _has_rows_waiting: bool = field(default=False, init=False)
     _released: bool = field(default=False, init=False)
 
     @property
@@ -138,9 +141,8 @@ class EmbeddingRequest:
             return
         self._released = True
         self.result = None
-        if self._rows is not None and self._memory is not None:
-            self._memory.give_back(self._rows)
-            self._memory.unreserve(self._reserved)
+        if self._memory is not None:
+            self._memory.give_back_later(self._rows, self._reserved)
             self._rows = None
 
 
@@ -157,6 +159,9 @@ class TransferQueue:
         self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
         self._incoming: deque[EmbeddingRequest] = deque()
         self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
+        self._wanting: list[EmbeddingRequest] = []  # those that could use a block, in the order of arrival
+        self._wanted: set[EmbeddingRequest] = set()
+        self._num_arrived = 0
         self._finished: deque[EmbeddingRequest] = deque()
         self._failed: deque[EmbeddingRequest] = deque()
         client.add_turn(self._turn)
@@ -180,23 +185,46 @@ class TransferQueue:
 
     def _turn(self) -> bool:
         """Open what came, then grant what is possible, in order of arrival. True if somebody waits for a block or a slot."""
+        self.memory.collect()
         waits = False
         while self._incoming:
-            request = self._incoming[0]
-            if not self._open(request):
+            if not self._open(self._incoming[0]):
                 waits = True
                 break
             self._incoming.popleft()
         if self._client.node_gone:
             for request in list(self._active):
                 self._end_failed(request, lost=True)
-        for is_oldest, request in self._in_order():
-            waits |= self._grant(request, is_oldest)
-        return waits
+        return self._grant_all() or waits
 
-    def _in_order(self) -> Iterator[tuple[bool, EmbeddingRequest]]:
-        for i, request in enumerate(list(self._active)):
-            yield i == 0, request
+    def _want(self, request: EmbeddingRequest) -> None:
+        """Enter a request among those that could use a block, at the place of its arrival; once."""
+        if request not in self._wanted:
+            self._wanted.add(request)
+            insort(self._wanting, request, key=_arrival)
+
+    def _grant_all(self) -> bool:
+        """Blocks to those who can use one now, first come, first served. True if somebody waits for a block."""
+        waits = False
+        keep: list[EmbeddingRequest] = []
+        cells = self._client.control.blocks.cells
+        oldest = next(iter(self._active), None)
+        for request in self._wanting:
+            free = cells.num_free(2)
+            if request not in self._active:
+                self._wanted.discard(request)
+                continue
+            if request._contacted and (free == 0 or (free == 1 and not request._has_rows_waiting)):
+                keep.append(request)
+                waits = True
+                continue
+            if self._grant(request, request is oldest):
+                keep.append(request)
+                waits |= request._has_rows_waiting or not cells.num_free(2)
+            else:
+                self._wanted.discard(request)
+        self._wanting = keep
+        return waits
 
     def _open(self, request: EmbeddingRequest) -> bool:
         """False when no slot is free: the request stays where it is, as long as its time lasts."""
@@ -225,6 +253,8 @@ class TransferQueue:
             return True
         request.receiver = receiver
         request._memory = self.memory
+        self._num_arrived += 1
+        request._arrival = self._num_arrived
         self._active[request] = None
         receiver.on_change = partial(self._serve, request)
         return True
@@ -239,6 +269,10 @@ class TransferQueue:
             self._end_failed(request)
             return
         self._learn(request, receiver)
+        granted = receiver.granted_tokens
+        request._has_rows_waiting = receiver.ready_tokens > granted
+        if receiver.handshake_done and granted < (request.total_embedding_length or self.default.tokens()):
+            self._want(request)
         if now.sent > request.transferred_tokens:
             self._drain(request, receiver, now.sent)
         if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:
@@ -299,36 +333,28 @@ class TransferQueue:
     # ---- granting
 
     def _grant(self, request: EmbeddingRequest, is_oldest: bool) -> bool:
-        """Give a request the blocks it can use. True if it waits for memory."""
+        """Give a request the blocks it can use. True if it could use more."""
         receiver = request.receiver
         assert receiver is not None
         if not receiver.handshake_done or receiver.progress().phase >= Phase.Success:
             return False
-        total = request.total_embedding_length
-        if total and self.memory.bytes_for(total) > self.memory.limit_bytes:
-            return False
-        granted = receiver.granted_tokens
+        total, granted = request.total_embedding_length, receiver.granted_tokens
         target = total or max(self.default.tokens(), granted)
-        if granted >= target:
+        if granted >= target or self.memory.bytes_for(total) > self.memory.limit_bytes:
             return False
-        target = min(target, self._reserve(request, target, is_oldest) or granted)
+        reserved = min(target, max(self._reserve(request, target, is_oldest), granted))
         held = receiver.granted_blocks - receiver.drained_blocks
-        missing = min(-(-target // self._bs) - receiver.granted_blocks, receiver.max_window_blocks - held)
-        rows_wait = receiver.ready_tokens > granted
-        blocks = receiver.allocate(max(missing, 0), may_take_reserve=rows_wait)
-        if not len(blocks):
-            if not request._contacted:
-                request._contacted = True
-                receiver.init([], 0)
-            return True
-        request._contacted = True
+        missing = min(-(-reserved // self._bs) - receiver.granted_blocks, receiver.max_window_blocks - held)
+        blocks = receiver.allocate(max(missing, 0), may_take_reserve=request._has_rows_waiting)
         end = receiver.granted_blocks + len(blocks)
-        tokens = min(end * self._bs, target) - receiver.granted_blocks * self._bs
-        if receiver.granted_blocks:
+        tokens = min(end * self._bs, reserved) - receiver.granted_blocks * self._bs
+        if receiver.granted_blocks and len(blocks):
             receiver.resume_transfer(blocks, receiver.progress().sent, tokens)
-        else:
-            receiver.init(blocks, tokens)
-        return len(blocks) < missing
+        elif len(blocks) or not request._contacted:
+            receiver.init(blocks, tokens if len(blocks) else 0)
+        request._contacted = True
+        request._has_rows_waiting = receiver.ready_tokens > receiver.granted_tokens
+        return receiver.granted_tokens < target
 
     # ---- the end
 
@@ -417,3 +443,7 @@ class WaitingQueue:
 def _taken(queue: deque[EmbeddingRequest]) -> Iterator[EmbeddingRequest]:
     while queue:
         yield queue.popleft()
+
+
+def _arrival(request: EmbeddingRequest) -> int:
+    return request._arrival

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,7 +154,7 @@ class HostMemory:
 
     Fresh memory costs a page fault every 4 KiB (six times a warm copy), so what is given back is kept, by size class, within the
     limit. The oldest request may exceed the limit by its own need: then no two half-received requests wait for each other.
-    Library thread only, but `give_back`, which any thread may call.
+    Library thread only, but `give_back_later`, which any thread may call.
     """
 
     def __init__(self, geometry: Geometry, limit_bytes: int) -> None:
@@ -162,6 +163,19 @@ class HostMemory:
         self.reserved_bytes = 0
         self._kept: dict[int, list[Bytes]] = {}
         self._kept_bytes = 0
+        self._returned: deque[tuple[HostRows | None, int]] = deque()
+
+    def give_back_later(self, rows: HostRows | None, reserved_tokens: int) -> None:
+        """A request is over: its memory and its reservation go back with the next `collect` (any thread)."""
+        self._returned.append((rows, reserved_tokens))
+
+    def collect(self) -> None:
+        """Take back what was given back."""
+        while self._returned:
+            rows, tokens = self._returned.popleft()
+            self.reserved_bytes -= self.bytes_for(tokens)
+            if rows is not None:
+                self.give_back(rows)
 
     def bytes_for(self, tokens: int) -> int:
         return tokens * self._geometry.token_bytes
@@ -173,9 +187,6 @@ class HostMemory:
             return False
         self.reserved_bytes += size
         return True
-
-    def unreserve(self, tokens: int) -> None:
-        self.reserved_bytes -= self.bytes_for(tokens)
 
     def take(self, tokens: int) -> HostRows:
         """Room for so many reserved tokens."""

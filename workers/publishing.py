@@ -116,6 +116,7 @@ class Publisher:
     def _serve(self, slot: int, epoch: int) -> None:
         if self._live.get(slot) != epoch:
             self._live[slot] = epoch
+            self._watch.hurry(self._now_ns)
             heapq.heappush(self._deadlines, (self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch))
         word = split(self._desk.status.load(slot))
         if word.phase < TERMINAL:
