@@ -328,7 +328,8 @@ class Client:
         return rose
 
     def fileno(self) -> int:
-        """An eventfd that becomes readable when a status rises after `arm()`: for the scheduler's own select or epoll."""
+        """An eventfd for the scheduler's own select or epoll: after `arm()` it becomes readable when a status rises, or when a
+        transfer queue has a request to hand over."""
         return self._event_fds[f"lane{self.lane}"]
 
     def arm(self) -> bool:
@@ -357,6 +358,10 @@ class Client:
         if handle is not None:
             self._to_serve.append(handle)
         self._library_bell.ring()
+
+    def ring_user(self) -> None:
+        """Something is there to be taken that is no rise of a status: wake a caller who sleeps on `fileno()`."""
+        self._user_bell.ring()
 
     def add_turn(self, turn: Callable[[], bool]) -> None:
         """Have the library thread call this once a turn; it says whether it waits for a block."""

@@ -375,6 +375,7 @@ class TransferQueue:
         )
         self._leave(request)
         self._finished.append(request)
+        self._client.ring_user()
 
     def _end_failed(self, request: EmbeddingRequest, *, lost: bool = False) -> None:
         receiver = request.receiver
@@ -387,6 +388,7 @@ class TransferQueue:
             self._active.pop(request, None)
         request.release()
         self._failed.append(request)
+        self._client.ring_user()
 
     def _leave(self, request: EmbeddingRequest) -> None:
         """Its blocks and its slot go back; what was received stays in its host memory."""
