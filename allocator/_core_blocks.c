@@ -35,12 +35,12 @@ static PyObject *blocks_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (self == NULL)
         return NULL;
     self->blocks = blocks;
-    // All zero: nothing is believed free, so the first acquire looks at the cells.
-    self->blocks.believed_free = PyMem_Calloc(blocks_num_words(blocks.num_blocks), sizeof(uint64_t));
-    if (self->blocks.believed_free == NULL) {
+    uint64_t *advice = PyMem_Calloc(blocks_advice_words(blocks.num_blocks), sizeof(uint64_t));
+    if (advice == NULL) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
+    blocks_use_advice(&self->blocks, advice);
     return (PyObject *)self;
 }
 

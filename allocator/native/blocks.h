@@ -23,7 +23,10 @@
 //
 // Finding free blocks. A handle keeps a private bitmap of the blocks that it believes to be free. It is advice only:
 // a set bit is checked against the cell, a cleared one is looked up again before memory is called short. What it buys
-// is a search for a run of neighbours at 64 blocks a step. A handle is used by one thread at a time.
+// is a search for a run of neighbours at 64 blocks a step, over full words at 4096. A handle is used by one thread at
+// a time. The lowest run that is long enough is taken, so that use stays dense below and long runs remain above:
+// after churn in mixed sizes at 80 % use of 4096 blocks, all requests for 64 came as one run, against 60 % with a
+// search that goes on where the last one ended.
 #ifndef EMBRIDGE_NATIVE_BLOCKS_H
 #define EMBRIDGE_NATIVE_BLOCKS_H
 
@@ -47,12 +50,26 @@ struct blocks {
     uint32_t num_blocks;
     // Private advice from here on.
     uint64_t *believed_free; // one bit a block
-    uint32_t cursor;         // where the next search begins
+    uint64_t *some_free;     // one bit a word of `believed_free`: it is not 0
     uint32_t next_look;      // the word of `believed_free` that the next acquire compares with the cells
     uint64_t credit;         // grows with every acquire; pays for a look at all cells before a run is given up
 };
 
 static inline uint32_t blocks_num_words(uint32_t num_blocks) { return (num_blocks + 63) / 64; }
+
+// How many words of private memory a handle needs, for `believed_free` and `some_free`.
+static inline size_t blocks_advice_words(uint32_t num_blocks)
+{
+    const uint32_t num_words = blocks_num_words(num_blocks);
+    return (size_t)num_words + (num_words + 63) / 64;
+}
+
+// Give the handle that memory, all 0: nothing is believed free, so the first acquire looks at the cells.
+static inline void blocks_use_advice(struct blocks *blocks, uint64_t *advice)
+{
+    blocks->believed_free = advice;
+    blocks->some_free = advice + blocks_num_words(blocks->num_blocks);
+}
 
 static inline uint64_t cell_owner(uint64_t slot, uint64_t epoch)
 {
@@ -85,13 +102,20 @@ static inline bool blocks_move(const struct blocks *blocks, uint32_t index, uint
                                                    memory_order_acquire);
 }
 
+static inline void blocks_believe_word(struct blocks *blocks, uint32_t word, uint64_t bits)
+{
+    const uint64_t bit = UINT64_C(1) << word % 64;
+    blocks->believed_free[word] = bits;
+    if (bits)
+        blocks->some_free[word / 64] |= bit;
+    else
+        blocks->some_free[word / 64] &= ~bit;
+}
+
 static inline void blocks_believe(struct blocks *blocks, uint32_t index, bool is_free)
 {
-    const uint64_t bit = UINT64_C(1) << index % 64;
-    if (is_free)
-        blocks->believed_free[index / 64] |= bit;
-    else
-        blocks->believed_free[index / 64] &= ~bit;
+    const uint64_t bits = blocks->believed_free[index / 64], bit = UINT64_C(1) << index % 64;
+    blocks_believe_word(blocks, index / 64, is_free ? bits | bit : bits & ~bit);
 }
 
 // ---- finding free blocks
@@ -102,11 +126,10 @@ static inline void blocks_look(struct blocks *blocks, uint32_t word)
     const uint32_t first = word * 64, left = blocks->num_blocks - first, count = left < 64 ? left : 64;
     uint64_t bits = 0;
     // Relaxed: advice; the compare-and-swap that takes the block orders it.
-    for (uint32_t i = 0; i < count; i++)
-        bits |=
-            (uint64_t)(cell_state(atomic_load_explicit(&blocks->cells[first + i], memory_order_relaxed)) == CELL_FREE)
-            << i;
-    blocks->believed_free[word] = bits;
+    for (uint32_t i = count; i-- > 0;)
+        bits = bits << 1 |
+               (cell_state(atomic_load_explicit(&blocks->cells[first + i], memory_order_relaxed)) == CELL_FREE);
+    blocks_believe_word(blocks, word, bits);
 }
 
 static inline void blocks_look_at_all(struct blocks *blocks)
@@ -127,48 +150,44 @@ static inline uint64_t run_starts(uint64_t bits, uint32_t length)
     return bits;
 }
 
-// The first run of `length` blocks within [from, to) that are believed free.
-static inline bool blocks_find_between(const struct blocks *blocks, uint32_t from, uint32_t to, uint32_t length,
-                                       uint32_t *start)
+// The first word from `word` on in which a block is believed free, or the number of words.
+static inline uint32_t blocks_next_word(const struct blocks *blocks, uint32_t word)
 {
-    uint32_t run = 0; // how many blocks in a row end where the next word begins
-    for (uint32_t word = from / 64; (uint64_t)word * 64 < to; word++) {
+    const uint32_t num_words = blocks_num_words(blocks->num_blocks);
+    uint64_t mask = ~UINT64_C(0) << word % 64;
+    for (uint32_t group = word / 64; group * 64 < num_words; group++, mask = ~UINT64_C(0)) {
+        const uint64_t bits = blocks->some_free[group] & mask;
+        if (bits)
+            return group * 64 + (uint32_t)__builtin_ctzll(bits);
+    }
+    return num_words;
+}
+
+// The first run of `length` blocks, from `lowest` on, that are believed free.
+static inline bool blocks_find(const struct blocks *blocks, uint32_t lowest, uint32_t length, uint32_t *start)
+{
+    const uint32_t num_words = blocks_num_words(blocks->num_blocks);
+    uint32_t run = 0; // how many blocks in a row end where word `reached` begins
+    uint32_t reached = lowest / 64;
+    for (uint32_t word; (word = blocks_next_word(blocks, reached)) < num_words; reached = word + 1) {
         uint64_t bits = blocks->believed_free[word];
-        if (word == from / 64)
-            bits &= ~UINT64_C(0) << from % 64;
-        if (to - word * 64 < 64)
-            bits &= ~(~UINT64_C(0) << (to - word * 64));
-        if (bits == 0) {
+        if (word == lowest / 64)
+            bits &= ~UINT64_C(0) << lowest % 64;
+        if (word > reached)
             run = 0;
-            continue;
-        }
         const uint32_t low = ~bits ? (uint32_t)__builtin_ctzll(~bits) : 64;
         if (run + low >= length) {
             *start = word * 64 - run;
             return true;
         }
-        if (low == 64) {
-            run += 64;
-            continue;
-        }
-        const uint64_t starts = length <= 64 ? run_starts(bits, length) : 0;
+        const uint64_t starts = length < 64 ? run_starts(bits, length) : 0;
         if (starts) {
             *start = word * 64 + (uint32_t)__builtin_ctzll(starts);
             return true;
         }
-        run = (uint32_t)__builtin_clzll(~bits);
+        run = low == 64 ? run + 64 : (uint32_t)__builtin_clzll(~bits);
     }
     return false;
-}
-
-// The same from the cursor on, then from `lowest` to where a run that crosses the cursor would end.
-static inline bool blocks_find(const struct blocks *blocks, uint32_t lowest, uint32_t length, uint32_t *start)
-{
-    const uint32_t num_blocks = blocks->num_blocks, cursor = blocks->cursor > lowest ? blocks->cursor : lowest;
-    if (blocks_find_between(blocks, cursor, num_blocks, length, start))
-        return true;
-    const uint32_t end = num_blocks - cursor < length - 1 ? num_blocks : cursor + length - 1;
-    return cursor > lowest && blocks_find_between(blocks, lowest, end, length, start);
 }
 
 // How long the run at `start` is, that is known to have `length` blocks; at most `most`.
@@ -225,10 +244,7 @@ static inline uint32_t blocks_acquire(struct blocks *blocks, uint64_t owner, uin
         uint32_t start;
         if (blocks_find(blocks, lowest, length, &start)) {
             const uint32_t run = blocks_run_length(blocks, start, length, most - taken);
-            const uint32_t got = blocks_take(blocks, start, run, owner, out + taken);
-            taken += got;
-            if (got)
-                blocks->cursor = start + run < blocks->num_blocks ? start + run : 0;
+            taken += blocks_take(blocks, start, run, owner, out + taken);
             if (length > most - taken)
                 length = most - taken;
         } else if (!looked && (length == 1 || blocks->credit >= blocks->num_blocks)) {
