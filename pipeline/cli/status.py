@@ -33,7 +33,7 @@ def command(run_dir: Path | None, role: str | None, as_json: bool) -> None:
 
     screen = console()
     for part in render(status):
-        screen.print(part)
+        screen.print(part, "")
 
 
 def render(status: Mapping[str, Any]) -> list[RenderableType]:
@@ -43,10 +43,16 @@ def render(status: Mapping[str, Any]) -> list[RenderableType]:
     for key, value in status.items():
         if not _is_group(value):
             continue
-        entries = value if isinstance(value, Mapping) else {str(index): entry for index, entry in enumerate(value)}
+        entries = value if isinstance(value, Mapping) else dict(_labelled(entry, i) for i, entry in enumerate(value))
         rows = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping)}
         parts.append(_rows(key, rows) if rows and len(rows) == len(entries) else _pairs(key, entries))
     return parts
+
+
+def _labelled(entry: Mapping[str, Any], index: int) -> tuple[str, Mapping[str, Any]]:
+    """A row's label, its name or its place, and the rest of it."""
+    label = entry.get("name", str(index))
+    return str(label), {key: value for key, value in entry.items() if key != "name"}
 
 
 def _is_group(value: object) -> bool:

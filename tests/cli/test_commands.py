@@ -145,6 +145,7 @@ def test_status_is_shown_in_one_table_a_group() -> None:
         "blocks": {"free": 3, "owned": 1},
         "processes": {"poller": {"pid": 12, "restarts": 0}, "bootstrap": {"pid": 13, "restarts": 1}},
         "requests": [{"room": 5, "path": ["Bootstrapping"]}],
+        "clients": [{"name": "encoder", "pid": 14}],
         "peers": [],
     }
     with console.capture() as capture:
@@ -152,5 +153,6 @@ def test_status_is_shown_in_one_table_a_group() -> None:
             console.print(part)
     text = capture.get()
     assert [line.split() for line in text.splitlines() if line.startswith("poller")] == [["poller", "12", "0"]]
+    assert [line.split() for line in text.splitlines() if line.startswith("encoder")] == [["encoder", "14"]]
     assert "Bootstrapping" in text
     assert "none" in text
