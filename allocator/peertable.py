@@ -1,7 +1,8 @@
 """The other nodes that this one exchanges rows with, and the tombstones of their requests (R15).
 
-An entry is one incarnation of one node. The bootstrap process writes it and then sets its state; the poller declares it dead,
-once. A dead entry is used again only for a new registration, when no slot refers to it.
+An entry is one incarnation of one node. The bootstrap process writes it and then sets its state; the poller declares it dead. A dead
+entry is used again when no slot refers to it, or at once by the same incarnation, if that turns out to be alive after all (D3): it then
+finds its tombstones, so nothing that was over begins again.
 """
 
 from __future__ import annotations
@@ -73,11 +74,7 @@ class PeerTable:
     def find(self, node_id: int, incarnation: int) -> int | None:
         """The entry of a registered, living incarnation."""
         for peer in range(self.num_peers):
-            if (
-                self.get(peer, Peer.NODE_ID) == node_id
-                and self.get(peer, Peer.INCARNATION) == incarnation
-                and self.is_alive(peer)
-            ):
+            if self._identity(peer) == (node_id, incarnation) and self.is_alive(peer):
                 return peer
         return None
 
@@ -86,14 +83,21 @@ class PeerTable:
 
     def register(self, record: PeerRecord, now_ns: int, in_use: Container[int]) -> int | None:
         """Enter one incarnation (bootstrap only); `in_use` are dead entries that slots still refer to. None when full."""
+        for peer in range(self.num_peers):
+            if self._identity(peer) == (record.node_id, record.incarnation):
+                self._write(peer, record, now_ns, keep_tombstones=True)
+                return peer
         for state in (PeerState.EMPTY, PeerState.DEAD):
             for peer in range(self.num_peers):
                 if self.get(peer, Peer.STATE) == state and peer not in in_use:
-                    self._write(peer, record, now_ns)
+                    self._write(peer, record, now_ns, keep_tombstones=False)
                     return peer
         return None
 
-    def _write(self, peer: int, record: PeerRecord, now_ns: int) -> None:
+    def _identity(self, peer: int) -> tuple[int, int]:
+        return self.get(peer, Peer.NODE_ID), self.get(peer, Peer.INCARNATION)
+
+    def _write(self, peer: int, record: PeerRecord, now_ns: int, *, keep_tombstones: bool) -> None:
         self.put(peer, Peer.STATE, PeerState.EMPTY)
         for name, offset in _TEXTS.items():
             raw = getattr(record, name).encode()[:TEXT_BYTES]
@@ -109,7 +113,7 @@ class PeerTable:
             (Peer.REGISTERED_NS, now_ns),
         ):
             self.put(peer, field, value)
-        if self._tombstones is not None:
+        if self._tombstones is not None and not keep_tombstones:
             for slot in range(min(record.num_slots, self.num_slots)):
                 self._tombstones.store(peer * self.num_slots + slot, 0)
         self.put(peer, Peer.STATE, PeerState.REGISTERED)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from embridge.allocator.layout import Geometry, Limits, Role
+from embridge.workers.engines import ENGINES
 from embridge.workers.timing import Timing
 
 GIB: Final = 1 << 30
 ROLES: Final = {"encode": Role.ENCODE, "language": Role.LANGUAGE}
-ENGINES: Final = ("auto", "shm")
 
 
 class ConfigError(ValueError):

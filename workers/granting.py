@@ -129,7 +129,11 @@ class GrantSender:
     # ---- registration
 
     def _register(self, link: Link, now_ns: int) -> None:
-        if link.waiting and now_ns - link.since_ns > self._desk.timing.connect_timeout_s * NS:
+        if not link.waiting:
+            self._links.pop(link.address, None)
+            self._out.append(Disconnect(link.address))
+            return
+        if now_ns - link.since_ns > self._desk.timing.connect_timeout_s * NS:
             self._give_up(
                 link,
                 FailureCode.UNREACHABLE,

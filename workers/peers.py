@@ -99,7 +99,7 @@ class PeerWatch:
         if self._peers.get(peer, Peer.INCARNATION) != incarnation or not self._peers.bury(peer):
             return False
         record = self._peers.record(peer)
-        log.warning("%s is lost: %s", record, why)
+        log.log(logging.WARNING if self._rooms_of(peer) else logging.INFO, "%s is lost: %s", record, why)
         out.append(Disconnect(record.poller_addr))
         self._desk.to("bootstrap").send(Kick.PEER_DEAD, peer, incarnation)
         return True

@@ -72,10 +72,7 @@ class TransferWorker:
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         for _, record in inbox.records:
-            if record.kick == Kick.PEER_DEAD:
-                self._engine.close(record.slot)
-            else:
-                self._enqueue(record.slot, record.epoch)
+            self._enqueue(record.slot, record.epoch)
         if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
             self._scanned_ns = now_ns
             self._scan()

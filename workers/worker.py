@@ -96,12 +96,12 @@ def _role(seat: Seat, desk: Desk) -> Step:
 
         return StatusReceiver(desk)
     from embridge.workers import transfer
-    from embridge.workers.engines.shm import ShmEngine
+    from embridge.workers.engines import make_engine
 
     if not encode:
         return transfer.TargetWorker(desk)
     payload = map_segment(seat.payload.fd, seat.payload_bytes, alignment=HUGE_PAGE_BYTES)
-    engine = ShmEngine(payload, desk.control.node_id, desk.control.incarnation)
+    engine = make_engine(seat.engine, payload, desk.control.node_id, desk.control.incarnation)
     return transfer.TransferWorker(desk, desk.index - lay.first_worker(), engine)
 
 
