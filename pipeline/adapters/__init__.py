@@ -1,1 +1,0 @@
-"""Glue to the schedulers of known engines."""

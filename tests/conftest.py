@@ -1,0 +1,119 @@
+"""For every test: what it leaves behind is its failure (P9). For those that need them: nodes and processes that tests share."""
+
+from __future__ import annotations
+
+import multiprocessing.resource_tracker
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.agents import Agent, running
+from support.leaks import LeakCheck
+from support.nodes import Station, run_dirs, station
+
+OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The tracker that `multiprocessing` starts on first use lives as long as this process: have it before any test begins."""
+    multiprocessing.resource_tracker.ensure_running()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash.setdefault(OUTCOME, {})[report.when] = report
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """P9: no process, segment, run directory, descriptor or mapping is left of a test. What a failed one left is killed."""
+    check = LeakCheck()
+    try:
+        yield
+        call = request.node.stash.get(OUTCOME, {}).get("call")
+        if call is not None and call.passed:
+            problems = check.problems()
+            assert not problems, "left behind: " + "; ".join(problems)
+    finally:
+        check.restore()
+        for process in check.processes():
+            process.kill()
+
+
+# ---- shared by the tests of one pytest process: a pair of nodes costs three seconds, a process that imports torch one
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Iterator[Path]:
+    with run_dirs() as path:
+        yield path
+
+
+@pytest.fixture
+def own_dir() -> Iterator[Path]:
+    """Run directories of a test's own."""
+    with run_dirs() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def encode(shared_dir: Path) -> Iterator[Station]:
+    """An encode node: 16 blocks of 128 tokens, hidden 64, three deepstack layers."""
+    with station("encode", shared_dir / "e", num_blocks=16, deepstack_layers=3) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def language(shared_dir: Path) -> Iterator[Station]:
+    """A language node of the same geometry with 9 blocks: its default of 1024 tokens, and the reserve."""
+    with station("language", shared_dir / "l", num_blocks=9, deepstack_layers=3, default_allocate_tokens=1024) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def other_language(shared_dir: Path) -> Iterator[Station]:
+    """One more language node: 8 blocks, and a default of half of them."""
+    with station("language", shared_dir / "m", num_blocks=8, deepstack_layers=3, default_allocate_tokens=512) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Iterator[Agent]:
+    """An encoder process, for functions of `support.encoding`."""
+    with running("encoder") as agent:
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[Agent]:
+    """A scheduler process, for functions of `support.scheduling`."""
+    with running("scheduler") as agent:
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def other_scheduler() -> Iterator[Agent]:
+    with running("other scheduler") as agent:
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def _rooms() -> Iterator[Iterator[int]]:
+    yield iter(range(1, 1 << 62))
+
+
+@pytest.fixture
+def room(_rooms: Iterator[int]) -> int:
+    """A room number that no other test has."""
+    return next(_rooms)
+
+
+@pytest.fixture
+def rooms(_rooms: Iterator[int]) -> Iterator[int]:
+    """Room numbers that no other test has."""
+    return _rooms

@@ -1,0 +1,103 @@
+"""Processes that do what a test tells them: encoders, schedulers and observers in address spaces of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
+from typing import Any
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+class AgentError(AssertionError):
+    """A function failed in an agent; the text is its traceback there."""
+
+
+class Agent:
+    """A spawned process that calls module-level functions, one at a time: `function(state, *arguments)`.
+
+    `state` is a namespace that lives as long as the process.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._connection, theirs = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=_serve, args=(theirs,), name=name, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 60.0, **named: Any) -> Any:
+        """What the function returns there. Raises AgentError for what it raises."""
+        self.start(function, *arguments, **named)
+        return self.result(timeout_s)
+
+    def start(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        """Have it called, and do not wait: `result` does."""
+        self._connection.send((function, arguments, named))
+
+    def result(self, timeout_s: float = 60.0) -> Any:
+        if not self._connection.poll(timeout_s):
+            raise AgentError(f"{self.name}: no answer within {timeout_s:g} s")
+        try:
+            ok, value = self._connection.recv()
+        except EOFError:
+            raise AgentError(f"{self.name}: it died") from None
+        if not ok:
+            raise AgentError(f"{self.name}: {value}")
+        return value
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+        if number == signal.SIGKILL:
+            self.process.join()
+
+    def close(self) -> None:
+        """End it, in the way of a process that exits; then, if need be, by force."""
+        with contextlib.suppress(OSError):
+            self._connection.send(None)
+        self.process.join(10)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        self._connection.close()
+        self.process.close()
+
+
+@contextmanager
+def running(name: str) -> Iterator[Agent]:
+    """An agent for the length of a block."""
+    agent = Agent(name)
+    try:
+        yield agent
+    finally:
+        agent.close()
+
+
+def _serve(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    state = SimpleNamespace()
+    while True:
+        try:
+            command = connection.recv()
+        except (EOFError, OSError):
+            return
+        if command is None:
+            return
+        function, arguments, named = command
+        try:
+            answer = (True, function(state, *arguments, **named))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        connection.send(answer)

@@ -1,0 +1,109 @@
+"""What a test may leave behind: nothing (P9).
+
+Before a test, what is there is noted, and a mark is put into the environment, which every process started from then on inherits, orphans
+included. After it: no marked process runs, no segment has a name, no run directory stands, and this process has the descriptors and the
+mappings of shared memory that it had.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from support.nodes import RUN_DIR_PREFIX
+from support.waiting import wait_until
+
+MARK = "EB_TEST_MARK"
+SETTLE_S = 3.0  # for what was told to end to be gone
+
+
+class LeakCheck:
+    """Made before a test; `problems` after it."""
+
+    def __init__(self) -> None:
+        self._segments = _segments()
+        self._run_dirs = _run_dirs()
+        self._descriptors = _descriptors()
+        self._mappings = _mappings()
+        self._outer = os.environ.get(MARK)
+        self._mark = secrets.token_hex(8)
+        os.environ[MARK] = self._mark
+
+    def restore(self) -> None:
+        if self._outer is None:
+            os.environ.pop(MARK, None)
+        else:
+            os.environ[MARK] = self._outer
+
+    def problems(self) -> list[str]:
+        """What is left, in words, after it had a moment to go away."""
+        if not self._left():
+            return []
+        gc.collect()
+        try:
+            wait_until(lambda: not self._left(), SETTLE_S)
+        except AssertionError:
+            return self._left()
+        return []
+
+    def _left(self) -> list[str]:
+        left = [f"process {p.pid} ({' '.join(_cmdline(p))[:120]})" for p in self.processes()]
+        left += [f"/dev/shm/{name}" for name in _segments() - self._segments]
+        left += [f"run directory {path}" for path in _run_dirs() - self._run_dirs]
+        left += [f"descriptor of {target} ({n} more)" for target, n in (_descriptors() - self._descriptors).items()]
+        left += [f"mapping of {target} ({n} more)" for target, n in (_mappings() - self._mappings).items()]
+        return left
+
+    def processes(self) -> list[psutil.Process]:
+        """The processes that this test has started and that still run."""
+        return [p for p in psutil.process_iter() if p.pid != os.getpid() and self._is_marked(p)]
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        try:
+            environ = Path("/proc", str(process.pid), "environ").read_bytes()
+            return f"{MARK}={self._mark}".encode() in environ and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, psutil.NoSuchProcess):
+            return False
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _segments() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if "embridge" in name}
+
+
+def _run_dirs() -> set[str]:
+    """Those of this process: `run_dirs` makes them, other workers of the same run have theirs."""
+    return {name for name in os.listdir("/tmp") if name.startswith(f"{RUN_DIR_PREFIX}{os.getpid()}-")}
+
+
+def _descriptors() -> Counter[str]:
+    """What this process has open: by file, for numbers are used again; sockets and pipes by kind, for they have no names."""
+    found: Counter[str] = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the one that lists them
+        found[target.split(":")[0] if ":[" in target else target] += 1
+    return found
+
+
+def _mappings() -> Counter[str]:
+    """Mappings of segments and memfds, by kind."""
+    found: Counter[str] = Counter()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        name = line.split(maxsplit=5)[5] if len(line.split(maxsplit=5)) > 5 else ""
+        if "embridge" in name:
+            found[name.split("-")[0] + "..."] += 1
+    return found

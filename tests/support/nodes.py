@@ -1,0 +1,146 @@
+"""Nodes for tests: in short run directories of their own, with their messages in a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from embridge.allocator.blocks import BlockCounts
+from embridge.allocator.control import Control
+from embridge.allocator.layout import Geometry, Process
+from embridge.pipeline import Limits, Node, PipelineConfig, Timing, launch
+from embridge.pipeline.inspect import open_control, requests
+from support.waiting import wait_until
+
+RUN_DIR_PREFIX = "eb-"  # in /tmp: a socket's path has 107 bytes at most
+LIMITS = Limits(num_slots=256, max_clients=6, max_destinations=4, window_blocks=64, max_peers=8, max_peer_slots=512, ring_records=512)
+
+
+@contextmanager
+def run_dirs() -> Iterator[Path]:
+    """A short, empty folder for run directories, gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix=f"{RUN_DIR_PREFIX}{os.getpid()}-", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@dataclass(slots=True)
+class Station:
+    """A node, and what a test wants to see of it from outside."""
+
+    node: Node
+    log_path: Path
+    control: Control
+
+    @property
+    def run_dir(self) -> Path:
+        return self.node.run_dir
+
+    @property
+    def addr(self) -> str:
+        return self.node.bootstrap_addr
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.control.geometry
+
+    def log(self) -> str:
+        """What its processes have written on standard error."""
+        return self.log_path.read_text()
+
+    def counts(self) -> BlockCounts:
+        return self.control.blocks.counts()
+
+    def in_flight(self) -> list[dict[str, Any]]:
+        """The requests whose slots are not released."""
+        return requests(self.control, 0)
+
+    def pid_of(self, process: str) -> int:
+        return self.control.processes.get(process, Process.PID)
+
+    def pids(self) -> dict[str, int]:
+        """All processes of the node by name."""
+        return {name: self.pid_of(name) for name in self.control.processes.names}
+
+    def restarts(self) -> dict[str, int]:
+        return {name: self.control.processes.get(name, Process.NUM_RESTARTS) for name in self.control.processes.names}
+
+    def kill_group(self) -> None:
+        """SIGKILL for every process of the node at once."""
+        os.killpg(self.node.pid, signal.SIGKILL)
+
+    def wait_idle(self, timeout_s: float = 20.0) -> None:
+        """Until every block is free and every slot released (D6)."""
+        wait_until(
+            lambda: self.counts().free == self.control.blocks.num_blocks and not self.in_flight(),
+            timeout_s,
+            lambda: f"{self.control.role.name} node idle: {self.counts()}, {self.in_flight()[:4]}",
+        )
+        assert sum(self.counts()) == self.control.blocks.num_blocks
+
+
+def config_of(role: str, run_dir: Path, **settings: Any) -> PipelineConfig:
+    """Small tables, nothing locked; `settings` as `PipelineConfig` takes them, those of Geometry and Timing by their own names."""
+    geometry = {key: settings.pop(key) for key in list(settings) if key in Geometry.__dataclass_fields__}
+    timing = {key: settings.pop(key) for key in list(settings) if key in Timing.__dataclass_fields__}
+    return PipelineConfig(
+        role=role,
+        run_dir=run_dir,
+        geometry=Geometry(**{"hidden_size": 64, "num_blocks": 8, **geometry}),
+        timing=Timing(**{"request_timeout_s": 60.0, **timing}),
+        lock_memory=False,
+        **{"limits": LIMITS, "log_level": "INFO", **settings},
+    )
+
+
+def start_node(config: PipelineConfig, log_path: Path) -> Node:
+    """`launch`, with what the node writes on standard error appended to a file (its processes inherit ours)."""
+    sys.stderr.flush()
+    ours = os.dup(2)
+    theirs = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.dup2(theirs, 2)
+        return launch(config)
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+        os.close(theirs)
+
+
+@contextmanager
+def station(role: str, run_dir: Path, **settings: Any) -> Iterator[Station]:
+    """A node for the length of a block. All its processes are gone afterwards, whatever became of it."""
+    log_path = run_dir.with_suffix(".log")
+    node = start_node(config_of(role, run_dir, **settings), log_path)
+    pids: dict[str, int] = {}
+    try:
+        it = Station(node, log_path, open_control(node.run_dir))
+        pids = it.pids()
+        yield it
+    finally:
+        node.stop()
+        wait_until(lambda: not alive(list(pids.values())), 5.0, lambda: f"{role} node gone: {alive(list(pids.values()))}")
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that still run: a zombie that nobody has waited for does not."""
+    running = []
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                running.append(pid)
+        except psutil.NoSuchProcess:
+            continue
+    return running

@@ -1,0 +1,850 @@
+"""Whole nodes in one thread: the real roles and the real clients under one clock, one seed and a network that misbehaves.
+
+A `World` holds nodes, each with its two segments, its roles (`step(now, inbox) -> outbox`) and its clients, whose library turns
+are called here and not by a thread. Whoever could run now (its doorbell was rung, something came, or its time is up: what the
+real loops wait for) is drawn by the seed, makes one step, and the clock moves on; when nobody can, it jumps to the next time that
+somebody wants. So a lost wake-up is a hang here, too.
+
+The network carries encoded messages and may lose, double, delay and so reorder them. A role may be killed between any two
+changes of shared memory, before its messages left, or before it committed its ring records: a new one over the same segment takes
+its place. What must hold is looked at after every step (`World.check`), and by the engine at every write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import heapq
+import os
+import random
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Mapping, copy
+from embridge.allocator.buffers import PayloadBuffers, aux_offset, pools
+from embridge.allocator.control import Control, format_control
+from embridge.allocator.layout import (
+    AUX_WORDS,
+    ControlLayout,
+    Destination,
+    Geometry,
+    Header,
+    Limits,
+    NodeState,
+    PayloadLayout,
+    Role,
+    Slot,
+)
+from embridge.allocator.owners import ForeignWriter
+from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.rings import Kick
+from embridge.allocator.status import split
+from embridge.pipeline.client import Client
+from embridge.workers import messages as msg
+from embridge.workers.admitting import Admission
+from embridge.workers.engines.base import EngineError, Moves, Outcome
+from embridge.workers.granting import GrantSender
+from embridge.workers.publishing import Publisher
+from embridge.workers.receiving import StatusReceiver
+from embridge.workers.roles import Addresses, Arrival, Desk, Disconnect, Inbox, Out, Reply, Send, Step
+from embridge.workers.run_socket import Welcome
+from embridge.workers.timing import NS, Timing
+from embridge.workers.transfer import TargetWorker, TransferWorker
+
+MS = NS // 1000
+LIBRARY_WAIT_NS, STARVING_WAIT_NS = 100 * MS, 5 * MS
+ROWS_A_ROOM = 4096  # what a row's id tells: room * ROWS_A_ROOM + row
+
+# Idle peers beat faster than in life, so that a lossy network does not look like a dead peer.
+TIMING = Timing(idle_heartbeat_s=0.25, connect_timeout_s=20.0, request_timeout_s=120.0)
+LIMITS = Limits(
+    num_slots=64,
+    max_clients=4,
+    num_workers=1,
+    max_destinations=2,
+    window_blocks=16,
+    max_peers=4,
+    max_peer_slots=64,
+    ring_records=16,
+)
+
+
+class Killed(BaseException):
+    """A process dies here."""
+
+
+@dataclass
+class Fuse:
+    """Kills its process before the n-th change of shared memory from now (0: never)."""
+
+    left: int = 0
+
+    def burn(self) -> None:
+        if self.left:
+            self.left -= 1
+            if not self.left:
+                raise Killed
+
+    def guard(self, target: Any, *names: str) -> None:
+        """Burn at every call of these methods."""
+        for name in names:
+            method = getattr(target, name)
+
+            def guarded(*args: Any, _method: Callable[..., Any] = method, **options: Any) -> Any:
+                self.burn()
+                return _method(*args, **options)
+
+            setattr(target, name, guarded)
+
+
+class _Guarded:
+    """A native object (which takes no attributes) with some of its methods behind a fuse."""
+
+    def __init__(self, target: Any, fuse: Fuse, *names: str) -> None:
+        for name in dir(target):
+            if not name.startswith("_"):
+                setattr(self, name, getattr(target, name))
+        fuse.guard(self, *names)
+
+
+class FusedControl(Control):
+    """A process's view of its control segment: every change it makes may be its last."""
+
+    def __init__(self, mapping: Mapping, fuse: Fuse) -> None:
+        super().__init__(mapping)
+        self._fuse = fuse
+        fuse.guard(self.slots, "set", "raise_to", "claim_failure", "set_reason")
+        fuse.guard(self.peers, "put", "bury", "raise_tombstone")
+        fuse.guard(self.lanes, "lease_page", "return_page", "free")
+        self.status: Any = _Guarded(self.status, fuse, "advance", "open", "mark")
+        self.blocks.cells = _Guarded(  # type: ignore[assignment]
+            self.blocks.cells, fuse, "acquire", "expose", "release", "quarantine", "reclaim", "end_quarantine"
+        )
+
+    @property
+    def destinations(self) -> Any:
+        table = super().destinations
+        self._fuse.guard(table, "set", "raise_to", "set_grant")
+        return table
+
+    @property
+    def staging(self) -> Any:
+        table = super().staging
+        self._fuse.guard(table, "replace")
+        return table
+
+    @property
+    def windows(self) -> Any:
+        table = super().windows
+        self._fuse.guard(table, "set")
+        return table
+
+    def sender(self, source: str, target: str) -> Any:
+        sender = super().sender(source, target)
+        self._fuse.guard(sender, "send")
+        return sender
+
+
+def segment(size: int, *, alignment: int = 4096) -> Mapping:
+    """Shared memory of this process alone."""
+    fd = os.memfd_create("embridge-simulation")
+    try:
+        os.ftruncate(fd, size)
+        return Mapping(fd, size, alignment=alignment)
+    finally:
+        os.close(fd)
+
+
+class SimulatedEngine:
+    """Copies between the payloads of two nodes, in as many polls as the seed says, and checks every block that it writes (P7)."""
+
+    name = "simulated"
+
+    def __init__(self, node: SimulatedNode, *, late_writes: bool = False) -> None:
+        self.late_writes = late_writes
+        self._node = node
+        self._world = node.world
+        self._targets: dict[int, tuple[SimulatedNode, int]] = {}  # peer -> (node, our entry in its writers)
+        self._attempts: dict[int, tuple[SimulatedNode, deque[tuple[int, int, int]], bool]] = {}
+        self._ticket = 0
+        self._asked: set[int] = set()
+
+    def open(self, peer: int, record: PeerRecord) -> bool:
+        if peer in self._targets and self._targets[peer][0].control.incarnation == record.incarnation:
+            return True
+        self.close(peer)
+        target = self._world.node_at(record.run_socket)
+        if target is None or target.control.incarnation != record.incarnation:
+            raise EngineError(f"{record} is not reachable")
+        if self._world.chance(0.3):  # its answer is not there yet
+            return False
+        own = self._node.control
+        entry = target.control.writers.add(ForeignWriter(own.node_id, own.incarnation, 1))
+        assert entry is not None
+        self._targets[peer] = (target, entry)
+        return True
+
+    def submit(self, peer: int, moves: Moves) -> int:
+        target, _ = self._targets[peer]
+        self._ticket += 1
+        fails = self._world.chance(self._world.faults.failed_attempt)
+        pieces = deque((int(a), int(b), int(c)) for a, b, c in moves)
+        self._attempts[self._ticket] = (target, pieces, fails)
+        self._world.note(f"{self._node.name} engine: attempt {self._ticket} of {len(pieces)} moves to {target.name}")
+        return self._ticket
+
+    def poll(self, ticket: int) -> Outcome:
+        target, pieces, fails = self._attempts[ticket]
+        several = 1 + int(self._world.chance(self._world.faults.slow_attempt)) * 4
+        for _ in range(-(-len(pieces) // several)):
+            self.write(target, *pieces.popleft())
+        if fails and self._world.chance(0.5):
+            del self._attempts[ticket]
+            if self.late_writes:
+                self._world.late.extend((self, target, piece) for piece in pieces)
+            self._world.note(f"{self._node.name} engine: attempt {ticket} FAILED")
+            return Outcome.FAILED
+        if pieces:
+            return Outcome.PENDING
+        del self._attempts[ticket]
+        return Outcome.DONE
+
+    def write(self, target: SimulatedNode, to: int, start: int, size: int) -> None:
+        target.check_write(self._node, to, start, size)
+        copy(target.payload, self._node.payload, np.array([[to, start, size]], np.int64), 1)
+
+    def close(self, peer: int) -> None:
+        if peer in self._targets:
+            target, entry = self._targets.pop(peer)
+            target.writer_gone(entry)
+
+    def shutdown(self) -> None:
+        for peer in list(self._targets):
+            self.close(peer)
+
+
+class Actor:
+    """Who takes steps: a role or a client's library thread."""
+
+    def __init__(self, node: SimulatedNode, name: str) -> None:
+        self.node = node
+        self.world = node.world
+        self.name = f"{node.name}.{name}"
+        self.fuse = Fuse()
+        self.due_ns = 0
+        self.stalled_ns = 0
+
+    def is_runnable(self, now_ns: int) -> bool:
+        raise NotImplementedError
+
+    def step(self) -> None:
+        raise NotImplementedError
+
+
+class RoleActor(Actor):
+    """The loop around a role, as `worker.py` and `wire.py` have it, one turn at a time."""
+
+    def __init__(self, node: SimulatedNode, role_name: str) -> None:
+        super().__init__(node, role_name)
+        self.role_name = role_name
+        self.generation = 0
+        self.address = node.addresses.get(role_name, "")
+        self.engine: SimulatedEngine | None = None
+        self.start()
+
+    def start(self) -> None:
+        """The process is born, over the segment as it is."""
+        self.generation += 1
+        self.fuse.left = 0
+        self.arrivals: deque[Arrival] = deque()
+        self.refused: list[str] = []
+        self.control = FusedControl(self.node.control_map, self.fuse)
+        self.desk = Desk(self.control, self.role_name, self.world.timing, self.node.own_addresses)
+        self.records = self.control.inbox(self.role_name)
+        self.bell = self.control.bell(self.role_name)
+        self.seen = -1
+        self.due_ns = 0
+        self.role = self._role()
+
+    def _role(self) -> Step:
+        encode = self.control.role == Role.ENCODE
+        if self.role_name == "bootstrap":
+            return Admission(self.desk) if encode else GrantSender(self.desk)
+        if self.role_name == "poller":
+            return Publisher(self.desk) if encode else StatusReceiver(self.desk)
+        if not encode:
+            return TargetWorker(self.desk)
+        self.engine = SimulatedEngine(self.node, late_writes=self.world.late_writes)
+        return TransferWorker(self.desk, self.desk.index - lay.first_worker(), self.engine)
+
+    @property
+    def connection_prefix(self) -> str:
+        return f"{self.name}#{self.generation}>"
+
+    def kill(self, why: str) -> None:
+        """The process dies and is started again; what was on its sockets is gone, what is in its rings is not."""
+        self.world.note(f"{self.name} KILLED {why}")
+        self.world.num_kills += 1
+        if self.engine is not None:
+            self.engine.shutdown()
+        self.world.network.forget(self)
+        self.start()
+
+    def is_runnable(self, now_ns: int) -> bool:
+        if now_ns < self.stalled_ns:
+            return False
+        return (
+            now_ns >= self.due_ns
+            or bool(self.arrivals)
+            or bool(self.refused)
+            or self.bell.sequence() != self.seen
+            or self.records.pending()
+        )
+
+    def step(self) -> None:
+        world = self.world
+        now = world.now_ns
+        kill = world.chance(world.faults.kill_role)
+        if kill:
+            self.fuse.left = world.rng.randint(1, 30)
+        self.seen = self.bell.sequence()
+        arrivals, refused = list(self.arrivals), self.refused
+        self.arrivals.clear()
+        self.refused = []
+        records = self.records.take()
+        if world.tracing and (arrivals or records or refused):
+            kicks = " ".join(f"{Kick(r.kick).name}({r.slot}.{r.epoch}){r.value or ''}" for _, r in records)
+            came = " ".join(_brief(a.message) for a in arrivals)
+            world.note(f"{self.name} step: {kicks} {came} {refused or ''}".rstrip())
+        try:
+            out = self.role.step(now, Inbox(records, arrivals, refused))
+            place = world.rng.random() if self.fuse.left else 1.0
+            if place < 0.6:
+                world.network.post(self, out[: world.rng.randint(0, len(out))])
+                self.kill("before its messages left")
+                return
+            world.network.post(self, out)
+            if place < 0.8:
+                self.kill("before it flushed its rings")
+                return
+            self.fuse.left = 0
+            self.desk.flush()
+            if place < 1.0:
+                self.kill("before it committed its records")
+                return
+        except Killed:
+            self.kill("in the middle of a step")
+            return
+        self.records.done()
+        wait_ns = min(int(world.timing.beat_s * NS), max(0, self.role.next_step_ns(now) - now))
+        self.due_ns = now + wait_ns
+
+
+class ClientActor(Actor):
+    """A client's library thread, one turn at a time; the user's calls come from the test's script."""
+
+    def __init__(self, node: SimulatedNode, number: int) -> None:
+        super().__init__(node, f"client{number}")
+        lane = node.control.lanes.take(1000 + number, self.world.now_ns)
+        assert lane is not None
+        self.lane = lane
+        self.is_dead = False
+        self._theirs, sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)
+        welcome = Welcome(
+            control_bytes=node.control_map.size,
+            payload_bytes=node.payload.size,
+            lane=lane,
+            descriptors=[],
+            bootstrap_addr=node.own_addresses.bootstrap_addr,
+            request_timeout_s=self.world.timing.request_timeout_s,
+            settings=dict(node.settings),
+        )
+        self.sock = sock
+        control = FusedControl(node.control_map, self.fuse)
+        self.client = Client.over(control, node.payload, sock, welcome, lambda: self.world.now_ns)
+        self.bell = control.bell(f"library{lane}")
+        self.seen = -1
+
+    def is_runnable(self, now_ns: int) -> bool:
+        if self.is_dead or now_ns < self.stalled_ns:
+            return False
+        return now_ns >= self.due_ns or self.bell.sequence() != self.seen
+
+    def step(self) -> None:
+        self.seen = self.bell.sequence()
+        try:
+            starving = self.client._turn()
+        except Killed:
+            self.die()
+            return
+        self.due_ns = self.world.now_ns + (STARVING_WAIT_NS if starving else LIBRARY_WAIT_NS)
+
+    def die(self) -> None:
+        """The process is gone; the launcher sees it and buries its lane."""
+        if self.is_dead:
+            return
+        self.is_dead = True
+        self.fuse.left = 0
+        self.world.note(f"{self.name} DIED")
+        self.node.bury_lane(self.lane)
+
+    def close(self) -> None:
+        self.sock.close()
+        self._theirs.close()
+
+
+class SimulatedNode:
+    """One node: its segments, its roles, its clients, and the little that its launcher does."""
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        role: Role,
+        geometry: Geometry,
+        *,
+        node_id: int,
+        incarnation: int = 1,
+        limits: Limits = LIMITS,
+        settings: dict[str, int] | None = None,
+    ) -> None:
+        self.world = world
+        self.name = name
+        self.geometry = geometry
+        self.settings = settings or {"host_buffer_bytes": 1 << 30, "default_allocate_tokens": 4 * geometry.block_size}
+        self.control_map = segment(ControlLayout.of(role, geometry, limits).size)
+        self.payload = segment(PayloadLayout.of(geometry).size)
+        format_control(
+            self.control_map, role, geometry, limits, node_id=node_id, incarnation=incarnation, now_ns=world.now_ns
+        )
+        self.control = Control(self.control_map)  # the launcher's and the test's own look
+        self.control.header.store(Header.NODE_STATE, NodeState.READY)
+        self.addresses = {"bootstrap": f"tcp://{name}/bootstrap", "poller": f"tcp://{name}/poller"}
+        self.own_addresses = Addresses(self.addresses["bootstrap"], self.addresses["poller"], f"{name}.sock")
+        self._to_poller = self.control.sender("launcher", "poller")
+        self.clients: list[ClientActor] = []
+        at = self.control.layout
+        self._words = np.frombuffer(self.control_map, np.uint64, limits.num_slots, at.words)
+        self._seen_words = self._words.copy()
+        self._pools = pools(geometry)
+        self.roles = [RoleActor(self, process) for process in self.control.processes.names[1:]]
+
+    @property
+    def actors(self) -> list[Actor]:
+        return [*self.roles, *self.clients]
+
+    def role(self, name: str) -> RoleActor:
+        return next(actor for actor in self.roles if actor.role_name == name)
+
+    def new_client(self) -> Client:
+        actor = ClientActor(self, len(self.clients))
+        self.clients.append(actor)
+        self.world.actors_changed()
+        return actor.client
+
+    # ---- the launcher
+
+    def bury_lane(self, lane: int) -> None:
+        self.control.lanes.bury(lane)
+        self._to_poller.send(Kick.LANE_DEAD, lane, 0)
+        self._to_poller.flush()
+
+    def writer_gone(self, entry: int) -> None:
+        self.control.writers.remove(entry)
+        self._to_poller.send(Kick.WRITER_GONE, 0, 0)
+        self._to_poller.flush()
+
+    # ---- what must hold
+
+    def check(self) -> None:
+        """P5, D12: words never decrease and terminal ones absorb. Every block that is not free belongs to an open request."""
+        changed = np.nonzero(self._words != self._seen_words)[0]
+        for slot in changed.tolist():
+            old, new = split(int(self._seen_words[slot])), split(int(self._words[slot]))
+            assert new > old, f"{self.name}: slot {slot} went from {old} to {new}"
+            assert new.epoch > old.epoch or old.phase < 3, f"{self.name}: slot {slot} left its end {old} for {new}"
+            released = self.control.slots.get(slot, Slot.RELEASED_EPOCH)
+            assert new.epoch == old.epoch or old.epoch in (0, released), f"{self.name}: slot {slot} reused before it was released"
+            self._seen_words[slot] = self._words[slot]
+            self.world.note(f"{self.name} word {slot}: {new}")
+        if self.control.role == Role.ENCODE:
+            self._check_watermarks()
+
+    def _check_watermarks(self) -> None:
+        slots, destinations = self.control.slots, self.control_destinations
+        for slot, _ in self.open_slots():
+            ready = slots.get(slot, Slot.READY)
+            for d in range(slots.get(slot, Slot.NUM_DESTINATIONS)):
+                sent = destinations.get(slot, d, Destination.SENT)
+                granted = destinations.get(slot, d, Destination.GRANTED_TOKENS)
+                assert sent <= min(ready, granted), f"{self.name}: slot {slot}.{d} sent {sent} ready {ready} granted {granted}"
+
+    @functools.cached_property
+    def control_destinations(self) -> Any:
+        return self.control.destinations
+
+    def check_blocks(self) -> None:
+        """Conservation: the states add up, and what is not free is held by a request that has not been released."""
+        self.control.blocks.check()
+        for block in range(self.geometry.num_blocks):
+            state, slot, epoch, _ = self.control.blocks.cells.cell(block)
+            if state:
+                assert split(self.control.status.load(slot)).epoch == epoch, f"{self.name}: block {block} is of an older epoch"
+                released = self.control.slots.get(slot, Slot.RELEASED_EPOCH)
+                assert released < epoch or self.world.late_writes, f"{self.name}: block {block} leaked by slot {slot}.{epoch}"
+
+    def open_slots(self) -> Iterator[tuple[int, int]]:
+        for slot in np.nonzero(self._words)[0].tolist():
+            epoch = int(self._words[slot]) >> 36
+            if self.control.slots.get(slot, Slot.RELEASED_EPOCH) < epoch == self.control.slots.get(slot, Slot.EPOCH):
+                yield slot, epoch
+
+    def check_write(self, source: SimulatedNode, to: int, start: int, size: int) -> None:
+        """P7, B10, D2: a write hits only blocks that are exposed (or quarantined) for the very request whose rows it carries."""
+        for block in self._blocks_at(to, size):
+            state, slot, epoch, _ = self.control.blocks.cells.cell(block)
+            assert state >= 2, f"{self.name}: a write hit block {block} in state {state}"
+            assert split(self.control.status.load(slot)).epoch == epoch, f"{self.name}: a write hit block {block} of an old epoch"
+            self._check_rows(source, to, start, size, slot, block)
+
+    def _blocks_at(self, to: int, size: int) -> Iterator[int]:
+        aux = aux_offset(self.geometry, 0)
+        if to >= aux:
+            yield (to - aux) // (4 * AUX_WORDS)
+            return
+        pool = next(p for p in sorted(self._pools, key=lambda p: p.offset, reverse=True) if p.offset <= to)
+        block_bytes = pool.row_bytes * self.geometry.block_size
+        yield from range((to - pool.offset) // block_bytes, (to + size - 1 - pool.offset) // block_bytes + 1)
+
+    def _check_rows(self, source: SimulatedNode, to: int, start: int, size: int, slot: int, block: int) -> None:
+        """The ids say whose rows these are, and which: they belong exactly there."""
+        here, there = PayloadLayout.of(self.geometry).ids, PayloadLayout.of(source.geometry).ids
+        if not here <= to < PayloadLayout.of(self.geometry).aux:
+            return
+        room, bs = self.control.slots.get(slot, Slot.ROOM), self.geometry.block_size
+        ids = PayloadBuffers(source.payload, source.geometry).fill_ids.reshape(-1)
+        first, count = (start - there) // 4, size // 4
+        for i, value in enumerate(ids[first : first + count].tolist()):
+            place = (to - here) // 4 + i
+            if place // bs != block:
+                continue
+            assert value // ROWS_A_ROOM == room, f"{self.name}: a row of room {value // ROWS_A_ROOM} in a block of room {room}"
+            row = value % ROWS_A_ROOM
+            assert row % bs == place % bs, f"{self.name}: row {row} of room {room} at place {place % bs} of block {block}"
+            held = self.control_windows.get(slot, row // bs)
+            assert held == block, f"{self.name}: row {row} of room {room} in block {block}, its block is {held}"
+
+    @functools.cached_property
+    def control_windows(self) -> Any:
+        return self.control.windows
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """Probabilities: of a message, of a step, of an attempt."""
+
+    lost: float = 0.0
+    doubled: float = 0.0
+    delayed: float = 0.0
+    delay_ms: int = 50
+    kill_role: float = 0.0
+    stall: float = 0.0
+    failed_attempt: float = 0.0
+    slow_attempt: float = 0.5
+
+
+@dataclass(order=True)
+class Flight:
+    """A message on its way."""
+
+    due_ns: int
+    number: int
+    target: str = field(compare=False)  # an address, or a connection
+    data: bytes = field(compare=False)
+    origin: str = field(compare=False)  # "" or the connection on which it travels
+    address: str = field(compare=False)  # where the connection leads
+
+
+class Network:
+    """Carries encoded messages between roles; the seed says how badly."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._flights: list[Flight] = []
+        self._number = 0
+        self._lines: dict[str, set[str]] = {}  # address -> connections to it
+        self.cut: set[frozenset[str]] = set()  # pairs of node names that do not hear each other
+        self.num_delivered = 0
+
+    def post(self, actor: RoleActor, out: list[Out]) -> None:
+        for item in out:
+            match item:
+                case Send(address, message):
+                    connection = actor.connection_prefix + address
+                    self._lines.setdefault(address, set()).add(connection)
+                    self._launch(actor, address, message, connection, address)
+                case Reply(connection, message):
+                    self._launch(actor, connection.decode(), message, "", actor.address)
+                case Disconnect(address):
+                    connection = actor.connection_prefix + address
+                    self._lines.get(address, set()).discard(connection)
+                    self._flights = [f for f in self._flights if f.origin != connection]
+                    heapq.heapify(self._flights)
+
+    def _launch(self, actor: RoleActor, target: str, message: msg.Message, origin: str, address: str) -> None:
+        world, faults = self._world, self._world.faults
+        if world.chance(faults.lost):
+            world.note(f"network LOST {_brief(message)}")
+            return
+        data = msg.encode(message)
+        for _ in range(1 + world.chance(faults.doubled)):
+            delay_ns = world.rng.randint(50_000, 300_000)
+            if world.chance(faults.delayed):
+                delay_ns += world.rng.randint(0, faults.delay_ms * MS)
+            self._number += 1
+            heapq.heappush(self._flights, Flight(world.now_ns + delay_ns, self._number, target, data, origin, address))
+
+    def next_due_ns(self) -> int | None:
+        return self._flights[0].due_ns if self._flights else None
+
+    def deliver(self, now_ns: int) -> None:
+        while self._flights and self._flights[0].due_ns <= now_ns:
+            self._deliver(heapq.heappop(self._flights))
+
+    def _deliver(self, flight: Flight) -> None:
+        world = self._world
+        message = msg.decode(flight.data, flight.address)
+        if flight.origin:
+            target, sender = world.role_at(flight.address), world.role_of(flight.origin)
+            if target is None:
+                if sender is not None:
+                    sender.refused.append(flight.address)
+                return
+            if sender is not None and self._is_cut(sender, target):
+                return
+            target.arrivals.append(Arrival(message, flight.origin.encode(), None))
+        else:
+            target = world.role_of(flight.target)
+            sender = world.role_at(flight.address)
+            if target is None or sender is None or self._is_cut(sender, target):
+                return
+            if flight.target not in self._lines.get(flight.address, ()):
+                return
+            target.arrivals.append(Arrival(message, None, flight.address))
+        self.num_delivered += 1
+
+    def _is_cut(self, a: RoleActor, b: RoleActor) -> bool:
+        return frozenset((a.node.name, b.node.name)) in self.cut
+
+    def forget(self, actor: RoleActor) -> None:
+        """A process died: its connections end, and about half of what was on the way to or from it with them."""
+        world, prefix = self._world, actor.connection_prefix
+        keep = []
+        for flight in self._flights:
+            ours = flight.target == actor.address or flight.origin.startswith(prefix) or flight.target.startswith(prefix)
+            if not ours or world.chance(0.5):
+                keep.append(flight)
+        self._flights = keep
+        heapq.heapify(self._flights)
+        for lines in self._lines.values():
+            lines.difference_update([line for line in lines if line.startswith(prefix)])
+
+    def node_closed(self, node: SimulatedNode) -> None:
+        """Its ports are closed: everybody who was connected is refused."""
+        for address in node.addresses.values():
+            for connection in sorted(self._lines.pop(address, ())):
+                actor = self._world.role_of(connection)
+                if actor is not None:
+                    actor.refused.append(address)
+
+
+class World:
+    """The nodes, the clock, the seed, the faults, and what has happened."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        faults: Faults | None = None,
+        timing: Timing = TIMING,
+        late_writes: bool = False,
+        trace_length: int = 300,
+    ) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.faults = faults or Faults()
+        self.timing = timing
+        self.late_writes = late_writes
+        self.late: list[tuple[SimulatedEngine, SimulatedNode, tuple[int, int, int]]] = []
+        self.now_ns = 1000 * NS
+        self.started_ns = self.now_ns
+        self.nodes: list[SimulatedNode] = []
+        self.network = Network(self)
+        self.trace: deque[str] = deque(maxlen=trace_length)
+        self.tracing = trace_length > 0
+        self.num_steps = 0
+        self.num_kills = 0
+        self._script: list[tuple[int, int, str, Callable[[], None]]] = []
+        self._script_number = 0
+        self._actors: list[Actor] = []
+
+    # ---- what tests build with
+
+    def node(self, name: str, role: Role, geometry: Geometry, **options: Any) -> SimulatedNode:
+        node = SimulatedNode(self, name, role, geometry, **options)
+        self.nodes.append(node)
+        self.actors_changed()
+        return node
+
+    def close_node(self, node: SimulatedNode) -> None:
+        """Every process of it is gone at once, its sockets with them."""
+        self.note(f"{node.name} GONE")
+        self.nodes.remove(node)
+        for actor in node.roles:
+            self.network.forget(actor)
+            if actor.engine is not None:
+                actor.engine.shutdown()
+        node.close()
+        self.actors_changed()
+        self.network.node_closed(node)
+
+    def at(self, when_ns: int, label: str, call: Callable[[], None]) -> None:
+        """Do something at a time; the calls of one time come in the order in which they were asked for."""
+        self._script_number += 1
+        heapq.heappush(self._script, (when_ns, self._script_number, label, call))
+
+    def after(self, delay_s: float, label: str, call: Callable[[], None]) -> None:
+        self.at(self.now_ns + int(delay_s * NS), label, call)
+
+    def chance(self, probability: float) -> bool:
+        return probability > 0 and self.rng.random() < probability
+
+    def note(self, text: str) -> None:
+        if self.tracing:
+            self.trace.append(f"{(self.now_ns - self.started_ns) / NS:10.6f} {text}")
+
+    def actors_changed(self) -> None:
+        self._actors = [actor for node in self.nodes for actor in node.actors]
+
+    def node_at(self, run_socket: str) -> SimulatedNode | None:
+        return next((node for node in self.nodes if node.own_addresses.run_socket == run_socket), None)
+
+    def role_at(self, address: str) -> RoleActor | None:
+        return next((a for node in self.nodes for a in node.roles if a.address == address), None)
+
+    def role_of(self, connection: str) -> RoleActor | None:
+        prefix = connection.split(">", 1)[0] + ">"
+        return next((a for node in self.nodes for a in node.roles if a.connection_prefix == prefix), None)
+
+    # ---- running
+
+    def run(self, done: Callable[[], bool], *, limit_s: float, max_steps: int = 400_000) -> None:
+        """Until `done`. Raises AssertionError, with the end of the trace, when something is wrong or it takes too long."""
+        end_ns = self.now_ns + int(limit_s * NS)
+        try:
+            while not done():
+                assert self.now_ns < end_ns, f"not done within {limit_s} s: {self.describe()}"
+                assert self.num_steps < max_steps, f"not done within {max_steps} steps: {self.describe()}"
+                self.turn()
+        except Exception as error:
+            tail = "\n".join(self.trace)
+            raise AssertionError(f"{tail}\nseed {self.seed}: {type(error).__name__}: {error}") from error
+
+    def turn(self) -> None:
+        """One step of somebody who can make one, or the clock jumps."""
+        now = self.now_ns
+        while self._script and self._script[0][0] <= now:
+            _, _, label, call = heapq.heappop(self._script)
+            self.note(f"script: {label}")
+            with contextlib.suppress(Killed):
+                call()
+        self.network.deliver(now)
+        if self.late and self.rng.random() < 0.02:
+            engine, target, piece = self.late.pop(self.rng.randrange(len(self.late)))
+            engine.write(target, *piece)
+            self.note("a late write landed")
+        runnable = [actor for actor in self._actors if actor.is_runnable(now)]
+        if not runnable:
+            self.now_ns = max(now + 1, self._next_ns())
+            return
+        actor = self.rng.choice(runnable)
+        if self.chance(self.faults.stall):
+            actor.stalled_ns = now + self.rng.randint(MS, 700 * MS)
+            self.note(f"{actor.name} stalls")
+            return
+        self.num_steps += 1
+        actor.step()
+        self.now_ns += self.rng.randint(2_000, 60_000)
+        self.check()
+
+    def _next_ns(self) -> int:
+        times = [max(actor.due_ns, actor.stalled_ns) for actor in self._actors if not getattr(actor, "is_dead", False)]
+        times += [actor.stalled_ns for actor in self._actors if actor.stalled_ns > self.now_ns]
+        due = self.network.next_due_ns()
+        if due is not None:
+            times.append(due)
+        if self._script:
+            times.append(self._script[0][0])
+        return min(times)
+
+    def check(self) -> None:
+        for node in self.nodes:
+            node.check()
+            node.check_blocks()
+
+    def is_clean(self) -> bool:
+        """All blocks free and all slots released, on every node."""
+        return all(
+            node.control.blocks.cells.num_free(node.geometry.num_blocks) == node.geometry.num_blocks
+            and not any(True for _ in node.open_slots())
+            for node in self.nodes
+        )
+
+    def describe(self) -> str:
+        """What is still open, for people."""
+        lines = [f"at {(self.now_ns - self.started_ns) / NS:.3f} s after {self.num_steps} steps, {self.num_kills} kills"]
+        for node in self.nodes:
+            slots = node.control.slots
+            lines.append(f"{node.name}: {node.control.blocks.counts()} lanes {_lanes(node)}")
+            for slot, epoch in node.open_slots():
+                words = {f.name: slots.get(slot, f) for f in Slot if slots.get(slot, f)}
+                lines.append(f"  slot {slot}.{epoch} {split(node.control.status.load(slot))} {words} {slots.reason(slot)!r}")
+                if node.control.role == Role.ENCODE:
+                    for d in range(slots.get(slot, Slot.NUM_DESTINATIONS)):
+                        get = node.control_destinations.get
+                        lines.append(f"    {d}: " + str({f.name: get(slot, d, f) for f in Destination if get(slot, d, f)}))
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+def _lanes(node: SimulatedNode) -> str:
+    lanes = node.control.lanes
+    return str([lanes.get(lane, lay.Lane.STATE) for lane in range(lanes.num_lanes)])
+
+
+def _brief(message: msg.Message) -> str:
+    kind = type(message).__name__
+    match message:
+        case msg.Init() | msg.Resume():
+            key = message.key
+            return f"{kind}({key.slot}.{key.epoch} {message.first_block}+{message.dst_embedding_indices}={message.allocated_tokens})"
+        case msg.Status(room=room):
+            return f"{kind}({room.key.slot}.{room.key.epoch} {room.phase} sent {room.sent_tokens} known {room.known_blocks})"
+        case msg.Heartbeat(rooms=rooms):
+            return f"{kind}({[(r.key.slot, r.key.epoch, r.phase, r.sent_tokens) for r in rooms]})"
+    key = getattr(message, "key", None)
+    return f"{kind}({key.slot}.{key.epoch})" if key is not None else kind

@@ -1,0 +1,25 @@
+"""Waiting for a condition, with a deadline. Tests never sleep and hope."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+POLL_S = 0.002
+
+
+def wait_until(condition: Callable[[], T], timeout_s: float = 20.0, what: str | Callable[[], object] = "") -> T:
+    """Poll until the condition is true, and return what it returned.
+
+    Raises:
+        AssertionError: it was not true in time; the text says `what` was waited for, or what it returns now.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what() if callable(what) else what or condition}")
+        time.sleep(POLL_S)
+    return value
