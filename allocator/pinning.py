@@ -7,19 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
+import sys
 
 from embridge.allocator._core import Mapping
-
-
-class Pinning(NamedTuple):
-    """What took effect on one mapping; a text where it did not, saying why."""
-
-    locked: bool
-    lock_note: str
-    huge_pages: bool
-    registered_with_cuda: bool
-    cuda_note: str
 
 
 def lock(mapping: Mapping) -> int:
@@ -34,6 +24,12 @@ def lock_note(code: int) -> str:
     if code in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
         return f"not locked: {os.strerror(code)}; raise `ulimit -l` (memlock) or give CAP_IPC_LOCK"
     return f"not locked: {os.strerror(code)}"
+
+
+def is_cuda_in_use() -> bool:
+    """Whether this process has a CUDA context already; asking makes none, and imports no torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def register_with_cuda(mapping: Mapping) -> tuple[bool, str]:

@@ -28,6 +28,7 @@ from embridge.allocator.buffers import PayloadBuffers
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError
 from embridge.allocator.layout import HUGE_PAGE_BYTES, NodeState, Role, Slot
+from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
 from embridge.allocator.rings import Kick
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import split
@@ -51,19 +52,27 @@ ATTACH_TIMEOUT_S = 10.0
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-def attach(run_dir: str | Path | None = None, *, role: str = "language") -> Client:
+def attach(run_dir: str | Path | None = None, *, role: str = "language", pin: bool | None = None) -> Client:
     """Join the node that runs in `run_dir` (default: the default directory of that role).
+
+    `pin`: register the payload with CUDA in this process; by default where this process uses CUDA already. What took effect
+    stands in `Client.pinned`, and why not in `Client.pin_note`; without it everything works, only slower.
 
     Raises:
         AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is another one.
     """
-    return Client(Path(run_dir) if run_dir is not None else default_run_dir(role))
+    client = Client(Path(run_dir) if run_dir is not None else default_run_dir(role))
+    if pin or (pin is None and is_cuda_in_use()):
+        client.pinned, client.pin_note = register_with_cuda(client.payload)
+    return client
 
 
 class Client:
     """A seat in a node. Close it, or use it as a context manager; requests still in flight are then aborted."""
 
     _thread: threading.Thread | None = None
+    pinned: bool = False
+    pin_note: str = "not asked for"
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -472,6 +481,8 @@ class Client:
             return
         self._closed = True
         self._stop = True
+        if self.pinned:
+            unregister_from_cuda(self.payload)
         self._library_bell.ring()
         if self._thread is not None:
             self._thread.join(5.0)

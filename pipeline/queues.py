@@ -95,6 +95,7 @@ class EmbeddingRequest:
     _memory: HostMemory | None = field(default=None, init=False)
     _reserved: int = field(default=0, init=False)
     _arrival: int = field(default=0, init=False)
+    _abort_reason: str = field(default="", init=False)
     _contacted: bool = field(default=False, init=False)
     _has_rows_waiting: bool = field(default=False, init=False)
     _released: bool = field(default=False, init=False)
@@ -132,6 +133,7 @@ class EmbeddingRequest:
 
     def abort(self, reason: str = "aborted by the scheduler") -> None:
         """Give it up; it comes out of `pop_transferred` as failed, unless it is finished already."""
+        self._abort_reason = reason
         if self.receiver is not None:
             self.receiver.abort(reason)
 
@@ -230,11 +232,11 @@ class TransferQueue:
         """False when no slot is free: the request stays where it is, as long as its time lasts."""
         timeout_s = self._client.request_timeout_s if request.timeout_s is None else request.timeout_s
         left_s = request._added + timeout_s - self._client.clock() / NS
+        if request._abort_reason:
+            return self._refuse(request, FailureCode.ABORTED, request._abort_reason)
+        if left_s <= 0:
+            return self._refuse(request, FailureCode.TIMEOUT, "deadline passed while waiting for a slot")
         try:
-            if left_s <= 0:
-                request.failure = failure(FailureCode.TIMEOUT, "deadline passed while waiting for a slot", request.room)
-                self._failed.append(request)
-                return True
             receiver = self._client.receiver(
                 request.bootstrap_addr,
                 request.room,
@@ -244,19 +246,24 @@ class TransferQueue:
         except RuntimeError:
             if self._client.control.state == NodeState.READY and not self._client.node_gone:
                 return False
-            request.failure = failure(FailureCode.REFUSED, "this client's node is gone", request.room)
-            self._failed.append(request)
-            return True
+            return self._refuse(request, FailureCode.REFUSED, "this client's node is gone, or is being stopped")
         except Exception as error:  # a bad request is the request's failure, not the queue's
-            request.failure = failure(FailureCode.REFUSED, str(error), request.room)
-            self._failed.append(request)
-            return True
+            return self._refuse(request, FailureCode.REFUSED, str(error))
         request.receiver = receiver
         request._memory = self.memory
         self._num_arrived += 1
         request._arrival = self._num_arrived
         self._active[request] = None
         receiver.on_change = partial(self._serve, request)
+        if request._abort_reason:  # it came while we were opening
+            receiver.abort(request._abort_reason)
+        return True
+
+    def _refuse(self, request: EmbeddingRequest, code: FailureCode, reason: str) -> bool:
+        """It ends before it had a slot."""
+        request.failure = failure(code, reason, request.room)
+        self._failed.append(request)
+        self._client.ring_user()
         return True
 
     def _serve(self, request: EmbeddingRequest) -> None:
