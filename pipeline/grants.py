@@ -16,10 +16,13 @@ QUANTILE: Final = 0.9
 
 
 class AdaptiveDefault:
-    """Tokens to grant before the length is known; `start_tokens` until enough requests were seen."""
+    """Tokens to grant before the length is known, in whole blocks: a partly granted block could only grow with a new one behind it.
+
+    `start_tokens`, rounded up, until enough requests were seen.
+    """
 
     def __init__(self, start_tokens: int, block_size: int, *, adaptive: bool = True) -> None:
-        self._start = start_tokens
+        self._start = -(-start_tokens // block_size) * block_size
         self._block_size = block_size
         self._adaptive = adaptive
         self._recent: deque[int] = deque(maxlen=RECENT)
@@ -29,7 +32,7 @@ class AdaptiveDefault:
         self._recent.append(total_tokens)
 
     def tokens(self) -> int:
-        """The default now, in whole blocks once it is learned."""
+        """The default now."""
         if not self._adaptive or len(self._recent) < ENOUGH:
             return self._start
         lengths = sorted(self._recent)
