@@ -64,13 +64,13 @@ ROWS_A_ROOM = 4096  # what a row's id tells: room * ROWS_A_ROOM + row
 # Idle peers beat faster than in life, so that a lossy network does not look like a dead peer.
 TIMING = Timing(idle_heartbeat_s=0.25, connect_timeout_s=20.0, request_timeout_s=120.0)
 LIMITS = Limits(
-    num_slots=64,
-    max_clients=4,
+    num_slots=128,
+    max_clients=2,
     num_workers=1,
     max_destinations=2,
     window_blocks=16,
     max_peers=4,
-    max_peer_slots=64,
+    max_peer_slots=128,
     ring_records=16,
 )
 
