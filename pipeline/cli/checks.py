@@ -8,6 +8,8 @@ import platform
 import re
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Final, NamedTuple
 
 GIB: Final = 1 << 30
 MIN_DESCRIPTORS: Final = 1024  # a node with 16 clients holds some 300
+IMPORT_TIMEOUT_S: Final = 60.0
 # What the distributions call the libraries that Mooncake links against.
 LIBRARY_PACKAGES: Final = {"libibverbs": "libibverbs1", "libnuma": "libnuma1", "libcudart": "the CUDA runtime"}
 
@@ -134,11 +137,13 @@ def mooncake() -> Check:
         advice = f"for peers on other machines: pip install 'embridge[{extra}]'"
         return Check("Mooncake", "warn", "not installed", advice)
     version = _version("mooncake-transfer-engine") or _version("mooncake-transfer-engine-non-cuda") or "?"
-    try:
-        importlib.import_module("mooncake.engine")
-    except ImportError as error:
-        return Check("Mooncake", "warn", f"{version} does not load: {error}", _library_advice(str(error)))
-    return Check("Mooncake", "ok", version)
+    # In a process of its own: a driver that does not fit can abort it, and what it opens stays open.
+    script = [sys.executable, "-c", "import mooncake.engine"]
+    loaded = subprocess.run(script, capture_output=True, text=True, errors="replace", timeout=IMPORT_TIMEOUT_S)
+    if loaded.returncode == 0:
+        return Check("Mooncake", "ok", version)
+    said = (loaded.stderr.strip().splitlines() or [f"exit status {loaded.returncode}"])[-1]
+    return Check("Mooncake", "warn", f"{version} does not load: {said}", _library_advice(said))
 
 
 def rdma() -> Check:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.cli import COMMANDS, main
-from embridge.pipeline.cli.checks import CHECKS, run_checks
+from embridge.pipeline.cli.checks import CHECKS, mooncake, run_checks
 from embridge.pipeline.cli.errors import expected_errors
 from embridge.pipeline.cli.options import node_config
 from embridge.pipeline.cli.status import render
@@ -128,6 +128,24 @@ def test_a_check_that_breaks_is_a_failure_and_not_the_end(monkeypatch: pytest.Mo
     assert (first.name, first.state) == ("broken", "fail")
     assert "no such file" in first.seen
     assert second.state == "ok"
+
+
+def test_a_mooncake_that_does_not_load_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Traceback\nImportError: libibverbs.so.1: cannot open shared object file: No such file or directory\n"
+    failed = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr("embridge.pipeline.cli.checks.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("embridge.pipeline.cli.checks.subprocess.run", lambda *args, **kwargs: failed)
+    check = mooncake()
+    assert check.state == "warn"
+    assert "libibverbs.so.1" in check.seen
+    assert "libibverbs1" in check.advice
+
+
+def test_a_mooncake_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embridge.pipeline.cli.checks.importlib.util.find_spec", lambda name: None)
+    check = mooncake()
+    assert (check.state, check.seen) == ("warn", "not installed")
+    assert "embridge[mooncake" in check.advice
 
 
 def test_status_of_no_node_is_one_line_and_status_1(tmp_path: Path) -> None:
