@@ -1,0 +1,62 @@
+"""What do two idle nodes cost? CPU time of all processes of an encode and a language node with a client each, nothing in flight.
+
+The goal is under 1 % of one core for a node: processes sleep on futexes and eventfds, and wake for heartbeats and signs of life only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from embridge.pipeline import EmbeddingRequest, Geometry, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
+
+
+def cpu_seconds(node: Node) -> dict[int, float]:
+    """CPU time of each process of a node, by pid."""
+    launcher = psutil.Process(node.pid)
+    return {p.pid: sum(p.cpu_times()[:2]) for p in [launcher, *launcher.children(recursive=True)]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch")
+    options = parser.parse_args()
+    geometry = Geometry(hidden_size=64, num_blocks=16)
+    with tempfile.TemporaryDirectory(prefix="eb-") as root:
+        encode = PipelineConfig(role="encode", run_dir=Path(root, "e"), geometry=geometry)
+        language = PipelineConfig(role="language", run_dir=Path(root, "l"), geometry=geometry)
+        with (
+            launch(encode) as source,
+            launch(language) as target,
+            attach(source.run_dir) as encoder,
+            attach(target.run_dir) as scheduler,
+        ):
+            transfer = TransferQueue(scheduler)
+            PreallocQueue(scheduler, transfer).add(EmbeddingRequest(room=1, bootstrap_addr=source.bootstrap_addr))
+            sender = encoder.sender(1, 10)
+            ids, positions = torch.zeros(10, dtype=torch.int32), torch.zeros(10, 3, dtype=torch.int32)
+            sender.send_embedding(torch.zeros(10, 64).bfloat16(), ids, positions)
+            while not transfer.pop_transferred()[0]:  # the nodes know each other, as in production
+                time.sleep(0.01)
+            time.sleep(2.0)
+            nodes = {"encode": source, "language": target}
+            before = {name: cpu_seconds(node) for name, node in nodes.items()}
+            own = time.process_time()
+            time.sleep(options.seconds)
+            own = time.process_time() - own
+            after = {name: cpu_seconds(node) for name, node in nodes.items()}
+    shares = {name: sum(after[name][pid] - before[name][pid] for pid in before[name]) / options.seconds for name in nodes}
+    result = {f"{name}_node_percent_of_a_core": round(100 * share, 2) for name, share in shares.items()}
+    result["two_clients_percent_of_a_core"] = round(100 * own / options.seconds, 2)
+    result["seconds"] = options.seconds
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
