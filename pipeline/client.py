@@ -48,6 +48,7 @@ SLOW_LOOK_NS = NS // 10  # a full compare of the words: a dirty bit is a hint th
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
 ATTACH_TIMEOUT_S = 10.0
+LOST = 1 << 64  # above every status word
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -317,6 +318,8 @@ class Client:
         now = self.clock()
         if sequence == self._user_seen and now < self._user_slow_ns:
             return ()
+        if self.node_gone:
+            return self._lost()
         self.check_usable()
         self._user_seen = sequence
         status, out = self.control.status, self._user_out
@@ -335,6 +338,13 @@ class Client:
                     handle.reported = word
                     rose.append(handle)
         return rose
+
+    def _lost(self) -> list[TransferHandle]:
+        """The node is dead: every request that was in flight has failed; each is told once."""
+        lost = [handle for handle in list(self._handles.values()) if handle.reported != LOST]
+        for handle in lost:
+            handle.reported = LOST
+        return lost
 
     def fileno(self) -> int:
         """An eventfd for the scheduler's own select or epoll: after `arm()` it becomes readable when a status rises, or when a

@@ -8,7 +8,6 @@ nothing of it is under way and the client has cleared it.
 
 from __future__ import annotations
 
-import heapq
 import logging
 
 from embridge.allocator.errors import FailureCode
@@ -20,6 +19,7 @@ from embridge.workers import messages as msg
 from embridge.workers.peers import PeerWatch
 from embridge.workers.reaping import Reaper
 from embridge.workers.roles import Arrival, Desk, Inbox, Out, Send
+from embridge.workers.timers import Timers
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Publisher:
         self._slots = desk.slots
         self._dsts = desk.control.destinations
         self._live: dict[int, int] = {}
-        self._deadlines: list[tuple[int, int, int]] = []
+        self._deadlines = Timers(desk.is_current)
         self._told: dict[int, dict[int, tuple[int, ...]]] = {}  # slot -> destination -> what it was told last
         self._by_key: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # (peer, slot, epoch there) -> ours
         self._acks_due: set[tuple[int, int]] = set()
@@ -56,9 +56,7 @@ class Publisher:
         if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
             self._scanned_ns = now_ns
             touched.update(self._desk.current_slots())
-        while self._deadlines and self._deadlines[0][0] <= now_ns:
-            _, slot, epoch = heapq.heappop(self._deadlines)
-            touched[slot] = epoch
+        touched.update(self._deadlines.due(now_ns))
         dead = self._watch.step(now_ns, inbox.refused, self._out)
         if dead:
             touched.update(self._live)
@@ -73,7 +71,7 @@ class Publisher:
 
     def next_step_ns(self, now_ns: int) -> int:
         due = min(self._watch.next_ns(), self._scanned_ns + int(self._desk.timing.scan_s * NS))
-        return min(due, self._deadlines[0][0]) if self._deadlines else due
+        return self._deadlines.next_ns(due)
 
     # ---- what came
 
@@ -117,7 +115,7 @@ class Publisher:
         if self._live.get(slot) != epoch:
             self._live[slot] = epoch
             self._watch.hurry(self._now_ns)
-            heapq.heappush(self._deadlines, (self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch))
+            self._deadlines.add(self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch)
         word = split(self._desk.status.load(slot))
         if word.phase < TERMINAL:
             self._advance(slot, epoch)

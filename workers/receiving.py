@@ -8,7 +8,6 @@ could write into them (R7, R12, D2).
 
 from __future__ import annotations
 
-import heapq
 import logging
 
 from embridge.allocator.errors import FailureCode
@@ -20,6 +19,7 @@ from embridge.workers import messages as msg
 from embridge.workers.peers import PeerWatch
 from embridge.workers.reaping import Reaper
 from embridge.workers.roles import Arrival, Desk, Inbox, Out, Send
+from embridge.workers.timers import Timers
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class StatusReceiver:
         self._control = desk.control
         self._slots = desk.slots
         self._live: dict[int, int] = {}
-        self._timers: list[tuple[int, int, int]] = []  # (when, slot, epoch): deadlines and resends
+        self._timers = Timers(desk.is_current)  # deadlines and resends
         self._resends: dict[int, int] = {}  # slot -> how often
         self._watch = PeerWatch(desk, self._rooms_of)
         self._reaper = Reaper(desk)
@@ -55,11 +55,9 @@ class StatusReceiver:
         if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
             self._scanned_ns = now_ns
             touched.update(self._desk.current_slots())
-        while self._timers and self._timers[0][0] <= now_ns:
-            _, slot, epoch = heapq.heappop(self._timers)
-            if self._desk.is_current(slot, epoch):
-                self._repair(slot, epoch)
-                touched[slot] = epoch
+        for slot, epoch in list(self._timers.due(now_ns)):
+            self._repair(slot, epoch)
+            touched[slot] = epoch
         if self._watch.step(now_ns, inbox.refused, self._out):
             touched.update(self._live)
         for slot, epoch in touched.items():
@@ -73,7 +71,7 @@ class StatusReceiver:
 
     def next_step_ns(self, now_ns: int) -> int:
         due = min(self._watch.next_ns(), self._scanned_ns + int(self._desk.timing.scan_s * NS))
-        return min(due, self._timers[0][0]) if self._timers else due
+        return self._timers.next_ns(due)
 
     # ---- what came
 
@@ -196,21 +194,18 @@ class StatusReceiver:
             self._live[slot] = epoch
             self._resends[slot] = 0
             self._watch.hurry(self._now_ns)
-            self._timer(self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch)
-            self._timer(self._now_ns + int(self._desk.timing.resend_s * NS), slot, epoch)
+            self._timers.add(self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch)
+            self._timers.add(self._now_ns + int(self._desk.timing.resend_s * NS), slot, epoch)
         if split(self._desk.status.load(slot)).phase < TERMINAL and not self._failed(slot, epoch):
             return
         self._end(slot, epoch)
-
-    def _timer(self, when_ns: int, slot: int, epoch: int) -> None:
-        heapq.heappush(self._timers, (when_ns, slot, epoch))
 
     def _repair(self, slot: int, epoch: int) -> None:
         """A first grant or an abort that nobody has answered is sent again, ever more rarely (its encoder may come late)."""
         times = self._resends.get(slot, 0)
         pause_s = min(self._desk.timing.resend_s * 2**times, MAX_RESEND_S)
         self._resends[slot] = min(times + 1, 8)
-        self._timer(self._now_ns + int(pause_s * NS), slot, epoch)
+        self._timers.add(self._now_ns + int(pause_s * NS), slot, epoch)
         word = split(self._desk.status.load(slot))
         if word.phase == Phase.Failed:
             if self._slots.get(slot, Slot.ACKED_EPOCH) != epoch:
@@ -294,7 +289,7 @@ class StatusReceiver:
         if self._resends.get(slot, 0) == 0:
             self._resends[slot] = 1
             self._desk.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
-            self._timer(self._now_ns + int(self._desk.timing.resend_s * NS), slot, epoch)
+            self._timers.add(self._now_ns + int(self._desk.timing.resend_s * NS), slot, epoch)
         return False
 
     def _acked(self, slot: int, epoch: int, tainted: int) -> None:
