@@ -90,12 +90,12 @@ class EmbeddingSender(TransferHandle):
         chunk = chunk_of(
             self._client.geometry, start, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings
         )
-        if start != self._ready:
-            raise ValueError(f"start: {start} is not {self._ready}, the number of rows given so far")
         if chunk.end > self.total_tokens:
             raise ValueError(f"rows: {chunk.end} > {self.total_tokens} tokens that this request was opened with")
         if self.poll() >= Phase.Success:
-            return False
+            return False  # before the look at `start`: who streams on into a request that has failed did nothing wrong
+        if start != self._ready:
+            raise ValueError(f"start: {start} is not {self._ready}, the number of rows given so far")
         self._chunks.append(chunk)
         self._ready = chunk.end
         self.announce()
