@@ -210,7 +210,7 @@ class TransferQueue:
         waits = False
         keep: list[EmbeddingRequest] = []
         cells = self._client.control.blocks.cells
-        oldest = next(iter(self._active), None)
+        may_exceed = {next(iter(self._active), None), self._lowest_room()}
         for request in self._wanting:
             free = cells.num_free(2)
             if request not in self._active:
@@ -220,13 +220,22 @@ class TransferQueue:
                 keep.append(request)
                 waits = True
                 continue
-            if self._grant(request, request is oldest):
+            if self._grant(request, request in may_exceed):
                 keep.append(request)
                 waits |= request._has_rows_waiting or not cells.num_free(2)
             else:
                 self._wanted.discard(request)
         self._wanting = keep
         return waits
+
+    def _lowest_room(self) -> EmbeddingRequest | None:
+        """Of the requests with other destinations the one that all of these agree on to be first, whatever came first where.
+
+        A request that has landed here keeps its host memory until it has landed everywhere: if each node let only its own oldest exceed
+        the limit, two nodes could wait for each other (D8).
+        """
+        shared = (request for request in self._active if request.required_dst_info_num > 1)
+        return min(shared, key=_room, default=None)
 
     def _open(self, request: EmbeddingRequest) -> bool:
         """False when no slot is free: the request stays where it is, as long as its time lasts."""
@@ -330,16 +339,16 @@ class TransferQueue:
             rows = request._rows = larger
         return rows
 
-    def _reserve(self, request: EmbeddingRequest, tokens: int, is_oldest: bool) -> int:
+    def _reserve(self, request: EmbeddingRequest, tokens: int, may_exceed: bool) -> int:
         """Have host memory counted in for so many tokens; returns for how many it is."""
         more = tokens - request._reserved
-        if more > 0 and self.memory.reserve(more, is_oldest=is_oldest):
+        if more > 0 and self.memory.reserve(more, may_exceed=may_exceed):
             request._reserved = tokens
         return request._reserved
 
     # ---- granting
 
-    def _grant(self, request: EmbeddingRequest, is_oldest: bool) -> bool:
+    def _grant(self, request: EmbeddingRequest, may_exceed: bool) -> bool:
         """Give a request the blocks it can use. True if it could use more."""
         receiver = request.receiver
         assert receiver is not None
@@ -349,7 +358,7 @@ class TransferQueue:
         target = total or max(self.default.tokens(), granted)
         if granted >= target or self.memory.bytes_for(total) > self.memory.limit_bytes:
             return False
-        reserved = min(target, max(self._reserve(request, target, is_oldest), granted))
+        reserved = min(target, max(self._reserve(request, target, may_exceed), granted))
         held = receiver.granted_blocks - receiver.drained_blocks
         missing = min(-(-reserved // self._bs) - receiver.granted_blocks, receiver.max_window_blocks - held)
         blocks = receiver.allocate(max(missing, 0), may_take_reserve=request._has_rows_waiting)
@@ -456,3 +465,7 @@ def _taken(queue: deque[EmbeddingRequest]) -> Iterator[EmbeddingRequest]:
 
 def _arrival(request: EmbeddingRequest) -> int:
     return request._arrival
+
+
+def _room(request: EmbeddingRequest) -> int:
+    return request.room

@@ -153,7 +153,8 @@ class HostMemory:
     """Warm, recycled host memory for received requests, up to a limit in bytes.
 
     Fresh memory costs a page fault every 4 KiB (six times a warm copy), so what is given back is kept, by size class, within the
-    limit. The oldest request may exceed the limit by its own need: then no two half-received requests wait for each other.
+    limit. The oldest request (of this node, and of all nodes that receive it) may exceed the limit by its own need: then no two
+    half-received requests wait for each other.
     Library thread only, but `give_back_later`, which any thread may call.
     """
 
@@ -180,10 +181,10 @@ class HostMemory:
     def bytes_for(self, tokens: int) -> int:
         return tokens * self._geometry.token_bytes
 
-    def reserve(self, tokens: int, *, is_oldest: bool) -> bool:
+    def reserve(self, tokens: int, *, may_exceed: bool) -> bool:
         """Count these tokens in, if they fit."""
         size = self.bytes_for(tokens)
-        if self.reserved_bytes + size > self.limit_bytes and not is_oldest:
+        if self.reserved_bytes + size > self.limit_bytes and not may_exceed:
             return False
         self.reserved_bytes += size
         return True
