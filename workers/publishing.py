@@ -8,99 +8,39 @@ nothing of it is under way and the client has cleared it.
 
 from __future__ import annotations
 
-import logging
-
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Destination, Peer, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
-from embridge.workers.peers import PeerWatch
-from embridge.workers.reaping import Reaper
-from embridge.workers.roles import Arrival, Desk, Inbox, Out, Send
-from embridge.workers.timers import Timers
-from embridge.workers.timing import NS
-
-log = logging.getLogger(__name__)
+from embridge.workers.poller import Poller
+from embridge.workers.roles import Desk, Send
 
 
-class Publisher:
+class Publisher(Poller):
     """The encode node's poller role."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._control = desk.control
-        self._slots = desk.slots
+        super().__init__(desk)
         self._dsts = desk.control.destinations
-        self._live: dict[int, int] = {}
-        self._deadlines = Timers(desk.is_current)
         self._told: dict[int, dict[int, tuple[int, ...]]] = {}  # slot -> destination -> what it was told last
         self._by_key: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # (peer, slot, epoch there) -> ours
         self._acks_due: set[tuple[int, int]] = set()
-        self._watch = PeerWatch(desk, self._rooms_of)
-        self._reaper = Reaper(desk)
-        self._out: list[Out] = []
-        self._scanned_ns = 0
-        self._now_ns = 0
-
-    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
-        self._out = []
-        self._now_ns = now_ns
-        for arrival in inbox.arrivals:
-            with self._desk.isolated("message"):
-                self._take(arrival)
-        touched: dict[int, int] = {}
-        for _, record in inbox.records:
-            self._look(record, touched)
-        if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
-            self._scanned_ns = now_ns
-            touched.update(self._desk.current_slots())
-        touched.update(self._deadlines.due(now_ns))
-        dead = self._watch.step(now_ns, inbox.refused, self._out)
-        if dead:
-            touched.update(self._live)
-        for slot, epoch in touched.items():
-            if self._desk.is_current(slot, epoch):
-                with self._desk.isolated("status", slot, epoch):
-                    self._serve(slot, epoch)
-            elif self._live.get(slot) == epoch:
-                self._forget(slot)
-        self._reaper.free_lanes()
-        return self._out
-
-    def next_step_ns(self, now_ns: int) -> int:
-        due = min(self._watch.next_ns(), self._scanned_ns + int(self._desk.timing.scan_s * NS))
-        return self._deadlines.next_ns(due)
 
     # ---- what came
 
-    def _look(self, record: Record, touched: dict[int, int]) -> None:
-        slot, epoch = record.slot, record.epoch
-        match record.kick:
-            case Kick.LANE_DEAD:
-                log.info("client of lane %d is gone; its requests end", slot)
-                touched.update({s: e for s, e in self._desk.current_slots() if self._slots.get(s, Slot.LANE) == slot})
-                self._reaper.bury(slot)
-            case Kick.PEER_DEAD:
-                self._watch.bury(slot, epoch, "it was replaced by a newer incarnation or left", self._out)
-                touched.update(self._live)
-            case Kick.ABORTED:
-                self._acks_due.add((slot, record.value))
-                touched[slot] = epoch
-            case _:
-                touched[slot] = epoch
+    def _kicked(self, record: Record) -> None:
+        if record.kick == Kick.ABORTED:
+            self._acks_due.add((record.slot, record.value))
 
-    def _take(self, arrival: Arrival) -> None:
-        message = arrival.message
-        peer = self._watch.heard(message.header, self._now_ns)
-        if peer is None:
-            self._desk.count(Metric.MESSAGES_STALE)
-            return
+    def _due(self, slot: int, epoch: int) -> None:
+        """The deadline: `_serve`, which follows, sees that it has passed."""
+
+    def _take(self, message: msg.Message, peer: int) -> bool:
         if isinstance(message, msg.Close):
             self._close(message.key, peer)
-        elif not isinstance(message, msg.Heartbeat):
-            self._desk.count(Metric.MESSAGES_REFUSED)
+        return isinstance(message, msg.Close | msg.Heartbeat)
 
     def _close(self, key: msg.RequestKey, peer: int) -> None:
         held = self._by_key.get((peer, key.slot, key.epoch))
@@ -112,10 +52,7 @@ class Publisher:
     # ---- one request
 
     def _serve(self, slot: int, epoch: int) -> None:
-        if self._live.get(slot) != epoch:
-            self._live[slot] = epoch
-            self._watch.hurry(self._now_ns)
-            self._deadlines.add(self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch)
+        self._enter(slot, epoch)
         word = split(self._desk.status.load(slot))
         if word.phase < TERMINAL:
             self._advance(slot, epoch)
@@ -164,10 +101,7 @@ class Publisher:
             code, reason = FailureCode.TIMEOUT, self._why_late(slot, count)
         if not code:
             return False
-        self._slots.claim_failure(slot, code, reason)
-        self._raise(slot, epoch, Phase.Failed, split(self._desk.status.load(slot)).sent)
-        self._desk.count(Metric.FAILED)
-        log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
+        self._fail(slot, epoch, code, reason)
         return True
 
     def _why_late(self, slot: int, count: int) -> str:
@@ -184,12 +118,6 @@ class Publisher:
     def _peer_is(self, peer: int, incarnation: int) -> bool:
         peers = self._control.peers
         return peers.is_alive(peer) and peers.get(peer, Peer.INCARNATION) == incarnation
-
-    def _raise(self, slot: int, epoch: int, phase: Phase, sent: int) -> bool:
-        if not self._desk.status.advance(slot, epoch, phase, sent, self._now_ns):
-            return False
-        self._control.ring_lane(self._slots.get(slot, Slot.LANE))
-        return True
 
     # ---- telling
 

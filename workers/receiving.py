@@ -8,98 +8,33 @@ could write into them (R7, R12, D2).
 
 from __future__ import annotations
 
-import logging
-
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Peer, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
-from embridge.workers.peers import PeerWatch
-from embridge.workers.reaping import Reaper
-from embridge.workers.roles import Arrival, Desk, Inbox, Out, Send
-from embridge.workers.timers import Timers
+from embridge.workers.poller import Poller
+from embridge.workers.roles import Desk, Send
 from embridge.workers.timing import NS
-
-log = logging.getLogger(__name__)
 
 MAX_RESEND_S = 2.0
 
 
-class StatusReceiver:
+class StatusReceiver(Poller):
     """The language node's poller role."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._control = desk.control
-        self._slots = desk.slots
-        self._live: dict[int, int] = {}
-        self._timers = Timers(desk.is_current)  # deadlines and resends
+        super().__init__(desk)
         self._resends: dict[int, int] = {}  # slot -> how often
-        self._watch = PeerWatch(desk, self._rooms_of)
-        self._reaper = Reaper(desk)
-        self._out: list[Out] = []
-        self._scanned_ns = 0
-        self._now_ns = 0
-
-    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
-        self._out = []
-        self._now_ns = now_ns
-        for arrival in inbox.arrivals:
-            with self._desk.isolated("message"):
-                self._take(arrival)
-        touched: dict[int, int] = {}
-        for _, record in inbox.records:
-            self._look(record, touched)
-        if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
-            self._scanned_ns = now_ns
-            touched.update(self._desk.current_slots())
-        for slot, epoch in list(self._timers.due(now_ns)):
-            self._repair(slot, epoch)
-            touched[slot] = epoch
-        if self._watch.step(now_ns, inbox.refused, self._out):
-            touched.update(self._live)
-        for slot, epoch in touched.items():
-            if self._desk.is_current(slot, epoch):
-                with self._desk.isolated("status", slot, epoch):
-                    self._serve(slot, epoch)
-            elif self._live.get(slot) == epoch:
-                self._forget(slot)
-        self._reaper.free_lanes()
-        return self._out
-
-    def next_step_ns(self, now_ns: int) -> int:
-        due = min(self._watch.next_ns(), self._scanned_ns + int(self._desk.timing.scan_s * NS))
-        return self._timers.next_ns(due)
 
     # ---- what came
 
-    def _look(self, record: Record, touched: dict[int, int]) -> None:
-        slot, epoch = record.slot, record.epoch
-        match record.kick:
-            case Kick.LANE_DEAD:
-                log.info("client of lane %d is gone; its requests end", slot)
-                touched.update({s: e for s, e in self._desk.current_slots() if self._slots.get(s, Slot.LANE) == slot})
-                self._reaper.bury(slot)
-            case Kick.PEER_DEAD:
-                self._watch.bury(slot, epoch, "its port is closed, or a newer incarnation replaced it", self._out)
-                touched.update(self._live)
-            case Kick.WRITER_GONE:
-                touched.update(self._live)
-            case Kick.ABORT_ACK:
-                if self._desk.is_current(slot, epoch):
-                    self._acked(slot, epoch, record.value)
-                    touched[slot] = epoch
-            case _:
-                touched[slot] = epoch
+    def _kicked(self, record: Record) -> None:
+        if record.kick == Kick.ABORT_ACK and self._desk.is_current(record.slot, record.epoch):
+            self._acked(record.slot, record.epoch, record.value)
 
-    def _take(self, arrival: Arrival) -> None:
-        message = arrival.message
-        peer = self._watch.heard(message.header, self._now_ns)
-        if peer is None:
-            self._desk.count(Metric.MESSAGES_STALE)
-            return
+    def _take(self, message: msg.Message, peer: int) -> bool:
         match message:
             case msg.Status():
                 self._report(message.room, peer)
@@ -117,7 +52,8 @@ class StatusReceiver:
                 else:
                     self._send_close(key, peer)
             case _:
-                self._desk.count(Metric.MESSAGES_REFUSED)
+                return False
+        return True
 
     def _is_ours(self, key: msg.RequestKey, peer: int) -> bool:
         return self._desk.is_current(key.slot, key.epoch) and self._slots.get(key.slot, Slot.PEER) == peer + 1
@@ -183,24 +119,17 @@ class StatusReceiver:
         if room.phase == Phase.Success:
             self._desk.count(Metric.SUCCEEDED)
 
-    def _raise(self, slot: int, epoch: int, phase: int, sent: int) -> None:
-        if self._desk.status.advance(slot, epoch, phase, sent, self._now_ns):
-            self._control.ring_lane(self._slots.get(slot, Slot.LANE))
-
     # ---- one request
 
     def _serve(self, slot: int, epoch: int) -> None:
-        if self._live.get(slot) != epoch:
-            self._live[slot] = epoch
+        if self._enter(slot, epoch):
             self._resends[slot] = 0
-            self._watch.hurry(self._now_ns)
-            self._timers.add(self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch)
             self._timers.add(self._now_ns + int(self._desk.timing.resend_s * NS), slot, epoch)
         if split(self._desk.status.load(slot)).phase < TERMINAL and not self._failed(slot, epoch):
             return
         self._end(slot, epoch)
 
-    def _repair(self, slot: int, epoch: int) -> None:
+    def _due(self, slot: int, epoch: int) -> None:
         """A first grant or an abort that nobody has answered is sent again, ever more rarely (its encoder may come late)."""
         times = self._resends.get(slot, 0)
         pause_s = min(self._desk.timing.resend_s * 2**times, MAX_RESEND_S)
@@ -227,11 +156,7 @@ class StatusReceiver:
             code, reason = FailureCode.TIMEOUT, self._why_late(slot, epoch)
         if not code:
             return False
-        self._slots.claim_failure(slot, code, reason)
-        word = split(self._desk.status.load(slot))
-        self._raise(slot, epoch, Phase.Failed, word.sent)
-        self._desk.count(Metric.FAILED)
-        log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
+        self._fail(slot, epoch, code, reason)
         self._resends[slot] = 0
         return True
 
