@@ -7,10 +7,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-
 from support.agents import Agent, running
 from support.leaks import LeakCheck
 from support.nodes import Station, run_dirs, station
+from support.scheduling import Queues
+
+from embridge.pipeline import Client, attach
 
 OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()
 
@@ -37,6 +39,7 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         call = request.node.stash.get(OUTCOME, {}).get("call")
         if call is not None and call.passed:
+            request.node.funcargs.clear()  # every other fixture of the test has ended, and what they gave goes with it
             problems = check.problems()
             assert not problems, "left behind: " + "; ".join(problems)
     finally:
@@ -103,8 +106,8 @@ def other_scheduler() -> Iterator[Agent]:
 
 
 @pytest.fixture(scope="session")
-def _rooms() -> Iterator[Iterator[int]]:
-    yield iter(range(1, 1 << 62))
+def _rooms() -> Iterator[int]:
+    return iter(range(1, 1 << 62))
 
 
 @pytest.fixture
@@ -117,3 +120,22 @@ def room(_rooms: Iterator[int]) -> int:
 def rooms(_rooms: Iterator[int]) -> Iterator[int]:
     """Room numbers that no other test has."""
     return _rooms
+
+
+# ---- clients in the test's own process
+
+
+@pytest.fixture
+def sending(encode: Station) -> Iterator[Client]:
+    """A client of the shared encode node."""
+    with attach(encode.run_dir) as client:
+        yield client
+    encode.wait_idle()
+
+
+@pytest.fixture
+def receiving(language: Station) -> Iterator[Queues]:
+    """A client of the shared language node, with its queues."""
+    with attach(language.run_dir) as client:
+        yield Queues(client)
+    language.wait_idle()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
 from support import encoding, scheduling
 from support.agents import Agent
 from support.nodes import Station

@@ -28,6 +28,7 @@ class Agent:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._number = 0
         self._connection, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=_serve, args=(theirs,), name=name, daemon=True)
         self.process.start()
@@ -45,15 +46,18 @@ class Agent:
 
     def start(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
         """Have it called, and do not wait: `result` does."""
-        self._connection.send((function, arguments, named))
+        self._number += 1
+        self._connection.send((self._number, function, arguments, named))
 
     def result(self, timeout_s: float = 60.0) -> Any:
-        if not self._connection.poll(timeout_s):
-            raise AgentError(f"{self.name}: no answer within {timeout_s:g} s")
-        try:
-            ok, value = self._connection.recv()
-        except EOFError:
-            raise AgentError(f"{self.name}: it died") from None
+        number = 0
+        while number < self._number:  # what a test before has not waited for is nobody's any more
+            if not self._connection.poll(timeout_s):
+                raise AgentError(f"{self.name}: no answer within {timeout_s:g} s")
+            try:
+                number, ok, value = self._connection.recv()
+            except EOFError:
+                raise AgentError(f"{self.name}: it died") from None
         if not ok:
             raise AgentError(f"{self.name}: {value}")
         return value
@@ -95,9 +99,9 @@ def _serve(connection: Connection) -> None:
             return
         if command is None:
             return
-        function, arguments, named = command
+        number, function, arguments, named = command
         try:
-            answer = (True, function(state, *arguments, **named))
+            answer = (number, True, function(state, *arguments, **named))
         except BaseException:
-            answer = (False, traceback.format_exc())
+            answer = (number, False, traceback.format_exc())
         connection.send(answer)

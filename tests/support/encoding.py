@@ -40,6 +40,27 @@ def client_of(state: SimpleNamespace, run_dir: Path) -> Client:
     return state.clients[run_dir]
 
 
+def open_sender(
+    client: Client, room: int, total: int, *, announce: bool = False, timeout_s: float | None = None
+) -> EmbeddingSender:
+    sender = client.sender(room, total, mrope_position_delta=DELTA, timeout_s=timeout_s)
+    if announce:
+        sender.announce()
+    return sender
+
+
+def give(sender: EmbeddingSender, first: int = 0, end: int | None = None) -> bool:
+    """Write rows [first, end) of the sender's room; all that remain, if no end is given."""
+    end = sender.total_tokens if end is None else end
+    return sender.write(first, *rows_of(sender._client.geometry, sender.room, first, end))
+
+
+def ended(handle: TransferHandle, timeout_s: float = 30.0) -> Outcome:
+    """Wait for the end of a request, on either side."""
+    wait_until(lambda: handle.poll().is_terminal, timeout_s, lambda: f"{handle} at its end")
+    return Outcome.of(handle)
+
+
 def leave(state: SimpleNamespace, run_dir: Path) -> None:
     """Close the client of a node, if there is one."""
     client = getattr(state, "clients", {}).pop(run_dir, None)
@@ -52,10 +73,7 @@ def open_room(
 ) -> None:
     """Open a room; its rows are sent by `send`, or in parts by `write`."""
     client = client_of(state, run_dir)
-    sender = client.sender(room, total, mrope_position_delta=DELTA, timeout_s=timeout_s)
-    state.senders[room] = sender
-    if announce:
-        sender.announce()
+    state.senders[room] = open_sender(client, room, total, announce=announce, timeout_s=timeout_s)
 
 
 def send(state: SimpleNamespace, run_dir: Path, room: int, total: int, *, timeout_s: float | None = None) -> None:
@@ -75,8 +93,7 @@ def send_many(state: SimpleNamespace, run_dir: Path, totals: dict[int, int], *, 
 
 
 def write(state: SimpleNamespace, room: int, first: int, end: int) -> bool:
-    sender = _sender(state, room)
-    return sender.write(first, *rows_of(sender._client.geometry, room, first, end))
+    return give(_sender(state, room), first, end)
 
 
 def abort(state: SimpleNamespace, room: int, reason: str) -> None:
@@ -104,9 +121,7 @@ def wait_phase(state: SimpleNamespace, room: int, phase: str, timeout_s: float =
 
 def outcome(state: SimpleNamespace, room: int, timeout_s: float = 30.0) -> Outcome:
     """Wait for the end of a request."""
-    sender = _sender(state, room)
-    wait_until(lambda: sender.poll().is_terminal, timeout_s, lambda: f"{sender} at its end")
-    return Outcome.of(sender)
+    return ended(_sender(state, room), timeout_s)
 
 
 def outcomes(state: SimpleNamespace, rooms: list[int], timeout_s: float = 60.0) -> dict[int, Outcome]:

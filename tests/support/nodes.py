@@ -17,13 +17,13 @@ import psutil
 
 from embridge.allocator.blocks import BlockCounts
 from embridge.allocator.control import Control
-from embridge.allocator.layout import Geometry, Process
+from embridge.allocator.layout import Geometry, Lane, LaneState, Process
 from embridge.pipeline import Limits, Node, PipelineConfig, Timing, launch
 from embridge.pipeline.inspect import open_control, requests
 from support.waiting import wait_until
 
 RUN_DIR_PREFIX = "eb-"  # in /tmp: a socket's path has 107 bytes at most
-LIMITS = Limits(num_slots=256, max_clients=6, max_destinations=4, window_blocks=64, max_peers=8, max_peer_slots=512, ring_records=512)
+LIMITS = Limits(num_slots=512, max_clients=6, max_destinations=4, window_blocks=64, max_peers=8, max_peer_slots=512, ring_records=512)
 
 
 @contextmanager
@@ -67,6 +67,11 @@ class Station:
         """The requests whose slots are not released."""
         return requests(self.control, 0)
 
+    def dead_lanes(self) -> list[int]:
+        """The seats of clients that have left and are not reaped yet."""
+        lanes = self.control.lanes
+        return [lane for lane in range(lanes.num_lanes) if lanes.get(lane, Lane.STATE) == LaneState.DEAD]
+
     def pid_of(self, process: str) -> int:
         return self.control.processes.get(process, Process.PID)
 
@@ -82,11 +87,11 @@ class Station:
         os.killpg(self.node.pid, signal.SIGKILL)
 
     def wait_idle(self, timeout_s: float = 20.0) -> None:
-        """Until every block is free and every slot released (D6)."""
+        """Until every block is free, every slot released and every client that has left forgotten (D6)."""
         wait_until(
-            lambda: self.counts().free == self.control.blocks.num_blocks and not self.in_flight(),
+            lambda: self.counts().free == self.control.blocks.num_blocks and not self.in_flight() and not self.dead_lanes(),
             timeout_s,
-            lambda: f"{self.control.role.name} node idle: {self.counts()}, {self.in_flight()[:4]}",
+            lambda: f"{self.control.role.name} node idle: {self.counts()}, {self.dead_lanes()}, {self.in_flight()[:4]}",
         )
         assert sum(self.counts()) == self.control.blocks.num_blocks
 

@@ -12,7 +12,7 @@ import torch
 
 from embridge.allocator.status import Phase
 from embridge.pipeline import Client, EmbeddingReceiver, EmbeddingRequest, PreallocQueue, TransferQueue, attach
-from support.encoding import Outcome
+from support.encoding import Outcome, ended
 from support.rows import DELTA, Rows, difference
 from support.waiting import wait_until
 
@@ -292,9 +292,48 @@ def step_by_hand(state: SimpleNamespace, room: int, step: str, *arguments: objec
 def outcome(state: SimpleNamespace, room: int, timeout_s: float = 30.0) -> Outcome:
     """Wait for the end of a request received by hand, and let go of it."""
     receiver = state.receivers[room].receiver
-    wait_until(lambda: receiver.poll().is_terminal, timeout_s, lambda: f"{receiver} at its end")
+    result = ended(receiver, timeout_s)
     receiver.clear()
-    return Outcome.of(receiver)
+    return result
+
+
+class Holder:
+    """A request that holds blocks and grants none of them: memory that others have to wait for."""
+
+    def __init__(self, client: Client, addr: str, room: int) -> None:
+        self._client = client
+        self.receiver = client.receiver(addr, room)
+        wait_until(lambda: self.receiver.handshake_done, 20.0, lambda: f"{self.receiver} handshake")
+        self.blocks: list[int] = []
+        self._freed = client.blocks_freed
+
+    def take(self, most: int) -> int:
+        """Take up to so many free blocks; how many it got."""
+        got = self.receiver.allocate(most).tolist()
+        self.blocks += got
+        return len(got)
+
+    def take_whatever_comes_free(self) -> None:
+        """From now on, before anybody else can have it."""
+
+        def freed() -> None:
+            self.take(self._client.control.blocks.num_blocks)
+            self._freed()
+
+        self.take(self._client.control.blocks.num_blocks)
+        self._client.blocks_freed = freed  # type: ignore[method-assign]
+
+    def give_back(self, block: int) -> None:
+        """Let others have one block."""
+        self.blocks.remove(block)
+        held = np.array([block], np.uint32)
+        assert self._client.control.blocks.release(held, self.receiver.slot, self.receiver.epoch) == 1
+        self._freed()
+
+    def end(self) -> None:
+        """Let others have all of them."""
+        self._client.blocks_freed = self._freed  # type: ignore[method-assign]
+        self.receiver.clear()
 
 
 def aux_is_right(received: Received) -> bool:

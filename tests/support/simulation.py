@@ -12,7 +12,6 @@ its place. What must hold is looked at after every step (`World.check`), and by 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import heapq
 import os
@@ -386,6 +385,14 @@ class ClientActor(Actor):
             return
         self.due_ns = self.world.now_ns + (STARVING_WAIT_NS if starving else LIBRARY_WAIT_NS)
 
+    def call(self, user: Callable[[], None]) -> None:
+        """A call of the user's own thread, unless the process is dead."""
+        if not self.is_dead:
+            try:
+                user()
+            except Killed:
+                self.die()
+
     def die(self) -> None:
         """The process is gone; the launcher sees it and buries its lane."""
         if self.is_dead:
@@ -584,7 +591,7 @@ class Network:
         self._flights: list[Flight] = []
         self._number = 0
         self._lines: dict[str, set[str]] = {}  # address -> connections to it
-        self.cut: set[frozenset[str]] = set()  # pairs of node names that do not hear each other
+        self.cut: set[tuple[str, str]] = set()  # (from, to): names of nodes; nothing goes that way
         self.num_delivered = 0
 
     def post(self, actor: RoleActor, out: list[Out]) -> None:
@@ -644,8 +651,8 @@ class Network:
             target.arrivals.append(Arrival(message, None, flight.address))
         self.num_delivered += 1
 
-    def _is_cut(self, a: RoleActor, b: RoleActor) -> bool:
-        return frozenset((a.node.name, b.node.name)) in self.cut
+    def _is_cut(self, sender: RoleActor, target: RoleActor) -> bool:
+        return (sender.node.name, target.node.name) in self.cut
 
     def forget(self, actor: RoleActor) -> None:
         """A process died: its connections end, and about half of what was on the way to or from it with them."""
@@ -752,11 +759,19 @@ class World:
     def run(self, done: Callable[[], bool], *, limit_s: float, max_steps: int = 400_000) -> None:
         """Until `done`. Raises AssertionError, with the end of the trace, when something is wrong or it takes too long."""
         end_ns = self.now_ns + int(limit_s * NS)
-        try:
+
+        def until_done() -> None:
             while not done():
                 assert self.now_ns < end_ns, f"not done within {limit_s} s: {self.describe()}"
                 assert self.num_steps < max_steps, f"not done within {max_steps} steps: {self.describe()}"
                 self.turn()
+
+        self.checked(until_done)
+
+    def checked(self, call: Callable[[], None]) -> None:
+        """What goes wrong in it comes with the seed and the end of the trace."""
+        try:
+            call()
         except Exception as error:
             tail = "\n".join(self.trace)
             raise AssertionError(f"{tail}\nseed {self.seed}: {type(error).__name__}: {error}") from error
@@ -766,9 +781,9 @@ class World:
         now = self.now_ns
         while self._script and self._script[0][0] <= now:
             _, _, label, call = heapq.heappop(self._script)
-            self.note(f"script: {label}")
-            with contextlib.suppress(Killed):
-                call()
+            if label:
+                self.note(f"script: {label}")
+            call()
         self.network.deliver(now)
         if self.late and self.rng.random() < 0.02:
             engine, target, piece = self.late.pop(self.rng.randrange(len(self.late)))
