@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from embridge.allocator.errors import FailureCode, TransferError, failure
@@ -26,7 +27,7 @@ class TransferHandle:
         self.slot = slot
         self.epoch = epoch
         self.room = room
-        self.reported = 0
+        self.reported = (0, 0)
         self._final: Progress | None = None
         self._final_stamps: tuple[int, ...] = (0,) * 5
         self._final_failure: TransferError | None = None
@@ -48,6 +49,14 @@ class TransferHandle:
             assert self._final is not None
             return self._final
         return word
+
+    def has_risen(self) -> bool:
+        """Whether the status is higher than when this was last asked (by `Client.poll`)."""
+        now = self.progress()
+        if (now.phase, now.sent) <= self.reported:
+            return False
+        self.reported = (now.phase, now.sent)
+        return True
 
     def poll(self) -> Phase:
         return Phase(self.progress().phase)
@@ -105,7 +114,8 @@ class TransferHandle:
 
     def _settle_as_lost(self) -> None:
         word = split(self._status.load(self.slot))
-        self._final_stamps = self._status.stamps(self.slot)
+        stamps = self._status.stamps(self.slot)
+        self._final_stamps = (*stamps[: Phase.Failed], time.monotonic_ns())
         self._final_failure = failure(FailureCode.PEER_LOST, "this client's own node is gone", self.room)
         self._final = Progress(self.epoch, Phase.Failed, word.sent)
 
