@@ -8,6 +8,7 @@ while a write needs it. So any length passes through any pool of at least one bl
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -190,16 +191,17 @@ class EmbeddingSender(TransferHandle):
         parts: list[tuple[int, int, int]] = []
         fresh: dict[int, StageEntry] = {}
         missing = []
-        for k in sorted(wanted):
+        places: set[int] = set()  # entries that are given away in this turn
+        for k in sorted(wanted, key=lambda k: (k not in heads, k)):
             held = self._staged.get(k)
             rows = min(self._ready - k * self._bs, self._bs)
             if held is None:
-                if self._make_place(k, wanted):
+                if k % self._staging.window not in places and self._make_place(k, heads if k in heads else wanted):
+                    places.add(k % self._staging.window)
                     missing.append(k)
             elif held.rows < rows:
                 parts.append((held.source, k * self._bs + held.rows, k * self._bs + rows))
                 fresh[k] = held._replace(rows=rows)
-        missing.sort(key=lambda k: k not in heads)
         self._hungry = False
         if missing:
             blocks = self._acquire(missing, heads)
@@ -236,14 +238,15 @@ class EmbeddingSender(TransferHandle):
             word = self._staging.load(self.slot, k)
             now = StageEntry.of(word)
             same = now.block == k and now.state != 0
+            assert same or now.state == 0, f"the entry of block {k} holds block {now.block}"
             if self._staging.replace(self.slot, k, word, (entry._replace(state=now.state) if same else entry).pack()):
                 return
 
-    def _make_place(self, k: int, wanted: set[int]) -> bool:
-        """The entry of block k is free, or can be freed: entries repeat after one window."""
+    def _make_place(self, k: int, keep: Container[int]) -> bool:
+        """The entry of block k is free, or can be freed: entries repeat after one window, and destinations may be further apart."""
         for other in self._staged:
             if other != k and (other - k) % self._staging.window == 0:
-                return other not in wanted and self._drop(other)
+                return other not in keep and self._drop(other)
         return True
 
     def _drop(self, k: int) -> bool:
