@@ -1,0 +1,143 @@
+"""Many requests at once through little memory, with a process that watches every status word all the while (P5, P6, D8)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import encoding, observer, scheduling
+from support.agents import Agent, running
+from support.encoding import Outcome
+from support.nodes import Station, run_dirs, station
+
+pytestmark = pytest.mark.process
+
+REQUESTS, LONGEST = 64, 20_000
+ONE_ROUND = ["Bootstrapping", "WaitingForInput", "Success"]
+RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]
+
+
+@pytest.fixture(scope="module", params=[16, 1], ids=["16 blocks a side", "one block a side"])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Station, Station]]:
+    """Two nodes with pools of that many blocks of 128 tokens, hidden 64."""
+    geometry = {"num_blocks": request.param, "deepstack_layers": 1, "log_level": "WARNING"}
+    with run_dirs() as path, station("encode", path / "e", **geometry) as e, station("language", path / "l", **geometry) as lang:
+        yield e, lang
+
+
+@pytest.fixture(scope="module")
+def watcher() -> Iterator[Agent]:
+    with running("observer") as agent:
+        yield agent
+
+
+@contextmanager
+def watched(watcher: Agent, *stations: Station) -> Iterator[None]:
+    """P5: meanwhile no status word decreases, and no terminal phase changes within its epoch."""
+    watcher.call(observer.watch, [it.run_dir for it in stations])
+    violations: list[str] = ["not asked"]
+    try:
+        yield
+    finally:
+        violations, looks, changes = watcher.call(observer.report)
+    assert violations == []
+    assert looks > changes > 0
+
+
+def lengths(num_blocks: int, rooms: Iterator[int], seed: int) -> dict[int, int]:
+    """64 requests of 1 to 20 000 tokens; through one block a side, most of them shorter."""
+    rng = random.Random(seed)
+    if num_blocks > 1:
+        totals = [rng.randint(1, LONGEST) for _ in range(REQUESTS - 2)]
+    else:
+        totals = [int(math.exp(rng.uniform(0, math.log(LONGEST)))) for _ in range(REQUESTS - 2)]
+    totals += [1, LONGEST]
+    rng.shuffle(totals)
+    return {next(rooms): total for total in totals}
+
+
+@pytest.mark.parametrize("destinations", [1, 2])
+def test_64_requests_at_once_all_arrive_with_every_byte(
+    pair: tuple[Station, Station],
+    encoder: Agent,
+    scheduler: Agent,
+    other_scheduler: Agent,
+    watcher: Agent,
+    rooms: Iterator[int],
+    destinations: int,
+) -> None:
+    """D8, R21, P5, P6: 1 to 20 000 tokens each, through pools that hold a fraction of one of them."""
+    encode, language = pair
+    num_blocks = language.geometry.num_blocks
+    totals = lengths(num_blocks, rooms, seed=10 * num_blocks + destinations)
+    agents, numbers = [scheduler, other_scheduler][:destinations], list(totals)
+    with watched(watcher, encode, language):
+        for agent in agents:
+            agent.call(scheduling.request_many, language.run_dir, encode.addr, numbers, required=destinations)
+        for agent in agents:
+            agent.start(scheduling.take_many, language.run_dir, numbers)
+        encoder.start(encoding.send_many, encode.run_dir, totals)
+        encoder.result(100)
+        received = [agent.result(110) for agent in agents]
+        sent = encoder.call(encoding.outcomes, numbers)
+    for room, total in totals.items():
+        assert sent[room].path in (ONE_ROUND, RESUMED)
+        assert sent[room]._replace(path=[]) == Outcome([], total, "", "")
+        for arrived in received:
+            it = arrived[room]
+            assert (it.error, it.difference, it.total, it.path) == ("", "", total, sent[room].path)
+            assert scheduling.aux_is_right(it)
+    encode.wait_idle()
+    language.wait_idle()
+
+
+def test_requests_given_up_at_any_moment_end_once_and_leave_no_block_behind(
+    pair: tuple[Station, Station], encoder: Agent, scheduler: Agent, watcher: Agent, rooms: Iterator[int]
+) -> None:
+    """P5, D6, D12, B12: half of 48 requests are aborted somewhere on their way, from either side; the others arrive whole."""
+    encode, language = pair
+    rng = random.Random(7)
+    totals = {next(rooms): rng.randint(1, 3000) for _ in range(48)}
+    numbers = list(totals)
+    doomed = {room: rng.choice(["encoder", "scheduler"]) for room in numbers[::2]}
+    with watched(watcher, encode, language):
+        scheduler.call(scheduling.request_many, language.run_dir, encode.addr, numbers)
+        encoder.call(encoding.send_many, encode.run_dir, totals)
+        for room, side in doomed.items():
+            if side == "encoder":
+                encoder.call(encoding.abort, room, "the encoder has other plans")
+            else:
+                scheduler.call(scheduling.abort, language.run_dir, room, "the scheduler has other plans")
+        received = scheduler.call(scheduling.take_many, language.run_dir, numbers)
+        sent = encoder.call(encoding.outcomes, numbers)
+    for room, total in totals.items():
+        if received[room].error:
+            reason = f"the {doomed[room]} has other plans"
+            assert (received[room].error, received[room].reason) == ("TransferAborted", reason)
+            assert sent[room].path[-1] == "Success" or sent[room].reason == reason  # it may have crossed the last row
+        else:
+            assert (received[room].difference, received[room].total) == ("", total)
+            assert sent[room].error == ""
+    assert sum(1 for it in received.values() if it.error) > 0
+    encode.wait_idle()
+    language.wait_idle()
+
+
+def test_a_request_of_full_size_rows_arrives_with_every_byte(
+    own_dir: Path, encoder: Agent, scheduler: Agent, room: int
+) -> None:
+    """Scenario 2 at the size of a real model: hidden 3584, 3000 tokens through 24 blocks, of which 1024 tokens are granted at first."""
+    geometry = {"hidden_size": 3584, "num_blocks": 24, "default_allocate_tokens": 1024}
+    with station("encode", own_dir / "e", **geometry) as encode, station("language", own_dir / "l", **geometry) as language:
+        scheduler.call(scheduling.request, language.run_dir, encode.addr, room)
+        assert scheduler.call(scheduling.wait_granted, language.run_dir, room, 1024) == 1024
+        encoder.call(encoding.send, encode.run_dir, room, 3000)
+        received = scheduler.call(scheduling.take, language.run_dir, room)
+        assert (received.error, received.difference, received.total, received.path) == ("", "", 3000, RESUMED)
+        assert encoder.call(encoding.outcome, room).path == RESUMED
+        for agent, part, place in ((encoder, encoding, encode), (scheduler, scheduling, language)):
+            agent.call(part.leave, place.run_dir)
