@@ -140,7 +140,7 @@ typedef struct {
     PyObject_HEAD
     Mapping *mapping;
     struct doorbell *bell;
-    int event_fd; // a duplicate of the caller's, so that a number that was closed and given away is not written to; or -1
+    int event_fd; // -1, or a duplicate of the caller's: a number that was closed and given away is never written to
 } Doorbell;
 
 static PyObject *doorbell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)

@@ -107,6 +107,15 @@ def test_pieces_are_as_long_as_there_are_when_no_run_is_long_enough() -> None:
     assert num_runs(got) == 3
 
 
+def test_free_blocks_on_both_sides_of_used_ones_are_no_run() -> None:
+    cells = new_cells(256)
+    acquire(cells, 1, 1, 256)
+    free = [*range(60, 64), *range(192, 196), *range(250, 256)]
+    release(cells, np.array(free, np.uint32), 1, 1)
+    assert acquire(cells, 2, 1, 6).tolist() == list(range(250, 256))
+    assert acquire(cells, 2, 1, 8).tolist() == [*range(60, 64), *range(192, 196)]
+
+
 def test_runs_stay_whole_through_churn_at_four_fifths_use() -> None:
     rng = np.random.default_rng(1)
     cells = new_cells(4096)
@@ -153,6 +162,7 @@ def test_a_free_block_belongs_to_nobody_not_even_to_owner_zero() -> None:
     assert cells.release(blocks, 0, 10, 0, 0) == 0
     assert cells.reclaim(0, 0, True) == 0
     assert cells.counts() == (200, 0, 0, 0)
+    assert cells.exposure(0) == 0
 
 
 def test_an_exposed_block_says_to_whom() -> None:
