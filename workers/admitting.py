@@ -127,9 +127,11 @@ class Admission:
             self._join(slot, epoch, pending.grant, pending.peer, pending.connection)
 
     def _release(self, slot: int, epoch: int) -> None:
-        room = self._slots.get(slot, Slot.ROOM)
+        room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
         if self._rooms.get(room) == (slot, epoch):
             del self._rooms[room]
+            if self._slots.get(slot, Slot.FAILURE) and count < max(self._slots.get(slot, Slot.REQUIRED), 1):
+                self._remember(room, self._slots.get(slot, Slot.FAILURE), self._slots.reason(slot))  # who comes late is told
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             key = (self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.REMOTE_SLOT))
             held = self._open.get(key)
@@ -364,9 +366,7 @@ class Admission:
             was_pending = True
             self._drop_pending(key)
         if self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch) or was_pending:
-            self._aborted[room] = (abort.code or FailureCode.ABORTED, abort.reason)
-            while len(self._aborted) > MAX_ABORTED_ROOMS:
-                self._aborted.popitem(last=False)
+            self._remember(room, abort.code or FailureCode.ABORTED, abort.reason)
             if room in self._rooms:
                 self._desk.fail(*self._rooms[room], *self._aborted[room])
             for other in list(self._pending.get(room, {})):
@@ -374,6 +374,12 @@ class Admission:
                 self._refuse(late.connection, late.grant, *self._aborted[room])
                 self._drop_pending(other)
         self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, 0)))
+
+    def _remember(self, room: int, code: int, reason: str) -> None:
+        """A room that has failed before all came who belong to it; rooms are used once."""
+        self._aborted[room] = (code, reason)
+        while len(self._aborted) > MAX_ABORTED_ROOMS:
+            self._aborted.popitem(last=False)
 
     # ---- what waits for its encoder
 
