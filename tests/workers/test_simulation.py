@@ -19,7 +19,8 @@ from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, 
 
 from embridge.allocator.layout import Geometry, Role
 from embridge.allocator.status import Phase
-from embridge.pipeline.queues import EmbeddingRequest, TransferQueue
+from embridge.pipeline.queues import TransferQueue
+from embridge.pipeline.request import EmbeddingRequest
 from embridge.pipeline.sender import EmbeddingSender
 from embridge.workers.timing import NS
 
@@ -52,6 +53,7 @@ class Transfer:
     owners: dict[EmbeddingRequest, Scheduler] = field(default_factory=dict)
     outcomes: dict[EmbeddingRequest, str] = field(default_factory=dict)
     may_fail: bool = False  # somebody aborts it, stays away, or dies
+    gap_ns: int = NS // 5  # at most, between two writes
     num_due: int = 0  # calls of the script that have yet to open a side of it
 
     def __repr__(self) -> str:
@@ -120,6 +122,8 @@ class Scenario:
         most = 40 if rng.random() < 0.3 else 8
         transfer = Transfer(len(self.transfers) + 1, rng.randint(1, most * BLOCK_SIZE))
         self.transfers.append(transfer)
+        if disturbance != "none":
+            transfer.gap_ns = 2 * NS  # so that what disturbs finds it on its way
         absent = None
         if disturbance == "absences" and rng.random() < 0.6:
             transfer.may_fail, transfer.timeout_s = True, rng.uniform(0.5, 5.0)
@@ -161,7 +165,7 @@ class Scenario:
         cuts = sorted({0, transfer.total, *(rng.randint(0, transfer.total) for _ in range(rng.randint(0, 4)))})
         when = world.now_ns
         for first, end in itertools.pairwise(cuts):
-            when += rng.choice((0, rng.randint(0, NS // 5)))
+            when += rng.choice((0, rng.randint(0, transfer.gap_ns)))
             label = f"room {transfer.room} gets rows {first} to {end}"
             world.at(when, label, lambda first=first, end=end: actor.call(lambda: self._write(transfer, first, end)))
 
