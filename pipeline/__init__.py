@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from embridge.pipeline.client import Client, attach
     from embridge.pipeline.config import ConfigError, PipelineConfig
     from embridge.pipeline.node import Node, launch
-    from embridge.pipeline.queues import EmbeddingRequest, PreallocQueue, TransferQueue, WaitingQueue
+    from embridge.pipeline.queues import PreallocQueue, TransferQueue, WaitingQueue
     from embridge.pipeline.receiver import EmbeddingReceiver
+    from embridge.pipeline.request import EmbeddingRequest
     from embridge.pipeline.sender import EmbeddingSender
     from embridge.workers.timing import Timing
 
@@ -32,7 +33,7 @@ _PLACES = {
     "Client": "embridge.pipeline.client",
     "ConfigError": "embridge.pipeline.config",
     "EmbeddingReceiver": "embridge.pipeline.receiver",
-    "EmbeddingRequest": "embridge.pipeline.queues",
+    "EmbeddingRequest": "embridge.pipeline.request",
     "EmbeddingSender": "embridge.pipeline.sender",
     "Geometry": "embridge.allocator.layout",
     "Limits": "embridge.allocator.layout",

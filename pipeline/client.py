@@ -26,16 +26,15 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Doorbell, Mapping
 from embridge.allocator.buffers import PayloadBuffers
 from embridge.allocator.control import Control
-from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError
-from embridge.allocator.layout import HUGE_PAGE_BYTES, NodeState, Role, Slot
+from embridge.allocator.errors import FailureCode, NodeGoneError
+from embridge.allocator.layout import NodeState, Role, Slot
 from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
 from embridge.allocator.rings import Kick
-from embridge.allocator.segment import map_segment
-from embridge.allocator.status import split
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.handle import MAX_ROOM, TransferHandle
+from embridge.pipeline.joining import join
+from embridge.pipeline.slots import SlotLease
 from embridge.workers import run_socket
-from embridge.workers.run_socket import SOCKET_NAME
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
@@ -47,8 +46,6 @@ log = logging.getLogger(__name__)
 SLOW_LOOK_NS = NS // 10  # a full compare of the words: a dirty bit is a hint that a dead writer may have left unset
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
-ATTACH_TIMEOUT_S = 10.0
-LOST = 1 << 64  # above every status word
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -77,20 +74,9 @@ class Client:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        welcome, fds = self._join(run_dir)
-        try:
-            control_map = map_segment(fds["control"], welcome.control_bytes)
-            payload_map = map_segment(fds["payload"], welcome.payload_bytes, alignment=HUGE_PAGE_BYTES)
-            event_fds = {name: fd for name, fd in fds.items() if name not in ("control", "payload")}
-            control = Control(control_map, event_fds)
-        except BaseException:
-            for fd in fds.values():
-                os.close(fd)
-            self._sock.close()
-            raise
-        os.close(fds["control"])
-        os.close(fds["payload"])
-        self._sit(control, payload_map, welcome, event_fds, time.monotonic_ns)
+        joined = join(run_dir)
+        self._sock = joined.sock
+        self._sit(joined.control, joined.payload, joined.welcome, joined.event_fds, time.monotonic_ns)
         self._thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
         self._thread.start()
         _clients.add(self)
@@ -141,10 +127,8 @@ class Client:
         self._to_bootstrap = self.control.sender(f"lane{lane}", "bootstrap")
         workers = range(self.control.limits.num_workers)
         self._to_workers = [self.control.sender(f"lane{lane}", f"worker{w}") for w in workers]
-        self._pages = np.zeros(self.control.lanes.num_pages, np.uint32)
-        self._num_pages = 0
-        self._free_slots: deque[int] = deque()
-        self._releasing: dict[int, int] = {}
+        self._lease = SlotLease(self.control, lane)
+        self._departed: deque[TransferHandle] = deque(maxlen=num_slots)  # left before the caller had seen their end
         self._handles: dict[int, TransferHandle] = {}
         self._rooms: dict[int, TransferHandle] = {}
         self._user_out = np.empty(num_slots, np.uint32)
@@ -158,27 +142,6 @@ class Client:
         self._to_serve: deque[TransferHandle] = deque()
         self._turns: list[Callable[[], bool]] = []
         self._stop = False
-
-    def _join(self, run_dir: Path) -> tuple[run_socket.Welcome, dict[str, int]]:
-        path = run_dir / SOCKET_NAME
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        self._sock.settimeout(ATTACH_TIMEOUT_S)
-        try:
-            self._sock.connect(str(path))
-            _, uid = run_socket.peer_credentials(self._sock)
-            if uid != os.geteuid():
-                raise AttachError(f"it belongs to user {uid}, this process to user {os.geteuid()}")
-            run_socket.send_frame(self._sock, run_socket.Hello(run_socket.PROTOCOL_VERSION))
-            answer = run_socket.receive_welcome(self._sock)
-        except OSError as error:
-            self._sock.close()
-            why = error.strerror or error
-            raise AttachError(f"node in {run_dir}: {path.name}: {why}; is `embridge launch` running?") from error
-        except AttachError as error:
-            self._sock.close()
-            raise AttachError(f"node in {run_dir}: refused this client: {error}") from error
-        self._sock.setblocking(False)
-        return answer
 
     # ---- requests
 
@@ -205,6 +168,8 @@ class Client:
         aux = EmbeddingSender.aux_words(aux_datas, total_tokens, mrope_position_delta)
 
         def prepare(slot: int) -> None:
+            self.destinations.reset(slot)
+            self.staging.reset(slot)
             self._slots.aux(slot)[:] = aux
 
         slot, epoch = self._open(room, timeout_s, prepare)
@@ -256,58 +221,21 @@ class Client:
             raise NodeGoneError(f"the node is {self.control.state.name}; it takes no new requests")
 
     def _open(self, room: int, timeout_s: float | None, prepare: Callable[[int], None]) -> tuple[int, int]:
-        """Write a slot's record, then open its next epoch: whoever is killed between leaves a slot that nobody takes for open."""
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: {timeout_s!r} s must be positive")
-        while True:
-            slot = self._take_slot()
-            now = self.clock()
-            self._slots.reset(slot)
-            if self.control.role == Role.ENCODE:
-                self.destinations.reset(slot)
-                self.staging.reset(slot)
-            for field, value in (
-                (Slot.ROOM, room),
-                (Slot.LANE, self.lane),
-                (Slot.OPENED_NS, now),
-                (Slot.DEADLINE_NS, now + int(timeout_s * NS)),
-            ):
-                self._slots.set(slot, field, value)
-            prepare(slot)
-            self._slots.set(slot, Slot.EPOCH, split(self.control.status.load(slot)).epoch + 1)
-            epoch = self.control.status.open(slot, now)
-            if epoch:
-                return slot, epoch
-            log.warning("slot %d has used all its epochs; it is retired", slot)
-
-    def _take_slot(self) -> int:
-        """First in, first out (R17); one more page is leased when none is free."""
-        self._collect_released()
-        if not self._free_slots:
-            page = self.control.lanes.lease_page(self.lane)
-            if page is None:
-                raise RuntimeError(f"all {self.control.limits.num_slots} slots are in use; try again later, or raise num_slots")
-            self._pages[self._num_pages] = page
-            self._num_pages += 1
-            first = page * lay.SLOTS_PER_PAGE
-            self._free_slots.extend(range(first, first + lay.SLOTS_PER_PAGE))
-        return self._free_slots.popleft()
-
-    def _collect_released(self) -> None:
-        for slot, epoch in list(self._releasing.items()):
-            if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and self._releasing.pop(slot, None) is not None:
-                self._free_slots.append(slot)
+        now = self.clock()
+        return self._lease.open(room, now, now + int(timeout_s * NS), prepare)
 
     def leave(self, handle: TransferHandle) -> None:
         """The client needs nothing of this request any more (library thread only)."""
-        self._slots.set(handle.slot, Slot.CLEARED_EPOCH, handle.epoch)
+        self._departed.append(handle)
         if self._handles.get(handle.slot) is handle:
             del self._handles[handle.slot]
         if self._rooms.get(handle.room) is handle:
             del self._rooms[handle.room]
         self._starving.pop(handle.slot, None)
-        self._releasing[handle.slot] = handle.epoch
+        self._lease.leave(handle.slot, handle.epoch)
         self._to_bootstrap.send(Kick.LOOK, handle.slot, handle.epoch)
 
     # ---- the caller's thread
@@ -318,33 +246,23 @@ class Client:
         now = self.clock()
         if sequence == self._user_seen and now < self._user_slow_ns:
             return ()
-        if self.node_gone:
-            return self._lost()
+        if self.node_gone:  # every request that was in flight has failed
+            return [handle for handle in list(self._handles.values()) if handle.has_risen()]
         self.check_usable()
         self._user_seen = sequence
-        status, out = self.control.status, self._user_out
+        status, lease, out = self.control.status, self._lease, self._user_out
         if now >= self._user_slow_ns:
             self._user_slow_ns = now + SLOW_LOOK_NS
-            status.changed(lay.USER_VIEW, self._pages, self._num_pages, out)
-            count = status.compare(self._pages, self._num_pages, self._user_words, out)
+            status.changed(lay.USER_VIEW, lease.pages, lease.num_pages, out)
+            count = status.compare(lease.pages, lease.num_pages, self._user_words, out)
         else:
-            count = status.changed(lay.USER_VIEW, self._pages, self._num_pages, out)
-        rose = []
-        for slot in out[:count].tolist():
-            handle = self._handles.get(slot)
-            if handle is not None:
-                word = status.load(slot)
-                if word > handle.reported and word >> 36 == handle.epoch:
-                    handle.reported = word
-                    rose.append(handle)
+            count = status.changed(lay.USER_VIEW, lease.pages, lease.num_pages, out)
+        rose = [handle for slot in out[:count].tolist() if (handle := self._handles.get(slot)) is not None and handle.has_risen()]
+        while self._departed:
+            handle = self._departed.popleft()
+            if handle.has_risen():
+                rose.append(handle)
         return rose
-
-    def _lost(self) -> list[TransferHandle]:
-        """The node is dead: every request that was in flight has failed; each is told once."""
-        lost = [handle for handle in list(self._handles.values()) if handle.reported != LOST]
-        for handle in lost:
-            handle.reported = LOST
-        return lost
 
     def fileno(self) -> int:
         """An eventfd for the scheduler's own select or epoll: after `arm()` it becomes readable when a status rises, or when a
@@ -403,13 +321,13 @@ class Client:
     def _turn(self) -> bool:
         """Serve what changed, what was asked for, and those who wait for a block, in that order. True if somebody waits."""
         now = self.clock()
-        status, out = self.control.status, self._library_out
-        count = status.changed(lay.LIBRARY_VIEW, self._pages, self._num_pages, out)
+        status, lease, out = self.control.status, self._lease, self._library_out
+        count = status.changed(lay.LIBRARY_VIEW, lease.pages, lease.num_pages, out)
         changed = out[:count].tolist()
         if now >= self._library_slow_ns:
             self._library_slow_ns = now + SLOW_LOOK_NS
             self._look_at_node()
-            count = status.compare(self._pages, self._num_pages, self._library_words, out)
+            count = status.compare(lease.pages, lease.num_pages, self._library_words, out)
             changed += out[:count].tolist()
         todo: dict[int, TransferHandle] = {}
         for slot in changed:
@@ -431,7 +349,7 @@ class Client:
         for turn in self._turns:
             starving |= turn()
         self.control.blocks.set_waiting(self.lane, starving)
-        self._collect_released()
+        self._lease.collect()
         self._to_bootstrap.flush()
         for sender in self._to_workers:
             sender.flush()

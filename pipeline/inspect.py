@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from embridge.allocator import layout as lay
 from embridge.allocator.control import Control
-from embridge.allocator.errors import AttachError
 from embridge.allocator.layout import Header, Lane, LaneState, Process, Slot
 from embridge.allocator.pinning import lock_note
-from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
-from embridge.workers import run_socket
-from embridge.workers.run_socket import SOCKET_NAME
+from embridge.pipeline.joining import open_control
 from embridge.workers.timing import NS
-
-
-def open_control(run_dir: Path) -> Control:
-    """Map a node's control segment without taking a client's seat. Raises AttachError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
-        sock.settimeout(5.0)
-        try:
-            sock.connect(str(run_dir / SOCKET_NAME))
-            run_socket.send_frame(sock, run_socket.Observe(run_socket.PROTOCOL_VERSION))
-            welcome, fds = run_socket.receive_welcome(sock)
-        except OSError as error:
-            raise AttachError(f"node in {run_dir}: {error.strerror or error}; is `embridge launch` running?") from error
-        except AttachError as error:
-            raise AttachError(f"node in {run_dir}: {error}") from error
-    try:
-        return Control(map_segment(fds["control"], welcome.control_bytes))
-    finally:
-        for fd in fds.values():
-            os.close(fd)
 
 
 def observe(run_dir: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from embridge.allocator.layout import SLOTS_PER_PAGE
 from embridge.allocator.status import TERMINAL, split
-from embridge.pipeline.inspect import open_control
+from embridge.pipeline.joining import open_control
 
 
 def watch(state: SimpleNamespace, run_dirs: list[Path]) -> None:

@@ -1,0 +1,87 @@
+"""Joining a node through its run socket: what a client is handed, checked and mapped."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from embridge.allocator._core import Mapping
+from embridge.allocator.control import Control
+from embridge.allocator.errors import AttachError
+from embridge.allocator.layout import HUGE_PAGE_BYTES
+from embridge.allocator.segment import map_segment
+from embridge.workers import run_socket
+from embridge.workers.run_socket import SOCKET_NAME, Welcome
+
+JOIN_TIMEOUT_S = 10.0
+
+
+class Joined(NamedTuple):
+    """A seat in a node. It is ours for as long as `sock` is open."""
+
+    sock: socket.socket
+    welcome: Welcome
+    control: Control
+    payload: Mapping
+    event_fds: dict[str, int]
+
+
+def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[socket.socket, Welcome, dict[str, int]]:
+    """Connect to a node's run socket and be let in. Returns the connection, the welcome, and descriptors by name.
+
+    Raises:
+        AttachError: nobody answers, the node belongs to another user, or it has no seat; the text says which.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    sock.settimeout(timeout_s)
+    try:
+        sock.connect(str(run_dir / SOCKET_NAME))
+        _, uid = run_socket.peer_credentials(sock)
+        if uid != os.geteuid():
+            raise AttachError(f"it belongs to user {uid}, this process to user {os.geteuid()}")
+        run_socket.send_frame(sock, hello)
+        welcome, fds = run_socket.receive_welcome(sock)
+    except OSError as error:
+        sock.close()
+        why = error.strerror or error
+        raise AttachError(f"node in {run_dir}: {SOCKET_NAME}: {why}; is `embridge launch` running?") from error
+    except AttachError as error:
+        sock.close()
+        raise AttachError(f"node in {run_dir}: refused this process: {error}") from error
+    return sock, welcome, fds
+
+
+def join(run_dir: Path) -> Joined:
+    """Take a client's seat.
+
+    Raises:
+        AttachError, SegmentError: as `knock`, or the segments are not those of this version.
+    """
+    sock, welcome, fds = knock(run_dir, run_socket.Hello(run_socket.PROTOCOL_VERSION), JOIN_TIMEOUT_S)
+    event_fds = {name: fd for name, fd in fds.items() if name not in ("control", "payload")}
+    try:
+        control = Control(map_segment(fds["control"], welcome.control_bytes), event_fds)
+        payload = map_segment(fds["payload"], welcome.payload_bytes, alignment=HUGE_PAGE_BYTES)
+    except BaseException:
+        for fd in event_fds.values():
+            os.close(fd)
+        sock.close()
+        raise
+    finally:
+        os.close(fds["control"])
+        os.close(fds["payload"])
+    sock.setblocking(False)
+    return Joined(sock, welcome, control, payload, event_fds)
+
+
+def open_control(run_dir: Path) -> Control:
+    """Map a node's control segment to look at it, without a client's seat. Raises AttachError, SegmentError."""
+    sock, welcome, fds = knock(run_dir, run_socket.Observe(run_socket.PROTOCOL_VERSION), JOIN_TIMEOUT_S)
+    sock.close()
+    try:
+        return Control(map_segment(fds["control"], welcome.control_bytes))
+    finally:
+        for fd in fds.values():
+            os.close(fd)

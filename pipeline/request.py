@@ -1,0 +1,120 @@
+"""What a scheduler asks for and what it gets: a request, its rows as they come, and its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from embridge.allocator.errors import TransferError
+from embridge.allocator.status import Phase
+from embridge.pipeline.receiver import EmbeddingReceiver
+from embridge.pipeline.rows import HostMemory, HostRows
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingChunk:
+    """Rows [first, end) that have been copied out; views of the request's host memory."""
+
+    first: int
+    end: int
+    input_embeddings: torch.Tensor
+    fill_ids: torch.Tensor
+    mrope_positions: torch.Tensor
+    deepstack_embeddings: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingResult:
+    """All rows of a request, in token order. Views of recycled host memory: valid until `EmbeddingRequest.release()`.
+
+    `input_embeddings` (total, hidden), `deepstack_embeddings` (total, D, hidden) or None, `fill_ids` (total,) int32,
+    `mrope_positions` (total, 3) int32, `aux_datas` (16,) int32: [0] the total, [1] mrope_position_delta.
+    """
+
+    input_embeddings: torch.Tensor
+    fill_ids: torch.Tensor
+    mrope_positions: torch.Tensor
+    deepstack_embeddings: torch.Tensor | None
+    aux_datas: torch.Tensor
+
+    @property
+    def mrope_position_delta(self) -> int:
+        return int(self.aux_datas[1])
+
+
+@dataclass(eq=False, kw_only=True)
+class EmbeddingRequest:
+    """What a scheduler wants: the embeddings of `room`, from the encode node at `bootstrap_addr`.
+
+    `payload` is the caller's own (its request object, say). `timeout_s` counts from `PreallocQueue.add`.
+    """
+
+    room: int
+    bootstrap_addr: str
+    required_dst_info_num: int = 1
+    timeout_s: float | None = None
+    payload: object = None
+    result: EmbeddingResult | None = field(default=None, init=False)
+    failure: TransferError | None = field(default=None, init=False)
+    total_embedding_length: int = field(default=0, init=False)
+    transferred_tokens: int = field(default=0, init=False)
+    num_rounds: int = field(default=0, init=False)
+    chunk_info: list[tuple[int, int]] = field(default_factory=list, init=False)
+    receiver: EmbeddingReceiver | None = field(default=None, init=False)
+    _added: float = field(default=0.0, init=False)
+    _rows: HostRows | None = field(default=None, init=False)
+    _memory: HostMemory | None = field(default=None, init=False)
+    _reserved: int = field(default=0, init=False)
+    _arrival: int = field(default=0, init=False)
+    _abort_reason: str = field(default="", init=False)
+    _contacted: bool = field(default=False, init=False)
+    _has_rows_waiting: bool = field(default=False, init=False)
+    _released: bool = field(default=False, init=False)
+
+    @property
+    def needs_resume(self) -> bool:
+        """All that was granted has landed, and rows remain."""
+        return self.receiver is not None and self.receiver.needs_resume
+
+    @property
+    def buffered_chunks(self) -> list[EmbeddingChunk]:
+        """What has been copied out so far, one chunk a drain, in token order."""
+        rows = self._rows
+        if rows is None:
+            return []
+        return [
+            EmbeddingChunk(
+                first,
+                end,
+                rows.input_embeddings(first, end),
+                rows.fill_ids(first, end),
+                rows.mrope_positions(first, end),
+                rows.deepstack_embeddings(first, end),
+            )
+            for first, end in self.chunk_info
+        ]
+
+    @property
+    def stamps_ns(self) -> tuple[int, ...]:
+        return self.receiver.stamps_ns if self.receiver is not None else (0,) * 5
+
+    def phase_path(self) -> list[Phase]:
+        """The phases that this request entered, in order."""
+        return self.receiver.phase_path() if self.receiver is not None else []
+
+    def abort(self, reason: str = "aborted by the scheduler") -> None:
+        """Give it up; it comes out of `pop_transferred` as failed, unless it is finished already."""
+        self._abort_reason = reason
+        if self.receiver is not None:
+            self.receiver.abort(reason)
+
+    def release(self) -> None:
+        """Give the host memory back; `result` is gone after that. A second call does nothing."""
+        if self._released:
+            return
+        self._released = True
+        self.result = None
+        if self._memory is not None:
+            self._memory.give_back_later(self._rows, self._reserved)
+            self._rows = None
