@@ -79,6 +79,19 @@ def test_an_abort_before_the_encoder_has_opened_the_room_fails_it_when_it_does(
     assert (sent.error, sent.reason) == ("TransferAborted", "nobody waits for this any more")
 
 
+def test_an_encoder_that_gives_up_before_any_destination_has_come_tells_the_one_that_comes(
+    encode: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """Scenario 6, D11: the scheduler does not wait for a deadline when its encoder has failed long ago."""
+    sender = open_sender(sending, room, 10)
+    sender.abort("the image cannot be decoded")
+    assert ended(sender).path == ["Bootstrapping", "Failed"]
+    encode.wait_idle()
+    receiving.add(encode.addr, room)
+    received = receiving.take(room, 20)
+    assert (received.error, received.reason) == ("TransferAborted", "the image cannot be decoded")
+
+
 def test_a_resume_for_a_room_that_the_encode_side_does_not_know_fails_the_language_side(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
