@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from embridge.allocator import layout as lay
 from embridge.allocator.control import Control
-from embridge.allocator.errors import EmbridgeError, FailureCode
+from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import LaneState, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, KickSender, Record
@@ -152,8 +152,6 @@ class Desk:
         """One item's bug ends that item: it is logged and counted, its request (if it has one) fails, the process goes on (D4)."""
         try:
             yield
-        except EmbridgeError:
-            raise
         except Exception as error:
             log.exception("%s: %s failed", self.name, what)
             self.count(Metric.ERRORS)
@@ -163,6 +161,7 @@ class Desk:
     def fail(self, slot: int, epoch: int, code: int, reason: str) -> None:
         """Claim why a request fails and have the poller end it (for roles that do not write status words)."""
         self.slots.claim_failure(slot, code, reason)
-        self.to("poller").send(Kick.FAIL, slot, epoch)
+        if self.name != "poller":  # which finds what it has claimed itself in its next look at this request
+            self.to("poller").send(Kick.FAIL, slot, epoch)
 
 

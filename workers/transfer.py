@@ -69,6 +69,8 @@ class TransferWorker:
         self._batch_blocks = max(1, BATCH_BYTES // (desk.bs * desk.control.geometry.token_bytes))
         for slot, _ in self._mine():
             self._end_reading(slot)
+            if engine.late_writes:
+                self._taint_unfinished(slot)
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         for _, record in inbox.records:
@@ -127,12 +129,12 @@ class TransferWorker:
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             if (slot, d) in self._attempts:
                 continue
-            try:
-                with self._desk.isolated("transfer", slot, epoch):
+            with self._desk.isolated("transfer", slot, epoch):
+                try:
                     submitted += self._submit(slot, epoch, d)
-            except (EngineError, SegmentError) as error:
-                log.warning("room %d: %s", self._slots.get(slot, Slot.ROOM), error)
-                self._desk.fail(slot, epoch, FailureCode.UNREACHABLE, str(error))
+                except (EngineError, SegmentError) as error:
+                    log.warning("room %d: %s", self._slots.get(slot, Slot.ROOM), error)
+                    self._desk.fail(slot, epoch, FailureCode.UNREACHABLE, str(error))
         self._finish_attempts()
         return submitted
 
@@ -201,6 +203,13 @@ class TransferWorker:
             word = self._staging.load(slot, k)
             if word & 3 == STAGE_READING:
                 self._release(slot, StageEntry.of(word).block)
+
+    def _taint_unfinished(self, slot: int) -> None:
+        """After a restart: what the dead worker was writing may still land (R6)."""
+        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            if self._dsts.get(slot, d, Destination.ISSUED) > self._dsts.get(slot, d, Destination.SENT):
+                session = self._dsts.get(slot, d, Destination.ATTEMPT_SESSION)
+                self._dsts.raise_to(slot, d, Destination.TAINTED, session + 1)
 
     def _moves(
         self, slot: int, d: int, first: int, end: int, blocks: list[tuple[int, int]], num_blocks: int
