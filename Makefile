@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 BUILT := allocator/_core.abi3.so
 TYPING := .build/typing
 PACKAGES := pipeline workers allocator
@@ -44,7 +45,7 @@ types: $(BUILT)  ## mypy --strict, over links that show the checker the installe
 storm: $(BUILT)  ## the long randomised runs
 	$(BIN)/python -m pytest -n auto -m storm --timeout 1800 $(ARGS)
 
-bench: $(BUILT)  ## every benchmark in bench/, one after another
+bench: $(BUILT) $(PEERS)  ## every benchmark in bench/, one after another; ARGS=--quick for a first look
 	@set -e; for file in $(sort $(wildcard bench/[!_]*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 wheel: $(BUILT)  ## build a wheel into dist/
@@ -74,6 +75,11 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | system
 	$(PIP) install --quiet -c constraints.txt setuptools wheel
 	$(PIP) install --quiet -c constraints.txt $(TORCH)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev,mooncake-non-cuda]'
+	@touch $@
+
+# A benchmark runs without its peers, too, and says so.
+$(PEERS): $(INSTALLED)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[bench]' || echo "the peers could not be installed" >&2
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(CORE)

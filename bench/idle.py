@@ -26,7 +26,9 @@ def cpu_seconds(node: Node) -> dict[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch")
+    parser.add_argument("--quick", action="store_true", help="watch for 5 s only")
     options = parser.parse_args()
+    options.seconds = 5.0 if options.quick else options.seconds
     geometry = Geometry(hidden_size=64, num_blocks=16)
     with tempfile.TemporaryDirectory(prefix="eb-") as root:
         encode = PipelineConfig(role="encode", run_dir=Path(root, "e"), geometry=geometry)

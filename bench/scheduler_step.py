@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1250)
     parser.add_argument("--blocks", type=int, default=128, help="blocks a side")
     parser.add_argument("--forward-ms", type=float, default=1.0, help="sleep in place of a forward pass")
+    parser.add_argument("--quick", action="store_true", help="20 requests only")
     options = parser.parse_args()
+    options.requests = 20 if options.quick else options.requests
     geometry = Geometry(hidden_size=HIDDEN, block_size=BLOCK, num_blocks=options.blocks)
     with tempfile.TemporaryDirectory(prefix="eb-") as root:
         encode = PipelineConfig(role="encode", run_dir=Path(root, "e"), geometry=geometry, lock_memory=False)

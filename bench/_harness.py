@@ -1,0 +1,388 @@
+"""What the benchmarks share: interleaved rounds, medians, goals, a table, and one JSON file each.
+
+Only ratios within one run mean anything, for absolute figures move by a factor of two between machines, and on one machine from
+minute to minute. So the contenders take turns, round by round, and a ratio is the median of the ratios of each round. Peers are
+optional: one that is not installed gets a row that says so.
+
+Two processes that spin need both cores. What other work took of the machine meanwhile is printed and kept. On a machine that is
+not quiet, root may give the cases (each lasts a fraction of a second) precedence with `--nice -20`; they then pause as long as
+they ran. With `--patience`, a case that lost more than 3 % of the machine to others is repeated until that time is used up.
+
+Processes are forked and not spawned: a benchmark has no threads when it forks, and a round lasts less than an import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import gc
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from embridge.allocator._core import Mapping
+
+HERE = Path(__file__).parent
+FORK = multiprocessing.get_context("fork")
+WATCHDOG_S = 20.0
+QUIET = 0.03  # the share of the machine that others may take without spoiling a measurement
+
+Figures = dict[str, float]  # of one round: metric -> value
+Case = Callable[[], Figures]
+Start = Callable[[], None]  # returns when all processes of a case are ready
+
+
+class Missing(Exception):
+    """This contender cannot run here; the text says why."""
+
+
+class Failed(Exception):
+    """A process of this contender failed, or did not end in time."""
+
+
+def need(module: str) -> None:
+    """Raises: Missing, where a peer's module is not installed. It is imported in the forked processes only."""
+    if importlib.util.find_spec(module) is None:
+        raise Missing(f"{module} is not installed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """A figure and its limit; `seen` is None where the contender was missing."""
+
+    text: str
+    seen: float | None
+    limit: float
+    at_least: bool
+    unit: str
+
+    @property
+    def verdict(self) -> str:
+        if self.seen is None:
+            return "not measured"
+        return "met" if (self.seen >= self.limit if self.at_least else self.seen <= self.limit) else "MISSED"
+
+
+class Results:
+    """The figures of each contender, a list of rounds a metric."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, list[Figures]] = {}
+        self.missing: dict[str, str] = {}
+
+    def rounds(self, case: str, metric: str) -> list[float]:
+        return [figures[metric] for figures in self.figures.get(case, []) if metric in figures]
+
+    def median(self, case: str, metric: str) -> float | None:
+        values = self.rounds(case, metric)
+        return statistics.median(values) if values else None
+
+    def ratio(self, metric: str, over: str, under: str) -> float | None:
+        """The median over the rounds of `over`'s figure divided by `under`'s of the same round."""
+        pairs = list(zip(self.rounds(over, metric), self.rounds(under, metric), strict=False))
+        return statistics.median(a / b if b else math.inf for a, b in pairs) if pairs else None
+
+
+class Benchmark:
+    """One benchmark: its options, what it measured, and its report."""
+
+    def __init__(self, file: str, question: str | None, *, rounds: int = 8, quick_rounds: int = 3) -> None:
+        self.name = Path(file).stem
+        self.question = (question or "").strip()
+        parser = argparse.ArgumentParser(description=self.question, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--rounds", type=int, help=f"interleaved rounds (default: {rounds})")
+        parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds; results/ is left as it is")
+        parser.add_argument("--json", type=Path, help=f"where to write the figures (default: bench/results/{self.name}.json)")
+        parser.add_argument("--patience", type=float, default=0.0, metavar="S", help="spend up to so long on waiting for quiet moments")
+        parser.add_argument("--nice", type=int, default=0, metavar="N", help="the cases' priority, from -20 (root only) to 19")
+        options = parser.parse_args()
+        self._nice: int = options.nice
+        self._patience_s: float = options.patience
+        self.quick: bool = options.quick
+        self.rounds: int = options.rounds or (quick_rounds if options.quick else rounds)
+        self.json: Path | None = options.json or (None if options.quick else HERE / "results" / f"{self.name}.json")
+        self._console = Console(width=120 if not os.isatty(1) else None)
+        self._sections: dict[str, Any] = {}
+        self._goals: list[Goal] = []
+        self._load = [os.getloadavg()[0]]
+        self._disturbed: list[float] = []
+        self._begun = time.monotonic()
+        self._console.print(self.question.partition("\n")[0], style="bold")
+
+    def scaled(self, count: int) -> int:
+        """How often to repeat inside a round: a quarter where it has to be quick."""
+        return max(1, count // 4) if self.quick else count
+
+    def interleave(self, cases: dict[str, Case], rounds: int | None = None) -> Results:
+        """Every case in every round, each round beginning with another one."""
+        results, names = Results(), list(cases)
+        for number in range(rounds or self.rounds):
+            shift = number % len(names)
+            for name in names[shift:] + names[:shift]:
+                if name in results.missing:
+                    continue
+                try:
+                    figures = self._measure(cases[name])
+                except (Missing, Failed) as reason:
+                    results.missing[name] = str(reason)
+                else:
+                    results.figures.setdefault(name, []).append(figures)
+        results.figures = {name: results.figures[name] for name in names if name in results.figures}
+        return results
+
+    def _measure(self, case: Case) -> Figures:
+        while True:
+            if self._patience_s > 0:
+                self._wait_until_quiet()
+            begun, others = time.monotonic(), others_cpu_s()
+            set_nice(self._nice)
+            try:
+                figures = case()
+            finally:
+                set_nice(0)
+            took, others_s = time.monotonic() - begun, others_cpu_s() - others
+            if self._nice < 0:
+                time.sleep(took)
+            share = max(0.0, others_s) / took / (os.cpu_count() or 1)
+            if share <= QUIET or self._patience_s <= took:
+                self._disturbed.append(share)
+                return figures
+            self._patience_s -= took
+
+    def _wait_until_quiet(self) -> None:
+        while self._patience_s > 0:
+            others = others_cpu_s()
+            time.sleep(0.1)
+            self._patience_s -= 0.1
+            if others_cpu_s() - others <= QUIET * 0.1 * (os.cpu_count() or 1):
+                return
+
+    def show(self, title: str, results: Results, metrics: dict[str, str]) -> None:
+        """A row a case: the median of each metric (`metric -> heading with its unit`), least and greatest behind it."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for heading in metrics.values():
+            table.add_column(heading, justify="right")
+        section: dict[str, Any] = {}
+        for case in results.figures:
+            cells, row = [], {}
+            for metric, heading in metrics.items():
+                values = results.rounds(case, metric)
+                cells.append(_cell(values))
+                if values:
+                    row[heading] = {"median": _short(statistics.median(values)), "min": _short(min(values)), "max": _short(max(values))}
+            table.add_row(case, *cells)
+            section[case] = row
+        for case, reason in results.missing.items():
+            table.add_row(case, f"[dim]{reason}[/]", *[""] * (len(metrics) - 1))
+            section[case] = {"missing": reason}
+        self._console.print(table)
+        self._sections[title] = section
+
+    def at_least(self, text: str, seen: float | None, limit: float, unit: str = "x") -> None:
+        self._goals.append(Goal(text=text, seen=seen, limit=limit, at_least=True, unit=unit))
+
+    def at_most(self, text: str, seen: float | None, limit: float, unit: str = "x") -> None:
+        self._goals.append(Goal(text=text, seen=seen, limit=limit, at_least=False, unit=unit))
+
+    def finish(self) -> None:
+        """Print which goals are met and keep the figures."""
+        self._load.append(os.getloadavg()[0])
+        table = Table(title="goals", title_justify="left", title_style="bold")
+        for heading in ("", "seen", "goal", ""):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for goal in self._goals:
+            seen = "-" if goal.seen is None else f"{_figure(goal.seen)} {goal.unit}"
+            style = {"met": "green", "MISSED": "bold red"}.get(goal.verdict, "dim")
+            table.add_row(goal.text, seen, f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.unit}", f"[{style}]{goal.verdict}[/]")
+        self._console.print(table)
+        load = " → ".join(f"{value:.1f}" for value in self._load)
+        others = statistics.median(self._disturbed) if self._disturbed else 0.0
+        worst = max(self._disturbed, default=0.0)
+        self._console.print(
+            f"{self.rounds} rounds, {time.monotonic() - self._begun:.0f} s, load average {load}; "
+            f"other work took {others:.0%} of the machine (median of the cases; at most {worst:.0%})\n",
+            style="dim",
+        )
+        if self.json is None:
+            return
+        goals = [asdict(goal) | {"seen": goal.seen and _short(goal.seen), "verdict": goal.verdict} for goal in self._goals]
+        report = {
+            "benchmark": self.name,
+            "question": self.question.partition("\n")[0],
+            "machine": machine(),
+            "load_average": [round(value, 1) for value in self._load],
+            "others_share_of_machine": {"median": round(others, 3), "max": round(worst, 3)},
+            "rounds": self.rounds,
+            "nice": self._nice,
+            "goals": goals,
+            "figures": self._sections,
+        }
+        self.json.parent.mkdir(parents=True, exist_ok=True)
+        self.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    text = _figure(statistics.median(values))
+    return text if len(values) == 1 else f"{text} [dim]({_figure(min(values))} to {_figure(max(values))})[/]"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def set_nice(nice: int) -> None:
+    """Give this process and those it forks that priority, also (where sessions share the cores equally) their session."""
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def others_cpu_s() -> float:
+    """CPU time, of all cores, that went to others than this process and its ended children; stolen time, too."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and waiting for a disk
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return busy / os.sysconf("SC_CLK_TCK") - sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def quantiles_between(stamps_ns: Sequence[int]) -> Figures:
+    """p50 and p99, in µs, of what passed between one stamp and the next."""
+    return quantiles([after - before for before, after in pairwise(stamps_ns)])
+
+
+def quantiles(samples_ns: Sequence[int]) -> Figures:
+    """p50 and p99, in µs."""
+    return {"p50": percentile(samples_ns, 50) / 1e3, "p99": percentile(samples_ns, 99) / 1e3}
+
+
+# ---- memory and processes
+
+
+def shared(size: int) -> Mapping:
+    """Zeroed shared memory, its pages there already, that forked processes have, too."""
+    fd = os.memfd_create("embridge-bench")
+    try:
+        os.ftruncate(fd, size)
+        mapping = Mapping(fd, size)
+    finally:
+        os.close(fd)
+    mapping.populate(0, size)
+    return mapping
+
+
+def together(*calls: Callable[[Start], Any]) -> list[Any]:
+    """Run each call in a forked process of its own, and return what they returned.
+
+    Each gets a function that returns when all have called it. Raises: Failed.
+    """
+    barrier = FORK.Barrier(len(calls))
+    pipes = [FORK.Pipe(duplex=False) for _ in calls]
+    processes = [FORK.Process(target=_report, args=(call, barrier, pipe[1]), daemon=True) for call, pipe in zip(calls, pipes, strict=True)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + WATCHDOG_S
+    try:
+        outcomes = []
+        for receive, _ in pipes:
+            if not receive.poll(max(0.0, end - time.monotonic())):
+                raise Failed(f"did not end within {WATCHDOG_S:.0f} s")
+            result, error = receive.recv()
+            if error:
+                raise Failed(f"failed:\n{error}")
+            outcomes.append(result)
+        return outcomes
+    finally:
+        for process, pipe in zip(processes, pipes, strict=True):
+            process.join(1.0)
+            process.kill()
+            process.join()
+            for end_of_pipe in pipe:
+                end_of_pipe.close()
+
+
+def _report(call: Callable[[Start], Any], barrier: Any, pipe: Any) -> None:
+    gc.disable()
+    try:
+        pipe.send((call(lambda: barrier.wait(WATCHDOG_S) and None), None))
+    except BaseException:
+        barrier.abort()
+        pipe.send((None, traceback.format_exc()))
+
+
+# ---- programs in C
+
+
+@cache
+def _build_directory() -> Path:
+    directory = tempfile.mkdtemp(prefix="embridge-bench-")
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(directory) if os.getpid() == owner else None)
+    return Path(directory)
+
+
+@cache
+def _compiled(name: str) -> Path:
+    program = _build_directory() / name
+    include = HERE.parent / "allocator" / "native"
+    command = ["gcc", "-std=gnu11", "-O3", "-Wall", "-Wextra", "-pthread", f"-I{include}", "-o", str(program)]
+    try:
+        subprocess.run([*command, str(HERE / "native" / f"{name}.c")], check=True)
+    except FileNotFoundError:
+        raise Missing("gcc is not installed") from None
+    return program
+
+
+def native(name: str, *arguments: object) -> Figures:
+    """Run bench/native/`name`.c, compiled on first use; its output is lines of `metric value`.
+
+    Raises: Missing, where there is no compiler; Failed; CalledProcessError, where the program failed.
+    """
+    command = [str(_compiled(name)), *map(str, arguments)]
+    try:
+        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=WATCHDOG_S).stdout
+    except subprocess.TimeoutExpired:
+        raise Failed(f"did not end within {WATCHDOG_S:.0f} s") from None
+    return {metric: float(value) for metric, value in (line.split() for line in text.splitlines())}
