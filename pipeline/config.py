@@ -57,6 +57,10 @@ class PipelineConfig:
     log_level: str = "WARNING"
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, kind = getattr(self, item.name), _KINDS[str(item.type)]
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise ConfigError(f"{item.name}: {value!r} is no {item.type}")
         if self.role not in ROLES:
             raise ConfigError(f"role: {self.role!r} is unknown; use one of {', '.join(ROLES)}")
         if self.engine not in ENGINES:
@@ -115,7 +119,7 @@ class PipelineConfig:
                     base = values.get(key, _GROUPS[key]())
                     values[key] = _replace(base, value, key)
                 elif key in {f.name for f in fields(cls)}:
-                    values[key] = Path(value) if key == "run_dir" and value is not None else value
+                    values[key] = value
                 else:
                     raise ConfigError(f"{key}: unknown setting; known: {', '.join(f.name for f in fields(cls))}")
         try:
@@ -124,6 +128,10 @@ class PipelineConfig:
             raise ConfigError(str(error)) from error
 
 
+_KINDS: Final[dict[str, Any]] = {
+    **{kind.__name__: kind for kind in (str, int, bool, Geometry, Limits, Timing)},
+    "Path | None": str | Path | None,
+}
 _GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing}
 
 # The documents' names first; EMBRIDGE_* covers every field, groups by their field's name.
