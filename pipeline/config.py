@@ -113,8 +113,14 @@ class PipelineConfig:
     @classmethod
     def _of(cls, *layers: Mapping[str, Any]) -> PipelineConfig:
         values: dict[str, Any] = {}
+        pool_tokens = None
         for layer in layers:
+            pool_tokens = layer.get(_POOL_TOKENS, pool_tokens)
             for key, value in layer.items():
+                if key == "geometry" and (not isinstance(value, Mapping) or "num_blocks" in value):
+                    pool_tokens = None
+                if key == _POOL_TOKENS:
+                    continue
                 if key in _GROUPS and isinstance(value, Mapping):
                     base = values.get(key, _GROUPS[key]())
                     values[key] = _replace(base, value, key)
@@ -122,10 +128,9 @@ class PipelineConfig:
                     values[key] = value
                 else:
                     raise ConfigError(f"{key}: unknown setting; known: {', '.join(f.name for f in fields(cls))}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(str(error)) from error
+        if pool_tokens is not None:
+            values["geometry"] = _with_pool(values.get("geometry", Geometry()), pool_tokens)
+        return cls(**values)
 
 
 _KINDS: Final[dict[str, Any]] = {
@@ -134,10 +139,12 @@ _KINDS: Final[dict[str, Any]] = {
 }
 _GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing}
 
+_POOL_TOKENS: Final = "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE"  # becomes `num_blocks` once the block size is known
+
 # The documents' names first; EMBRIDGE_* covers every field, groups by their field's name.
 _DOCUMENTED: Final = {
     "SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE": ("", "default_allocate_tokens"),
-    "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": ("", "cache_tokens"),
+    "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": ("", "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE"),
     "SGLANG_EMBEDDING_CACHE_BLOCK_SIZE": ("geometry", "block_size"),
 }
 
@@ -163,25 +170,26 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     for group, cls in _GROUPS.items():
         for item in fields(cls):
             places[f"EMBRIDGE_{item.name.upper()}"] = (group, item.name)
-    tokens: tuple[str, int] | None = None
     for name, (group, key) in places.items():
         if name not in environ:
             continue
-        if key == "cache_tokens":
-            tokens = (name, _parse(name, environ[name], int))
+        if key == _POOL_TOKENS:
+            result[key] = _parse(name, environ[name], int)
             continue
         owner = _GROUPS[group] if group else PipelineConfig
         kind = _kind(owner, key)
         target = result.setdefault(group, {}) if group else result
         target[key] = _parse(name, environ[name], kind)
-    if tokens is not None:
-        name, count = tokens
-        geometry = result.setdefault("geometry", {})
-        block_size = geometry.get("block_size", Geometry().block_size)
-        if count < block_size:
-            raise ConfigError(f"{name}: {count} tokens < one block of {block_size} tokens")
-        geometry.setdefault("num_blocks", count // block_size)
+    if "num_blocks" in result.get("geometry", {}):
+        result.pop(_POOL_TOKENS, None)
     return result
+
+
+def _with_pool(geometry: Geometry, tokens: int) -> Geometry:
+    try:
+        return replace(geometry, num_blocks=tokens // geometry.block_size)
+    except ValueError as error:
+        raise ConfigError(f"{_POOL_TOKENS}: {tokens} tokens in blocks of {geometry.block_size}: {error}") from error
 
 
 def _kind(owner: Any, key: str) -> type:
