@@ -106,7 +106,7 @@ class PipelineConfig:
         try:
             with open(path, "rb") as file:
                 table = tomllib.load(file)
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # tomllib's own, and UnicodeDecodeError, are ValueErrors
             raise ConfigError(f"{path}: {error}") from error
         return cls._of(table, _environment(os.environ if environ is None else environ), over)
 

@@ -36,7 +36,11 @@ Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 PhaseNumber = Annotated[int, msgspec.Meta(ge=0, le=4)]
 
 
-class Header(msgspec.Struct, frozen=True, array_like=True):
+class _Fields(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Fields in their order: exactly these, in a message of this version."""
+
+
+class Header(_Fields, frozen=True):
     """Who speaks, and to which incarnation of whom; `target` 0 where the sender can't know it yet (register)."""
 
     version: Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -46,7 +50,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     sequence: U63
 
 
-class RequestKey(msgspec.Struct, frozen=True, array_like=True):
+class RequestKey(_Fields, frozen=True):
     """A request as the language node that opened it knows it (its node id and incarnation are in the header)."""
 
     slot: SlotNumber
@@ -54,7 +58,7 @@ class RequestKey(msgspec.Struct, frozen=True, array_like=True):
     room: U63
 
 
-class Register(msgspec.Struct, frozen=True, array_like=True, tag="register"):
+class Register(_Fields, frozen=True, tag="register"):
     """A language node introduces itself: geometry, where its poller listens, and how its payload is reached."""
 
     header: Header
@@ -71,7 +75,7 @@ class Register(msgspec.Struct, frozen=True, array_like=True, tag="register"):
     window_blocks: U32
 
 
-class Registered(msgspec.Struct, frozen=True, array_like=True, tag="registered"):
+class Registered(_Fields, frozen=True, tag="registered"):
     """The answer: who the encode node is."""
 
     header: Header
@@ -81,7 +85,7 @@ class Registered(msgspec.Struct, frozen=True, array_like=True, tag="registered")
     window_blocks: U32
 
 
-class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+class Refused(_Fields, frozen=True, tag="refused"):
     """The answer to a registration, or to one request (`key` set), that cannot be served."""
 
     header: Header
@@ -90,14 +94,14 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
     key: RequestKey | None = None
 
 
-class Stale(msgspec.Struct, frozen=True, array_like=True, tag="stale"):
+class Stale(_Fields, frozen=True, tag="stale"):
     """The answer to a message for an incarnation that is no more, or from a node that is not registered here."""
 
     header: Header
     target: U63
 
 
-class Init(msgspec.Struct, frozen=True, array_like=True, tag="init"):
+class Init(_Fields, frozen=True, tag="init"):
     """The first grant of a request; it may grant no block at all (R19)."""
 
     header: Header
@@ -111,7 +115,7 @@ class Init(msgspec.Struct, frozen=True, array_like=True, tag="init"):
     allocated_tokens: U32
 
 
-class Resume(msgspec.Struct, frozen=True, array_like=True, tag="resume"):
+class Resume(_Fields, frozen=True, tag="resume"):
     """A later grant: the whole window still held, from `first_block` (R1). `sent_tokens` is checked, never obeyed (R2)."""
 
     header: Header
@@ -126,7 +130,7 @@ class Resume(msgspec.Struct, frozen=True, array_like=True, tag="resume"):
     allocated_tokens: U32
 
 
-class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+class Abort(_Fields, frozen=True, tag="abort"):
     """The destination gives the request up and wants to know when nothing writes into its blocks any more."""
 
     header: Header
@@ -135,7 +139,7 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
     reason: Text
 
 
-class AbortAck(msgspec.Struct, frozen=True, array_like=True, tag="abort_ack"):
+class AbortAck(_Fields, frozen=True, tag="abort_ack"):
     """No attempt of this request is under way, and none will be; `tainted`: session + 1 under which one may still land (R7, R9)."""
 
     header: Header
@@ -143,7 +147,7 @@ class AbortAck(msgspec.Struct, frozen=True, array_like=True, tag="abort_ack"):
     tainted: U32
 
 
-class RoomState(msgspec.Struct, frozen=True, array_like=True):
+class RoomState(_Fields, frozen=True):
     """One request as the encode side sees it, for one destination. `resumed`: it has been Transferring, whatever its phase is now."""
 
     key: RequestKey
@@ -158,7 +162,7 @@ class RoomState(msgspec.Struct, frozen=True, array_like=True):
     reason: Text
 
 
-class Announce(msgspec.Struct, frozen=True, array_like=True, tag="announce"):
+class Announce(_Fields, frozen=True, tag="announce"):
     """The real length, ahead of the rows."""
 
     header: Header
@@ -166,21 +170,21 @@ class Announce(msgspec.Struct, frozen=True, array_like=True, tag="announce"):
     total_tokens: U32
 
 
-class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
+class Status(_Fields, frozen=True, tag="status"):
     """The common phase, and this destination's progress (R18)."""
 
     header: Header
     room: RoomState
 
 
-class Close(msgspec.Struct, frozen=True, array_like=True, tag="close"):
+class Close(_Fields, frozen=True, tag="close"):
     """The destination has the outcome and holds nothing of the request any more (R23)."""
 
     header: Header
     key: RequestKey
 
 
-class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag="heartbeat"):
+class Heartbeat(_Fields, frozen=True, tag="heartbeat"):
     """I am alive; and from an encode node, the state of every request in flight for the peer that it is sent to."""
 
     header: Header
@@ -220,7 +224,7 @@ def decode(data: bytes, peer: str) -> Message:
         raise ProtocolError(peer, "message length", len(data), f"at most {MAX_MESSAGE_BYTES} bytes")
     try:
         message: Message = _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's own, and UnicodeDecodeError, are ValueErrors
         raise ProtocolError(peer, "message", str(error)[:MAX_TEXT], "a message of the embridge schema") from error
     if message.header.version not in ACCEPTED_VERSIONS:
         raise ProtocolError(peer, "version", message.header.version, f"one of {ACCEPTED_VERSIONS}")

@@ -87,7 +87,7 @@ def receive_frame(sock: socket.socket) -> tuple[Frame, list[int]] | None:
         return None
     try:
         return _decoder.decode(data), list(fds)
-    except msgspec.DecodeError as error:
+    except ValueError as error:  # msgspec's own, and UnicodeDecodeError, are ValueErrors
         for fd in fds:
             os.close(fd)
         raise AttachError(f"run socket: {error}; the other side runs another version of embridge") from error
