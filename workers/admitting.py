@@ -63,7 +63,6 @@ class Admission:
         self._pending: dict[int, dict[RemoteSlot, Pending]] = {}
         self._pending_rooms: dict[RemoteSlot, int] = {}
         self._aborted: OrderedDict[int, tuple[int, str]] = OrderedDict()
-        self._failed_early: OrderedDict[int, tuple[int, str]] = OrderedDict()  # before all of their destinations came
         self._out: list[Out] = []
         self._swept_ns = 0
         self._recover = True
@@ -121,7 +120,6 @@ class Admission:
             self._desk.fail(slot, epoch, FailureCode.REFUSED, f"room {room} is in use by another sender of this node")
             return
         self._rooms[room] = (slot, epoch)
-        self._failed_early.pop(room, None)
         if room in self._aborted:
             self._desk.fail(slot, epoch, *self._aborted[room])
         for key, pending in self._pending.pop(room, {}).items():
@@ -132,7 +130,6 @@ class Admission:
         room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
         if self._rooms.get(room) == (slot, epoch):
             del self._rooms[room]
-            self._remember_early_failure(room, slot)
             if self._slots.get(slot, Slot.FAILURE) and count < max(self._slots.get(slot, Slot.REQUIRED), 1):
                 self._remember(room, self._slots.get(slot, Slot.FAILURE), self._slots.reason(slot))  # who comes late is told
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
@@ -142,14 +139,6 @@ class Admission:
                 del self._open[key]
         self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
         self._desk.wake_library(slot)
-
-    def _remember_early_failure(self, room: int, slot: int) -> None:
-        """A destination that comes later is told why, and does not wait for an encoder that has given up."""
-        code = self._slots.get(slot, Slot.FAILURE)
-        if code and self._slots.get(slot, Slot.NUM_DESTINATIONS) < max(self._slots.get(slot, Slot.REQUIRED), 1):
-            self._failed_early[room] = (code, self._slots.reason(slot))
-            while len(self._failed_early) > MAX_ABORTED_ROOMS:
-                self._failed_early.popitem(last=False)
 
     def _kick(self, slot: int, epoch: int) -> None:
         self._desk.to("poller").send(Kick.LOOK, slot, epoch)
@@ -285,8 +274,6 @@ class Admission:
             self._refuse(connection, grant, *self._aborted[room])
         elif room in self._rooms:
             self._join(*self._rooms[room], grant, peer, connection)
-        elif room in self._failed_early:
-            self._refuse(connection, grant, *self._failed_early[room])
         elif sum(1 for p, _ in self._pending_rooms if p == peer) >= MAX_PENDING_A_PEER:
             self._refuse(connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait")
         else:
