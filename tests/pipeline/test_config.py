@@ -1,0 +1,223 @@
+"""Settings: flags over environment over a TOML file over defaults, and every bad value is an error that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embridge.allocator.layout import Geometry, Limits
+from embridge.pipeline.config import ConfigError, PipelineConfig, default_run_dir
+from embridge.pipeline.node import decode_config, encode_config
+from embridge.workers.timing import Timing
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "node.toml"
+    path.write_text('role = "encode"\nlog_level = "INFO"\n[geometry]\nnum_blocks = 5\nblock_size = 32\n[timing]\nscan_s = 2.5\n')
+    return path
+
+
+def test_nothing_said_is_the_default() -> None:
+    config = PipelineConfig.from_env({})
+    assert config == PipelineConfig()
+    assert config.default_allocate_tokens == 8192
+    assert (config.geometry, config.limits, config.timing) == (Geometry(), Limits(), Timing())
+
+
+def test_flags_go_over_the_environment_over_the_file_over_the_defaults(toml: Path) -> None:
+    environ = {"EMBRIDGE_NUM_BLOCKS": "6", "EMBRIDGE_LOG_LEVEL": "ERROR"}
+    config = PipelineConfig.from_toml(toml, environ, geometry={"num_blocks": 7})
+    assert (config.role, config.log_level) == ("encode", "ERROR")
+    assert (config.geometry.num_blocks, config.geometry.block_size) == (7, 32)
+    assert config.geometry.hidden_size == Geometry().hidden_size
+    assert config.timing.scan_s == 2.5
+    assert PipelineConfig.from_toml(toml, environ).geometry.num_blocks == 6
+    assert PipelineConfig.from_toml(toml, {}).geometry.num_blocks == 5
+
+
+def test_the_environment_covers_every_setting() -> None:
+    values: dict[type, dict[str, Any]] = {
+        PipelineConfig: {
+            "role": "encode",
+            "run_dir": "/tmp/elsewhere",
+            "host": "127.0.0.2",
+            "bootstrap_port": 4001,
+            "poller_port": 4002,
+            "engine": "shm",
+            "default_allocate_tokens": 77,
+            "host_buffer_bytes": 78,
+            "lock_memory": False,
+            "log_level": "DEBUG",
+        },
+        Geometry: {"hidden_size": 9, "block_size": 8, "num_blocks": 7, "dtype": "float32", "deepstack_layers": 3},
+        Limits: {field.name: 64 for field in dataclasses.fields(Limits)} | {"num_workers": 3},
+        Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)},
+    }
+    environ = {f"EMBRIDGE_{name.upper()}": str(value) for group in values.values() for name, value in group.items()}
+    config = PipelineConfig.from_env(environ)
+    for kind, expected in values.items():
+        part = next((getattr(config, n) for n in ("geometry", "limits", "timing") if isinstance(getattr(config, n), kind)), config)
+        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - {"geometry", "limits", "timing"}  # type: ignore[arg-type]
+        assert not missing
+        for name, value in expected.items():
+            got = getattr(part, name)
+            assert got == (Path(value) if name == "run_dir" else value), name
+
+
+def test_the_documented_variables_set_the_default_the_pool_and_the_block() -> None:
+    config = PipelineConfig.from_env(
+        {
+            "SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE": "1024",
+            "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "4000",
+            "SGLANG_EMBEDDING_CACHE_BLOCK_SIZE": "64",
+        }
+    )
+    assert config.default_allocate_tokens == 1024
+    assert config.geometry.block_size == 64
+    assert config.geometry.num_blocks == 4000 // 64
+
+
+@pytest.mark.parametrize(
+    ("environ", "over", "num_blocks"),
+    [
+        ({}, {}, 8192 // 32),  # the file's block size counts
+        ({}, {"geometry": {"block_size": 16}}, 8192 // 16),
+        ({"EMBRIDGE_BLOCK_SIZE": "64"}, {}, 8192 // 64),
+        ({"EMBRIDGE_NUM_BLOCKS": "3"}, {}, 3),
+        ({}, {"geometry": {"num_blocks": 4}}, 4),
+        ({}, {"geometry": Geometry(num_blocks=9)}, 9),
+    ],
+)
+def test_the_pool_in_tokens_becomes_blocks_of_the_size_that_is_used_at_last(
+    toml: Path, environ: Mapping[str, str], over: Mapping[str, Any], num_blocks: int
+) -> None:
+    environ = {"SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "8192", **environ}
+    assert PipelineConfig.from_toml(toml, environ, **over).geometry.num_blocks == num_blocks
+
+
+def test_our_own_variable_goes_over_the_documented_one() -> None:
+    environ = {"SGLANG_EMBEDDING_CACHE_BLOCK_SIZE": "64", "EMBRIDGE_BLOCK_SIZE": "16"}
+    assert PipelineConfig.from_env(environ).geometry.block_size == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("EMBRIDGE_BOOTSTRAP_PORT", "http"),
+        ("EMBRIDGE_NUM_SLOTS", "64.0"),
+        ("EMBRIDGE_SCAN_S", "soon"),
+        ("EMBRIDGE_LOCK_MEMORY", "perhaps"),
+        ("SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE", ""),
+        ("SGLANG_EMBEDDING_CACHE_BUFFER_SIZE", "8k"),
+        ("SGLANG_EMBEDDING_CACHE_BUFFER_SIZE", "127"),
+        ("SGLANG_EMBEDDING_CACHE_BUFFER_SIZE", "-1"),
+        ("SGLANG_EMBEDDING_CACHE_BLOCK_SIZE", "x"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_named(name: str, text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        PipelineConfig.from_env({name: text})
+    assert name in str(raised.value)
+    assert text in str(raised.value)
+
+
+BAD = {
+    "role": "router",
+    "run_dir": 5,
+    "host": "localhost.localdomain.",
+    "bootstrap_port": -1,
+    "poller_port": 65536,
+    "engine": "carrier pigeon",
+    "default_allocate_tokens": 0,
+    "host_buffer_bytes": 0,
+    "lock_memory": "yes",
+    "log_level": "LOUD",
+    "geometry": 7,
+    "limits": [1],
+    "timing": "fast",
+}
+
+
+def test_a_bad_value_of_every_setting_is_tried() -> None:
+    assert set(BAD) == {field.name for field in dataclasses.fields(PipelineConfig)}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_value_names_itself(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: .*{BAD[name] if isinstance(BAD[name], int | str) else ''}"):
+        PipelineConfig.from_env({}, **{name: BAD[name]})
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if name != "run_dir"])
+@pytest.mark.parametrize("value", [None, 1.5, [], True])
+def test_a_value_of_the_wrong_type_names_itself(name: str, value: object) -> None:
+    if name == "lock_memory" and value is True:
+        return
+    with pytest.raises(ConfigError, match=f"^{name}: "):
+        PipelineConfig.from_env({}, **{name: value})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "8.8.8.8"])
+def test_a_host_that_others_can_reach_is_refused(host: str) -> None:
+    """What is not encrypted is not exposed."""
+    with pytest.raises(ConfigError, match=f"host: {host} is not a loopback address"):
+        PipelineConfig(host=host)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("geometry", "block_size", 0),
+        ("geometry", "block_size", 1 << 14),
+        ("geometry", "hidden_size", -1),
+        ("geometry", "num_blocks", "many"),
+        ("geometry", "dtype", "int8"),
+        ("limits", "num_slots", 100),
+        ("limits", "ring_records", 100),
+        ("limits", "window_blocks", 0),
+        ("timing", "scan_s", 0),
+        ("timing", "heartbeat_s", float("nan")),
+        ("timing", "peer_timeout_s", "long"),
+    ],
+)
+def test_a_bad_value_inside_a_group_names_itself(group: str, key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{group}.{key}: .*"):
+        PipelineConfig.from_env({}, **{group: {key: value}})
+
+
+def test_an_unknown_setting_is_an_error_that_lists_the_known(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text("port = 5\n")
+    with pytest.raises(ConfigError, match="port: unknown setting; known: role, run_dir"):
+        PipelineConfig.from_toml(path, {})
+    path.write_text("[timing]\npatience = 5\n")
+    with pytest.raises(ConfigError, match=r"timing\.patience: unknown setting; known: beat_s"):
+        PipelineConfig.from_toml(path, {})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.toml"):
+        PipelineConfig.from_toml(tmp_path / "missing.toml", {})
+    (tmp_path / "broken.toml").write_text("role = [")
+    with pytest.raises(ConfigError, match=r"broken\.toml"):
+        PipelineConfig.from_toml(tmp_path / "broken.toml", {})
+    (tmp_path / "bytes.toml").write_bytes(b"role = '\xff'")
+    with pytest.raises(ConfigError, match=r"bytes\.toml"):
+        PipelineConfig.from_toml(tmp_path / "bytes.toml", {})
+
+
+def test_a_run_directory_is_absolute_and_each_role_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PipelineConfig(run_dir=Path("here")).directory == Path.cwd() / "here"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert PipelineConfig(role="encode").directory == Path("/run/user/7/embridge-encode")
+    assert default_run_dir("language") != default_run_dir("encode")
+
+
+def test_a_configuration_reaches_the_launcher_as_it_is() -> None:
+    config = PipelineConfig(role="encode", run_dir=Path("/tmp/x"), geometry=Geometry(deepstack_layers=3), timing=Timing(scan_s=0.5))
+    assert decode_config(encode_config(config)) == config

@@ -1,0 +1,128 @@
+"""What the sources may import, call and say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("allocator", "workers", "pipeline")  # each may import those before it
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def parsed() -> Iterator[tuple[Path, ast.Module]]:
+    for path in SOURCES:
+        yield path.relative_to(ROOT), ast.parse(path.read_text(), str(path))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Full names of all that is imported anywhere in a module, for type checking, too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what they cross"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_there_are_sources_to_look_at() -> None:
+    assert len(SOURCES) > 40
+    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == set(PACKAGES)
+
+
+def test_imports_run_one_way() -> None:
+    """pipeline -> workers -> allocator."""
+    for path, tree in parsed():
+        rank = PACKAGES.index(path.parts[0])
+        for name in imports(tree):
+            parts = name.split(".")
+            if parts[0] == "embridge":
+                assert PACKAGES.index(parts[1]) <= rank, f"{path} imports {name}"
+
+
+def test_our_own_packages_are_imported_by_their_full_names() -> None:
+    """A bare `import workers` may find somebody else's."""
+    for path, tree in parsed():
+        for name in imports(tree):
+            assert name.split(".")[0] not in PACKAGES, f"{path} imports {name}"
+
+
+def test_nothing_that_runs_what_it_reads_is_used() -> None:
+    """P16: no pickle, marshal or shelve, no eval or exec, no torch.load."""
+    for path, tree in parsed():
+        for name in imports(tree):
+            assert name.split(".")[0] not in {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}, f"{path}: {name}"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"eval", "exec", "compile"}, f"{path}:{node.lineno} calls {node.func.id}"
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) != "torch.load", f"{path}:{node.lineno}"
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    for path, tree in parsed():
+        if path == Path("pipeline/config.py"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute | ast.Name):
+                name = node.attr if isinstance(node, ast.Attribute) else node.id
+                assert name not in {"environ", "getenv", "environb"}, f"{path}:{node.lineno} reads the environment"
+
+
+def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
+    """P14: a jump of it changes nothing. The launcher alone reads it, for an incarnation."""
+    for path, tree in parsed():
+        if path == Path("pipeline/launcher.py"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) not in {"time.time", "time.time_ns", "datetime.now"}, f"{path}:{node.lineno}"
+
+
+def test_the_word_for_a_transfer_that_goes_on_is_resume() -> None:
+    forbidden = "continu" + "ation"
+    files = [*SOURCES, *(path for suffix in ("*.c", "*.h", "*.pyi") for path in (ROOT / "allocator").rglob(suffix))]
+    for path in files:
+        assert forbidden not in path.read_text().lower(), path
+
+
+CHILDREN = [
+    "worker",
+    "wire",
+    "admitting",
+    "publishing",
+    "granting",
+    "receiving",
+    "transfer",
+    "engines.shm",
+]
+
+
+@pytest.mark.parametrize("heavy", ["torch", "rich", "click"])
+def test_a_process_of_a_node_does_not_import_what_it_does_not_use(heavy: str) -> None:
+    """Torch costs a second and hundreds of megabytes a process."""
+    lines = [f"import embridge.workers.{name}" for name in CHILDREN]
+    code = "\n".join(["import sys", *lines, f"assert {heavy!r} not in sys.modules, sorted(sys.modules)"])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_asking_for_the_package_alone_imports_no_torch() -> None:
+    """`launch` and the command line stay quick."""
+    code = "import sys, embridge.pipeline, embridge.pipeline.node, embridge.pipeline.config; assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_package_that_is_imported_by_its_bare_name_says_so(tmp_path: Path) -> None:
+    for package in PACKAGES:
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {package}"
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+        )
+        assert f"import embridge.{package}" in result.stderr
