@@ -19,7 +19,6 @@ import contextlib
 import gc
 import importlib.util
 import json
-import math
 import multiprocessing
 import os
 import platform
@@ -45,6 +44,7 @@ from embridge.allocator._core import Mapping
 HERE = Path(__file__).parent
 FORK = multiprocessing.get_context("fork")
 WATCHDOG_S = 20.0
+MAX_FAILURES = 2  # rounds of one contender; then it is left out
 QUIET = 0.03  # the share of the machine that others may take without spoiling a measurement
 
 Figures = dict[str, float]  # of one round: metric -> value
@@ -84,11 +84,12 @@ class Goal:
 
 
 class Results:
-    """The figures of each contender, a list of rounds a metric."""
+    """The figures of each contender, round by round; a round that failed has none."""
 
     def __init__(self) -> None:
         self.figures: dict[str, list[Figures]] = {}
         self.missing: dict[str, str] = {}
+        self.failures: dict[str, list[str]] = {}
 
     def rounds(self, case: str, metric: str) -> list[float]:
         return [figures[metric] for figures in self.figures.get(case, []) if metric in figures]
@@ -99,8 +100,9 @@ class Results:
 
     def ratio(self, metric: str, over: str, under: str) -> float | None:
         """The median over the rounds of `over`'s figure divided by `under`'s of the same round."""
-        pairs = list(zip(self.rounds(over, metric), self.rounds(under, metric), strict=False))
-        return statistics.median(a / b if b else math.inf for a, b in pairs) if pairs else None
+        rounds = zip(self.figures.get(over, []), self.figures.get(under, []), strict=False)
+        ratios = [a[metric] / b[metric] for a, b in rounds if metric in a and b.get(metric)]
+        return statistics.median(ratios) if ratios else None
 
 
 class Benchmark:
@@ -142,12 +144,15 @@ class Benchmark:
                 if name in results.missing:
                     continue
                 try:
-                    figures = self._measure(cases[name])
-                except (Missing, Failed) as reason:
+                    results.figures.setdefault(name, []).append(self._measure(cases[name]))
+                except Missing as reason:
                     results.missing[name] = str(reason)
-                else:
-                    results.figures.setdefault(name, []).append(figures)
-        results.figures = {name: results.figures[name] for name in names if name in results.figures}
+                except Failed as reason:
+                    results.figures[name].append({})
+                    results.failures.setdefault(name, []).append(str(reason))
+                    if len(results.failures[name]) == MAX_FAILURES:
+                        results.missing[name] = str(reason)
+        results.figures = {name: results.figures[name] for name in names if any(results.figures.get(name, []))}
         return results
 
     def _measure(self, case: Case) -> Figures:
@@ -185,15 +190,21 @@ class Benchmark:
             table.add_column(heading, justify="right")
         section: dict[str, Any] = {}
         for case in results.figures:
-            cells, row = [], {}
+            cells: list[str] = []
+            row: dict[str, Any] = {}
             for metric, heading in metrics.items():
                 values = results.rounds(case, metric)
                 cells.append(_cell(values))
                 if values:
                     row[heading] = {"median": _short(statistics.median(values)), "min": _short(min(values)), "max": _short(max(values))}
-            table.add_row(case, *cells)
+            failures = results.failures.get(case, [])
+            if failures:
+                row["failed_rounds"] = failures
+            table.add_row(f"{case} [dim](failed rounds: {len(failures)})[/]" if failures else case, *cells)
             section[case] = row
         for case, reason in results.missing.items():
+            if case in section:
+                continue
             table.add_row(case, f"[dim]{reason}[/]", *[""] * (len(metrics) - 1))
             section[case] = {"missing": reason}
         self._console.print(table)
@@ -313,14 +324,19 @@ def shared(size: int) -> Mapping:
     return mapping
 
 
-def together(*calls: Callable[[Start], Any]) -> list[Any]:
+def together(*calls: Callable[[Start], Any], pinned: bool = False) -> list[Any]:
     """Run each call in a forked process of its own, and return what they returned.
 
-    Each gets a function that returns when all have called it. Raises: Failed.
+    Each gets a function that returns when all have called it. `pinned`: each keeps to a core of its own, for two who spin on one
+    core are each other's noise. Raises: Failed.
     """
+    cores = sorted(os.sched_getaffinity(0)) if pinned else []
     barrier = FORK.Barrier(len(calls))
     pipes = [FORK.Pipe(duplex=False) for _ in calls]
-    processes = [FORK.Process(target=_report, args=(call, barrier, pipe[1]), daemon=True) for call, pipe in zip(calls, pipes, strict=True)]
+    processes = [
+        FORK.Process(target=_report, args=(call, barrier, pipe[1], cores[number % len(cores)] if cores else None), daemon=True)
+        for number, (call, pipe) in enumerate(zip(calls, pipes, strict=True))
+    ]
     for process in processes:
         process.start()
     end = time.monotonic() + WATCHDOG_S
@@ -343,8 +359,10 @@ def together(*calls: Callable[[Start], Any]) -> list[Any]:
                 end_of_pipe.close()
 
 
-def _report(call: Callable[[Start], Any], barrier: Any, pipe: Any) -> None:
+def _report(call: Callable[[Start], Any], barrier: Any, pipe: Any, core: int | None) -> None:
     gc.disable()
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     try:
         pipe.send((call(lambda: barrier.wait(WATCHDOG_S) and None), None))
     except BaseException:

@@ -26,7 +26,7 @@ bench = Benchmark(__file__, __doc__)
 
 def contend(call: Any) -> Figures:
     """Both processes take and give back at the same time; the figures of the first."""
-    quantiles: Figures = together(partial(call, 0), partial(call, 1))[0]
+    quantiles: Figures = together(partial(call, 0), partial(call, 1), pinned=True)[0]
     return quantiles
 
 

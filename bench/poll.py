@@ -92,10 +92,10 @@ def timed_look(make: Callable[[], Callable[[], int]], times: int) -> Figures:
     return figures
 
 
-def timed_loop(times: int, body: Callable[[range], None]) -> Figures:
+def timed_loop(steps: range, body: Callable[[range], None]) -> Figures:
     begun = perf_counter_ns()
-    body(range(times))
-    return {"ns": (perf_counter_ns() - begun) / times}
+    body(steps)
+    return {"ns": (perf_counter_ns() - begun) / len(steps)}
 
 
 def advance(times: int) -> Figures:
@@ -105,9 +105,9 @@ def advance(times: int) -> Figures:
 
     def body(steps: range) -> None:
         for step in steps:
-            raise_status(0, epoch, 2, first + step, step)
+            raise_status(0, epoch, 2, step, 1)
 
-    return timed_loop(times, body)
+    return timed_loop(range(first, first + times), body)
 
 
 def locked_value(times: int) -> Figures:
@@ -119,7 +119,7 @@ def locked_value(times: int) -> Figures:
                 if value.value < step:
                     value.value = step
 
-    return timed_loop(times, body)
+    return timed_loop(range(times), body)
 
 
 def empty_loop(times: int) -> Figures:
@@ -127,7 +127,7 @@ def empty_loop(times: int) -> Figures:
         for _ in steps:
             pass
 
-    return timed_loop(times, body)
+    return timed_loop(range(times), body)
 
 
 def clock_ns() -> float:

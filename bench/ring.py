@@ -1,8 +1,9 @@
 """How fast do 64-byte records pass from one process to another, one producer and one consumer?
 
-One way: million messages a second, one at a time (each end one call a message, as the peers do) and in batches of 32. Round
-trip: one record there and one back, both ends spinning, p50 and p99 of single trips. The floors are two C processes over the
-same ring, and one cache line that two C processes write in turns.
+One way: million messages a second. Ours pushed one at a time while the reader takes what is there, as a node's processes do; one
+at a time at both ends, as most of the peers; and in batches of 32. Round trip: one record there and one back, both ends
+spinning, p50 and p99 of single trips. The floors are two C processes over the same ring, and one cache line that two C processes
+write in turns.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import queue
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from time import monotonic_ns
 from typing import Any
 
@@ -27,9 +29,9 @@ RECORD = bytes(range(RECORD_BYTES))
 bench = Benchmark(__file__, __doc__)
 
 
-def timed(num: int, send: Callable[[Start], int], receive: Callable[[Start], int]) -> Figures:
-    """Both return a time: of the first message's departure, of the last one's arrival."""
-    begun_ns, ended_ns = together(send, receive)
+def timed(num: int, send: Callable[[Start], int], receive: Callable[[Start], int], *, spins: bool = False) -> Figures:
+    """Both return a time: of the first message's departure, of the last one's arrival. Those who spin are pinned, as in C."""
+    begun_ns, ended_ns = together(send, receive, pinned=spins)
     return {"rate": num / (ended_ns - begun_ns) * 1e3}
 
 
@@ -43,7 +45,8 @@ def ring_pair() -> tuple[Producer, Consumer, Producer, Consumer]:
     return Producer(mapping, 0), Consumer(mapping, 0), Producer(mapping, RING_BYTES), Consumer(mapping, RING_BYTES)
 
 
-def ours_one_at_a_time(num: int) -> Figures:
+def ours_pushed_one_at_a_time(num: int, most: int) -> Figures:
+    """The reader takes up to `most` at a time."""
     producer, consumer, *_ = ring_pair()
 
     def send(start: Start) -> int:
@@ -55,16 +58,19 @@ def ours_one_at_a_time(num: int) -> Figures:
                 pass
         return begun
 
-    def receive(start: Start) -> int:
-        peek, commit, left = consumer.peek_bytes, consumer.commit, num
-        start()
-        while left:
-            if peek(1):
-                commit(1)
-                left -= 1
-        return monotonic_ns()
+    return timed(num, send, partial(read, consumer, num, most), spins=True)
 
-    return timed(num, send, receive)
+
+def read(consumer: Consumer, num: int, most: int, start: Start) -> int:
+    peek, commit, left = consumer.peek_bytes, consumer.commit, num
+    start()
+    while left:
+        records = peek(most)
+        if records:
+            count = len(records) // RECORD_BYTES
+            commit(count)
+            left -= count
+    return monotonic_ns()
 
 
 def ours_words(num: int) -> Figures:
@@ -89,7 +95,7 @@ def ours_words(num: int) -> Figures:
                 left -= len(records)
         return monotonic_ns()
 
-    return timed(num, send, receive)
+    return timed(num, send, receive, spins=True)
 
 
 def ours_batches(num: int) -> Figures:
@@ -105,18 +111,7 @@ def ours_batches(num: int) -> Figures:
             left -= push(batch[: left * RECORD_BYTES])
         return begun
 
-    def receive(start: Start) -> int:
-        peek, commit, left = consumer.peek_bytes, consumer.commit, num
-        start()
-        while left:
-            records = peek(BATCH)
-            if records:
-                count = len(records) // RECORD_BYTES
-                commit(count)
-                left -= count
-        return monotonic_ns()
-
-    return timed(num, send, receive)
+    return timed(num, send, partial(read, consumer, num, BATCH), spins=True)
 
 
 def ours_round_trip(num: int) -> Figures:
@@ -143,7 +138,7 @@ def ours_round_trip(num: int) -> Figures:
             push(record)  # a record is consumed when its work is done
             commit(1)
 
-    return quantiles_between(together(ask, answer)[0])
+    return quantiles_between(together(ask, answer, pinned=True)[0])
 
 
 # ---- peers: functions that make (send, receive) in the process that uses them
@@ -304,6 +299,14 @@ class Line(ctypes.Structure):
     _fields_ = (("words", Payload),)
 
 
+services = count()
+
+
+def service_name() -> str:
+    """Never the same twice: the last round's service may still be on its way out."""
+    return f"embridge-bench/{os.getpid()}/{next(services)}"
+
+
 def iceoryx_service(name: str) -> tuple[Any, Any]:
     """A publish/subscribe service that loses nothing, and the node that has to be kept."""
     import iceoryx2
@@ -316,7 +319,7 @@ def iceoryx_service(name: str) -> tuple[Any, Any]:
 
 def iceoryx_one_way(num: int) -> Figures:
     need("iceoryx2")
-    name = f"embridge-bench/{os.getpid()}/there"
+    name = service_name()
 
     def send(start: Start) -> int:
         service, node = iceoryx_service(name)
@@ -342,12 +345,12 @@ def iceoryx_one_way(num: int) -> Figures:
         del subscriber, service, node
         return ended
 
-    return timed(num, send, receive)
+    return timed(num, send, receive, spins=True)
 
 
 def iceoryx_round_trip(num: int) -> Figures:
     need("iceoryx2")
-    names = [f"embridge-bench/{os.getpid()}/{way}" for way in ("there", "back")]
+    names = [service_name(), service_name()]
 
     def end(asks: bool, start: Start) -> list[int]:
         (to, to_node), (back, back_node) = (iceoryx_service(name) for name in (names if asks else names[::-1]))
@@ -368,33 +371,34 @@ def iceoryx_round_trip(num: int) -> Figures:
         del publisher, subscriber, to, back, to_node, back_node
         return stamps
 
-    return quantiles_between(together(partial(end, True), partial(end, False))[0])
+    return quantiles_between(together(partial(end, True), partial(end, False), pinned=True)[0])
 
 
 def main() -> None:
-    count = bench.scaled
+    scaled = bench.scaled
     one_way: dict[str, Case] = {
-        "C ring, one at a time": lambda: native("ring", "one_way", count(2_000_000), 1),
-        "C ring, batches of 32": lambda: native("ring", "one_way", count(3_000_000), BATCH),
-        "embridge, one at a time": lambda: ours_one_at_a_time(count(600_000)),
-        "embridge, push of 8 integers, peek of 32 tuples": lambda: ours_words(count(300_000)),
-        "embridge, batches of 32": lambda: ours_batches(count(2_000_000)),
-        "pyzmq ipc PUSH/PULL": lambda: zmq_one_way(count(80_000)),
-        "faster-fifo, batches of 32": lambda: fifo_batches(count(100_000)),
-        "faster-fifo, one at a time": lambda: over_queue(count(30_000), fifo),
-        "iceoryx2, publish/subscribe, polled": lambda: iceoryx_one_way(count(60_000)),
-        "multiprocessing.Queue": lambda: over_queue(count(30_000), FORK.Queue),
+        "C ring, one at a time": lambda: native("ring", "one_way", scaled(2_000_000), 1),
+        "C ring, batches of 32": lambda: native("ring", "one_way", scaled(3_000_000), BATCH),
+        "embridge, one at a time": lambda: ours_pushed_one_at_a_time(scaled(600_000), BATCH),
+        "embridge, one at a time at both ends": lambda: ours_pushed_one_at_a_time(scaled(600_000), 1),
+        "embridge, one at a time, integers and tuples": lambda: ours_words(scaled(300_000)),
+        "embridge, batches of 32": lambda: ours_batches(scaled(2_000_000)),
+        "pyzmq ipc PUSH/PULL": lambda: zmq_one_way(scaled(80_000)),
+        "faster-fifo, batches of 32": lambda: fifo_batches(scaled(100_000)),
+        "faster-fifo, one at a time": lambda: over_queue(scaled(30_000), fifo),
+        "iceoryx2, publish/subscribe, polled": lambda: iceoryx_one_way(scaled(60_000)),
+        "multiprocessing.Queue": lambda: over_queue(scaled(30_000), FORK.Queue),
     }
     rates = bench.interleave(one_way)
     bench.show("one way, 64-byte records", rates, {"rate": "M msg/s"})
     round_trip: dict[str, Case] = {
-        "C, one cache line": lambda: native("ring", "line", count(100_000)),
-        "C ring": lambda: native("ring", "round_trip", count(100_000)),
-        "embridge": lambda: ours_round_trip(count(100_000)),
-        "iceoryx2, publish/subscribe, polled": lambda: iceoryx_round_trip(count(10_000)),
-        "pyzmq ipc PUSH/PULL": lambda: zmq_round_trip(count(2_000)),
-        "faster-fifo": lambda: queue_round_trip(count(2_000), fifo),
-        "multiprocessing.Queue": lambda: queue_round_trip(count(2_000), FORK.Queue),
+        "C, one cache line": lambda: native("ring", "line", scaled(100_000)),
+        "C ring": lambda: native("ring", "round_trip", scaled(100_000)),
+        "embridge": lambda: ours_round_trip(scaled(100_000)),
+        "iceoryx2, publish/subscribe, polled": lambda: iceoryx_round_trip(scaled(10_000)),
+        "pyzmq ipc PUSH/PULL": lambda: zmq_round_trip(scaled(2_000)),
+        "faster-fifo": lambda: queue_round_trip(scaled(2_000), fifo),
+        "multiprocessing.Queue": lambda: queue_round_trip(scaled(2_000), FORK.Queue),
     }
     trips = bench.interleave(round_trip)
     bench.show("round trip, both ends spin (the last three sleep)", trips, {"p50": "p50, µs", "p99": "p99, µs"})

@@ -43,6 +43,7 @@ static void contend(bool owners, word64 *words, size_t num, uint32_t count, word
     uint32_t *out = calloc(count, sizeof *out), at = 0;
     memset(words, owners ? 0 : 0xFF, owners ? 16 * NUM_BLOCKS : NUM_BLOCKS / 8);
     const pid_t child = fork_child();
+    pin(child == 0);
     struct blocks blocks = {.cells = words, .exposure = words + NUM_BLOCKS, .num_blocks = NUM_BLOCKS};
     blocks_use_advice(&blocks, calloc(blocks_advice_words(NUM_BLOCKS), 8));
     const uint64_t owner = cell_owner(child == 0, 1);

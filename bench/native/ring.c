@@ -30,6 +30,7 @@ static void one_way(unsigned char *memory, uint64_t num, uint64_t batch)
     const int64_t begun = monotonic_ns();
     struct ring ring = ring_at(memory);
     const pid_t child = fork_child();
+    pin(child == 0);
     if (child == 0) {
         for (uint64_t left = num; left;)
             left -= (uint64_t)ring_push(&ring, records, left < batch ? left : batch);
@@ -47,6 +48,7 @@ static void round_trip(unsigned char *memory, size_t num)
     unsigned char record[RECORD_BYTES] = {0};
     struct ring there = ring_at(memory), back = ring_at(memory + RING_BYTES);
     const pid_t child = fork_child();
+    pin(child == 0);
     for (size_t i = 0; i < num; i++) {
         struct ring *in = child == 0 ? &there : &back, *out = child == 0 ? &back : &there;
         if (child != 0) {
@@ -67,8 +69,9 @@ static void round_trip(unsigned char *memory, size_t num)
 static void line(unsigned char *memory, size_t num)
 {
     int64_t *stamps = calloc(num, sizeof *stamps);
-    word64 *ball = (word64 *)(void *)memory;
+    word64 *ball = (word64 *)(void *)(memory + RING_HEADER_BYTES); // 0, where the header is not
     const pid_t child = fork_child();
+    pin(child == 0);
     const uint64_t mine = child == 0;
     for (uint64_t i = 0; i < num; i++) {
         stamps[i] = monotonic_ns();
