@@ -69,9 +69,8 @@ class TransferHandle:
     @property
     def stamps_ns(self) -> tuple[int, ...]:
         """Monotonic ns of the first entry into each phase; 0 where it was not entered."""
-        if self._final is not None:
-            return self._final_stamps
-        return self._status.stamps(self.slot)
+        stamps = self._status.stamps(self.slot)
+        return stamps if self._final is None else self._final_stamps
 
     def phase_path(self) -> list[Phase]:
         """The phases entered, in order."""
@@ -79,11 +78,12 @@ class TransferHandle:
 
     def failure_exception(self) -> TransferError | None:
         """Why it failed; None while it has not."""
-        if self._final is not None:
-            return self._final_failure
-        if self.poll() != Phase.Failed:
-            return None
-        return self._read_failure()
+        phase = self.poll()  # first: it may find that the node is gone, and settle the outcome
+        if self._final is None and phase == Phase.Failed:
+            found = self._read_failure()
+            if self._final is None:  # else the slot may have been another's while we looked
+                return found
+        return self._final_failure
 
     def abort(self, reason: str = "aborted by the caller") -> None:
         """Give the request up, in any phase; both sides end as Failed with this reason. Has no effect once it has ended."""
