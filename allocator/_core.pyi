@@ -178,7 +178,7 @@ class Doorbell:
     The state's lower two bits: 0 awake, 1 asleep on the futex, 2 armed eventfd; above them the number of the arming.
     `ring` costs a system call only when the waiter sleeps (futex wake) or has armed its eventfd (8 bytes written, once
     an arming but for ringers that cross). A waiter notes `sequence()`, looks for work, and waits with what it noted: a
-    ring in between ends the wait at once. A ringer that is killed inside `ring` leaves a state that any later ring wakes.
+    ring in between ends the wait at once. A ringer killed inside `ring` leaves a state that any later ring wakes.
 
     `event_fd` is duplicated: the caller may close its own.
     """
