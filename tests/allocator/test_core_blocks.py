@@ -96,6 +96,16 @@ def test_the_only_run_that_is_long_enough_is_found(want: int, where: int) -> Non
     assert acquire(cells, 2, 1, want).tolist() == list(range(where, where + want)) or want == 1
 
 
+@pytest.mark.parametrize("want", [2, 8, 63, 64, 65, 130])
+@pytest.mark.parametrize("where", [150, 191, 192, 200, 230])
+def test_a_run_that_is_one_block_too_short_is_passed_over(want: int, where: int) -> None:
+    cells = new_cells(512)
+    acquire(cells, 1, 1, 512)
+    free = [*range(want - 1), *range(where, where + want)]
+    release(cells, np.array(free, np.uint32), 1, 1)
+    assert acquire(cells, 2, 1, want).tolist() == list(range(where, where + want))
+
+
 def test_pieces_are_as_long_as_there_are_when_no_run_is_long_enough() -> None:
     cells = new_cells(512)
     acquire(cells, 1, 1, 512)
