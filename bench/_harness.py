@@ -168,7 +168,7 @@ class Benchmark:
             took, others_s = time.monotonic() - begun, others_cpu_s() - others
             if self._nice < 0:
                 time.sleep(took)
-            share = max(0.0, others_s) / took / (os.cpu_count() or 1)
+            share = min(1.0, max(0.0, others_s) / took / (os.cpu_count() or 1))
             if share <= QUIET or self._patience_s <= took:
                 self._disturbed.append(share)
                 return figures
@@ -228,13 +228,12 @@ class Benchmark:
             table.add_row(goal.text, seen, f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.unit}", f"[{style}]{goal.verdict}[/]")
         self._console.print(table)
         load = " → ".join(f"{value:.1f}" for value in self._load)
-        others = statistics.median(self._disturbed) if self._disturbed else 0.0
-        worst = max(self._disturbed, default=0.0)
-        self._console.print(
-            f"{self.rounds} rounds, {time.monotonic() - self._begun:.0f} s, load average {load}; "
-            f"other work took {others:.0%} of the machine (median of the cases; at most {worst:.0%})\n",
-            style="dim",
-        )
+        summary = f"{self.rounds} rounds, {time.monotonic() - self._begun:.0f} s, load average {load}"
+        others: Figures = {}
+        if self._disturbed:
+            others = {"median": round(statistics.median(self._disturbed), 3), "max": round(max(self._disturbed), 3)}
+            summary += f"; other work took {others['median']:.0%} of the machine (median of the cases; at most {others['max']:.0%})"
+        self._console.print(f"{summary}\n", style="dim")
         if self.json is None:
             return
         goals = [asdict(goal) | {"seen": goal.seen and _short(goal.seen), "verdict": goal.verdict} for goal in self._goals]
@@ -243,7 +242,7 @@ class Benchmark:
             "question": self.question.partition("\n")[0],
             "machine": machine(),
             "load_average": [round(value, 1) for value in self._load],
-            "others_share_of_machine": {"median": round(others, 3), "max": round(worst, 3)},
+            "others_share_of_machine": others,
             "rounds": self.rounds,
             "nice": self._nice,
             "goals": goals,

