@@ -12,7 +12,7 @@ from typing import Any
 
 from embridge.allocator._core import BlockCells, Consumer, Doorbell, Mapping, Producer, StatusTable, Words, format_ring
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SPAWN = multiprocessing.get_context("spawn")
 
 
