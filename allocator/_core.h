@@ -55,14 +55,17 @@ HIDDEN int require_writable(const Mapping *mapping);
 // ---- arguments (_core_arguments.c)
 
 // Each of these returns 0, or -1 with an exception. `what` names the argument in it.
-HIDDEN int take_count(const char *function, Py_ssize_t given, Py_ssize_t expected); // TypeError
-HIDDEN int take_u64(PyObject *argument, uint64_t *value);                           // OverflowError, TypeError
-HIDDEN int take_up_to(PyObject *argument, const char *what, uint64_t limit,
-                      uint64_t *value); // ValueError beyond `limit`
-HIDDEN int take_index(PyObject *argument, const char *what, uint64_t length, uint32_t *index); // IndexError
-HIDDEN int take_seconds_as_ns(PyObject *argument, const char *what, int64_t *ns);              // ValueError for a NaN
-// Spread positional and keyword arguments over `names`; those that are missing beyond `required` stay NULL.
 // TypeError.
+HIDDEN int take_count(const char *function, Py_ssize_t given, Py_ssize_t expected);
+// OverflowError, or TypeError for what is no integer.
+HIDDEN int take_u64(PyObject *argument, uint64_t *value);
+// The same, and ValueError beyond `limit`.
+HIDDEN int take_up_to(PyObject *argument, const char *what, uint64_t limit, uint64_t *value);
+// IndexError for everything outside 0 to `length` - 1.
+HIDDEN int take_index(PyObject *argument, const char *what, uint64_t length, uint32_t *index);
+// At least 0; ValueError for what is not a number.
+HIDDEN int take_seconds_as_ns(PyObject *argument, const char *what, int64_t *ns);
+// Spread positional and keyword arguments over `names`; those that are missing beyond `required` are NULL. TypeError.
 HIDDEN int take_named(const char *function, PyObject *const *args, Py_ssize_t nargs, PyObject *names_given,
                       const char *const *names, Py_ssize_t num_names, Py_ssize_t required, PyObject **out);
 

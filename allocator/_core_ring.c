@@ -31,6 +31,7 @@ static PyObject *ring_end_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     if (header == NULL)
         return NULL;
     struct ring ring = {.header = (struct ring_header *)(void *)header, .records = header + RING_HEADER_BYTES};
+    // SYNC capacity: acquire; the positions that are read later are those of a ring that was formatted.
     ring.capacity = atomic_load_explicit(&ring.header->capacity, memory_order_acquire);
     if (!ring_capacity_is_valid(ring.capacity))
         return PyErr_Format(PyExc_ValueError,
@@ -41,8 +42,8 @@ static PyObject *ring_end_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     RingEnd *self = (RingEnd *)handle_new(type, mapping);
     if (self != NULL) {
         self->ring = ring;
-        self->ring.other =
-            atomic_load_explicit(&ring.header->head, memory_order_acquire); // a lower bound of both positions
+        // A lower bound of both positions. SYNC head: acquire, as wherever a producer reads it.
+        self->ring.other = atomic_load_explicit(&ring.header->head, memory_order_acquire);
     }
     return (PyObject *)self;
 }

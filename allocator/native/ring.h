@@ -58,7 +58,7 @@ static inline void ring_format(struct ring_header *header, uint64_t capacity)
     atomic_store_explicit(&header->head, 0, memory_order_relaxed);
     atomic_store_explicit(&header->tail, 0, memory_order_relaxed);
     atomic_store_explicit(&header->num_refused, 0, memory_order_relaxed);
-    // Release: who sees the capacity sees an empty ring.
+    // SYNC capacity: release; who sees the capacity sees an empty ring.
     atomic_store_explicit(&header->capacity, capacity, memory_order_release);
 }
 
