@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.resource_tracker
+import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -44,8 +47,9 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
             assert not problems, "left behind: " + "; ".join(problems)
     finally:
         check.restore()
-        for process in check.processes():
-            process.kill()
+        for pid in check.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 # ---- shared by the tests of one pytest process: a pair of nodes costs three seconds, a process that imports torch one

@@ -13,9 +13,7 @@ import secrets
 from collections import Counter
 from pathlib import Path
 
-import psutil
-
-from support.nodes import RUN_DIR_PREFIX
+from support.nodes import RUN_DIR_PREFIX, alive
 from support.waiting import wait_until
 
 MARK = "EB_TEST_MARK"
@@ -52,30 +50,27 @@ class LeakCheck:
         return []
 
     def _left(self) -> list[str]:
-        left = [f"process {p.pid} ({' '.join(_cmdline(p))[:120]})" for p in self.processes()]
+        left = [f"process {pid} ({_read(pid, 'cmdline')[:120]!r})" for pid in self.processes()]
         left += [f"/dev/shm/{name}" for name in _segments() - self._segments]
         left += [f"run directory {path}" for path in _run_dirs() - self._run_dirs]
         left += [f"descriptor of {target} ({n} more)" for target, n in (_descriptors() - self._descriptors).items()]
         left += [f"mapping of {target} ({n} more)" for target, n in (_mappings() - self._mappings).items()]
         return left
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self) -> list[int]:
         """The processes that this test has started and that still run."""
-        return [p for p in psutil.process_iter() if p.pid != os.getpid() and self._is_marked(p)]
-
-    def _is_marked(self, process: psutil.Process) -> bool:
-        try:
-            environ = Path("/proc", str(process.pid), "environ").read_bytes()
-            return f"{MARK}={self._mark}".encode() in environ and process.status() != psutil.STATUS_ZOMBIE
-        except (OSError, psutil.NoSuchProcess):
-            return False
+        mark = f"{MARK}={self._mark}".encode()
+        pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+        return alive([pid for pid in pids if pid != os.getpid() and mark in _read(pid, "environ")])
 
 
-def _cmdline(process: psutil.Process) -> list[str]:
+def _read(pid: int, name: str) -> bytes:
+    """A file of another process; empty when it is gone, or not ours."""
     try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _segments() -> set[str]:

@@ -1,0 +1,114 @@
+"""B5: everything that makes a transfer runnable does so by itself. Here nothing is found by looking again later.
+
+The nodes of these tests never scan their slots, send no heartbeat and repeat no message within the length of a test, and their
+clients' library threads wake for nothing but their bell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.encoding import ended, give, open_sender
+from support.nodes import Station, run_dirs, station
+from support.scheduling import Queues
+from support.waiting import wait_until
+
+from embridge.pipeline import Client, attach
+from embridge.pipeline import client as client_module
+
+pytestmark = pytest.mark.process
+
+NEVER_S = 1000.0
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Station, Station]]:
+    timing = dict.fromkeys(
+        ("heartbeat_s", "idle_heartbeat_s", "resend_s", "beat_s", "scan_s", "peer_timeout_s", "request_timeout_s"), NEVER_S
+    )
+    timing["stop_timeout_s"] = 0.5  # who sleeps that long does not hear that it should stop
+    with (
+        run_dirs() as path,
+        station("encode", path / "e", num_blocks=4, **timing) as encode,
+        station("language", path / "l", num_blocks=4, default_allocate_tokens=256, **timing) as language,
+    ):
+        yield encode, language
+
+
+@pytest.fixture
+def clients(pair: tuple[Station, Station], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, Queues]]:
+    monkeypatch.setattr(client_module, "SLOW_LOOK_NS", int(NEVER_S * 1e9))
+    monkeypatch.setattr(client_module, "LIBRARY_WAIT_S", NEVER_S)
+    with attach(pair[0].run_dir) as sending, attach(pair[1].run_dir) as client:
+        yield sending, Queues(client)
+        for node in pair:
+            node.wait_idle(10)
+
+
+@pytest.mark.parametrize("encoder_first", [True, False], ids=["the encoder comes first", "the scheduler comes first"])
+@pytest.mark.parametrize("total", [100, 256, 512, 2000, 10_000])
+def test_every_round_is_started_by_the_grant_that_allows_it(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int], total: int, encoder_first: bool
+) -> None:
+    """B5: a resume makes the transfer runnable in the same step; so do rows that come, and blocks that come free."""
+    sending, queues = clients
+    room = next(rooms)
+    if encoder_first:
+        sender = open_sender(sending, room, total)
+        assert give(sender)
+        queues.add(pair[0].addr, room)
+    else:
+        request = queues.add(pair[0].addr, room)
+        wait_until(lambda: request.receiver is not None and request.receiver.granted_tokens)
+        sender = open_sender(sending, room, total)
+        assert give(sender)
+    assert queues.take(room, 10).difference == ""
+    assert ended(sender, 10).error == ""
+
+
+def test_rows_that_are_written_one_block_at_a_time_are_each_sent_at_once(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
+) -> None:
+    """B5: `write` wakes whom it concerns."""
+    sending, queues = clients
+    room = next(rooms)
+    request = queues.add(pair[0].addr, room)
+    sender = open_sender(sending, room, 1000)
+    for first in range(0, 1000, 100):
+        give(sender, first, first + 100)
+        wait_until(lambda: request.transferred_tokens == first + 100, 10, lambda: request.receiver)  # noqa: B023
+    assert queues.take(room, 10).difference == ""
+
+
+def test_many_requests_wait_for_each_others_blocks_and_are_woken_by_them(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
+) -> None:
+    """B5, D8: ten requests of 1500 tokens through four blocks on each side."""
+    sending, queues = clients
+    numbers = [next(rooms) for _ in range(10)]
+    for room in numbers:
+        queues.add(pair[0].addr, room)
+    senders = [open_sender(sending, room, 1500) for room in numbers]
+    assert all(give(sender) for sender in senders)
+    for room, sender in zip(numbers, senders, strict=True):
+        assert queues.take(room, 20).difference == ""
+        assert ended(sender, 10).error == ""
+
+
+@pytest.mark.parametrize("side", ["encoder", "scheduler"])
+def test_an_abort_is_told_at_once(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int], side: str
+) -> None:
+    """Scenario 6, B5: and its blocks come back without anybody looking for them."""
+    sending, queues = clients
+    room = next(rooms)
+    request = queues.add(pair[0].addr, room)
+    sender = open_sender(sending, room, 1500)
+    give(sender, 0, 1000)
+    wait_until(lambda: request.transferred_tokens == 1000, 10)
+    if side == "encoder":
+        sender.abort("enough")
+    else:
+        request.abort("enough")
+    assert queues.take(room, 10).reason == ended(sender, 10).reason == "enough"
