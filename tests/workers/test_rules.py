@@ -360,13 +360,10 @@ def test_a_newer_session_replaces_what_is_not_sent_and_nothing_below() -> None:
     node.init(1, [3, 4, 5, 6], session=1)
     assert node.get(sender, Destination.SENT) == 10
     node.init(1, [9, 10, 11, 12], session=2)
-    node.write(sender, 10, 16)
-    grants = [node.destinations.grant(sender.slot, 0, k) for k in range(4)]
-    assert grants[:2] == [(3, 1), (4, 1)]
-    assert grants[3] == (12, 2)
-    assert sender.poll() < Phase.Success
     node.init(1, [3, 4, 5, 6], session=1)  # what is older comes late
-    assert node.destinations.grant(sender.slot, 0, 3) == (12, 2)
+    assert [node.destinations.grant(sender.slot, 0, k) for k in range(4)] == [(3, 1), (4, 1), (11, 2), (12, 2)]
+    node.write(sender, 10, 16)
+    assert node.blocks_written() == [[3, 4, 5], [11, 12]]
 
 
 def test_the_death_of_a_peer_frees_no_block_while_it_can_still_write() -> None:
@@ -715,6 +712,40 @@ def test_those_whose_rows_wait_are_served_first_come_first_served() -> None:
     assert [r.granted_blocks for r in receivers if r] == [3, 0, 0] or [r.granted_blocks for r in receivers if r] == [2, 1, 0]
 
 
+def test_two_nodes_agree_on_whose_rows_may_exceed_the_limit_of_host_memory() -> None:
+    """D8: a request that has landed here waits for its other destination, which may wait for host memory on behalf of another one."""
+    node = LanguageAlone(settings={"host_buffer_bytes": 400, "default_allocate_tokens": 4})
+    assert 16 * node.node.geometry.token_bytes < 400 < 32 * node.node.geometry.token_bytes
+    queue = _queue(node, default_tokens=4)
+    requests = []
+    for room in (7, 3, 5):
+        request = EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS, required_dst_info_num=2)
+        queue.add(request)
+        node.settle()
+        if not requests:
+            node.registered()
+        requests.append(request)
+    oldest, lowest, other = (request.receiver for request in requests)
+    assert oldest
+    assert lowest
+    assert other
+    for receiver in (oldest, other, lowest):
+        node.status(receiver, Phase.WaitingForInput, 0)
+    node.status(oldest, Phase.Transferring, 16)
+    assert (oldest.granted_tokens, lowest.granted_tokens, other.granted_tokens) == (16, 16, 4)
+
+
+def test_a_default_is_granted_in_whole_blocks() -> None:
+    """R5, P8: or the rest of a block whose beginning was granted would wait for a block behind it that nobody needs."""
+    node = LanguageAlone()
+    request = _request(node, _queue(node, default_tokens=6), 1)
+    receiver = request.receiver
+    assert receiver is not None
+    assert receiver.granted_tokens == 8
+    node.status(receiver, Phase.WaitingForInput, 6, total_tokens=8)
+    assert not receiver.needs_resume
+
+
 def test_a_source_block_of_the_reserve_is_staged_only_for_what_can_be_written_now() -> None:
     """R21, D8: rows for which nobody has granted a block do not take the last one."""
     node = EncodeAlone(num_blocks=1)
@@ -1022,6 +1053,17 @@ def test_an_exception_in_one_item_ends_that_request_and_not_the_process(
         assert victim.poll() == Phase.Success
     else:
         assert "broken on purpose" in str(victim.failure_exception())
+
+
+def test_who_streams_on_into_a_request_that_has_failed_did_nothing_wrong() -> None:
+    """D4, D11: the encoder can't know yet; every further write has no effect and says so."""
+    node = EncodeAlone()
+    sender = node.sender(1, 12, rows=4)
+    node.init(1, [3])
+    node.abort(1)
+    assert not node.write(sender, 4, 8)
+    assert not node.write(sender, 8, 12)
+    assert isinstance(sender.failure_exception(), TransferAborted)
 
 
 def test_a_late_message_does_not_raise_failed_to_success() -> None:
