@@ -1,0 +1,251 @@
+"""One request between nodes whose messages are really lost, doubled and reordered, and whose processes are killed between two words.
+
+Modelled: grants of a window of one block, a kick from bootstrap to worker that dies with the bootstrap, the slow scan, reports when
+something changes, heartbeats that list what is open and what has ended until it is closed, aborts sent until they are acknowledged,
+`close`, which ends the request at the sender, and the release of both slots. Each message is delivered once; it may be doubled or lost
+while the budget lasts. Nobody has a deadline but the one abort, so what is not repaired stays.
+
+Not modelled: blocks and late writes (`transfer_model`), who a message is about (`identity_model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from explorer import Finding, explore
+
+OPEN, SUCCESS, FAILED = 0, 3, 4
+MOST_REPORTS = 1  # a heartbeat waits while so many are in flight; one more report, of news, can still overtake it
+
+
+class Language(NamedTuple):
+    """`heard`: the encode node has reported this request; `known`: how many blocks it has said it knows."""
+
+    phase: int = OPEN
+    sent: int = 0
+    granted: int = 0
+    heard: bool = False
+    known: int = 0
+    acknowledged: bool = False
+    released: bool = False
+    kick: bool = False  # the client has asked the bootstrap to send the window
+
+
+class Encode(NamedTuple):
+    phase: int = OPEN
+    joined: bool = False
+    tombstone: bool = False
+    granted: int = 0
+    sent: int = 0
+    told: tuple[int, int, int] = (-1, -1, -1)
+    kick: bool = False
+    ack_due: bool = False
+    closed: bool = False
+    released: bool = False
+
+
+class World(NamedTuple):
+    language: Language = Language()
+    encode: Encode = Encode()
+    messages: tuple[tuple[Any, ...], ...] = ()
+    losses: int = 0
+    doubles: int = 0
+    kills: int = 0
+    deadlines: int = 0
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How many rows (one a block), and how often each bad thing may happen."""
+
+    total: int = 2
+    losses: int = 0
+    doubles: int = 0
+    kills: int = 0
+    deadlines: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The protocol; each is True, or is the rule that is broken."""
+
+    r23_ended_stays_in_the_heartbeats: bool = True
+    r23_slot_is_kept_until_closed: bool = True
+    r23_abort_is_sent_until_acknowledged: bool = True
+    r23_unknown_is_closed: bool = True
+    r24_heartbeats: bool = True
+    r24_the_one_behind_gets_the_blocks_again: bool = True
+    r24_an_unheard_grant_is_sent_again: bool = True
+    r25_slow_scan: bool = True
+    d12_terminal_phases_absorb: bool = True
+
+
+Step = tuple[str, World]
+
+
+class Model:
+    """The steps of one setting under some rules."""
+
+    def __init__(self, setting: Setting, rules: Rules) -> None:
+        self.setting, self.rules = setting, rules
+
+    def initial(self) -> World:
+        s = self.setting
+        return World(losses=s.losses, doubles=s.doubles, kills=s.kills, deadlines=s.deadlines)
+
+    def send(self, world: World, *message: Any) -> World:
+        """Put a message on its way; the same one twice is no more than once, unless the network doubles it."""
+        if message in world.messages:
+            return world
+        return world._replace(messages=tuple(sorted((*world.messages, message))))
+
+    def checked_steps(self, world: World) -> Iterator[Step]:
+        for label, after in self.steps(world):
+            for name, old, new in (
+                ("language", world.language, after.language),
+                ("encode", world.encode, after.encode),
+            ):
+                if (new.phase, new.sent) < (old.phase, old.sent) or (old.phase and new.phase != old.phase):
+                    after = after._replace(fault=f"word: {name} fell from {old.phase, old.sent} to {new.phase, new.sent}")
+            yield label, after
+
+    def steps(self, world: World) -> Iterator[Step]:
+        yield from self.network_steps(world)
+        if not world.language.released:
+            yield from self.language_steps(world, world.language)
+        if not world.encode.released:
+            yield from self.encode_steps(world, world.encode)
+
+    def network_steps(self, world: World) -> Iterator[Step]:
+        for i, message in enumerate(world.messages):
+            rest = world._replace(messages=world.messages[:i] + world.messages[i + 1 :])
+            name = " ".join(map(str, message))
+            if world.losses:
+                yield f"network: loses {name}", rest._replace(losses=world.losses - 1)
+            takes = self.encode_takes if message[0] in ("grant", "abort", "close") else self.language_takes
+            yield from takes(rest, message, f"takes {name}")
+            if world.doubles:
+                yield from takes(world._replace(doubles=world.doubles - 1), message, f"takes {name}, which comes again later")
+
+    # ---- the language node
+
+    def language_steps(self, world: World, me: Language) -> Iterator[Step]:
+        if me.phase == OPEN:
+            if me.sent == me.granted < self.setting.total:
+                granted = me._replace(granted=me.granted + 1, kick=True)
+                yield f"L: grants block {me.granted}", world._replace(language=granted)
+            if me.kick:
+                sent = world._replace(language=me._replace(kick=False))
+                yield "L: the bootstrap sends the window", self.send(sent, "grant", me.granted)
+                if world.kills:
+                    yield "L: the bootstrap is killed before it sends the window", sent._replace(kills=world.kills - 1)
+            if not me.heard and me.granted and self.rules.r24_an_unheard_grant_is_sent_again:
+                again = self.send(world, "grant", me.granted)
+                if again != world:
+                    yield "L: nobody has answered: the window again", again
+            if world.deadlines and me.granted:
+                failed = world._replace(language=me._replace(phase=FAILED, kick=False), deadlines=world.deadlines - 1)
+                yield "L: deadline", self.send(failed, "abort")
+        elif me.phase == FAILED and not me.acknowledged and self.rules.r23_abort_is_sent_until_acknowledged:
+            again = self.send(world, "abort")
+            if again != world:
+                yield "L: the abort again", again
+        elif me.phase == SUCCESS or me.acknowledged:
+            yield "L: releases its slot", world._replace(language=me._replace(released=True))
+
+    def language_takes(self, world: World, message: tuple[Any, ...], label: str) -> Iterator[Step]:
+        me, kind = world.language, message[0]
+        if me.released:
+            yield f"L: {label}", self.send(world, "close") if self.rules.r23_unknown_is_closed else world
+            return
+        if kind == "ack":
+            if me.phase == FAILED:
+                yield f"L: {label}", self.send(world._replace(language=me._replace(acknowledged=True)), "close")
+            else:
+                yield f"L: {label}", world
+            return
+        _, phase, sent, known = message
+        now = me._replace(heard=True, known=max(me.known, known))
+        if me.phase == SUCCESS and self.rules.d12_terminal_phases_absorb:
+            yield f"L: {label}", self.send(world, "close")
+        elif me.phase == FAILED and self.rules.d12_terminal_phases_absorb:
+            yield f"L: {label}", world
+        elif phase == SUCCESS:
+            ended = now._replace(phase=SUCCESS, sent=self.setting.total)
+            yield f"L: {label}", self.send(world._replace(language=ended), "close")
+        elif phase == FAILED:
+            yield f"L: {label}", self.send(world._replace(language=now._replace(phase=FAILED)), "abort")
+        else:
+            taken = world._replace(language=now._replace(sent=max(me.sent, sent)))
+            behind = known < me.granted and self.rules.r24_the_one_behind_gets_the_blocks_again
+            yield f"L: {label}", self.send(taken, "grant", me.granted) if behind else taken
+
+    # ---- the encode node
+
+    def encode_steps(self, world: World, me: Encode) -> Iterator[Step]:
+        def now(**changes: Any) -> World:
+            return world._replace(encode=me._replace(**changes))
+
+        can_move = me.phase == OPEN and me.sent < me.granted
+        if me.kick:
+            if can_move:
+                sent = me.sent + 1
+                yield f"E: row {me.sent} is written", now(sent=sent, phase=SUCCESS if sent == self.setting.total else OPEN)
+            else:
+                yield "E: the kick finds nothing to do", now(kick=False)
+        elif can_move and self.rules.r25_slow_scan:
+            yield "E: the slow scan finds rows to move", now(kick=True)
+        if not me.joined:
+            return
+        state = (me.phase, me.sent, me.granted)
+        if state != me.told and not me.closed:
+            yield f"E: reports {state}", self.send(now(told=state), "report", *state)
+        listed = me.phase == OPEN or self.rules.r23_ended_stays_in_the_heartbeats
+        in_flight = sum(message[0] == "report" for message in world.messages)
+        if listed and not me.closed and in_flight < MOST_REPORTS and self.rules.r24_heartbeats:
+            beat = self.send(world, "report", *state)
+            if beat != world:
+                yield f"E: a heartbeat lists {state}", beat
+        if me.ack_due and me.phase != OPEN:
+            yield "E: acknowledges the abort", self.send(now(ack_due=False), "ack")
+        if me.phase != OPEN and (me.closed or not self.rules.r23_slot_is_kept_until_closed):
+            yield "E: releases its slot", now(released=True)
+
+    def encode_takes(self, world: World, message: tuple[Any, ...], label: str) -> Iterator[Step]:
+        me, kind = world.encode, message[0]
+        if kind == "grant":
+            if (me.tombstone and not me.joined) or me.released or me.phase != OPEN:
+                yield f"E: {label}, in vain", world
+                return
+            granted = max(me.granted, message[1])
+            now = world._replace(encode=me._replace(joined=True, tombstone=True, granted=granted, kick=True))
+            yield f"E: {label}, kicks the worker", now
+            if world.kills:
+                dead = now._replace(encode=now.encode._replace(kick=me.kick), kills=world.kills - 1)
+                yield f"E: {label}; the bootstrap is killed before it kicks", dead
+        elif kind == "abort":
+            if me.joined and not me.released:
+                now = me._replace(phase=me.phase or FAILED, ack_due=True)
+                yield f"E: {label}", world._replace(encode=now)
+            else:
+                ended = me if me.released else me._replace(tombstone=True, phase=FAILED, closed=True)
+                yield f"E: {label}, and does not know the request", self.send(world._replace(encode=ended), "ack")
+        else:
+            if me.released or not me.joined:
+                yield f"E: {label}, in vain", world
+            else:
+                yield f"E: {label}", world._replace(encode=me._replace(closed=True, phase=me.phase or FAILED))
+
+    def is_over(self, world: World) -> bool:
+        return world.language.released and (world.encode.released or not world.encode.joined)
+
+
+def explore_repair(setting: Setting, rules: Rules | None = None, max_states: int = 200_000) -> Finding:
+    """Explore one setting; a fault is `word` or `stuck`."""
+    model = Model(setting, rules or Rules())
+    return explore(
+        model.initial(), model.checked_steps, violated=lambda world: world.fault, goal=model.is_over, max_states=max_states
+    )

@@ -1,0 +1,54 @@
+"""Lost messages and killed processes (see `repair_model`): whatever is lost is said again, and both slots come free."""
+
+from __future__ import annotations
+
+import pytest
+from repair_model import Rules, Setting, explore_repair
+
+SMALL = {
+    "two losses": Setting(losses=2),
+    "two losses and a kill": Setting(losses=2, kills=1),
+    "a message comes twice": Setting(total=1, losses=1, doubles=1, kills=1),
+    "an abort, and a loss": Setting(total=1, losses=1, deadlines=1),
+}
+
+LARGE = {
+    "three rows, three losses, two kills": Setting(total=3, losses=3, kills=2),
+    "a loss, a double and a kill": Setting(losses=1, doubles=1, kills=1),
+    "an abort, a loss, a double and a kill": Setting(total=1, losses=1, doubles=1, kills=1, deadlines=1),
+}
+
+
+@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
+def test_whatever_is_lost_is_repaired_without_any_deadline(setting: Setting) -> None:
+    """P5, P8, B5: from every state both sides can still end and give their slots back."""
+    finding = explore_repair(setting)
+    assert finding.fault is None, finding
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
+def test_whatever_is_lost_is_repaired_in_larger_worlds(setting: Setting) -> None:
+    """P5, P8, B5: as above, in worlds that take longer to explore."""
+    finding = explore_repair(setting, max_states=2_000_000)
+    assert finding.fault is None, finding
+
+
+BROKEN = [
+    ("r23_ended_stays_in_the_heartbeats", "stuck", Setting(total=1, losses=1)),
+    ("r23_slot_is_kept_until_closed", "stuck", Setting(total=1, losses=1)),
+    ("r23_abort_is_sent_until_acknowledged", "stuck", Setting(total=1, losses=1, deadlines=1)),
+    ("r23_unknown_is_closed", "stuck", Setting(total=1, losses=1)),
+    ("r24_heartbeats", "stuck", Setting(losses=1)),
+    ("r24_the_one_behind_gets_the_blocks_again", "stuck", Setting(losses=1)),
+    ("r24_an_unheard_grant_is_sent_again", "stuck", Setting(total=1, losses=1)),
+    ("r25_slow_scan", "stuck", Setting(total=1, kills=1)),
+    ("d12_terminal_phases_absorb", "word", Setting(total=1, deadlines=1)),
+]
+
+
+@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
+def test_each_rule_of_repair_is_needed(rule: str, kind: str, setting: Setting) -> None:
+    """P8, D12: without it, one lost message or one kill leaves a request that never ends. With it all hold (above)."""
+    finding = explore_repair(setting, Rules(**{rule: False}))
+    assert (finding.fault or "holds").startswith(kind), finding

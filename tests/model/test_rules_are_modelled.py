@@ -1,0 +1,100 @@
+"""Which model shows that a rule of the protocol is needed, by the knob that takes the rule away.
+
+| rule | shown by (`model`: knob) |
+|---|---|
+| R1 | `transfer`: r1_grants_are_absolute |
+| R2 | `transfer`: r2_sent_is_not_obeyed |
+| R3 | `transfer`: r3_whole_blocks_are_freed |
+| R4 | `transfer`: r4_success_is_all_rows; `destinations`: r4_success_needs_every_destination, r4_success_needs_the_total |
+| R5 | `transfer`: r5_resume_from_counters |
+| R6 | `transfer`: r6_failure_taints, r6_death_taints, r6_sent_is_read_before_tainted, r6_tainted_is_stored_before_sent |
+| R7 | `transfer`: r7_reports_carry_tainted, r7_tainted_is_quarantined, r7_failed_frees_nothing |
+| R8 | `transfer`: r8_reading_is_respected, r8_broken_attempt_keeps_its_source |
+| R9 | `transfer`: r9_ack_after_the_last_attempt |
+| R10 | `transfer`: r10_worker_keeps_to_its_grants_session, r10_new_port, r10_windows_are_sent_again, r10_fence_spares_the_new_session, \
+r10_fenced_is_no_failure |
+| R11 | `transfer`: r11_fence_runs_by_itself |
+| R12 | `transfer`: r12_death_is_no_fence, r12_waits_for_the_writers_end; `identity`: r12_waits_for_the_writers_end |
+| R13 | `transfer`: r13_done_is_applied |
+| R14 | `identity`: r14_reports_name_the_incarnation, r14_reports_name_the_epoch, r14_messages_name_their_target, \
+r14_a_registration_voids_the_one_before, r14_worker_looks_again_behind_the_door |
+| R15 | `identity`: r15_tombstones, r15_abort_leaves_a_tombstone; `transfer`: r15_abort_leaves_a_tombstone; \
+`destinations`: r15_abort_fails_the_room |
+| R17 | `identity`: r17_last_epoch_retires_the_slot |
+| R18 | `destinations`: r18_an_absent_destination_counts_as_nothing, r18_progress_is_kept_apart; \
+`supply`: r18_each_destination_is_told_its_own_progress |
+| R19 | `supply`: r19_rows_flow_on_each_destinations_own_grant |
+| R20 | `destinations`: r20_success_is_taken_from_the_phase |
+| R21 | `supply`: r21_destination_reserve_for_waiting_rows, r21_source_reserve_for_heads, \
+r21_source_reserve_is_dropped_after_the_write |
+| R22 | `supply`: r22_a_head_without_rows_stops_nobody, r22_first_come_first_served |
+| R23 | `repair`: r23_ended_stays_in_the_heartbeats, r23_slot_is_kept_until_closed, r23_abort_is_sent_until_acknowledged, \
+r23_unknown_is_closed |
+| R24 | `repair`: r24_heartbeats, r24_the_one_behind_gets_the_blocks_again, r24_an_unheard_grant_is_sent_again |
+| R25 | `repair`: r25_slow_scan |
+
+What no knob shows, and why:
+
+- R1, "another index under the same session fails the room" and "a message that would leave a gap is ignored": no honest node sends such
+  a message, whatever is lost; they guard against a peer with a bug.
+- R11, the time limit: the models have no time, so "at once when somebody waits" and "at the latest after a while" are the same step.
+- R14, the answer "stale": silence would lead to the same end, only later.
+- R15, tombstones that outlive a burial: with numbered registrations nothing of before comes through; they are a second lock.
+- R16: a redone ring record and a block's generation are in the models of the ring and of the owner cell.
+- R17, first in first out: it keeps an epoch away from reuse for as long as can be; no step depends on it.
+- R20, phase and sent in one step: while Success is taken from the phase, two steps do no harm.
+- R21, eviction and rows staged against grants: with the reserve nobody waits for them; they only save copies.
+- R25, the scan at a restart: it is the same step as the slow scan, only sooner.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+import destinations_model
+import identity_model
+import pytest
+import repair_model
+import supply_model
+import test_destinations_model
+import test_identity_model
+import test_repair_model
+import test_supply_model
+import test_transfer_model
+import transfer_model
+
+MODELS = {
+    "transfer": (transfer_model, test_transfer_model),
+    "destinations": (destinations_model, test_destinations_model),
+    "supply": (supply_model, test_supply_model),
+    "identity": (identity_model, test_identity_model),
+    "repair": (repair_model, test_repair_model),
+}
+
+
+def rows() -> dict[str, dict[str, list[str]]]:
+    """The table above: rule -> model -> knobs."""
+    assert __doc__ is not None
+    table = {}
+    for rule, shown in re.findall(r"^\| (R\d+) \| (.*) \|$", __doc__, re.MULTILINE):
+        parts = [part.split(": ") for part in shown.split("; ")]
+        table[rule] = {model.strip("`"): knobs.split(", ") for model, knobs in parts}
+    return table
+
+
+def test_every_rule_of_the_protocol_stands_in_the_table_or_is_said_to_be_shown_elsewhere() -> None:
+    """R1 to R25: none is forgotten; the last of the docstring says what no knob shows."""
+    assert __doc__ is not None
+    said = set(re.findall(r"^- (R\d+)", __doc__, re.MULTILINE))
+    assert set(rows()) | said == {f"R{number}" for number in range(1, 26)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_names_every_knob_and_every_knob_is_broken_by_a_test(name: str) -> None:
+    """R1 to R25: a rule that is taken away in no test proves nothing."""
+    model, tests = MODELS[name]
+    knobs = {field.name for field in fields(model.Rules)}
+    named = {knob for models in rows().values() for knob in models.get(name, [])}
+    assert named == {knob for knob in knobs if knob.startswith("r")}
+    assert knobs == {rule for rule, _, _ in tests.BROKEN}
