@@ -37,6 +37,8 @@ class Poller(ABC):
         self._out: list[Out] = []
         self._scanned_ns = 0
         self._now_ns = 0
+        self._held_while_idle = 0
+        self._told_of_leak = False
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         self._out = []
@@ -49,7 +51,9 @@ class Poller(ABC):
             self._look(record, touched)
         if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
             self._scanned_ns = now_ns
-            touched.update(self._desk.current_slots())
+            current = dict(self._desk.current_slots())
+            touched.update(current)
+            self._check_blocks(is_idle=not current)
         for slot, epoch in list(self._timers.due(now_ns)):
             self._due(slot, epoch)
             touched[slot] = epoch
@@ -67,6 +71,15 @@ class Poller(ABC):
     def next_step_ns(self, now_ns: int) -> int:
         due = min(self._watch.next_ns(), self._scanned_ns + int(self._desk.timing.scan_s * NS))
         return self._timers.next_ns(due)
+
+    def _check_blocks(self, *, is_idle: bool) -> None:
+        """Integrity: with no request in flight, in two scans one after the other, every block is free (P1)."""
+        held = sum(self._control.blocks.check()[1:]) if is_idle else 0
+        if held and held == self._held_while_idle and not self._told_of_leak:
+            self._told_of_leak = True
+            self._desk.count(Metric.ERRORS)
+            log.error("%d blocks are held though no request is in flight: %s", held, self._control.blocks.counts())
+        self._held_while_idle = held
 
     def _receive(self, arrival: Arrival) -> None:
         peer = self._watch.heard(arrival.message.header, self._now_ns)

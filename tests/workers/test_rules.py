@@ -1,4 +1,4 @@
-"""The rules of a transfer, one by one, at one node whose peers are played by the test. `docs/labels.md` says what each label means."""
+"""The rules of a transfer, one by one, at one node whose peers are played by the test. `docs/invariants.md` says what each label means."""
 
 from __future__ import annotations
 
@@ -1157,3 +1157,22 @@ def test_an_allocation_that_ends_inside_a_block_is_legal_where_it_is_the_last() 
     assert receiver.granted_tokens == 9
     assert np.array_equal(receiver.current_allocation(), blocks)
     assert node.node.geometry.block_size == BLOCK_SIZE
+
+
+def test_a_block_that_nobodys_request_holds_is_reported_once() -> None:
+    """P1: the integrity check of an idle node, which sees no leak while a request is in flight."""
+    node = LanguageAlone()
+    receiver = node.receiver(1)
+    node.advance(5)
+    assert node.metric("poller", "errors") == 0
+    receiver.abort()
+    node.settle()
+    node.abort_ack(receiver)
+    receiver.clear()
+    node.advance(5)
+    assert node.counts()["free"] == 8
+    assert node.metric("poller", "errors") == 0
+    node.world.late_writes = True  # the simulation would say so itself
+    node.control.blocks.acquire(receiver.slot, receiver.epoch, 1, may_take_reserve=True)
+    node.advance(5)
+    assert node.metric("poller", "errors") == 1
