@@ -127,11 +127,16 @@ class Admission:
             self._join(slot, epoch, pending.grant, pending.peer, pending.connection)
 
     def _release(self, slot: int, epoch: int) -> None:
+        if not self._desk.is_current(slot, epoch):
+            return
         room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
-        if self._rooms.get(room) == (slot, epoch):
-            del self._rooms[room]
+        if any(self._is_waiting(slot, d) for d in range(count)):
+            self._desk.to("poller").send(Kick.LOOK, slot, epoch)  # it joined while the poller ended the request: tell it (R23)
+            return
+        if self._rooms.get(room, (slot, epoch)) == (slot, epoch):
+            self._rooms.pop(room, None)
             if self._slots.get(slot, Slot.FAILURE) and count < max(self._slots.get(slot, Slot.REQUIRED), 1):
-                self._remember(room, self._slots.get(slot, Slot.FAILURE), self._slots.reason(slot))  # who comes late is told
+                self._fail_late(room, self._slots.get(slot, Slot.FAILURE), self._slots.reason(slot))
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             key = (self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.REMOTE_SLOT))
             held = self._open.get(key)
@@ -139,6 +144,12 @@ class Admission:
                 del self._open[key]
         self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
         self._desk.wake_library(slot)
+
+    def _is_waiting(self, slot: int, d: int) -> bool:
+        """Whether a destination is still to hear how the request ended."""
+        peer, incarnation = self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.INCARNATION)
+        is_there = self._peers.is_alive(peer) and self._peers.get(peer, Peer.INCARNATION) == incarnation
+        return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
 
     def _kick(self, slot: int, epoch: int) -> None:
         self._desk.to("poller").send(Kick.LOOK, slot, epoch)
@@ -193,7 +204,10 @@ class Admission:
                 return
             if incarnation < header.incarnation:
                 self._desk.to("poller").send(Kick.PEER_DEAD, other, incarnation)
-        if self._peers.find(header.node_id, header.incarnation) is None:
+        known = self._peers.find(header.node_id, header.incarnation)
+        if known is not None and message.registration > self._peers.get(known, Peer.REGISTRATION):
+            self._begin_again(known, message.registration)
+        if known is None:
             record = PeerRecord(
                 node_id=header.node_id,
                 incarnation=header.incarnation,
@@ -204,6 +218,7 @@ class Admission:
                 bootstrap_addr=message.bootstrap_addr,
                 poller_addr=message.poller_addr,
                 run_socket=message.run_socket,
+                registration=message.registration,
             )
             if self._peers.register(record, now_ns, self._peers_in_use()) is None:
                 self._refuse_node(message, connection, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
@@ -218,6 +233,14 @@ class Admission:
                 ),
             )
         )
+
+    def _begin_again(self, peer: int, registration: int) -> None:
+        """It had taken us for dead, and given back what it had granted before: nothing of that is valid any more (R14, D2)."""
+        self._peers.put(peer, Peer.REGISTRATION, registration)  # before the answer: its door is open to us only after that
+        self._forget_pending_of(peer)
+        for key, held in self._open.items():
+            if key[0] == peer:
+                self._kick(held.slot, held.epoch)
 
     def _refuse_node(self, message: msg.Register, connection: bytes, reason: str) -> None:
         self._desk.count(Metric.MESSAGES_REFUSED)
@@ -268,7 +291,10 @@ class Admission:
             return
         if isinstance(grant, msg.Resume):
             self._refuse(connection, grant, FailureCode.UNKNOWN_ROOM, f"room {room} is not known to the encode node")
-        elif grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot):
+        elif (
+            grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot)
+            or grant.registration != self._peers.get(peer, Peer.REGISTRATION)
+        ):
             self._desk.count(Metric.MESSAGES_STALE)
         elif room in self._aborted:
             self._refuse(connection, grant, *self._aborted[room])
@@ -301,6 +327,7 @@ class Admission:
         for field, value in (
             (Destination.PEER, peer + 1),
             (Destination.INCARNATION, grant.header.incarnation),
+            (Destination.REGISTRATION, self._peers.get(peer, Peer.REGISTRATION)),
             (Destination.REMOTE_SLOT, grant.key.slot),
             (Destination.REMOTE_EPOCH, grant.key.epoch),
         ):
@@ -366,20 +393,20 @@ class Admission:
             was_pending = True
             self._drop_pending(key)
         if self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch) or was_pending:
-            self._remember(room, abort.code or FailureCode.ABORTED, abort.reason)
+            self._fail_late(room, abort.code or FailureCode.ABORTED, abort.reason)
             if room in self._rooms:
                 self._desk.fail(*self._rooms[room], *self._aborted[room])
-            for other in list(self._pending.get(room, {})):
-                late = self._pending[room][other]
-                self._refuse(late.connection, late.grant, *self._aborted[room])
-                self._drop_pending(other)
         self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, 0)))
 
-    def _remember(self, room: int, code: int, reason: str) -> None:
-        """A room that has failed before all came who belong to it; rooms are used once."""
+    def _fail_late(self, room: int, code: int, reason: str) -> None:
+        """A room has failed before all came who belong to it: those who wait, and those who come, are told. Rooms are used once."""
         self._aborted[room] = (code, reason)
         while len(self._aborted) > MAX_ABORTED_ROOMS:
             self._aborted.popitem(last=False)
+        for key in list(self._pending.get(room, {})):
+            late = self._pending[room][key]
+            self._refuse(late.connection, late.grant, code, reason)
+            self._drop_pending(key)
 
     # ---- what waits for its encoder
 
