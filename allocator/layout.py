@@ -248,6 +248,7 @@ class Destination(IntEnum):
     CLOSED = 10  # poller: the destination has acknowledged the end
     ABORTED = 11  # bootstrap: the destination has asked for an abort
     ATTEMPT_SESSION = 12  # worker
+    REGISTRATION = 13  # bootstrap: under which that node had registered
 
 
 DESTINATION_WORDS: Final = 16
@@ -265,6 +266,7 @@ class Peer(IntEnum):
     NUM_SLOTS = 6
     SESSION = 7
     REGISTERED_NS = 8
+    REGISTRATION = 9  # bootstrap: which of the registrations of this incarnation counts; only rises (R14)
 
 
 class PeerState(IntEnum):

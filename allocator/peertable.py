@@ -29,6 +29,7 @@ class PeerRecord(NamedTuple):
     bootstrap_addr: str
     poller_addr: str
     run_socket: str
+    registration: int = 0
 
     def __str__(self) -> str:
         return f"node {self.node_id:x} at {self.bootstrap_addr}"
@@ -111,6 +112,7 @@ class PeerTable:
             (Peer.SESSION, record.session),
             (Peer.HEARD_NS, now_ns),
             (Peer.REGISTERED_NS, now_ns),
+            (Peer.REGISTRATION, record.registration),
         ):
             self.put(peer, field, value)
         if self._tombstones is not None and not keep_tombstones:
@@ -130,6 +132,7 @@ class PeerTable:
             num_blocks=self.get(peer, Peer.NUM_BLOCKS),
             num_slots=self.get(peer, Peer.NUM_SLOTS),
             session=self.get(peer, Peer.SESSION),
+            registration=self.get(peer, Peer.REGISTRATION),
             **texts,
         )
 

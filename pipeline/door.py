@@ -16,8 +16,7 @@ from pathlib import Path
 
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError
-from embridge.allocator.layout import NodeState, PayloadLayout, PeerState
-from embridge.allocator.layout import Peer as PeerWord
+from embridge.allocator.layout import NodeState, PayloadLayout
 from embridge.allocator.owners import ForeignWriter
 from embridge.allocator.rings import Kick
 from embridge.workers import run_socket
@@ -140,15 +139,9 @@ class Door:
         if hello.target != self._control.incarnation:
             self._refuse(guest, f"this is incarnation {self._control.incarnation}, not {hello.target}")
             return
-        peers = self._control.peers
-        for peer in range(peers.num_peers):
-            if (
-                peers.get(peer, PeerWord.NODE_ID) == hello.node_id
-                and peers.get(peer, PeerWord.INCARNATION) == hello.incarnation
-                and peers.get(peer, PeerWord.STATE) == PeerState.DEAD
-            ):
-                self._refuse(guest, "this incarnation was declared dead here")
-                return
+        if self._control.peers.find(hello.node_id, hello.incarnation) is None:
+            self._refuse(guest, "this incarnation is not registered here, or was declared dead")
+            return
         entry = self._control.writers.add(ForeignWriter(hello.node_id, hello.incarnation, guest.pid))
         if entry is None:
             self._refuse(guest, "too many foreign writers")

@@ -33,6 +33,7 @@ class Link:
 
     address: str
     since_ns: int
+    registration: int
     peer: int | None = None
     sent_ns: int = 0
     waiting: dict[int, int] = field(default_factory=dict)  # slot -> epoch
@@ -50,7 +51,8 @@ class GrantSender:
         self._out: list[Out] = []
         for peer in self._control.peers.alive():
             record = self._control.peers.record(peer)
-            self._links[record.bootstrap_addr] = Link(record.bootstrap_addr, 0, peer)
+            self._links[record.bootstrap_addr] = Link(record.bootstrap_addr, 0, record.registration, peer)
+        self._registration = 0
         self._recover = True
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
@@ -107,16 +109,24 @@ class GrantSender:
         address = self._slots.address(slot)
         link = self._links.get(address)
         if link is None:
-            link = self._links[address] = Link(address, now_ns)
+            link = self._new_link(address, now_ns)
         if link.peer is not None and self._control.peers.is_alive(link.peer):
             self._join(slot, epoch, link.peer)
             return
         if link.peer is not None:
             self._drop_link_of(link.peer)
-            link = self._links[address] = Link(address, now_ns)
+            link = self._new_link(address, now_ns)
         if not link.waiting:
             link.since_ns = now_ns
         link.waiting[slot] = epoch
+
+    def _new_link(self, address: str, now_ns: int) -> Link:
+        """Each has a greater number than all before it, also those of the process before this one (R14)."""
+        peers = self._control.peers
+        known = [peers.get(peer, Peer.REGISTRATION) for peer in range(peers.num_peers)]
+        self._registration = max(self._registration + 1, max(known) + 1, now_ns)
+        link = self._links[address] = Link(address, now_ns, self._registration)
+        return link
 
     def _join(self, slot: int, epoch: int, peer: int) -> None:
         """The handshake of this request is done: its client may grant."""
@@ -161,6 +171,7 @@ class GrantSender:
                     deepstack_layers=geometry.deepstack_layers,
                     num_slots=self._control.limits.num_slots,
                     window_blocks=self._control.limits.window_blocks,
+                    registration=link.registration,
                 ),
             )
         )
@@ -246,12 +257,14 @@ class GrantSender:
                 bootstrap_addr=link.address,
                 poller_addr=message.poller_addr,
                 run_socket="",
+                registration=link.registration,
             )
             peer = peers.register(record, now_ns, in_use)
             if peer is None:
                 self._give_up(link, FailureCode.REFUSED, f"all {peers.num_peers} peer entries are taken; raise max_peers")
                 return
             log.info("registered with encode %s", record)
+        peers.put(peer, Peer.REGISTRATION, link.registration)
         link.peer = peer
         waiting, link.waiting = link.waiting, {}
         for slot, epoch in waiting.items():
@@ -309,7 +322,8 @@ class GrantSender:
         allocated = max(tokens - first * self._desk.bs, 0)
         message: msg.Init | msg.Resume
         if self._slots.get(slot, Slot.HEARD_EPOCH) != epoch:
-            message = msg.Init(header, key, own.poller_addr, 0, session, indices, first, required, allocated)
+            registration = self._control.peers.get(peer, Peer.REGISTRATION)
+            message = msg.Init(header, key, own.poller_addr, 0, session, indices, first, required, allocated, registration)
         else:
             message = msg.Resume(header, key, own.poller_addr, 0, session, indices, first, required, word.sent, allocated)
         self._out.append(Send(record.bootstrap_addr, message))

@@ -59,7 +59,10 @@ class RequestKey(_Fields, frozen=True):
 
 
 class Register(_Fields, frozen=True, tag="register"):
-    """A language node introduces itself: geometry, where its poller listens, and how its payload is reached."""
+    """A language node introduces itself: geometry, where its poller listens, and how its payload is reached.
+
+    `registration` rises with every connection it makes, and voids what was granted under a lesser one (R14).
+    """
 
     header: Header
     bootstrap_addr: Text
@@ -73,6 +76,7 @@ class Register(_Fields, frozen=True, tag="register"):
     deepstack_layers: U32
     num_slots: U32
     window_blocks: U32
+    registration: U63
 
 
 class Registered(_Fields, frozen=True, tag="registered"):
@@ -113,6 +117,7 @@ class Init(_Fields, frozen=True, tag="init"):
     first_block: U32
     required_dst_info_num: Annotated[int, msgspec.Meta(ge=1, le=64)]
     allocated_tokens: U32
+    registration: U63
 
 
 class Resume(_Fields, frozen=True, tag="resume"):

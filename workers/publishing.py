@@ -93,7 +93,10 @@ class Publisher(Poller):
             code, reason = FailureCode.CLIENT_DIED, "the encoder process died"
         for d in range(count):
             peer = self._dsts.get(slot, d, Destination.PEER) - 1
-            if not code and not self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION)):
+            if not code and not (
+                self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION))
+                and self._control.peers.get(peer, Peer.REGISTRATION) == self._dsts.get(slot, d, Destination.REGISTRATION)
+            ):
                 code, reason = FailureCode.PEER_LOST, f"language {self._control.peers.record(peer)} is lost"
             if not code and self._dsts.get(slot, d, Destination.CLOSED):
                 code, reason = FailureCode.ABORTED, "a destination no longer knows the request"

@@ -149,10 +149,12 @@ class TransferWorker:
             return 0
         peer = get(slot, d, Destination.PEER) - 1
         record = self._control.peers.record(peer)
-        if not self._control.peers.is_alive(peer) or record.incarnation != get(slot, d, Destination.INCARNATION):
+        if not self._is_granted_by(peer, slot, d):
             return 0  # the poller fails the request
         if not self._engine.open(peer, record):
             self._opening[slot] = epoch
+            return 0
+        if not self._is_granted_by(peer, slot, d):  # once more: its door may have opened for what it granted since
             return 0
         blocks, end = self._hold(slot, sent, limit)
         if not blocks:
@@ -167,6 +169,15 @@ class TransferWorker:
         held = [k for k, _ in blocks]
         self._attempts[slot, d] = Attempt(slot, epoch, d, peer, sent, end, held, ticket, num_bytes)
         return 1
+
+    def _is_granted_by(self, peer: int, slot: int, d: int) -> bool:
+        """Whether that node is there and still holds what it granted: it has not taken us for dead meanwhile (R14)."""
+        peers, get = self._control.peers, self._dsts.get
+        return (
+            peers.is_alive(peer)
+            and peers.get(peer, Peer.INCARNATION) == get(slot, d, Destination.INCARNATION)
+            and peers.get(peer, Peer.REGISTRATION) == get(slot, d, Destination.REGISTRATION)
+        )
 
     def _hold(self, slot: int, sent: int, limit: int) -> tuple[list[tuple[int, int]], int]:
         """Hold the staged blocks from `sent` on for reading: ((request block, source block)...), and the row they reach."""

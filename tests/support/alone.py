@@ -208,6 +208,7 @@ class EncodeAlone(Alone):
             "deepstack_layers": geometry.deepstack_layers,
             "num_slots": 64,
             "window_blocks": 16,
+            "registration": 1,
         }
         self.hears("bootstrap", msg.Register(**{**values, **changes}))
 
@@ -225,12 +226,13 @@ class EncodeAlone(Alone):
         node_id: int = 10,
         incarnation: int = 1,
         target: int | None = None,
+        registration: int = 1,
     ) -> None:
         """A first grant; the request's slot there is its room, if nothing else is said."""
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
         header = self.header(node_id=node_id, incarnation=incarnation, target=target)
         key = msg.RequestKey(room if slot is None else slot, epoch, room)
-        self.hears("bootstrap", msg.Init(header, key, "", 0, session, blocks, first, required, tokens))
+        self.hears("bootstrap", msg.Init(header, key, "", 0, session, blocks, first, required, tokens, registration))
 
     def resume(
         self,

@@ -20,12 +20,12 @@ KEY = msg.RequestKey(5, 6, 7)
 STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 12, 13, "why")
 
 EXAMPLES: list[msg.Message] = [
-    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", "/run/a.sock", 1, 2, 3, 4, "bfloat16", 5, 64, 16),
+    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", "/run/a.sock", 1, 2, 3, 4, "bfloat16", 5, 64, 16, 7),
     msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", 4, 16),
     msg.Refused(HEADER, 7, "no", KEY),
     msg.Refused(HEADER, 7, "no"),
     msg.Stale(HEADER, 9),
-    msg.Init(HEADER, KEY, "tcp://a:2", 0, 1, [1, 2, 3], 0, 1, 300),
+    msg.Init(HEADER, KEY, "tcp://a:2", 0, 1, [1, 2, 3], 0, 1, 300, 7),
     msg.Resume(HEADER, KEY, "tcp://a:2", 0, 1, [4, 5], 3, 1, 300, 200),
     msg.Abort(HEADER, KEY, 3, "enough"),
     msg.AbortAck(HEADER, KEY, 2),

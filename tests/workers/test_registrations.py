@@ -1,0 +1,105 @@
+"""A node that takes another for dead gives back what it had granted to it; nothing of that is valid when the two meet again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine
+
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.layout import Destination, Peer, Slot
+from embridge.allocator.status import Phase
+from embridge.workers import messages as msg
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """What roles say about what they are made to see is not for people; and nodes are closed at the end."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+    while Alone.made:
+        Alone.made.pop().world.close()
+
+
+def test_what_was_granted_before_a_node_registered_again_is_not_written_any_more() -> None:
+    """D2, D3, R14: the node had taken this one for dead, and the blocks may be somebody else's by now."""
+    node = EncodeAlone()
+    sender = node.sender(1, 8, rows=0)
+    node.init(1, [3, 4])
+    node.register(registration=2)
+    node.write(sender, 0, 8)
+    assert node.blocks_written() == []
+    failure = sender.failure_exception()
+    assert failure is not None
+    assert failure.code == FailureCode.PEER_LOST
+
+
+def test_a_grant_that_was_sent_before_a_node_registered_again_opens_nothing() -> None:
+    """D2, R14, R15: it stood in a queue while this node was stopped; no tombstone knows of it."""
+    node = EncodeAlone()
+    node.register(registration=2)
+    sender = node.sender(1, 8)
+    node.init(1, [3, 4], registration=1)
+    assert node.slots.get(sender.slot, Slot.NUM_DESTINATIONS) == 0
+    assert node.blocks_written() == []
+
+
+def test_a_grant_that_waits_for_its_encoder_is_dropped_when_its_node_registers_again() -> None:
+    """D2, R14: as the others of that registration."""
+    node = EncodeAlone()
+    node.init(1, [3, 4])
+    node.register(registration=2)
+    sender = node.sender(1, 8)
+    assert node.slots.get(sender.slot, Slot.NUM_DESTINATIONS) == 0
+    assert node.blocks_written() == []
+
+
+def test_the_worker_looks_once_more_when_the_door_has_opened() -> None:
+    """D2, R14: it may have knocked before the node registered again, and been let in after."""
+
+    class SlowDoor(StubEngine):
+        on_open: Callable[[], None] = staticmethod(lambda: None)
+
+        def open(self, peer: int, record: object) -> bool:
+            self.on_open()
+            return True
+
+    door = SlowDoor()
+    node = EncodeAlone(engine=door)
+    sender = node.sender(1, 8, rows=0)
+    node.init(1, [3, 4])
+    door.on_open = lambda: node.control.peers.put(0, Peer.REGISTRATION, 2)
+    node.write(sender, 0, 8)
+    assert node.blocks_written() == []
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_registration_that_comes_twice_or_late_changes_nothing(number: int) -> None:
+    """P17, R14: only a later one voids what was granted."""
+    node = EncodeAlone()
+    sender = node.sender(1, 8, rows=0)
+    node.init(1, [3, 4])
+    node.register(registration=number)
+    node.write(sender, 0, 8)
+    assert sender.poll() == Phase.Success
+    assert node.get(sender, Destination.SENT) == 8
+
+
+def test_each_registration_has_a_greater_number_and_a_grant_carries_that_of_its_own() -> None:
+    """R14, D3: also when the node that was taken for dead comes back under the same incarnation, and after a restart."""
+    node = LanguageAlone()
+    numbers = []
+    for room in (1, 2, 3):
+        receiver = node.client.receiver(ENCODE_ADDRESS, room)
+        receiver.init([])
+        node.settle()
+        numbers.append(node.sent(msg.Register)[-1].registration)
+        node.registered()
+        assert node.sent(msg.Init)[-1].registration == numbers[-1]
+        node.is_refused("bootstrap", ENCODE_ADDRESS)
+        assert receiver.poll() == Phase.Failed
+        node.restart("bootstrap")
+    assert numbers == sorted(set(numbers))
