@@ -108,7 +108,7 @@ class SlotTable:
         return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
     def _set_text(self, slot: int, offset: int, size: int, text: str) -> None:
-        raw = text.encode()[:size]
+        raw = text.encode(errors="replace")[:size]
         self._bytes[slot, offset : offset + size] = np.frombuffer(raw.ljust(size, b"\0"), np.uint8)
 
 

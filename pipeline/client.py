@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -26,7 +27,7 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Doorbell, Mapping
 from embridge.allocator.buffers import PayloadBuffers
 from embridge.allocator.control import Control
-from embridge.allocator.errors import FailureCode, NodeGoneError
+from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError
 from embridge.allocator.layout import NodeState, Role, Slot
 from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
 from embridge.allocator.rings import Kick
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 SLOW_LOOK_NS = NS // 10  # a full compare of the words: a dirty bit is a hint that a dead writer may have left unset
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
+MAX_TIMEOUT_S = 1e9
+_ADDRESS = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):([1-9]\d{0,4})", re.ASCII)
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -76,7 +79,12 @@ class Client:
         self.run_dir = run_dir
         joined = join(run_dir)
         self._sock = joined.sock
-        self._sit(joined.control, joined.payload, joined.welcome, joined.event_fds, time.monotonic_ns)
+        try:
+            self._sit(joined.control, joined.payload, joined.welcome, joined.event_fds, time.monotonic_ns)
+        except (KeyError, ValueError) as error:
+            for fd in (*joined.event_fds.values(), joined.sock.detach()):
+                os.close(fd)
+            raise AttachError(f"node in {run_dir}: what it handed over does not fit together: {error}") from error
         self._thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
         self._thread.start()
         _clients.add(self)
@@ -189,8 +197,9 @@ class Client:
         self._check_open(room, Role.LANGUAGE, "receiver")
         if not isinstance(required_dst_info_num, int) or not 1 <= required_dst_info_num <= 64:
             raise ValueError(f"required_dst_info_num: {required_dst_info_num!r} is outside 1 to 64")
-        if not bootstrap_addr.startswith("tcp://"):
-            raise ValueError(f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port")
+        form = _ADDRESS.fullmatch(bootstrap_addr) if isinstance(bootstrap_addr, str) else None
+        if form is None or int(form[1]) > 65535:
+            raise ValueError(f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr")
         if len(bootstrap_addr.encode()) > lay.ADDRESS_BYTES:
             raise ValueError(f"bootstrap_addr: {len(bootstrap_addr.encode())} bytes > {lay.ADDRESS_BYTES} bytes")
 
@@ -222,8 +231,8 @@ class Client:
 
     def _open(self, room: int, timeout_s: float | None, prepare: Callable[[int], None]) -> tuple[int, int]:
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s: {timeout_s!r} s must be positive")
+        if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s: {timeout_s!r} s must be positive, and at most {MAX_TIMEOUT_S:g} s")
         now = self.clock()
         return self._lease.open(room, now, now + int(timeout_s * NS), prepare)
 

@@ -90,7 +90,7 @@ class TransferHandle:
         self._client.check_usable()
         if self.progress().phase >= Phase.Success:
             return
-        self._fail(FailureCode.ABORTED, reason)
+        self._fail(FailureCode.ABORTED, str(reason))
 
     def _fail(self, code: FailureCode, reason: str) -> None:
         self._slots.claim_failure(self.slot, code, reason)

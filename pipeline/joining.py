@@ -36,6 +36,7 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     sock.settimeout(timeout_s)
+    wanted = {"control", "payload"} if isinstance(hello, run_socket.Hello) else {"control"}
     try:
         sock.connect(str(run_dir / SOCKET_NAME))
         _, uid = run_socket.peer_credentials(sock)
@@ -43,6 +44,10 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
             raise AttachError(f"it belongs to user {uid}, this process to user {os.geteuid()}")
         run_socket.send_frame(sock, hello)
         welcome, fds = run_socket.receive_welcome(sock)
+        if not wanted <= fds.keys():
+            for fd in fds.values():
+                os.close(fd)
+            raise AttachError(f"it handed over {sorted(fds)} and not {sorted(wanted)}; it is a node of another version")
     except OSError as error:
         sock.close()
         why = error.strerror or error

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import secrets
 import selectors
 import signal
@@ -56,6 +57,7 @@ class Launcher:
         self._stops = 0
         self._failure = ""
         self._opened: list[Descriptor] = []
+        self._check_descriptors()
         self._lock_fd = self._take_run_dir(config.directory)
         self.node_id, self.incarnation = self._identity(config.directory)
         self._make_segments()
@@ -63,6 +65,17 @@ class Launcher:
         self._supervisor = Supervisor(_spawn_context(), self.control, self._selector, self._give_up)
 
     # ---- what a node stands on
+
+    def _check_descriptors(self) -> None:
+        """Before anything is made: a node that runs out of them later refuses clients, or loses a process."""
+        limits = self.config.limits
+        needed = 48 + 3 * limits.max_clients + 4 * limits.num_workers
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit != resource.RLIM_INFINITY and limit < needed:
+            raise LaunchError(
+                f"descriptors: a process may have {limit}, a node of {limits.max_clients} clients and {limits.num_workers} workers "
+                f"needs {needed}; raise `ulimit -n` or lower max_clients"
+            )
 
     def _take_run_dir(self, path: Path) -> int:
         """The run directory, 0700, ours alone: a lock that ends with this process says that it is in use."""

@@ -108,18 +108,23 @@ def launch(config: PipelineConfig) -> Node:
     Raises:
         LaunchError: it did not come up; the text names the process, or what was missing, and the node is gone again.
     """
-    alive_read, alive_write = os.pipe()
-    ready_read, ready_write = os.pipe()
+    opened: list[int] = []
     try:
+        opened += os.pipe()
+        opened += os.pipe()
+        alive_read, alive_write, ready_read, ready_write = opened
         process = subprocess.Popen(
             [sys.executable, "-m", "embridge.pipeline.launcher", "--ready-fd", str(ready_write), "--alive-fd", str(alive_read)],
             stdin=subprocess.PIPE,
             pass_fds=(ready_write, alive_read),
             start_new_session=True,
         )
-    finally:
-        os.close(alive_read)
-        os.close(ready_write)
+    except OSError as error:
+        for fd in opened:
+            os.close(fd)
+        raise LaunchError(f"launcher: it cannot be started: {error.strerror}; check `ulimit -n` and `ulimit -u`") from error
+    os.close(alive_read)
+    os.close(ready_write)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(encode_config(config))

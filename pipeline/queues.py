@@ -132,6 +132,8 @@ class TransferQueue:
     def _open(self, request: EmbeddingRequest) -> bool:
         """False when no slot is free: the request stays where it is, as long as its time lasts."""
         timeout_s = self._client.request_timeout_s if request.timeout_s is None else request.timeout_s
+        if not isinstance(timeout_s, int | float):  # it would stop those behind it, too
+            return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {timeout_s!r} is no number of seconds")
         left_s = request._added + timeout_s - self._client.clock() / NS
         if request._abort_reason:
             return self._refuse(request, FailureCode.ABORTED, request._abort_reason)

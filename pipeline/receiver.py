@@ -131,12 +131,16 @@ class EmbeddingReceiver(TransferHandle):
         Raises:
             ValueError: as `init`, or `sent_tokens` exceeds what has been sent.
         """
+        if sent_tokens < 0:
+            raise ValueError(f"sent_tokens: {sent_tokens} < 0")
         if sent_tokens > self.progress().sent:
             raise ValueError(f"sent_tokens: {sent_tokens} > {self.progress().sent} tokens that have landed")
         self._grant(embedding_indices, allocated_tokens)
 
     def _grant(self, embedding_indices: Sequence[int] | npt.NDArray[np.uint32], allocated_tokens: int | None) -> None:
         self._client.check_usable()
+        if self._cleared:
+            raise ValueError(f"room {self.room}: this receiver was cleared; it takes no more grants")
         indices = [int(index) for index in embedding_indices]
         count, bs = len(indices), self._bs
         tokens = count * bs if allocated_tokens is None else allocated_tokens
@@ -150,6 +154,12 @@ class EmbeddingReceiver(TransferHandle):
         granted, drained = self.granted_blocks, self.drained_blocks
         if granted + count - drained > self.max_window_blocks:
             raise ValueError(f"embedding_indices: {granted + count - drained} blocks held > window of {self.max_window_blocks}")
+        holder = (self.slot, self.epoch)
+        foreign = [index for index in indices if self._control.blocks.cells.cell(index)[1:3] != holder]
+        if foreign or len(set(indices)) < count:
+            if self.poll() >= Phase.Success:
+                return  # it ended meanwhile, and what it held was taken back
+            raise ValueError(f"embedding_indices: {foreign or indices} are not blocks of this request, each once; use allocate()")
         for i, index in enumerate(indices):
             self._windows.set(self.slot, granted + i, index)
         if count:
@@ -162,7 +172,14 @@ class EmbeddingReceiver(TransferHandle):
         """Rows [0, num_tokens) have been copied out: free the blocks that are wholly behind (R3). Returns how many.
 
         A block into which a late write may still land is quarantined instead (R7).
+
+        Raises:
+            ValueError: `num_tokens` exceeds what has been sent: rows may still come into those blocks.
         """
+        if self._final is not None:
+            return 0
+        if num_tokens > self.progress().sent:
+            raise ValueError(f"num_tokens: {num_tokens} > {self.progress().sent} tokens that have landed")
         total = self.total_embedding_length
         end = self.granted_blocks if total and num_tokens >= total else num_tokens // self._bs
         first = self.drained_blocks

@@ -38,7 +38,7 @@ def chunk_of(
     Raises:
         ValueError: a dtype, shape or length is not that of the node's geometry.
     """
-    count = int(input_embeddings.shape[0]) if input_embeddings.ndim else 0
+    count = num_rows(input_embeddings)
     hidden, layers = geometry.hidden_size, geometry.deepstack_layers
     dtype = getattr(torch, geometry.dtype)
     data = {
@@ -58,8 +58,18 @@ def chunk_of(
     return Chunk(first, first + count, data)
 
 
+def num_rows(input_embeddings: Any) -> int:
+    """How many rows a caller gave. Raises ValueError for what is no tensor of rows."""
+    if not isinstance(input_embeddings, torch.Tensor | np.ndarray):
+        raise ValueError(f"input_embeddings: {type(input_embeddings).__name__} is no tensor; give (n, hidden)")
+    return int(input_embeddings.shape[0]) if input_embeddings.ndim else 0
+
+
 def _bytes(name: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Bytes:
-    tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+    try:
+        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.ascontiguousarray(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}; give {shape} of {dtype}") from error
     if tensor.dtype != dtype:
         raise ValueError(f"{name}: dtype {tensor.dtype} is not {dtype}")
     if tuple(tensor.shape) != shape:

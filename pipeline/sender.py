@@ -9,6 +9,7 @@ while a write needs it. So any length passes through any pool of at least one bl
 from __future__ import annotations
 
 from collections.abc import Container
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,7 +22,7 @@ from embridge.allocator.requests import STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.pipeline.handle import TransferHandle
-from embridge.pipeline.rows import Chunk, chunk_of, stage
+from embridge.pipeline.rows import Chunk, chunk_of, num_rows, stage
 
 if TYPE_CHECKING:
     from embridge.pipeline.client import Client
@@ -50,12 +51,17 @@ class EmbeddingSender(TransferHandle):
         """The 16 auxiliary words: [0] total length, [1] mrope_position_delta, the rest the caller's. Raises ValueError."""
         words = np.zeros(AUX_WORDS, np.int32)
         if aux_datas is not None:
-            given = np.asarray(aux_datas)
+            try:
+                given = np.asarray(aux_datas)
+            except ValueError as error:
+                raise ValueError(f"aux_datas: {error}") from error
             if given.shape != (AUX_WORDS,) or given.dtype.kind not in "iu":
                 raise ValueError(f"aux_datas: shape {given.shape} dtype {given.dtype} is not ({AUX_WORDS},) of integers")
+            if given.min() < INT32.min or given.max() > INT32.max:
+                raise ValueError(f"aux_datas: {given.min()} to {given.max()} is outside int32")
             words[:] = given
-        if not INT32.min <= mrope_position_delta <= INT32.max:
-            raise ValueError(f"mrope_position_delta: {mrope_position_delta} is outside int32")
+        if not isinstance(mrope_position_delta, Integral) or not INT32.min <= mrope_position_delta <= INT32.max:
+            raise ValueError(f"mrope_position_delta: {mrope_position_delta!r} is no integer within int32")
         words[0], words[1] = min(total_tokens, INT32.max), mrope_position_delta
         return words
 
@@ -118,7 +124,7 @@ class EmbeddingSender(TransferHandle):
         """
         if self._ready:
             return False
-        count = int(input_embeddings.shape[0])
+        count = num_rows(input_embeddings)
         if count != self.total_tokens:
             raise ValueError(f"input_embeddings: {count} rows, the request was opened with {self.total_tokens} tokens")
         return self.write(0, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)

@@ -8,6 +8,7 @@ this socket answers is also the definition of "on the same host" (a boot id is s
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import struct
 from typing import Annotated
@@ -108,6 +109,11 @@ def receive_welcome(sock: socket.socket) -> tuple[Welcome, dict[str, int]]:
         return frame, dict(zip(frame.descriptors, fds, strict=True))
     for fd in fds:
         os.close(fd)
+    if isinstance(frame, Welcome) and len(fds) < len(frame.descriptors):
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise AttachError(
+            f"{len(fds)} of {len(frame.descriptors)} descriptors came over; this process may have {limit}: raise `ulimit -n`"
+        )
     raise AttachError(frame.reason if isinstance(frame, Sorry) else "it does not answer as a node of this version does")
 
 

@@ -43,7 +43,11 @@ class _Line:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 10 * RECONNECT_MS)
         self.socket.setsockopt(zmq.IPV6, 1)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_CLOSED)
-        self.socket.connect(address)
+        try:
+            self.socket.connect(address)
+        except zmq.ZMQError:
+            self.close()
+            raise
 
     def was_refused(self) -> bool:
         refused = False
@@ -63,6 +67,7 @@ class Wire:
     def __init__(self, seat: Seat, desk: Desk) -> None:
         assert seat.listen is not None
         self._desk = desk
+        self._told_version = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.USE_FD, os.dup(seat.listen.fd))
@@ -120,7 +125,9 @@ class Wire:
             arrivals.append(Arrival(msg.decode(data, address or "a connected peer"), connection, address))
         except ProtocolError as error:
             self._desk.count(Metric.MESSAGES_REFUSED)
-            log.debug("message refused: %s", error)
+            level = logging.WARNING if error.field == "version" and not self._told_version else logging.DEBUG
+            self._told_version |= level == logging.WARNING
+            log.log(level, "message refused: %s", error)
 
     def send(self, out: list[Out]) -> None:
         """Hand messages to the sockets; never waits. One that does not fit is dropped, for heartbeats repair it."""
