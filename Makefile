@@ -13,6 +13,7 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 BUILT := allocator/_core.abi3.so
 TYPING := .build/typing
+APART := .build/wheelcheck
 PACKAGES := pipeline workers allocator
 CORE := $(wildcard allocator/*.c allocator/*.h allocator/*/*.c allocator/*/*.h)
 SYSTEM_LIBRARIES := libibverbs.so.1 libnuma.so.1
@@ -20,10 +21,10 @@ SYSTEM_PACKAGES := libibverbs1 libnuma1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo test lint types storm bench wheel clean
+.PHONY: help setup system demo test lint types storm bench wheel wheelcheck clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(BUILT)  ## create .venv, install everything, build the native core (again only when their sources change)
 
@@ -49,8 +50,21 @@ bench: $(BUILT) $(PEERS)  ## every benchmark in bench/, one after another; ARGS=
 	@set -e; for file in $(sort $(wildcard bench/[!_]*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 wheel: $(BUILT)  ## build a wheel into dist/
+	@rm -rf build/lib.* build/bdist.*  # else modules that are no more would be packed, too
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist/*.whl
+
+# An environment of its own, without the editable install: what .venv has besides is added by a path file, whose folders' own path
+# files (so the finder of the editable install) Python does not read. Run from another folder, which holds none of the sources.
+wheelcheck: wheel  ## install the wheel apart, and run the tests of the allocator, the pipeline and the package against it; ARGS for pytest
+	@rm -rf $(APART) && mkdir -p $(APART)/folder
+	@$(BIN)/python -m venv --without-pip $(APART)/venv
+	@$(PIP) --python $(APART)/venv/bin/python install --quiet --no-deps --no-index $$(ls -t dist/embridge-*.whl | head -1)
+	@site=$$($(APART)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$site/zz_tools.pth" && \
+	cd $(APART)/folder && EMBRIDGE_TEST_SITE="$$site" ../venv/bin/python -m pytest -c $(CURDIR)/pyproject.toml \
+		--rootdir $(CURDIR) -p no:cacheprovider -n auto -m "not storm" $(ARGS) \
+		$(CURDIR)/tests/test_package.py $(CURDIR)/tests/allocator $(CURDIR)/tests/pipeline
 
 clean:  ## remove what was built, .venv too
 	rm -rf $(VENV) .build build dist embridge.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis allocator/*.so

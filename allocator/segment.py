@@ -60,7 +60,7 @@ def create_segment(label: str, size: int) -> Descriptor:
         os.posix_fallocate(memory.fd, 0, size)
     except OSError as error:
         os.close(memory.fd)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, posix_ipc.Error):
             posix_ipc.unlink_shared_memory(name)
         raise SegmentError(
             f"shared memory for {label}: {size} bytes asked for, {_shm_free()} bytes free in /dev/shm ({error.strerror}); "

@@ -323,7 +323,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (EmbridgeError, OSError) as error:
         if launcher is not None:
             launcher.close()
-        os.write(options.ready_fd, msgspec.json.encode(Ready(error=f"{type(error).__name__}: {error}")))
+        text = str(error) if isinstance(error, EmbridgeError) else f"{type(error).__name__}: {error}"
+        os.write(options.ready_fd, msgspec.json.encode(Ready(error=text)))
         os.close(options.ready_fd)
         return 1
     os.write(options.ready_fd, msgspec.json.encode(launcher.ready()))

@@ -1,0 +1,128 @@
+"""What is shipped: the wheel and the sdist hold all that is needed and nothing else, and the sdist builds by itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import embridge.allocator
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("allocator", "workers", "pipeline")
+NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+
+
+class Built(NamedTuple):
+    """The sdist made from these sources, and the wheel made from that sdist."""
+
+    sdist: Path
+    wheel: Path
+
+    def shipped(self) -> set[str]:
+        with zipfile.ZipFile(self.wheel) as archive:
+            return set(archive.namelist())
+
+    def metadata(self, name: str) -> str:
+        with zipfile.ZipFile(self.wheel) as archive:
+            return archive.read(f"embridge-0.1.0.dist-info/{name}").decode()
+
+
+def build(what: str, source: Path, target: Path) -> Path:
+    """Call the build backend in a source tree, as pip does without isolation."""
+    result = subprocess.run(
+        [sys.executable, "-c", BUILD, what, str(target)], cwd=source, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return target / result.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("package")
+    shutil.copytree(ROOT, folder / "tree", ignore=NOT_SOURCES)
+    sdist = build("build_sdist", folder / "tree", folder)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "sdist", filter="data")
+    (source,) = (folder / "sdist").iterdir()
+    return Built(sdist, build("build_wheel", source, folder))
+
+
+class TestPackage:
+    """One build for all of them."""
+
+    def test_the_wheel_is_for_every_python_from_3_11_on_and_for_this_platform(self, built: Built) -> None:
+        assert built.wheel.name.startswith("embridge-0.1.0-cp311-abi3-linux_")
+        assert "Tag: cp311-abi3-linux_" in built.metadata("WHEEL")
+        assert "Root-Is-Purelib: false" in built.metadata("WHEEL")
+
+    def test_the_wheel_holds_every_module_the_core_and_its_types(self, built: Built) -> None:
+        modules = {f"embridge/{path.relative_to(ROOT)}" for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+        typing = {*(f"embridge/{package}/py.typed" for package in PACKAGES), "embridge/allocator/_core.pyi"}
+        shipped = {name for name in built.shipped() if ".dist-info/" not in name}
+        assert shipped == modules | typing | {"embridge/allocator/_core.abi3.so"}
+
+    def test_the_wheel_names_its_command_its_licence_and_what_it_needs(self, built: Built) -> None:
+        assert "embridge = embridge.pipeline.cli:main" in built.metadata("entry_points.txt")
+        assert any(name.endswith("licenses/LICENSE") for name in built.shipped())
+        needed = {
+            line.split(" ", 1)[1].split(">")[0]
+            for line in built.metadata("METADATA").splitlines()
+            if line.startswith("Requires-Dist") and "extra" not in line
+        }
+        assert needed == {"torch", "numpy", "pyzmq", "posix-ipc", "msgspec", "click", "rich"}
+
+    def test_the_sdist_holds_the_sources_of_the_core_the_tests_and_the_documents_and_nothing_built(self, built: Built) -> None:
+        with tarfile.open(built.sdist) as archive:
+            names = {name.partition("/")[2] for name in archive.getnames()}
+        core = {str(path.relative_to(ROOT)) for pattern in ("*.c", "*.h") for path in (ROOT / "allocator").rglob(pattern)}
+        assert any(name.endswith(".h") for name in core)
+        assert core <= names
+        assert {"pyproject.toml", "setup.py", "Makefile", "README.md", "LICENSE", "tests/conftest.py", "docs/invariants.md"} <= names
+        assert not {name for name in names if name.endswith((".so", ".pyc"))}
+
+    def test_the_core_of_the_wheel_exports_its_entry_and_nothing_else(self, built: Built, tmp_path: Path) -> None:
+        """And loads, without the package around it."""
+        with zipfile.ZipFile(built.wheel) as archive:
+            core = Path(archive.extract("embridge/allocator/_core.abi3.so", tmp_path))
+        code = (
+            "import ctypes, importlib.machinery as m, importlib.util as u, sys\n"
+            "loader = m.ExtensionFileLoader('embridge.allocator._core', sys.argv[1])\n"
+            "core = u.module_from_spec(u.spec_from_loader(loader.name, loader))\n"
+            "loader.exec_module(core)\n"
+            "assert core.Mapping and core.__file__ == sys.argv[1], core\n"
+        )
+        result = subprocess.run([sys.executable, "-I", "-c", code, str(core)], capture_output=True, text=True, timeout=60, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+def test_the_package_under_test_is_the_one_that_is_meant() -> None:
+    """This checkout; or, under `make wheelcheck`, the wheel that it has installed."""
+    meant = Path(os.environ.get("EMBRIDGE_TEST_SITE", ROOT))
+    assert Path(embridge.allocator.__file__).is_relative_to(meant)
+    assert Path(embridge.allocator._core.__file__).is_relative_to(meant)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("how", [["-c", "import {}"], ["-m", "{}"]], ids=["import", "-m"])
+def test_from_the_root_of_the_sources_a_folder_is_no_package(package: str, how: list[str]) -> None:
+    """Where the current folder is on the path, a bare name finds the folder: the error says which name to use."""
+    command = [sys.executable, *(part.format(package) for part in how)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    said = result.stderr.strip().splitlines()[-1]
+    assert f"{package!r} is the folder of embridge.{package}, imported by its bare name; import embridge.{package}" in said
+
+
+def test_from_the_root_of_the_sources_the_package_is_found_by_its_full_name() -> None:
+    code = "import embridge.allocator as a, embridge.pipeline as p; print(a.__name__, p.PipelineConfig.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout.split() == ["embridge.allocator", "PipelineConfig"], result.stderr
