@@ -82,7 +82,6 @@ int main(int argc, char **argv)
     header = allocate(RING_HEADER_BYTES), records = allocate(CAPACITY * RECORD_BYTES);
     ring_format(header, CAPACITY);
     litmus(argc, argv, produce, consume);
-    printf("records that came: %llu, looks at an empty ring: %llu\n",
-           (ull)num_records, (ull)num_empty);
+    printf("records that came: %llu, looks at an empty ring: %llu\n", (ull)num_records, (ull)num_empty);
     return verdict();
 }
