@@ -52,7 +52,6 @@ class Bench:
     @contextmanager
     def unharmed(self) -> Iterator[None]:
         """What is done meanwhile takes no block, slot or descriptor for good, ends no process, and the next good request arrives."""
-        self.good_request()  # whatever is made on first use is there
         before, restarts = self._descriptors(), self._restarts()
         yield
         self.good_request()
@@ -84,7 +83,10 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(encode: Station, language: Station, _rooms: Iterator[int]) -> Iterator[Bench]:
     with attach(encode.run_dir) as sending, attach(language.run_dir) as receiving:
-        yield Bench(encode, language, sending, Queues(receiving), _rooms)
+        bench = Bench(encode, language, sending, Queues(receiving), _rooms)
+        for _ in range(encode.control.limits.num_workers):  # one for each: what they make on first use is there
+            bench.good_request()
+        yield bench
 
 
 def says(text: str) -> str:
