@@ -416,13 +416,13 @@ class Client:
         if self._closed or self._forked:
             self._closed = True
             return
-        self._closed = True
         self._stop = True
-        if self.pinned:
-            unregister_from_cuda(self.payload)
         self._library_bell.ring()
         if self._thread is not None:
             self._thread.join(5.0)
+        self._closed = True
+        if self.pinned:
+            unregister_from_cuda(self.payload)
         self._turns.clear()
         self._handles.clear()
         self._rooms.clear()

@@ -94,6 +94,7 @@ class GrantSender:
             case Kick.LOOK:
                 self._desk.to("poller").send(Kick.LOOK, slot, epoch)
             case Kick.SEND_ABORT:
+                self._open(slot, epoch, now_ns)
                 self._send_abort(slot, epoch)
             case Kick.RELEASE:
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
@@ -104,7 +105,8 @@ class GrantSender:
                 self._drop_link_of(slot)
 
     def _open(self, slot: int, epoch: int, now_ns: int) -> None:
-        if not self._desk.is_live(slot, epoch) or self._slots.get(slot, Slot.PEER):
+        """Have its encode node registered; also for a request that has failed, for its encoder is to hear why."""
+        if not self._desk.is_current(slot, epoch) or self._slots.get(slot, Slot.PEER):
             return
         address = self._slots.address(slot)
         link = self._links.get(address)
@@ -129,12 +131,16 @@ class GrantSender:
         return link
 
     def _join(self, slot: int, epoch: int, peer: int) -> None:
-        """The handshake of this request is done: its client may grant."""
-        if self._desk.is_live(slot, epoch):
-            self._slots.set(slot, Slot.PEER, peer + 1)
-            self._desk.wake_library(slot)
-            if self._slots.get(slot, Slot.INIT_ASKED):
-                self._send_grant(slot, epoch)
+        """The handshake of this request is done: its client may grant, or the poller have it aborted."""
+        if not self._desk.is_current(slot, epoch):
+            return
+        self._slots.set(slot, Slot.PEER, peer + 1)
+        if not self._desk.is_live(slot, epoch):
+            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            return
+        self._desk.wake_library(slot)
+        if self._slots.get(slot, Slot.INIT_ASKED):
+            self._send_grant(slot, epoch)
 
     # ---- registration
 
@@ -181,6 +187,8 @@ class GrantSender:
         for slot, epoch in link.waiting.items():
             if self._desk.is_live(slot, epoch):
                 self._desk.fail(slot, epoch, code, reason)
+            else:  # it has failed before, and nobody is there to be told
+                self._desk.to("poller").send(Kick.ABORT_ACK, slot, epoch)
         self._links.pop(link.address, None)
         self._out.append(Disconnect(link.address))
 

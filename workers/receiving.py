@@ -203,11 +203,14 @@ class StatusReceiver(Poller):
 
     def _is_acked(self, slot: int, epoch: int, peer: int) -> bool:
         """Whether nobody will write into this request's blocks any more. If not, ask."""
-        if self._slots.get(slot, Slot.ACKED_EPOCH) == epoch or self._slots.get(slot, Slot.CONTACTED_EPOCH) != epoch:
+        if self._slots.get(slot, Slot.ACKED_EPOCH) == epoch:
             return True
+        if peer < 0:  # no handshake: there is none to be had, or it is under way, and the encoder will be told then
+            return self._slots.get(slot, Slot.FAILURE) in (FailureCode.UNREACHABLE, FailureCode.REFUSED)
         peers = self._control.peers
         if not peers.is_alive(peer):
-            gone = not self._control.writers.has(peers.get(peer, Peer.NODE_ID), peers.get(peer, Peer.INCARNATION))
+            contacted = self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch
+            gone = not contacted or not self._control.writers.has(peers.get(peer, Peer.NODE_ID), peers.get(peer, Peer.INCARNATION))
             if gone:
                 self._slots.set(slot, Slot.ACKED_EPOCH, epoch)
             return gone

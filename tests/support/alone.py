@@ -23,7 +23,7 @@ from support.rows import rows_of
 from support.simulation import RoleActor, SimulatedNode, World
 
 BLOCK_SIZE = 4
-ENCODE_ADDRESS = "tcp://there/bootstrap"
+ENCODE_ADDRESS = "tcp://there:1"
 
 Kind = TypeVar("Kind", bound=msg.Message)
 
@@ -197,8 +197,8 @@ class EncodeAlone(Alone):
         geometry = self.node.geometry
         values: dict[str, Any] = {
             "header": self.header(node_id=node_id, incarnation=incarnation, target=0),
-            "bootstrap_addr": f"tcp://language{node_id}/bootstrap",
-            "poller_addr": f"tcp://language{node_id}/poller",
+            "bootstrap_addr": f"tcp://language{node_id}:1",
+            "poller_addr": f"tcp://language{node_id}:2",
             "run_socket": "",
             "session": 1,
             "hidden_size": geometry.hidden_size,
@@ -297,7 +297,7 @@ class LanguageAlone(Alone):
 
     def registered(self, *, incarnation: int = 1) -> None:
         header = self.header(node_id=20, incarnation=incarnation)
-        answer = msg.Registered(header, ENCODE_ADDRESS, "tcp://there/poller", 16, 16)
+        answer = msg.Registered(header, ENCODE_ADDRESS, "tcp://there:2", 16, 16)
         self.hears("bootstrap", answer, address=ENCODE_ADDRESS)
 
     def receiver(self, room: int, blocks: int | None = 2) -> EmbeddingReceiver:

@@ -433,7 +433,7 @@ class SimulatedNode:
         )
         self.control = Control(self.control_map)  # the launcher's and the test's own look
         self.control.header.store(Header.NODE_STATE, NodeState.READY)
-        self.addresses = {"bootstrap": f"tcp://{name}/bootstrap", "poller": f"tcp://{name}/poller"}
+        self.addresses = {"bootstrap": f"tcp://{name}:1", "poller": f"tcp://{name}:2"}
         self.own_addresses = Addresses(self.addresses["bootstrap"], self.addresses["poller"], f"{name}.sock")
         self._to_poller = self.control.sender("launcher", "poller")
         self.clients: list[ClientActor] = []

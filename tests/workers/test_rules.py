@@ -372,7 +372,7 @@ def test_the_death_of_a_peer_frees_no_block_while_it_can_still_write() -> None:
     receiver = node.receiver(1)
     entry = node.control.writers.add(ForeignWriter(20, 1, 4711))
     assert entry is not None
-    node.is_refused("poller", "tcp://there/poller")
+    node.is_refused("poller", "tcp://there:2")
     assert isinstance(receiver.failure_exception(), PeerLost)
     assert node.counts() == {"free": 6, "quarantined": 2}
     node.node.writer_gone(entry)
@@ -566,8 +566,8 @@ def test_each_destination_is_told_its_own_progress_and_the_word_holds_the_least(
     rooms = {status.header.target: status.room for status in node.sent(msg.Status)}
     assert len(rooms) == 1  # both nodes are of incarnation 1
     told = {address: item.message.room for address, item in _statuses(node)}
-    assert (told["tcp://language10/poller"].sent_tokens, told["tcp://language11/poller"].sent_tokens) == (12, 4)
-    assert told["tcp://language10/poller"].phase == told["tcp://language11/poller"].phase
+    assert (told["tcp://language10:2"].sent_tokens, told["tcp://language11:2"].sent_tokens) == (12, 4)
+    assert told["tcp://language10:2"].phase == told["tcp://language11:2"].phase
 
 
 def _statuses(node: EncodeAlone) -> list[tuple[str, msg.Status]]:
@@ -644,12 +644,12 @@ def test_the_failure_of_one_destination_is_told_to_all(how: str) -> None:
     if how == "aborts":
         node.abort(1, reason="rank 0 is out of memory")
     else:
-        node.is_refused("poller", "tcp://language10/poller")
+        node.is_refused("poller", "tcp://language10:2")
     assert sender.poll() == Phase.Failed
     told = {address: item.message.room for address, item in _statuses(node)}
-    assert told["tcp://language11/poller"].phase == Phase.Failed
-    reason = told["tcp://language11/poller"].reason
-    assert reason == ("rank 0 is out of memory" if how == "aborts" else "language node a at tcp://language10/bootstrap is lost")
+    assert told["tcp://language11:2"].phase == Phase.Failed
+    reason = told["tcp://language11:2"].reason
+    assert reason == ("rank 0 is out of memory" if how == "aborts" else "language node a at tcp://language10:1 is lost")
 
 
 # ---- no deadlock
@@ -783,7 +783,7 @@ def test_a_request_whose_destination_is_dead_needs_no_closing() -> None:
     node = EncodeAlone()
     sender = node.sender(1, 8)
     node.init(1, [3])
-    node.is_refused("poller", "tcp://language10/poller")
+    node.is_refused("poller", "tcp://language10:2")
     assert isinstance(sender.failure_exception(), PeerLost)
     assert node.slots.get(sender.slot, Slot.RELEASED_EPOCH) == sender.epoch
 
