@@ -27,6 +27,7 @@ class Publisher(Poller):
         self._told: dict[int, dict[int, tuple[int, ...]]] = {}  # slot -> destination -> what it was told last
         self._by_key: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # (peer, slot, epoch there) -> ours
         self._acks_due: set[tuple[int, int]] = set()
+        self._sent: dict[int, list[int]] = {}  # slot -> of each destination, when its phase was computed: told together
 
     # ---- what came
 
@@ -53,24 +54,26 @@ class Publisher(Poller):
 
     def _serve(self, slot: int, epoch: int) -> None:
         self._enter(slot, epoch)
+        count = self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        self._sent[slot] = [self._dsts.get(slot, d, Destination.SENT) for d in range(count)]
         word = split(self._desk.status.load(slot))
         if word.phase < TERMINAL:
             self._advance(slot, epoch)
             word = split(self._desk.status.load(slot))
-        self._tell_all(slot, epoch, word.phase)
+        self._tell_all(slot, epoch, word.phase, self._sent[slot])
         if word.phase >= TERMINAL:
             self._end(slot, epoch)
 
     def _advance(self, slot: int, epoch: int) -> None:
-        slots, count = self._slots, self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        slots, sent = self._slots, self._sent[slot]
+        count = len(sent)
         if self._failed(slot, epoch, count):
             return
         required, total = slots.get(slot, Slot.REQUIRED), slots.get(slot, Slot.TOTAL)
         if not required or count < required:
             return
         if self._raise(slot, epoch, Phase.WaitingForInput, 0):
-            self._tell_all(slot, epoch, Phase.WaitingForInput)
-        sent = [self._dsts.get(slot, d, Destination.SENT) for d in range(count)]
+            self._tell_all(slot, epoch, Phase.WaitingForInput, [0] * count)
         first = [self._dsts.get(slot, d, Destination.FIRST_GRANT) for d in range(count)]
         least = min(sent)
         if not total or not least:
@@ -79,7 +82,7 @@ class Publisher(Poller):
             before = split(self._desk.status.load(slot)).phase
             self._raise(slot, epoch, Phase.Transferring, min(least, total))
             if before < Phase.Transferring:
-                self._tell_all(slot, epoch, Phase.Transferring)
+                self._tell_all(slot, epoch, Phase.Transferring, sent)
         if least >= total:
             self._raise(slot, epoch, Phase.Success, total)
             self._desk.count(Metric.SUCCEEDED)
@@ -124,9 +127,8 @@ class Publisher(Poller):
 
     # ---- telling
 
-    def _state(self, slot: int, epoch: int, d: int, phase: int) -> msg.RoomState:
-        """`sent` is read before `tainted`, so that what is reported clean is clean (R6)."""
-        sent = self._dsts.get(slot, d, Destination.SENT)
+    def _state(self, slot: int, d: int, phase: int, sent: int) -> msg.RoomState:
+        """`sent` was read before `tainted`, so that what is reported clean is clean (R6); and with it the phase was computed."""
         tainted = self._dsts.get(slot, d, Destination.TAINTED)
         key = msg.RequestKey(
             self._dsts.get(slot, d, Destination.REMOTE_SLOT),
@@ -147,18 +149,18 @@ class Publisher(Poller):
             reason=msg.clip(self._slots.reason(slot)) if failed else "",
         )
 
-    def _tell_all(self, slot: int, epoch: int, phase: int) -> None:
-        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
-            self._tell(slot, epoch, d, phase)
+    def _tell_all(self, slot: int, epoch: int, phase: int, sent: list[int]) -> None:
+        for d, tokens in enumerate(sent):
+            self._tell(slot, epoch, d, phase, tokens)
 
-    def _tell(self, slot: int, epoch: int, d: int, phase: int) -> None:
+    def _tell(self, slot: int, epoch: int, d: int, phase: int, sent: int) -> None:
         """Tell one destination, if what concerns it has changed since it was told last."""
         if self._dsts.get(slot, d, Destination.CLOSED):
             return
         peer = self._dsts.get(slot, d, Destination.PEER) - 1
         if not self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION)):
             return
-        state = self._state(slot, epoch, d, phase)
+        state = self._state(slot, d, phase, sent)
         granted = self._dsts.get(slot, d, Destination.GRANTED_TOKENS)
         crossing = min(state.ready_tokens, granted + 1)  # more ready than granted is news; how much more is not
         news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
@@ -187,12 +189,12 @@ class Publisher(Poller):
             if not self._desk.is_current(slot, epoch):
                 continue
             phase = split(self._desk.status.load(slot)).phase
-            for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            for d, sent in enumerate(self._sent[slot]):
                 if (
                     self._dsts.get(slot, d, Destination.PEER) == peer + 1
                     and not self._dsts.get(slot, d, Destination.CLOSED)
                 ):
-                    rooms.append(self._state(slot, epoch, d, phase))
+                    rooms.append(self._state(slot, d, phase, sent))
         return rooms
 
     # ---- the end
@@ -217,6 +219,7 @@ class Publisher(Poller):
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
+        self._sent.pop(slot, None)
         for d in self._told.pop(slot, {}):
             self._acks_due.discard((slot, d))
             key = (

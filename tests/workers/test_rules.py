@@ -234,7 +234,7 @@ def test_a_report_is_no_cleaner_than_its_progress() -> None:
         return int(get(slot, d, field))
 
     publisher._dsts.get = reading  # type: ignore[attr-defined]
-    publisher._state(sender.slot, sender.epoch, 0, Phase.Transferring)  # type: ignore[attr-defined]
+    publisher._serve(sender.slot, sender.epoch)  # type: ignore[attr-defined]
     assert order.index(Destination.SENT) < order.index(Destination.TAINTED)
 
 
