@@ -104,9 +104,9 @@ class EmbeddingSender(TransferHandle):
         if start != self._ready:
             raise ValueError(f"start: {start} is not {self._ready}, the number of rows given so far")
         self._chunks.append(chunk)
-        self._ready = chunk.end
         self.announce()
         self._slots.set(self.slot, Slot.READY, chunk.end)
+        self._ready = chunk.end  # after the word: the library thread tells the worker once of what it finds here
         self._client.wake(self)
         return True
 
