@@ -40,8 +40,10 @@ def test_b1_a_resume_raises_what_is_granted_and_lowers_nothing(
     sender = open_sender(sending, room, 600)
     assert give(sender)
     transfer.grant(1, 128)
-    assert transfer.wait_sent(128) == "Transferring"
+    transfer.wait_sent(128)
+    assert transfer.end_round() == "Transferring"
     transfer.copy_out(128)
+    wait_until(lambda: sender.poll() == Phase.Transferring)
     words = [handle.progress() for handle in (sender, transfer.receiver)]
     transfer.grant(4, 472)
     while not transfer.receiver.poll().is_terminal:

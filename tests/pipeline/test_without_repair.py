@@ -81,6 +81,41 @@ def test_rows_that_are_written_one_block_at_a_time_are_each_sent_at_once(
     assert queues.take(room, 10).difference == ""
 
 
+def test_rows_are_sent_though_the_library_thread_comes_between_the_steps_of_a_write(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B5: it must not find rows before the word that the worker goes by says that they are ready, and tell the worker too early."""
+    sending, queues = clients
+    room = next(rooms)
+    request = queues.add(pair[0].addr, room)
+    sender = open_sender(sending, room, 200)  # the first grant of 256 tokens is all it gets
+    wait_until(lambda: request.receiver is not None and sender.poll().name == "WaitingForInput", 10)
+    turns: list[int] = []
+    service, slots = sender.service, sender._slots
+
+    def serve() -> None:
+        service()
+        turns.append(1)
+
+    class Interrupted:
+        """The slots, with a turn of the library thread before every store."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(slots, name)
+
+        def set(self, *arguments: int) -> None:
+            before = len(turns)
+            sending.wake(sender)
+            wait_until(lambda: len(turns) > before, 10)
+            slots.set(*arguments)
+
+    monkeypatch.setattr(sender, "service", serve)
+    monkeypatch.setattr(sender, "_slots", Interrupted())
+    assert give(sender)
+    assert queues.take(room, 10).difference == ""
+    assert ended(sender, 10).error == ""
+
+
 def test_many_requests_wait_for_each_others_blocks_and_are_woken_by_them(
     pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
 ) -> None:

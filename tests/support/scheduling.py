@@ -210,6 +210,16 @@ class ByHand:
         assert receiver.sent_tokens == tokens, receiver
         return receiver.poll().name
 
+    def end_round(self, timeout_s: float = 20.0) -> str:
+        """Until all that was granted has landed, here and at the other destinations; the phase then.
+
+        The rows of one destination may be told a moment before the phase that they bring about.
+        """
+        receiver, total = self.receiver, self.receiver.total_embedding_length
+        self.wait_sent(min(receiver.granted_tokens, total) if total else receiver.granted_tokens, timeout_s)
+        wait_until(lambda: receiver.poll() >= Phase.Transferring, timeout_s, lambda: f"{receiver} at the end of a round")
+        return receiver.poll().name
+
     def copy_out(self, end: int) -> int:
         """Keep rows up to `end`, and release the blocks behind them. Returns how many blocks came free."""
         receiver, bs, buffers = self.receiver, self.client.geometry.block_size, self.client.buffers
@@ -269,7 +279,8 @@ def by_hand(
         transfer.grant(blocks, tokens)
         # what a grant left open of the block before counts as granted now
         granted = transfer.receiver.granted_tokens
-        phases.append(transfer.wait_sent(min(granted, total)))
+        transfer.wait_sent(min(granted, total))
+        phases.append(transfer.end_round())
         if i < len(grants) - 1:
             assert transfer.receiver.needs_resume
             transfer.copy_out(granted)
