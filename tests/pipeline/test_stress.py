@@ -14,9 +14,10 @@ from support.agents import Agent, running
 from support.encoding import Outcome
 from support.nodes import Station, run_dirs, station
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 REQUESTS, LONGEST = 64, 20_000
+TIMEOUT_S = 240.0  # seconds on an idle machine; minutes where many tests run at once
 ONE_ROUND = ["Bootstrapping", "WaitingForInput", "Success"]
 RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]
 
@@ -24,7 +25,7 @@ RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]
 @pytest.fixture(scope="module", params=[16, 1], ids=["16 blocks a side", "one block a side"])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Station, Station]]:
     """Two nodes with pools of that many blocks of 128 tokens, hidden 64."""
-    geometry = {"num_blocks": request.param, "deepstack_layers": 1, "log_level": "WARNING"}
+    geometry = {"num_blocks": request.param, "deepstack_layers": 1, "log_level": "WARNING", "request_timeout_s": TIMEOUT_S}
     with run_dirs() as path, station("encode", path / "e", **geometry) as e, station("language", path / "l", **geometry) as lang:
         yield e, lang
 
@@ -48,10 +49,10 @@ def watched(watcher: Agent, *stations: Station) -> Iterator[None]:
     assert looks > changes > 0
 
 
-def lengths(num_blocks: int, rooms: Iterator[int], seed: int) -> dict[int, int]:
-    """64 requests of 1 to 20 000 tokens; through one block a side, most of them shorter."""
-    rng = random.Random(seed)
-    if num_blocks > 1:
+def lengths(num_blocks: int, destinations: int, rooms: Iterator[int]) -> dict[int, int]:
+    """64 requests of 1 to 20 000 tokens: any length as likely as any other, or, where that takes long, any order of magnitude."""
+    rng = random.Random(10 * num_blocks + destinations)
+    if num_blocks > destinations == 1:
         totals = [rng.randint(1, LONGEST) for _ in range(REQUESTS - 2)]
     else:
         totals = [int(math.exp(rng.uniform(0, math.log(LONGEST)))) for _ in range(REQUESTS - 2)]
@@ -73,16 +74,16 @@ def test_64_requests_at_once_all_arrive_with_every_byte(
     """D8, R21, P5, P6: 1 to 20 000 tokens each, through pools that hold a fraction of one of them."""
     encode, language = pair
     num_blocks = language.geometry.num_blocks
-    totals = lengths(num_blocks, rooms, seed=10 * num_blocks + destinations)
+    totals = lengths(num_blocks, destinations, rooms)
     agents, numbers = [scheduler, other_scheduler][:destinations], list(totals)
     with watched(watcher, encode, language):
         for agent in agents:
             agent.call(scheduling.request_many, language.run_dir, encode.addr, numbers, required=destinations)
         for agent in agents:
-            agent.start(scheduling.take_many, language.run_dir, numbers)
+            agent.start(scheduling.take_many, language.run_dir, numbers, TIMEOUT_S)
         encoder.start(encoding.send_many, encode.run_dir, totals)
-        encoder.result(100)
-        received = [agent.result(110) for agent in agents]
+        encoder.result(TIMEOUT_S)
+        received = [agent.result(TIMEOUT_S) for agent in agents]
         sent = encoder.call(encoding.outcomes, numbers)
     for room, total in totals.items():
         assert sent[room].path in (ONE_ROUND, RESUMED)
@@ -98,7 +99,10 @@ def test_64_requests_at_once_all_arrive_with_every_byte(
 def test_requests_given_up_at_any_moment_end_once_and_leave_no_block_behind(
     pair: tuple[Station, Station], encoder: Agent, scheduler: Agent, watcher: Agent, rooms: Iterator[int]
 ) -> None:
-    """P5, D6, D12, B12: half of 48 requests are aborted somewhere on their way, from either side; the others arrive whole."""
+    """P5, D6, D12, B12: half of 48 requests are aborted somewhere on their way, from either side; the others arrive whole.
+
+    Which of them arrive before their abort is the machine's affair; what an aborted one ends as is not.
+    """
     encode, language = pair
     rng = random.Random(7)
     totals = {next(rooms): rng.randint(1, 3000) for _ in range(48)}
@@ -122,7 +126,6 @@ def test_requests_given_up_at_any_moment_end_once_and_leave_no_block_behind(
         else:
             assert (received[room].difference, received[room].total) == ("", total)
             assert sent[room].error == ""
-    assert sum(1 for it in received.values() if it.error) > 0
     encode.wait_idle()
     language.wait_idle()
 
