@@ -98,14 +98,17 @@ class Station:
 
 
 def config_of(role: str, run_dir: Path, **settings: Any) -> PipelineConfig:
-    """Small tables, nothing locked; `settings` as `PipelineConfig` takes them, those of Geometry and Timing by their own names."""
+    """Small tables, nothing locked, and patience with a machine that runs many tests.
+
+    `settings` as `PipelineConfig` takes them, those of Geometry and Timing by their own names.
+    """
     geometry = {key: settings.pop(key) for key in list(settings) if key in Geometry.__dataclass_fields__}
     timing = {key: settings.pop(key) for key in list(settings) if key in Timing.__dataclass_fields__}
     return PipelineConfig(
         role=role,
         run_dir=run_dir,
         geometry=Geometry(**{"hidden_size": 64, "num_blocks": 8, **geometry}),
-        timing=Timing(**{"request_timeout_s": 60.0, **timing}),
+        timing=Timing(**{"request_timeout_s": 60.0, "peer_timeout_s": 30.0, **timing}),
         lock_memory=False,
         **{"limits": LIMITS, "log_level": "INFO", **settings},
     )

@@ -14,7 +14,7 @@ from embridge.pipeline.joining import open_control
 
 def watch(state: SimpleNamespace, run_dirs: list[Path]) -> None:
     """Begin to look, in a thread of this process, until `report`."""
-    os.nice(5)  # what it takes is what others leave
+    os.nice(19)  # what it takes is what others leave
     state.violations, state.looks, state.changes, state.stop = [], 0, 0, False
     tables = [open_control(run_dir) for run_dir in run_dirs]
     state.thread = threading.Thread(target=_look, args=(state, run_dirs, tables))
