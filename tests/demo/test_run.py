@@ -53,6 +53,7 @@ def test_an_interrupt_stops_everything_and_leaves_nothing(images: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job inherits it ignored
     )
     watchdog = threading.Timer(100, process.kill)
     watchdog.start()
