@@ -22,11 +22,14 @@ class Mapping:
     """A MAP_SHARED mapping of `size` bytes of descriptor `fd`, aligned to `alignment` (over-mapped beyond a page).
 
     Exports the buffer protocol (writable unless `writable=False`); every view keeps the mapping. It is unmapped with
-    the last reference. The descriptor may be closed after construction. Raises OSError, also (ENXIO) where the file is
-    shorter than `size`: touching what lies beyond it would be a SIGBUS.
+    the last reference. With an `address` it lies there or (OSError) nowhere. The descriptor may be closed after
+    construction. Raises OSError, also (ENXIO) where the file is shorter than `size`: touching what lies beyond it would
+    be a SIGBUS.
     """
 
-    def __init__(self, fd: int, size: int, *, writable: bool = True, alignment: int = 4096) -> None: ...
+    def __init__(
+        self, fd: int, size: int, *, writable: bool = True, alignment: int = 4096, address: int = 0
+    ) -> None: ...
     @property
     def size(self) -> int: ...
     @property

@@ -87,18 +87,33 @@ static void *map_aligned(int fd, size_t mapped, size_t alignment, int protection
     return address;
 }
 
+// At just this address, or not at all: nothing that is mapped there is replaced.
+static void *map_at(int fd, size_t mapped, void *address, int protection)
+{
+    void *got = mmap(address, mapped, protection, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0);
+    if (got != MAP_FAILED && got != address) { // a kernel before 4.17 takes the address for advice
+        munmap(got, mapped);
+        errno = EEXIST;
+        return MAP_FAILED;
+    }
+    return got;
+}
+
 static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "size", "writable", "alignment", NULL};
+    static char *names[] = {"fd", "size", "writable", "alignment", "address", NULL};
     const Py_ssize_t page = sysconf(_SC_PAGESIZE);
     Py_ssize_t size, alignment = page;
     int fd, writable = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "in|$pn:Mapping", names, &fd, &size, &writable, &alignment))
+    unsigned long long wanted = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "in|$pnK:Mapping", names, &fd, &size, &writable, &alignment, &wanted))
         return NULL;
     if (size < 1 || size > PY_SSIZE_T_MAX / 4)
         return PyErr_Format(PyExc_ValueError, "size: %zd bytes, not a size", size);
     if (alignment < 1 || alignment > PY_SSIZE_T_MAX / 4 || (alignment & (alignment - 1)) != 0)
         return PyErr_Format(PyExc_ValueError, "alignment: %zd is not a power of two", alignment);
+    if ((wanted & (unsigned long long)(alignment - 1)) != 0 || wanted % (unsigned long long)page != 0)
+        return PyErr_Format(PyExc_ValueError, "address: %llu is not a multiple of the alignment", wanted);
     struct stat file;
     if (fstat(fd, &file) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -112,7 +127,9 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     const size_t mapped = ((size_t)size + page - 1) & ~((size_t)page - 1);
     void *address;
     Py_BEGIN_ALLOW_THREADS
-    address = map_aligned(fd, mapped, (size_t)alignment, writable ? PROT_READ | PROT_WRITE : PROT_READ);
+    const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    address = wanted != 0 ? map_at(fd, mapped, (void *)(uintptr_t)wanted, protection)
+                          : map_aligned(fd, mapped, (size_t)alignment, protection);
     Py_END_ALLOW_THREADS
     if (address == MAP_FAILED)
         return PyErr_SetFromErrno(PyExc_OSError);

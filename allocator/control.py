@@ -15,6 +15,7 @@ from embridge.allocator.owners import LaneTable, ProcessTable, WriterTable
 from embridge.allocator.peertable import PeerTable
 from embridge.allocator.requests import DestinationTable, SlotTable, StagingTable, WindowTable
 from embridge.allocator.rings import KickInbox, KickSender
+from embridge.allocator.sessions import SessionTable
 from embridge.allocator.status import StatusTable
 
 _HEADER_WORDS = 64
@@ -35,7 +36,6 @@ def format_control(
         Header.NODE_ID: node_id,
         Header.INCARNATION: incarnation,
         Header.ROLE: role,
-        Header.SESSION: 1,
         Header.STARTED_NS: now_ns,
     }
     for base, value in ((Header.GEOMETRY, geometry), (Header.LIMITS, limits)):
@@ -107,9 +107,9 @@ class Control:
         return lay.NodeState(self.header.load(Header.NODE_STATE))
 
     @property
-    def session(self) -> int:
-        """Under which remote writers may write here; a fence raises it (R10)."""
-        return self.header.load(Header.SESSION)
+    def sessions(self) -> SessionTable:
+        assert self.role == Role.LANGUAGE
+        return SessionTable(self.mapping, self.layout)
 
     def bell(self, name: str) -> Doorbell:
         """The doorbell of a process, a lane or a lane's library thread, by name."""

@@ -12,6 +12,7 @@
     │ destinations  encode: grants, watermarks │        ├───────────────────────────────────────────┤
     │ staging       encode: cached source rows │        │ aux_datas         [block][16] int32       │
     │ windows       language: granted blocks   │        └───────────────────────────────────────────┘
+    │ sessions      language: network engines  │
     │ cells         owner of each block        │
     │ peers         other nodes; tombstones    │
     │ writers       who maps our payload       │
@@ -30,7 +31,7 @@ from enum import IntEnum
 from typing import Final
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 LINE_BYTES: Final = 64
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
@@ -147,7 +148,7 @@ class Header(IntEnum):
     INCARNATION = 5
     ROLE = 6
     NODE_STATE = 7
-    SESSION = 8
+    LAST_SESSION = 8  # language: the highest session number given to an engine (add)
     BLOCK_WAITERS = 9  # bit a lane that waits for a block
     LAUNCHER_PID = 10
     STARTED_NS = 11
@@ -221,6 +222,7 @@ class Slot(IntEnum):
     NUM_ROUNDS = 24  # language: client
     HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
     INIT_ASKED = 26  # language: client, it has called init, if only with no blocks
+    SESSION = 27  # language: bootstrap, the latest session under which a grant left; 0: through shared memory only
 
 
 SLOT_WORDS: Final = 32
@@ -249,9 +251,13 @@ class Destination(IntEnum):
     ABORTED = 11  # bootstrap: the destination has asked for an abort
     ATTEMPT_SESSION = 12  # worker
     REGISTRATION = 13  # bootstrap: under which that node had registered
+    SESSION = 14  # bootstrap: the latest session of its grants, written after the two that follow
+    PORT = 15  # bootstrap: of that session's engine
+    BASE = 16  # bootstrap: where its payload lies there
+    FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
 
 
-DESTINATION_WORDS: Final = 16
+DESTINATION_WORDS: Final = 24
 
 
 class Peer(IntEnum):
@@ -264,9 +270,17 @@ class Peer(IntEnum):
     WINDOW = 4
     NUM_BLOCKS = 5
     NUM_SLOTS = 6
-    SESSION = 7
+    ENGINE = 7  # bootstrap: how rows travel between us, a number of `Engine`
     REGISTERED_NS = 8
     REGISTRATION = 9  # bootstrap: which of the registrations of this incarnation counts; only rises (R14)
+    TAINTED = 10  # encode: workers raise it, session + 1 of the latest attempt to it that ended other than done (R7)
+
+
+class Engine(IntEnum):
+    """`Peer.ENGINE`; the names are those of the configuration."""
+
+    SHM = 1
+    MOONCAKE = 2
 
 
 class PeerState(IntEnum):
@@ -295,6 +309,18 @@ class Writer(IntEnum):
 
 
 WRITER_WORDS: Final = 4
+
+
+class Session(IntEnum):
+    """Words of one transfer worker's engine on the language side; that worker writes them, `NUMBER` last."""
+
+    NUMBER = 0  # 0: it has none
+    PORT = 1
+    BASE = 2  # where the payload lies in its process
+
+
+SESSION_WORDS: Final = 8
+PORT_WORDS: Final = (1 << 16) // 64
 METRIC_WORDS: Final = 64
 DOORBELL_BYTES: Final = LINE_BYTES
 RECORD_BYTES: Final = 64
@@ -363,6 +389,8 @@ class ControlLayout:
     grants: int
     staging: int
     windows: int
+    sessions: int
+    ports: int
     cells: int
     exposure: int
     peers: int
@@ -391,6 +419,8 @@ class ControlLayout:
             "grants": m.take(n * limits.max_destinations * limits.window_blocks * 8 * encode),
             "staging": m.take(n * limits.window_blocks * 8 * encode),
             "windows": m.take(n * limits.window_blocks * 8 * language),
+            "sessions": m.take(limits.num_workers * SESSION_WORDS * 8 * language),
+            "ports": m.take(PORT_WORDS * 8 * language),
             "cells": m.take(geometry.num_blocks * 8),
             "exposure": m.take(geometry.num_blocks * 8),
             "peers": m.take(limits.max_peers * PEER_BYTES),

@@ -25,7 +25,8 @@ class Metric(IntEnum):
     RESENT = 10
     RINGS_FULL = 11
     ERRORS = 12
-    STEPS = 13
+    WRITES_FAILED = 13
+    SESSIONS = 14
 
 
 class Metrics:

@@ -25,7 +25,7 @@ class PeerRecord(NamedTuple):
     window_blocks: int
     num_blocks: int
     num_slots: int
-    session: int
+    engine: int
     bootstrap_addr: str
     poller_addr: str
     run_socket: str
@@ -63,6 +63,9 @@ class PeerTable:
 
     def put(self, peer: int, field: Peer, value: int) -> None:
         self._words.store(peer * self._stride + field, value)
+
+    def raise_to(self, peer: int, field: Peer, value: int) -> bool:
+        return self._words.raise_to(peer * self._stride + field, value)
 
     def is_alive(self, peer: int) -> bool:
         return self.get(peer, Peer.STATE) == PeerState.REGISTERED
@@ -109,12 +112,14 @@ class PeerTable:
             (Peer.WINDOW, record.window_blocks),
             (Peer.NUM_BLOCKS, record.num_blocks),
             (Peer.NUM_SLOTS, record.num_slots),
-            (Peer.SESSION, record.session),
+            (Peer.ENGINE, record.engine),
             (Peer.HEARD_NS, now_ns),
             (Peer.REGISTERED_NS, now_ns),
             (Peer.REGISTRATION, record.registration),
         ):
             self.put(peer, field, value)
+        if not keep_tombstones:
+            self.put(peer, Peer.TAINTED, 0)
         if self._tombstones is not None and not keep_tombstones:
             for slot in range(min(record.num_slots, self.num_slots)):
                 self._tombstones.store(peer * self.num_slots + slot, 0)
@@ -131,7 +136,7 @@ class PeerTable:
             window_blocks=self.get(peer, Peer.WINDOW),
             num_blocks=self.get(peer, Peer.NUM_BLOCKS),
             num_slots=self.get(peer, Peer.NUM_SLOTS),
-            session=self.get(peer, Peer.SESSION),
+            engine=self.get(peer, Peer.ENGINE),
             registration=self.get(peer, Peer.REGISTRATION),
             **texts,
         )

@@ -28,6 +28,8 @@ class Kick(IntEnum):
     LANE_DEAD = 10  # launcher to poller; slot is the lane
     PEER_DEAD = 11  # this peer (slot) is gone
     WRITER_GONE = 12  # launcher to poller: a foreign writer of our payload is dead
+    SESSION = 13  # language: worker `slot` is in a new session, the engine of the old one is dead
+    FENCE = 14  # language: poller to worker, end the engine of session `value` and begin another
 
 
 class Record(NamedTuple):

@@ -75,8 +75,8 @@ def _shm_free() -> int:
     return status.f_bavail * status.f_frsize
 
 
-def map_segment(fd: int, size: int, *, alignment: int = 4096) -> Mapping:
-    """Map a segment that somebody handed over.
+def map_segment(fd: int, size: int, *, alignment: int = 4096, address: int = 0) -> Mapping:
+    """Map a segment that somebody handed over; with an `address`, there and nowhere else.
 
     Raises:
         SegmentError: it is smaller than `size` (touching its end would be SIGBUS), or cannot be mapped.
@@ -85,6 +85,6 @@ def map_segment(fd: int, size: int, *, alignment: int = 4096) -> Mapping:
     if actual < size:
         raise SegmentError(f"segment: {actual} bytes < {size} bytes expected; the node that made it has another layout")
     try:
-        return Mapping(fd, size, alignment=alignment)
+        return Mapping(fd, size, alignment=alignment, address=address)
     except OSError as error:
         raise SegmentError(f"segment of {size} bytes cannot be mapped: {error}") from error

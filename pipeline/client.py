@@ -128,7 +128,7 @@ class Client:
         if self.control.role == Role.ENCODE:
             self.destinations, self.staging = self.control.destinations, self.control.staging
         else:
-            self.windows = self.control.windows
+            self.windows, self.sessions = self.control.windows, self.control.sessions
         num_slots = self.control.limits.num_slots
         self._user_bell = self.control.bell(f"lane{lane}")
         self._library_bell = self.control.bell(f"library{lane}")

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from embridge.allocator.layout import Geometry, Limits, Role
 from embridge.workers.engines import ENGINES
+from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
 
 GIB: Final = 1 << 30
@@ -37,6 +38,8 @@ def default_run_dir(role: str) -> Path:
 class PipelineConfig:
     """One node. Sizes in blocks and tokens, times in `timing`.
 
+    `engine`: "auto" takes shared memory to peers on this host and Mooncake to others; "shm" or "mooncake" forces one.
+
     `host` is the one address this node binds; control messages are not encrypted, so it must be a loopback address.
     `default_allocate_tokens` is what a request is granted before its length is known (the documents' 8192).
     `host_buffer_bytes` bounds the language side's tensors of received requests.
@@ -48,6 +51,7 @@ class PipelineConfig:
     bootstrap_port: int = 0
     poller_port: int = 0
     engine: str = "auto"
+    mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
     geometry: Geometry = field(default_factory=Geometry)
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
@@ -134,10 +138,10 @@ class PipelineConfig:
 
 
 _KINDS: Final[dict[str, Any]] = {
-    **{kind.__name__: kind for kind in (str, int, bool, Geometry, Limits, Timing)},
+    **{kind.__name__: kind for kind in (str, int, bool, Geometry, Limits, Timing, MooncakeSettings)},
     "Path | None": str | Path | None,
 }
-_GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing}
+_GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing, "mooncake": MooncakeSettings}
 
 _POOL_TOKENS: Final = "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE"  # becomes `num_blocks` once the block size is known
 
@@ -168,8 +172,9 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if item.name not in _GROUPS:
             places[f"EMBRIDGE_{item.name.upper()}"] = ("", item.name)
     for group, cls in _GROUPS.items():
+        prefix = "MOONCAKE_" if group == "mooncake" else ""
         for item in fields(cls):
-            places[f"EMBRIDGE_{item.name.upper()}"] = (group, item.name)
+            places[f"EMBRIDGE_{prefix}{item.name.upper()}"] = (group, item.name)
     for name, (group, key) in places.items():
         if name not in environ:
             continue

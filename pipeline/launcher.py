@@ -37,6 +37,7 @@ from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.door import Door
 from embridge.pipeline.node import Ready, decode_config
 from embridge.pipeline.supervision import Supervisor
+from embridge.workers.engines import engines_for, mooncake
 from embridge.workers.roles import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
 from embridge.workers.timing import NS
@@ -58,6 +59,7 @@ class Launcher:
         self._failure = ""
         self._opened: list[Descriptor] = []
         self._check_descriptors()
+        self._engines = self._choose_engines()
         self._lock_fd = self._take_run_dir(config.directory)
         self.node_id, self.incarnation = self._identity(config.directory)
         self._make_segments()
@@ -76,6 +78,14 @@ class Launcher:
                 f"descriptors: a process may have {limit}, a node of {limits.max_clients} clients and {limits.num_workers} workers "
                 f"needs {needed}; raise `ulimit -n` or lower max_clients"
             )
+
+    def _choose_engines(self) -> tuple[lay.Engine, ...]:
+        """Raises LaunchError when an engine was asked for that this machine cannot run."""
+        engines = engines_for(self.config.engine, self.config.host)
+        why = mooncake.why_unavailable() if lay.Engine.MOONCAKE in engines else ""
+        if why:
+            raise LaunchError(f"engine mooncake: {why}")
+        return engines
 
     def _take_run_dir(self, path: Path) -> int:
         """The run directory, 0700, ours alone: a lock that ends with this process says that it is in use."""
@@ -184,7 +194,9 @@ class Launcher:
                     timing=self.config.timing,
                     launcher_pid=os.getpid(),
                     log_level=self.config.log_level,
-                    engine=self.config.engine,
+                    engines=self._engines,
+                    host=self.config.host,
+                    mooncake=self.config.mooncake,
                 )
             )
         self._payload.populate(0, self._payload.size)

@@ -29,6 +29,7 @@ class EmbeddingReceiver(TransferHandle):
     def __init__(self, client: Client, slot: int, epoch: int, room: int) -> None:
         super().__init__(client, slot, epoch, room)
         self._windows = client.windows
+        self._sessions = client.sessions
         self._bs = client.geometry.block_size
         self._cleared = False
         self.on_change: Callable[[], None] | None = None
@@ -79,7 +80,9 @@ class EmbeddingReceiver(TransferHandle):
     @property
     def is_tainted(self) -> bool:
         """An attempt under our session ended other than done: its bytes may still land (R7)."""
-        return self._slots.get(self.slot, Slot.TAINTED) > self._control.session
+        worker = self._control.worker_of(self.room)
+        tainted = self._slots.get(self.slot, Slot.TAINTED)
+        return self._slots.get(self.slot, Slot.SESSION) != 0 and tainted > self._sessions.number(worker)
 
     @property
     def max_window_blocks(self) -> int:

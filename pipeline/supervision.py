@@ -19,7 +19,7 @@ from typing import Any
 from embridge.allocator.control import Control
 from embridge.allocator.layout import Process
 from embridge.workers.timing import NS
-from embridge.workers.worker import READY, Seat, run
+from embridge.workers.worker import READY, RENEWED, Seat, run
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,11 @@ class Supervisor:
         if self._stopping:
             return
         now = time.monotonic_ns()
+        if code == RENEWED:
+            log.info("process %s (pid %d) begins again, as it asked to", name, child.process.pid)
+            child.born_ns.pop()
+            self._spawn(child)
+            return
         child.born_ns = [born for born in child.born_ns if now - born < 60 * NS]
         if len(child.born_ns) > RESTARTS_A_MINUTE:
             self._give_up(f"{name} {exit_reason(code)}; it was started {len(child.born_ns)} times within a minute")

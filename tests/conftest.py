@@ -69,23 +69,32 @@ def own_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def encode(shared_dir: Path) -> Iterator[Station]:
+def engine(request: pytest.FixtureRequest) -> str:
+    """How rows travel between the shared nodes; `support.nodes.every_engine` has a module's tests run over each."""
+    name: str = getattr(request, "param", "shm")
+    return name
+
+
+@pytest.fixture(scope="session")
+def encode(shared_dir: Path, engine: str) -> Iterator[Station]:
     """An encode node: 16 blocks of 128 tokens, hidden 64, three deepstack layers."""
-    with station("encode", shared_dir / "e", num_blocks=16, deepstack_layers=3) as it:
+    with station("encode", shared_dir / f"e-{engine}", num_blocks=16, deepstack_layers=3, engine=engine) as it:
         yield it
 
 
 @pytest.fixture(scope="session")
-def language(shared_dir: Path) -> Iterator[Station]:
+def language(shared_dir: Path, engine: str) -> Iterator[Station]:
     """A language node of the same geometry with 9 blocks: its default of 1024 tokens, and the reserve."""
-    with station("language", shared_dir / "l", num_blocks=9, deepstack_layers=3, default_allocate_tokens=1024) as it:
+    settings = {"num_blocks": 9, "deepstack_layers": 3, "default_allocate_tokens": 1024, "engine": engine}
+    with station("language", shared_dir / f"l-{engine}", **settings) as it:
         yield it
 
 
 @pytest.fixture(scope="session")
-def other_language(shared_dir: Path) -> Iterator[Station]:
+def other_language(shared_dir: Path, engine: str) -> Iterator[Station]:
     """One more language node: 8 blocks, and a default of half of them."""
-    with station("language", shared_dir / "m", num_blocks=8, deepstack_layers=3, default_allocate_tokens=512) as it:
+    settings = {"num_blocks": 8, "deepstack_layers": 3, "default_allocate_tokens": 512, "engine": engine}
+    with station("language", shared_dir / f"m-{engine}", **settings) as it:
         yield it
 
 

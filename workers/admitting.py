@@ -13,12 +13,13 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Destination, Peer, Slot
+from embridge.allocator.layout import Destination, Engine, Peer, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
+from embridge.workers.engines import mooncake
 from embridge.workers.roles import Arrival, Desk, Inbox, Out, Reply
 from embridge.workers.timing import NS
 
@@ -189,7 +190,9 @@ class Admission:
         for name in ("hidden_size", "block_size", "dtype", "deepstack_layers"):
             theirs, ours = getattr(message, name), getattr(geometry, name)
             if theirs != ours:
-                self._refuse_node(message, connection, f"{name}: the language node has {theirs}, this encode node {ours}")
+                self._refuse_node(
+                    message, connection, f"{name}: the language node has {theirs}, this encode node {ours}; launch both with the same"
+                )
                 return
         if message.num_slots > self._control.limits.max_peer_slots:
             limit = self._control.limits.max_peer_slots
@@ -205,6 +208,10 @@ class Admission:
             if incarnation < header.incarnation:
                 self._desk.to("poller").send(Kick.PEER_DEAD, other, incarnation)
         known = self._peers.find(header.node_id, header.incarnation)
+        engine = self._engine_for(message) if known is None else self._peers.get(known, Peer.ENGINE)
+        if isinstance(engine, str):
+            self._refuse_node(message, connection, engine)
+            return
         if known is not None and message.registration > self._peers.get(known, Peer.REGISTRATION):
             self._begin_again(known, message.registration)
         if known is None:
@@ -214,7 +221,7 @@ class Admission:
                 window_blocks=message.window_blocks,
                 num_blocks=message.num_blocks,
                 num_slots=message.num_slots,
-                session=message.session,
+                engine=engine,
                 bootstrap_addr=message.bootstrap_addr,
                 poller_addr=message.poller_addr,
                 run_socket=message.run_socket,
@@ -223,16 +230,34 @@ class Admission:
             if self._peers.register(record, now_ns, self._peers_in_use()) is None:
                 self._refuse_node(message, connection, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
                 return
-            log.info("registered language %s", record)
+            log.info("registered language %s; rows travel through %s", record, Engine(engine).name.lower())
         own, limits = self._desk.addresses, self._control.limits
         self._out.append(
             Reply(
                 connection,
                 msg.Registered(
-                    self._header(message), own.bootstrap_addr, own.poller_addr, geometry.num_blocks, limits.window_blocks
+                    self._header(message), own.bootstrap_addr, own.poller_addr, engine, geometry.num_blocks, limits.window_blocks
                 ),
             )
         )
+
+    def _engine_for(self, message: msg.Register) -> int | str:
+        """How rows will travel: through shared memory where its run socket answers, else through Mooncake; or why they cannot."""
+        ours, tried = self._desk.engines, []
+        if Engine.SHM in ours:
+            if message.run_socket and self._desk.is_on_host(message.run_socket):
+                return Engine.SHM
+            tried.append("its run socket does not answer here" if message.run_socket else "it takes no shared memory")
+        if Engine.MOONCAKE in ours:
+            if message.mooncake_proto >= mooncake.PROTO:
+                return Engine.MOONCAKE
+            if message.mooncake_proto:
+                tried.append(f"its Mooncake has framing {message.mooncake_proto}, which reports writes done before they land (R13)")
+            else:
+                tried.append("it offers no Mooncake")
+        else:
+            tried.append("this encode node offers no Mooncake")
+        return f"no engine in common: {'; '.join(tried)}"
 
     def _begin_again(self, peer: int, registration: int) -> None:
         """It had taken us for dead, and given back what it had granted before: nothing of that is valid any more (R14, D2)."""
@@ -352,6 +377,10 @@ class Admission:
         if end > sent_block + self._control.limits.window_blocks:
             self._desk.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
             return
+        if grant.session_id > self._dsts.get(slot, d, Destination.SESSION):
+            self._dsts.set(slot, d, Destination.PORT, grant.dst_port)
+            self._dsts.set(slot, d, Destination.BASE, grant.base)
+            self._dsts.set(slot, d, Destination.SESSION, grant.session_id)
         for i, index in enumerate(grant.dst_embedding_indices):
             k = first + i
             if k < known:
@@ -381,6 +410,7 @@ class Admission:
             self._desk.count(Metric.MESSAGES_REFUSED)
             return
         held = self._open.get(key)
+        tainted = 0
         if held is not None and held.remote_epoch == abort.key.epoch:
             self._dsts.set(held.slot, held.destination, Destination.ABORTED, 1)
             if split(self._desk.status.load(held.slot)).phase < TERMINAL:
@@ -396,7 +426,9 @@ class Admission:
             self._fail_late(room, abort.code or FailureCode.ABORTED, abort.reason)
             if room in self._rooms:
                 self._desk.fail(*self._rooms[room], *self._aborted[room])
-        self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, 0)))
+        else:  # it was open here, and is forgotten: what it has tainted is not known any more, but what its peer has is (R7)
+            tainted = self._peers.get(peer, Peer.TAINTED)
+        self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, tainted)))
 
     def _fail_late(self, room: int, code: int, reason: str) -> None:
         """A room has failed before all came who belong to it: those who wait, and those who come, are told. Rooms are used once."""

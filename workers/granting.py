@@ -1,8 +1,8 @@
 """Language side of the bootstrap: registers with encode nodes, and sends grants and aborts to them.
 
 A grant is the whole window of blocks that a request still holds, absolute (R1), under the session of this node (R10). Before it
-leaves, each of its blocks moves from owned to exposed by one CAS: if the request was ended meanwhile, the CAS fails and the
-grant does not leave (D2). A message that is lost is sent again by whoever sees its peer behind (R24).
+leaves, each of its blocks moves from owned to exposed by one CAS, with the session noted: if the request was ended meanwhile, the CAS
+fails and the grant does not leave (D2). A message that is lost is sent again by whoever sees its peer behind (R24).
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Peer, PeerState, Slot
+from embridge.allocator.layout import Engine, Peer, PeerState, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rings import Kick, Record
+from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.allocator.status import split
 from embridge.workers import messages as msg
+from embridge.workers.engines import mooncake
 from embridge.workers.roles import Arrival, Desk, Disconnect, Inbox, Out, Send
 from embridge.workers.timing import NS
 
@@ -47,6 +49,7 @@ class GrantSender:
         self._control = desk.control
         self._slots = desk.slots
         self._windows = desk.control.windows
+        self._sessions = desk.control.sessions
         self._links: dict[str, Link] = {}
         self._out: list[Out] = []
         for peer in self._control.peers.alive():
@@ -103,6 +106,8 @@ class GrantSender:
                         del link.waiting[slot]
             case Kick.PEER_DEAD:
                 self._drop_link_of(slot)
+            case Kick.SESSION:
+                self._grant_anew(slot)
 
     def _open(self, slot: int, epoch: int, now_ns: int) -> None:
         """Have its encode node registered; also for a request that has failed, for its encoder is to hear why."""
@@ -168,8 +173,8 @@ class GrantSender:
                     header=self._desk.header(0),
                     bootstrap_addr=own.bootstrap_addr,
                     poller_addr=own.poller_addr,
-                    run_socket=own.run_socket,
-                    session=self._control.session,
+                    run_socket=own.run_socket if Engine.SHM in self._desk.engines else "",
+                    mooncake_proto=mooncake.PROTO if Engine.MOONCAKE in self._desk.engines else 0,
                     hidden_size=geometry.hidden_size,
                     block_size=geometry.block_size,
                     num_blocks=geometry.num_blocks,
@@ -261,7 +266,7 @@ class GrantSender:
                 window_blocks=message.window_blocks,
                 num_blocks=message.num_blocks,
                 num_slots=0,
-                session=0,
+                engine=message.engine,
                 bootstrap_addr=link.address,
                 poller_addr=message.poller_addr,
                 run_socket="",
@@ -273,6 +278,7 @@ class GrantSender:
                 return
             log.info("registered with encode %s", record)
         peers.put(peer, Peer.REGISTRATION, link.registration)
+        peers.put(peer, Peer.ENGINE, message.engine)
         link.peer = peer
         waiting, link.waiting = link.waiting, {}
         for slot, epoch in waiting.items():
@@ -298,13 +304,26 @@ class GrantSender:
             if self._slots.get(slot, Slot.DRAINED_BLOCKS) == first:
                 return first, indices, tokens
 
-    def _exposed_window(self, slot: int, epoch: int, session: int) -> tuple[int, list[int], int] | None:
+    def _grant_anew(self, worker: int) -> None:
+        """A worker is in a new session: every window that was granted under the one before is granted under it (R10)."""
+        for slot, epoch in self._desk.current_slots():
+            if self._slots.get(slot, Slot.SESSION) and self._control.worker_of(self._slots.get(slot, Slot.ROOM)) == worker:
+                self._send_grant(slot, epoch)
+
+    def _session_for(self, slot: int, peer: int) -> LiveSession | None:
+        """The session under which a request's rows may come from that peer; None while its engine is being started."""
+        if self._control.peers.get(peer, Peer.ENGINE) == Engine.SHM:
+            return NO_SESSION
+        session = self._sessions.live(self._control.worker_of(self._slots.get(slot, Slot.ROOM)))
+        return session if session.number else None
+
+    def _exposed_window(self, slot: int, epoch: int, exposure: int) -> tuple[int, list[int], int] | None:
         """The window, all of it exposed; None when the request ended meanwhile. A block drained meanwhile means: look again."""
         while self._desk.is_live(slot, epoch):
             first, indices, tokens = self._window(slot)
             array = np.array(indices, np.uint32)
             if not indices or (
-                self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, session) == len(array)
+                self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) == len(array)
             ):
                 return first, indices, tokens
             if self._slots.get(slot, Slot.DRAINED_BLOCKS) == first:
@@ -317,9 +336,13 @@ class GrantSender:
         peer = self._peer_of(slot)
         if peer is None:
             return
-        session = self._control.session
+        session = self._session_for(slot, peer)
+        if session is None:
+            return  # when it is there, the worker says so
+        worker = self._control.worker_of(self._slots.get(slot, Slot.ROOM))
         self._slots.set(slot, Slot.CONTACTED_EPOCH, epoch)
-        window = self._exposed_window(slot, epoch, session)
+        self._slots.raise_to(slot, Slot.SESSION, session.number)
+        window = self._exposed_window(slot, epoch, exposure_of(worker, session.number) if session.number else SHM_EXPOSURE)
         if window is None:
             return
         first, indices, tokens = window
@@ -331,9 +354,13 @@ class GrantSender:
         message: msg.Init | msg.Resume
         if self._slots.get(slot, Slot.HEARD_EPOCH) != epoch:
             registration = self._control.peers.get(peer, Peer.REGISTRATION)
-            message = msg.Init(header, key, own.poller_addr, 0, session, indices, first, required, allocated, registration)
+            message = msg.Init(
+                header, key, own.poller_addr, session.port, session.number, session.base, indices, first, required, allocated, registration
+            )
         else:
-            message = msg.Resume(header, key, own.poller_addr, 0, session, indices, first, required, word.sent, allocated)
+            message = msg.Resume(
+                header, key, own.poller_addr, session.port, session.number, session.base, indices, first, required, word.sent, allocated
+            )
         self._out.append(Send(record.bootstrap_addr, message))
 
     def _send_abort(self, slot: int, epoch: int) -> None:

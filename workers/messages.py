@@ -33,6 +33,7 @@ Id = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 Epoch = Annotated[int, msgspec.Meta(ge=1, le=(1 << 28) - 1)]
 SlotNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 16) - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 PhaseNumber = Annotated[int, msgspec.Meta(ge=0, le=4)]
 
 
@@ -61,14 +62,15 @@ class RequestKey(_Fields, frozen=True):
 class Register(_Fields, frozen=True, tag="register"):
     """A language node introduces itself: geometry, where its poller listens, and how its payload is reached.
 
-    `registration` rises with every connection it makes, and voids what was granted under a lesser one (R14).
+    `run_socket`: through shared memory, if that answers; "": not so. `mooncake_proto`: through Mooncake, whose framing has this version;
+    0: not so. `registration` rises with every connection it makes, and voids what was granted under a lesser one (R14).
     """
 
     header: Header
     bootstrap_addr: Text
     poller_addr: Text
     run_socket: Text
-    session: U32
+    mooncake_proto: U32
     hidden_size: U32
     block_size: U32
     num_blocks: U32
@@ -80,11 +82,12 @@ class Register(_Fields, frozen=True, tag="register"):
 
 
 class Registered(_Fields, frozen=True, tag="registered"):
-    """The answer: who the encode node is."""
+    """The answer: who the encode node is, and how rows will travel (a number of `layout.Engine`)."""
 
     header: Header
     bootstrap_addr: Text
     poller_addr: Text
+    engine: Annotated[int, msgspec.Meta(ge=1, le=2)]
     num_blocks: U32
     window_blocks: U32
 
@@ -106,13 +109,18 @@ class Stale(_Fields, frozen=True, tag="stale"):
 
 
 class Init(_Fields, frozen=True, tag="init"):
-    """The first grant of a request; it may grant no block at all (R19)."""
+    """The first grant of a request; it may grant no block at all (R19).
+
+    `session_id`: under which the blocks may be written, with the port and the address of the payload in that session's engine (R10); all
+    three are 0 through shared memory. They stand in each grant and not in the registration, so that after a fence one message says it all.
+    """
 
     header: Header
     key: RequestKey
     endpoint: Text
-    dst_port: U32
+    dst_port: Port
     session_id: U32
+    base: U63
     dst_embedding_indices: Annotated[list[U32], msgspec.Meta(max_length=MAX_WINDOW)]
     first_block: U32
     required_dst_info_num: Annotated[int, msgspec.Meta(ge=1, le=64)]
@@ -126,8 +134,9 @@ class Resume(_Fields, frozen=True, tag="resume"):
     header: Header
     key: RequestKey
     endpoint: Text
-    dst_port: U32
+    dst_port: Port
     session_id: U32
+    base: U63
     dst_embedding_indices: Annotated[list[U32], msgspec.Meta(max_length=MAX_WINDOW)]
     first_block: U32
     required_dst_info_num: Annotated[int, msgspec.Meta(ge=1, le=64)]
@@ -153,7 +162,10 @@ class AbortAck(_Fields, frozen=True, tag="abort_ack"):
 
 
 class RoomState(_Fields, frozen=True):
-    """One request as the encode side sees it, for one destination. `resumed`: it has been Transferring, whatever its phase is now."""
+    """One request as the encode side sees it, for one destination.
+
+    `resumed`: it has been Transferring, whatever its phase is now. `session`: the latest one of which it knows grants.
+    """
 
     key: RequestKey
     phase: PhaseNumber
@@ -162,6 +174,7 @@ class RoomState(_Fields, frozen=True):
     total_tokens: U32
     ready_tokens: U32
     known_blocks: U32
+    session: U32
     tainted: U32
     code: U32
     reason: Text

@@ -73,8 +73,9 @@ class Poller(ABC):
         return self._timers.next_ns(due)
 
     def _check_blocks(self, *, is_idle: bool) -> None:
-        """Integrity: with no request in flight, in two scans one after the other, every block is free (P1)."""
-        held = sum(self._control.blocks.check()[1:]) if is_idle else 0
+        """Integrity: with no request in flight, in two scans one after the other, every block is free (P1), or waits for a fence."""
+        counts = self._control.blocks.check()
+        held = counts.owned + counts.exposed if is_idle else 0
         if held and held == self._held_while_idle and not self._told_of_leak:
             self._told_of_leak = True
             self._desk.count(Metric.ERRORS)
@@ -100,6 +101,8 @@ class Poller(ABC):
                 touched.update(self._live)
             case Kick.WRITER_GONE:
                 touched.update(self._live)
+            case Kick.SESSION:
+                self._session_began(slot, epoch)
             case _:
                 self._kicked(record)
                 touched[slot] = epoch
@@ -127,6 +130,10 @@ class Poller(ABC):
         log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
 
     # ---- the side's own
+
+    @abstractmethod
+    def _session_began(self, worker: int, number: int) -> None:
+        """A worker of this node is in a new session."""
 
     @abstractmethod
     def _take(self, message: msg.Message, peer: int) -> bool:

@@ -35,6 +35,9 @@ class Publisher(Poller):
         if record.kick == Kick.ABORTED:
             self._acks_due.add((record.slot, record.value))
 
+    def _session_began(self, worker: int, number: int) -> None:
+        raise AssertionError("an encode node has no sessions")
+
     def _due(self, slot: int, epoch: int) -> None:
         """The deadline: `_serve`, which follows, sees that it has passed."""
 
@@ -144,6 +147,7 @@ class Publisher(Poller):
             total_tokens=self._slots.get(slot, Slot.TOTAL),
             ready_tokens=self._slots.get(slot, Slot.READY),
             known_blocks=self._dsts.get(slot, d, Destination.GRANTED_BLOCKS),
+            session=self._dsts.get(slot, d, Destination.SESSION),
             tainted=tainted,
             code=self._slots.get(slot, Slot.FAILURE) if failed else 0,
             reason=msg.clip(self._slots.reason(slot)) if failed else "",

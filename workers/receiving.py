@@ -3,22 +3,31 @@
 A report names the request by this node's incarnation, slot and epoch; whatever is about another one has no effect but that an ended
 request is closed at the sender (R14, R23). Success is taken from the phase, never from the counters (R20). Failed frees nothing
 by itself: blocks that were exposed are quarantined until the encode side acknowledges the abort, or until nobody is left who
-could write into them (R7, R12, D2).
+could write into them (R7, R12, D2). Over a network nobody but a fence can say that: the poller asks for one when somebody waits for
+blocks while some are quarantined, and at latest after `fence_after_s` (R11).
 """
 
 from __future__ import annotations
 
+import logging
+
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Peer, Slot
+from embridge.allocator.layout import Engine, Peer, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, Record
+from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.poller import Poller
-from embridge.workers.roles import Desk, Send
+from embridge.workers.roles import Desk, Inbox, Out, Send
 from embridge.workers.timing import NS
 
+log = logging.getLogger(__name__)
+
 MAX_RESEND_S = 2.0
+FENCE_AGAIN_NS = 5 * NS  # a fence that was asked for and has not come
+QUARANTINE_LOOK_NS = NS // 10
+_SESSION_MASK = (1 << 32) - 1
 
 
 class StatusReceiver(Poller):
@@ -27,12 +36,60 @@ class StatusReceiver(Poller):
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
         self._resends: dict[int, int] = {}  # slot -> how often
+        self._sessions = desk.control.sessions
+        self._has_sessions = Engine.MOONCAKE in desk.engines
+        self._quarantined_ns: dict[int, int] = {}  # exposure word -> since when blocks with it are seen in quarantine
+        self._fenced_ns: dict[int, int] = {}  # worker -> when it was told to fence its session
+        self._looked_ns = 0
+
+    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
+        out = super().step(now_ns, inbox)
+        if self._has_sessions and now_ns - self._looked_ns >= QUARANTINE_LOOK_NS:
+            self._looked_ns = now_ns
+            with self._desk.isolated("fence"):
+                self._look_at_quarantine()
+        return out
+
+    def next_step_ns(self, now_ns: int) -> int:
+        due = super().next_step_ns(now_ns)
+        return min(due, self._looked_ns + QUARANTINE_LOOK_NS) if self._quarantined_ns else due
 
     # ---- what came
 
     def _kicked(self, record: Record) -> None:
         if record.kick == Kick.ABORT_ACK and self._desk.is_current(record.slot, record.epoch):
             self._acked(record.slot, record.epoch, record.value)
+
+    def _session_began(self, worker: int, number: int) -> None:
+        self._fenced_ns.pop(worker, None)
+        self._desk.count(Metric.SESSIONS)
+        self._free_fenced(worker, number)
+        self._desk.to("bootstrap").send(Kick.SESSION, worker, number)
+
+    # ---- the fence
+
+    def _free_fenced(self, worker: int, number: int) -> None:
+        """What was quarantined under a lesser session of this worker is free: the engine that could write there is dead (R10)."""
+        if self._control.blocks.cells.end_exposure(~_SESSION_MASK & (1 << 64) - 1, exposure_of(worker, 0), number):
+            self._control.ring_block_waiters()
+
+    def _look_at_quarantine(self) -> None:
+        """Free what a fence has passed, and have the other sessions fenced that keep blocks in quarantine for too long (R11)."""
+        held = self._sessions.quarantined() if self._control.blocks.counts().quarantined else {}
+        held.pop(SHM_EXPOSURE, None)
+        since = self._quarantined_ns = {word: self._quarantined_ns.get(word, self._now_ns) for word in held}
+        patience_s = self._desk.timing.fence_wait_s if self._control.blocks.waiters() else self._desk.timing.fence_after_s
+        for word, blocks in held.items():
+            worker, number = (word >> 32) - 1, word & _SESSION_MASK
+            current = self._sessions.number(worker)
+            if number < current:
+                self._free_fenced(worker, current)
+            elif self._now_ns - since[word] >= patience_s * NS and (
+                self._now_ns - self._fenced_ns.get(worker, -FENCE_AGAIN_NS) >= FENCE_AGAIN_NS
+            ):
+                self._fenced_ns[worker] = self._now_ns
+                log.info("session %d is fenced: %d blocks are in quarantine under it", number, blocks)
+                self._desk.to(f"worker{worker}").send(Kick.FENCE, worker, 0, number)
 
     def _take(self, message: msg.Message, peer: int) -> bool:
         match message:
@@ -88,9 +145,11 @@ class StatusReceiver(Poller):
         self._serve(slot, epoch)
 
     def _grant_again(self, room: msg.RoomState) -> None:
-        """R24: a heartbeat shows an encode node that does not know all that was granted."""
+        """R24: a heartbeat shows an encode node that does not know all that was granted, or not under which session."""
         slot, epoch = room.key.slot, room.key.epoch
-        if self._desk.is_live(slot, epoch) and room.known_blocks < self._slots.granted(slot)[0]:
+        if not self._desk.is_live(slot, epoch):
+            return
+        if room.known_blocks < self._slots.granted(slot)[0] or room.session < self._slots.get(slot, Slot.SESSION):
             self._desk.to("bootstrap").send(Kick.GRANT, slot, epoch)
             self._desk.count(Metric.RESENT)
 
@@ -198,8 +257,9 @@ class StatusReceiver(Poller):
             self._forget(slot)
 
     def _is_tainted(self, slot: int) -> bool:
-        """R7: an attempt under the session that is still ours ended other than done; it may yet land."""
-        return self._slots.get(slot, Slot.TAINTED) > self._control.session
+        """R7: an attempt under the session that still lives ended other than done; it may yet land."""
+        worker = self._control.worker_of(self._slots.get(slot, Slot.ROOM))
+        return self._slots.get(slot, Slot.SESSION) != 0 and self._slots.get(slot, Slot.TAINTED) > self._sessions.number(worker)
 
     def _is_acked(self, slot: int, epoch: int, peer: int) -> bool:
         """Whether nobody will write into this request's blocks any more. If not, ask."""
@@ -210,6 +270,10 @@ class StatusReceiver(Poller):
         peers = self._control.peers
         if not peers.is_alive(peer):
             contacted = self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch
+            session = self._slots.get(slot, Slot.SESSION)
+            if session:  # over a network its death stops nothing that it has sent: only the fence does (R12)
+                self._acked(slot, epoch, session + 1)
+                return True
             gone = not contacted or not self._control.writers.has(peers.get(peer, Peer.NODE_ID), peers.get(peer, Peer.INCARNATION))
             if gone:
                 self._slots.set(slot, Slot.ACKED_EPOCH, epoch)
@@ -241,7 +305,7 @@ class StatusReceiver(Poller):
                 continue
             word, (blocks, _) = split(self._desk.status.load(slot)), self._slots.granted(slot)
             key = self._key(slot, epoch)
-            rooms.append(msg.RoomState(key, word.phase, False, word.sent, 0, 0, blocks, 0, 0, ""))
+            rooms.append(msg.RoomState(key, word.phase, False, word.sent, 0, 0, blocks, 0, 0, 0, ""))
         return rooms
 
     def _forget(self, slot: int) -> None:

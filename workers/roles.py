@@ -7,18 +7,19 @@ words in shared memory, and returns what is to be sent. `worker.py` puts the soc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from embridge.allocator import layout as lay
 from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import LaneState, Slot
+from embridge.allocator.layout import Engine, LaneState, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, KickSender, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
+from embridge.workers import run_socket
 from embridge.workers.timing import Timing
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class Addresses(NamedTuple):
     run_socket: str
 
 
+class Renew(Exception):
+    """Raised by a role whose process is to end and be born again: only that ends what its engine still does (R8, R10)."""
+
+
 class Step(Protocol):
     """A role."""
 
@@ -84,11 +89,23 @@ class Step(Protocol):
 class Desk:
     """What every role works with: the control segment, the times, its row of counters, and kicks to the others."""
 
-    def __init__(self, control: Control, name: str, timing: Timing, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        control: Control,
+        name: str,
+        timing: Timing,
+        addresses: Addresses,
+        *,
+        engines: tuple[Engine, ...] = (Engine.SHM,),
+        is_on_host: Callable[[str], bool] = run_socket.answers,
+    ) -> None:
+        """`engines`: what this node offers; `is_on_host` tells of a run socket whether it answers here."""
         self.control = control
         self.name = name
         self.timing = timing
         self.addresses = addresses
+        self.engines = engines
+        self.is_on_host = is_on_host
         self.status = control.status
         self.slots = control.slots
         self.index = control.processes.names.index(name)

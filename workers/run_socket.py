@@ -117,6 +117,18 @@ def receive_welcome(sock: socket.socket) -> tuple[Welcome, dict[str, int]]:
     raise AttachError(frame.reason if isinstance(frame, Sorry) else "it does not answer as a node of this version does")
 
 
+def answers(path: str) -> bool:
+    """Whether a node's run socket answers here: it is on this host, and of this user."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(path)
+            return peer_credentials(sock)[1] == os.geteuid()
+        except BlockingIOError:  # somebody is there, with a full backlog
+            return True
+        except OSError:
+            return False
+
+
 def peer_credentials(sock: socket.socket) -> tuple[int, int]:
     """(pid, uid) of who connected."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

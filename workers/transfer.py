@@ -7,6 +7,11 @@ is the only one who submits for its rooms, so it alone can say that nothing is u
 
 A source block is read between two CAS on its staging entry (STAGED -> READING -> STAGED), so the stager never takes it away
 meanwhile (R8).
+
+An attempt that fails over a network may go on reading and writing. What it may have written is *tainted* before anything else (R6). Its
+source blocks stay in READING, and the worker *renews* itself: it submits nothing more over the network, lets what is under way there end,
+for `RENEW_WAIT_NS` at most, and ends its process. The one that is born in its place redoes the rows. So one failure taints no healthy
+transfer, and does not spread from node to node.
 """
 
 from __future__ import annotations
@@ -19,19 +24,23 @@ import numpy as np
 
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.errors import FailureCode, SegmentError
-from embridge.allocator.layout import AUX_WORDS, Destination, Peer, Slot
+from embridge.allocator.layout import AUX_WORDS, Destination, Engine, Peer, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.requests import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
+from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers.engines.base import EngineError, Moves, Outcome, TransferEngine
-from embridge.workers.roles import Desk, Inbox, Out
+from embridge.workers.roles import Desk, Inbox, Out, Renew
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
 BATCH_BYTES = 8 << 20  # one attempt; small enough that requests take turns and progress is told early
 STEP_ATTEMPTS = 16  # in one step, before kicks are looked at again
+RENEW_WAIT_NS = NS // 5  # for healthy attempts to end before this process does
+LEAST_NAP_NS = 50_000  # between two looks at attempts of a network engine; a 64th of their age, when that is more
+MOST_NAP_NS = 1_000_000
 
 
 @dataclass(slots=True)
@@ -47,32 +56,37 @@ class Attempt:
     blocks: list[int]
     ticket: int
     num_bytes: int
+    engine: TransferEngine
+    submitted_ns: int
 
 
 class TransferWorker:
     """The encode node's transfer role: one of several, each with the rooms of its shard."""
 
-    def __init__(self, desk: Desk, shard: int, engine: TransferEngine) -> None:
+    def __init__(self, desk: Desk, shard: int, engines: dict[Engine, TransferEngine]) -> None:
         self._desk = desk
         self._control = desk.control
         self._slots = desk.slots
         self._dsts = desk.control.destinations
         self._staging = desk.control.staging
         self._shard = shard
-        self._engine = engine
+        self._engines = engines
         self._pools = pools(desk.control.geometry)
         self._queue: deque[int] = deque()
         self._queued: dict[int, int] = {}
         self._attempts: dict[tuple[int, int], Attempt] = {}  # (slot, destination)
         self._opening: dict[int, int] = {}  # slots whose peer's door is not open yet
         self._scanned_ns = 0
+        self._now_ns = 0
+        self._renewing_ns = 0  # since when this process wants to end
+        self._may_read: set[int] = set()  # slots whose source blocks this process may still read though their attempt failed (R8)
         self._batch_blocks = max(1, BATCH_BYTES // (desk.bs * desk.control.geometry.token_bytes))
         for slot, _ in self._mine():
             self._end_reading(slot)
-            if engine.late_writes:
-                self._taint_unfinished(slot)
+            self._taint_unfinished(slot)
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
+        self._now_ns = now_ns
         for _, record in inbox.records:
             self._enqueue(record.slot, record.epoch)
         if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
@@ -89,14 +103,25 @@ class TransferWorker:
             slot = self._queue.popleft()
             epoch = self._queued.pop(slot)
             budget -= self._serve(slot, epoch)
+        if self._renewing_ns and (not self._is_network_busy() or now_ns - self._renewing_ns > RENEW_WAIT_NS):
+            raise Renew("a write over the network has failed and may still be under way: this process ends, another redoes it")
         return []
 
     def next_step_ns(self, now_ns: int) -> int:
-        if self._queue or self._attempts:
+        if self._queue:
             return now_ns
-        if self._opening:
-            return now_ns + NS // 1000
-        return self._scanned_ns + int(self._desk.timing.scan_s * NS)
+        due = self._scanned_ns + int(self._desk.timing.scan_s * NS)
+        if self._opening or self._renewing_ns:
+            due = min(due, now_ns + NS // 1000)
+        for attempt in self._attempts.values():
+            if not attempt.engine.late_writes:
+                return now_ns
+            nap_ns = (now_ns - attempt.submitted_ns) // 64
+            due = min(due, now_ns + min(max(nap_ns, LEAST_NAP_NS), MOST_NAP_NS))
+        return due
+
+    def _is_network_busy(self) -> bool:
+        return any(attempt.engine.late_writes for attempt in self._attempts.values())
 
     def _mine(self) -> list[tuple[int, int]]:
         """What is current and in this worker's shard."""
@@ -109,7 +134,8 @@ class TransferWorker:
             self._enqueue(slot, epoch)
         for peer in range(self._control.peers.num_peers):
             if not self._control.peers.is_alive(peer):
-                self._engine.close(peer)
+                for engine in self._engines.values():
+                    engine.close(peer)
 
     def _enqueue(self, slot: int, epoch: int) -> None:
         if slot not in self._queued:
@@ -133,13 +159,12 @@ class TransferWorker:
                 try:
                     submitted += self._submit(slot, epoch, d)
                 except (EngineError, SegmentError) as error:
-                    log.warning("room %d: %s", self._slots.get(slot, Slot.ROOM), error)
-                    self._desk.fail(slot, epoch, FailureCode.UNREACHABLE, str(error))
+                    self._fail(slot, epoch, str(error))
         self._finish_attempts()
         return submitted
 
     def _submit(self, slot: int, epoch: int, d: int) -> int:
-        get, bs = self._dsts.get, self._desk.bs
+        get = self._dsts.get
         sent = get(slot, d, Destination.SENT)
         ready = self._slots.get(slot, Slot.READY)
         limit = min(ready, get(slot, d, Destination.GRANTED_TOKENS))
@@ -148,10 +173,17 @@ class TransferWorker:
                 self._desk.to("poller").send(Kick.LOOK, slot, epoch)  # the destination may want to know that rows wait
             return 0
         peer = get(slot, d, Destination.PEER) - 1
-        record = self._control.peers.record(peer)
         if not self._is_granted_by(peer, slot, d):
             return 0  # the poller fails the request
-        if not self._engine.open(peer, record):
+        record, session = self._control.peers.record(peer), self._session_of(slot, d)
+        engine = self._engines[Engine(record.engine)]
+        if engine.late_writes:
+            if self._renewing_ns:
+                return 0
+            limit = self._within(session, slot, d, sent, limit)
+            if sent >= limit:
+                return 0  # it was fenced, and the window under the new session is on its way (R10)
+        if not engine.open(peer, record, session):
             self._opening[slot] = epoch
             return 0
         if not self._is_granted_by(peer, slot, d):  # once more: its door may have opened for what it granted since
@@ -161,14 +193,30 @@ class TransferWorker:
             self._desk.wake_library(slot)
             return 0
         moves = self._moves(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
-        session = max(self._dsts.grant(slot, d, k)[1] for k in range(sent // bs, -(-end // bs)))
-        self._dsts.set(slot, d, Destination.ATTEMPT_SESSION, session)
+        self._dsts.set(slot, d, Destination.ATTEMPT_SESSION, session.number)
         self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)
-        ticket = self._engine.submit(peer, moves)
+        ticket = engine.submit(peer, session, moves)
         num_bytes = int(moves[:, 2].sum())
         held = [k for k, _ in blocks]
-        self._attempts[slot, d] = Attempt(slot, epoch, d, peer, sent, end, held, ticket, num_bytes)
+        self._attempts[slot, d] = Attempt(slot, epoch, d, peer, sent, end, held, ticket, num_bytes, engine, self._now_ns)
         return 1
+
+    def _session_of(self, slot: int, d: int) -> LiveSession:
+        """The latest session of a destination's grants; its three words belong together, for each number is used once."""
+        get = self._dsts.get
+        while True:
+            number = get(slot, d, Destination.SESSION)
+            session = LiveSession(number, get(slot, d, Destination.PORT), get(slot, d, Destination.BASE))
+            if get(slot, d, Destination.SESSION) == number:
+                return session
+
+    def _within(self, session: LiveSession, slot: int, d: int, sent: int, limit: int) -> int:
+        """How far the rows from `sent` on are granted under one session: a batch is written under it or not at all (R10)."""
+        bs = self._desk.bs
+        for k in range(sent // bs, min(-(-limit // bs), sent // bs + self._batch_blocks)):
+            if self._dsts.grant(slot, d, k)[1] != session.number:
+                return max(sent, k * bs)
+        return limit
 
     def _is_granted_by(self, peer: int, slot: int, d: int) -> bool:
         """Whether that node is there and still holds what it granted: it has not taken us for dead meanwhile (R14)."""
@@ -216,11 +264,24 @@ class TransferWorker:
                 self._release(slot, StageEntry.of(word).block)
 
     def _taint_unfinished(self, slot: int) -> None:
-        """After a restart: what the dead worker was writing may still land (R6)."""
+        """After a restart: what the dead worker was writing over a network may still land (R6)."""
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            engine = self._engine_of(self._dsts.get(slot, d, Destination.PEER) - 1)
+            if engine is not None and not engine.late_writes:
+                continue
             if self._dsts.get(slot, d, Destination.ISSUED) > self._dsts.get(slot, d, Destination.SENT):
-                session = self._dsts.get(slot, d, Destination.ATTEMPT_SESSION)
-                self._dsts.raise_to(slot, d, Destination.TAINTED, session + 1)
+                self._taint(slot, d)
+
+    def _engine_of(self, peer: int) -> TransferEngine | None:
+        """None for a peer whose entry another one has taken since."""
+        number = self._control.peers.get(peer, Peer.ENGINE)
+        return next((engine for kind, engine in self._engines.items() if kind == number), None)
+
+    def _taint(self, slot: int, d: int) -> None:
+        """The last attempt for this destination ended other than done; so for its peer, should the request be forgotten (R7)."""
+        tainted = self._dsts.get(slot, d, Destination.ATTEMPT_SESSION) + 1
+        self._dsts.raise_to(slot, d, Destination.TAINTED, tainted)
+        self._control.peers.raise_to(self._dsts.get(slot, d, Destination.PEER) - 1, Peer.TAINTED, tainted)
 
     def _moves(
         self, slot: int, d: int, first: int, end: int, blocks: list[tuple[int, int]], num_blocks: int
@@ -263,44 +324,54 @@ class TransferWorker:
 
     def _finish_attempts(self) -> None:
         for at, attempt in list(self._attempts.items()):
-            outcome = self._engine.poll(attempt.ticket)
+            outcome = Outcome.FAILED
+            with self._desk.isolated("attempt"):
+                outcome = attempt.engine.poll(attempt.ticket)
             if outcome is Outcome.PENDING:
                 continue
             del self._attempts[at]
-            for block in attempt.blocks:
-                self._release(attempt.slot, block)
             slot, d = attempt.slot, attempt.destination
             if outcome is Outcome.DONE:
                 self._dsts.raise_to(slot, d, Destination.SENT, attempt.end)
+                self._dsts.set(slot, d, Destination.FAILING_NS, 0)
                 self._desk.count(Metric.WRITES)
                 self._desk.count(Metric.BYTES_WRITTEN, attempt.num_bytes)
                 self._desk.count(Metric.TOKENS_WRITTEN, attempt.end - attempt.first)
-            elif self._engine.late_writes:
-                session = self._dsts.get(slot, d, Destination.ATTEMPT_SESSION)
-                self._dsts.raise_to(slot, d, Destination.TAINTED, session + 1)
+            else:
+                self._failed(attempt)
+            if outcome is Outcome.DONE or not attempt.engine.late_writes:
+                for block in attempt.blocks:
+                    self._release(slot, block)
             self._desk.to("poller").send(Kick.LOOK, slot, attempt.epoch)
             self._desk.wake_library(slot)
             self._enqueue(slot, attempt.epoch)
 
+    def _failed(self, attempt: Attempt) -> None:
+        """An attempt ended other than done. Taint before retry (R6); a request whose attempts all fail for `peer_timeout_s` fails."""
+        slot, d = attempt.slot, attempt.destination
+        self._desk.count(Metric.WRITES_FAILED)
+        if attempt.engine.late_writes:
+            self._taint(slot, d)
+            self._may_read.add(slot)
+            self._renewing_ns = self._renewing_ns or self._now_ns
+        since = self._dsts.get(slot, d, Destination.FAILING_NS)
+        if not since:
+            self._dsts.set(slot, d, Destination.FAILING_NS, self._now_ns)
+        elif self._now_ns - since > self._desk.timing.peer_timeout_s * NS:
+            record = self._control.peers.record(attempt.peer)
+            lasted_s = (self._now_ns - since) / NS
+            self._fail(slot, attempt.epoch, f"every write to {record} through {attempt.engine.name} has failed for {lasted_s:.1f} s")
+
+    def _fail(self, slot: int, epoch: int, reason: str) -> None:
+        log.warning("room %d: %s", self._slots.get(slot, Slot.ROOM), reason)
+        self._desk.fail(slot, epoch, FailureCode.UNREACHABLE, reason)
+
     def _quiesce(self, slot: int, epoch: int) -> None:
         """The request has ended; once nothing of it is under way, say so (R9)."""
-        if any(key[0] == slot for key in self._attempts):
+        if slot in self._may_read or any(key[0] == slot for key in self._attempts):
             self._enqueue(slot, epoch)
             return
         if self._slots.get(slot, Slot.QUIESCED_EPOCH) != epoch:
             self._slots.set(slot, Slot.QUIESCED_EPOCH, epoch)
             self._desk.wake_library(slot)
         self._desk.to("poller").send(Kick.LOOK, slot, epoch)
-
-
-class TargetWorker:
-    """The language node's transfer role: rows are written into its payload by others, so it only keeps its engine's registration."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
-        return []
-
-    def next_step_ns(self, now_ns: int) -> int:
-        return now_ns + int(self._desk.timing.beat_s * NS)

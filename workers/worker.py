@@ -18,10 +18,12 @@ from typing import Final
 from embridge.allocator import layout as lay
 from embridge.allocator._core import set_parent_death_signal
 from embridge.allocator.control import Control
-from embridge.allocator.layout import HUGE_PAGE_BYTES, Process, Role
+from embridge.allocator.layout import HUGE_PAGE_BYTES, Engine, Process, Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.segment import Descriptor, map_segment
-from embridge.workers.roles import Addresses, Desk, Inbox, Step
+from embridge.allocator.sessions import NO_SESSION, LiveSession
+from embridge.workers.engines.mooncake import MooncakeSettings
+from embridge.workers.roles import Addresses, Desk, Inbox, Renew, Step
 from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 STARTING: Final = 1
 READY: Final = 2
 STOPPED: Final = 3
+
+RENEWED: Final = 75
+"""Exit status of a process that ended to begin again at once (`roles.Renew`)."""
 
 
 @dataclass(kw_only=True)
@@ -48,7 +53,9 @@ class Seat:
     timing: Timing
     launcher_pid: int
     log_level: str = "WARNING"
-    engine: str = "auto"
+    engines: tuple[Engine, ...] = (Engine.SHM,)
+    host: str = "127.0.0.1"
+    mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
     stop: bool = field(default=False, init=False)
 
 
@@ -66,7 +73,7 @@ def run(seat: Seat) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mapping = map_segment(seat.control.fd, seat.control_bytes)
     control = Control(mapping, {name: descriptor.fd for name, descriptor in seat.event_fds.items()})
-    desk = Desk(control, seat.name, seat.timing, seat.addresses)
+    desk = Desk(control, seat.name, seat.timing, seat.addresses, engines=seat.engines)
     control.processes.set(seat.name, Process.STATE, STARTING)
     if seat.name in ("bootstrap", "poller"):
         from embridge.workers.wire import run_on_wire
@@ -95,14 +102,33 @@ def _role(seat: Seat, desk: Desk) -> Step:
         from embridge.workers.receiving import StatusReceiver
 
         return StatusReceiver(desk)
-    from embridge.workers import transfer
-    from embridge.workers.engines import make_engine
-
+    index = desk.index - lay.first_worker()
     if not encode:
-        return transfer.TargetWorker(desk)
+        from embridge.workers.target import TargetWorker
+
+        return TargetWorker(desk, index, _begin_session(seat, desk) if Engine.MOONCAKE in seat.engines else NO_SESSION)
+    from embridge.workers.engines import make_engines
+    from embridge.workers.transfer import TransferWorker
+
     payload = map_segment(seat.payload.fd, seat.payload_bytes, alignment=HUGE_PAGE_BYTES)
-    engine = make_engine(seat.engine, payload, desk.control.node_id, desk.control.incarnation)
-    return transfer.TransferWorker(desk, desk.index - lay.first_worker(), engine)
+    engines = make_engines(seat.engines, payload, desk.control.node_id, desk.control.incarnation, seat.host, seat.mooncake)
+    return TransferWorker(desk, index, engines)
+
+
+def _begin_session(seat: Seat, desk: Desk) -> LiveSession:
+    """A network engine with the payload registered, at an address and a port of its own (R10). It lives as long as this process."""
+    global _target
+    from embridge.workers.engines.mooncake import MooncakeTarget
+
+    sessions = desk.control.sessions
+    number = sessions.next_number()
+    base = sessions.base_of(number, seat.payload_bytes)
+    payload = map_segment(seat.payload.fd, seat.payload_bytes, alignment=HUGE_PAGE_BYTES, address=base)
+    _target = MooncakeTarget(payload, seat.host, seat.mooncake, sessions.take_port)
+    return LiveSession(number, _target.port, base)
+
+
+_target: object = None  # kept: its end is the end of the session
 
 
 def _run_on_rings(seat: Seat, desk: Desk, role: Step) -> None:
@@ -114,7 +140,12 @@ def _run_on_rings(seat: Seat, desk: Desk, role: Step) -> None:
         now = time.monotonic_ns()
         desk.control.processes.beat(desk.index, now)
         records = inbox.take()
-        role.step(now, Inbox(records, [], []))
+        try:
+            role.step(now, Inbox(records, [], []))
+        except Renew as reason:
+            log.info("%s", reason)
+            desk.flush()
+            os._exit(RENEWED)  # no engine's own threads or destructors in the way
         desk.flush()
         inbox.done()
         desk.count(Metric.RECORDS, len(records))

@@ -91,6 +91,22 @@ def test_an_alignment_that_is_no_power_of_two_is_refused(alignment: int) -> None
         SharedMemory(PAGE).map(alignment=alignment)
 
 
+def test_a_mapping_lies_at_the_address_that_was_asked_for_or_nowhere() -> None:
+    """R10: a fence maps the payload where it was never before."""
+    memory = SharedMemory(2 * PAGE)
+    free = SharedMemory(2 * PAGE).map()
+    address = free.address
+    with pytest.raises(OSError, match="File exists"):
+        memory.map(address=address)
+    assert memoryview(free)[0] == 0
+    del free
+    gc.collect()
+    mapping = memory.map(address=address)
+    assert mapping.address == address
+    with pytest.raises(ValueError, match="address"):
+        memory.map(address=address + 8)
+
+
 def test_a_descriptor_that_is_none_is_an_oserror() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         Mapping(-1, PAGE)

@@ -12,6 +12,7 @@ import pytest
 from embridge.allocator.layout import Geometry, Limits
 from embridge.pipeline.config import ConfigError, PipelineConfig, default_run_dir
 from embridge.pipeline.node import decode_config, encode_config
+from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
 
 
@@ -57,12 +58,17 @@ def test_the_environment_covers_every_setting() -> None:
         Geometry: {"hidden_size": 9, "block_size": 8, "num_blocks": 7, "dtype": "float32", "deepstack_layers": 3},
         Limits: {field.name: 64 for field in dataclasses.fields(Limits)} | {"num_workers": 3},
         Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)},
+        MooncakeSettings: {"protocol": "rdma", "device": "mlx5_0", "write_timeout_s": 2.5, "connect_timeout_s": 3.5},
     }
-    environ = {f"EMBRIDGE_{name.upper()}": str(value) for group in values.values() for name, value in group.items()}
+    prefixes = {MooncakeSettings: "EMBRIDGE_MOONCAKE_"}
+    environ = {
+        prefixes.get(kind, "EMBRIDGE_") + name.upper(): str(value) for kind, group in values.items() for name, value in group.items()
+    }
     config = PipelineConfig.from_env(environ)
+    groups = ("geometry", "limits", "timing", "mooncake")
     for kind, expected in values.items():
-        part = next((getattr(config, n) for n in ("geometry", "limits", "timing") if isinstance(getattr(config, n), kind)), config)
-        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - {"geometry", "limits", "timing"}  # type: ignore[arg-type]
+        part = next((getattr(config, n) for n in groups if isinstance(getattr(config, n), kind)), config)
+        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - set(groups)  # type: ignore[arg-type]
         assert not missing
         for name, value in expected.items():
             got = getattr(part, name)
@@ -140,6 +146,7 @@ BAD = {
     "geometry": 7,
     "limits": [1],
     "timing": "fast",
+    "mooncake": "tcp",
 }
 
 

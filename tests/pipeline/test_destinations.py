@@ -9,13 +9,13 @@ import torch
 from support import encoding, scheduling
 from support.agents import Agent
 from support.encoding import ended, give, open_sender
-from support.nodes import Station
+from support.nodes import Station, every_engine
 from support.scheduling import ByHand, Holder, Queues
 from support.waiting import wait_until
 
 from embridge.pipeline import Client, Phase, attach
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, every_engine]
 
 ONE_ROUND = ["Bootstrapping", "WaitingForInput", "Success"]
 RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]

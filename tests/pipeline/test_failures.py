@@ -9,7 +9,7 @@ import pytest
 from support import encoding, scheduling
 from support.agents import running
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, station
+from support.nodes import Station, every_engine, station
 from support.scheduling import ByHand, Queues
 from support.waiting import wait_until
 
@@ -17,7 +17,7 @@ from embridge.allocator.errors import NodeGoneError
 from embridge.allocator.layout import Slot
 from embridge.pipeline import Client, EmbeddingReceiver, EmbeddingSender, attach
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, every_engine]
 
 PHASES = ["Bootstrapping", "WaitingForInput", "Transferring"]
 
@@ -144,11 +144,11 @@ def test_when_the_scheduler_process_is_killed_the_encoder_is_told_and_every_bloc
 
 
 def test_when_the_whole_encode_node_is_killed_its_requests_fail_and_one_in_its_place_is_served(
-    own_dir: Path, receiving: Queues, language: Station, rooms: Iterator[int]
+    own_dir: Path, receiving: Queues, language: Station, rooms: Iterator[int], engine: str
 ) -> None:
     """Scenario 6, P4, D3, D5: both clients are told; the node that takes its run directory and port is another incarnation."""
     room, later = next(rooms), next(rooms)
-    with station("encode", own_dir / "e", deepstack_layers=3) as doomed:
+    with station("encode", own_dir / "e", deepstack_layers=3, engine=engine) as doomed:
         port = int(doomed.addr.rpartition(":")[2])
         with attach(doomed.run_dir) as client:
             sender, _ = bring_to("Transferring", doomed, client, receiving, room)
@@ -162,7 +162,7 @@ def test_when_the_whole_encode_node_is_killed_its_requests_fail_and_one_in_its_p
                 client.sender(later, 10)
         language.wait_idle()
         old = doomed.node.incarnation
-    with station("encode", own_dir / "e", deepstack_layers=3, bootstrap_port=port) as fresh:
+    with station("encode", own_dir / "e", deepstack_layers=3, bootstrap_port=port, engine=engine) as fresh:
         assert fresh.node.incarnation > old
         receiving.add(fresh.addr, later)
         with attach(fresh.run_dir) as client:
@@ -173,10 +173,10 @@ def test_when_the_whole_encode_node_is_killed_its_requests_fail_and_one_in_its_p
 
 
 def test_when_the_whole_language_node_is_killed_its_requests_fail_on_both_sides(
-    own_dir: Path, encode: Station, sending: Client, room: int
+    own_dir: Path, encode: Station, sending: Client, room: int, engine: str
 ) -> None:
     """Scenario 6, P4: the encoder hears that the node is lost, its own scheduler that its node is gone."""
-    with station("language", own_dir / "l", deepstack_layers=3) as doomed, attach(doomed.run_dir) as client:
+    with station("language", own_dir / "l", deepstack_layers=3, engine=engine) as doomed, attach(doomed.run_dir) as client:
         queues = Queues(client)
         sender, _ = bring_to("Transferring", encode, sending, queues, room)
         doomed.kill_group()

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 from support import encoding, scheduling
 from support.agents import Agent
-from support.nodes import Station
+from support.nodes import Station, every_engine
 from support.scheduling import Received
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, every_engine]
 
 ONE_ROUND = ["Bootstrapping", "WaitingForInput", "Success"]
 RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 from support.encoding import ended, give, open_sender
-from support.nodes import Station
+from support.nodes import Station, every_engine
 from support.rows import Rows, difference
 from support.scheduling import Holder, Queues
 from support.waiting import wait_until
 
 from embridge.pipeline import Client, EmbeddingRequest, EmbeddingSender
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, every_engine]
 
 TOTAL, FIRST = 2000, 1024
 RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]

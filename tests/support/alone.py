@@ -10,15 +10,16 @@ import numpy as np
 from embridge.allocator._core import MAX_EPOCH
 from embridge.allocator.layout import Destination, Geometry, PayloadLayout, Role, Slot
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Progress, split
 from embridge.pipeline.client import Client
 from embridge.pipeline.receiver import EmbeddingReceiver
 from embridge.pipeline.sender import EmbeddingSender
 from embridge.workers import messages as msg
+from embridge.workers.engines import mooncake
 from embridge.workers.engines.base import Moves, Outcome
 from embridge.workers.roles import Arrival, Out, Reply, Send
 from embridge.workers.timing import NS
-from embridge.workers.transfer import TransferWorker
 from support.rows import rows_of
 from support.simulation import RoleActor, SimulatedNode, World
 
@@ -49,9 +50,11 @@ class Alone:
 
     made: ClassVar[list[Alone]] = []  # to be closed by the tests' fixture
 
-    def __init__(self, role: Role, *, num_blocks: int = 8, deepstack_layers: int = 0, **options: Any) -> None:
+    def __init__(
+        self, role: Role, *, num_blocks: int = 8, deepstack_layers: int = 0, late_writes: bool = False, **options: Any
+    ) -> None:
         Alone.made.append(self)
-        self.world = World(0)
+        self.world = World(0, late_writes=late_writes)
         self.wire = Wire()
         self.world.network = self.wire  # type: ignore[assignment]
         geometry = Geometry(
@@ -158,10 +161,10 @@ class StubEngine:
         self.closed: list[int] = []
         self.on_submit: Callable[[], None] = lambda: None
 
-    def open(self, peer: int, record: PeerRecord) -> bool:
+    def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
         return True
 
-    def submit(self, peer: int, moves: Moves) -> int:
+    def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         self.on_submit()
         self.submitted.append((peer, moves.tolist()))
         return len(self.submitted)
@@ -180,8 +183,8 @@ class EncodeAlone(Alone):
     """An encode node with one client; the test plays language nodes 10, 11, ... of 16 blocks."""
 
     def __init__(self, *, engine: StubEngine | None = None, num_blocks: int = 8, **options: Any) -> None:
-        super().__init__(Role.ENCODE, num_blocks=num_blocks, **options)
         self.engine = engine or StubEngine()
+        super().__init__(Role.ENCODE, num_blocks=num_blocks, late_writes=self.engine.late_writes, **options)
         self.new_worker()
         self.client = self.new_client()
         self.destinations = self.node.control_destinations
@@ -189,9 +192,8 @@ class EncodeAlone(Alone):
 
     def new_worker(self) -> None:
         """The transfer worker is born (again), with this engine."""
-        actor = self.actor("worker0")
-        actor.start()
-        actor.role = TransferWorker(actor.desk, 0, self.engine)
+        self.node.make_engine = lambda: self.engine
+        self.actor("worker0").start()
 
     def register(self, *, node_id: int = 10, incarnation: int = 1, **changes: Any) -> None:
         geometry = self.node.geometry
@@ -199,8 +201,8 @@ class EncodeAlone(Alone):
             "header": self.header(node_id=node_id, incarnation=incarnation, target=0),
             "bootstrap_addr": f"tcp://language{node_id}:1",
             "poller_addr": f"tcp://language{node_id}:2",
-            "run_socket": "",
-            "session": 1,
+            "run_socket": "here.sock",
+            "mooncake_proto": mooncake.PROTO,
             "hidden_size": geometry.hidden_size,
             "block_size": geometry.block_size,
             "num_blocks": 16,
@@ -232,7 +234,7 @@ class EncodeAlone(Alone):
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
         header = self.header(node_id=node_id, incarnation=incarnation, target=target)
         key = msg.RequestKey(room if slot is None else slot, epoch, room)
-        self.hears("bootstrap", msg.Init(header, key, "", 0, session, blocks, first, required, tokens, registration))
+        self.hears("bootstrap", msg.Init(header, key, "", 7, session, session << 32, blocks, first, required, tokens, registration))
 
     def resume(
         self,
@@ -249,7 +251,7 @@ class EncodeAlone(Alone):
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
         key = msg.RequestKey(room, 1, room)
         header = self.header(node_id=node_id)
-        self.hears("bootstrap", msg.Resume(header, key, "", 0, session, blocks, first, required, sent, tokens))
+        self.hears("bootstrap", msg.Resume(header, key, "", 7, session, session << 32, blocks, first, required, sent, tokens))
 
     def abort(self, room: int, *, epoch: int = 1, node_id: int = 10, reason: str = "given up there") -> None:
         key = msg.RequestKey(room, epoch, room)
@@ -297,7 +299,7 @@ class LanguageAlone(Alone):
 
     def registered(self, *, incarnation: int = 1) -> None:
         header = self.header(node_id=20, incarnation=incarnation)
-        answer = msg.Registered(header, ENCODE_ADDRESS, "tcp://there:2", 16, 16)
+        answer = msg.Registered(header, ENCODE_ADDRESS, "tcp://there:2", self.world.engine, 16, 16)
         self.hears("bootstrap", answer, address=ENCODE_ADDRESS)
 
     def receiver(self, room: int, blocks: int | None = 2) -> EmbeddingReceiver:
@@ -322,6 +324,7 @@ class LanguageAlone(Alone):
             "total_tokens": 16,
             "ready_tokens": 16,
             "known_blocks": receiver.granted_blocks,
+            "session": self.slots.get(receiver.slot, Slot.SESSION),
             "tainted": 0,
             "code": 0,
             "reason": "",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from embridge.allocator.blocks import BlockCounts
 from embridge.allocator.control import Control
@@ -21,10 +22,21 @@ from embridge.allocator.layout import Geometry, Lane, LaneState, Process
 from embridge.pipeline import Limits, Node, PipelineConfig, Timing, launch
 from embridge.pipeline.inspect import requests
 from embridge.pipeline.joining import open_control
+from embridge.workers.engines import mooncake
 from support.waiting import wait_until
 
 RUN_DIR_PREFIX = "eb-"  # in /tmp: a socket's path has 107 bytes at most
 LIMITS = Limits(num_slots=512, max_clients=6, max_destinations=4, window_blocks=64, max_peers=8, max_peer_slots=512, ring_records=512)
+
+
+_NO_MOONCAKE = mooncake.why_unavailable()
+every_engine = pytest.mark.parametrize(
+    "engine",
+    ["shm", pytest.param("mooncake", marks=pytest.mark.skipif(bool(_NO_MOONCAKE), reason=_NO_MOONCAKE or "it is there"))],
+    indirect=True,
+    scope="session",
+)
+"""The tests run over every engine, on nodes that offer no other (conformance)."""
 
 
 @contextmanager

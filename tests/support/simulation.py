@@ -20,18 +20,20 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping
+from embridge.allocator.blocks import QUARANTINED
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.layout import (
     AUX_WORDS,
     ControlLayout,
     Destination,
+    Engine,
     Geometry,
     Header,
     Limits,
@@ -43,6 +45,7 @@ from embridge.allocator.layout import (
 from embridge.allocator.owners import ForeignWriter
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rings import Kick
+from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.allocator.status import split
 from embridge.pipeline.client import Client
 from embridge.workers import messages as msg
@@ -51,10 +54,11 @@ from embridge.workers.engines.base import EngineError, Moves, Outcome
 from embridge.workers.granting import GrantSender
 from embridge.workers.publishing import Publisher
 from embridge.workers.receiving import StatusReceiver
-from embridge.workers.roles import Addresses, Arrival, Desk, Disconnect, Inbox, Out, Reply, Send, Step
+from embridge.workers.roles import Addresses, Arrival, Desk, Disconnect, Inbox, Out, Renew, Reply, Send, Step
 from embridge.workers.run_socket import Welcome
+from embridge.workers.target import TargetWorker
 from embridge.workers.timing import NS, Timing
-from embridge.workers.transfer import TargetWorker, TransferWorker
+from embridge.workers.transfer import TransferWorker
 
 MS = NS // 1000
 LIBRARY_WAIT_NS, STARVING_WAIT_NS = 100 * MS, 5 * MS
@@ -123,7 +127,7 @@ class FusedControl(Control):
         fuse.guard(self.lanes, "lease_page", "return_page", "free")
         self.status: Any = _Guarded(self.status, fuse, "advance", "open", "mark")
         self.blocks.cells = _Guarded(  # type: ignore[assignment]
-            self.blocks.cells, fuse, "acquire", "expose", "release", "quarantine", "reclaim", "end_quarantine"
+            self.blocks.cells, fuse, "acquire", "expose", "release", "quarantine", "reclaim", "end_quarantine", "end_exposure"
         )
 
     @property
@@ -160,8 +164,28 @@ def segment(size: int, *, alignment: int = 4096) -> Mapping:
         os.close(fd)
 
 
+Piece = tuple[int, int, int]  # offset there, offset here, bytes
+
+
+class Late(NamedTuple):
+    """A write that was given up and may land: read from its engine's payload then, or, if that has died, as it was read before."""
+
+    target: SimulatedNode
+    session: int
+    to: int
+    engine: SimulatedEngine | None
+    start: int
+    size: int
+    data: bytes = b""
+
+
 class SimulatedEngine:
-    """Copies between the payloads of two nodes, in as many polls as the seed says, and checks every block that it writes (P7)."""
+    """Copies between the payloads of two nodes, in as many polls as the seed says, and checks every block that it writes (P7).
+
+    As shared memory it ends with its process, and so do its attempts. As a network (`world.late_writes`) it writes into a session of its
+    peer; what an attempt that failed has not written yet it may still read and write for as long as it lives, and what a dead one had in
+    its connections may land as long as the session lives.
+    """
 
     name = "simulated"
 
@@ -170,14 +194,15 @@ class SimulatedEngine:
         self._node = node
         self._world = node.world
         self._targets: dict[int, tuple[SimulatedNode, int]] = {}  # peer -> (node, our entry in its writers)
-        self._attempts: dict[int, tuple[SimulatedNode, deque[tuple[int, int, int]], bool]] = {}
+        self._attempts: dict[int, tuple[SimulatedNode, int, deque[Piece], bool]] = {}
         self._ticket = 0
-        self._asked: set[int] = set()
 
-    def open(self, peer: int, record: PeerRecord) -> bool:
+    def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
         if peer in self._targets and self._targets[peer][0].control.incarnation == record.incarnation:
             return True
         self.close(peer)
+        if self.late_writes:
+            return self._open_session(peer, record, session)
         target = self._world.node_at(record.run_socket)
         if target is None or target.control.incarnation != record.incarnation:
             raise EngineError(f"{record} is not reachable")
@@ -189,43 +214,68 @@ class SimulatedEngine:
         self._targets[peer] = (target, entry)
         return True
 
-    def submit(self, peer: int, moves: Moves) -> int:
+    def _open_session(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
+        role = self._world.role_at(record.bootstrap_addr)
+        if role is None or not role.node.is_in_session(session.number) or self._world.chance(0.3):
+            return False
+        self._targets[peer] = (role.node, -1)
+        return True
+
+    def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         target, _ = self._targets[peer]
         self._ticket += 1
         fails = self._world.chance(self._world.faults.failed_attempt)
         pieces = deque((int(a), int(b), int(c)) for a, b, c in moves)
-        self._attempts[self._ticket] = (target, pieces, fails)
+        self._attempts[self._ticket] = (target, session.number, pieces, fails)
         self._world.note(f"{self._node.name} engine: attempt {self._ticket} of {len(pieces)} moves to {target.name}")
         return self._ticket
 
     def poll(self, ticket: int) -> Outcome:
-        target, pieces, fails = self._attempts[ticket]
+        target, session, pieces, fails = self._attempts[ticket]
+        if self.late_writes and not target.is_in_session(session):
+            return self._end(ticket, "its session is gone")
         several = 1 + int(self._world.chance(self._world.faults.slow_attempt)) * 4
         for _ in range(-(-len(pieces) // several)):
             to, start, size = pieces.popleft()
-            target.write(to, self._read(start, size))
+            target.write(to, self.read(start, size))
         if fails and self._world.chance(0.5):
-            del self._attempts[ticket]
-            if self.late_writes:  # as they are now: the kernel has them
-                self._world.late += [(target, to, self._read(start, size)) for to, start, size in pieces]
-            self._world.note(f"{self._node.name} engine: attempt {ticket} FAILED")
-            return Outcome.FAILED
+            if self.late_writes:
+                self._world.late += [Late(target, session, to, self, start, size) for to, start, size in pieces]
+            return self._end(ticket, "it fails")
         if pieces:
             return Outcome.PENDING
         del self._attempts[ticket]
         return Outcome.DONE
 
-    def _read(self, start: int, size: int) -> bytes:
+    def _end(self, ticket: int, why: str) -> Outcome:
+        del self._attempts[ticket]
+        self._world.note(f"{self._node.name} engine: attempt {ticket} FAILED: {why}")
+        return Outcome.FAILED
+
+    def read(self, start: int, size: int) -> bytes:
         return np.frombuffer(self._node.payload, np.uint8, size, start).tobytes()
 
     def close(self, peer: int) -> None:
         if peer in self._targets:
             target, entry = self._targets.pop(peer)
-            target.writer_gone(entry)
+            if entry >= 0:
+                target.writer_gone(entry)
 
     def shutdown(self) -> None:
+        """Its process ends: it reads nothing any more; about half of what it had yet to write is in its connections, and lands."""
         for peer in list(self._targets):
             self.close(peer)
+        if not self.late_writes:
+            return
+        world = self._world
+        for target, session, pieces, _ in self._attempts.values():
+            world.late += [Late(target, session, to, self, start, size) for to, start, size in pieces]
+        self._attempts.clear()
+        ours = [late for late in world.late if late.engine is self]
+        world.late = [late for late in world.late if late.engine is not self]
+        for late in ours:
+            if world.chance(0.5):
+                world.late.append(late._replace(engine=None, data=self.read(late.start, late.size)))
 
 
 class Actor:
@@ -264,7 +314,14 @@ class RoleActor(Actor):
         self.arrivals: deque[Arrival] = deque()
         self.refused: list[str] = []
         self.control = FusedControl(self.node.control_map, self.fuse)
-        self.desk = Desk(self.control, self.role_name, self.world.timing, self.node.own_addresses)
+        self.desk = Desk(
+            self.control,
+            self.role_name,
+            self.world.timing,
+            self.node.own_addresses,
+            engines=(self.world.engine,),
+            is_on_host=lambda path: self.world.node_at(path) is not None,
+        )
         self.records = self.control.inbox(self.role_name)
         self.bell = self.control.bell(self.role_name)
         self.seen = -1
@@ -277,10 +334,11 @@ class RoleActor(Actor):
             return Admission(self.desk) if encode else GrantSender(self.desk)
         if self.role_name == "poller":
             return Publisher(self.desk) if encode else StatusReceiver(self.desk)
+        worker = self.desk.index - lay.first_worker()
         if not encode:
-            return TargetWorker(self.desk)
-        self.engine = SimulatedEngine(self.node, late_writes=self.world.late_writes)
-        return TransferWorker(self.desk, self.desk.index - lay.first_worker(), self.engine)
+            return TargetWorker(self.desk, worker, self.node.begin_session(worker))
+        self.engine = self.node.make_engine()
+        return TransferWorker(self.desk, worker, {self.world.engine: self.engine})
 
     @property
     def connection_prefix(self) -> str:
@@ -290,6 +348,9 @@ class RoleActor(Actor):
         """The process dies and is started again; what was on its sockets is gone, what is in its rings is not."""
         self.world.note(f"{self.name} KILLED {why}")
         self.world.num_kills += 1
+        self._die()
+
+    def _die(self) -> None:
         if self.engine is not None:
             self.engine.shutdown()
         self.world.network.forget(self)
@@ -339,6 +400,12 @@ class RoleActor(Actor):
                 return
         except Killed:
             self.kill("in the middle of a step")
+            return
+        except Renew as reason:
+            world.note(f"{self.name} begins again: {reason}")
+            self.fuse.left = 0
+            self.desk.flush()
+            self._die()
             return
         self.records.done()
         wait_ns = min(int(world.timing.beat_s * NS), max(0, self.role.next_step_ns(now) - now))
@@ -424,6 +491,7 @@ class SimulatedNode:
     ) -> None:
         self.world = world
         self.name = name
+        self.may_leak = False  # a test takes a block on purpose
         self.geometry = geometry
         self.settings = settings or {"host_buffer_bytes": 1 << 30, "default_allocate_tokens": 4 * geometry.block_size}
         self.control_map = segment(ControlLayout.of(role, geometry, limits).size)
@@ -441,6 +509,8 @@ class SimulatedNode:
         self._words = np.frombuffer(self.control_map, np.uint64, limits.num_slots, at.words)
         self._seen_words = self._words.copy()
         self._pools = pools(geometry)
+        self.make_engine: Callable[[], Any] = lambda: SimulatedEngine(self, late_writes=world.late_writes)
+        self._sessions: dict[int, int] = {}  # worker -> the session of its engine
         self.roles = [RoleActor(self, process) for process in self.control.processes.names[1:]]
 
     @property
@@ -467,6 +537,18 @@ class SimulatedNode:
         self.control.writers.remove(entry)
         self._to_poller.send(Kick.WRITER_GONE, 0, 0)
         self._to_poller.flush()
+
+    # ---- its network engines
+
+    def begin_session(self, worker: int) -> LiveSession:
+        """The engine of the process that is born now; that of the one before it died with it."""
+        if not self.world.late_writes:
+            return NO_SESSION
+        number = self._sessions[worker] = self.control.sessions.next_number()
+        return LiveSession(number, 10_000 + number, number << 32)
+
+    def is_in_session(self, number: int) -> bool:
+        return self in self.world.nodes and number in self._sessions.values()
 
     # ---- what must hold
 
@@ -502,10 +584,10 @@ class SimulatedNode:
         self.control.blocks.check()
         for block in range(self.geometry.num_blocks):
             state, slot, epoch, _ = self.control.blocks.cells.cell(block)
-            if state:
+            if state and not (state == QUARANTINED and self.world.late_writes):
                 assert split(self.control.status.load(slot)).epoch == epoch, f"{self.name}: block {block} is of an older epoch"
                 released = self.control.slots.get(slot, Slot.RELEASED_EPOCH)
-                assert released < epoch or self.world.late_writes, f"{self.name}: block {block} leaked by slot {slot}.{epoch}"
+                assert released < epoch or self.may_leak, f"{self.name}: block {block} leaked by slot {slot}.{epoch}"
 
     def open_slots(self) -> Iterator[tuple[int, int]]:
         for slot in np.nonzero(self._words)[0].tolist():
@@ -522,6 +604,8 @@ class SimulatedNode:
     def _check_write(self, block: int, to: int, data: bytes) -> None:
         """P7, B10, D2: they hit only a block that is exposed (or quarantined) for the very request whose rows they are."""
         state, slot, epoch, _ = self.control.blocks.cells.cell(block)
+        if state == QUARANTINED and self.world.late_writes:
+            return  # that is what it is for
         assert state >= 2, f"{self.name}: a write hit block {block} in state {state}"
         assert split(self.control.status.load(slot)).epoch == epoch, f"{self.name}: a write hit block {block} of an old epoch"
         at = PayloadLayout.of(self.geometry)
@@ -695,7 +779,9 @@ class World:
         self.faults = faults or Faults()
         self.timing = timing
         self.late_writes = late_writes
-        self.late: list[tuple[SimulatedNode, int, bytes]] = []  # writes that were given up and will land
+        self.engine = Engine.MOONCAKE if late_writes else Engine.SHM
+        self.late: list[Late] = []
+        self.num_late = 0
         self.now_ns = 1000 * NS
         self.started_ns = self.now_ns
         self.nodes: list[SimulatedNode] = []
@@ -788,9 +874,11 @@ class World:
             call()
         self.network.deliver(now)
         if self.late and self.rng.random() < 0.02:
-            target, to, data = self.late.pop(self.rng.randrange(len(self.late)))
-            self.note(f"a late write lands in {target.name}")
-            target.write(to, data)
+            late = self.late.pop(self.rng.randrange(len(self.late)))
+            if late.target.is_in_session(late.session):
+                self.num_late += 1
+                self.note(f"a late write lands in {late.target.name}")
+                late.target.write(late.to, late.data if late.engine is None else late.engine.read(late.start, late.size))
         runnable = [actor for actor in self._actors if actor.is_runnable(now)]
         if not runnable:
             self.now_ns = max(now + 1, self._next_ns())

@@ -17,16 +17,16 @@ from embridge.workers import run_socket
 
 HEADER = msg.Header(msg.VERSION, 1, 2, 3, 4)
 KEY = msg.RequestKey(5, 6, 7)
-STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 12, 13, "why")
+STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why")
 
 EXAMPLES: list[msg.Message] = [
     msg.Register(HEADER, "tcp://a:1", "tcp://a:2", "/run/a.sock", 1, 2, 3, 4, "bfloat16", 5, 64, 16, 7),
-    msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", 4, 16),
+    msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", 1, 4, 16),
     msg.Refused(HEADER, 7, "no", KEY),
     msg.Refused(HEADER, 7, "no"),
     msg.Stale(HEADER, 9),
-    msg.Init(HEADER, KEY, "tcp://a:2", 0, 1, [1, 2, 3], 0, 1, 300, 7),
-    msg.Resume(HEADER, KEY, "tcp://a:2", 0, 1, [4, 5], 3, 1, 300, 200),
+    msg.Init(HEADER, KEY, "tcp://a:2", 0, 1, 1 << 45, [1, 2, 3], 0, 1, 300, 7),
+    msg.Resume(HEADER, KEY, "tcp://a:2", 0, 1, 1 << 45, [4, 5], 3, 1, 300, 200),
     msg.Abort(HEADER, KEY, 3, "enough"),
     msg.AbortAck(HEADER, KEY, 2),
     msg.Announce(HEADER, KEY, 2000),
@@ -145,9 +145,10 @@ def test_a_value_of_a_wrong_type_or_out_of_range_is_refused_in_every_place() -> 
         ("Init5", (2, 0), (1 << 16) - 1),  # slot
         ("Init5", (2, 1), (1 << 28) - 1),  # epoch
         ("Init5", (2, 2), (1 << 63) - 1),  # room
-        ("Init5", (8,), 64),  # required_dst_info_num
-        ("Init5", (9,), (1 << 32) - 1),  # allocated_tokens
-        ("Resume6", (6, 0), (1 << 32) - 1),  # an index
+        ("Init5", (9,), 64),  # required_dst_info_num
+        ("Init5", (10,), (1 << 32) - 1),  # allocated_tokens
+        ("Init5", (4,), 65535),  # dst_port
+        ("Resume6", (7, 0), (1 << 32) - 1),  # an index
         ("Status10", (2, 1), 4),  # phase
         ("Announce9", (3,), (1 << 32) - 1),  # total_tokens
         ("Close11", (1, 1), (1 << 63) - 1),  # node_id
@@ -159,15 +160,15 @@ def test_each_number_may_reach_its_limit_and_not_go_beyond(name: str, place: tup
     refused(packed(with_value(raw, place, limit + 1)))
 
 
-@pytest.mark.parametrize("place", [(1, 1), (1, 2), (2, 1), (8,)], ids=["node_id", "incarnation", "epoch", "required"])
+@pytest.mark.parametrize("place", [(1, 1), (1, 2), (2, 1), (9,)], ids=["node_id", "incarnation", "epoch", "required"])
 def test_what_counts_from_one_is_not_zero(place: tuple[int, ...]) -> None:
     refused(packed(with_value(RAW[5], place, 0)))
 
 
 def test_lists_have_a_limit() -> None:
     key = NAMES.index("Init5")
-    msg.decode(packed(with_value(RAW[key], (6,), [0] * msg.MAX_WINDOW)), "peer")
-    refused(packed(with_value(RAW[key], (6,), [0] * (msg.MAX_WINDOW + 1))))
+    msg.decode(packed(with_value(RAW[key], (7,), [0] * msg.MAX_WINDOW)), "peer")
+    refused(packed(with_value(RAW[key], (7,), [0] * (msg.MAX_WINDOW + 1))))
     beat = RAW[NAMES.index("Heartbeat12")]
     room = [*beat[2][0][:-1], ""]
     msg.decode(packed([*beat[:2], [room] * msg.MAX_ROOMS_A_HEARTBEAT]), "peer")

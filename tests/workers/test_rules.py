@@ -80,7 +80,7 @@ def test_no_number_in_a_heartbeat_grants_anything() -> None:
     node = EncodeAlone()
     sender = node.sender(1, 40)
     node.init(1, [3])
-    room = msg.RoomState(msg.RequestKey(1, 1, 1), 2, False, 40, 40, 40, 10, 0, 0, "")
+    room = msg.RoomState(msg.RequestKey(1, 1, 1), 2, False, 40, 40, 40, 10, 0, 0, 0, "")
     node.hears("poller", msg.Heartbeat(node.header(), [room]))
     assert node.get(sender, Destination.GRANTED_TOKENS) == 4
     assert node.get(sender, Destination.SENT) == 4
@@ -257,7 +257,7 @@ def test_what_is_tainted_is_stored_before_the_word_says_that_rows_have_landed() 
 
 def test_a_block_that_a_late_write_may_hit_is_quarantined_by_the_drain() -> None:
     """R7, P7: and a clean one is freed."""
-    node = LanguageAlone()
+    node = LanguageAlone(late_writes=True)
     clean, tainted = node.receiver(1), node.receiver(2)
     node.status(clean, Phase.Transferring, 4)
     node.status(tainted, Phase.Transferring, 4, tainted=2)
@@ -268,7 +268,7 @@ def test_a_block_that_a_late_write_may_hit_is_quarantined_by_the_drain() -> None
 
 def test_a_tainted_session_that_is_over_quarantines_nothing() -> None:
     """R7: a taint of a session that a fence has ended, that is, below ours."""
-    node = LanguageAlone()
+    node = LanguageAlone(late_writes=True)
     receiver = node.receiver(1)
     node.status(receiver, Phase.Transferring, 4, tainted=1)  # session 0
     receiver.release_drained(4)
@@ -280,7 +280,7 @@ def test_blocks_of_a_failed_request_wait_for_the_abort_ack_and_the_tainted_ones_
     tainted: int, expected: dict[str, int]
 ) -> None:
     """R7, D2: Failed frees nothing by itself."""
-    node = LanguageAlone()
+    node = LanguageAlone(late_writes=True)
     receiver = node.receiver(1)
     node.status(receiver, Phase.Transferring, 4)
     receiver.abort()
@@ -933,7 +933,7 @@ def test_a_grant_makes_its_transfer_runnable_in_the_same_step() -> None:
     assert not inbox.pending()
     bootstrap = node.actor("bootstrap")
     key = msg.RequestKey(1, 1, 1)
-    grant = msg.Resume(node.header(), key, "", 0, 1, [3, 4], 0, 1, 0, 8)
+    grant = msg.Resume(node.header(), key, "", 0, 1, 0, [3, 4], 0, 1, 0, 8)
     node.actor("worker0").stalled_ns = node.now_ns + 10**9
     node.hears("bootstrap", grant)
     assert bootstrap.arrivals == type(bootstrap.arrivals)()
@@ -1172,7 +1172,7 @@ def test_a_block_that_nobodys_request_holds_is_reported_once() -> None:
     node.advance(5)
     assert node.counts()["free"] == 8
     assert node.metric("poller", "errors") == 0
-    node.world.late_writes = True  # the simulation would say so itself
+    node.node.may_leak = True  # the simulation would say so itself
     node.control.blocks.acquire(receiver.slot, receiver.epoch, 1, may_take_reserve=True)
     node.advance(5)
     assert node.metric("poller", "errors") == 1

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from embridge.allocator.errors import EmbridgeError
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.sessions import LiveSession
 
 Moves = npt.NDArray[np.int64]
 """(n, 3): offset in the peer's payload, offset in our payload, bytes."""
@@ -36,22 +37,23 @@ class TransferEngine(Protocol):
 
     name: str
     late_writes: bool
-    """Whether an attempt that ended other than done may still write."""
+    """Whether an attempt that ended other than done may still read and write. Then grants name the session that they are for, what it
+    may have written is quarantined until that session is fenced, and what it may still read is kept until this engine has ended (R8)."""
 
-    def open(self, peer: int, record: PeerRecord) -> bool:
-        """Make a peer writable; True when it is. Never blocks: False means ask again.
+    def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
+        """Make a peer's session writable; True when it is. Never blocks: False means ask again.
 
         Raises:
-            EngineError: it cannot be reached this way.
+            EngineError: it cannot be reached this way. A later call tries again (D3).
         """
         ...
 
-    def submit(self, peer: int, moves: Moves) -> int:
-        """Start one attempt; returns its ticket. Only to a peer that is open."""
+    def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
+        """Start one attempt; returns its ticket. Only to a session that is open."""
         ...
 
     def poll(self, ticket: int) -> Outcome:
-        """How an attempt stands. A terminal answer is given once."""
+        """How an attempt stands. A terminal answer is given once, and given at latest when the engine's own deadline has passed."""
         ...
 
     def close(self, peer: int) -> None:

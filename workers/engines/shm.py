@@ -16,6 +16,7 @@ from embridge.allocator.errors import AttachError, SegmentError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.segment import map_segment
+from embridge.allocator.sessions import LiveSession
 from embridge.workers import run_socket
 from embridge.workers.engines.base import EngineError, Moves, Outcome
 
@@ -45,7 +46,7 @@ class ShmEngine:
         self._done: set[int] = set()
         self._ticket = 0
 
-    def open(self, peer: int, record: PeerRecord) -> bool:
+    def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
         door = self._doors.get(peer)
         if door is not None and door.incarnation != record.incarnation:
             self.close(peer)
@@ -92,7 +93,7 @@ class ShmEngine:
                 os.close(fd)
         log.info("mapped the payload of %s: %d bytes", record, welcome.payload_bytes)
 
-    def submit(self, peer: int, moves: Moves) -> int:
+    def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         payload = self._doors[peer].payload
         assert payload is not None
         copy(payload, self._payload, moves, len(moves))
