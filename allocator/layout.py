@@ -255,6 +255,7 @@ class Destination(IntEnum):
     PORT = 15  # bootstrap: of that session's engine
     BASE = 16  # bootstrap: where its payload lies there
     FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
+    RETRY_NS = 18  # worker: when the next attempt may be made
 
 
 DESTINATION_WORDS: Final = 24

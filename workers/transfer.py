@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES = 8 << 20  # one attempt; small enough that requests take turns and progress is told early
 STEP_ATTEMPTS = 16  # in one step, before kicks are looked at again
+LEAST_RETRY_NS = NS // 100  # after an attempt that failed; then half of the time for which all have, to `MOST_RETRY_NS`
+MOST_RETRY_NS = NS // 2
 RENEW_WAIT_NS = NS // 5  # for healthy attempts to end before this process does
 LEAST_NAP_NS = 50_000  # between two looks at attempts of a network engine; a 64th of their age, when that is more
 MOST_NAP_NS = 1_000_000
@@ -75,7 +77,7 @@ class TransferWorker:
         self._queue: deque[int] = deque()
         self._queued: dict[int, int] = {}
         self._attempts: dict[tuple[int, int], Attempt] = {}  # (slot, destination)
-        self._opening: dict[int, int] = {}  # slots whose peer's door is not open yet
+        self._opening: dict[int, int] = {}  # slots whose peer's door is not open yet, or whose next attempt is not due
         self._scanned_ns = 0
         self._now_ns = 0
         self._renewing_ns = 0  # since when this process wants to end
@@ -175,6 +177,9 @@ class TransferWorker:
         peer = get(slot, d, Destination.PEER) - 1
         if not self._is_granted_by(peer, slot, d):
             return 0  # the poller fails the request
+        if get(slot, d, Destination.RETRY_NS) > self._now_ns:
+            self._opening[slot] = epoch
+            return 0
         record, session = self._control.peers.record(peer), self._session_of(slot, d)
         engine = self._engines[Engine(record.engine)]
         if engine.late_writes:
@@ -354,10 +359,11 @@ class TransferWorker:
             self._taint(slot, d)
             self._may_read.add(slot)
             self._renewing_ns = self._renewing_ns or self._now_ns
-        since = self._dsts.get(slot, d, Destination.FAILING_NS)
-        if not since:
-            self._dsts.set(slot, d, Destination.FAILING_NS, self._now_ns)
-        elif self._now_ns - since > self._desk.timing.peer_timeout_s * NS:
+        since = self._dsts.get(slot, d, Destination.FAILING_NS) or self._now_ns
+        self._dsts.set(slot, d, Destination.FAILING_NS, since)
+        pause_ns = min(max((self._now_ns - since) // 2, LEAST_RETRY_NS), MOST_RETRY_NS)
+        self._dsts.set(slot, d, Destination.RETRY_NS, self._now_ns + pause_ns)
+        if self._now_ns - since > self._desk.timing.peer_timeout_s * NS:
             record = self._control.peers.record(attempt.peer)
             lasted_s = (self._now_ns - since) / NS
             self._fail(slot, attempt.epoch, f"every write to {record} through {attempt.engine.name} has failed for {lasted_s:.1f} s")
