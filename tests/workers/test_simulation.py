@@ -498,16 +498,11 @@ def _free_before_the_fence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StatusReceiver, "_look_at_quarantine", mutant)
 
 
-def _never_fence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(StatusReceiver, "_look_at_quarantine", lambda _: None)
-
-
 MUTANTS = [
     pytest.param(_taint_nothing, id="R6"),
     pytest.param(_quarantine_nothing, id="R7"),
     pytest.param(_go_on_without_renewal, id="R8"),
     pytest.param(_free_before_the_fence, id="R10"),
-    pytest.param(_never_fence, id="R11"),
 ]
 
 
