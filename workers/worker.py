@@ -10,8 +10,10 @@ import logging
 import os
 import select
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -103,6 +105,8 @@ def _role(seat: Seat, desk: Desk) -> Step:
 
         return StatusReceiver(desk)
     index = desk.index - lay.first_worker()
+    if Engine.MOONCAKE in seat.engines:
+        _keep_engine_messages_apart(Path(seat.addresses.run_socket).with_name(f"{seat.name}.mooncake.log"))
     if not encode:
         from embridge.workers.target import TargetWorker
 
@@ -113,6 +117,18 @@ def _role(seat: Seat, desk: Desk) -> Step:
     payload = map_segment(seat.payload.fd, seat.payload_bytes, alignment=HUGE_PAGE_BYTES)
     engines = make_engines(seat.engines, payload, desk.control.node_id, desk.control.incarnation, seat.host, seat.mooncake)
     return TransferWorker(desk, index, engines)
+
+
+def _keep_engine_messages_apart(path: Path) -> None:
+    """What the engine's library writes on standard error goes to a file of this process's life; what this package says stays there."""
+    ours = os.dup(2)
+    theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(theirs, 2)
+    os.close(theirs)
+    sys.stderr = os.fdopen(ours, "w", buffering=1)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
 
 
 def _begin_session(seat: Seat, desk: Desk) -> LiveSession:

@@ -108,7 +108,6 @@ def _start(host: str, settings: MooncakeSettings) -> Any:
         os.environ["MC_FORCE_TCP"] = "1"
     else:
         os.environ.pop("MC_FORCE_TCP", None)
-    os.environ.setdefault("GLOG_minloglevel", "3")  # what fails is reported by us, with the request that it concerns
     os.environ.setdefault("MC_LOG_LEVEL", "ERROR")
     try:
         from mooncake.engine import TransferEngine
