@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -102,8 +103,10 @@ class Node:
         self.stop()
 
 
-def launch(config: PipelineConfig) -> Node:
+def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
     """Start a node and wait until all its processes are READY.
+
+    `within`: words of a command that runs the node's, with another view of the machine: `("ip", "netns", "exec", "b")`.
 
     Raises:
         LaunchError: it did not come up; the text names the process, or what was missing, and the node is gone again.
@@ -114,7 +117,16 @@ def launch(config: PipelineConfig) -> Node:
         opened += os.pipe()
         alive_read, alive_write, ready_read, ready_write = opened
         process = subprocess.Popen(
-            [sys.executable, "-m", "embridge.pipeline.launcher", "--ready-fd", str(ready_write), "--alive-fd", str(alive_read)],
+            [
+                *within,
+                sys.executable,
+                "-m",
+                "embridge.pipeline.launcher",
+                "--ready-fd",
+                str(ready_write),
+                "--alive-fd",
+                str(alive_read),
+            ],
             stdin=subprocess.PIPE,
             pass_fds=(ready_write, alive_read),
             start_new_session=True,

@@ -24,7 +24,10 @@ from embridge.pipeline.cli.errors import CommandError, expected_errors
 @click.option(
     "--images", type=click.Path(path_type=Path), help="Folder of images; default: photographs that scikit-image ships."
 )
-@click.option("--engine", default="shm", show_default=True, help="How rows travel between the nodes.")
+@click.option("--engine", default="shm", show_default=True, help="How rows travel between the nodes: shm or mooncake.")
+@click.option(
+    "--two-hosts", is_flag=True, help="The nodes in two network namespaces, joined by a cable; implies --engine mooncake. Needs root."
+)
 @click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Folder for the nodes' sockets; default: a temporary one."
 )
@@ -40,6 +43,8 @@ def command(**options: Any) -> None:
     with expected_errors():
         from embridge.pipeline.demo.settings import DemoSettings
 
+        if options["two_hosts"]:
+            options["engine"] = "mooncake"
         settings = DemoSettings(**options)
         try:
             import PIL  # noqa: F401
