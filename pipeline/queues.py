@@ -135,8 +135,6 @@ class TransferQueue:
         if not isinstance(timeout_s, int | float):  # it would stop those behind it, too
             return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {timeout_s!r} is no number of seconds")
         left_s = request._added + timeout_s - self._client.clock() / NS
-        if request._abort_reason:
-            return self._refuse(request, FailureCode.ABORTED, request._abort_reason)
         if left_s <= 0:
             return self._refuse(request, FailureCode.TIMEOUT, "deadline passed while waiting for a slot")
         try:
@@ -147,6 +145,8 @@ class TransferQueue:
                 timeout_s=left_s,
             )
         except RuntimeError:
+            if request._abort_reason:  # without a slot there is no way to tell its encoder, which waits for its own deadline
+                return self._refuse(request, FailureCode.ABORTED, request._abort_reason)
             if self._client.control.state == NodeState.READY and not self._client.node_gone:
                 return False
             return self._refuse(request, FailureCode.REFUSED, "this client's node is gone, or is being stopped")
@@ -158,7 +158,7 @@ class TransferQueue:
         request._arrival = self._num_arrived
         self._active[request] = None
         receiver.on_change = partial(self._serve, request)
-        if request._abort_reason:  # it came while we were opening
+        if request._abort_reason:  # opened all the same: so its encoder hears why
             receiver.abort(request._abort_reason)
         return True
 
