@@ -264,7 +264,7 @@ class AllowFile:
         try:
             self.list = read_allow_list(self.path)
         except KeyFileError as error:
-            log.error("%s; the list as it was before stays in force", error)
+            log.error("%s; the list as it was before stays in force", str(error))
             return False
         log.info("allow file %s: %d keys", self.path, len(self.list.keys))
         return True

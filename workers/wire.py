@@ -222,7 +222,7 @@ class Wire:
             self._desk.count(Metric.MESSAGES_REFUSED)
             message = msg.decode_foreign(data)
             level = logging.WARNING if error.field == "version" else logging.DEBUG
-            self._limit.log(log, level, identity or address or connection, time.monotonic_ns(), "message refused: %s", error)
+            self._limit.log(log, level, identity or address or connection, time.monotonic_ns(), "message refused: %s", str(error))
         if message is not None:
             arrivals.append(Arrival(message, connection, address, identity))
 
@@ -241,7 +241,7 @@ class Wire:
                         self._drop(address)
             except zmq.ZMQError as error:
                 where = item.address if not isinstance(item, Reply) else item.connection
-                self._limit.log(log, logging.WARNING, where, time.monotonic_ns(), "message not sent: %s", error)
+                self._limit.log(log, logging.WARNING, where, time.monotonic_ns(), "message not sent: %s", str(error))
         self._desk.count(Metric.MESSAGES_OUT, len(out))
 
     def _line(self, address: str, key: str) -> _Line | None:

@@ -15,7 +15,6 @@ from embridge.pipeline.node import decode_config, encode_config
 from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
 
-
 PATHS = ("run_dir", "key_file", "allow_file")
 
 
