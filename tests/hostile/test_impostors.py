@@ -136,7 +136,7 @@ def test_what_an_encode_node_says_in_the_name_of_another_has_no_effect(language:
     refused = msg.Refused(language.header(node_id=20), 7, "not mine", key)
     language.hears("bootstrap", refused, address=ENCODE_ADDRESS, identity=THEIRS)
     assert forged(language) == 5
-    language.status(receiver, Phase.Success, 16)
+    language.status(receiver, Phase.Success, 8, total_tokens=8)
     assert receiver.poll() == Phase.Success
 
 
@@ -149,7 +149,7 @@ def test_an_encode_node_cannot_register_as_another(language: LanguageAlone) -> N
     language.hears("bootstrap", answer, address=ELSEWHERE, identity=THEIRS)
     assert forged(language) == 1
     assert not other.handshake_done
-    language.status(receiver, Phase.Success, 16)
+    language.status(receiver, Phase.Success, 8, total_tokens=8)
     assert receiver.poll() == Phase.Success
     language.heartbeat()
     for _ in range(int(language.world.timing.connect_timeout_s) + 1):

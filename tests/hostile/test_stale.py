@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
+    while Pair.made:
+        Pair.made.pop().world.close()
 
 
 class Recorder(Network):
@@ -57,7 +60,10 @@ class Recorder(Network):
 class Pair:
     """An encode and a language node, a client on each, and requests that go from one to the other."""
 
+    made: ClassVar[list[Pair]] = []  # to be closed by the fixture
+
     def __init__(self, seed: int) -> None:
+        Pair.made.append(self)
         self.world = World(seed)
         self.network = self.world.network = Recorder(self.world)
         self.encode = self.world.node("encode", Role.ENCODE, GEOMETRY, node_id=1, key="key of encode")
@@ -67,7 +73,8 @@ class Pair:
 
     def born(self, incarnation: int) -> SimulatedNode:
         node = self.world.node("language", Role.LANGUAGE, GEOMETRY, node_id=10, incarnation=incarnation, key="key of language")
-        self.queue = TransferQueue(node.new_client())
+        self.client = node.new_client()
+        self.queue = TransferQueue(self.client)
         return node
 
     def transfer(self, total: int, *, aborted: bool = False) -> None:
@@ -84,7 +91,7 @@ class Pair:
         failed: list[EmbeddingRequest] = []
 
         def ended() -> bool:
-            self.queue.client.poll()
+            self.client.poll()
             done, lost = self.queue.pop_transferred()
             finished.extend(done)
             failed.extend(lost)
@@ -132,7 +139,6 @@ def test_everything_that_was_ever_sent_comes_again_and_changes_nothing(seed: int
         pair.network.replay(old)
         pair.transfer(total)
     assert all(sum(row["errors"] for row in node.control.metrics.all().values()) == 0 for node in pair.world.nodes)
-    pair.world.close()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -155,4 +161,3 @@ def test_what_was_said_to_and_by_a_node_that_is_no_more_has_no_effect_on_the_nex
     for total in (9, 20):
         pair.network.replay(old)
         pair.transfer(total)
-    pair.world.close()
