@@ -213,7 +213,7 @@ class GrantSender:
         if link is None or link.peer is not None:
             return
         if denied.is_final:
-            self._give_up(link, FailureCode.REFUSED, f"no connection to encode node {denied.address}: {denied.reason}")
+            self._give_up(link, FailureCode.REFUSED, f"encode node {denied.address}: {denied.reason}")
         else:
             link.hint = denied.reason
 
@@ -236,7 +236,7 @@ class GrantSender:
             link.peer is not None and self._control.peers.key(link.peer) != arrival.identity
         ):
             self._desk.count(Metric.MESSAGES_FORGED)
-            link.hint = "what answers there speaks in the name of a node that is known with another key"
+            link.hint = "it speaks in the name of a node with another key"
             return
         if message.header.target != self._control.incarnation:
             self._desk.count(Metric.MESSAGES_STALE)

@@ -44,7 +44,7 @@ LOOK_AT_LIST_NS = NS
 FAILED_HANDSHAKES: dict[int, tuple[str, bool]] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: ("it does not list this node's key; add its line there", True),
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: ("one of both nodes has keys and the other has none, or it is no node", True),
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: ("it ends the handshake: its key is another than listed here, or it is no node", False),
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: ("its key is another than listed here, or it is no node", False),
 }
 
 
@@ -252,7 +252,7 @@ class Wire:
         self._drop(address)  # another node has that address now
         expected = self._keys.key_of(address, key) if self._keys is not None else ""
         if expected is None:
-            why = "its key is not in the allow-list any more" if key else "this node's allow-list has no key for it; add its line there"
+            why = "its key is not in the allow-list any more" if key else "no key for it in this node's allow-list; add its line"
             self._deny(address, why, True)
             return None
         line = self._lines[address] = _Line(self._context, address, self._keys, expected)

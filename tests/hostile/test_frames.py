@@ -83,6 +83,10 @@ def attack_encode(role: str, count: int) -> None:
     assert node.metric(role, "messages_forged") > 50
 
 
+def registered(node: LanguageAlone) -> msg.Registered:
+    return msg.Registered(node.header(node_id=21), ELSEWHERE, "tcp://elsewhere:2", node.world.engine, 16, 16)
+
+
 def attack_language(role: str, count: int) -> None:
     node = LanguageAlone(identities={20: GOOD, 21: HOSTILE})
     maker = FrameMaker(random.Random(16), node.control.incarnation, [(21, 1), (21, 1), (20, 1), (22, 1)])
@@ -91,7 +95,7 @@ def attack_language(role: str, count: int) -> None:
         room += 1
         victim = node.client.receiver(ELSEWHERE, room)  # there is a line to the hostile node, and a request that it may end
         node.settle()
-        node.hears("bootstrap", msg.Registered(node.header(node_id=21), ELSEWHERE, "tcp://elsewhere:2", 16, 16), address=ELSEWHERE)
+        node.hears("bootstrap", registered(node), address=ELSEWHERE)
         assert victim.handshake_done
         receiver = node.receiver(1000 + room)
         node.status(receiver, Phase.WaitingForInput, 0, total_tokens=8)

@@ -56,7 +56,7 @@ def test_a_grant_in_the_name_of_another_opens_nothing(encode: EncodeAlone) -> No
     sender = encode.sender(1, 8)
     key = msg.RequestKey(1, 1, 1)
     encode.forget_sent()
-    encode.hears("bootstrap", msg.Init(encode.header(), key, "", 0, 1, [3, 4], 0, 1, 8, 1), identity=THEIRS)
+    encode.hears("bootstrap", msg.Init(encode.header(), key, "", 0, 1, 0, [3, 4], 0, 1, 8, 1), identity=THEIRS)
     assert encode.slots.get(sender.slot, Slot.NUM_DESTINATIONS) == 0
     assert (forged(encode), encode.wire.sent) == (1, [])
     encode.init(1, [3, 4])
@@ -145,7 +145,7 @@ def test_an_encode_node_cannot_register_as_another(language: LanguageAlone) -> N
     receiver = language.receiver(1)
     other = language.client.receiver(ELSEWHERE, 2)
     language.settle()
-    answer = msg.Registered(language.header(node_id=20, incarnation=2), ELSEWHERE, "tcp://elsewhere:2", 16, 16)
+    answer = msg.Registered(language.header(node_id=20, incarnation=2), ELSEWHERE, "tcp://elsewhere:2", 1, 16, 16)
     language.hears("bootstrap", answer, address=ELSEWHERE, identity=THEIRS)
     assert forged(language) == 1
     assert not other.handshake_done
@@ -156,7 +156,7 @@ def test_an_encode_node_cannot_register_as_another(language: LanguageAlone) -> N
         language.advance(1.0)
         language.heartbeat()
     assert other.poll() == Phase.Failed
-    assert "speaks in the name of a node that is known with another key" in language.slots.reason(other.slot)
+    assert "it speaks in the name of a node with another key" in language.slots.reason(other.slot)
 
 
 def test_an_answer_of_another_version_fails_the_request_with_both_versions(language: LanguageAlone) -> None:

@@ -27,7 +27,7 @@ from embridge.workers.keys import (
 
 PAIR, OTHER = new_key_pair(), new_key_pair()
 KEY, KEY2 = PAIR.public, OTHER.public
-HASHED = "#" + "0" * 39  # a key may begin with the character of comments
+HASHED = "0#" + "0" * 38  # a key may hold the character of comments
 
 
 def invoke(*args: object) -> tuple[int, str, str]:

@@ -23,7 +23,7 @@ from embridge.pipeline.client import node_status
 from embridge.workers import messages as msg
 from embridge.workers.keys import new_key_pair, write_key_file
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 ENCODE, LANGUAGE, LISTED, STRANGER = (new_key_pair() for _ in range(4))
 PAIRS = {"encode": ENCODE, "language": LANGUAGE, "stranger": STRANGER}
@@ -44,8 +44,8 @@ def pair() -> Iterator[tuple[Station, Station]]:
         ours = keys_of(path, "encode", f"- {LANGUAGE.public} language\n- {LISTED.public} listed\n")
         theirs = keys_of(path, "language", f"127.0.0.1 {ENCODE.public} encode\n")
         with (
-            station("encode", path / "e", **ours) as encode,
-            station("language", path / "l", connect_timeout_s=10.0, **theirs) as language,
+            station("encode", path / "e", ready_timeout_s=80.0, **ours) as encode,
+            station("language", path / "l", connect_timeout_s=10.0, ready_timeout_s=80.0, **theirs) as language,
         ):
             yield encode, language
 
@@ -148,17 +148,17 @@ def test_a_node_with_a_key_that_is_not_listed_fails_its_requests_with_the_reason
     port = encode.addr.rpartition(":")[2]
     lines = f"127.0.0.1:{port} {ENCODE.public}\n127.0.0.1:1 {STRANGER.public}\n"
     with (
-        station("language", own_dir / "s", connect_timeout_s=5.0, **keys_of(own_dir, "stranger", lines)) as other,
+        station("language", own_dir / "s", connect_timeout_s=5.0, ready_timeout_s=80.0, **keys_of(own_dir, "stranger", lines)) as other,
         attach(other.run_dir) as client,
     ):
         queues = Queues(client)
         room = next(rooms)
         queues.add(encode.addr, room)
-        reason = f"no connection to encode node {encode.addr}: it does not list this node's key; add its line there"
+        reason = f"encode node {encode.addr}: it does not list this node's key; add its line there"
         assert queues.take(room, 30).reason == reason
         room = next(rooms)
         queues.add("tcp://127.0.0.2:4000", room)
-        reason = "no connection to encode node tcp://127.0.0.2:4000: this node's allow-list has no key for it; add its line there"
+        reason = "encode node tcp://127.0.0.2:4000: no key for it in this node's allow-list; add its line"
         assert queues.take(room, 30).reason == reason
     assert transfer(encode, language, next(rooms)) == ""
 
@@ -182,6 +182,7 @@ def test_nodes_at_ipv6_addresses_carry_a_request(own_dir: Path, room: int) -> No
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"this machine has no ::1: {error}")
-    with station("encode", own_dir / "e", host="::1") as encode, station("language", own_dir / "l", host="::1") as language:
+    settings: dict[str, Any] = {"host": "::1", "ready_timeout_s": 80.0}
+    with station("encode", own_dir / "e", **settings) as encode, station("language", own_dir / "l", **settings) as language:
         assert encode.addr.startswith("tcp://[::1]:")
         assert transfer(encode, language, room) == ""

@@ -50,8 +50,8 @@ def register(node_id: int = 50, *, registration: int = 1, incarnation: int = 1, 
     return msg.encode(
         msg.Register(
             header=msg.Header(version, node_id, incarnation, 0, 1), bootstrap_addr="tcp://127.0.0.1:1", poller_addr="tcp://127.0.0.1:2",
-            run_socket="", session=1, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0, num_slots=64,
-            window_blocks=16, registration=registration,
+            run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0,
+            num_slots=64, window_blocks=16, registration=registration,
         )
     )  # fmt: skip
 
@@ -243,7 +243,7 @@ def test_an_address_without_a_line_fails_the_request_at_once(allow_file: Path) -
         slot = node.client.receiver(address, 1).slot
         it.turn_until(lambda: node.slots.get(slot, Slot.FAILURE))
         assert node.slots.get(slot, Slot.FAILURE) == FailureCode.REFUSED
-        reason = f"no connection to encode node {address}: this node's allow-list has no key for it; add its line there"
+        reason = f"encode node {address}: no key for it in this node's allow-list; add its line"
         assert node.slots.reason(slot) == reason
 
 
@@ -268,7 +268,7 @@ def test_a_node_that_is_not_let_in_learns_why(port: Wired, tmp_path: Path, ours:
 
         it.turn_until(failed)
         assert node.slots.get(receiver.slot, Slot.FAILURE) == FailureCode.REFUSED
-        assert node.slots.reason(receiver.slot) == f"no connection to encode node {port.address}: {says}"
+        assert node.slots.reason(receiver.slot) == f"encode node {port.address}: {says}"
 
 
 def test_a_server_that_cannot_prove_its_key_is_told_nothing(port: Wired, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_server_that_cannot_prove_its_key_is_told_nothing(port: Wired, tmp_pat
 
         it.turn_until(hinted)
         link = next(iter(it.actor.role._links.values()))  # type: ignore[attr-defined]
-        assert link.hint == "it ends the handshake: its key is another than listed here, or it is no node"
+        assert link.hint == "its key is another than listed here, or it is no node"
     assert port.arrivals == []
 
 

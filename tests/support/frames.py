@@ -89,26 +89,27 @@ class FrameMaker:
         some = rng.choice((0, 1, 4, 8, 16, 2**32 - 1))
         state = msg.RoomState(
             key=key, phase=rng.randrange(5), resumed=rng.random() < 0.5, sent_tokens=some, total_tokens=rng.choice((0, 8, 2**32 - 1)),
-            ready_tokens=some, known_blocks=rng.randrange(4), tainted=rng.choice((0, 1, 2**32 - 1)), code=rng.choice((0, 99)), reason="no",
+            ready_tokens=some,
+            known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)), code=rng.choice((0, 99)), reason="no",
         )  # fmt: skip
         first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
         match rng.randrange(12):
             case 0:
                 return msg.Register(
-                    header=header, bootstrap_addr="tcp://x:1", poller_addr=rng.choice(("tcp://x:2", "no address", "")), run_socket="",
-                    session=1, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0, num_slots=64,
+                    header=header, bootstrap_addr="tcp://x:1", poller_addr=rng.choice(("tcp://x:2", "no address", "")), run_socket="here.sock",
+                    mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0, num_slots=64,
                     window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)),
                 )  # fmt: skip
             case 1:
-                return msg.Registered(header, "tcp://x:1", "tcp://x:2", 16, 16)
+                return msg.Registered(header, "tcp://x:1", "tcp://x:2", rng.choice((1, 2)), 16, 16)
             case 2:
                 return msg.Refused(header, 7, "no", key if rng.random() < 0.5 else None)
             case 3:
                 return msg.Stale(header, target)
             case 4 | 5:
-                return msg.Init(header, key, "", 0, 1, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2)))
+                return msg.Init(header, key, "", 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2)))
             case 6:
-                return msg.Resume(header, key, "", 0, 1, blocks, first, required, sent, len(blocks) * 4)
+                return msg.Resume(header, key, "", 0, 1, 0, blocks, first, required, sent, len(blocks) * 4)
             case 7:
                 return msg.Abort(header, key, rng.choice((0, 3, 2**32 - 1)), "no")
             case 8:
