@@ -47,6 +47,8 @@ FAILED_HANDSHAKES: dict[int, tuple[str, bool]] = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: ("its key is another than listed here, or it is no node", False),
 }
 
+PLAIN_ENDED = "it ends the handshake: it is starting or stopping, or is no node"
+
 
 class Keyring:
     """The own key and the allow-list of a node with keys."""
@@ -186,7 +188,8 @@ class Wire:
             if zmq.EVENT_CLOSED in events:
                 refused.append(address)
             for event in events & set(FAILED_HANDSHAKES):
-                self._deny(address, *FAILED_HANDSHAKES[event])
+                reason, is_final = FAILED_HANDSHAKES[event]
+                self._deny(address, reason if self._keys is not None or is_final else PLAIN_ENDED, is_final)
             if self._keys is not None and not self._keys.is_listed(line.key):
                 self._deny(address, "its key is not in the allow-list any more", True)
         denied, self._denied = self._denied, {}
