@@ -27,6 +27,8 @@ class Metric(IntEnum):
     ERRORS = 12
     WRITES_FAILED = 13
     SESSIONS = 14
+    CONNECTIONS_REFUSED = 15  # of strangers: their key is not listed
+    MESSAGES_FORGED = 16  # in the name of a node whose key is another
 
 
 class Metrics:

@@ -30,6 +30,7 @@ class PeerRecord(NamedTuple):
     poller_addr: str
     run_socket: str
     registration: int = 0
+    key: str = ""  # the public key that it registered with; "" on a plain connection
 
     def __str__(self) -> str:
         return f"node {self.node_id:x} at {self.bootstrap_addr}"
@@ -39,6 +40,7 @@ _TEXTS = {
     "bootstrap_addr": lay.PEER_BOOTSTRAP_OFFSET,
     "poller_addr": lay.PEER_POLLER_OFFSET,
     "run_socket": lay.PEER_SOCKET_OFFSET,
+    "key": lay.PEER_KEY_OFFSET,
 }
 TEXT_BYTES = lay.ADDRESS_BYTES
 
@@ -81,6 +83,19 @@ class PeerTable:
             if self._identity(peer) == (node_id, incarnation) and self.is_alive(peer):
                 return peer
         return None
+
+    def belongs_to_another(self, node_id: int, incarnation: int, key: str) -> bool:
+        """Whether this node is known under another key: a living incarnation of it, or this very one, dead or alive (D15, P17)."""
+        for peer in range(self.num_peers):
+            if self.get(peer, Peer.NODE_ID) != node_id or self.get(peer, Peer.STATE) == PeerState.EMPTY:
+                continue
+            if (self.is_alive(peer) or self.get(peer, Peer.INCARNATION) == incarnation) and self.key(peer) != key:
+                return True
+        return False
+
+    def key(self, peer: int) -> str:
+        """The public key that it registered with; "" on a plain connection."""
+        return self._text(peer, lay.PEER_KEY_OFFSET)
 
     def alive(self) -> list[int]:
         return [peer for peer in range(self.num_peers) if self.is_alive(peer)]
@@ -126,10 +141,7 @@ class PeerTable:
         self.put(peer, Peer.STATE, PeerState.REGISTERED)
 
     def record(self, peer: int) -> PeerRecord:
-        texts = {}
-        for name, offset in _TEXTS.items():
-            raw = self._bytes[peer, offset : offset + TEXT_BYTES].tobytes()
-            texts[name] = raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+        texts = {name: self._text(peer, offset) for name, offset in _TEXTS.items()}
         return PeerRecord(
             node_id=self.get(peer, Peer.NODE_ID),
             incarnation=self.get(peer, Peer.INCARNATION),
@@ -140,6 +152,10 @@ class PeerTable:
             registration=self.get(peer, Peer.REGISTRATION),
             **texts,
         )
+
+    def _text(self, peer: int, offset: int) -> str:
+        raw = self._bytes[peer, offset : offset + TEXT_BYTES].tobytes()
+        return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
     def tombstone(self, peer: int, slot: int) -> int:
         """The highest epoch that this peer's slot was seen with (encode side)."""

@@ -48,7 +48,7 @@ SLOW_LOOK_NS = NS // 10  # a full compare of the words: a dirty bit is a hint th
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
-_ADDRESS = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):([1-9]\d{0,4})", re.ASCII)
+_ADDRESS = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+):([1-9]\d{0,4})", re.ASCII)
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 

@@ -40,7 +40,9 @@ class PipelineConfig:
 
     `engine`: "auto" takes shared memory to peers on this host and Mooncake to others; "shm" or "mooncake" forces one.
 
-    `host` is the one address this node binds; control messages are not encrypted, so it must be a loopback address.
+    `host` is the one address this node binds. With `key_file` (its secret key) and `allow_file` (the keys of the others) control
+    messages are encrypted and both ends proved; without, they are plain, and it must be a loopback address. Both files are read at
+    launch.
     `default_allocate_tokens` is what a request is granted before its length is known (the documents' 8192).
     `host_buffer_bytes` bounds the language side's tensors of received requests.
     """
@@ -50,6 +52,8 @@ class PipelineConfig:
     host: str = "127.0.0.1"
     bootstrap_port: int = 0
     poller_port: int = 0
+    key_file: Path | None = None
+    allow_file: Path | None = None
     engine: str = "auto"
     mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
     geometry: Geometry = field(default_factory=Geometry)
@@ -76,10 +80,9 @@ class PipelineConfig:
             address = ipaddress.ip_address(self.host)
         except ValueError as error:
             raise ConfigError(f"host: {self.host!r} is no IP address; give the one address that this node binds") from error
-        if not address.is_loopback:
-            raise ConfigError(
-                f"host: {self.host} is not a loopback address; control messages are plain, so a node binds loopback only"
-            )
+        if (getattr(address, "ipv4_mapped", None) or address).is_unspecified:
+            raise ConfigError(f"host: {self.host} stands for all interfaces; give the one address at which the other nodes reach this one")
+        self._check_keys(is_loopback=address.is_loopback)
         for name in ("bootstrap_port", "poller_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside 0 to 65535 (0: any free port)")
@@ -88,6 +91,20 @@ class PipelineConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} < 1")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: {self.log_level!r} is unknown; use DEBUG, INFO, WARNING or ERROR")
+
+    def _check_keys(self, *, is_loopback: bool) -> None:
+        for name, other in (("key_file", "allow_file"), ("allow_file", "key_file")):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            object.__setattr__(self, name, Path(value).expanduser().absolute())
+            if getattr(self, other) is None:
+                raise ConfigError(f"{name}: it is set and {other} is not; a node has both or neither (see `embridge keys --help`)")
+        if self.key_file is None and not is_loopback:
+            raise ConfigError(
+                f"host: {self.host} is no loopback address, and without keys control messages are plain; make a key with "
+                "`embridge keys new`, list the keys of the other nodes, and give key_file and allow_file (--key-file, --allow-file)"
+            )
 
     @property
     def directory(self) -> Path:

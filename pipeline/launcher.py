@@ -38,6 +38,7 @@ from embridge.pipeline.door import Door
 from embridge.pipeline.node import Ready, decode_config
 from embridge.pipeline.supervision import Supervisor
 from embridge.workers.engines import engines_for, mooncake
+from embridge.workers.keys import KeyFileError, read_key_file
 from embridge.workers.roles import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
 from embridge.workers.timing import NS
@@ -60,6 +61,10 @@ class Launcher:
         self._opened: list[Descriptor] = []
         self._check_descriptors()
         self._engines = self._choose_engines()
+        try:
+            self._keys = read_key_file(config.key_file) if config.key_file else None  # once: a process that restarts has the same
+        except KeyFileError as error:
+            raise LaunchError(str(error)) from error
         self._lock_fd = self._take_run_dir(config.directory)
         self.node_id, self.incarnation = self._identity(config.directory)
         self._make_segments()
@@ -155,14 +160,16 @@ class Launcher:
         addresses = {}
         for name, port in (("bootstrap", self.config.bootstrap_port), ("poller", self.config.poller_port)):
             family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET
+            host = f"[{self.config.host}]" if family == socket.AF_INET6 else self.config.host
             sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                sock.bind((self.config.host, port))
+                numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # also with the zone of a link-local address
+                sock.bind(socket.getaddrinfo(self.config.host, port, family, socket.SOCK_STREAM, flags=numeric)[0][4])
             except OSError as error:
-                raise LaunchError(f"{name} port: {self.config.host}:{port}: {error.strerror}; choose another") from error
+                sock.close()
+                raise LaunchError(f"{name} port: {host}:{port}: {error.strerror}; choose another") from error
             sock.listen(1024)
-            host = f"[{self.config.host}]" if family == socket.AF_INET6 else self.config.host
             addresses[name] = f"tcp://{host}:{sock.getsockname()[1]}"
             self._listening[name] = self._own(Descriptor(sock.detach()))
         self.addresses = Addresses(
@@ -197,6 +204,8 @@ class Launcher:
                     engines=self._engines,
                     host=self.config.host,
                     mooncake=self.config.mooncake,
+                    keys=self._keys if name in self._listening else None,
+                    allow_file=self.config.allow_file,
                 )
             )
         self._payload.populate(0, self._payload.size)

@@ -22,7 +22,7 @@ from typing import Self
 import msgspec
 
 from embridge.allocator.errors import LaunchError
-from embridge.pipeline.config import PipelineConfig
+from embridge.pipeline.config import ConfigError, PipelineConfig
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -109,8 +109,10 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
     `within`: words of a command that runs the node's, with another view of the machine: `("ip", "netns", "exec", "b")`.
 
     Raises:
+        ConfigError: its key file or its allow-list cannot be used.
         LaunchError: it did not come up; the text names the process, or what was missing, and the node is gone again.
     """
+    check_keys(config)
     opened: list[int] = []
     try:
         opened += os.pipe()
@@ -155,6 +157,23 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
         os.close(alive_write)
         raise LaunchError(ready.error)
     return Node(process, config, ready, alive_write)
+
+
+def check_keys(config: PipelineConfig) -> None:
+    """Read the files that `config` names, as the node will.
+
+    Raises:
+        ConfigError: one of them cannot be used; the text names it, and the line.
+    """
+    if config.key_file is None or config.allow_file is None:
+        return
+    from embridge.workers.keys import KeyFileError, read_allow_list, read_key_file
+
+    try:
+        read_key_file(config.key_file)
+        read_allow_list(config.allow_file)
+    except KeyFileError as error:
+        raise ConfigError(str(error)) from error
 
 
 def encode_config(config: PipelineConfig) -> bytes:

@@ -9,7 +9,7 @@ request is open (R15).
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import NamedTuple
 
 from embridge.allocator.errors import FailureCode
@@ -20,6 +20,7 @@ from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
 from embridge.workers.engines import mooncake
+from embridge.workers.loglimit import LogLimit
 from embridge.workers.roles import Arrival, Desk, Inbox, Out, Reply
 from embridge.workers.timing import NS
 
@@ -63,13 +64,17 @@ class Admission:
         self._open: dict[RemoteSlot, Open] = {}
         self._pending: dict[int, dict[RemoteSlot, Pending]] = {}
         self._pending_rooms: dict[RemoteSlot, int] = {}
+        self._num_pending: Counter[int] = Counter()  # a peer
         self._aborted: OrderedDict[int, tuple[int, str]] = OrderedDict()
         self._out: list[Out] = []
+        self._limit = LogLimit()
+        self._now_ns = 0
         self._swept_ns = 0
         self._recover = True
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         self._out = []
+        self._now_ns = now_ns
         if self._recover:
             self._recover = False
             self._rebuild()
@@ -125,6 +130,7 @@ class Admission:
             self._desk.fail(slot, epoch, *self._aborted[room])
         for key, pending in self._pending.pop(room, {}).items():
             self._pending_rooms.pop(key, None)
+            self._num_pending[key[0]] -= 1
             self._join(slot, epoch, pending.grant, pending.peer, pending.connection)
 
     def _release(self, slot: int, epoch: int) -> None:
@@ -161,10 +167,16 @@ class Admission:
     def _take(self, arrival: Arrival, now_ns: int) -> None:
         message, connection = arrival.message, arrival.connection
         assert connection is not None
+        if isinstance(message, msg.Foreign):
+            self._refuse_version(message, connection)
+            return
         if isinstance(message, msg.Register):
-            self._register(message, connection, now_ns)
+            self._register(message, arrival.identity, connection, now_ns)
             return
         peer = self._peers.find(message.header.node_id, message.header.incarnation)
+        if peer is not None and self._peers.key(peer) != arrival.identity:
+            self._forged(message.header)
+            return
         if peer is None or message.header.target != self._control.incarnation:
             self._desk.count(Metric.MESSAGES_STALE)
             self._out.append(Reply(connection, msg.Stale(self._header(message), message.header.target)))
@@ -180,23 +192,43 @@ class Admission:
     def _header(self, message: msg.Message) -> msg.Header:
         return self._desk.header(message.header.incarnation)
 
+    def _forged(self, header: msg.Header) -> None:
+        """It came over a connection of another node: one that is listed cannot speak for another (D15, P17). It is not answered."""
+        self._desk.count(Metric.MESSAGES_FORGED)
+        self._warn(header, "a message in the name of node %x came with another node's key; it is dropped", header.node_id)
+
+    def _warn(self, header: msg.Header, text: str, *values: object) -> None:
+        self._limit.log(log, logging.WARNING, header.node_id, self._now_ns, text, *values)
+
+    def _refuse_version(self, message: msg.Foreign, connection: bytes) -> None:
+        """Only a registration is answered, for whoever sends it waits for one; the frame has been counted as refused."""
+        if message.tag != msg.Register.__struct_config__.tag:
+            return
+        theirs, ours = message.header.version, " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
+        reason = f"protocol version: the language node speaks {theirs}, this encode node {ours}; run the same embridge on both"
+        header = self._desk.header(message.header.incarnation)
+        self._out.append(Reply(connection, msg.Refused(header, FailureCode.REFUSED, msg.clip(reason))))
+
     def _refuse(self, connection: bytes, message: Grant, code: int, reason: str) -> None:
         self._desk.count(Metric.MESSAGES_REFUSED)
-        log.warning("room %d: %s", message.key.room, reason)
+        self._warn(message.header, "room %d: %s", message.key.room, reason)
         self._out.append(Reply(connection, msg.Refused(self._header(message), code, msg.clip(reason), message.key)))
 
-    def _register(self, message: msg.Register, connection: bytes, now_ns: int) -> None:
+    def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
         header, geometry = message.header, self._control.geometry
         for name in ("hidden_size", "block_size", "dtype", "deepstack_layers"):
             theirs, ours = getattr(message, name), getattr(geometry, name)
             if theirs != ours:
-                self._refuse_node(
-                    message, connection, f"{name}: the language node has {theirs}, this encode node {ours}; launch both with the same"
-                )
+                reason = f"{name}: the language node has {theirs}, this encode node {ours}; launch both with the same"
+                self._refuse_node(message, connection, reason)
                 return
         if message.num_slots > self._control.limits.max_peer_slots:
             limit = self._control.limits.max_peer_slots
             self._refuse_node(message, connection, f"num_slots: {message.num_slots} > max_peer_slots {limit} of this node")
+            return
+        if self._peers.belongs_to_another(header.node_id, header.incarnation, key):
+            self._desk.count(Metric.MESSAGES_FORGED)
+            self._refuse_node(message, connection, "this node id is known with another key; one node has one key and one run directory")
             return
         for other in self._peers.alive():
             if self._peers.get(other, Peer.NODE_ID) != header.node_id:
@@ -226,6 +258,7 @@ class Admission:
                 poller_addr=message.poller_addr,
                 run_socket=message.run_socket,
                 registration=message.registration,
+                key=key,
             )
             if self._peers.register(record, now_ns, self._peers_in_use()) is None:
                 self._refuse_node(message, connection, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
@@ -269,7 +302,7 @@ class Admission:
 
     def _refuse_node(self, message: msg.Register, connection: bytes, reason: str) -> None:
         self._desk.count(Metric.MESSAGES_REFUSED)
-        log.warning("language node %x refused: %s", message.header.node_id, reason)
+        self._warn(message.header, "language node %x refused: %s", message.header.node_id, reason)
         self._out.append(Reply(connection, msg.Refused(self._header(message), FailureCode.REFUSED, msg.clip(reason))))
 
     def _peers_in_use(self) -> set[int]:
@@ -310,9 +343,12 @@ class Admission:
             self._refuse(connection, grant, FailureCode.PROTOCOL, f"grant refused: {wrong}")
             return
         room = grant.key.room
-        waiting = self._pending.get(room, {}).get(key)
-        if waiting is not None and waiting.grant.key.epoch == grant.key.epoch:
-            self._pending[room][key] = waiting._replace(grant=_wider(waiting.grant, grant), connection=connection)
+        waiting = self._pending.get(self._pending_rooms.get(key, room), {}).get(key)
+        if waiting is not None and waiting.grant.key.epoch >= grant.key.epoch:
+            if waiting.grant.key == grant.key:
+                self._pending[room][key] = waiting._replace(grant=_wider(waiting.grant, grant), connection=connection)
+            else:
+                self._desk.count(Metric.MESSAGES_STALE)  # of a request before the one that waits (P17)
             return
         if isinstance(grant, msg.Resume):
             self._refuse(connection, grant, FailureCode.UNKNOWN_ROOM, f"room {room} is not known to the encode node")
@@ -324,12 +360,15 @@ class Admission:
         elif room in self._aborted:
             self._refuse(connection, grant, *self._aborted[room])
         elif room in self._rooms:
+            self._drop_pending(key)
             self._join(*self._rooms[room], grant, peer, connection)
-        elif sum(1 for p, _ in self._pending_rooms if p == peer) >= MAX_PENDING_A_PEER:
+        elif self._num_pending[peer] >= MAX_PENDING_A_PEER:
             self._refuse(connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait")
         else:
+            self._drop_pending(key)  # a slot has one request: the one before it is over
             self._pending.setdefault(room, {})[key] = Pending(grant, peer, connection, now_ns)
             self._pending_rooms[key] = room
+            self._num_pending[peer] += 1
 
     def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
         """One more destination of a room that is open here. The tombstone comes last: killed before it, all is found open."""
@@ -445,6 +484,7 @@ class Admission:
     def _drop_pending(self, key: RemoteSlot) -> None:
         room = self._pending_rooms.pop(key, None)
         if room is not None:
+            self._num_pending[key[0]] -= 1
             self._pending[room].pop(key, None)
             if not self._pending[room]:
                 del self._pending[room]

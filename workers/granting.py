@@ -21,7 +21,7 @@ from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, e
 from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.engines import mooncake
-from embridge.workers.roles import Arrival, Desk, Disconnect, Inbox, Out, Send
+from embridge.workers.roles import Arrival, Denied, Desk, Disconnect, Inbox, Out, Send
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Link:
     registration: int
     peer: int | None = None
     sent_ns: int = 0
+    hint: str = ""  # why no connection comes about, as far as that can be told
     waiting: dict[int, int] = field(default_factory=dict)  # slot -> epoch
 
 
@@ -67,6 +68,8 @@ class GrantSender:
                 self._send_grant(slot, epoch)
         for address in inbox.refused:
             self._refused(address, now_ns)
+        for denied in inbox.denied:
+            self._denied(denied)
         for arrival in inbox.arrivals:
             with self._desk.isolated("message"):
                 self._take(arrival, now_ns)
@@ -159,7 +162,7 @@ class GrantSender:
                 link,
                 FailureCode.UNREACHABLE,
                 f"no encode node answers at {link.address} for {self._desk.timing.connect_timeout_s:g} s; "
-                "check its address and that it is up",
+                + (link.hint or "check its address and that it is up"),
             )
             return
         if now_ns - link.sent_ns < REGISTER_AGAIN_NS and link.sent_ns:
@@ -204,6 +207,16 @@ class GrantSender:
             self._desk.to("poller").send(Kick.PEER_DEAD, link.peer, self._control.peers.get(link.peer, Peer.INCARNATION))
             self._drop_link_of(link.peer)
 
+    def _denied(self, denied: Denied) -> None:
+        """Somebody listens there, and is not let in, or does not let us in. Of a registered node, silence is the judge."""
+        link = self._links.get(denied.address)
+        if link is None or link.peer is not None:
+            return
+        if denied.is_final:
+            self._give_up(link, FailureCode.REFUSED, f"encode node {denied.address}: {denied.reason}")
+        else:
+            link.hint = denied.reason
+
     def _drop_link_of(self, peer: int) -> None:
         for address, link in list(self._links.items()):
             if link.peer == peer:
@@ -218,12 +231,22 @@ class GrantSender:
         if link is None:
             self._desk.count(Metric.MESSAGES_STALE)
             return
+        header = message.header
+        if self._control.peers.belongs_to_another(header.node_id, header.incarnation, arrival.identity) or (
+            link.peer is not None and self._control.peers.key(link.peer) != arrival.identity
+        ):
+            self._desk.count(Metric.MESSAGES_FORGED)
+            link.hint = "it speaks in the name of a node with another key"
+            return
         if message.header.target != self._control.incarnation:
             self._desk.count(Metric.MESSAGES_STALE)
             return
         match message:
+            case msg.Foreign():
+                if link.peer is None:
+                    self._give_up(link, FailureCode.REFUSED, f"encode node {link.address} {_other_version(message)}")
             case msg.Registered():
-                self._registered(link, message, now_ns)
+                self._registered(link, message, arrival.identity, now_ns)
             case msg.Refused(key=None):
                 self._give_up(link, FailureCode.REFUSED, f"encode node {link.address} refused: {message.reason}")
             case msg.Refused(key=msg.RequestKey() as key):
@@ -247,7 +270,7 @@ class GrantSender:
             and self._slots.get(key.slot, Slot.PEER) == link.peer + 1
         )
 
-    def _registered(self, link: Link, message: msg.Registered, now_ns: int) -> None:
+    def _registered(self, link: Link, message: msg.Registered, key: str, now_ns: int) -> None:
         if link.peer is not None:
             return
         header, peers = message.header, self._control.peers
@@ -271,6 +294,7 @@ class GrantSender:
                 poller_addr=message.poller_addr,
                 run_socket="",
                 registration=link.registration,
+                key=key,
             )
             peer = peers.register(record, now_ns, in_use)
             if peer is None:
@@ -361,7 +385,7 @@ class GrantSender:
             message = msg.Resume(
                 header, key, own.poller_addr, session.port, session.number, session.base, indices, first, required, word.sent, allocated
             )
-        self._out.append(Send(record.bootstrap_addr, message))
+        self._out.append(Send(record.bootstrap_addr, message, record.key))
 
     def _send_abort(self, slot: int, epoch: int) -> None:
         peer = self._peer_of(slot)
@@ -370,4 +394,9 @@ class GrantSender:
         record = self._control.peers.record(peer)
         code, reason = self._slots.get(slot, Slot.FAILURE), msg.clip(self._slots.reason(slot))
         header = self._desk.header(record.incarnation)
-        self._out.append(Send(record.bootstrap_addr, msg.Abort(header, self._key(slot, epoch), code, reason)))
+        self._out.append(Send(record.bootstrap_addr, msg.Abort(header, self._key(slot, epoch), code, reason), record.key))
+
+
+def _other_version(message: msg.Foreign) -> str:
+    ours = " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
+    return f"speaks version {message.header.version} of the protocol, this node {ours}; run the same embridge on both"

@@ -26,6 +26,7 @@ MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 128
 MAX_WINDOW: Final = 4096
 MAX_ROOMS_A_HEARTBEAT: Final = 8192
+MAX_FOREIGN_BYTES: Final = 4096  # of a frame of another version that is looked into
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 U63 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -49,6 +50,13 @@ class Header(_Fields, frozen=True):
     incarnation: Id
     target: U63
     sequence: U63
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """What can be read of a message of another version: its tag and its header, which have their places in every version."""
+
+    tag: str
+    header: Header
 
 
 class RequestKey(_Fields, frozen=True):
@@ -247,6 +255,18 @@ def decode(data: bytes, peer: str) -> Message:
     if message.header.version not in ACCEPTED_VERSIONS:
         raise ProtocolError(peer, "version", message.header.version, f"one of {ACCEPTED_VERSIONS}")
     return message
+
+
+def decode_foreign(data: bytes) -> Foreign | None:
+    """What can be read of a frame that `decode` refuses, if it is a message of a version that is not accepted here."""
+    if len(data) > MAX_FOREIGN_BYTES:
+        return None
+    try:
+        tag, header, *_ = msgspec.msgpack.decode(data, type=list)
+        foreign = Foreign(msgspec.convert(tag, Text), msgspec.convert(header[: len(Header.__struct_fields__)], Header))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return None if foreign.header.version in ACCEPTED_VERSIONS else foreign
 
 
 def clip(text: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from embridge.allocator.layout import Peer
 from embridge.allocator.metrics import Metric
+from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
 from embridge.workers.roles import Desk, Disconnect, Out, Send
@@ -30,21 +31,31 @@ class PeerWatch:
         self._peers = desk.control.peers
         self._rooms_of = rooms_of
         self._beaten_ns: dict[int, int] = {}
-        self._by_identity: dict[tuple[int, int], int] = {}
+        self._by_identity: dict[tuple[int, int], tuple[int, str]] = {}  # -> (peer, its key)
         self._stepped_ns = 0
         self._next_ns = 0
 
-    def heard(self, header: msg.Header, now_ns: int) -> int | None:
-        """Note a sign of life. Returns the peer, or None for a stranger, a dead incarnation, or a message for another one of us."""
-        if header.target != self._desk.control.incarnation:
-            return None
+    def heard(self, header: msg.Header, now_ns: int, key: str = "") -> int | None:
+        """Note a sign of life. Returns the peer, or None for what has no effect; the reason is counted.
+
+        A stranger, a dead incarnation and a message for another one of us are stale. `key` is what the connection has proved: a
+        message in the name of a node whose key is another is forged (D15, P17).
+        """
         identity = (header.node_id, header.incarnation)
-        peer = self._by_identity.get(identity)
+        peer, peers_key = self._by_identity.get(identity, (None, ""))
         if peer is None or not self._matches(peer, identity):
             peer = self._peers.find(*identity)
-            if peer is None:
-                return None
-            self._by_identity[identity] = peer
+            if peer is not None:
+                peers_key = self._peers.key(peer)
+                if len(self._by_identity) > self._peers.num_peers:  # incarnations that are no more
+                    self._by_identity.clear()
+                self._by_identity[identity] = (peer, peers_key)
+        if peer is None or header.target != self._desk.control.incarnation:
+            self._desk.count(Metric.MESSAGES_STALE)
+            return None
+        if peers_key != key:
+            self._desk.count(Metric.MESSAGES_FORGED)
+            return None
         self._peers.put(peer, Peer.HEARD_NS, now_ns)
         return peer
 
@@ -77,7 +88,7 @@ class PeerWatch:
             soonest = min(soonest, every_s)
             if now_ns - self._beaten_ns.get(peer, 0) >= every_s * NS:
                 self._beaten_ns[peer] = now_ns
-                self._beat(record.poller_addr, record.incarnation, rooms, out)
+                self._beat(record, rooms, out)
         self._next_ns = now_ns + int(soonest * NS)
         return died
 
@@ -88,10 +99,10 @@ class PeerWatch:
     def _longest_sleep_ns(self) -> int:
         return int(self._desk.timing.idle_heartbeat_s * NS)
 
-    def _beat(self, address: str, incarnation: int, rooms: list[msg.RoomState], out: list[Out]) -> None:
-        most = 1024  # of some 100 bytes each: far below the limit of a message
+    def _beat(self, record: PeerRecord, rooms: list[msg.RoomState], out: list[Out]) -> None:
+        header, most = self._desk.header, 1024  # of some 100 bytes each: far below the limit of a message
         for first in range(0, max(len(rooms), 1), most):
-            out.append(Send(address, msg.Heartbeat(self._desk.header(incarnation), rooms[first : first + most])))
+            out.append(Send(record.poller_addr, msg.Heartbeat(header(record.incarnation), rooms[first : first + most]), record.key))
         self._desk.count(Metric.RESENT, len(rooms))
 
     def bury(self, peer: int, incarnation: int, why: str, out: list[Out]) -> bool:

@@ -83,10 +83,11 @@ class Poller(ABC):
         self._held_while_idle = held
 
     def _receive(self, arrival: Arrival) -> None:
-        peer = self._watch.heard(arrival.message.header, self._now_ns)
-        if peer is None:
-            self._desk.count(Metric.MESSAGES_STALE)
-        elif not self._take(arrival.message, peer):
+        message = arrival.message
+        if isinstance(message, msg.Foreign):
+            return  # refused, and counted so, where it came in; whoever registers is told
+        peer = self._watch.heard(message.header, self._now_ns, arrival.identity)
+        if peer is not None and not self._take(message, peer):
             self._desk.count(Metric.MESSAGES_REFUSED)
 
     def _look(self, record: Record, touched: dict[int, int]) -> None:

@@ -175,8 +175,8 @@ class Publisher(Poller):
             self._by_key[peer, state.key.slot, state.key.epoch] = (slot, epoch, d)
             header = self._desk.header(record.incarnation)
             if told is None and phase < TERMINAL and not state.sent_tokens and state.total_tokens:
-                self._out.append(Send(record.poller_addr, msg.Announce(header, state.key, state.total_tokens)))
-            self._out.append(Send(record.poller_addr, msg.Status(self._desk.header(record.incarnation), state)))
+                self._out.append(Send(record.poller_addr, msg.Announce(header, state.key, state.total_tokens), record.key))
+            self._out.append(Send(record.poller_addr, msg.Status(self._desk.header(record.incarnation), state), record.key))
         if (
             (slot, d) in self._acks_due
             and phase >= TERMINAL
@@ -184,7 +184,7 @@ class Publisher(Poller):
         ):
             self._acks_due.discard((slot, d))
             header = self._desk.header(record.incarnation)
-            self._out.append(Send(record.poller_addr, msg.AbortAck(header, state.key, state.tainted)))
+            self._out.append(Send(record.poller_addr, msg.AbortAck(header, state.key, state.tainted), record.key))
 
     def _rooms_of(self, peer: int) -> list[msg.RoomState]:
         """What a heartbeat to one peer lists."""

@@ -295,7 +295,7 @@ class StatusReceiver(Poller):
     def _send_close(self, key: msg.RequestKey, peer: int) -> None:
         record = self._control.peers.record(peer)
         if self._control.peers.is_alive(peer):
-            self._out.append(Send(record.poller_addr, msg.Close(self._desk.header(record.incarnation), key)))
+            self._out.append(Send(record.poller_addr, msg.Close(self._desk.header(record.incarnation), key), record.key))
 
     def _rooms_of(self, peer: int) -> list[msg.RoomState]:
         """What a heartbeat to an encode node lists: what is in flight with it."""

@@ -7,7 +7,7 @@ words in shared memory, and returns what is to be sent. `worker.py` puts the soc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -26,26 +26,46 @@ log = logging.getLogger(__name__)
 
 
 class Arrival(NamedTuple):
-    """A message, and where it came from: a connection that others opened to us, or the address that we connected to."""
+    """A message, and where it came from: a connection that others opened to us, or the address that we connected to.
 
-    message: msg.Message
+    `identity` is the public key that the other end has proved; "" on a plain connection.
+    """
+
+    message: msg.Message | msg.Foreign
     connection: bytes | None
     address: str | None
+    identity: str = ""
+
+
+class Denied(NamedTuple):
+    """There is no connection to this address, and why. `is_final`: it was told so, and trying again is of no use."""
+
+    address: str
+    reason: str
+    is_final: bool
 
 
 class Inbox(NamedTuple):
-    """All that came since the last step; `refused` are addresses where nobody listens (any more)."""
+    """All that came since the last step.
+
+    `refused` are addresses where nobody listens (any more), `denied` those where somebody listens, and the handshake fails.
+    """
 
     records: list[tuple[str, Record]]
     arrivals: list[Arrival]
     refused: list[str]
+    denied: Sequence[Denied] = ()
 
 
 class Send(NamedTuple):
-    """A message to an address; the connection is made when there is none."""
+    """A message to an address; the connection is made when there is none.
+
+    `key` is the public key that whoever listens there must prove; "" where only the allow-list knows it, and on plain connections.
+    """
 
     address: str
     message: msg.Message
+    key: str = ""
 
 
 class Reply(NamedTuple):

@@ -2,6 +2,9 @@
 
 The listening socket was opened by the launcher and is only borrowed, so the port outlives a restart of this process, connections
 wait in its backlog meanwhile, and it closes when the node is gone: that is what makes "connection refused" a proof of death.
+
+With keys, every connection is CURVE: encrypted, and both ends proved. Who connects to us must be in the allow-list (`zap.py`); whom we
+connect to must prove the key that stands there, or that it registered with. A key that is taken off the list is not heard any more.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -19,41 +24,105 @@ from embridge.allocator.errors import ProtocolError
 from embridge.allocator.layout import Process
 from embridge.allocator.metrics import Metric
 from embridge.workers import messages as msg
-from embridge.workers.roles import Arrival, Desk, Disconnect, Inbox, Out, Reply, Send, Step
+from embridge.workers.keys import KEY_LENGTH, AllowFile, KeyPair
+from embridge.workers.loglimit import LogLimit
+from embridge.workers.roles import Arrival, Denied, Desk, Disconnect, Inbox, Out, Reply, Send, Step
 from embridge.workers.timing import NS
 from embridge.workers.worker import READY, Seat
+from embridge.workers.zap import DOMAIN, Gatekeeper
 
 log = logging.getLogger(__name__)
 
 HIGH_WATER = 20_000  # messages queued for one peer; what exceeds it is dropped and repaired by heartbeats
 RECEIVE_AT_ONCE = 512
 RECONNECT_MS = 50
+HANDSHAKE_MS = 5000  # within which a connection says who it is, or ends
+KEEPALIVE_S = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10, zmq.TCP_KEEPALIVE_CNT: 3}
+LOOK_AT_LIST_NS = NS
+
+# What a failed handshake says, as far as libzmq tells, and whether trying again is of no use.
+FAILED_HANDSHAKES: dict[int, tuple[str, bool]] = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: ("it does not list this node's key; add its line there", True),
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: ("one of both nodes has keys and the other has none, or it is no node", True),
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: ("its key is another than listed here, or it is no node", False),
+}
+
+PLAIN_ENDED = "it ends the handshake: it is starting or stopping, or is no node"
+
+
+class Keyring:
+    """The own key and the allow-list of a node with keys."""
+
+    def __init__(self, pair: KeyPair, allow_file: Path) -> None:
+        self.pair = pair
+        self.allow = AllowFile(allow_file)
+        self._looked_ns = time.monotonic_ns()
+
+    def refresh(self) -> None:
+        """Look at the allow-list, once a second at most."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._looked_ns >= LOOK_AT_LIST_NS:
+            self._looked_ns = now_ns
+            self.allow.refresh()
+
+    def is_listed(self, key: str) -> bool:
+        return key in self.allow.list.keys
+
+    def key_of(self, address: str, key: str) -> str | None:
+        """The key that must be proved at an address: that of the peer, if it is known, else the one beside the address."""
+        self.allow.refresh()
+        if key:
+            return key if self.is_listed(key) else None
+        return self.allow.list.key_of(address)
+
+    def apply(self, socket: zmq.Socket[bytes], server_key: str | None = None) -> None:
+        """Make a socket CURVE: the listening end, or with `server_key` the connecting one."""
+        socket.curve_secretkey = self.pair.secret.encode()
+        socket.curve_publickey = self.pair.public.encode()
+        if server_key is not None:
+            socket.curve_serverkey = server_key.encode()
+            return
+        socket.curve_server = True
+        socket.zap_domain = DOMAIN
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody is let in unasked, should the handler be missing
+
+
+def set_limits(socket: zmq.Socket[bytes]) -> None:
+    """What both ends have in common: bounds on queues, messages and handshakes, and connections that end with their host."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+    socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+    socket.setsockopt(zmq.MAXMSGSIZE, msg.MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.IPV6, 1)
+    for option, value in KEEPALIVE_S.items():
+        socket.setsockopt(option, value)
 
 
 class _Line:
-    """A DEALER to one address, and the monitor that tells when nobody listens there."""
+    """A DEALER to one address, and the monitor that tells when nobody listens there, or who listens is not who should."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str) -> None:
+        self.key = key
         self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
-        self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, msg.MAX_MESSAGE_BYTES)
+        set_limits(self.socket)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 10 * RECONNECT_MS)
-        self.socket.setsockopt(zmq.IPV6, 1)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_CLOSED)
+        if keys is not None:
+            keys.apply(self.socket, key)
+        self.monitor = self.socket.get_monitor_socket(sum(FAILED_HANDSHAKES, zmq.EVENT_CLOSED))
         try:
             self.socket.connect(address)
         except zmq.ZMQError:
             self.close()
             raise
 
-    def was_refused(self) -> bool:
-        refused = False
+    def events(self) -> set[int]:
+        """What the monitor has told since the last call."""
+        events = set()
         while self.monitor.poll(0):
-            refused |= parse_monitor_message(self.monitor.recv_multipart())["event"] == zmq.EVENT_CLOSED
-        return refused
+            events.add(int(parse_monitor_message(self.monitor.recv_multipart())["event"]))
+        return events
 
     def close(self) -> None:
         self.socket.disable_monitor()
@@ -67,19 +136,26 @@ class Wire:
     def __init__(self, seat: Seat, desk: Desk) -> None:
         assert seat.listen is not None
         self._desk = desk
-        self._told_version = False
+        self._limit = LogLimit()
+        self._denied: dict[str, Denied] = {}
+        self._keys = Keyring(seat.keys, seat.allow_file) if seat.keys and seat.allow_file else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._gatekeeper: Gatekeeper | None = None
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.USE_FD, os.dup(seat.listen.fd))
-        self._router.setsockopt(zmq.LINGER, 0)
-        self._router.setsockopt(zmq.SNDHWM, HIGH_WATER)
-        self._router.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        self._router.setsockopt(zmq.MAXMSGSIZE, msg.MAX_MESSAGE_BYTES)
-        self._router.setsockopt(zmq.IPV6, 1)
+        set_limits(self._router)
+        if self._keys is not None:
+            self._gatekeeper = Gatekeeper(self._context, self._keys.allow)
+            self._poller.register(self._gatekeeper.socket, zmq.POLLIN)
+            self._keys.apply(self._router)
         self._router.bind(seat.bind_addr)
         self._lines: dict[str, _Line] = {}
-        self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
+
+    def has_news(self) -> bool:
+        """Whether the role is to be told something at once, though no socket is readable."""
+        return bool(self._denied)
 
     def watch(self, fd: int) -> None:
         self._poller.register(fd, zmq.POLLIN)
@@ -93,64 +169,106 @@ class Wire:
                 return set()
             raise
 
-    def receive(self) -> tuple[list[Arrival], list[str]]:
-        """Messages that came, and addresses where nobody listens."""
+    def receive(self) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
+        """Messages that came, addresses where nobody listens, and those where the handshake fails."""
+        if self._keys is not None and self._gatekeeper is not None:
+            self._keys.refresh()
+            self._desk.count(Metric.CONNECTIONS_REFUSED, self._gatekeeper.answer())
         arrivals: list[Arrival] = []
-        for _ in range(RECEIVE_AT_ONCE):
-            try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            if len(frames) == 2:
-                self._decode(frames[1], arrivals, connection=frames[0], address=None)
-            else:
-                self._desk.count(Metric.MESSAGES_REFUSED)
+        self._receive_connected(arrivals)
         refused = []
-        for address, line in self._lines.items():
+        for address, line in list(self._lines.items()):
             for _ in range(RECEIVE_AT_ONCE):
                 try:
                     frames = line.socket.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:
                     break
-                self._decode(frames[-1], arrivals, connection=None, address=address)
-            if line.was_refused():
+                self._decode(frames[-1], arrivals, None, address, line.key)
+            events = line.events()
+            if zmq.EVENT_CLOSED in events:
                 refused.append(address)
+            for event in events & set(FAILED_HANDSHAKES):
+                reason, is_final = FAILED_HANDSHAKES[event]
+                self._deny(address, reason if self._keys is not None or is_final else PLAIN_ENDED, is_final)
+            if self._keys is not None and not self._keys.is_listed(line.key):
+                self._deny(address, "its key is not in the allow-list any more", True)
+        denied, self._denied = self._denied, {}
         self._desk.count(Metric.MESSAGES_IN, len(arrivals))
-        return arrivals, refused
+        return arrivals, refused, list(denied.values())
+
+    def _receive_connected(self, arrivals: list[Arrival]) -> None:
+        for _ in range(RECEIVE_AT_ONCE):
+            try:
+                if self._keys is None:
+                    frames, identity = self._router.recv_multipart(zmq.NOBLOCK), ""
+                else:
+                    held = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+                    frames, identity = [frame.bytes for frame in held], _user_id(held[-1])
+            except zmq.Again:
+                break
+            if len(frames) != 2 or not self._may_speak(identity):
+                self._desk.count(Metric.MESSAGES_REFUSED)
+                continue
+            self._decode(frames[1], arrivals, frames[0], None, identity)
+
+    def _may_speak(self, identity: str) -> bool:
+        """Whether it is still listed: a connection outlives the line that let it in."""
+        return self._keys is None or (len(identity) == KEY_LENGTH and self._keys.is_listed(identity))
 
     def _decode(
-        self, data: bytes, arrivals: list[Arrival], *, connection: bytes | None, address: str | None
+        self, data: bytes, arrivals: list[Arrival], connection: bytes | None, address: str | None, identity: str
     ) -> None:
+        message: msg.Message | msg.Foreign | None
         try:
-            arrivals.append(Arrival(msg.decode(data, address or "a connected peer"), connection, address))
+            message = msg.decode(data, address or "a connected peer")
         except ProtocolError as error:
             self._desk.count(Metric.MESSAGES_REFUSED)
-            level = logging.WARNING if error.field == "version" and not self._told_version else logging.DEBUG
-            self._told_version |= level == logging.WARNING
-            log.log(level, "message refused: %s", error)
+            message = msg.decode_foreign(data)
+            level = logging.WARNING if error.field == "version" else logging.DEBUG
+            self._limit.log(log, level, identity or address or connection, time.monotonic_ns(), "message refused: %s", str(error))
+        if message is not None:
+            arrivals.append(Arrival(message, connection, address, identity))
 
     def send(self, out: list[Out]) -> None:
         """Hand messages to the sockets; never waits. One that does not fit is dropped, for heartbeats repair it."""
         for item in out:
             try:
                 match item:
-                    case Send(address, message):
-                        self._line(address).socket.send(msg.encode(message), zmq.NOBLOCK)
+                    case Send(address, message, key):
+                        line = self._line(address, key)
+                        if line is not None:
+                            line.socket.send(msg.encode(message), zmq.NOBLOCK)
                     case Reply(connection, message):
                         self._router.send_multipart([connection, msg.encode(message)], zmq.NOBLOCK)
                     case Disconnect(address):
                         self._drop(address)
             except zmq.ZMQError as error:
-                log.warning("message not sent: %s", error)
+                where = item.address if not isinstance(item, Reply) else item.connection
+                self._limit.log(log, logging.WARNING, where, time.monotonic_ns(), "message not sent: %s", str(error))
         self._desk.count(Metric.MESSAGES_OUT, len(out))
 
-    def _line(self, address: str) -> _Line:
+    def _line(self, address: str, key: str) -> _Line | None:
+        """The line to an address, made if there is none; None where no key is listed for it."""
         line = self._lines.get(address)
-        if line is None:
-            line = self._lines[address] = _Line(self._context, address)
-            self._poller.register(line.socket, zmq.POLLIN)
-            self._poller.register(line.monitor, zmq.POLLIN)
+        if line is not None and (not key or key == line.key):
+            return line
+        self._drop(address)  # another node has that address now
+        expected = self._keys.key_of(address, key) if self._keys is not None else ""
+        if expected is None:
+            why = "its key is not in the allow-list any more" if key else "no key for it in this node's allow-list; add its line"
+            self._deny(address, why, True)
+            return None
+        line = self._lines[address] = _Line(self._context, address, self._keys, expected)
+        self._poller.register(line.socket, zmq.POLLIN)
+        self._poller.register(line.monitor, zmq.POLLIN)
         return line
+
+    def _deny(self, address: str, reason: str, is_final: bool) -> None:
+        """There is no connection; the role is told with the next inbox. After a final word libzmq would not try again."""
+        self._denied[address] = Denied(address, reason, is_final)
+        self._limit.log(log, logging.WARNING, address, time.monotonic_ns(), "no connection to %s: %s", address, reason)
+        if is_final:
+            self._drop(address)
 
     def _drop(self, address: str) -> None:
         line = self._lines.pop(address, None)
@@ -163,7 +281,17 @@ class Wire:
         for address in list(self._lines):
             self._drop(address)
         self._router.close(0)
+        if self._gatekeeper is not None:
+            self._gatekeeper.close()
         self._context.destroy(0)
+
+
+def _user_id(frame: zmq.Frame) -> str:
+    """The key that whoever sent this frame has proved; "" where nobody was asked, which `ZAP_ENFORCE_DOMAIN` excludes."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
 
 
 def run_on_wire(seat: Seat, desk: Desk, role: Step) -> None:
@@ -180,15 +308,15 @@ def run_on_wire(seat: Seat, desk: Desk, role: Step) -> None:
             seen = bell.sequence()
             now = time.monotonic_ns()
             control.processes.beat(desk.index, now)
-            arrivals, refused = wire.receive()
+            arrivals, refused, denied = wire.receive()
             records = inbox.take()
-            wire.send(role.step(now, Inbox(records, arrivals, refused)))
+            wire.send(role.step(now, Inbox(records, arrivals, refused, denied)))
             desk.flush()
             inbox.done()
             desk.count(Metric.RECORDS, len(records))
             now = time.monotonic_ns()
             wait_s = min(seat.timing.beat_s, max(0.0, (role.next_step_ns(now) - now) / NS))
-            if wait_s > 0 and (inbox.pending() or not bell.arm(seen)):
+            if wire.has_news() or (wait_s > 0 and (inbox.pending() or not bell.arm(seen))):
                 wait_s = 0.0
             readable = wire.wait(wait_s)
             bell.disarm()

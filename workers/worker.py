@@ -25,6 +25,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.segment import Descriptor, map_segment
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.workers.engines.mooncake import MooncakeSettings
+from embridge.workers.keys import KeyPair
 from embridge.workers.roles import Addresses, Desk, Inbox, Renew, Step
 from embridge.workers.timing import NS, Timing
 
@@ -58,6 +59,8 @@ class Seat:
     engines: tuple[Engine, ...] = (Engine.SHM,)
     host: str = "127.0.0.1"
     mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
+    keys: KeyPair | None = None
+    allow_file: Path | None = None
     stop: bool = field(default=False, init=False)
 
 

@@ -13,6 +13,7 @@ import click
 COMMANDS = {
     "demo": "Carry real photographs between two nodes and check every byte.",
     "doctor": "Check this machine: what works, what would be slow, and what to do.",
+    "keys": "Make and look at the keys by which nodes know each other.",
     "launch": "Run one node in the foreground.",
     "status": "Show a running node: its processes, blocks and requests.",
 }

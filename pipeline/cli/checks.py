@@ -146,6 +146,21 @@ def mooncake() -> Check:
     return Check("Mooncake", "warn", f"{version} does not load: {said}", _library_advice(said))
 
 
+def keys() -> Check:
+    """The key file and the allow-list that the environment names, read as a node reads them."""
+    from embridge.pipeline.config import PipelineConfig
+    from embridge.pipeline.node import check_keys
+
+    config = PipelineConfig.from_env()
+    if config.key_file is None or config.allow_file is None:
+        return Check("keys", "note", "none in the environment", "nodes bind loopback addresses only: see `embridge keys --help`")
+    try:
+        check_keys(config)
+    except ValueError as error:
+        return Check("keys", "fail", str(error), "a node would not start with them; `embridge keys check` reads a list")
+    return Check("keys", "ok", f"{config.key_file}, {config.allow_file}")
+
+
 def rdma() -> Check:
     folder = Path("/sys/class/infiniband")
     devices = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -165,6 +180,7 @@ CHECKS: Final[tuple[Callable[[], Check], ...]] = (
     cuda,
     mooncake,
     rdma,
+    keys,
 )
 
 

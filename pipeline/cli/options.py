@@ -21,9 +21,11 @@ TIMING = frozenset({"request_timeout_s", "drain_timeout_s"})
 _NODE_OPTIONS = (
     click.option("--role", type=click.Choice(["encode", "language"]), help="Which side of the transfer."),
     click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run socket; one a node."),
-    click.option("--host", help="The address that the node binds."),
+    click.option("--host", help="The address that the node binds; other than loopback needs keys."),
     click.option("--bootstrap-port", type=int, help="Port of init, resume and announce; 0: any free one."),
     click.option("--poller-port", type=int, help="Port of status and heartbeats; 0: any free one."),
+    click.option("--key-file", type=click.Path(path_type=Path), help="Secret key of the node; see `embridge keys`."),
+    click.option("--allow-file", type=click.Path(path_type=Path), help="Public keys of the other nodes, one line each."),
     click.option("--engine", help="How rows travel; auto: by where the peer is."),
     click.option("--hidden-size", type=int, help="Elements of a token's row."),
     click.option("--block-size", type=int, help="Tokens a block."),

@@ -47,10 +47,10 @@ FEW = Limits(num_slots=64, max_clients=2, num_workers=1, window_blocks=64, max_p
 
 
 DIFFER = {
-    "hidden size": ({"hidden_size": 32}, "hidden_size: the language node has 32, this encode node 64"),
-    "block size": ({"block_size": 64}, "block_size: the language node has 64, this encode node 128"),
-    "dtype": ({"dtype": "float16"}, "dtype: the language node has float16, this encode node bfloat16"),
-    "deepstack": ({}, "deepstack_layers: the language node has 0, this encode node 3"),
+    "hidden size": ({"hidden_size": 32}, "hidden_size: the language node has 32, this encode node 64; launch both with the same"),
+    "block size": ({"block_size": 64}, "block_size: the language node has 64, this encode node 128; launch both with the same"),
+    "dtype": ({"dtype": "float16"}, "dtype: the language node has float16, this encode node bfloat16; launch both with the same"),
+    "deepstack": ({}, "deepstack_layers: the language node has 0, this encode node 3; launch both with the same"),
 }
 
 
@@ -145,7 +145,7 @@ def test_a_request_over_host_buffer_bytes_is_refused_at_once_on_both_sides(
 def test_a_message_of_another_version_is_refused_and_named_in_the_log(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """P16: among bytes that are no message at all; the node answers none of them and serves the next request."""
+    """P16: among bytes that are no message at all. The node answers the registration alone, and serves the next request."""
     header = msg.Header(msg.VERSION, 77, 1, 0, 1)
     fields: dict[str, Any] = dict.fromkeys(msg.Register.__struct_fields__, 1) | {"header": header}
     texts = ("bootstrap_addr", "poller_addr", "run_socket", "dtype")
@@ -162,6 +162,10 @@ def test_a_message_of_another_version_is_refused_and_named_in_the_log(
         for data in (other, b"", b"\xc1", good[:-1], os.urandom(1000)):
             dealer.send(data)
         wait_until(lambda: refused(encode) >= 5 + before["bootstrap"]["messages_refused"])
+        assert dealer.poll(5000)
+        answer = msg.decode(dealer.recv(), "node")
+        assert isinstance(answer, msg.Refused)
+        assert answer.reason == "protocol version: the language node speaks 99, this encode node 1; run the same embridge on both"
         assert not dealer.poll(0)
         dealer.send(good)  # of this version, and refused for what it says
         assert dealer.poll(5000)

@@ -15,6 +15,8 @@ from embridge.pipeline.node import decode_config, encode_config
 from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
 
+PATHS = ("run_dir", "key_file", "allow_file")
+
 
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
@@ -49,6 +51,8 @@ def test_the_environment_covers_every_setting() -> None:
             "host": "127.0.0.2",
             "bootstrap_port": 4001,
             "poller_port": 4002,
+            "key_file": "/tmp/a.key",
+            "allow_file": "/tmp/nodes.allow",
             "engine": "shm",
             "default_allocate_tokens": 77,
             "host_buffer_bytes": 78,
@@ -72,7 +76,7 @@ def test_the_environment_covers_every_setting() -> None:
         assert not missing
         for name, value in expected.items():
             got = getattr(part, name)
-            assert got == (Path(value) if name == "run_dir" else value), name
+            assert got == (Path(value) if name in PATHS else value), name
 
 
 def test_the_documented_variables_set_the_default_the_pool_and_the_block() -> None:
@@ -138,6 +142,8 @@ BAD = {
     "host": "localhost.localdomain.",
     "bootstrap_port": -1,
     "poller_port": 65536,
+    "key_file": 7,
+    "allow_file": 8,
     "engine": "carrier pigeon",
     "default_allocate_tokens": 0,
     "host_buffer_bytes": 0,
@@ -160,7 +166,7 @@ def test_a_bad_value_names_itself(name: str) -> None:
         PipelineConfig.from_env({}, **{name: BAD[name]})
 
 
-@pytest.mark.parametrize("name", [name for name in BAD if name != "run_dir"])
+@pytest.mark.parametrize("name", [name for name in BAD if name not in PATHS])
 @pytest.mark.parametrize("value", [None, 1.5, [], True])
 def test_a_value_of_the_wrong_type_names_itself(name: str, value: object) -> None:
     if name == "lock_memory" and value is True:
@@ -169,11 +175,29 @@ def test_a_value_of_the_wrong_type_names_itself(name: str, value: object) -> Non
         PipelineConfig.from_env({}, **{name: value})
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "8.8.8.8"])
-def test_a_host_that_others_can_reach_is_refused(host: str) -> None:
-    """What is not encrypted is not exposed."""
-    with pytest.raises(ConfigError, match=f"host: {host} is not a loopback address"):
+KEYS = {"key_file": "/tmp/a.key", "allow_file": "/tmp/nodes.allow"}
+
+
+@pytest.mark.parametrize("host", ["192.168.1.4", "8.8.8.8", "2001:db8::1", "::ffff:10.0.0.1"])
+def test_a_host_that_others_can_reach_wants_keys(host: str) -> None:
+    """D15: what is not encrypted is not exposed."""
+    with pytest.raises(ConfigError, match=f"host: {host} is no loopback address, and without keys .* make a key with `embridge keys new`"):
         PipelineConfig(host=host)
+    assert PipelineConfig(host=host, **KEYS).key_file == Path("/tmp/a.key")
+
+
+@pytest.mark.parametrize("keys", [{}, KEYS])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:0.0.0.0"])
+def test_all_interfaces_are_always_refused(host: str, keys: dict[str, str]) -> None:
+    """D15: one configured address, with keys or without."""
+    with pytest.raises(ConfigError, match=f"host: {host} stands for all interfaces; give the one address"):
+        PipelineConfig(host=host, **keys)
+
+
+@pytest.mark.parametrize(("given", "missing"), [("key_file", "allow_file"), ("allow_file", "key_file")])
+def test_a_key_without_a_list_or_a_list_without_a_key_is_refused(given: str, missing: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{given}: it is set and {missing} is not"):
+        PipelineConfig(**{given: Path("/tmp/x")})
 
 
 @pytest.mark.parametrize(
@@ -226,5 +250,5 @@ def test_a_run_directory_is_absolute_and_each_role_has_its_own(monkeypatch: pyte
 
 
 def test_a_configuration_reaches_the_launcher_as_it_is() -> None:
-    config = PipelineConfig(role="encode", run_dir=Path("/tmp/x"), geometry=Geometry(deepstack_layers=3), timing=Timing(scan_s=0.5))
+    config = PipelineConfig(role="encode", run_dir=Path("/tmp/x"), **KEYS, geometry=Geometry(deepstack_layers=3), timing=Timing(scan_s=0.5))
     assert decode_config(encode_config(config)) == config

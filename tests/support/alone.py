@@ -51,9 +51,17 @@ class Alone:
     made: ClassVar[list[Alone]] = []  # to be closed by the tests' fixture
 
     def __init__(
-        self, role: Role, *, num_blocks: int = 8, deepstack_layers: int = 0, late_writes: bool = False, **options: Any
+        self,
+        role: Role,
+        *,
+        num_blocks: int = 8,
+        deepstack_layers: int = 0,
+        late_writes: bool = False,
+        identities: dict[int, str] | None = None,
+        **options: Any,
     ) -> None:
         Alone.made.append(self)
+        self.identities = identities or {}  # node id -> the key that its connections prove
         self.world = World(0, late_writes=late_writes)
         self.wire = Wire()
         self.world.network = self.wire  # type: ignore[assignment]
@@ -115,12 +123,17 @@ class Alone:
         target = self.control.incarnation if target is None else target
         return msg.Header(msg.VERSION, node_id, incarnation, target, self._sequence)
 
-    def hears(self, role: str, *messages: msg.Message, address: str | None = None) -> None:
-        """Messages come to a role: from who connected to it, or, with `address`, on its own connection to there."""
+    def hears(self, role: str, *messages: msg.Message, address: str | None = None, identity: str | None = None) -> None:
+        """Messages come to a role: from who connected to it, or, with `address`, on its own connection to there.
+
+        They come over a connection of the node that they name, unless `identity` says whose key it has proved.
+        """
         for message in messages:
             message = msg.decode(msg.encode(message), "the test")
-            connection = None if address else f"peer{message.header.node_id}".encode()
-            self.actor(role).arrivals.append(Arrival(message, connection, address))
+            node_id = message.header.node_id
+            connection = None if address else f"peer{node_id}".encode()
+            key = self.identities.get(node_id, "") if identity is None else identity
+            self.actor(role).arrivals.append(Arrival(message, connection, address, key))
         self.settle()
 
     def is_refused(self, role: str, address: str) -> None:

@@ -488,7 +488,9 @@ class SimulatedNode:
         incarnation: int = 1,
         limits: Limits = LIMITS,
         settings: dict[str, int] | None = None,
+        key: str = "",
     ) -> None:
+        self.key = key  # what its connections prove
         self.world = world
         self.name = name
         self.may_leak = False  # a test takes a block on purpose
@@ -726,7 +728,8 @@ class Network:
                 return
             if sender is not None and self._is_cut(sender, target):
                 return
-            target.arrivals.append(Arrival(message, flight.origin.encode(), None))
+            key = sender.node.key if sender is not None else ""
+            target.arrivals.append(Arrival(message, flight.origin.encode(), None, key))
         else:
             target = world.role_of(flight.target)
             sender = world.role_at(flight.address)
@@ -734,7 +737,7 @@ class Network:
                 return
             if flight.target not in self._lines.get(flight.address, ()):
                 return
-            target.arrivals.append(Arrival(message, None, flight.address))
+            target.arrivals.append(Arrival(message, None, flight.address, sender.node.key))
         self.num_delivered += 1
 
     def _is_cut(self, sender: RoleActor, target: RoleActor) -> bool:

@@ -1,0 +1,123 @@
+"""Frames that no node would send, drawn by a seed: from noise to messages that are well formed and lie."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from embridge.workers import messages as msg
+
+ODD_VALUES: tuple[Any, ...] = (
+    -1, 0, 1, 2**28, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 1.5, float("nan"), True, None, "", "x" * 129, "x" * 5000, "\x00",
+    b"", b"\xff" * 64, [], [[]], [0] * 5000, {}, {"a": 1}, {1: 2},
+)  # fmt: skip
+OVERSIZE = b"\x92" + bytes(msg.MAX_MESSAGE_BYTES)
+DEEP = b"\x91" * 20_000  # arrays in arrays
+
+
+class FrameMaker:
+    """Draws frames; `target` is the incarnation they are for, `nodes` are the (node id, incarnation) in whose names they come."""
+
+    def __init__(self, rng: random.Random, target: int, nodes: list[tuple[int, int]]) -> None:
+        self._rng = rng
+        self._target = target
+        self._nodes = nodes
+        self._sent: list[bytes] = []
+        self._kinds: list[Callable[[], bytes]] = [
+            self.noise, self.truncated, self.bent, self.bent, self.lie, self.lie, self.lie, self.replay
+        ]  # fmt: skip
+
+    def frames(self, count: int) -> Iterator[bytes]:
+        """So many; every few thousandth is too long, or too deep."""
+        for number in range(count):
+            if number % 4000 == 7:
+                yield OVERSIZE
+            elif number % 4000 == 8:
+                yield DEEP
+            else:
+                yield self._rng.choice(self._kinds)()
+
+    def noise(self) -> bytes:
+        return self._rng.randbytes(self._rng.randint(0, 200))
+
+    def truncated(self) -> bytes:
+        data = self.lie()
+        return data[: self._rng.randint(0, len(data) - 1)] if self._rng.random() < 0.8 else data + b"\x00"
+
+    def bent(self) -> bytes:
+        """A message with something in it that is of another type, out of range, missing, or too much."""
+        fields = msgspec.msgpack.decode(self.lie())
+        at = fields
+        while True:
+            place = self._rng.randrange(len(at))
+            if isinstance(at[place], list) and at[place] and self._rng.random() < 0.7:
+                at = at[place]
+                continue
+            break
+        how = self._rng.random()
+        if how < 0.8:
+            at[place] = self._rng.choice(ODD_VALUES)
+        elif how < 0.9:
+            del at[place]
+        else:
+            at.append(0)
+        return msgspec.msgpack.encode(fields)
+
+    def replay(self) -> bytes:
+        """What was sent before, once more."""
+        return self._rng.choice(self._sent) if self._sent else self.lie()
+
+    def lie(self) -> bytes:
+        """A message of the schema: of another incarnation, an older epoch, an unknown room, a block that is not the sender's."""
+        data = msg.encode(self._message())
+        if len(self._sent) < 2000:
+            self._sent.append(data)
+        else:
+            self._sent[self._rng.randrange(2000)] = data
+        return data
+
+    def _message(self) -> msg.Message:
+        rng = self._rng
+        node_id, incarnation = rng.choice(self._nodes)
+        target = self._target if rng.random() < 0.8 else rng.choice((0, 1, self._target + 1, 2**63 - 1))
+        header = msg.Header(msg.VERSION, node_id, incarnation + (rng.random() < 0.05), target, rng.randrange(1 << 40))
+        key = msg.RequestKey(rng.choice((0, 1, 2, 3, 63, 64, 65535)), rng.choice((1, 2, 3, (1 << 28) - 1)), rng.randrange(40))
+        blocks = [rng.choice((0, 1, 2, 15, 16, 2**32 - 1)) for _ in range(rng.choice((0, 1, 2, 3, 20)))]
+        some = rng.choice((0, 1, 4, 8, 16, 2**32 - 1))
+        state = msg.RoomState(
+            key=key, phase=rng.randrange(5), resumed=rng.random() < 0.5, sent_tokens=some, total_tokens=rng.choice((0, 8, 2**32 - 1)),
+            ready_tokens=some,
+            known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)), code=rng.choice((0, 99)),
+            reason="no",
+        )  # fmt: skip
+        first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
+        match rng.randrange(12):
+            case 0:
+                return msg.Register(
+                    header=header, bootstrap_addr="tcp://x:1", poller_addr=rng.choice(("tcp://x:2", "no address", "")),
+                    run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
+                    deepstack_layers=0, num_slots=64, window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)),
+                )  # fmt: skip
+            case 1:
+                return msg.Registered(header, "tcp://x:1", "tcp://x:2", rng.choice((1, 2)), 16, 16)
+            case 2:
+                return msg.Refused(header, 7, "no", key if rng.random() < 0.5 else None)
+            case 3:
+                return msg.Stale(header, target)
+            case 4 | 5:
+                return msg.Init(header, key, "", 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2)))
+            case 6:
+                return msg.Resume(header, key, "", 0, 1, 0, blocks, first, required, sent, len(blocks) * 4)
+            case 7:
+                return msg.Abort(header, key, rng.choice((0, 3, 2**32 - 1)), "no")
+            case 8:
+                return msg.AbortAck(header, key, some)
+            case 9:
+                return rng.choice((msg.Announce(header, key, some), msg.Close(header, key)))
+            case 10:
+                return msg.Status(header, state)
+            case _:
+                return msg.Heartbeat(header, [state] * rng.choice((0, 1, 3)))
