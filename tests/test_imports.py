@@ -100,6 +100,7 @@ CHILDREN = [
     "receiving",
     "transfer",
     "engines.shm",
+    "registrar",
 ]
 
 

@@ -58,6 +58,8 @@ class Seat:
     engines: tuple[Engine, ...] = (Engine.SHM,)
     host: str = "127.0.0.1"
     mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
+    discovery: str = ""
+    discovery_token_file: str = ""
     stop: bool = field(default=False, init=False)
 
 
@@ -81,6 +83,10 @@ def run(seat: Seat) -> None:
         from embridge.workers.wire import run_on_wire
 
         run_on_wire(seat, desk, _role(seat, desk))
+    elif seat.name == "registrar":
+        from embridge.workers.registrar import run_registrar
+
+        run_registrar(seat, desk)
     else:
         _run_on_rings(seat, desk, _role(seat, desk))
     control.processes.set(seat.name, Process.STATE, STOPPED)

@@ -12,6 +12,7 @@ import click
 
 COMMANDS = {
     "demo": "Carry real photographs between two nodes and check every byte.",
+    "discovery": "Run the discovery server: which nodes there are, how they fare.",
     "doctor": "Check this machine: what works, what would be slow, and what to do.",
     "launch": "Run one node in the foreground.",
     "status": "Show a running node: its processes, blocks and requests.",

@@ -25,6 +25,8 @@ _NODE_OPTIONS = (
     click.option("--bootstrap-port", type=int, help="Port of init, resume and announce; 0: any free one."),
     click.option("--poller-port", type=int, help="Port of status and heartbeats; 0: any free one."),
     click.option("--engine", help="How rows travel; auto: by where the peer is."),
+    click.option("--discovery", help="URL of `embridge discovery`, http://host:port; default: none."),
+    click.option("--discovery-token-file", type=click.Path(path_type=Path), help="File, mode 0600, of the token it expects."),
     click.option("--hidden-size", type=int, help="Elements of a token's row."),
     click.option("--block-size", type=int, help="Tokens a block."),
     click.option("--num-blocks", type=int, help="Blocks of the pool."),
