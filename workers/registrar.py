@@ -155,14 +155,13 @@ class Registrar:
         self._wake = asyncio.Event()
         self._due_ns = 0
         self._published = NodeState.STARTING
+        self._client: DiscoveryClient | None = None
 
     async def run(self) -> None:
         loop, event_fd = asyncio.get_running_loop(), self._seat.event_fds[self._seat.name].fd
         loop.add_signal_handler(signal.SIGTERM, self._stop)
         loop.add_reader(event_fd, self._rung, event_fd)
         loop.add_reader(self._seat.death.fd, self._stop)
-        token = read_token(self._seat.discovery_token_file) if self._seat.discovery_token_file else ""
-        client = DiscoveryClient(self._seat.discovery, token, self._timing.discovery_timeout_s)
         self._control.processes.set(self._seat.name, Process.STATE, READY)
         exchange: asyncio.Task[None] | None = None
         bell = self._control.bell(self._seat.name)
@@ -176,7 +175,7 @@ class Registrar:
                     exchange.result()
                     exchange = None
                 if exchange is None and (now >= self._due_ns or self._has_news()):
-                    exchange = asyncio.create_task(self._exchange(client))
+                    exchange = asyncio.create_task(self._exchange())
                     exchange.add_done_callback(lambda _: self._wake.set())
                 wait_s = self._timing.beat_s
                 if exchange is None:
@@ -192,8 +191,8 @@ class Registrar:
                 exchange.cancel()
                 await asyncio.wait([exchange])
             if self._published in PUBLISHED:
-                await self._leave(client)
-            await client.close()
+                await self._leave()
+            await self._disconnect()
 
     def _stop(self) -> None:
         self._seat.stop = True
@@ -208,7 +207,23 @@ class Registrar:
         """The node has become READY, or drains: that is told at once, once, whatever the pause."""
         return self._control.state in PUBLISHED and self._control.state != self._published
 
-    async def _exchange(self, client: DiscoveryClient) -> None:
+    def _connected(self) -> DiscoveryClient:
+        """The client, made on first use and after a refusal: the token is then read again, for it may have been changed."""
+        if self._client is None:
+            file = self._seat.discovery_token_file
+            try:
+                token = read_token(file) if file else ""
+            except ValueError as error:
+                raise DiscoveryError(str(error)) from error
+            self._client = DiscoveryClient(self._seat.discovery, token, self._timing.discovery_timeout_s)
+        return self._client
+
+    async def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _exchange(self) -> None:
         """One report and one question; sets when the next are due."""
         report = self._reporter.report(time.monotonic_ns())
         if report is None:
@@ -217,6 +232,7 @@ class Registrar:
         self._published = NodeState[report.state]
         state, reason = DiscoveryState.REGISTERED, ""
         try:
+            client = self._connected()
             self._desk.count(Metric.MESSAGES_OUT)
             try:
                 await client.register(report)
@@ -234,15 +250,17 @@ class Registrar:
             self._desk.count(Metric.ERRORS)
             state, reason = DiscoveryState.UNREACHABLE, f"{type(error).__name__}: {error}"
         pause_s = self._backoff.succeeded() if state == DiscoveryState.REGISTERED else self._backoff.failed()
+        if state == DiscoveryState.REFUSED:
+            await self._disconnect()
         now = time.monotonic_ns()
         self._due_ns = now + int(pause_s * NS)
         self._reporter.say(state, reason, self._backoff.num_failures, now)
 
-    async def _leave(self, client: DiscoveryClient) -> None:
+    async def _leave(self) -> None:
         """The node stops: no later report of this incarnation is taken any more, so nothing is routed here."""
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
-                await client.leave(self._reporter.leave())
+                await self._connected().leave(self._reporter.leave())
         except (DiscoveryError, TimeoutError) as error:
             log.info("discovery: not left: %s; the registration runs out", error or "no answer")
         else:

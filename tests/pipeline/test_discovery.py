@@ -177,31 +177,45 @@ def test_a_node_that_drains_is_told_at_once_and_gone_when_it_stops_and_a_killed_
 
 def test_whatever_the_server_does_the_node_goes_on_and_registers_when_it_is_back_to_its_senses(own_dir: Path) -> None:
     """D10, P8: it hangs, talks nonsense, refuses, says too much; each is a reason that is shown and logged once."""
-    # As long a pause as any is waited for after each failure, so a few attempts show that they grow apart.
-    timing = {**QUICK, "discovery_ttl_s": 1.0, "discovery_timeout_s": 0.3}
-    with fake_server() as server, station("encode", own_dir / "e", discovery=server.url, **timing) as it:
-        register = json_answer({"result": "registered"})
+    token = own_dir / "token"
+
+    def write_token(text: str) -> None:
+        token.write_text(text)
+        token.chmod(0o600)
+
+    def refused_for(reason: str) -> None:
+        wait_until(lambda: reason in said(it).reason, 20, lambda: f"{reason!r} in {said(it)}")
+        assert said(it).state in (DiscoveryState.UNREACHABLE, DiscoveryState.REFUSED)
+
+    write_token("correct-horse-battery")
+    timing = {**QUICK, "discovery_ttl_s": 1.0, "discovery_timeout_s": 0.3}  # the longest pause is the time to live
+    with fake_server() as server, station("encode", own_dir / "e", discovery=server.url, discovery_token_file=token, **timing) as it:
         for behave, reason in (
             (FakeServer.hang, "no answer within 0.3 s"),
-            (FakeServer.answer(b"\x00\xff garbage \r\n\r\n"), server.url),
-            (FakeServer.answer(json_answer([1, 2])), "its answer is not that of a discovery server"),
-            (FakeServer.answer(json_answer({"error": "token\n\x1b[31mexpected"}, "401 No")), "answered 401: token??[31mexpected"),
-            (FakeServer.answer(json_answer({}, "302 Found\r\nLocation: http://127.0.0.1:1/")), "answered 302"),
-            (FakeServer.answer(json_answer("x" * (3 << 20))), "its answer has more than"),
+            (server.answer(b"\x00\xff garbage \r\n\r\n"), server.url),
+            (server.answer(json_answer([1, 2])), "its answer is not that of a discovery server"),
+            (server.answer(json_answer({}, "302 Found\r\nLocation: http://127.0.0.1:1/")), "answered 302"),
+            (server.answer(json_answer("x" * (3 << 20))), "its answer has more than"),
+            (server.answer(json_answer({"error": "token\n\x1b[31mexpected"}, "401 No")), "answered 401: token??[31mexpected"),
         ):
             server.behave = behave
-            wait_until(lambda reason=reason: reason in said(it).reason, 20, lambda: said(it))  # type: ignore[misc]
-            assert said(it).state in (DiscoveryState.UNREACHABLE, DiscoveryState.REFUSED)
-        assert said(it).num_failures >= 6
+            refused_for(reason)
+        assert b"Authorization: Bearer correct-horse-battery\r\n" in server.heard
+        token.unlink()
+        refused_for("No such file")
+        write_token("another-horse-battery")
+        wait_until(lambda: b"Bearer another-horse-battery" in server.heard)
+        assert said(it).num_failures >= 7
         assert it.control.state == NodeState.READY
         assert sum(it.restarts().values()) == 0
         with attach(it.run_dir) as client:
             open_sender(client, 1, 10)
-        answers = iter([register, json_answer({"routes": [], "server_up_s": 9.0})] * 100)
-        server.behave = lambda connection: FakeServer.answer(next(answers))(connection)
+        answers = [json_answer({"result": "registered"}), json_answer({"routes": [], "server_up_s": 9.0})]
+        server.behave = lambda connection: server.answer_by_method(connection, *answers)
         wait_until(lambda: said(it).state == DiscoveryState.REGISTERED, 20, lambda: said(it))
         assert said(it).num_failures == 0
         assert it.log().count("no answer within 0.3 s") == 1
+        assert "horse" not in it.log()
 
 
 def test_a_token_that_cannot_be_read_stops_the_launch_before_any_process_is_started(own_dir: Path) -> None:

@@ -21,6 +21,7 @@ QUICK = {
     "discovery_timeout_s": 2.0,
     "health_s": 1.5,
     "beat_s": 0.1,
+    "ready_timeout_s": 300.0,
 }
 
 
@@ -80,7 +81,7 @@ class FakeServer:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         self.behave: Callable[[socket.socket], None] = FakeServer.hang
-        self.num_connections = 0
+        self.heard = b""
         self._held: list[socket.socket] = []
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
@@ -91,7 +92,6 @@ class FakeServer:
                 connection, _ = self._listening.accept()
             except OSError:
                 return
-            self.num_connections += 1
             self._held.append(connection)
             connection.settimeout(5)
             try:
@@ -103,16 +103,21 @@ class FakeServer:
     def hang(connection: socket.socket) -> None:
         """Says nothing, and keeps the connection."""
 
-    @staticmethod
-    def answer(data: bytes) -> Callable[[socket.socket], None]:
+    def answer(self, data: bytes) -> Callable[[socket.socket], None]:
         """Whatever is asked, this is said, and the connection closed."""
 
         def behave(connection: socket.socket) -> None:
-            connection.recv(65536)
+            self.heard = connection.recv(65536)
             connection.sendall(data)
             connection.close()
 
         return behave
+
+    def answer_by_method(self, connection: socket.socket, put: bytes, get: bytes) -> None:
+        """As a server does: one answer for PUT, and DELETE, another for GET."""
+        self.heard = connection.recv(65536)
+        connection.sendall(get if self.heard.startswith(b"GET") else put)
+        connection.close()
 
     def close(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
