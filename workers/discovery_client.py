@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Final, TypeVar
 
 import aiohttp
@@ -63,7 +64,8 @@ class DiscoveryClient:
         except TimeoutError as error:
             raise DiscoveryError(f"{self._url}: no answer within {self._timeout_s:g} s") from error
         except aiohttp.ClientConnectorError as error:
-            raise DiscoveryError(f"{self._url}: {error.os_error.strerror or error.os_error}; is `embridge discovery` running?") from error
+            why = os.strerror(error.os_error.errno) if error.os_error.errno else error.os_error
+            raise DiscoveryError(f"{self._url}: {why}; is `embridge discovery` running?") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a header that is none
             raise DiscoveryError(f"{self._url}: {type(error).__name__}: {str(error)[:MAX_REASON_CHARS]}") from error
         if status != 200:

@@ -64,7 +64,7 @@ def test_a_registered_node_is_listed_with_its_health_and_load_and_found_by_the_o
     assert (entry["bootstrap_addr"], entry["incarnation"]) == (cluster.encode.addr, cluster.encode.node.incarnation)
     assert (entry["healthy"], entry["free_blocks"], entry["outstanding_requests"]) == (True, 8, 0)
     with attach(cluster.encode.run_dir) as encoder:
-        open_sender(encoder, room, 300)
+        open_sender(encoder, room, 300, announce=True)
         wait_until(lambda: [(n["outstanding_tokens"], n["outstanding_requests"]) for n in cluster.server.nodes()] == [(300, 1)])
         wait_until(lambda: [n.outstanding_tokens for n in scheduler_client.encode_nodes()] == [300])
         with pytest.raises(ValueError, match="encode_nodes: this client is attached to an encode node; attach to the language node"):
@@ -152,7 +152,7 @@ def test_a_node_that_drains_is_told_at_once_and_gone_when_it_stops_and_a_killed_
     def seen_draining() -> bool:
         return [n.state for n in scheduler_client.encode_nodes() if n.bootstrap_addr == again.addr] == [NodeState.DRAINING]
 
-    run_dir, settings = cluster.run_dirs / "second", {"discovery": cluster.server.url, **QUICK}
+    run_dir, settings = cluster.run_dirs / "second", {"discovery": cluster.server.url, **QUICK, "discovery_ttl_s": 3.0}
     with station("encode", run_dir, **settings) as second:
         wait_until(lambda: of(run_dir))
         second.kill_group()
@@ -200,6 +200,9 @@ def test_whatever_the_server_does_the_node_goes_on_and_registers_when_it_is_back
         ):
             server.behave = behave
             refused_for(reason)
+            if behave is FakeServer.hang:
+                wait_until(lambda: said(it).num_failures >= 3)
+                assert it.log().count(reason) == 1
         assert b"Authorization: Bearer correct-horse-battery\r\n" in server.heard
         token.unlink()
         refused_for("No such file")
@@ -214,7 +217,6 @@ def test_whatever_the_server_does_the_node_goes_on_and_registers_when_it_is_back
         server.behave = lambda connection: server.answer_by_method(connection, *answers)
         wait_until(lambda: said(it).state == DiscoveryState.REGISTERED, 20, lambda: said(it))
         assert said(it).num_failures == 0
-        assert it.log().count("no answer within 0.3 s") == 1
         assert "horse" not in it.log()
 
 
