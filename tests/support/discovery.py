@@ -24,6 +24,7 @@ QUICK = {
     "discovery_timeout_s": 2.0,
     "health_s": 1.5,
     "beat_s": 0.1,
+    "ready_timeout_s": 100.0,
 }
 
 

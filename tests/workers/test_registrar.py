@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.simulation import segment
 
@@ -65,6 +65,7 @@ def entry(node: int, **changes: Any) -> msg.RouteEntry:
     return msg.RouteEntry(**{**fields, **changes})
 
 
+@settings(max_examples=20, deadline=None)
 @given(failures=st.integers(1, 2000), seed=st.integers())
 def test_pauses_double_up_to_a_limit_and_half_of_each_is_chance(failures: int, seed: int) -> None:
     """Also after thousands of failures; the first success ends it."""
