@@ -88,7 +88,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | system
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt setuptools wheel
 	$(PIP) install --quiet -c constraints.txt $(TORCH)
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev,mooncake-non-cuda]'
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev,discovery,mooncake-non-cuda]'
 	@touch $@
 
 # A benchmark runs without its peers, too, and says so.

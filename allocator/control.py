@@ -15,6 +15,7 @@ from embridge.allocator.owners import LaneTable, ProcessTable, WriterTable
 from embridge.allocator.peertable import PeerTable
 from embridge.allocator.requests import DestinationTable, SlotTable, StagingTable, WindowTable
 from embridge.allocator.rings import KickInbox, KickSender
+from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
 from embridge.allocator.status import StatusTable
 
@@ -101,6 +102,22 @@ class Control:
     def windows(self) -> WindowTable:
         assert self.role == Role.LANGUAGE
         return WindowTable(self.mapping, self.layout)
+
+    @property
+    def has_discovery(self) -> bool:
+        """Whether this node has a registrar, and so a route table."""
+        return self.limits.max_routes > 0
+
+    @property
+    def routes(self) -> RouteReader:
+        assert self.has_discovery
+        return RouteReader(self.mapping, self.layout)
+
+    @property
+    def route_writer(self) -> RouteWriter:
+        """For the registrar alone."""
+        assert self.has_discovery
+        return RouteWriter(self.mapping, self.layout)
 
     @property
     def state(self) -> lay.NodeState:

@@ -5,6 +5,7 @@
     ├── LaunchError           a node did not come up, or one of its processes failed
     ├── AttachError           a client could not join a node
     │   └── NodeGoneError     the node it had joined is dead
+    ├── NoRouteError          discovery knows no encode node that a request could be sent to
     ├── TransferError         one request failed; `reason` says why, in the words both schedulers get
     │   ├── TransferTimeout
     │   ├── TransferAborted
@@ -37,6 +38,10 @@ class AttachError(EmbridgeError):
 
 class NodeGoneError(AttachError):
     """The node that this client had joined is dead."""
+
+
+class NoRouteError(EmbridgeError):
+    """Discovery knows no encode node that is READY and healthy."""
 
 
 class FailureCode(IntEnum):

@@ -16,6 +16,7 @@
     │ cells         owner of each block        │
     │ peers         other nodes; tombstones    │
     │ writers       who maps our payload       │
+    │ routes        nodes that discovery knows │
     │ rings         one a pair of processes    │
     │ metrics       counters                   │
     └──────────────────────────────────────────┘
@@ -100,6 +101,7 @@ class Limits:
     """How much of everything a node holds; fixed when it is launched.
 
     `window_blocks`: the most blocks that one request may hold at a destination at one time.
+    `max_routes`: nodes of the other role that discovery may tell of; 0: no discovery, so no route table and no registrar.
     """
 
     num_slots: int = 2048
@@ -110,6 +112,7 @@ class Limits:
     max_peers: int = 32
     max_peer_slots: int = 8192
     ring_records: int = 4096
+    max_routes: int = 0
 
     def __post_init__(self) -> None:
         ranges = {
@@ -121,6 +124,7 @@ class Limits:
             "max_peers": (1, 256),
             "max_peer_slots": (SLOTS_PER_PAGE, 1 << 16),
             "ring_records": (16, 1 << 20),
+            "max_routes": (0, 1024),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -323,6 +327,52 @@ class Session(IntEnum):
 
 SESSION_WORDS: Final = 8
 PORT_WORDS: Final = (1 << 16) // 64
+
+
+class Route(IntEnum):
+    """Words of one route: a node that discovery knows. The registrar writes all of them, between two steps of `GENERATION`."""
+
+    GENERATION = 0  # odd while the others are being written
+    STATE = 1  # a NodeState; 0: entry free
+    NODE_ID = 2
+    INCARNATION = 3
+    HEALTHY = 4
+    OUTSTANDING_TOKENS = 5
+    OUTSTANDING_REQUESTS = 6
+    FREE_BLOCKS = 7
+    NUM_BLOCKS = 8
+    REPORTED_NS = 9  # when it was measured, by this host's clock
+
+
+class Discovery(IntEnum):
+    """Words of the registrar's own record, which stands before the routes and is written as they are."""
+
+    GENERATION = 0
+    STATE = 1
+    SINCE_NS = 2
+    HEARD_NS = 3  # the last answer that was as it should be; 0: none yet
+    NUM_FAILURES = 4  # since then
+
+
+class DiscoveryState(IntEnum):
+    """`Discovery.STATE`."""
+
+    STARTING = 0
+    REGISTERED = 1
+    REFUSED = 2  # the server answers, and does not take our registration
+    UNREACHABLE = 3
+    LEFT = 4
+
+
+ROUTE_WORDS: Final = 64
+ROUTE_BOOTSTRAP: Final = 16  # texts: 16 words each
+ROUTE_UNHEALTHY: Final = 32
+ROUTE_POLLER: Final = 48
+DISCOVERY_URL: Final = 16
+DISCOVERY_REASON: Final = 32
+ROUTE_TEXT_BYTES: Final = 128
+DISCOVERY_REASON_BYTES: Final = 256
+
 METRIC_WORDS: Final = 64
 DOORBELL_BYTES: Final = LINE_BYTES
 RECORD_BYTES: Final = 64
@@ -398,6 +448,7 @@ class ControlLayout:
     peers: int
     tombstones: int
     writers: int
+    routes: int
     metrics: int
     rings: int
     size: int
@@ -406,7 +457,7 @@ class ControlLayout:
     def of(cls, role: Role, geometry: Geometry, limits: Limits) -> ControlLayout:
         m, n = _Map(), limits.num_slots
         encode, language = role == Role.ENCODE, role == Role.LANGUAGE
-        num_processes = first_worker() + limits.num_workers
+        num_processes = len(process_names(limits))
         offsets = {
             "header": m.take(PAGE_BYTES),
             "processes": m.take(num_processes * PROCESS_WORDS * 8),
@@ -428,6 +479,7 @@ class ControlLayout:
             "peers": m.take(limits.max_peers * PEER_BYTES),
             "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
+            "routes": m.take((1 + limits.max_routes) * ROUTE_WORDS * 8 * (limits.max_routes > 0)),
             "metrics": m.take(num_processes * METRIC_WORDS * 8),
         }
         ring = RING_HEADER_BYTES + limits.ring_records * RECORD_BYTES
@@ -458,7 +510,8 @@ def first_worker() -> int:
 
 def process_names(limits: Limits) -> list[str]:
     """The processes of a node, in the order of the process table."""
-    return ["launcher", "bootstrap", "poller", *(f"worker{w}" for w in range(limits.num_workers))]
+    registrar = ["registrar"] if limits.max_routes else []
+    return ["launcher", "bootstrap", "poller", *(f"worker{w}" for w in range(limits.num_workers)), *registrar]
 
 
 def doorbell_names(limits: Limits) -> list[str]:

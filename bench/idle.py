@@ -1,14 +1,19 @@
 """What do two idle nodes cost? CPU time of all processes of an encode and a language node with a client each, nothing in flight.
 
 The goal is under 1 % of one core for a node: processes sleep on futexes and eventfds, and wake for heartbeats and signs of life only.
+With --discovery each node has a registrar besides, which reports to a discovery server every second; the server is counted apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -23,16 +28,37 @@ def cpu_seconds(node: Node) -> dict[int, float]:
     return {p.pid: sum(p.cpu_times()[:2]) for p in [launcher, *launcher.children(recursive=True)]}
 
 
+@contextmanager
+def discovery(wanted: bool) -> Iterator[tuple[str, int]]:
+    """The URL and the pid of a discovery server, where one is wanted."""
+    if not wanted:
+        yield "", 0
+        return
+    command = [sys.executable, "-m", "embridge.pipeline.cli", "discovery", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().split("discovery=")[1].split()[0], server.pid
+        finally:
+            server.terminate()
+
+
+def own_seconds(pid: int) -> float:
+    """CPU time of one process; 0 for none."""
+    return sum(psutil.Process(pid).cpu_times()[:2]) if pid else 0.0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch")
     parser.add_argument("--quick", action="store_true", help="watch for 5 s only")
+    parser.add_argument("--discovery", action="store_true", help="with a discovery server, and a registrar in each node")
     options = parser.parse_args()
     options.seconds = 5.0 if options.quick else options.seconds
     geometry = Geometry(hidden_size=64, num_blocks=16)
-    with tempfile.TemporaryDirectory(prefix="eb-") as root:
-        encode = PipelineConfig(role="encode", run_dir=Path(root, "e"), geometry=geometry)
-        language = PipelineConfig(role="language", run_dir=Path(root, "l"), geometry=geometry)
+    with tempfile.TemporaryDirectory(prefix="eb-") as root, discovery(options.discovery) as (url, server):
+        encode = PipelineConfig(role="encode", run_dir=Path(root, "e"), geometry=geometry, discovery=url)
+        language = PipelineConfig(role="language", run_dir=Path(root, "l"), geometry=geometry, discovery=url)
         with (
             launch(encode) as source,
             launch(language) as target,
@@ -49,13 +75,15 @@ def main() -> None:
             time.sleep(2.0)
             nodes = {"encode": source, "language": target}
             before = {name: cpu_seconds(node) for name, node in nodes.items()}
-            own = time.process_time()
+            own, served = time.process_time(), own_seconds(server)
             time.sleep(options.seconds)
-            own = time.process_time() - own
+            own, served = time.process_time() - own, own_seconds(server) - served
             after = {name: cpu_seconds(node) for name, node in nodes.items()}
     shares = {name: sum(after[name][pid] - before[name][pid] for pid in before[name]) / options.seconds for name in nodes}
     result = {f"{name}_node_percent_of_a_core": round(100 * share, 2) for name, share in shares.items()}
     result["two_clients_percent_of_a_core"] = round(100 * own / options.seconds, 2)
+    if options.discovery:
+        result["discovery_server_percent_of_a_core"] = round(100 * served / options.seconds, 2)
     result["seconds"] = options.seconds
     print(json.dumps(result, indent=2))
 

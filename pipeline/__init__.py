@@ -18,7 +18,9 @@ if not __name__.startswith("embridge."):
     )
 
 if TYPE_CHECKING:
+    from embridge.allocator.errors import NoRouteError
     from embridge.allocator.layout import Geometry, Limits
+    from embridge.allocator.routes import RouteRecord
     from embridge.allocator.status import Phase
     from embridge.pipeline.client import Client, attach
     from embridge.pipeline.config import ConfigError, PipelineConfig
@@ -37,10 +39,12 @@ _PLACES = {
     "EmbeddingSender": "embridge.pipeline.sender",
     "Geometry": "embridge.allocator.layout",
     "Limits": "embridge.allocator.layout",
+    "NoRouteError": "embridge.allocator.errors",
     "Node": "embridge.pipeline.node",
     "Phase": "embridge.allocator.status",
     "PipelineConfig": "embridge.pipeline.config",
     "PreallocQueue": "embridge.pipeline.queues",
+    "RouteRecord": "embridge.allocator.routes",
     "Timing": "embridge.workers.timing",
     "TransferQueue": "embridge.pipeline.queues",
     "WaitingQueue": "embridge.pipeline.queues",
@@ -56,10 +60,12 @@ __all__ = [
     "EmbeddingSender",
     "Geometry",
     "Limits",
+    "NoRouteError",
     "Node",
     "Phase",
     "PipelineConfig",
     "PreallocQueue",
+    "RouteRecord",
     "Timing",
     "TransferQueue",
     "WaitingQueue",

@@ -31,9 +31,11 @@ from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError
 from embridge.allocator.layout import NodeState, Role, Slot
 from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
 from embridge.allocator.rings import Kick
+from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.handle import MAX_ROOM, TransferHandle
 from embridge.pipeline.joining import join
+from embridge.pipeline.routing import RoutePicker
 from embridge.pipeline.slots import SlotLease
 from embridge.workers import run_socket
 from embridge.workers.timing import NS
@@ -149,6 +151,7 @@ class Client:
         self._starving: OrderedDict[int, TransferHandle] = OrderedDict()
         self._to_serve: deque[TransferHandle] = deque()
         self._turns: list[Callable[[], bool]] = []
+        self._picker: RoutePicker | None = None
         self._stop = False
 
     # ---- requests
@@ -211,6 +214,40 @@ class Client:
         receiver = EmbeddingReceiver(self, slot, epoch, room)
         self._enter(receiver)
         return receiver
+
+    # ---- where to send a request
+
+    def encode_nodes(self) -> list[RouteRecord]:
+        """The encode nodes that discovery has told of, with state, health and load; read from shared memory (D10).
+
+        Raises:
+            ValueError: this is no language node, or it has no discovery.
+        """
+        return self._route_picker("encode_nodes").nodes()
+
+    def pick_encode_node(self, tokens: int = 0) -> str:
+        """The `bootstrap_addr` of the healthy, READY encode node with the least to do; ties go round.
+
+        It counts there as `tokens` (0: unknown) more, until a report can show it. Whoever picks also tells the encoder of that node the
+        room. Microseconds, no network.
+
+        Raises:
+            NoRouteError: no encode node is READY and healthy.
+            ValueError: as `encode_nodes`, or `tokens` is out of range.
+        """
+        if not isinstance(tokens, int) or not 0 <= tokens <= lay.MAX_TOKENS:
+            raise ValueError(f"tokens: {tokens!r} is outside 0 to {lay.MAX_TOKENS}")
+        return self._route_picker("pick_encode_node").pick(tokens).bootstrap_addr
+
+    def _route_picker(self, what: str) -> RoutePicker:
+        self.check_usable()
+        if self.control.role != Role.LANGUAGE:
+            raise ValueError(f"{what}: this client is attached to an encode node; attach to the language node")
+        if self._picker is None:
+            if not self.control.has_discovery:
+                raise ValueError(f"{what}: the node in {self.run_dir} has no discovery; launch it with --discovery http://host:port")
+            self._picker = RoutePicker(self.control.routes, self.clock)
+        return self._picker
 
     def _enter(self, handle: TransferHandle) -> None:
         self._handles[handle.slot] = handle

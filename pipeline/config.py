@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from embridge.allocator.layout import Geometry, Limits, Role
 from embridge.workers.engines import ENGINES
@@ -20,6 +21,8 @@ from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
 
 GIB: Final = 1 << 30
+DEFAULT_ROUTES: Final = 128  # nodes of the other role, where discovery is set and `max_routes` is not
+MAX_URL_CHARS: Final = 120
 ROLES: Final = {"encode": Role.ENCODE, "language": Role.LANGUAGE}
 
 
@@ -43,6 +46,7 @@ class PipelineConfig:
     `host` is the one address this node binds. With `key_file` (its secret key) and `allow_file` (the keys of the others) control
     messages are encrypted and both ends proved; without, they are plain, and it must be a loopback address. Both files are read at
     launch.
+    `discovery` is the URL of the discovery server ("": none); `discovery_token_file` holds the token that it expects.
     `default_allocate_tokens` is what a request is granted before its length is known (the documents' 8192).
     `host_buffer_bytes` bounds the language side's tensors of received requests.
     """
@@ -56,6 +60,8 @@ class PipelineConfig:
     allow_file: Path | None = None
     engine: str = "auto"
     mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
+    discovery: str = ""
+    discovery_token_file: Path | None = None
     geometry: Geometry = field(default_factory=Geometry)
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
@@ -89,6 +95,7 @@ class PipelineConfig:
         for name in ("default_allocate_tokens", "host_buffer_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} < 1")
+        self._check_discovery()
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: {self.log_level!r} is unknown; use DEBUG, INFO, WARNING or ERROR")
 
@@ -105,6 +112,23 @@ class PipelineConfig:
                 f"host: {self.host} is no loopback address, and without keys control messages are plain; make a key with "
                 "`embridge keys new`, list the keys of the other nodes, and give key_file and allow_file (--key-file, --allow-file)"
             )
+
+    def _check_discovery(self) -> None:
+        if self.discovery_token_file is not None:
+            object.__setattr__(self, "discovery_token_file", Path(self.discovery_token_file).absolute())
+        if not self.discovery:
+            if self.limits.max_routes:
+                raise ConfigError(f"max_routes: {self.limits.max_routes} without discovery; set discovery, or leave max_routes 0")
+            return
+        host = _host_of(self.discovery)
+        if len(self.discovery) > MAX_URL_CHARS or host is None:
+            raise ConfigError(f"discovery: {self.discovery!r} is not of the form http://host:port")
+        if not _is_loopback(host) and self.discovery_token_file is None:
+            raise ConfigError(
+                f"discovery: {host} is not a loopback address; a server there expects a token: set discovery_token_file"
+            )
+        if not self.limits.max_routes:
+            object.__setattr__(self, "limits", replace(self.limits, max_routes=DEFAULT_ROUTES))
 
     @property
     def directory(self) -> Path:
@@ -179,6 +203,24 @@ def _replace(base: Any, values: Mapping[str, Any], group: str) -> Any:
         return replace(base, **values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{group}.{error}") from error
+
+
+def _host_of(url: str) -> str | None:
+    """The host of `http(s)://host:port`, without path, query or user; None for anything else."""
+    try:
+        parts = urlsplit(url)
+        plain = parts.scheme in ("http", "https") and parts.port and parts.path in ("", "/")
+    except ValueError:
+        return None
+    is_ours = plain and not (parts.query or parts.fragment or parts.username or parts.password) and url.isascii() and url.isprintable()
+    return parts.hostname if is_ours else None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from embridge.allocator import layout as lay
 from embridge.allocator.control import Control
 from embridge.allocator.layout import Header, Lane, LaneState, Process, Slot
 from embridge.allocator.pinning import lock_note
+from embridge.allocator.routes import RouteRecord
 from embridge.allocator.status import Phase, split
 from embridge.pipeline.joining import open_control
 from embridge.workers.timing import NS
@@ -45,6 +46,8 @@ def observe(run_dir: Path) -> dict[str, Any]:
             for peer in control.peers.alive()
             for record in [control.peers.record(peer)]
         ],
+        "discovery": _discovery(control, now),
+        "routes": [_route(route, now) for route in control.routes.routes()] if control.has_discovery else [],
         "requests": list(requests(control, now)),
         "metrics": control.metrics.all(),
     }
@@ -62,6 +65,37 @@ def _process(control: Control, name: str, now_ns: int) -> dict[str, Any]:
         "pid": get(name, Process.PID),
         "silent_s": round((now_ns - get(name, Process.BEAT_NS)) / NS, 2),
         "restarts": get(name, Process.NUM_RESTARTS),
+    }
+
+
+def _discovery(control: Control, now_ns: int) -> str | dict[str, Any]:
+    """How the registrar fares, or that there is none."""
+    if not control.has_discovery:
+        return "not configured"
+    record = control.routes.discovery()
+    if record is None:
+        return "being written; look again"
+    return {
+        "state": record.state.name,
+        "server": record.url,
+        "for_s": round((now_ns - record.since_ns) / NS, 1) if record.since_ns else 0.0,
+        "heard_s_ago": round((now_ns - record.heard_ns) / NS, 1) if record.heard_ns else "never",
+        "failures": record.num_failures,
+        "reason": record.reason,
+    }
+
+
+def _route(route: RouteRecord, now_ns: int) -> dict[str, Any]:
+    return {
+        "name": route.bootstrap_addr,
+        "node": f"{route.node_id:x}",
+        "incarnation": route.incarnation,
+        "state": route.state.name,
+        "health": "ok" if route.healthy else route.unhealthy,
+        "outstanding_tokens": route.outstanding_tokens,
+        "outstanding_requests": route.outstanding_requests,
+        "free_blocks": route.free_blocks,
+        "reported_s_ago": round((now_ns - route.reported_ns) / NS, 1),
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import importlib.util
 import logging
 import os
 import resource
@@ -42,6 +43,7 @@ from embridge.workers.keys import KeyFileError, read_key_file
 from embridge.workers.roles import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
 from embridge.workers.timing import NS
+from embridge.workers.tokens import read_token
 from embridge.workers.worker import READY, Seat
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Launcher:
             self._keys = read_key_file(config.key_file) if config.key_file else None  # once: a process that restarts has the same
         except KeyFileError as error:
             raise LaunchError(str(error)) from error
+        self._check_discovery()
         self._lock_fd = self._take_run_dir(config.directory)
         self.node_id, self.incarnation = self._identity(config.directory)
         self._make_segments()
@@ -91,6 +94,18 @@ class Launcher:
         if why:
             raise LaunchError(f"engine mooncake: {why}")
         return engines
+
+    def _check_discovery(self) -> None:
+        """What the registrar will need, before any process is started."""
+        if not self.config.discovery:
+            return
+        if importlib.util.find_spec("aiohttp") is None:
+            raise LaunchError("discovery: aiohttp is not installed; run pip install 'embridge[discovery]', or set no discovery")
+        if self.config.discovery_token_file is not None:
+            try:
+                read_token(self.config.discovery_token_file)
+            except ValueError as error:
+                raise LaunchError(f"discovery_token_file: {error}") from error
 
     def _take_run_dir(self, path: Path) -> int:
         """The run directory, 0700, ours alone: a lock that ends with this process says that it is in use."""
@@ -150,6 +165,8 @@ class Launcher:
         )
         self._payload = map_segment(self._payload_fd.fd, payload_bytes, alignment=HUGE_PAGE_BYTES)
         names = ["bootstrap", "poller", *(f"lane{i}" for i in range(config.limits.max_clients))]
+        if config.discovery:
+            names.append("registrar")
         self._event_fds = {name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names}
         self.control = Control(mapping, {name: d.fd for name, d in self._event_fds.items()})
         self.control.header.store(Header.LAUNCHER_PID, os.getpid())
@@ -186,6 +203,8 @@ class Launcher:
         beat.set("launcher", Process.PID, os.getpid())
         for name in self.control.processes.names[1:]:
             bells = self._event_fds if name == "poller" else {n: self._event_fds[n] for n in ("bootstrap", "poller")}
+            if name == "registrar":
+                bells = {name: self._event_fds[name]}
             self._supervisor.start(
                 Seat(
                     name=name,
@@ -206,6 +225,8 @@ class Launcher:
                     mooncake=self.config.mooncake,
                     keys=self._keys if name in self._listening else None,
                     allow_file=self.config.allow_file,
+                    discovery=self.config.discovery,
+                    discovery_token_file=str(self.config.discovery_token_file or ""),
                 )
             )
         self._payload.populate(0, self._payload.size)
@@ -233,9 +254,15 @@ class Launcher:
             },
         )
         beat.set("launcher", Process.STATE, READY)
-        self.control.header.store(Header.NODE_STATE, NodeState.READY)
+        self._enter(NodeState.READY)
         if self.config.lock_memory:
             threading.Thread(target=self._lock_payload, name="embridge-lock", daemon=True).start()
+
+    def _enter(self, state: NodeState) -> None:
+        """The node's next state, which the registrar publishes at once."""
+        self.control.header.store(Header.NODE_STATE, state)
+        if self.control.has_discovery:
+            self.control.bell("registrar").ring()
 
     def _lock_payload(self) -> None:
         """After READY, for locking a large pool takes seconds; what took effect is shown by `embridge status`."""
@@ -285,7 +312,7 @@ class Launcher:
             self._door.flush()
             if self._stops == 1 and drain_until is None:
                 drain_until = time.monotonic() + self.config.timing.drain_timeout_s
-                self.control.header.store(Header.NODE_STATE, NodeState.DRAINING)
+                self._enter(NodeState.DRAINING)
                 log.info("draining")
             if drain_until is not None and (not self._in_flight() or time.monotonic() > drain_until):
                 break

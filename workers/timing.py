@@ -31,6 +31,14 @@ class Timing:
     """A process's own sign of life in shared memory, also when idle."""
     scan_s: float = 1.0
     """Every slot is looked at this often, whatever the kicks said."""
+    health_s: float = 2.0
+    """A process that has not beaten for this long is told to discovery as unhealthy; a busy machine may delay several beats."""
+    discovery_interval_s: float = 1.0
+    """Between two reports to the discovery server, while it answers."""
+    discovery_ttl_s: float = 5.0
+    """A node that has not reported for this long is not routed to any more; also the longest pause after failures."""
+    discovery_timeout_s: float = 2.0
+    """For one request to the discovery server."""
     ready_timeout_s: float = 30.0
     """From the start of a node to READY of all its processes."""
     drain_timeout_s: float = 30.0
@@ -43,3 +51,8 @@ class Timing:
             value = getattr(self, field.name)
             if not isinstance(value, int | float) or not 0 < value < 1e6:
                 raise ValueError(f"{field.name}: {value!r} s is outside 0 to 1000000 s")
+        if self.discovery_ttl_s < 2 * self.discovery_interval_s:
+            raise ValueError(
+                f"discovery_ttl_s: {self.discovery_ttl_s:g} s < 2 x discovery_interval_s ({self.discovery_interval_s:g} s); "
+                "one late report must not end a registration"
+            )

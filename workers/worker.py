@@ -61,6 +61,8 @@ class Seat:
     mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
     keys: KeyPair | None = None
     allow_file: Path | None = None
+    discovery: str = ""
+    discovery_token_file: str = ""
     stop: bool = field(default=False, init=False)
 
 
@@ -84,6 +86,10 @@ def run(seat: Seat) -> None:
         from embridge.workers.wire import run_on_wire
 
         run_on_wire(seat, desk, _role(seat, desk))
+    elif seat.name == "registrar":
+        from embridge.workers.registrar import run_registrar
+
+        run_registrar(seat, desk)
     else:
         _run_on_rings(seat, desk, _role(seat, desk))
     control.processes.set(seat.name, Process.STATE, STOPPED)

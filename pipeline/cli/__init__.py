@@ -12,6 +12,7 @@ import click
 
 COMMANDS = {
     "demo": "Carry real photographs between two nodes and check every byte.",
+    "discovery": "Run the discovery server: which nodes there are, how they fare.",
     "doctor": "Check this machine: what works, what would be slow, and what to do.",
     "keys": "Make and look at the keys by which nodes know each other.",
     "launch": "Run one node in the foreground.",

@@ -27,6 +27,8 @@ _NODE_OPTIONS = (
     click.option("--key-file", type=click.Path(path_type=Path), help="Secret key of the node; see `embridge keys`."),
     click.option("--allow-file", type=click.Path(path_type=Path), help="Public keys of the other nodes, one line each."),
     click.option("--engine", help="How rows travel; auto: by where the peer is."),
+    click.option("--discovery", help="URL of `embridge discovery`, http://host:port; default: none."),
+    click.option("--discovery-token-file", type=click.Path(path_type=Path), help="File, mode 0600, of the token it expects."),
     click.option("--hidden-size", type=int, help="Elements of a token's row."),
     click.option("--block-size", type=int, help="Tokens a block."),
     click.option("--num-blocks", type=int, help="Blocks of the pool."),

@@ -50,6 +50,10 @@ def test_every_command_explains_itself(name: str) -> None:
         (["launch", "--role", "encode", "--num-blocks", "0"], "num_blocks"),
         (["launch", "--host", "10.0.0.1"], "host"),
         (["launch", "--config", "/absent.toml"], "/absent.toml"),
+        (["launch", "--discovery", "http://10.0.0.1:8998"], "discovery"),
+        (["discovery", "--host", "0.0.0.0"], "host"),
+        (["discovery", "--host", "10.0.0.1"], "--token-file"),
+        (["discovery", "--token-file", "/absent"], "/absent"),
         (["demo", "--requests", "0"], "requests"),
         (["demo", "--block-size", "-1"], "block_size"),
         (["demo", "--images", "/absent"], "/absent"),
@@ -75,6 +79,15 @@ def test_what_embridge_raises_on_purpose_is_one_line_and_status_1() -> None:
     result = CliRunner().invoke(failing)
     assert result.exit_code == 1
     assert result.stderr == "embridge: poller: exited with 3 before READY\n"
+
+
+def test_discovery_without_its_packages_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("embridge.workers.discovery")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    code, _, err = invoke("discovery", "--port", "0")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "aiohttp is not installed; run pip install 'embridge[discovery]'" in err
 
 
 def test_ctrl_c_is_status_130_without_a_traceback() -> None:

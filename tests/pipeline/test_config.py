@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from embridge.allocator.layout import Geometry, Limits
-from embridge.pipeline.config import ConfigError, PipelineConfig, default_run_dir
+from embridge.pipeline.config import DEFAULT_ROUTES, ConfigError, PipelineConfig, default_run_dir
 from embridge.pipeline.node import decode_config, encode_config
 from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
 
-PATHS = ("run_dir", "key_file", "allow_file")
+PATHS = ("run_dir", "key_file", "allow_file", "discovery_token_file")
 
 
 @pytest.fixture
@@ -54,6 +54,8 @@ def test_the_environment_covers_every_setting() -> None:
             "key_file": "/tmp/a.key",
             "allow_file": "/tmp/nodes.allow",
             "engine": "shm",
+            "discovery": "http://127.0.0.1:8998",
+            "discovery_token_file": "/tmp/token",
             "default_allocate_tokens": 77,
             "host_buffer_bytes": 78,
             "lock_memory": False,
@@ -61,7 +63,7 @@ def test_the_environment_covers_every_setting() -> None:
         },
         Geometry: {"hidden_size": 9, "block_size": 8, "num_blocks": 7, "dtype": "float32", "deepstack_layers": 3},
         Limits: {field.name: 64 for field in dataclasses.fields(Limits)} | {"num_workers": 3},
-        Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)},
+        Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)} | {"discovery_ttl_s": 3.0},
         MooncakeSettings: {"protocol": "rdma", "device": "mlx5_0", "write_timeout_s": 2.5, "connect_timeout_s": 3.5},
     }
     prefixes = {MooncakeSettings: "EMBRIDGE_MOONCAKE_"}
@@ -145,6 +147,8 @@ BAD = {
     "key_file": 7,
     "allow_file": 8,
     "engine": "carrier pigeon",
+    "discovery": "somewhere",
+    "discovery_token_file": 5,
     "default_allocate_tokens": 0,
     "host_buffer_bytes": 0,
     "lock_memory": "yes",
@@ -214,11 +218,47 @@ def test_a_key_without_a_list_or_a_list_without_a_key_is_refused(given: str, mis
         ("timing", "scan_s", 0),
         ("timing", "heartbeat_s", float("nan")),
         ("timing", "peer_timeout_s", "long"),
+        ("timing", "discovery_ttl_s", 1.5),  # less than two reports
+        ("limits", "max_routes", 1025),
     ],
 )
 def test_a_bad_value_inside_a_group_names_itself(group: str, key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{group}.{key}: .*"):
         PipelineConfig.from_env({}, **{group: {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("127.0.0.1:8998", "not of the form http://host:port"),
+        ("http://127.0.0.1", "not of the form"),
+        ("http://127.0.0.1:0", "not of the form"),
+        ("http://127.0.0.1:99999", "not of the form"),
+        ("ftp://127.0.0.1:1", "not of the form"),
+        ("http://user:secret@127.0.0.1:1", "not of the form"),
+        ("http://127.0.0.1:1/path", "not of the form"),
+        ("http://127.0.0.1:1?role=encode", "not of the form"),
+        ("http://127.0.0.1\r\nX: y:1", "not of the form"),
+        ("http://" + "h" * 120 + ":1", "not of the form"),
+        ("http://10.0.0.1:8998", "10.0.0.1 is not a loopback address"),
+        ("http://server:8998", "server is not a loopback address"),
+    ],
+)
+def test_a_discovery_server_is_a_plain_url_and_beyond_loopback_there_is_a_token(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"discovery: .*{said}"):
+        PipelineConfig(discovery=url)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8998", "http://[::1]:8998/", "http://localhost:1", "https://127.0.0.1:1"])
+def test_discovery_brings_a_route_table_and_none_is_there_without(url: str) -> None:
+    assert PipelineConfig().limits.max_routes == 0
+    assert PipelineConfig(discovery=url).limits.max_routes == DEFAULT_ROUTES
+    assert PipelineConfig(discovery=url, limits=Limits(max_routes=3)).limits.max_routes == 3
+    with pytest.raises(ConfigError, match="max_routes: 3 without discovery"):
+        PipelineConfig(limits=Limits(max_routes=3))
+    config = PipelineConfig(discovery="http://server:8998", discovery_token_file=Path("token"))
+    assert config.discovery_token_file == Path.cwd() / "token"
+    assert decode_config(encode_config(config)) == config
 
 
 def test_an_unknown_setting_is_an_error_that_lists_the_known(tmp_path: Path) -> None:

@@ -1,0 +1,229 @@
+"""The route table: the nodes of the other role that discovery knows, and how the registrar itself fares.
+
+One process writes it, the registrar; any client reads it, at any time, without a lock and without holding the writer up. Each record is
+guarded by a generation word, which is odd while the record is being written:
+
+    writer   generation odd ── the other words ── generation even, and greater
+    reader   generation ── the other words ── generation again: the same, and even, or what was read is thrown away
+
+Why a reader never takes a record that is half old and half new. Every word is stored with release and loaded with acquire. If a reader
+has loaded any word of a newer writing, then it sees, in its second look, the odd generation that was stored before that word, or a
+later one: so the two looks differ. If its first look saw the even generation at the end of a writing, it sees all words of
+that writing, or newer ones, and for the newer ones the first argument holds. Generations only rise, so "the same" means that
+nothing was written in between.
+
+A writer that is killed half way leaves an odd generation: the record is not readable until the next registrar, which starts by freeing such
+records, has written it. It goes on from the odd one: to step to an even one first would declare the half-written record whole.
+`tests/model/test_route_table_model.py` explores every interleaving, with kills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Mapping, Words
+from embridge.allocator.layout import ControlLayout, Discovery, DiscoveryState, NodeState, Route
+
+READ_TRIES: Final = 64  # a writing takes some 10 µs: who finds one at every look does not find the same one
+
+
+class RouteRecord(NamedTuple):
+    """One node of the other role, as discovery last told. `reported_ns` is in this host's monotonic clock."""
+
+    node_id: int
+    incarnation: int
+    state: NodeState
+    healthy: bool
+    unhealthy: str
+    bootstrap_addr: str
+    poller_addr: str
+    outstanding_tokens: int
+    outstanding_requests: int
+    free_blocks: int
+    num_blocks: int
+    reported_ns: int
+
+    def __str__(self) -> str:
+        return f"node {self.node_id:x} at {self.bootstrap_addr}"
+
+
+class DiscoveryRecord(NamedTuple):
+    """How the registrar fares: `reason` says why it is not REGISTERED, `since_ns` for how long it has been as it is."""
+
+    state: DiscoveryState
+    since_ns: int
+    heard_ns: int
+    num_failures: int
+    url: str
+    reason: str
+
+
+class RouteWriter:
+    """The registrar's end; one process at a time. Opening it frees what a killed one left half written."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self._records = _Records(mapping, layout)
+        self._slots: dict[int, int] = {}  # node id -> record
+        for index in range(1, self._records.count):
+            words = self._records.read(index)
+            if words is None:
+                self._records.write(index, [0] * lay.ROUTE_WORDS)
+            elif words[Route.STATE]:
+                self._slots[words[Route.NODE_ID]] = index
+
+    def put_all(self, routes: Iterable[RouteRecord]) -> int:
+        """Have the table hold these nodes and no others; a node keeps its place. Returns how many found no room."""
+        wanted = {route.node_id: route for route in routes}
+        for node_id in self._slots.keys() - wanted.keys():
+            self._records.write(self._slots.pop(node_id), [0] * lay.ROUTE_WORDS)
+        used = set(self._slots.values())
+        free = [index for index in range(self._records.count - 1, 0, -1) if index not in used]
+        num_left_out = 0
+        for node_id, route in wanted.items():
+            if node_id not in self._slots:
+                if not free:
+                    num_left_out += 1
+                    continue
+                self._slots[node_id] = free.pop()
+            self._records.write(self._slots[node_id], _words_of(route))
+        return num_left_out
+
+    def put_discovery(self, record: DiscoveryRecord) -> None:
+        """Say how the registrar fares."""
+        words = [0] * lay.ROUTE_WORDS
+        words[Discovery.STATE] = record.state
+        words[Discovery.SINCE_NS] = record.since_ns
+        words[Discovery.HEARD_NS] = record.heard_ns
+        words[Discovery.NUM_FAILURES] = record.num_failures
+        _put_text(words, lay.DISCOVERY_URL, lay.ROUTE_TEXT_BYTES, record.url)
+        _put_text(words, lay.DISCOVERY_REASON, lay.DISCOVERY_REASON_BYTES, record.reason)
+        self._records.write(0, words)
+
+
+class RouteReader:
+    """Anybody's end. What it returns was whole at one moment, record by record; nothing it does is seen by the writer."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self._records = _Records(mapping, layout)
+        self._known: dict[int, tuple[int, RouteRecord | None]] = {}  # record -> (generation, what it held)
+
+    def routes(self) -> list[RouteRecord]:
+        """Every node that discovery has told of; where two records name one node (it moved meanwhile), the later report."""
+        found: dict[int, RouteRecord] = {}
+        for index in range(1, self._records.count):
+            route = self._route(index)
+            if route is not None:
+                before = found.get(route.node_id)
+                if before is None or (before.incarnation, before.reported_ns) < (route.incarnation, route.reported_ns):
+                    found[route.node_id] = route
+        return list(found.values())
+
+    def _route(self, index: int) -> RouteRecord | None:
+        known = self._known.get(index)
+        if known is not None and known[0] == self._records.generation(index):
+            return known[1]
+        words = self._records.read(index)
+        if words is None:  # a killed registrar's, or one that is being written whenever we look
+            return None
+        route = _route_of(words)
+        self._known[index] = (words[Route.GENERATION], route)
+        return route
+
+    def discovery(self) -> DiscoveryRecord | None:
+        """How the registrar fares; None while it is writing that, or was killed when it did."""
+        words = self._records.read(0)
+        if words is None:
+            return None
+        state = words[Discovery.STATE]
+        return DiscoveryRecord(
+            state=DiscoveryState(state) if state in DiscoveryState._value2member_map_ else DiscoveryState.STARTING,
+            since_ns=words[Discovery.SINCE_NS],
+            heard_ns=words[Discovery.HEARD_NS],
+            num_failures=words[Discovery.NUM_FAILURES],
+            url=_text(words, lay.DISCOVERY_URL, lay.ROUTE_TEXT_BYTES),
+            reason=_text(words, lay.DISCOVERY_REASON, lay.DISCOVERY_REASON_BYTES),
+        )
+
+
+class _Records:
+    """Records of `ROUTE_WORDS` words, each behind its generation."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.count = 1 + layout.limits.max_routes
+        self._words = Words(mapping, layout.routes, self.count * lay.ROUTE_WORDS)
+
+    def generation(self, index: int) -> int:
+        return self._words.load(index * lay.ROUTE_WORDS + Route.GENERATION)
+
+    def write(self, index: int, words: list[int]) -> None:
+        """Replace a record; the generation in `words` is not looked at."""
+        at = index * lay.ROUTE_WORDS
+        generation = self._words.load(at + Route.GENERATION) | 1  # odd already, where a writer was killed
+        self._words.store(at + Route.GENERATION, generation)
+        for i in range(1, lay.ROUTE_WORDS):
+            self._words.store(at + i, words[i])
+        self._words.store(at + Route.GENERATION, generation + 1)
+
+    def read(self, index: int) -> list[int] | None:
+        """A record as it was at one moment, its generation first; None when every look found it being written."""
+        at, load = index * lay.ROUTE_WORDS, self._words.load
+        for _ in range(READ_TRIES):
+            generation = load(at + Route.GENERATION)
+            if generation & 1:
+                continue
+            words = [generation, *(load(at + i) for i in range(1, lay.ROUTE_WORDS))]
+            if load(at + Route.GENERATION) == generation:
+                return words
+        return None
+
+
+def _words_of(route: RouteRecord) -> list[int]:
+    words = [0] * lay.ROUTE_WORDS
+    words[Route.STATE] = route.state
+    words[Route.NODE_ID] = route.node_id
+    words[Route.INCARNATION] = route.incarnation
+    words[Route.HEALTHY] = route.healthy
+    words[Route.OUTSTANDING_TOKENS] = route.outstanding_tokens
+    words[Route.OUTSTANDING_REQUESTS] = route.outstanding_requests
+    words[Route.FREE_BLOCKS] = route.free_blocks
+    words[Route.NUM_BLOCKS] = route.num_blocks
+    words[Route.REPORTED_NS] = max(0, route.reported_ns)
+    _put_text(words, lay.ROUTE_BOOTSTRAP, lay.ROUTE_TEXT_BYTES, route.bootstrap_addr)
+    _put_text(words, lay.ROUTE_UNHEALTHY, lay.ROUTE_TEXT_BYTES, route.unhealthy)
+    _put_text(words, lay.ROUTE_POLLER, lay.ROUTE_TEXT_BYTES, route.poller_addr)
+    return words
+
+
+def _route_of(words: list[int]) -> RouteRecord | None:
+    """None where the record is free, or holds a state that no node is in."""
+    state = words[Route.STATE]
+    if not state or state not in NodeState._value2member_map_:
+        return None
+    return RouteRecord(
+        node_id=words[Route.NODE_ID],
+        incarnation=words[Route.INCARNATION],
+        state=NodeState(state),
+        healthy=bool(words[Route.HEALTHY]),
+        unhealthy=_text(words, lay.ROUTE_UNHEALTHY, lay.ROUTE_TEXT_BYTES),
+        bootstrap_addr=_text(words, lay.ROUTE_BOOTSTRAP, lay.ROUTE_TEXT_BYTES),
+        poller_addr=_text(words, lay.ROUTE_POLLER, lay.ROUTE_TEXT_BYTES),
+        outstanding_tokens=words[Route.OUTSTANDING_TOKENS],
+        outstanding_requests=words[Route.OUTSTANDING_REQUESTS],
+        free_blocks=words[Route.FREE_BLOCKS],
+        num_blocks=words[Route.NUM_BLOCKS],
+        reported_ns=words[Route.REPORTED_NS],
+    )
+
+
+def _put_text(words: list[int], first: int, size_bytes: int, text: str) -> None:
+    """A text in words: cut where it is too long, ended by a zero where it is not."""
+    raw = text.encode()[:size_bytes].ljust(size_bytes, b"\0")
+    for i in range(size_bytes // 8):
+        words[first + i] = int.from_bytes(raw[8 * i : 8 * i + 8], "little")
+
+
+def _text(words: list[int], first: int, size_bytes: int) -> str:
+    raw = b"".join(word.to_bytes(8, "little") for word in words[first : first + size_bytes // 8])
+    return raw.split(b"\0", 1)[0].decode("utf-8", "ignore")

@@ -1,0 +1,39 @@
+"""The token that nodes and the discovery server share: a line in a file that nobody else may read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+MIN_TOKEN_BYTES: Final = 16
+MAX_TOKEN_BYTES: Final = 512
+
+
+def read_token(path: str | Path) -> str:
+    """The token in a file of this user, mode 0600 or stricter; white space around it does not count.
+
+    Raises:
+        ValueError: the file is not there, others may read it, or what it holds is no token. The text never shows the token.
+    """
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            raw = file.read(MAX_TOKEN_BYTES + 3)
+    except OSError as error:
+        raise ValueError(f"token file {path}: {error.strerror}") from error
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o177:
+        raise ValueError(
+            f"token file {path}: mode {stat.S_IMODE(status.st_mode):o} of user {status.st_uid}; "
+            f"it must be 600 and belong to user {os.geteuid()}: chmod 600 {path}"
+        )
+    token = raw.strip()
+    if not MIN_TOKEN_BYTES <= len(token) <= MAX_TOKEN_BYTES:
+        raise ValueError(
+            f"token file {path}: a token of {len(token)} bytes is outside {MIN_TOKEN_BYTES} to {MAX_TOKEN_BYTES}; "
+            f"make one: (umask 177; openssl rand -hex 32 > {path})"
+        )
+    if not all(0x21 <= byte <= 0x7E for byte in token):
+        raise ValueError(f"token file {path}: a token is one word of printable ASCII characters")
+    return token.decode("ascii")
