@@ -127,7 +127,7 @@ def test_a_stranger_reaches_no_role_and_a_listed_node_is_served_meanwhile(port: 
             port.turn(0.005)
     assert [arrival.identity for arrival in port.arrivals] == [LISTED.public] * 3
     assert port.metrics()["messages_in"] == 3
-    assert port.metrics()["errors"] == 0
+    assert port.metrics()["messages_refused"] == port.metrics()["errors"] == 0  # not even to be dropped
 
 
 def test_strangers_are_counted_and_the_lines_about_them_are_bounded(port: Wired, caplog: pytest.LogCaptureFixture) -> None:
