@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +126,14 @@ def config_of(role: str, run_dir: Path, **settings: Any) -> PipelineConfig:
     )
 
 
-def start_node(config: PipelineConfig, log_path: Path) -> Node:
+def start_node(config: PipelineConfig, log_path: Path, *, within: Sequence[str] = ()) -> Node:
     """`launch`, with what the node writes on standard error appended to a file (its processes inherit ours)."""
     sys.stderr.flush()
     ours = os.dup(2)
     theirs = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         os.dup2(theirs, 2)
-        return launch(config)
+        return launch(config, within=within)
     finally:
         os.dup2(ours, 2)
         os.close(ours)
@@ -141,10 +141,10 @@ def start_node(config: PipelineConfig, log_path: Path) -> Node:
 
 
 @contextmanager
-def station(role: str, run_dir: Path, **settings: Any) -> Iterator[Station]:
+def station(role: str, run_dir: Path, *, within: Sequence[str] = (), **settings: Any) -> Iterator[Station]:
     """A node for the length of a block. All its processes are gone afterwards, whatever became of it."""
     log_path = run_dir.with_suffix(".log")
-    node = start_node(config_of(role, run_dir, **settings), log_path)
+    node = start_node(config_of(role, run_dir, **settings), log_path, within=within)
     pids: dict[str, int] = {}
     try:
         it = Station(node, log_path, open_control(node.run_dir))

@@ -1,0 +1,199 @@
+"""Two nodes on two hosts: network namespaces that share nothing but a cable, rows through Mooncake over TCP, messages under keys.
+
+Here nothing on one side can see the other's processes: what it learns of a death it learns through the cable, or from its silence.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.encoding import ended, give, open_sender
+from support.nodes import Station, run_dirs, station
+from support.scheduling import Queues
+from support.waiting import wait_until
+
+from embridge.pipeline import Client, EmbeddingSender, attach
+from embridge.pipeline.demo.hosts import Host, two_hosts, why_impossible
+from embridge.workers.engines import mooncake
+from embridge.workers.keys import allow_line, new_key_pair, write_key_file
+
+WHY_NOT = why_impossible() or mooncake.why_unavailable()
+pytestmark = [pytest.mark.process, pytest.mark.timeout(200), pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is possible")]
+
+ONE_ROUND = ["Bootstrapping", "WaitingForInput", "Success"]
+RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]
+PEER_TIMEOUT_S = 5.0
+SLACK_S = 1.0  # beyond the promise, for a machine that runs other tests
+
+
+class Places:
+    """Both hosts, a key for each, and nodes on them."""
+
+    def __init__(self, path: Path, one: Host, other: Host) -> None:
+        self.path = path
+        self.hosts = {"encode": one, "language": other}
+        self.allow_file = path / "nodes.allow"
+        pairs = {role: new_key_pair() for role in self.hosts}
+        self.allow_file.write_text("".join(allow_line(host.address, pairs[role].public) + "\n" for role, host in self.hosts.items()))
+        for role, pair in pairs.items():
+            write_key_file(path / f"{role}.key", pair)
+
+    def node(self, role: str, name: str, **settings: Any) -> Any:
+        host = self.hosts[role]
+        return station(
+            role,
+            self.path / name,
+            within=host.within,
+            host=host.address,
+            key_file=self.path / f"{role}.key",
+            allow_file=self.allow_file,
+            engine="mooncake",
+            peer_timeout_s=PEER_TIMEOUT_S,
+            **{"num_blocks": 9, "default_allocate_tokens": 1024, **settings},
+        )
+
+
+@pytest.fixture(scope="module")
+def places() -> Iterator[Places]:
+    with run_dirs() as path, two_hosts() as (one, other):
+        yield Places(path, one, other)
+
+
+@pytest.fixture(scope="module")
+def pair(places: Places) -> Iterator[tuple[Station, Station]]:
+    with places.node("encode", "e") as encode, places.node("language", "l") as language:
+        yield encode, language
+
+
+@pytest.fixture
+def clients(pair: tuple[Station, Station]) -> Iterator[tuple[Client, Queues]]:
+    with attach(pair[0].run_dir) as sending, attach(pair[1].run_dir) as client:
+        yield sending, Queues(client)
+    for node in pair:
+        node.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("total", "path", "rounds"),
+    [(500, ONE_ROUND, 1), (1024, ONE_ROUND, 1), (2000, RESUMED, 2), (10_000, RESUMED, 9)],
+    ids=["scenario 1", "scenario 3", "scenario 2", "scenario 4"],
+)
+def test_a_request_arrives_from_another_host(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int], total: int, path: list[str], rounds: int
+) -> None:
+    """Scenarios 1 to 4, with the very path of phases, and every byte."""
+    sending, queues = clients
+    room = next(rooms)
+    request = queues.add(pair[0].addr, room)
+    wait_until(lambda: request.receiver is not None and request.receiver.granted_tokens)
+    sender = open_sender(sending, room, total)
+    assert give(sender)
+    received = queues.take(room, 30)
+    assert (received.error, received.difference, received.path) == ("", "", path)
+    assert received.rounds >= rounds
+    assert ended(sender).path == path
+
+
+def test_a_cable_that_is_out_for_a_moment_costs_time_and_no_request(
+    places: Places, pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
+) -> None:
+    """P11, R24: what was under way is written again, what was said is said again."""
+    sending, queues = clients
+    room = next(rooms)
+    queues.add(pair[0].addr, room)
+    sender = open_sender(sending, room, 6000)
+    give(sender, 0, 3000)
+    wait_until(lambda: sender.sent_tokens > 0, 20)
+    with cable_out(places.hosts["encode"]):
+        give(sender, 3000)
+        time.sleep(1.5)
+        assert not sender.poll().is_terminal
+    received = queues.take(room, 60)
+    assert (received.error, received.difference) == ("", "")
+    assert ended(sender).error == ""
+
+
+@contextmanager
+def cable_out(host: Host) -> Iterator[None]:
+    host.pull()
+    try:
+        yield
+    finally:
+        host.plug()
+
+
+def half_way(pair: tuple[Station, Station], sending: Client, queues: Queues, room: int) -> EmbeddingSender:
+    """A request of which some rows have landed, and others are yet to be written."""
+    queues.add(pair[0].addr, room)
+    sender = open_sender(sending, room, 3000)
+    give(sender, 0, 2000)
+    wait_until(lambda: sender.sent_tokens > 0, 20, lambda: sender)
+    return sender
+
+
+def stop_all(node: Station) -> list[psutil.Process]:
+    """SIGSTOP for every process of a node."""
+    launcher = psutil.Process(node.node.pid)
+    processes = [*launcher.children(recursive=True), launcher]
+    for process in reversed(processes):
+        process.suspend()
+    return processes
+
+
+@pytest.mark.parametrize("lost", ["encode", "language"])
+@pytest.mark.parametrize("how", ["killed", "stopped", "cut off"])
+def test_when_a_node_is_lost_the_other_fails_its_requests_in_time(places: Places, rooms: Iterator[int], how: str, lost: str) -> None:
+    """Scenario 6, P4, D10, R12: 1 s after a kill, `peer_timeout_s` + 1 s after it falls silent; with the reason, and no block is lost.
+
+    Blocks that the lost node may still write to over the network are quarantined and counted, until a fence.
+    """
+    room = next(rooms)
+    name = f"{how[0]}{lost[0]}"
+    with (
+        places.node("encode", f"{name}e") as encode,
+        places.node("language", f"{name}l", fence_after_s=1.0) as language,
+        attach(encode.run_dir) as sending,
+        attach(language.run_dir) as client,
+    ):
+        queues = Queues(client)
+        sender = half_way((encode, language), sending, queues, room)
+        gone, left = (encode, language) if lost == "encode" else (language, encode)
+        stopped: list[psutil.Process] = []
+        begun = time.monotonic()
+        if how == "killed":
+            gone.kill_group()
+            limit_s = 1.0
+        else:
+            limit_s = PEER_TIMEOUT_S + 1.0
+            if how == "stopped":
+                stopped = stop_all(gone)
+            else:
+                places.hosts[lost].pull()
+        try:
+            if lost == "encode":
+                received = queues.take(room, 30)
+                error, reason = received.error, received.reason
+            else:
+                outcome = ended(sender, 30)
+                error, reason = outcome.error, outcome.reason
+            took_s = time.monotonic() - begun
+            assert error == "PeerLost"
+            assert "is lost" in reason
+            assert took_s < limit_s + SLACK_S
+            left.wait_idle(20)  # the fence included
+            if how == "cut off":  # the other side noticed, too
+                both = ended(sender, 30) if lost == "encode" else queues.take(room, 30)
+                assert both.error == "PeerLost"
+        finally:
+            for process in stopped:
+                os.kill(process.pid, signal.SIGCONT)
+            places.hosts[lost].plug()
+        sender.clear()
