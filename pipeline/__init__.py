@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from embridge.allocator.status import Phase
     from embridge.pipeline.client import Client, attach
     from embridge.pipeline.config import ConfigError, PipelineConfig
+    from embridge.pipeline.follower import FollowedRequest, Follower, follow
     from embridge.pipeline.node import Node, launch
     from embridge.pipeline.queues import PreallocQueue, TransferQueue, WaitingQueue
     from embridge.pipeline.receiver import EmbeddingReceiver
@@ -35,6 +36,8 @@ _PLACES = {
     "EmbeddingReceiver": "embridge.pipeline.receiver",
     "EmbeddingRequest": "embridge.pipeline.request",
     "EmbeddingSender": "embridge.pipeline.sender",
+    "FollowedRequest": "embridge.pipeline.follower",
+    "Follower": "embridge.pipeline.follower",
     "Geometry": "embridge.allocator.layout",
     "Limits": "embridge.allocator.layout",
     "Node": "embridge.pipeline.node",
@@ -45,6 +48,7 @@ _PLACES = {
     "TransferQueue": "embridge.pipeline.queues",
     "WaitingQueue": "embridge.pipeline.queues",
     "attach": "embridge.pipeline.client",
+    "follow": "embridge.pipeline.follower",
     "launch": "embridge.pipeline.node",
 }
 
@@ -54,6 +58,8 @@ __all__ = [
     "EmbeddingReceiver",
     "EmbeddingRequest",
     "EmbeddingSender",
+    "FollowedRequest",
+    "Follower",
     "Geometry",
     "Limits",
     "Node",
@@ -64,6 +70,7 @@ __all__ = [
     "TransferQueue",
     "WaitingQueue",
     "attach",
+    "follow",
     "launch",
 ]
 
