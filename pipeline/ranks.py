@@ -229,6 +229,8 @@ class Ranks:
         self._holds: dict[EmbeddingRequest, Hold | None] = {}  # passed on, not popped yet
         self._claimed_records = 0
         self._published_records = 0
+        self.num_batches = 0
+        """Batches that rank 0 has popped. Followers count the same way: where ranks act in step, rank 0 says which one a step is about."""
 
     def _make(self, client: Client) -> None:
         remedy = "lower host_buffer_bytes"
@@ -368,6 +370,7 @@ class Ranks:
         for hold in holds:
             hold.published = True
         self._published_records += num_records
+        self.num_batches += 1
 
     def _item(self, request: EmbeddingRequest, hold: Hold | None) -> Item:
         total = request.total_embedding_length

@@ -320,7 +320,8 @@ def test_memory_waits_for_the_last_rank_however_it_lets_go(pair: Pair, rooms: It
         pair.send(room, 300)
         assert pair.take(room).difference == ""
     first, second, third = (pair.followed() for _ in range(3))
-    assert follower.num_batches == 3
+    assert pair.client.ranks is not None
+    assert pair.client.ranks.num_batches == follower.num_batches == 3
     for room in (one, two):
         pair.release(room)
     assert first.result is not None
