@@ -76,11 +76,11 @@ class Hold:
 class SharedMemory(HostMemory):
     """Host memory in a segment that all ranks map; it is used again when the last of them has released it (D14).
 
-    Library thread only, but `give_back_later` and `hold_of`.
+    Library thread only, but `give_back_later`.
     """
 
-    def __init__(self, geometry: Geometry, ranks: RankLog, mapping: Mapping) -> None:
-        super().__init__(geometry, mapping.size)
+    def __init__(self, geometry: Geometry, limit_bytes: int, ranks: RankLog, mapping: Mapping) -> None:
+        super().__init__(geometry, limit_bytes)
         self._log = ranks
         self._memory: Bytes = np.frombuffer(mapping, np.uint8)
         self._ranges = Ranges(mapping.size)
@@ -100,8 +100,9 @@ class SharedMemory(HostMemory):
         return not self._wants_room and bool(self._entries)
 
     @property
-    def num_free_bytes(self) -> int:
-        return self._ranges.free_bytes
+    def num_used_bytes(self) -> int:
+        """Of the segment, in whole pages: what is being received into, and what somebody holds."""
+        return self._memory.nbytes - self._ranges.free_bytes
 
     @property
     def is_short(self) -> bool:
@@ -143,13 +144,13 @@ class SharedMemory(HostMemory):
             self.give_back(rows)
             self.num_moved += 1
             shared = found
-        hold = self._holds[shared] = Hold(shared, self._entries.pop(), self.next_ticket())
+        hold = self._holds[shared] = Hold(shared, self._entries.pop(), self._next_ticket())
         return hold
 
     def nobody_waits(self) -> None:
         self._wants_room = False
 
-    def next_ticket(self) -> int:
+    def _next_ticket(self) -> int:
         self._tickets += 1
         return self._tickets
 
@@ -234,7 +235,8 @@ class Ranks:
 
     def _make(self, client: Client) -> None:
         remedy = "lower host_buffer_bytes"
-        rows_bytes = -(-client.settings["host_buffer_bytes"] // PAGE_BYTES) * PAGE_BYTES
+        limit_bytes = client.settings["host_buffer_bytes"]
+        rows_bytes = (-(-limit_bytes // PAGE_BYTES) + 1) * PAGE_BYTES  # the largest request brings its aux_datas, too
         log_fd = create_segment("ranks", self._layout.size, remedy=remedy)
         self._fds.append(log_fd.fd)
         rows_fd = create_segment("rows", rows_bytes, remedy=remedy)
@@ -246,7 +248,7 @@ class Ranks:
         mapping = map_segment(log_fd.fd, self._layout.size)
         format_log(mapping, self._layout, client.geometry, rows_bytes, os.getpid())
         self.log = RankLog(mapping, bells)
-        self.memory = SharedMemory(client.geometry, self.log, map_segment(rows_fd.fd, rows_bytes))
+        self.memory = SharedMemory(client.geometry, limit_bytes, self.log, map_segment(rows_fd.fd, rows_bytes))
 
     def _announce(self, client: Client) -> None:
         """Leave the descriptors at the node's door, where the others find them."""

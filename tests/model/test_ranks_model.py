@@ -20,7 +20,7 @@ SMALL = {
 }
 
 LARGE = {
-    "three requests and their deadlines": Setting(),
+    "three requests and their deadlines": Setting(kills=1),
     "two followers, two places": Setting(num_followers=2, kinds=(FINISHED, FINISHED), num_places=2, deadlines=False),
 }
 

@@ -289,7 +289,7 @@ class Pair:
     @property
     def used_bytes(self) -> int:
         assert self.client.ranks is not None
-        return SHARED_BYTES - self.client.ranks.memory.num_free_bytes
+        return self.client.ranks.memory.num_used_bytes
 
     def collected(self) -> int:
         """What is in use after rank 0 has looked at what was released."""
@@ -437,6 +437,17 @@ def test_a_request_that_a_rank_leaves_no_memory_fails_at_its_deadline_and_names_
     assert pair.take(third).difference == ""
     pair.release(third)
     assert pair.followed().result is not None
+
+
+def test_a_request_as_large_as_the_limit_arrives(pair: Pair, room: int) -> None:
+    """P8: what is not refused as too large finds room, if only alone."""
+    pair.join()
+    total = SHARED_BYTES // pair.client.geometry.token_bytes
+    pair.send(room, total)
+    assert pair.take(room) == Seen(room, total, "", (total, DELTA), "", "")
+    assert seen(pair.client.geometry, room, pair.followed().result, None).difference == ""
+    pair.release(room)
+    pair.wait_free()
 
 
 def test_rank_0_that_keeps_its_own_results_is_told_so(pair: Pair, rooms: Iterator[int]) -> None:

@@ -84,7 +84,7 @@ def release(state: SimpleNamespace, run_dir: Path, room: int) -> None:
 def memory(state: SimpleNamespace, run_dir: Path) -> tuple[int, int]:
     """(bytes of shared memory that are in use, requests that were copied into it at their end)."""
     it = queues_of(state, run_dir).client.ranks.memory  # type: ignore[union-attr]
-    return it.limit_bytes - it.num_free_bytes, it.num_moved
+    return it.num_used_bytes, it.num_moved
 
 
 def wait_memory_free(state: SimpleNamespace, run_dir: Path) -> None:
