@@ -44,8 +44,8 @@ def _rebuild(handle: Any) -> Descriptor:
     return Descriptor(handle.detach())
 
 
-def create_segment(label: str, size: int) -> Descriptor:
-    """A new, zeroed, reserved and already nameless segment of `size` bytes.
+def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks") -> Descriptor:
+    """A new, zeroed, reserved and already nameless segment of `size` bytes. `remedy`: what makes it smaller, for the error's text.
 
     Raises:
         SegmentError: /dev/shm has not enough room, or shared memory is not to be had.
@@ -64,7 +64,7 @@ def create_segment(label: str, size: int) -> Descriptor:
             posix_ipc.unlink_shared_memory(name)
         raise SegmentError(
             f"shared memory for {label}: {size} bytes asked for, {_shm_free()} bytes free in /dev/shm ({error.strerror}); "
-            "lower num_blocks or enlarge /dev/shm"
+            f"{remedy} or enlarge /dev/shm"
         ) from error
     os.set_inheritable(memory.fd, False)
     return Descriptor(memory.fd)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from embridge.allocator.status import Phase
     from embridge.pipeline.client import Client, attach
     from embridge.pipeline.config import ConfigError, PipelineConfig
+    from embridge.pipeline.follower import FollowedRequest, Follower, follow
     from embridge.pipeline.node import Node, launch
     from embridge.pipeline.queues import PreallocQueue, TransferQueue, WaitingQueue
     from embridge.pipeline.receiver import EmbeddingReceiver
@@ -37,6 +38,8 @@ _PLACES = {
     "EmbeddingReceiver": "embridge.pipeline.receiver",
     "EmbeddingRequest": "embridge.pipeline.request",
     "EmbeddingSender": "embridge.pipeline.sender",
+    "FollowedRequest": "embridge.pipeline.follower",
+    "Follower": "embridge.pipeline.follower",
     "Geometry": "embridge.allocator.layout",
     "Limits": "embridge.allocator.layout",
     "NoRouteError": "embridge.allocator.errors",
@@ -49,6 +52,7 @@ _PLACES = {
     "TransferQueue": "embridge.pipeline.queues",
     "WaitingQueue": "embridge.pipeline.queues",
     "attach": "embridge.pipeline.client",
+    "follow": "embridge.pipeline.follower",
     "launch": "embridge.pipeline.node",
 }
 
@@ -58,6 +62,8 @@ __all__ = [
     "EmbeddingReceiver",
     "EmbeddingRequest",
     "EmbeddingSender",
+    "FollowedRequest",
+    "Follower",
     "Geometry",
     "Limits",
     "NoRouteError",
@@ -70,6 +76,7 @@ __all__ = [
     "TransferQueue",
     "WaitingQueue",
     "attach",
+    "follow",
     "launch",
 ]
 

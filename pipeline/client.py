@@ -41,6 +41,7 @@ from embridge.workers import run_socket
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
+    from embridge.pipeline.ranks import Ranks
     from embridge.pipeline.receiver import EmbeddingReceiver
     from embridge.pipeline.sender import EmbeddingSender
 
@@ -55,16 +56,33 @@ _ADDRESS = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+):([1-9]
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-def attach(run_dir: str | Path | None = None, *, role: str = "language", pin: bool | None = None) -> Client:
+def attach(
+    run_dir: str | Path | None = None, *, role: str = "language", pin: bool | None = None, num_ranks: int = 1, group: str = ""
+) -> Client:
     """Join the node that runs in `run_dir` (default: the default directory of that role).
+
+    `num_ranks`: this process is rank 0 of so many on this node (at most 32); the others call `follow(run_dir, rank=...)`. What it
+    receives then lies in shared memory, `host_buffer_bytes` of it, reserved here (a third of a second a GiB). `group` tells several
+    rank 0s of one node apart.
 
     `pin`: register the payload with CUDA in this process; by default where this process uses CUDA already. What took effect
     stands in `Client.pinned`, and why not in `Client.pin_note`; without it everything works, only slower.
 
     Raises:
-        AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is another one.
+        AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is another one;
+            with ranks: this group has a rank 0 already.
+        SegmentError: /dev/shm has no room for what the ranks are to share.
+        ValueError: `num_ranks` is out of range.
     """
     client = Client(Path(run_dir) if run_dir is not None else default_run_dir(role))
+    if num_ranks != 1:
+        from embridge.pipeline.ranks import Ranks
+
+        try:
+            client.ranks = Ranks(client, num_ranks, group)
+        except BaseException:
+            client.close()
+            raise
     if pin or (pin is None and is_cuda_in_use()):
         client.pinned, client.pin_note = register_with_cuda(client.payload)
     return client
@@ -76,6 +94,7 @@ class Client:
     _thread: threading.Thread | None = None
     pinned: bool = False
     pin_note: str = "not asked for"
+    ranks: Ranks | None = None
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -310,6 +329,11 @@ class Client:
                 rose.append(handle)
         return rose
 
+    @property
+    def connection(self) -> socket.socket:
+        """To the node's run socket. It does not block; this seat lasts as long as it."""
+        return self._sock
+
     def fileno(self) -> int:
         """An eventfd for the scheduler's own select or epoll: after `arm()` it becomes readable when a status rises, or when a
         transfer queue has a request to hand over."""
@@ -464,6 +488,8 @@ class Client:
         self._handles.clear()
         self._rooms.clear()
         self._sock.close()
+        if self.ranks is not None:
+            self.ranks.close()
         for fd in self._event_fds.values():
             os.close(fd)
         _clients.discard(self)

@@ -19,8 +19,9 @@ from embridge.allocator.errors import AttachError
 from embridge.allocator.layout import NodeState, PayloadLayout
 from embridge.allocator.owners import ForeignWriter
 from embridge.allocator.rings import Kick
+from embridge.pipeline.groups import Groups
 from embridge.workers import run_socket
-from embridge.workers.run_socket import Hello, Observe, PeerHello, Sorry, Welcome
+from embridge.workers.run_socket import Follow, Hello, Lead, Observe, PeerHello, Sorry, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Door:
         self._settings = settings
         self._to_poller = control.sender("launcher", "poller")
         self._guests: list[Guest] = []
+        self._groups = Groups(control)
         path.unlink(missing_ok=True)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._sock.bind(str(path))
@@ -96,20 +98,26 @@ class Door:
         except (OSError, AttachError) as error:
             log.warning("run socket: process %d: %s", guest.pid, error)
             answer = None
-        if answer is None or guest.lane >= 0 or guest.writer >= 0:
+        if answer is None:
             self._gone(guest)
             return
         frame, fds = answer
-        for fd in fds:
-            os.close(fd)
         try:
-            self._answer(guest, frame)
+            if guest.lane >= 0 and isinstance(frame, Lead):
+                self._groups.lead(guest.sock, guest.pid, guest.lane, frame, fds)
+            elif guest.lane >= 0 or guest.writer >= 0 or self._groups.has(guest.sock):
+                self._gone(guest)  # it has its seat and nothing more to say
+            else:
+                self._answer(guest, frame)
         except OSError as error:
             log.warning("run socket: process %d: %s", guest.pid, error)
             self._gone(guest)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _answer(self, guest: Guest, frame: run_socket.Frame) -> None:
-        if isinstance(frame, Hello | PeerHello | Observe) and frame.version != run_socket.PROTOCOL_VERSION:
+        if isinstance(frame, Hello | PeerHello | Observe | Follow) and frame.version != run_socket.PROTOCOL_VERSION:
             self._refuse(guest, f"run socket version {frame.version}, this node speaks {run_socket.PROTOCOL_VERSION}")
             return
         match frame:
@@ -119,6 +127,8 @@ class Door:
                 self._admit_writer(guest, frame)
             case Observe():
                 self._welcome(guest, ["control"], -1)
+            case Follow():
+                self._groups.follow(guest.sock, guest.pid, frame)
             case _:
                 self._refuse(guest, "unexpected message")
 
@@ -174,6 +184,7 @@ class Door:
         self._guests.remove(guest)
         self._selector.unregister(guest.sock)
         self._selector.unregister(guest.pidfd)
+        self._groups.gone(guest.sock)
         guest.sock.close()
         os.close(guest.pidfd)
         if guest.lane >= 0 and self._control.lanes.bury(guest.lane):
@@ -195,6 +206,7 @@ class Door:
         self._selector.unregister(self._sock)
         self._sock.close()
         self._path.unlink(missing_ok=True)
+        self._groups.close()
         for guest in list(self._guests):
             self._selector.unregister(guest.sock)
             self._selector.unregister(guest.pidfd)

@@ -36,7 +36,7 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     sock.settimeout(timeout_s)
-    wanted = {"control", "payload"} if isinstance(hello, run_socket.Hello) else {"control"}
+    wanted = {run_socket.Hello: {"control", "payload"}, run_socket.Follow: {"log", "rows", "bell"}}.get(type(hello), {"control"})
     try:
         sock.connect(str(run_dir / SOCKET_NAME))
         _, uid = run_socket.peer_credentials(sock)

@@ -23,10 +23,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from embridge.allocator.errors import FailureCode, failure
-from embridge.allocator.layout import AUX_WORDS, NodeState
+from embridge.allocator.layout import NodeState
 from embridge.allocator.status import Phase
 from embridge.pipeline.grants import AdaptiveDefault
 from embridge.pipeline.receiver import EmbeddingReceiver
@@ -48,7 +46,12 @@ class TransferQueue:
         self._client = client
         self._geometry = client.geometry
         self._bs = client.geometry.block_size
-        self.memory = HostMemory(client.geometry, settings["host_buffer_bytes"])
+        self._ranks = client.ranks
+        if self._ranks is None:
+            self.memory = HostMemory(client.geometry, settings["host_buffer_bytes"])
+        else:
+            self._ranks.take()
+            self.memory = self._ranks.memory
         start = settings["default_allocate_tokens"] if default_allocate_tokens is None else default_allocate_tokens
         self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
         self._incoming: deque[EmbeddingRequest] = deque()
@@ -61,7 +64,7 @@ class TransferQueue:
         client.add_turn(self._turn)
 
     def __len__(self) -> int:
-        return len(self._incoming) + len(self._active)
+        return len(self._incoming) + len(self._active) + (len(self._ranks) if self._ranks is not None else 0)
 
     # ---- the scheduler's thread
 
@@ -72,8 +75,14 @@ class TransferQueue:
         self._client.wake()
 
     def pop_transferred(self) -> tuple[list[EmbeddingRequest], list[EmbeddingRequest]]:
-        """(finished, failed) since the last call. Finished ones have their `result`, failed ones their `failure`."""
-        return list(_taken(self._finished)), list(_taken(self._failed))
+        """(finished, failed) since the last call. Finished ones have their `result`, failed ones their `failure`.
+
+        With ranks, the others' `pop_transferred` return the same, batch for batch.
+        """
+        finished, failed = list(_taken(self._finished)), list(_taken(self._failed))
+        if self._ranks is not None and (finished or failed):
+            self._ranks.publish(finished, failed)
+        return finished, failed
 
     # ---- the library thread
 
@@ -89,6 +98,8 @@ class TransferQueue:
         if self._client.node_gone:
             for request in list(self._active):
                 self._end_failed(request, lost=True)
+        if self._ranks is not None:
+            waits |= self._ranks.turn(self._pass_on)
         return self._grant_all() or waits
 
     def _want(self, request: EmbeddingRequest) -> None:
@@ -112,7 +123,8 @@ class TransferQueue:
                 keep.append(request)
                 waits = True
                 continue
-            if self._grant(request, request in may_exceed):
+            exceeds = request in may_exceed and (self.memory.admits or request._reserved > 0 or request.required_dst_info_num > 1)
+            if self._grant(request, exceeds):
                 keep.append(request)
                 waits |= request._has_rows_waiting or not cells.num_free(2)
             else:
@@ -165,8 +177,7 @@ class TransferQueue:
     def _refuse(self, request: EmbeddingRequest, code: FailureCode, reason: str) -> bool:
         """It ends before it had a slot."""
         request.failure = failure(code, reason, request.room)
-        self._failed.append(request)
-        self._client.ring_user()
+        self._end(request)
         return True
 
     def _serve(self, request: EmbeddingRequest) -> None:
@@ -276,16 +287,8 @@ class TransferQueue:
         if rows.capacity_tokens < total:
             rows = self._rows_for(request)
         request.num_rounds = receiver.num_rounds
-        request.result = EmbeddingResult(
-            rows.input_embeddings(0, total),
-            rows.fill_ids(0, total),
-            rows.mrope_positions(0, total),
-            rows.deepstack_embeddings(0, total),
-            torch.from_numpy(rows.aux[:AUX_WORDS]),
-        )
         self._leave(request)
-        self._finished.append(request)
-        self._client.ring_user()
+        self._end(request)
 
     def _end_failed(self, request: EmbeddingRequest, *, lost: bool = False) -> None:
         receiver = request.receiver
@@ -297,7 +300,23 @@ class TransferQueue:
         else:
             self._active.pop(request, None)
         request.release()
-        self._failed.append(request)
+        self._end(request)
+
+    def _end(self, request: EmbeddingRequest) -> None:
+        """It has its outcome: hand it over, with ranks as soon as all of them can have it."""
+        if self._ranks is None:
+            self._pass_on(request)
+        else:
+            self._ranks.enter(request)  # which `_turn` asks, next
+
+    def _pass_on(self, request: EmbeddingRequest) -> None:
+        """To `pop_transferred`."""
+        if request.failure is not None:
+            self._failed.append(request)
+        else:
+            assert request._rows is not None
+            request.result = EmbeddingResult.of(request._rows, request.total_embedding_length)
+            self._finished.append(request)
         self._client.ring_user()
 
     def _leave(self, request: EmbeddingRequest) -> None:

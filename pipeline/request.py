@@ -42,6 +42,17 @@ class EmbeddingResult:
     def mrope_position_delta(self) -> int:
         return int(self.aux_datas[1])
 
+    @classmethod
+    def of(cls, rows: HostRows, total: int) -> EmbeddingResult:
+        """The first `total` rows, as views."""
+        return cls(
+            rows.input_embeddings(0, total),
+            rows.fill_ids(0, total),
+            rows.mrope_positions(0, total),
+            rows.deepstack_embeddings(0, total),
+            torch.from_numpy(rows.aux),
+        )
+
 
 @dataclass(eq=False, kw_only=True)
 class EmbeddingRequest:

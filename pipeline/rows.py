@@ -95,19 +95,24 @@ def stage(payload: Mapping, geometry: Geometry, chunks: list[Chunk], parts: list
 
 
 class HostRows:
-    """Room for the rows of one request in this process's memory: one array, with a section for each buffer."""
+    """Room for the rows of one request: one array of `size_of` bytes or more, with `aux_datas` and a section for each buffer."""
 
     def __init__(self, geometry: Geometry, capacity_tokens: int, memory: Bytes) -> None:
         self.geometry = geometry
         self.capacity_tokens = capacity_tokens
         self.memory = memory
-        self.aux = np.zeros(AUX_WORDS, np.int32)
+        self.aux = memory[: 4 * AUX_WORDS].view(np.int32)
         self._sections: dict[str, tuple[Pool, Bytes]] = {}
-        at = 0
+        at = 4 * AUX_WORDS
         for pool in pools(geometry):
             end = at + capacity_tokens * pool.row_bytes
             self._sections[pool.name] = (pool, memory[at:end])
             at = end
+
+    @staticmethod
+    def size_of(geometry: Geometry, capacity_tokens: int) -> int:
+        """Bytes of memory for so many rows."""
+        return 4 * AUX_WORDS + capacity_tokens * geometry.token_bytes
 
     def drain(self, payload: Mapping, parts: list[tuple[int, int, int]]) -> None:
         """Copy landed rows out of destination blocks: each part is (block, first row, end row), within one block of the request."""
@@ -191,6 +196,11 @@ class HostMemory:
     def bytes_for(self, tokens: int) -> int:
         return tokens * self._geometry.token_bytes
 
+    @property
+    def admits(self) -> bool:
+        """Whether a request that has no memory yet may exceed the limit, if it is the oldest."""
+        return True
+
     def reserve(self, tokens: int, *, may_exceed: bool) -> bool:
         """Count these tokens in, if they fit."""
         size = self.bytes_for(tokens)
@@ -201,7 +211,7 @@ class HostMemory:
 
     def take(self, tokens: int) -> HostRows:
         """Room for so many reserved tokens."""
-        size = _size_class(self.bytes_for(tokens))
+        size = _size_class(HostRows.size_of(self._geometry, tokens))
         kept = self._kept.get(size)
         if kept:
             memory = kept.pop()

@@ -47,6 +47,25 @@ class Observe(msgspec.Struct, frozen=True, tag="observe", tag_field="kind"):
     version: int
 
 
+class Lead(msgspec.Struct, frozen=True, tag="lead", tag_field="kind"):
+    """A client that has its lane: it is rank 0 of a group. The log, the rows and an eventfd for each other rank come beside it."""
+
+    group: str
+    log_bytes: int
+
+
+class Follow(msgspec.Struct, frozen=True, tag="follow", tag_field="kind"):
+    """One more rank of a group: gets the log, the rows and its eventfd, which rank 0 has left at the door."""
+
+    version: int
+    group: str
+    rank: int
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="kind"):
+    """The answer to `Lead`."""
+
+
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="kind"):
     """The answer; descriptors come beside it, in the order of `descriptors`."""
 
@@ -60,12 +79,17 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="kind"):
 
 
 class Sorry(msgspec.Struct, frozen=True, tag="sorry", tag_field="kind"):
-    """The answer when there is no seat."""
+    """The answer when there is no seat. `later`: asking again may help."""
 
     reason: str
+    later: bool = False
 
 
-Frame = Hello | PeerHello | Observe | Welcome | Sorry
+class NotYet(AttachError):
+    """No seat now; asking again may help."""
+
+
+Frame = Hello | PeerHello | Observe | Lead | Follow | Accepted | Welcome | Sorry
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)
@@ -114,7 +138,14 @@ def receive_welcome(sock: socket.socket) -> tuple[Welcome, dict[str, int]]:
         raise AttachError(
             f"{len(fds)} of {len(frame.descriptors)} descriptors came over; this process may have {limit}: raise `ulimit -n`"
         )
-    raise AttachError(frame.reason if isinstance(frame, Sorry) else "it does not answer as a node of this version does")
+    raise refusal(frame)
+
+
+def refusal(frame: Frame) -> AttachError:
+    """What an answer that is not the one that was hoped for means."""
+    if isinstance(frame, Sorry):
+        return NotYet(frame.reason) if frame.later else AttachError(frame.reason)
+    return AttachError("it does not answer as a node of this version does")
 
 
 def answers(path: str) -> bool:

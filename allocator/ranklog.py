@@ -1,0 +1,317 @@
+"""The log by which rank 0 of a language node tells the other ranks what it has handed over, and theirs of what they have released.
+
+    log segment (all may write)                             rows segment (rank 0 writes)
+    ┌─────────────────────────────────────────────┐         ┌──────────────────────────────────────┐
+    │ header    magic, sizes, geometry, rank 0    │         │ rows of a request: aux, then a       │
+    ├─────────────────────────────────────────────┤    ┌───▶│ section for each per-token buffer    │
+    │ rank 1    state, pid │ cut │ released       │    │    ├──────────────────────────────────────┤
+    │           doorbell                          │    │    │ rows of another                      │
+    │           ring of items ────────────────────┼────┘    │                                      │
+    │           tickets, one word an entry        │         └──────────────────────────────────────┘
+    ├─────────────────────────────────────────────┤
+    │ rank 2    ...                               │
+    └─────────────────────────────────────────────┘
+
+Rank 0 writes one batch of items, which is what one `pop_transferred` returned, into one ring after the other, each with a single store of
+its tail: a rank sees a whole batch or nothing of it, all ranks see the same batches in the same order, and what a killed rank 0 leaves is
+a prefix of that order at each of them. A finished request's memory is named by an *entry*; a rank that needs it no more stores the item's
+ticket there. Tickets only rise, so a release of the entry's last use says nothing about this one, and repeating it does nothing.
+
+Every word has one writer: the door of the node (`STATE`, `PID`, `LEADER`), rank 0 (`CUT`, ring tails), or that rank (`NUM_RELEASED`,
+tickets, ring head). The interleavings, with everybody killed anywhere, are explored in `tests/model/ranks_model.py`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
+from embridge.allocator.errors import SegmentError
+from embridge.allocator.layout import Geometry
+
+MAGIC: Final = 0x31474F4C_4B4E4152  # "RANKLOG1"
+MAX_RANKS: Final = 32
+NUM_ENTRIES: Final = 1024  # results that ranks may hold at one time
+RING_RECORDS: Final = 4096
+MAX_REASON_BYTES: Final = 512
+
+_HEADER_WORDS: Final = 32
+_RANK_WORDS: Final = 24  # a line for each writer
+_ITEM = struct.Struct("<8Q")
+_FAILED: Final = 1
+_LAST: Final = 2  # of its batch
+
+
+class Header(IntEnum):
+    """Words of the header; rank 0 writes them before anybody else sees the segment, but for `LEADER`."""
+
+    MAGIC = 0
+    NUM_RANKS = 1
+    NUM_ENTRIES = 2
+    RING_RECORDS = 3
+    ROWS_BYTES = 4
+    LEADER_PID = 5
+    LEADER = 8  # door: `LeaderState`
+    GEOMETRY = 16
+
+
+class LeaderState(IntEnum):
+    """`Header.LEADER`; only rises."""
+
+    LEADING = 0
+    GONE = 1
+
+
+class Rank(IntEnum):
+    """Words of one rank, a line for each writer."""
+
+    STATE = 0  # door: `RankState`
+    PID = 1  # door
+    CUT = 8  # rank 0: 1 once nothing more is logged for this rank
+    NUM_RELEASED = 16  # that rank
+
+
+class RankState(IntEnum):
+    """`Rank.STATE`; only rises: a rank that has left does not come back, for it has missed items."""
+
+    AWAITED = 0
+    JOINED = 1
+    LEFT = 2  # its process is dead, or has closed its follower: it holds nothing any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """What the log says of one request.
+
+    Finished (`code` 0): its rows begin at byte `offset` of the rows segment, with room for `capacity_tokens`, of which `total_tokens` are
+    filled; `entry` and `ticket` name the hold. Failed: `code` and `reason`, and no memory.
+    """
+
+    room: int
+    ticket: int
+    entry: int = 0
+    offset: int = 0
+    capacity_tokens: int = 0
+    total_tokens: int = 0
+    code: int = 0
+    reason: str = ""
+
+    @property
+    def text(self) -> bytes:
+        """The reason as it is logged: UTF-8, cut to whole characters within `MAX_REASON_BYTES`."""
+        return self.reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore").encode()
+
+    @property
+    def num_records(self) -> int:
+        """Ring records that it takes."""
+        return 1 + -(-len(self.text) // lay.RECORD_BYTES)
+
+
+def pack_batch(items: list[Item]) -> bytes:
+    """The ring records of one batch."""
+    parts = []
+    for item in items:
+        text = item.text
+        flags = (_FAILED if item.code else 0) | (_LAST if item is items[-1] else 0) | len(text) << 8
+        third = item.code if item.code else item.entry
+        parts.append(
+            _ITEM.pack(flags, item.room, item.ticket, third, item.offset, item.capacity_tokens, item.total_tokens, 0)
+        )
+        if text:
+            parts.append(text.ljust((item.num_records - 1) * lay.RECORD_BYTES, b"\0"))
+    return b"".join(parts)
+
+
+def unpack_batch(records: bytes) -> tuple[list[Item], int]:
+    """The first batch in these records, and how many records it takes; nothing and 0 if its end is not among them."""
+    items: list[Item] = []
+    at = 0
+    while at < len(records):
+        flags, room, ticket, third, offset, capacity, total, _ = _ITEM.unpack_from(records, at)
+        at += lay.RECORD_BYTES
+        size = flags >> 8
+        reason = records[at : at + size].decode(errors="replace")
+        at += -(-size // lay.RECORD_BYTES) * lay.RECORD_BYTES
+        if flags & _FAILED:
+            items.append(Item(room=room, ticket=ticket, total_tokens=total, code=third, reason=reason))
+        else:
+            items.append(
+                Item(room=room, ticket=ticket, entry=third, offset=offset, capacity_tokens=capacity, total_tokens=total)
+            )
+        if flags & _LAST and at <= len(records):
+            return items, at // lay.RECORD_BYTES
+    return [], 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankLogLayout:
+    """Byte offsets in a log segment; `rank(k)` is where rank k's part begins (k from 1)."""
+
+    num_ranks: int
+    num_entries: int
+    ring_records: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_ranks <= MAX_RANKS:
+            raise ValueError(f"num_ranks: {self.num_ranks} is outside 2 to {MAX_RANKS}")
+        if not 1 <= self.num_entries <= 1 << 20:
+            raise ValueError(f"num_entries: {self.num_entries} is outside 1 to {1 << 20}")
+
+    @property
+    def bell(self) -> int:
+        """Offset of the doorbell, from `rank(k)`."""
+        return _RANK_WORDS * 8
+
+    @property
+    def ring(self) -> int:
+        return self.bell + lay.DOORBELL_BYTES
+
+    @property
+    def tickets(self) -> int:
+        return self.ring + lay.RING_HEADER_BYTES + self.ring_records * lay.RECORD_BYTES
+
+    @property
+    def rank_bytes(self) -> int:
+        end = self.tickets + self.num_entries * 8
+        return -(-end // lay.LINE_BYTES) * lay.LINE_BYTES
+
+    def rank(self, rank: int) -> int:
+        return lay.PAGE_BYTES + (rank - 1) * self.rank_bytes
+
+    @property
+    def size(self) -> int:
+        end = self.rank(self.num_ranks)
+        return -(-end // lay.PAGE_BYTES) * lay.PAGE_BYTES
+
+
+def format_log(mapping: Mapping, layout: RankLogLayout, geometry: Geometry, rows_bytes: int, pid: int) -> None:
+    """Write the header and empty rings into a fresh, zeroed log segment (rank 0 only). The magic comes last."""
+    for rank in range(1, layout.num_ranks):
+        format_ring(mapping, layout.rank(rank) + layout.ring, layout.ring_records)
+    header = Words(mapping, 0, _HEADER_WORDS)
+    words = {
+        Header.NUM_RANKS: layout.num_ranks,
+        Header.NUM_ENTRIES: layout.num_entries,
+        Header.RING_RECORDS: layout.ring_records,
+        Header.ROWS_BYTES: rows_bytes,
+        Header.LEADER_PID: pid,
+    }
+    for field, value in words.items():
+        header.store(field, value)
+    for i, word in enumerate(lay.pack(geometry)):
+        header.store(Header.GEOMETRY + i, word)
+    header.store(Header.MAGIC, MAGIC)
+
+
+class RankLog:
+    """A mapped log segment, checked. Rank 0, the door and followers each use the methods that are theirs.
+
+    `event_fds`: by rank, those of the doorbells that this process rings or arms.
+
+    Raises:
+        SegmentError: it is no log, or its header does not fit its size.
+    """
+
+    def __init__(self, mapping: Mapping, event_fds: MappingType[int, int] | None = None) -> None:
+        if mapping.size < lay.PAGE_BYTES:
+            raise SegmentError(f"log of the ranks: {mapping.size} bytes < {lay.PAGE_BYTES} bytes of its header")
+        self._mapping = mapping
+        self._event_fds = dict(event_fds or {})
+        self._header = Words(mapping, 0, _HEADER_WORDS)
+        magic = self._header.load(Header.MAGIC)
+        if magic != MAGIC:
+            raise SegmentError(f"log of the ranks: magic {magic:#x} is not {MAGIC:#x}; run the same embridge version in all ranks")
+        try:
+            self.layout = RankLogLayout(
+                num_ranks=self._header.load(Header.NUM_RANKS),
+                num_entries=self._header.load(Header.NUM_ENTRIES),
+                ring_records=self._header.load(Header.RING_RECORDS),
+            )
+            self.geometry = lay.unpack_geometry([self._header.load(Header.GEOMETRY + i) for i in range(5)])
+        except ValueError as error:
+            raise SegmentError(f"log of the ranks: {error}") from error
+        if self.layout.size > mapping.size:
+            raise SegmentError(f"log of the ranks: {mapping.size} bytes < {self.layout.size} bytes that its header describes")
+        self.num_ranks = self.layout.num_ranks
+        self.rows_bytes = self._header.load(Header.ROWS_BYTES)
+        self.leader_pid = self._header.load(Header.LEADER_PID)
+        self.followers = range(1, self.num_ranks)
+        self._words = {rank: Words(mapping, self.layout.rank(rank), _RANK_WORDS) for rank in self.followers}
+        self._tickets = {
+            rank: Words(mapping, self.layout.rank(rank) + self.layout.tickets, self.layout.num_entries) for rank in self.followers
+        }
+        self._bells: dict[int, Doorbell] = {}
+
+    # ---- anybody
+
+    @property
+    def leader_is_gone(self) -> bool:
+        return self._header.load(Header.LEADER) == LeaderState.GONE
+
+    def state(self, rank: int) -> RankState:
+        return RankState(min(self._words[rank].load(Rank.STATE), RankState.LEFT))
+
+    def pid(self, rank: int) -> int:
+        """The process that has joined as this rank; 0 before."""
+        return self._words[rank].load(Rank.PID)
+
+    def is_cut(self, rank: int) -> bool:
+        return self._words[rank].load(Rank.CUT) != 0
+
+    def bell(self, rank: int) -> Doorbell:
+        """That rank's doorbell: rank 0 and the door ring it, the rank waits."""
+        if rank not in self._bells:
+            at = self.layout.rank(rank) + self.layout.bell
+            self._bells[rank] = Doorbell(self._mapping, at, self._event_fds.get(rank, -1))
+        return self._bells[rank]
+
+    # ---- the door
+
+    def join(self, rank: int, pid: int) -> None:
+        self._words[rank].store(Rank.PID, pid)
+        self._words[rank].raise_to(Rank.STATE, RankState.JOINED)
+
+    def leave(self, rank: int) -> None:
+        """That rank's process is dead, or closed its connection: it holds nothing any more."""
+        self._words[rank].raise_to(Rank.STATE, RankState.LEFT)
+
+    def end(self) -> None:
+        """Rank 0 is gone: tell all others."""
+        self._header.store(Header.LEADER, LeaderState.GONE)
+        for rank in self.followers:
+            self.bell(rank).ring()
+
+    # ---- rank 0
+
+    def producer(self, rank: int) -> Producer:
+        return Producer(self._mapping, self.layout.rank(rank) + self.layout.ring)
+
+    def cut(self, rank: int) -> None:
+        """Log nothing more for a rank; what it holds stays its own until it releases it or leaves."""
+        self._words[rank].store(Rank.CUT, 1)
+        self.bell(rank).ring()
+
+    def releases(self) -> tuple[int, ...]:
+        """Changes whenever a rank has released something, or has left."""
+        counts = []
+        for words in self._words.values():
+            counts += [words.load(Rank.NUM_RELEASED), words.load(Rank.STATE)]
+        return tuple(counts)
+
+    def has_released(self, rank: int, entry: int, ticket: int) -> bool:
+        """Whether a rank that was told of this hold does not need it any more."""
+        return self._words[rank].load(Rank.STATE) == RankState.LEFT or self._tickets[rank].load(entry) >= ticket
+
+    # ---- that rank
+
+    def consumer(self, rank: int) -> Consumer:
+        return Consumer(self._mapping, self.layout.rank(rank) + self.layout.ring)
+
+    def release(self, rank: int, entry: int, ticket: int) -> None:
+        self._tickets[rank].raise_to(entry, ticket)
+        self._words[rank].add(Rank.NUM_RELEASED, 1)
