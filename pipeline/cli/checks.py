@@ -18,6 +18,10 @@ from typing import Final, NamedTuple
 GIB: Final = 1 << 30
 MIN_DESCRIPTORS: Final = 1024  # a node with 16 clients holds some 300
 IMPORT_TIMEOUT_S: Final = 60.0
+START_ENGINE: Final = (
+    "import sys; from embridge.workers.engines.mooncake import MooncakeSettings, start_engine; "
+    "start_engine('127.0.0.1', MooncakeSettings(protocol=sys.argv[1], device=sys.argv[2]))"
+)
 # What the distributions call the libraries that Mooncake links against.
 LIBRARY_PACKAGES: Final = {"libibverbs": "libibverbs1", "libnuma": "libnuma1", "libcudart": "the CUDA runtime"}
 
@@ -131,17 +135,25 @@ def cuda() -> Check:
 
 
 def mooncake() -> Check:
-    """Mooncake loads; if not, which package is missing."""
+    """An engine starts with the settings of the environment, and what took effect; if not, what is missing."""
+    from embridge.pipeline.config import PipelineConfig
+    from embridge.workers.engines.mooncake import PROTO, why_unavailable
+
     if importlib.util.find_spec("mooncake") is None:
         extra = "mooncake" if Path("/dev/nvidiactl").exists() else "mooncake-non-cuda"
         advice = f"for peers on other machines: pip install 'embridge[{extra}]'"
         return Check("Mooncake", "warn", "not installed", advice)
     version = _version("mooncake-transfer-engine") or _version("mooncake-transfer-engine-non-cuda") or "?"
+    why = why_unavailable()
+    if why:
+        return Check("Mooncake", "warn", version, why)
+    settings = PipelineConfig.from_env().mooncake
     # In a process of its own: a driver that does not fit can abort it, and what it opens stays open.
-    script = [sys.executable, "-c", "import mooncake.engine"]
+    script = [sys.executable, "-c", START_ENGINE, settings.protocol, settings.device]
     loaded = subprocess.run(script, capture_output=True, text=True, errors="replace", timeout=IMPORT_TIMEOUT_S)
     if loaded.returncode == 0:
-        return Check("Mooncake", "ok", version)
+        way = "tcp, forced by MC_FORCE_TCP" if settings.protocol == "tcp" else f"rdma, device {settings.device or 'any'}"
+        return Check("Mooncake", "ok", f"{version}: an engine starts ({way}); done means applied (framing {PROTO})")
     said = (loaded.stderr.strip().splitlines() or [f"exit status {loaded.returncode}"])[-1]
     return Check("Mooncake", "warn", f"{version} does not load: {said}", _library_advice(said))
 

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from embridge.allocator.errors import EmbridgeError
 
-class HostsError(RuntimeError):
+
+class HostsError(EmbridgeError):
     """The namespaces cannot be made; the text says what is missing."""
 
 

@@ -14,18 +14,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
-from embridge.pipeline import PipelineConfig, attach, launch
+from embridge.pipeline import Node, PipelineConfig, attach, launch
 from embridge.pipeline.demo import encoder, photographs
 from embridge.pipeline.demo.display import Display, Line, summary_table
 from embridge.pipeline.demo.encoder import EncoderSettings
+from embridge.pipeline.demo.hosts import Host, two_hosts
 from embridge.pipeline.demo.prompt import Prompt
 from embridge.pipeline.demo.scheduler import EncoderLink, Item, Scheduler
 from embridge.pipeline.demo.settings import DemoSettings
 from embridge.pipeline.demo.vision import Grid
+from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 
 QUESTIONS = (
     "Describe this picture in one sentence.",
@@ -81,23 +83,41 @@ def _items(settings: DemoSettings) -> list[Item]:
 def _start(stack: ExitStack, settings: DemoSettings, console: Console) -> Scheduler:
     """Start both nodes and the encoder; `stack` stops them in the opposite order."""
     run_dir = settings.run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embridge-demo-")))
-    encode_node = stack.enter_context(launch(_node_config(settings, "encode", run_dir)))
+    hosts = dict(zip(("encode", "language"), stack.enter_context(two_hosts()), strict=True)) if settings.two_hosts else {}
+    keys = stack.enter_context(tempfile.TemporaryDirectory(prefix="embridge-keys-"))
+    places = _places(hosts, Path(keys))
+    encode_node = stack.enter_context(_launch(settings, "encode", run_dir, hosts, places))
     console.print(f"encode node   {encode_node.bootstrap_addr}  pid {encode_node.pid}", highlight=False)
     # Its imports take as long as the other node's start: they run side by side.
     link = stack.enter_context(_encoder_process(settings, encode_node.run_dir))
-    language_node = stack.enter_context(launch(_node_config(settings, "language", run_dir)))
+    language_node = stack.enter_context(_launch(settings, "language", run_dir, hosts, places))
     console.print(f"language node {language_node.bootstrap_addr}  pid {language_node.pid}", highlight=False)
     client = stack.enter_context(attach(language_node.run_dir))
     return Scheduler(client=client, link=link, encode_addr=encode_node.bootstrap_addr, settings=settings)
 
 
-def _node_config(settings: DemoSettings, role: str, run_dir: Path) -> PipelineConfig:
+def _places(hosts: dict[str, Host], folder: Path) -> dict[str, dict[str, Any]]:
+    """Where each node is: nothing to say on one host; on two its address, and, for control messages leave the host, its keys."""
+    allow_file, lines = folder / "nodes.allow", []
+    for role, host in hosts.items():
+        pair = new_key_pair()
+        write_key_file(folder / f"{role}.key", pair)
+        lines.append(allow_line(host.address, pair.public, role))
+    allow_file.write_text("\n".join(lines) + "\n")
+    return {role: {"host": host.address, "key_file": folder / f"{role}.key", "allow_file": allow_file} for role, host in hosts.items()}
+
+
+def _launch(settings: DemoSettings, role: str, run_dir: Path, hosts: dict[str, Host], places: dict[str, dict[str, Any]]) -> Node:
+    config = _node_config(settings, role, run_dir, **places.get(role, {}))
+    return launch(config, within=hosts[role].within if role in hosts else ())
+
+
+def _node_config(settings: DemoSettings, role: str, run_dir: Path, **place: Any) -> PipelineConfig:
     num_blocks = settings.encode_pool_blocks if role == "encode" else settings.pool_blocks
     return PipelineConfig(
         role=role,
         run_dir=run_dir / role,
-        host="127.0.0.1",
-        bootstrap_port=0,
+        **{"host": "127.0.0.1", **place},
         engine=settings.engine,
         geometry=settings.geometry(num_blocks),
         default_allocate_tokens=settings.default_tokens,

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embridge.pipeline.demo import hosts
+from embridge.workers.engines import mooncake
+
 pytestmark = pytest.mark.process
 
 COMMAND = (sys.executable, "-m", "embridge.pipeline.cli", "demo", "--plain", "--hidden", "64")
@@ -29,11 +32,23 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("deepstack", [0, 2])
-def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(images: Path, deepstack: int) -> None:
+def unless(why: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(bool(why), reason=why or "it is possible")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="shm"),
+        pytest.param(("--deepstack", "2"), id="deepstack"),
+        pytest.param(("--engine", "mooncake"), id="mooncake", marks=unless(mooncake.why_unavailable())),
+        pytest.param(("--two-hosts",), id="two hosts", marks=unless(mooncake.why_unavailable() or hosts.why_impossible())),
+    ],
+)
+def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(images: Path, options: tuple[str, ...]) -> None:
     run = subprocess.run(
         [
-            *(*COMMAND, "--images", str(images), "--requests", "5", "--deepstack", str(deepstack)),
+            *(*COMMAND, "--images", str(images), "--requests", "5", *options),
             *("--block-size", "32", "--pool-blocks", "6", "--encode-pool-blocks", "3", "--default-tokens", "64"),
         ],
         capture_output=True,

@@ -99,7 +99,7 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _start(host: str, settings: MooncakeSettings) -> Any:
+def start_engine(host: str, settings: MooncakeSettings) -> Any:
     """An initialized Mooncake engine of this process. Raises LaunchError, saying what to install or to set."""
     why = why_unavailable()
     if why:
@@ -143,7 +143,7 @@ class MooncakeTarget:
         self._payload = payload
         refused = []
         for _ in range(_PORT_TRIES):
-            self._engine = _start(host, settings)
+            self._engine = start_engine(host, settings)
             if take_port(self._engine.get_rpc_port()):
                 break
             refused.append(self._engine)  # kept, so that the next one gets another port
@@ -193,7 +193,7 @@ class MooncakeEngine:
     def __init__(self, payload: Mapping, host: str, settings: MooncakeSettings) -> None:
         self._payload = payload
         self._settings = settings
-        self._engine = _start(host, settings)
+        self._engine = start_engine(host, settings)
         _register(self._engine, payload)
         self._lines: dict[int, dict[int, _Line]] = {}  # peer -> session -> its line
         self._tickets: dict[int, _Ticket] = {}
