@@ -16,16 +16,18 @@ from embridge.pipeline.node import check_keys, encode_config
 from embridge.workers.keys import (
     AllowFile,
     KeyFileError,
+    KeyPair,
     allow_line,
     is_key,
-    new_key_pair,
     parse_allow_list,
     read_allow_list,
     read_key_file,
     write_key_file,
 )
 
-PAIR, OTHER = new_key_pair(), new_key_pair()
+# Always the same ones: they are in the names of tests, which several processes collect.
+PAIR = KeyPair("B^gJW@8Q#<s%4xWU!rhTLaa&OWtaElx0$w4tVb&A", "N$nriP*=uObwXKw6Z&od=o{/+B:@Tm]V[HxO0iVu")
+OTHER = KeyPair("l>:X3z2vwS28V)$VPmMq{C3@hTW-21JC9gneZ[FF", "HK%cuTaWlz!.oV>/@M@0rUP1xtSV&<k0Gt*FBy/!")
 KEY, KEY2 = PAIR.public, OTHER.public
 HASHED = "0#" + "0" * 38  # a key may hold the character of comments
 
