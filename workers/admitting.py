@@ -219,7 +219,7 @@ class Admission:
         for name in ("hidden_size", "block_size", "dtype", "deepstack_layers"):
             theirs, ours = getattr(message, name), getattr(geometry, name)
             if theirs != ours:
-                reason = f"{name}: the language node has {theirs}, this encode node {ours}; launch both with the same"
+                reason = f"{name}: language {theirs}, encode {ours}; launch both with the same"
                 self._refuse_node(message, connection, reason)
                 return
         if message.num_slots > self._control.limits.max_peer_slots:

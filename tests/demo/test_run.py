@@ -41,7 +41,6 @@ def unless(why: str) -> pytest.MarkDecorator:
     [
         pytest.param((), id="shm"),
         pytest.param(("--deepstack", "2"), id="deepstack"),
-        pytest.param(("--engine", "mooncake"), id="mooncake", marks=unless(mooncake.why_unavailable())),
         pytest.param(("--two-hosts",), id="two hosts", marks=unless(mooncake.why_unavailable() or hosts.why_impossible())),
     ],
 )

@@ -47,10 +47,10 @@ FEW = Limits(num_slots=64, max_clients=2, num_workers=1, window_blocks=64, max_p
 
 
 DIFFER = {
-    "hidden size": ({"hidden_size": 32}, "hidden_size: the language node has 32, this encode node 64; launch both with the same"),
-    "block size": ({"block_size": 64}, "block_size: the language node has 64, this encode node 128; launch both with the same"),
-    "dtype": ({"dtype": "float16"}, "dtype: the language node has float16, this encode node bfloat16; launch both with the same"),
-    "deepstack": ({}, "deepstack_layers: the language node has 0, this encode node 3; launch both with the same"),
+    "hidden size": ({"hidden_size": 32}, "hidden_size: language 32, encode 64; launch both with the same"),
+    "block size": ({"block_size": 64}, "block_size: language 64, encode 128; launch both with the same"),
+    "dtype": ({"dtype": "float16"}, "dtype: language float16, encode bfloat16; launch both with the same"),
+    "deepstack": ({}, "deepstack_layers: language 0, encode 3; launch both with the same"),
 }
 
 
@@ -169,7 +169,7 @@ def test_a_message_of_another_version_is_refused_and_named_in_the_log(
         assert not dealer.poll(0)
         dealer.send(good)  # of this version, and refused for what it says
         assert dealer.poll(5000)
-        assert "hidden_size: the language node has 1, this encode node 64" in str(msg.decode(dealer.recv(), "node"))
+        assert "hidden_size: language 1, encode 64" in str(msg.decode(dealer.recv(), "node"))
     assert "message refused: a connected peer: version is 99; expected one of (1,)" in encode.log()
     receiving.add(encode.addr, room)
     assert give(open_sender(sending, room, 300))
@@ -295,7 +295,10 @@ IMPOSTORS: dict[str, tuple[str, Answer]] = {
         "it handed over ['lane0'] and not ['control', 'payload']; it is a node of another version",
         welcome(["lane0"]),
     ),
-    "a node of a newer layout": ("control segment: layout version 9, this process speaks 1", welcome(ALL, {Header.VERSION: 9})),
+    "a node of a newer layout": (
+        f"control segment: layout version 99, this process speaks {LAYOUT_VERSION}",
+        welcome(ALL, {Header.VERSION: 99}),
+    ),
     "a segment of somebody else": ("control segment: magic 0x5 is not", welcome(ALL, {Header.MAGIC: 5})),
     "a payload that is too small": (
         "what it handed over does not fit together: payload segment: 4096 bytes <",
