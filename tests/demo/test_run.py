@@ -39,7 +39,6 @@ def unless(why: str) -> pytest.MarkDecorator:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param((), id="shm"),
         pytest.param(("--deepstack", "2"), id="deepstack"),
         pytest.param(("--two-hosts",), id="two hosts", marks=unless(mooncake.why_unavailable() or hosts.why_impossible())),
     ],

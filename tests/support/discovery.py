@@ -20,7 +20,7 @@ from support.leaks import MARK
 # Quick, but with room for a machine that is busy with other tests.
 QUICK = {
     "discovery_interval_s": 0.2,
-    "discovery_ttl_s": 15.0,
+    "discovery_ttl_s": 6.0,
     "discovery_timeout_s": 2.0,
     "health_s": 1.5,
     "beat_s": 0.1,
