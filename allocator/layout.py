@@ -212,10 +212,11 @@ class Slot(IntEnum):
     ABORT_EPOCH = 8  # client: the epoch it wants aborted
     CLEARED_EPOCH = 9  # client: it needs nothing of this epoch any more
     RELEASED_EPOCH = 10  # bootstrap: nobody touches this epoch any more
-    FAILURE = 11  # CAS: the code of whoever found the failure first and writes the reason
+    FAILURE = 11  # the code of the failure, written after its reason by whoever has `FAILURE_CLAIMED`
     PEER = 12  # language: bootstrap, index of the encode node + 1 once the handshake is done
     GRANTED = 13  # language: client, `blocks:32 | tokens:32` in one word
-    DRAINED_BLOCKS = 15  # language: client; 14 and 16 are free
+    FAILURE_CLAIMED = 14  # CAS: who finds the failure first says why
+    DRAINED_BLOCKS = 15  # language: client; 16 is free
     KNOWN_BLOCKS = 17  # language: poller, how much of the grant the encode side has said it knows
     PEER_READY = 18  # language: poller, rows that the encode side has ready
     TAINTED = 19  # language: poller, tainted session + 1 (R6, R7)

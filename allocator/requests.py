@@ -74,11 +74,17 @@ class SlotTable:
     def set_reason(self, slot: int, text: str) -> None:
         self._set_text(slot, lay.REASON_OFFSET, lay.REASON_BYTES, text)
 
-    def claim_failure(self, slot: int, code: int, reason: str) -> bool:
-        """Be the one who says why this request fails. False when somebody else was first; the first reason stands."""
-        if not self._words.compare_exchange(slot * self._stride + Slot.FAILURE, 0, code):
+    def claim_failure(self, slot: int, code: int, reason: str, *, insist: bool = True) -> bool:
+        """Be the one who says why this request fails. False when somebody else was first; the first reason stands.
+
+        The code comes last: whoever sees it finds the reason there. Somebody who was first and has not come to the code may have died: to
+        `insist` is to finish for them. Should they live, both reasons are true, and one of them stays.
+        """
+        first = self._words.compare_exchange(slot * self._stride + Slot.FAILURE_CLAIMED, 0, 1)
+        if not first and (not insist or self.get(slot, Slot.FAILURE)):
             return False
         self.set_reason(slot, reason)
+        self.set(slot, Slot.FAILURE, code)
         return True
 
     def granted(self, slot: int) -> tuple[int, int]:

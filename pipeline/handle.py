@@ -93,7 +93,7 @@ class TransferHandle:
         self._fail(FailureCode.ABORTED, str(reason))
 
     def _fail(self, code: FailureCode, reason: str) -> None:
-        self._slots.claim_failure(self.slot, code, reason)
+        self._slots.claim_failure(self.slot, code, reason, insist=False)  # if we die now, the node goes on
         self._client.kick_bootstrap(Kick.FAIL, self.slot, self.epoch)
 
     def _read_failure(self) -> TransferError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -68,6 +69,9 @@ def own_dir() -> Iterator[Path]:
         yield path
 
 
+_numbers = itertools.count()  # agents keep a client for each run directory: that of another engine's node is another one
+
+
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest) -> str:
     """How rows travel between the shared nodes; `support.nodes.every_engine` has a module's tests run over each."""
@@ -78,7 +82,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def encode(shared_dir: Path, engine: str) -> Iterator[Station]:
     """An encode node: 16 blocks of 128 tokens, hidden 64, three deepstack layers."""
-    with station("encode", shared_dir / f"e-{engine}", num_blocks=16, deepstack_layers=3, engine=engine) as it:
+    with station("encode", shared_dir / f"e{next(_numbers)}", num_blocks=16, deepstack_layers=3, engine=engine) as it:
         yield it
 
 
@@ -86,7 +90,7 @@ def encode(shared_dir: Path, engine: str) -> Iterator[Station]:
 def language(shared_dir: Path, engine: str) -> Iterator[Station]:
     """A language node of the same geometry with 9 blocks: its default of 1024 tokens, and the reserve."""
     settings = {"num_blocks": 9, "deepstack_layers": 3, "default_allocate_tokens": 1024, "engine": engine}
-    with station("language", shared_dir / f"l-{engine}", **settings) as it:
+    with station("language", shared_dir / f"l{next(_numbers)}", **settings) as it:
         yield it
 
 
@@ -94,7 +98,7 @@ def language(shared_dir: Path, engine: str) -> Iterator[Station]:
 def other_language(shared_dir: Path, engine: str) -> Iterator[Station]:
     """One more language node: 8 blocks, and a default of half of them."""
     settings = {"num_blocks": 8, "deepstack_layers": 3, "default_allocate_tokens": 512, "engine": engine}
-    with station("language", shared_dir / f"m-{engine}", **settings) as it:
+    with station("language", shared_dir / f"m{next(_numbers)}", **settings) as it:
         yield it
 
 

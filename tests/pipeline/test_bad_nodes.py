@@ -415,6 +415,9 @@ def _limited(state: SimpleNamespace, run_dir: Path, number: int, soft: int, drop
     if dropped is not None:
         ctypes.CDLL(None).prctl(24, dropped, 0, 0, 0)  # PR_CAPBSET_DROP: what is started from here does not have it
     before = len(os.listdir("/proc/self/fd"))
+    if soft < 0:  # so many descriptors more than are open now
+        used = {int(fd) for fd in os.listdir("/proc/self/fd")}
+        soft = [fd for fd in range(max(used) + 2 - soft) if fd not in used][-soft]
     _, hard = resource.getrlimit(number)
     resource.setrlimit(number, (soft, hard if dropped is None else soft))
     try:
@@ -433,7 +436,7 @@ def _limited(state: SimpleNamespace, run_dir: Path, number: int, soft: int, drop
     ("soft", "says"),
     [
         (70, "LaunchError: descriptors: a process may have 70, a node of 6 clients and 2 workers needs 74; raise `ulimit -n`"),
-        (9, "LaunchError: launcher: it cannot be started: Too many open files; check `ulimit -n`"),
+        (-3, "LaunchError: launcher: it cannot be started: Too many open files; check `ulimit -n`"),
     ],
 )
 def test_a_node_that_would_run_out_of_descriptors_is_not_started(own_dir: Path, encoder: Agent, soft: int, says: str) -> None:

@@ -1176,3 +1176,25 @@ def test_a_block_that_nobodys_request_holds_is_reported_once() -> None:
     node.control.blocks.acquire(receiver.slot, receiver.epoch, 1, may_take_reserve=True)
     node.advance(5)
     assert node.metric("poller", "errors") == 1
+
+
+def test_a_failure_is_seen_with_its_reason_or_not_at_all() -> None:
+    """P5: who claims it writes the reason, then the code; a node's process finishes for one that died between the two."""
+    node = LanguageAlone()
+    receiver = node.receiver(1)
+    slots, seen = node.slots, []
+    set_reason = slots.set_reason
+
+    def watched(slot: int, text: str) -> None:
+        seen.append(slots.get(slot, Slot.FAILURE))
+        set_reason(slot, text)
+
+    slots.set_reason = watched  # type: ignore[method-assign]
+    assert slots.claim_failure(receiver.slot, 3, "first")
+    assert (seen, slots.reason(receiver.slot), slots.get(receiver.slot, Slot.FAILURE)) == ([0], "first", 3)
+    assert not slots.claim_failure(receiver.slot, 4, "second")
+    assert slots.reason(receiver.slot) == "first"
+    node.set_slot(receiver, Slot.FAILURE, 0)  # as if the first had died before its code
+    assert not slots.claim_failure(receiver.slot, 4, "second", insist=False)
+    assert slots.claim_failure(receiver.slot, 5, "third")
+    assert (slots.reason(receiver.slot), slots.get(receiver.slot, Slot.FAILURE)) == ("third", 5)
