@@ -159,8 +159,8 @@ class Admission:
         return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
 
     def _kick(self, slot: int, epoch: int) -> None:
+        self._desk.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)  # it has the longest way to go: not at the end of the step
         self._desk.to("poller").send(Kick.LOOK, slot, epoch)
-        self._desk.to_worker_of(slot).send(Kick.LOOK, slot, epoch)
 
     # ---- from language nodes
 

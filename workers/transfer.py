@@ -36,7 +36,7 @@ from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
-BATCH_BYTES = 8 << 20  # one attempt; small enough that requests take turns and progress is told early
+BATCH_BYTES = 16 << 20  # one attempt; small enough that requests take turns, and that rows are copied out while others come
 STEP_ATTEMPTS = 16  # in one step, before kicks are looked at again
 LEAST_RETRY_NS = NS // 100  # after an attempt that failed; then half of the time for which all have, to `MOST_RETRY_NS`
 MOST_RETRY_NS = NS // 2

@@ -49,7 +49,7 @@ class MooncakeSettings:
     """How a node's Mooncake engines travel.
 
     `protocol`: "tcp", or "rdma" with the RDMA `device` (empty: all that Mooncake finds). For "tcp", `MC_FORCE_TCP` is set in the engines'
-    processes, for the engine picks RDMA by itself where it sees a device. `write_timeout_s`: one attempt (8 MiB) that takes longer
+    processes, for the engine picks RDMA by itself where it sees a device. `write_timeout_s`: one attempt (16 MiB) that takes longer
     has failed. `connect_timeout_s`: a session that cannot be opened for so long is unreachable.
     """
 
