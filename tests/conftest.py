@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing.resource_tracker
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.agents import Agent, running
@@ -69,9 +69,6 @@ def own_dir() -> Iterator[Path]:
         yield path
 
 
-_numbers = itertools.count()  # agents keep a client for each run directory: that of another engine's node is another one
-
-
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest) -> str:
     """How rows travel between the shared nodes; `support.nodes.every_engine` has a module's tests run over each."""
@@ -80,26 +77,36 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def encode(shared_dir: Path, engine: str) -> Iterator[Station]:
+def stations(shared_dir: Path) -> Iterator[Callable[..., Station]]:
+    """The shared nodes by name and engine, each started when it is first asked for, and there until the last test has ended."""
+    made: dict[tuple[str, str], Station] = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(role: str, name: str, engine: str, **settings: Any) -> Station:
+            if (name, engine) not in made:
+                path = shared_dir / f"{name}-{engine}"
+                made[name, engine] = stack.enter_context(station(role, path, engine=engine, deepstack_layers=3, **settings))
+            return made[name, engine]
+
+        yield get
+
+
+@pytest.fixture(scope="session")
+def encode(stations: Callable[..., Station], engine: str) -> Station:
     """An encode node: 16 blocks of 128 tokens, hidden 64, three deepstack layers."""
-    with station("encode", shared_dir / f"e{next(_numbers)}", num_blocks=16, deepstack_layers=3, engine=engine) as it:
-        yield it
+    return stations("encode", "e", engine, num_blocks=16)
 
 
 @pytest.fixture(scope="session")
-def language(shared_dir: Path, engine: str) -> Iterator[Station]:
+def language(stations: Callable[..., Station], engine: str) -> Station:
     """A language node of the same geometry with 9 blocks: its default of 1024 tokens, and the reserve."""
-    settings = {"num_blocks": 9, "deepstack_layers": 3, "default_allocate_tokens": 1024, "engine": engine}
-    with station("language", shared_dir / f"l{next(_numbers)}", **settings) as it:
-        yield it
+    return stations("language", "l", engine, num_blocks=9, default_allocate_tokens=1024)
 
 
 @pytest.fixture(scope="session")
-def other_language(shared_dir: Path, engine: str) -> Iterator[Station]:
+def other_language(stations: Callable[..., Station], engine: str) -> Station:
     """One more language node: 8 blocks, and a default of half of them."""
-    settings = {"num_blocks": 8, "deepstack_layers": 3, "default_allocate_tokens": 512, "engine": engine}
-    with station("language", shared_dir / f"m{next(_numbers)}", **settings) as it:
-        yield it
+    return stations("language", "m", engine, num_blocks=8, default_allocate_tokens=512)
 
 
 @pytest.fixture(scope="session")

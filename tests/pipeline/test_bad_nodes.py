@@ -48,8 +48,6 @@ FEW = Limits(num_slots=64, max_clients=2, num_workers=1, window_blocks=64, max_p
 
 DIFFER = {
     "hidden size": ({"hidden_size": 32}, "hidden_size: language 32, encode 64; launch both with the same"),
-    "block size": ({"block_size": 64}, "block_size: language 64, encode 128; launch both with the same"),
-    "dtype": ({"dtype": "float16"}, "dtype: language float16, encode bfloat16; launch both with the same"),
     "deepstack": ({}, "deepstack_layers: language 0, encode 3; launch both with the same"),
 }
 

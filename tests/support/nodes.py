@@ -120,7 +120,7 @@ def config_of(role: str, run_dir: Path, **settings: Any) -> PipelineConfig:
         role=role,
         run_dir=run_dir,
         geometry=Geometry(**{"hidden_size": 64, "num_blocks": 8, **geometry}),
-        timing=Timing(**{"request_timeout_s": 60.0, "peer_timeout_s": 30.0, **timing}),
+        timing=Timing(**{"request_timeout_s": 60.0, "peer_timeout_s": 30.0, "fence_after_s": 1.0, **timing}),
         lock_memory=False,
         **{"limits": LIMITS, "log_level": "INFO", **settings},
     )

@@ -273,6 +273,17 @@ def test_peers_without_an_engine_in_common_are_told_why(engines: tuple[Engine, .
     assert reason in reply.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "ours"),
+    [("hidden_size", 4, 2), ("block_size", 8, 4), ("dtype", "float16", "bfloat16"), ("deepstack_layers", 3, 0)],
+)
+def test_nodes_of_another_geometry_are_refused_with_both_values(name: str, value: Any, ours: object) -> None:
+    """Before an engine is chosen; the text reaches the scheduler whole."""
+    reply = answer(BOTH, run_socket="here.sock", **{name: value})
+    assert isinstance(reply, msg.Refused)
+    assert reply.reason == f"{name}: language {value}, encode {ours}; launch both with the same"
+
+
 def test_an_older_framing_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """R13: by the environment, or by the version of the module."""
     monkeypatch.setenv("MC_TCP_PROTO", "1")

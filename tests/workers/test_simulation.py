@@ -371,7 +371,7 @@ def run_seed(seed: int, faults: str, disturbance: str = "none", engine: str = "s
     return world
 
 
-SEEDS_A_TEST = 2
+SEEDS_A_TEST = 1
 MIX = [(faults, disturbance) for faults in FAULTS for disturbance in DISTURBANCES]
 ENGINES = ("shm", "network")
 
