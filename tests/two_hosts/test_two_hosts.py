@@ -150,7 +150,13 @@ def stop_all(node: Station) -> list[psutil.Process]:
 
 @pytest.mark.parametrize(
     ("how", "lost"),
-    [("killed", "encode"), ("killed", "language"), ("stopped", "encode"), ("stopped", "language"), ("cut off", "encode")],
+    [
+        ("killed", "encode"),
+        ("killed", "language"),
+        ("stopped", "encode"),
+        pytest.param("stopped", "language", marks=pytest.mark.storm),  # ten seconds of silence more
+        ("cut off", "encode"),
+    ],
 )
 def test_when_a_node_is_lost_the_other_fails_its_requests_in_time(
     places: Places, pair: tuple[Station, Station], rooms: Iterator[int], how: str, lost: str
