@@ -266,7 +266,8 @@ class Wire:
     def _deny(self, address: str, reason: str, is_final: bool) -> None:
         """There is no connection; the role is told with the next inbox. After a final word libzmq would not try again."""
         self._denied[address] = Denied(address, reason, is_final)
-        self._limit.log(log, logging.WARNING, address, time.monotonic_ns(), "no connection to %s: %s", address, reason)
+        level = logging.WARNING if is_final else logging.INFO  # a node that stops looks so, too
+        self._limit.log(log, level, address, time.monotonic_ns(), "no connection to %s: %s", address, reason)
         if is_final:
             self._drop(address)
 
