@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
-from embridge.allocator.layout import Slot
+from embridge.allocator.layout import Engine, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import Phase, split
@@ -75,7 +75,8 @@ class Poller(ABC):
     def _check_blocks(self, *, is_idle: bool) -> None:
         """Integrity: with no request in flight, in two scans one after the other, every block is free (P1), or waits for a fence."""
         counts = self._control.blocks.check()
-        held = counts.owned + counts.exposed if is_idle else 0
+        waits_for_fence = counts.quarantined if Engine.MOONCAKE in self._desk.engines else 0
+        held = sum(counts[1:]) - waits_for_fence if is_idle else 0
         if held and held == self._held_while_idle and not self._told_of_leak:
             self._told_of_leak = True
             self._desk.count(Metric.ERRORS)

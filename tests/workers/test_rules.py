@@ -14,6 +14,7 @@ from embridge.allocator.layout import Destination, Slot
 from embridge.allocator.owners import ForeignWriter
 from embridge.allocator.requests import STAGE_READING, StageEntry
 from embridge.allocator.rings import Kick
+from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import Phase
 from embridge.pipeline.queues import EmbeddingRequest, TransferQueue
 from embridge.workers import messages as msg
@@ -1198,3 +1199,21 @@ def test_a_failure_is_seen_with_its_reason_or_not_at_all() -> None:
     assert not slots.claim_failure(receiver.slot, 4, "second", insist=False)
     assert slots.claim_failure(receiver.slot, 5, "third")
     assert (slots.reason(receiver.slot), slots.get(receiver.slot, Slot.FAILURE)) == ("third", 5)
+
+
+@pytest.mark.parametrize(("network", "errors"), [(False, 1), (True, 0)])
+def test_a_quarantine_that_no_fence_can_end_is_a_leak(network: bool, errors: int) -> None:
+    """P1: through shared memory nothing stays in quarantine once no request is in flight; over a network a fence ends it."""
+    node = LanguageAlone(late_writes=network)
+    receiver = node.receiver(1)
+    receiver.abort()
+    node.settle()
+    node.abort_ack(receiver)
+    receiver.clear()
+    node.advance(3)
+    node.node.may_leak = True
+    blocks = node.control.blocks.acquire(receiver.slot, receiver.epoch, 1, may_take_reserve=True)
+    node.control.blocks.cells.expose(blocks, 0, 1, receiver.slot, receiver.epoch, exposure_of(0, 1) if network else SHM_EXPOSURE)
+    node.control.blocks.cells.quarantine(blocks, 0, 1, receiver.slot, receiver.epoch)
+    node.advance(4)
+    assert node.metric("poller", "errors") == errors
