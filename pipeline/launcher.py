@@ -1,7 +1,7 @@
 """The launcher, one a node: makes the segments, starts the processes, seats clients, and watches over all of them.
 
-`python -m embridge.pipeline.launcher` reads its configuration as JSON on standard input (`node.launch` writes it). It imports torch
-only for its spawn context, so the spawned processes, which re-import this module, do not.
+`python -m embridge.pipeline.launcher` reads its configuration as JSON on standard input (`node.launch` writes it). The processes are
+spawned from the context that `torch.multiprocessing` hands out, which is the one of `multiprocessing`: nobody here imports torch.
 
     STARTING ──all processes READY──▶ READY ──SIGTERM──▶ DRAINING ──nothing in flight, or drain_timeout──▶ STOPPED
                                                              └──────────── a second SIGTERM ──────────────▶
@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import importlib.util
 import logging
+import multiprocessing
 import os
 import resource
 import secrets
@@ -24,7 +25,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -72,7 +72,7 @@ class Launcher:
         self.node_id, self.incarnation = self._identity(config.directory)
         self._make_segments()
         self._listen()
-        self._supervisor = Supervisor(_spawn_context(), self.control, self._selector, self._give_up)
+        self._supervisor = Supervisor(multiprocessing.get_context("spawn"), self.control, self._selector, self._give_up)
 
     # ---- what a node stands on
 
@@ -340,12 +340,6 @@ class Launcher:
         for descriptor in self._opened:
             descriptor.close()
         os.close(self._lock_fd)
-
-
-def _spawn_context() -> Any:
-    import torch.multiprocessing
-
-    return torch.multiprocessing.get_context("spawn")
 
 
 def main(arguments: list[str] | None = None) -> int:

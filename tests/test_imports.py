@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,10 +109,17 @@ CHILDREN = [
 @pytest.mark.parametrize("heavy", ["torch", "rich", "click"])
 def test_a_process_of_a_node_does_not_import_what_it_does_not_use(heavy: str) -> None:
     """Torch costs a second and hundreds of megabytes a process."""
-    lines = [f"import embridge.workers.{name}" for name in CHILDREN]
+    lines = ["import embridge.pipeline.launcher", *(f"import embridge.workers.{name}" for name in CHILDREN)]
     code = "\n".join(["import sys", *lines, f"assert {heavy!r} not in sys.modules, sorted(sys.modules)"])
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_spawn_context_of_torch_is_the_one_that_the_launcher_uses() -> None:
+    """Where torch brought its own, a node would have to be spawned from that."""
+    import torch.multiprocessing
+
+    assert torch.multiprocessing.get_context("spawn") is multiprocessing.get_context("spawn")
 
 
 def test_asking_for_the_package_alone_imports_no_torch() -> None:

@@ -6,7 +6,6 @@ Everything is what a deployment would use; only the model is small. This file st
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import tempfile
 import time
@@ -17,6 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from rich.console import Console
+from torch import multiprocessing
 
 from embridge.pipeline import Node, PipelineConfig, attach, launch
 from embridge.pipeline.demo import encoder, photographs
