@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import zmq
@@ -169,25 +169,25 @@ class Wire:
                 return set()
             raise
 
-    def receive(self) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
-        """Messages that came, addresses where nobody listens, and those where the handshake fails."""
+    def receive(self, readable: Container[object]) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
+        """Messages that came, addresses where nobody listens, and those where the handshake fails.
+
+        `readable`: what `wait` has named; asking the other sockets costs more than most steps of a role.
+        """
         if self._keys is not None and self._gatekeeper is not None:
             self._keys.refresh()
             self._desk.count(Metric.CONNECTIONS_REFUSED, self._gatekeeper.answer())
         arrivals: list[Arrival] = []
-        self._receive_connected(arrivals)
+        if self._router in readable:
+            self._receive_connected(arrivals)
         refused = []
         for address, line in list(self._lines.items()):
-            for _ in range(RECEIVE_AT_ONCE):
-                try:
-                    frames = line.socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                self._decode(frames[-1], arrivals, None, address, line.key)
-            events = line.events()
+            if line.socket in readable:
+                self._receive_answers(address, line, arrivals)
+            events = line.events() if line.monitor in readable else set()
             if zmq.EVENT_CLOSED in events:
                 refused.append(address)
-            for event in events & set(FAILED_HANDSHAKES):
+            for event in events & FAILED_HANDSHAKES.keys():
                 reason, is_final = FAILED_HANDSHAKES[event]
                 self._deny(address, reason if self._keys is not None or is_final else PLAIN_ENDED, is_final)
             if self._keys is not None and not self._keys.is_listed(line.key):
@@ -210,6 +210,14 @@ class Wire:
                 self._desk.count(Metric.MESSAGES_REFUSED)
                 continue
             self._decode(frames[1], arrivals, frames[0], None, identity)
+
+    def _receive_answers(self, address: str, line: _Line, arrivals: list[Arrival]) -> None:
+        for _ in range(RECEIVE_AT_ONCE):
+            try:
+                frames = line.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._decode(frames[-1], arrivals, None, address, line.key)
 
     def _may_speak(self, identity: str) -> bool:
         """Whether it is still listed: a connection outlives the line that let it in."""
@@ -309,7 +317,7 @@ def run_on_wire(seat: Seat, desk: Desk, role: Step) -> None:
             seen = bell.sequence()
             now = time.monotonic_ns()
             control.processes.beat(desk.index, now)
-            arrivals, refused, denied = wire.receive()
+            arrivals, refused, denied = wire.receive(readable)
             records = inbox.take()
             wire.send(role.step(now, Inbox(records, arrivals, refused, denied)))
             desk.flush()

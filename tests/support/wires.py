@@ -49,17 +49,18 @@ class Wired:
             ),
             actor.desk,
         )
+        self._readable: set[object] = set()
 
     def turn(self, wait_s: float = 0.0) -> None:
         """What came, a step, what goes out; then wait for more."""
-        arrivals, refused, denied = self.wire.receive()
+        arrivals, refused, denied = self.wire.receive(self._readable)
         self.arrivals += arrivals
         self.denied += denied
         records = self.actor.records.take()
         self.wire.send(self.actor.role.step(time.monotonic_ns(), Inbox(records, arrivals, refused, denied)))
         self.actor.desk.flush()
         self.actor.records.done()
-        self.wire.wait(wait_s)
+        self._readable = self.wire.wait(wait_s)
 
     def turn_until(self, condition: Callable[[], object], timeout_s: float = 20.0) -> None:
         """Turn until it is true; fails when it is not in time."""
