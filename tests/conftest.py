@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.agents import Agent, running
+from support.agents import Agent, running, start_fork_server
 from support.leaks import LeakCheck
 from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
@@ -35,6 +35,12 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> None:
+    """Before the first test, too, and where what its agents write on standard error is captured."""
+    start_fork_server()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """P9: no process, segment, run directory, descriptor or mapping is left of a test. What a failed one left is killed."""
@@ -53,7 +59,7 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
                 os.kill(pid, signal.SIGKILL)
 
 
-# ---- shared by the tests of one pytest process: a pair of nodes costs three seconds, a process that imports torch one
+# ---- shared by the tests of one pytest process: a pair of nodes costs two seconds
 
 
 @pytest.fixture(scope="session")

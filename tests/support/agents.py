@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import traceback
@@ -13,15 +14,22 @@ from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
 
-SPAWN = multiprocessing.get_context("spawn")
+FORKED = multiprocessing.get_context("forkserver")
+"""Agents are forked from a process that has imported torch and done nothing else: each would need two seconds of a core for that."""
 
 
 class AgentError(AssertionError):
     """A function failed in an agent; the text is its traceback there."""
 
 
+def start_fork_server() -> None:
+    """It lives as long as this process."""
+    FORKED.set_forkserver_preload(["torch", "embridge.pipeline"])
+    multiprocessing.forkserver.ensure_running()
+
+
 class Agent:
-    """A spawned process that calls module-level functions, one at a time: `function(state, *arguments)`.
+    """A process of its own that calls module-level functions, one at a time: `function(state, *arguments)`.
 
     `state` is a namespace that lives as long as the process.
     """
@@ -29,8 +37,8 @@ class Agent:
     def __init__(self, name: str) -> None:
         self.name = name
         self._number = 0
-        self._connection, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=_serve, args=(theirs,), name=name, daemon=True)
+        self._connection, theirs = FORKED.Pipe()
+        self.process = FORKED.Process(target=_serve, args=(theirs, dict(os.environ)), name=name, daemon=True)
         self.process.start()
         theirs.close()
 
@@ -89,8 +97,10 @@ def running(name: str) -> Iterator[Agent]:
         agent.close()
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, environment: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()
+    os.environ.update(environment)  # those of the test, not those in which the fork server began
     state = SimpleNamespace()
     while True:
         try:

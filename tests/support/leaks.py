@@ -8,6 +8,7 @@ mappings of shared memory that it had.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import secrets
 from collections import Counter
@@ -28,6 +29,7 @@ class LeakCheck:
         self._run_dirs = _run_dirs()
         self._descriptors = _descriptors()
         self._mappings = _mappings()
+        self._forked = _forked()
         self._outer = os.environ.get(MARK)
         self._mark = secrets.token_hex(8)
         os.environ[MARK] = self._mark
@@ -61,7 +63,8 @@ class LeakCheck:
         """The processes that this test has started and that still run."""
         mark = f"{MARK}={self._mark}".encode()
         pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())
-        return alive([pid for pid in pids if pid != os.getpid() and mark in _read(pid, "environ")])
+        marked = [pid for pid in pids if pid != os.getpid() and mark in _read(pid, "environ")]
+        return alive(marked + sorted(_forked() - self._forked))
 
 
 def _read(pid: int, name: str) -> bytes:
@@ -71,6 +74,11 @@ def _read(pid: int, name: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def _forked() -> set[int]:
+    """The agents of this process: what is forked has the environment of whom it is forked from."""
+    return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
 
 
 def _segments() -> set[str]:
