@@ -4,6 +4,9 @@ A segment has a name for some microseconds only: it is created with `O_CREAT | O
 space is reserved with `posix_fallocate` before anything maps it (a full /dev/shm is a clear error here, and not a SIGBUS at
 the first touch), and it is unlinked. From then on it lives as long as somebody holds a descriptor or a mapping, so whatever
 is killed, whenever, nothing stays in /dev/shm.
+
+Where /dev/shm gives huge pages to who asks for them, the payload is first touched through a mapping that asks: what `posix_fallocate`
+reserves is in small pages, and stays so.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import posix_ipc
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import SegmentError
+from embridge.allocator.layout import HUGE_PAGE_BYTES
 
 
 class Descriptor:
@@ -44,8 +48,10 @@ def _rebuild(handle: Any) -> Descriptor:
     return Descriptor(handle.detach())
 
 
-def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks") -> Descriptor:
-    """A new, zeroed, reserved and already nameless segment of `size` bytes. `remedy`: what makes it smaller, for the error's text.
+def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", huge: bool = False) -> Descriptor:
+    """A new, zeroed, reserved and already nameless segment of `size` bytes, of huge pages (`huge`) where there are any.
+
+    `remedy`: what makes it smaller, for the error's text.
 
     Raises:
         SegmentError: /dev/shm has not enough room, or shared memory is not to be had.
@@ -57,6 +63,8 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks") -
         raise SegmentError(f"shared memory for {label}: {error}; check that /dev/shm is a writable tmpfs") from error
     try:
         posix_ipc.unlink_shared_memory(name)
+        if huge and _shm_free() > size:
+            _fill_with_huge_pages(memory.fd, size)
         os.posix_fallocate(memory.fd, 0, size)
     except OSError as error:
         os.close(memory.fd)
@@ -68,6 +76,15 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks") -
         ) from error
     os.set_inheritable(memory.fd, False)
     return Descriptor(memory.fd)
+
+
+def _fill_with_huge_pages(fd: int, size: int) -> None:
+    """As far as they are to be had; what is left is filled with small ones."""
+    os.ftruncate(fd, size)
+    with contextlib.suppress(OSError):
+        mapping = Mapping(fd, size, alignment=HUGE_PAGE_BYTES)
+        if mapping.advise_huge() == 0:
+            mapping.populate(0, size)
 
 
 def _shm_free() -> int:

@@ -152,7 +152,7 @@ class Launcher:
         layout = ControlLayout.of(self.role, config.geometry, config.limits)
         payload_bytes = PayloadLayout.of(config.geometry).size
         self._control_fd = self._own(create_segment("control", layout.size))
-        self._payload_fd = self._own(create_segment("payload", payload_bytes))
+        self._payload_fd = self._own(create_segment("payload", payload_bytes, huge=True))
         mapping = map_segment(self._control_fd.fd, layout.size)
         format_control(
             mapping,

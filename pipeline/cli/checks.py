@@ -108,18 +108,17 @@ def descriptors() -> Check:
     return Check("descriptors", "ok", seen)
 
 
-def huge_pages() -> Check:
-    path = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-    try:
-        text = path.read_text()
-    except OSError:
-        return Check("huge pages", "note", f"{path} is not there", "pools use 4 KiB pages")
-    chosen = re.search(r"\[(\w+)\]", text)
-    state = chosen.group(1) if chosen else text.strip()
-    if state in ("never", "deny"):
-        advice = f"for faster copies, as root: echo advise > {path}"
-        return Check("huge pages", "note", f"shared memory: {state}", advice)
-    return Check("huge pages", "ok", f"shared memory: {state}")
+def huge_pages(mounts: str | None = None) -> Check:
+    """Whether /dev/shm gives them, which its mount says; the kernel's `shmem_enabled` is about other shared memory."""
+    if mounts is None:
+        mounts = Path("/proc/mounts").read_text()
+    options = [line.split()[3] for line in mounts.splitlines() if line.split()[1:3] == ["/dev/shm", "tmpfs"]]
+    chosen = re.search(r"\bhuge=(\w+)", options[-1]) if options else None
+    state = chosen.group(1) if chosen else "never"
+    if state == "never":
+        advice = "for faster copies and starts, as root: mount -o remount,huge=advise /dev/shm"
+        return Check("huge pages", "note", "/dev/shm: never", advice)
+    return Check("huge pages", "ok", f"/dev/shm: {state}")
 
 
 def cuda() -> Check:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.cli import COMMANDS, main
-from embridge.pipeline.cli.checks import CHECKS, mooncake, run_checks
+from embridge.pipeline.cli.checks import CHECKS, huge_pages, mooncake, run_checks
 from embridge.pipeline.cli.errors import expected_errors
 from embridge.pipeline.cli.options import node_config
 from embridge.pipeline.cli.status import render
@@ -130,6 +130,17 @@ def test_doctor_reports_every_check_as_a_table_and_as_json() -> None:
     assert all(check["advice"] for check in checks if check["state"] in ("warn", "fail"))
     _, table, _ = invoke("doctor", env={"COLUMNS": "200"})
     assert all(check["name"] in table for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "seen"),
+    [("rw", "note", "never"), ("rw,huge=never", "note", "never"), ("rw,size=1024k,huge=advise", "ok", "advise")],
+)
+def test_huge_pages_are_those_of_the_last_mount_of_dev_shm(options: str, state: str, seen: str) -> None:
+    mounts = f"tmpfs /dev/shm tmpfs rw,huge=always 0 0\nproc /proc proc rw 0 0\ntmpfs /dev/shm tmpfs {options} 0 0\n"
+    check = huge_pages(mounts)
+    assert (check.state, check.seen) == (state, f"/dev/shm: {seen}")
+    assert ("huge=advise" in check.advice) == (state == "note")
 
 
 def test_a_check_that_breaks_is_a_failure_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
