@@ -17,7 +17,7 @@ import psutil
 import pytest
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, run_dirs, station
-from support.scheduling import Queues
+from support.scheduling import Holder, Queues
 from support.waiting import wait_until
 
 from embridge.pipeline import Client, EmbeddingSender, attach
@@ -100,6 +100,88 @@ def test_a_request_arrives_from_another_host(
     assert (received.error, received.difference, received.path) == ("", "", path)
     assert received.rounds >= rounds
     assert ended(sender).path == path
+
+
+def out_of_blocks(
+    encode: Station, sending: Client, queues: Queues, rooms: Iterator[int], timeout_s: float
+) -> tuple[int, EmbeddingSender, Holder]:
+    """A request with 1024 of its 2000 tokens received from the other host, and not a block to be had for the rest."""
+    holder, room = Holder(queues.client, encode.addr, next(rooms)), next(rooms)
+    request = queues.add(encode.addr, room, timeout_s=timeout_s)
+    wait_until(lambda: request.receiver is not None and request.receiver.granted_tokens == 1024)
+    holder.take_whatever_comes_free()
+    sender = open_sender(sending, room, 2000)
+    assert give(sender)
+    wait_until(lambda: request.transferred_tokens == 1024 and len(holder.blocks) == queues.client.control.blocks.num_blocks)
+    wait_until(lambda: queues.client.lane in queues.client.control.blocks.waiters())
+    return room, sender, holder
+
+
+def test_out_of_blocks_a_request_waits_and_finishes_when_blocks_come_free(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
+) -> None:
+    """Scenario 5: what came from the other host is kept, and the rest comes after it."""
+    sending, queues = clients
+    room, sender, holder = out_of_blocks(pair[0], sending, queues, rooms, 60.0)
+    assert queues.transfer.pop_transferred() == ([], [])
+    assert sender.poll().name == "Transferring"
+    holder.end()
+    received = queues.take(room, 20)
+    assert (received.error, received.difference, received.path) == ("", "", RESUMED)
+    assert ended(sender).path == RESUMED
+
+
+def test_out_of_blocks_a_request_fails_at_its_deadline_on_both_hosts(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
+) -> None:
+    """Scenario 5, D1: both are told who waited for what."""
+    sending, queues = clients
+    room, sender, holder = out_of_blocks(pair[0], sending, queues, rooms, 2.0)
+    received, sent = queues.take(room, 20), ended(sender)
+    assert (received.error, sent.error) == ("TransferTimeout", "TransferTimeout")
+    assert received.reason == sent.reason
+    assert "deadline passed on the language side: sent 1024 granted 1024 of 2000 tokens, no block free" in received.reason
+    holder.end()
+
+
+@pytest.fixture
+def other_queues(pair: tuple[Station, Station], clients: tuple[Client, Queues]) -> Iterator[Queues]:
+    """A second scheduler on the language node's host."""
+    with attach(pair[1].run_dir) as client:
+        yield Queues(client)
+
+
+def test_all_destinations_of_a_request_get_every_byte(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], other_queues: Queues, rooms: Iterator[int]
+) -> None:
+    """Scenario 7: two schedulers share the pool of the other host, which holds neither of their requests whole."""
+    sending, queues = clients
+    room = next(rooms)
+    for destination in (queues, other_queues):
+        destination.add(pair[0].addr, room, required=2)
+    sender = open_sender(sending, room, 5000)
+    assert give(sender)
+    for destination in (queues, other_queues):
+        received = destination.take(room, 30)
+        assert (received.error, received.difference, received.path) == ("", "", RESUMED)
+    assert ended(sender).path == RESUMED
+
+
+def test_one_destination_that_gives_up_fails_all_and_all_are_told_why(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], other_queues: Queues, rooms: Iterator[int]
+) -> None:
+    """Scenario 7, D11: over the cable, too, the reason reaches the sender and the other destination."""
+    sending, queues = clients
+    room = next(rooms)
+    requests = [destination.add(pair[0].addr, room, required=2) for destination in (queues, other_queues)]
+    sender = open_sender(sending, room, 3000)
+    give(sender, 0, 1000)
+    wait_until(lambda: sender.sent_tokens > 0, 20, lambda: sender)
+    requests[1].abort("the second rank has no more memory")
+    for destination in (queues, other_queues):
+        received = destination.take(room, 20)
+        assert (received.error, received.reason) == ("TransferAborted", "the second rank has no more memory")
+    assert ended(sender).reason == "the second rank has no more memory"
 
 
 def test_a_cable_that_is_out_for_a_moment_costs_time_and_no_request(
