@@ -41,8 +41,10 @@ STEP_ATTEMPTS = 16  # in one step, before kicks are looked at again
 LEAST_RETRY_NS = NS // 100  # after an attempt that failed; then half of the time for which all have, to `MOST_RETRY_NS`
 MOST_RETRY_NS = NS // 2
 RENEW_WAIT_NS = NS // 5  # for healthy attempts to end before this process does
-LEAST_NAP_NS = 50_000  # between two looks at attempts of a network engine; a 64th of their age, when that is more
+LEAST_NAP_NS = 50_000  # between two looks at an attempt of a network engine; a 32nd of the time it should take, when that is more
 MOST_NAP_NS = 1_000_000
+MOST_LOOK_NS = 100_000_000
+FIRST_LOOK = 0.75  # of the time that an attempt should take: looks before that cost the engine's threads more than they tell
 
 
 @dataclass(slots=True)
@@ -60,6 +62,8 @@ class Attempt:
     num_bytes: int
     engine: TransferEngine
     submitted_ns: int
+    queued_bytes: int  # under way with it, its own among them
+    look_ns: int = 0  # not before that, where the engine has threads of its own
 
 
 class TransferWorker:
@@ -82,6 +86,7 @@ class TransferWorker:
         self._now_ns = 0
         self._renewing_ns = 0  # since when this process wants to end
         self._may_read: set[int] = set()  # slots whose source blocks this process may still read though their attempt failed (R8)
+        self._ns_per_byte = 0.0  # of the network engine, as the last attempts had it; 0: not known
         self._batch_blocks = max(1, BATCH_BYTES // (desk.bs * desk.control.geometry.token_bytes))
         for slot, _ in self._mine():
             self._end_reading(slot)
@@ -118,9 +123,11 @@ class TransferWorker:
         for attempt in self._attempts.values():
             if not attempt.engine.late_writes:
                 return now_ns
-            nap_ns = (now_ns - attempt.submitted_ns) // 64
-            due = min(due, now_ns + min(max(nap_ns, LEAST_NAP_NS), MOST_NAP_NS))
+            due = min(due, max(attempt.look_ns, now_ns + self._nap_ns(attempt)))
         return due
+
+    def _nap_ns(self, attempt: Attempt) -> int:
+        return min(max(int(self._ns_per_byte * attempt.queued_bytes) // 32, LEAST_NAP_NS), MOST_NAP_NS)
 
     def _is_network_busy(self) -> bool:
         return any(attempt.engine.late_writes for attempt in self._attempts.values())
@@ -203,7 +210,11 @@ class TransferWorker:
         ticket = engine.submit(peer, session, moves)
         num_bytes = int(moves[:, 2].sum())
         held = [k for k, _ in blocks]
-        self._attempts[slot, d] = Attempt(slot, epoch, d, peer, sent, end, held, ticket, num_bytes, engine, self._now_ns)
+        queued_bytes = num_bytes + sum(other.num_bytes for other in self._attempts.values())
+        look_ns = self._now_ns + min(int(FIRST_LOOK * self._ns_per_byte * queued_bytes), MOST_LOOK_NS)
+        self._attempts[slot, d] = Attempt(
+            slot, epoch, d, peer, sent, end, held, ticket, num_bytes, engine, self._now_ns, queued_bytes, look_ns
+        )
         return 1
 
     def _session_of(self, slot: int, d: int) -> LiveSession:
@@ -337,6 +348,7 @@ class TransferWorker:
             del self._attempts[at]
             slot, d = attempt.slot, attempt.destination
             if outcome is Outcome.DONE:
+                self._learn_pace(attempt)
                 self._dsts.raise_to(slot, d, Destination.SENT, attempt.end)
                 self._dsts.set(slot, d, Destination.FAILING_NS, 0)
                 self._desk.count(Metric.WRITES)
@@ -350,6 +362,12 @@ class TransferWorker:
             self._desk.to("poller").send(Kick.LOOK, slot, attempt.epoch)
             self._desk.wake_library(slot)
             self._enqueue(slot, attempt.epoch)
+
+    def _learn_pace(self, attempt: Attempt) -> None:
+        """A slow attempt counts for little: the next one is looked at too early rather than too late."""
+        seen = (self._now_ns - attempt.submitted_ns) / max(attempt.queued_bytes, 1)
+        known = self._ns_per_byte or seen
+        self._ns_per_byte = known + (seen - known) / (16 if seen > known else 2)
 
     def _failed(self, attempt: Attempt) -> None:
         """An attempt ended other than done. Taint before retry (R6); a request whose attempts all fail for `peer_timeout_s` fails."""
