@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from functools import cache, cached_property
@@ -27,6 +26,7 @@ from embridge.pipeline.looking import Look, condition_of, look
 from embridge.workers.keys import KeyFileError, read_allow_list
 from embridge.workers.timing import NS
 from embridge.workers.worker import READY
+from embridge.workers.zap import FINGERPRINT
 
 SILENT_NS: Final = 2 * NS  # a process beats four times a second; a busy machine may delay several
 PEER_SILENT_NS: Final = 3 * NS  # with requests in flight a node sends ten heartbeats a second
@@ -162,11 +162,6 @@ def _memory(control: Control) -> str:
     return lock_note(word >> 8) if word else "not locked"
 
 
-def fingerprint(public_key: str) -> str:
-    """A public key in short, to compare by eye: the first 64 bits of its SHA-256."""
-    return hashlib.sha256(public_key.encode()).hexdigest()[:16]
-
-
 def _keys(seen: Look) -> dict[str, Any]:
     """How the node's messages are protected. The allow-list is read as it stands in its file now; the key file is not touched."""
     if seen.public_key is None:
@@ -177,7 +172,7 @@ def _keys(seen: Look) -> dict[str, Any]:
         listed: int | str = len(read_allow_list(Path(seen.allow_file or "")).keys)
     except KeyFileError as error:
         listed = f"unknown: {error}"
-    return {"messages": "CURVE", "key_fingerprint": fingerprint(seen.public_key), "public_key": seen.public_key, "keys_allowed": listed}
+    return {"messages": "CURVE", "key_fingerprint": seen.public_key[:FINGERPRINT], "keys_allowed": listed}
 
 
 def _process(scene: Scene, name: str) -> dict[str, Any]:
