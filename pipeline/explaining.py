@@ -241,13 +241,13 @@ ENCODE: Final = (
         "encode",
         lambda v: not v.has_ended and v.slowest.sent >= v.ready,
         "client",
-        "it has to embed more: {v.ready} of {v.length} rows are ready, and sent",
+        "it has to embed more: {v.ready} of {v.length} rows are ready, all sent",
     ),
     Line(
         "grant",
         lambda v: not v.has_ended and v.slowest.sent >= v.slowest.granted,
         "other",
-        "it has to grant more: {v.slowest.granted} rows are granted, and sent, {v.ready} are ready (its pool: unknown here)",
+        "it has to grant more: {v.slowest.granted} rows are granted, all sent, {v.ready} are ready (its pool: unknown here)",
         through=("bootstrap",),
     ),
     Line(
@@ -368,7 +368,7 @@ LANGUAGE: Final = (
         "encode",
         lambda v: not v.has_ended and v.ready <= v.sent,
         "other",
-        "its encoder has to embed more: {v.ready} of {v.length} rows are ready, and sent",
+        "its encoder has to embed more: {v.ready} of {v.length} rows are ready, all sent",
         through=("poller",),
     ),
     Line(
@@ -395,7 +395,7 @@ LANGUAGE: Final = (
         "grant",
         lambda v: not v.has_ended,
         "client",
-        "it has to grant more: {v.granted} rows are granted, and sent, {v.ready} are ready; {v.free_blocks} blocks are free, so others "
+        "it has to grant more: {v.granted} rows are granted, all sent, {v.ready} are ready; {v.free_blocks} blocks are free, so others "
         "come first, or its host memory is full (results not released)",
     ),
     Line(

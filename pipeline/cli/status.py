@@ -127,6 +127,8 @@ def render(status: Mapping[str, Any]) -> list[RenderableType]:
         return [_pairs(f"room {request['room']}", _spread(request)) for request in requests]
     shown = [{key: value for key, value in request.items() if key not in IN_DETAIL} for request in requests]
     status = {key: shown if key == "requests" else value for key, value in status.items()}
+    if "metrics" in status:
+        status["metrics"] = _transposed(status["metrics"])
     plain = {key: value for key, value in status.items() if not _is_group(value)}
     parts: list[RenderableType] = [_pairs("node", plain)] if plain else []
     for key, value in status.items():
@@ -136,6 +138,12 @@ def render(status: Mapping[str, Any]) -> list[RenderableType]:
         rows = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping)}
         parts.append(_rows(key, rows) if rows and len(rows) == len(entries) else _pairs(key, entries))
     return parts
+
+
+def _transposed(metrics: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """A row a counter that has counted something, a column a process: there are more counters than fit side by side."""
+    names = dict.fromkeys(name for row in metrics.values() for name, count in row.items() if count)
+    return {name.replace("_", " "): {process: row.get(name, 0) for process, row in metrics.items()} for name in names}
 
 
 def _spread(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +188,7 @@ def _rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     table.add_column("", no_wrap=True)
     for column in columns:
         number = all(isinstance(row.get(column) or 0, int | float) for row in rows.values())
-        table.add_column(column.replace("_", " "), justify="right" if number else "left", no_wrap=number)
+        table.add_column(column.replace("_", " "), justify="right" if number else "left")
     for name, row in rows.items():
         table.add_row(name, *(escape(_text(row.get(column, ""))) for column in columns))
     return table
