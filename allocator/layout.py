@@ -216,7 +216,8 @@ class Slot(IntEnum):
     PEER = 12  # language: bootstrap, index of the encode node + 1 once the handshake is done
     GRANTED = 13  # language: client, `blocks:32 | tokens:32` in one word
     FAILURE_CLAIMED = 14  # CAS: who finds the failure first says why
-    DRAINED_BLOCKS = 15  # language: client; 16 is free
+    DRAINED_BLOCKS = 15  # language: client
+    MOVED_NS = 16  # CAS, whoever moves a watermark: when one moved last; only `embridge status` reads it
     KNOWN_BLOCKS = 17  # language: poller, how much of the grant the encode side has said it knows
     PEER_READY = 18  # language: poller, rows that the encode side has ready
     TAINTED = 19  # language: poller, tainted session + 1 (R6, R7)
@@ -378,6 +379,8 @@ METRIC_WORDS: Final = 64
 DOORBELL_BYTES: Final = LINE_BYTES
 RECORD_BYTES: Final = 64
 RING_HEADER_BYTES: Final = 3 * LINE_BYTES
+RING_HEAD: Final = LINE_BYTES // 8  # words of a ring's header
+RING_TAIL: Final = 2 * LINE_BYTES // 8
 PROCESS_WORDS: Final = 8
 LANE_WORDS: Final = 8
 

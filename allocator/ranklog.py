@@ -263,6 +263,16 @@ class RankLog:
     def is_cut(self, rank: int) -> bool:
         return self._words[rank].load(Rank.CUT) != 0
 
+    def num_released(self, rank: int) -> int:
+        """How many results it has let go of."""
+        return self._words[rank].load(Rank.NUM_RELEASED)
+
+    def unread(self, rank: int) -> int:
+        """Records of the ring that it has not taken yet; a look that changes nothing, so it may be off by what moves meanwhile."""
+        ring = Words(self._mapping, self.layout.rank(rank) + self.layout.ring, lay.RING_HEADER_BYTES // 8)
+        head = ring.load(lay.RING_HEAD)
+        return max(ring.load(lay.RING_TAIL) - head, 0)
+
     def bell(self, rank: int) -> Doorbell:
         """That rank's doorbell: rank 0 and the door ring it, the rank waits."""
         if rank not in self._bells:

@@ -15,13 +15,15 @@ import contextlib
 import os
 import secrets
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, Final
 
 import posix_ipc
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
+
+CONTROL_LABEL: Final = "control"
 
 
 class Descriptor:
@@ -48,6 +50,11 @@ def _rebuild(handle: Any) -> Descriptor:
     return Descriptor(handle.detach())
 
 
+def name_prefix(label: str) -> str:
+    """How the name of a segment begins while it has one; the kernel still tells it of an open file."""
+    return f"/embridge-{label}-"
+
+
 def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", huge: bool = False) -> Descriptor:
     """A new, zeroed, reserved and already nameless segment of `size` bytes, of huge pages (`huge`) where there are any.
 
@@ -56,7 +63,7 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", h
     Raises:
         SegmentError: /dev/shm has not enough room, or shared memory is not to be had.
     """
-    name = f"/embridge-{label}-{secrets.token_hex(8)}"
+    name = f"{name_prefix(label)}{secrets.token_hex(8)}"
     try:
         memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
     except (OSError, posix_ipc.Error) as error:
@@ -92,8 +99,10 @@ def _shm_free() -> int:
     return status.f_bavail * status.f_frsize
 
 
-def map_segment(fd: int, size: int, *, alignment: int = 4096, address: int = 0) -> Mapping:
+def map_segment(fd: int, size: int, *, writable: bool = True, alignment: int = 4096, address: int = 0) -> Mapping:
     """Map a segment that somebody handed over; with an `address`, there and nowhere else.
+
+    Not `writable`: to look at it; then even a bug changes nothing in it.
 
     Raises:
         SegmentError: it is smaller than `size` (touching its end would be SIGBUS), or cannot be mapped.
@@ -102,6 +111,6 @@ def map_segment(fd: int, size: int, *, alignment: int = 4096, address: int = 0) 
     if actual < size:
         raise SegmentError(f"segment: {actual} bytes < {size} bytes expected; the node that made it has another layout")
     try:
-        return Mapping(fd, size, alignment=alignment, address=address)
+        return Mapping(fd, size, writable=writable, alignment=alignment, address=address)
     except OSError as error:
         raise SegmentError(f"segment of {size} bytes cannot be mapped: {error}") from error

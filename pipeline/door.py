@@ -21,7 +21,7 @@ from embridge.allocator.owners import ForeignWriter
 from embridge.allocator.rings import Kick
 from embridge.pipeline.groups import Groups
 from embridge.workers import run_socket
-from embridge.workers.run_socket import Follow, Hello, Lead, Observe, PeerHello, Sorry, Welcome
+from embridge.workers.run_socket import LOG_PREFIX, Follow, Hello, Lead, Observe, PeerHello, Sorry, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class Door:
         bootstrap_addr: str,
         request_timeout_s: float,
         settings: dict[str, int],
+        public_key: str = "",
+        allow_file: str = "",
     ) -> None:
         self._control = control
         self._path = path
@@ -61,6 +63,8 @@ class Door:
         self._bootstrap_addr = bootstrap_addr
         self._request_timeout_s = request_timeout_s
         self._settings = settings
+        self._public_key = public_key
+        self._allow_file = allow_file
         self._to_poller = control.sender("launcher", "poller")
         self._guests: list[Guest] = []
         self._groups = Groups(control)
@@ -126,7 +130,7 @@ class Door:
             case PeerHello():
                 self._admit_writer(guest, frame)
             case Observe():
-                self._welcome(guest, ["control"], -1)
+                self._show(guest)
             case Follow():
                 self._groups.follow(guest.sock, guest.pid, frame)
             case _:
@@ -160,8 +164,14 @@ class Door:
         log.info("process %d of node %x maps our payload", guest.pid, hello.node_id)
         self._welcome(guest, ["payload"], -1)
 
-    def _welcome(self, guest: Guest, names: list[str], lane: int) -> None:
-        every = self._fds | self._event_fds
+    def _show(self, guest: Guest) -> None:
+        """To somebody who only looks: no seat, and nothing that wakes anybody."""
+        logs = {f"{LOG_PREFIX}{name}": fd for name, fd in self._groups.logs().items()}
+        shown = list(logs)[: run_socket.MAX_DESCRIPTORS - 1]
+        self._welcome(guest, ["control", *shown], -1, logs)
+
+    def _welcome(self, guest: Guest, names: list[str], lane: int, more: dict[str, int] | None = None) -> None:
+        every = self._fds | self._event_fds | (more or {})
         welcome = Welcome(
             control_bytes=self._control.layout.size,
             payload_bytes=PayloadLayout.of(self._control.geometry).size,
@@ -170,6 +180,8 @@ class Door:
             bootstrap_addr=self._bootstrap_addr,
             request_timeout_s=self._request_timeout_s,
             settings=self._settings,
+            public_key=self._public_key,
+            allow_file=self._allow_file,
         )
         run_socket.send_frame(guest.sock, welcome, [every[name] for name in names])
 

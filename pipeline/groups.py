@@ -47,6 +47,10 @@ class Groups:
         """Whether this connection is a follower's."""
         return sock in self._followers
 
+    def logs(self) -> dict[str, int]:
+        """The log of each group, by its name: for those who look."""
+        return {group.name: group.fds[0] for group in self._groups.values()}
+
     def lead(self, sock: socket.socket, pid: int, lane: int, frame: Lead, fds: list[int]) -> None:
         """A client is rank 0 of a group; the descriptors stay the caller's. Raises OSError where it cannot be answered."""
         reason = self._refusal(sock, frame)

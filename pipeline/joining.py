@@ -82,7 +82,10 @@ def join(run_dir: Path) -> Joined:
 
 
 def open_control(run_dir: Path) -> Control:
-    """Map a node's control segment to look at it, without a client's seat. Raises AttachError, SegmentError."""
+    """Map a node's control segment without a client's seat, for tests that also change it (`looking` only looks).
+
+    Raises AttachError, SegmentError.
+    """
     sock, welcome, fds = knock(run_dir, run_socket.Observe(run_socket.PROTOCOL_VERSION), JOIN_TIMEOUT_S)
     sock.close()
     try:

@@ -33,7 +33,7 @@ from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, Header, NodeState, PayloadLayout, Process
 from embridge.allocator.pinning import lock, lock_note
-from embridge.allocator.segment import Descriptor, create_segment, map_segment
+from embridge.allocator.segment import CONTROL_LABEL, Descriptor, create_segment, map_segment
 from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.door import Door
 from embridge.pipeline.node import Ready, decode_config
@@ -151,7 +151,7 @@ class Launcher:
         config = self.config
         layout = ControlLayout.of(self.role, config.geometry, config.limits)
         payload_bytes = PayloadLayout.of(config.geometry).size
-        self._control_fd = self._own(create_segment("control", layout.size))
+        self._control_fd = self._own(create_segment(CONTROL_LABEL, layout.size))
         self._payload_fd = self._own(create_segment("payload", payload_bytes, huge=True))
         mapping = map_segment(self._control_fd.fd, layout.size)
         format_control(
@@ -252,6 +252,8 @@ class Launcher:
                 "default_allocate_tokens": self.config.default_allocate_tokens,
                 "host_buffer_bytes": self.config.host_buffer_bytes,
             },
+            self._keys.public if self._keys is not None else "",
+            str(self.config.allow_file or ""),
         )
         beat.set("launcher", Process.STATE, READY)
         self._enter(NodeState.READY)

@@ -168,6 +168,7 @@ class EmbeddingReceiver(TransferHandle):
         if count:
             self._slots.set(self.slot, Slot.NUM_ROUNDS, self.num_rounds + 1)
             self._slots.raise_to(self.slot, Slot.GRANTED, granted + count << 32 | granted * bs + tokens)
+            self._slots.raise_to(self.slot, Slot.MOVED_NS, self._client.clock())
         self._slots.set(self.slot, Slot.INIT_ASKED, 1)
         self._client.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
 
@@ -191,6 +192,7 @@ class EmbeddingReceiver(TransferHandle):
             return 0
         blocks = np.array([self._windows.get(self.slot, k) for k in range(first, end)], np.uint32)
         self._slots.set(self.slot, Slot.DRAINED_BLOCKS, end)
+        self._slots.raise_to(self.slot, Slot.MOVED_NS, self._client.clock())
         if self.is_tainted:
             self._control.blocks.cells.quarantine(blocks, 0, len(blocks), self.slot, self.epoch)
         else:

@@ -106,6 +106,7 @@ class EmbeddingSender(TransferHandle):
         self._chunks.append(chunk)
         self.announce()
         self._slots.set(self.slot, Slot.READY, chunk.end)
+        self._slots.raise_to(self.slot, Slot.MOVED_NS, self._client.clock())
         self._ready = chunk.end  # after the word: the library thread tells the worker once of what it finds here
         self._client.wake(self)
         return True

@@ -65,6 +65,16 @@ def test_nothing_that_runs_what_it_reads_is_used() -> None:
                 assert ast.unparse(node) != "torch.load", f"{path}:{node.lineno}"
 
 
+def test_who_uses_zeromq_starts_no_thread() -> None:
+    """D19: its sockets belong to the one thread of their process; only the wire, and who guards it, make any."""
+    users = {}
+    for path, tree in parsed():
+        names = set(imports(tree))
+        if any(name.split(".")[0] == "zmq" for name in names):
+            users[str(path)] = {name.split(".")[0] for name in names} & {"threading", "_thread", "concurrent", "asyncio", "multiprocessing"}
+    assert users == {"workers/keys.py": set(), "workers/wire.py": set(), "workers/zap.py": set()}
+
+
 def test_the_environment_is_read_in_one_place() -> None:
     """But for the variables of Mooncake, which it reads itself: they are set and checked where it is started."""
     for path, tree in parsed():

@@ -438,7 +438,8 @@ class Admission:
             tokens = first * self._desk.bs + grant.allocated_tokens
             if self._dsts.get(slot, d, Destination.FIRST_GRANT) == 0:
                 self._dsts.set(slot, d, Destination.FIRST_GRANT, tokens)
-            self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens)
+            if self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens):
+                self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         self._kick(slot, epoch)
 
     # ---- aborts

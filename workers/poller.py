@@ -121,6 +121,7 @@ class Poller(ABC):
     def _raise(self, slot: int, epoch: int, phase: int, sent: int) -> bool:
         if not self._desk.status.advance(slot, epoch, phase, sent, self._now_ns):
             return False
+        self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         self._control.ring_lane(self._slots.get(slot, Slot.LANE))
         return True
 

@@ -133,6 +133,8 @@ class StatusReceiver(Poller):
         slots.raise_to(slot, Slot.KNOWN_BLOCKS, room.known_blocks)
         more_ready = slots.raise_to(slot, Slot.PEER_READY, room.ready_tokens)
         new_total = self._set_total(slot, epoch, room.total_tokens)
+        if more_ready:
+            slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         if room.phase == Phase.Failed:
             slots.claim_failure(slot, room.code or FailureCode.INTERNAL, room.reason)
         elif room.sent_tokens > slots.granted(slot)[1]:

@@ -21,6 +21,7 @@ SOCKET_NAME = "embridge.sock"
 MAX_FRAME_BYTES = 1 << 16
 MAX_DESCRIPTORS = 64
 PROTOCOL_VERSION = 1
+LOG_PREFIX = "log of "  # before a group's name, in the names of an observer's descriptors
 SO_PEERPIDFD = 77  # Linux 6.5; not in Python's socket module
 
 Id = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
@@ -42,7 +43,7 @@ class PeerHello(msgspec.Struct, frozen=True, tag="peer", tag_field="kind"):
 
 
 class Observe(msgspec.Struct, frozen=True, tag="observe", tag_field="kind"):
-    """Somebody who only looks (`embridge status`): gets the control segment."""
+    """Somebody who only looks (`embridge status`): gets the control segment, and the logs of its groups of ranks by name."""
 
     version: int
 
@@ -67,7 +68,7 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="kind"):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="kind"):
-    """The answer; descriptors come beside it, in the order of `descriptors`."""
+    """The answer; descriptors come beside it, in the order of `descriptors`. The last two are for those who look."""
 
     control_bytes: int
     payload_bytes: int
@@ -76,6 +77,8 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="kind"):
     bootstrap_addr: str
     request_timeout_s: float
     settings: dict[str, int]
+    public_key: str = ""  # "": the node has no keys
+    allow_file: str = ""
 
 
 class Sorry(msgspec.Struct, frozen=True, tag="sorry", tag_field="kind"):

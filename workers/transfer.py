@@ -351,6 +351,7 @@ class TransferWorker:
                 self._learn_pace(attempt)
                 self._dsts.raise_to(slot, d, Destination.SENT, attempt.end)
                 self._dsts.set(slot, d, Destination.FAILING_NS, 0)
+                self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
                 self._desk.count(Metric.WRITES)
                 self._desk.count(Metric.BYTES_WRITTEN, attempt.num_bytes)
                 self._desk.count(Metric.TOKENS_WRITTEN, attempt.end - attempt.first)

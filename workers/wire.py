@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 HIGH_WATER = 20_000  # messages queued for one peer; what exceeds it is dropped and repaired by heartbeats
 RECEIVE_AT_ONCE = 512
+FRAMES_AT_ONCE = 64  # of one message; ours have one, or two with the name of its connection
 RECONNECT_MS = 50
 HANDSHAKE_MS = 5000  # within which a connection says who it is, or ends
 KEEPALIVE_S = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10, zmq.TCP_KEEPALIVE_CNT: 3}
@@ -99,6 +100,32 @@ def set_limits(socket: zmq.Socket[bytes]) -> None:
         socket.setsockopt(option, value)
 
 
+class _Reader:
+    """Takes messages off a socket. One of more frames than ours have is dropped, some frames a call, however many it has."""
+
+    def __init__(self, socket: zmq.Socket[bytes], num_frames: int) -> None:
+        self._socket = socket
+        self._num_frames = num_frames
+        self._is_dropping = False
+
+    def take(self) -> list[zmq.Frame] | None:
+        """The frames of one message; none of them for one that is dropped; None while the rest of it is still to be dropped.
+
+        Raises:
+            zmq.Again: there is no whole message; libzmq shows the frames of one together.
+        """
+        frames = []
+        for _ in range(FRAMES_AT_ONCE):
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame)
+            if not frame.more:
+                is_ours = len(frames) == self._num_frames and not self._is_dropping
+                self._is_dropping = False
+                return frames if is_ours else []
+        self._is_dropping = True
+        return None
+
+
 class _Line:
     """A DEALER to one address, and the monitor that tells when nobody listens there, or who listens is not who should."""
 
@@ -110,6 +137,7 @@ class _Line:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 10 * RECONNECT_MS)
         if keys is not None:
             keys.apply(self.socket, key)
+        self.reader = _Reader(self.socket, 1)
         self.monitor = self.socket.get_monitor_socket(sum(FAILED_HANDSHAKES, zmq.EVENT_CLOSED))
         try:
             self.socket.connect(address)
@@ -150,6 +178,7 @@ class Wire:
             self._poller.register(self._gatekeeper.socket, zmq.POLLIN)
             self._keys.apply(self._router)
         self._router.bind(seat.bind_addr)
+        self._reader = _Reader(self._router, 2)
         self._lines: dict[str, _Line] = {}
         self._poller.register(self._router, zmq.POLLIN)
 
@@ -199,25 +228,27 @@ class Wire:
     def _receive_connected(self, arrivals: list[Arrival]) -> None:
         for _ in range(RECEIVE_AT_ONCE):
             try:
-                if self._keys is None:
-                    frames, identity = self._router.recv_multipart(zmq.NOBLOCK), ""
-                else:
-                    held = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-                    frames, identity = [frame.bytes for frame in held], _user_id(held[-1])
+                frames = self._reader.take()
             except zmq.Again:
                 break
-            if len(frames) != 2 or not self._may_speak(identity):
+            if frames is None:
+                continue
+            identity = _user_id(frames[-1]) if self._keys is not None and frames else ""
+            if not frames or not self._may_speak(identity):
                 self._desk.count(Metric.MESSAGES_REFUSED)
                 continue
-            self._decode(frames[1], arrivals, frames[0], None, identity)
+            self._decode(frames[1].bytes, arrivals, frames[0].bytes, None, identity)
 
     def _receive_answers(self, address: str, line: _Line, arrivals: list[Arrival]) -> None:
         for _ in range(RECEIVE_AT_ONCE):
             try:
-                frames = line.socket.recv_multipart(zmq.NOBLOCK)
+                frames = line.reader.take()
             except zmq.Again:
                 break
-            self._decode(frames[-1], arrivals, None, address, line.key)
+            if frames:
+                self._decode(frames[0].bytes, arrivals, None, address, line.key)
+            elif frames is not None:
+                self._desk.count(Metric.MESSAGES_REFUSED)
 
     def _may_speak(self, identity: str) -> bool:
         """Whether it is still listed: a connection outlives the line that let it in."""

@@ -1,31 +1,79 @@
-"""`embridge status`: what a running node is doing, read from its shared memory without disturbing it."""
+"""`embridge status`: what a running node is doing, and why a request does not move, read from its shared memory without disturbing it."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from embridge.pipeline.cli.errors import expected_errors
+from embridge.pipeline.cli.errors import FAILED, QuestionError, expected_errors
 from embridge.pipeline.cli.options import run_dir_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+REFRESH_S = 1.0
+IN_DETAIL = {
+    *("slot", "epoch", "deadline_in_s", "moved_s_ago", "reason", "client", "process", "pid", "line", "stamps_s"),
+    *("required", "destinations", "encode_node", "blocks"),
+}
+"""What is shown of a request in detail, and in JSON, but not in the table of all."""
+
 
 @click.command("status", short_help="Show a running node: its processes, blocks and requests.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The node's run directory; default: that of the role.")
 @click.option("--role", type=click.Choice(["encode", "language"]), help="Which of the two default run directories.")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def command(run_dir: Path | None, role: str | None, as_json: bool) -> None:
-    """Show a running node: its processes, blocks and requests."""
-    with expected_errors():
-        from embridge.pipeline.client import node_status
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, all fields; with --watch one line each time.")
+@click.option("--request", "room", type=int, metavar="ROOM", help="One request, in detail.")
+@click.option("--watch", is_flag=True, help=f"Again each {REFRESH_S:g} s, until Ctrl-C.")
+def command(run_dir: Path | None, role: str | None, as_json: bool, room: int | None, watch: bool) -> None:
+    """Show a running node: its processes, blocks and requests, and for each request who owes its next step, and for how long.
 
-        status = node_status(run_dir_of(run_dir, role))
+    Only looks: the node's memory is mapped read-only, and nobody is woken. Of a node that is dead it shows what its run directory tells,
+    with status 1.
+    """
+    with expected_errors():
+        path = run_dir_of(run_dir, role)
+        if watch:
+            _watch(path, room, as_json=as_json)
+            return
+        status = _status(path, room)
+        _show(status, as_json=as_json)
+        if "role" not in status and room is None:
+            raise SystemExit(FAILED)
+
+
+def _status(path: Path, room: int | None) -> dict[str, Any]:
+    """The node, or of it one request, or what is left of it.
+
+    Raises:
+        AttachError: no node ever ran there.
+        QuestionError: no such request is in flight.
+    """
+    from embridge.allocator.errors import AttachError
+    from embridge.pipeline.client import node_status
+    from embridge.pipeline.looking import remains
+
+    try:
+        status = node_status(path)
+    except AttachError:
+        left = remains(path)
+        if not left or room is not None:
+            raise
+        return left
+    if room is None:
+        return status
+    found = [request for request in status["requests"] if request["room"] == room]
+    if not found:
+        raise QuestionError(f"room {room}: no such request is in flight at this {status['role']} node; it has ended, or is not open here")
+    return {"requests": found}
+
+
+def _show(status: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(status, indent=2, default=str))
         return
@@ -36,8 +84,51 @@ def command(run_dir: Path | None, role: str | None, as_json: bool) -> None:
         screen.print(part, "")
 
 
+def _watch(path: Path, room: int | None, *, as_json: bool) -> None:
+    """Until Ctrl-C, which is how it is meant to end; also through restarts of the node."""
+    from rich.console import Group
+    from rich.live import Live
+
+    from embridge.allocator.errors import EmbridgeError
+    from embridge.pipeline.cli.output import console
+
+    screen = console()
+
+    def now() -> dict[str, Any]:
+        try:
+            return _status(path, room)
+        except (EmbridgeError, QuestionError) as error:
+            return {"note": " ".join(str(error).split())}
+
+    try:
+        if as_json or not screen.is_terminal:
+            while True:
+                status = now()
+                if as_json:
+                    click.echo(json.dumps(status, default=str))
+                else:
+                    _show(status, as_json=False)
+                time.sleep(REFRESH_S)
+        with Live(console=screen, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(Group(*render(now())), refresh=True)
+                time.sleep(REFRESH_S)
+    except KeyboardInterrupt:
+        return
+
+
 def render(status: Mapping[str, Any]) -> list[RenderableType]:
-    """One table of the plain values, then one for every group: a row an entry, the columns that its entries have."""
+    """One table of the plain values, then one for every group: a row an entry, the columns that its entries have.
+
+    Of requests the columns that fit; where the status is one request and no more, everything.
+    """
+    requests = status.get("requests", ())
+    if set(status) == {"requests"}:
+        return [_pairs(f"room {request['room']}", _spread(request)) for request in requests]
+    shown = [{key: value for key, value in request.items() if key not in IN_DETAIL} for request in requests]
+    status = {key: shown if key == "requests" else value for key, value in status.items()}
+    if "metrics" in status:
+        status["metrics"] = _transposed(status["metrics"])
     plain = {key: value for key, value in status.items() if not _is_group(value)}
     parts: list[RenderableType] = [_pairs("node", plain)] if plain else []
     for key, value in status.items():
@@ -47,6 +138,23 @@ def render(status: Mapping[str, Any]) -> list[RenderableType]:
         rows = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping)}
         parts.append(_rows(key, rows) if rows and len(rows) == len(entries) else _pairs(key, entries))
     return parts
+
+
+def _transposed(metrics: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """A row a counter that has counted something, a column a process: there are more counters than fit side by side."""
+    names = dict.fromkeys(name for row in metrics.values() for name, count in row.items() if count)
+    return {name.replace("_", " "): {process: row.get(name, 0) for process, row in metrics.items()} for name in names}
+
+
+def _spread(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups within a request as lines of their own."""
+    spread: dict[str, Any] = {}
+    for key, value in request.items():
+        if key != "stamps_s" and isinstance(value, Sequence) and not isinstance(value, str):
+            spread |= {f"{key} {i}": entry for i, entry in enumerate(value)}
+        else:
+            spread[key] = value
+    return spread
 
 
 def _labelled(entry: Mapping[str, Any], index: int) -> tuple[str, Mapping[str, Any]]:
@@ -62,29 +170,33 @@ def _is_group(value: object) -> bool:
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> RenderableType:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     for key, value in values.items():
-        table.add_row(key.replace("_", " "), _text(value))
+        table.add_row(key.replace("_", " "), escape(_text(value)))
     return table
 
 
 def _rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    from rich.markup import escape
     from rich.table import Table
 
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in columns:
-        number = all(isinstance(row.get(column, 0), int | float) for row in rows.values())
+        number = all(isinstance(row.get(column) or 0, int | float) for row in rows.values())
         table.add_column(column.replace("_", " "), justify="right" if number else "left")
     for name, row in rows.items():
-        table.add_row(name, *(_text(row.get(column, "")) for column in columns))
+        table.add_row(name, *(escape(_text(row.get(column, ""))) for column in columns))
     return table
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, Mapping):

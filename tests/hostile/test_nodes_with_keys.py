@@ -71,6 +71,13 @@ def test_nodes_with_keys_carry_a_request(pair: tuple[Station, Station], room: in
     assert metric(encode, "connections_refused") == metric(language, "connections_refused") == 0
 
 
+def test_status_tells_the_fingerprint_of_the_key_and_how_many_are_allowed(pair: tuple[Station, Station]) -> None:
+    """D15: from the public key and the allow-list; the fingerprint is how the log names a key, too."""
+    for it, key, allowed in zip(pair, (ENCODE, LANGUAGE), (2, 1), strict=True):
+        seen = node_status(it.run_dir)["keys"]
+        assert seen == {"messages": "CURVE", "key_fingerprint": key.public[:8], "keys_allowed": allowed}
+
+
 def test_a_secret_is_shown_nowhere(pair: tuple[Station, Station]) -> None:
     """Not in the log, the status, the process arguments, or their environment."""
     for it, key in zip(pair, (ENCODE, LANGUAGE), strict=True):

@@ -196,6 +196,47 @@ def test_frames_over_sockets_are_refused_and_counted(allow_file: Path, keys: boo
         assert port.metrics()["errors"] == 0
 
 
+@pytest.mark.parametrize("keys", [False, True])
+def test_a_message_of_endless_frames_is_dropped_a_few_at_a_time(allow_file: Path, keys: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P12, P16: it is counted once and costs no step more than its share of frames; whoever else is there is served after it."""
+    monkeypatch.setattr(wire_module, "RECEIVE_AT_ONCE", 4)
+    num_frames = 4000  # about 16 steps of 4 x 64
+    with wired(EncodeAlone().actor("bootstrap"), NODE if keys else None, allow_file if keys else None) as port:
+        key = LISTED if keys else None
+        with dealer(port.address, key, NODE.public) as sock, dealer(port.address, key, NODE.public) as other:
+            other.send(register(70))
+            assert isinstance(answer(port, other), msg.Registered)
+            before = port.metrics()["messages_refused"]
+            sock.send_multipart([b"x"] * num_frames)
+            steps = 0
+            while port.metrics()["messages_refused"] == before:
+                port.turn(0.005)
+                steps += port.wire._reader._is_dropping
+            assert steps >= num_frames // (4 * wire_module.FRAMES_AT_ONCE)
+            assert port.metrics()["messages_refused"] == before + 1
+            sock.send(register(71))
+            assert isinstance(answer(port, sock), msg.Registered)
+            other.send(register(70))
+            assert isinstance(answer(port, other), msg.Registered)
+
+
+def test_what_never_ends_reaches_nobody_and_goes_with_its_connection(port: Wired) -> None:
+    """P16: libzmq holds back a message until its last frame, and forgets it when the connection ends before."""
+    with dealer(port.address, LISTED, NODE.public) as other:
+        with dealer(port.address, LISTED, NODE.public) as sock:
+            sock.send(register(71))
+            assert isinstance(answer(port, sock), msg.Registered)
+            before = port.metrics()
+            for _ in range(1000):
+                sock.send(register(71), zmq.SNDMORE)
+            other.send(register(70))
+            assert isinstance(answer(port, other), msg.Registered)
+        other.send(register(70))
+        assert isinstance(answer(port, other), msg.Registered)
+        assert port.metrics()["messages_refused"] == before["messages_refused"]
+        assert port.metrics()["messages_in"] == before["messages_in"] + 2
+
+
 def test_a_registration_of_another_version_is_answered_with_both_versions(port: Wired) -> None:
     """D5: a node that is not updated yet learns why; its other messages are not answered."""
     with dealer(port.address, LISTED, NODE.public) as sock:

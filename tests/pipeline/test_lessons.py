@@ -5,8 +5,11 @@ Those that a scenario, a shortage, a destination or a death proves are in the fi
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -369,6 +372,47 @@ def test_d18_the_rooms_of_one_pair_of_nodes_are_shared_among_its_workers(
         assert receiving.take(room, 20).difference == ""
     after = sending.control.metrics.all()
     assert {name: after[name]["tokens_written"] - before[name] for name in before} == {"worker0": 1000, "worker1": 1000}
+
+
+def threads_of(pid: int) -> list[str]:
+    """The names of a process's threads, the main one without."""
+    tasks = Path(f"/proc/{pid}/task")
+    return sorted(task.joinpath("comm").read_text().strip() for task in tasks.iterdir() if task.name != str(pid))
+
+
+def connections_of(pid: int) -> set[str]:
+    """The sockets of established TCP connections that a process has open."""
+    open_here = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            open_here.add(os.readlink(link))
+    tables = [Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    established = {f"socket:[{line.split()[9]}]" for table in tables for line in table if line.split()[3] == "01"}
+    return open_here & established
+
+
+def test_d19_a_connection_is_one_processs_and_one_threads(
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """D19: of all processes of two nodes under way, only bootstrap and poller have connections, each its own; and they run no thread but
+    ZeroMQ's own, and those that every process has (numpy's, of one that has no connection)."""
+    receiving.add(encode.addr, room)
+    sender = open_sender(sending, room, 2000)
+    assert give(sender, 0, 1000)
+    wait_until(lambda: sender.sent_tokens == 1000)
+    held: dict[str, str] = {}
+    for it in (encode, language):
+        for name, pid in it.pids().items():
+            connections = connections_of(pid)
+            assert bool(connections) == (name in ("bootstrap", "poller")), (name, connections)
+            for connection in connections:
+                owner = f"{it.control.role.name} {name}"
+                assert held.setdefault(connection, owner) == owner
+            if connections:
+                assert threads_of(pid) == sorted(["ZMQbg/IO/0", "ZMQbg/Reaper", *threads_of(it.pid_of("worker0"))]), name
+    assert len(held) >= 4  # both ends of: bootstrap to bootstrap, poller to poller
+    assert give(sender, 1000)
+    assert receiving.take(room, 20).difference == ""
 
 
 def test_d20_deepstack_rows_of_every_round_arrive(encode: Station, sending: Client, receiving: Queues, room: int) -> None:

@@ -24,6 +24,7 @@ from support.waiting import wait_until
 from embridge.allocator import ranklog
 from embridge.allocator.errors import AttachError, NodeGoneError, SegmentError, TransferTimeout
 from embridge.pipeline import Client, FollowedRequest, Follower, TransferQueue, attach, follow
+from embridge.pipeline.client import node_status
 from embridge.pipeline.rows import HostMemory, HostRows
 
 pytestmark = pytest.mark.process
@@ -125,6 +126,37 @@ def test_all_ranks_get_every_byte_in_rank_0s_order_from_one_copy(
     one_copy = sum(totals.values()) * encode.geometry.token_bytes
     assert one_copy <= copied_bytes(encode) - before < 1.01 * one_copy
     members[0].call(ranks.wait_memory_free, place.run_dir)
+
+
+def test_status_shows_the_ranks_and_how_far_each_is_behind(encode: Station, place: Station, rooms: Iterator[int]) -> None:
+    """B8: who is awaited, has joined, or has left; and what it has not taken from its log."""
+    attached = attach(place.run_dir, num_ranks=3, group="shown")
+    with attached as leader, attach(encode.run_dir) as sending:
+        queues = Queues(leader)
+
+        def shown() -> list[tuple[str, int]]:
+            groups = node_status(place.run_dir)["groups"]
+            assert {(rank["group"], rank["leader"]) for rank in groups} == {("shown", os.getpid())}
+            return [(rank["state"], rank["unread_records"]) for rank in groups]
+
+        assert shown() == [("AWAITED", 0), ("AWAITED", 0)]
+        with follow(place.run_dir, rank=2, group="shown") as follower:
+            assert shown() == [("AWAITED", 0), ("JOINED", 0)]
+            assert node_status(place.run_dir)["groups"][1]["pid"] == os.getpid()
+            room = next(rooms)
+            queues.add(encode.addr, room)
+            assert give(open_sender(sending, room, 100))
+            request = queues.wait(room, 20)
+            assert shown() == [("AWAITED", 1), ("JOINED", 1)]
+            (finished, _) = follower.pop_transferred()
+            assert shown() == [("AWAITED", 1), ("JOINED", 0)]
+            finished[0].release()
+            request.release()
+            wait_until(lambda: node_status(place.run_dir)["groups"][1]["released"] == 1)
+        wait_until(lambda: shown() == [("AWAITED", 1), ("LEFT", 0)])
+    wait_until(lambda: node_status(place.run_dir)["groups"] == [])
+    place.wait_idle()
+    encode.wait_idle()
 
 
 @pytest.mark.parametrize("num_senders", [1, 2, 4])

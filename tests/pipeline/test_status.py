@@ -1,0 +1,281 @@
+"""`embridge status` on real nodes: why a request is stuck, in one line; and what it tells of nodes that do not answer or are dead."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from support.encoding import ended, give, open_sender
+from support.nodes import Station
+from support.scheduling import Holder, Queues
+from support.waiting import wait_until
+
+from embridge.allocator._core import Mapping
+from embridge.allocator.control import Control, format_control
+from embridge.allocator.errors import AttachError
+from embridge.allocator.layout import ControlLayout, Geometry, Limits, Role, Slot
+from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
+from embridge.pipeline import Client, looking
+from embridge.pipeline.cli import main
+from embridge.pipeline.cli import status as status_command
+from embridge.pipeline.client import node_status
+from embridge.pipeline.inspect import Scene, view_of
+from embridge.pipeline.looking import look, remains
+
+node = pytest.mark.process
+
+
+def said(station: Station, room: int) -> dict[str, Any]:
+    """What `embridge status` says of one request."""
+    return next((request for request in node_status(station.run_dir)["requests"] if request["room"] == room), {})
+
+
+def wait_line(station: Station, room: int, line: str) -> dict[str, Any]:
+    wait_until(lambda: said(station, room).get("line") == line, 20.0, lambda: said(station, room))
+    return said(station, room)
+
+
+def wait_sent(station: Station, room: int, sent: int) -> None:
+    wait_until(lambda: said(station, room).get("sent") == sent, 20.0, lambda: said(station, room))
+
+
+def invoke(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["status", *args], prog_name="embridge")
+    return result.exit_code, result.stdout, result.stderr
+
+
+@contextlib.contextmanager
+def stopped(kill: Callable[[int, int], None], pid: int) -> Iterator[None]:
+    kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        kill(pid, signal.SIGCONT)
+
+
+# ---- why it does not move
+
+
+@node
+def test_a_request_whose_encoder_sends_nothing_says_so_on_both_sides(
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """P8: first no room, then no rows, then half of them."""
+    receiving.add(encode.addr, room)
+    there = wait_line(language, room, "no answer")
+    assert there["waits_for"].startswith("encode node")
+    assert f"its encoder has not opened room {room}" in there["why"]
+    sender = open_sender(sending, room, 2000, announce=True)
+    here = wait_line(encode, room, "encode")
+    assert (here["waits_for"], here["pid"], here["required"]) == (f"client pid {os.getpid()}", os.getpid(), 1)
+    assert "0 of 2000 rows are ready" in here["why"]
+    assert "0 of 2000 rows are ready" in wait_line(language, room, "encode")["why"]
+    assert give(sender, 0, 500)
+    wait_sent(encode, room, 500)
+    wait_sent(language, room, 500)
+    here = wait_line(encode, room, "encode")
+    assert (here["ready"], here["total"], here["drained"]) == (500, 2000, None)
+    assert here["granted"] >= 1024
+    assert 0 <= here["for_s"] <= here["age_s"]
+    assert said(language, room)["drained"] == 384
+    assert give(sender, 500)
+    assert receiving.take(room, 20).difference == ""
+
+
+@node
+def test_how_long_counts_from_the_last_row_that_moved(
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """Not from the phase, which may be minutes old."""
+    receiving.add(encode.addr, room)
+    sender = open_sender(sending, room, 900)
+    seen: dict[str, list[int]] = {"encode": [], "language": []}
+    for first, end in ((0, 300), (300, 600), (600, 899)):
+        assert give(sender, first, end)
+        wait_sent(language, room, end)
+        for station in (encode, language):
+            words = station.control.slots
+            seen[station.control.role.name.lower()].append(words.get(said(station, room)["slot"], Slot.MOVED_NS))
+    for moments in seen.values():
+        assert moments[0] < moments[1] < moments[2]
+    for station in (encode, language):
+        now = said(station, room)
+        assert now["for_s"] == now["moved_s_ago"] < now["age_s"]
+    assert give(sender, 899)
+    assert receiving.take(room, 20).difference == ""
+
+
+@node
+def test_a_request_that_waits_for_blocks_names_who_holds_them(
+    encode: Station, language: Station, sending: Client, receiving: Queues, rooms: Iterator[int]
+) -> None:
+    """D9: how many are wanted, that none is free, and the request that holds them."""
+    hoarder, room = next(rooms), next(rooms)
+    holder = Holder(receiving.client, encode.addr, hoarder)
+    try:
+        receiving.add(encode.addr, room)
+        wait_until(lambda: said(language, room).get("granted") == 1024)
+        holder.take_whatever_comes_free()
+        sender = open_sender(sending, room, 2000)
+        assert give(sender)
+        seen = wait_line(language, room, "blocks")
+        assert seen["waits_for"] == f"client pid {os.getpid()}"
+        assert seen["why"] == f"wants 8 blocks, none is free, none in quarantine; 9 held by room {hoarder}"
+        assert (seen["sent"], seen["drained"]) == (1024, 1024)
+        here = wait_line(encode, room, "grant")
+        assert here["waits_for"].startswith("language node")
+        code, out, _ = invoke("--run-dir", str(language.run_dir), "--request", str(room))
+        assert code == 0
+        assert f"9 held by room {hoarder}" in out
+        assert "Transferring" in out
+    finally:
+        holder.end()
+    assert receiving.take(room, 20).difference == ""
+    assert ended(sender).error == ""
+
+
+@node
+def test_a_stopped_worker_is_named_with_that_fact_first(
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """P8: rows are staged and granted, and the process that has to write them is stopped by a signal."""
+    worker = f"worker{encode.control.worker_of(room)}"
+    with stopped(os.kill, encode.pid_of(worker)):
+        receiving.add(encode.addr, room)
+        sender = open_sender(sending, room, 500)
+        assert give(sender)
+        seen = wait_line(encode, room, "write")
+        assert seen["process"] == worker
+        assert seen["why"].startswith("it is stopped by a signal, its last beat was ")
+        assert seen["why"].endswith("it has to write rows [0, 500): they are staged and granted")
+        assert next(row for row in node_status(encode.run_dir)["processes"] if row["name"] == worker)["trouble"]
+    assert receiving.take(room, 20).difference == ""
+
+
+# ---- nodes in trouble
+
+
+@node
+def test_a_node_all_of_whose_processes_are_stopped_can_be_looked_at(
+    encode: Station, other_language: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher does not answer: its segment is found among its open files, and is what it was."""
+    monkeypatch.setattr(looking, "ANSWER_TIMEOUT_S", 0.2)
+    pid = other_language.node.pid
+    assert looking.launcher_of(other_language.run_dir) == pid
+    with stopped(os.killpg, pid):
+        seen = node_status(other_language.run_dir)
+        assert "the launcher does not answer" in seen["note"]
+        assert seen["incarnation"] == other_language.control.incarnation
+        assert all(row["trouble"].startswith("it is stopped by a signal") for row in seen["processes"])
+        assert "unknown" in seen["keys"]["messages"]
+        code, out, _ = invoke("--run-dir", str(other_language.run_dir))
+        assert code == 0
+        assert "it is stopped by a signal" in out
+    wait_until(lambda: not any(row["trouble"] for row in node_status(other_language.run_dir)["processes"]))
+
+
+@node
+def test_looking_changes_nothing(encode: Station) -> None:
+    """The mapping is read-only, nobody is seated, and no word of the node's requests, blocks and doorbells differs afterwards."""
+    seen = look(encode.run_dir)
+    assert not seen.control.mapping.writable
+    with pytest.raises(ValueError, match="read-only"):
+        seen.control.slots.set(0, Slot.ROOM, 1)
+    at = seen.control.layout
+    before = bytes(memoryview(seen.control.mapping)[at.lanes : at.peers])
+    node_status(encode.run_dir)
+    assert bytes(memoryview(seen.control.mapping)[at.lanes : at.peers]) == before
+
+
+@pytest.mark.parametrize("was_killed", [True, False])
+def test_of_a_dead_node_the_run_directory_tells(tmp_path: Path, was_killed: bool) -> None:
+    """No launcher holds the lock any more; a socket that is still there was left by one that was killed."""
+    (tmp_path / "lock").touch()
+    (tmp_path / "identity").write_text(f"{0xAB} 1700000000000\n")
+    if was_killed:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.bind(str(tmp_path / "embridge.sock"))
+    code, out, _ = invoke("--run-dir", str(tmp_path), "--json")
+    left = json.loads(out)
+    assert (code, left["state"], left["node_id"], left["last_incarnation"]) == (1, "GONE", "ab", 1700000000000)
+    assert ("died without stopping" in left["why"]) == was_killed
+    code, out, _ = invoke("--run-dir", str(tmp_path))
+    assert (code, "GONE" in out) == (1, True)
+    code, out, err = invoke("--run-dir", str(tmp_path), "--request", "7")
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+
+
+def test_where_no_node_ever_ran_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    assert remains(tmp_path) == {}
+    with pytest.raises(AttachError):
+        look(tmp_path)
+
+
+# ---- the command
+
+
+@node
+def test_watch_looks_again_until_ctrl_c_and_ends_well(encode: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    naps = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(status_command.time, "sleep", nap)
+    code, out, err = invoke("--run-dir", str(encode.run_dir), "--watch", "--json")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["state"] for line in out.splitlines()] == ["READY"] * 3
+    naps.clear()
+    code, out, _ = invoke("--run-dir", str(encode.run_dir), "--watch")
+    assert (code, out.count("READY")) == (0, 3)
+
+
+@node
+def test_a_request_that_is_not_there_is_one_line_and_status_2(encode: Station) -> None:
+    code, out, err = invoke("--run-dir", str(encode.run_dir), "--request", "123456789")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "no such request is in flight" in err
+
+
+# ---- a control segment made by hand
+
+
+def test_quarantined_blocks_are_told_by_the_session_whose_end_frees_them(tmp_path: Path) -> None:
+    """R10, R12: of a worker's session, of one that is over, of writers through shared memory; a request that wants blocks says which."""
+    geometry, limits = Geometry(hidden_size=8, num_blocks=9), Limits(num_slots=64, max_clients=1, window_blocks=4, max_peers=1)
+    size = ControlLayout.of(Role.LANGUAGE, geometry, limits).size
+    with open(tmp_path / "control", "wb+") as file:
+        file.truncate(size)
+        mapping = Mapping(file.fileno(), size)
+    format_control(mapping, Role.LANGUAGE, geometry, limits, node_id=1, incarnation=1, now_ns=1)
+    control = Control(mapping)
+    control.sessions.begin(0, LiveSession(5, 1, 1))
+    control.sessions.begin(1, LiveSession(4, 1, 1))
+    cells = control.blocks.cells
+    for slot, exposure, count in ((1, exposure_of(0, 5), 4), (2, exposure_of(1, 3), 3), (3, SHM_EXPOSURE, 2)):
+        blocks = control.blocks.acquire(slot, 1, count, may_take_reserve=True)
+        assert cells.expose(blocks, 0, count, slot, 1, exposure) == count
+        assert cells.quarantine(blocks, 0, count, slot, 1) == count
+    scene = Scene(control, 10)
+    assert [entry for entry, _ in scene.quarantine] == [
+        {"session": "session 5 of worker0", "blocks": 4, "ends_with": "a fence of worker0"},
+        {"session": "session 3 of worker1", "blocks": 3, "ends_with": "the poller's next look: that session is over"},
+        {"session": "shared memory", "blocks": 2, "ends_with": "the abort's acknowledgement, or the writers' death"},
+    ]
+    view = view_of(scene, 9)
+    assert (view.free_blocks, view.held) == (0, "4 held by room 0, 3 held by room 0, 2 held by room 0")
+    assert view.fence == "session 5 of worker0, session 3 of worker1, shared memory"  # type: ignore[union-attr]
+    assert view.fencing.name == "worker0"  # type: ignore[union-attr]
+    assert np.sum(control.blocks.counts()) == 9
