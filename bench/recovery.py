@@ -219,7 +219,8 @@ def main() -> None:
                 row[other] = percentile([one[other] for one in figures], 99)
         lost += sum(one.get("lost", 0.0) for one in figures)
         results.figures[name] = [row]
-    columns = {"kills": "kills", "p50": "p50, ms", "p99": "p99, ms", "max": "max, ms", "free": "all free, p99, ms", "ready": "READY, p99, ms"}
+    columns = {"kills": "kills", "p50": "p50, ms", "p99": "p99, ms", "max": "max, ms"}
+    columns |= {"free": "all free, p99, ms", "ready": "READY, p99, ms"}
     bench.show("from SIGKILL to blocks usable or quarantined; for a process of a node, to its work going on", results, columns)
     for name in ("encoder", "scheduler"):
         bench.at_most(f"{name} killed: p99", results.median(name, "p99"), 100, "ms")

@@ -13,6 +13,7 @@ from embridge.allocator.pinning import lock_note
 from embridge.allocator.routes import RouteRecord
 from embridge.allocator.status import Phase, split
 from embridge.pipeline.joining import open_control
+from embridge.workers.load import last_exit, why_unhealthy
 from embridge.workers.timing import NS
 
 
@@ -23,6 +24,7 @@ def observe(run_dir: Path) -> dict[str, Any]:
     return {
         "role": control.role.name.lower(),
         "state": control.state.name,
+        "health": f"UNHEALTHY: {unhealthy}" if (unhealthy := why_unhealthy(control)) else "ok",
         "node_id": f"{control.node_id:x}",
         "incarnation": control.incarnation,
         "up_s": round((now - control.header.load(Header.STARTED_NS)) / NS, 1),
@@ -32,7 +34,7 @@ def observe(run_dir: Path) -> dict[str, Any]:
         "blocks": control.blocks.counts()._asdict(),
         "processes": [_process(control, name, now) for name in control.processes.names],
         "clients": [
-            {"lane": lane, "pid": control.lanes.get(lane, Lane.PID)}
+            {"lane": lane, "pid": control.lanes.get(lane, Lane.PID), "silent_s": _silent_s(control.lanes.get(lane, Lane.BEAT_NS), now)}
             for lane in range(control.lanes.num_lanes)
             if control.lanes.get(lane, Lane.STATE) == LaneState.ATTACHED
         ],
@@ -65,7 +67,14 @@ def _process(control: Control, name: str, now_ns: int) -> dict[str, Any]:
         "pid": get(name, Process.PID),
         "silent_s": round((now_ns - get(name, Process.BEAT_NS)) / NS, 2),
         "restarts": get(name, Process.NUM_RESTARTS),
+        "killed_silent": get(name, Process.NUM_SILENT),
+        "last_exit": last_exit(control, name),
     }
+
+
+def _silent_s(beat_ns: int, now_ns: int) -> float:
+    """Since the last sign of life; 0 before the first."""
+    return round((now_ns - beat_ns) / NS, 2) if beat_ns else 0.0
 
 
 def _discovery(control: Control, now_ns: int) -> str | dict[str, Any]:
