@@ -11,9 +11,9 @@ A process that keeps dying makes the node *unhealthy*: that is logged, shown by 
 the process fail with the reason, new ones are refused with it. The process is tried again at a slow pace; once it has held for a
 while, the node is healthy again.
 
-    born ──READY──▶ watched ──died──▶ pause, born again ──too often──▶ failing: born again each RETRY_PAUSE_S
+    born ──READY──▶ watched ──died──▶ pause, born again ──too often──▶ failing: born again each `retry_s`
       │                └── silent: killed ──▶ died                        │
-      └── not READY in time: killed ──▶ died        watched ◀── READY for STEADY_S
+      └── not READY in time: killed ──▶ died        watched ◀── READY for `retry_s`
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from embridge.workers.worker import READY, RENEWED, STOPPED, Seat, run
 log = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = (0.0, 0.1, 0.5, 1.0, 2.0)
-RETRY_PAUSE_S = 10.0  # between two tries of a process that cannot be kept alive
-STEADY_S = 10.0  # for which it must then be READY, and beat
 STALLED_NS = NS  # a gap between two looks after which no silence is held against anybody
 
 
@@ -168,7 +166,7 @@ class Supervisor:
         child.born_ns = [born for born in child.born_ns if now - born < 60 * NS]
         if child.is_failing or len(child.born_ns) > self._max_restarts:
             self._fail(child, reason, pid)
-            pause_s = RETRY_PAUSE_S
+            pause_s = self._timing.retry_s
         else:
             recent = sum(1 for born in child.born_ns if now - born < 5 * NS)
             pause_s = RESTART_PAUSE_S[min(max(recent - 1, 0), len(RESTART_PAUSE_S) - 1)]
@@ -181,7 +179,7 @@ class Supervisor:
         first, child.is_failing = not child.is_failing, True
         index = self._processes.names.index(child.name)
         self._control.header.set_bits(Header.FAILING, 1 << index)
-        text = f"process {child.name} cannot be kept alive: it {reason}"
+        text = f"process {child.name} cannot be kept alive ({reason})"
         num_failed = self._recovery.fail_requests_of(child.name, text, poller_is_dead=self._is_dead("poller"))
         if self._control.has_discovery and child.name != "registrar":
             self._control.bell("registrar").ring()
@@ -189,10 +187,11 @@ class Supervisor:
             effect = "discovery is without it, requests go on" if child.name in NOT_ESSENTIAL else "the node is UNHEALTHY"
             log.error(
                 "process %s (pid %d) %s; it was started %d times within a minute: %s, %d requests fail; it is tried again every %g s",
-                *(child.name, pid, reason, len(child.born_ns), effect, num_failed, RETRY_PAUSE_S),
+                *(child.name, pid, reason, len(child.born_ns), effect, num_failed, self._timing.retry_s),
             )
         else:
-            log.error("process %s (pid %d) %s; %d requests fail; next try in %g s", child.name, pid, reason, num_failed, RETRY_PAUSE_S)
+            said = (child.name, pid, reason, num_failed, self._timing.retry_s)
+            log.error("process %s (pid %d) %s; %d requests fail; it is tried again in %g s", *said)
 
     def _is_dead(self, name: str) -> bool:
         return all(child.pidfd < 0 for child in self._children if child.name == name)
@@ -235,7 +234,7 @@ class Supervisor:
             child.process.kill()
         elif child.is_failing and state == READY:
             child.steady_ns = child.steady_ns or now_ns
-            if now_ns - child.steady_ns >= STEADY_S * NS:
+            if now_ns - child.steady_ns >= self._timing.retry_s * NS:
                 self._recover(child)
 
     def _recover(self, child: Child) -> None:
@@ -244,7 +243,7 @@ class Supervisor:
         left = before & ~(1 << self._processes.names.index(child.name))
         log.warning(
             "process %s (pid %d) has held for %g s%s",
-            *(child.name, child.process.pid, STEADY_S, "" if left else "; the node is healthy again"),
+            *(child.name, child.process.pid, self._timing.retry_s, "" if left else "; the node is healthy again"),
         )
         if self._control.has_discovery:
             self._control.bell("registrar").ring()

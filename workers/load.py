@@ -75,8 +75,8 @@ def failing_processes(control: Control) -> list[tuple[str, str]]:
 def why_unhealthy(control: Control) -> str:
     """In words, which processes cannot be kept alive; empty while none is. One load then."""
     said = [
-        f"process {name} cannot be kept alive, it {last_exit(control, name) or 'fell silent'}"
-        f"{' (requests go on without it, discovery does not)' if name in NOT_ESSENTIAL else ''}"
+        f"process {name} cannot be kept alive ({last_exit(control, name)})"
+        f"{': requests go on without it, discovery does not' if name in NOT_ESSENTIAL else ''}"
         for name in control.failing()
     ]
     return "; ".join(said)
@@ -84,4 +84,4 @@ def why_unhealthy(control: Control) -> str:
 
 def why_refusing(control: Control) -> str:
     """Why the node takes no new requests: as `why_unhealthy`, of the processes that requests need."""
-    return "; ".join(f"process {name} cannot be kept alive, it {reason}; it is tried again" for name, reason in failing_processes(control))
+    return "; ".join(f"process {name} cannot be kept alive ({reason}); it is tried again" for name, reason in failing_processes(control))

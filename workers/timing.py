@@ -34,6 +34,8 @@ class Timing:
     """A process of the node that has not beaten for this long is killed and started again; a throttled one may be silent for a second."""
     client_silent_after_s: float = 60.0
     """A client whose library thread has taken no turn for this long is killed (0: never); a module that it loads may keep the GIL."""
+    retry_s: float = 10.0
+    """A process that cannot be kept alive is tried again this often; when it has then held for as long, the node is healthy again."""
     scan_s: float = 1.0
     """Every slot is looked at this often, whatever the kicks said."""
     health_s: float = 2.0
