@@ -172,8 +172,8 @@ def test_what_a_dead_scheduler_had_granted_is_quarantined_before_anybody_answers
     ],
 )
 def test_recovery_that_dies_at_any_change_it_makes_is_done_again_by_who_comes_after(client: str, role: str, is_answered: bool) -> None:
-    """P1, P2, R25: the poller in the middle of burying a lane, the bootstrap in the middle of a release; before every change of the step that
-    begins it, or of the one after the peer's answer, and then with a second kill in the new one."""
+    """P1, P2, R25: the poller in the middle of burying a lane, the bootstrap in the middle of a release; before every change of the step
+    that begins it, or of the one after the peer's answer, and then with a second kill in the new one."""
     for again in (0, 1, 3):
         places, change = ["in the middle of a step"], 0
         while places == ["in the middle of a step"]:
