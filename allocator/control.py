@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping as MappingType
 from dataclasses import fields
 
@@ -9,7 +10,7 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
 from embridge.allocator.blocks import BlockPool
 from embridge.allocator.errors import SegmentError
-from embridge.allocator.layout import ControlLayout, Geometry, Header, Limits, PayloadLayout, Role
+from embridge.allocator.layout import ControlLayout, Geometry, Header, Limits, PayloadLayout, Role, Slot
 from embridge.allocator.metrics import Metrics
 from embridge.allocator.owners import LaneTable, ProcessTable, WriterTable
 from embridge.allocator.peertable import PeerTable
@@ -17,7 +18,7 @@ from embridge.allocator.requests import DestinationTable, SlotTable, StagingTabl
 from embridge.allocator.rings import KickInbox, KickSender
 from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
-from embridge.allocator.status import StatusTable
+from embridge.allocator.status import StatusTable, split
 
 _HEADER_WORDS = 64
 
@@ -122,6 +123,30 @@ class Control:
     @property
     def state(self) -> lay.NodeState:
         return lay.NodeState(self.header.load(Header.NODE_STATE))
+
+    def failing(self) -> list[str]:
+        """The processes that cannot be kept alive, by name; one load while there are none."""
+        word = self.header.load(Header.FAILING)
+        return [name for index, name in enumerate(self.processes.names) if word >> index & 1] if word else []
+
+    def is_current(self, slot: int, epoch: int) -> bool:
+        """Whether a slot's word and record are both about this epoch, and it has not been released."""
+        return (
+            0 <= slot < self.limits.num_slots
+            and split(self.status.load(slot)).epoch == epoch
+            and self.slots.get(slot, Slot.EPOCH) == epoch
+            and self.slots.get(slot, Slot.RELEASED_EPOCH) < epoch
+        )
+
+    def current_slots(self) -> Iterator[tuple[int, int]]:
+        """(slot, epoch) of everything that is not released: the slow look, after a restart and on a timer."""
+        for page in range(self.lanes.num_pages):
+            if self.lanes.page_lane(page) is None:
+                continue
+            for slot in range(page * lay.SLOTS_PER_PAGE, (page + 1) * lay.SLOTS_PER_PAGE):
+                epoch = split(self.status.load(slot)).epoch
+                if epoch and self.is_current(slot, epoch):
+                    yield slot, epoch
 
     @property
     def sessions(self) -> SessionTable:

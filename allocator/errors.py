@@ -5,6 +5,7 @@
     ├── LaunchError           a node did not come up, or one of its processes failed
     ├── AttachError           a client could not join a node
     │   └── NodeGoneError     the node it had joined is dead
+    ├── NodeUnhealthyError    this node takes no new requests: one of its processes cannot be kept alive
     ├── NoRouteError          discovery knows no encode node that a request could be sent to
     ├── TransferError         one request failed; `reason` says why, in the words both schedulers get
     │   ├── TransferTimeout
@@ -38,6 +39,10 @@ class AttachError(EmbridgeError):
 
 class NodeGoneError(AttachError):
     """The node that this client had joined is dead."""
+
+
+class NodeUnhealthyError(EmbridgeError):
+    """This node takes no new requests now: one of its processes cannot be kept alive. It is tried again, so the caller may, too."""
 
 
 class NoRouteError(EmbridgeError):

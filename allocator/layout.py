@@ -32,7 +32,7 @@ from enum import IntEnum
 from typing import Final
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 LINE_BYTES: Final = 64
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
@@ -157,6 +157,7 @@ class Header(IntEnum):
     LAUNCHER_PID = 10
     STARTED_NS = 11
     LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8
+    FAILING = 13  # launcher: bit a process (as in the table) that cannot be kept alive
     GEOMETRY = 16
     LIMITS = 32
 
@@ -171,23 +172,25 @@ class NodeState(IntEnum):
 
 
 class Process(IntEnum):
-    """Words of one entry of the process table."""
+    """Words of one entry of the process table; the launcher writes them, but for what the comments say."""
 
     PID = 0
-    BEAT_NS = 1
-    STATE = 2
+    BEAT_NS = 1  # that process; before it is READY the launcher, for it
+    STATE = 2  # that process; 0 by the launcher before it is born
     STARTED_NS = 3
     NUM_RESTARTS = 4
-    LAST_EXIT = 5
+    LAST_EXIT = 5  # its exit status, or minus the signal, as 32 bits
+    NUM_SILENT = 6  # how often it was killed because it did not beat
 
 
 class Lane(IntEnum):
-    """Words of one lane: the seat of a client."""
+    """Words of one lane: the seat of a client. The launcher writes them, but for the beat."""
 
     STATE = 0
     GENERATION = 1
     PID = 2
     ATTACHED_NS = 3
+    BEAT_NS = 4  # the client's library thread, each turn; 0: it has taken none
 
 
 class LaneState(IntEnum):

@@ -10,7 +10,7 @@ from embridge.allocator.layout import ControlLayout, Lane, LaneState, Process, W
 
 
 class ProcessTable:
-    """One entry a process of the node. A process writes its own beat; the launcher writes the rest."""
+    """One entry a process of the node. A process that is READY writes its own beat; the launcher writes the rest."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.names = lay.process_names(layout.limits)
@@ -25,6 +25,10 @@ class ProcessTable:
     def beat(self, index: int, now_ns: int) -> None:
         """`index` counts in the order of `names`."""
         self._words.store(index * lay.PROCESS_WORDS + Process.BEAT_NS, now_ns)
+
+    def beat_for(self, name: str, now_ns: int) -> None:
+        """A sign of life in place of a process that is being started (launcher only); its own, should it come meanwhile, stands."""
+        self._words.raise_to(self.names.index(name) * lay.PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
 
 class LaneTable:
@@ -47,9 +51,14 @@ class LaneTable:
                 self._words.add(at + Lane.GENERATION, 1)
                 self._words.store(at + Lane.PID, pid)
                 self._words.store(at + Lane.ATTACHED_NS, now_ns)
+                self._words.store(at + Lane.BEAT_NS, 0)
                 self._words.store(at + Lane.STATE, LaneState.ATTACHED)
                 return lane
         return None
+
+    def beat(self, lane: int, now_ns: int) -> None:
+        """A sign of life of that lane's client (its library thread only)."""
+        self._words.store(lane * lay.LANE_WORDS + Lane.BEAT_NS, now_ns)
 
     def bury(self, lane: int) -> bool:
         """The client is gone (launcher only); the poller reaps what it left and then frees the lane."""

@@ -18,7 +18,7 @@ if not __name__.startswith("embridge."):
     )
 
 if TYPE_CHECKING:
-    from embridge.allocator.errors import NoRouteError
+    from embridge.allocator.errors import NodeUnhealthyError, NoRouteError
     from embridge.allocator.layout import Geometry, Limits
     from embridge.allocator.routes import RouteRecord
     from embridge.allocator.status import Phase
@@ -43,6 +43,7 @@ _PLACES = {
     "Geometry": "embridge.allocator.layout",
     "Limits": "embridge.allocator.layout",
     "NoRouteError": "embridge.allocator.errors",
+    "NodeUnhealthyError": "embridge.allocator.errors",
     "Node": "embridge.pipeline.node",
     "Phase": "embridge.allocator.status",
     "PipelineConfig": "embridge.pipeline.config",
@@ -68,6 +69,7 @@ __all__ = [
     "Limits",
     "NoRouteError",
     "Node",
+    "NodeUnhealthyError",
     "Phase",
     "PipelineConfig",
     "PreallocQueue",

@@ -27,7 +27,7 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Doorbell, Mapping
 from embridge.allocator.buffers import PayloadBuffers
 from embridge.allocator.control import Control
-from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError
+from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError, NodeUnhealthyError
 from embridge.allocator.layout import NodeState, Role, Slot
 from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
 from embridge.allocator.rings import Kick
@@ -38,6 +38,7 @@ from embridge.pipeline.joining import join
 from embridge.pipeline.routing import RoutePicker
 from embridge.pipeline.slots import SlotLease
 from embridge.workers import run_socket
+from embridge.workers.load import why_refusing
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ class Client:
         Raises:
             ValueError: the room or the length is out of range, the room is in use here, or this is no encode node.
             RuntimeError: every slot of the node is in use; the caller tries again later.
+            NodeUnhealthyError: one of the node's processes cannot be kept alive.
         """
         from embridge.pipeline.sender import EmbeddingSender
 
@@ -284,6 +286,8 @@ class Client:
             raise ValueError(f"room: {room} is in use; a room is one request, use a new number")
         if self.control.state != NodeState.READY:
             raise NodeGoneError(f"the node is {self.control.state.name}; it takes no new requests")
+        if why := why_refusing(self.control):
+            raise NodeUnhealthyError(f"the node is unhealthy; it takes no new requests: {why}")
 
     def _open(self, room: int, timeout_s: float | None, prepare: Callable[[int], None]) -> tuple[int, int]:
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
@@ -391,6 +395,7 @@ class Client:
     def _turn(self) -> bool:
         """Serve what changed, what was asked for, and those who wait for a block, in that order. True if somebody waits."""
         now = self.clock()
+        self.control.lanes.beat(self.lane, now)
         status, lease, out = self.control.status, self._lease, self._library_out
         count = status.changed(lay.LIBRARY_VIEW, lease.pages, lease.num_pages, out)
         changed = out[:count].tolist()

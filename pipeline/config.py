@@ -49,6 +49,7 @@ class PipelineConfig:
     `discovery` is the URL of the discovery server ("": none); `discovery_token_file` holds the token that it expects.
     `default_allocate_tokens` is what a request is granted before its length is known (the documents' 8192).
     `host_buffer_bytes` bounds the language side's tensors of received requests.
+    `max_restarts`: how often one process may be started within a minute; the node is unhealthy beyond it, until that process holds again.
     """
 
     role: str = "language"
@@ -67,6 +68,7 @@ class PipelineConfig:
     timing: Timing = field(default_factory=Timing)
     default_allocate_tokens: int = 8192
     host_buffer_bytes: int = 4 * GIB
+    max_restarts: int = 30
     lock_memory: bool = True
     log_level: str = "WARNING"
 
@@ -92,7 +94,7 @@ class PipelineConfig:
         for name in ("bootstrap_port", "poller_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside 0 to 65535 (0: any free port)")
-        for name in ("default_allocate_tokens", "host_buffer_bytes"):
+        for name in ("default_allocate_tokens", "host_buffer_bytes", "max_restarts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} < 1")
         self._check_discovery()

@@ -1,13 +1,20 @@
 """The launcher's end of the run socket: seats clients, hands descriptors out, and notices who is gone.
 
 Somebody is alive while their connection is, and their pidfd, which a forked child that still holds the connection cannot keep up.
+
+A client whose library thread has not taken a turn for `client_silent_after_s` is killed, and then it is dead. It may be stopped, and its
+memory is held: blocks that it granted, rows that it caches. Nobody else may use these while it lives, for it may wake between any two
+instructions and copy into a block, or out of it, in the belief that the block is still its own. Its requests end at their deadlines
+either way; its blocks come back with its death only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -16,12 +23,14 @@ from pathlib import Path
 
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError
-from embridge.allocator.layout import NodeState, PayloadLayout
+from embridge.allocator.layout import Lane, NodeState, PayloadLayout
 from embridge.allocator.owners import ForeignWriter
-from embridge.allocator.rings import Kick
 from embridge.pipeline.groups import Groups
+from embridge.pipeline.recovery import Dead, Recovery
+from embridge.pipeline.supervision import Silences
 from embridge.workers import run_socket
 from embridge.workers.run_socket import LOG_PREFIX, Follow, Hello, Lead, Observe, PeerHello, Sorry, Welcome
+from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
 
@@ -37,20 +46,23 @@ class Guest:
     pidfd: int
     lane: int = -1
     writer: int = -1
+    is_killed: bool = False
 
 
 class Door:
-    """Accepts, answers and watches. `descriptors` are handed to clients by doorbell name."""
+    """Accepts, answers and watches. `descriptors_left`: how many this process may still open, for groups of ranks."""
 
     def __init__(
         self,
         control: Control,
+        recovery: Recovery,
         path: Path,
         selector: selectors.BaseSelector,
         fds: dict[str, int],
         event_fds: dict[str, int],
         bootstrap_addr: str,
-        request_timeout_s: float,
+        timing: Timing,
+        descriptors_left: int,
         settings: dict[str, int],
         public_key: str = "",
         allow_file: str = "",
@@ -61,13 +73,14 @@ class Door:
         self._fds = fds
         self._event_fds = event_fds
         self._bootstrap_addr = bootstrap_addr
-        self._request_timeout_s = request_timeout_s
+        self._timing = timing
         self._settings = settings
         self._public_key = public_key
         self._allow_file = allow_file
-        self._to_poller = control.sender("launcher", "poller")
+        self._recovery = recovery
+        self._silences = Silences()
         self._guests: list[Guest] = []
-        self._groups = Groups(control)
+        self._groups = Groups(control, descriptors_left)
         path.unlink(missing_ok=True)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._sock.bind(str(path))
@@ -178,7 +191,7 @@ class Door:
             lane=lane,
             descriptors=names,
             bootstrap_addr=self._bootstrap_addr,
-            request_timeout_s=self._request_timeout_s,
+            request_timeout_s=self._timing.request_timeout_s,
             settings=self._settings,
             public_key=self._public_key,
             allow_file=self._allow_file,
@@ -199,16 +212,28 @@ class Door:
         self._groups.gone(guest.sock)
         guest.sock.close()
         os.close(guest.pidfd)
-        if guest.lane >= 0 and self._control.lanes.bury(guest.lane):
-            log.info("client %d of lane %d is gone", guest.pid, guest.lane)
-            self._to_poller.send(Kick.LANE_DEAD, guest.lane, 0)
+        if guest.lane >= 0:
+            self._silences.forget(guest.lane)
+            self._recovery.client_died(guest.lane)
         if guest.writer >= 0:
-            self._control.writers.remove(guest.writer)
-            self._to_poller.send(Kick.WRITER_GONE, 0, 0)
-        self._to_poller.flush()
+            self._recovery.died(Dead.WRITER, guest.writer)
 
-    def flush(self) -> None:
-        self._to_poller.flush()
+    def tick(self, now_ns: int) -> None:
+        """Kill the clients whose library thread has been silent for too long; the pidfd then says that they are dead."""
+        limit_ns = self._timing.client_silent_after_s * NS
+        if not limit_ns:
+            return
+        self._silences.begin(now_ns)
+        for guest in self._guests:
+            beat = self._control.lanes.get(guest.lane, Lane.BEAT_NS) if guest.lane >= 0 else 0
+            if not beat or guest.is_killed:
+                continue  # no client, or one that has just come and holds nothing yet
+            silent_ns = self._silences.silent_ns(guest.lane, beat, now_ns)
+            if silent_ns > limit_ns:
+                guest.is_killed = True
+                log.error("client %d (lane %d) is killed: it was silent for %.1f s", guest.pid, guest.lane, silent_ns / NS)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(guest.pidfd, signal.SIGKILL)
 
     @property
     def num_clients(self) -> int:

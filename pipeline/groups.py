@@ -34,11 +34,17 @@ class Group:
     fds: list[int]
 
 
-class Groups:
-    """The groups of one node (launcher only)."""
+def descriptors_of(num_ranks: int) -> int:
+    """Of the launcher, for a group: its log and rows, an eventfd for each other rank, and of each a connection and a pidfd."""
+    return 2 + 3 * (num_ranks - 1)
 
-    def __init__(self, control: Control) -> None:
+
+class Groups:
+    """The groups of one node (launcher only). `descriptors_left`: how many they may have together."""
+
+    def __init__(self, control: Control, descriptors_left: int) -> None:
         self._control = control
+        self._descriptors_left = descriptors_left
         self._groups: dict[str, Group] = {}
         self._leaders: dict[socket.socket, Group] = {}
         self._followers: dict[socket.socket, tuple[Group, int]] = {}
@@ -83,6 +89,12 @@ class Groups:
         num_ranks = RankLog(mapping).num_ranks
         if len(fds) != num_ranks + 1:
             raise SegmentError(f"{len(fds)} of {num_ranks + 1} descriptors came over; raise `ulimit -n` of the node")
+        taken = sum(descriptors_of(group.log.num_ranks) for group in self._groups.values())
+        if taken + descriptors_of(num_ranks) > self._descriptors_left:
+            raise SegmentError(
+                f"a group of {num_ranks} ranks needs {descriptors_of(num_ranks)} descriptors of the node, "
+                f"{max(0, self._descriptors_left - taken)} are left; raise its `ulimit -n`"
+            )
         kept: list[int] = []
         try:
             kept += (os.dup(fd) for fd in fds)

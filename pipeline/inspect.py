@@ -24,6 +24,7 @@ from embridge.allocator.status import TERMINAL, Phase, phase_path, split
 from embridge.pipeline.explaining import Actor, DestinationView, EncodeView, LanguageView, explain
 from embridge.pipeline.looking import Look, condition_of, look
 from embridge.workers.keys import KeyFileError, read_allow_list
+from embridge.workers.load import last_exit, why_unhealthy
 from embridge.workers.timing import NS
 from embridge.workers.worker import READY
 from embridge.workers.zap import FINGERPRINT
@@ -62,9 +63,14 @@ class Scene:
         return Actor(name, pid)
 
     def _client(self, lane: int) -> Actor:
-        """The client of a lane. It has no beat: what the kernel says of it is all."""
-        pid = self.control.lanes.get(lane, Lane.PID)
-        return Actor("client", pid, condition_of(pid) if self._sees_pids and not self.is_client_gone(lane) else "")
+        """The client of a lane; it beats when its library thread turns."""
+        pid, beat_ns = self.control.lanes.get(lane, Lane.PID), self.control.lanes.get(lane, Lane.BEAT_NS)
+        if self.is_client_gone(lane):
+            return Actor("client", pid)
+        trouble = condition_of(pid) if self._sees_pids else ""
+        if not trouble and beat_ns and self.now_ns - beat_ns > SILENT_NS:
+            trouble = f"its library thread last turned {(self.now_ns - beat_ns) / NS:.1f} s ago"
+        return Actor("client", pid, trouble, beat_ns if trouble else 0)
 
     def is_client_gone(self, lane: int) -> bool:
         return self.control.lanes.get(lane, Lane.STATE) != LaneState.ATTACHED
@@ -119,6 +125,7 @@ def observe(run_dir: Path) -> dict[str, Any]:
     return {
         "role": control.role.name.lower(),
         "state": control.state.name,
+        "health": f"UNHEALTHY: {unhealthy}" if (unhealthy := why_unhealthy(control)) else "ok",
         "node_id": f"{control.node_id:x}",
         "incarnation": control.incarnation,
         "up_s": round((now - control.header.load(Header.STARTED_NS)) / NS, 1),
@@ -134,6 +141,7 @@ def observe(run_dir: Path) -> dict[str, Any]:
             {
                 "lane": lane,
                 "pid": control.lanes.get(lane, Lane.PID),
+                "silent_s": _silent_s(control.lanes.get(lane, Lane.BEAT_NS), now),
                 "trouble": scene.client(lane).trouble,
             }
             for lane in range(control.lanes.num_lanes)
@@ -182,6 +190,8 @@ def _process(scene: Scene, name: str) -> dict[str, Any]:
         "pid": get(name, Process.PID),
         "silent_s": round((scene.now_ns - get(name, Process.BEAT_NS)) / NS, 2),
         "restarts": get(name, Process.NUM_RESTARTS),
+        "killed_silent": get(name, Process.NUM_SILENT),
+        "last_exit": last_exit(scene.control, name),
         "trouble": scene.process(name).trouble,
     }
 
@@ -200,6 +210,11 @@ def _rank(group: str, log: RankLog, rank: int) -> dict[str, Any]:
         "log_records": log.layout.ring_records,
         "released": log.num_released(rank),
     }
+
+
+def _silent_s(beat_ns: int, now_ns: int) -> float:
+    """Since the last sign of life; 0 before the first."""
+    return round((now_ns - beat_ns) / NS, 2) if beat_ns else 0.0
 
 
 def _discovery(control: Control, now_ns: int) -> str | dict[str, Any]:

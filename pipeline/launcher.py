@@ -37,6 +37,7 @@ from embridge.allocator.segment import CONTROL_LABEL, Descriptor, create_segment
 from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.door import Door
 from embridge.pipeline.node import Ready, decode_config
+from embridge.pipeline.recovery import Recovery
 from embridge.pipeline.supervision import Supervisor
 from embridge.workers.engines import engines_for, mooncake
 from embridge.workers.keys import KeyFileError, read_key_file
@@ -59,7 +60,6 @@ class Launcher:
         self.role = ROLES[config.role]
         self._selector = selectors.DefaultSelector()
         self._stops = 0
-        self._failure = ""
         self._opened: list[Descriptor] = []
         self._check_descriptors()
         self._engines = self._choose_engines()
@@ -72,20 +72,30 @@ class Launcher:
         self.node_id, self.incarnation = self._identity(config.directory)
         self._make_segments()
         self._listen()
-        self._supervisor = Supervisor(multiprocessing.get_context("spawn"), self.control, self._selector, self._give_up)
+        self._recovery = Recovery(self.control)
+        context = multiprocessing.get_context("spawn")
+        self._supervisor = Supervisor(context, self.control, self._selector, self._recovery, config.timing, config.max_restarts)
 
     # ---- what a node stands on
 
     def _check_descriptors(self) -> None:
-        """Before anything is made: a node that runs out of them later refuses clients, or loses a process."""
+        """Before anything is made: a node that runs out of them later refuses clients, or loses a process.
+
+        What is left is for groups of ranks, and each group is refused at the door that would need more.
+        """
         limits = self.config.limits
         needed = 48 + 3 * limits.max_clients + 4 * limits.num_workers
+        if self.role == lay.Role.LANGUAGE:  # a connection and a pidfd of each worker of each peer
+            needed += 2 * min(lay.MAX_WRITERS, limits.max_peers * limits.num_workers)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit != resource.RLIM_INFINITY and limit < needed:
+        if limit == resource.RLIM_INFINITY:
+            limit = sys.maxsize
+        if limit < needed:
             raise LaunchError(
                 f"descriptors: a process may have {limit}, a node of {limits.max_clients} clients and {limits.num_workers} workers "
                 f"needs {needed}; raise `ulimit -n` or lower max_clients"
             )
+        self._descriptors_left = limit - needed
 
     def _choose_engines(self) -> tuple[lay.Engine, ...]:
         """Raises LaunchError when an engine was asked for that this machine cannot run."""
@@ -232,22 +242,24 @@ class Launcher:
         self._payload.populate(0, self._payload.size)
         deadline = time.monotonic() + self.config.timing.ready_timeout_s
         while waiting := self._supervisor.not_ready():
-            failure = self._supervisor.first_failure()
-            if failure:
+            if failure := self._supervisor.first_failure():
                 raise LaunchError(failure)
             if self._stops:
                 raise LaunchError("stopped before READY")
             if time.monotonic() > deadline:
                 raise LaunchError(f"{', '.join(waiting)}: not READY within {self.config.timing.ready_timeout_s:g} s")
             self._turn(0.01)
+        self._supervisor.launched()
         self._door = Door(
             self.control,
+            self._recovery,
             self.config.directory / SOCKET_NAME,
             self._selector,
             {"control": self._control_fd.fd, "payload": self._payload_fd.fd},
             {name: descriptor.fd for name, descriptor in self._event_fds.items()},
             self.addresses.bootstrap_addr,
-            self.config.timing.request_timeout_s,
+            self.config.timing,
+            self._descriptors_left,
             {
                 "default_allocate_tokens": self.config.default_allocate_tokens,
                 "host_buffer_bytes": self.config.host_buffer_bytes,
@@ -295,11 +307,6 @@ class Launcher:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._stops += 1
 
-    def _give_up(self, text: str) -> None:
-        log.error("giving up: %s", text)
-        self._failure = text
-        self._stops += 2
-
     def _turn(self, wait_s: float) -> None:
         for key, _ in self._selector.select(wait_s):
             key.data()
@@ -311,7 +318,8 @@ class Launcher:
             now = time.monotonic_ns()
             self.control.processes.beat(0, now)
             due = self._supervisor.tick(now)
-            self._door.flush()
+            self._door.tick(now)
+            self._recovery.flush()
             if self._stops == 1 and drain_until is None:
                 drain_until = time.monotonic() + self.config.timing.drain_timeout_s
                 self._enter(NodeState.DRAINING)
@@ -320,18 +328,10 @@ class Launcher:
                 break
             wait_s = self.config.timing.beat_s if drain_until is None else 0.02
             self._turn(wait_s if due is None else min(wait_s, max(0.0, (due - now) / NS)))
-        return 1 if self._failure else 0
+        return 0
 
     def _in_flight(self) -> bool:
-        status, slots = self.control.status, self.control.slots
-        for page in range(self.control.lanes.num_pages):
-            if self.control.lanes.page_lane(page) is None:
-                continue
-            for slot in range(page * lay.SLOTS_PER_PAGE, (page + 1) * lay.SLOTS_PER_PAGE):
-                epoch = status.load(slot) >> 36
-                if epoch and slots.get(slot, lay.Slot.EPOCH) == epoch > slots.get(slot, lay.Slot.RELEASED_EPOCH):
-                    return True
-        return False
+        return any(True for _ in self.control.current_slots())
 
     def close(self) -> None:
         """End all processes and let go of everything; nothing stays."""

@@ -151,6 +151,7 @@ class Admission:
                 del self._open[key]
         self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
         self._desk.wake_library(slot)
+        self._desk.wake_reaper(slot)
 
     def _is_waiting(self, slot: int, d: int) -> bool:
         """Whether a destination is still to hear how the request ended."""

@@ -158,7 +158,7 @@ class Server:
             for entry in entries
             for silent in entry.unhealthy
         ]
-        text = "; ".join(f"{s['process']} of {s['role']} node {s['node_id']}: no sign of life for {s['silent_s']:.1f} s" for s in sick)
+        text = "; ".join(f"{s['process']} of {s['role']} node {s['node_id']}: {_complaint(s)}" for s in sick)
         answer = {"healthy": not sick, "num_nodes": len(entries), "error": text, "unhealthy": sick}
         return _json(answer, 503 if sick else 200)
 
@@ -168,6 +168,12 @@ class Server:
     async def _metrics(self, request: web.Request) -> web.Response:
         now = self._clock()
         return web.Response(body=exposition(self.registry, now), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _complaint(sick: Mapping[str, Any]) -> str:
+    if sick.get("reason"):
+        return f"it cannot be kept alive ({sick['reason']})"
+    return f"no sign of life for {sick['silent_s']:.1f} s"
 
 
 def _credentials(request: web.Request) -> bytes:

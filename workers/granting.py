@@ -104,6 +104,7 @@ class GrantSender:
                 self._send_abort(slot, epoch)
             case Kick.RELEASE:
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+                self._desk.wake_reaper(slot)
                 for link in self._links.values():
                     if link.waiting.get(slot) == epoch:
                         del link.waiting[slot]

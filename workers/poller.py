@@ -53,6 +53,7 @@ class Poller(ABC):
             self._scanned_ns = now_ns
             current = dict(self._desk.current_slots())
             touched.update(current)
+            self._reaper.look()
             self._check_blocks(is_idle=not current)
         for slot, epoch in list(self._timers.due(now_ns)):
             self._due(slot, epoch)

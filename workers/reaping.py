@@ -13,9 +13,13 @@ class Reaper:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._lanes = desk.control.lanes
-        self._dying = {
-            lane for lane in range(self._lanes.num_lanes) if self._lanes.get(lane, Lane.STATE) == LaneState.DEAD
-        }
+        self._dying: set[int] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Find the DEAD lanes: at its birth, for the poller before it may have died over them, and in the slow scan (R25)."""
+        lanes = range(self._lanes.num_lanes)
+        self._dying.update(lane for lane in lanes if self._lanes.get(lane, Lane.STATE) == LaneState.DEAD)
 
     def bury(self, lane: int) -> None:
         self._dying.add(lane)

@@ -25,7 +25,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.routes import DiscoveryRecord, RouteRecord
 from embridge.workers import route_messages as msg
 from embridge.workers.discovery_client import DiscoveryClient, DiscoveryError
-from embridge.workers.load import load_of, silent_processes
+from embridge.workers.load import failing_processes, load_of, silent_processes
 from embridge.workers.roles import Desk
 from embridge.workers.timing import NS, Timing
 from embridge.workers.tokens import read_token
@@ -86,7 +86,7 @@ class Reporter:
             bootstrap_addr=desk.addresses.bootstrap_addr,
             poller_addr=desk.addresses.poller_addr,
             state="READY" if state == NodeState.READY else "DRAINING",
-            unhealthy=[msg.Silent(name, silent_s) for name, silent_s in silent_processes(control, now_ns, desk.timing.health_s)],
+            unhealthy=self._unhealthy(now_ns),
             outstanding_tokens=load.outstanding_tokens,
             outstanding_requests=load.outstanding_requests,
             free_blocks=load.free_blocks,
@@ -94,6 +94,12 @@ class Reporter:
             sequence=now_ns,
             ttl_s=desk.timing.discovery_ttl_s,
         )
+
+    def _unhealthy(self, now_ns: int) -> list[msg.Silent]:
+        """What does not beat, and what cannot be kept alive, though it may just be beating."""
+        silent = dict(silent_processes(self._control, now_ns, self._desk.timing.health_s))
+        failing = {name: reason[:64] for name, reason in failing_processes(self._control)}
+        return [msg.Silent(name, silent.get(name, 0.0), failing.get(name, "")) for name in {**silent, **failing}]
 
     def leave(self) -> msg.Leave:
         return msg.Leave(node_id=f"{self._control.node_id:x}", incarnation=self._control.incarnation)
@@ -131,7 +137,7 @@ def _record(entry: msg.RouteEntry, now_ns: int) -> RouteRecord:
         incarnation=entry.incarnation,
         state=NodeState[entry.state],
         healthy=entry.healthy,
-        unhealthy=", ".join(f"{silent.process} silent {silent.silent_s:.1f} s" for silent in entry.unhealthy),
+        unhealthy=", ".join(str(silent) for silent in entry.unhealthy),
         bootstrap_addr=entry.bootstrap_addr,
         poller_addr=entry.poller_addr,
         outstanding_tokens=entry.outstanding_tokens,

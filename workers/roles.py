@@ -155,12 +155,7 @@ class Desk:
 
     def is_current(self, slot: int, epoch: int) -> bool:
         """Whether a slot's word and record are both about this epoch, and it has not been released."""
-        return (
-            0 <= slot < self.control.limits.num_slots
-            and split(self.status.load(slot)).epoch == epoch
-            and self.slots.get(slot, Slot.EPOCH) == epoch
-            and self.slots.get(slot, Slot.RELEASED_EPOCH) < epoch
-        )
+        return self.control.is_current(slot, epoch)
 
     def is_live(self, slot: int, epoch: int) -> bool:
         """Current, and not at its end."""
@@ -171,18 +166,17 @@ class Desk:
 
     def current_slots(self) -> Iterable[tuple[int, int]]:
         """(slot, epoch) of everything that is not released: the slow look, after a restart and on a timer."""
-        for page in range(self.control.lanes.num_pages):
-            if self.control.lanes.page_lane(page) is None:
-                continue
-            for slot in range(page * lay.SLOTS_PER_PAGE, (page + 1) * lay.SLOTS_PER_PAGE):
-                epoch = split(self.status.load(slot)).epoch
-                if epoch and self.is_current(slot, epoch):
-                    yield slot, epoch
+        return self.control.current_slots()
 
     def wake_library(self, slot: int) -> None:
         """Have the library thread of the slot's client look at it."""
         self.status.mark(slot, lay.LIBRARY_VIEW)
         self.control.bell(f"library{self.slots.get(slot, Slot.LANE)}").ring()
+
+    def wake_reaper(self, slot: int) -> None:
+        """A slot is released: if its client is dead, the poller may now free its lane, and another can have the seat (P3)."""
+        if self.is_lane_dead(slot):
+            self.to("poller").send(Kick.LOOK, slot, 0)
 
     @contextmanager
     def isolated(self, what: str, slot: int | None = None, epoch: int = 0) -> Iterator[None]:

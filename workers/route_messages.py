@@ -35,11 +35,15 @@ RoleName = Literal["encode", "language"]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
-class Silent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A process of a node that has not beaten for longer than it may."""
+class Silent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A process of a node that has not beaten for longer than it may; or, where a `reason` stands, that cannot be kept alive."""
 
     process: Annotated[str, Meta(min_length=1, max_length=32)]
     silent_s: Seconds
+    reason: Annotated[str, Meta(max_length=64)] = ""
+
+    def __str__(self) -> str:
+        return f"{self.process} {f'fails: {self.reason}' if self.reason else f'silent {self.silent_s:.1f} s'}"
 
 
 class _Node(msgspec.Struct, frozen=True, kw_only=True):

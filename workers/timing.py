@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 NS = 1_000_000_000
+MAY_BE_ZERO = frozenset({"client_silent_after_s"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,12 @@ class Timing:
     """When nobody waits: a fence breaks off what other peers are sending, so it is not done lightly."""
     beat_s: float = 0.25
     """A process's own sign of life in shared memory, also when idle."""
+    silent_after_s: float = 10.0
+    """A process of the node that has not beaten for this long is killed and started again; a throttled one may be silent for a second."""
+    client_silent_after_s: float = 60.0
+    """A client whose library thread has taken no turn for this long is killed (0: never); a module that it loads may keep the GIL."""
+    retry_s: float = 10.0
+    """A process that cannot be kept alive is tried again this often; when it has then held for as long, the node is healthy again."""
     scan_s: float = 1.0
     """Every slot is looked at this often, whatever the kicks said."""
     health_s: float = 2.0
@@ -49,8 +56,11 @@ class Timing:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int | float) or not 0 < value < 1e6:
+            may_be = isinstance(value, int | float) and 0 <= value < 1e6
+            if not may_be or (value == 0 and field.name not in MAY_BE_ZERO):
                 raise ValueError(f"{field.name}: {value!r} s is outside 0 to 1000000 s")
+        if self.silent_after_s < 2 * self.beat_s:
+            raise ValueError(f"silent_after_s: {self.silent_after_s:g} s < 2 x beat_s ({self.beat_s:g} s); one late beat must kill nobody")
         if self.discovery_ttl_s < 2 * self.discovery_interval_s:
             raise ValueError(
                 f"discovery_ttl_s: {self.discovery_ttl_s:g} s < 2 x discovery_interval_s ({self.discovery_interval_s:g} s); "

@@ -108,7 +108,7 @@ def test_a_process_that_does_not_beat_makes_its_node_unhealthy_until_it_does(clu
 
 
 def test_a_registrar_that_dies_is_started_again_and_the_routes_stay_meanwhile(cluster: Cluster, scheduler_client: Client) -> None:
-    """D3, D4: the table is in shared memory, and the registration outlives it by its time to live."""
+    """D3, D4: a "dead registrar": the table is in shared memory, and the registration outlives it by its time to live."""
     pid = cluster.language.pid_of("registrar")
     reported_ns = scheduler_client.encode_nodes()[0].reported_ns
     os.kill(pid, signal.SIGKILL)

@@ -109,7 +109,7 @@ def test_a_resume_for_a_room_that_the_encode_side_does_not_know_fails_the_langua
 def test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back(
     encode: Station, language: Station, receiving: Queues, room: int
 ) -> None:
-    """Scenario 6, P4: SIGKILL in the middle of a transfer; the node and its other clients go on."""
+    """Scenario 6, P4: a "dead encoder client", by SIGKILL in the middle of a transfer; the node and its other clients go on."""
     receiving.add(encode.addr, room)
     with running("doomed encoder") as doomed:
         doomed.call(encoding.open_room, encode.run_dir, room, 3000)
@@ -128,7 +128,7 @@ def test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_bloc
 def test_when_the_scheduler_process_is_killed_the_encoder_is_told_and_every_block_comes_back(
     encode: Station, language: Station, sending: Client, room: int
 ) -> None:
-    """Scenario 6, P4: SIGKILL while it holds granted blocks, one of them landed."""
+    """Scenario 6, P4: a "dead scheduler client", by SIGKILL while it holds granted blocks, one of them landed."""
     sender = open_sender(sending, room, 3000)
     give(sender, 0, 1000)
     with running("doomed scheduler") as doomed:
@@ -175,7 +175,7 @@ def test_when_the_whole_encode_node_is_killed_its_requests_fail_and_one_in_its_p
 def test_when_the_whole_language_node_is_killed_its_requests_fail_on_both_sides(
     own_dir: Path, encode: Station, sending: Client, room: int, engine: str
 ) -> None:
-    """Scenario 6, P4: the encoder hears that the node is lost, its own scheduler that its node is gone."""
+    """Scenario 6, P4: a "dead peer": the encoder hears that the node is lost, its own scheduler that its node is gone."""
     with station("language", own_dir / "l", deepstack_layers=3, engine=engine) as doomed, attach(doomed.run_dir) as client:
         queues = Queues(client)
         sender, _ = bring_to("Transferring", encode, sending, queues, room)

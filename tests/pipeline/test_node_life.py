@@ -132,7 +132,7 @@ def test_an_encode_node_that_drains_finishes_what_it_has_and_a_second_sigterm_en
 
 
 def test_when_the_launcher_is_killed_none_of_its_processes_is_left_after_a_second(own_dir: Path) -> None:
-    """P10: the parent-death signal and the death pipe; a client hears of it, too."""
+    """P10: a "dead launcher": the parent-death signal and the death pipe; a client hears of it, too."""
     with station("encode", own_dir / "e") as it, attach(it.run_dir) as client:
         pids = list(it.pids().values())
         assert alive(pids) == pids

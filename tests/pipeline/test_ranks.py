@@ -203,7 +203,7 @@ def test_two_nodes_with_ranks_are_two_destinations(
 def test_a_follower_that_is_killed_holds_nothing_any_more(
     encode: Station, place: Station, agents: list[Agent], rooms: Iterator[int]
 ) -> None:
-    """D14, P9: SIGKILL of a rank that held results and had not read others; the rest go on, and all memory comes back."""
+    """D14, P9: a "dead follower rank", by SIGKILL; it held results and had not read others. The rest go on, all memory comes back."""
     leader, survivor, sender = agents[:3]
     totals = {next(rooms): 600 for _ in range(6)}
     first, later = list(totals)[:3], list(totals)[3:]

@@ -48,6 +48,7 @@ from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.allocator.status import split
 from embridge.pipeline.client import Client
+from embridge.pipeline.recovery import Dead, Recovery
 from embridge.workers import messages as msg
 from embridge.workers.admitting import Admission
 from embridge.workers.engines.base import EngineError, Moves, Outcome
@@ -505,7 +506,7 @@ class SimulatedNode:
         self.control.header.store(Header.NODE_STATE, NodeState.READY)
         self.addresses = {"bootstrap": f"tcp://{name}:1", "poller": f"tcp://{name}:2"}
         self.own_addresses = Addresses(self.addresses["bootstrap"], self.addresses["poller"], f"{name}.sock")
-        self._to_poller = self.control.sender("launcher", "poller")
+        self._recovery = Recovery(self.control)
         self.clients: list[ClientActor] = []
         at = self.control.layout
         self._words = np.frombuffer(self.control_map, np.uint64, limits.num_slots, at.words)
@@ -531,14 +532,10 @@ class SimulatedNode:
     # ---- the launcher
 
     def bury_lane(self, lane: int) -> None:
-        self.control.lanes.bury(lane)
-        self._to_poller.send(Kick.LANE_DEAD, lane, 0)
-        self._to_poller.flush()
+        self._recovery.client_died(lane)
 
     def writer_gone(self, entry: int) -> None:
-        self.control.writers.remove(entry)
-        self._to_poller.send(Kick.WRITER_GONE, 0, 0)
-        self._to_poller.flush()
+        self._recovery.died(Dead.WRITER, entry)
 
     # ---- its network engines
 

@@ -368,7 +368,7 @@ def test_a_newer_session_replaces_what_is_not_sent_and_nothing_below() -> None:
 
 
 def test_the_death_of_a_peer_frees_no_block_while_it_can_still_write() -> None:
-    """R12, D2: shared memory: as long as one of its processes has our payload mapped."""
+    """R12, D2: over shared memory it is the end of its last process, the "dead foreign writer", that frees them."""
     node = LanguageAlone()
     receiver = node.receiver(1)
     entry = node.control.writers.add(ForeignWriter(20, 1, 4711))

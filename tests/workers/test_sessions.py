@@ -62,7 +62,7 @@ def test_a_grant_names_its_session_with_its_port_and_address() -> None:
 
 
 def test_in_a_new_session_every_window_is_granted_anew() -> None:
-    """R10: as it stands, and under the new number."""
+    """R10: after a "dead transfer worker (language)": each as it stands, and under the new number."""
     node = network_language()
     one, two = node.receiver(1), node.receiver(2, None)
     node.status(one, Phase.Transferring, 4)
