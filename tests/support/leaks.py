@@ -26,7 +26,7 @@ class LeakCheck:
     def __init__(self) -> None:
         self._segments = _segments()
         self._run_dirs = _run_dirs()
-        self._descriptors = _descriptors()
+        self._descriptors = open_descriptors()
         self._mappings = _mappings()
         self._outer = os.environ.get(MARK)
         self._mark = secrets.token_hex(8)
@@ -53,7 +53,7 @@ class LeakCheck:
         left = [f"process {pid} ({_read(pid, 'cmdline')[:120]!r})" for pid in self.processes()]
         left += [f"/dev/shm/{name}" for name in _segments() - self._segments]
         left += [f"run directory {path}" for path in _run_dirs() - self._run_dirs]
-        left += [f"descriptor of {target} ({n} more)" for target, n in (_descriptors() - self._descriptors).items()]
+        left += [f"descriptor of {target} ({n} more)" for target, n in (open_descriptors() - self._descriptors).items()]
         left += [f"mapping of {target} ({n} more)" for target, n in (_mappings() - self._mappings).items()]
         return left
 
@@ -82,7 +82,7 @@ def _run_dirs() -> set[str]:
     return {name for name in os.listdir("/tmp") if name.startswith(f"{RUN_DIR_PREFIX}{os.getpid()}-")}
 
 
-def _descriptors() -> Counter[str]:
+def open_descriptors() -> Counter[str]:
     """What this process has open: by file, for numbers are used again; sockets and pipes by kind, for they have no names."""
     found: Counter[str] = Counter()
     for name in os.listdir("/proc/self/fd"):

@@ -1,0 +1,164 @@
+"""P15, P9: each external call of the launcher fails once, at each n: the node is refused with one clear error, or it serves; nothing is left.
+
+The launcher is the real one, in this process; its children only sleep, so that a node costs some milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from support import faults
+from support.faults import Point
+from support.leaks import open_descriptors
+from support.nodes import config_of, run_dirs
+from support.waiting import wait_until
+
+from embridge.allocator.errors import AttachError, LaunchError
+from embridge.allocator.layout import Process
+from embridge.pipeline import Limits, PipelineConfig, attach, launch
+from embridge.pipeline.launcher import Launcher, main
+from embridge.pipeline.node import Ready, encode_config
+from embridge.workers.worker import READY
+
+FEW = Limits(num_slots=64, max_clients=2, num_workers=1, window_blocks=64, max_peers=4, ring_records=64)
+RAW = re.compile(r"^\w*(Error|Exception)\b|^\[Errno")  # what no user should have to read
+
+
+class Sleeper(BaseProcess):
+    """A process of a node that says READY at once, and then sleeps."""
+
+    control: Any = None
+
+    class _Popen:
+        def __init__(self, process: Any) -> None:
+            name = process._args[0].name
+            self._process = subprocess.Popen(["sleep", "600"])
+            self.pid = self.sentinel = self._process.pid
+            Sleeper.control.processes.set(name, Process.STATE, READY)
+            self.terminate, self.kill, self.poll = self._process.kill, self._process.kill, self._process.poll
+
+        def wait(self, timeout: float | None = None) -> int | None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+            return self._process.returncode
+
+
+@pytest.fixture
+def sleepers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers of this process start sleepers; its signals are this process's own again afterwards."""
+    real = Launcher.start
+
+    def start(node: Launcher) -> None:
+        Sleeper.control = node.control
+        real(node)
+
+    context = SimpleNamespace(Process=Sleeper)
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: context)
+    monkeypatch.setattr(Launcher, "start", start)
+
+
+@dataclass
+class Run:
+    """What became of one run of the launcher."""
+
+    ready: Ready
+    code: int
+    plan: faults.Plan
+    served: list[str]
+
+
+def run_launcher(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, point: Point | None = None) -> Run:
+    """A node's whole life: up, two clients one after the other, and stopped by the end of the process that launched it."""
+    alive_read, alive_write = os.pipe()
+    ready_read, ready_write = os.pipe()
+    stdin = SimpleNamespace(buffer=SimpleNamespace(read=lambda: encode_config(config)))
+    heard: list[Ready] = []
+    served: list[str] = []
+
+    def use() -> None:
+        try:
+            with open(ready_read, "rb") as file:
+                heard.append(msgspec.json.decode(file.read() or b"{}", type=Ready))
+            if not heard[0].error:
+                for _ in range(2):
+                    try:
+                        attach(config.directory).close()
+                        served.append("")
+                    except AttachError as error:
+                        served.append(str(error))
+        finally:
+            os.close(alive_write)
+
+    thread = threading.Thread(target=use)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", stdin)
+        thread.start()
+        try:
+            with faults.in_force(point, threading.get_ident()) as plan:
+                code = main(["--ready-fd", str(ready_write), "--alive-fd", str(alive_read)])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            with contextlib.suppress(OSError):  # it has announced, and closed it
+                os.close(ready_write)
+            thread.join()
+            os.close(alive_read)
+    return Run(heard[0], code, plan, served)
+
+
+CONFIGS = {"encode": {}, "language, locked": {"lock_memory": True, "discovery": "http://127.0.0.1:1"}}
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_any_call_of_the_launcher_may_fail(own_dir: Path, monkeypatch: pytest.MonkeyPatch, sleepers: None, what: str) -> None:
+    """P15: its own life, and that of the door."""
+    role, settings = what.partition(",")[0], dict(CONFIGS[what])
+    locked = settings.pop("lock_memory", False)
+
+    def config(name: str) -> PipelineConfig:
+        made = config_of(role, own_dir / name, num_blocks=2, limits=FEW, beat_s=0.02, **settings)
+        return dataclasses.replace(made, lock_memory=locked)
+
+    first = run_launcher(config("n"), monkeypatch)
+    assert (first.ready.error, first.code, first.served) == ("", 0, ["", ""])
+    problems = []
+    for point in first.plan.points(limit=100):
+        print(point)
+        before = open_descriptors()
+        try:
+            run = run_launcher(config("n"), monkeypatch, point)
+        except BaseException as error:
+            problems.append(f"{point}: {error!r}")
+            continue
+        gc.collect()
+        left = open_descriptors() - before
+        if left:
+            problems.append(f"{point}: left {dict(left)}")
+        if not run.plan.hit:
+            problems.append(f"{point}: not hit")
+        if run.ready.error:
+            print("   ", run.ready.error)
+            if RAW.search(run.ready.error) or run.code != 1:
+                problems.append(f"{point}: {run.code}: {run.ready.error}")
+        elif run.code or run.served[-1] or not run.ready.pid:
+            problems.append(f"{point}: {run}")
+        else:
+            print("   ", run.served)
+    assert not problems, "\n".join(problems)
