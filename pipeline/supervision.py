@@ -61,6 +61,7 @@ class Supervisor:
         self._stopping = False
 
     def start(self, seat: Seat) -> None:
+        """Start a process of the node. Raises OSError where that is not possible; there is none of it then."""
         child = Child(seat)
         self._children.append(child)
         self._spawn(child)
@@ -68,13 +69,22 @@ class Supervisor:
     def _spawn(self, child: Child) -> None:
         name = child.seat.name
         self._control.processes.set(name, Process.STATE, 0)
-        child.process = self._context.Process(target=run, args=(child.seat,), name=f"embridge-{name}", daemon=True)
-        child.process.start()
-        child.pidfd = os.pidfd_open(child.process.pid)
+        process = self._context.Process(target=run, args=(child.seat,), name=f"embridge-{name}", daemon=True)
+        process.start()
+        child.process = process
+        try:
+            child.pidfd = os.pidfd_open(process.pid)
+            self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._died(child))
+        except OSError:  # nobody would see its end
+            process.kill()
+            process.join()
+            if child.pidfd >= 0:
+                os.close(child.pidfd)
+                child.pidfd = -1
+            raise
         child.born_ns.append(time.monotonic_ns())
-        self._control.processes.set(name, Process.PID, child.process.pid)
+        self._control.processes.set(name, Process.PID, process.pid)
         self._control.processes.set(name, Process.STARTED_NS, time.monotonic_ns())
-        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._died(child))
 
     def _died(self, child: Child) -> None:
         self._selector.unregister(child.pidfd)
@@ -89,7 +99,8 @@ class Supervisor:
         if code == RENEWED:
             log.info("process %s (pid %d) begins again, as it asked to", name, child.process.pid)
             child.born_ns.pop()
-            self._spawn(child)
+            child.restart_ns = now
+            self.tick(now)
             return
         child.born_ns = [born for born in child.born_ns if now - born < 60 * NS]
         if len(child.born_ns) > RESTARTS_A_MINUTE:
@@ -110,9 +121,14 @@ class Supervisor:
                 continue
             if child.restart_ns <= now_ns:
                 child.restart_ns = 0
-                self._spawn(child)
-            else:
-                due = min(due or child.restart_ns, child.restart_ns)
+                try:
+                    self._spawn(child)
+                    continue
+                except OSError as error:
+                    pause_s = RESTART_PAUSE_S[-1]
+                    log.error("process %s cannot be started: %s; trying again in %g s", child.seat.name, error.strerror, pause_s)
+                    child.restart_ns = now_ns + int(pause_s * NS)
+            due = min(due or child.restart_ns, child.restart_ns)
         return due
 
     def not_ready(self) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import pytest
 from support import faults
-from support.faults import Point
+from support.faults import Point, share_of
 from support.leaks import open_descriptors
 from support.nodes import config_of, run_dirs
 from support.waiting import wait_until
@@ -36,7 +36,8 @@ from embridge.pipeline.launcher import Launcher, main
 from embridge.pipeline.node import Ready, encode_config
 from embridge.workers.worker import READY
 
-FEW = Limits(num_slots=64, max_clients=2, num_workers=1, window_blocks=64, max_peers=4, ring_records=64)
+FEW = Limits(num_slots=64, max_clients=4, num_workers=1, window_blocks=64, max_peers=4, ring_records=64)
+STORM = pytest.mark.storm
 RAW = re.compile(r"^\w*(Error|Exception)\b|^\[Errno")  # what no user should have to read
 
 
@@ -96,7 +97,7 @@ def run_launcher(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, point:
             with open(ready_read, "rb") as file:
                 heard.append(msgspec.json.decode(file.read() or b"{}", type=Ready))
             if not heard[0].error:
-                for _ in range(2):
+                for _ in range(3):
                     try:
                         attach(config.directory).close()
                         served.append("")
@@ -123,42 +124,48 @@ def run_launcher(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, point:
     return Run(heard[0], code, plan, served)
 
 
-CONFIGS = {"encode": {}, "language, locked": {"lock_memory": True, "discovery": "http://127.0.0.1:1"}}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "encode": {"role": "encode"},
+    "language": {"role": "language", "discovery": "http://127.0.0.1:1", "lock": True},
+}
 
 
-@pytest.mark.parametrize("what", CONFIGS)
-def test_any_call_of_the_launcher_may_fail(own_dir: Path, monkeypatch: pytest.MonkeyPatch, sleepers: None, what: str) -> None:
-    """P15: its own life, and that of the door."""
-    role, settings = what.partition(",")[0], dict(CONFIGS[what])
-    locked = settings.pop("lock_memory", False)
+def config_for(what: str, run_dir: Path) -> PipelineConfig:
+    settings = dict(CONFIGS[what])
+    lock = settings.pop("lock", False)
+    made = config_of(run_dir=run_dir, num_blocks=2, limits=FEW, beat_s=0.02, **settings)
+    return dataclasses.replace(made, lock_memory=lock)
 
-    def config(name: str) -> PipelineConfig:
-        made = config_of(role, own_dir / name, num_blocks=2, limits=FEW, beat_s=0.02, **settings)
-        return dataclasses.replace(made, lock_memory=locked)
 
-    first = run_launcher(config("n"), monkeypatch)
-    assert (first.ready.error, first.code, first.served) == ("", 0, ["", ""])
+def wrong_with(run: Run) -> str:
+    """What is wrong with how a launcher took the failure of one call; nothing, if that is clean."""
+    if not run.plan.hit:
+        return "the point was not reached"
+    if run.ready.error:
+        return f"it says {run.ready.error!r}" if RAW.search(run.ready.error) or run.code != 1 else ""
+    if not run.ready.pid:  # it could not announce itself, so it has gone
+        return "" if run.code == 1 else f"it exits with {run.code}"
+    return f"exit status {run.code}, served: {run.served}" if run.code or run.served[-1] else ""
+
+
+@pytest.mark.parametrize(
+    ("what", "share"),
+    [("encode", 4), ("language", 4), pytest.param("encode", 1, marks=STORM), pytest.param("language", 1, marks=STORM)],
+)
+def test_each_call_of_the_launcher_and_its_door_may_fail(
+    own_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sleepers: None, what: str, share: int
+) -> None:
+    """P15: with a share of k, every k-th point."""
+    first = run_launcher(config_for(what, own_dir / "n"), monkeypatch)
+    assert (first.ready.error, first.code, first.served) == ("", 0, ["", "", ""])
+    points = share_of(first.plan.points(limit=100), share)
     problems = []
-    for point in first.plan.points(limit=100):
-        print(point)
+    for i, point in enumerate(points):
         before = open_descriptors()
-        try:
-            run = run_launcher(config("n"), monkeypatch, point)
-        except BaseException as error:
-            problems.append(f"{point}: {error!r}")
-            continue
+        run = run_launcher(config_for(what, own_dir / f"n{i}"), monkeypatch, point)
+        caplog.clear()  # its records hold exceptions, and those what their frames hold
         gc.collect()
         left = open_descriptors() - before
-        if left:
-            problems.append(f"{point}: left {dict(left)}")
-        if not run.plan.hit:
-            problems.append(f"{point}: not hit")
-        if run.ready.error:
-            print("   ", run.ready.error)
-            if RAW.search(run.ready.error) or run.code != 1:
-                problems.append(f"{point}: {run.code}: {run.ready.error}")
-        elif run.code or run.served[-1] or not run.ready.pid:
-            problems.append(f"{point}: {run}")
-        else:
-            print("   ", run.served)
+        if problem := wrong_with(run) or (f"left behind: {dict(left)}" if left else ""):
+            problems.append(f"{point}: {problem}")
     assert not problems, "\n".join(problems)

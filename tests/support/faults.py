@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 SITE = Path(__file__).with_name("fault_site")
 DIR_VARIABLE = "EB_TEST_FAULTS"  # set for the nodes of a test only
@@ -136,6 +136,14 @@ class Plan:
     def points(self, limit: int) -> list[Point]:
         """Every call that was counted, the first `limit` times."""
         return [Point(call, n) for call, count in sorted(self.counts.items()) for n in range(1, min(count, limit) + 1)]
+
+
+T = TypeVar("T")
+
+
+def share_of(points: Sequence[T], k: int) -> list[T]:
+    """Every k-th: what `make test` takes of what a storm takes in full."""
+    return list(points[::k])
 
 
 _plan: Any = None  # what the wrappers ask: a Plan, or a FilePlan
