@@ -140,7 +140,7 @@ class Supervisor:
         """Before READY: the first process that ended, and how."""
         for child in self._children:
             if child.process.exitcode is not None:
-                return f"{child.seat.name} {exit_reason(child.process.exitcode)} before it was ready"
+                return f"{child.seat.name} {exit_reason(child.process.exitcode)} before it was ready; its messages are on standard error"
         return None
 
     def stop(self, timeout_s: float) -> None:

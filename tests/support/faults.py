@@ -1,12 +1,12 @@
 """Fail points: one call of an external function, by embridge's own code, fails (P15).
 
-Production code holds no fail points. The functions that it calls are wrapped from outside; a wrapper looks at who calls, counts the calls of
-embridge's modules (not those of the interpreter, of the libraries, or of the test), and makes the n-th one fail as the system would make it
-fail. A first run without a failure counts the calls, so a test takes each n of each call, and not those that somebody thought of.
+Production code holds no fail points. The functions that it calls are wrapped from outside; a wrapper looks at who calls, counts the calls
+of embridge's modules (not those of the interpreter, of the libraries, or of the test), and makes the n-th one fail as the system would. A
+first run without a failure counts the calls, so a test takes each n of each call, and not those that somebody thought of.
 
 - In the test's own process: `in_force(point)`.
-- In the processes of a node: `fault_site/sitecustomize.py` stands first in their path and puts the wrappers in; a `FaultDir` tells them, while
-  they run, which process is to fail where, and shows that the point was hit. So one node serves many points.
+- In the processes of a node: `fault_site/sitecustomize.py` stands first in their path and puts the wrappers in; a `FaultDir` tells them,
+  while they run, which process is to fail where, and shows that the point was hit. So one node serves many points.
 
 Left out are calls that fail only for a wrong argument (`close`, `fstat` of an open descriptor, `eventfd_read`, `set_blocking`, ...).
 """
@@ -209,7 +209,7 @@ def _in_force(plan: Plan) -> Iterator[Plan]:
 
 
 def in_force(point: Point | None = None, thread: int | None = None) -> contextlib.AbstractContextManager[Plan]:
-    """The calls of a block (in one thread, if it is said) are counted; with a point, that one fails, and `hit` tells whether it came to it."""
+    """The calls of a block (of one thread, if it is given) are counted; with a point, that one fails, and `hit` tells whether it did."""
     return _in_force(Plan(point, thread))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -90,8 +91,19 @@ def open_descriptors() -> Counter[str]:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue  # the one that lists them
-        found[target.split(":")[0] if ":[" in target else target] += 1
+        found[target.split(":")[0] if target.startswith(("socket:", "pipe:")) else target] += 1
     return found
+
+
+def left_since(before: Counter[str]) -> str:
+    """Which descriptors this process has more than before, in words, after those had a moment to go; empty for none."""
+    deadline = time.monotonic() + SETTLE_S
+    while left := open_descriptors() - before:
+        gc.collect()
+        if time.monotonic() > deadline:
+            return "left behind: " + ", ".join(f"{target} ({n} more)" for target, n in left.items())
+        time.sleep(0.01)
+    return ""
 
 
 def _mappings() -> Counter[str]:
