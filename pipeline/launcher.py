@@ -278,6 +278,7 @@ class Launcher:
                     "host_buffer_bytes": self.config.host_buffer_bytes,
                 },
             )
+        self._supervisor.is_up = True
         beat.set("launcher", Process.STATE, READY)
         self._enter(NodeState.READY)
         if self.config.lock_memory:

@@ -59,6 +59,7 @@ class Supervisor:
         self._give_up = give_up
         self._children: list[Child] = []
         self._stopping = False
+        self.is_up = False  # until then a process that ends is not started again, but `first_failure`
 
     def start(self, seat: Seat) -> None:
         """Start a process of the node. Raises OSError where that is not possible; there is none of it then."""
@@ -93,7 +94,7 @@ class Supervisor:
         child.process.join()
         code, name = child.process.exitcode, child.seat.name
         self._control.processes.set(name, Process.LAST_EXIT, (code or 0) & 0xFFFF_FFFF)
-        if self._stopping:
+        if self._stopping or not self.is_up:
             return
         now = time.monotonic_ns()
         if code == RENEWED:

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.process
 STORM = pytest.mark.storm
 RAW = re.compile(r"^\w*(Error|Exception)\b|^\[Errno")  # what no user should have to read
 TOKENS = 300
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 class Pair(NamedTuple):
@@ -57,9 +57,10 @@ class Pair(NamedTuple):
 @contextmanager
 def faulty_station(role: str, run_dir: Path, **settings: Any) -> Iterator[tuple[Station, FaultDir]]:
     fault_dir = FaultDir(run_dir.with_suffix(".faults"))
+    settings = {"num_blocks": 8, "deepstack_layers": 1, "ready_timeout_s": 90.0, **settings}
     with ExitStack() as stack:
         with fault_dir.environment():
-            it = stack.enter_context(station(role, run_dir, num_blocks=8, deepstack_layers=1, **settings))
+            it = stack.enter_context(station(role, run_dir, **settings))
         yield it, fault_dir
 
 
@@ -169,7 +170,7 @@ def strike(pair: Pair, it: Station, fault_dir: FaultDir, process: str, point: Po
         said = f": {error}"
     at = f"{it.control.role.name.lower()} {process} {point.call} {point.n}{said}"
     try:
-        wait_until(lambda: fault_dir.was_hit, 10.0)
+        wait_until(lambda: fault_dir.was_hit, 20.0)
     except AssertionError:
         return f"{at}: the point was not reached"
     finally:
@@ -226,7 +227,7 @@ def again(it: Station, process: str) -> None:
     """Kill a process, and wait until one in its place is ready; that may die in between, too."""
     pid = it.pid_of(process)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: it.pid_of(process) != pid and it.control.processes.get(process, Process.STATE) == READY, 20.0)
+    wait_until(lambda: it.pid_of(process) != pid and it.control.processes.get(process, Process.STATE) == READY, 60.0)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,6 @@ def test_a_node_one_of_whose_processes_cannot_start_says_which(own_dir: Path, pr
     fault_dir = FaultDir(own_dir / "faults")
     fault_dir.arm(process, Point(call, 1))
     with fault_dir.environment(), pytest.raises(LaunchError, match=f"{process} exited with 1 before it was ready; its messages"):
-        start_node(config_of("encode", own_dir / "n"), own_dir / "n.log")
+        start_node(config_of("encode", own_dir / "n", ready_timeout_s=90.0), own_dir / "n.log")
     assert fault_dir.was_hit
     assert "Too many open files" in (own_dir / "n.log").read_text() or "Cannot allocate memory" in (own_dir / "n.log").read_text()

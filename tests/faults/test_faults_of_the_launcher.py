@@ -114,10 +114,9 @@ def run_launcher(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, point:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            with contextlib.suppress(OSError):  # it has announced, and closed it
-                os.close(ready_write)
             thread.join()
             os.close(alive_read)
+            Sleeper.control = None  # its doorbells hold descriptors
     return Run(heard[0], code, plan, served)
 
 
