@@ -194,7 +194,9 @@ def test_each_call_for_a_request_may_fail_in_the_processes_of_both_nodes(pair: P
             assert exchange(pair, next(rooms)) == ""
         pair.wait_idle()
         fault_dir.disarm()
-        for process, point in share_of(fault_dir.points(LIMIT), share):
+        points = fault_dir.points(LIMIT)
+        assert {"launcher", "bootstrap", "poller"} <= {process for process, _ in points}
+        for process, point in share_of(points, share):
             pace.wait(it, process)
             room, after = next(rooms), next(rooms)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import signal
@@ -26,9 +27,9 @@ from support.faults import Point, share_of
 from support.leaks import left_since, open_descriptors
 from support.nodes import config_of
 
-from embridge.allocator.errors import AttachError
+from embridge.allocator.errors import AttachError, LaunchError
 from embridge.allocator.layout import Process
-from embridge.pipeline import Limits, PipelineConfig, attach
+from embridge.pipeline import Limits, PipelineConfig, attach, launch
 from embridge.pipeline.launcher import Launcher, main
 from embridge.pipeline.node import Ready, encode_config
 from embridge.workers.worker import READY
@@ -163,3 +164,55 @@ def test_each_call_of_the_launcher_and_its_door_may_fail(
         if problem := wrong_with(run) or left_since(before):
             problems.append(f"{point}: {problem}")
     assert not problems, "\n".join(problems)
+
+
+STUB = """printf '{"pid":1}' >&$4; eval "exec $4>&-"; cat <&$6 >/dev/null"""
+"""A launcher that is READY at once and goes when whoever launched it is gone; $4 and $6 are its two descriptors."""
+
+
+def test_each_call_of_the_process_that_launches_may_fail(own_dir: Path) -> None:
+    """P15, P9: `launch` says what failed, and the process that it had started is gone."""
+    config = config_of("encode", own_dir / "n")
+    within = ("bash", "-c", STUB)
+    with faults.in_force() as plan, launch(config, within=within):
+        pass
+    problems = []
+    for point in plan.points(limit=10):
+        before = open_descriptors()
+        with faults.in_force(point) as plan:
+            try:
+                launch(config, within=within).stop()
+                problems.append(f"{point}: nothing failed")
+            except LaunchError as error:
+                if RAW.search(str(error)):
+                    problems.append(f"{point}: it says {error}")
+            except Exception as error:
+                problems.append(f"{point}: raised {error!r}")
+        problems += [f"{point}: {problem}" for problem in (left_since(before), "" if plan.hit else "the point was not reached") if problem]
+    assert not problems, "\n".join(problems)
+
+
+class Full:
+    """A payload whose pages are not to be had."""
+
+    def __init__(self, real: Any) -> None:
+        self.size = real.size
+
+    def populate(self, offset: int, size: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def test_memory_that_is_not_to_be_had_when_it_is_touched_is_named(
+    own_dir: Path, monkeypatch: pytest.MonkeyPatch, sleepers: None
+) -> None:
+    """P13: the limit of a container may be below what /dev/shm promises."""
+    real = Launcher._make
+
+    def make(node: Launcher) -> None:
+        real(node)
+        monkeypatch.setattr(node, "_payload", Full(node._payload))
+
+    monkeypatch.setattr(Launcher, "_make", make)
+    run = run_launcher(config_for("encode", own_dir / "n"), monkeypatch)
+    assert re.fullmatch(r"payload of \d+ bytes: Cannot allocate memory; lower num_blocks", run.ready.error)
+    assert run.code == 1

@@ -221,7 +221,7 @@ class FaultDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._number = 0
+        self._number = self._recorded = 0
         path.mkdir()
         self.disarm()
 
@@ -243,6 +243,7 @@ class FaultDir:
     def record(self) -> None:
         """From now on, every process writes down what it calls."""
         self._say("record")
+        self._recorded = self._number
 
     def arm(self, process: str, point: Point) -> None:
         """The n-th such call of this process from now on fails, once; of a new process too, which then counts from its start."""
@@ -265,7 +266,7 @@ class FaultDir:
     def points(self, limit: int) -> list[tuple[str, Point]]:
         """(process, point) of what the processes have called since `record`, each call the first `limit` times."""
         try:
-            lines = (self.path / f"calls{self._number}").read_text().splitlines()
+            lines = (self.path / f"calls{self._recorded}").read_text().splitlines()
         except FileNotFoundError:
             return []
         counts = Counter(lines)
