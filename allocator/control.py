@@ -59,12 +59,19 @@ class Control:
             raise SegmentError(f"control segment: {mapping.size} bytes < {lay.PAGE_BYTES} bytes of its header")
         self.header = Words(mapping, 0, _HEADER_WORDS)
         self._check()
-        self.role = Role(self.header.load(Header.ROLE))
-        self.geometry = lay.unpack_geometry([self.header.load(Header.GEOMETRY + i) for i in range(5)])
-        self.limits = lay.unpack_limits([self.header.load(Header.LIMITS + i) for i in range(len(fields(Limits)))])
+        try:
+            self.role = Role(self.header.load(Header.ROLE))
+            self.geometry = lay.unpack_geometry([self.header.load(Header.GEOMETRY + i) for i in range(5)])
+            self.limits = lay.unpack_limits([self.header.load(Header.LIMITS + i) for i in range(len(fields(Limits)))])
+            lay.NodeState(self.header.load(Header.NODE_STATE))
+        except ValueError as error:
+            raise SegmentError(f"control segment: its header cannot be right: {error}; restart the node") from error
         self.layout = at = ControlLayout.of(self.role, self.geometry, self.limits)
         if at.size > mapping.size:
             raise SegmentError(f"control segment: {mapping.size} bytes < {at.size} bytes that its header describes")
+        payload_bytes, described = self.header.load(Header.PAYLOAD_BYTES), PayloadLayout.of(self.geometry).size
+        if payload_bytes != described:
+            raise SegmentError(f"control segment: payload of {payload_bytes} bytes, its geometry makes {described}; restart the node")
         self.node_id = self.header.load(Header.NODE_ID)
         self.incarnation = self.header.load(Header.INCARNATION)
         self.status = StatusTable(mapping, at.words, at.stamps, at.dirty, self.limits.num_slots, lay.NUM_VIEWS)

@@ -73,15 +73,16 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", h
         if huge and _shm_free() > size:
             _fill_with_huge_pages(memory.fd, size)
         os.posix_fallocate(memory.fd, 0, size)
-    except OSError as error:
+        os.set_inheritable(memory.fd, False)
+    except (OSError, posix_ipc.Error) as error:
         os.close(memory.fd)
         with contextlib.suppress(OSError, posix_ipc.Error):
             posix_ipc.unlink_shared_memory(name)
+        why = error.strerror if isinstance(error, OSError) else error
         raise SegmentError(
-            f"shared memory for {label}: {size} bytes asked for, {_shm_free()} bytes free in /dev/shm ({error.strerror}); "
+            f"shared memory for {label}: {size} bytes asked for, {_shm_free()} bytes free in /dev/shm ({why}); "
             f"{remedy} or enlarge /dev/shm"
         ) from error
-    os.set_inheritable(memory.fd, False)
     return Descriptor(memory.fd)
 
 
@@ -107,10 +108,10 @@ def map_segment(fd: int, size: int, *, writable: bool = True, alignment: int = 4
     Raises:
         SegmentError: it is smaller than `size` (touching its end would be SIGBUS), or cannot be mapped.
     """
-    actual = os.fstat(fd).st_size
-    if actual < size:
-        raise SegmentError(f"segment: {actual} bytes < {size} bytes expected; the node that made it has another layout")
     try:
+        actual = os.fstat(fd).st_size
+        if actual < size:
+            raise SegmentError(f"segment: {actual} bytes < {size} bytes expected; the node that made it has another layout")
         return Mapping(fd, size, writable=writable, alignment=alignment, address=address)
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise SegmentError(f"segment of {size} bytes cannot be mapped: {error}") from error

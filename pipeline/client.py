@@ -103,12 +103,17 @@ class Client:
         self._sock = joined.sock
         try:
             self._sit(joined.control, joined.payload, joined.welcome, joined.event_fds, time.monotonic_ns)
-        except (KeyError, ValueError) as error:
+            thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
+            thread.start()
+        except BaseException as error:
             for fd in (*joined.event_fds.values(), joined.sock.detach()):
                 os.close(fd)
-            raise AttachError(f"node in {run_dir}: what it handed over does not fit together: {error}") from error
-        self._thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
-        self._thread.start()
+            if isinstance(error, LookupError | ValueError):
+                raise AttachError(f"node in {run_dir}: what it handed over does not fit together: {error}") from error
+            if isinstance(error, RuntimeError):
+                raise AttachError(f"node in {run_dir}: the library thread cannot be started: {error}; check `ulimit -u`") from error
+            raise
+        self._thread = thread
         _clients.add(self)
 
     @classmethod

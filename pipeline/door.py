@@ -17,7 +17,6 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
 
-Forget = Callable[[], None]
+PAUSE_NS = NS // 10  # after `accept` has failed
 
 
 @dataclass(slots=True)
@@ -81,33 +80,54 @@ class Door:
         self._silences = Silences()
         self._guests: list[Guest] = []
         self._groups = Groups(control, descriptors_left)
+        self._open_again_ns = 0
         path.unlink(missing_ok=True)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        self._sock.bind(str(path))
-        os.chmod(path, 0o600)
-        self._sock.listen(64)
-        selector.register(self._sock, selectors.EVENT_READ, self._accept)
+        try:
+            self._sock.bind(str(path))
+            os.chmod(path, 0o600)
+            self._sock.listen(64)
+            selector.register(self._sock, selectors.EVENT_READ, self._accept)
+        except OSError:
+            self._sock.close()
+            raise
 
     def _accept(self) -> None:
         try:
             sock, _ = self._sock.accept()
         except BlockingIOError:
             return
+        except OSError as error:  # mostly out of descriptors: who knocks is in the backlog, and would wake us at once
+            log.warning("run socket: %s; nobody is let in for %d ms", error.strerror, PAUSE_NS // 1_000_000)
+            self._selector.unregister(self._sock)
+            self._open_again_ns = time.monotonic_ns() + PAUSE_NS
+            return
         sock.setblocking(False)
+        try:
+            self._let_in(sock)
+        except OSError as error:
+            log.warning("run socket: who knocked is not let in: %s", error.strerror)
+            sock.close()
+
+    def _let_in(self, sock: socket.socket) -> None:
+        """Watch over a connection until it says what it wants. Raises OSError: it cannot be watched; the socket is the caller's again."""
         pid, uid = run_socket.peer_credentials(sock)
         if uid != os.geteuid():
             log.warning("run socket: process %d of user %d refused", pid, uid)
             sock.close()
             return
+        guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid))  # fails, too, if it died between connecting and now
         try:
-            guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid))
-        except OSError as error:  # it died between connecting and now
-            log.debug("run socket: process %d is gone: %s", pid, error)
-            sock.close()
-            return
+            self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._gone(guest))
+            try:
+                self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(guest))
+            except OSError:
+                self._selector.unregister(guest.pidfd)
+                raise
+        except OSError:
+            os.close(guest.pidfd)
+            raise
         self._guests.append(guest)
-        self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(guest))
-        self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._gone(guest))
 
     def _read(self, guest: Guest) -> None:
         try:
@@ -219,6 +239,14 @@ class Door:
             self._recovery.died(Dead.WRITER, guest.writer)
 
     def tick(self, now_ns: int) -> None:
+        """Several times a second."""
+        if self._open_again_ns and now_ns >= self._open_again_ns:
+            with contextlib.suppress(OSError):  # the next tick tries again
+                self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
+                self._open_again_ns = 0
+        self._kill_silent(now_ns)
+
+    def _kill_silent(self, now_ns: int) -> None:
         """Kill the clients whose library thread has been silent for too long; the pidfd then says that they are dead."""
         limit_ns = self._timing.client_silent_after_s * NS
         if not limit_ns:
@@ -240,9 +268,11 @@ class Door:
         return sum(1 for guest in self._guests if guest.lane >= 0)
 
     def close(self) -> None:
-        self._selector.unregister(self._sock)
+        if not self._open_again_ns:
+            self._selector.unregister(self._sock)
         self._sock.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next node here removes it
+            self._path.unlink(missing_ok=True)
         self._groups.close()
         for guest in list(self._guests):
             self._selector.unregister(guest.sock)

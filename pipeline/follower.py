@@ -102,9 +102,11 @@ class Follower:
             self._wake_fd = select.epoll()
             self._wake_fd.register(self._event_fd, select.EPOLLIN)
             self._wake_fd.register(self._sock, select.EPOLLIN)
-        except BaseException:
+        except BaseException as error:
             os.close(self._event_fd)
             self._sock.close()
+            if isinstance(error, OSError):
+                raise AttachError(f"node in {run_dir}: rank {rank} cannot wait for it: {error.strerror}; raise `ulimit -n`") from error
             raise
         finally:
             for fd in fds.values():
@@ -257,7 +259,10 @@ def _release(log: RankLog, pid: int, rank: int, item: Item) -> None:
 def _map_read_only(fd: int, size: int) -> Mapping:
     if os.fstat(fd).st_size < size:
         raise SegmentError(f"rows of the ranks: {os.fstat(fd).st_size} bytes < {size} bytes expected")
-    return Mapping(fd, size, writable=False)
+    try:
+        return Mapping(fd, size, writable=False)
+    except OSError as error:
+        raise SegmentError(f"rows of the ranks: {size} bytes cannot be mapped: {error.strerror}") from error
 
 
 def _quieten_torch() -> None:

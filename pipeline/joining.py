@@ -34,7 +34,10 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
     Raises:
         AttachError: nobody answers, the node belongs to another user, or it has no seat; the text says which.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise AttachError(f"node in {run_dir}: no socket is to be had: {error.strerror}; raise `ulimit -n`") from error
     sock.settimeout(timeout_s)
     wanted = {run_socket.Hello: {"control", "payload"}, run_socket.Follow: {"log", "rows", "bell"}}.get(type(hello), {"control"})
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import logging
@@ -24,6 +25,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -50,17 +52,38 @@ from embridge.workers.worker import READY, Seat
 log = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH = 107  # bytes that fit into sockaddr_un
+LIMITS_REMEDY = "check `ulimit -n` and `ulimit -u`"
+
+
+@contextlib.contextmanager
+def naming(what: str, remedy: str) -> Iterator[None]:
+    """An OSError in this block becomes a LaunchError that names what failed."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(f"{what}: {error.strerror or error}; {remedy}") from error
 
 
 class Launcher:
     """One node, from its run directory to its end."""
 
     def __init__(self, config: PipelineConfig) -> None:
+        """Raises LaunchError or SegmentError where the node cannot be made; nothing of it is left then."""
         self.config = config
         self.role = ROLES[config.role]
-        self._selector = selectors.DefaultSelector()
         self._stops = 0
         self._opened: list[Descriptor] = []
+        self._door: Door | None = None
+        with naming("event loop", LIMITS_REMEDY):
+            self._selector = selectors.DefaultSelector()
+        try:
+            self._make()
+        except BaseException:
+            self._release()
+            raise
+
+    def _make(self) -> None:
+        config = self.config
         self._check_descriptors()
         self._engines = self._choose_engines()
         try:
@@ -68,7 +91,7 @@ class Launcher:
         except KeyFileError as error:
             raise LaunchError(str(error)) from error
         self._check_discovery()
-        self._lock_fd = self._take_run_dir(config.directory)
+        self._own(Descriptor(self._take_run_dir(config.directory)))
         self.node_id, self.incarnation = self._identity(config.directory)
         self._make_segments()
         self._listen()
@@ -134,6 +157,8 @@ class Launcher:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(fd)
+            if not isinstance(error, BlockingIOError):
+                raise LaunchError(f"run directory {path}: it cannot be locked: {error.strerror}; choose another with --run-dir") from error
             raise LaunchError(f"run directory {path}: a node is running there; stop it or choose another --run-dir") from error
         if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
             os.close(fd)
@@ -149,8 +174,9 @@ class Launcher:
         node_id = node_id or secrets.randbits(62) | 1
         incarnation = max(last + 1, time.time_ns() // 1_000_000)
         fresh = file.with_suffix(".new")
-        fresh.write_text(f"{node_id} {incarnation}\n")
-        fresh.replace(file)
+        with naming(f"run directory {path}: {file.name}", "make room there, or choose another with --run-dir"):
+            fresh.write_text(f"{node_id} {incarnation}\n")
+            fresh.replace(file)
         return node_id, incarnation
 
     def _own(self, descriptor: Descriptor) -> Descriptor:
@@ -177,7 +203,8 @@ class Launcher:
         names = ["bootstrap", "poller", *(f"lane{i}" for i in range(config.limits.max_clients))]
         if config.discovery:
             names.append("registrar")
-        self._event_fds = {name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names}
+        with naming("eventfds", LIMITS_REMEDY):
+            self._event_fds = {name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names}
         self.control = Control(mapping, {name: d.fd for name, d in self._event_fds.items()})
         self.control.header.store(Header.LAUNCHER_PID, os.getpid())
 
@@ -188,17 +215,13 @@ class Launcher:
         for name, port in (("bootstrap", self.config.bootstrap_port), ("poller", self.config.poller_port)):
             family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET
             host = f"[{self.config.host}]" if family == socket.AF_INET6 else self.config.host
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            with naming(f"{name} port: {host}:{port}", "choose another"), socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # also with the zone of a link-local address
                 sock.bind(socket.getaddrinfo(self.config.host, port, family, socket.SOCK_STREAM, flags=numeric)[0][4])
-            except OSError as error:
-                sock.close()
-                raise LaunchError(f"{name} port: {host}:{port}: {error.strerror}; choose another") from error
-            sock.listen(1024)
-            addresses[name] = f"tcp://{host}:{sock.getsockname()[1]}"
-            self._listening[name] = self._own(Descriptor(sock.detach()))
+                sock.listen(1024)
+                addresses[name] = f"tcp://{host}:{sock.getsockname()[1]}"
+                self._listening[name] = self._own(Descriptor(sock.detach()))
         self.addresses = Addresses(
             addresses["bootstrap"], addresses["poller"], str(self.config.directory / SOCKET_NAME)
         )
@@ -207,39 +230,40 @@ class Launcher:
 
     def start(self) -> None:
         """Start all processes and wait until each has said READY. Raises LaunchError."""
-        death_read, self._death_write = os.pipe()
-        death = self._own(Descriptor(death_read))
+        with naming("death pipe", LIMITS_REMEDY):
+            death, _ = (self._own(Descriptor(fd)) for fd in os.pipe())
         beat = self.control.processes
         beat.set("launcher", Process.PID, os.getpid())
         for name in self.control.processes.names[1:]:
             bells = self._event_fds if name == "poller" else {n: self._event_fds[n] for n in ("bootstrap", "poller")}
             if name == "registrar":
                 bells = {name: self._event_fds[name]}
-            self._supervisor.start(
-                Seat(
-                    name=name,
-                    control=self._control_fd,
-                    control_bytes=self.control.layout.size,
-                    payload=self._payload_fd,
-                    payload_bytes=self._payload.size,
-                    event_fds=bells,
-                    death=death,
-                    listen=self._listening.get(name),
-                    bind_addr=getattr(self.addresses, f"{name}_addr", ""),
-                    addresses=self.addresses,
-                    timing=self.config.timing,
-                    launcher_pid=os.getpid(),
-                    log_level=self.config.log_level,
-                    engines=self._engines,
-                    host=self.config.host,
-                    mooncake=self.config.mooncake,
-                    keys=self._keys if name in self._listening else None,
-                    allow_file=self.config.allow_file,
-                    discovery=self.config.discovery,
-                    discovery_token_file=str(self.config.discovery_token_file or ""),
-                )
+            seat = Seat(
+                name=name,
+                control=self._control_fd,
+                control_bytes=self.control.layout.size,
+                payload=self._payload_fd,
+                payload_bytes=self._payload.size,
+                event_fds=bells,
+                death=death,
+                listen=self._listening.get(name),
+                bind_addr=getattr(self.addresses, f"{name}_addr", ""),
+                addresses=self.addresses,
+                timing=self.config.timing,
+                launcher_pid=os.getpid(),
+                log_level=self.config.log_level,
+                engines=self._engines,
+                host=self.config.host,
+                mooncake=self.config.mooncake,
+                keys=self._keys if name in self._listening else None,
+                allow_file=self.config.allow_file,
+                discovery=self.config.discovery,
+                discovery_token_file=str(self.config.discovery_token_file or ""),
             )
-        self._payload.populate(0, self._payload.size)
+            with naming(f"{name}: it cannot be started", LIMITS_REMEDY):
+                self._supervisor.start(seat)
+        with naming(f"payload of {self._payload.size} bytes", "lower num_blocks"):
+            self._payload.populate(0, self._payload.size)
         deadline = time.monotonic() + self.config.timing.ready_timeout_s
         while waiting := self._supervisor.not_ready():
             if failure := self._supervisor.first_failure():
@@ -250,33 +274,41 @@ class Launcher:
                 raise LaunchError(f"{', '.join(waiting)}: not READY within {self.config.timing.ready_timeout_s:g} s")
             self._turn(0.01)
         self._supervisor.launched()
-        self._door = Door(
-            self.control,
-            self._recovery,
-            self.config.directory / SOCKET_NAME,
-            self._selector,
-            {"control": self._control_fd.fd, "payload": self._payload_fd.fd},
-            {name: descriptor.fd for name, descriptor in self._event_fds.items()},
-            self.addresses.bootstrap_addr,
-            self.config.timing,
-            self._descriptors_left,
-            {
-                "default_allocate_tokens": self.config.default_allocate_tokens,
-                "host_buffer_bytes": self.config.host_buffer_bytes,
-            },
-            self._keys.public if self._keys is not None else "",
-            str(self.config.allow_file or ""),
-        )
+        with naming(f"run socket {self.addresses.run_socket}", "check the run directory, or choose another with --run-dir"):
+            self._door = Door(
+                self.control,
+                self._recovery,
+                self.config.directory / SOCKET_NAME,
+                self._selector,
+                {"control": self._control_fd.fd, "payload": self._payload_fd.fd},
+                {name: descriptor.fd for name, descriptor in self._event_fds.items()},
+                self.addresses.bootstrap_addr,
+                self.config.timing,
+                self._descriptors_left,
+                {
+                    "default_allocate_tokens": self.config.default_allocate_tokens,
+                    "host_buffer_bytes": self.config.host_buffer_bytes,
+                },
+                self._keys.public if self._keys is not None else "",
+                str(self.config.allow_file or ""),
+            )
         beat.set("launcher", Process.STATE, READY)
         self._enter(NodeState.READY)
         if self.config.lock_memory:
-            threading.Thread(target=self._lock_payload, name="embridge-lock", daemon=True).start()
+            self._start_locking()
 
     def _enter(self, state: NodeState) -> None:
         """The node's next state, which the registrar publishes at once."""
         self.control.header.store(Header.NODE_STATE, state)
         if self.control.has_discovery:
             self.control.bell("registrar").ring()
+
+    def _start_locking(self) -> None:
+        try:
+            threading.Thread(target=self._lock_payload, name="embridge-lock", daemon=True).start()
+        except RuntimeError as error:  # no room for a thread; locking is an optimisation
+            self.control.header.store(Header.LOCKED, errno.EAGAIN << 8 | 1)
+            log.warning("payload not locked: %s", error)
 
     def _lock_payload(self) -> None:
         """After READY, for locking a large pool takes seconds; what took effect is shown by `embridge status`."""
@@ -313,6 +345,7 @@ class Launcher:
 
     def run(self) -> int:
         """Until the node is told to stop, and has. Returns the exit status."""
+        assert self._door is not None
         drain_until = None
         while self._stops < 2:
             now = time.monotonic_ns()
@@ -337,11 +370,14 @@ class Launcher:
         """End all processes and let go of everything; nothing stays."""
         self.control.header.store(Header.NODE_STATE, NodeState.STOPPED)
         self._supervisor.stop(self.config.timing.stop_timeout_s)
-        if hasattr(self, "_door"):
+        self._release()
+
+    def _release(self) -> None:
+        if self._door is not None:
             self._door.close()
-        for descriptor in self._opened:
+        self._selector.close()
+        for descriptor in reversed(self._opened):  # the lock of the run directory last
             descriptor.close()
-        os.close(self._lock_fd)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -353,30 +389,53 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=config.log_level, format="%(asctime)s %(levelname)s embridge[launcher] %(message)s", stream=sys.stderr
     )
-    signal_read, signal_write = os.pipe()
-    os.set_blocking(signal_write, False)
-    signal.set_wakeup_fd(signal_write, warn_on_full_buffer=False)
+    launcher = None
+    with contextlib.ExitStack() as stack:
+        try:
+            with naming("signals", LIMITS_REMEDY):
+                signals = stack.enter_context(_signals())
+            launcher = Launcher(config)
+            stack.callback(launcher.close)
+            with naming("event loop", LIMITS_REMEDY):
+                launcher.watch_signals(signals)
+                launcher.stop_on(options.alive_fd)
+            launcher.start()
+        except EmbridgeError as error:
+            if launcher is not None:
+                stack.close()  # whoever reads the error may start the node again at once
+            _say(options.ready_fd, Ready(error=str(error)))
+            return 1
+        if not _say(options.ready_fd, launcher.ready()):
+            return 1
+        return launcher.run()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor from which the numbers of signals can be read. Raises OSError."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    launcher = None
     try:
-        launcher = Launcher(config)
-        launcher.watch_signals(signal_read)
-        launcher.stop_on(options.alive_fd)
-        launcher.start()
-    except (EmbridgeError, OSError) as error:
-        if launcher is not None:
-            launcher.close()
-        text = str(error) if isinstance(error, EmbridgeError) else f"{type(error).__name__}: {error}"
-        os.write(options.ready_fd, msgspec.json.encode(Ready(error=text)))
-        os.close(options.ready_fd)
-        return 1
-    os.write(options.ready_fd, msgspec.json.encode(launcher.ready()))
-    os.close(options.ready_fd)
-    try:
-        return launcher.run()
+        yield read
     finally:
-        launcher.close()
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)
+
+
+def _say(fd: int, ready: Ready) -> bool:
+    """Tell whoever launched us how it went. False if that one is gone."""
+    try:
+        os.write(fd, msgspec.json.encode(ready))
+    except OSError as error:
+        log.error("the process that launched this node cannot be told: %s", error.strerror)
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 if __name__ == "__main__":

@@ -145,10 +145,12 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
         process.stdin.close()
     try:
         ready = _await_ready(process, ready_read, config.timing.ready_timeout_s + 5)
-    except BaseException:
+    except BaseException as error:
         process.kill()
         process.wait()
         os.close(alive_write)
+        if isinstance(error, OSError):
+            raise LaunchError(f"launcher: its answer cannot be read: {error.strerror}; launch the node again") from error
         raise
     finally:
         os.close(ready_read)

@@ -243,7 +243,10 @@ class Ranks:
         self._fds.append(rows_fd.fd)
         bells = {}
         for rank in range(1, self._layout.num_ranks):
-            bells[rank] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            try:
+                bells[rank] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            except OSError as error:
+                raise AttachError(f"eventfd of rank {rank}: {error.strerror}; raise `ulimit -n`") from error
             self._fds.append(bells[rank])
         mapping = map_segment(log_fd.fd, self._layout.size)
         format_log(mapping, self._layout, client.geometry, rows_bytes, os.getpid())

@@ -119,6 +119,7 @@ class Supervisor:
     # ---- births
 
     def start(self, seat: Seat) -> None:
+        """Start a process of the node. Raises OSError where that is not possible; there is none of it then."""
         child = Child(seat)
         self._children.append(child)
         self._spawn(child)
@@ -127,14 +128,23 @@ class Supervisor:
         name = child.name
         self._processes.set(name, Process.STATE, 0)
         child.killed, child.steady_ns, child.restart_ns = "", 0, 0
-        child.process = self._context.Process(target=run, args=(child.seat,), name=f"embridge-{name}", daemon=True)
-        child.process.start()
-        child.pidfd = self._open_pidfd(child.process.pid)
+        process = self._context.Process(target=run, args=(child.seat,), name=f"embridge-{name}", daemon=True)
+        process.start()
+        child.process = process
+        try:
+            child.pidfd = self._open_pidfd(process.pid)
+            self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._died(child))
+        except OSError:  # nobody would see its end
+            process.kill()
+            process.join()
+            if child.pidfd >= 0:
+                os.close(child.pidfd)
+                child.pidfd = -1
+            raise
         now = self._clock()
         child.born_ns.append(now)
-        self._processes.set(name, Process.PID, child.process.pid)
+        self._processes.set(name, Process.PID, process.pid)
         self._processes.set(name, Process.STARTED_NS, now)
-        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._died(child))
 
     def launched(self) -> None:
         """All have been READY: from now on, who dies is started again."""
@@ -154,13 +164,14 @@ class Supervisor:
             return
         reason = f"{exit_reason(code)}{f' because {child.killed}' if child.killed else ''}"
         if not self._is_launched:
-            self._launch_failure = self._launch_failure or f"{name} {reason} before it was ready"
+            self._launch_failure = self._launch_failure or f"{name} {reason} before it was ready; its messages are on standard error"
             return
         now = self._clock()
         if code == RENEWED:
             log.info("process %s (pid %d) begins again, as it asked to", name, pid)
             child.born_ns.pop()
-            self._spawn(child)
+            child.restart_ns = now
+            self.tick(now)
             return
         self._processes.set(name, Process.NUM_RESTARTS, self._processes.get(name, Process.NUM_RESTARTS) + 1)
         child.born_ns = [born for born in child.born_ns if now - born < 60 * NS]
@@ -211,10 +222,18 @@ class Supervisor:
                 if not child.is_failing:
                     self._processes.beat_for(child.name, now_ns)
                 if child.restart_ns <= now_ns:
-                    self._spawn(child)
-                else:
+                    self._try_spawn(child, now_ns)
+                if child.restart_ns:
                     due = min(due or child.restart_ns, child.restart_ns)
         return due
+
+    def _try_spawn(self, child: Child, now_ns: int) -> None:
+        try:
+            self._spawn(child)
+        except OSError as error:
+            pause_s = RESTART_PAUSE_S[-1]
+            log.error("process %s cannot be started: %s; trying again in %g s", child.name, error.strerror, pause_s)
+            child.restart_ns = now_ns + int(pause_s * NS)
 
     def _watch(self, child: Child, now_ns: int) -> None:
         state = self._processes.get(child.name, Process.STATE)

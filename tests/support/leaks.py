@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import secrets
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class LeakCheck:
     def __init__(self) -> None:
         self._segments = _segments()
         self._run_dirs = _run_dirs()
-        self._descriptors = _descriptors()
+        self._descriptors = open_descriptors()
         self._mappings = _mappings()
         self._forked = _forked()
         self._outer = os.environ.get(MARK)
@@ -55,7 +56,7 @@ class LeakCheck:
         left = [f"process {pid} ({_read(pid, 'cmdline')[:120]!r})" for pid in self.processes()]
         left += [f"/dev/shm/{name}" for name in _segments() - self._segments]
         left += [f"run directory {path}" for path in _run_dirs() - self._run_dirs]
-        left += [f"descriptor of {target} ({n} more)" for target, n in (_descriptors() - self._descriptors).items()]
+        left += [f"descriptor of {target} ({n} more)" for target, n in (open_descriptors() - self._descriptors).items()]
         left += [f"mapping of {target} ({n} more)" for target, n in (_mappings() - self._mappings).items()]
         return left
 
@@ -90,7 +91,7 @@ def _run_dirs() -> set[str]:
     return {name for name in os.listdir("/tmp") if name.startswith(f"{RUN_DIR_PREFIX}{os.getpid()}-")}
 
 
-def _descriptors() -> Counter[str]:
+def open_descriptors() -> Counter[str]:
     """What this process has open: by file, for numbers are used again; sockets and pipes by kind, for they have no names."""
     found: Counter[str] = Counter()
     for name in os.listdir("/proc/self/fd"):
@@ -98,8 +99,19 @@ def _descriptors() -> Counter[str]:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue  # the one that lists them
-        found[target.split(":")[0] if ":[" in target else target] += 1
+        found[target.split(":")[0] if target.startswith(("socket:", "pipe:")) else target] += 1
     return found
+
+
+def left_since(before: Counter[str]) -> str:
+    """Which descriptors this process has more than before, in words, after those had a moment to go; empty for none."""
+    deadline = time.monotonic() + SETTLE_S
+    while left := open_descriptors() - before:
+        gc.collect()
+        if time.monotonic() > deadline:
+            return "left behind: " + ", ".join(f"{target} ({n} more)" for target, n in left.items())
+        time.sleep(0.01)
+    return ""
 
 
 def _mappings() -> Counter[str]:

@@ -214,8 +214,13 @@ class MooncakeEngine:
         line.num_tries += 1
         line.failing_ns = line.failing_ns or now
         line.next_try_ns = now + min(10 << min(line.num_tries, 6), 500) * NS // 1000
-        line.thread = threading.Thread(target=self._probe, args=(line,), name=f"embridge-open-{line.name}", daemon=True)
-        line.thread.start()
+        thread = threading.Thread(target=self._probe, args=(line,), name=f"embridge-open-{line.name}", daemon=True)
+        line.thread = thread
+        try:
+            thread.start()
+        except RuntimeError as error:  # no room for a thread now; the next try makes one
+            line.why = str(error)
+            line.thread = None
         return False
 
     def _line(self, peer: int, record: PeerRecord, session: LiveSession) -> _Line:
@@ -253,8 +258,12 @@ class MooncakeEngine:
         self._tickets[self._ticket] = ticket
         if line.written:
             self._submit(line, ticket)
-        else:
-            threading.Thread(target=self._submit, args=(line, ticket), name=f"embridge-first-{line.name}", daemon=True).start()
+            return self._ticket
+        thread = threading.Thread(target=self._submit, args=(line, ticket), name=f"embridge-first-{line.name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no room for a thread now: nothing was submitted, and the attempt has failed
+            ticket.pending, ticket.failed = [], True
         return self._ticket
 
     def _submit(self, line: _Line, ticket: _Ticket) -> None:

@@ -1,0 +1,218 @@
+"""P15, P9: each external call of the launcher fails once, at each n. There is one clear error, or the node serves; nothing is left.
+
+The launcher is the real one, in this process; its children only sleep, so that a node costs some milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from support import faults
+from support.faults import Point, share_of
+from support.leaks import left_since, open_descriptors
+from support.nodes import config_of
+
+from embridge.allocator.errors import AttachError, LaunchError
+from embridge.allocator.layout import Process
+from embridge.pipeline import Limits, PipelineConfig, attach, launch
+from embridge.pipeline.launcher import Launcher, main
+from embridge.pipeline.node import Ready, encode_config
+from embridge.workers.worker import READY
+
+FEW = Limits(num_slots=64, max_clients=4, num_workers=1, window_blocks=64, max_peers=4, ring_records=64)
+STORM = pytest.mark.storm
+RAW = re.compile(r"^\w*(Error|Exception)\b|^\[Errno")  # what no user should have to read
+
+
+class Sleeper(BaseProcess):
+    """A process of a node that says READY at once, and then sleeps."""
+
+    control: Any = None
+
+    class _Popen:
+        def __init__(self, process: Any) -> None:
+            name = process._args[0].name
+            self._process = subprocess.Popen(["sleep", "600"])
+            self.pid = self.sentinel = self._process.pid
+            Sleeper.control.processes.set(name, Process.STATE, READY)
+            self.terminate, self.kill, self.poll = self._process.kill, self._process.kill, self._process.poll
+
+        def wait(self, timeout: float | None = None) -> int | None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+            return self._process.returncode
+
+
+@pytest.fixture
+def sleepers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers of this process start sleepers; its signals are this process's own again afterwards."""
+    real = Launcher.start
+
+    def start(node: Launcher) -> None:
+        Sleeper.control = node.control
+        real(node)
+
+    context = SimpleNamespace(Process=Sleeper)
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: context)
+    monkeypatch.setattr(Launcher, "start", start)
+
+
+@dataclass
+class Run:
+    """What became of one run of the launcher."""
+
+    ready: Ready
+    code: int
+    plan: faults.Plan
+    served: list[str]
+
+
+def run_launcher(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, point: Point | None = None) -> Run:
+    """A node's whole life: up, two clients one after the other, and stopped by the end of the process that launched it."""
+    alive_read, alive_write = os.pipe()
+    ready_read, ready_write = os.pipe()
+    stdin = SimpleNamespace(buffer=SimpleNamespace(read=lambda: encode_config(config)))
+    heard: list[Ready] = []
+    served: list[str] = []
+
+    def use() -> None:
+        try:
+            with open(ready_read, "rb") as file:
+                heard.append(msgspec.json.decode(file.read() or b"{}", type=Ready))
+            if not heard[0].error:
+                while len(served) < 3 or (served[-1] and len(served) < 5):
+                    try:
+                        attach(config.directory).close()
+                        served.append("")
+                    except AttachError as error:
+                        served.append(str(error))
+        finally:
+            os.close(alive_write)
+
+    thread = threading.Thread(target=use)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", stdin)
+        thread.start()
+        try:
+            with faults.in_force(point, threading.get_ident()) as plan:
+                code = main(["--ready-fd", str(ready_write), "--alive-fd", str(alive_read)])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            thread.join()
+            os.close(alive_read)
+            Sleeper.control = None  # its doorbells hold descriptors
+    return Run(heard[0], code, plan, served)
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "encode": {"role": "encode"},
+    "language": {"role": "language", "discovery": "http://127.0.0.1:1", "lock": True},
+}
+
+
+def config_for(what: str, run_dir: Path) -> PipelineConfig:
+    settings = dict(CONFIGS[what])
+    lock = settings.pop("lock", False)
+    made = config_of(run_dir=run_dir, num_blocks=2, limits=FEW, beat_s=0.02, **settings)
+    return dataclasses.replace(made, lock_memory=lock)
+
+
+def wrong_with(run: Run) -> str:
+    """What is wrong with how a launcher took the failure of one call; nothing, if that is clean."""
+    if not run.plan.hit:
+        return "the point was not reached"
+    if run.ready.error:
+        return f"it says {run.ready.error!r}" if RAW.search(run.ready.error) or run.code != 1 else ""
+    if not run.ready.pid:  # it could not announce itself, so it has gone
+        return "" if run.code == 1 else f"it exits with {run.code}"
+    return f"exit status {run.code}, served: {run.served}" if run.code or run.served[-1] else ""
+
+
+@pytest.mark.parametrize(
+    ("what", "share"),
+    [("encode", 4), ("language", 4), pytest.param("encode", 1, marks=STORM), pytest.param("language", 1, marks=STORM)],
+)
+def test_each_call_of_the_launcher_and_its_door_may_fail(
+    own_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sleepers: None, what: str, share: int
+) -> None:
+    """P15: with a share of k, every k-th point."""
+    first = run_launcher(config_for(what, own_dir / "n"), monkeypatch)
+    assert (first.ready.error, first.code, first.served) == ("", 0, ["", "", ""])
+    points = share_of(first.plan.points(limit=100), share)
+    problems = []
+    for i, point in enumerate(points):
+        before = open_descriptors()
+        run = run_launcher(config_for(what, own_dir / f"n{i}"), monkeypatch, point)
+        caplog.clear()  # its records hold exceptions, and those what their frames hold
+        if problem := wrong_with(run) or left_since(before):
+            problems.append(f"{point}: {problem}")
+    assert not problems, "\n".join(problems)
+
+
+STUB = """printf '{"pid":1}' >&$4; eval "exec $4>&-"; cat <&$6 >/dev/null"""
+"""A launcher that is READY at once and goes when whoever launched it is gone; $4 and $6 are its two descriptors."""
+
+
+def test_each_call_of_the_process_that_launches_may_fail(own_dir: Path) -> None:
+    """P15, P9: `launch` says what failed, and the process that it had started is gone."""
+    config = config_of("encode", own_dir / "n")
+    within = ("bash", "-c", STUB)
+    with faults.in_force() as plan, launch(config, within=within):
+        pass
+    problems = []
+    for point in plan.points(limit=10):
+        before = open_descriptors()
+        with faults.in_force(point) as plan:
+            try:
+                launch(config, within=within).stop()
+                problems.append(f"{point}: nothing failed")
+            except LaunchError as error:
+                if RAW.search(str(error)):
+                    problems.append(f"{point}: it says {error}")
+            except Exception as error:
+                problems.append(f"{point}: raised {error!r}")
+        problems += [f"{point}: {problem}" for problem in (left_since(before), "" if plan.hit else "the point was not reached") if problem]
+    assert not problems, "\n".join(problems)
+
+
+class Full:
+    """A payload whose pages are not to be had."""
+
+    def __init__(self, real: Any) -> None:
+        self.size = real.size
+
+    def populate(self, offset: int, size: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def test_memory_that_is_not_to_be_had_when_it_is_touched_is_named(
+    own_dir: Path, monkeypatch: pytest.MonkeyPatch, sleepers: None
+) -> None:
+    """P13: the limit of a container may be below what /dev/shm promises."""
+    real = Launcher._make
+
+    def make(node: Launcher) -> None:
+        real(node)
+        monkeypatch.setattr(node, "_payload", Full(node._payload))
+
+    monkeypatch.setattr(Launcher, "_make", make)
+    run = run_launcher(config_for("encode", own_dir / "n"), monkeypatch)
+    assert re.fullmatch(r"payload of \d+ bytes: Cannot allocate memory; lower num_blocks", run.ready.error)
+    assert run.code == 1
