@@ -133,7 +133,7 @@ class Door:
         try:
             answer = run_socket.receive_frame(guest.sock)
         except (OSError, AttachError) as error:
-            log.warning("run socket: process %d: %s", guest.pid, error)
+            log.warning("run socket: process %d: %s", guest.pid, str(error))  # a kept record would keep the error's frames
             answer = None
         if answer is None:
             self._gone(guest)
@@ -147,7 +147,7 @@ class Door:
             else:
                 self._answer(guest, frame)
         except OSError as error:
-            log.warning("run socket: process %d: %s", guest.pid, error)
+            log.warning("run socket: process %d: %s", guest.pid, str(error))  # a kept record would keep the error's frames
             self._gone(guest)
         finally:
             for fd in fds:

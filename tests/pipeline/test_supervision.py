@@ -362,7 +362,7 @@ def test_a_process_that_dies_before_all_were_ready_ends_the_launch_and_is_named(
     it.of("worker0").end(1)
     it.turn()
     it.advance(5)
-    assert it.supervisor.first_failure() == "worker0 exited with 1 before it was ready"
+    assert it.supervisor.first_failure() == "worker0 exited with 1 before it was ready; its messages are on standard error"
     assert it.births("worker0") == 1
     it.close()
 
