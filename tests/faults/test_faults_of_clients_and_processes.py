@@ -12,7 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,16 +163,16 @@ def strike(pair: Pair, it: Station, fault_dir: FaultDir, process: str, point: Po
     """Have one call of one process fail while `act` is done. What is wrong afterwards; empty if nothing is."""
     pair.wait_idle()
     fault_dir.arm(process, point)
-    said = ""
+    at = f"{it.control.role.name.lower()} {process} {point.call} {point.n}"
     try:
-        act()
-    except EmbridgeError as error:
-        said = f": {error}"
-    at = f"{it.control.role.name.lower()} {process} {point.call} {point.n}{said}"
-    try:
+        with suppress(EmbridgeError):  # the door may have refused the client
+            act()
+        if not fault_dir.was_hit and process != "launcher":  # what a process calls once, as for its first peer: have a new one do it
+            again(it, process)
+            act()
         wait_until(lambda: fault_dir.was_hit, 20.0)
-    except AssertionError:
-        return f"{at}: the point was not reached"
+    except AssertionError as error:
+        return f"{at}: {error}"
     finally:
         fault_dir.disarm()
     try:
