@@ -37,7 +37,9 @@ static uint64_t owner_of_letter(char letter)
 
 static enum cell_state state_of_letter(char letter)
 {
-    return letter == '.' ? CELL_FREE : strchr("mo", letter) ? CELL_OWNED : strchr("ex", letter) ? CELL_EXPOSED : CELL_QUARANTINED;
+    if (letter == '.')
+        return CELL_FREE;
+    return strchr("mo", letter) ? CELL_OWNED : strchr("ex", letter) ? CELL_EXPOSED : CELL_QUARANTINED;
 }
 
 static struct blocks blocks_of(const struct scene *scene, struct world *world, uint64_t *advice)
@@ -60,7 +62,9 @@ static void prepare_blocks(const struct scene *scene, struct world *world)
         const char letter = scene->before[block];
         const uint64_t generation = (LAST_GENERATION - block % 3) << CELL_GENERATION_SHIFT;
         world->cells[block] = generation | owner_of_letter(letter) | state_of_letter(letter);
-        world->exposure[block] = letter == 'p' ? EXPOSED_TO(1, 3) : strchr("mo", letter) ? EXPOSED_TO(2, 9) : OLD_EXPOSURE;
+        world->exposure[block] = OLD_EXPOSURE;
+        if (letter == 'p' || strchr("mo", letter)) // what an owned block was exposed to once means nothing
+            world->exposure[block] = letter == 'p' ? EXPOSED_TO(1, 3) : EXPOSED_TO(2, 9);
         if (scene->given && strchr(scene->given, letter))
             given[num_given++] = block;
     }
@@ -125,8 +129,10 @@ static unsigned move_of(uint64_t from, uint64_t to)
     const uint64_t next = (from + (UINT64_C(1) << CELL_GENERATION_SHIFT)) & CELL_GENERATION_MASK;
     if (cell_state(from) == CELL_FREE)
         return to == (next | MINE | CELL_OWNED) ? TAKE : 0;
-    if (to == cell_freed(from))
-        return cell_state(from) == CELL_OWNED ? FREE_OWNED : cell_state(from) == CELL_EXPOSED ? FREE_EXPOSED : FREE_QUARANTINED;
+    if (to == cell_freed(from)) {
+        const unsigned moves[] = {0, FREE_OWNED, FREE_EXPOSED, FREE_QUARANTINED};
+        return moves[cell_state(from)];
+    }
     if (to == cell_in_state(from, CELL_EXPOSED) && cell_state(from) == CELL_OWNED)
         return EXPOSE;
     return to == cell_in_state(from, CELL_QUARANTINED) && cell_state(from) == CELL_EXPOSED ? QUARANTINE : 0;
@@ -139,7 +145,8 @@ static bool fence_ends(uint64_t cell, uint64_t exposure)
 
 // One instruction moves one cell, by a move that is allowed and only of those that MINE holds (a fence: of any), or
 // stores one exposure word of a block that MINE holds.
-static const char *inspect_blocks(const struct scene *scene, bool recovering, const struct world *last, const struct world *now)
+static const char *inspect_blocks(const struct scene *scene, bool recovering, const struct world *last,
+                                  const struct world *now)
 {
     const unsigned recovery_moves[] = {
         [RECLAIM_SOURCE] = FREE_OWNED | FREE_EXPOSED,
@@ -210,10 +217,10 @@ static const char *judge_blocks(const struct scene *scene, const struct world *k
     struct blocks handle = blocks_of(scene, recovered, advice);
     uint32_t num_free = 0, got[MAX_SCENE_BLOCKS];
     for (uint32_t block = 0; block < handle.num_blocks; block++) {
-        const uint64_t cell = recovered->cells[block];
-        const uint64_t right = recovered_cell((enum recovery)scene->recovery, killed->cells[block], killed->exposure[block]);
+        const uint64_t cell = recovered->cells[block], was = killed->cells[block];
+        const uint64_t right = recovered_cell((enum recovery)scene->recovery, was, killed->exposure[block]);
         if (cell != right)
-            return fault("block %u was %llx, is %llx and should be %llx", block, (ull)killed->cells[block], (ull)cell, (ull)right);
+            return fault("block %u was %llx, is %llx and should be %llx", block, (ull)was, (ull)cell, (ull)right);
         if (cell_held_by(cell, MINE) && cell_state(cell) != CELL_QUARANTINED)
             return fault("block %u is still held by the dead: %llx", block, (ull)cell);
         if ((cell_state(cell) == CELL_FREE) != ((cell & CELL_OWNER_MASK) == 0))
@@ -270,37 +277,38 @@ static const struct rival block_rivals[] = {
     {NULL, NULL, false},
 };
 
-#define BLOCKS(how)                                                                                                    \
+#define CELLS(how)                                                                                                     \
     .followed = UINT32_MAX, .prepare = prepare_blocks, .recover = how,      .inspect = inspect_blocks,                 \
     .outcome = outcome_of_blocks, .judge = judge_blocks, .rivals = block_rivals
+#define BLOCKS CELLS(recover_blocks)
 #define O31 "ooooooooooooooooooooooooooooooo"
 
 static const struct scene block_scenes[] = {
-    {"acquire one", BLOCKS(recover_blocks), .operate = acquire, .before = "..", .after = "m.", .given = "1", .moves = TAKE,
+    {"acquire one", BLOCKS, .operate = acquire, .before = "..", .after = "m.", .given = "1", .moves = TAKE,
      .recovery = RECLAIM, .has_looked = true},
-    {"acquire a run", BLOCKS(recover_blocks), .operate = acquire, .before = "o....", .after = "omm..", .given = "2", .moves = TAKE,
+    {"acquire a run", BLOCKS, .operate = acquire, .before = "o....", .after = "omm..", .given = "2", .moves = TAKE,
      .recovery = RECLAIM_ACKNOWLEDGED},
-    {"acquire from holes", BLOCKS(recover_blocks), .operate = acquire, .before = ".moe.qp.", .after = "mmoemqpm", .given = "3", .moves = TAKE,
-     .recovery = RECLAIM_ACKNOWLEDGED},
-    {"acquire more than there is", BLOCKS(recover_blocks), .operate = acquire, .before = ".o.x.", .after = "momxm", .given = "5", .moves = TAKE,
-     .recovery = RECLAIM_SOURCE},
-    {"acquire across words", BLOCKS(recover_blocks), .operate = acquire, .before = O31 O31 "o..o", .after = O31 O31 "ommo", .given = "2",
-     .moves = TAKE, .recovery = RECLAIM, .has_looked = true},
-    {"release", BLOCKS(recover_blocks), .operate = release, .before = ".moe.qpm", .after = "..o..qp.", .given = ".meqo",
+    {"acquire from holes", BLOCKS, .operate = acquire, .before = ".moe.qp.", .after = "mmoemqpm", .given = "3",
+     .moves = TAKE, .recovery = RECLAIM_ACKNOWLEDGED},
+    {"acquire more than there is", BLOCKS, .operate = acquire, .before = ".o.x.", .after = "momxm", .given = "5",
+     .moves = TAKE, .recovery = RECLAIM_SOURCE},
+    {"acquire across words", BLOCKS, .operate = acquire, .before = O31 O31 "o..o", .after = O31 O31 "ommo",
+     .given = "2", .moves = TAKE, .recovery = RECLAIM, .has_looked = true},
+    {"release", BLOCKS, .operate = release, .before = ".moe.qpm", .after = "..o..qp.", .given = ".meqo",
      .moves = FREE_OWNED | FREE_EXPOSED, .recovery = RECLAIM_SOURCE},
-    {"expose", BLOCKS(recover_blocks), .operate = expose, .before = ".moeqpm", .after = ".eoeqpe", .given = ".meqo", .moves = EXPOSE,
+    {"expose", BLOCKS, .operate = expose, .before = ".moeqpm", .after = ".eoeqpe", .given = ".meqo", .moves = EXPOSE,
      .recovery = RECLAIM_FENCED},
-    {"quarantine", BLOCKS(recover_blocks), .operate = quarantine, .before = ".moeqpe", .after = "..oqqpq", .given = ".meqo",
+    {"quarantine", BLOCKS, .operate = quarantine, .before = ".moeqpe", .after = "..oqqpq", .given = ".meqo",
      .moves = FREE_OWNED | QUARANTINE, .recovery = RECLAIM},
-    {"use: acquire, expose, release, quarantine", BLOCKS(recover_blocks), .operate = use, .before = ".o..", .after = "eo.q", .given = "3",
-     .moves = TAKE | EXPOSE | FREE_EXPOSED | QUARANTINE, .recovery = RECLAIM_FENCED},
-    {"reclaim, source", BLOCKS(recover_blocks), .operate = recover_blocks, .before = ".meoqpxe", .after = "...oqpx.",
+    {"use: acquire, expose, release, quarantine", BLOCKS, .operate = use, .before = ".o..", .after = "eo.q",
+     .given = "3", .moves = TAKE | EXPOSE | FREE_EXPOSED | QUARANTINE, .recovery = RECLAIM_FENCED},
+    {"reclaim, source", BLOCKS, .operate = recover_blocks, .before = ".meoqpxe", .after = "...oqpx.",
      .moves = FREE_OWNED | FREE_EXPOSED, .recovery = RECLAIM_SOURCE},
-    {"reclaim, quarantine", BLOCKS(recover_blocks), .operate = recover_blocks, .before = ".meoqpxe", .after = "..qoqpxq",
+    {"reclaim, quarantine", BLOCKS, .operate = recover_blocks, .before = ".meoqpxe", .after = "..qoqpxq",
      .moves = FREE_OWNED | QUARANTINE, .recovery = RECLAIM},
-    {"reclaim, end_quarantine", BLOCKS(recover_blocks), .operate = recover_blocks, .before = ".meoqpxe", .after = "...o.px.",
+    {"reclaim, end_quarantine", BLOCKS, .operate = recover_blocks, .before = ".meoqpxe", .after = "...o.px.",
      .moves = FREE_OWNED | QUARANTINE | FREE_QUARANTINED, .recovery = RECLAIM_ACKNOWLEDGED},
-    {"reclaim, end_exposure", BLOCKS(recover_blocks), .operate = recover_blocks, .before = ".meoqpxe", .after = "...o..x.",
+    {"reclaim, end_exposure", BLOCKS, .operate = recover_blocks, .before = ".meoqpxe", .after = "...o..x.",
      .moves = FREE_OWNED | QUARANTINE | FREE_QUARANTINED, .recovery = RECLAIM_FENCED},
 };
 

@@ -57,7 +57,8 @@ static const char *judge_list(const struct scene *scene, const struct world *kil
     return num == NUM_LISTED ? NULL : fault("%u of %u blocks are left", num, NUM_LISTED);
 }
 
-static const char *inspect_nothing(const struct scene *scene, bool recovering, const struct world *last, const struct world *now)
+static const char *inspect_nothing(const struct scene *scene, bool recovering, const struct world *last,
+                                   const struct world *now)
 {
     (void)scene, (void)recovering, (void)last, (void)now;
     return NULL;
@@ -177,26 +178,27 @@ static void disarm_before_write(const struct scene *scene, struct world *world)
 }
 
 static const struct scene broken_scenes[] = {
-    {"broken: a free list in two stores", .broken_in = BOUNDARIES | KILLS | NESTED, .prepare = prepare_list, .operate = use_list,
-     .recover = recover_list, .inspect = inspect_nothing, .outcome = outcome_of_nothing, .judge = judge_list},
-    {"broken: an owner in two stores", BLOCKS(recover_blocks), .broken_in = BOUNDARIES | KILLS, .operate = acquire_in_two_stores, .before = ".m.o",
+    {"broken: a free list in two stores", .broken_in = BOUNDARIES | KILLS | NESTED, .prepare = prepare_list,
+     .operate = use_list, .recover = recover_list, .inspect = inspect_nothing, .outcome = outcome_of_nothing,
+     .judge = judge_list},
+    {"broken: an owner in two stores", BLOCKS, .broken_in = BOUNDARIES | KILLS, .operate = acquire_in_two_stores,
+     .before = ".m.o", .after = ".mmo", .moves = TAKE, .recovery = RECLAIM},
+    {"broken: look, then store", BLOCKS, .broken_in = RIVALS, .operate = look_then_store, .before = ".m.o",
      .after = ".mmo", .moves = TAKE, .recovery = RECLAIM},
-    {"broken: look, then store", BLOCKS(recover_blocks), .broken_in = RIVALS, .operate = look_then_store, .before = ".m.o", .after = ".mmo",
-     .moves = TAKE, .recovery = RECLAIM},
-    {"broken: the cell before the exposure word", BLOCKS(recover_blocks), .broken_in = BOUNDARIES, .operate = expose_cell_first, .before = ".m.o",
-     .after = ".e.o", .moves = EXPOSE, .recovery = RECLAIM_FENCED},
-    {"broken: reclaim in two moves", BLOCKS(reclaim_in_two_moves), .broken_in = BOUNDARIES | NESTED, .operate = quarantine,
-     .before = ".e", .after = ".e", .given = "", .moves = 0, .recovery = RECLAIM},
-    {"broken: the tail before the record", PUSH, .broken_in = BOUNDARIES | KILLS, .operate = push_tail_first, .before = "2",
-     .given = "1", .after = "3"},
+    {"broken: the cell before the exposure word", BLOCKS, .broken_in = BOUNDARIES, .operate = expose_cell_first,
+     .before = ".m.o", .after = ".e.o", .moves = EXPOSE, .recovery = RECLAIM_FENCED},
+    {"broken: reclaim in two moves", CELLS(reclaim_in_two_moves), .broken_in = BOUNDARIES | NESTED,
+     .operate = quarantine, .before = ".e", .after = ".e", .given = "", .moves = 0, .recovery = RECLAIM},
+    {"broken: the tail before the record", PUSH, .broken_in = BOUNDARIES | KILLS, .operate = push_tail_first,
+     .before = "2", .given = "1", .after = "3"},
     {"broken: the commit before the work", POP, .broken_in = BOUNDARIES | KILLS, .operate = commit_first, .before = "3",
      .given = "0", .after = "3"},
-    {"broken: a word in two halves", STATUS(UINT32_MAX), .broken_in = BOUNDARIES, .operate = advance_in_halves, .recover = advance, .before = "1",
-     .after = "2"},
-    {"broken: the bit before the word", STATUS(UINT32_MAX), .broken_in = BOUNDARIES, .operate = mark_first, .recover = advance, .before = "1",
-     .after = "2"},
-    {"broken: a word looked at, then stored", STATUS(UINT32_MAX), .broken_in = RIVALS, .operate = advance_blindly, .recover = advance,
-     .before = "1", .after = "2", .rivals = writers},
+    {"broken: a word in two halves", STATUS(UINT32_MAX), .broken_in = BOUNDARIES, .operate = advance_in_halves,
+     .recover = advance, .before = "1", .after = "2"},
+    {"broken: the bit before the word", STATUS(UINT32_MAX), .broken_in = BOUNDARIES, .operate = mark_first,
+     .recover = advance, .before = "1", .after = "2"},
+    {"broken: a word looked at, then stored", STATUS(UINT32_MAX), .broken_in = RIVALS, .operate = advance_blindly,
+     .recover = advance, .before = "1", .after = "2", .rivals = writers},
     {"broken: the sleep ended before the wake", BELL, .broken_in = BOUNDARIES | KILLS, .operate = end_sleep_before_wake,
      .given = "asleep"},
     {"broken: the arming ended before the write", BELL, .broken_in = BOUNDARIES | KILLS, .operate = disarm_before_write,

@@ -36,7 +36,10 @@ static long num_asleep(struct doorbell *bell)
 static bool is_ringer(const struct scene *scene) { return scene->given != NULL; }
 
 // `given`: what the waiter does, "asleep", "armed", "full" (an eventfd that takes no more), or "" for nothing.
-static bool waits(const struct scene *scene, const char *how) { return is_ringer(scene) && strcmp(scene->given, how) == 0; }
+static bool waits(const struct scene *scene, const char *how)
+{
+    return is_ringer(scene) && strcmp(scene->given, how) == 0;
+}
 
 static void prepare_bell(const struct scene *scene, struct world *world)
 {
@@ -107,9 +110,10 @@ static void arm_and_disarm(const struct scene *scene, struct world *world)
 
 // ---- what holds
 
-// A ringer moves the sequence by one, and ends only an arming, and that only when the eventfd says so. Who sleeps in the
-// kernel does not look awake: else no ring would ever wake it.
-static const char *inspect_bell(const struct scene *scene, bool recovering, const struct world *last, const struct world *now)
+// A ringer moves the sequence by one, and ends only an arming, and that only when the eventfd says so. Who sleeps in
+// the kernel does not look awake: else no ring would ever wake it.
+static const char *inspect_bell(const struct scene *scene, bool recovering, const struct world *last,
+                                const struct world *now)
 {
     const uint32_t from = atomic_load(&last->bell.state), to = atomic_load(&now->bell.state);
     const uint32_t rise = atomic_load(&now->bell.sequence) - atomic_load(&last->bell.sequence);
@@ -132,8 +136,9 @@ static const char *judge_bell(const struct scene *scene, const struct world *kil
     struct doorbell *bell = &recovered->bell;
     uint64_t count;
     int status = 0;
-    if (atomic_load(&bell->sequence) - atomic_load(&killed->bell.sequence) - 1 > 1) // two, where the second ringer died
-        return fault("the sequence was %u and is %u", atomic_load(&killed->bell.sequence), atomic_load(&bell->sequence));
+    const uint32_t sequence = atomic_load(&bell->sequence), before = atomic_load(&killed->bell.sequence);
+    if (sequence - before - 1 > 1) // two, where the second ringer died
+        return fault("the sequence was %u and is %u", before, sequence);
     if (waiter) {
         if (num_asleep(bell) > 0)
             return fault("the waiter was not woken, the state is %x", atomic_load(&bell->state));

@@ -1,8 +1,8 @@
 // The ring: a producer that dies in a push and whose successor pushes again what it was about to, and a consumer that
 // dies anywhere between its look and its commit, and whose successor begins at the head.
 //
-// Records are numbered from 1, and record n is at position FIRST + n - 1 until something is pushed twice. Positions pass
-// 2^64, and the records the end of the ring.
+// Records are numbered from 1, and record n is at position FIRST + n - 1 until something is pushed twice. Positions
+// pass 2^64, and the records the end of the ring.
 #ifndef EMBRIDGE_TESTS_NATIVE_SCENES_RING_H
 #define EMBRIDGE_TESTS_NATIVE_SCENES_RING_H
 
@@ -88,7 +88,8 @@ static void pop_all(struct ring *end, struct world *world)
 {
     for (int64_t pending; (pending = ring_pending(end, 2)) > 0;) {
         unsigned char records[2][RECORD_BYTES];
-        const uint64_t take = pending < 2 ? 1 : 2, head = atomic_load_explicit(&end->header->head, memory_order_relaxed);
+        const uint64_t head = atomic_load_explicit(&end->header->head, memory_order_relaxed);
+        const uint64_t take = pending < 2 ? 1 : 2;
         for (uint64_t i = 0; i < take; i++)
             memcpy(records[i], ring_record(end, head + i), RECORD_BYTES);
         for (uint64_t i = 0; i < take; i++)
@@ -122,13 +123,15 @@ static const char *inspect_records(const struct world *last, const struct world 
         const size_t at = (position & (RING_CAPACITY - 1)) * RECORD_BYTES;
         if (number_of(now->records + at) == 0)
             return fault("the record at %llu is not whole", (ull)position);
-        if (published - position - 1 < RING_CAPACITY && memcmp(now->records + at, last->records + at, RECORD_BYTES) != 0)
+        const bool was_there = published - position - 1 < RING_CAPACITY;
+        if (was_there && memcmp(now->records + at, last->records + at, RECORD_BYTES) != 0)
             return fault("the record at %llu was written over", (ull)position);
     }
     return NULL;
 }
 
-static const char *inspect_push(const struct scene *scene, bool recovering, const struct world *last, const struct world *now)
+static const char *inspect_push(const struct scene *scene, bool recovering, const struct world *last,
+                                const struct world *now)
 {
     (void)scene, (void)recovering;
     const uint64_t rise = atomic_load(&now->ring.tail) - atomic_load(&last->ring.tail);
@@ -138,7 +141,8 @@ static const char *inspect_push(const struct scene *scene, bool recovering, cons
     return inspect_records(last, now);
 }
 
-static const char *inspect_pop(const struct scene *scene, bool recovering, const struct world *last, const struct world *now)
+static const char *inspect_pop(const struct scene *scene, bool recovering, const struct world *last,
+                               const struct world *now)
 {
     (void)scene, (void)recovering;
     const uint64_t head = atomic_load(&now->ring.head), rise = head - atomic_load(&last->ring.head);
@@ -154,7 +158,8 @@ static const char *judge_ring(const struct scene *scene, const struct world *kil
 {
     (void)killed;
     pop_again(scene, recovered);
-    while (!recovered->misworked && recovered->last_worked >= num_before && recovered->last_worked < num_before + num_mine) {
+    // Of what was there before, nothing may be missing: the difference would pass 0.
+    while (!recovered->misworked && recovered->last_worked - num_before < num_mine) {
         struct ring end = end_of(recovered);
         const uint64_t next = recovered->last_worked - num_before, left = num_mine - next;
         if (ring_push(&end, my_records + next * RECORD_WORDS, left) != (int64_t)left)
@@ -162,7 +167,8 @@ static const char *judge_ring(const struct scene *scene, const struct world *kil
         pop_again(scene, recovered);
     }
     if (recovered->misworked || recovered->last_worked < num_before + num_mine)
-        return fault("%llu records worked on; one torn or early: %d", (ull)recovered->last_worked, recovered->misworked != 0);
+        return fault("%llu records worked on; %s", (ull)recovered->last_worked,
+                     recovered->misworked ? "one was torn or early" : "one is missing");
     if (atomic_load(&recovered->ring.head) != atomic_load(&recovered->ring.tail))
         return fault("records are left in an empty ring");
     return NULL;
@@ -206,8 +212,8 @@ static const struct rival consumers[] = {
 static const struct rival producers[] = {{"produces more", produce_more, false}, {NULL, NULL, false}};
 
 #define PUSH                                                                                                           \
-    .followed = 1, .prepare = prepare_ring, .recover = push_again, .inspect = inspect_push, .outcome = outcome_of_ring, \
-    .judge = judge_ring, .rivals = consumers
+    .followed = 1, .prepare = prepare_ring, .recover = push_again, .inspect = inspect_push,                            \
+    .outcome = outcome_of_ring, .judge = judge_ring, .rivals = consumers
 #define POP                                                                                                            \
     .followed = UINT32_MAX, .prepare = prepare_ring, .recover = pop_again, .inspect = inspect_pop,                     \
     .outcome = outcome_of_ring, .judge = judge_ring, .rivals = producers

@@ -35,6 +35,8 @@ static void prepare_status(const struct scene *scene, struct world *world)
     status_open(&table, SLOT, OPENED_NS);
     status_stamp(&table, SLOT, EPOCH - 1, 2, 600);
     status_advance(&table, SLOT, EPOCH, (uint64_t)(scene->before[0] - '0'), 10, OPENED_NS);
+    // What a writer left that was 255 epochs late: in 8 bits, it is of the next one.
+    atomic_store(&world->stamps[SLOT * NUM_PHASES + 4], (EPOCH + 1) << STAMP_NS_BITS | 700);
     atomic_store(&world->dirty[0], 0);
     atomic_store(&world->dirty[1], UINT64_C(1) << NEIGHBOUR);
 }
@@ -73,7 +75,8 @@ static void take_bits(const struct scene *scene, struct world *world)
 
 // ---- what holds
 
-static const char *inspect_status(const struct scene *scene, bool recovering, const struct world *last, const struct world *now)
+static const char *inspect_status(const struct scene *scene, bool recovering, const struct world *last,
+                                  const struct world *now)
 {
     (void)recovering;
     const struct status_table table = table_of(now);
@@ -94,8 +97,9 @@ static const char *inspect_status(const struct scene *scene, bool recovering, co
     uint64_t times[NUM_PHASES];
     status_stamps(&table, SLOT, times);
     for (uint64_t phase = 1; phase < NUM_PHASES; phase++) {
-        const bool ours = status_epoch(to) == EPOCH, entered = phase <= status_phase(to);
-        if (times[phase] && (!ours || !entered || (times[phase] != NOW_NS && times[phase] != OPENED_NS && times[phase] != RIVAL_NS)))
+        const bool entered = status_epoch(to) == EPOCH && phase <= status_phase(to);
+        const bool told = times[phase] == NOW_NS || times[phase] == OPENED_NS || times[phase] == RIVAL_NS;
+        if (times[phase] && !(entered && told))
             return fault("word %llx: phase %llu was entered at %llu", (ull)to, (ull)phase, (ull)times[phase]);
     }
     return NULL;
@@ -105,19 +109,23 @@ static const char *outcome_of_status(const struct scene *scene, const struct riv
 {
     const uint64_t word = ended->words[SLOT];
     if (rival) {
-        const bool stays = status_phase(rival_word) >= FIRST_TERMINAL_PHASE || status_epoch(rival_word) > EPOCH;
-        const bool opens = scene->operate == open_next;
-        return word < rival_word || (stays && !opens && word != rival_word) ? fault("%llx became %llx", (ull)rival_word, (ull)word) : NULL;
+        const bool over = status_phase(rival_word) >= FIRST_TERMINAL_PHASE || status_epoch(rival_word) > EPOCH;
+        const bool stays = over && scene->operate != open_next;
+        if (word < rival_word || (stays && word != rival_word))
+            return fault("%llx became %llx", (ull)rival_word, (ull)word);
+        return NULL;
     }
     if (scene->operate == open_next)
         return word == status_word(EPOCH + 1, 0, 0) ? NULL : fault("opened as %llx", (ull)word);
-    if (scene->operate == take_bits)
-        return ended->num_got == 1 && ended->got[0] == NEIGHBOUR && ended->dirty[1] == 0 ? NULL : fault("%u taken", ended->num_got);
+    if (scene->operate == take_bits) {
+        const bool right = ended->num_got == 1 && ended->got[0] == NEIGHBOUR && ended->dirty[1] == 0;
+        return right ? NULL : fault("%u taken", ended->num_got);
+    }
     const uint64_t mine = UINT64_C(1) << SLOT;
     const bool in_0 = ended->dirty[0] & mine, in_1 = ended->dirty[1] & mine, raises = scene->operate != mark;
     const bool both = scene->operate != raise_word && raises;
     if ((raises && word != TARGET) || in_0 != both || in_1 != (both || !raises))
-        return fault("the word ends as %llx, bits %llx and %llx", (ull)word, (ull)ended->dirty[0], (ull)ended->dirty[1]);
+        return fault("the word ends as %llx, its bits as %d and %d", (ull)word, in_0, in_1);
     return NULL;
 }
 
@@ -130,7 +138,8 @@ static const char *judge_status(const struct scene *scene, const struct world *k
     uint32_t out[SLOTS_PER_PAGE];
     const uint32_t page = 0;
     const bool opens = scene->operate == open_next, raises = scene->operate == advance || scene->operate == raise_word;
-    if (word < old || (raises && status_epoch(word) == EPOCH && word < TARGET && status_phase(old) < FIRST_TERMINAL_PHASE))
+    const bool open = status_epoch(word) == EPOCH && status_phase(old) < FIRST_TERMINAL_PHASE;
+    if (word < old || (raises && open && word < TARGET))
         return fault("the word was %llx and is %llx", (ull)old, (ull)word);
     const uint64_t later = status_epoch(word) - status_epoch(old); // 2 where the second opening died, too
     if (opens && (word != status_word(status_epoch(word), 0, 0) || later < 1 || later > 2))
@@ -153,10 +162,17 @@ static const char *judge_status(const struct scene *scene, const struct world *k
 
 // ---- who else is there
 
-static void raise_further(struct world *world)
+static void raise_a_little(struct world *world)
 {
     const struct status_table table = table_of(world);
     status_advance(&table, SLOT, EPOCH, 2, 15, RIVAL_NS);
+    rival_word = status_load(&table, SLOT);
+}
+
+static void raise_past(struct world *world)
+{
+    const struct status_table table = table_of(world);
+    status_advance(&table, SLOT, EPOCH, 2, 30, RIVAL_NS);
     rival_word = status_load(&table, SLOT);
 }
 
@@ -184,19 +200,28 @@ static void take_all_bits(struct world *world)
     rival_word = status_load(&table, SLOT);
 }
 
-static const struct rival writers[] = {{"raises it", raise_further, false}, {"ends it", end_it, false},
-                                       {"opens the next epoch", open_another, false}, {"takes the bits", take_all_bits, false},
-                                       {NULL, NULL, false}};
-static const struct rival late_writers[] = {{"raises it", raise_further, false}, {"ends it", end_it, false}, {NULL, NULL, false}};
+static const struct rival writers[] = {
+    {"raises it", raise_a_little, false},
+    {"raises it further", raise_past, false},
+    {"ends it", end_it, false},
+    {"opens the next epoch", open_another, false},
+    {"takes the bits", take_all_bits, false},
+    {NULL, NULL, false},
+};
+static const struct rival late_writers[] = {
+    {"raises it", raise_a_little, false}, {"ends it", end_it, false}, {NULL, NULL, false}};
 
 #define STATUS(times)                                                                                                  \
     .followed = times,      .prepare = prepare_status, .inspect = inspect_status, .outcome = outcome_of_status,        \
     .judge = judge_status
 
 static const struct scene status_scenes[] = {
-    {"advance to the next phase", STATUS(UINT32_MAX), .operate = advance, .recover = advance, .before = "1", .after = "2", .rivals = writers},
-    {"advance within a phase", STATUS(UINT32_MAX), .operate = advance, .recover = advance, .before = "2", .after = "2", .rivals = writers},
-    {"advance to the end", STATUS(UINT32_MAX), .operate = advance, .recover = advance, .before = "2", .after = "3", .rivals = writers},
+    {"advance to the next phase", STATUS(UINT32_MAX), .operate = advance, .recover = advance, .before = "1",
+     .after = "2", .rivals = writers},
+    {"advance within a phase", STATUS(UINT32_MAX), .operate = advance, .recover = advance, .before = "2", .after = "2",
+     .rivals = writers},
+    {"advance to the end", STATUS(UINT32_MAX), .operate = advance, .recover = advance, .before = "2", .after = "3",
+     .rivals = writers},
     {"raise", STATUS(UINT32_MAX), .operate = raise_word, .recover = raise_word, .before = "1", .after = "2"},
     {"mark", STATUS(UINT32_MAX), .operate = mark, .recover = mark, .before = "1", .after = "1", .rivals = writers},
     {"take bits", STATUS(UINT32_MAX), .operate = take_bits, .recover = take_bits, .before = "1", .after = "1"},

@@ -15,8 +15,8 @@
 //   nested       The process is really killed, then its recovery, and recovery is run again.
 //
 // kills and rivals come to every boundary, or with a LIMIT to as many, evenly spread, as take that many steps a scene.
-// Without one, a rival's victim goes on a step at a time and may die anywhere. nested kills at every boundary, or with a
-// LIMIT at about that many, and recovery at about INNER of its own; without a LIMIT it walks through recovery, too.
+// Without one, a rival's victim goes on a step at a time and may die anywhere. nested kills at every boundary, or with
+// a LIMIT at about that many, and recovery at about INNER of its own; without a LIMIT it walks through recovery, too.
 #include "scenes_broken.h"
 
 struct tally {
@@ -274,7 +274,8 @@ static bool run_scene(const struct scene *scene, enum mode mode, uint64_t limit,
     else
         run_nested(&tally, limit, inner);
     printf("%s: %llu boundaries, %u states, %llu kills, %llu boundaries in recovery, %llu violations\n", scene->name,
-           (ull)tally.num_boundaries, num_states, (ull)tally.num_kills, (ull)tally.num_inner, (ull)tally.num_violations);
+           (ull)tally.num_boundaries, num_states, (ull)tally.num_kills, (ull)tally.num_inner,
+           (ull)tally.num_violations);
     if (tally.num_violations)
         printf("    first: %s\n", tally.first);
     forget_states();
