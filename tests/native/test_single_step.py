@@ -63,7 +63,7 @@ def test_what_a_death_leaves_is_recovered_however_often_recovery_dies(program: l
 
 def test_a_killed_process_leaves_what_was_seen_where_it_died(program: list[str]) -> None:
     """P1, P2, P8: really killed, the small operations everywhere and the large ones at some places; then the recovery, too."""
-    scenes = stepped(program, "kills", 1000, 0)
+    scenes = stepped(program, "kills", 600, 0)
     assert_all_have_a_scene(scenes, OPERATIONS + OF_THE_BELL)
     assert all(scene.kills == scene.boundaries > 1 for scene in scenes.values())
     for prefix in ("ring", "reclaim"):
@@ -72,7 +72,7 @@ def test_a_killed_process_leaves_what_was_seen_where_it_died(program: list[str])
 
 def test_another_process_comes_between(program: list[str]) -> None:
     """P1, P5, R16: it takes, frees, reclaims, raises or consumes in the middle, and neither loses what it has."""
-    assert_all_have_a_scene(stepped(program, "rivals", 500, 0), ["acquire", "release", "reclaim", "push", "pop", "advance", "open"])
+    assert_all_have_a_scene(stepped(program, "rivals", 300, 0), ["acquire", "release", "reclaim", "push", "pop", "advance", "open"])
     [everywhere] = stepped(program, "rivals", 1 << 20, 0, "acquire one").values()
     assert everywhere.boundaries > 3 * 100
 
