@@ -23,13 +23,18 @@ static bool is_readable(void)
     return poll(&look, 1, 0) == 1;
 }
 
-// How many sleep on the bell. They are moved to another word and back, which wakes nobody.
+// How many sleep on the bell. They are moved to another word and back, which wakes nobody; while they sleep, and the
+// ringer stands still, neither word changes.
 static long num_asleep(struct doorbell *bell)
 {
-    const uint32_t sequence = atomic_load(&bell->sequence), kind = atomic_load(&bell->state);
+    const uint32_t sequence = atomic_load(&bell->sequence);
     const long moved = syscall(SYS_futex, &bell->sequence, FUTEX_CMP_REQUEUE, 0, INT_MAX, &bell->state, sequence);
-    const long back = syscall(SYS_futex, &bell->state, FUTEX_CMP_REQUEUE, 0, INT_MAX, &bell->sequence, kind);
-    CHECK(moved >= 0 && moved == back, "%ld sleepers moved, %ld back", moved, back);
+    CHECK(moved >= 0, "FUTEX_CMP_REQUEUE: %d", errno);
+    if (moved == 0)
+        return 0;
+    const uint32_t state = atomic_load(&bell->state);
+    const long back = syscall(SYS_futex, &bell->state, FUTEX_CMP_REQUEUE, 0, INT_MAX, &bell->sequence, state);
+    CHECK(moved == back, "%ld sleepers moved, %ld back", moved, back);
     return back;
 }
 

@@ -16,7 +16,8 @@
 //
 // kills and rivals come to every boundary, or with a LIMIT to as many, evenly spread, as take that many steps a scene.
 // Without one, a rival's victim goes on a step at a time and may die anywhere. nested kills at every boundary, or with
-// a LIMIT at about that many, and recovery at about INNER of its own; without a LIMIT it walks through recovery, too.
+// a LIMIT at about that many, and recovery at all of its own, or about INNER; without a LIMIT it walks through
+// recovery, too.
 #include "scenes_broken.h"
 
 struct tally {
@@ -251,7 +252,7 @@ static void run_nested(struct tally *tally, uint64_t limit, uint64_t inner)
     const uint64_t num_boundaries = look_ahead(tally), every = limit ? num_boundaries / limit + 1 : 1;
     for (uint64_t at = 0; at < num_boundaries; at += every) {
         struct world killed;
-        const uint64_t num_inner = kill_twice(tally, at, MAX_STEPS, &killed), apart = num_inner / inner + 1;
+        const uint64_t num_inner = kill_twice(tally, at, MAX_STEPS, &killed), apart = inner ? num_inner / inner + 1 : 1;
         for (uint64_t in = at % apart; in < num_inner; in += apart)
             kill_twice(tally, at, in, &killed);
         tally->num_boundaries++;
@@ -264,7 +265,7 @@ static bool run_scene(const struct scene *scene, enum mode mode, uint64_t limit,
 {
     struct tally tally = {.scene = scene};
     if (scene->broken_in) // it must be found out for sure
-        limit = 0, inner = MAX_STEPS;
+        limit = inner = 0;
     if (mode == BOUNDARIES)
         run_boundaries(&tally);
     else if (mode == KILLS)
@@ -304,7 +305,7 @@ int main(int argc, char **argv)
         {broken_scenes, sizeof broken_scenes / sizeof *broken_scenes},
     };
     const enum mode mode = mode_of(argc > 1 ? argv[1] : "boundaries");
-    const uint64_t limit = argument(argc, argv, 2, 0), inner = argument(argc, argv, 3, 1);
+    const uint64_t limit = argument(argc, argv, 2, 0), inner = argument(argc, argv, 3, 0);
     bool good = true;
     setvbuf(stdout, NULL, _IOLBF, 0);
     const char *reason = why_not();

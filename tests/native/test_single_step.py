@@ -79,7 +79,7 @@ def test_another_process_comes_between(program: list[str]) -> None:
 
 @pytest.mark.storm
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("mode", "inner"), [("kills", 0), ("rivals", 0), ("nested", 8)])
+@pytest.mark.parametrize(("mode", "inner"), [("kills", 0), ("rivals", 0), ("nested", 3)])
 def test_everywhere(program: list[str], mode: str, inner: int) -> None:
     """P1, P2, P5, P8: the same with no boundary left out; nested, recovery is walked from each, and killed at some of its own."""
     stepped(program, mode, 0, inner, limit_s=1700)
