@@ -63,7 +63,7 @@ def test_what_a_death_leaves_is_recovered_however_often_recovery_dies(program: l
 
 def test_a_killed_process_leaves_what_was_seen_where_it_died(program: list[str]) -> None:
     """P1, P2, P8: really killed, the small operations everywhere and the large ones at some places; then the recovery, too."""
-    scenes = stepped(program, "kills", 600, 0)
+    scenes = stepped(program, "kills", 2000, 0)
     assert_all_have_a_scene(scenes, OPERATIONS + OF_THE_BELL)
     assert all(scene.kills == scene.boundaries > 1 for scene in scenes.values())
     for prefix in ("ring", "reclaim"):
