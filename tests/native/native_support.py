@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import itertools
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -17,7 +20,19 @@ HERE = Path(__file__).resolve().parent
 HEADERS = HERE.parents[1] / "allocator" / "native"
 COMPILER = shlex.split(os.environ.get("CC", "")) or ["cc"]
 WARNINGS = ["-Wall", "-Wextra"]
+
+
+def _shipped() -> list[str]:
+    """How `setup.py` has the core compiled, so that what is stepped through are the instructions that are shipped."""
+    setup = ast.parse((HERE.parents[1] / "setup.py").read_text())
+    own = [ast.literal_eval(node.value) for node in ast.walk(setup) if isinstance(node, ast.keyword) and node.arg == "extra_compile_args"]
+    inherited = [shlex.split(sysconfig.get_config_var(name) or "") for name in ("CFLAGS", "CCSHARED")]
+    # The linker's: symbols are looked up before the start, not in the middle of the first call.
+    return [*itertools.chain(*inherited, *own), "-Wl,-z,now"]
+
+
 FLAGS = {
+    "shipped": _shipped(),
     "plain": ["-O2"],
     "thread": ["-O1", "-g", "-fsanitize=thread"],
     "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],

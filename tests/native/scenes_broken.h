@@ -1,0 +1,208 @@
+// Structures that are wrong in one place each. A killer that does not find them would prove nothing of the others.
+#ifndef EMBRIDGE_TESTS_NATIVE_SCENES_BROKEN_H
+#define EMBRIDGE_TESTS_NATIVE_SCENES_BROKEN_H
+
+#include "scenes_blocks.h"
+#include "scenes_doorbell.h"
+#include "scenes_ring.h"
+#include "scenes_status.h"
+
+// ---- a free list, of which a block is taken in two stores: unlinked, then marked
+
+#define NO_BLOCK UINT32_MAX
+#define NUM_LISTED 6
+
+static void prepare_list(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    memset((void *)world, 0, sizeof *world);
+    for (uint32_t block = 0; block < NUM_LISTED; block++)
+        world->next_free[block] = block + 1 < NUM_LISTED ? block + 1 : NO_BLOCK;
+}
+
+static void list_push(volatile struct world *world, uint32_t block)
+{
+    world->holder[block] = 0;
+    world->next_free[block] = world->first_free;
+    world->first_free = block;
+}
+
+static void use_list(const struct scene *scene, struct world *shared)
+{
+    (void)scene;
+    volatile struct world *world = shared;
+    for (uint32_t i = 0; i < 3; i++) {
+        const uint32_t block = world->first_free;
+        world->first_free = world->next_free[block];
+        world->holder[block] = 1;
+    }
+    list_push(world, 1);
+}
+
+static void recover_list(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    for (uint32_t block = 0; block < NUM_LISTED; block++)
+        if (world->holder[block])
+            list_push(world, block);
+}
+
+static const char *judge_list(const struct scene *scene, const struct world *killed, struct world *recovered)
+{
+    (void)scene, (void)killed;
+    uint32_t num = 0;
+    for (uint32_t block = recovered->first_free; block != NO_BLOCK; block = recovered->next_free[block])
+        if (++num > NUM_LISTED)
+            return fault("a block is in the list twice");
+    return num == NUM_LISTED ? NULL : fault("%u of %u blocks are left", num, NUM_LISTED);
+}
+
+static const char *inspect_nothing(const struct scene *scene, bool recovering, const struct world *last,
+                                   const struct world *now)
+{
+    (void)scene, (void)recovering, (void)last, (void)now;
+    return NULL;
+}
+
+static const char *outcome_of_nothing(const struct scene *scene, const struct rival *rival, const struct world *ended)
+{
+    (void)scene, (void)rival, (void)ended;
+    return NULL;
+}
+
+// ---- owner cells
+
+static void acquire_in_two_stores(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    const uint64_t next = (world->cells[2] + (UINT64_C(1) << CELL_GENERATION_SHIFT)) & CELL_GENERATION_MASK;
+    atomic_store(&world->cells[2], next | CELL_OWNED);
+    atomic_store(&world->cells[2], next | CELL_OWNED | MINE);
+}
+
+static void look_then_store(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    const uint64_t cell = blocks_cell(&mine, 2), next = cell + (UINT64_C(1) << CELL_GENERATION_SHIFT);
+    if (cell_state(cell) == CELL_FREE)
+        atomic_store(&world->cells[2], (next & CELL_GENERATION_MASK) | CELL_OWNED | MINE);
+}
+
+static void expose_cell_first(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    uint64_t cell = blocks_cell(&mine, 1);
+    blocks_move(&mine, 1, &cell, cell_in_state(cell, CELL_EXPOSED));
+    atomic_store(&world->exposure[1], NEW_EXPOSURE);
+}
+
+// Only a death in the middle of it shows: the next recovery does not find the block.
+static void reclaim_in_two_moves(const struct scene *scene, struct world *world)
+{
+    for (uint32_t block = 0; block < strlen(scene->before); block++) {
+        const uint64_t cell = atomic_load(&world->cells[block]);
+        if (cell_held_by(cell, MINE)) {
+            atomic_store(&world->cells[block], cell_freed(cell));
+            if (cell_state(cell) != CELL_OWNED)
+                atomic_store(&world->cells[block], cell_in_state(cell, CELL_QUARANTINED));
+        }
+    }
+}
+
+// ---- the ring, the status word, the doorbell
+
+static void push_tail_first(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    const uint64_t tail = atomic_load(&world->ring.tail);
+    atomic_store(&world->ring.tail, tail + 1);
+    memcpy(ring_record(&my_end, tail), my_records, RECORD_BYTES);
+}
+
+static void commit_first(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    while (ring_pending(&my_end, 1) > 0) {
+        unsigned char record[RECORD_BYTES];
+        memcpy(record, ring_record(&my_end, atomic_load(&world->ring.head)), RECORD_BYTES);
+        ring_commit(&my_end, 1);
+        work_on(world, record);
+    }
+}
+
+static void advance_in_halves(const struct scene *scene, struct world *world)
+{
+    volatile uint32_t *halves = (volatile uint32_t *)&world->words[SLOT];
+    const struct status_table table = table_of(world);
+    halves[0] = (uint32_t)TARGET;
+    halves[1] = (uint32_t)(TARGET >> 32);
+    status_mark(&table, SLOT, 0);
+    status_mark(&table, SLOT, 1);
+}
+
+static void mark_first(const struct scene *scene, struct world *world)
+{
+    const struct status_table table = table_of(world);
+    status_mark(&table, SLOT, 0);
+    advance(scene, world);
+}
+
+static void advance_blindly(const struct scene *scene, struct world *world)
+{
+    const uint64_t word = status_load(&(struct status_table){.words = world->words}, SLOT);
+    if (word < TARGET)
+        atomic_store(&world->words[SLOT], TARGET);
+}
+
+static void end_sleep_before_wake(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    struct doorbell *bell = &world->bell;
+    atomic_fetch_add(&bell->sequence, 1);
+    if ((atomic_load(&bell->state) & DOORBELL_KIND_MASK) == DOORBELL_ASLEEP) {
+        atomic_store(&bell->state, atomic_load(&bell->state) & ~DOORBELL_KIND_MASK);
+        syscall(SYS_futex, &bell->sequence, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    }
+}
+
+static void disarm_before_write(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    struct doorbell *bell = &world->bell;
+    const uint64_t one = 1;
+    atomic_fetch_add(&bell->sequence, 1);
+    if ((atomic_load(&bell->state) & DOORBELL_KIND_MASK) == DOORBELL_ARMED) {
+        atomic_store(&bell->state, atomic_load(&bell->state) & ~DOORBELL_KIND_MASK);
+        (void)!write(event_fd, &one, sizeof one);
+    }
+}
+
+static const struct scene broken_scenes[] = {
+    {"broken: a free list in two stores", .broken_in = BOUNDARIES | KILLS | NESTED, .prepare = prepare_list,
+     .operate = use_list, .recover = recover_list, .inspect = inspect_nothing, .outcome = outcome_of_nothing,
+     .judge = judge_list},
+    {"broken: an owner in two stores", BLOCKS, .broken_in = BOUNDARIES | KILLS, .operate = acquire_in_two_stores,
+     .before = ".m.o", .after = ".mmo", .moves = TAKE, .recovery = RECLAIM},
+    {"broken: look, then store", BLOCKS, .broken_in = RIVALS, .operate = look_then_store, .before = ".m.o",
+     .after = ".mmo", .moves = TAKE, .recovery = RECLAIM},
+    {"broken: the cell before the exposure word", BLOCKS, .broken_in = BOUNDARIES, .operate = expose_cell_first,
+     .before = ".m.o", .after = ".e.o", .moves = EXPOSE, .recovery = RECLAIM_FENCED},
+    {"broken: reclaim in two moves", CELLS(reclaim_in_two_moves), .broken_in = BOUNDARIES | NESTED,
+     .operate = quarantine, .before = ".e", .after = ".e", .given = "", .moves = 0, .recovery = RECLAIM},
+    {"broken: the tail before the record", PUSH, .broken_in = BOUNDARIES | KILLS, .operate = push_tail_first,
+     .before = "2", .given = "1", .after = "3"},
+    {"broken: the commit before the work", POP, .broken_in = BOUNDARIES | KILLS, .operate = commit_first, .before = "1",
+     .given = "0", .after = "1"},
+    {"broken: a word in two halves", STATUS(UINT32_MAX), .broken_in = BOUNDARIES, .operate = advance_in_halves,
+     .recover = advance, .before = "1", .after = "2"},
+    {"broken: the bit before the word", STATUS(UINT32_MAX), .broken_in = BOUNDARIES, .operate = mark_first,
+     .recover = advance, .before = "1", .after = "2"},
+    {"broken: a word looked at, then stored", STATUS(UINT32_MAX), .broken_in = RIVALS, .operate = advance_blindly,
+     .recover = advance, .before = "1", .after = "2", .rivals = writers},
+    {"broken: the sleep ended before the wake", BELL, .broken_in = BOUNDARIES | KILLS, .operate = end_sleep_before_wake,
+     .given = "asleep"},
+    {"broken: the arming ended before the write", BELL, .broken_in = BOUNDARIES | KILLS, .operate = disarm_before_write,
+     .given = "armed"},
+};
+
+#endif
