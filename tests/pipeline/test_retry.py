@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, every_engine, station
+from support.ranks import seen
 from support.rows import DELTA
 from support.scheduling import ByHand, Queues
 from support.waiting import wait_until
 
-from embridge.pipeline import Client, EmbeddingRequest, attach
+from embridge.pipeline import Client, EmbeddingRequest, attach, follow
 
 pytestmark = [pytest.mark.process, every_engine]
 
@@ -140,3 +141,31 @@ def test_what_did_not_fail_for_want_of_its_encode_node_is_not_retried_and_says_w
     released.release()
     with pytest.raises(ValueError, match="it was released"):
         retry(released, encode.addr)
+
+
+def test_ranks_that_follow_see_the_failure_and_later_the_whole_of_the_same_request(
+    own_dir: Path, encode: Station, sending: Client, room: int, engine: str
+) -> None:
+    """R26, B8, D16: one order for all; the rows stay where they are in the memory that all of them see."""
+    settings = {"num_blocks": 9, "deepstack_layers": 3, "engine": engine, "host_buffer_bytes": 40 << 20}
+    with (
+        station("language", own_dir / "l", **settings) as language,
+        attach(language.run_dir, num_ranks=2) as client,
+        follow(language.run_dir, rank=1) as follower,
+    ):
+        queues = Queues(client)
+        request = lose(own_dir, language, queues, room, engine)
+        follower_failed = wait_until(lambda: follower.pop_transferred()[1])
+        assert [(f.room, str(f.failure)) for f in follower_failed] == [(room, str(request.failure))]
+        queues.prealloc.retry(request, encode.addr)
+        sender = open_sender(sending, room, TOTAL)
+        give(sender)
+        assert queues.wait(room, 60).failure is None
+        (followed,) = wait_until(lambda: follower.pop_transferred()[0])
+        assert seen(client.geometry, room, followed.result, followed.failure) == (room, TOTAL, "", (TOTAL, DELTA), "", "")
+        followed.release()
+        assert queues.take(room, 1).difference == ""
+        assert ended(sender).error == ""
+        assert client.ranks is not None
+        wait_until(lambda: not client.ranks.memory.num_used_bytes, 20, lambda: client.ranks.memory.num_used_bytes)
+    encode.wait_idle()
