@@ -128,7 +128,7 @@ class BlockCells:
         """Quarantined -> free for every block whose exposure word e has `e & mask == value` and `e & ~mask < below`.
         Returns how many."""
     def cell(self, index: int, /) -> tuple[int, int, int, int]:
-        """(state, slot, epoch, generation)."""
+        """(state, slot, epoch, generation); loaded after whatever this thread has read before, the block's bytes among it."""
     def exposure(self, index: int, /) -> int: ...
     def counts(self) -> tuple[int, int, int, int]:
         """(free, owned, exposed, quarantined); their sum is always the number of blocks."""

@@ -195,6 +195,7 @@ static PyObject *blocks_get_cell(PyObject *self, PyObject *argument)
     uint32_t index;
     if (take_index(argument, "block", blocks->num_blocks, &index) < 0)
         return NULL;
+    atomic_thread_fence(memory_order_acquire); // who has read the block looks whose it still is: not before the reads
     const uint64_t cell = blocks_cell(blocks, index);
     return Py_BuildValue("(IKKK)", (unsigned)cell_state(cell), (unsigned long long)(cell >> CELL_STATE_BITS & MAX_SLOT),
                          (unsigned long long)(cell >> (CELL_STATE_BITS + CELL_SLOT_BITS) & MAX_EPOCH),

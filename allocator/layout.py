@@ -207,7 +207,7 @@ class Slot(IntEnum):
     ROOM = 0  # client
     EPOCH = 1  # client: the epoch this record is about
     LANE = 2  # client
-    TOTAL = 3  # encode: client, language: poller; once; 0 unknown
+    TOTAL = 3  # encode: client, language: poller, or the client before it opens a retry; once; 0 unknown
     OPENED_NS = 4  # client
     DEADLINE_NS = 5  # client
     READY = 6  # encode: client
@@ -253,7 +253,7 @@ class Destination(IntEnum):
     GRANTED_TOKENS = 4  # bootstrap: rows that may be written, contiguous from 0
     GRANTED_BLOCKS = 5  # bootstrap: blocks known, contiguous from 0
     FIRST_GRANT = 6  # bootstrap: tokens of the first grant that had blocks
-    SENT = 7  # worker
+    SENT = 7  # worker; first the bootstrap, where the destination begins, before anybody can see it
     ISSUED = 8  # worker: upper end of the attempt under way (R6)
     TAINTED = 9  # worker: session + 1 whose attempt ended other than done (R6)
     CLOSED = 10  # poller: the destination has acknowledged the end
@@ -265,6 +265,7 @@ class Destination(IntEnum):
     BASE = 16  # bootstrap: where its payload lies there
     FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
     RETRY_NS = 18  # worker: when the next attempt may be made
+    BEGIN = 19  # bootstrap: rows that it has from another encode node; they are not sent again (R26)
 
 
 DESTINATION_WORDS: Final = 24

@@ -221,25 +221,50 @@ class Client:
 
         Raises as `sender` does.
         """
+        return self.open_receiver(bootstrap_addr, room, required_dst_info_num, timeout_s)
+
+    def open_receiver(
+        self,
+        bootstrap_addr: str,
+        room: int,
+        required_dst_info_num: int,
+        timeout_s: float | None,
+        *,
+        begin: int = 0,
+        total: int = 0,
+        instead_of: EmbeddingReceiver | None = None,
+    ) -> EmbeddingReceiver:
+        """`receiver`, and what a retry adds to it: request blocks [0, `begin`) are here already, and the length is known (0: it is not).
+
+        The room may be that of the request that it is `instead_of`, which has failed.
+        """
         from embridge.pipeline.receiver import EmbeddingReceiver
 
-        self._check_open(room, Role.LANGUAGE, "receiver")
+        self._check_open(room, Role.LANGUAGE, "receiver", instead_of)
         if not isinstance(required_dst_info_num, int) or not 1 <= required_dst_info_num <= 64:
             raise ValueError(f"required_dst_info_num: {required_dst_info_num!r} is outside 1 to 64")
+        self.check_address(bootstrap_addr)
+
+        def prepare(slot: int) -> None:
+            self._slots.set_address(slot, bootstrap_addr)
+            self._slots.set(slot, Slot.REQUIRED, required_dst_info_num)
+            self._slots.set(slot, Slot.TOTAL, total)
+            self._slots.set(slot, Slot.DRAINED_BLOCKS, begin)
+            self._slots.set(slot, Slot.GRANTED, begin << 32 | begin * self.geometry.block_size)
+
+        slot, epoch = self._open(room, timeout_s, prepare)
+        receiver = EmbeddingReceiver(self, slot, epoch, room, begin)
+        self._enter(receiver)
+        return receiver
+
+    @staticmethod
+    def check_address(bootstrap_addr: str) -> None:
+        """Raises ValueError for what is no encode node's address."""
         form = _ADDRESS.fullmatch(bootstrap_addr) if isinstance(bootstrap_addr, str) else None
         if form is None or int(form[1]) > 65535:
             raise ValueError(f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr")
         if len(bootstrap_addr.encode()) > lay.ADDRESS_BYTES:
             raise ValueError(f"bootstrap_addr: {len(bootstrap_addr.encode())} bytes > {lay.ADDRESS_BYTES} bytes")
-
-        def prepare(slot: int) -> None:
-            self._slots.set_address(slot, bootstrap_addr)
-            self._slots.set(slot, Slot.REQUIRED, required_dst_info_num)
-
-        slot, epoch = self._open(room, timeout_s, prepare)
-        receiver = EmbeddingReceiver(self, slot, epoch, room)
-        self._enter(receiver)
-        return receiver
 
     # ---- where to send a request
 
@@ -251,11 +276,12 @@ class Client:
         """
         return self._route_picker("encode_nodes").nodes()
 
-    def pick_encode_node(self, tokens: int = 0) -> str:
+    def pick_encode_node(self, tokens: int = 0, *, other_than: str = "") -> str:
         """The `bootstrap_addr` of the healthy, READY encode node with the least to do; ties go round.
 
         It counts there as `tokens` (0: unknown) more, until a report can show it. Whoever picks also tells the encoder of that node the
-        room. Microseconds, no network.
+        room. A request that is retried goes to one that is `other_than` the address on which it failed, of which discovery may not have
+        heard yet. Microseconds, no network.
 
         Raises:
             NoRouteError: no encode node is READY and healthy.
@@ -263,7 +289,7 @@ class Client:
         """
         if not isinstance(tokens, int) or not 0 <= tokens <= lay.MAX_TOKENS:
             raise ValueError(f"tokens: {tokens!r} is outside 0 to {lay.MAX_TOKENS}")
-        return self._route_picker("pick_encode_node").pick(tokens).bootstrap_addr
+        return self._route_picker("pick_encode_node").pick(tokens, other_than).bootstrap_addr
 
     def _route_picker(self, what: str) -> RoutePicker:
         self.check_usable()
@@ -280,14 +306,14 @@ class Client:
         self._rooms[handle.room] = handle
         self.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
 
-    def _check_open(self, room: int, role: Role, what: str) -> None:
+    def _check_open(self, room: int, role: Role, what: str, instead_of: EmbeddingReceiver | None = None) -> None:
         self.check_usable()
         if self.control.role != role:
             ours, theirs = self.control.role.name.lower(), role.name.lower()
             raise ValueError(f"{what}: this client is attached to a {ours} node; attach to the {theirs} node")
         if not isinstance(room, int) or not 0 <= room <= MAX_ROOM:
             raise ValueError(f"room: {room!r} is outside 0 to 2**63 - 1")
-        if room in self._rooms:
+        if self._rooms.get(room, instead_of) is not instead_of:
             raise ValueError(f"room: {room} is in use; a room is one request, use a new number")
         if self.control.state != NodeState.READY:
             raise NodeGoneError(f"the node is {self.control.state.name}; it takes no new requests")

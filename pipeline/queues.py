@@ -4,6 +4,7 @@
     transfer                   drains what lands, frees blocks, allocates and grants the rest (resumed transfers)
     transfer.pop_transferred() finished and failed requests, since the last call
     waiting                    finished requests that wait for their prefill
+    prealloc.retry(request)    a failed request, whose encode node is lost, goes on where it was, from another one
 
 The documents resume inside `pop_transferred`, once a step of the scheduler. Here the client's library thread does it, as rows land: a
 resume then waits for a block and not for a step, and `pop_transferred` only takes what is finished off a queue: it copies nothing, waits
@@ -27,7 +28,8 @@ from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.layout import NodeState
 from embridge.allocator.status import Phase
 from embridge.pipeline.grants import AdaptiveDefault
-from embridge.pipeline.receiver import EmbeddingReceiver
+from embridge.pipeline.handle import MAX_ROOM
+from embridge.pipeline.receiver import EmbeddingReceiver, first_missing_block
 from embridge.pipeline.request import EmbeddingRequest, EmbeddingResult
 from embridge.pipeline.rows import HostMemory, HostRows
 from embridge.workers.timing import NS
@@ -150,11 +152,14 @@ class TransferQueue:
         if left_s <= 0:
             return self._refuse(request, FailureCode.TIMEOUT, "deadline passed while waiting for a slot")
         try:
-            receiver = self._client.receiver(
+            receiver = self._client.open_receiver(
                 request.bootstrap_addr,
                 request.room,
-                required_dst_info_num=request.required_dst_info_num,
-                timeout_s=left_s,
+                request.required_dst_info_num,
+                left_s,
+                begin=request._first_block,
+                total=request._total,
+                instead_of=request._failed_receiver,
             )
         except RuntimeError:
             if request._abort_reason:  # without a slot there is no way to tell its encoder, which waits for its own deadline
@@ -165,6 +170,7 @@ class TransferQueue:
         except Exception as error:  # a bad request is the request's failure, not the queue's
             return self._refuse(request, FailureCode.REFUSED, str(error))
         request.receiver = receiver
+        request._failed_receiver = None
         request._memory = self.memory
         self._num_arrived += 1
         request._arrival = self._num_arrived
@@ -177,6 +183,8 @@ class TransferQueue:
     def _refuse(self, request: EmbeddingRequest, code: FailureCode, reason: str) -> bool:
         """It ends before it had a slot."""
         request.failure = failure(code, reason, request.room)
+        request._why_not_retryable = f"it never had a slot: {reason}"
+        request.release()
         self._end(request)
         return True
 
@@ -232,6 +240,28 @@ class TransferQueue:
             request.transferred_tokens = first = end
         request.chunk_info.append((begun, sent))
 
+    def _keep(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
+        """A request has failed: copy out the whole blocks that are committed and were not drained, for a retry to begin behind them.
+
+        They are quarantined, and may be freed and filled with another request's rows at any moment. A copy counts if its block was
+        still this request's afterwards; what may have landed late by then were the same rows (R8).
+        """
+        bs, total = self._bs, receiver.total_embedding_length
+        begun = request.transferred_tokens
+        for k in range(begun // bs, first_missing_block(receiver.sent_tokens, total, bs)):
+            rows, block = self._rows_for(request), receiver.block_of(k)
+            if k == 0:
+                rows.aux[:] = self._client.buffers.aux_datas[block]
+            rows.drain(self._client.payload, [(block, max(request.transferred_tokens, k * bs), (k + 1) * bs)])
+            if not receiver.holds(block):
+                break
+            request.transferred_tokens = (k + 1) * bs
+        if request.transferred_tokens > begun:
+            request.chunk_info.append((begun, request.transferred_tokens))
+        request._first_block = first_missing_block(request.transferred_tokens, total, bs)
+        request._total = total
+        request._failed_receiver = receiver
+
     def _rows_for(self, request: EmbeddingRequest) -> HostRows:
         """Host memory for all that is reserved; what was copied out before moves along when that has grown."""
         rows = request._rows
@@ -269,7 +299,7 @@ class TransferQueue:
         blocks = receiver.allocate(max(missing, 0), may_take_reserve=request._has_rows_waiting)
         end = receiver.granted_blocks + len(blocks)
         tokens = min(end * self._bs, reserved) - receiver.granted_blocks * self._bs
-        if receiver.granted_blocks and len(blocks):
+        if receiver.granted_blocks > receiver.first_block and len(blocks):
             receiver.resume_transfer(blocks, receiver.progress().sent, tokens)
         elif len(blocks) or not request._contacted:
             receiver.init(blocks, tokens if len(blocks) else 0)
@@ -286,20 +316,27 @@ class TransferQueue:
         total = request.total_embedding_length
         if rows.capacity_tokens < total:
             rows = self._rows_for(request)
-        request.num_rounds = receiver.num_rounds
+        request.num_rounds += receiver.num_rounds
         self._leave(request)
         self._end(request)
 
     def _end_failed(self, request: EmbeddingRequest, *, lost: bool = False) -> None:
         receiver = request.receiver
         assert receiver is not None
-        request.num_rounds = receiver.num_rounds
+        request.num_rounds += receiver.num_rounds
         request.failure = receiver.failure_exception()
+        request._why_not_retryable = receiver.why_not_retryable
+        if request.is_retryable:
+            try:
+                self._keep(request, receiver)
+            except MemoryError as error:
+                request._why_not_retryable = f"no memory to keep its rows in: {error}"
         if not lost:
             self._leave(request)
         else:
             self._active.pop(request, None)
-        request.release()
+        if not request.is_retryable:
+            request.release()
         self._end(request)
 
     def _end(self, request: EmbeddingRequest) -> None:
@@ -343,6 +380,40 @@ class PreallocQueue:
         if request._added:
             raise ValueError(f"room {request.room}: this request was added before; make a new one")
         self._client.check_usable()
+        self._transfer.add(request)
+
+    def retry(
+        self,
+        request: EmbeddingRequest,
+        bootstrap_addr: str,
+        *,
+        room: int | None = None,
+        required_dst_info_num: int | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Have a request that has failed, because its encode node is lost, go on from another one; never blocks.
+
+        Whole blocks that have come are kept and not sent again; the rest comes from `bootstrap_addr`, where an encoder sends the whole
+        request in the same room, of the same length. It comes out of `pop_transferred` once more, finished or failed. A node that has
+        seen the room already needs another number, `room`. `required_dst_info_num`: the destinations that retry, if others have
+        finished. `timeout_s` counts from now; what is not given is as it was. The ranks that follow see the failure, and later the end of
+        the same request.
+
+        Raises:
+            ValueError: it is not to be retried, for the reason `EmbeddingRequest.why_not_retryable`, or the address or the room is none.
+        """
+        if why_not := request.why_not_retryable:
+            raise ValueError(f"room {request.room}: not to be retried: {why_not}")
+        self._client.check_usable()
+        self._client.check_address(bootstrap_addr)
+        if room is not None and (not isinstance(room, int) or not 0 <= room <= MAX_ROOM):
+            raise ValueError(f"room: {room!r} is outside 0 to 2**63 - 1")
+        request.bootstrap_addr = bootstrap_addr
+        request.room = request.room if room is None else room
+        if required_dst_info_num is not None:
+            request.required_dst_info_num = required_dst_info_num
+        request.timeout_s = request.timeout_s if timeout_s is None else timeout_s
+        request._begin_again(self._client.geometry.block_size)
         self._transfer.add(request)
 
     def extend(self, requests: Iterable[EmbeddingRequest]) -> None:

@@ -23,11 +23,19 @@ if TYPE_CHECKING:
     from embridge.pipeline.client import Client
 
 
-class EmbeddingReceiver(TransferHandle):
-    """Made by `Client.receiver(bootstrap_addr, room)`. All methods return at once; grants come from one thread at a time."""
+LOST = frozenset({FailureCode.PEER_LOST, FailureCode.UNREACHABLE, FailureCode.CLIENT_DIED, FailureCode.UNKNOWN_ROOM})
+"""Codes that say: the encode node, its encoder, or what it knew of the request is gone."""
 
-    def __init__(self, client: Client, slot: int, epoch: int, room: int) -> None:
+
+class EmbeddingReceiver(TransferHandle):
+    """Made by `Client.receiver(bootstrap_addr, room)`. All methods return at once; grants come from one thread at a time.
+
+    `first_block`: the request block from which this encode node sends; not 0 where another one had sent those before it (`retry`).
+    """
+
+    def __init__(self, client: Client, slot: int, epoch: int, room: int, first_block: int = 0) -> None:
         super().__init__(client, slot, epoch, room)
+        self.first_block = first_block
         self._windows = client.windows
         self._sessions = client.sessions
         self._bs = client.geometry.block_size
@@ -62,7 +70,7 @@ class EmbeddingReceiver(TransferHandle):
 
     @property
     def drained_blocks(self) -> int:
-        """Request blocks that were given back, from block 0."""
+        """Request blocks that were given back, or never asked for (`first_block`), from block 0."""
         return self._slots.get(self.slot, Slot.DRAINED_BLOCKS)
 
     @property
@@ -119,7 +127,7 @@ class EmbeddingReceiver(TransferHandle):
         Raises:
             ValueError: the indices or the tokens do not fit together, or blocks were granted before.
         """
-        if self.granted_blocks:
+        if self.granted_blocks > self.first_block:
             raise ValueError("init: blocks were granted already; use resume_transfer")
         self._grant(embedding_indices, allocated_tokens)
 
@@ -200,6 +208,69 @@ class EmbeddingReceiver(TransferHandle):
         self._client.blocks_freed()
         return end - first
 
+    # ---- after a failure
+
+    def holds(self, block: int) -> bool:
+        """Whether a destination block is still this request's. After a failure it may be taken back at any moment, and be another's.
+
+        So who copies committed rows out of it then asks this *afterwards*: if it is still ours, what was read is what had landed.
+        """
+        return self._control.blocks.cells.cell(block)[1:3] == (self.slot, self.epoch)
+
+    @property
+    def why_not_retryable(self) -> str:
+        """Why another encode node could not do better; empty when the request has failed because this one, or its encoder, is lost."""
+        found = self.failure_exception()
+        if found is None:
+            return "it has not failed"
+        if self._cleared:
+            return "it was cleared; retry before that"
+        if self._client.node_gone:
+            return "this client's own node is gone"
+        is_silent = found.code == FailureCode.TIMEOUT and self.ready_tokens <= self.granted_tokens  # it was not we who kept it waiting
+        if found.code in LOST or is_silent:
+            return ""
+        return f"it failed as {found.code.name}, which is not for want of the encode node: {found.reason}"
+
+    def retry(
+        self,
+        bootstrap_addr: str,
+        num_tokens: int,
+        *,
+        room: int | None = None,
+        required_dst_info_num: int | None = None,
+        timeout_s: float | None = None,
+    ) -> EmbeddingReceiver:
+        """A new request, to another encode node, for the rows that are missing; to be called before `clear()` (R26).
+
+        Rows [0, `num_tokens`) have been copied out: at most `sent_tokens` of them, and those that were copied after the failure from blocks
+        that this request still `holds`. The new request begins at the last whole block of them (and sends the last block of all in any
+        case). Its own blocks are new ones: those of this request stay out of use until nobody can write into them any more.
+
+        The room may stay the same on a node that has not seen it, which a node that was restarted has not; else it needs another
+        number. The encoder there sends the whole request, of the same length. `required_dst_info_num`: the destinations that retry, if
+        others have finished. `timeout_s` counts from now.
+
+        Raises:
+            ValueError: it may not be retried, for the reason `why_not_retryable`, or `num_tokens` exceeds what has landed.
+            RuntimeError: every slot of the node is in use; the caller tries again later.
+        """
+        if why_not := self.why_not_retryable:
+            raise ValueError(f"room {self.room}: not to be retried: {why_not}")
+        landed = max(self.sent_tokens, self.first_block * self._bs)
+        if not 0 <= num_tokens <= landed:
+            raise ValueError(f"num_tokens: {num_tokens} is outside 0 to {landed}, the tokens that have landed")
+        total = self.total_embedding_length
+        return self._client.open_receiver(
+            bootstrap_addr,
+            self.room if room is None else room,
+            self._slots.get(self.slot, Slot.REQUIRED) if required_dst_info_num is None else required_dst_info_num,
+            timeout_s,
+            begin=first_missing_block(num_tokens, total, self._bs),
+            total=total,
+            instead_of=self,
+        )
+
     # ---- the end
 
     def clear(self) -> None:
@@ -222,3 +293,11 @@ class EmbeddingReceiver(TransferHandle):
                 self.release_drained(self.total_embedding_length)
             self._settle()
             self._client.leave(self)
+
+
+def first_missing_block(num_tokens: int, total: int, block_size: int) -> int:
+    """From where a request is sent again, of which rows [0, num_tokens) are here: whole blocks are kept, but never the last of all.
+
+    So each retry has rows to wait for, and ends as every request does, by what its encode node says (R20).
+    """
+    return max(min(num_tokens, total - 1), 0) // block_size

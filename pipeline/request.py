@@ -58,7 +58,8 @@ class EmbeddingResult:
 class EmbeddingRequest:
     """What a scheduler wants: the embeddings of `room`, from the encode node at `bootstrap_addr`.
 
-    `payload` is the caller's own (its request object, say). `timeout_s` counts from `PreallocQueue.add`.
+    `payload` is the caller's own (its request object, say). `timeout_s` counts from `PreallocQueue.add`, or from `retry`.
+    `keep_for_retry`: what has come is kept if the encode node is lost, until `PreallocQueue.retry` or `release()`.
     """
 
     room: int
@@ -66,6 +67,7 @@ class EmbeddingRequest:
     required_dst_info_num: int = 1
     timeout_s: float | None = None
     payload: object = None
+    keep_for_retry: bool = False
     result: EmbeddingResult | None = field(default=None, init=False)
     failure: TransferError | None = field(default=None, init=False)
     total_embedding_length: int = field(default=0, init=False)
@@ -82,6 +84,25 @@ class EmbeddingRequest:
     _contacted: bool = field(default=False, init=False)
     _has_rows_waiting: bool = field(default=False, init=False)
     _released: bool = field(default=False, init=False)
+    _why_not_retryable: str = field(default="", init=False)
+    _first_block: int = field(default=0, init=False)  # what is before it has come from another encode node
+    _total: int = field(default=0, init=False)  # that one's
+    _failed_receiver: EmbeddingReceiver | None = field(default=None, init=False)
+
+    @property
+    def why_not_retryable(self) -> str:
+        """Why `PreallocQueue.retry` would not take it; empty when it would: it has failed, its encode node is lost, its rows are kept."""
+        if self.failure is None:
+            return "it has not failed"
+        if self._why_not_retryable or self._abort_reason:
+            return self._why_not_retryable or f"it was aborted: {self._abort_reason}"
+        if not self.keep_for_retry:
+            return "nothing of it was kept; add it with keep_for_retry=True"
+        return "it was released" if self._released else ""
+
+    @property
+    def is_retryable(self) -> bool:
+        return not self.why_not_retryable
 
     @property
     def needs_resume(self) -> bool:
@@ -119,6 +140,13 @@ class EmbeddingRequest:
         self._abort_reason = reason
         if self.receiver is not None:
             self.receiver.abort(reason)
+
+    def _begin_again(self, block_size: int) -> None:
+        """As it was when it was added, but for the whole blocks that have come."""
+        self.failure = self.receiver = None
+        self._contacted = self._has_rows_waiting = False
+        self.transferred_tokens = first = self._first_block * block_size
+        self.chunk_info = [(begin, min(end, first)) for begin, end in self.chunk_info if begin < first]
 
     def release(self) -> None:
         """Give the host memory back; `result` is gone after that. A second call does nothing."""

@@ -52,16 +52,19 @@ class RoutePicker:
         """Every encode node that discovery has told of, whatever its state."""
         return self._reader.routes()
 
-    def pick(self, tokens: int) -> RouteRecord:
+    def pick(self, tokens: int, other_than: str = "") -> RouteRecord:
         """The node with the least to do, of those that are READY and healthy; among equals the one that was picked longest ago.
+
+        `other_than`: an address that is not picked.
 
         Raises:
             NoRouteError: there is none; the text says what there is.
         """
         nodes, now = self.nodes(), self._clock()
-        usable = [node for node in nodes if node.state == NodeState.READY and node.healthy]
+        usable = [node for node in nodes if node.state == NodeState.READY and node.healthy and node.bootstrap_addr != other_than]
         if not usable:
-            raise NoRouteError(f"encode nodes: none of {len(nodes)} is READY and healthy{_listed(nodes)}{self._why()}")
+            but = f" and other than {other_than}" if other_than else ""
+            raise NoRouteError(f"encode nodes: none of {len(nodes)} is READY and healthy{but}{_listed(nodes)}{self._why()}")
         keys = {(node.node_id, node.incarnation) for node in nodes}
         self._sent = {key: sent for key, sent in self._sent.items() if key in keys}
         best = min(usable, key=lambda node: self._load(node, now))

@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict
 from typing import NamedTuple
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Destination, Engine, Peer, Slot
+from embridge.allocator.layout import MAX_TOKENS, Destination, Engine, Peer, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rings import Kick, Record
@@ -317,6 +317,8 @@ class Admission:
         num_blocks, window = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits.window_blocks
         if grant.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
             return f"slot {grant.key.slot} is outside the {self._peers.get(peer, Peer.NUM_SLOTS)} slots registered"
+        if isinstance(grant, msg.Init) and grant.first_block * bs > MAX_TOKENS:
+            return f"it begins at block {grant.first_block} of {bs} tokens, behind the {MAX_TOKENS} that a request may have"
         if count > window:
             return f"{count} blocks granted > window of {window} blocks"
         if any(index >= num_blocks for index in grant.dst_embedding_indices):
@@ -389,12 +391,17 @@ class Admission:
         elif count >= required:
             self._refuse(connection, grant, FailureCode.REFUSED, f"room {grant.key.room} has all its {required} destinations")
             return
+        first = grant.first_block  # what is before it, another encode node has sent (R26)
         for field, value in (
             (Destination.PEER, peer + 1),
             (Destination.INCARNATION, grant.header.incarnation),
             (Destination.REGISTRATION, self._peers.get(peer, Peer.REGISTRATION)),
             (Destination.REMOTE_SLOT, grant.key.slot),
             (Destination.REMOTE_EPOCH, grant.key.epoch),
+            (Destination.BEGIN, first * self._desk.bs),
+            (Destination.SENT, first * self._desk.bs),
+            (Destination.GRANTED_TOKENS, first * self._desk.bs),
+            (Destination.GRANTED_BLOCKS, first),
         ):
             self._dsts.set(slot, count, field, value)
         held = self._open[(peer, grant.key.slot)] = Open(grant.key.epoch, slot, epoch, count)
@@ -505,6 +512,8 @@ class Admission:
 
 
 def _wider(old: Grant, new: Grant) -> Grant:
-    """Of two grants of one request the one that reaches further; both begin at its first block, for nothing was sent yet."""
+    """Of two grants of one request the one that reaches further; both begin where the request does, for nothing was sent yet."""
+    if new.first_block != old.first_block:
+        return old
     reach = (len(new.dst_embedding_indices), new.allocated_tokens, new.session_id)
     return new if reach >= (len(old.dst_embedding_indices), old.allocated_tokens, old.session_id) else old

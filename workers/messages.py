@@ -117,7 +117,7 @@ class Stale(_Fields, frozen=True, tag="stale"):
 
 
 class Init(_Fields, frozen=True, tag="init"):
-    """The first grant of a request; it may grant no block at all (R19).
+    """The first grant of a request; it may grant no block at all (R19). Rows before `first_block` another encode node has sent (R26).
 
     `session_id`: under which the blocks may be written, with the port and the address of the payload in that session's engine (R10); all
     three are 0 through shared memory. They stand in each grant and not in the registration, so that after a fence one message says it all.

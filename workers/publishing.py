@@ -73,6 +73,11 @@ class Publisher(Poller):
         if self._failed(slot, epoch, count):
             return
         required, total = slots.get(slot, Slot.REQUIRED), slots.get(slot, Slot.TOTAL)
+        begin = max((self._dsts.get(slot, d, Destination.BEGIN) for d in range(count)), default=0)
+        if 0 < total <= begin:
+            reason = f"a destination has {begin} rows from another encode node, and the encoder announces {total} tokens here"
+            self._fail(slot, epoch, FailureCode.PROTOCOL, reason)
+            return
         if not required or count < required:
             return
         if self._raise(slot, epoch, Phase.WaitingForInput, 0):

@@ -140,7 +140,7 @@ class StatusReceiver(Poller):
         elif room.sent_tokens > slots.granted(slot)[1]:
             reason = f"the encode side reports {room.sent_tokens} tokens sent, {slots.granted(slot)[1]} were granted"
             slots.claim_failure(slot, FailureCode.PROTOCOL, reason)
-        else:
+        elif room.total_tokens in (0, slots.get(slot, Slot.TOTAL)):  # else it has failed for that
             self._advance(slot, epoch, room)
         if more_ready or new_total:
             self._desk.wake_library(slot)
@@ -156,7 +156,7 @@ class StatusReceiver(Poller):
             self._desk.count(Metric.RESENT)
 
     def _set_total(self, slot: int, epoch: int, total: int) -> bool:
-        """The real length, once; another one fails the request (B3, B7)."""
+        """The real length, once; another one fails the request (B3, B7), be it another encode node's (R26)."""
         known = self._slots.get(slot, Slot.TOTAL)
         if known == total or total == 0:
             return False

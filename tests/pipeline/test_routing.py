@@ -47,6 +47,16 @@ def test_the_node_with_the_least_to_do_is_picked_and_ties_go_round() -> None:
     assert [picker.pick(0).node_id for _ in range(6)] == [2, 3, 4, 2, 3, 4]
 
 
+def test_a_request_that_is_retried_goes_to_another_node_than_the_one_that_it_failed_on() -> None:
+    """R26: discovery may still take that one for healthy, and for idle."""
+    table = Table(0, 500)
+    picker = table.picker()
+    assert picker.pick(0, "tcp://127.0.0.1:1").node_id == 2
+    table.nodes = table.nodes[:1]
+    with pytest.raises(NoRouteError, match=r"none of 1 is READY and healthy and other than tcp://127.0.0.1:1"):
+        picker.pick(0, "tcp://127.0.0.1:1")
+
+
 def test_what_was_just_sent_counts_until_a_report_can_show_it() -> None:
     """Else all that comes between two reports would go to the node that was idle at the first."""
     table = Table(0, 1000)

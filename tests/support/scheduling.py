@@ -42,8 +42,12 @@ class Queues:
         self.done: dict[int, EmbeddingRequest] = {}
         self.order: list[int] = []
 
-    def add(self, addr: str, room: int, *, required: int = 1, timeout_s: float | None = None) -> EmbeddingRequest:
-        request = EmbeddingRequest(room=room, bootstrap_addr=addr, required_dst_info_num=required, timeout_s=timeout_s)
+    def add(
+        self, addr: str, room: int, *, required: int = 1, timeout_s: float | None = None, keep: bool = False
+    ) -> EmbeddingRequest:
+        request = EmbeddingRequest(
+            room=room, bootstrap_addr=addr, required_dst_info_num=required, timeout_s=timeout_s, keep_for_retry=keep
+        )
         self.requests[room] = request
         self.prealloc.add(request)
         return request
@@ -185,6 +189,16 @@ class ByHand:
         self.aux: tuple[int, int] = (0, 0)
         self.words: list[int] = []
 
+    @classmethod
+    def over(cls, before: ByHand, receiver: EmbeddingReceiver, num_kept: int) -> ByHand:
+        """The retry of a request that has failed, with the first rows of what was copied out before."""
+        again = cls.__new__(cls)
+        again.client, again.room, again.receiver, again.words = before.client, receiver.room, receiver, []
+        merged = before.merged()
+        again.chunks, again.first = [Rows(*(None if part is None else part[:num_kept] for part in merged))], num_kept
+        again.aux = before.aux
+        return again
+
     def grant(self, num_blocks: int, tokens: int) -> None:
         """The initial transfer, or a resumed one."""
         receiver = self.receiver
@@ -192,7 +206,7 @@ class ByHand:
         blocks = receiver.allocate(num_blocks)
         assert len(blocks) == num_blocks, f"{len(blocks)} of {num_blocks} blocks"
         before = receiver.progress()
-        if receiver.granted_blocks == 0:
+        if receiver.granted_blocks == receiver.first_block:
             receiver.init(blocks, tokens)
         else:
             receiver.resume_transfer(blocks, receiver.sent_tokens, tokens)

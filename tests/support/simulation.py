@@ -572,7 +572,9 @@ class SimulatedNode:
             for d in range(slots.get(slot, Slot.NUM_DESTINATIONS)):
                 sent = destinations.get(slot, d, Destination.SENT)
                 granted = destinations.get(slot, d, Destination.GRANTED_TOKENS)
-                assert sent <= min(ready, granted), f"{self.name}: slot {slot}.{d} sent {sent} ready {ready} granted {granted}"
+                begin = destinations.get(slot, d, Destination.BEGIN)
+                may = max(begin, min(ready, granted))
+                assert begin <= sent <= may, f"{self.name}: slot {slot}.{d} begin {begin} sent {sent} ready {ready} granted {granted}"
 
     @functools.cached_property
     def control_destinations(self) -> Any:
