@@ -204,10 +204,15 @@ class TransferWorker:
         if not blocks:
             self._desk.wake_library(slot)
             return 0
-        moves = self._moves(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
-        self._dsts.set(slot, d, Destination.ATTEMPT_SESSION, session.number)
-        self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)
-        ticket = engine.submit(peer, session, moves)
+        try:
+            moves = self._moves(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
+            self._dsts.set(slot, d, Destination.ATTEMPT_SESSION, session.number)
+            self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)
+            ticket = engine.submit(peer, session, moves)
+        except Exception:  # nothing is under way: an engine that has begun does not raise
+            for k, _ in blocks:
+                self._release(slot, k)
+            raise
         num_bytes = int(moves[:, 2].sum())
         held = [k for k, _ in blocks]
         queued_bytes = num_bytes + sum(other.num_bytes for other in self._attempts.values())

@@ -18,7 +18,7 @@ from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import Phase
 from embridge.pipeline.queues import EmbeddingRequest, TransferQueue
 from embridge.workers import messages as msg
-from embridge.workers.engines.base import Outcome
+from embridge.workers.engines.base import EngineError, Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def test_a_drain_frees_whole_blocks_only_and_at_the_end_all() -> None:
     assert node.counts() == {"free": 6, "exposed": 2}
     node.status(receiver, Phase.Success, 10, total_tokens=10)
     assert receiver.release_drained(10) == 2
-    assert node.counts() == {"free": 8}
+    assert node.control.blocks.counts().free == 8
 
 
 def test_a_round_that_has_landed_while_the_encoder_still_writes_is_no_success() -> None:
@@ -302,7 +302,7 @@ def test_blocks_are_quarantined_when_the_encode_side_says_failed_and_until_it_ac
     assert "the encoder had enough" in str(receiver.failure_exception())
     assert len(node.sent(msg.Abort)) == 1
     node.abort_ack(receiver)
-    assert node.counts() == {"free": 8}
+    assert node.control.blocks.counts().free == 8
 
 
 def test_a_source_block_is_not_freed_while_an_attempt_reads_it() -> None:
@@ -378,7 +378,7 @@ def test_the_death_of_a_peer_frees_no_block_while_it_can_still_write() -> None:
     assert node.counts() == {"free": 6, "quarantined": 2}
     node.node.writer_gone(entry)
     node.settle()
-    assert node.counts() == {"free": 8}
+    assert node.control.blocks.counts().free == 8
 
 
 # ---- identity
@@ -430,7 +430,7 @@ def test_a_message_to_a_restarted_encode_node_is_answered_and_its_requests_fail_
     stale = msg.Stale(node.header(node_id=20, incarnation=2), 1)
     node.hears("bootstrap", stale, address=ENCODE_ADDRESS)
     assert isinstance(receiver.failure_exception(), PeerLost)
-    assert node.counts() == {"free": 8}  # nobody has mapped the payload
+    assert node.control.blocks.counts().free == 8  # nobody has mapped the payload
     later = node.client.receiver(ENCODE_ADDRESS, 2)
     node.settle()
     node.registered(incarnation=2)
@@ -880,6 +880,25 @@ def test_a_restarted_bootstrap_looks_at_everything_at_once() -> None:
 # ---- what went wrong elsewhere
 
 
+@pytest.mark.parametrize("error", [EngineError, OSError])
+def test_an_attempt_that_cannot_be_begun_fails_its_request_and_keeps_no_block(error: type[Exception]) -> None:
+    """D4, R8: what it was to read is the sender's again at once."""
+    node = EncodeAlone()
+
+    def refuse() -> None:
+        raise error("no room")
+
+    node.engine.on_submit = refuse
+    sender = node.sender(1, 8, rows=8)
+    node.init(1, [3, 4])
+    node.advance(0.1)
+    assert sender.poll() == Phase.Failed
+    assert "no room" in str(sender.failure_exception())
+    node.hears("poller", msg.Close(node.header(node_id=10), msg.RequestKey(1, 1, 1)))
+    sender.clear()
+    node.advance(0.1)
+    assert node.control.blocks.counts().free == 8
+
 def test_a_resume_does_not_touch_the_status() -> None:
     """B1: it raises what is granted."""
     node = EncodeAlone()
@@ -1018,7 +1037,7 @@ def test_blocks_are_not_freed_by_an_abort_while_a_remote_write_may_land() -> Non
         node.heartbeat()
     assert node.counts() == {"free": 6, "quarantined": 2}
     node.abort_ack(receiver)
-    assert node.counts() == {"free": 8}
+    assert node.control.blocks.counts().free == 8
 
 
 class Broken(EmbridgeError):

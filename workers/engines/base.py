@@ -49,7 +49,7 @@ class TransferEngine(Protocol):
         ...
 
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
-        """Start one attempt; returns its ticket. Only to a session that is open."""
+        """Start one attempt; returns its ticket. Only to a session that is open. What it raises says that nothing was begun."""
         ...
 
     def poll(self, ticket: int) -> Outcome:
