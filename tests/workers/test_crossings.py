@@ -14,7 +14,7 @@ from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, Stu
 from support.simulation import Killed, segment
 
 from embridge.allocator.control import Control, format_control
-from embridge.allocator.errors import FailureCode, PeerLost
+from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import ControlLayout, Destination, Geometry, Lane, LaneState, Limits, Role, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
@@ -122,6 +122,7 @@ def test_a_refusal_of_another_epoch_fails_nobody() -> None:
     receiver = node.receiver(1)
     refusal = msg.Refused(node.header(node_id=20), 7, "no", msg.RequestKey(receiver.slot, receiver.epoch + 1, 1))
     node.hears("bootstrap", refusal, address=ENCODE_ADDRESS)
+    node.advance(2 * node.world.timing.scan_s)
     assert receiver.poll() < Phase.Success
     refusal = msg.Refused(node.header(node_id=20), 7, "no", msg.RequestKey(receiver.slot, receiver.epoch, 1))
     node.hears("bootstrap", refusal, address=ENCODE_ADDRESS)
@@ -229,6 +230,30 @@ def test_a_destination_that_joins_while_the_request_ends_hears_of_the_end() -> N
     assert node.slots.get(sender.slot, Slot.RELEASED_EPOCH) == sender.epoch
 
 
+def test_rows_count_as_sent_when_the_engine_says_that_they_are() -> None:
+    """P6, R13: not when they are on their way."""
+    engine = StubEngine(outcome=Outcome.PENDING)
+    node = EncodeAlone(engine=engine)
+    sender = node.sender(1, 8)
+    node.init(1, [3, 4])
+    node.advance(0.1)
+    assert len(engine.submitted) == 1
+    assert node.get(sender, Destination.SENT) == 0
+    assert sender.poll() == Phase.WaitingForInput
+    engine.outcome = Outcome.DONE
+    node.advance(0.1)
+    assert sender.poll() == Phase.Success
+
+
+def test_a_failure_whose_kick_was_lost_is_found_by_the_slow_scan() -> None:
+    """R25: whoever claimed it died before the kick; no timer and no message looks at the request before its deadline."""
+    node = EncodeAlone()
+    sender = node.sender(1, 8, rows=0)
+    node.slots.claim_failure(sender.slot, FailureCode.ABORTED, "said, and then dead")
+    node.advance(2 * node.world.timing.scan_s)
+    assert sender.poll() == Phase.Failed
+
+
 def test_what_an_encoder_that_died_held_comes_free() -> None:
     """P1, P3: its source blocks, its slots and its seat."""
     node = EncodeAlone()
@@ -258,15 +283,6 @@ def test_the_slots_of_a_scheduler_that_died_are_nobodys_until_its_requests_are_a
     node.advance(0.2)
     assert node.control.lanes.page_lane(0) is None
     assert node.control.lanes.get(0, Lane.STATE) == LaneState.FREE
-
-
-def test_a_failure_whose_kick_was_lost_is_found_by_the_slow_scan() -> None:
-    """R25: whoever claimed it died before the kick."""
-    node = LanguageAlone()
-    receiver = node.receiver(1)
-    node.slots.claim_failure(receiver.slot, FailureCode.PEER_LOST, "said, and then dead")
-    node.advance(2 * node.world.timing.scan_s, until=lambda: receiver.poll() == Phase.Failed)
-    assert isinstance(receiver.failure_exception(), PeerLost)
 
 
 def test_an_epoch_is_opened_after_its_record_was_written() -> None:
