@@ -1,6 +1,6 @@
 """Steps of two processes that cross, messages that are late, and words that somebody dies between: one by one, at one node.
 
-Each of these was found by a mutant that every other test let live (`tests/mutants`).
+Each is the direct and certain proof that a mutant in `tests/mutants` needs; what noticed it before, if anything did, was a random run.
 """
 
 from __future__ import annotations
