@@ -35,7 +35,7 @@ from .catalogue import Mutant
 ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGES: Final = ("pipeline", "workers", "allocator")
 COPIED: Final = (*PACKAGES, "tests", "pyproject.toml")
-LIMIT_S: Final = 240.0
+LIMIT_S: Final = 600.0
 MARK: Final = "EMBRIDGE_MUTANT"
 _NEW_MOUNTS: Final = 0x20000  # CLONE_NEWNS
 _PRIVATE: Final = 0x44000  # MS_REC | MS_PRIVATE
