@@ -6,11 +6,13 @@ Status 1: one survives; 2: one cannot be run, or the tests are red without any.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from .catalogue import MUTANTS, Mutant
-from .run import LIMIT_S, MutantError, Verdict, check_baseline, run_mutant
+from .run import LIMIT_S, MutantError, Verdict, check_baseline, end_all, run_mutant
 
 
 def chosen(only: list[str], shard: str) -> list[Mutant]:
@@ -32,6 +34,11 @@ def table(verdicts: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def _stopped(number: int, _frame: object) -> None:
+    end_all()
+    os._exit(128 + number)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
     parser.add_argument("--list", action="store_true", help="list the mutants and run none")
@@ -51,6 +58,8 @@ def main() -> int:
         for mutant in mutants:
             print(f"{mutant.name:32} {mutant.breaks:14} {mutant.file:32} {mutant.what}")
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stopped)
     verdicts: dict[str, Verdict] = {}
     errors: list[str] = []
     if not options.no_baseline:

@@ -273,13 +273,6 @@ TABLES: Final = [
         _rule("the_death_of_a_peer_frees_no_block_while_it_can_still_write"),
     ),
     Mutant(
-        "half-a-batch", "B8", "every item of a batch of the ranks' log says that it is the last",
-        "allocator/ranklog.py",
-        "(_LAST if item is items[-1] else 0)",
-        "(_LAST if item in items else 0)",
-        ("tests/allocator/test_ranklog.py::test_batches_are_read_as_they_were_packed_and_never_in_parts",),
-    ),
-    Mutant(
         "ticket-not-compared", "D14", "a rank's older ticket releases the memory of a newer hold",
         "allocator/ranklog.py",
         "self._tickets[rank].load(entry) >= ticket",

@@ -45,6 +45,16 @@ _SPAWNER = multiprocessing.get_context("forkserver")
 _SPAWNER.set_forkserver_preload(["torch", "numpy", "pytest", "zmq"])
 
 
+_running: dict[int, Copy] = {}  # pytest's process -> its copy
+
+
+def end_all() -> None:
+    """Kill every run, and what it has started; their folders go with whoever made them."""
+    for pid, copy in list(_running.items()):
+        copy.end(pid)
+        shutil.rmtree(copy.tree.parent, ignore_errors=True)
+
+
 class MutantError(Exception):
     """It cannot be judged: its text is not there, it does not build, or its tests cannot be run."""
 
@@ -143,18 +153,20 @@ class Copy:
         arguments = ["-q", "-x", "-rfE", "--tb=short", "-p", "no:cacheprovider", *tests]
         process = _SPAWNER.Process(target=_be_pytest, args=(self.tree, self.site, self._said, self._mark, arguments))
         process.start()
+        _running[process.pid] = self
         try:
             process.join(limit_s)
             status = process.exitcode
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self.end(process.pid)
             process.join()
-            self.end_processes()
+            del _running[process.pid]
         return status, self._said.read_text(errors="replace") if self._said.exists() else ""
 
-    def end_processes(self) -> None:
+    def end(self, pid: int) -> None:
         """Kill whoever is left of a run, found by its environment: a launcher and its children are in a session of their own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
         word = f"{MARK}={self._mark}".encode()
         for _ in range(10):
             left = list(_processes_with(word))
@@ -180,7 +192,9 @@ def _be_pytest(tree: Path, site: Path, said: Path, mark: str, arguments: list[st
     output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for fd in (1, 2):
         os.dup2(output, fd)
-    _take_own_shm()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_NEW_MOUNTS) == 0 and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0:
+        libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, None)
     os.chdir(tree)
     sys.modules["__main__"] = types.ModuleType("__main__")  # which the tests' own processes would look for
     os.environ.update(PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", **{MARK: mark})
@@ -194,13 +208,6 @@ def _be_pytest(tree: Path, site: Path, said: Path, mark: str, arguments: list[st
     status = int(pytest.main(arguments))
     sys.stdout.flush()
     os._exit(status)  # threads that a broken product has left do not keep it alive
-
-
-def _take_own_shm() -> None:
-    """A /dev/shm of this process's own, where the system lets us."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_NEW_MOUNTS) == 0 and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0:
-        libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, None)
 
 
 @contextlib.contextmanager
@@ -222,6 +229,8 @@ def run_mutant(mutant: Mutant, limit_s: float = LIMIT_S) -> Verdict:
     seconds = time.monotonic() - began
     if status is None:
         return Verdict(mutant, f"hangs: ended after {limit_s:g} s", seconds)
+    if status < 0:
+        return Verdict(mutant, f"dies of {signal.Signals(-status).name}", seconds)
     failed = _FAILED.findall(said)
     if status == 1 and failed:
         return Verdict(mutant, failed[0], seconds)
