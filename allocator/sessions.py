@@ -74,8 +74,12 @@ class SessionTable:
         return not self._ports.set_bits(port // 64, bit) & bit
 
     def begin(self, worker: int, session: LiveSession) -> None:
-        """Tell of a worker's new session; only its process calls this, and the one of the session before it is dead."""
+        """Tell of a worker's new session; only its process calls this, and the one of the session before it is dead.
+
+        The old number goes first and the new one comes last, so nobody ever sees the one with the port or the address of the other.
+        """
         at = worker * lay.SESSION_WORDS
+        self._words.store(at + Session.NUMBER, 0)
         self._words.store(at + Session.PORT, session.port)
         self._words.store(at + Session.BASE, session.base)
         self._words.store(at + Session.NUMBER, session.number)

@@ -90,6 +90,14 @@ def test_a_waiter_that_was_killed_asleep_costs_a_ring_no_more_than_a_call() -> N
     assert bell.kind() == AWAKE
 
 
+def test_only_the_waiter_ends_its_sleep() -> None:
+    """P1, P8: a ringer that did, and was killed before it had woken it, would leave a waiter whom no ring wakes."""
+    bell = Bell()
+    bell.word.store(0, ASLEEP << 32)
+    bell.bell.ring()
+    assert bell.kind() == ASLEEP
+
+
 def test_an_armed_eventfd_is_written_once() -> None:
     bell = Bell()
     assert bell.rung() == 0

@@ -162,6 +162,26 @@ def test_wherever_the_writer_is_killed_a_reader_sees_the_old_or_the_new_record_o
     assert outcomes == {(old, stays), (None, stays), (new, stays), (new, None)}
 
 
+def test_a_record_that_is_replaced_while_it_is_read_is_read_again(mapping: Mapping) -> None:
+    """And so whole."""
+    writer, reader = RouteWriter(mapping, LAYOUT), RouteReader(mapping, LAYOUT)
+    writer.put_all([route(1, 1)])
+    real, numbers = reader._records._words, iter(range(2, 5))
+
+    class Replaced:
+        """The words, three times replaced when the middle of a record is read."""
+
+        def load(self, at: int) -> int:
+            if at == lay.ROUTE_WORDS + lay.ROUTE_WORDS // 2:
+                for number in numbers:
+                    writer.put_all([route(1, number)])
+                    break
+            return real.load(at)
+
+    reader._records._words = Replaced()  # type: ignore[assignment]
+    assert reader.routes() == [route(1, 4)]
+
+
 def test_a_reader_beside_a_busy_writer_never_sees_a_torn_record(mapping: Mapping) -> None:
     """Two threads that are switched every few instructions."""
     writer, reader, stop = RouteWriter(mapping, LAYOUT), RouteReader(mapping, LAYOUT), threading.Event()

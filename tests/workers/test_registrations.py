@@ -63,7 +63,7 @@ def test_the_worker_looks_once_more_when_the_door_has_opened() -> None:
     class SlowDoor(StubEngine):
         on_open: Callable[[], None] = staticmethod(lambda: None)
 
-        def open(self, peer: int, record: object) -> bool:
+        def open(self, peer: int, record: object, session: object) -> bool:
             self.on_open()
             return True
 
@@ -74,6 +74,7 @@ def test_the_worker_looks_once_more_when_the_door_has_opened() -> None:
     door.on_open = lambda: node.control.peers.put(0, Peer.REGISTRATION, 2)
     node.write(sender, 0, 8)
     assert node.blocks_written() == []
+    assert node.metric("worker0", "errors") == 0
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -1,0 +1,889 @@
+"""The mutants: what each breaks, where, and the tests that are to turn red.
+
+A mutant is one change of text. `old` must stand exactly once in its file (a test in `make test` checks it), so that the list cannot rot:
+who changes that line changes its mutant, too. The tests are the cheapest that notice; a broken rule should be noticed by one that cites it.
+Where two steps of the C core are swapped or torn apart, the mutant yields the processor between them: else which run hits those few
+instructions would be chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+RULES: Final = "tests/workers/test_rules.py"
+CROSSINGS: Final = "tests/workers/test_crossings.py"
+SESSIONS: Final = "tests/workers/test_sessions.py"
+REGISTRATIONS: Final = "tests/workers/test_registrations.py"
+SIMULATION: Final = "tests/workers/test_simulation.py"
+LATE_WRITES: Final = f"{SIMULATION}::test_a_write_that_lands_after_it_was_given_up_hits_only_blocks_that_are_kept_for_it"
+STRANGERS: Final = "tests/hostile/test_strangers.py"
+BLOCKS: Final = "tests/allocator/test_core_blocks.py"
+STATUS: Final = "tests/allocator/test_core_status.py"
+LITMUS: Final = "tests/native/test_litmus.py"
+SANITIZERS: Final = "tests/native/test_sanitizers.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One broken promise."""
+
+    name: str
+    breaks: str  # the labels of docs/invariants.md
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the core must be built anew."""
+        return self.file.endswith((".c", ".h"))
+
+
+def _rule(name: str) -> tuple[str, ...]:
+    return (f"{RULES}::test_{name}",)
+
+
+def _crossing(name: str) -> tuple[str, ...]:
+    return (f"{CROSSINGS}::test_{name}",)
+
+
+CORE: Final = [
+    Mutant(
+        "release-of-anothers-block", "P1, R16", "a block is released, exposed or reclaimed whoever holds it",
+        "allocator/native/blocks.h",
+        "while (cell_held_by(cell, owner) && states >> cell_state(cell) & 1) {",
+        "while (cell_held_by(cell, cell & CELL_OWNER_MASK) && states >> cell_state(cell) & 1 && owner + 1) {",
+        (f"{BLOCKS}::test_releasing_twice_frees_once_and_only_what_is_ones_own",),
+    ),
+    Mutant(
+        "acquire-without-cas", "P1", "a free block is taken by a store: two may take it",
+        "allocator/native/blocks.h",
+        "            if (blocks_move(blocks, index, &cell, generation | owner | CELL_OWNED)) {\n",
+        "            sched_yield();\n"
+        "            atomic_store_explicit(&blocks->cells[index], generation | owner | CELL_OWNED, memory_order_release);\n"
+        "            if (true) {\n",
+        (f"{SANITIZERS}::test_clean[cells-address]",),
+    ),
+    Mutant(
+        "generation-stays", "R16", "a block's generation is the same for its next owner",
+        "allocator/native/blocks.h",
+        "(cell + (UINT64_C(1) << CELL_GENERATION_SHIFT)) & CELL_GENERATION_MASK;",
+        "cell & CELL_GENERATION_MASK;",
+        (f"{BLOCKS}::test_a_block_names_its_owner_and_its_generation",),
+    ),
+    Mutant(
+        "cell-before-exposure", "R6, R10", "two stores swapped: a block stands exposed before its word says to whom",
+        "allocator/native/blocks.h",
+        "    atomic_store_explicit(&blocks->exposure[index], exposure, memory_order_relaxed);\n"
+        "    return blocks_change(blocks, index, owner, 1u << CELL_OWNED | 1u << CELL_EXPOSED, CELL_EXPOSED);\n",
+        "    const bool exposed = blocks_change(blocks, index, owner, 1u << CELL_OWNED | 1u << CELL_EXPOSED, CELL_EXPOSED);\n"
+        "    sched_yield();\n"
+        "    atomic_store_explicit(&blocks->exposure[index], exposure, memory_order_relaxed);\n"
+        "    return exposed;\n",
+        (f"{LITMUS}::test_the_forbidden_outcome_is_not_seen[litmus_cell]",),
+    ),
+    Mutant(
+        "quarantine-skipped", "P7, R7", "what was exposed is freed by `quarantine`",
+        "allocator/native/blocks.h",
+        "return blocks_change(blocks, index, owner, 1u << CELL_EXPOSED, CELL_QUARANTINED) ||",
+        "return blocks_change(blocks, index, owner, 1u << CELL_EXPOSED, CELL_FREE) ||",
+        (f"{BLOCKS}::test_a_quarantined_block_is_nobodys_until_its_quarantine_ends",),
+    ),
+    Mutant(
+        "reclaim-frees-exposed", "P7, D2", "reclaiming a dead owner frees what others may still write into",
+        "allocator/native/blocks.h",
+        "quarantine_exposed ? CELL_QUARANTINED : CELL_FREE);",
+        "quarantine_exposed ? CELL_FREE : CELL_FREE);",
+        (f"{BLOCKS}::test_reclaiming_a_dead_owner_leaves_everybody_elses",),
+    ),
+    Mutant(
+        "fence-frees-its-own-session", "R10", "a fence to session n frees what was exposed under n, too",
+        "allocator/native/blocks.h",
+        "(exposure & ~mask) >= below)",
+        "(exposure & ~mask) > below)",
+        (f"{BLOCKS}::test_a_fence_frees_what_was_exposed_below_its_session_and_to_its_peer",),
+    ),
+    Mutant(
+        "word-decreases", "P5", "a status word may be lowered within its epoch",
+        "allocator/native/status.h",
+        "status_phase(word) >= FIRST_TERMINAL_PHASE || next <= word)",
+        "status_phase(word) >= FIRST_TERMINAL_PHASE || next == word)",
+        (f"{STATUS}::test_a_word_never_decreases_in_an_epoch",),
+    ),
+    Mutant(
+        "terminal-phase-changes", "P5, D12", "Success may become Failed",
+        "allocator/native/status.h",
+        "status_phase(word) >= FIRST_TERMINAL_PHASE || next <= word)",
+        "next <= word)",
+        (f"{STATUS}::test_terminal_phases_absorb",),
+    ),
+    Mutant(
+        "epoch-not-checked", "P17, R16", "a writer of another epoch raises the word",
+        "allocator/native/status.h",
+        "if (epoch == 0 || status_epoch(word) != epoch ||",
+        "if (epoch == 0 ||",
+        (f"{STATUS}::test_whoever_names_another_epoch_changes_nothing",),
+    ),
+    Mutant(
+        "dirty-bit-before-word", "P8", "two stores swapped: the bit that says `look` is set before the word has changed",
+        "allocator/native/status.h",
+        "    } while (!atomic_compare_exchange_weak_explicit(&table->words[slot], &word, next, memory_order_acq_rel,\n"
+        "                                                    memory_order_relaxed));\n"
+        "    status_stamp(table, slot, epoch, phase, now_ns); // before the bit, which publishes it\n"
+        "    for (uint32_t view = 0; view < table->num_views; view++)\n"
+        "        status_mark(table, slot, view);\n",
+        "        for (uint32_t view = 0; view < table->num_views; view++)\n"
+        "            status_mark(table, slot, view);\n"
+        "        sched_yield();\n"
+        "    } while (!atomic_compare_exchange_weak_explicit(&table->words[slot], &word, next, memory_order_acq_rel,\n"
+        "                                                    memory_order_relaxed));\n"
+        "    status_stamp(table, slot, epoch, phase, now_ns);\n",
+        (f"{SANITIZERS}::test_clean[status-address]",),
+    ),
+    Mutant(
+        "dirty-bit-forgotten", "P8", "a change is shown to the first view alone, the library thread is not told",
+        "allocator/native/status.h",
+        "for (uint32_t view = 0; view < table->num_views; view++)",
+        "for (uint32_t view = 0; view < 1; view++)",
+        (f"{STATUS}::test_each_view_sees_every_change_once",),
+    ),
+    Mutant(
+        "epochs-begin-again", "R17", "the last epoch does not retire its slot",
+        "allocator/native/status.h",
+        "        if (epoch > MAX_EPOCH)\n            return 0;\n",
+        "",
+        (f"{STATUS}::test_the_last_epoch_retires_the_slot",),
+    ),
+    Mutant(
+        "tail-before-records", "P6", "two stores swapped: a ring's tail is raised before the records are there",
+        "allocator/native/ring.h",
+        "    memcpy(ring_record(ring, tail), records, first * RECORD_BYTES);\n",
+        "    if (num)\n"
+        "        atomic_store_explicit(&ring->header->tail, tail + num, memory_order_release);\n"
+        "    memcpy(ring_record(ring, tail), records, first * RECORD_BYTES);\n",
+        (f"{SANITIZERS}::test_clean[ring-thread]",),
+    ),
+    Mutant(
+        "full-ring-overwritten", "P12", "a producer writes over records that nobody has consumed",
+        "allocator/native/ring.h",
+        "const uint64_t num = count < (uint64_t)room ? count : (uint64_t)room;",
+        "const uint64_t num = count;",
+        ("tests/allocator/test_core_ring.py::test_a_full_ring_refuses_and_counts",),
+    ),
+    Mutant(
+        "commit-without-release", "P6", "a record's place is given back before it has been read",
+        "allocator/native/ring.h",
+        "atomic_store_explicit(&ring->header->head, head + count, memory_order_release);",
+        "atomic_store_explicit(&ring->header->head, head + count, memory_order_relaxed);",
+        (f"{SANITIZERS}::test_clean[ring-thread]",),
+    ),
+    Mutant(
+        "no-second-look", "P8", "an eventfd is armed without a second look: a ring in between is lost",
+        "allocator/native/doorbell.h",
+        "    if (atomic_load_explicit(&bell->sequence, memory_order_seq_cst) == seen)\n        return true;\n",
+        "    if (atomic_load_explicit(&bell->sequence, memory_order_seq_cst) - seen < UINT32_MAX)\n        return true;\n",
+        ("tests/allocator/test_core_doorbell.py::test_arming_after_a_ring_is_refused",),
+    ),
+    Mutant(
+        "state-before-sequence", "P8", "two steps swapped: a ringer looks whether somebody sleeps, then rings",
+        "allocator/native/doorbell.h",
+        "    atomic_fetch_add_explicit(&bell->sequence, 1, memory_order_seq_cst);\n"
+        "    uint32_t state = atomic_load_explicit(&bell->state, memory_order_seq_cst);\n",
+        "    uint32_t state = atomic_load_explicit(&bell->state, memory_order_seq_cst);\n"
+        "    sched_yield();\n"
+        "    atomic_fetch_add_explicit(&bell->sequence, 1, memory_order_seq_cst);\n",
+        (f"{LITMUS}::test_the_forbidden_outcome_is_not_seen[litmus_doorbell]",),
+    ),
+    Mutant(
+        "awake-before-woken", "P1, P8", "a ringer ends the waiter's sleep in the word, then wakes it: killed between, nobody ever does",
+        "allocator/native/doorbell.h",
+        "    case DOORBELL_ASLEEP:\n        return syscall(",
+        "    case DOORBELL_ASLEEP:\n"
+        "        atomic_compare_exchange_strong(&bell->state, &state, (state & ~DOORBELL_KIND_MASK) | DOORBELL_AWAKE);\n"
+        "        return syscall(",
+        ("tests/allocator/test_core_doorbell.py::test_only_the_waiter_ends_its_sleep",),
+    ),
+    Mutant(
+        "watermark-lowered", "P5, R2", "`raise_to` stores whatever is not equal",
+        "allocator/native/shared.h",
+        "while (current < value) {",
+        "while (current != value) {",
+        ("tests/allocator/test_core_words.py::test_raise_to_never_lowers",),
+    ),
+]
+
+TABLES: Final = [
+    Mutant(
+        "code-before-reason", "P5", "two stores swapped: a failure is seen without its reason",
+        "allocator/requests.py",
+        "        self.set_reason(slot, reason)\n        self.set(slot, Slot.FAILURE, code)\n",
+        "        self.set(slot, Slot.FAILURE, code)\n        self.set_reason(slot, reason)\n",
+        _rule("a_failure_is_seen_with_its_reason_or_not_at_all"),
+    ),
+    Mutant(
+        "second-reason-wins", "P5", "a later failure replaces the reason of the first",
+        "allocator/requests.py",
+        "if not first and (not insist or self.get(slot, Slot.FAILURE)):",
+        "if not first and not insist:",
+        _rule("a_failure_is_seen_with_its_reason_or_not_at_all"),
+    ),
+    Mutant(
+        "reserve-for-anybody", "R21, D8", "the reserve goes to requests whose rows do not wait",
+        "allocator/blocks.py",
+        "want, RESERVE_BLOCK + 1, out, 0)",
+        "want, RESERVE_BLOCK, out, 0)",
+        _rule("a_source_block_of_the_reserve_is_staged_only_for_what_can_be_written_now"),
+    ),
+    Mutant(
+        "session-number-stays", "R10", "the session after a fence has the number of the one before",
+        "allocator/sessions.py",
+        "return self._header.add(Header.LAST_SESSION, 1) + 1",
+        "return max(self._header.load(Header.LAST_SESSION), self._header.raise_to(Header.LAST_SESSION, 1))",
+        (f"{SESSIONS}::test_in_a_new_session_every_window_is_granted_anew",),
+    ),
+    Mutant(
+        "session-number-first", "R10", "two stores swapped: a session's number is there before its port and address",
+        "allocator/sessions.py",
+        "        self._words.store(at + Session.NUMBER, 0)\n",
+        "        self._words.store(at + Session.NUMBER, session.number)\n",
+        _crossing("whoever_looks_while_a_session_begins_sees_one_session_or_none"),
+    ),
+    Mutant(
+        "old-session-stays", "R10", "while a session begins, the old number stands beside the new port",
+        "allocator/sessions.py",
+        "        self._words.store(at + Session.NUMBER, 0)\n",
+        "",
+        _crossing("whoever_looks_while_a_session_begins_sees_one_session_or_none"),
+    ),
+    Mutant(
+        "port-used-again", "R10", "a session may take the port of one before it",
+        "allocator/sessions.py",
+        "return not self._ports.set_bits(port // 64, bit) & bit",
+        "return self._ports.set_bits(port // 64, bit) >= 0",
+        (f"{SESSIONS}::test_no_two_sessions_have_a_port_or_an_address_in_common",),
+    ),
+    Mutant(
+        "writer-forgotten", "R12, D2", "nobody asks whether a process of a dead node still has our payload mapped",
+        "allocator/owners.py",
+        "                self._words.load(at + Writer.INCARNATION) == incarnation\n            ):\n                return True\n",
+        "                self._words.load(at + Writer.INCARNATION) == incarnation\n            ):\n                return False\n",
+        _rule("the_death_of_a_peer_frees_no_block_while_it_can_still_write"),
+    ),
+    Mutant(
+        "ticket-not-compared", "D14", "a rank's older ticket releases the memory of a newer hold",
+        "allocator/ranklog.py",
+        "self._tickets[rank].load(entry) >= ticket",
+        "self._tickets[rank].load(entry) > 0",
+        ("tests/allocator/test_ranklog.py::test_ranks_release_by_ticket_and_the_dead_have_released_everything",),
+    ),
+    Mutant(
+        "tombstones-wiped", "R15", "a node that registers once more loses its tombstones",
+        "allocator/peertable.py",
+        "if self._tombstones is not None and not keep_tombstones:",
+        "if self._tombstones is not None:",
+        _crossing("an_abort_of_what_is_forgotten_is_told_of_a_taint_also_after_its_node_registered_again"),
+    ),
+    Mutant(
+        "route-torn", "P17", "a reader of the routes does not look at the generation once more",
+        "allocator/routes.py",
+        "            if load(at + Route.GENERATION) == generation:\n                return words\n",
+        "            return words\n",
+        ("tests/allocator/test_routes.py::test_a_record_that_is_replaced_while_it_is_read_is_read_again",),
+    ),
+]
+
+GRANTING: Final = [
+    Mutant(
+        "grant-without-expose", "D2, P7", "a grant leaves with blocks that are not exposed",
+        "workers/granting.py",
+        "self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) == len(array)",
+        "len(array) > exposure - exposure",
+        _rule("a_drain_frees_whole_blocks_only_and_at_the_end_all"),
+    ),
+    Mutant(
+        "expose-not-looked-at", "D2", "a grant leaves though its request ended while it was exposed",
+        "workers/granting.py",
+        "self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) == len(array)",
+        "self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) >= 0",
+        _crossing("a_grant_does_not_leave_when_its_request_ends_while_it_is_exposed"),
+    ),
+    Mutant(
+        "windows-not-granted-anew", "R10", "after a fence nobody is told of the new session",
+        "workers/granting.py",
+        "            case Kick.SESSION:\n                self._grant_anew(slot)\n",
+        "            case Kick.SESSION:\n                self._desk.is_current(slot, epoch)\n",
+        (f"{SESSIONS}::test_in_a_new_session_every_window_is_granted_anew",),
+    ),
+    Mutant(
+        "registration-number-repeats", "R14", "a later registration has the number of the one before",
+        "workers/granting.py",
+        "max(self._registration + 1, max(known) + 1, now_ns)",
+        "max(self._registration, max(known), 1)",
+        (f"{REGISTRATIONS}::test_each_registration_has_a_greater_number_and_a_grant_carries_that_of_its_own",),
+    ),
+    Mutant(
+        "refusal-of-an-older-epoch", "P17, R16", "a refusal that is late fails the slot's next request",
+        "workers/granting.py",
+        "            and self._desk.is_current(key.slot, key.epoch)\n",
+        "",
+        _crossing("a_refusal_of_another_epoch_fails_nobody"),
+    ),
+]
+
+ADMITTING: Final = [
+    Mutant(
+        "tombstone-not-checked", "R15, P17", "an init of a request that is over opens it again",
+        "workers/admitting.py",
+        "            grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot)\n            or grant.registration",
+        "            grant.registration",
+        _rule("an_init_at_or_below_the_tombstone_opens_nothing"),
+    ),
+    Mutant(
+        "incarnation-not-checked", "R14, D5", "the encode side takes a message for another incarnation of itself",
+        "workers/admitting.py",
+        "if peer is None or message.header.target != self._control.incarnation:",
+        "if peer is None:",
+        _rule("a_message_for_another_incarnation_is_dropped_and_answered_stale"),
+    ),
+    Mutant(
+        "registration-not-checked", "R14, D2", "a grant from before its node registered again is opened",
+        "workers/admitting.py",
+        "            or grant.registration != self._peers.get(peer, Peer.REGISTRATION)\n",
+        "",
+        (f"{REGISTRATIONS}::test_a_grant_that_was_sent_before_a_node_registered_again_opens_nothing",),
+    ),
+    Mutant(
+        "gap-not-checked", "R1", "a grant that leaves a gap is taken",
+        "workers/admitting.py",
+        "if first > known:",
+        "if first > known + len(grant.dst_embedding_indices) + self._control.limits.window_blocks:",
+        _rule("a_grant_that_leaves_a_gap_is_ignored_until_the_whole_window_comes"),
+    ),
+    Mutant(
+        "grant-not-set-once", "R1", "another index under the same session replaces the first",
+        "workers/admitting.py",
+        "if grant.session_id == old_session and index != old_index:",
+        "if grant.session_id < old_session and index != old_index:",
+        _rule("a_granted_block_keeps_its_index_under_one_session"),
+    ),
+    Mutant(
+        "older-session-replaces", "R1, R10", "a late grant of an older session replaces the newer one's",
+        "workers/admitting.py",
+        "                if grant.session_id <= old_session:\n                    continue\n",
+        "",
+        _rule("a_newer_session_replaces_what_is_not_sent_and_nothing_below"),
+    ),
+    Mutant(
+        "grant-below-sent-changes", "R1", "a newer session replaces entries whose rows were sent",
+        "workers/admitting.py",
+        "                if k < sent_block:\n                    continue\n",
+        "",
+        _rule("a_newer_session_replaces_what_is_not_sent_and_nothing_below"),
+    ),
+    Mutant(
+        "granted-shrinks", "R1, P17", "an older grant of the same blocks lowers how many tokens are granted",
+        "workers/admitting.py",
+        "self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens)",
+        "self._dsts.set(slot, d, Destination.GRANTED_TOKENS, tokens)",
+        _crossing("an_older_grant_of_the_same_blocks_lowers_nothing"),
+    ),
+    Mutant(
+        "abort-leaves-no-tombstone", "R15", "an init that its abort has overtaken opens the request",
+        "workers/admitting.py",
+        "if self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch) or was_pending:",
+        "if was_pending:",
+        _rule("an_abort_of_a_room_without_init_fails_its_sender_present_or_later"),
+    ),
+    Mutant(
+        "forgotten-abort-acked-clean", "R7", "the abort of what is forgotten is acknowledged as if nothing had been tainted",
+        "workers/admitting.py",
+        "            tainted = self._peers.get(peer, Peer.TAINTED)\n",
+        "            tainted = min(self._peers.get(peer, Peer.TAINTED), 0)\n",
+        (f"{SESSIONS}::test_an_abort_of_what_is_forgotten_is_acknowledged_with_what_its_peer_has_tainted",),
+    ),
+    Mutant(
+        "released-while-joining", "R23", "a slot is released though a destination that joined late has not heard of the end",
+        "workers/admitting.py",
+        "if any(self._is_waiting(slot, d) for d in range(count)):",
+        "if all(self._is_waiting(slot, d) for d in range(count, 0)) and count < 0:",
+        _crossing("a_destination_that_joins_while_the_request_ends_hears_of_the_end"),
+    ),
+    Mutant(
+        "destination-counted-first", "P11, R25", "two stores swapped: a destination is counted before its record says who it is",
+        "workers/admitting.py",
+        "        for field, value in (\n            (Destination.PEER, peer + 1),\n",
+        "        self._slots.set(slot, Slot.NUM_DESTINATIONS, count + 1)\n"
+        "        for field, value in (\n            (Destination.PEER, peer + 1),\n",
+        _crossing("a_bootstrap_that_dies_while_a_destination_joins_leaves_none_or_a_whole_one"),
+    ),
+]
+
+TRANSFER: Final = [
+    Mutant(
+        "sent-before-done", "P6, R9", "`sent` is raised when a write is submitted, not when it is done",
+        "workers/transfer.py",
+        "        ticket = engine.submit(peer, session, moves)\n",
+        "        ticket = engine.submit(peer, session, moves)\n"
+        "        self._dsts.raise_to(slot, d, Destination.SENT, end)\n",
+        _crossing("rows_count_as_sent_when_the_engine_says_that_they_are"),
+    ),
+    Mutant(
+        "issued-after-submit", "R6", "two steps swapped: how far a write may reach is noted after it was submitted",
+        "workers/transfer.py",
+        "        self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)\n"
+        "        ticket = engine.submit(peer, session, moves)\n",
+        "        ticket = engine.submit(peer, session, moves)\n"
+        "        self._dsts.raise_to(slot, d, Destination.ISSUED, end)\n",
+        _rule("what_an_attempt_may_write_is_noted_before_it_is_submitted"),
+    ),
+    Mutant(
+        "nothing-tainted", "R6, P7", "an attempt that did not end well leaves no taint",
+        "workers/transfer.py",
+        "        self._dsts.raise_to(slot, d, Destination.TAINTED, tainted)\n",
+        "",
+        _rule("an_attempt_that_fails_taints_its_session_before_it_is_repeated"),
+    ),
+    Mutant(
+        "dead-workers-attempt-not-tainted", "R6, P7", "what a dead worker was writing over a network is redone without a taint",
+        "workers/transfer.py",
+        "            self._taint_unfinished(slot)\n",
+        "",
+        _rule("a_worker_that_died_in_an_attempt_leaves_its_session_tainted"),
+    ),
+    Mutant(
+        "hold-without-cas", "R8", "a source block is read without being held",
+        "workers/transfer.py",
+        "if self._staging.replace(slot, k, word, entry._replace(state=STAGE_READING).pack()):",
+        "if entry._replace(state=STAGE_READING).pack() != word:",
+        _rule("a_source_block_is_not_freed_while_an_attempt_reads_it"),
+    ),
+    Mutant(
+        "failed-attempt-lets-go", "R8", "the source blocks of a failed attempt come free while its engine may read them",
+        "workers/transfer.py",
+        "if outcome is Outcome.DONE or not attempt.engine.late_writes:",
+        "if outcome is not Outcome.PENDING:",
+        (LATE_WRITES,),
+    ),
+    Mutant(
+        "written-without-grant", "B10", "rows move as soon as they are ready, granted or not",
+        "workers/transfer.py",
+        "limit = min(ready, get(slot, d, Destination.GRANTED_TOKENS))",
+        "limit = max(ready, min(ready, get(slot, d, Destination.GRANTED_TOKENS)))",
+        _rule("no_number_in_a_heartbeat_grants_anything"),
+    ),
+    Mutant(
+        "quiesced-too-early", "R9, R8", "the worker says that nothing is under way while an attempt is",
+        "workers/transfer.py",
+        "if slot in self._may_read or any(key[0] == slot for key in self._attempts):",
+        "if slot in self._may_read and not self._attempts:",
+        _rule("an_abort_is_acknowledged_only_when_the_last_attempt_has_ended"),
+    ),
+    Mutant(
+        "written-under-another-session", "R10", "a block is written under a session that it was not granted under",
+        "workers/transfer.py",
+        "if self._dsts.grant(slot, d, k)[1] != session.number:",
+        "if self._dsts.grant(slot, d, k)[1] > session.number:",
+        (f"{SESSIONS}::test_a_window_of_which_only_a_part_has_come_in_the_new_session_waits",),
+    ),
+    Mutant(
+        "door-not-looked-through-again", "R14", "the worker does not look once more when the door to a node's memory has opened",
+        "workers/transfer.py",
+        "        if not self._is_granted_by(peer, slot, d):  # once more: its door may have opened for what it granted since\n"
+        "            return 0\n",
+        "",
+        (f"{REGISTRATIONS}::test_the_worker_looks_once_more_when_the_door_has_opened",),
+    ),
+    Mutant(
+        "worker-does-not-scan", "R25", "the worker has no slow scan: a kick that was lost stays lost",
+        "workers/transfer.py",
+        "            self._scan()\n",
+        "",
+        _rule("a_kick_that_was_lost_is_repaired_by_the_slow_scan"),
+    ),
+]
+
+PUBLISHING: Final = [
+    Mutant(
+        "tainted-before-sent", "R6", "a report reads `sent` after `tainted`, and so may be cleaner than its progress",
+        "workers/publishing.py",
+        "            sent_tokens=sent,\n",
+        "            sent_tokens=max(sent, self._dsts.get(slot, d, Destination.SENT)),\n",
+        _rule("a_report_is_no_cleaner_than_its_progress"),
+    ),
+    Mutant(
+        "success-without-all", "R4, R18", "Success when those destinations have every row that have come",
+        "workers/publishing.py",
+        "        if not required or count < required:\n            return\n",
+        "        if not required:\n            return\n",
+        _rule("success_needs_every_required_destination"),
+    ),
+    Mutant(
+        "success-of-the-first", "R4, R18", "the word holds the most that a destination has, not the least",
+        "workers/publishing.py",
+        "least = min(sent)",
+        "least = max(sent)",
+        _rule("each_destination_is_told_its_own_progress_and_the_word_holds_the_least"),
+    ),
+    Mutant(
+        "success-of-a-round", "R4, B2", "Success when all that is ready has been sent",
+        "workers/publishing.py",
+        "if least >= total:",
+        "if least >= min(total, slots.get(slot, Slot.READY)):",
+        _rule("a_round_that_has_landed_while_the_encoder_still_writes_is_no_success"),
+    ),
+    Mutant(
+        "ack-while-under-way", "R9, P7", "an abort is acknowledged before the worker has said that nothing is under way",
+        "workers/publishing.py",
+        "            and phase >= TERMINAL\n            and self._slots.get(slot, Slot.QUIESCED_EPOCH) == epoch\n        ):\n",
+        "            and phase >= TERMINAL\n        ):\n",
+        _rule("an_abort_is_acknowledged_only_when_the_last_attempt_has_ended"),
+    ),
+    Mutant(
+        "slot-free-before-closed", "R23", "a request that has ended is forgotten before its destination has closed it",
+        "workers/publishing.py",
+        "                self._dsts.get(slot, d, Destination.CLOSED)\n            ):\n                return\n",
+        "                self._dsts.get(slot, d, Destination.CLOSED)\n            ):\n                break\n",
+        _rule("a_request_that_has_ended_stays_in_the_heartbeats_until_it_is_closed"),
+    ),
+    Mutant(
+        "encode-deadline-missing", "D1, P8", "the encode side lets a request wait for ever",
+        "workers/publishing.py",
+        "if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):",
+        "if not code and self._now_ns < 0:",
+        _rule("every_deadline_begins_when_the_request_is_opened"),
+    ),
+    Mutant(
+        "dead-encoders-blocks-kept", "P1, P3", "source blocks of an encoder that died are not reclaimed",
+        "workers/publishing.py",
+        "if lane_dead and self._control.blocks.cells.reclaim(slot, epoch, False):",
+        "if lane_dead and self._control.blocks.cells.num_free(1) < 0:",
+        _crossing("what_an_encoder_that_died_held_comes_free"),
+    ),
+    Mutant(
+        "lost-peer-not-noticed", "P4, R14", "a request goes on though its destination is dead or has registered anew",
+        "workers/publishing.py",
+        "code, reason = FailureCode.PEER_LOST,",
+        "reason =",
+        _rule("a_request_whose_destination_is_dead_needs_no_closing"),
+    ),
+]
+
+RECEIVING: Final = [
+    Mutant(
+        "failed-frees-at-once", "R7, D2, P7", "Failed frees blocks into which the encode side may be writing",
+        "workers/receiving.py",
+        "if cells.reclaim(slot, epoch, True):",
+        "if cells.reclaim(slot, epoch, False):",
+        _rule("blocks_are_quarantined_when_the_encode_side_says_failed_and_until_it_acknowledges"),
+    ),
+    Mutant(
+        "ack-not-waited-for", "R7, R9", "quarantine ends before the abort is acknowledged",
+        "workers/receiving.py",
+        "            if not self._is_acked(slot, epoch, peer):\n                return\n",
+        "            self._is_acked(slot, epoch, peer)\n",
+        _rule("blocks_are_quarantined_when_the_encode_side_says_failed_and_until_it_acknowledges"),
+    ),
+    Mutant(
+        "tainted-blocks-freed-by-ack", "R7, P7", "the acknowledgement frees what a late write may still hit",
+        "workers/receiving.py",
+        "if not self._is_tainted(slot) and cells.end_quarantine(slot, epoch):",
+        "if cells.end_quarantine(slot, epoch):",
+        _rule("blocks_of_a_failed_request_wait_for_the_abort_ack_and_the_tainted_ones_longer"),
+    ),
+    Mutant(
+        "report-of-another-epoch", "R14, R16, P17", "a report about the slot's request before this one is taken",
+        "workers/receiving.py",
+        "return self._desk.is_current(key.slot, key.epoch) and self._slots.get(key.slot, Slot.PEER) == peer + 1",
+        "return self._slots.get(key.slot, Slot.PEER) == peer + 1",
+        _rule("a_status_of_another_epoch_of_the_slot_closes_it_there_and_changes_nothing_here"),
+    ),
+    Mutant(
+        "word-before-tainted", "R6, P7", "two stores swapped: rows are seen to have landed before what is tainted is known",
+        "workers/receiving.py",
+        "        slots.raise_to(slot, Slot.TAINTED, room.tainted)  # before the word (R6)\n",
+        "        self._advance(slot, epoch, room)\n        slots.raise_to(slot, Slot.TAINTED, room.tainted)\n",
+        _rule("what_is_tainted_is_stored_before_the_word_says_that_rows_have_landed"),
+    ),
+    Mutant(
+        "success-from-counters", "R20", "the language side calls it Success when all of its own rows have landed",
+        "workers/receiving.py",
+        "        phase = max(room.phase, split(self._desk.status.load(slot)).phase)\n",
+        "        phase = max(room.phase, split(self._desk.status.load(slot)).phase)\n"
+        "        phase = Phase.Success if room.sent_tokens == room.total_tokens else phase\n",
+        _rule("the_language_side_takes_success_from_the_phase_alone"),
+    ),
+    Mutant(
+        "no-fence", "R11", "quarantine ends for nobody who waits",
+        "workers/receiving.py",
+        "self._desk.to(f\"worker{worker}\").send(Kick.FENCE, worker, 0, number)",
+        "self._desk.to(f\"worker{worker}\").flush()",
+        (f"{SESSIONS}::test_when_somebody_waits_for_a_block_the_fence_comes_soon",),
+    ),
+    Mutant(
+        "freed-before-the-fence", "R10, P7", "what is quarantined under the session that lives is taken for fenced",
+        "workers/receiving.py",
+        "            if number < current:\n                self._free_fenced(worker, current)\n",
+        "            if number <= current:\n                self._free_fenced(worker, current + 1)\n",
+        (f"{SESSIONS}::test_a_fence_frees_only_what_was_exposed_under_a_lesser_session",),
+    ),
+    Mutant(
+        "death-taken-for-a-fence", "R12, P7", "the death of a peer frees what it may have sent over a network",
+        "workers/receiving.py",
+        "                self._acked(slot, epoch, session + 1)\n",
+        "                self._acked(slot, epoch, 0)\n",
+        (f"{SESSIONS}::test_when_a_peer_dies_what_it_may_have_written_over_the_network_waits_for_the_fence",),
+    ),
+    Mutant(
+        "grant-not-sent-again", "R24", "a grant that was lost stays lost",
+        "workers/receiving.py",
+        "if room.known_blocks < self._slots.granted(slot)[0] or room.session < self._slots.get(slot, Slot.SESSION):",
+        "if room.session < self._slots.get(slot, Slot.SESSION):",
+        _rule("a_grant_that_was_lost_is_sent_again_when_a_heartbeat_shows_it_missing"),
+    ),
+    Mutant(
+        "abort-not-repeated", "R23, D2", "an abort that was lost stays lost, and its blocks in quarantine",
+        "workers/receiving.py",
+        "            if self._slots.get(slot, Slot.ACKED_EPOCH) != epoch:\n",
+        "            if self._slots.get(slot, Slot.ACKED_EPOCH) > epoch:\n",
+        _rule("an_aborted_request_is_listed_and_its_abort_repeated_until_it_is_acknowledged"),
+    ),
+    Mutant(
+        "more-sent-than-granted", "D15, P16", "a report of rows for which no block was granted is believed",
+        "workers/receiving.py",
+        "elif room.sent_tokens > slots.granted(slot)[1]:",
+        "elif room.sent_tokens > 1 << 32:",
+        _crossing("more_rows_reported_than_were_granted_fail_the_request"),
+    ),
+    Mutant(
+        "language-deadline-missing", "D1, P8", "the language side lets a request wait for ever",
+        "workers/receiving.py",
+        "if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):",
+        "if not code and self._now_ns < 0:",
+        _rule("every_deadline_begins_when_the_request_is_opened"),
+    ),
+]
+
+NODE: Final = [
+    Mutant(
+        "pages-returned-in-use", "D6, R16", "a dead client's slots are given to another while requests in them are open",
+        "workers/reaping.py",
+        "if any(self._in_use(page) for page in pages):",
+        "if any(self._in_use(page) for page in pages[:0]):",
+        _crossing("the_slots_of_a_scheduler_that_died_are_nobodys_until_its_requests_are_acknowledged"),
+    ),
+    Mutant(
+        "dead-clients-lane-kept", "P1, P12", "the seat of a client that died is never free again",
+        "workers/poller.py",
+        "                self._reaper.bury(slot)\n",
+        "",
+        _crossing("the_slots_of_a_scheduler_that_died_are_nobodys_until_its_requests_are_acknowledged"),
+    ),
+    Mutant(
+        "poller-does-not-scan", "R25", "the poller has no slow scan",
+        "workers/poller.py",
+        "            touched.update(current)\n",
+        "",
+        _crossing("a_failure_whose_kick_was_lost_is_found_by_the_slow_scan"),
+    ),
+    Mutant(
+        "status-for-another-incarnation", "R14, P17", "a poller takes a message for another incarnation of itself",
+        "workers/peers.py",
+        "if peer is None or header.target != self._desk.control.incarnation:",
+        "if peer is None:",
+        _rule("a_status_for_or_from_another_incarnation_has_no_effect"),
+    ),
+    Mutant(
+        "silence-is-no-death", "P4", "a peer that says nothing any more is waited for for ever",
+        "workers/peers.py",
+        "if silent_ns > timing.peer_timeout_s * NS:",
+        "if silent_ns < 0:",
+        _rule("who_is_silent_is_dead_and_who_was_stopped_itself_holds_nothing_against_others"),
+    ),
+    Mutant(
+        "own-stop-held-against-others", "P14", "a process that was stopped takes its peers for dead",
+        "workers/peers.py",
+        "            if stalled:\n",
+        "            if stalled and now_ns < 0:\n",
+        _rule("who_is_silent_is_dead_and_who_was_stopped_itself_holds_nothing_against_others"),
+    ),
+    Mutant(
+        "released-slot-is-current", "R16", "a slot that was released still counts as its last request's",
+        "workers/roles.py",
+        "            and self.slots.get(slot, Slot.RELEASED_EPOCH) < epoch\n",
+        "",
+        _rule("a_block_that_nobodys_request_holds_is_reported_once"),
+    ),
+    Mutant(
+        "one-bug-ends-the-process", "D4", "an exception in one item ends the process, and so every request",
+        "workers/roles.py",
+        "        except Exception as error:\n            log.exception(",
+        "        except KeyError as error:\n            log.exception(",
+        _rule("an_exception_in_one_item_ends_that_request_and_not_the_process"),
+    ),
+    Mutant(
+        "fence-of-any-session", "R10, R11", "a fence that was asked for twice ends the next session, too",
+        "workers/target.py",
+        "and self._session.number and record.value == self._session.number:",
+        "and self._session.number:",
+        _crossing("a_fence_of_a_session_that_is_over_ends_nothing"),
+    ),
+    Mutant(
+        "allow-list-not-checked", "D15", "a stranger's key is let in",
+        "workers/zap.py",
+        "        if key in self._allow.list.keys:\n            return key\n",
+        "        if key:\n            return key\n",
+        (f"{STRANGERS}::test_a_stranger_reaches_no_role_and_a_listed_node_is_served_meanwhile",),
+    ),
+    Mutant(
+        "delisted-key-may-speak", "D15", "a connection outlives the line of the allow-list that let it in",
+        "workers/wire.py",
+        "return self._keys is None or (len(identity) == KEY_LENGTH and self._keys.is_listed(identity))",
+        "return self._keys is None or len(identity) == KEY_LENGTH",
+        (f"{STRANGERS}::test_a_key_that_is_taken_off_the_list_is_not_heard_any_more",),
+    ),
+    Mutant(
+        "speaks-for-another", "D15, P17", "a listed node may send heartbeats and reports in the name of another",
+        "workers/peers.py",
+        "        if peers_key != key:\n",
+        "        if peers_key != key and not key:\n",
+        ("tests/hostile/test_impostors.py::test_a_heartbeat_in_the_name_of_another_keeps_nobody_alive",),
+    ),
+]
+
+PIPELINE: Final = [
+    Mutant(
+        "partial-block-drained", "R3, P6", "a drain frees a block into which rows are still to come",
+        "pipeline/receiver.py",
+        "if total and num_tokens >= total else num_tokens // self._bs",
+        "if total and num_tokens >= total else -(-num_tokens // self._bs)",
+        _rule("a_drain_frees_whole_blocks_only_and_at_the_end_all"),
+    ),
+    Mutant(
+        "tainted-blocks-drained", "R7, P7", "a drain frees a block that a late write may hit",
+        "pipeline/receiver.py",
+        "        if self.is_tainted:\n",
+        "        if self.is_tainted and not total:\n",
+        _rule("a_block_that_a_late_write_may_hit_is_quarantined_by_the_drain"),
+    ),
+    Mutant(
+        "resume-decided-by-phase", "R5, B9", "a resume is due in one phase only",
+        "pipeline/receiver.py",
+        "return now.phase < Phase.Success and now.sent == granted < total",
+        "return now.phase == Phase.Transferring and now.sent == granted < total",
+        _rule("a_resume_is_due_when_all_that_was_granted_is_sent_whatever_the_phase"),
+    ),
+    Mutant(
+        "sent-not-checked", "R2", "a resume may claim more than has landed",
+        "pipeline/receiver.py",
+        "        if sent_tokens > self.progress().sent:\n",
+        "        if sent_tokens > self.progress().sent + self.granted_tokens:\n",
+        _rule("a_resume_that_claims_more_than_has_landed_is_the_callers_mistake"),
+    ),
+    Mutant(
+        "grants-after-clear", "D12", "a receiver that was cleared takes another grant",
+        "pipeline/receiver.py",
+        "        if self._cleared:\n            raise ValueError",
+        "        if self._cleared and self._final is None and count < 0:\n            raise ValueError",
+        _crossing("what_a_caller_grants_is_its_own_and_not_after_clear"),
+    ),
+    Mutant(
+        "anybodys-blocks-granted", "D15, P6", "blocks of another request may be granted",
+        "pipeline/receiver.py",
+        "        if foreign or len(set(indices)) < count:\n",
+        "        if len(set(indices)) < count:\n",
+        _crossing("what_a_caller_grants_is_its_own_and_not_after_clear"),
+    ),
+    Mutant(
+        "blocks-kept-after-the-end", "P1", "blocks that come when the request has ended are kept",
+        "pipeline/receiver.py",
+        "        if len(blocks) and self.poll() >= Phase.Success:  # ended meanwhile: whoever cleans up may have passed already\n"
+        "            self._control.blocks.release(blocks, self.slot, self.epoch)\n",
+        "        if len(blocks) and self.poll() >= Phase.Success:\n",
+        _crossing("blocks_that_come_when_the_request_has_ended_go_back_at_once"),
+    ),
+    Mutant(
+        "slots-last-in-first-out", "R17", "the slot that has just come free is used next",
+        "pipeline/slots.py",
+        "return self._free.popleft()",
+        "return self._free.pop()",
+        _rule("slots_are_used_first_in_first_out"),
+    ),
+    Mutant(
+        "slot-used-before-released", "R23, R16", "a slot is used again before the node is done with it",
+        "pipeline/slots.py",
+        "if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and",
+        "if self._slots.get(slot, Slot.RELEASED_EPOCH) <= epoch and",
+        _rule("slots_are_used_first_in_first_out") + _rule("a_ring_record_of_an_epoch_that_is_over_does_nothing"),
+    ),
+    Mutant(
+        "epoch-opened-before-record", "P11, R16", "two stores swapped: an epoch is open before its record says so",
+        "pipeline/slots.py",
+        "            self._slots.set(slot, Slot.EPOCH, split(self._control.status.load(slot)).epoch + 1)\n"
+        "            epoch = self._control.status.open(slot, now_ns)\n",
+        "            epoch = self._control.status.open(slot, now_ns)\n"
+        "            self._slots.set(slot, Slot.EPOCH, split(self._control.status.load(slot)).epoch)\n",
+        _crossing("an_epoch_is_opened_after_its_record_was_written"),
+    ),
+    Mutant(
+        "dropped-while-read", "R8, P6", "a source block is freed while the worker reads it",
+        "pipeline/sender.py",
+        "if StageEntry.of(word).state != STAGE_STAGED or not self._staging.replace(self.slot, k, word, 0):",
+        "if not self._staging.replace(self.slot, k, word, 0):",
+        _rule("a_source_block_is_not_freed_while_an_attempt_reads_it"),
+    ),
+    Mutant(
+        "reserve-for-rows-ahead", "R21, D8", "rows that nobody needs next are staged in the reserve",
+        "pipeline/sender.py",
+        "        if not blocks and missing[0] in heads:\n            blocks = pool.acquire",
+        "        if not blocks and missing:\n            blocks = pool.acquire",
+        _rule("a_source_block_of_the_reserve_is_staged_only_for_what_can_be_written_now"),
+    ),
+    Mutant(
+        "ready-told-too-early", "B5", "the library thread may find rows before the word that the worker goes by",
+        "pipeline/sender.py",
+        "        self.announce()\n        self._slots.set(self.slot, Slot.READY, chunk.end)\n",
+        "        self._ready = chunk.end\n        self.announce()\n        self._slots.set(self.slot, Slot.READY, chunk.end)\n",
+        ("tests/pipeline/test_without_repair.py::test_rows_are_sent_though_the_library_thread_comes_between_the_steps_of_a_write",),
+    ),
+    Mutant(
+        "reserve-without-rows", "R21, D8", "a request at the destination takes the last block though it has no rows waiting",
+        "pipeline/queues.py",
+        "may_take_reserve=request._has_rows_waiting)",
+        "may_take_reserve=True)",
+        _crossing("a_request_without_rows_leaves_the_reserve_where_it_is"),
+    ),
+    Mutant(
+        "youngest-first", "R22, D9", "those who wait for blocks are served last come, first served",
+        "pipeline/queues.py",
+        "        for request in self._wanting:\n",
+        "        for request in reversed(self._wanting):\n",
+        _rule("those_whose_rows_wait_are_served_first_come_first_served"),
+    ),
+    Mutant(
+        "finished-before-success", "R20, B2", "a request is handed over when its own rows have landed, not when all have all",
+        "pipeline/queues.py",
+        "if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:",
+        "if request.transferred_tokens == request.total_embedding_length > 0:",
+        _crossing("what_has_landed_here_is_not_handed_over_before_it_has_landed_everywhere"),
+    ),
+    Mutant(
+        "no-restart", "P11, D4", "a process of the node that died is not started again",
+        "pipeline/supervision.py",
+        "        child.restart_ns = now + int(pause_s * NS)\n",
+        "        child.restart_ns = 0 * int(pause_s * NS)\n",
+        ("tests/pipeline/test_node_restarts.py::"
+         "test_a_process_that_is_restarted_takes_requests_that_were_opened_while_it_was_away",),
+    ),
+    Mutant(
+        "dead-client-not-buried", "P3, P4", "nobody is told that a client has died",
+        "pipeline/door.py",
+        "if guest.lane >= 0 and self._control.lanes.bury(guest.lane):",
+        "if guest.lane >= 0 and self._control.lanes.num_lanes < 0:",
+        ("tests/pipeline/test_failures.py::test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back",),
+    ),
+]
+
+MUTANTS: Final = [*CORE, *TABLES, *GRANTING, *ADMITTING, *TRANSFER, *PUBLISHING, *RECEIVING, *NODE, *PIPELINE]

@@ -1,0 +1,68 @@
+"""The catalogue of mutants: that it fits the sources is checked always; that each mutant turns a test red is a storm (`make mutants`)."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .catalogue import MUTANTS, Mutant
+from .run import ROOT, MutantError, check_syntax, mutated
+
+BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
+LABEL = re.compile(r"\*\*([RBD]\d+)\*\*|^\| ([PBD]\d+) \|", re.MULTILINE)
+
+
+def test_every_mutant_applies_once_and_compiles() -> None:
+    """So the list cannot rot: who changes a line that a mutant changes is told here."""
+    for mutant in MUTANTS:
+        check_syntax(mutant, mutated(mutant))
+
+
+def test_every_mutant_has_a_name_of_its_own_and_breaks_what_is_promised() -> None:
+    """Its labels stand in the documents, its tests in the sources."""
+    assert len(BY_NAME) == len(MUTANTS) >= 24
+    text = (ROOT / "docs" / "invariants.md").read_text()
+    promised = {label for pair in LABEL.findall(text) for label in pair if label}
+    for mutant in MUTANTS:
+        labels = set(mutant.breaks.split(", "))
+        assert labels, mutant.name
+        assert labels <= promised, f"{mutant.name}: {labels - promised}"
+        for test in mutant.tests:
+            file, _, name = test.partition("::")
+            assert not name or f"def {name.split('[')[0]}(" in (ROOT / file).read_text(), f"{mutant.name}: {test}"
+
+
+def test_a_mutant_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
+    mutant = Mutant("gone", "P1", "", "file.py", "old", "new", ())
+    (tmp_path / "file.py").write_text("old and old")
+    with pytest.raises(MutantError, match=r"stands 2 times in file\.py, not once"):
+        mutated(mutant, tmp_path)
+    (tmp_path / "file.py").write_text("another")
+    with pytest.raises(MutantError, match="stands 0 times"):
+        mutated(mutant, tmp_path)
+
+
+def run(*arguments: str, limit_s: float = 100) -> subprocess.CompletedProcess[str]:
+    """As `make mutants` does, in a process of its own."""
+    command = [sys.executable, "-m", "mutants", *arguments]
+    return subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=limit_s, check=False)
+
+
+def test_a_mutant_is_killed_by_a_test_that_is_green_without_it() -> None:
+    """One really; `make mutants` runs all."""
+    done = run("--only", "tombstone-not-checked")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 selections of tests are green without a mutant" in done.stdout
+    assert "test_an_init_at_or_below_the_tombstone_opens_nothing" in done.stdout
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("shard", range(1, 9))
+def test_every_mutant_is_killed(shard: int) -> None:
+    """An eighth of them, after their tests on the sources as they are."""
+    done = run("--shard", f"{shard}/8", limit_s=1700)
+    assert done.returncode == 0, done.stdout + done.stderr
