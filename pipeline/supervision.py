@@ -119,7 +119,6 @@ class Supervisor:
     # ---- births
 
     def start(self, seat: Seat) -> None:
-        """Before `launched`. Raises OSError where it cannot be started."""
         child = Child(seat)
         self._children.append(child)
         self._spawn(child)
@@ -128,20 +127,10 @@ class Supervisor:
         name = child.name
         self._processes.set(name, Process.STATE, 0)
         child.killed, child.steady_ns, child.restart_ns = "", 0, 0
-        process = child.process = self._context.Process(target=run, args=(child.seat,), name=f"embridge-{name}", daemon=True)
+        child.process = self._context.Process(target=run, args=(child.seat,), name=f"embridge-{name}", daemon=True)
+        child.process.start()
+        child.pidfd = self._open_pidfd(child.process.pid)
         now = self._clock()
-        try:
-            process.start()
-            child.pidfd = self._open_pidfd(process.pid)
-        except OSError as error:  # no memory, no process, no descriptor more; the next try may have them
-            if process.pid is not None:
-                process.kill()
-                process.join()
-            if not self._is_launched:
-                raise
-            self._fail(child, f"cannot be started: {error.strerror}", 0)
-            child.restart_ns = now + int(self._timing.retry_s * NS)
-            return
         child.born_ns.append(now)
         self._processes.set(name, Process.PID, child.process.pid)
         self._processes.set(name, Process.STARTED_NS, now)
@@ -274,7 +263,7 @@ class Supervisor:
     def stop(self, timeout_s: float) -> None:
         """SIGTERM to all, wait, SIGKILL to what is left. A stopped process is continued by the kill."""
         self._stopping = True
-        alive = [child for child in self._children if child.pidfd >= 0 and child.process.exitcode is None]
+        alive = [child for child in self._children if child.process is not None and child.process.exitcode is None]
         for child in alive:
             child.process.terminate()
         deadline = time.monotonic() + timeout_s

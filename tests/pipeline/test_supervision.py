@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import selectors
@@ -54,11 +53,8 @@ class FakeProcess:
         self._context = context
         self.name = name.removeprefix("embridge-")
         self.exitcode: int | None = None
-        self.pid: int | None = None
 
     def start(self) -> None:
-        if self._context.refuses:
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self.pid = len(self._context.born) + 1000
         self._context.born.append(self)
 
@@ -79,13 +75,11 @@ class FakeProcess:
 class FakeContext:
     def __init__(self) -> None:
         self.born: list[FakeProcess] = []
-        self.refuses = False  # as a machine that has no room for one process more
 
     def Process(self, *, name: str, **_: Any) -> FakeProcess:
         return FakeProcess(self, name)
 
     def pidfd(self, pid: int) -> int:
-        """As `os.pidfd_open`."""
         process = self.born[pid - 1000]
         process.pidfd = os.eventfd(0, os.EFD_CLOEXEC)
         return process.pidfd
@@ -350,19 +344,6 @@ def test_what_cannot_be_kept_alive_is_told_to_discovery_though_it_beats(node: No
 
 def reporter(node: Node) -> Reporter:
     return Reporter(Desk(node.control, "registrar", TIMING, Addresses("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "")), "http://127.0.0.1:1")
-
-
-def test_a_process_that_cannot_be_started_for_want_of_resources_is_tried_again(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    """P15, P8: the launcher lives on."""
-    node.context.refuses = True
-    node.of("worker0").end(1)
-    node.turn()
-    assert node.control.failing() == ["worker0"]
-    assert "cannot be started: Resource temporarily unavailable" in caplog.text
-    node.context.refuses = False
-    node.advance(2 * TIMING.retry_s + 1)
-    assert node.births("worker0") == 2
-    assert node.control.failing() == []
 
 
 def test_a_process_that_begins_again_by_itself_is_not_counted(node: Node) -> None:
