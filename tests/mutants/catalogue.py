@@ -425,18 +425,18 @@ TRANSFER: Final = [
     Mutant(
         "sent-before-done", "P6, R9", "`sent` is raised when a write is submitted, not when it is done",
         "workers/transfer.py",
-        "        ticket = engine.submit(peer, session, moves)\n",
-        "        ticket = engine.submit(peer, session, moves)\n"
-        "        self._dsts.raise_to(slot, d, Destination.SENT, end)\n",
+        "            ticket = engine.submit(peer, session, moves)\n",
+        "            ticket = engine.submit(peer, session, moves)\n"
+        "            self._dsts.raise_to(slot, d, Destination.SENT, end)\n",
         _crossing("rows_count_as_sent_when_the_engine_says_that_they_are"),
     ),
     Mutant(
         "issued-after-submit", "R6", "two steps swapped: how far a write may reach is noted after it was submitted",
         "workers/transfer.py",
-        "        self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)\n"
-        "        ticket = engine.submit(peer, session, moves)\n",
-        "        ticket = engine.submit(peer, session, moves)\n"
-        "        self._dsts.raise_to(slot, d, Destination.ISSUED, end)\n",
+        "            self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)\n"
+        "            ticket = engine.submit(peer, session, moves)\n",
+        "            ticket = engine.submit(peer, session, moves)\n"
+        "            self._dsts.raise_to(slot, d, Destination.ISSUED, end)\n",
         _rule("what_an_attempt_may_write_is_noted_before_it_is_submitted"),
     ),
     Mutant(
@@ -711,7 +711,7 @@ NODE: Final = [
     ),
     Mutant(
         "released-slot-is-current", "R16", "a slot that was released still counts as its last request's",
-        "workers/roles.py",
+        "allocator/control.py",
         "            and self.slots.get(slot, Slot.RELEASED_EPOCH) < epoch\n",
         "",
         _rule("a_block_that_nobodys_request_holds_is_reported_once"),
@@ -879,9 +879,9 @@ PIPELINE: Final = [
     ),
     Mutant(
         "dead-client-not-buried", "P3, P4", "nobody is told that a client has died",
-        "pipeline/door.py",
-        "if guest.lane >= 0 and self._control.lanes.bury(guest.lane):",
-        "if guest.lane >= 0 and self._control.lanes.num_lanes < 0:",
+        "pipeline/recovery.py",
+        "    if control.lanes.bury(lane):",
+        "    if control.lanes.num_lanes < 0:",
         ("tests/pipeline/test_failures.py::test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back",),
     ),
 ]
