@@ -19,7 +19,8 @@
 // Why a SIGKILL between any two instructions is safe: there is no free list, no count and no lock that could disagree
 // with the cells. Whoever dies holds what the cells say it holds, and `blocks_reclaim` finds that by looking. One
 // that dies between the exposure word and the cell leaves an owned block with a newer exposure word, which nobody
-// reads until it is exposed again.
+// reads until it is exposed again. So does one that has lost the block in between; therefore one process exposes all
+// blocks of a pool: a second one could store its word into a block that the first has just exposed.
 //
 // Finding free blocks. A handle keeps a private bitmap of the blocks that it believes to be free. It is advice only:
 // a set bit is checked against the cell, a cleared one is looked up again before memory is called short. What it buys

@@ -96,6 +96,18 @@ static void expose_cell_first(const struct scene *scene, struct world *world)
     atomic_store(&world->exposure[1], NEW_EXPOSURE);
 }
 
+// All blocks are exposed by one process. A second one could store its word into a block that it has just lost, and that
+// the first has exposed.
+static void take_over_and_expose(struct world *world)
+{
+    struct blocks handle = rival_handle(world);
+    reclaim_and_take_all(world);
+    for (uint32_t i = 0; i < num_rival_got; i++)
+        blocks_expose(&handle, rival_got[i], RIVAL, EXPOSED_TO(1, 6));
+}
+
+static const struct rival exposers[] = {{"takes over and exposes", take_over_and_expose, true}, {NULL, NULL, false}};
+
 // Only a death in the middle of it shows: the next recovery does not find the block.
 static void reclaim_in_two_moves(const struct scene *scene, struct world *world)
 {
@@ -187,6 +199,8 @@ static const struct scene broken_scenes[] = {
      .after = ".mmo", .moves = TAKE, .recovery = RECLAIM},
     {"broken: the cell before the exposure word", BLOCKS, .broken_in = BOUNDARIES, .operate = expose_cell_first,
      .before = ".m.o", .after = ".e.o", .moves = EXPOSE, .recovery = RECLAIM_FENCED},
+    {"broken: two processes that expose", CELLS_AND(recover_blocks, exposers), .broken_in = RIVALS, .operate = expose,
+     .before = ".m", .after = ".e", .given = "m", .moves = EXPOSE, .recovery = RECLAIM},
     {"broken: reclaim in two moves", CELLS(reclaim_in_two_moves), .broken_in = BOUNDARIES | NESTED,
      .operate = quarantine, .before = ".e", .after = ".e", .given = "", .moves = 0, .recovery = RECLAIM},
     {"broken: the tail before the record", PUSH, .broken_in = BOUNDARIES | KILLS, .operate = push_tail_first,
