@@ -153,7 +153,7 @@ class EmbeddingRequest:
         if self._released:
             return
         self._released = True
-        self.result = None
+        self.result = self._failed_receiver = None
         if self._memory is not None:
             self._memory.give_back_later(self._rows, self._reserved)
             self._rows = None
