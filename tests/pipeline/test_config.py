@@ -58,12 +58,13 @@ def test_the_environment_covers_every_setting() -> None:
             "discovery_token_file": "/tmp/token",
             "default_allocate_tokens": 77,
             "host_buffer_bytes": 78,
+            "max_restarts": 79,
             "lock_memory": False,
             "log_level": "DEBUG",
         },
         Geometry: {"hidden_size": 9, "block_size": 8, "num_blocks": 7, "dtype": "float32", "deepstack_layers": 3},
         Limits: {field.name: 64 for field in dataclasses.fields(Limits)} | {"num_workers": 3},
-        Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)} | {"discovery_ttl_s": 3.0},
+        Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)} | {"discovery_ttl_s": 3.0, "silent_after_s": 3.5},
         MooncakeSettings: {"protocol": "rdma", "device": "mlx5_0", "write_timeout_s": 2.5, "connect_timeout_s": 3.5},
     }
     prefixes = {MooncakeSettings: "EMBRIDGE_MOONCAKE_"}
@@ -151,6 +152,7 @@ BAD = {
     "discovery_token_file": 5,
     "default_allocate_tokens": 0,
     "host_buffer_bytes": 0,
+    "max_restarts": 0,
     "lock_memory": "yes",
     "log_level": "LOUD",
     "geometry": 7,

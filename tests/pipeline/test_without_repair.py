@@ -27,6 +27,7 @@ def pair() -> Iterator[tuple[Station, Station]]:
     timing = dict.fromkeys(
         ("heartbeat_s", "idle_heartbeat_s", "resend_s", "beat_s", "scan_s", "peer_timeout_s", "request_timeout_s"), NEVER_S
     )
+    timing["silent_after_s"] = 3 * NEVER_S
     timing["stop_timeout_s"] = 0.5  # who sleeps that long does not hear that it should stop
     with (
         run_dirs() as path,
