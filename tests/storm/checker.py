@@ -307,7 +307,7 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
     for fault in told.of["fault"]:
         kinds[fault["kind"]] += 1
     by_id = {fault["id"]: fault for fault in told.of["fault"]}
-    calm, all_of_them, held = [], [], 0
+    calm, all_of_them, exits, held = [], [], [], 0
     for event in told.of["recovered"]:
         fault = by_id[event["id"]]
         took = event["ns"] / NS
@@ -315,6 +315,7 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
         if not told.disturbed(fault, Span(fault["t"], fault["t"] + event["ns"])):
             calm.append(took)
             held += event["held"] > 0
+            exits.append(min(took, event.get("exit_ns", 0) / NS))
     language = [event for event in told.of["ended"] if event["side"] == "language"]
     result: dict[str, Any] = {
         "kills": sum(count for kind, count in kinds.items() if kind.startswith("kill")),
@@ -328,7 +329,7 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
         "undisturbed": len(calm),
         "undisturbed_with_blocks": held,
     }
-    for name, values in (("recovery", calm), ("recovery_all", all_of_them)):
+    for name, values in (("recovery", calm), ("recovery_all", all_of_them), ("exit", exits)):
         if values:
             result |= {f"{name}_{label}_ms": round(1e3 * percentile(values, p), 1) for label, p in (("p50", 50), ("p99", 99), ("max", 100))}
     for event_name in ("restarted", "gone"):

@@ -20,7 +20,7 @@ What the events are, and who writes them (`runner`: the process that raises the 
     ended       client    room, side, client, phase, error, reason, tokens, difference
     fault       runner    kind, victim, node, pid, and what the kind needs; `id` is its number
     eased       runner    id: the end of a fault that lasts
-    recovered   runner    id, held: blocks of the dead client, ns: until none of them was held by it
+    recovered   runner    id, held: blocks of the dead client, ns: until none of them was held by it; exit_ns: until it was a zombie
     restarted   runner    id, ns: until the process that was killed was READY again
     word        observer  node, what: a status word that did what none may do
     observed    observer  node, looks, changes

@@ -44,6 +44,7 @@ NS = 1_000_000_000
 LIMITS = Limits(num_slots=512, max_clients=6, window_blocks=16, max_destinations=2, max_peers=8, max_peer_slots=512, ring_records=512)
 GEOMETRY = Geometry(hidden_size=128, block_size=32, num_blocks=24, deepstack_layers=1)
 LONG_STOP = 1 / 12  # of the stops last longer than a peer's patience
+REPLACE_S = 0.2  # after which another client takes a dead one's seat
 GIVE_UP_S = 0.5  # a client whose partner died gives a request up after this
 FULL_S = 1.0
 REST_BYTES = 1 << 20  # what a full /dev/shm has left
@@ -148,6 +149,7 @@ class Storm:
         self._order = itertools.count()
         self._waits: list[Wait] = []
         self._fault_ids = itertools.count(1)
+        self._dead: list[Any] = []  # clients that were killed, and that nobody has waited for
         self._launched: queue.Queue[tuple[NodeSeat, Node | None, str]] = queue.Queue()
         self._launching: list[threading.Thread] = []
         self._eased: dict[int, Callable[[], None]] = {}
@@ -267,6 +269,9 @@ class Storm:
             seat.node = node or seat.node
         for seat in self.seats:
             self._dismiss(seat)
+        for process in self._dead:
+            process.join()
+            process.close()
         for process, connection in self._spares:
             _end_process(process, connection, None)
         for name in self.nodes:
@@ -438,9 +443,11 @@ class Storm:
         """Its partners give the requests up that they had with it; another process takes its place."""
         self.note("client_down", client=seat.name, why=why)
         process, connection, rooms = seat.process, seat.connection, list(seat.rooms)
+        assert connection is not None
         seat.process = seat.connection = None
         seat.joined = False
-        _end_process(process, connection, None)
+        connection.close()
+        self._dead.append(process)
         for room in rooms:
             self._report(seat, room)
         partners = [(partner, room) for room in rooms for partner in self._open.get(room, {}).values()]
@@ -452,10 +459,13 @@ class Storm:
                     with contextlib.suppress(OSError):
                         partner.connection.send(("abort", room, f"{name} died"))
 
+        def replace() -> None:
+            if not self._ending:
+                self._seat(seat)
+                self._prepare_spare()
+
         self._at(GIVE_UP_S, give_up)
-        if not self._ending:
-            self._seat(seat)
-            self._prepare_spare()
+        self._at(REPLACE_S, replace)  # not before the recovery was measured
 
     def _dismiss(self, seat: ClientSeat) -> None:
         if seat.process is not None:
@@ -514,15 +524,18 @@ class Storm:
             return
         seat = self._rng.choice(seats)
         node = self.nodes[seat.node]
-        control, cells, pid = node.control, node.cells, seat.process.pid
+        control, cells, process, pid, since = node.control, node.cells, seat.process, seat.process.pid, 0
         assert control is not None
         lanes = control.lanes
         lane = next((i for i in range(lanes.num_lanes) if lanes.get(i, Lane.PID) == pid), None)
         if lane is None:
             return
         pages = lanes.pages_of(lane)
+        seen: dict[str, Any] = {}
 
         def held() -> int:
+            if "exit_ns" not in seen and since and process.exitcode is not None:
+                seen["exit_ns"] = time.monotonic_ns() - since
             if lanes.get(lane, Lane.PID) != pid or lanes.get(lane, Lane.STATE) == LaneState.FREE:
                 return 0
             words = cells.copy()
@@ -530,11 +543,11 @@ class Storm:
             of_lane = np.isin(slot // np.uint64(SLOTS_PER_PAGE), pages)
             return int((of_lane & ((state == OWNED) | (state == EXPOSED))).sum())
 
-        fault, before = next(self._fault_ids), held()
+        fault, seen["held"] = next(self._fault_ids), held()
         since = self.note("fault", id=fault, kind="kill client", victim=seat.name, node=node.name, pid=pid)
         _signal(pid, signal.SIGKILL)
         self.kills += 1
-        self._waits.append(Wait(fault, "recovered", node, node.generation, since, lambda: not held(), {"held": before}))
+        self._waits.append(Wait(fault, "recovered", node, node.generation, since, lambda: not held(), seen))
         self._client_down(seat, "killed")
 
     def _do_kill_node(self) -> None:
@@ -639,6 +652,10 @@ class Storm:
     # ---- what is measured
 
     def _look_at_waits(self) -> None:
+        for process in [process for process in self._dead if process.exitcode is not None]:
+            if not self._waits:
+                self._dead.remove(process)
+                process.close()
         for it in list(self._waits):
             if it.node.down or it.node.generation != it.generation:
                 self._waits.remove(it)
