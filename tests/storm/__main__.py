@@ -12,7 +12,7 @@ from pathlib import Path
 from storm.checker import Allowed, check, figures
 from storm.history import read
 from storm.plan import KINDS
-from storm.runner import Options, raise_storm, tell
+from storm.runner import Options, messages_in, raise_storm, tell
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -89,11 +89,6 @@ def one(args: argparse.Namespace, seed: int, kinds: tuple[str, ...], allowed: Al
     """One storm. True if something went wrong."""
     history = args.history.with_name(f"{args.history.stem}-{args.engine}-{seed}{args.history.suffix}") if args.seeds > 1 else args.history
     history.unlink(missing_ok=True)
-    log = history.with_suffix(".log")
-    ours = os.dup(2)
-    theirs = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(theirs, 2)  # the nodes and the clients inherit it
-    os.close(theirs)
     options = Options(
         engine=args.engine,
         seed=seed,
@@ -111,13 +106,11 @@ def one(args: argparse.Namespace, seed: int, kinds: tuple[str, ...], allowed: Al
     )
     tell(f"storm: engine {args.engine}, seed {seed}, {args.kills} kills or {args.seconds:g} s, history {history}")
     begun, trouble = time.monotonic(), ""
-    try:
-        raise_storm(options)
-    except Exception as error:
-        trouble = f"the storm itself failed: {type(error).__name__}: {error}"
-    finally:
-        os.dup2(ours, 2)
-        os.close(ours)
+    with messages_in(history.with_suffix(".log")):
+        try:
+            raise_storm(options)
+        except Exception as error:
+            trouble = f"the storm itself failed: {type(error).__name__}: {error}"
     violations, shown = judge(history, allowed)
     violations += [trouble] if trouble else []
     shown["seconds"] = round(time.monotonic() - begun, 1)

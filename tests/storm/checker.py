@@ -245,6 +245,7 @@ def _side(told: _Told, room: int, side: str) -> list[Violation]:
         elif (rank, event["sent"]) < seen:
             found.append(Violation("P5", f"{name}: {now} ({event['sent']}) after {ORDER[seen[0]]} ({seen[1]})", event["t"]))
         seen = (rank, event["sent"])
+    found += [Violation("P6", f"{name}: {event['difference']}", event["t"]) for event in ended if event["difference"]]
     if opened is None:
         if ended:
             found.append(Violation("P5", f"{name}: ended and never opened", ended[0]["t"]))
@@ -256,8 +257,6 @@ def _side(told: _Told, room: int, side: str) -> list[Violation]:
             found.append(Violation("P5", f"{name}: ended as {event['phase']}", event["t"]))
         if seen[0] >= 0 and ORDER[seen[0]] in TERMINAL and ORDER[seen[0]] != event["phase"]:
             found.append(Violation("P5", f"{name}: ended as {event['phase']} after {ORDER[seen[0]]}", event["t"]))
-        if event["difference"]:
-            found.append(Violation("P6", f"{name}: {event['difference']}", event["t"]))
     asked = told.asked[room]
     until = ended[0]["t"] if ended else told.last
     died = told.client_died.get(opened["client"])

@@ -248,6 +248,7 @@ class Scheduler(Load):
                 del self._aborts[room]
                 self._abort(room, ABORTED)
         self._queues.step()
+        self._queues.order.clear()  # it would grow for an hour
         for room, request in self._queues.requests.items():
             if request.receiver is not None and room not in self._queues.done:
                 self._look(room, request)

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -47,6 +47,9 @@ LONG_STOP = 1 / 12  # of the stops last longer than a peer's patience
 REPLACE_S = 0.2  # after which another client takes a dead one's seat
 GIVE_UP_S = 0.5  # a client whose partner died gives a request up after this
 FULL_S = 1.0
+ENDS_BETWEEN = 8  # sides of requests that end between two faults: on a machine that is slow, the storm is, too
+FAULT_BY_S = 5.0  # but a fault comes then in any case
+EARLY = 1 / 8  # of the processes that are not READY again may be killed all the same
 REST_BYTES = 1 << 20  # what a full /dev/shm has left
 
 
@@ -155,7 +158,10 @@ class Storm:
         self._eased: dict[int, Callable[[], None]] = {}
         self._fill: Path | None = None
         self._ending = False
+        self._num_ended = 0  # sides of requests, since the last fault
+        self._fault_by = 0.0
         self.kills = 0
+        self.unexplained = 0  # requests that failed and that no client of theirs gave up
         self.tally = {"arrived": 0, "failed": 0, "refused": 0}
 
     def _config(self, role: str, run_dir: Path) -> PipelineConfig:
@@ -317,6 +323,7 @@ class Storm:
                         seat.joined = False
                     case ("ended", room, verdict):
                         self.tally["refused" if verdict == "refused" else "failed" if verdict else "arrived"] += 1
+                        self.unexplained += verdict not in ("", clients.ABORTED)
                         self._report(seat, room)
         except (EOFError, OSError):  # it died; a death that was no fault of ours is noted as its own
             if seat.connection is connection:
@@ -324,6 +331,7 @@ class Storm:
 
     def _report(self, seat: ClientSeat, room: int) -> None:
         """One side of a request has ended."""
+        self._num_ended += 1
         seat.rooms.discard(room)
         sides = self._open.get(room)
         if sides is not None and sides.get(seat.side) is seat:
@@ -479,6 +487,10 @@ class Storm:
     def _fault(self) -> None:
         if self._ending:
             return
+        if self._num_ended < ENDS_BETWEEN and time.monotonic() < self._fault_by:
+            self._at(0.02, self._fault)
+            return
+        self._num_ended, self._fault_by = 0, time.monotonic() + FAULT_BY_S
         weights = [WEIGHTS.get(kind, 1.0) for kind in self.kinds]
         for _ in range(1 if self._rng.random() < 7 / 8 else 2):  # sometimes two at once
             kind = self._rng.choices(self.kinds, weights)[0]
@@ -496,8 +508,9 @@ class Storm:
         name = self._rng.choice([n for n in node.pids() if any(n.startswith(prefix) for prefix in names)])
         control, pid = node.control, node.pids()[name]
         assert control is not None
-        if not alive([pid]):
-            return  # the one before has not been started again
+        is_ready = control.processes.get(name, Process.STATE) == READY
+        if not alive([pid]) or not (is_ready or self._rng.random() < EARLY):
+            return  # the one before is not up again
         fault = next(self._fault_ids)
         processes = control.processes
         since = self.note("fault", id=fault, kind=f"kill {names[0]}", victim=name, node=node.name, pid=pid)
@@ -697,13 +710,27 @@ def _end_process(process: Any, connection: Connection | None, farewell: object) 
     process.close()
 
 
-def raise_storm(options: Options) -> Storm:
+@contextlib.contextmanager
+def messages_in(path: Path) -> Iterator[None]:
+    """What nodes and clients write on standard error goes to a file meanwhile."""
+    ours = os.dup(2)
+    theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(theirs, 2)
+    os.close(theirs)
+    try:
+        yield
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+
+
+def raise_storm(options: Options, make: Callable[[Path], Storm] | None = None) -> Storm:
     """One storm from its beginning to its end, in this process; what it left behind is in the history, too."""
     multiprocessing.resource_tracker.ensure_running()
     check = LeakCheck()
     try:
         with run_dirs() as path:
-            storm = Storm(options, path)
+            storm = make(path) if make is not None else Storm(options, path)
             storm.run()
         storm.note.close()
         problems = check.problems()
