@@ -107,7 +107,7 @@ class _Told:
         nodes, clients = (asked["encode"], asked["language"]), (asked["encoder"], asked["scheduler"])
         total = 0
         for fault, stop in self.stops:
-            if fault["node"] in nodes and (fault["victim"] in clients or "client" not in fault["kind"]):
+            if fault["node"] in (*nodes, "") and (fault["victim"] in clients or "client" not in fault["kind"]):
                 total += max(0, min(stop.last, span.last) - max(stop.first, span.first))
         return total
 

@@ -32,8 +32,10 @@ from embridge.allocator.control import Control
 from embridge.allocator.errors import EmbridgeError
 from embridge.allocator.layout import SLOTS_PER_PAGE, Geometry, Lane, LaneState, Limits, Process
 from embridge.pipeline import Node, PipelineConfig, Timing, launch
+from embridge.pipeline.demo.hosts import Host, two_hosts
 from embridge.pipeline.inspect import requests
 from embridge.pipeline.joining import open_control
+from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 from embridge.workers.worker import READY
 from storm import clients
 from storm.history import Recorder
@@ -71,6 +73,7 @@ class Options:
     peer_timeout_s: float = 5.0
     pause_s: float = 0.6  # from one fault to the next, at most
     bounded_memory: bool = False  # /dev/shm is this storm's own, and small
+    two_hosts: bool = False  # in two network namespaces, with a cable that can be pulled, and with keys (root)
     without: frozenset[str] = frozenset()
 
 
@@ -80,6 +83,7 @@ class NodeSeat:
 
     name: str
     config: PipelineConfig
+    host: Host | None = None
     node: Node | None = None
     control: Control | None = None
     generation: int = 0
@@ -134,15 +138,17 @@ class Wait:
 class Storm:
     """One seed. `run` returns when everything has ended; the history says how."""
 
-    def __init__(self, options: Options, path: Path) -> None:
+    def __init__(self, options: Options, path: Path, hosts: tuple[Host, Host] | None = None) -> None:
         self.options = options
+        self._hosts = dict(zip(("encode", "language"), hosts, strict=True)) if hosts is not None else {}
+        self._keys = _write_keys(path, self._hosts)
         self.note = Recorder(options.history, without=options.without)
         self._rng = random.Random(f"storm {options.seed}")
-        possible = tuple(k for k in KINDS if (k != "full memory" or options.bounded_memory) and k != "cut link")
+        possible = tuple(k for k in KINDS if (k != "full memory" or options.bounded_memory) and (k != "cut link" or hosts))
         self.kinds = kinds_of(options.seed, options.kinds, possible)
         names = ["e", *(f"e{i}" for i in range(2, options.encode_nodes + 1))]
-        self.nodes = {name: NodeSeat(name, self._config("encode", path / name)) for name in names}
-        self.nodes["l"] = NodeSeat("l", self._config("language", path / "l"))
+        self.nodes = {name: NodeSeat(name, self._config("encode", path / name), self._hosts.get("encode")) for name in names}
+        self.nodes["l"] = NodeSeat("l", self._config("language", path / "l"), self._hosts.get("language"))
         self.seats = [ClientSeat(f"encoder-{n}-{i}", "encode", n) for n in names for i in range(options.encoders)]
         self.seats += [ClientSeat(f"scheduler-{i}", "language", "l") for i in range(options.schedulers)]
         self._spares: list[tuple[Any, Connection]] = []
@@ -156,6 +162,7 @@ class Storm:
         self._launched: queue.Queue[tuple[NodeSeat, Node | None, str]] = queue.Queue()
         self._launching: list[threading.Thread] = []
         self._eased: dict[int, Callable[[], None]] = {}
+        self._is_cut = False
         self._fill: Path | None = None
         self._ending = False
         self._num_ended = 0  # sides of requests, since the last fault
@@ -167,9 +174,11 @@ class Storm:
     def _config(self, role: str, run_dir: Path) -> PipelineConfig:
         # one seed in two has nodes that come back at the address they had, one in two at another
         ports = [_free_port(), _free_port()] if self.options.seed % 2 else [0, 0]
+        where = {"host": self._hosts[role].address, **self._keys[role]} if self._hosts else {}
         return PipelineConfig(
             role=role,
             run_dir=run_dir,
+            **where,
             engine=self.options.engine,
             geometry=GEOMETRY,
             limits=LIMITS,
@@ -367,7 +376,7 @@ class Storm:
 
         def work() -> None:
             try:
-                self._launched.put((seat, launch(seat.config), ""))
+                self._launched.put((seat, launch(seat.config, within=seat.host.within if seat.host else ()), ""))
             except EmbridgeError as error:
                 self._launched.put((seat, None, str(error)))
 
@@ -662,6 +671,20 @@ class Storm:
         self._lasting("full memory", FULL_S, ease, victim="", node="")
         self._kill_whole("kill node")
 
+    def _do_cut_link(self) -> None:
+        """The cable is pulled, and nobody is told; mostly for less than a peer's patience."""
+        if self._is_cut:
+            return
+        host, for_s = self._hosts["encode"], self._stop_for_s()
+
+        def ease() -> None:
+            host.plug()
+            self._is_cut = False
+
+        self._is_cut = True
+        host.pull()
+        self._lasting("cut link", for_s, ease, victim="the cable", node="")
+
     # ---- what is measured
 
     def _look_at_waits(self) -> None:
@@ -675,6 +698,15 @@ class Storm:
             elif it.done():
                 self._waits.remove(it)
                 self.note(it.event, id=it.fault, ns=time.monotonic_ns() - it.since_ns, **it.fields)
+
+
+def _write_keys(path: Path, hosts: dict[str, Host]) -> dict[str, dict[str, Path]]:
+    """A key for each host, and one list of both: what a node that is bound to no loopback address needs."""
+    pairs, allow_file = {role: new_key_pair() for role in hosts}, path / "nodes.allow"
+    allow_file.write_text("".join(allow_line(host.address, pairs[role].public) + "\n" for role, host in hosts.items()))
+    for role, pair in pairs.items():
+        write_key_file(path / f"{role}.key", pair)
+    return {role: {"key_file": path / f"{role}.key", "allow_file": allow_file} for role in hosts}
 
 
 def _free_port() -> int:
@@ -729,8 +761,8 @@ def raise_storm(options: Options, make: Callable[[Path], Storm] | None = None) -
     multiprocessing.resource_tracker.ensure_running()
     check = LeakCheck()
     try:
-        with run_dirs() as path:
-            storm = make(path) if make is not None else Storm(options, path)
+        with run_dirs() as path, two_hosts() if options.two_hosts else contextlib.nullcontext() as hosts:
+            storm = make(path) if make is not None else Storm(options, path, hosts)
             storm.run()
         storm.note.close()
         problems = check.problems()
