@@ -30,6 +30,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=getattr(Options, name.replace("-", "_")))
     parser.add_argument("--pause", type=float, default=Options.pause_s, help="seconds from one fault to the next, at most")
     parser.add_argument("--deadline", type=float, default=Options.deadline_s, help="seconds that a request may take")
+    parser.add_argument("--peer-timeout", type=float, default=Options.peer_timeout_s, help="seconds of silence that are taken for death")
     parser.add_argument("--two-hosts", action="store_true", help="nodes in two network namespaces, with keys (root; engine mooncake)")
     parser.add_argument("--shm-size", default="", help="raise it in a mount namespace with a /dev/shm of this size (root): 64M, say")
     for name in Allowed.__dataclass_fields__:
@@ -103,6 +104,7 @@ def one(args: argparse.Namespace, seed: int, kinds: tuple[str, ...], allowed: Al
         in_flight=args.in_flight,
         pause_s=args.pause,
         deadline_s=args.deadline,
+        peer_timeout_s=args.peer_timeout,
         two_hosts=args.two_hosts,
         bounded_memory=is_bounded(args.shm_size),
     )

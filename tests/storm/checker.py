@@ -30,7 +30,7 @@ class Allowed:
 
     slack_s: float = 2.0  # beyond a deadline
     grace_s: float = 1.5  # how long after a node is up again its requests may still fail for its death
-    patience_s: float = 2.0  # a stop that lasts longer is a silence that a peer may take for death
+    patience_s: float = 2.0  # a process that is stopped, or not up again, for longer is one that a peer may take for dead
     recovery_p99_s: float = 0.1
     recovery_s: float = 1.0
     recovery_disturbed_s: float = 10.0  # while another process of the node is down or stopped
@@ -84,6 +84,7 @@ class _Told:
         self.ends = {event["id"]: event["t"] for name in ("eased", "restarted", "recovered") for event in self.of[name]}
         self.node_down = self._downs()
         self.stops = self._stops()
+        self.silences = self._silences()
 
     def _downs(self) -> dict[str, list[Span]]:
         """When each node was not up, its first start left out, and with the grace after it is up again."""
@@ -122,11 +123,16 @@ class _Told:
             if any(down.meets(span) for down in self.node_down[node]):
                 return f"node {node} was down"
         grace = int(self.allowed.grace_s * NS)
-        for fault, stop in self.stops:
-            of_node = fault["kind"] in ("stop process", "cut link") and fault["node"] in (asked["encode"], asked["language"], "")
-            if of_node and stop.last - stop.first > self.allowed.patience_s * NS and Span(stop.first, stop.last + grace).meets(span):
-                return f"{fault['victim']} of {fault['node']} was stopped"
+        for fault, silence in self.silences:
+            if fault["node"] in (asked["encode"], asked["language"], "") and Span(silence.first, silence.last + grace).meets(span):
+                return f"{fault['victim']} of {fault['node']} was silent"
         return ""
+
+    def _silences(self) -> list[tuple[Event, Span]]:
+        """When a process of a node said nothing for so long that a peer may take it for dead: stopped, or killed and not up again yet."""
+        kinds = ("stop process", "cut link", "kill worker", "kill poller", "kill bootstrap")
+        spans = [(f, Span(f["t"], self.ends.get(f["id"], self.last))) for f in self.of["fault"] if f["kind"] in kinds]
+        return [(fault, span) for fault, span in spans if span.last - span.first > self.allowed.patience_s * NS]
 
     def disturbed(self, fault: Event, span: Span) -> bool:
         """Whether another process of that node was down or stopped meanwhile."""

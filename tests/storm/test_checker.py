@@ -247,6 +247,9 @@ EXCUSED: dict[str, Change] = {
     "its node was up again a moment ago": added(
         event(0.3, "node_down", node="l", generation=0, why="killed"), event(0.9, "node_up", node="l", generation=2)
     ),
+    "its peer's poller was killed and not up again for longer than one is patient": added(
+        event(0.2, "fault", id=8, kind="kill poller", victim="poller", node="l", pid=8), event(2.4, "restarted", id=8, ns=int(2.2 * NS))
+    ),
     "its peer's poller was silent for longer than one is patient": stopped("stop process", "poller", "l", 0.0, 2.3),
 }
 
