@@ -48,7 +48,7 @@ GEOMETRY = Geometry(hidden_size=128, block_size=32, num_blocks=24, deepstack_lay
 LONG_STOP = 1 / 12  # of the stops last longer than a peer's patience
 REPLACE_S = 0.2  # after which another client takes a dead one's seat
 GIVE_UP_S = 0.5  # a client whose partner died gives a request up after this
-FULL_S = 1.0
+FULL_S = 20.0
 ENDS_BETWEEN = 8  # sides of requests that end between two faults: on a machine that is slow, the storm is, too
 FAULT_BY_S = 5.0  # but a fault comes then in any case
 EARLY = 1 / 8  # of the processes that are not READY again may be killed all the same
@@ -164,6 +164,7 @@ class Storm:
         self._eased: dict[int, Callable[[], None]] = {}
         self._is_cut = False
         self._fill: Path | None = None
+        self._unfill: Callable[[], None] = _nothing
         self._ending = False
         self._num_ended = 0  # sides of requests, since the last fault
         self._fault_by = 0.0
@@ -390,6 +391,7 @@ class Storm:
             self._launching = [thread for thread in self._launching if thread.is_alive()]
             if node is None:
                 self.note("not_up", node=seat.name, why=why, full=self._fill is not None)
+                self._unfill()
                 self._at(0.2, lambda seat=seat: self._launch(seat))  # type: ignore[misc]
                 continue
             seat.node = node
@@ -591,8 +593,8 @@ class Storm:
         self.kills += 1
         self._node_down(node, "killed")
 
-    def _lasting(self, kind: str, for_s: float, ease: Callable[[], None], **fields: Any) -> None:
-        """A fault with an end."""
+    def _lasting(self, kind: str, for_s: float, ease: Callable[[], None], **fields: Any) -> int:
+        """A fault with an end; its number."""
         fault = next(self._fault_ids)
         self.note("fault", id=fault, kind=kind, for_s=round(for_s, 3), **fields)
 
@@ -603,6 +605,7 @@ class Storm:
 
         self._eased[fault] = end
         self._at(for_s, end)
+        return fault
 
     def _stop_for_s(self) -> float:
         if self._rng.random() < LONG_STOP:
@@ -666,9 +669,10 @@ class Storm:
         def ease() -> None:
             assert self._fill is not None
             self._fill.unlink()
-            self._fill = None
+            self._fill, self._unfill = None, _nothing
 
-        self._lasting("full memory", FULL_S, ease, victim="", node="")
+        fault = self._lasting("full memory", FULL_S, ease, victim="", node="")
+        self._unfill = self._eased[fault]  # when a launch has been refused; the time is but a bound
         self._kill_whole("kill node")
 
     def _do_cut_link(self) -> None:
@@ -713,6 +717,10 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+def _nothing() -> None:
+    """There is nothing to ease."""
 
 
 def _signal(pid: int, number: int) -> None:
