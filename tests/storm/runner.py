@@ -45,6 +45,7 @@ SPAWN = multiprocessing.get_context("spawn")
 NS = 1_000_000_000
 LIMITS = Limits(num_slots=512, max_clients=6, window_blocks=16, max_destinations=2, max_peers=8, max_peer_slots=512, ring_records=512)
 GEOMETRY = Geometry(hidden_size=128, block_size=32, num_blocks=24, deepstack_layers=1)
+START_S = 180.0  # for nodes and clients to be up, on a machine that is busy
 LONG_STOP = 1 / 12  # of the stops last longer than a peer's patience
 REPLACE_S = 0.2  # after which another client takes a dead one's seat
 GIVE_UP_S = 0.5  # a client whose partner died gives a request up after this
@@ -183,7 +184,12 @@ class Storm:
             engine=self.options.engine,
             geometry=GEOMETRY,
             limits=LIMITS,
-            timing=Timing(request_timeout_s=self.options.deadline_s, peer_timeout_s=self.options.peer_timeout_s, fence_after_s=1.0),
+            timing=Timing(
+                request_timeout_s=self.options.deadline_s,
+                peer_timeout_s=self.options.peer_timeout_s,
+                fence_after_s=1.0,
+                ready_timeout_s=START_S,
+            ),
             default_allocate_tokens=128,
             bootstrap_port=ports[0],
             poller_port=ports[1],
@@ -225,7 +231,7 @@ class Storm:
             self._launch(node)
         for seat in self.seats:
             self._seat(seat)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + START_S
         while not all(seat.joined for seat in self.seats):
             self.turn()
             if time.monotonic() > deadline:
