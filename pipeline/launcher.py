@@ -366,15 +366,20 @@ def main(arguments: list[str] | None = None) -> int:
         if launcher is not None:
             launcher.close()
         text = str(error) if isinstance(error, EmbridgeError) else f"{type(error).__name__}: {error}"
-        os.write(options.ready_fd, msgspec.json.encode(Ready(error=text)))
-        os.close(options.ready_fd)
+        _announce(options.ready_fd, Ready(error=text))
         return 1
-    os.write(options.ready_fd, msgspec.json.encode(launcher.ready()))
-    os.close(options.ready_fd)
+    _announce(options.ready_fd, launcher.ready())
     try:
         return launcher.run()
     finally:
         launcher.close()
+
+
+def _announce(fd: int, ready: Ready) -> None:
+    """Tell whoever launched this node. If that process is gone, nobody listens, and the node stops as after any other such death."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(fd, msgspec.json.encode(ready))
+    os.close(fd)
 
 
 if __name__ == "__main__":
