@@ -21,7 +21,7 @@ SYSTEM_PACKAGES := libibverbs1 libnuma1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo test lint types storm mutants bench wheel wheelcheck clean
+.PHONY: help setup system demo test lint types storm soak mutants bench wheel wheelcheck clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ types: $(BUILT)  ## mypy --strict, over links that show the checker the installe
 
 storm: $(BUILT)  ## the long randomised runs
 	$(BIN)/python -m pytest -n auto -m storm --timeout 1800 $(ARGS)
+
+soak: $(BUILT)  ## an hour of full load, and whether anything drifts; ARGS="--engine mooncake --seconds 600", say
+	PYTHONPATH=tests $(BIN)/python -m storm.soak $(ARGS)
 
 mutants: $(BUILT)  ## break promises on purpose, one at a time: each must turn a test red; ARGS="--jobs 4", "--only NAME", "--list"
 	cd tests && ../$(BIN)/python -m mutants $(ARGS)

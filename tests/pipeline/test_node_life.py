@@ -6,6 +6,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.layout import NodeState, Process
 from embridge.pipeline import Client, EmbeddingRequest, Phase, attach, launch
 from embridge.pipeline.joining import open_control
+from embridge.pipeline.node import encode_config
 from embridge.workers.worker import READY
 
 pytestmark = pytest.mark.process
@@ -158,6 +161,29 @@ def test_when_the_process_that_launched_a_node_is_killed_the_node_stops(own_dir:
         wait_until(lambda: not alive(list(pids.values())), 20, lambda: f"node gone: {alive(list(pids.values()))}")
     assert "the process that launched this node is gone; stopping" in (own_dir / "e.log").read_text()
     assert not (own_dir / "e" / "embridge.sock").exists()
+
+
+def test_a_node_whose_parent_has_died_before_it_was_ready_stops_and_leaves_nothing(own_dir: Path) -> None:
+    """P9: nobody reads its READY; it ends as when the parent dies later, and its run socket is gone."""
+    read, write = os.pipe()
+    alive_read, alive_write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "embridge.pipeline.launcher", "--ready-fd", str(write), "--alive-fd", str(alive_read)]
+    node = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write, alive_read), start_new_session=True)
+    os.close(write)
+    os.close(alive_read)
+    assert node.stdin is not None
+    node.stdin.write(encode_config(config_of("encode", own_dir / "e")))
+    node.stdin.close()
+    wait_until(lambda: (own_dir / "e" / "embridge.sock").exists() or node.poll() is not None, 60)
+    os.close(alive_write)
+    assert node.stderr is not None
+    said = node.stderr.read().decode()
+    assert node.wait(60) == 0, said
+    assert "the process that launched this node is gone; stopping" in said
+    assert "Traceback" not in said
+    assert not (own_dir / "e" / "embridge.sock").exists()
+    node.stderr.close()
 
 
 # ---- clients
