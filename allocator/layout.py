@@ -32,7 +32,7 @@ from enum import IntEnum
 from typing import Final
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 LINE_BYTES: Final = 64
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
@@ -157,6 +157,7 @@ class Header(IntEnum):
     LAUNCHER_PID = 10
     STARTED_NS = 11
     LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8
+    VERIFY = 13  # 1: rows are checked on receipt
     GEOMETRY = 16
     LIMITS = 32
 
@@ -228,6 +229,7 @@ class Slot(IntEnum):
     HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
     INIT_ASKED = 26  # language: client, it has called init, if only with no blocks
     SESSION = 27  # language: bootstrap, the latest session under which a grant left; 0: through shared memory only
+    VERIFIED = 28  # language: poller, `tokens:32 | checksum:32`, the rows that were checked (R26)
 
 
 SLOT_WORDS: Final = 32
@@ -261,6 +263,8 @@ class Destination(IntEnum):
     BASE = 16  # bootstrap: where its payload lies there
     FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
     RETRY_NS = 18  # worker: when the next attempt may be made
+    SUMMED = 19  # worker: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R26)
+    VERIFIED = 20  # poller: rows that the destination has checked (R26)
 
 
 DESTINATION_WORDS: Final = 24

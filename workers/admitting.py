@@ -216,8 +216,11 @@ class Admission:
 
     def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
         header, geometry = message.header, self._control.geometry
-        for name in ("hidden_size", "block_size", "dtype", "deepstack_layers"):
-            theirs, ours = getattr(message, name), getattr(geometry, name)
+        for name, ours in (
+            *((name, getattr(geometry, name)) for name in ("hidden_size", "block_size", "dtype", "deepstack_layers")),
+            ("verify", self._control.verify),
+        ):
+            theirs = getattr(message, name)
             if theirs != ours:
                 reason = f"{name}: language {theirs}, encode {ours}; launch both with the same"
                 self._refuse_node(message, connection, reason)

@@ -17,10 +17,10 @@ from embridge.workers import run_socket
 
 HEADER = msg.Header(msg.VERSION, 1, 2, 3, 4)
 KEY = msg.RequestKey(5, 6, 7)
-STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why")
+STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why", 14)
 
 EXAMPLES: list[msg.Message] = [
-    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", "/run/a.sock", 1, 2, 3, 4, "bfloat16", 5, 64, 16, 7),
+    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", "/run/a.sock", 1, 2, 3, 4, "bfloat16", 5, 64, 16, 7, True),
     msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", 1, 4, 16),
     msg.Refused(HEADER, 7, "no", KEY),
     msg.Refused(HEADER, 7, "no"),
