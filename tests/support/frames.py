@@ -99,7 +99,8 @@ class FrameMaker:
                 return msg.Register(
                     header=header, bootstrap_addr="tcp://x:1", poller_addr=rng.choice(("tcp://x:2", "no address", "")),
                     run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
-                    deepstack_layers=0, num_slots=64, window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)), verify=rng.random() < 0.1,
+                    deepstack_layers=0, num_slots=64, window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)),
+                    verify=rng.random() < 0.1,
                 )  # fmt: skip
             case 1:
                 return msg.Registered(header, "tcp://x:1", "tcp://x:2", rng.choice((1, 2)), 16, 16)

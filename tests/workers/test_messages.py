@@ -170,7 +170,7 @@ def test_lists_have_a_limit() -> None:
     msg.decode(packed(with_value(RAW[key], (7,), [0] * msg.MAX_WINDOW)), "peer")
     refused(packed(with_value(RAW[key], (7,), [0] * (msg.MAX_WINDOW + 1))))
     beat = RAW[NAMES.index("Heartbeat12")]
-    room = [*beat[2][0][:-1], ""]
+    room = [*beat[2][0][:-2], "", 0]
     msg.decode(packed([*beat[:2], [room] * msg.MAX_ROOMS_A_HEARTBEAT]), "peer")
     refused(packed([*beat[:2], [room] * (msg.MAX_ROOMS_A_HEARTBEAT + 1)]))
 
