@@ -194,7 +194,7 @@ class Model:
             if me.phase == FAILED and set(me.rows) != {OTHERS}:
                 yield f"d{d}: its blocks go to others", now(me._replace(rows=(OTHERS,) * self.setting.total))
             return
-        if OTHERS != me.rows[0] and me.sent:
+        if me.rows[0] != OTHERS and me.sent:
             drained = tuple(OTHERS if row < me.sent else value for row, value in enumerate(me.rows))
             if drained != me.rows:
                 yield f"d{d}: drains {me.sent} rows", now(me._replace(rows=drained))
