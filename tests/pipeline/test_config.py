@@ -58,6 +58,7 @@ def test_the_environment_covers_every_setting() -> None:
             "discovery_token_file": "/tmp/token",
             "default_allocate_tokens": 77,
             "host_buffer_bytes": 78,
+            "verify": True,
             "lock_memory": False,
             "log_level": "DEBUG",
         },
@@ -151,6 +152,7 @@ BAD = {
     "discovery_token_file": 5,
     "default_allocate_tokens": 0,
     "host_buffer_bytes": 0,
+    "verify": "sometimes",
     "lock_memory": "yes",
     "log_level": "LOUD",
     "geometry": 7,
@@ -173,7 +175,7 @@ def test_a_bad_value_names_itself(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BAD if name not in PATHS])
 @pytest.mark.parametrize("value", [None, 1.5, [], True])
 def test_a_value_of_the_wrong_type_names_itself(name: str, value: object) -> None:
-    if name == "lock_memory" and value is True:
+    if name in ("verify", "lock_memory") and value is True:
         return
     with pytest.raises(ConfigError, match=f"^{name}: "):
         PipelineConfig.from_env({}, **{name: value})
