@@ -229,7 +229,7 @@ class Slot(IntEnum):
     HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
     INIT_ASKED = 26  # language: client, it has called init, if only with no blocks
     SESSION = 27  # language: bootstrap, the latest session under which a grant left; 0: through shared memory only
-    VERIFIED = 28  # language: poller, `tokens:32 | checksum:32`, the rows that were checked (R26)
+    VERIFIED = 28  # language: poller, `tokens:32 | checksum:32`, the rows that were checked (R27)
 
 
 SLOT_WORDS: Final = 32
@@ -263,8 +263,8 @@ class Destination(IntEnum):
     BASE = 16  # bootstrap: where its payload lies there
     FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
     RETRY_NS = 18  # worker: when the next attempt may be made
-    SUMMED = 19  # worker: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R26)
-    VERIFIED = 20  # poller: rows that the destination has checked (R26)
+    SUMMED = 19  # worker: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R27)
+    VERIFIED = 20  # poller: rows that the destination has checked (R27)
 
 
 DESTINATION_WORDS: Final = 24

@@ -6,7 +6,7 @@ with every heartbeat until its destination closes it or is dead (R23), and its s
 nothing of it is under way and the client has cleared it.
 
 Where nodes verify, `sent` and the checksum of those rows come from one word, and a request succeeds only when each destination has
-said, in its heartbeats, that it has checked all of it (R26): then a row that was damaged on its way fails the request on every side.
+said, in its heartbeats, that it has checked all of it (R27): then a row that was damaged on its way fails the request on every side.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Publisher(Poller):
         return True
 
     def _verified(self, room: msg.RoomState, peer: int) -> None:
-        """How many rows a destination has checked (R26)."""
+        """How many rows a destination has checked (R27)."""
         held = self._by_key.get((peer, room.key.slot, room.key.epoch))
         if held is not None and self._desk.is_live(held[0], held[1]):
             slot, epoch, d = held
@@ -120,7 +120,7 @@ class Publisher(Poller):
             self._raise(slot, epoch, Phase(split(self._desk.status.load(slot)).phase), least)
 
     def _is_verified(self, slot: int, count: int, total: int) -> bool:
-        """Whether every destination has checked every row, where nodes verify (R26)."""
+        """Whether every destination has checked every row, where nodes verify (R27)."""
         return not self._control.verify or all(self._dsts.get(slot, d, Destination.VERIFIED) >= total for d in range(count))
 
     def _failed(self, slot: int, epoch: int, count: int) -> bool:

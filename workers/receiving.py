@@ -6,7 +6,7 @@ by itself: blocks that were exposed are quarantined until the encode side acknow
 could write into them (R7, R12, D2). Over a network nobody but a fence can say that: the poller asks for one when somebody waits for
 blocks while some are quarantined, and at latest after `fence_after_s` (R11).
 
-Where nodes verify, a report advances the word only when its rows have been checked (R26): see `verifying`.
+Where nodes verify, a report advances the word only when its rows have been checked (R27): see `verifying`.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class StatusReceiver(Poller):
     # ---- rows that are checked on receipt
 
     def _advance_verified(self, slot: int, epoch: int, room: msg.RoomState) -> None:
-        """The rows of this report are right: the encode side is told, for it succeeds only then (R26)."""
+        """The rows of this report are right: the encode side is told, for it succeeds only then (R27)."""
         before = split(self._desk.status.load(slot)).sent
         self._advance(slot, epoch, room)
         peer = self._slots.get(slot, Slot.PEER) - 1

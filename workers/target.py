@@ -1,6 +1,6 @@
 """The language node's transfer role: it keeps the engine through which others write into this node's payload, for one session.
 
-Where nodes verify, it also sums rows that have come, for the poller to compare (R26). It keeps nothing of them: a record says all, and
+Where nodes verify, it also sums rows that have come, for the poller to compare (R27). It keeps nothing of them: a record says all, and
 is there until its answer is in the ring back.
 """
 

@@ -14,7 +14,7 @@ for `RENEW_WAIT_NS` at most, and ends its process. The one that is born in its p
 transfer, and does not spread from node to node.
 
 Where nodes verify, an attempt's rows are summed in the source blocks before it is submitted. When it is done, the running checksum
-and how far it goes are stored in one word, then `sent`; a worker that is born between the two brings `sent` up to it (R26).
+and how far it goes are stored in one word, then `sent`; a worker that is born between the two brings `sent` up to it (R27).
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class TransferWorker:
                 self._release(slot, StageEntry.of(word).block)
 
     def _take_what_is_done(self, slot: int) -> None:
-        """After a restart: rows that the dead worker has summed when they were there, and not yet counted (R26)."""
+        """After a restart: rows that the dead worker has summed when they were there, and not yet counted (R27)."""
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             self._dsts.raise_to(slot, d, Destination.SENT, RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens)
 

@@ -1,4 +1,4 @@
-"""Checks that rows have come as they were sent, before the status word says that they are there (R26).
+"""Checks that rows have come as they were sent, before the status word says that they are there (R27).
 
 A report tells how many rows are sent, and their running checksum. The poller has the rows since the last ones that were checked
 summed by the room's transfer worker, a piece at a time, and compares; what is right stands in one word of the slot, `VERIFIED`, so

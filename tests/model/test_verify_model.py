@@ -22,7 +22,7 @@ LARGE = {
 
 @pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
 def test_rows_that_are_said_to_be_there_are_those_that_were_sent(setting: Setting) -> None:
-    """R26, P6, D11, D12: what is damaged fails the request on every side, and nothing else does; everyone ends."""
+    """R27, P6, D11, D12: what is damaged fails the request on every side, and nothing else does; everyone ends."""
     finding = explore_verify(setting)
     assert finding.fault is None, finding
 
@@ -30,23 +30,23 @@ def test_rows_that_are_said_to_be_there_are_those_that_were_sent(setting: Settin
 @pytest.mark.storm
 @pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
 def test_so_in_larger_worlds(setting: Setting) -> None:
-    """R26, P6, D11, D12: as above, in worlds that take longer to explore."""
+    """R27, P6, D11, D12: as above, in worlds that take longer to explore."""
     finding = explore_verify(setting)
     assert finding.fault is None, finding
 
 
 BROKEN = [
-    ("r26_word_rises_after_the_check", "wrong", Setting(total=1, damages=1)),
-    ("r26_success_when_all_have_checked", "split", Setting(total=1, damages=1)),
-    ("r26_summed_before_sent", "alarm", Setting(kills=1)),
-    ("r26_new_worker_counts_what_is_summed", "alarm", Setting(kills=1)),
-    ("r26_sent_and_checksum_are_one_word", "alarm", Setting()),
-    ("r26_checked_is_stored_before_the_word", "alarm", Setting(kills=1)),
+    ("r27_word_rises_after_the_check", "wrong", Setting(total=1, damages=1)),
+    ("r27_success_when_all_have_checked", "split", Setting(total=1, damages=1)),
+    ("r27_summed_before_sent", "alarm", Setting(kills=1)),
+    ("r27_new_worker_counts_what_is_summed", "alarm", Setting(kills=1)),
+    ("r27_sent_and_checksum_are_one_word", "alarm", Setting()),
+    ("r27_checked_is_stored_before_the_word", "alarm", Setting(kills=1)),
 ]
 
 
 @pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_part_of_the_rule_is_needed(rule: str, kind: str, setting: Setting) -> None:
-    """R26: without it, a damaged row is said to be there, or a good one to be damaged, or the two sides end apart."""
+    """R27: without it, a damaged row is said to be there, or a good one to be damaged, or the two sides end apart."""
     finding = explore_verify(setting, Rules(**{rule: False}))
     assert (finding.fault or "holds").startswith(kind), finding

@@ -69,12 +69,12 @@ class Setting:
 class Rules:
     """The protocol; each is True, or is the rule that is broken."""
 
-    r26_word_rises_after_the_check: bool = True
-    r26_success_when_all_have_checked: bool = True
-    r26_summed_before_sent: bool = True
-    r26_new_worker_counts_what_is_summed: bool = True
-    r26_sent_and_checksum_are_one_word: bool = True
-    r26_checked_is_stored_before_the_word: bool = True
+    r27_word_rises_after_the_check: bool = True
+    r27_success_when_all_have_checked: bool = True
+    r27_summed_before_sent: bool = True
+    r27_new_worker_counts_what_is_summed: bool = True
+    r27_sent_and_checksum_are_one_word: bool = True
+    r27_checked_is_stored_before_the_word: bool = True
 
 
 Step = tuple[str, World]
@@ -147,17 +147,17 @@ class Model:
                 after = now(stage=WRITTEN)._replace(languages=languages, damages=world.damages - (value == DAMAGED))
                 yield f"row {row} is written to d{d}{', damaged' * (value == DAMAGED)}", after
         if seat.stage == WRITTEN:
-            if self.rules.r26_summed_before_sent:
+            if self.rules.r27_summed_before_sent:
                 yield f"worker: d{d} summed", now(stage=HALF, summed=(*seat.summed, row))
             else:
                 yield f"worker: d{d} sent", now(stage=HALF, sent=row + 1)
         if seat.stage == HALF:
-            if self.rules.r26_summed_before_sent:
+            if self.rules.r27_summed_before_sent:
                 yield f"worker: d{d} sent", now(stage=IDLE, sent=row + 1)
             else:
                 yield f"worker: d{d} summed", now(stage=IDLE, summed=(*seat.summed, row - 1))
         if seat.stage != IDLE and world.kills:
-            sent = max(seat.sent, len(seat.summed)) if self.rules.r26_new_worker_counts_what_is_summed else seat.sent
+            sent = max(seat.sent, len(seat.summed)) if self.rules.r27_new_worker_counts_what_is_summed else seat.sent
             yield f"worker: killed, and born again, d{d} sent {sent}", now(stage=IDLE, sent=sent)._replace(kills=world.kills - 1)
 
     def encode_poller_steps(self, world: World) -> Iterator[Step]:
@@ -166,12 +166,12 @@ class Model:
             if world.failing:
                 yield "the encode node fails", world._replace(phase=FAILED)
             elif all(
-                len(s.summed) >= total and (s.verified >= total or not self.rules.r26_success_when_all_have_checked)
+                len(s.summed) >= total and (s.verified >= total or not self.rules.r27_success_when_all_have_checked)
                 for s in world.seats
             ):
                 yield "the encode node succeeds", world._replace(phase=SUCCESS)
         for d, seat in enumerate(world.seats):
-            sent = len(seat.summed) if self.rules.r26_sent_and_checksum_are_one_word else seat.sent
+            sent = len(seat.summed) if self.rules.r27_sent_and_checksum_are_one_word else seat.sent
             report = ("report", d, world.phase, sent, seat.summed)
             if report not in world.messages and (sent or world.phase):
                 yield f"reports {report[2:]} to d{d}", world._replace(messages=world.messages | {report})
@@ -208,7 +208,7 @@ class Model:
         phase, sent, summed = me.check
         if not me.answered:
             here = (*me.checked, *me.rows[len(me.checked) : sent])
-            if here == summed and self.rules.r26_checked_is_stored_before_the_word:
+            if here == summed and self.rules.r27_checked_is_stored_before_the_word:
                 yield f"d{d}: rows up to {sent} are right", now(me._replace(checked=here, answered=True))
             elif here == summed:
                 yield f"d{d}: the word rises to {sent}", now(me._replace(sent=max(me.sent, sent), answered=True))
@@ -232,7 +232,7 @@ class Model:
             return
         if phase == FAILED:
             yield f"d{d}: takes Failed", now(me._replace(phase=FAILED, check=None), ("abort", d, 0))
-        elif sent <= len(me.checked) or not self.rules.r26_word_rises_after_the_check:
+        elif sent <= len(me.checked) or not self.rules.r27_word_rises_after_the_check:
             after = me._replace(phase=phase, sent=max(me.sent, sent), check=None if phase else me.check)
             told = now(after, ("verified", d, after.sent))
             if told != world:

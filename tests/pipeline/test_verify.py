@@ -1,4 +1,4 @@
-"""Nodes that verify: rows are checked on receipt, and a byte that was changed fails the request on both sides (R26)."""
+"""Nodes that verify: rows are checked on receipt, and a byte that was changed fails the request on both sides (R27)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def receiving(language: Station) -> Iterator[Queues]:
 def test_a_request_arrives_whole_whatever_its_length(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int, total: int, rounds: int
 ) -> None:
-    """R26, P6, scenarios 1 to 4: on the path of phases that it takes without."""
+    """R27, P6, scenarios 1 to 4: on the path of phases that it takes without."""
     sender = open_sender(sending, room, total)
     receiving.add(encode.addr, room)
     for first in range(0, total, 3000):
@@ -87,7 +87,7 @@ def stopped(station: Station, process: str) -> Iterator[None]:
 def test_a_byte_that_was_changed_fails_the_request_on_both_sides(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int, buffer: str
 ) -> None:
-    """R26, P6, D11: between the write and the look at it, in any buffer. The next request is served."""
+    """R27, P6, D11: between the write and the look at it, in any buffer. The next request is served."""
     request = receiving.add(encode.addr, room)
     receiver = wait_until(lambda: request.receiver)
     assert receiver is not None
@@ -125,7 +125,7 @@ def change(client: Client, language: Station, slot: int, buffer: str) -> None:
 def test_the_death_of_processes_fails_no_check(
     encode: Station, language: Station, sending: Client, receiving: Queues, rooms: Iterator[int]
 ) -> None:
-    """R26, P11: whatever was being summed or compared is done again by the next one, on either node."""
+    """R27, P11: whatever was being summed or compared is done again by the next one, on either node."""
     ours = [next(rooms) for _ in range(4)]
     senders = {room: open_sender(sending, room, 3000) for room in ours}
     for room in ours:
@@ -142,7 +142,7 @@ def test_the_death_of_processes_fails_no_check(
 
 
 def test_a_node_that_verifies_refuses_one_that_does_not(encode: Station, plain: Station, room: int) -> None:
-    """R26: both values are named."""
+    """R27: both values are named."""
     with attach(plain.run_dir) as client:
         queues = Queues(client)
         queues.add(encode.addr, room)

@@ -399,7 +399,7 @@ def test_rows_arrive_whole_and_everything_is_given_back(faults: str, disturbance
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("faults", "disturbance"), MIX)
 def test_rows_arrive_whole_under_a_thousand_seeds(faults: str, disturbance: str, engine: str, ten: int) -> None:
-    """The same as above, for thirty more seeds of every mixture and engine; every third has its nodes verify (R26)."""
+    """The same as above, for thirty more seeds of every mixture and engine; every third has its nodes verify (R27)."""
     for seed in range(10 * ten, 10 * ten + 10):
         number = 100_000 + 1000 * MIX.index((faults, disturbance)) + seed
         run_seed(number, faults, disturbance, engine, verify=seed % 3 == 0)
@@ -408,7 +408,7 @@ def test_rows_arrive_whole_under_a_thousand_seeds(faults: str, disturbance: str,
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("faults", FAULTS)
 def test_rows_arrive_whole_where_nodes_verify(faults: str, engine: str) -> None:
-    """R26, P5, P6, P8, P11: what is lost, doubled and killed fails no check of rows that came as they were sent."""
+    """R27, P5, P6, P8, P11: what is lost, doubled and killed fails no check of rows that came as they were sent."""
     for seed, disturbance in enumerate(("none", "cuts") if faults == "lossy" else ("none", "aborts")):
         run_seed(30_000 + seed, faults, disturbance, engine, verify=True)
 
@@ -562,7 +562,7 @@ def _check_agreement(transfer: Transfer) -> bool:
 
 @pytest.mark.parametrize("faults", DAMAGING)
 def test_a_damaged_row_fails_its_request_on_both_sides_and_never_arrives(faults: str) -> None:
-    """R26, P6, D11: what succeeds has the very bytes that were written, though engines changed some."""
+    """R27, P6, D11: what succeeds has the very bytes that were written, though engines changed some."""
     num_damaged, num_corrupt = run_damaged(range(40_000, 40_006), faults)
     assert num_damaged >= num_corrupt > 3
 
@@ -579,7 +579,7 @@ def _succeed_unchecked(patch: pytest.MonkeyPatch) -> None:
 def test_without_the_rule_for_damaged_rows_these_seeds_fail(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R26: the runs above would see it."""
+    """R27: the runs above would see it."""
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
         run_damaged(range(40_000, 40_006), "calm")

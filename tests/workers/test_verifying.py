@@ -1,4 +1,4 @@
-"""Rows that are checked on receipt, at one node whose peers are played by the test (R26)."""
+"""Rows that are checked on receipt, at one node whose peers are played by the test (R27)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def without_aux(node: EncodeAlone, sender: EmbeddingSender) -> None:
 
 
 def test_a_report_carries_the_checksum_of_all_rows_that_are_sent() -> None:
-    """R26, P6: whatever attempts they went in; and `sent` and the checksum belong together."""
+    """R27, P6: whatever attempts they went in; and `sent` and the checksum belong together."""
     node = encode_alone()
     sender = node.sender(1, 14, rows=0)
     without_aux(node, sender)
@@ -82,7 +82,7 @@ def test_a_report_carries_the_checksum_of_all_rows_that_are_sent() -> None:
 
 
 def test_each_destination_has_its_own_checksum() -> None:
-    """R26, R18."""
+    """R27, R18."""
     node = encode_alone()
     node.register(node_id=11)
     sender = node.sender(1, 12)
@@ -96,7 +96,7 @@ def test_each_destination_has_its_own_checksum() -> None:
 
 
 def test_it_succeeds_only_when_every_destination_has_checked_every_row() -> None:
-    """R26: so that a row that was damaged fails the request on every side."""
+    """R27: so that a row that was damaged fails the request on every side."""
     node = encode_alone()
     node.register(node_id=11)
     sender = node.sender(1, 8)
@@ -116,7 +116,7 @@ def test_it_succeeds_only_when_every_destination_has_checked_every_row() -> None
 
 
 def test_rows_that_a_dead_worker_has_summed_and_not_counted_are_not_sent_again() -> None:
-    """R26, P2, P11: it is killed between the two words; before the first it redoes the rows from where the sum stands."""
+    """R27, P2, P11: it is killed between the two words; before the first it redoes the rows from where the sum stands."""
     for kill_at, attempts in (("SENT", 1), ("SUMMED", 2)):
         node = encode_alone()
         sender = node.sender(1, 8)
@@ -139,7 +139,7 @@ def test_rows_that_a_dead_worker_has_summed_and_not_counted_are_not_sent_again()
 
 
 def test_without_verify_nothing_is_summed() -> None:
-    """R26: a request succeeds when its rows are there, and what a heartbeat says of them is of no interest."""
+    """R27: a request succeeds when its rows are there, and what a heartbeat says of them is of no interest."""
     node = EncodeAlone()
     sender = node.sender(1, 8)
     node.init(1, [3, 4])
@@ -149,7 +149,7 @@ def test_without_verify_nothing_is_summed() -> None:
 
 @pytest.mark.parametrize("ours", [False, True])
 def test_nodes_verify_both_or_not_at_all(ours: bool) -> None:
-    """R26: who sets it on one node only is told, and does not believe that rows are checked."""
+    """R27: who sets it on one node only is told, and does not believe that rows are checked."""
     node = EncodeAlone(verify=ours)
     node.register(node_id=12, verify=not ours)
     (refused,) = node.sent(msg.Refused)
@@ -181,7 +181,7 @@ def damage(node: LanguageAlone, receiver: EmbeddingReceiver, row: int) -> None:
 
 
 def test_the_word_rises_when_the_rows_are_checked_and_the_encode_side_is_told() -> None:
-    """R26, P6: and Success comes with a report of its own."""
+    """R27, P6: and Success comes with a report of its own."""
     node, receiver, right = language_alone()
     node.actor("worker0").stalled_ns = node.now_ns + 1
     node.status(receiver, Phase.WaitingForInput, 16, checksum=right.checksum)
@@ -196,7 +196,7 @@ def test_the_word_rises_when_the_rows_are_checked_and_the_encode_side_is_told() 
 
 
 def test_rows_that_are_not_those_that_were_sent_fail_the_request() -> None:
-    """R26, P6: the reason names the blocks and both checksums, and goes to the encode side with the abort."""
+    """R27, P6: the reason names the blocks and both checksums, and goes to the encode side with the abort."""
     node, receiver, _ = language_alone()
     first = sum_there(node, receiver, 6)
     node.status(receiver, Phase.WaitingForInput, 6, checksum=first.checksum)
@@ -221,7 +221,7 @@ def test_rows_that_are_not_those_that_were_sent_fail_the_request() -> None:
 
 
 def test_a_report_of_several_blocks_is_named_by_all_of_them() -> None:
-    """R26."""
+    """R27."""
     node, receiver, right = language_alone()
     damage(node, receiver, 9)
     node.status(receiver, Phase.WaitingForInput, 16, checksum=right.checksum)
@@ -231,7 +231,7 @@ def test_a_report_of_several_blocks_is_named_by_all_of_them() -> None:
 
 
 def test_reports_that_come_meanwhile_are_checked_in_their_turn() -> None:
-    """R26: no row is skipped, an older report changes nothing, and the newest one counts in the end."""
+    """R27: no row is skipped, an older report changes nothing, and the newest one counts in the end."""
     node, receiver, right = language_alone()
     sums = {n: sum_there(node, receiver, n).checksum for n in (4, 8, 12, 16)}
     worker = node.actor("worker0")
@@ -249,7 +249,7 @@ def test_reports_that_come_meanwhile_are_checked_in_their_turn() -> None:
 
 @pytest.mark.parametrize("role", ["worker0", "poller"])
 def test_a_check_that_died_with_its_process_is_made_again(role: str) -> None:
-    """R26, P11: the worker's record is still in its ring; the poller hears of the rows with the next heartbeat."""
+    """R27, P11: the worker's record is still in its ring; the poller hears of the rows with the next heartbeat."""
     node, receiver, right = language_alone()
     node.actor("worker0").stalled_ns = node.now_ns + 1
     node.status(receiver, Phase.WaitingForInput, 16, checksum=right.checksum)
@@ -260,7 +260,7 @@ def test_a_check_that_died_with_its_process_is_made_again(role: str) -> None:
 
 
 def test_a_check_whose_answer_is_lost_is_asked_for_again() -> None:
-    """R26, P8: with the first heartbeat after a second; heartbeats before that ask for nothing."""
+    """R27, P8: with the first heartbeat after a second; heartbeats before that ask for nothing."""
     node, receiver, right = language_alone()
     worker = node.actor("worker0")
     worker.stalled_ns = node.now_ns + 1
@@ -278,7 +278,7 @@ def test_a_check_whose_answer_is_lost_is_asked_for_again() -> None:
 
 
 def test_many_rows_are_checked_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R26: no record keeps a worker for long; a row that is wrong in the first piece is found, too."""
+    """R27: no record keeps a worker for long; a row that is wrong in the first piece is found, too."""
     for row in (None, 0, 15):
         with monkeypatch.context() as patch:
             patch.setattr(verifying, "PIECE_BYTES", 1)
@@ -291,7 +291,7 @@ def test_many_rows_are_checked_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_answer_for_a_request_that_has_ended_has_no_effect() -> None:
-    """R26, P17: nor does it in the next epoch of the slot."""
+    """R27, P17: nor does it in the next epoch of the slot."""
     node, receiver, right = language_alone()
     node.actor("worker0").stalled_ns = node.now_ns + 1
     node.status(receiver, Phase.WaitingForInput, 16, checksum=right.checksum ^ 1)
