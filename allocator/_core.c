@@ -9,6 +9,7 @@
 //   native/doorbell.h   waking a waiter                      bound in _core_ring.c
 //   native/ring.h       records from one to one              bound in _core_ring.c
 //   native/copy.h       copies past the cache                bound here
+//   native/checksum.h   CRC-32C of rows                      bound here
 //
 // _core_mapping.c has the mappings that all of these lie in, and _core_arguments.c checks what callers pass;
 // `_core.pyi` is the contract. What holds for all of them:
@@ -24,6 +25,7 @@
 #include <errno.h>
 #include <sys/prctl.h>
 
+#include "native/checksum.h"
 #include "native/copy.h"
 #include "native/ring.h"
 #include "native/status.h"
@@ -122,6 +124,54 @@ static PyObject *core_copy(PyObject *module, PyObject *const *args, Py_ssize_t n
     return result;
 }
 
+#define MAX_COLUMNS 16
+
+static PyObject *checksum_checked(const Py_buffer *memory, const Array *columns, uint64_t rows, uint32_t checksum)
+{
+    struct column checked[MAX_COLUMNS]; // a copy, so that nobody can change what was checked
+    const size_t count = columns->length / 2;
+    if (count > MAX_COLUMNS || columns->length % 2 != 0)
+        return PyErr_Format(PyExc_ValueError, "columns: %zu words are not at most %d pairs", columns->length, MAX_COLUMNS);
+    memcpy(checked, columns->data, count * sizeof *checked);
+    uint64_t row_bytes = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!column_is_valid(&checked[i], rows, (uint64_t)memory->len))
+            return PyErr_Format(PyExc_IndexError, "column %zu: %llu rows of %lld bytes from %lld are outside the memory's %zd", i,
+                                (unsigned long long)rows, (long long)checked[i].row_bytes, (long long)checked[i].offset,
+                                memory->len);
+        row_bytes += (uint64_t)checked[i].row_bytes;
+    }
+    if (row_bytes == 0) // of no bytes there may be any number of rows
+        return PyLong_FromUnsignedLong(checksum);
+    if (rows <= KEEP_GIL_BYTES / row_bytes) {
+        checksum = checksum_rows(checksum, memory->buf, checked, count, rows);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        checksum = checksum_rows(checksum, memory->buf, checked, count, rows);
+        Py_END_ALLOW_THREADS
+    }
+    return PyLong_FromUnsignedLong(checksum);
+}
+
+static PyObject *core_checksum(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)module;
+    uint64_t rows, checksum;
+    Py_buffer memory;
+    Array columns;
+    if (take_count("checksum", nargs, 4) < 0 || take_u64(args[2], &rows) < 0 ||
+        take_up_to(args[3], "checksum", UINT32_MAX, &checksum) < 0 ||
+        PyObject_GetBuffer(args[0], &memory, PyBUF_SIMPLE) < 0)
+        return NULL;
+    PyObject *result = NULL;
+    if (array_open(&columns, args[1], "columns", 8, false) == 0) {
+        result = checksum_checked(&memory, &columns, rows, (uint32_t)checksum);
+        PyBuffer_Release(&columns.view);
+    }
+    PyBuffer_Release(&memory);
+    return result;
+}
+
 static PyObject *core_set_parent_death_signal(PyObject *module, PyObject *argument)
 {
     (void)module;
@@ -136,12 +186,14 @@ static PyObject *core_set_parent_death_signal(PyObject *module, PyObject *argume
 static PyMethodDef core_functions[] = {
     {"format_ring", (PyCFunction)(void (*)(void))core_format_ring, METH_VARARGS | METH_KEYWORDS, NULL},
     {"copy", (PyCFunction)(void (*)(void))core_copy, METH_FASTCALL, NULL},
+    {"checksum", (PyCFunction)(void (*)(void))core_checksum, METH_FASTCALL, NULL},
     {"set_parent_death_signal", core_set_parent_death_signal, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static int core_exec(PyObject *module)
 {
+    checksum_prepare();
     core_state *state = PyModule_GetState(module);
     const struct {
         PyType_Spec *spec;

@@ -203,5 +203,12 @@ def copy(destination: Buffer, source: Buffer, moves: Buffer, count: int, /) -> i
 
     Every move is range-checked before the first byte moves (IndexError). Large moves are written past the cache."""
 
+def checksum(memory: Buffer, columns: Buffer, rows: int, checksum: int, /) -> int:
+    """CRC-32C of rows, going on from `checksum` (0: from nothing), without the GIL (but for a few KiB).
+
+    `columns`: up to 16 pairs (offset of the first row, bytes of each row), int64. Row by row, of each row one column after the
+    other: so the checksum of the first rows goes on to that of all. Every range is checked first (IndexError).
+    """
+
 def set_parent_death_signal(signal: int, /) -> None:
     """prctl(PR_SET_PDEATHSIG) for this process; the caller then checks that its parent is still the one it knew."""

@@ -24,7 +24,15 @@ _HEADER_WORDS = 64
 
 
 def format_control(
-    mapping: Mapping, role: Role, geometry: Geometry, limits: Limits, *, node_id: int, incarnation: int, now_ns: int
+    mapping: Mapping,
+    role: Role,
+    geometry: Geometry,
+    limits: Limits,
+    *,
+    node_id: int,
+    incarnation: int,
+    now_ns: int,
+    verify: bool = False,
 ) -> None:
     """Write the header and empty rings into a fresh, zeroed control segment (launcher only). The magic comes last."""
     layout = ControlLayout.of(role, geometry, limits)
@@ -39,6 +47,7 @@ def format_control(
         Header.INCARNATION: incarnation,
         Header.ROLE: role,
         Header.STARTED_NS: now_ns,
+        Header.VERIFY: verify,
     }
     for base, value in ((Header.GEOMETRY, geometry), (Header.LIMITS, limits)):
         assert isinstance(value, Geometry | Limits)
@@ -74,6 +83,7 @@ class Control:
             raise SegmentError(f"control segment: payload of {payload_bytes} bytes, its geometry makes {described}; restart the node")
         self.node_id = self.header.load(Header.NODE_ID)
         self.incarnation = self.header.load(Header.INCARNATION)
+        self.verify = self.header.load(Header.VERIFY) == 1
         self.status = StatusTable(mapping, at.words, at.stamps, at.dirty, self.limits.num_slots, lay.NUM_VIEWS)
         self.slots = SlotTable(mapping, at)
         self.blocks = BlockPool(mapping, at)

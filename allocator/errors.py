@@ -63,6 +63,7 @@ class FailureCode(IntEnum):
     PROTOCOL = 8
     UNREACHABLE = 9
     TOO_LARGE = 10
+    CORRUPT = 11
 
 
 class TransferError(EmbridgeError):

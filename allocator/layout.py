@@ -158,6 +158,7 @@ class Header(IntEnum):
     STARTED_NS = 11
     LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8
     FAILING = 13  # launcher: bit a process (as in the table) that cannot be kept alive
+    VERIFY = 14  # 1: rows are checked on receipt
     GEOMETRY = 16
     LIMITS = 32
 
@@ -232,6 +233,7 @@ class Slot(IntEnum):
     HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
     INIT_ASKED = 26  # language: client, it has called init, if only with no blocks
     SESSION = 27  # language: bootstrap, the latest session under which a grant left; 0: through shared memory only
+    VERIFIED = 28  # language: poller (client: before it opens a retry), `tokens:32 | checksum:32` of the rows that were checked (R27)
 
 
 SLOT_WORDS: Final = 32
@@ -266,6 +268,8 @@ class Destination(IntEnum):
     FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
     RETRY_NS = 18  # worker: when the next attempt may be made
     BEGIN = 19  # bootstrap: rows that it has from another encode node; they are not sent again (R26)
+    SUMMED = 20  # worker, first the bootstrap as `SENT`: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R27)
+    VERIFIED = 21  # poller: rows that the destination has checked (R27)
 
 
 DESTINATION_WORDS: Final = 24

@@ -29,6 +29,7 @@ class Metric(IntEnum):
     SESSIONS = 14
     CONNECTIONS_REFUSED = 15  # of strangers: their key is not listed
     MESSAGES_FORGED = 16  # in the name of a node whose key is another
+    CORRUPT = 17  # requests whose rows were not those that were sent
 
 
 class Metrics:

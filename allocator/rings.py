@@ -30,6 +30,7 @@ class Kick(IntEnum):
     WRITER_GONE = 12  # launcher to poller: a foreign writer of our payload is dead
     SESSION = 13  # language: worker `slot` is in a new session, the engine of the old one is dead
     FENCE = 14  # language: poller to worker, end the engine of session `value` and begin another
+    CHECKSUM = 15  # language: poller to worker, rows `value` (first:32 | end:32), going on from `extra`; and the answer, in `extra`
 
 
 class Record(NamedTuple):

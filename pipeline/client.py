@@ -26,6 +26,7 @@ import numpy as np
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Doorbell, Mapping
 from embridge.allocator.buffers import PayloadBuffers
+from embridge.allocator.checksums import RowSum
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError, NodeUnhealthyError
 from embridge.allocator.layout import NodeState, Role, Slot
@@ -250,6 +251,7 @@ class Client:
             self._slots.set(slot, Slot.REQUIRED, required_dst_info_num)
             self._slots.set(slot, Slot.TOTAL, total)
             self._slots.set(slot, Slot.DRAINED_BLOCKS, begin)
+            self._slots.set(slot, Slot.VERIFIED, RowSum(begin * self.geometry.block_size, 0).pack())
             self._slots.set(slot, Slot.GRANTED, begin << 32 | begin * self.geometry.block_size)
 
         slot, epoch = self._open(room, timeout_s, prepare)

@@ -46,6 +46,8 @@ class PipelineConfig:
     `host` is the one address this node binds. With `key_file` (its secret key) and `allow_file` (the keys of the others) control
     messages are encrypted and both ends proved; without, they are plain, and it must be a loopback address. Both files are read at
     launch.
+    With `verify`, rows are summed (CRC-32C) before they are sent and checked on receipt, and a request with rows that are not those that
+    were sent fails on both sides. Two nodes must both have it, or neither.
     `discovery` is the URL of the discovery server ("": none); `discovery_token_file` holds the token that it expects.
     `default_allocate_tokens` is what a request is granted before its length is known (the documents' 8192).
     `host_buffer_bytes` bounds the language side's tensors of received requests.
@@ -69,6 +71,7 @@ class PipelineConfig:
     default_allocate_tokens: int = 8192
     host_buffer_bytes: int = 4 * GIB
     max_restarts: int = 30
+    verify: bool = False
     lock_memory: bool = True
     log_level: str = "WARNING"
 

@@ -198,6 +198,7 @@ class Launcher:
             node_id=self.node_id,
             incarnation=self.incarnation,
             now_ns=time.monotonic_ns(),
+            verify=config.verify,
         )
         self._payload = map_segment(self._payload_fd.fd, payload_bytes, alignment=HUGE_PAGE_BYTES)
         names = ["bootstrap", "poller", *(f"lane{i}" for i in range(config.limits.max_clients))]

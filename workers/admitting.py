@@ -12,6 +12,7 @@ import logging
 from collections import Counter, OrderedDict
 from typing import NamedTuple
 
+from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import MAX_TOKENS, Destination, Engine, Peer, Slot
 from embridge.allocator.metrics import Metric
@@ -217,8 +218,11 @@ class Admission:
 
     def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
         header, geometry = message.header, self._control.geometry
-        for name in ("hidden_size", "block_size", "dtype", "deepstack_layers"):
-            theirs, ours = getattr(message, name), getattr(geometry, name)
+        for name, ours in (
+            *((name, getattr(geometry, name)) for name in ("hidden_size", "block_size", "dtype", "deepstack_layers")),
+            ("verify", self._control.verify),
+        ):
+            theirs = getattr(message, name)
             if theirs != ours:
                 reason = f"{name}: language {theirs}, encode {ours}; launch both with the same"
                 self._refuse_node(message, connection, reason)
@@ -399,6 +403,7 @@ class Admission:
             (Destination.REMOTE_SLOT, grant.key.slot),
             (Destination.REMOTE_EPOCH, grant.key.epoch),
             (Destination.BEGIN, first * self._desk.bs),
+            (Destination.SUMMED, RowSum(first * self._desk.bs, 0).pack()),
             (Destination.SENT, first * self._desk.bs),
             (Destination.GRANTED_TOKENS, first * self._desk.bs),
             (Destination.GRANTED_BLOCKS, first),

@@ -187,6 +187,7 @@ class GrantSender:
                     num_slots=self._control.limits.num_slots,
                     window_blocks=self._control.limits.window_blocks,
                     registration=link.registration,
+                    verify=self._control.verify,
                 ),
             )
         )

@@ -72,6 +72,7 @@ class Register(_Fields, frozen=True, tag="register"):
 
     `run_socket`: through shared memory, if that answers; "": not so. `mooncake_proto`: through Mooncake, whose framing has this version;
     0: not so. `registration` rises with every connection it makes, and voids what was granted under a lesser one (R14).
+    `verify`: it checks the rows that it receives; both nodes do, or neither (R27).
     """
 
     header: Header
@@ -87,6 +88,7 @@ class Register(_Fields, frozen=True, tag="register"):
     num_slots: U32
     window_blocks: U32
     registration: U63
+    verify: bool
 
 
 class Registered(_Fields, frozen=True, tag="registered"):
@@ -172,7 +174,8 @@ class AbortAck(_Fields, frozen=True, tag="abort_ack"):
 class RoomState(_Fields, frozen=True):
     """One request as the encode side sees it, for one destination.
 
-    `resumed`: it has been Transferring, whatever its phase is now. `session`: the latest one of which it knows grants.
+    `resumed`: it has been Transferring, whatever its phase is now. `session`: the latest one of which it knows grants. `checksum`: of the
+    rows that are sent, where nodes verify. From a language node: `sent_tokens` is what it has checked (R27).
     """
 
     key: RequestKey
@@ -186,6 +189,7 @@ class RoomState(_Fields, frozen=True):
     tainted: U32
     code: U32
     reason: Text
+    checksum: U32
 
 
 class Announce(_Fields, frozen=True, tag="announce"):

@@ -4,10 +4,14 @@ The word is (phase, least `sent` of all required destinations, an absent one cou
 passed by a caller (B2, R18). A destination is told the common phase and its own progress. A request that has ended is told again
 with every heartbeat until its destination closes it or is dead (R23), and its slot is free only when the worker has said that
 nothing of it is under way and the client has cleared it.
+
+Where nodes verify, `sent` and the checksum of those rows come from one word, and a request succeeds only when each destination has
+said, in its heartbeats, that it has checked all of it (R27): then a row that was damaged on its way fails the request on every side.
 """
 
 from __future__ import annotations
 
+from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Destination, Peer, Slot
 from embridge.allocator.metrics import Metric
@@ -28,6 +32,7 @@ class Publisher(Poller):
         self._by_key: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # (peer, slot, epoch there) -> ours
         self._acks_due: set[tuple[int, int]] = set()
         self._sent: dict[int, list[int]] = {}  # slot -> of each destination, when its phase was computed: told together
+        self._checksums: dict[int, list[int]] = {}  # slot -> of these rows, where nodes verify
 
     # ---- what came
 
@@ -42,9 +47,23 @@ class Publisher(Poller):
         """The deadline: `_serve`, which follows, sees that it has passed."""
 
     def _take(self, message: msg.Message, peer: int) -> bool:
-        if isinstance(message, msg.Close):
-            self._close(message.key, peer)
-        return isinstance(message, msg.Close | msg.Heartbeat)
+        match message:
+            case msg.Close():
+                self._close(message.key, peer)
+            case msg.Heartbeat():
+                for room in message.rooms if self._control.verify else ():
+                    self._verified(room, peer)
+            case _:
+                return False
+        return True
+
+    def _verified(self, room: msg.RoomState, peer: int) -> None:
+        """How many rows a destination has checked (R27)."""
+        held = self._by_key.get((peer, room.key.slot, room.key.epoch))
+        if held is not None and self._desk.is_live(held[0], held[1]):
+            slot, epoch, d = held
+            if self._dsts.raise_to(slot, d, Destination.VERIFIED, room.sent_tokens):
+                self._serve(slot, epoch)
 
     def _close(self, key: msg.RequestKey, peer: int) -> None:
         held = self._by_key.get((peer, key.slot, key.epoch))
@@ -57,8 +76,7 @@ class Publisher(Poller):
 
     def _serve(self, slot: int, epoch: int) -> None:
         self._enter(slot, epoch)
-        count = self._slots.get(slot, Slot.NUM_DESTINATIONS)
-        self._sent[slot] = [self._dsts.get(slot, d, Destination.SENT) for d in range(count)]
+        self._read_progress(slot)
         word = split(self._desk.status.load(slot))
         if word.phase < TERMINAL:
             self._advance(slot, epoch)
@@ -66,6 +84,15 @@ class Publisher(Poller):
         self._tell_all(slot, epoch, word.phase, self._sent[slot])
         if word.phase >= TERMINAL:
             self._end(slot, epoch)
+
+    def _read_progress(self, slot: int) -> None:
+        destinations = range(self._slots.get(slot, Slot.NUM_DESTINATIONS))
+        if not self._control.verify:
+            self._sent[slot] = [self._dsts.get(slot, d, Destination.SENT) for d in destinations]
+            return
+        sums = [RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)) for d in destinations]
+        self._sent[slot] = [tokens for tokens, _ in sums]
+        self._checksums[slot] = [checksum for _, checksum in sums]
 
     def _advance(self, slot: int, epoch: int) -> None:
         slots, sent = self._slots, self._sent[slot]
@@ -91,11 +118,15 @@ class Publisher(Poller):
             self._raise(slot, epoch, Phase.Transferring, min(least, total))
             if before < Phase.Transferring:
                 self._tell_all(slot, epoch, Phase.Transferring, sent)
-        if least >= total:
+        if least >= total and self._is_verified(slot, count, total):
             self._raise(slot, epoch, Phase.Success, total)
             self._desk.count(Metric.SUCCEEDED)
         else:
             self._raise(slot, epoch, Phase(split(self._desk.status.load(slot)).phase), least)
+
+    def _is_verified(self, slot: int, count: int, total: int) -> bool:
+        """Whether every destination has checked every row, where nodes verify (R27)."""
+        return not self._control.verify or all(self._dsts.get(slot, d, Destination.VERIFIED) >= total for d in range(count))
 
     def _failed(self, slot: int, epoch: int, count: int) -> bool:
         """End the request if something says so: a reason somebody claimed, its client, a peer, its deadline."""
@@ -156,6 +187,7 @@ class Publisher(Poller):
             tainted=tainted,
             code=self._slots.get(slot, Slot.FAILURE) if failed else 0,
             reason=msg.clip(self._slots.reason(slot)) if failed else "",
+            checksum=self._checksums[slot][d] if sent and self._control.verify else 0,
         )
 
     def _tell_all(self, slot: int, epoch: int, phase: int, sent: list[int]) -> None:
@@ -229,6 +261,7 @@ class Publisher(Poller):
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
         self._sent.pop(slot, None)
+        self._checksums.pop(slot, None)
         for d in self._told.pop(slot, {}):
             self._acks_due.discard((slot, d))
             key = (

@@ -5,6 +5,8 @@ request is closed at the sender (R14, R23). Success is taken from the phase, nev
 by itself: blocks that were exposed are quarantined until the encode side acknowledges the abort, or until nobody is left who
 could write into them (R7, R12, D2). Over a network nobody but a fence can say that: the poller asks for one when somebody waits for
 blocks while some are quarantined, and at latest after `fence_after_s` (R11).
+
+Where nodes verify, a report advances the word only when its rows have been checked (R27): see `verifying`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from embridge.workers import messages as msg
 from embridge.workers.poller import Poller
 from embridge.workers.roles import Desk, Inbox, Out, Send
 from embridge.workers.timing import NS
+from embridge.workers.verifying import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class StatusReceiver(Poller):
         self._quarantined_ns: dict[int, int] = {}  # exposure word -> since when blocks with it are seen in quarantine
         self._fenced_ns: dict[int, int] = {}  # worker -> when it was told to fence its session
         self._looked_ns = 0
+        self._verifier = Verifier(desk, self._advance_verified, self._corrupt) if desk.control.verify else None
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         out = super().step(now_ns, inbox)
@@ -59,6 +63,9 @@ class StatusReceiver(Poller):
     def _kicked(self, record: Record) -> None:
         if record.kick == Kick.ABORT_ACK and self._desk.is_current(record.slot, record.epoch):
             self._acked(record.slot, record.epoch, record.value)
+        if record.kick == Kick.CHECKSUM and self._verifier is not None:
+            with self._desk.isolated("checksum", record.slot, record.epoch):
+                self._verifier.answered(record, self._now_ns)
 
     def _session_began(self, worker: int, number: int) -> None:
         self._fenced_ns.pop(worker, None)
@@ -141,7 +148,10 @@ class StatusReceiver(Poller):
             reason = f"the encode side reports {room.sent_tokens} tokens sent, {slots.granted(slot)[1]} were granted"
             slots.claim_failure(slot, FailureCode.PROTOCOL, reason)
         elif room.total_tokens in (0, slots.get(slot, Slot.TOTAL)):  # else it has failed for that
-            self._advance(slot, epoch, room)
+            if self._verifier is not None:
+                self._verifier.report(slot, epoch, room, self._now_ns)
+            else:
+                self._advance(slot, epoch, room)
         if more_ready or new_total:
             self._desk.wake_library(slot)
         self._serve(slot, epoch)
@@ -179,6 +189,23 @@ class StatusReceiver(Poller):
         self._raise(slot, epoch, phase, max(room.sent_tokens, word.sent))
         if room.phase == Phase.Success:
             self._desk.count(Metric.SUCCEEDED)
+
+    # ---- rows that are checked on receipt
+
+    def _advance_verified(self, slot: int, epoch: int, room: msg.RoomState) -> None:
+        """The rows of this report are right: the encode side is told, for it succeeds only then (R27)."""
+        before = split(self._desk.status.load(slot)).sent
+        self._advance(slot, epoch, room)
+        peer = self._slots.get(slot, Slot.PEER) - 1
+        if room.sent_tokens > before and self._control.peers.is_alive(peer):
+            record = self._control.peers.record(peer)
+            message = msg.Heartbeat(self._desk.header(record.incarnation), [self._state(slot, epoch)])
+            self._out.append(Send(record.poller_addr, message, record.key))
+
+    def _corrupt(self, slot: int, epoch: int, reason: str) -> None:
+        self._desk.count(Metric.CORRUPT)
+        log.error("room %d: rows are not those that were sent: %s", self._slots.get(slot, Slot.ROOM), reason)
+        self._slots.claim_failure(slot, FailureCode.CORRUPT, reason)
 
     # ---- one request
 
@@ -305,11 +332,15 @@ class StatusReceiver(Poller):
         for slot, epoch in self._live.items():
             if self._slots.get(slot, Slot.PEER) != peer + 1 or not self._desk.is_current(slot, epoch):
                 continue
-            word, (blocks, _) = split(self._desk.status.load(slot)), self._slots.granted(slot)
-            key = self._key(slot, epoch)
-            rooms.append(msg.RoomState(key, word.phase, False, word.sent, 0, 0, blocks, 0, 0, 0, ""))
+            rooms.append(self._state(slot, epoch))
         return rooms
+
+    def _state(self, slot: int, epoch: int) -> msg.RoomState:
+        word, (blocks, _) = split(self._desk.status.load(slot)), self._slots.granted(slot)
+        return msg.RoomState(self._key(slot, epoch), word.phase, False, word.sent, 0, 0, blocks, 0, 0, 0, "", 0)
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
         self._resends.pop(slot, None)
+        if self._verifier is not None:
+            self._verifier.forget(slot)

@@ -12,6 +12,9 @@ An attempt that fails over a network may go on reading and writing. What it may 
 source blocks stay in READING, and the worker *renews* itself: it submits nothing more over the network, lets what is under way there end,
 for `RENEW_WAIT_NS` at most, and ends its process. The one that is born in its place redoes the rows. So one failure taints no healthy
 transfer, and does not spread from node to node.
+
+Where nodes verify, an attempt's rows are summed in the source blocks before it is submitted. When it is done, the running checksum
+and how far it goes are stored in one word, then `sent`; a worker that is born between the two brings `sent` up to it (R27).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from embridge.allocator.buffers import aux_offset, pools
+from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode, SegmentError
 from embridge.allocator.layout import AUX_WORDS, Destination, Engine, Peer, Slot
 from embridge.allocator.metrics import Metric
@@ -58,6 +62,7 @@ class Attempt:
     first: int
     end: int
     blocks: list[int]
+    sum: RowSum | None
     ticket: int
     num_bytes: int
     engine: TransferEngine
@@ -69,7 +74,8 @@ class Attempt:
 class TransferWorker:
     """The encode node's transfer role: one of several, each with the rooms of its shard."""
 
-    def __init__(self, desk: Desk, shard: int, engines: dict[Engine, TransferEngine]) -> None:
+    def __init__(self, desk: Desk, shard: int, engines: dict[Engine, TransferEngine], sums: RowSums | None = None) -> None:
+        """`sums`: of this node's payload, where nodes verify."""
         self._desk = desk
         self._control = desk.control
         self._slots = desk.slots
@@ -77,6 +83,7 @@ class TransferWorker:
         self._staging = desk.control.staging
         self._shard = shard
         self._engines = engines
+        self._sums = sums
         self._pools = pools(desk.control.geometry)
         self._queue: deque[int] = deque()
         self._queued: dict[int, int] = {}
@@ -90,6 +97,7 @@ class TransferWorker:
         self._batch_blocks = max(1, BATCH_BYTES // (desk.bs * desk.control.geometry.token_bytes))
         for slot, _ in self._mine():
             self._end_reading(slot)
+            self._take_what_is_done(slot)
             self._taint_unfinished(slot)
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
@@ -206,6 +214,9 @@ class TransferWorker:
             return 0
         try:
             moves = self._moves(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
+            after = None
+            if self._sums is not None:
+                after = self._sums.extend(RowSum.of(get(slot, d, Destination.SUMMED)), end, [source for _, source in blocks])
             self._dsts.set(slot, d, Destination.ATTEMPT_SESSION, session.number)
             self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)
             ticket = engine.submit(peer, session, moves)
@@ -218,7 +229,7 @@ class TransferWorker:
         queued_bytes = num_bytes + sum(other.num_bytes for other in self._attempts.values())
         look_ns = self._now_ns + min(int(FIRST_LOOK * self._ns_per_byte * queued_bytes), MOST_LOOK_NS)
         self._attempts[slot, d] = Attempt(
-            slot, epoch, d, peer, sent, end, held, ticket, num_bytes, engine, self._now_ns, queued_bytes, look_ns
+            slot, epoch, d, peer, sent, end, held, after, ticket, num_bytes, engine, self._now_ns, queued_bytes, look_ns
         )
         return 1
 
@@ -283,6 +294,11 @@ class TransferWorker:
             word = self._staging.load(slot, k)
             if word & 3 == STAGE_READING:
                 self._release(slot, StageEntry.of(word).block)
+
+    def _take_what_is_done(self, slot: int) -> None:
+        """After a restart: rows that the dead worker has summed when they were there, and not yet counted (R27)."""
+        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            self._dsts.raise_to(slot, d, Destination.SENT, RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens)
 
     def _taint_unfinished(self, slot: int) -> None:
         """After a restart: what the dead worker was writing over a network may still land (R6)."""
@@ -354,6 +370,8 @@ class TransferWorker:
             slot, d = attempt.slot, attempt.destination
             if outcome is Outcome.DONE:
                 self._learn_pace(attempt)
+                if attempt.sum is not None:
+                    self._dsts.set(slot, d, Destination.SUMMED, attempt.sum.pack())
                 self._dsts.raise_to(slot, d, Destination.SENT, attempt.end)
                 self._dsts.set(slot, d, Destination.FAILING_NS, 0)
                 self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)

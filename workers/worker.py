@@ -19,6 +19,7 @@ from typing import Final
 
 from embridge.allocator import layout as lay
 from embridge.allocator._core import set_parent_death_signal
+from embridge.allocator.checksums import RowSums
 from embridge.allocator.control import Control
 from embridge.allocator.layout import HUGE_PAGE_BYTES, Engine, Process, Role
 from embridge.allocator.metrics import Metric
@@ -119,13 +120,19 @@ def _role(seat: Seat, desk: Desk) -> Step:
     if not encode:
         from embridge.workers.target import TargetWorker
 
-        return TargetWorker(desk, index, _begin_session(seat, desk) if Engine.MOONCAKE in seat.engines else NO_SESSION)
+        session = _begin_session(seat, desk) if Engine.MOONCAKE in seat.engines else NO_SESSION
+        return TargetWorker(desk, index, session, _sums(seat, desk) if desk.control.verify else None)
     from embridge.workers.engines import make_engines
     from embridge.workers.transfer import TransferWorker
 
     payload = map_segment(seat.payload.fd, seat.payload_bytes, alignment=HUGE_PAGE_BYTES)
     engines = make_engines(seat.engines, payload, desk.control.node_id, desk.control.incarnation, seat.host, seat.mooncake)
-    return TransferWorker(desk, index, engines)
+    return TransferWorker(desk, index, engines, RowSums(payload, desk.control.geometry) if desk.control.verify else None)
+
+
+def _sums(seat: Seat, desk: Desk) -> RowSums:
+    payload = map_segment(seat.payload.fd, seat.payload_bytes, alignment=HUGE_PAGE_BYTES)
+    return RowSums(payload, desk.control.geometry)
 
 
 def _keep_engine_messages_apart(path: Path) -> None:

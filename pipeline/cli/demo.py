@@ -28,6 +28,7 @@ from embridge.pipeline.cli.errors import CommandError, expected_errors
 @click.option(
     "--two-hosts", is_flag=True, help="The nodes in two network namespaces, joined by a cable; implies --engine mooncake. Needs root."
 )
+@click.option("--verify", is_flag=True, help="Have the nodes check rows on receipt, too.")
 @click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Folder for the nodes' sockets; default: a temporary one."
 )

@@ -40,6 +40,7 @@ _NODE_OPTIONS = (
     click.option("--max-clients", type=int, help="Encoder or scheduler processes that may attach."),
     click.option("--request-timeout-s", type=float, help="From opening a request to its end."),
     click.option("--drain-timeout-s", type=float, help="For accepted requests to end after the first signal."),
+    click.option("--verify/--no-verify", default=None, help="Check rows on receipt; the nodes of both roles, or none."),
     click.option("--lock-memory/--no-lock-memory", default=None, help="mlock the pool."),
     click.option(
         "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False), help="Log level."

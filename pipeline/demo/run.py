@@ -119,6 +119,7 @@ def _node_config(settings: DemoSettings, role: str, run_dir: Path, **place: Any)
         run_dir=run_dir / role,
         **{"host": "127.0.0.1", **place},
         engine=settings.engine,
+        verify=settings.verify,
         geometry=settings.geometry(num_blocks),
         default_allocate_tokens=settings.default_tokens,
         log_level="ERROR",  # the first node to stop is missed by the other, which would be the last thing one reads

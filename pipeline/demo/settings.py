@@ -22,6 +22,7 @@ class DemoSettings:
     deepstack_layers: int = 0
     images: Path | None = None
     engine: str = "shm"
+    verify: bool = False
     two_hosts: bool = False  # the nodes in two network namespaces, which share nothing but a cable
     run_dir: Path | None = None
     seed: int = 0

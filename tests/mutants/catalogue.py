@@ -530,8 +530,8 @@ PUBLISHING: Final = [
     Mutant(
         "success-of-a-round", "R4, B2", "Success when all that is ready has been sent",
         "workers/publishing.py",
-        "if least >= total:",
-        "if least >= min(total, slots.get(slot, Slot.READY)):",
+        "if least >= total and",
+        "if least >= min(total, slots.get(slot, Slot.READY)) and",
         _rule("a_round_that_has_landed_while_the_encoder_still_writes_is_no_success"),
     ),
     Mutant(

@@ -19,6 +19,7 @@ PROGRAMS = [
     pytest.param("status", 8, 500, id="status"),
     pytest.param("doorbell", 6_000, 300_000, id="doorbell"),
     pytest.param("copy", 64, 20_000, id="copy"),
+    pytest.param("checksum", 300, 10_000, id="checksum"),
 ]
 KINDS = ["thread", "address"]
 

@@ -59,6 +59,7 @@ def test_the_environment_covers_every_setting() -> None:
             "default_allocate_tokens": 77,
             "host_buffer_bytes": 78,
             "max_restarts": 79,
+            "verify": True,
             "lock_memory": False,
             "log_level": "DEBUG",
         },
@@ -153,6 +154,7 @@ BAD = {
     "default_allocate_tokens": 0,
     "host_buffer_bytes": 0,
     "max_restarts": 0,
+    "verify": "sometimes",
     "lock_memory": "yes",
     "log_level": "LOUD",
     "geometry": 7,
@@ -175,7 +177,7 @@ def test_a_bad_value_names_itself(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BAD if name not in PATHS])
 @pytest.mark.parametrize("value", [None, 1.5, [], True])
 def test_a_value_of_the_wrong_type_names_itself(name: str, value: object) -> None:
-    if name == "lock_memory" and value is True:
+    if name in ("verify", "lock_memory") and value is True:
         return
     with pytest.raises(ConfigError, match=f"^{name}: "):
         PipelineConfig.from_env({}, **{name: value})

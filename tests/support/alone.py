@@ -57,12 +57,13 @@ class Alone:
         num_blocks: int = 8,
         deepstack_layers: int = 0,
         late_writes: bool = False,
+        verify: bool = False,
         identities: dict[int, str] | None = None,
         **options: Any,
     ) -> None:
         Alone.made.append(self)
         self.identities = identities or {}  # node id -> the key that its connections prove
-        self.world = World(0, late_writes=late_writes)
+        self.world = World(0, late_writes=late_writes, verify=verify)
         self.wire = Wire()
         self.world.network = self.wire  # type: ignore[assignment]
         geometry = Geometry(
@@ -224,6 +225,7 @@ class EncodeAlone(Alone):
             "num_slots": 64,
             "window_blocks": 16,
             "registration": 1,
+            "verify": self.control.verify,
         }
         self.hears("bootstrap", msg.Register(**{**values, **changes}))
 
@@ -341,6 +343,7 @@ class LanguageAlone(Alone):
             "tainted": 0,
             "code": 0,
             "reason": "",
+            "checksum": 0,
         }
         return msg.RoomState(**{**values, **changes})
 

@@ -91,7 +91,7 @@ class FrameMaker:
             key=key, phase=rng.randrange(5), resumed=rng.random() < 0.5, sent_tokens=some, total_tokens=rng.choice((0, 8, 2**32 - 1)),
             ready_tokens=some,
             known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)), code=rng.choice((0, 99)),
-            reason="no",
+            reason="no", checksum=rng.randrange(1 << 32),
         )  # fmt: skip
         first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
         match rng.randrange(12):
@@ -100,6 +100,7 @@ class FrameMaker:
                     header=header, bootstrap_addr="tcp://x:1", poller_addr=rng.choice(("tcp://x:2", "no address", "")),
                     run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
                     deepstack_layers=0, num_slots=64, window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)),
+                    verify=rng.random() < 0.1,
                 )  # fmt: skip
             case 1:
                 return msg.Registered(header, "tcp://x:1", "tcp://x:2", rng.choice((1, 2)), 16, 16)

@@ -28,6 +28,7 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping
 from embridge.allocator.blocks import QUARANTINED
 from embridge.allocator.buffers import aux_offset, pools
+from embridge.allocator.checksums import RowSums
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.layout import (
     AUX_WORDS,
@@ -239,6 +240,8 @@ class SimulatedEngine:
         for _ in range(-(-len(pieces) // several)):
             to, start, size = pieces.popleft()
             target.write(to, self.read(start, size))
+            if self._world.chance(self._world.faults.damage):
+                target.damage(to + self._world.rng.randrange(size))
         if fails and self._world.chance(0.5):
             if self.late_writes:
                 self._world.late += [Late(target, session, to, self, start, size) for to, start, size in pieces]
@@ -336,10 +339,11 @@ class RoleActor(Actor):
         if self.role_name == "poller":
             return Publisher(self.desk) if encode else StatusReceiver(self.desk)
         worker = self.desk.index - lay.first_worker()
+        sums = RowSums(self.node.payload, self.node.geometry) if self.control.verify else None
         if not encode:
-            return TargetWorker(self.desk, worker, self.node.begin_session(worker))
+            return TargetWorker(self.desk, worker, self.node.begin_session(worker), sums)
         self.engine = self.node.make_engine()
-        return TransferWorker(self.desk, worker, {self.world.engine: self.engine})
+        return TransferWorker(self.desk, worker, {self.world.engine: self.engine}, sums)
 
     @property
     def connection_prefix(self) -> str:
@@ -500,7 +504,14 @@ class SimulatedNode:
         self.control_map = segment(ControlLayout.of(role, geometry, limits).size)
         self.payload = segment(PayloadLayout.of(geometry).size)
         format_control(
-            self.control_map, role, geometry, limits, node_id=node_id, incarnation=incarnation, now_ns=world.now_ns
+            self.control_map,
+            role,
+            geometry,
+            limits,
+            node_id=node_id,
+            incarnation=incarnation,
+            now_ns=world.now_ns,
+            verify=world.verify,
         )
         self.control = Control(self.control_map)  # the launcher's and the test's own look
         self.control.header.store(Header.NODE_STATE, NodeState.READY)
@@ -602,6 +613,12 @@ class SimulatedNode:
             self._check_write(block, to, data)
         np.frombuffer(self.payload, np.uint8, len(data), to)[:] = np.frombuffer(data, np.uint8)
 
+    def damage(self, at: int) -> None:
+        """A byte of the payload is not what was written."""
+        self.world.num_damaged += 1
+        self.world.note(f"{self.name} byte {at} is damaged")
+        np.frombuffer(self.payload, np.uint8, 1, at)[:] ^= 1 << self.world.rng.randrange(8)
+
     def _check_write(self, block: int, to: int, data: bytes) -> None:
         """P7, B10, D2: they hit only a block that is exposed (or quarantined) for the very request whose rows they are."""
         state, slot, epoch, _ = self.control.blocks.cells.cell(block)
@@ -656,6 +673,7 @@ class Faults:
     stall: float = 0.0
     failed_attempt: float = 0.0
     slow_attempt: float = 0.5
+    damage: float = 0.0  # of a byte of what an engine writes
 
 
 @dataclass(order=True)
@@ -774,6 +792,7 @@ class World:
         faults: Faults | None = None,
         timing: Timing = TIMING,
         late_writes: bool = False,
+        verify: bool = False,
         trace_length: int = 300,
     ) -> None:
         self.seed = seed
@@ -784,6 +803,8 @@ class World:
         self.engine = Engine.MOONCAKE if late_writes else Engine.SHM
         self.late: list[Late] = []
         self.num_late = 0
+        self.verify = verify
+        self.num_damaged = 0
         self.now_ns = 1000 * NS
         self.started_ns = self.now_ns
         self.nodes: list[SimulatedNode] = []

@@ -17,10 +17,10 @@ from embridge.workers import run_socket
 
 HEADER = msg.Header(msg.VERSION, 1, 2, 3, 4)
 KEY = msg.RequestKey(5, 6, 7)
-STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why")
+STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why", 14)
 
 EXAMPLES: list[msg.Message] = [
-    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", "/run/a.sock", 1, 2, 3, 4, "bfloat16", 5, 64, 16, 7),
+    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", "/run/a.sock", 1, 2, 3, 4, "bfloat16", 5, 64, 16, 7, True),
     msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", 1, 4, 16),
     msg.Refused(HEADER, 7, "no", KEY),
     msg.Refused(HEADER, 7, "no"),
@@ -170,7 +170,7 @@ def test_lists_have_a_limit() -> None:
     msg.decode(packed(with_value(RAW[key], (7,), [0] * msg.MAX_WINDOW)), "peer")
     refused(packed(with_value(RAW[key], (7,), [0] * (msg.MAX_WINDOW + 1))))
     beat = RAW[NAMES.index("Heartbeat12")]
-    room = [*beat[2][0][:-1], ""]
+    room = [*beat[2][0][:-2], "", 0]
     msg.decode(packed([*beat[:2], [room] * msg.MAX_ROOMS_A_HEARTBEAT]), "peer")
     refused(packed([*beat[:2], [room] * (msg.MAX_ROOMS_A_HEARTBEAT + 1)]))
 

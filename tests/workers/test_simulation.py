@@ -23,9 +23,11 @@ from embridge.pipeline.queues import PreallocQueue, TransferQueue
 from embridge.pipeline.receiver import EmbeddingReceiver
 from embridge.pipeline.request import EmbeddingRequest
 from embridge.pipeline.sender import EmbeddingSender
+from embridge.workers.publishing import Publisher
 from embridge.workers.receiving import StatusReceiver
 from embridge.workers.timing import NS
 from embridge.workers.transfer import Attempt, TransferWorker
+from embridge.workers.verifying import Verifier
 
 BLOCK_SIZE = 4
 LIMIT_S = 400.0
@@ -402,9 +404,9 @@ class Scenario:
                 assert scheduler.queue.memory.reserved_bytes == 0
 
 
-def run_seed(seed: int, faults: str, disturbance: str = "none", engine: str = "shm") -> World:
+def run_seed(seed: int, faults: str, disturbance: str = "none", engine: str = "shm", *, verify: bool = False) -> World:
     """One run. Raises AssertionError, with the end of its trace."""
-    world = World(seed, faults=FAULTS[faults], late_writes=engine == "network")
+    world = World(seed, faults=FAULTS[faults], late_writes=engine == "network", verify=verify)
     try:
         Scenario(world, disturbance).run()
     finally:
@@ -438,9 +440,18 @@ def test_rows_arrive_whole_and_everything_is_given_back(faults: str, disturbance
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("faults", "disturbance"), MIX)
 def test_rows_arrive_whole_under_a_thousand_seeds(faults: str, disturbance: str, engine: str, ten: int) -> None:
-    """The same as above, for thirty more seeds of every mixture and engine."""
+    """The same as above, for thirty more seeds of every mixture and engine; every third has its nodes verify (R27)."""
     for seed in range(10 * ten, 10 * ten + 10):
-        run_seed(100_000 + 1000 * MIX.index((faults, disturbance)) + seed, faults, disturbance, engine)
+        number = 100_000 + 1000 * MIX.index((faults, disturbance)) + seed
+        run_seed(number, faults, disturbance, engine, verify=seed % 3 == 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("faults", FAULTS)
+def test_rows_arrive_whole_where_nodes_verify(faults: str, engine: str) -> None:
+    """R27, P5, P6, P8, P11: what is lost, doubled and killed fails no check of rows that came as they were sent."""
+    for seed, disturbance in enumerate(("none", "cuts") if faults == "lossy" else ("none", "aborts")):
+        run_seed(30_000 + seed, faults, disturbance, engine, verify=True)
 
 
 # What these seeds found once, in the words of what was wrong.
@@ -488,7 +499,7 @@ def run_retries(seeds: range, engine: str) -> tuple[int, int]:
     """Runs in which the encode node goes for good. Returns how many blocks were kept for the other one, and in how many runs."""
     kept = []
     for seed in seeds:
-        world = World(seed, faults=CALM, late_writes=engine == "network")
+        world = World(seed, faults=CALM, late_writes=engine == "network", verify=seed % 2 == 0)
         try:
             scenario = Scenario(world, "retries")
             scenario.run()
@@ -577,3 +588,61 @@ def test_without_the_rules_for_late_writes_these_seeds_fail(
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
         run_failing(range(5000, 5009))
+
+
+# ---- rows that are damaged on their way
+
+DAMAGING = {
+    "calm": Faults(damage=0.02),
+    "deadly": Faults(damage=0.02, lost=0.05, doubled=0.1, delayed=0.2, kill_role=0.01, failed_attempt=0.1),
+}
+
+
+def run_damaged(seeds: range, faults: str) -> tuple[int, int]:
+    """Runs in which bytes of what an engine writes are changed. Returns how many were, and how many requests failed for it."""
+    num_damaged = num_corrupt = 0
+    for seed in seeds:
+        world = World(seed, faults=DAMAGING[faults], late_writes=seed % 2 == 1, verify=True)
+        try:
+            scenario = Scenario(world, "none")
+            for transfer in scenario.transfers:
+                transfer.may_fail = True
+            scenario.run()
+            num_corrupt += sum(_check_agreement(transfer) for transfer in scenario.transfers)
+            num_damaged += world.num_damaged
+        finally:
+            world.close()
+    return num_damaged, num_corrupt
+
+
+def _check_agreement(transfer: Transfer) -> bool:
+    """Whether rows were found to be damaged; then the request has failed for all, and all are told why (D11)."""
+    said = [*transfer.outcomes.values(), str(transfer.sender and transfer.sender.failure_exception())]
+    is_corrupt = any("on receipt" in text for text in said)
+    assert all("on receipt" in text for text in said) or not is_corrupt, transfer
+    return is_corrupt
+
+
+@pytest.mark.parametrize("faults", DAMAGING)
+def test_a_damaged_row_fails_its_request_on_both_sides_and_never_arrives(faults: str) -> None:
+    """R27, P6, D11: what succeeds has the very bytes that were written, though engines changed some."""
+    num_damaged, num_corrupt = run_damaged(range(40_000, 40_006), faults)
+    assert num_damaged >= num_corrupt > 3
+
+
+def _check_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Verifier, "report", lambda verifier, slot, epoch, room, now_ns: verifier._advance(slot, epoch, room))
+
+
+def _succeed_unchecked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Publisher, "_is_verified", lambda *_: True)
+
+
+@pytest.mark.parametrize("mutate", [_check_nothing, _succeed_unchecked])
+def test_without_the_rule_for_damaged_rows_these_seeds_fail(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R27: the runs above would see it."""
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError):
+        run_damaged(range(40_000, 40_006), "calm")
