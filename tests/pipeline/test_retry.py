@@ -15,7 +15,7 @@ from support.waiting import wait_until
 
 from embridge.pipeline import Client, EmbeddingRequest, attach, follow
 
-pytestmark = [pytest.mark.process, every_engine]
+pytestmark = pytest.mark.process
 
 TOTAL = 60_000  # through 9 blocks of 128 tokens: what is killed in its first half is in the middle of it
 
@@ -43,6 +43,7 @@ def lose(
     return request
 
 
+@every_engine
 def test_a_request_whose_encode_node_dies_goes_on_from_another_one_at_what_was_committed(
     own_dir: Path, encode: Station, language: Station, sending: Client, receiving: Queues, room: int, engine: str
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_request_whose_encode_node_dies_goes_on_from_another_one_at_what_was_c
     wait_until(lambda: tokens_written(encode) - before == TOTAL - kept, 5, lambda: f"{tokens_written(encode) - before} of {TOTAL} - {kept}")
 
 
+@every_engine
 def test_a_request_that_is_received_by_hand_goes_on_behind_what_its_caller_has_copied_out(
     own_dir: Path, encode: Station, sending: Client, receiving: Queues, room: int, engine: str
 ) -> None:
