@@ -106,7 +106,7 @@ def exchange(pair: Pair, room: int, num_ranks: int = 1) -> str:
 
 @pytest.mark.parametrize(
     ("num_ranks", "share"),
-    [(1, 3), (2, 6), pytest.param(1, 1, marks=STORM), pytest.param(2, 1, marks=STORM)],
+    [(1, 5), (2, 8), pytest.param(1, 1, marks=STORM), pytest.param(2, 1, marks=STORM)],
 )
 def test_each_call_of_a_client_may_fail(
     pair: Pair, rooms: Iterator[int], caplog: pytest.LogCaptureFixture, num_ranks: int, share: int

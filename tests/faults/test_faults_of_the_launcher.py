@@ -147,7 +147,7 @@ def wrong_with(run: Run) -> str:
 
 @pytest.mark.parametrize(
     ("what", "share"),
-    [("encode", 4), ("language", 4), pytest.param("encode", 1, marks=STORM), pytest.param("language", 1, marks=STORM)],
+    [("encode", 8), ("language", 8), pytest.param("encode", 1, marks=STORM), pytest.param("language", 1, marks=STORM)],
 )
 def test_each_call_of_the_launcher_and_its_door_may_fail(
     own_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sleepers: None, what: str, share: int

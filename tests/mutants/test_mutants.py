@@ -52,8 +52,9 @@ def run(*arguments: str, limit_s: float = 100) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=limit_s, check=False)
 
 
+@pytest.mark.storm
 def test_a_mutant_is_killed_by_a_test_that_is_green_without_it() -> None:
-    """One really; `make mutants` runs all."""
+    """One, from the baseline to the verdict."""
     done = run("--only", "tombstone-not-checked")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 selections of tests are green without a mutant" in done.stdout

@@ -39,7 +39,7 @@ def command(module: str, *words: str, folder: Path, timeout_s: float) -> str:
 
 @pytest.mark.process
 @pytest.mark.timeout(400)
-@every_engine
+@pytest.mark.parametrize("engine", ["shm", pytest.param("mooncake", marks=pytest.mark.storm)])
 def test_a_short_storm_breaks_no_promise(engine: str, tmp_path: Path) -> None:
     """P3, P5, P6, P8, P11: six kills of processes and clients under load, or as many as a quarter of a minute has room for."""
     said = command(
