@@ -289,6 +289,7 @@ class Peer(IntEnum):
     REGISTERED_NS = 8
     REGISTRATION = 9  # bootstrap: which of the registrations of this incarnation counts; only rises (R14)
     TAINTED = 10  # encode: workers raise it, session + 1 of the latest attempt to it that ended other than done (R7)
+    REACHED = 11  # encode: workers, 1: rows have been written there
 
 
 class Engine(IntEnum):

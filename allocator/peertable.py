@@ -135,6 +135,7 @@ class PeerTable:
             self.put(peer, field, value)
         if not keep_tombstones:
             self.put(peer, Peer.TAINTED, 0)
+            self.put(peer, Peer.REACHED, 0)
         if self._tombstones is not None and not keep_tombstones:
             for slot in range(min(record.num_slots, self.num_slots)):
                 self._tombstones.store(peer * self.num_slots + slot, 0)

@@ -30,6 +30,7 @@ from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode, SegmentError
 from embridge.allocator.layout import AUX_WORDS, Destination, Engine, Peer, Slot
 from embridge.allocator.metrics import Metric
+from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.requests import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
@@ -203,7 +204,7 @@ class TransferWorker:
             limit = self._within(session, slot, d, sent, limit)
             if sent >= limit:
                 return 0  # it was fenced, and the window under the new session is on its way (R10)
-        if not engine.open(peer, record, session):
+        if not self._open(engine, slot, d, record, session):
             self._opening[slot] = epoch
             return 0
         if not self._is_granted_by(peer, slot, d):  # once more: its door may have opened for what it granted since
@@ -232,6 +233,22 @@ class TransferWorker:
             slot, epoch, d, peer, sent, end, held, after, ticket, num_bytes, engine, self._now_ns, queued_bytes, look_ns
         )
         return 1
+
+    def _open(self, engine: TransferEngine, slot: int, d: int, record: PeerRecord, session: LiveSession) -> bool:
+        """Whether that session can be written to.
+
+        One that does not answer is tried for longer where rows have been written before: its worker is being restarted, perhaps, which
+        fails no request (P11).
+        """
+        peer = self._dsts.get(slot, d, Destination.PEER) - 1
+        try:
+            return engine.open(peer, record, session)
+        except EngineError:
+            since = self._dsts.get(slot, d, Destination.FAILING_NS) or self._now_ns
+            self._dsts.set(slot, d, Destination.FAILING_NS, since)
+            if not self._control.peers.get(peer, Peer.REACHED) or self._now_ns - since > self._desk.timing.peer_timeout_s * NS:
+                raise
+            return False
 
     def _session_of(self, slot: int, d: int) -> LiveSession:
         """The latest session of a destination's grants; its three words belong together, for each number is used once."""
@@ -374,6 +391,7 @@ class TransferWorker:
                     self._dsts.set(slot, d, Destination.SUMMED, attempt.sum.pack())
                 self._dsts.raise_to(slot, d, Destination.SENT, attempt.end)
                 self._dsts.set(slot, d, Destination.FAILING_NS, 0)
+                self._control.peers.put(attempt.peer, Peer.REACHED, 1)
                 self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
                 self._desk.count(Metric.WRITES)
                 self._desk.count(Metric.BYTES_WRITTEN, attempt.num_bytes)

@@ -881,6 +881,41 @@ def test_a_restarted_bootstrap_looks_at_everything_at_once() -> None:
 # ---- what went wrong elsewhere
 
 
+def test_a_session_that_does_not_answer_fails_a_request_at_once_or_where_rows_have_come_before_only_when_that_lasts() -> None:
+    """P11, D3: a worker that is being restarted there is given `peer_timeout_s`, for this node has proved that it can be reached."""
+    node = EncodeAlone()
+    node.engine.open = refuse_to_open  # type: ignore[method-assign]
+    early = node.sender(1, 8, rows=8)
+    node.init(1, [3, 4])
+    node.advance(0.1)
+    assert early.poll() == Phase.Failed
+    assert "does not answer" in str(early.failure_exception())
+    del node.engine.open
+    first = node.sender(2, 8, rows=8)
+    node.init(2, [5, 6])
+    node.advance(0.1)
+    assert first.poll() == Phase.Success
+    node.engine.open = refuse_to_open  # type: ignore[method-assign]
+    patient, late = node.sender(3, 4, rows=4), node.sender(4, 4, rows=4)
+    node.init(3, [7])
+    node.advance(2.0)
+    assert patient.poll() == Phase.WaitingForInput
+    del node.engine.open
+    node.advance(0.1)
+    assert patient.poll() == Phase.Success
+    node.engine.open = refuse_to_open  # type: ignore[method-assign]
+    node.init(4, [8])
+    for _ in range(40):  # its node lives, and says so
+        node.hears("poller", msg.Heartbeat(node.header(node_id=10), []))
+        node.advance(0.2)
+    assert late.poll() == Phase.Failed
+    assert "does not answer" in str(late.failure_exception())
+
+
+def refuse_to_open(*_: object) -> bool:
+    raise EngineError("it does not answer")
+
+
 @pytest.mark.parametrize("error", [EngineError, OSError])
 def test_an_attempt_that_cannot_be_begun_fails_its_request_and_keeps_no_block(error: type[Exception]) -> None:
     """D4, R8: what it was to read is the sender's again at once."""
