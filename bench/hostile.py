@@ -30,7 +30,7 @@ from _harness import Benchmark, Figures, percentile
 from embridge.pipeline import Client, Geometry, PipelineConfig, attach, launch
 from embridge.workers.keys import KeyPair, new_key_pair, write_key_file
 
-TOKENS, HIDDEN = 300, 64
+TOKENS, HIDDEN, NUM_BLOCKS = 300, 64, 16
 PACES = {"1000 a second": 1000, "as fast as it can": 0}
 OPEN_AT_ONCE = 64
 
@@ -109,7 +109,7 @@ class Requests:
         assert receiver.poll().name == "Success", receiver.failure_exception()
         sender.clear()
         receiver.clear()
-        until(lambda: all(client.control.blocks.counts().owned == 0 for client in (self._encode, self._language)))
+        until(lambda: all(client.control.blocks.counts().free == NUM_BLOCKS for client in (self._encode, self._language)))
         return took
 
     def turn(self, count: int, attack: Attack | None = None) -> Figures:
@@ -146,7 +146,7 @@ def main() -> None:
             PipelineConfig(
                 role=role,
                 run_dir=path / role,
-                geometry=Geometry(hidden_size=HIDDEN, num_blocks=16),
+                geometry=Geometry(hidden_size=HIDDEN, num_blocks=NUM_BLOCKS),
                 lock_memory=False,
                 key_file=path / f"{role}.key",
                 allow_file=allow_file,

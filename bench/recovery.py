@@ -109,7 +109,15 @@ def nodes() -> Iterator[Pair]:
     geometry = Geometry(hidden_size=HIDDEN, block_size=BLOCK, num_blocks=BLOCKS)
     with tempfile.TemporaryDirectory(prefix="eb-") as root:
         configs = [
-            PipelineConfig(role=role, run_dir=Path(root, role[0]), geometry=geometry, limits=LIMITS, lock_memory=False, log_level="ERROR")
+            PipelineConfig(
+                role=role,
+                run_dir=Path(root, role[0]),
+                geometry=geometry,
+                limits=LIMITS,
+                lock_memory=False,
+                log_level="ERROR",
+                max_restarts=1_000_000,  # a minute: more kills than that nobody makes
+            )
             for role in ("encode", "language")
         ]
         with launch(configs[0]) as encode, launch(configs[1]) as language:
@@ -130,7 +138,8 @@ def clients(pair: Pair) -> Iterator[tuple[Any, Any, Connection]]:
     assert ours.recv() == "ready"
     try:
         for _ in range(IN_FLIGHT):
-            if not ours.poll(WATCHDOG_S) or (reason := ours.recv()):
+            reason = ours.recv() if ours.poll(WATCHDOG_S) else "the scheduler says nothing"
+            if reason:
                 raise Failed(f"requests do not flow: {reason}")
         yield source, target, ours
     finally:
