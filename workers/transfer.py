@@ -49,7 +49,8 @@ RENEW_WAIT_NS = NS // 5  # for healthy attempts to end before this process does
 LEAST_NAP_NS = 50_000  # between two looks at an attempt of a network engine; a 32nd of the time it should take, when that is more
 MOST_NAP_NS = 1_000_000
 MOST_LOOK_NS = 100_000_000
-FIRST_LOOK = 0.75  # of the time that an attempt should take: looks before that cost the engine's threads more than they tell
+LEAST_PACE_BYTES = 4 << 20
+FIRST_LOOK = 0.6  # of the time that an attempt should take: looks before that cost the engine's threads more than they tell
 
 
 @dataclass(slots=True)
@@ -406,7 +407,9 @@ class TransferWorker:
             self._enqueue(slot, attempt.epoch)
 
     def _learn_pace(self, attempt: Attempt) -> None:
-        """A slow attempt counts for little: the next one is looked at too early rather than too late."""
+        """A slow attempt counts for little: the next one is looked at too early rather than too late. Of a small one most is latency."""
+        if attempt.queued_bytes < LEAST_PACE_BYTES:
+            return
         seen = (self._now_ns - attempt.submitted_ns) / max(attempt.queued_bytes, 1)
         known = self._ns_per_byte or seen
         self._ns_per_byte = known + (seen - known) / (16 if seen > known else 2)
