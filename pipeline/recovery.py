@@ -77,9 +77,10 @@ def needs_worker(control: Control, slot: int, index: int) -> bool:
 
 
 def needs_target(control: Control, slot: int, index: int) -> bool:
-    """Language side: those of its shard that come over a network. Through shared memory they come without it."""
+    """Language side: those of its shard that come over a network, or are to be checked. Through shared memory others come without it."""
     peer = control.slots.get(slot, Slot.PEER) - 1
-    return needs_worker(control, slot, index) and peer >= 0 and control.peers.get(peer, Peer.ENGINE) != Engine.SHM
+    is_needed = control.verify or (peer >= 0 and control.peers.get(peer, Peer.ENGINE) != Engine.SHM)
+    return needs_worker(control, slot, index) and is_needed
 
 
 # ---- the table

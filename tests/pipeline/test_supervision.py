@@ -88,9 +88,9 @@ class FakeContext:
 class Node:
     """The launcher's view of a node whose processes are fakes, under a clock of its own."""
 
-    def __init__(self, role: Role = Role.ENCODE) -> None:
+    def __init__(self, role: Role = Role.ENCODE, *, verify: bool = False) -> None:
         mapping = segment(ControlLayout.of(role, GEOMETRY, LIMITS).size)
-        format_control(mapping, role, GEOMETRY, LIMITS, node_id=0xAB, incarnation=7, now_ns=1)
+        format_control(mapping, role, GEOMETRY, LIMITS, node_id=0xAB, incarnation=7, now_ns=1, verify=verify)
         self.control = Control(mapping)
         self.control.header.store(Header.NODE_STATE, NodeState.READY)
         self.now_ns = 100 * NS
@@ -307,10 +307,10 @@ def test_while_no_poller_can_be_kept_alive_the_launcher_ends_the_requests_itself
     assert node.control.bell("lane0").sequence() > sequence
 
 
-def test_a_language_worker_that_cannot_be_kept_alive_fails_what_comes_over_a_network_only() -> None:
-    """Through shared memory rows come without it."""
-    for engine, lost in ((Engine.SHM, False), (Engine.MOONCAKE, True)):
-        it = Node(Role.LANGUAGE)
+def test_a_language_worker_that_cannot_be_kept_alive_fails_what_comes_over_a_network_or_is_to_be_checked() -> None:
+    """Through shared memory rows come without it, where nodes do not verify."""
+    for engine, verify, lost in ((Engine.SHM, False, False), (Engine.MOONCAKE, False, True), (Engine.SHM, True, True)):
+        it = Node(Role.LANGUAGE, verify=verify)
         it.supervisor.launched()
         slot = it.open(2, engine=engine)
         it.keep_dying("worker0")
