@@ -11,9 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 State = TypeVar("State", bound=Hashable)
+
+
+def put(items: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+    """The same items, but for one."""
+    return (*items[:index], value, *items[index + 1 :])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

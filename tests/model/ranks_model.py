@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from explorer import Finding, explore
+from explorer import Finding, explore, put
 
 NOBODY = -1
 FINISHED, FAILED = "finished", "failed"
@@ -307,9 +307,6 @@ class Model:
             for follower in world.followers
         )
 
-
-def put(items: tuple, index: int, value: object) -> tuple:  # type: ignore[type-arg]
-    return (*items[:index], value, *items[index + 1 :])
 
 
 def with_follower(world: World, rank: int, follower: Follower) -> World:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from explorer import Finding, explore
+from explorer import Finding, explore, put
 
 OPEN, SUCCESS, FAILED = 0, 3, 4
 FIRST_SESSION = 0  # all grants of the first request leave under it: a fence comes after its failure
@@ -96,9 +96,6 @@ class Rules:
 
 Step = tuple[str, World]
 
-
-def put(items: tuple[object, ...], index: int, value: object) -> tuple[object, ...]:
-    return (*items[:index], value, *items[index + 1 :])
 
 
 class Model:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from explorer import Finding, explore
+from explorer import Finding, explore, put
 
 RESERVE = 0
 
@@ -196,9 +196,6 @@ class Model:
             for there in request.destinations
         )
 
-
-def put(items: tuple, index: int, value: object) -> tuple:  # type: ignore[type-arg]
-    return (*items[:index], value, *items[index + 1 :])
 
 
 def explore_supply(setting: Setting, rules: Rules | None = None, max_states: int = 200_000) -> Finding:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from explorer import Finding, explore
+from explorer import Finding, explore, put
 
 OPEN, SUCCESS, FAILED = 0, 3, 4
 INTENDED, SUBMITTED, LANDED, BROKEN = "intended", "submitted", "landed", "broken"
@@ -154,9 +154,6 @@ class Rules:
 
 Step = tuple[str, World]
 
-
-def put(items: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
-    return (*items[:index], value, *items[index + 1 :])
 
 
 class Model:
