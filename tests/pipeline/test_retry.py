@@ -67,7 +67,6 @@ def test_a_request_whose_encode_node_dies_goes_on_from_another_one_at_what_was_c
     wait_until(lambda: tokens_written(encode) - before == TOTAL - kept, 5, lambda: f"{tokens_written(encode) - before} of {TOTAL} - {kept}")
 
 
-@every_engine
 def test_a_request_that_is_received_by_hand_goes_on_behind_what_its_caller_has_copied_out(
     own_dir: Path, encode: Station, sending: Client, receiving: Queues, room: int, engine: str
 ) -> None:

@@ -41,16 +41,16 @@ def command(module: str, *words: str, folder: Path, timeout_s: float) -> str:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("engine", ["shm", pytest.param("mooncake", marks=pytest.mark.storm)])
 def test_a_short_storm_breaks_no_promise(engine: str, tmp_path: Path) -> None:
-    """P3, P5, P6, P8, P11: six kills of processes and clients under load, or as many as a quarter of a minute has room for."""
+    """P3, P5, P6, P8, P11: four kills of processes and clients under load, or as many as eight seconds have room for."""
     said = command(
         "storm",
-        *("--engine", engine, "--seed", "11", "--kills", "6", "--seconds", "15", "--pause", "0.25", "--kinds", KILLS),
+        *("--engine", engine, "--seed", "11", "--kills", "4", "--seconds", "8", "--pause", "0.25", "--kinds", KILLS),
         *("--encoders", "1", "--schedulers", "1", *SHARED_MACHINE),
         folder=tmp_path,
         timeout_s=380,
     )
     seen = json.loads(said.splitlines()[1])
-    assert seen["kills"] >= 3
+    assert seen["kills"] >= 2
     assert seen["succeeded"] > 0
     assert seen["looks"] > 1000
     assert "seed 11 held" in said

@@ -580,6 +580,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("mutate", MUTANTS)
 def test_without_the_rules_for_late_writes_these_seeds_fail(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
