@@ -34,7 +34,7 @@ from .catalogue import Mutant
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGES: Final = ("pipeline", "workers", "allocator")
-COPIED: Final = (*PACKAGES, "tests", "pyproject.toml")
+COPIED: Final = (*PACKAGES, "tests", "pyproject.toml", "setup.py")
 LIMIT_S: Final = 600.0
 MARK: Final = "EMBRIDGE_MUTANT"
 _NEW_MOUNTS: Final = 0x20000  # CLONE_NEWNS
