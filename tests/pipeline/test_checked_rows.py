@@ -41,20 +41,6 @@ def plain(stations: Callable[..., Station], engine: str) -> Station:
     return stations("language", "l", engine, num_blocks=9, default_allocate_tokens=1024)
 
 
-@pytest.fixture
-def sending(encode: Station) -> Iterator[Client]:
-    with attach(encode.run_dir) as client:
-        yield client
-    encode.wait_idle()
-
-
-@pytest.fixture
-def receiving(language: Station) -> Iterator[Queues]:
-    with attach(language.run_dir) as client:
-        yield Queues(client)
-    language.wait_idle()
-
-
 @pytest.mark.parametrize(("total", "rounds"), [(1, 1), (1024, 1), (2000, 2), (10_000, 9)])
 def test_a_request_arrives_whole_whatever_its_length(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int, total: int, rounds: int
