@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -42,8 +43,13 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> None:
-    """Before the first test, too, and where what its agents write on standard error is captured."""
+    """Before the first test, too, and where what its agents write on standard error is captured.
+
+    What has been imported by now is not looked through whenever a test's garbage is collected.
+    """
     start_fork_server()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

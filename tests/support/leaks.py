@@ -31,6 +31,7 @@ class LeakCheck:
         self._descriptors = open_descriptors()
         self._mappings = _mappings()
         self._forked = _forked()
+        self._pids = _pids()
         self._outer = os.environ.get(MARK)
         self._mark = secrets.token_hex(8)
         os.environ[MARK] = self._mark
@@ -63,9 +64,13 @@ class LeakCheck:
     def processes(self) -> list[int]:
         """The processes that this test has started and that still run."""
         mark = f"{MARK}={self._mark}".encode()
-        pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())
-        marked = [pid for pid in pids if pid != os.getpid() and mark in _read(pid, "environ")]
+        marked = [pid for pid in _pids() - self._pids if mark in _read(pid, "environ")]
         return alive(marked + sorted(_forked() - self._forked))
+
+
+def _pids() -> set[int]:
+    """Every process of the machine, this one among them."""
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}
 
 
 def _read(pid: int, name: str) -> bytes:
