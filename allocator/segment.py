@@ -3,7 +3,8 @@
 A segment has a name for some microseconds only: it is created with `O_CREAT | O_EXCL` and mode 0600 under a random name, its
 space is reserved with `posix_fallocate` before anything maps it (a full /dev/shm is a clear error here, and not a SIGBUS at
 the first touch), and it is unlinked. From then on it lives as long as somebody holds a descriptor or a mapping, so whatever
-is killed, whenever, nothing stays in /dev/shm.
+is killed, whenever, no memory stays in /dev/shm. The name of who was killed in those microseconds stays, of an empty file;
+whoever makes a segment next removes it.
 
 Where /dev/shm gives huge pages to who asks for them, the payload is first touched through a mapping that asks: what `posix_fallocate`
 reserves is in small pages, and stays so.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from multiprocessing import reduction
 from typing import Any, Final
@@ -24,6 +26,7 @@ from embridge.allocator.errors import SegmentError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 
 CONTROL_LABEL: Final = "control"
+_OUR_NAME: Final = re.compile(r"embridge-[a-z]+-[0-9a-f]{16}")
 
 
 class Descriptor:
@@ -63,13 +66,15 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", h
     Raises:
         SegmentError: /dev/shm has not enough room, or shared memory is not to be had.
     """
+    _remove_forgotten_names()
     name = f"{name_prefix(label)}{secrets.token_hex(8)}"
     try:
         memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
     except (OSError, posix_ipc.Error) as error:
         raise SegmentError(f"shared memory for {label}: {error}; check that /dev/shm is a writable tmpfs") from error
     try:
-        posix_ipc.unlink_shared_memory(name)
+        with contextlib.suppress(posix_ipc.ExistentialError):  # somebody took it for forgotten
+            posix_ipc.unlink_shared_memory(name)
         if huge and _shm_free() > size:
             _fill_with_huge_pages(memory.fd, size)
         os.posix_fallocate(memory.fd, 0, size)
@@ -84,6 +89,21 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", h
             f"{remedy} or enlarge /dev/shm"
         ) from error
     return Descriptor(memory.fd)
+
+
+def _remove_forgotten_names() -> None:
+    """Those of processes that were killed before they could unlink them: empty, for what has a size has no name any more.
+
+    One that somebody is about to unlink may be among them, which costs it nothing: it has the descriptor.
+    """
+    with contextlib.suppress(OSError), os.scandir("/dev/shm") as entries:
+        for entry in entries:
+            if not _OUR_NAME.fullmatch(entry.name):
+                continue
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if status.st_uid == os.geteuid() and status.st_size == 0:
+                    os.unlink(entry.path)
 
 
 def _fill_with_huge_pages(fd: int, size: int) -> None:

@@ -20,7 +20,7 @@ import signal
 import time
 from typing import Final
 
-from embridge.allocator.layout import DiscoveryState, NodeState, Process, Role
+from embridge.allocator.layout import DiscoveryState, NodeState, Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.routes import DiscoveryRecord, RouteRecord
 from embridge.workers import route_messages as msg
@@ -29,7 +29,7 @@ from embridge.workers.load import failing_processes, load_of, silent_processes
 from embridge.workers.roles import Desk
 from embridge.workers.timing import NS, Timing
 from embridge.workers.tokens import read_token
-from embridge.workers.worker import READY, Seat
+from embridge.workers.worker import Seat, begin
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Registrar:
         loop.add_signal_handler(signal.SIGTERM, self._stop)
         loop.add_reader(event_fd, self._rung, event_fd)
         loop.add_reader(self._seat.death.fd, self._stop)
-        self._control.processes.set(self._seat.name, Process.STATE, READY)
+        begin(self._seat, self._control)
         exchange: asyncio.Task[None] | None = None
         bell = self._control.bell(self._seat.name)
         try:

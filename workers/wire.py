@@ -21,14 +21,13 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from embridge.allocator.errors import ProtocolError
-from embridge.allocator.layout import Process
 from embridge.allocator.metrics import Metric
 from embridge.workers import messages as msg
 from embridge.workers.keys import KEY_LENGTH, AllowFile, KeyPair
 from embridge.workers.loglimit import LogLimit
 from embridge.workers.roles import Arrival, Denied, Desk, Disconnect, Inbox, Out, Reply, Send, Step
 from embridge.workers.timing import NS
-from embridge.workers.worker import READY, Seat
+from embridge.workers.worker import Seat, begin
 from embridge.workers.zap import DOMAIN, Gatekeeper
 
 log = logging.getLogger(__name__)
@@ -341,7 +340,7 @@ def run_on_wire(seat: Seat, desk: Desk, role: Step) -> None:
     wire = Wire(seat, desk)
     wire.watch(event_fd)
     wire.watch(seat.death.fd)
-    control.processes.set(seat.name, Process.STATE, READY)
+    begin(seat, control)
     readable: set[object] = set()
     try:
         while not seat.stop and seat.death.fd not in readable:
