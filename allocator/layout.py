@@ -32,7 +32,7 @@ from enum import IntEnum
 from typing import Final
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 LINE_BYTES: Final = 64
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
@@ -185,13 +185,14 @@ class Process(IntEnum):
 
 
 class Lane(IntEnum):
-    """Words of one lane: the seat of a client. The launcher writes them, but for the beat."""
+    """Words of one lane: the seat of a client. The launcher writes them, but for the last two."""
 
     STATE = 0
     GENERATION = 1
     PID = 2
     ATTACHED_NS = 3
     BEAT_NS = 4  # the client's library thread, each turn; 0: it has taken none
+    PINNED = 5  # the client: from now on a device may copy between its memory and our payload
 
 
 class LaneState(IntEnum):

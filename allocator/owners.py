@@ -52,6 +52,7 @@ class LaneTable:
                 self._words.store(at + Lane.PID, pid)
                 self._words.store(at + Lane.ATTACHED_NS, now_ns)
                 self._words.store(at + Lane.BEAT_NS, 0)
+                self._words.store(at + Lane.PINNED, 0)
                 self._words.store(at + Lane.STATE, LaneState.ATTACHED)
                 return lane
         return None
@@ -59,6 +60,10 @@ class LaneTable:
     def beat(self, lane: int, now_ns: int) -> None:
         """A sign of life of that lane's client (its library thread only)."""
         self._words.store(lane * lay.LANE_WORDS + Lane.BEAT_NS, now_ns)
+
+    def pin(self, lane: int) -> None:
+        """From now on a device may copy for that lane's client (the client, before it lets one)."""
+        self._words.store(lane * lay.LANE_WORDS + Lane.PINNED, 1)
 
     def bury(self, lane: int) -> bool:
         """The client is gone (launcher only); the poller reaps what it left and then frees the lane."""

@@ -86,6 +86,7 @@ def attach(
             client.close()
             raise
     if pin or (pin is None and is_cuda_in_use()):
+        client.control.lanes.pin(client.lane)
         client.pinned, client.pin_note = register_with_cuda(client.payload)
     return client
 
@@ -93,7 +94,7 @@ def attach(
 class Client:
     """A seat in a node. Close it, or use it as a context manager; requests still in flight are then aborted."""
 
-    _thread: threading.Thread | None = None
+    _threads: tuple[threading.Thread, ...] = ()
     pinned: bool = False
     pin_note: str = "not asked for"
     ranks: Ranks | None = None
@@ -105,8 +106,11 @@ class Client:
         try:
             self._sit(joined.control, joined.payload, joined.welcome, joined.event_fds, time.monotonic_ns)
             thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
+            witness = threading.Thread(target=self._stop.wait, name="embridge-witness", daemon=True)  # see `dying`
+            witness.start()
             thread.start()
         except BaseException as error:
+            self._stop.set()
             for fd in (*joined.event_fds.values(), joined.sock.detach()):
                 os.close(fd)
             if isinstance(error, LookupError | ValueError):
@@ -114,7 +118,7 @@ class Client:
             if isinstance(error, RuntimeError):
                 raise AttachError(f"node in {run_dir}: the library thread cannot be started: {error}; check `ulimit -u`") from error
             raise
-        self._thread = thread
+        self._threads = (thread, witness)
         _clients.add(self)
 
     @classmethod
@@ -139,6 +143,7 @@ class Client:
         event_fds: dict[str, int],
         clock: Callable[[], int],
     ) -> None:
+        self._stop = threading.Event()
         self._forked = False
         self.node_gone = False
         self._closed = False
@@ -178,7 +183,6 @@ class Client:
         self._to_serve: deque[TransferHandle] = deque()
         self._turns: list[Callable[[], bool]] = []
         self._picker: RoutePicker | None = None
-        self._stop = False
 
     # ---- requests
 
@@ -415,14 +419,14 @@ class Client:
 
     def _library(self) -> None:
         bell: Doorbell = self._library_bell
-        while not self._stop:
+        while not self._stop.is_set():
             seen = bell.sequence()
             try:
                 starving = self._turn()
             except Exception:
                 log.exception("library thread: a turn failed")
                 starving = True
-            if not self._stop:
+            if not self._stop.is_set():
                 bell.wait(seen, STARVING_WAIT_S if starving else LIBRARY_WAIT_S)
 
     def _turn(self) -> bool:
@@ -515,10 +519,10 @@ class Client:
         if self._closed or self._forked:
             self._closed = True
             return
-        self._stop = True
+        self._stop.set()
         self._library_bell.ring()
-        if self._thread is not None:
-            self._thread.join(5.0)
+        for thread in self._threads:
+            thread.join(5.0)
         self._closed = True
         if self.pinned:
             unregister_from_cuda(self.payload)

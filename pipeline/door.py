@@ -1,6 +1,8 @@
 """The launcher's end of the run socket: seats clients, hands descriptors out, and notices who is gone.
 
-Somebody is alive while their connection is, and their pidfd, which a forked child that still holds the connection cannot keep up.
+Somebody is alive while their connection is, and their pidfd, which a forked child that still holds the connection cannot keep up. Who
+is killed is dead for us as soon as nothing of it can write, which is earlier (`dying.py`); but not an encoder for which a device may
+write into our memory (CUDA): its driver is told with the connection's end, and not before.
 
 A client whose library thread has not taken a turn for `client_silent_after_s` is killed, and then it is dead. It may be stopped, and its
 memory is held: blocks that it granted, rows that it caches. Nobody else may use these while it lives, for it may wake between any two
@@ -22,8 +24,9 @@ from pathlib import Path
 
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError
-from embridge.allocator.layout import Lane, NodeState, PayloadLayout
+from embridge.allocator.layout import Lane, NodeState, PayloadLayout, Role
 from embridge.allocator.owners import ForeignWriter
+from embridge.pipeline.dying import DyingWatch
 from embridge.pipeline.groups import Groups
 from embridge.pipeline.recovery import Dead, Recovery
 from embridge.pipeline.supervision import Silences
@@ -43,6 +46,7 @@ class Guest:
     sock: socket.socket
     pid: int
     pidfd: int
+    dying: DyingWatch
     lane: int = -1
     writer: int = -1
     is_killed: bool = False
@@ -116,7 +120,8 @@ class Door:
             log.warning("run socket: process %d of user %d refused", pid, uid)
             sock.close()
             return
-        guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid))  # fails, too, if it died between connecting and now
+        watch = DyingWatch(self._selector, pid, lambda: self._dying(guest), time.monotonic_ns)
+        guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid), watch)  # fails, too, if it died between connecting and now
         try:
             self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._gone(guest))
             try:
@@ -130,6 +135,8 @@ class Door:
         self._guests.append(guest)
 
     def _read(self, guest: Guest) -> None:
+        if guest not in self._guests:
+            return  # found dead in the same turn
         try:
             answer = run_socket.receive_frame(guest.sock)
         except (OSError, AttachError) as error:
@@ -222,6 +229,11 @@ class Door:
         log.warning("run socket: process %d refused: %s", guest.pid, reason)
         run_socket.send_frame(guest.sock, Sorry(reason))
 
+    def _dying(self, guest: Guest) -> None:
+        """No thread of it has memory any more."""
+        if guest.lane < 0 or not self._control.lanes.get(guest.lane, Lane.PINNED) or self._control.role == Role.LANGUAGE:
+            self._gone(guest)
+
     def _gone(self, guest: Guest) -> None:
         """A connection ended or its process died: its lane is reaped, its entry cleared."""
         if guest not in self._guests:
@@ -229,6 +241,7 @@ class Door:
         self._guests.remove(guest)
         self._selector.unregister(guest.sock)
         self._selector.unregister(guest.pidfd)
+        guest.dying.close()
         self._groups.gone(guest.sock)
         guest.sock.close()
         os.close(guest.pidfd)
@@ -238,13 +251,15 @@ class Door:
         if guest.writer >= 0:
             self._recovery.died(Dead.WRITER, guest.writer)
 
-    def tick(self, now_ns: int) -> None:
-        """Several times a second."""
+    def tick(self, now_ns: int) -> int | None:
+        """Several times a second, and when it is due: returns when that is, None for any time."""
         if self._open_again_ns and now_ns >= self._open_again_ns:
             with contextlib.suppress(OSError):  # the next tick tries again
                 self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
                 self._open_again_ns = 0
         self._kill_silent(now_ns)
+        due = [guest.dying.tick(now_ns) for guest in list(self._guests)]
+        return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
     def _kill_silent(self, now_ns: int) -> None:
         """Kill the clients whose library thread has been silent for too long; the pidfd then says that they are dead."""
@@ -277,6 +292,7 @@ class Door:
         for guest in list(self._guests):
             self._selector.unregister(guest.sock)
             self._selector.unregister(guest.pidfd)
+            guest.dying.close()
             guest.sock.close()
             os.close(guest.pidfd)
         self._guests.clear()

@@ -107,9 +107,9 @@ class Launcher:
         What is left is for groups of ranks, and each group is refused at the door that would need more.
         """
         limits = self.config.limits
-        needed = 48 + 3 * limits.max_clients + 4 * limits.num_workers
-        if self.role == lay.Role.LANGUAGE:  # a connection and a pidfd of each worker of each peer
-            needed += 2 * min(lay.MAX_WRITERS, limits.max_peers * limits.num_workers)
+        needed = 48 + 5 * limits.max_clients + 4 * limits.num_workers
+        if self.role == lay.Role.LANGUAGE:  # a connection and three pidfds of each worker of each peer
+            needed += 4 * min(lay.MAX_WRITERS, limits.max_peers * limits.num_workers)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit == resource.RLIM_INFINITY:
             limit = sys.maxsize
@@ -351,8 +351,7 @@ class Launcher:
         while self._stops < 2:
             now = time.monotonic_ns()
             self.control.processes.beat(0, now)
-            due = self._supervisor.tick(now)
-            self._door.tick(now)
+            due = [at_ns for at_ns in (self._supervisor.tick(now), self._door.tick(now)) if at_ns is not None]
             self._recovery.flush()
             if self._stops == 1 and drain_until is None:
                 drain_until = time.monotonic() + self.config.timing.drain_timeout_s
@@ -361,7 +360,7 @@ class Launcher:
             if drain_until is not None and (not self._in_flight() or time.monotonic() > drain_until):
                 break
             wait_s = self.config.timing.beat_s if drain_until is None else 0.02
-            self._turn(wait_s if due is None else min(wait_s, max(0.0, (due - now) / NS)))
+            self._turn(min([wait_s, *(max(0.0, (at_ns - now) / NS) for at_ns in due)]))
         return 0
 
     def _in_flight(self) -> bool:

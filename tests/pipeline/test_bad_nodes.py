@@ -433,7 +433,7 @@ def _limited(state: SimpleNamespace, run_dir: Path, number: int, soft: int, drop
 @pytest.mark.parametrize(
     ("soft", "says"),
     [
-        (70, "LaunchError: descriptors: a process may have 70, a node of 6 clients and 2 workers needs 74; raise `ulimit -n`"),
+        (70, "LaunchError: descriptors: a process may have 70, a node of 6 clients and 2 workers needs 86; raise `ulimit -n`"),
         (-3, "LaunchError: launcher: it cannot be started: Too many open files; check `ulimit -n`"),
     ],
 )

@@ -1,0 +1,131 @@
+"""When a process can write no more: that is before the kernel has buried it.
+
+SIGKILL ends the threads of a process one by one. Each lets go of the memory first, and the last one takes it apart, page table by page
+table: 15 ms for a process that has imported torch, 250 ms with 2 GiB of its own, seconds with a GPU's driver. Only then is its pidfd
+readable, and are its connections closed. But from the moment at which no thread has memory any more, nothing of it can write.
+
+That a thread has ended is told by a pidfd of the thread (Linux 6.9). Two of them are watched, for one may be the last, which tells no
+sooner than the process; the first thread of a process never does. A client of ours has two others of its own (`Client`): the library's, and
+one that is there for this. When one ends, the others are looked at until none has memory, or it is seen that the process lives on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+from collections.abc import Callable
+from typing import Final
+
+from embridge.workers.timing import NS
+
+PIDFD_THREAD: Final = os.O_EXCL  # <linux/pidfd.h>
+WATCHED_THREADS: Final = 2
+LOOK_PAUSE_NS: Final = NS // 500
+LOOK_FOR_NS: Final = NS // 2  # after a thread has ended; a process that still has memory then has lost a thread, no more
+_VSIZE: Final = 20  # "Virtual memory size in bytes", among the fields of /proc/<pid>/stat that follow the name
+
+
+def has_memory(pid: int) -> bool:
+    """Whether any thread of a process still has its memory. Raises ProcessLookupError: there is no such process any more."""
+    return any(_any_has_memory(pid) for _ in range(2))  # twice: a thread that had no memory the first time has begun no other since
+
+
+def _any_has_memory(pid: int) -> bool:
+    return any(_thread_has_memory(pid, thread) for thread in _threads(pid))
+
+
+def _threads(pid: int) -> list[int]:
+    """Oldest first. Raises ProcessLookupError."""
+    try:
+        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, error.strerror) from error
+
+
+def _thread_has_memory(pid: int, thread: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat[stat.rindex(b")") + 2 :].split()[_VSIZE] != b"0"
+
+
+class DyingWatch:
+    """Watches two threads of one process, for whoever owns the selector. `gone` is called at most once, from within it or from `tick`."""
+
+    def __init__(self, selector: selectors.BaseSelector, pid: int, gone: Callable[[], None], clock: Callable[[], int]) -> None:
+        self._selector = selector
+        self._pid = pid
+        self._gone = gone
+        self._clock = clock
+        self._watched: dict[int, int] = {}  # thread -> its pidfd
+        self._look_until_ns = 0
+        self._is_able = pid > 0  # of another pid namespace there is no number here
+
+    def tick(self, now_ns: int) -> int | None:
+        """Several times a second, and when it is due: returns when that is, None for any time."""
+        if self._look_until_ns:
+            return self._look(now_ns)
+        if self._is_able and len(self._watched) < WATCHED_THREADS:
+            self._watch_more()
+        return None
+
+    def _watch_more(self) -> None:
+        """Of the oldest threads, which live longest. Where that is not possible, the death is noticed all the same, only later."""
+        with contextlib.suppress(ProcessLookupError):
+            for thread in _threads(self._pid):
+                if len(self._watched) == WATCHED_THREADS:
+                    return
+                if thread != self._pid and thread not in self._watched:
+                    self._watch(thread)
+
+    def _watch(self, thread: int) -> None:
+        try:
+            pidfd = os.pidfd_open(thread, PIDFD_THREAD)
+        except ProcessLookupError:
+            return
+        except OSError:  # a kernel that knows no such pidfd, or no descriptors left
+            self._is_able = False
+            return
+        try:
+            self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._has_ended(thread))
+        except OSError:
+            os.close(pidfd)
+            self._is_able = False
+            return
+        self._watched[thread] = pidfd
+
+    def _has_ended(self, thread: int) -> None:
+        if thread not in self._watched:
+            return  # closed in the same turn
+        self._forget(thread)
+        now = self._clock()
+        self._look_until_ns = now + LOOK_FOR_NS
+        self._look(now)
+
+    def _look(self, now_ns: int) -> int | None:
+        try:
+            if not has_memory(self._pid):
+                self.close()
+                self._gone()
+                return None
+        except ProcessLookupError:  # buried meanwhile, which its pidfd says
+            self._look_until_ns = 0
+            return None
+        if now_ns < self._look_until_ns:
+            return now_ns + LOOK_PAUSE_NS
+        self._look_until_ns = 0
+        return None
+
+    def _forget(self, thread: int) -> None:
+        pidfd = self._watched.pop(thread)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._look_until_ns, self._is_able = 0, False
+        for thread in list(self._watched):
+            self._forget(thread)

@@ -1,0 +1,287 @@
+"""When a killed process can write no more, which is told before the kernel has taken its memory apart (P3, P6)."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.alone import Alone, EncodeAlone, LanguageAlone
+from support.waiting import wait_until
+
+from embridge.allocator.layout import Lane, LaneState
+from embridge.pipeline.door import Door, Guest
+from embridge.pipeline.dying import PIDFD_THREAD, WATCHED_THREADS, DyingWatch, has_memory
+from embridge.pipeline.recovery import Recovery
+from embridge.workers.timing import NS, Timing
+
+pytestmark = pytest.mark.process
+
+WRITERS = """
+import mmap, os, sys, threading
+shared = mmap.mmap(int(sys.argv[1]), 4096)
+private = bytearray(int(sys.argv[2]) << 20)
+def write(at):
+    while True:
+        shared[at] = (shared[at] + 1) % 251
+def rest():
+    os.read(0, 1)
+for at in range(int(sys.argv[3])):
+    threading.Thread(target=write, args=(at,), daemon=True).start()
+for _ in range(int(sys.argv[4])):
+    threading.Thread(target=rest, daemon=True).start()
+print("begun", flush=True)
+threading.Event().wait()
+"""
+
+
+def can_watch_threads() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid(), PIDFD_THREAD))
+    except OSError:
+        return False
+    return True
+
+
+watching = pytest.mark.skipif(not can_watch_threads(), reason="this kernel has no pidfd of a thread (Linux 6.9)")
+
+
+@contextmanager
+def process(*, private_mb: int = 1, writers: int = 0, resters: int = 2) -> Iterator[tuple[subprocess.Popen[str], mmap.mmap]]:
+    """One of several threads: some write into the shared page all the while, the others wait for a byte each."""
+    fd = os.memfd_create("page")
+    try:
+        os.ftruncate(fd, 4096)
+        words = [sys.executable, "-c", WRITERS, *map(str, (fd, private_mb, writers, resters))]
+        with mmap.mmap(fd, 4096) as page:
+            child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[fd])
+            try:
+                assert child.stdout is not None
+                assert child.stdout.readline() == "begun\n"
+                yield child, page
+            finally:
+                child.kill()
+                child.communicate()
+    finally:
+        os.close(fd)
+
+
+def is_buried(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
+
+
+@contextmanager
+def pidfd_of(pid: int) -> Iterator[int]:
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# ---- what is asked
+
+
+def test_who_lives_has_memory_stopped_or_not_and_a_zombie_has_none() -> None:
+    with process() as (child, _):
+        assert has_memory(child.pid)
+        child.send_signal(signal.SIGSTOP)
+        assert has_memory(child.pid)
+        child.kill()
+        with pidfd_of(child.pid) as pidfd:
+            wait_until(lambda: is_buried(pidfd))
+        assert not has_memory(child.pid)
+    with pytest.raises(ProcessLookupError):
+        has_memory(child.pid)
+
+
+def test_who_has_no_memory_any_more_writes_nothing_more() -> None:
+    """P6: threads write as fast as they can; from the moment at which none has memory, nothing in the page changes."""
+    early = 0
+    for _ in range(12):
+        with process(private_mb=64, writers=3) as (child, page), pidfd_of(child.pid) as pidfd:
+            first = page[:]
+            wait_until(lambda page=page, first=first: page[:] != first)
+            child.kill()
+            while has_memory(child.pid):
+                pass
+            last, was_buried = page[:], is_buried(pidfd)
+            time.sleep(0.01)
+            assert page[:] == last
+            early += not was_buried
+    assert early, "nothing was told before the process was buried"
+
+
+# ---- who watches
+
+
+@pytest.fixture
+def selector() -> Iterator[selectors.DefaultSelector]:
+    with selectors.DefaultSelector() as made:
+        yield made
+
+
+def turn(selector: selectors.BaseSelector, watch: DyingWatch, *, wait_s: float = 0.01) -> None:
+    """One turn of the loop that the launcher has."""
+    for key, _ in selector.select(wait_s):
+        key.data()
+    watch.tick(time.monotonic_ns())
+
+
+@watching
+def test_a_killed_process_is_told_of_once_and_mostly_before_it_is_buried(selector: selectors.DefaultSelector) -> None:
+    """P3: with 256 MB of its own, the kernel takes it apart for longer than it takes to look."""
+    early = 0
+    for _ in range(5):
+        told: list[bool] = []
+        with process(private_mb=256) as (child, _), pidfd_of(child.pid) as pidfd:
+            watch = DyingWatch(selector, child.pid, lambda told=told, pidfd=pidfd: told.append(is_buried(pidfd)), time.monotonic_ns)
+            watch.tick(time.monotonic_ns())
+            assert len(selector.get_map()) == WATCHED_THREADS
+            child.kill()
+            while not told and not is_buried(pidfd):
+                turn(selector, watch)
+            for _ in range(3):
+                turn(selector, watch)
+            assert len(told) <= 1
+            early += told == [False]
+            watch.close()
+        assert not selector.get_map()
+    assert early, "it was never told before the process was buried"
+
+
+@watching
+def test_a_thread_that_ends_is_no_death_and_another_one_is_watched_instead(selector: selectors.DefaultSelector) -> None:
+    told: list[str] = []
+    with process(resters=3) as (child, _):
+        now = time.monotonic_ns()
+        watch = DyingWatch(selector, child.pid, lambda: told.append("gone"), lambda: now)
+        watch.tick(now)
+        assert len(selector.get_map()) == WATCHED_THREADS
+        assert child.stdin is not None
+        child.stdin.write("xx")  # two of the three end
+        child.stdin.flush()
+        wait_until(lambda: len(os.listdir(f"/proc/{child.pid}/task")) == 2)
+        for key, _ in selector.select(5):
+            key.data()
+        assert len(selector.get_map()) < WATCHED_THREADS
+        due = watch.tick(now)
+        assert due is not None
+        assert due > now  # it looks again soon
+        now += NS
+        assert watch.tick(now) is None  # it lives on: no more looks
+        assert watch.tick(now) is None
+        assert len(selector.get_map()) == 1  # the only one there is beside the first
+        assert told == []
+        watch.close()
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EMFILE, errno.ENOSYS])
+def test_where_threads_cannot_be_watched_nothing_is_and_nothing_fails(
+    selector: selectors.DefaultSelector, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refuse(pid: int, flags: int = 0) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with process() as (child, _):
+        watch = DyingWatch(selector, child.pid, lambda: pytest.fail("nobody died"), time.monotonic_ns)
+        for _ in range(3):
+            assert watch.tick(time.monotonic_ns()) is None
+        assert not selector.get_map()
+        watch.close()
+
+
+def test_of_a_process_of_another_pid_namespace_nothing_is_watched(selector: selectors.DefaultSelector) -> None:
+    """Its number is 0 here."""
+    watch = DyingWatch(selector, 0, lambda: pytest.fail("nobody died"), time.monotonic_ns)
+    assert watch.tick(time.monotonic_ns()) is None
+    assert not selector.get_map()
+
+
+# ---- what the door makes of it
+
+
+@pytest.fixture
+def at_the_door(own_dir: Path, selector: selectors.DefaultSelector) -> Iterator[Callable[[Alone], tuple[Door, Guest]]]:
+    """A door of such a node, and this very process as its only guest, seated in lane 1."""
+    doors: list[Door] = []
+    ends: list[socket.socket] = []
+
+    def make(node: Alone) -> tuple[Door, Guest]:
+        control = node.control
+        door = Door(control, Recovery(control), own_dir / "door", selector, {}, {}, "", Timing(), 0, {})
+        doors.append(door)
+        ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ends.append(ours)
+        ours.connect(str(own_dir / "door"))
+        door._accept()
+        guest = door._guests[0]
+        lane = control.lanes.take(guest.pid, 0)
+        assert lane is not None
+        guest.lane = lane
+        return door, guest
+
+    yield make
+    for door in doors:
+        door.close()
+    for end in ends:
+        end.close()
+    while Alone.made:
+        Alone.made.pop().world.close()
+
+
+@pytest.mark.parametrize("node", [EncodeAlone, LanguageAlone])
+def test_a_client_that_can_write_no_more_is_dead(node: type[Alone], at_the_door: Callable[[Alone], tuple[Door, Guest]]) -> None:
+    """P3: its lane is buried at once."""
+    made = node()
+    door, guest = at_the_door(made)
+    door._dying(guest)
+    assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
+    assert door.num_clients == 0
+
+
+def test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told(
+    at_the_door: Callable[[Alone], tuple[Door, Guest]],
+) -> None:
+    """P6: a copy from the device that is under way would land in rows of somebody else."""
+    made = EncodeAlone()
+    door, guest = at_the_door(made)
+    made.control.lanes.pin(guest.lane)
+    door._dying(guest)
+    assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.ATTACHED
+    door._gone(guest)
+    assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
+
+
+def test_a_scheduler_whose_device_reads_is_dead_at_once(at_the_door: Callable[[Alone], tuple[Door, Guest]]) -> None:
+    """P3: what its device reads when the rows are another's already, nobody uses."""
+    made = LanguageAlone()
+    door, guest = at_the_door(made)
+    made.control.lanes.pin(guest.lane)
+    door._dying(guest)
+    assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
+
+
+def test_a_seat_is_not_pinned_for_who_has_it_next() -> None:
+    node = EncodeAlone()
+    lanes = node.control.lanes
+    lane = lanes.take(1, 0)
+    assert lane is not None
+    lanes.pin(lane)
+    lanes.bury(lane)
+    lanes.free(lane)
+    assert lanes.take(2, 0) == lane
+    assert lanes.get(lane, Lane.PINNED) == 0
+    Alone.made.pop().world.close()
