@@ -18,6 +18,7 @@ REGISTRATIONS: Final = "tests/workers/test_registrations.py"
 SIMULATION: Final = "tests/workers/test_simulation.py"
 LATE_WRITES: Final = f"{SIMULATION}::test_a_write_that_lands_after_it_was_given_up_hits_only_blocks_that_are_kept_for_it"
 STRANGERS: Final = "tests/hostile/test_strangers.py"
+DYING: Final = "tests/pipeline/test_dying.py"
 BLOCKS: Final = "tests/allocator/test_core_blocks.py"
 STATUS: Final = "tests/allocator/test_core_status.py"
 LITMUS: Final = "tests/native/test_litmus.py"
@@ -163,6 +164,7 @@ CORE: Final = [
         "    memcpy(ring_record(ring, tail), records, first * RECORD_BYTES);\n",
         "    if (num)\n"
         "        atomic_store_explicit(&ring->header->tail, tail + num, memory_order_release);\n"
+        "    sched_yield();\n"
         "    memcpy(ring_record(ring, tail), records, first * RECORD_BYTES);\n",
         (f"{SANITIZERS}::test_clean[ring-thread]",),
     ),
@@ -883,6 +885,27 @@ PIPELINE: Final = [
         "    if control.lanes.bury(lane):",
         "    if control.lanes.num_lanes < 0:",
         ("tests/pipeline/test_failures.py::test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back",),
+    ),
+    Mutant(
+        "thread-is-process", "P6, P3", "a process counts as dead when one of its threads has ended",
+        "pipeline/dying.py",
+        "            if not has_memory(self._pid):\n",
+        "            if self._look_until_ns:\n",
+        (f"{DYING}::test_a_thread_that_ends_is_no_death_and_another_one_is_watched_instead",),
+    ),
+    Mutant(
+        "one-thread-looked-at", "P6", "whether a process has memory is asked of its first thread alone",
+        "pipeline/dying.py",
+        "for thread in _threads(pid))",
+        "for thread in _threads(pid)[:1])",
+        (f"{DYING}::test_a_process_whose_first_thread_has_ended_has_memory_while_another_thread_lives",),
+    ),
+    Mutant(
+        "device-forgotten", "P6", "an encoder for which a device may write is dead before its driver hears of it",
+        "pipeline/door.py",
+        "if guest.lane < 0 or not self._control.lanes.get(guest.lane, Lane.PINNED) or",
+        "if guest.lane >= 0 or",
+        (f"{DYING}::test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told",),
     ),
 ]
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from support.alone import Alone, EncodeAlone, LanguageAlone
 from support.waiting import wait_until
@@ -29,7 +30,7 @@ from embridge.workers.timing import NS, Timing
 pytestmark = pytest.mark.process
 
 WRITERS = """
-import mmap, os, sys, threading
+import ctypes, mmap, os, platform, sys, threading
 shared = mmap.mmap(int(sys.argv[1]), 4096)
 private = bytearray(int(sys.argv[2]) << 20)
 def write(at):
@@ -42,6 +43,8 @@ for at in range(int(sys.argv[3])):
 for _ in range(int(sys.argv[4])):
     threading.Thread(target=rest, daemon=True).start()
 print("begun", flush=True)
+if sys.argv[5:]:
+    ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)  # exit, of this thread alone
 threading.Event().wait()
 """
 
@@ -58,12 +61,17 @@ watching = pytest.mark.skipif(not can_watch_threads(), reason="this kernel has n
 
 
 @contextmanager
-def process(*, private_mb: int = 1, writers: int = 0, resters: int = 2) -> Iterator[tuple[subprocess.Popen[str], mmap.mmap]]:
-    """One of several threads: some write into the shared page all the while, the others wait for a byte each."""
+def process(
+    *, private_mb: int = 1, writers: int = 0, resters: int = 2, headless: bool = False
+) -> Iterator[tuple[subprocess.Popen[str], mmap.mmap]]:
+    """One of several threads: some write into the shared page all the while, the others wait for a byte each.
+
+    `headless`: its first thread ends.
+    """
     fd = os.memfd_create("page")
     try:
         os.ftruncate(fd, 4096)
-        words = [sys.executable, "-c", WRITERS, *map(str, (fd, private_mb, writers, resters))]
+        words = [sys.executable, "-c", WRITERS, *map(str, (fd, private_mb, writers, resters)), *["headless"] * headless]
         with mmap.mmap(fd, 4096) as page:
             child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[fd])
             try:
@@ -104,6 +112,15 @@ def test_who_lives_has_memory_stopped_or_not_and_a_zombie_has_none() -> None:
         assert not has_memory(child.pid)
     with pytest.raises(ProcessLookupError):
         has_memory(child.pid)
+
+
+def test_a_process_whose_first_thread_has_ended_has_memory_while_another_thread_lives() -> None:
+    """P6: that thread goes on writing."""
+    with process(writers=1, headless=True) as (child, page):
+        wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+        first = page[:]
+        wait_until(lambda: page[:] != first)
+        assert has_memory(child.pid)
 
 
 def test_who_has_no_memory_any_more_writes_nothing_more() -> None:
