@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from explorer import Finding, explore, put
-
-OPEN, SUCCESS, FAILED = 0, 3, 4
+from phases import FAILED, OPEN, SUCCESS, fell
 
 
 class Language(NamedTuple):
@@ -109,8 +108,8 @@ class Model:
     def fault(self, before: World, after: World) -> str | None:
         words = [("encode", before, after), *zip(("d0", "d1"), before.languages, after.languages, strict=True)]
         for name, old, new in words:
-            if (new.phase, new.sent) < (old.phase, old.sent) or (old.phase and new.phase != old.phase):
-                return f"word: {name} fell from {old.phase, old.sent} to {new.phase, new.sent}"
+            if fault := fell(name, old, new):
+                return fault
         if after.sent > min(seat.sent for seat in after.seats):
             return f"word: the encode node says {after.sent}, a destination has {min(seat.sent for seat in after.seats)}"
         for d, language in enumerate(after.languages):

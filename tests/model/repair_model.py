@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from explorer import Finding, explore
+from phases import FAILED, OPEN, SUCCESS, fell
 
-OPEN, SUCCESS, FAILED = 0, 3, 4
 MOST_REPORTS = 1  # a heartbeat waits while so many are in flight; one more report, of news, can still overtake it
 
 
@@ -108,8 +108,8 @@ class Model:
                 ("language", world.language, after.language),
                 ("encode", world.encode, after.encode),
             ):
-                if (new.phase, new.sent) < (old.phase, old.sent) or (old.phase and new.phase != old.phase):
-                    after = after._replace(fault=f"word: {name} fell from {old.phase, old.sent} to {new.phase, new.sent}")
+                if fault := fell(name, old, new):
+                    after = after._replace(fault=fault)
             yield label, after
 
     def steps(self, world: World) -> Iterator[Step]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from explorer import Finding, explore, put
+from phases import FAILED, OPEN, SUCCESS
 
-OPEN, SUCCESS, FAILED = 0, 3, 4
 FIRST_SESSION = 0  # all grants of the first request leave under it: a fence comes after its failure
 OTHER = -1  # a row of another request
 FIRST, SECOND, BYSTANDER = 1, 2, 3  # who holds a block

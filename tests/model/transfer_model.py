@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from explorer import Finding, explore, put
+from phases import FAILED, OPEN, SUCCESS, fell
 
-OPEN, SUCCESS, FAILED = 0, 3, 4
 INTENDED, SUBMITTED, LANDED, BROKEN = "intended", "submitted", "landed", "broken"
 NEVER = -1  # no session
 
@@ -210,8 +210,8 @@ class Model:
                 *(("language", *pair) for pair in zip(world.receivers, after.receivers, strict=True)),
                 *(("encode", *pair) for pair in zip(world.senders, after.senders, strict=True)),
             ):
-                if new is not old and ((new.phase, new.sent) < (old.phase, old.sent) or (old.phase and new.phase != old.phase)):
-                    after = after._replace(fault=f"word: {name} fell from {old.phase, old.sent} to {new.phase, new.sent}")
+                if new is not old and (fault := fell(name, old, new)):
+                    after = after._replace(fault=fault)
             yield label, after
 
     # ---- the language side

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from explorer import Finding, explore, put
+from phases import FAILED, OPEN, SUCCESS, fell
 
-OPEN, SUCCESS, FAILED = 0, 3, 4
 IDLE, WRITTEN, HALF = 0, 1, 2  # how far the worker is with an attempt: nothing, the row is there, one of the two words is stored
 DAMAGED, OTHERS = -1, -2  # instead of a row's number: not as it was sent; some other request's
 
@@ -107,8 +107,8 @@ class Model:
         if before.phase and after.phase != before.phase:
             return f"word: the encode node's went from {before.phase} to {after.phase}"
         for d, (old, new) in enumerate(zip(before.languages, after.languages, strict=True)):
-            if (new.phase, new.sent) < (old.phase, old.sent) or (old.phase and new.phase != old.phase):
-                return f"word: d{d} went from {old.phase, old.sent} to {new.phase, new.sent}"
+            if fault := fell(f"d{d}", old, new):
+                return fault
             if DAMAGED in new.rows[old.sent : new.sent]:
                 return f"wrong: d{d} says that row {new.rows.index(DAMAGED)} is there, and it is damaged"
             if new.found_damage and self.setting.damages == after.damages:

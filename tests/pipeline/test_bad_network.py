@@ -10,6 +10,7 @@ from support.bad_network import BadNetwork
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
+from support.waiting import wait_until
 
 from embridge.pipeline import Client, attach
 from embridge.workers.engines import mooncake
@@ -37,6 +38,8 @@ def pair() -> Iterator[tuple[Station, Station]]:
 def network(pair: tuple[Station, Station]) -> Iterator[BadNetwork]:
     with BadNetwork(*pair) as network:
         yield network
+    for node in pair:  # the ports at which each knew the other are closed: to both it is as if the other had died
+        wait_until(lambda node=node: not node.control.peers.alive())
 
 
 @pytest.fixture
