@@ -27,7 +27,7 @@ _VSIZE: Final = 20  # "Virtual memory size in bytes", among the fields of /proc/
 
 
 def has_memory(pid: int) -> bool:
-    """Whether any thread of a process still has its memory. Raises ProcessLookupError: there is no such process any more."""
+    """Whether any thread of a process still has its memory. Raises OSError: that cannot be seen, mostly for there is no such process."""
     return any(_any_has_memory(pid) for _ in range(2))  # twice: a thread that had no memory the first time has begun no other since
 
 
@@ -36,11 +36,8 @@ def _any_has_memory(pid: int) -> bool:
 
 
 def _threads(pid: int) -> list[int]:
-    """Oldest first. Raises ProcessLookupError."""
-    try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
-    except FileNotFoundError as error:
-        raise ProcessLookupError(error.errno, error.strerror) from error
+    """Oldest first. Raises OSError."""
+    return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
 
 
 def _thread_has_memory(pid: int, thread: int) -> bool:
@@ -74,7 +71,7 @@ class DyingWatch:
 
     def _watch_more(self) -> None:
         """Of the oldest threads, which live longest. Where that is not possible, the death is noticed all the same, only later."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):
             for thread in _threads(self._pid):
                 if len(self._watched) == WATCHED_THREADS:
                     return
@@ -107,14 +104,13 @@ class DyingWatch:
 
     def _look(self, now_ns: int) -> int | None:
         try:
-            if not has_memory(self._pid):
-                self.close()
-                self._gone()
-                return None
-        except ProcessLookupError:  # buried meanwhile, which its pidfd says
-            self._look_until_ns = 0
-            return None
-        if now_ns < self._look_until_ns:
+            is_gone = not has_memory(self._pid)
+        except OSError:  # buried meanwhile, which its pidfd says, or no descriptor to look with
+            is_gone = False
+        if is_gone:
+            self.close()
+            self._gone()
+        elif now_ns < self._look_until_ns:
             return now_ns + LOOK_PAUSE_NS
         self._look_until_ns = 0
         return None

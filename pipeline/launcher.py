@@ -309,7 +309,7 @@ class Launcher:
             threading.Thread(target=self._lock_payload, name="embridge-lock", daemon=True).start()
         except RuntimeError as error:  # no room for a thread; locking is an optimisation
             self.control.header.store(Header.LOCKED, errno.EAGAIN << 8 | 1)
-            log.warning("payload not locked: %s", error)
+            log.warning("payload not locked: %s", str(error))  # a kept record would keep the error's frames
 
     def _lock_payload(self) -> None:
         """After READY, for locking a large pool takes seconds; what took effect is shown by `embridge status`."""

@@ -889,8 +889,8 @@ PIPELINE: Final = [
     Mutant(
         "thread-is-process", "P6, P3", "a process counts as dead when one of its threads has ended",
         "pipeline/dying.py",
-        "            if not has_memory(self._pid):\n",
-        "            if self._look_until_ns:\n",
+        "            is_gone = not has_memory(self._pid)\n",
+        "            is_gone = True\n",
         (f"{DYING}::test_a_thread_that_ends_is_no_death_and_another_one_is_watched_instead",),
     ),
     Mutant(

@@ -110,7 +110,7 @@ def test_who_lives_has_memory_stopped_or_not_and_a_zombie_has_none() -> None:
         with pidfd_of(child.pid) as pidfd:
             wait_until(lambda: is_buried(pidfd))
         assert not has_memory(child.pid)
-    with pytest.raises(ProcessLookupError):
+    with pytest.raises(FileNotFoundError):
         has_memory(child.pid)
 
 
@@ -218,6 +218,32 @@ def test_where_threads_cannot_be_watched_nothing_is_and_nothing_fails(
             assert watch.tick(time.monotonic_ns()) is None
         assert not selector.get_map()
         watch.close()
+
+
+@watching
+def test_where_nothing_can_be_seen_of_a_process_its_death_is_left_to_its_pidfd(
+    selector: selectors.DefaultSelector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P15: out of descriptors, say, from when one of its threads has ended."""
+
+    def refuse(path: str) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with process() as (child, _):
+        now = time.monotonic_ns()
+        watch = DyingWatch(selector, child.pid, lambda: pytest.fail("nobody can know"), lambda: now)
+        watch.tick(now)
+        monkeypatch.setattr(os, "listdir", refuse)
+        child.kill()
+        child.wait()
+        for key, _ in selector.select(5):
+            key.data()
+        now += NS
+        assert watch.tick(now) is None
+        assert watch.tick(now) is None
+        watch.close()
+        monkeypatch.undo()
+    assert not selector.get_map()
 
 
 def test_of_a_process_of_another_pid_namespace_nothing_is_watched(selector: selectors.DefaultSelector) -> None:

@@ -68,7 +68,7 @@ def _zmq(number: int) -> Callable[[], Any]:
 
 
 CALLS = (
-    *(Call("os", name, _os(errno.EMFILE)) for name in ("open", "pipe", "dup", "eventfd", "pidfd_open")),
+    *(Call("os", name, _os(errno.EMFILE)) for name in ("open", "pipe", "dup", "eventfd", "pidfd_open", "listdir", "scandir")),
     Call("os", "posix_fallocate", _os(errno.ENOSPC)),
     Call("os", "chmod", _os(errno.EPERM)),
     Call("os", "read", _os(errno.EIO)),
