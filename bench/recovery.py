@@ -2,7 +2,8 @@
 
 Two nodes of this machine carry requests; at a random moment one process is killed. For a client, timed is from the kill until no block
 of its node is held in its name any more but in quarantine, and until all are free; also with the worker or the poller of that node killed
-in the same moment, so that a new one has to do it. For a process of a node, whose blocks belong to living requests all the while: until
+in the same moment, so that a new one has to do it; and with 2 GiB of the client's own memory, which the kernel takes apart before it says
+that the process is dead. For a process of a node, whose blocks belong to living requests all the while: until
 rows move again (a worker), or a status word rises again (a poller), and no request may be lost.
 """
 
@@ -37,9 +38,10 @@ bench = Benchmark(__file__, __doc__, rounds=1)
 dice = random.Random(int(os.environ.get("SEED", "1")))
 
 
-def encoder(run_dir: Path, orders: Connection) -> None:
+def encoder(run_dir: Path, orders: Connection, own_bytes: int) -> None:
     """Open the rooms that it is told of, and give all their rows."""
     torch.set_num_threads(1)
+    own = torch.ones(own_bytes, dtype=torch.uint8)  # noqa: F841
     embeddings, positions = torch.zeros(TOKENS, HIDDEN).bfloat16(), torch.zeros(TOKENS, 3, dtype=torch.int32)
     ids = torch.arange(TOKENS, dtype=torch.int32)
     with attach(run_dir) as client:
@@ -51,9 +53,10 @@ def encoder(run_dir: Path, orders: Connection) -> None:
             kept = [*kept[-2 * IN_FLIGHT :], sender]
 
 
-def scheduler(run_dir: Path, addr: str, orders: Connection, to_encoder: Connection, first_room: int) -> None:
+def scheduler(run_dir: Path, addr: str, orders: Connection, to_encoder: Connection, first_room: int, own_bytes: int) -> None:
     """Keep so many requests in flight; say how many have ended, and why one has failed."""
     torch.set_num_threads(1)
+    own = torch.ones(own_bytes, dtype=torch.uint8)  # noqa: F841
     with attach(run_dir) as client:
         transfer = TransferQueue(client)
         prealloc = PreallocQueue(client, transfer)
@@ -125,14 +128,14 @@ def nodes() -> Iterator[Pair]:
 
 
 @contextmanager
-def clients(pair: Pair) -> Iterator[tuple[Any, Any, Connection]]:
-    """An encoder and a scheduler with requests under way, and the scheduler's end of its pipe."""
+def clients(pair: Pair, own_bytes: int = 0) -> Iterator[tuple[Any, Any, Connection]]:
+    """An encoder and a scheduler with requests under way, each with so much memory of its own, and the scheduler's end of its pipe."""
     to_encoder, from_scheduler = FORK.Pipe()
     ours, theirs = FORK.Pipe()
-    source = FORK.Process(target=encoder, args=(pair.encode.run_dir, from_scheduler), daemon=True)
+    source = FORK.Process(target=encoder, args=(pair.encode.run_dir, from_scheduler, own_bytes), daemon=True)
     source.start()
     assert to_encoder.recv() == "ready"
-    args = (pair.language.run_dir, pair.encode.bootstrap_addr, theirs, to_encoder, pair.room)
+    args = (pair.language.run_dir, pair.encode.bootstrap_addr, theirs, to_encoder, pair.room, own_bytes)
     target = FORK.Process(target=scheduler, args=args, daemon=True)
     target.start()
     assert ours.recv() == "ready"
@@ -156,20 +159,22 @@ def held(control: Control) -> int:
     return counts.owned + counts.exposed
 
 
-def kill_client(pair: Pair, side: str, beside: str = "") -> Figures:
+def kill_client(pair: Pair, side: str, beside: str = "", own_bytes: int = 0) -> Figures:
     """SIGKILL to a client, and to a process of its node with it, while it holds blocks."""
     control = pair.controls[side]
-    with clients(pair) as (source, target, _):
+    with clients(pair, own_bytes) as (source, target, _):
         time.sleep(dice.uniform(0, 20e-3))
         until(lambda: held(control), "blocks held")
-        victims = [(source if side == "encode" else target).pid, *([pair.pid(side, beside)] if beside else [])]
+        client = source if side == "encode" else target
+        victims = [client.pid, *([pair.pid(side, beside)] if beside else [])]
         begun = time.monotonic_ns()
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         settled = until(lambda: not held(control), "blocks free or quarantined")
         free = until(lambda: control.blocks.counts().free == BLOCKS, "blocks free")
+        buried = until(lambda: not client.is_alive(), "the client dead")
     pair.wait_idle()
-    return {"settled": (settled - begun) / 1e6, "free": (free - begun) / 1e6}
+    return {"settled": (settled - begun) / 1e6, "free": (free - begun) / 1e6, "buried": (buried - begun) / 1e6}
 
 
 def words(control: Control) -> int:
@@ -206,6 +211,8 @@ def main() -> None:
     cases: dict[str, Callable[[Pair], Figures]] = {
         "encoder": lambda pair: kill_client(pair, "encode"),
         "scheduler": lambda pair: kill_client(pair, "language"),
+        "encoder of 2 GiB": lambda pair: kill_client(pair, "encode", own_bytes=2 << 30),
+        "scheduler of 2 GiB": lambda pair: kill_client(pair, "language", own_bytes=2 << 30),
         "encoder and its poller": lambda pair: kill_client(pair, "encode", "poller"),
         "encoder and a worker": lambda pair: kill_client(pair, "encode", f"worker{dice.randrange(2)}"),
         "scheduler and its poller": lambda pair: kill_client(pair, "language", "poller"),
@@ -226,12 +233,14 @@ def main() -> None:
         for other in ("free", "ready"):
             if other in figures[0]:
                 row[other] = percentile([one[other] for one in figures], 99)
+        if "buried" in figures[0]:
+            row["buried"] = percentile([one["buried"] for one in figures], 50)
         lost += sum(one.get("lost", 0.0) for one in figures)
         results.figures[name] = [row]
     columns = {"kills": "kills", "p50": "p50, ms", "p99": "p99, ms", "max": "max, ms"}
-    columns |= {"free": "all free, p99, ms", "ready": "READY, p99, ms"}
+    columns |= {"free": "all free, p99, ms", "ready": "READY, p99, ms", "buried": "the kernel says so, p50, ms"}
     bench.show("from SIGKILL to blocks usable or quarantined; for a process of a node, to its work going on", results, columns)
-    for name in ("encoder", "scheduler"):
+    for name in ("encoder", "scheduler", "encoder of 2 GiB", "scheduler of 2 GiB"):
         bench.at_most(f"{name} killed: p99", results.median(name, "p99"), 100, "ms")
     for name in cases:
         bench.at_most(f"{name} killed: max", results.median(name, "max"), 1000, "ms")

@@ -21,6 +21,8 @@ from embridge.workers.timing import NS
 
 PIDFD_THREAD: Final = os.O_EXCL  # <linux/pidfd.h>
 WATCHED_THREADS: Final = 2
+ARRIVAL_NS: Final = NS  # in which whoever has come starts its threads
+ARRIVAL_PAUSE_NS: Final = NS // 50
 LOOK_PAUSE_NS: Final = NS // 500
 LOOK_FOR_NS: Final = NS // 2  # after a thread has ended; a process that still has memory then has lost a thread, no more
 _VSIZE: Final = 20  # "Virtual memory size in bytes", among the fields of /proc/<pid>/stat that follow the name
@@ -59,6 +61,7 @@ class DyingWatch:
         self._clock = clock
         self._watched: dict[int, int] = {}  # thread -> its pidfd
         self._look_until_ns = 0
+        self._arrives_until_ns = clock() + ARRIVAL_NS
         self._is_able = pid > 0  # of another pid namespace there is no number here
 
     def tick(self, now_ns: int) -> int | None:
@@ -67,6 +70,8 @@ class DyingWatch:
             return self._look(now_ns)
         if self._is_able and len(self._watched) < WATCHED_THREADS:
             self._watch_more()
+            if self._is_able and len(self._watched) < WATCHED_THREADS and now_ns < self._arrives_until_ns:
+                return now_ns + ARRIVAL_PAUSE_NS
         return None
 
     def _watch_more(self) -> None:

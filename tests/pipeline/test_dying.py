@@ -23,7 +23,7 @@ from support.waiting import wait_until
 
 from embridge.allocator.layout import Lane, LaneState
 from embridge.pipeline.door import Door, Guest
-from embridge.pipeline.dying import PIDFD_THREAD, WATCHED_THREADS, DyingWatch, has_memory
+from embridge.pipeline.dying import ARRIVAL_NS, PIDFD_THREAD, WATCHED_THREADS, DyingWatch, has_memory
 from embridge.pipeline.recovery import Recovery
 from embridge.workers.timing import NS, Timing
 
@@ -184,6 +184,7 @@ def test_a_thread_that_ends_is_no_death_and_another_one_is_watched_instead(selec
     with process(resters=3) as (child, _):
         now = time.monotonic_ns()
         watch = DyingWatch(selector, child.pid, lambda: told.append("gone"), lambda: now)
+        now += ARRIVAL_NS
         watch.tick(now)
         assert len(selector.get_map()) == WATCHED_THREADS
         assert child.stdin is not None
@@ -201,6 +202,24 @@ def test_a_thread_that_ends_is_no_death_and_another_one_is_watched_instead(selec
         assert watch.tick(now) is None
         assert len(selector.get_map()) == 1  # the only one there is beside the first
         assert told == []
+        watch.close()
+
+
+@watching
+def test_who_has_just_come_is_looked_at_until_it_has_its_threads(selector: selectors.DefaultSelector) -> None:
+    """P3: a client may be killed as soon as it holds blocks. A process of one thread is not looked at for ever."""
+    now = time.monotonic_ns()
+    with process(resters=0) as (child, _):
+        watch = DyingWatch(selector, child.pid, lambda: pytest.fail("nobody died"), lambda: now)
+        due = watch.tick(now)
+        assert due is not None
+        assert now < due < now + NS // 10
+        assert watch.tick(now + ARRIVAL_NS) is None
+        watch.close()
+    with process(resters=2) as (child, _):
+        watch = DyingWatch(selector, child.pid, lambda: pytest.fail("nobody died"), lambda: now)
+        assert watch.tick(now) is None
+        assert len(selector.get_map()) == WATCHED_THREADS
         watch.close()
 
 
