@@ -16,7 +16,7 @@ from support.frames import FrameMaker
 from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
-from support.wires import dealer
+from support.wires import dealer, say
 
 from embridge.pipeline import attach
 from embridge.pipeline.client import node_status
@@ -134,7 +134,7 @@ def test_strangers_at_both_ports_of_both_nodes_reach_nobody(pair: tuple[Station,
                         opened.append(sock)
                 for pair_of_keys in (None, STRANGER):
                     contexts.append(dealer(addr, pair_of_keys, key.public))
-                    contexts[-1].__enter__().send(msg.encode(msg.Stale(msg.Header(1, 1, 1, 1, 1), 1)))
+                    say(contexts[-1].__enter__(), msg.encode(msg.Stale(msg.Header(1, 1, 1, 1, 1), 1)))
         for it in pair:
             wait_until(lambda it=it: metric(it, "connections_refused") >= before[it.addr] + 2)  # type: ignore[misc]
         assert transfer(encode, language, next(rooms)) == ""
@@ -176,7 +176,7 @@ def test_a_plain_client_gets_no_answer(pair: tuple[Station, Station]) -> None:
     encode, _ = pair
     came = metric(encode, "messages_in")
     with dealer(encode.addr) as plain, dealer(encode.addr, LISTED, ENCODE.public) as listed:
-        plain.send(msg.encode(msg.Stale(msg.Header(1, 1, 1, 1, 1), 1)))
+        say(plain, msg.encode(msg.Stale(msg.Header(1, 1, 1, 1, 1), 1)))
         listed.send(msg.encode(msg.Abort(msg.Header(1, 99, 1, 1, 1), msg.RequestKey(1, 1, 1), 3, "")))
         assert listed.poll(20_000, zmq.POLLIN)
         assert isinstance(msg.decode(listed.recv(), "the node"), msg.Stale)

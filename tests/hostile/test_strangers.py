@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zmq
 from support.alone import Alone, EncodeAlone, LanguageAlone
-from support.wires import Wired, dealer, wired
+from support.wires import Wired, dealer, say, wired
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Slot
@@ -89,7 +89,7 @@ def speaking(port: Wired, keys: list[KeyPair | None], server_key: str = NODE.pub
     for pair in keys:
         sock = stack.enter_context(dealer(port.address, pair, server_key))
         for _ in range(10):
-            sock.send(register(66))
+            say(sock, register(66))
     return stack
 
 

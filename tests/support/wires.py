@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -105,3 +106,9 @@ def dealer(address: str, keys: KeyPair | None = None, server_key: str = "", **op
         sock.close(0)
     finally:
         context.destroy(0)
+
+
+def say(sock: zmq.Socket[bytes], frame: bytes) -> None:
+    """For who is being refused, perhaps: between two tries to connect there is nowhere to put the frame, and `send` would wait for ever."""
+    with contextlib.suppress(zmq.Again):
+        sock.send(frame, zmq.NOBLOCK)
