@@ -31,7 +31,7 @@ setup: $(BUILT)  ## create .venv, install everything, build the native core (aga
 demo: $(BUILT)  ## carry real photographs between two nodes and check every byte; ARGS="--help" lists its options
 	$(BIN)/embridge demo $(ARGS)
 
-test: lint types  ## ruff, mypy --strict, and every test but the storms
+test: lint types bytecode  ## ruff, mypy --strict, and every test but the storms
 	$(BIN)/python -m pytest -n auto -m "not storm" $(ARGS)
 
 lint: $(BUILT)  ## ruff
@@ -43,7 +43,11 @@ types: $(BUILT)  ## mypy --strict, over links that show the checker the installe
 	MYPYPATH=$(TYPING) $(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache \
 		$(foreach package,$(PACKAGES),-p embridge.$(package))
 
-storm: $(BUILT)  ## the long randomised runs
+.PHONY: bytecode
+bytecode: $(BUILT)  # where Python is told to write none, each of some thousand processes would compile every module anew
+	@$(BIN)/python -m compileall -q $(PACKAGES)
+
+storm: $(BUILT) bytecode  ## the long randomised runs
 	$(BIN)/python -m pytest -n auto -m storm --timeout 1800 $(ARGS)
 
 soak: $(BUILT)  ## an hour of full load, and whether anything drifts; ARGS="--engine mooncake --seconds 600", say
