@@ -69,6 +69,8 @@ def attach(
 
     `pin`: register the payload with CUDA in this process; by default where this process uses CUDA already. What took effect
     stands in `Client.pinned`, and why not in `Client.pin_note`; without it everything works, only slower.
+    An encoder must not register it by itself: the node must know of the device, and waits for it before a killed encoder's blocks are
+    another's.
 
     Raises:
         AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is another one;
