@@ -15,8 +15,6 @@ RULES: Final = "tests/workers/test_rules.py"
 CROSSINGS: Final = "tests/workers/test_crossings.py"
 SESSIONS: Final = "tests/workers/test_sessions.py"
 REGISTRATIONS: Final = "tests/workers/test_registrations.py"
-SIMULATION: Final = "tests/workers/test_simulation.py"
-LATE_WRITES: Final = f"{SIMULATION}::test_a_write_that_lands_after_it_was_given_up_hits_only_blocks_that_are_kept_for_it"
 STRANGERS: Final = "tests/hostile/test_strangers.py"
 DYING: Final = "tests/pipeline/test_dying.py"
 BLOCKS: Final = "tests/allocator/test_core_blocks.py"
@@ -467,7 +465,7 @@ TRANSFER: Final = [
         "workers/transfer.py",
         "if outcome is Outcome.DONE or not attempt.engine.late_writes:",
         "if outcome is not Outcome.PENDING:",
-        (LATE_WRITES,),
+        _rule("the_source_blocks_of_a_failed_attempt_are_kept_while_its_engine_may_read_them"),
     ),
     Mutant(
         "written-without-grant", "B10", "rows move as soon as they are ready, granted or not",

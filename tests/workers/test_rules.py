@@ -322,6 +322,36 @@ def test_a_source_block_is_not_freed_while_an_attempt_reads_it() -> None:
     assert node.control.blocks.counts().free == 8
 
 
+class OneByOne(StubEngine):
+    """A network on which each attempt has its own outcome; those that are not named are under way."""
+
+    def __init__(self) -> None:
+        super().__init__(late_writes=True, outcome=Outcome.PENDING)
+        self.outcomes: dict[int, Outcome] = {}
+
+    def poll(self, ticket: int) -> Outcome:
+        return self.outcomes.get(ticket, self.outcome)
+
+
+def test_the_source_blocks_of_a_failed_attempt_are_kept_while_its_engine_may_read_them() -> None:
+    """R8: until the worker has ended, and its engine with it. It waits for an attempt of another request, and renews itself then."""
+    engine = OneByOne()
+    node = EncodeAlone(engine=engine)
+    sender, other = node.sender(1, 8), node.sender(2, 8)
+    node.init(1, [3, 4], session=1)
+    node.init(2, [5, 6], session=1)
+    assert len(engine.submitted) == 2
+    sender.abort()
+    engine.outcomes[1] = Outcome.FAILED
+    node.advance(0.1)
+    assert sender.progress().phase == Phase.Failed
+    assert node.control.blocks.counts().owned == 4
+    engine.outcome = Outcome.DONE
+    node.advance(1.0)
+    assert other.poll() == Phase.Success
+    assert node.control.blocks.counts().free == 8
+
+
 def test_two_blocks_that_share_a_staging_entry_are_staged_one_after_the_other() -> None:
     """R8: destinations may be further apart than the window; the entry that one attempt reads is not given to another block."""
     node = EncodeAlone(num_blocks=24)
