@@ -816,7 +816,7 @@ PIPELINE: Final = [
         "pipeline/slots.py",
         "if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and",
         "if self._slots.get(slot, Slot.RELEASED_EPOCH) <= epoch and",
-        _rule("slots_are_used_first_in_first_out") + _rule("a_ring_record_of_an_epoch_that_is_over_does_nothing"),
+        _rule("a_slot_is_not_used_again_before_the_node_has_released_it"),
     ),
     Mutant(
         "epoch-opened-before-record", "P11, R16", "two stores swapped: an epoch is open before its record says so",
