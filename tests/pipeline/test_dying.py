@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,12 @@ from pathlib import Path
 import psutil
 import pytest
 from support.alone import Alone, EncodeAlone, LanguageAlone
+from support.nodes import Station
 from support.waiting import wait_until
 
+from embridge.allocator._core import Mapping
 from embridge.allocator.layout import Lane, LaneState
+from embridge.pipeline import attach
 from embridge.pipeline.door import Door, Guest
 from embridge.pipeline.dying import ARRIVAL_NS, PIDFD_THREAD, WATCHED_THREADS, DyingWatch, has_memory
 from embridge.pipeline.recovery import Recovery
@@ -130,12 +134,14 @@ def test_who_has_no_memory_any_more_writes_nothing_more() -> None:
         with process(private_mb=64, writers=3) as (child, page), pidfd_of(child.pid) as pidfd:
             first = page[:]
             wait_until(lambda page=page, first=first: page[:] != first)
-            child.kill()
+            killer = threading.Timer(0.005, child.kill)  # who is asked lives at first
+            killer.start()
             while has_memory(child.pid):
                 pass
             last, was_buried = page[:], is_buried(pidfd)
             time.sleep(0.01)
             assert page[:] == last
+            killer.join()
             early += not was_buried
     assert early, "nothing was told before the process was buried"
 
@@ -334,6 +340,22 @@ def test_a_scheduler_whose_device_reads_is_dead_at_once(at_the_door: Callable[[A
     made.control.lanes.pin(guest.lane)
     door._dying(guest)
     assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
+
+
+def test_attach_tells_of_a_device_before_it_can_copy(encode: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P6: there is no moment in which a device may write and the node does not know."""
+    lanes = encode.control.lanes
+    seen: list[list[int]] = []
+
+    def register(payload: Mapping) -> tuple[bool, str]:
+        seen.append([lane for lane in range(lanes.num_lanes) if lanes.get(lane, Lane.PINNED)])
+        return False, "no device here"
+
+    monkeypatch.setattr("embridge.pipeline.client.register_with_cuda", register)
+    with attach(encode.run_dir, pin=True) as client:
+        assert seen == [[client.lane]]
+    with attach(encode.run_dir, pin=False) as client:
+        assert not lanes.get(client.lane, Lane.PINNED)
 
 
 def test_a_seat_is_not_pinned_for_who_has_it_next() -> None:
