@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, every_engine
 from support.scheduling import Queues
+from support.stopping import stopped
 from support.waiting import wait_until
 
 from embridge.allocator.buffers import aux_offset, pools
@@ -58,17 +58,6 @@ def test_a_request_arrives_whole_whatever_its_length(
     assert language.control.metrics.all()["poller"]["corrupt"] == 0
 
 
-@contextmanager
-def stopped(station: Station, process: str) -> Iterator[None]:
-    """A process does nothing for the length of a block."""
-    pid = station.pid_of(process)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 @pytest.mark.parametrize("buffer", LAYOUT)
 def test_a_byte_that_was_changed_fails_the_request_on_both_sides(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int, buffer: str
@@ -81,7 +70,7 @@ def test_a_byte_that_was_changed_fails_the_request_on_both_sides(
     dsts = encode.control.destinations
     wait_until(lambda: dsts.get(sender.slot, 0, Destination.GRANTED_TOKENS) >= 200, 20, lambda: f"{sender} granted")
     before = language.control.metrics.all()["poller"]["corrupt"]
-    with stopped(language, "poller"):
+    with stopped(language.pid_of("poller")):
         give(sender)
         wait_until(lambda: dsts.get(sender.slot, 0, Destination.SENT) == 200, 20, lambda: f"{sender} sent")
         change(receiving.client, language, receiver.slot, buffer)

@@ -6,18 +6,16 @@ write*. Here it is provoked, with another request that waits for the very blocks
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, run_dirs, station
 from support.rows import rows_of
 from support.scheduling import Queues
+from support.stopping import is_stopped, stopped
 from support.waiting import wait_until
 
 from embridge.allocator.blocks import QUARANTINED
@@ -47,7 +45,7 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
     """P7, R6, R7, R10, R11, D2: and the request that waits for those blocks gets them after the fence, and its own bytes in them."""
     encode, language = pair
     first, late, second = 2, 4, 6  # of one transfer worker, so of one session
-    stopped = language.pid_of(f"worker{first % 2}")
+    target = language.pid_of(f"worker{first % 2}")
     with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
         queues = Queues(client)
         queues.add(encode.addr, first)
@@ -57,12 +55,11 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
         cells = client.control.sessions._cells
         request = queues.add(encode.addr, late, timeout_s=3.0)
         wait_until(lambda: request.receiver is not None and request.receiver.granted_tokens == TOKENS)
-        os.kill(stopped, signal.SIGSTOP)
-        try:
+        with stopped(target):
             sender = open_sender(sending, late, TOKENS)
             assert give(sender)
             failed = queues.take(late, 30)
-            assert psutil.Process(stopped).status() == psutil.STATUS_STOPPED
+            assert is_stopped(target)
             assert failed.error == ended(sender).error == "TransferTimeout"
             wait_until(lambda: language.counts().quarantined == TOKENS // 128, 10, language.counts)
             kept = [int(block) for block in np.flatnonzero(cells & 3 == QUARANTINED)]
@@ -70,8 +67,6 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
             queues.add(encode.addr, second)
             other = open_sender(sending, second, 2000)
             assert give(other)
-        finally:
-            os.kill(stopped, signal.SIGCONT)
         wait_until(lambda: not payload[kept].equal(before), 3, lambda: f"a late write: {language.counts()}")
         assert language.counts().quarantined == len(kept)
         rows = rows_of(client.geometry, late, 0, TOKENS).input_embeddings.view(torch.uint8).view(len(kept), 128, 2 * HIDDEN)
@@ -83,4 +78,4 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
         sender.clear()
     encode.wait_idle()
     language.wait_idle()
-    assert language.pid_of(f"worker{first % 2}") != stopped  # the fence
+    assert language.pid_of(f"worker{first % 2}") != target  # the fence

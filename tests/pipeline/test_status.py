@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from click.testing import CliRunner
 from support.encoding import ended, give, open_sender
 from support.nodes import Station
 from support.scheduling import Holder, Queues
+from support.stopping import stopped
 from support.waiting import wait_until
 
 from embridge.allocator._core import Mapping
@@ -51,15 +50,6 @@ def wait_sent(station: Station, room: int, sent: int) -> None:
 def invoke(*args: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(main, ["status", *args], prog_name="embridge")
     return result.exit_code, result.stdout, result.stderr
-
-
-@contextlib.contextmanager
-def stopped(kill: Callable[[int, int], None], pid: int) -> Iterator[None]:
-    kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        kill(pid, signal.SIGCONT)
 
 
 # ---- why it does not move
@@ -149,7 +139,7 @@ def test_a_stopped_worker_is_named_with_that_fact_first(
 ) -> None:
     """P8: rows are staged and granted, and the process that has to write them is stopped by a signal."""
     worker = f"worker{encode.control.worker_of(room)}"
-    with stopped(os.kill, encode.pid_of(worker)):
+    with stopped(encode.pid_of(worker)):
         receiving.add(encode.addr, room)
         sender = open_sender(sending, room, 500)
         assert give(sender)
@@ -172,7 +162,7 @@ def test_a_node_all_of_whose_processes_are_stopped_can_be_looked_at(
     monkeypatch.setattr(looking, "ANSWER_TIMEOUT_S", 0.2)
     pid = other_language.node.pid
     assert looking.launcher_of(other_language.run_dir) == pid
-    with stopped(os.killpg, pid):
+    with stopped(pid, *other_language.pids().values()):
         seen = node_status(other_language.run_dir)
         assert "the launcher does not answer" in seen["note"]
         assert seen["incarnation"] == other_language.control.incarnation

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, run_dirs, station
 from support.scheduling import Holder, Queues
+from support.stopping import stop
 from support.waiting import wait_until
 
 from embridge.pipeline import Client, EmbeddingSender, attach
@@ -221,15 +221,6 @@ def half_way(encode: Station, sending: Client, queues: Queues, room: int) -> Emb
     return sender
 
 
-def stop_all(node: Station) -> list[psutil.Process]:
-    """SIGSTOP for every process of a node."""
-    launcher = psutil.Process(node.node.pid)
-    processes = [*launcher.children(recursive=True), launcher]
-    for process in reversed(processes):
-        process.suspend()
-    return processes
-
-
 @pytest.mark.parametrize(
     ("how", "lost"),
     [
@@ -256,7 +247,7 @@ def test_when_a_node_is_lost_the_other_fails_its_requests_in_time(
         queues = Queues(client)
         encode, left = (gone, pair[1]) if lost == "encode" else (pair[0], pair[0])
         sender = half_way(encode, sending, queues, room)
-        stopped: list[psutil.Process] = []
+        silenced: list[int] = []
         begun = time.monotonic()
         if how == "killed":
             gone.kill_group()
@@ -264,7 +255,8 @@ def test_when_a_node_is_lost_the_other_fails_its_requests_in_time(
         else:
             limit_s = PEER_TIMEOUT_S + 1.0
             if how == "stopped":
-                stopped = stop_all(gone)
+                silenced = [gone.node.pid, *gone.pids().values()]
+                stop(*silenced)
             else:
                 places.hosts[lost].pull()
         try:
@@ -282,7 +274,7 @@ def test_when_a_node_is_lost_the_other_fails_its_requests_in_time(
             if how == "cut off":  # the other side has noticed, too
                 assert ended(sender, 30).error == "PeerLost"
         finally:
-            for process in stopped:
-                os.kill(process.pid, signal.SIGCONT)
+            for pid in silenced:
+                os.kill(pid, signal.SIGCONT)
             places.hosts[lost].plug()
         sender.clear()
