@@ -26,7 +26,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--history", type=Path, default=Path("storm.jsonl"), help="where events go; the nodes' messages go beside it")
     parser.add_argument("--results", type=Path, help="a line is appended for each storm; seeds that are in it are left out")
     parser.add_argument("--check", type=Path, help="raise no storm: check this history again")
-    for name in ("encode-nodes", "encoders", "schedulers", "in-flight"):
+    for name in ("encode-nodes", "encoders", "schedulers", "in-flight", "longest"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Options, name.replace("-", "_")))
     parser.add_argument("--pause", type=float, default=Options.pause_s, help="seconds from one fault to the next, at most")
     parser.add_argument("--deadline", type=float, default=Options.deadline_s, help="seconds that a request may take")
@@ -102,6 +102,7 @@ def one(args: argparse.Namespace, seed: int, kinds: tuple[str, ...], allowed: Al
         encoders=args.encoders,
         schedulers=args.schedulers,
         in_flight=args.in_flight,
+        longest=args.longest,
         pause_s=args.pause,
         deadline_s=args.deadline,
         peer_timeout_s=args.peer_timeout,
@@ -110,7 +111,7 @@ def one(args: argparse.Namespace, seed: int, kinds: tuple[str, ...], allowed: Al
     )
     tell(f"storm: engine {args.engine}, seed {seed}, {args.kills} kills or {args.seconds:g} s, history {history}")
     begun, trouble = time.monotonic(), ""
-    with messages_in(history.with_suffix(".log")):
+    with messages_in(history):
         try:
             raise_storm(options)
         except Exception as error:

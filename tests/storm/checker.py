@@ -333,6 +333,7 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
         "succeeded": sum(event["phase"] == "Success" for event in language),
         "failed": sum(event["phase"] == "Failed" for event in language),
         "tokens": sum(event["tokens"] for event in language),
+        "blocks": sum(math.ceil(event["tokens"] / begin["block_size"]) for begin in told.of["begin"] for event in language),
         "looks": sum(event["looks"] for event in told.of["observed"]),
         "recoveries": len(all_of_them),
         "undisturbed": len(calm),

@@ -24,8 +24,8 @@ from support.scheduling import Queues, aux_is_right
 from embridge.allocator.errors import AttachError, NodeGoneError
 from embridge.allocator.status import Phase
 from embridge.pipeline import Client, EmbeddingRequest, EmbeddingSender, attach
-from storm.history import Recorder
-from storm.plan import Request, request_of
+from storm.history import Recorder, messages_of, speak_into
+from storm.plan import LONGEST, Request, request_of
 
 IDLE_S = 0.001
 ABORTED = "the storm gave it up"
@@ -42,12 +42,14 @@ class Seat:
     history: Path
     seed: int
     deadline_s: float
+    longest: int = LONGEST
     without: frozenset[str] = frozenset()
 
 
-def serve(connection: Connection) -> None:
-    """The life of a client process: it imports all it needs, waits for its seat, and works until it is told to leave."""
+def serve(connection: Connection, history: Path) -> None:
+    """The life of a client process: it waits for its seat, and works until it is told to leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    speak_into(messages_of(history))
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s client %(message)s")
     torch.set_num_threads(1)
     try:
@@ -107,7 +109,7 @@ class Load(ABC):
         why = "not attached"
         if self._client is not None:
             try:
-                self._begin(room, addr, request_of(self._seat.seed, room))
+                self._begin(room, addr, request_of(self._seat.seed, room, self._seat.longest))
             except (NodeGoneError, RuntimeError) as error:
                 why = str(error)
             else:
@@ -270,7 +272,7 @@ class Scheduler(Load):
             last = request.receiver.progress()
             self._saw(room, last.phase, last.sent)
         received = self._queues.check(request)
-        total = request_of(self._seat.seed, room).total
+        total = request_of(self._seat.seed, room, self._seat.longest).total
         wrong = received.difference
         if not received.error and (received.total != total or not aux_is_right(received)):
             wrong = wrong or f"{received.total} tokens with {received.aux}, {total} were given"
@@ -292,6 +294,7 @@ def watch(connection: Connection, history: Path) -> None:
     """The observer's process: it looks at every status word of the nodes that it is told of (`support.observer.Sampler`)."""
     from support.observer import Sampler
 
+    speak_into(messages_of(history))
     os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     note = Recorder(history)

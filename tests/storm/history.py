@@ -3,7 +3,7 @@
 What the events are, and who writes them (`runner`: the process that raises the storm):
 
     event       by        fields
-    begin       runner    seed, engine, kinds, deadline_s, peer_timeout_s
+    begin       runner    seed, engine, kinds, block_size, deadline_s, peer_timeout_s
     node_up     runner    node, generation, processes {name: pid}
     node_down   runner    node, generation, why: "killed", "by itself", "the end"
     gone        runner    node, generation, ns: from its kill until none of its processes is left
@@ -57,6 +57,18 @@ class Recorder:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def messages_of(history: Path) -> Path:
+    """Where the messages of a storm's nodes and clients are."""
+    return history.with_suffix(".log")
+
+
+def speak_into(path: Path) -> None:
+    """What this process writes on standard error goes to the end of a file from now on."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(file, 2)
+    os.close(file)
 
 
 def read(path: Path) -> list[Event]:

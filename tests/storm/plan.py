@@ -25,10 +25,10 @@ class Request:
     abort_after_s: float
 
 
-def request_of(seed: int, room: int) -> Request:
+def request_of(seed: int, room: int, longest: int = LONGEST) -> Request:
     """Any order of magnitude of length is as likely as any other; one in twelve is given up somewhere on its way."""
     rng = random.Random(f"{seed}/{room}")
-    total = int(math.exp(rng.uniform(0, math.log(LONGEST))))
+    total = int(math.exp(rng.uniform(0, math.log(longest))))
     cuts = sorted(rng.sample(range(1, total), min(rng.choice([0, 0, 1, 3]), total - 1)))
     side = rng.choice(["encode", "language"]) if rng.random() < 1 / 12 else ""
     return Request(total, (*cuts, total), rng.choice([0.0, 0.002, 0.02]), side, rng.uniform(0, 0.05))

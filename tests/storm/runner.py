@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.agents import FORKED, start_fork_server
 from support.leaks import LeakCheck
 from support.nodes import alive, run_dirs
 
@@ -38,10 +39,9 @@ from embridge.pipeline.joining import open_control
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 from embridge.workers.worker import READY
 from storm import clients
-from storm.history import Recorder
-from storm.plan import KINDS, WEIGHTS, kinds_of
+from storm.history import Recorder, messages_of, speak_into
+from storm.plan import KINDS, LONGEST, WEIGHTS, kinds_of
 
-SPAWN = multiprocessing.get_context("spawn")
 NS = 1_000_000_000
 LIMITS = Limits(num_slots=512, max_clients=6, window_blocks=16, max_destinations=2, max_peers=8, max_peer_slots=512, ring_records=512)
 GEOMETRY = Geometry(hidden_size=128, block_size=32, num_blocks=24, deepstack_layers=1)
@@ -70,6 +70,7 @@ class Options:
     encoders: int = 2  # of each encode node
     schedulers: int = 2
     in_flight: int = 10  # of each scheduler
+    longest: int = LONGEST  # tokens of a request
     deadline_s: float = 30.0
     peer_timeout_s: float = 5.0
     pause_s: float = 0.6  # from one fault to the next, at most
@@ -205,6 +206,7 @@ class Storm:
             seed=self.options.seed,
             engine=self.options.engine,
             kinds=self.kinds,
+            block_size=GEOMETRY.block_size,
             deadline_s=self.options.deadline_s,
             peer_timeout_s=self.options.peer_timeout_s,
         )
@@ -220,8 +222,8 @@ class Storm:
             self._clean_up()
 
     def _begin(self) -> None:
-        ours, theirs = SPAWN.Pipe()
-        self._observer = SPAWN.Process(target=clients.watch, args=(theirs, self.options.history), name="observer", daemon=True)
+        ours, theirs = FORKED.Pipe()
+        self._observer = FORKED.Process(target=clients.watch, args=(theirs, self.options.history), name="observer", daemon=True)
         self._observer.start()
         theirs.close()
         self._watching = ours
@@ -437,8 +439,8 @@ class Storm:
 
     def _prepare_spare(self) -> None:
         """A process that has imported all it needs, so that a seat is empty for a moment only."""
-        ours, theirs = SPAWN.Pipe()
-        process = SPAWN.Process(target=clients.serve, args=(theirs,), name="client", daemon=True)
+        ours, theirs = FORKED.Pipe()
+        process = FORKED.Process(target=clients.serve, args=(theirs, self.options.history), name="client", daemon=True)
         process.start()
         theirs.close()
         self._spares.append((process, ours))
@@ -460,6 +462,7 @@ class Storm:
                 options.history,
                 options.seed,
                 options.deadline_s,
+                options.longest,
                 options.without,
             )
         )
@@ -757,12 +760,11 @@ def _end_process(process: Any, connection: Connection | None, farewell: object) 
 
 
 @contextlib.contextmanager
-def messages_in(path: Path) -> Iterator[None]:
-    """What nodes and clients write on standard error goes to a file meanwhile."""
+def messages_in(history: Path) -> Iterator[None]:
+    """What nodes and clients write on standard error goes to a file beside the history meanwhile."""
     ours = os.dup(2)
-    theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(theirs, 2)
-    os.close(theirs)
+    messages_of(history).unlink(missing_ok=True)
+    speak_into(messages_of(history))
     try:
         yield
     finally:
@@ -773,6 +775,7 @@ def messages_in(path: Path) -> Iterator[None]:
 def raise_storm(options: Options, make: Callable[[Path], Storm] | None = None) -> Storm:
     """One storm from its beginning to its end, in this process; what it left behind is in the history, too."""
     multiprocessing.resource_tracker.ensure_running()
+    start_fork_server()
     check = LeakCheck()
     try:
         with run_dirs() as path, two_hosts() if options.two_hosts else contextlib.nullcontext() as hosts:

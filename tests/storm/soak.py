@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
     parser.add_argument("--in-flight", type=int, default=40, help="requests of each of two schedulers; the pool has room for some ten")
+    parser.add_argument("--longest", type=int, default=Options.longest, help="tokens of a request, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--history", type=Path, default=Path("soak.jsonl"))
     args = parser.parse_args(argv)
@@ -123,12 +124,13 @@ def main(argv: list[str] | None = None) -> int:
         history=args.history.absolute(),
         kinds=(),
         in_flight=args.in_flight,
+        longest=args.longest,
         deadline_s=120.0,
         without=QUIET,
     )
     samples = Samples()
     tell(f"soak: engine {args.engine}, seed {args.seed}, {args.seconds:g} s, a sample every {args.every:g} s, history {args.history}")
-    with messages_in(args.history.with_suffix(".log")):
+    with messages_in(args.history):
         storm = raise_storm(options, lambda path: Soak(options, path, every_s=args.every, samples=samples))
     ended = [event for event in read(args.history) if event["event"] != "ended" or event["difference"]]
     problems = samples.problems() + [str(violation) for violation in check(ended)]
