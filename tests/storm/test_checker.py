@@ -41,7 +41,7 @@ def good() -> list[Event]:
     """Two requests that arrive and one that is given up; a worker, a client and a node are killed, each after the requests."""
     counts = {"free": 24, "owned": 0, "exposed": 0, "quarantined": 0}
     return [
-        event(0, "begin", seed=1, engine="shm", kinds=["kill worker"], deadline_s=10.0, peer_timeout_s=5.0),
+        event(0, "begin", seed=1, engine="shm", kinds=["kill worker"], block_size=32, deadline_s=10.0, peer_timeout_s=5.0),
         *(event(0.1, "node_up", node=node, generation=1, processes={"launcher": 1}) for node in "el"),
         *(event(0.2, "joined", client=client, node="e") for client in ("encoder-0.1", "scheduler-0.1")),
         *request(1, 1.0),
@@ -279,7 +279,8 @@ def test_a_recovery_while_another_process_is_down_has_its_own_limit_and_is_not_c
 
 def test_the_figures_count_what_a_history_holds() -> None:
     seen = figures(good())
-    assert (seen["kills"], seen["requests"], seen["succeeded"], seen["failed"], seen["tokens"]) == (3, 3, 2, 1, 300)
+    assert (seen["kills"], seen["requests"], seen["succeeded"], seen["failed"]) == (3, 3, 2, 1)
+    assert (seen["tokens"], seen["blocks"]) == (300, 12)
     assert (seen["recoveries"], seen["undisturbed"], seen["undisturbed_with_blocks"], seen["recovery_p99_ms"]) == (1, 1, 1, 30.0)
     assert seen["looks"] == 1000
 
