@@ -81,6 +81,9 @@ class _Told:
             side.sort(key=lambda event: event["t"])
         self.given_up = {event["room"] for event in self.of["aborting"]}
         self.client_died = {event["client"]: event["t"] for event in self.of["client_down"] if event["why"] != "the end"}
+        for fault in self.of["fault"]:
+            if fault["kind"] == "kill client":  # others hear of it within milliseconds, before `client_down` is noted
+                self.client_died[fault["victim"]] = fault["t"]
         self.ends = {event["id"]: event["t"] for name in ("eased", "restarted", "recovered") for event in self.of[name]}
         self.node_down = self._downs()
         self.stops = self._stops()

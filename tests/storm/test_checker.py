@@ -239,6 +239,11 @@ def test_a_history_with_one_thing_wrong_is_found_out(what: str) -> None:
 EXCUSED: dict[str, Change] = {
     "it was given up": added(event(2.1, "aborting", room=2, side="language", why="")),
     "its scheduler was killed": added(event(2.1, "client_down", client="scheduler-0.1", why="killed")),
+    "its scheduler was killed, and that was noted after it failed": added(
+        event(2.1, "fault", id=8, kind="kill client", victim="scheduler-0.1", node="l", pid=8),
+        event(2.13, "recovered", id=8, held=0, ns=int(0.03 * NS)),
+        event(2.9, "client_down", client="scheduler-0.1", why="killed"),
+    ),
     "its node was killed": added(
         event(2.1, "fault", id=8, kind="kill node", victim="launcher", node="l", pid=8),
         event(2.1, "node_down", node="l", generation=1, why="killed"),
