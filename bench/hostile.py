@@ -5,8 +5,9 @@ under each kind, in turns. *Strangers*: one process opens connections to all fou
 nothing, and leaves some open; none gets beyond the handshake. *Listed node*: one whose key is listed sends frames that the schema
 refuses. Each at the pace that is named, and as fast as one process can send.
 
-The attacker needs a core, too, and on a machine of two it takes one of those that the nodes run on: what is seen is the cost of refusing
-plus that share.
+The attacker needs a core, too, and on a machine of two it takes one of those that the nodes run on. So each kind is also aimed at a
+process that is none of the nodes, takes what comes and does nothing with it (*aside*): what the nodes suffer from that is the share of
+the machine, and the rest is the cost of refusing.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import selectors
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -62,6 +64,29 @@ def listed(address: str, pair: KeyPair, server: str, pace: int) -> None:
         due = wait(due, pace)
 
 
+def aside(kind: str, public: str) -> None:
+    """Until killed: takes what strangers or a listed node send, on a port that it prints."""
+    if kind == "listed":
+        sock = zmq.Context().socket(zmq.ROUTER)
+        sock.curve_server, sock.curve_publickey, sock.curve_secretkey = True, public.encode(), os.environ["EB_BENCH_ASIDE"].encode()
+        print(sock.bind_to_random_port("tcp://127.0.0.1"), flush=True)
+        while True:
+            sock.recv_multipart()
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server, selectors.DefaultSelector() as selector:
+        print(server.getsockname()[1], flush=True)
+        selector.register(server, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is server:
+                    selector.register(server.accept()[0], selectors.EVENT_READ)
+                    continue
+                with contextlib.suppress(ConnectionError):
+                    if key.fileobj.recv(4096):
+                        continue
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+
+
 def wait(due: float, pace: int) -> float:
     if pace:
         due = max(due + 1 / pace, time.monotonic() - 0.05)
@@ -82,6 +107,19 @@ class Attack:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+
+
+@contextlib.contextmanager
+def process_aside(kind: str, pair: KeyPair) -> Iterator[int]:
+    """`aside` as a process; its port."""
+    environment = {**os.environ, "EB_BENCH_ASIDE": pair.secret}
+    words = [sys.executable, __file__, "--aside", kind, pair.public]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 class Requests:
@@ -132,7 +170,9 @@ def main() -> None:
         if kind == "strangers":
             strangers([int(word) for word in words], int(pace))
         listed(words[0], KeyPair(words[1], os.environ["EB_BENCH_SECRET"]), words[2], int(pace))
-    bench = Benchmark(__file__, __doc__, rounds=6)
+    if "--aside" in sys.argv:
+        aside(*sys.argv[2:])
+    bench = Benchmark(__file__, __doc__, rounds=12)
     with tempfile.TemporaryDirectory(prefix="eb-") as root:
         path, pairs = Path(root), {name: new_key_pair() for name in ("encode", "language", "listed")}
         allow_file = path / "nodes.allow"
@@ -154,21 +194,37 @@ def main() -> None:
             )
             for role in ("encode", "language")
         )
-        with launch(encode) as source, launch(language) as target, attach(source.run_dir) as there, attach(target.run_dir) as here:
+        with (
+            launch(encode) as source,
+            launch(language) as target,
+            attach(source.run_dir) as there,
+            attach(target.run_dir) as here,
+            process_aside("strangers", pairs["encode"]) as decoy_port,
+            process_aside("listed", pairs["encode"]) as decoy_listed,
+        ):
             requests = Requests(there, here, source.bootstrap_addr)
             addresses = [node_addr for node in (source, target) for node_addr in (node.bootstrap_addr, node.poller_addr)]
             ports = [address.rsplit(":", 1)[1] for address in addresses]
             requests.turn(20)
             cases = {"no attack": lambda: requests.turn(bench.scaled(200))}
-            for words, pace in PACES.items():
-                crowd = Attack("strangers", pace, *ports)
-                insider = Attack("listed", pace, source.bootstrap_addr, pairs["listed"].public, pairs["encode"].public)
-                cases[f"strangers, {words}"] = lambda attack=crowd: requests.turn(bench.scaled(200), attack)
-                cases[f"listed node, {words}"] = lambda attack=insider: requests.turn(bench.scaled(200), attack)
+            keys = pairs["listed"].public, pairs["encode"].public
+            kinds: dict[str, Callable[[int, bool], Attack]] = {
+                "strangers": lambda pace, off: Attack("strangers", pace, *([decoy_port] if off else ports)),
+                "listed node": lambda pace, off: Attack(
+                    "listed", pace, f"tcp://127.0.0.1:{decoy_listed}" if off else source.bootstrap_addr, *keys
+                ),
+            }
+            names = {(kind, pace): f"{kind}, {words}" for kind in kinds for words, pace in PACES.items()}
+            for (kind, pace), name in names.items():
+                for off in (True, False):
+                    attack = kinds[kind](pace, off)
+                    cases[f"{name}, aside" if off else name] = lambda attack=attack: requests.turn(bench.scaled(200), attack)
             results = bench.interleave(cases)
             bench.show("one good request, from its grant to Success", results, {"p50": "ms", "p99": "ms", "worst": "ms"})
-            for name in list(cases)[1:]:
+            for name in names.values():
                 bench.at_most(f"p99 under attack: {name}", results.ratio("p99", name, "no attack"), 2.0)
+            for name in names.values():
+                bench.at_most(f"... of that under the same aside: {name}", results.ratio("p99", name, f"{name}, aside"), 2.0)
     bench.finish()
 
 

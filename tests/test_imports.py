@@ -107,6 +107,7 @@ CHILDREN = [
     "worker",
     "wire",
     "admitting",
+    "registering",
     "publishing",
     "granting",
     "receiving",

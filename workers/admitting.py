@@ -1,4 +1,4 @@
-"""Encode side of the bootstrap: takes registrations, grants and aborts, and joins them to the encoder's calls by room.
+"""Encode side of the bootstrap: takes grants and aborts of registered nodes, and joins them to the encoder's calls by room.
 
 What it trusts: nothing. A message is for this incarnation or it is answered "stale"; a node is registered or it is answered the
 same; indices and counts are checked against the geometry that the node registered. A message that breaks a rule fails one
@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import MAX_TOKENS, Destination, Engine, Peer, Slot
+from embridge.allocator.layout import MAX_TOKENS, Destination, Peer, Slot
 from embridge.allocator.metrics import Metric
-from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
-from embridge.workers.engines import mooncake
 from embridge.workers.loglimit import LogLimit
+from embridge.workers.registering import Registrations
 from embridge.workers.roles import Arrival, Desk, Inbox, Out, Reply
 from embridge.workers.timing import NS
 
@@ -69,6 +68,7 @@ class Admission:
         self._aborted: OrderedDict[int, tuple[int, str]] = OrderedDict()
         self._out: list[Out] = []
         self._limit = LogLimit()
+        self._registrations = Registrations(desk, self._limit)
         self._now_ns = 0
         self._swept_ns = 0
         self._recover = True
@@ -170,7 +170,9 @@ class Admission:
         message, connection = arrival.message, arrival.connection
         assert connection is not None
         if isinstance(message, msg.Foreign):
-            self._refuse_version(message, connection)
+            answer = self._registrations.refuse_version(message)
+            if answer is not None:  # the frame has been counted as refused
+                self._out.append(Reply(connection, answer))
             return
         if isinstance(message, msg.Register):
             self._register(message, arrival.identity, connection, now_ns)
@@ -202,113 +204,23 @@ class Admission:
     def _warn(self, header: msg.Header, text: str, *values: object) -> None:
         self._limit.log(log, logging.WARNING, header.node_id, self._now_ns, text, *values)
 
-    def _refuse_version(self, message: msg.Foreign, connection: bytes) -> None:
-        """Only a registration is answered, for whoever sends it waits for one; the frame has been counted as refused."""
-        if message.tag != msg.Register.__struct_config__.tag:
-            return
-        theirs, ours = message.header.version, " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
-        reason = f"protocol version: the language node speaks {theirs}, this encode node {ours}; run the same embridge on both"
-        header = self._desk.header(message.header.incarnation)
-        self._out.append(Reply(connection, msg.Refused(header, FailureCode.REFUSED, msg.clip(reason))))
-
     def _refuse(self, connection: bytes, message: Grant, code: int, reason: str) -> None:
         self._desk.count(Metric.MESSAGES_REFUSED)
         self._warn(message.header, "room %d: %s", message.key.room, reason)
         self._out.append(Reply(connection, msg.Refused(self._header(message), code, msg.clip(reason), message.key)))
 
     def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
-        header, geometry = message.header, self._control.geometry
-        for name, ours in (
-            *((name, getattr(geometry, name)) for name in ("hidden_size", "block_size", "dtype", "deepstack_layers")),
-            ("verify", self._control.verify),
-        ):
-            theirs = getattr(message, name)
-            if theirs != ours:
-                reason = f"{name}: language {theirs}, encode {ours}; launch both with the same"
-                self._refuse_node(message, connection, reason)
-                return
-        if message.num_slots > self._control.limits.max_peer_slots:
-            limit = self._control.limits.max_peer_slots
-            self._refuse_node(message, connection, f"num_slots: {message.num_slots} > max_peer_slots {limit} of this node")
-            return
-        if self._peers.belongs_to_another(header.node_id, header.incarnation, key):
-            self._desk.count(Metric.MESSAGES_FORGED)
-            self._refuse_node(message, connection, "this node id is known with another key; one node has one key and one run directory")
-            return
-        for other in self._peers.alive():
-            if self._peers.get(other, Peer.NODE_ID) != header.node_id:
-                continue
-            incarnation = self._peers.get(other, Peer.INCARNATION)
-            if incarnation > header.incarnation:
-                self._refuse_node(message, connection, f"incarnation {header.incarnation} is older than {incarnation}")
-                return
-            if incarnation < header.incarnation:
-                self._desk.to("poller").send(Kick.PEER_DEAD, other, incarnation)
-        known = self._peers.find(header.node_id, header.incarnation)
-        engine = self._engine_for(message) if known is None else self._peers.get(known, Peer.ENGINE)
-        if isinstance(engine, str):
-            self._refuse_node(message, connection, engine)
-            return
-        if known is not None and message.registration > self._peers.get(known, Peer.REGISTRATION):
-            self._begin_again(known, message.registration)
-        if known is None:
-            record = PeerRecord(
-                node_id=header.node_id,
-                incarnation=header.incarnation,
-                window_blocks=message.window_blocks,
-                num_blocks=message.num_blocks,
-                num_slots=message.num_slots,
-                engine=engine,
-                bootstrap_addr=message.bootstrap_addr,
-                poller_addr=message.poller_addr,
-                run_socket=message.run_socket,
-                registration=message.registration,
-                key=key,
-            )
-            if self._peers.register(record, now_ns, self._peers_in_use()) is None:
-                self._refuse_node(message, connection, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
-                return
-            log.info("registered language %s; rows travel through %s", record, Engine(engine).name.lower())
-        own, limits = self._desk.addresses, self._control.limits
-        self._out.append(
-            Reply(
-                connection,
-                msg.Registered(
-                    self._header(message), own.bootstrap_addr, own.poller_addr, engine, geometry.num_blocks, limits.window_blocks
-                ),
-            )
-        )
+        answer = self._registrations.take(message, key, now_ns, self._peers_in_use)
+        if answer.begins_again is not None:
+            self._forget_granted_by(answer.begins_again)
+        self._out.append(Reply(connection, answer.message))
 
-    def _engine_for(self, message: msg.Register) -> int | str:
-        """How rows will travel: through shared memory where its run socket answers, else through Mooncake; or why they cannot."""
-        ours, tried = self._desk.engines, []
-        if Engine.SHM in ours:
-            if message.run_socket and self._desk.is_on_host(message.run_socket):
-                return Engine.SHM
-            tried.append("its run socket does not answer here" if message.run_socket else "it takes no shared memory")
-        if Engine.MOONCAKE in ours:
-            if message.mooncake_proto >= mooncake.PROTO:
-                return Engine.MOONCAKE
-            if message.mooncake_proto:
-                tried.append(f"its Mooncake has framing {message.mooncake_proto}, which reports writes done before they land (R13)")
-            else:
-                tried.append("it offers no Mooncake")
-        else:
-            tried.append("this encode node offers no Mooncake")
-        return f"no engine in common: {'; '.join(tried)}"
-
-    def _begin_again(self, peer: int, registration: int) -> None:
+    def _forget_granted_by(self, peer: int) -> None:
         """It had taken us for dead, and given back what it had granted before: nothing of that is valid any more (R14, D2)."""
-        self._peers.put(peer, Peer.REGISTRATION, registration)  # before the answer: its door is open to us only after that
         self._forget_pending_of(peer)
         for key, held in self._open.items():
             if key[0] == peer:
                 self._kick(held.slot, held.epoch)
-
-    def _refuse_node(self, message: msg.Register, connection: bytes, reason: str) -> None:
-        self._desk.count(Metric.MESSAGES_REFUSED)
-        self._warn(message.header, "language node %x refused: %s", message.header.node_id, reason)
-        self._out.append(Reply(connection, msg.Refused(self._header(message), FailureCode.REFUSED, msg.clip(reason))))
 
     def _peers_in_use(self) -> set[int]:
         return {key[0] for key in self._open} | {key[0] for key in self._pending_rooms}

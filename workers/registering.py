@@ -1,0 +1,143 @@
+"""Encode side of the bootstrap: which language nodes it serves, and how rows travel to each.
+
+A registration is refused with a reason that says what to change; one that is taken gives the node an entry in the peer table. A node that
+registers again had taken this one for dead: what it had granted before is valid no more (R14, D2).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.layout import Engine, Peer
+from embridge.allocator.metrics import Metric
+from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.rings import Kick
+from embridge.workers import messages as msg
+from embridge.workers.engines import mooncake
+from embridge.workers.loglimit import LogLimit
+from embridge.workers.roles import Desk
+
+log = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """What a language node is told; and its entry in the peer table, when it begins again."""
+
+    message: msg.Registered | msg.Refused
+    begins_again: int | None = None
+
+
+class Registrations:
+    """The language nodes that this encode node serves."""
+
+    def __init__(self, desk: Desk, limit: LogLimit) -> None:
+        self._desk = desk
+        self._control = desk.control
+        self._peers = desk.control.peers
+        self._limit = limit
+
+    def take(self, message: msg.Register, key: str, now_ns: int, in_use: Callable[[], set[int]]) -> Answer:
+        """`key`: the one that its connection has proved. `in_use`: entries that no other node may have, dead as theirs may be."""
+        header = message.header
+        why_not = self._why_not(message, key)
+        if why_not:
+            return self._refuse(message, now_ns, why_not)
+        for older in self._others(header):
+            self._desk.to("poller").send(Kick.PEER_DEAD, older, self._peers.get(older, Peer.INCARNATION))
+        peer = self._peers.find(header.node_id, header.incarnation)
+        if peer is None:
+            engine = self._engine_for(message)
+            if isinstance(engine, str):
+                return self._refuse(message, now_ns, engine)
+            record = PeerRecord(
+                node_id=header.node_id,
+                incarnation=header.incarnation,
+                window_blocks=message.window_blocks,
+                num_blocks=message.num_blocks,
+                num_slots=message.num_slots,
+                engine=engine,
+                bootstrap_addr=message.bootstrap_addr,
+                poller_addr=message.poller_addr,
+                run_socket=message.run_socket,
+                registration=message.registration,
+                key=key,
+            )
+            if self._peers.register(record, now_ns, in_use()) is None:
+                return self._refuse(message, now_ns, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
+            log.info("registered language %s; rows travel through %s", record, engine.name.lower())
+            return Answer(self._welcome(header, engine))
+        begins_again = message.registration > self._peers.get(peer, Peer.REGISTRATION)
+        if begins_again:
+            self._peers.put(peer, Peer.REGISTRATION, message.registration)  # before the answer: its door is open to us only after that
+        return Answer(self._welcome(header, self._peers.get(peer, Peer.ENGINE)), peer if begins_again else None)
+
+    def refuse_version(self, message: msg.Foreign) -> msg.Refused | None:
+        """The answer to a frame of another protocol version: only whoever sends a registration waits for one."""
+        if message.tag != msg.Register.__struct_config__.tag:
+            return None
+        theirs, ours = message.header.version, " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
+        reason = f"protocol version: the language node speaks {theirs}, this encode node {ours}; run the same embridge on both"
+        return msg.Refused(self._desk.header(message.header.incarnation), FailureCode.REFUSED, msg.clip(reason))
+
+    # ---- why a node is not served
+
+    def _why_not(self, message: msg.Register, key: str) -> str:
+        """Empty when nothing speaks against it."""
+        header, geometry = message.header, self._control.geometry
+        for name, ours in (
+            *((name, getattr(geometry, name)) for name in ("hidden_size", "block_size", "dtype", "deepstack_layers")),
+            ("verify", self._control.verify),
+        ):
+            theirs = getattr(message, name)
+            if theirs != ours:
+                return f"{name}: language {theirs}, encode {ours}; launch both with the same"
+        limit = self._control.limits.max_peer_slots
+        if message.num_slots > limit:
+            return f"num_slots: {message.num_slots} > max_peer_slots {limit} of this node"
+        if self._peers.belongs_to_another(header.node_id, header.incarnation, key):
+            self._desk.count(Metric.MESSAGES_FORGED)
+            return "this node id is known with another key; one node has one key and one run directory"
+        newest = max((self._peers.get(other, Peer.INCARNATION) for other in self._others(header)), default=0)
+        return f"incarnation {header.incarnation} is older than {newest}" if newest > header.incarnation else ""
+
+    def _others(self, header: msg.Header) -> list[int]:
+        """The living entries of other incarnations of this node."""
+        return [
+            peer
+            for peer in self._peers.alive()
+            if self._peers.get(peer, Peer.NODE_ID) == header.node_id and self._peers.get(peer, Peer.INCARNATION) != header.incarnation
+        ]
+
+    def _engine_for(self, message: msg.Register) -> Engine | str:
+        """How rows will travel: through shared memory where its run socket answers, else through Mooncake; or why they cannot."""
+        ours, tried = self._desk.engines, []
+        if Engine.SHM in ours:
+            if message.run_socket and self._desk.is_on_host(message.run_socket):
+                return Engine.SHM
+            tried.append("its run socket does not answer here" if message.run_socket else "it takes no shared memory")
+        if Engine.MOONCAKE in ours:
+            if message.mooncake_proto >= mooncake.PROTO:
+                return Engine.MOONCAKE
+            if message.mooncake_proto:
+                tried.append(f"its Mooncake has framing {message.mooncake_proto}, which reports writes done before they land (R13)")
+            else:
+                tried.append("it offers no Mooncake")
+        else:
+            tried.append("this encode node offers no Mooncake")
+        return f"no engine in common: {'; '.join(tried)}"
+
+    # ---- answers
+
+    def _welcome(self, header: msg.Header, engine: int) -> msg.Registered:
+        own, control = self._desk.addresses, self._control
+        to = self._desk.header(header.incarnation)
+        return msg.Registered(to, own.bootstrap_addr, own.poller_addr, engine, control.geometry.num_blocks, control.limits.window_blocks)
+
+    def _refuse(self, message: msg.Register, now_ns: int, reason: str) -> Answer:
+        header = message.header
+        self._desk.count(Metric.MESSAGES_REFUSED)
+        self._limit.log(log, logging.WARNING, header.node_id, now_ns, "language node %x refused: %s", header.node_id, reason)
+        return Answer(msg.Refused(self._desk.header(header.incarnation), FailureCode.REFUSED, msg.clip(reason)))
