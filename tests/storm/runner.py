@@ -192,6 +192,7 @@ class Storm:
                 ready_timeout_s=START_S,
             ),
             default_allocate_tokens=128,
+            max_restarts=1_000_000,  # a storm that kills a process every second is no crash loop
             bootstrap_port=ports[0],
             poller_port=ports[1],
             lock_memory=False,
