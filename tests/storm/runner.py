@@ -172,7 +172,7 @@ class Storm:
         self._fault_by = 0.0
         self.kills = 0
         self.unexplained = 0  # requests that failed and that no client of theirs gave up
-        self.tally = {"arrived": 0, "failed": 0, "refused": 0}
+        self.tally = {"arrived": 0, "failed": 0, "refused": 0}  # requests, as their schedulers saw them
 
     def _config(self, role: str, run_dir: Path) -> PipelineConfig:
         # one seed in two has nodes that come back at the address they had, one in two at another
@@ -341,7 +341,8 @@ class Storm:
                     case ("gone",):
                         seat.joined = False
                     case ("ended", room, verdict):
-                        self.tally["refused" if verdict == "refused" else "failed" if verdict else "arrived"] += 1
+                        if seat.side == "language":
+                            self.tally["refused" if verdict == "refused" else "failed" if verdict else "arrived"] += 1
                         self.unexplained += verdict not in ("", clients.ABORTED)
                         self._report(seat, room)
         except (EOFError, OSError):  # it died; a death that was no fault of ours is noted as its own
