@@ -26,7 +26,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--history", type=Path, default=Path("storm.jsonl"), help="where events go; the nodes' messages go beside it")
     parser.add_argument("--results", type=Path, help="a line is appended for each storm; seeds that are in it are left out")
     parser.add_argument("--check", type=Path, help="raise no storm: check this history again")
-    for name in ("encode-nodes", "encoders", "schedulers", "in-flight", "longest"):
+    for name in ("encode-nodes", "encoders", "schedulers", "in-flight", "longest", "block-size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Options, name.replace("-", "_")))
     parser.add_argument("--pause", type=float, default=Options.pause_s, help="seconds from one fault to the next, at most")
     parser.add_argument("--deadline", type=float, default=Options.deadline_s, help="seconds that a request may take")
@@ -103,6 +103,7 @@ def one(args: argparse.Namespace, seed: int, kinds: tuple[str, ...], allowed: Al
         schedulers=args.schedulers,
         in_flight=args.in_flight,
         longest=args.longest,
+        block_size=args.block_size,
         pause_s=args.pause,
         deadline_s=args.deadline,
         peer_timeout_s=args.peer_timeout,

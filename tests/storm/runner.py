@@ -43,8 +43,7 @@ from storm.history import Recorder, messages_of, speak_into
 from storm.plan import KINDS, LONGEST, WEIGHTS, kinds_of
 
 NS = 1_000_000_000
-LIMITS = Limits(num_slots=512, max_clients=6, window_blocks=16, max_destinations=2, max_peers=8, max_peer_slots=512, ring_records=512)
-GEOMETRY = Geometry(hidden_size=128, block_size=32, num_blocks=24, deepstack_layers=1)
+POOL_TOKENS, WINDOW_TOKENS = 768, 512
 START_S = 180.0  # for nodes and clients to be up, on a machine that is busy
 LONG_STOP = 1 / 12  # of the stops last longer than a peer's patience
 REPLACE_S = 0.2  # after which another client takes a dead one's seat
@@ -71,6 +70,7 @@ class Options:
     schedulers: int = 2
     in_flight: int = 10  # of each scheduler
     longest: int = LONGEST  # tokens of a request
+    block_size: int = 32  # tokens; the pools keep their size
     deadline_s: float = 30.0
     peer_timeout_s: float = 5.0
     pause_s: float = 0.6  # from one fault to the next, at most
@@ -177,14 +177,23 @@ class Storm:
     def _config(self, role: str, run_dir: Path) -> PipelineConfig:
         # one seed in two has nodes that come back at the address they had, one in two at another
         ports = [_free_port(), _free_port()] if self.options.seed % 2 else [0, 0]
+        block_size = self.options.block_size
         where = {"host": self._hosts[role].address, **self._keys[role]} if self._hosts else {}
         return PipelineConfig(
             role=role,
             run_dir=run_dir,
             **where,
             engine=self.options.engine,
-            geometry=GEOMETRY,
-            limits=LIMITS,
+            geometry=Geometry(hidden_size=128, block_size=block_size, num_blocks=POOL_TOKENS // block_size, deepstack_layers=1),
+            limits=Limits(
+                num_slots=512,
+                max_clients=6,
+                window_blocks=WINDOW_TOKENS // block_size,
+                max_destinations=2,
+                max_peers=8,
+                max_peer_slots=512,
+                ring_records=512,
+            ),
             timing=Timing(
                 request_timeout_s=self.options.deadline_s,
                 peer_timeout_s=self.options.peer_timeout_s,
@@ -207,7 +216,7 @@ class Storm:
             seed=self.options.seed,
             engine=self.options.engine,
             kinds=self.kinds,
-            block_size=GEOMETRY.block_size,
+            block_size=self.options.block_size,
             deadline_s=self.options.deadline_s,
             peer_timeout_s=self.options.peer_timeout_s,
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from storm.checker import check
+from storm.checker import check, figures
 from storm.history import read
 from storm.runner import Options, Storm, messages_in, raise_storm, tell
 
@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
     parser.add_argument("--in-flight", type=int, default=40, help="requests of each of two schedulers; the pool has room for some ten")
     parser.add_argument("--longest", type=int, default=Options.longest, help="tokens of a request, at most")
+    parser.add_argument("--block-size", type=int, default=Options.block_size, help="tokens of a block; the pools keep their size")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--history", type=Path, default=Path("soak.jsonl"))
     args = parser.parse_args(argv)
@@ -125,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         kinds=(),
         in_flight=args.in_flight,
         longest=args.longest,
+        block_size=args.block_size,
         deadline_s=120.0,
         without=QUIET,
     )
@@ -132,8 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     tell(f"soak: engine {args.engine}, seed {args.seed}, {args.seconds:g} s, a sample every {args.every:g} s, history {args.history}")
     with messages_in(args.history):
         storm = raise_storm(options, lambda path: Soak(options, path, every_s=args.every, samples=samples))
-    ended = [event for event in read(args.history) if event["event"] != "ended" or event["difference"]]
-    problems = samples.problems() + [str(violation) for violation in check(ended)]
+    events = read(args.history)
+    wrong = [event for event in events if event["event"] != "ended" or event["difference"]]
+    problems = samples.problems() + [str(violation) for violation in check(wrong)]
     if storm.unexplained:
         problems.append(f"{storm.unexplained} requests failed that nobody gave up")
     if not storm.tally["arrived"]:
@@ -143,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         tell(f"  {name:16} {seen[0]} -> {seen[-1]}")
     for text in problems:
         tell(f"DRIFT {text}")
+    tell(f"soak: {figures(events)['blocks']} blocks of {args.block_size} tokens, every byte checked")
     tell(f"soak: {storm.tally}, {len(first)} samples of {len(samples.of)} processes: {'drift' if problems else 'no drift'}")
     return 1 if problems else 0
 
