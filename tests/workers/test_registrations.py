@@ -104,3 +104,28 @@ def test_each_registration_has_a_greater_number_and_a_grant_carries_that_of_its_
         assert receiver.poll() == Phase.Failed
         node.restart("bootstrap")
     assert numbers == sorted(set(numbers))
+
+
+def test_a_node_with_more_slots_than_an_entry_has_room_for_is_refused_with_both_numbers() -> None:
+    """P12: its tombstones would lie in those of another."""
+    node = EncodeAlone()
+    limit = node.control.limits.max_peer_slots
+    node.register(node_id=11, num_slots=limit + 1)
+    (refused,) = node.sent(msg.Refused)
+    assert refused.reason == f"num_slots: {limit + 1} > max_peer_slots {limit} of this node"
+    assert node.control.peers.find(11, 1) is None
+    node.register(node_id=11, num_slots=limit)
+    assert node.control.peers.find(11, 1) is not None
+
+
+def test_when_all_entries_are_taken_the_next_node_is_told_so_and_nobody_loses_its_own() -> None:
+    """P12: a limit that says which setting to raise."""
+    node = EncodeAlone()
+    others = range(11, 10 + node.control.limits.max_peers)  # the first has an entry already
+    for other in others:
+        node.register(node_id=other)
+    assert node.sent(msg.Refused) == []
+    node.register(node_id=99)
+    (refused,) = node.sent(msg.Refused)
+    assert refused.reason == f"all {node.control.limits.max_peers} peer entries are taken; raise max_peers"
+    assert all(node.control.peers.find(other, 1) is not None for other in (10, *others))
