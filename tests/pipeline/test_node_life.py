@@ -19,7 +19,7 @@ from support.agents import Agent, running
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, alive, config_of, start_node, station
 from support.scheduling import Queues
-from support.waiting import SLACK_S, wait_until
+from support.waiting import wait_until
 
 from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.layout import NodeState, Process
@@ -140,7 +140,7 @@ def test_when_the_launcher_is_killed_none_of_its_processes_is_left_after_a_secon
         pids = list(it.pids().values())
         assert alive(pids) == pids
         os.kill(it.node.pid, signal.SIGKILL)
-        wait_until(lambda: not alive(pids), 1.0 + SLACK_S, lambda: f"orphans gone: {alive(pids)}")
+        wait_until(lambda: not alive(pids), 1.0, lambda: f"orphans gone: {alive(pids)}")
         wait_until(lambda: client.node_gone)
         with pytest.raises(NodeGoneError, match=r"the node in .* is gone; attach\(\) again once it is back"):
             client.sender(1, 10)

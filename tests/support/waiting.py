@@ -9,7 +9,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.002
-SLACK_S = 1.0  # beyond a promise, for a machine that runs other tests
 
 
 def wait_until(condition: Callable[[], T], timeout_s: float = 20.0, what: str | Callable[[], object] = "") -> T:
