@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import zmq
@@ -25,6 +25,7 @@ from embridge.allocator.metrics import Metric
 from embridge.workers import messages as msg
 from embridge.workers.keys import KEY_LENGTH, AllowFile, KeyPair
 from embridge.workers.loglimit import LogLimit
+from embridge.workers.reader import Reader
 from embridge.workers.roles import Arrival, Denied, Desk, Disconnect, Inbox, Out, Reply, Send, Step
 from embridge.workers.timing import NS
 from embridge.workers.worker import Seat, begin
@@ -33,8 +34,7 @@ from embridge.workers.zap import DOMAIN, Gatekeeper
 log = logging.getLogger(__name__)
 
 HIGH_WATER = 20_000  # messages queued for one peer; what exceeds it is dropped and repaired by heartbeats
-RECEIVE_AT_ONCE = 512
-FRAMES_AT_ONCE = 64  # of one message; ours have one, or two with the name of its connection
+RECEIVE_HIGH_WATER = 512  # messages that came over one connection and wait for this process; what exceeds it waits at the sender
 RECONNECT_MS = 50
 HANDSHAKE_MS = 5000  # within which a connection says who it is, or ends
 KEEPALIVE_S = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10, zmq.TCP_KEEPALIVE_CNT: 3}
@@ -91,7 +91,7 @@ def set_limits(socket: zmq.Socket[bytes]) -> None:
     """What both ends have in common: bounds on queues, messages and handshakes, and connections that end with their host."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
-    socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+    socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
     socket.setsockopt(zmq.MAXMSGSIZE, msg.MAX_MESSAGE_BYTES)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.IPV6, 1)
@@ -99,36 +99,10 @@ def set_limits(socket: zmq.Socket[bytes]) -> None:
         socket.setsockopt(option, value)
 
 
-class _Reader:
-    """Takes messages off a socket. One of more frames than ours have is dropped, some frames a call, however many it has."""
-
-    def __init__(self, socket: zmq.Socket[bytes], num_frames: int) -> None:
-        self._socket = socket
-        self._num_frames = num_frames
-        self._is_dropping = False
-
-    def take(self) -> list[zmq.Frame] | None:
-        """The frames of one message; none of them for one that is dropped; None while the rest of it is still to be dropped.
-
-        Raises:
-            zmq.Again: there is no whole message; libzmq shows the frames of one together.
-        """
-        frames = []
-        for _ in range(FRAMES_AT_ONCE):
-            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-            frames.append(frame)
-            if not frame.more:
-                is_ours = len(frames) == self._num_frames and not self._is_dropping
-                self._is_dropping = False
-                return frames if is_ours else []
-        self._is_dropping = True
-        return None
-
-
 class _Line:
     """A DEALER to one address, and the monitor that tells when nobody listens there, or who listens is not who should."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str, desk: Desk) -> None:
         self.key = key
         self.socket = context.socket(zmq.DEALER)
         set_limits(self.socket)
@@ -136,7 +110,7 @@ class _Line:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 10 * RECONNECT_MS)
         if keys is not None:
             keys.apply(self.socket, key)
-        self.reader = _Reader(self.socket, 1)
+        self.reader = Reader(self.socket, 1, desk)
         self.monitor = self.socket.get_monitor_socket(sum(FAILED_HANDSHAKES, zmq.EVENT_CLOSED))
         try:
             self.socket.connect(address)
@@ -177,7 +151,8 @@ class Wire:
             self._poller.register(self._gatekeeper.socket, zmq.POLLIN)
             self._keys.apply(self._router)
         self._router.bind(seat.bind_addr)
-        self._reader = _Reader(self._router, 2)
+        self._reader = Reader(self._router, 2, desk)
+        self._resting: list[Reader] = []
         self._lines: dict[str, _Line] = {}
         self._poller.register(self._router, zmq.POLLIN)
 
@@ -190,6 +165,13 @@ class Wire:
 
     def wait(self, timeout_s: float) -> set[object]:
         """What is readable after at most that time (a millisecond is the finest step)."""
+        now_ns = time.monotonic_ns()
+        for reader in list(self._resting):
+            if reader.rests_until_ns <= now_ns:
+                self._resting.remove(reader)
+                self._poller.register(reader.socket, zmq.POLLIN)
+            else:
+                timeout_s = min(timeout_s, (reader.rests_until_ns - now_ns) / NS)
         try:
             return {source for source, _ in self._poller.poll(max(0, round(timeout_s * 1000 + 0.5)))}
         except zmq.ZMQError as error:
@@ -225,47 +207,39 @@ class Wire:
         return arrivals, refused, list(denied.values())
 
     def _receive_connected(self, arrivals: list[Arrival]) -> None:
-        for _ in range(RECEIVE_AT_ONCE):
-            try:
-                frames = self._reader.take()
-            except zmq.Again:
-                break
-            if frames is None:
-                continue
-            identity = _user_id(frames[-1]) if self._keys is not None and frames else ""
-            if not frames or not self._may_speak(identity):
-                self._desk.count(Metric.MESSAGES_REFUSED)
-                continue
-            self._decode(frames[1].bytes, arrivals, frames[0].bytes, None, identity)
+        for connection, body in self._messages(self._reader):
+            identity = _user_id(body) if self._keys is not None else ""
+            if not self._may_speak(identity) or not self._decode(body.bytes, arrivals, connection.bytes, None, identity):
+                self._reader.refuse()
 
     def _receive_answers(self, address: str, line: _Line, arrivals: list[Arrival]) -> None:
-        for _ in range(RECEIVE_AT_ONCE):
-            try:
-                frames = line.reader.take()
-            except zmq.Again:
-                break
-            if frames:
-                self._decode(frames[0].bytes, arrivals, None, address, line.key)
-            elif frames is not None:
-                self._desk.count(Metric.MESSAGES_REFUSED)
+        for (body,) in self._messages(line.reader):
+            if not self._decode(body.bytes, arrivals, None, address, line.key):
+                line.reader.refuse()
+
+    def _messages(self, reader: Reader) -> Iterator[list[zmq.Frame]]:
+        """What has come on a socket; one that is to rest then is not looked at until `wait` finds that its rest is over."""
+        yield from reader.messages()
+        if reader.rests_until_ns > time.monotonic_ns():
+            self._poller.unregister(reader.socket)
+            self._resting.append(reader)
 
     def _may_speak(self, identity: str) -> bool:
         """Whether it is still listed: a connection outlives the line that let it in."""
         return self._keys is None or (len(identity) == KEY_LENGTH and self._keys.is_listed(identity))
 
-    def _decode(
-        self, data: bytes, arrivals: list[Arrival], connection: bytes | None, address: str | None, identity: str
-    ) -> None:
+    def _decode(self, data: bytes, arrivals: list[Arrival], connection: bytes | None, address: str | None, identity: str) -> bool:
+        """Add a message to the arrivals; False for one that is refused. Of one of another version the role hears nevertheless."""
         message: msg.Message | msg.Foreign | None
         try:
             message = msg.decode(data, address or "a connected peer")
         except ProtocolError as error:
-            self._desk.count(Metric.MESSAGES_REFUSED)
             message = msg.decode_foreign(data)
             level = logging.WARNING if error.field == "version" else logging.DEBUG
             self._limit.log(log, level, identity or address or connection, time.monotonic_ns(), "message refused: %s", str(error))
         if message is not None:
             arrivals.append(Arrival(message, connection, address, identity))
+        return message is not None and not isinstance(message, msg.Foreign)
 
     def send(self, out: list[Out]) -> None:
         """Hand messages to the sockets; never waits. One that does not fit is dropped, for heartbeats repair it."""
@@ -296,7 +270,7 @@ class Wire:
             why = "its key is not in the allow-list any more" if key else "no key for it in this node's allow-list; add its line"
             self._deny(address, why, True)
             return None
-        line = self._lines[address] = _Line(self._context, address, self._keys, expected)
+        line = self._lines[address] = _Line(self._context, address, self._keys, expected, self._desk)
         self._poller.register(line.socket, zmq.POLLIN)
         self._poller.register(line.monitor, zmq.POLLIN)
         return line
@@ -312,7 +286,10 @@ class Wire:
     def _drop(self, address: str) -> None:
         line = self._lines.pop(address, None)
         if line is not None:
-            self._poller.unregister(line.socket)
+            if line.reader in self._resting:
+                self._resting.remove(line.reader)
+            else:
+                self._poller.unregister(line.socket)
             self._poller.unregister(line.monitor)
             line.close()
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import zmq
 from support.alone import Alone, EncodeAlone, LanguageAlone
-from support.wires import Wired, dealer, say, wired
+from support.wires import Wired, dealer, register, say, wired
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Slot
 from embridge.workers import messages as msg
+from embridge.workers import reader as reader_module
 from embridge.workers import wire as wire_module
 from embridge.workers.keys import KeyPair, new_key_pair
 
@@ -44,16 +45,6 @@ def port(allow_file: Path) -> Iterator[Wired]:
     """An encode node's control port with keys."""
     with wired(EncodeAlone().actor("bootstrap"), NODE, allow_file) as it:
         yield it
-
-
-def register(node_id: int = 50, *, registration: int = 1, incarnation: int = 1, version: int = msg.VERSION) -> bytes:
-    return msg.encode(
-        msg.Register(
-            header=msg.Header(version, node_id, incarnation, 0, 1), bootstrap_addr="tcp://127.0.0.1:1", poller_addr="tcp://127.0.0.1:2",
-            run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0,
-            num_slots=64, window_blocks=16, registration=registration, verify=False,
-        )
-    )  # fmt: skip
 
 
 def answer(port: Wired, sock: zmq.Socket[bytes], timeout_s: float = 20.0) -> msg.Message:
@@ -196,10 +187,33 @@ def test_frames_over_sockets_are_refused_and_counted(allow_file: Path, keys: boo
         assert port.metrics()["errors"] == 0
 
 
+def test_a_flood_of_what_is_refused_is_read_slowly_and_whoever_else_is_there_is_served(
+    port: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P16: the port rests once it has refused its share; then the flood and others are read in turn, one for one."""
+    monkeypatch.setattr(reader_module, "COST_NS", 10**12)  # so that no rest ends by itself
+    with dealer(port.address, LISTED, NODE.public) as flood, dealer(port.address, OTHER, NODE.public) as good:
+        good.send(register(70))
+        assert isinstance(answer(port, good), msg.Registered)
+        for _ in range(1000):
+            flood.send(b"noise")
+        port.turn_until(lambda: port.metrics()["messages_refused"] == reader_module.REFUSED_AT_ONCE)
+        good.send(register(70))
+        for _ in range(20):
+            port.turn(0.01)
+        assert port.metrics()["messages_refused"] == reader_module.REFUSED_AT_ONCE
+        assert not good.poll(0)
+        port.wire._reader.rests_until_ns = port.wire._reader._paid_ns = 0
+        monkeypatch.setattr(reader_module, "COST_NS", 0)
+        monkeypatch.setattr(reader_module, "MESSAGES_AT_ONCE", 2)
+        port.turn_until(lambda: port.metrics()["messages_in"] == 2)
+        assert port.metrics()["messages_refused"] < 2 * reader_module.REFUSED_AT_ONCE
+
+
 @pytest.mark.parametrize("keys", [False, True])
 def test_a_message_of_endless_frames_is_dropped_a_few_at_a_time(allow_file: Path, keys: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """P12, P16: it is counted once and costs no step more than its share of frames; whoever else is there is served after it."""
-    monkeypatch.setattr(wire_module, "RECEIVE_AT_ONCE", 4)
+    monkeypatch.setattr(reader_module, "MESSAGES_AT_ONCE", 4)
     num_frames = 4000  # about 16 steps of 4 x 64
     with wired(EncodeAlone().actor("bootstrap"), NODE if keys else None, allow_file if keys else None) as port:
         key = LISTED if keys else None
@@ -212,7 +226,7 @@ def test_a_message_of_endless_frames_is_dropped_a_few_at_a_time(allow_file: Path
             while port.metrics()["messages_refused"] == before:
                 port.turn(0.005)
                 steps += port.wire._reader._is_dropping
-            assert steps >= num_frames // (4 * wire_module.FRAMES_AT_ONCE)
+            assert steps >= num_frames // (4 * reader_module.FRAMES_AT_ONCE)
             assert port.metrics()["messages_refused"] == before + 1
             sock.send(register(71))
             assert isinstance(answer(port, sock), msg.Registered)
@@ -337,7 +351,8 @@ def test_the_limits_of_a_socket_are_set_on_both_ends() -> None:
         wire_module.set_limits(sock)
         assert sock.getsockopt(zmq.MAXMSGSIZE) == msg.MAX_MESSAGE_BYTES
         assert sock.getsockopt(zmq.HANDSHAKE_IVL) == wire_module.HANDSHAKE_MS
-        assert 0 < sock.getsockopt(zmq.SNDHWM) == sock.getsockopt(zmq.RCVHWM) == wire_module.HIGH_WATER
+        assert 0 < sock.getsockopt(zmq.SNDHWM) == wire_module.HIGH_WATER
+        assert 0 < sock.getsockopt(zmq.RCVHWM) == wire_module.RECEIVE_HIGH_WATER
         assert sock.getsockopt(zmq.TCP_KEEPALIVE) == 1
 
 

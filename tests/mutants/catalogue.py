@@ -745,6 +745,13 @@ NODE: Final = [
         (f"{STRANGERS}::test_a_key_that_is_taken_off_the_list_is_not_heard_any_more",),
     ),
     Mutant(
+        "floods-are-read-at-once", "P16", "a flood of what is refused takes all of a process",
+        "workers/reader.py",
+        "            if self.rests_until_ns > time.monotonic_ns():\n                return\n",
+        "",
+        (f"{STRANGERS}::test_a_flood_of_what_is_refused_is_read_slowly_and_whoever_else_is_there_is_served",),
+    ),
+    Mutant(
         "speaks-for-another", "D15, P17", "a listed node may send heartbeats and reports in the name of another",
         "workers/peers.py",
         "        if peers_key != key:\n",

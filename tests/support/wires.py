@@ -12,6 +12,7 @@ from pathlib import Path
 import zmq
 
 from embridge.allocator.segment import Descriptor
+from embridge.workers import messages as msg
 from embridge.workers.keys import KeyPair
 from embridge.workers.roles import Arrival, Denied, Inbox
 from embridge.workers.wire import Wire
@@ -106,6 +107,17 @@ def dealer(address: str, keys: KeyPair | None = None, server_key: str = "", **op
         sock.close(0)
     finally:
         context.destroy(0)
+
+
+def register(node_id: int = 50, *, registration: int = 1, incarnation: int = 1, version: int = msg.VERSION) -> bytes:
+    """The registration of a language node of two columns."""
+    return msg.encode(
+        msg.Register(
+            header=msg.Header(version, node_id, incarnation, 0, 1), bootstrap_addr="tcp://127.0.0.1:1", poller_addr="tcp://127.0.0.1:2",
+            run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0,
+            num_slots=64, window_blocks=16, registration=registration, verify=False,
+        )
+    )  # fmt: skip
 
 
 def say(sock: zmq.Socket[bytes], frame: bytes) -> None:
