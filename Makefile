@@ -47,8 +47,8 @@ types: $(BUILT)  ## mypy --strict, over links that show the checker the installe
 bytecode: $(BUILT)  # where Python is told to write none, each of some thousand processes would compile every module anew
 	@$(BIN)/python -m compileall -q $(PACKAGES)
 
-storm: $(BUILT) bytecode  ## the long randomised runs
-	$(BIN)/python -m pytest -n auto -m storm --timeout 1800 $(ARGS)
+storm: $(BUILT) bytecode  ## the long randomised runs; ARGS=--resume goes on with what has not passed yet
+	$(BIN)/python -m pytest -n auto -m storm --timeout 1800 --passed .build/storm.passed $(ARGS)
 
 soak: $(BUILT)  ## an hour of full load, and whether anything drifts; ARGS="--engine mooncake --seconds 600", say
 	PYTHONPATH=tests $(BIN)/python -m storm.soak $(ARGS)

@@ -19,6 +19,7 @@ from support.scheduling import Queues
 
 from embridge.pipeline import Client, attach
 
+pytest_plugins = ["support.resuming"]
 OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 
