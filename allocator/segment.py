@@ -1,10 +1,8 @@
-"""Segments: created, reserved and unlinked at once, then handed on as descriptors.
+"""Segments: created without a name, reserved at once, then handed on as descriptors.
 
-A segment has a name for some microseconds only: it is created with `O_CREAT | O_EXCL` and mode 0600 under a random name, its
-space is reserved with `posix_fallocate` before anything maps it (a full /dev/shm is a clear error here, and not a SIGBUS at
-the first touch), and it is unlinked. From then on it lives as long as somebody holds a descriptor or a mapping, so whatever
-is killed, whenever, no memory stays in /dev/shm. The name of who was killed in those microseconds stays, of an empty file;
-whoever makes a segment next removes it.
+A segment is a file of /dev/shm that never has a name there (`O_TMPFILE`), of mode 0600. Its space is reserved with `posix_fallocate` before
+anything maps it (a full /dev/shm is a clear error here, and not a SIGBUS at the first touch). It lives as long as somebody holds a
+descriptor or a mapping, so whatever is killed, whenever, nothing stays in /dev/shm.
 
 Where /dev/shm gives huge pages to who asks for them, the payload is first touched through a mapping that asks: what `posix_fallocate`
 reserves is in small pages, and stays so.
@@ -14,19 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import secrets
 from multiprocessing import reduction
 from typing import Any, Final
-
-import posix_ipc
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 
-CONTROL_LABEL: Final = "control"
-_OUR_NAME: Final = re.compile(r"embridge-[a-z]+-[0-9a-f]{16}")
+SHARED_MEMORY: Final = "/dev/shm"
 
 
 class Descriptor:
@@ -53,57 +46,29 @@ def _rebuild(handle: Any) -> Descriptor:
     return Descriptor(handle.detach())
 
 
-def name_prefix(label: str) -> str:
-    """How the name of a segment begins while it has one; the kernel still tells it of an open file."""
-    return f"/embridge-{label}-"
-
-
 def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", huge: bool = False) -> Descriptor:
-    """A new, zeroed, reserved and already nameless segment of `size` bytes, of huge pages (`huge`) where there are any.
+    """A new, zeroed, reserved and nameless segment of `size` bytes, of huge pages (`huge`) where there are any.
 
-    `remedy`: what makes it smaller, for the error's text.
+    `label` says in errors what it is for, `remedy` what makes it smaller.
 
     Raises:
         SegmentError: /dev/shm has not enough room, or shared memory is not to be had.
     """
-    _remove_forgotten_names()
-    name = f"{name_prefix(label)}{secrets.token_hex(8)}"
     try:
-        memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
-    except (OSError, posix_ipc.Error) as error:
-        raise SegmentError(f"shared memory for {label}: {error}; check that /dev/shm is a writable tmpfs") from error
+        fd = os.open(SHARED_MEMORY, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)  # EXCL: it will not get a name, either
+    except OSError as error:
+        raise SegmentError(f"shared memory for {label}: {error}; check that {SHARED_MEMORY} is a writable tmpfs") from error
     try:
-        with contextlib.suppress(posix_ipc.ExistentialError):  # somebody took it for forgotten
-            posix_ipc.unlink_shared_memory(name)
         if huge and _shm_free() > size:
-            _fill_with_huge_pages(memory.fd, size)
-        os.posix_fallocate(memory.fd, 0, size)
-        os.set_inheritable(memory.fd, False)
-    except (OSError, posix_ipc.Error) as error:
-        os.close(memory.fd)
-        with contextlib.suppress(OSError, posix_ipc.Error):
-            posix_ipc.unlink_shared_memory(name)
-        why = error.strerror if isinstance(error, OSError) else error
+            _fill_with_huge_pages(fd, size)
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        os.close(fd)
         raise SegmentError(
-            f"shared memory for {label}: {size} bytes asked for, {_shm_free()} bytes free in /dev/shm ({why}); "
-            f"{remedy} or enlarge /dev/shm"
+            f"shared memory for {label}: {size} bytes asked for, {_shm_free()} bytes free in {SHARED_MEMORY} ({error.strerror}); "
+            f"{remedy} or enlarge {SHARED_MEMORY}"
         ) from error
-    return Descriptor(memory.fd)
-
-
-def _remove_forgotten_names() -> None:
-    """Those of processes that were killed before they could unlink them: empty, for what has a size has no name any more.
-
-    One that somebody is about to unlink may be among them, which costs it nothing: it has the descriptor.
-    """
-    with contextlib.suppress(OSError), os.scandir("/dev/shm") as entries:
-        for entry in entries:
-            if not _OUR_NAME.fullmatch(entry.name):
-                continue
-            with contextlib.suppress(OSError):
-                status = entry.stat(follow_symlinks=False)
-                if status.st_uid == os.geteuid() and status.st_size == 0:
-                    os.unlink(entry.path)
+    return Descriptor(fd)
 
 
 def _fill_with_huge_pages(fd: int, size: int) -> None:
@@ -116,7 +81,7 @@ def _fill_with_huge_pages(fd: int, size: int) -> None:
 
 
 def _shm_free() -> int:
-    status = os.statvfs("/dev/shm")
+    status = os.statvfs(SHARED_MEMORY)
     return status.f_bavail * status.f_frsize
 
 

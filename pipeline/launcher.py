@@ -35,7 +35,7 @@ from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, Header, NodeState, PayloadLayout, Process
 from embridge.allocator.pinning import lock, lock_note
-from embridge.allocator.segment import CONTROL_LABEL, Descriptor, create_segment, map_segment
+from embridge.allocator.segment import Descriptor, create_segment, map_segment
 from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.door import Door
 from embridge.pipeline.node import Ready, decode_config
@@ -187,7 +187,7 @@ class Launcher:
         config = self.config
         layout = ControlLayout.of(self.role, config.geometry, config.limits)
         payload_bytes = PayloadLayout.of(config.geometry).size
-        self._control_fd = self._own(create_segment(CONTROL_LABEL, layout.size))
+        self._control_fd = self._own(create_segment("control", layout.size))
         self._payload_fd = self._own(create_segment("payload", payload_bytes, huge=True))
         mapping = map_segment(self._control_fd.fd, layout.size)
         format_control(

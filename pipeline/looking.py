@@ -19,7 +19,7 @@ from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, SegmentError
 from embridge.allocator.layout import Header
 from embridge.allocator.ranklog import RankLog
-from embridge.allocator.segment import CONTROL_LABEL, map_segment, name_prefix
+from embridge.allocator.segment import SHARED_MEMORY, map_segment
 from embridge.pipeline.joining import knock
 from embridge.workers import run_socket
 
@@ -79,10 +79,9 @@ def _among_open_files(run_dir: Path, why: str) -> Look | None:
     pid = launcher_of(run_dir)
     if not pid:
         return None
-    prefix = f"/dev/shm{name_prefix(CONTROL_LABEL)}"
     for link in _open_files(pid):
         with contextlib.suppress(OSError, SegmentError):
-            if os.readlink(link).startswith(prefix):
+            if os.readlink(link).startswith(f"{SHARED_MEMORY}/"):
                 fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     control = _map_control(fd)

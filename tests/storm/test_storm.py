@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support.nodes import every_engine
 
+pytestmark = pytest.mark.process
+
 TESTS = Path(__file__).parents[1]
 KILLS = "kill worker,kill poller,kill bootstrap,kill client"
 SHARED_MACHINE = [
@@ -37,7 +39,6 @@ def command(module: str, *words: str, folder: Path, timeout_s: float) -> str:
     return done.stdout
 
 
-@pytest.mark.process
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("engine", ["shm", pytest.param("mooncake", marks=pytest.mark.storm)])
 def test_a_short_storm_breaks_no_promise(engine: str, tmp_path: Path) -> None:

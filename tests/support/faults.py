@@ -80,8 +80,6 @@ CALLS = (
         "mkdir": errno.EACCES, "stat": errno.EACCES, "read_text": errno.EIO, "write_text": errno.ENOSPC, "replace": errno.EIO,
         "unlink": errno.EROFS,
     }.items()),
-    Call("posix_ipc", "SharedMemory", _os(errno.EMFILE)),
-    Call("posix_ipc", "unlink_shared_memory", _of("posix_ipc", "PermissionsError", "No permission to unlink this segment")),
     Call("embridge.allocator.segment", "Mapping", _os(errno.ENOMEM)),
     Call("socket", "socket.__init__", _os(errno.EMFILE)),
     *(Call("socket", f"socket.{name}", _os(number)) for name, number in {

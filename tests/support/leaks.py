@@ -124,6 +124,6 @@ def _mappings() -> Counter[str]:
     found: Counter[str] = Counter()
     for line in Path("/proc/self/maps").read_text().splitlines():
         name = line.split(maxsplit=5)[5] if len(line.split(maxsplit=5)) > 5 else ""
-        if "embridge" in name:
-            found[name.split("-")[0] + "..."] += 1
+        if "embridge" in name or name.startswith("/dev/shm/#"):
+            found[name.split("-")[0].split("#")[0] + "..."] += 1
     return found
