@@ -97,7 +97,11 @@ class SessionTable:
             if self._words.load(at + Session.NUMBER) == number:
                 return session
 
-    def quarantined(self) -> dict[int, int]:
-        """By exposure word, how many blocks are in quarantine; a look, not a count to rely on."""
-        words, counts = np.unique(self._exposure[self._cells & 3 == QUARANTINED], return_counts=True)
-        return dict(zip(words.tolist(), counts.tolist(), strict=True))
+    def quarantined(self) -> dict[int, list[tuple[int, int]]]:
+        """By exposure word, the blocks that are in quarantine, each with its cell, which no later quarantine of that block has; a look."""
+        cells = self._cells.copy()
+        blocks = np.flatnonzero(cells & 3 == QUARANTINED)
+        found: dict[int, list[tuple[int, int]]] = {}
+        for block, cell, word in zip(blocks.tolist(), cells[blocks].tolist(), self._exposure[blocks].tolist(), strict=True):
+            found.setdefault(word, []).append((block, cell))
+        return found

@@ -112,7 +112,7 @@ class Scene:
                 is_over = number < self.control.sessions.number(worker)
                 session = f"session {number} of worker{worker}"
                 ends = "the poller's next look: that session is over" if is_over else f"a fence of worker{worker}"
-            found.append(({"session": session, "blocks": blocks, "ends_with": ends}, worker))
+            found.append(({"session": session, "blocks": len(blocks), "ends_with": ends}, worker))
         return sorted(found, key=lambda entry: -int(entry[0]["blocks"]))
 
 

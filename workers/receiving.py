@@ -3,8 +3,8 @@
 A report names the request by this node's incarnation, slot and epoch; whatever is about another one has no effect but that an ended
 request is closed at the sender (R14, R23). Success is taken from the phase, never from the counters (R20). Failed frees nothing
 by itself: blocks that were exposed are quarantined until the encode side acknowledges the abort, or until nobody is left who
-could write into them (R7, R12, D2). Over a network nobody but a fence can say that: the poller asks for one when somebody waits for
-blocks while some are quarantined, and at latest after `fence_after_s` (R11).
+could write into them (R7, R12, D2). Over a network nobody but a fence can say that: the poller asks for one when a block has
+been quarantined for `fence_wait_s` while somebody waits for blocks, and at latest after `fence_after_s` (R11).
 
 Where nodes verify, a report advances the word only when its rows have been checked (R27): see `verifying`.
 """
@@ -41,7 +41,7 @@ class StatusReceiver(Poller):
         self._resends: dict[int, int] = {}  # slot -> how often
         self._sessions = desk.control.sessions
         self._has_sessions = Engine.MOONCAKE in desk.engines
-        self._quarantined_ns: dict[int, int] = {}  # exposure word -> since when blocks with it are seen in quarantine
+        self._quarantined_ns: dict[tuple[int, int], int] = {}  # (block, cell) -> since when it is seen in quarantine
         self._fenced_ns: dict[int, int] = {}  # worker -> when it was told to fence its session
         self._looked_ns = 0
         self._verifier = Verifier(desk, self._advance_verified, self._corrupt) if desk.control.verify else None
@@ -84,18 +84,20 @@ class StatusReceiver(Poller):
         """Free what a fence has passed, and have the other sessions fenced that keep blocks in quarantine for too long (R11)."""
         held = self._sessions.quarantined() if self._control.blocks.counts().quarantined else {}
         held.pop(SHM_EXPOSURE, None)
-        since = self._quarantined_ns = {word: self._quarantined_ns.get(word, self._now_ns) for word in held}
+        since = self._quarantined_ns = {
+            block: self._quarantined_ns.get(block, self._now_ns) for blocks in held.values() for block in blocks
+        }
         patience_s = self._desk.timing.fence_wait_s if self._control.blocks.waiters() else self._desk.timing.fence_after_s
         for word, blocks in held.items():
             worker, number = (word >> 32) - 1, word & _SESSION_MASK
             current = self._sessions.number(worker)
             if number < current:
                 self._free_fenced(worker, current)
-            elif self._now_ns - since[word] >= patience_s * NS and (
+            elif self._now_ns - min(since[block] for block in blocks) >= patience_s * NS and (
                 self._now_ns - self._fenced_ns.get(worker, -FENCE_AGAIN_NS) >= FENCE_AGAIN_NS
             ):
                 self._fenced_ns[worker] = self._now_ns
-                log.info("session %d is fenced: %d blocks are in quarantine under it", number, blocks)
+                log.info("session %d is fenced: %d blocks are in quarantine under it", number, len(blocks))
                 self._desk.to(f"worker{worker}").send(Kick.FENCE, worker, 0, number)
 
     def _take(self, message: msg.Message, peer: int) -> bool:

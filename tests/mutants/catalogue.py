@@ -623,6 +623,13 @@ RECEIVING: Final = [
         (f"{SESSIONS}::test_when_somebody_waits_for_a_block_the_fence_comes_soon",),
     ),
     Mutant(
+        "fence-for-the-busy", "R11", "one quarantine after another, each of them short, bring a fence",
+        "workers/receiving.py",
+        "block: self._quarantined_ns.get(block, self._now_ns) for blocks",
+        "block: min(self._quarantined_ns.values(), default=self._now_ns) for blocks",
+        (f"{SESSIONS}::test_quarantines_that_end_in_time_bring_no_fence_however_many_follow_one_another",),
+    ),
+    Mutant(
         "freed-before-the-fence", "R10, P7", "what is quarantined under the session that lives is taken for fenced",
         "workers/receiving.py",
         "            if number < current:\n                self._free_fenced(worker, current)\n",

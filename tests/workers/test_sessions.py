@@ -113,6 +113,28 @@ def test_when_somebody_waits_for_a_block_the_fence_comes_soon() -> None:
     assert node.counts() == {"free": 8}
 
 
+def test_quarantines_that_end_in_time_bring_no_fence_however_many_follow_one_another() -> None:
+    """R11: a fence breaks off what others are sending; here there is always some block in quarantine, and none for long."""
+    node = network_language()
+    node.control.blocks.set_waiting(1, True)
+    node.advance(1.0)
+    ending = None
+    for room in range(1, 13):
+        receiver = node.receiver(room)
+        receiver.abort()
+        receiver.clear()
+        node.settle()
+        if ending is not None:
+            node.abort_ack(ending)
+        assert node.counts() == {"free": 6, "quarantined": 2}
+        node.advance(node.world.timing.fence_wait_s / 2)
+        ending = receiver
+    assert node.control.sessions.number(0) == 1
+    node.advance(node.world.timing.fence_wait_s + 0.3)
+    assert node.control.sessions.number(0) == 2
+    assert node.counts() == {"free": 8}
+
+
 def test_a_fence_frees_only_what_was_exposed_under_a_lesser_session() -> None:
     """R10: what was granted meanwhile under the new one, and failed there, stays."""
     node = network_language()
