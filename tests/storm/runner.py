@@ -161,7 +161,7 @@ class Storm:
         self._waits: list[Wait] = []
         self._fault_ids = itertools.count(1)
         self._dead: list[Any] = []  # clients that were killed, and that nobody has waited for
-        self._launched: queue.Queue[tuple[NodeSeat, Node | None, str]] = queue.Queue()
+        self._launched: queue.Queue[tuple[NodeSeat, Node | None, str, bool]] = queue.Queue()
         self._launching: list[threading.Thread] = []
         self._eased: dict[int, Callable[[], None]] = {}
         self._is_cut = False
@@ -299,7 +299,7 @@ class Storm:
         for thread in self._launching:
             thread.join()
         while not self._launched.empty():
-            seat, node, _ = self._launched.get()
+            seat, node, *_ = self._launched.get()
             seat.node = node or seat.node
         for seat in self.seats:
             self._dismiss(seat)
@@ -396,9 +396,9 @@ class Storm:
 
         def work() -> None:
             try:
-                self._launched.put((seat, launch(seat.config, within=seat.host.within if seat.host else ()), ""))
-            except EmbridgeError as error:
-                self._launched.put((seat, None, str(error)))
+                self._launched.put((seat, launch(seat.config, within=seat.host.within if seat.host else ()), "", False))
+            except EmbridgeError as error:  # two at once may have met the full memory that ends with the first of them
+                self._launched.put((seat, None, str(error), self._fill is not None))
 
         thread = threading.Thread(target=work)
         self._launching.append(thread)
@@ -406,10 +406,10 @@ class Storm:
 
     def _look_at_nodes(self) -> None:
         while not self._launched.empty():
-            seat, node, why = self._launched.get()
+            seat, node, why, is_full = self._launched.get()
             self._launching = [thread for thread in self._launching if thread.is_alive()]
             if node is None:
-                self.note("not_up", node=seat.name, why=why, full=self._fill is not None)
+                self.note("not_up", node=seat.name, why=why, full=is_full)
                 self._unfill()
                 self._at(0.2, lambda seat=seat: self._launch(seat))  # type: ignore[misc]
                 continue
