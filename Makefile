@@ -52,8 +52,8 @@ bytecode: $(BUILT)  # where Python is told to write none, each of some thousand 
 # end. Status 5 says that nothing was left to run.
 storm: $(BUILT) bytecode  ## the long randomised runs; ARGS=--resume goes on with what has not passed yet
 	@status=0; \
-	$(LONG) -m "storm and not process" --passed .build/storm.passed $(ARGS) || test $$? = 5 || status=1; \
-	$(LONG) -m "storm and process" --passed .build/storm-of-nodes.passed $(ARGS) || test $$? = 5 || status=1; \
+	$(LONG) -m "storm and not process" --passed=.build/storm.passed $(ARGS) || test $$? = 5 || status=1; \
+	$(LONG) -m "storm and process" --passed=.build/storm-of-nodes.passed $(ARGS) || test $$? = 5 || status=1; \
 	exit $$status
 
 soak: $(BUILT)  ## an hour of full load, and whether anything drifts; ARGS="--engine mooncake --seconds 600", say

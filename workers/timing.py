@@ -24,8 +24,9 @@ class Timing:
     """To peers with none."""
     resend_s: float = 0.2
     """A grant or an abort that the encode side has not answered is sent again after this, then twice as long, to 2 s."""
-    fence_wait_s: float = 0.25
-    """When somebody waits for a block: how long another stays in quarantine before a fence; an abort is mostly acknowledged sooner."""
+    fence_wait_s: float = 1.0
+    """When somebody waits for a block: how long another stays in quarantine before a fence; about as long as a fence takes to restart the
+    worker. An abort is mostly acknowledged sooner."""
     fence_after_s: float = 5.0
     """When nobody waits: a fence breaks off what other peers are sending, so it is not done lightly."""
     beat_s: float = 0.25

@@ -1,8 +1,8 @@
 """`python -m storm.soak`, with tests/ on the path: full load without faults for an hour, and what each process has of the machine.
 
 Every few seconds the descriptors, threads, mappings and resident memory of every process are written down. After a warm-up (a tenth of
-the time) the medians of the first tenth and of the last are compared: descriptors, threads and mappings must not differ, memory may
-by little. A median does not see what one process had open for the moment in which it was looked at.
+the time, if nothing else is said) the medians of the first tenth and of the last are compared: descriptors, threads and mappings must
+not differ, memory may by little. A median does not see what one process had open for the moment in which it was looked at.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def held_by(pid: int) -> Held | None:
     return Held(descriptors, threads, mappings, resident)
 
 
-def drift(samples: Sequence[Held]) -> list[str]:
+def drift(samples: Sequence[Held], warm_up: float = WARM_UP) -> list[str]:
     """What has grown between the first tenth after the warm-up and the last one; empty when nothing has."""
-    warm = samples[int(len(samples) * WARM_UP) :]
+    warm = samples[int(len(samples) * warm_up) :]
     if len(warm) < 2 * TENTH:
         return [f"{len(samples)} samples are too few to judge"]
     part = max(1, len(warm) // TENTH)
@@ -69,6 +69,7 @@ def drift(samples: Sequence[Held]) -> list[str]:
 class Samples:
     """All processes of a soak by name."""
 
+    warm_up: float = WARM_UP
     of: dict[str, list[Held]] = field(default_factory=dict)
 
     def take(self, storm: Storm) -> None:
@@ -80,7 +81,7 @@ class Samples:
                 self.of.setdefault(name, []).append(held)
 
     def problems(self) -> list[str]:
-        return [f"{name}: {text}" for name, samples in sorted(self.of.items()) for text in drift(samples)]
+        return [f"{name}: {text}" for name, samples in sorted(self.of.items()) for text in drift(samples, self.warm_up)]
 
 
 class Soak(Storm):
@@ -111,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engine", choices=["shm", "mooncake"], default="shm")
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP, help="the part of the samples that is left out")
     parser.add_argument("--in-flight", type=int, default=40, help="requests of each of two schedulers; the pool has room for some ten")
     parser.add_argument("--longest", type=int, default=Options.longest, help="tokens of a request, at most")
     parser.add_argument("--block-size", type=int, default=Options.block_size, help="tokens of a block; the pools keep their size")
@@ -130,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         deadline_s=120.0,
         without=QUIET,
     )
-    samples = Samples()
+    samples = Samples(args.warm_up)
     tell(f"soak: engine {args.engine}, seed {args.seed}, {args.seconds:g} s, a sample every {args.every:g} s, history {args.history}")
     with messages_in(args.history):
         storm = raise_storm(options, lambda path: Soak(options, path, every_s=args.every, samples=samples))
