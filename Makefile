@@ -16,7 +16,7 @@ TYPING := .build/typing
 APART := .build/wheelcheck
 PACKAGES := pipeline workers allocator
 CORE := $(wildcard allocator/*.c allocator/*.h allocator/*/*.c allocator/*/*.h)
-LONG := $(BIN)/python -m pytest -n auto --dist worksteal --timeout 1800
+LONG := $(BIN)/python -m pytest --timeout 1800
 SYSTEM_LIBRARIES := libibverbs.so.1 libnuma.so.1
 SYSTEM_PACKAGES := libibverbs1 libnuma1
 
@@ -48,11 +48,11 @@ types: $(BUILT)  ## mypy --strict, over links that show the checker the installe
 bytecode: $(BUILT)  # where Python is told to write none, each of some thousand processes would compile every module anew
 	@$(BIN)/python -m compileall -q $(PACKAGES)
 
-# Those that start nodes come last, by themselves: beside programs that spin on every core for minutes, a killed process takes seconds to
-# end. Status 5 says that nothing was left to run.
-storm: $(BUILT) bytecode  ## the long randomised runs; ARGS=--resume goes on with what has not passed yet
+# Those that start nodes come last and one at a time, for each of them fills the machine: beside others, and beside programs that spin on
+# every core, a killed process takes seconds to end and to begin again. Status 5 says that nothing was left to run.
+storm: $(BUILT) bytecode  ## the long randomised runs, about an hour; ARGS=--resume goes on with what has not passed yet
 	@status=0; \
-	$(LONG) -m "storm and not process" --passed=.build/storm.passed $(ARGS) || test $$? = 5 || status=1; \
+	$(LONG) -n auto --dist worksteal -m "storm and not process" --passed=.build/storm.passed $(ARGS) || test $$? = 5 || status=1; \
 	$(LONG) -m "storm and process" --passed=.build/storm-of-nodes.passed $(ARGS) || test $$? = 5 || status=1; \
 	exit $$status
 
