@@ -159,57 +159,52 @@ class Pace:
         at += [time.monotonic()] * 2  # by the test, and by the failure
 
 
+ATTEMPTS = 6  # to have a call come that comes or not with the time, as where an answer is asked for until it is there
+
+
 class Strikes:
-    """Calls of a node's processes that fail, one after the other."""
+    """Calls of a node's processes that fail, one after the other. `problems`: what was wrong afterwards."""
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
-        self._missed: list[str] = []
-        self._num_points = 0
-        self._problems: list[str] = []
+        self._pace = Pace()
+        self.problems: list[str] = []
 
     def at(self, it: Station, fault_dir: FaultDir, process: str, point: Point, act: Callable[[], None], room: int) -> None:
         """Have one call of one process fail while `act` is done; the next request is to be served."""
+        self._pace.wait(it, process)
         self._pair.wait_idle()
-        self._num_points += 1
         fault_dir.arm(process, point)
         where = f"{it.control.role.name.lower()} {process} {point.call} {point.n}"
         try:
-            with suppress(EmbridgeError):  # the door may have refused the client
-                act()
-            if not fault_dir.was_hit and process != "launcher":  # what a process calls once, as for its first peer: have a new one do it
-                again(it, process)
-                act()
-            with suppress(AssertionError):
-                wait_until(lambda: fault_dir.was_hit, 20.0 if point.n == 1 else 3.0)
-            is_hit = fault_dir.was_hit
+            for attempt in range(ATTEMPTS):
+                if attempt and process != "launcher":  # what a process calls once, as for its first peer: have a new one do it
+                    self._pace.wait(it, process)
+                    again(it, process)
+                with suppress(EmbridgeError):  # the door may have refused the client
+                    act()
+                if fault_dir.was_hit:
+                    break
+            wait_until(lambda: fault_dir.was_hit, 20.0)
         except AssertionError as error:
-            self._problems.append(f"{where}: {error}")
+            self.problems.append(f"{where}: {error}")
             return
         finally:
             fault_dir.disarm()
-        if not is_hit:
-            self._missed.append(where)
         try:
             failure = exchange(self._pair, room)
             self._pair.wait_idle()
         except (EmbridgeError, AssertionError) as error:
             failure = f"{type(error).__name__}: {error}"
         if failure:
-            self._problems.append(f"{where}: the next request: {failure}")
-
-    def check(self) -> None:
-        """Whether a call comes a second time may depend on the time, as where an answer is asked for until it is there; not for many."""
-        problems = self._problems + [f"{where} has not come" for where in self._missed if where.endswith(" 1")]
-        assert not problems, "\n".join(problems)
-        assert len(self._missed) <= 1 + self._num_points // 10, self._missed
+            self.problems.append(f"{where}: the next request: {failure}")
 
 
 @pytest.mark.parametrize("share", [9, pytest.param(1, marks=STORM)])
 def test_each_call_for_a_request_may_fail_in_the_processes_of_both_nodes(pair: Pair, rooms: Iterator[int], share: int) -> None:
     """P15: that costs this request at most; if a process dies of it, it is started again, and the next request is served."""
     assert exchange(pair, next(rooms)) == ""
-    strikes, pace = Strikes(pair), Pace()
+    strikes = Strikes(pair)
     for it, fault_dir in pair.sides():
         fault_dir.record()
         for _ in range(2):  # one for each of two workers
@@ -219,7 +214,6 @@ def test_each_call_for_a_request_may_fail_in_the_processes_of_both_nodes(pair: P
         points = fault_dir.points(LIMIT)
         assert {"launcher", "bootstrap", "poller"} <= {process for process, _ in points}
         for process, point in share_of(points, share):
-            pace.wait(it, process)
             room, after = next(rooms), next(rooms)
 
             def two(room: int = room, after: int = after) -> None:
@@ -227,7 +221,7 @@ def test_each_call_for_a_request_may_fail_in_the_processes_of_both_nodes(pair: P
                 exchange(pair, after)  # the other worker's
 
             strikes.at(it, fault_dir, process, point, two, next(rooms))
-    strikes.check()
+    assert not strikes.problems, "\n".join(strikes.problems)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +232,7 @@ def test_each_call_of_a_process_that_is_started_again_may_fail(
     pair: Pair, rooms: Iterator[int], sides: int, processes: list[str], share: int
 ) -> None:
     """P15: it is started once more."""
-    strikes, pace = Strikes(pair), Pace()
+    strikes = Strikes(pair)
     for it, fault_dir in pair.sides()[:sides]:
         for process in processes:
             fault_dir.record()
@@ -247,9 +241,8 @@ def test_each_call_of_a_process_that_is_started_again_may_fail(
             points = [point for name, point in fault_dir.points(LIMIT) if name == process]
             assert points
             for point in share_of(points, share):
-                pace.wait(it, process)
                 strikes.at(it, fault_dir, process, point, lambda: again(it, process), next(rooms))  # noqa: B023
-    strikes.check()
+    assert not strikes.problems, "\n".join(strikes.problems)
 
 
 def again(it: Station, process: str) -> None:
