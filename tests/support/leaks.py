@@ -124,6 +124,13 @@ def _mappings() -> Counter[str]:
     found: Counter[str] = Counter()
     for line in Path("/proc/self/maps").read_text().splitlines():
         name = line.split(maxsplit=5)[5] if len(line.split(maxsplit=5)) > 5 else ""
-        if "embridge" in name or name.startswith("/dev/shm/#"):
+        if is_shared_memory(name):
             found[name.split("-")[0].split("#")[0] + "..."] += 1
     return found
+
+
+def is_shared_memory(name: str) -> bool:
+    """Whether what a line of `maps` names is memory of ours. A library is not, whatever the folder is called in which it lies."""
+    prefix = next((prefix for prefix in ("/dev/shm/", "/memfd:") if name.startswith(prefix)), None)
+    file = name.removeprefix(prefix or "")
+    return prefix is not None and "/" not in file and ("embridge" in file or file.startswith("#"))
