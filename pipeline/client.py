@@ -36,6 +36,7 @@ from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.handle import MAX_ROOM, TransferHandle
 from embridge.pipeline.joining import join
+from embridge.pipeline.rounds import Round
 from embridge.pipeline.routing import RoutePicker
 from embridge.pipeline.slots import SlotLease
 from embridge.workers import run_socket
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLOW_LOOK_NS = NS // 10  # a full compare of the words: a dirty bit is a hint that a dead writer may have left unset
+SLOW_LOOK_NS = NS // 10  # a full compare of the status words, and a share of a round: a mark is a hint, which may be lost
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
@@ -181,7 +182,9 @@ class Client:
         self._library_out = np.empty(num_slots, np.uint32)
         self._library_words = np.zeros(num_slots, np.uint64)
         self._library_slow_ns = 0
-        self._starving: OrderedDict[int, TransferHandle] = OrderedDict()
+        self._user_round = Round(self._handles)
+        self._library_round = Round(self._handles)
+        self._starving: OrderedDict[TransferHandle, None] = OrderedDict()
         self._to_serve: deque[TransferHandle] = deque()
         self._turns: list[Callable[[], bool]] = []
         self._picker: RoutePicker | None = None
@@ -342,7 +345,7 @@ class Client:
             del self._handles[handle.slot]
         if self._rooms.get(handle.room) is handle:
             del self._rooms[handle.room]
-        self._starving.pop(handle.slot, None)
+        self._starving.pop(handle, None)
         self._lease.leave(handle.slot, handle.epoch)
         self._to_bootstrap.send(Kick.LOOK, handle.slot, handle.epoch)
 
@@ -359,13 +362,16 @@ class Client:
         self.check_usable()
         self._user_seen = sequence
         status, lease, out = self.control.status, self._lease, self._user_out
+        looks: list[TransferHandle] = []
         if now >= self._user_slow_ns:
             self._user_slow_ns = now + SLOW_LOOK_NS
             status.changed(lay.USER_VIEW, lease.pages, lease.num_pages, out)
             count = status.compare(lease.pages, lease.num_pages, self._user_words, out)
+            looks = self._user_round.some()
         else:
             count = status.changed(lay.USER_VIEW, lease.pages, lease.num_pages, out)
         rose = [handle for slot in out[:count].tolist() if (handle := self._handles.get(slot)) is not None and handle.has_risen()]
+        rose += [handle for handle in looks if handle.has_risen()]
         while self._departed:
             handle = self._departed.popleft()
             if handle.has_risen():
@@ -438,26 +444,25 @@ class Client:
         status, lease, out = self.control.status, self._lease, self._library_out
         count = status.changed(lay.LIBRARY_VIEW, lease.pages, lease.num_pages, out)
         changed = out[:count].tolist()
+        todo: dict[TransferHandle, None] = {}  # not by slot: one that was woken may have left, and its slot be another's
         if now >= self._library_slow_ns:
             self._library_slow_ns = now + SLOW_LOOK_NS
             self._look_at_node()
             count = status.compare(lease.pages, lease.num_pages, self._library_words, out)
             changed += out[:count].tolist()
-        todo: dict[int, TransferHandle] = {}
+            todo.update(dict.fromkeys(self._library_round.some()))
         for slot in changed:
-            handle = self._handles.get(slot)
-            if handle is not None:
-                todo[slot] = handle
+            if (handle := self._handles.get(slot)) is not None:
+                todo[handle] = None
         while self._to_serve:
-            handle = self._to_serve.popleft()
-            todo[handle.slot] = handle
-        for slot, handle in list(self._starving.items()):
+            todo[self._to_serve.popleft()] = None
+        for handle in list(self._starving):
             if not self.control.blocks.cells.num_free(1):
                 break  # first come, first served: those behind wait, too
-            if slot not in todo and self._handles.get(slot) is handle:
+            if handle not in todo and self._is_open(handle):
                 self._serve(handle)
-        for slot, handle in todo.items():
-            if self._handles.get(slot) is handle:
+        for handle in todo:
+            if self._is_open(handle):
                 self._serve(handle)
         starving = bool(self._starving)
         for turn in self._turns:
@@ -475,10 +480,14 @@ class Client:
         except Exception as error:
             log.exception("room %d: the library thread failed", handle.room)
             handle._fail(FailureCode.INTERNAL, f"{type(error).__name__}: {error}")
-        if handle.wants_block and self._handles.get(handle.slot) is handle:
-            self._starving.setdefault(handle.slot, handle)
+        if handle.wants_block and self._is_open(handle):
+            self._starving.setdefault(handle)
         else:
-            self._starving.pop(handle.slot, None)
+            self._starving.pop(handle, None)
+
+    def _is_open(self, handle: TransferHandle) -> bool:
+        """Whether it is in flight still: it has not left its slot."""
+        return self._handles.get(handle.slot) is handle
 
     def _look_at_node(self) -> None:
         """The run socket's end, or its STOPPED state, means that the node is gone: whoever polls finds Failed."""

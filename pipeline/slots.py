@@ -31,7 +31,7 @@ class SlotLease:
         self.pages: npt.NDArray[np.uint32] = np.zeros(control.lanes.num_pages, np.uint32)
         self.num_pages = 0
         self._free: deque[int] = deque()
-        self._releasing: dict[int, int] = {}
+        self._releasing: dict[tuple[int, int], None] = {}  # (slot, epoch)
 
     def open(self, room: int, now_ns: int, deadline_ns: int, prepare: Callable[[int], None]) -> tuple[int, int]:
         """Write a slot's record, then open its next epoch: whoever is killed between leaves a slot that nobody takes for open.
@@ -74,10 +74,11 @@ class SlotLease:
     def leave(self, slot: int, epoch: int) -> None:
         """The client needs nothing of this epoch any more; the slot is free once the node has released it, too."""
         self._slots.set(slot, Slot.CLEARED_EPOCH, epoch)
-        self._releasing[slot] = epoch
+        self._releasing[slot, epoch] = None
 
     def collect(self) -> None:
         """Take back what the node has released."""
-        for slot, epoch in list(self._releasing.items()):
-            if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and self._releasing.pop(slot, None) is not None:
+        for left in list(self._releasing):
+            slot, epoch = left
+            if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and self._releasing.pop(left, False) is None:
                 self._free.append(slot)

@@ -114,6 +114,8 @@ class Poller(ABC):
         """Note a request that is in flight, and its deadline. True the first time."""
         if self._live.get(slot) == epoch:
             return False
+        if slot in self._live:  # one before it, looked at once more between its end and its release
+            self._forget(slot)
         self._live[slot] = epoch
         self._watch.hurry(self._now_ns)
         self._timers.add(self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch)

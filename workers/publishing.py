@@ -30,15 +30,16 @@ class Publisher(Poller):
         self._dsts = desk.control.destinations
         self._told: dict[int, dict[int, tuple[int, ...]]] = {}  # slot -> destination -> what it was told last
         self._by_key: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # (peer, slot, epoch there) -> ours
-        self._acks_due: set[tuple[int, int]] = set()
+        self._keys: dict[int, list[tuple[int, int, int]]] = {}  # slot -> those of them that lead to it
+        self._acks_due: set[tuple[int, int, int]] = set()  # (slot, epoch, destination)
         self._sent: dict[int, list[int]] = {}  # slot -> of each destination, when its phase was computed: told together
         self._checksums: dict[int, list[int]] = {}  # slot -> of these rows, where nodes verify
 
     # ---- what came
 
     def _kicked(self, record: Record) -> None:
-        if record.kick == Kick.ABORTED:
-            self._acks_due.add((record.slot, record.value))
+        if record.kick == Kick.ABORTED and self._desk.is_current(record.slot, record.epoch):
+            self._acks_due.add((record.slot, record.epoch, record.value))
 
     def _session_began(self, worker: int, number: int) -> None:
         raise AssertionError("an encode node has no sessions")
@@ -209,17 +210,19 @@ class Publisher(Poller):
         told = self._told.setdefault(slot, {}).get(d)
         if told != news:
             self._told[slot][d] = news
-            self._by_key[peer, state.key.slot, state.key.epoch] = (slot, epoch, d)
+            if told is None:
+                self._by_key[peer, state.key.slot, state.key.epoch] = (slot, epoch, d)
+                self._keys.setdefault(slot, []).append((peer, state.key.slot, state.key.epoch))
             header = self._desk.header(record.incarnation)
             if told is None and phase < TERMINAL and not state.sent_tokens and state.total_tokens:
                 self._out.append(Send(record.poller_addr, msg.Announce(header, state.key, state.total_tokens), record.key))
             self._out.append(Send(record.poller_addr, msg.Status(self._desk.header(record.incarnation), state), record.key))
         if (
-            (slot, d) in self._acks_due
+            (slot, epoch, d) in self._acks_due
             and phase >= TERMINAL
             and self._slots.get(slot, Slot.QUIESCED_EPOCH) == epoch
         ):
-            self._acks_due.discard((slot, d))
+            self._acks_due.discard((slot, epoch, d))
             header = self._desk.header(record.incarnation)
             self._out.append(Send(record.poller_addr, msg.AbortAck(header, state.key, state.tainted), record.key))
 
@@ -259,15 +262,12 @@ class Publisher(Poller):
         self._forget(slot)
 
     def _forget(self, slot: int) -> None:
-        self._live.pop(slot, None)
+        """By what was noted here: the slot's own words may be about the next request by now."""
+        epoch = self._live.pop(slot, 0)
         self._sent.pop(slot, None)
         self._checksums.pop(slot, None)
-        for d in self._told.pop(slot, {}):
-            self._acks_due.discard((slot, d))
-            key = (
-                self._dsts.get(slot, d, Destination.PEER) - 1,
-                self._dsts.get(slot, d, Destination.REMOTE_SLOT),
-                self._dsts.get(slot, d, Destination.REMOTE_EPOCH),
-            )
-            if self._by_key.get(key, (None,))[0] == slot:
+        self._told.pop(slot, None)
+        self._acks_due.difference_update([(slot, epoch, d) for d in range(self._dsts.num_destinations)])
+        for key in self._keys.pop(slot, ()):
+            if self._by_key.get(key, (0, 0))[:2] == (slot, epoch):
                 del self._by_key[key]

@@ -17,6 +17,7 @@ SESSIONS: Final = "tests/workers/test_sessions.py"
 REGISTRATIONS: Final = "tests/workers/test_registrations.py"
 STRANGERS: Final = "tests/hostile/test_strangers.py"
 DYING: Final = "tests/pipeline/test_dying.py"
+MARKS: Final = "tests/workers/test_lost_marks.py"
 BLOCKS: Final = "tests/allocator/test_core_blocks.py"
 STATUS: Final = "tests/allocator/test_core_status.py"
 LITMUS: Final = "tests/native/test_litmus.py"
@@ -882,6 +883,36 @@ PIPELINE: Final = [
         "if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:",
         "if request.transferred_tokens == request.total_embedding_length > 0:",
         _crossing("what_has_landed_here_is_not_handed_over_before_it_has_landed_everywhere"),
+    ),
+    Mutant(
+        "woken-by-slot", "P8, R16", "a handle that was woken takes the place of the one that a mark has named, if it has had the same slot",
+        "pipeline/client.py",
+        "            todo[self._to_serve.popleft()] = None\n",
+        "            woken = self._to_serve.popleft()\n"
+        "            todo.pop(self._handles.get(woken.slot), None)\n"
+        "            todo[woken] = None\n",
+        (f"{MARKS}::test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_one_in_its_slot",),
+    ),
+    Mutant(
+        "marks-are-certain", "P8", "the library thread looks at nothing that neither a mark nor a status word names",
+        "pipeline/client.py",
+        "dict.fromkeys(self._library_round.some())",
+        "dict.fromkeys(self._library_round.some()[:0])",
+        (f"{MARKS}::test_requests_arrive_though_every_mark_is_lost[0]",),
+    ),
+    Mutant(
+        "rises-are-marked", "P8", "the caller is shown no rise that was marked before its request was entered",
+        "pipeline/client.py",
+        "for handle in looks if handle.has_risen()",
+        "for handle in looks[:0] if handle.has_risen()",
+        (f"{MARKS}::test_a_rise_that_came_before_the_request_was_entered_is_made_up_for",),
+    ),
+    Mutant(
+        "released-by-slot", "R16", "a slot is free again for an earlier epoch's release",
+        "pipeline/slots.py",
+        "self._releasing.pop(left, False) is None",
+        "self._releasing.pop(next((key for key in self._releasing if key[0] == slot), left), False) is None",
+        (f"{MARKS}::test_a_slot_is_given_back_once_though_two_threads_collect_it",),
     ),
     Mutant(
         "no-restart", "P11, D4", "a process of the node that died is not started again",

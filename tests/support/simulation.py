@@ -450,12 +450,20 @@ class ClientActor(Actor):
 
     def step(self) -> None:
         self.seen = self.bell.sequence()
+        if self.world.chance(self.world.faults.lost_marks):
+            self.lose_marks(lay.LIBRARY_VIEW)
         try:
             starving = self.client._turn()
         except Killed:
             self.die()
             return
         self.due_ns = self.world.now_ns + (STARVING_WAIT_NS if starving else LIBRARY_WAIT_NS)
+
+    def lose_marks(self, view: int) -> None:
+        """Whoever set these dirty bits died just before, as it were."""
+        lease = self.client._lease
+        out = np.empty(lay.SLOTS_PER_PAGE * max(lease.num_pages, 1), np.uint32)
+        self.node.control.status.changed(view, lease.pages, lease.num_pages, out)
 
     def call(self, user: Callable[[], None]) -> None:
         """A call of the user's own thread, unless the process is dead."""
@@ -674,6 +682,7 @@ class Faults:
     failed_attempt: float = 0.0
     slow_attempt: float = 0.5
     damage: float = 0.0  # of a byte of what an engine writes
+    lost_marks: float = 0.0  # of a turn of a library thread: the dirty bits that it would take are gone, and not the bell
 
 
 @dataclass(order=True)
