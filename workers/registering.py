@@ -119,9 +119,12 @@ class Registrations:
                 return Engine.SHM
             tried.append("its run socket does not answer here" if message.run_socket else "it takes no shared memory")
         if Engine.MOONCAKE in ours:
-            if message.mooncake_proto >= mooncake.PROTO:
+            far = mooncake.why_out_of_reach(mooncake.host_of(self._desk.addresses.poller_addr), mooncake.host_of(message.poller_addr))
+            if message.mooncake_proto >= mooncake.PROTO and not far:
                 return Engine.MOONCAKE
-            if message.mooncake_proto:
+            if message.mooncake_proto >= mooncake.PROTO:
+                tried.append(far)
+            elif message.mooncake_proto:
                 tried.append(f"its Mooncake has framing {message.mooncake_proto}, which reports writes done before they land (R13)")
             else:
                 tried.append("it offers no Mooncake")

@@ -295,6 +295,17 @@ def test_peers_without_an_engine_in_common_are_told_why(engines: tuple[Engine, .
     assert reason in reply.reason
 
 
+def test_a_peer_of_the_other_family_of_addresses_is_told_so() -> None:
+    """Mooncake would fail each handshake, and blame a firewall; an IPv6 node reaches IPv4 peers by mapped addresses."""
+    reply = answer(BOTH, run_socket="elsewhere.sock", mooncake_proto=mooncake.PROTO, poller_addr="tcp://[fd00::8]:2")
+    assert isinstance(reply, msg.Refused)
+    assert reply.reason.endswith("; Mooncake goes over IPv4 here, over IPv6 there; bind both alike")
+    assert mooncake.why_out_of_reach("fd00::7", "10.0.0.8") == ""
+    assert mooncake.session_name("fd00::7", "10.0.0.8", 15001) == "[::ffff:10.0.0.8]:15001"
+    assert mooncake.session_name("fd00::7", "fd00::8", 15001) == "[fd00::8]:15001"
+    assert mooncake.session_name("10.0.0.7", "10.0.0.8", 15001) == "10.0.0.8:15001"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "ours"),
     [("hidden_size", 4, 2), ("block_size", 8, 4), ("dtype", "float16", "bfloat16"), ("deepstack_layers", 3, 0)],

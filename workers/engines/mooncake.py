@@ -11,6 +11,7 @@ What Mooncake does, as measured, and what is made of it here:
 - The first contact with a stopped peer blocks until it wakes, without the GIL; later submits do not. So a session is opened, and its first
   write submitted, in a thread. The call that asks for a peer's buffer address holds the GIL meanwhile and an empty batch aborts the
   process: neither is used.
+- It talks over one family of addresses: IPv4, or with `MC_USE_IPV6` over IPv6, where an IPv4 address is written as a mapped one.
 - The status of a batch is that of its first descriptor alone, so each descriptor is submitted by itself. A terminal status may be read
   once, for numbers are used again, and `submit` returning 0 is failure.
 """
@@ -99,6 +100,19 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def session_name(ours: str, theirs: str, port: int) -> str:
+    """How an engine on the host `ours` names a session on `theirs`."""
+    is_mapped = ":" in ours and ":" not in theirs
+    return host_port(f"::ffff:{theirs}" if is_mapped else theirs, port)
+
+
+def why_out_of_reach(ours: str, theirs: str) -> str:
+    """Why an engine on the host `ours` cannot write to one on `theirs`, and what to do; empty if it can."""
+    if ":" in theirs and ":" not in ours:
+        return "Mooncake goes over IPv4 here, over IPv6 there; bind both alike"
+    return ""
+
+
 def start_engine(host: str, settings: MooncakeSettings) -> Any:
     """An initialized Mooncake engine of this process. Raises LaunchError, saying what to install or to set."""
     why = why_unavailable()
@@ -108,6 +122,10 @@ def start_engine(host: str, settings: MooncakeSettings) -> Any:
         os.environ["MC_FORCE_TCP"] = "1"
     else:
         os.environ.pop("MC_FORCE_TCP", None)
+    if ":" in host:
+        os.environ["MC_USE_IPV6"] = "1"
+    else:
+        os.environ.pop("MC_USE_IPV6", None)
     os.environ.setdefault("MC_LOG_LEVEL", "ERROR")
     try:
         from mooncake.engine import TransferEngine
@@ -192,6 +210,7 @@ class MooncakeEngine:
 
     def __init__(self, payload: Mapping, host: str, settings: MooncakeSettings) -> None:
         self._payload = payload
+        self._host = host
         self._settings = settings
         self._engine = start_engine(host, settings)
         _register(self._engine, payload)
@@ -225,10 +244,9 @@ class MooncakeEngine:
 
     def _line(self, peer: int, record: PeerRecord, session: LiveSession) -> _Line:
         lines = self._lines.setdefault(peer, {})
-        line = lines.get(session.port)
-        if line is None or line.session != session.number or line.base != session.base:
-            host = host_of(record.poller_addr)
-            line = lines[session.port] = _Line(session.number, host_port(host, session.port), session.base)
+        line, name = lines.get(session.port), session_name(self._host, host_of(record.poller_addr), session.port)
+        if line is None or (line.session, line.name, line.base) != (session.number, name, session.base):
+            line = lines[session.port] = _Line(session.number, name, session.base)
         return line
 
     def _probe(self, line: _Line) -> None:
