@@ -31,7 +31,7 @@ from embridge.pipeline.groups import Groups
 from embridge.pipeline.recovery import Dead, Recovery
 from embridge.pipeline.supervision import Silences
 from embridge.workers import run_socket
-from embridge.workers.run_socket import LOG_PREFIX, Follow, Hello, Lead, Observe, PeerHello, Sorry, Welcome
+from embridge.workers.run_socket import LOG_PREFIX, Follow, Hello, Here, Lead, Observe, PeerHello, Sorry, Welcome, WhoIsThere
 from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Door:
                 os.close(fd)
 
     def _answer(self, guest: Guest, frame: run_socket.Frame) -> None:
-        if isinstance(frame, Hello | PeerHello | Observe | Follow) and frame.version != run_socket.PROTOCOL_VERSION:
+        if isinstance(frame, Hello | PeerHello | Observe | Follow | WhoIsThere) and frame.version != run_socket.PROTOCOL_VERSION:
             self._refuse(guest, f"run socket version {frame.version}, this node speaks {run_socket.PROTOCOL_VERSION}")
             return
         match frame:
@@ -171,6 +171,8 @@ class Door:
                 self._admit_writer(guest, frame)
             case Observe():
                 self._show(guest)
+            case WhoIsThere():
+                run_socket.send_frame(guest.sock, Here(self._control.node_id, self._control.incarnation))
             case Follow():
                 self._groups.follow(guest.sock, guest.pid, frame)
             case _:

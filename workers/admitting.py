@@ -20,7 +20,7 @@ from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
 from embridge.workers.loglimit import LogLimit
-from embridge.workers.registering import Registrations
+from embridge.workers.registering import LOOK_NS, Registrations
 from embridge.workers.roles import Arrival, Desk, Inbox, Out, Reply
 from embridge.workers.timing import NS
 
@@ -85,13 +85,16 @@ class Admission:
         for arrival in inbox.arrivals:
             with self._desk.isolated("message"):
                 self._take(arrival, now_ns)
+        for waiting in self._registrations.due(now_ns):
+            with self._desk.isolated("registration"):
+                self._register(waiting.message, waiting.key, waiting.connection, now_ns)
         if now_ns - self._swept_ns > self._desk.timing.scan_s * NS:
             self._swept_ns = now_ns
             self._drop_old_pending(now_ns)
         return self._out
 
     def next_step_ns(self, now_ns: int) -> int:
-        return now_ns + 10 * NS
+        return now_ns + (LOOK_NS if self._registrations.is_waiting else 10 * NS)
 
     def _rebuild(self) -> None:
         """After a restart: everything that is open stands in the control segment; what was pending is sent again by its node."""
@@ -210,7 +213,9 @@ class Admission:
         self._out.append(Reply(connection, msg.Refused(self._header(message), code, msg.clip(reason), message.key)))
 
     def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
-        answer = self._registrations.take(message, key, now_ns, self._peers_in_use)
+        answer = self._registrations.take(message, key, connection, now_ns, self._peers_in_use)
+        if answer is None:
+            return
         if answer.begins_again is not None:
             self._forget_granted_by(answer.begins_again)
         self._out.append(Reply(connection, answer.message))

@@ -2,12 +2,16 @@
 
 A registration is refused with a reason that says what to change; one that is taken gives the node an entry in the peer table. A node that
 registers again had taken this one for dead: what it had granted before is valid no more (R14, D2).
+
+Rows travel through shared memory to a node that listens at the run socket that it names, on this host. Who listens there is asked, and a
+registration waits for the answer, but nobody else does: at that path another node may listen, where each has a /tmp of its own.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from embridge.allocator.errors import FailureCode
@@ -19,8 +23,14 @@ from embridge.workers import messages as msg
 from embridge.workers.engines import mooncake
 from embridge.workers.loglimit import LogLimit
 from embridge.workers.roles import Desk
+from embridge.workers.run_socket import Question
+from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
+
+MAX_QUESTIONS = 64  # at run sockets, at one time; who registers beyond them does so again in a moment
+QUESTION_NS = 2 * NS  # for an answer; a launcher that starts a process answers late
+LOOK_NS = NS // 1000  # between two looks for an answer
 
 
 class Answer(NamedTuple):
@@ -28,6 +38,17 @@ class Answer(NamedTuple):
 
     message: msg.Registered | msg.Refused
     begins_again: int | None = None
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A registration that waits for who listens at its run socket."""
+
+    question: Question
+    since_ns: int
+    message: msg.Register
+    key: str
+    connection: bytes
 
 
 class Registrations:
@@ -38,9 +59,11 @@ class Registrations:
         self._control = desk.control
         self._peers = desk.control.peers
         self._limit = limit
+        self._waiting: dict[tuple[int, int, str], Waiting] = {}  # by node id, incarnation and key
 
-    def take(self, message: msg.Register, key: str, now_ns: int, in_use: Callable[[], set[int]]) -> Answer:
-        """`key`: the one that its connection has proved. `in_use`: entries that no other node may have, dead as theirs may be."""
+    def take(self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]) -> Answer | None:
+        """None: it waits, and `due` gives it back. `key`: the one that its connection has proved. `in_use`: entries that no other node
+        may have, dead as theirs may be."""
         header = message.header
         why_not = self._why_not(message, key)
         if why_not:
@@ -49,7 +72,10 @@ class Registrations:
             self._desk.to("poller").send(Kick.PEER_DEAD, older, self._peers.get(older, Peer.INCARNATION))
         peer = self._peers.find(header.node_id, header.incarnation)
         if peer is None:
-            engine = self._engine_for(message)
+            elsewhere = self._why_elsewhere(message, key, connection, now_ns)
+            if elsewhere is None:
+                return None
+            engine = self._engine_for(message, elsewhere)
             if isinstance(engine, str):
                 return self._refuse(message, now_ns, engine)
             record = PeerRecord(
@@ -73,6 +99,14 @@ class Registrations:
         if begins_again:
             self._peers.put(peer, Peer.REGISTRATION, message.registration)  # before the answer: its door is open to us only after that
         return Answer(self._welcome(header, self._peers.get(peer, Peer.ENGINE)), peer if begins_again else None)
+
+    def due(self, now_ns: int) -> list[Waiting]:
+        """The registrations that have waited, and are to be taken now."""
+        return [it for it in self._waiting.values() if it.question.answer() is not None or now_ns - it.since_ns > QUESTION_NS]
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._waiting)
 
     def refuse_version(self, message: msg.Foreign) -> msg.Refused | None:
         """The answer to a frame of another protocol version: only whoever sends a registration waits for one."""
@@ -111,13 +145,40 @@ class Registrations:
             if self._peers.get(peer, Peer.NODE_ID) == header.node_id and self._peers.get(peer, Peer.INCARNATION) != header.incarnation
         ]
 
-    def _engine_for(self, message: msg.Register) -> Engine | str:
-        """How rows will travel: through shared memory where its run socket answers, else through Mooncake; or why they cannot."""
-        ours, tried = self._desk.engines, []
-        if Engine.SHM in ours:
-            if message.run_socket and self._desk.is_on_host(message.run_socket):
-                return Engine.SHM
-            tried.append("its run socket does not answer here" if message.run_socket else "it takes no shared memory")
+    def _why_elsewhere(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> str | None:
+        """Why rows cannot travel through shared memory; empty if they can, None while that is being asked."""
+        if Engine.SHM not in self._desk.engines:
+            return "this encode node takes no shared memory"
+        if not message.run_socket:
+            return "it takes no shared memory"
+        header = message.header
+        identity = (header.node_id, header.incarnation, key)
+        it = self._waiting.get(identity)
+        if it is None or it.message.run_socket != message.run_socket:
+            if it is None and len(self._waiting) >= MAX_QUESTIONS:
+                return None
+            self._drop(identity)
+            question = self._desk.ask_at(message.run_socket, header.node_id, header.incarnation)
+            it = self._waiting[identity] = Waiting(question, now_ns, message, key, connection)
+        it.message, it.connection = message, connection
+        answer = it.question.answer()
+        if answer is None and now_ns - it.since_ns > QUESTION_NS:
+            answer = "its run socket does not say whose it is"
+        if answer is not None:
+            self._drop(identity)
+        return answer
+
+    def _drop(self, identity: tuple[int, int, str]) -> None:
+        it = self._waiting.pop(identity, None)
+        if it is not None:
+            it.question.close()
+
+    def _engine_for(self, message: msg.Register, elsewhere: str) -> Engine | str:
+        """How rows will travel: through shared memory if it is not `elsewhere`, else through Mooncake; or why they cannot."""
+        if not elsewhere:
+            return Engine.SHM
+        ours = self._desk.engines
+        tried = [elsewhere] if Engine.SHM in ours else []
         if Engine.MOONCAKE in ours:
             far = mooncake.why_out_of_reach(mooncake.host_of(self._desk.addresses.poller_addr), mooncake.host_of(message.poller_addr))
             if message.mooncake_proto >= mooncake.PROTO and not far:

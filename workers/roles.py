@@ -19,7 +19,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, KickSender, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
-from embridge.workers import run_socket
+from embridge.workers.run_socket import Question
 from embridge.workers.timing import Timing
 
 log = logging.getLogger(__name__)
@@ -117,15 +117,15 @@ class Desk:
         addresses: Addresses,
         *,
         engines: tuple[Engine, ...] = (Engine.SHM,),
-        is_on_host: Callable[[str], bool] = run_socket.answers,
+        ask_at: Callable[[str, int, int], Question] = Question,
     ) -> None:
-        """`engines`: what this node offers; `is_on_host` tells of a run socket whether it answers here."""
+        """`engines`: what this node offers; `ask_at` asks at a run socket whether the node with this id and incarnation listens there."""
         self.control = control
         self.name = name
         self.timing = timing
         self.addresses = addresses
         self.engines = engines
-        self.is_on_host = is_on_host
+        self.ask_at = ask_at
         self.status = control.status
         self.slots = control.slots
         self.index = control.processes.names.index(name)

@@ -1,12 +1,16 @@
 """The run socket of a node: how a process of the same user and host joins it and is handed its descriptors.
 
 AF_UNIX SEQPACKET in the 0700 run directory. One msgpack message a frame, with descriptors beside it. The connection stays open
-for as long as the one who joined lives: its end is how the launcher learns that a client, or a foreign writer, is gone. That
-this socket answers is also the definition of "on the same host" (a boot id is shared by containers that share nothing else).
+for as long as the one who joined lives: its end is how the launcher learns that a client, or a foreign writer, is gone.
+
+That a node answers at this socket, and is the one that we mean, is also the definition of "on the same host". A boot id is shared by
+containers that share nothing else, and at the same path in another /tmp another node may listen.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import resource
 import socket
@@ -46,6 +50,19 @@ class Observe(msgspec.Struct, frozen=True, tag="observe", tag_field="kind"):
     """Somebody who only looks (`embridge status`): gets the control segment, and the logs of its groups of ranks by name."""
 
     version: int
+
+
+class WhoIsThere(msgspec.Struct, frozen=True, tag="who", tag_field="kind"):
+    """Somebody who wants to know which node listens here, and gets no seat."""
+
+    version: int
+
+
+class Here(msgspec.Struct, frozen=True, tag="here", tag_field="kind"):
+    """The answer to `WhoIsThere`."""
+
+    node_id: Id
+    incarnation: Id
 
 
 class Lead(msgspec.Struct, frozen=True, tag="lead", tag_field="kind"):
@@ -92,7 +109,7 @@ class NotYet(AttachError):
     """No seat now; asking again may help."""
 
 
-Frame = Hello | PeerHello | Observe | Lead | Follow | Accepted | Welcome | Sorry
+Frame = Hello | PeerHello | Observe | WhoIsThere | Here | Lead | Follow | Accepted | Welcome | Sorry
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)
@@ -151,16 +168,60 @@ def refusal(frame: Frame) -> AttachError:
     return AttachError("it does not answer as a node of this version does")
 
 
-def answers(path: str) -> bool:
-    """Whether a node's run socket answers here: it is on this host, and of this user."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+class Question:
+    """Which node listens at a run socket: the one that we mean? It never waits; who asks looks for the answer again and again."""
+
+    _OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # says nothing about the other
+
+    def __init__(self, path: str, node_id: int, incarnation: int) -> None:
+        self._path = path
+        self._meant = (node_id, incarnation)
+        self._sock: socket.socket | None = None
+        self._answer: str | None = None
+
+    def answer(self) -> str | None:
+        """Empty: it is that node, on this host and of this user. Else why not; None: there is no answer yet."""
+        if self._answer is None:
+            self._answer = self._look()
+        return self._answer
+
+    def _look(self) -> str | None:
+        if not self._path.startswith("/") or "\0" in self._path:  # neither our folder, nor an address that is no path
+            return "its run socket has no path"
         try:
-            sock.connect(path)
-            return peer_credentials(sock)[1] == os.geteuid()
-        except BlockingIOError:  # somebody is there, with a full backlog
-            return True
-        except OSError:
-            return False
+            if self._sock is None:
+                return self._ask()
+            answer = receive_frame(self._sock)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            self.close()
+            return None if error.errno in self._OWN_TROUBLE else "its run socket does not answer here"
+        except AttachError:
+            return "no node of this version answers at its run socket"
+        frame, fds = answer or (None, [])
+        for fd in fds:
+            os.close(fd)
+        if not isinstance(frame, Here):
+            return "no node of this version answers at its run socket"
+        return "" if (frame.node_id, frame.incarnation) == self._meant else "another node answers at its run socket here"
+
+    def _ask(self) -> str | None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        with contextlib.ExitStack() as stack:
+            stack.callback(sock.close)
+            sock.connect(self._path)  # BlockingIOError: its backlog is full; the next look connects
+            if peer_credentials(sock)[1] != os.geteuid():
+                return "another user's node answers at its run socket here"
+            send_frame(sock, WhoIsThere(PROTOCOL_VERSION))
+            stack.pop_all()
+        self._sock = sock
+        return None
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int]:

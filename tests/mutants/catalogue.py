@@ -16,6 +16,7 @@ CROSSINGS: Final = "tests/workers/test_crossings.py"
 SESSIONS: Final = "tests/workers/test_sessions.py"
 REGISTRATIONS: Final = "tests/workers/test_registrations.py"
 STRANGERS: Final = "tests/hostile/test_strangers.py"
+ADDRESSES: Final = "tests/pipeline/test_addresses.py"
 DYING: Final = "tests/pipeline/test_dying.py"
 MARKS: Final = "tests/workers/test_lost_marks.py"
 BLOCKS: Final = "tests/allocator/test_core_blocks.py"
@@ -949,6 +950,13 @@ PIPELINE: Final = [
         "if guest.lane < 0 or not self._control.lanes.get(guest.lane, Lane.PINNED) or",
         "if guest.lane >= 0 or",
         (f"{DYING}::test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told",),
+    ),
+    Mutant(
+        "who-listens-unasked", "D5", "whatever node listens at a run socket is taken for the one that names it",
+        "workers/run_socket.py",
+        'return "" if (frame.node_id, frame.incarnation) == self._meant else',
+        'return "" if (frame.node_id, frame.incarnation) != (0, 0) else',
+        (f"{ADDRESSES}::test_a_node_at_whose_path_another_listens_is_not_taken_for_one_of_this_host",),
     ),
 ]
 

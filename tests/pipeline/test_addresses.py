@@ -2,19 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from support import wires
 from support.encoding import give, open_sender
-from support.nodes import run_dirs, station
+from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
+from support.waiting import wait_until
 
 from embridge.pipeline import attach
+from embridge.workers import messages as msg
 from embridge.workers.engines import mooncake
+from embridge.workers.run_socket import SOCKET_NAME, Question
 
 pytestmark = pytest.mark.process
 
 _NO_MOONCAKE = mooncake.why_unavailable()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Station, Station]]:
+    with run_dirs() as path, station("encode", path / "e") as encode, station("language", path / "l") as language:
+        yield encode, language
+
+
+# ---- which node listens at a run socket
+
+
+def answer_to(question: Question) -> str:
+    """What comes of a question, in time."""
+    try:
+        wait_until(lambda: question.answer() is not None, 10)
+        return question.answer() or ""
+    finally:
+        question.close()
+
+
+def test_a_node_says_at_its_run_socket_who_it_is(pair: tuple[Station, Station], tmp_path: Path) -> None:
+    """R14: its id and its incarnation; whoever asks takes no seat."""
+    _, language = pair
+    path, control = str(language.run_dir / SOCKET_NAME), language.control
+    is_it, is_none = "", "another node answers at its run socket here"
+    assert answer_to(Question(path, control.node_id, control.incarnation)) == is_it
+    assert answer_to(Question(path, control.node_id + 1, control.incarnation)) == is_none
+    assert answer_to(Question(path, control.node_id, control.incarnation + 1)) == is_none
+    assert answer_to(Question(str(tmp_path / "none"), 1, 1)) == "its run socket does not answer here"
+    assert answer_to(Question("\0" + path, 1, 1)) == "its run socket has no path"
+
+
+def test_a_node_at_whose_path_another_listens_is_not_taken_for_one_of_this_host(pair: tuple[Station, Station]) -> None:
+    """D5: containers with the host's network and a /tmp of their own each; shared memory would fail every request."""
+    encode, language = pair
+    geometry = language.geometry
+    stranger = msgspec.structs.replace(
+        msg.decode(wires.register(), "the test"),
+        run_socket=str(language.run_dir / SOCKET_NAME),
+        hidden_size=geometry.hidden_size,
+        block_size=geometry.block_size,
+    )
+    with wires.dealer(encode.addr) as sock:
+        sock.send(msg.encode(stranger))
+        assert sock.poll(10_000)
+        answer = msg.decode(sock.recv(), "the encode node")
+    assert isinstance(answer, msg.Refused)
+    assert answer.reason == (
+        "no engine in common: another node answers at its run socket here; this encode node offers no Mooncake"
+    )
+
+
+# ---- addresses
 
 
 def _has_ipv6() -> bool:

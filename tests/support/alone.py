@@ -21,7 +21,7 @@ from embridge.workers.engines.base import Moves, Outcome
 from embridge.workers.roles import Arrival, Out, Reply, Send
 from embridge.workers.timing import NS
 from support.rows import rows_of
-from support.simulation import RoleActor, SimulatedNode, World
+from support.simulation import Answered, RoleActor, SimulatedNode, World
 
 BLOCK_SIZE = 4
 ENCODE_ADDRESS = "tcp://there:1"
@@ -66,6 +66,7 @@ class Alone:
         self.world = World(0, late_writes=late_writes, verify=verify)
         self.wire = Wire()
         self.world.network = self.wire  # type: ignore[assignment]
+        self.world.ask_at = self.who_listens  # type: ignore[method-assign]
         geometry = Geometry(
             hidden_size=2, block_size=BLOCK_SIZE, num_blocks=num_blocks, deepstack_layers=deepstack_layers
         )
@@ -73,6 +74,10 @@ class Alone:
         self.control = self.node.control
         self.slots = self.control.slots
         self._sequence = 0
+
+    def who_listens(self, run_socket: str, node_id: int, incarnation: int) -> Answered:
+        """Every node of the test's is at `here.sock`."""
+        return Answered("" if run_socket == "here.sock" else "its run socket does not answer here")
 
     # ---- time and steps
 

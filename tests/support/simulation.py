@@ -282,6 +282,23 @@ class SimulatedEngine:
                 world.late.append(late._replace(engine=None, data=self.read(late.start, late.size)))
 
 
+class Answered:
+    """A question at a run socket whose answer is known, though it may be late."""
+
+    def __init__(self, text: str, is_late: Callable[[], bool] = lambda: False) -> None:
+        self._text = text
+        self._is_late = is_late
+
+    def answer(self) -> str | None:
+        if not self._is_late():
+            self._is_late = lambda: False
+            return self._text
+        return None
+
+    def close(self) -> None:
+        pass
+
+
 class Actor:
     """Who takes steps: a role or a client's library thread."""
 
@@ -324,7 +341,7 @@ class RoleActor(Actor):
             self.world.timing,
             self.node.own_addresses,
             engines=(self.world.engine,),
-            is_on_host=lambda path: self.world.node_at(path) is not None,
+            ask_at=lambda *asked: self.world.ask_at(*asked),
         )
         self.records = self.control.inbox(self.role_name)
         self.bell = self.control.bell(self.role_name)
@@ -866,6 +883,14 @@ class World:
 
     def node_at(self, run_socket: str) -> SimulatedNode | None:
         return next((node for node in self.nodes if node.own_addresses.run_socket == run_socket), None)
+
+    def ask_at(self, run_socket: str, node_id: int, incarnation: int) -> Any:
+        """Which node listens there, and is it this one? In time the answer is there."""
+        node = self.node_at(run_socket)
+        if node is None:
+            return Answered("its run socket does not answer here")
+        is_meant = (node.control.node_id, node.control.incarnation) == (node_id, incarnation)
+        return Answered("" if is_meant else "another node answers at its run socket here", lambda: self.chance(0.3))
 
     def role_at(self, address: str) -> RoleActor | None:
         return next((a for node in self.nodes for a in node.roles if a.address == address), None)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine
+from support.simulation import Answered
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Destination, Peer, Slot
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
+from embridge.workers.registering import MAX_QUESTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +131,47 @@ def test_when_all_entries_are_taken_the_next_node_is_told_so_and_nobody_loses_it
     (refused,) = node.sent(msg.Refused)
     assert refused.reason == f"all {node.control.limits.max_peers} peer entries are taken; raise max_peers"
     assert all(node.control.peers.find(other, 1) is not None for other in (10, *others))
+
+
+def test_a_registration_waits_for_who_listens_at_its_run_socket_and_nobody_else_does() -> None:
+    """P21: the question is answered by another node's launcher, in its own time, or not at all."""
+    node = EncodeAlone()
+    known: list[str] = []
+    node.world.ask_at = lambda *_: Answered(known[0] if known else "", lambda: not known)  # type: ignore[method-assign]
+    node.register(node_id=11)
+    node.register(node_id=11)
+    node.world.ask_at = node.who_listens  # type: ignore[method-assign]
+    node.register(node_id=12)
+    assert [message.header.target for message in node.sent(msg.Registered)] == [1, 1]
+    assert node.control.peers.find(11, 1) is None
+    assert node.control.peers.find(12, 1) is not None
+    known.append("")
+    node.advance(0.1)
+    assert node.control.peers.find(11, 1) is not None
+
+
+def test_a_run_socket_that_does_not_say_whose_it_is_is_not_taken_for_one_of_this_host() -> None:
+    """P8."""
+    node = EncodeAlone()
+    node.world.ask_at = lambda *_: Answered("", lambda: True)  # type: ignore[method-assign]
+    node.register(node_id=11)
+    assert node.sent(msg.Refused) == []
+    node.advance(2.1)
+    (refused,) = node.sent(msg.Refused)
+    assert refused.reason.startswith("no engine in common: its run socket does not say whose it is; ")
+
+
+def test_more_registrations_than_may_wait_are_told_nothing_yet_and_cost_nothing() -> None:
+    """P12, P21: each question has a descriptor of this process."""
+    node = EncodeAlone()
+    asked: list[int] = []
+
+    def ask_at(path: str, node_id: int, incarnation: int) -> Answered:
+        asked.append(node_id)
+        return Answered("", lambda: True)
+
+    node.world.ask_at = ask_at  # type: ignore[method-assign]
+    for node_id in range(100, 100 + 2 * MAX_QUESTIONS):
+        node.register(node_id=node_id)
+    assert len(asked) == MAX_QUESTIONS
+    assert node.sent(msg.Refused) == []
