@@ -41,6 +41,7 @@ from embridge.pipeline.routing import RoutePicker
 from embridge.pipeline.slots import SlotLease
 from embridge.workers import run_socket
 from embridge.workers.load import why_refusing
+from embridge.workers.loglimit import LogLimit
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Client:
         clock: Callable[[], int],
     ) -> None:
         self._stop = threading.Event()
+        self._limit = LogLimit()
         self._forked = False
         self.node_gone = False
         self._closed = False
@@ -432,7 +434,7 @@ class Client:
             try:
                 starving = self._turn()
             except Exception:
-                log.exception("library thread: a turn failed")
+                self._limit.log(log, logging.ERROR, "turn", self.clock(), "library thread: a turn failed", exc_info=True)
                 starving = True
             if not self._stop.is_set():
                 bell.wait(seen, STARVING_WAIT_S if starving else LIBRARY_WAIT_S)
@@ -478,7 +480,8 @@ class Client:
         try:
             handle.service()
         except Exception as error:
-            log.exception("room %d: the library thread failed", handle.room)
+            text = "room %d: the library thread failed"
+            self._limit.log(log, logging.ERROR, "serve", self.clock(), text, handle.room, exc_info=True)
             handle._fail(FailureCode.INTERNAL, f"{type(error).__name__}: {error}")
         if handle.wants_block and self._is_open(handle):
             self._starving.setdefault(handle)

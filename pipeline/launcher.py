@@ -45,6 +45,7 @@ from embridge.workers.engines import engines_for, mooncake
 from embridge.workers.keys import KeyFileError, read_key_file
 from embridge.workers.roles import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
+from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
 from embridge.workers.tokens import read_token
 from embridge.workers.worker import READY, Seat
@@ -386,9 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--alive-fd", type=int, required=True, help="descriptor whose end means that the parent is gone")
     options = parser.parse_args(arguments)
     config = decode_config(sys.stdin.buffer.read())
-    logging.basicConfig(
-        level=config.log_level, format="%(asctime)s %(levelname)s embridge[launcher] %(message)s", stream=sys.stderr
-    )
+    log_to_stderr(config.log_level, "launcher")
     launcher = None
     with contextlib.ExitStack() as stack:
         try:

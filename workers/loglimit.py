@@ -1,4 +1,4 @@
-"""Log lines about what others do wrong, bounded: so many a peer and so many in all within a minute, whatever they send."""
+"""Log lines about what others do wrong, bounded: so many a peer and so many of one cause within a minute, whatever they send."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from embridge.workers.timing import NS
 WINDOW_NS: Final = 60 * NS
 LINES_A_PEER: Final = 20
 LINES_IN_ALL: Final = 200
+LINES_A_CAUSE: Final = 100
+MAX_CAUSES: Final = 256
 
 
 class LogLimit:
@@ -23,7 +25,9 @@ class LogLimit:
         self._in_all = 0
         self._held_back = 0
 
-    def log(self, logger: logging.Logger, level: int, peer: Hashable, now_ns: int, text: str, *values: object) -> None:
+    def log(
+        self, logger: logging.Logger, level: int, peer: Hashable, now_ns: int, text: str, *values: object, exc_info: bool = False
+    ) -> None:
         """Write a line about one peer, unless it has had its share; the first line of a new window says how many were held back."""
         if not logger.isEnabledFor(level):
             return
@@ -39,4 +43,39 @@ class LogLimit:
         self._lines[peer] = lines + 1
         self._in_all += 1
         last = "; no more lines about this peer within a minute" if lines + 1 == self._most else ""
-        logger.log(level, text + last, *values)
+        logger.log(level, text + last, *values, exc_info=exc_info)
+
+
+class CauseLimit:
+    """Counts log records of one cause within a window of a minute: of one text before its values stand in it, one logger and one error.
+
+    It stands before what all of a process's lines pass through, so no line that somebody else can cause is without a limit.
+    """
+
+    def __init__(self, lines_a_cause: int = LINES_A_CAUSE) -> None:
+        self._most = lines_a_cause
+        self._began_ns: int | None = None
+        self._lines: dict[tuple[str, str, str], int] = {}
+        self._held_back: dict[tuple[str, str, str], int] = {}
+
+    def take(self, record: logging.LogRecord, now_ns: int) -> tuple[bool, bool, str]:
+        """(whether the record passes, whether it is the last one of its cause within this window, lines on what was held back before)."""
+        told = ""
+        if self._began_ns is None or now_ns - self._began_ns >= WINDOW_NS:
+            told = "".join(f"{count} lines like {cause[1]!r} were held back\n" for cause, count in self._held_back.items())
+            self._began_ns = now_ns
+            self._lines.clear()
+            self._held_back.clear()
+        cause = _cause(record)
+        if cause not in self._lines and len(self._lines) >= MAX_CAUSES:
+            cause = ("", "any other text", "")
+        lines = self._lines[cause] = self._lines.get(cause, 0) + 1
+        if lines > self._most:
+            self._held_back[cause] = self._held_back.get(cause, 0) + 1
+        return lines <= self._most, lines == self._most, told
+
+
+def _cause(record: logging.LogRecord) -> tuple[str, str, str]:
+    text = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+    error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] is not None else ""
+    return record.name, text[:200], error

@@ -29,6 +29,7 @@ from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.keys import KeyPair
 from embridge.workers.roles import Addresses, Desk, Inbox, Renew, Step
+from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Seat:
 
 def run(seat: Seat) -> None:
     """The life of one process of a node (the target of a spawned process)."""
-    logging.basicConfig(level=seat.log_level, format=f"%(asctime)s %(levelname)s embridge[{seat.name}] %(message)s")
+    log_to_stderr(seat.log_level, seat.name)
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != seat.launcher_pid:
         return
@@ -138,14 +139,9 @@ def _sums(seat: Seat, desk: Desk) -> RowSums:
 
 def _keep_engine_messages_apart(path: Path) -> None:
     """What the engine's library writes on standard error goes to a file of this process's life; what this package says stays there."""
-    ours = os.dup(2)
     theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(theirs, 2)
+    os.dup2(theirs, 2)  # `log_to_stderr` has kept what it was
     os.close(theirs)
-    sys.stderr = os.fdopen(ours, "w", buffering=1)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
 
 
 def _begin_session(seat: Seat, desk: Desk) -> LiveSession:
@@ -178,6 +174,7 @@ def _run_on_rings(seat: Seat, desk: Desk, role: Step) -> None:
         except Renew as reason:
             log.info("%s", reason)
             desk.flush()
+            sys.stderr.flush()
             os._exit(RENEWED)  # no engine's own threads or destructors in the way
         desk.flush()
         inbox.done()

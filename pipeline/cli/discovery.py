@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -52,9 +51,10 @@ def command(host: str, port: int, token_file: Path | None, log_level: str) -> No
             if (error.name or "").partition(".")[0] not in ("aiohttp", "prometheus_client"):
                 raise
             raise CommandError(f"{error.name} is not installed; run pip install 'embridge[discovery]'") from error
+        from embridge.workers.stderr import log_to_stderr
         from embridge.workers.tokens import read_token
 
-        logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s embridge[discovery] %(message)s")
+        log_to_stderr(log_level.upper(), "discovery")
         check_binding(host, has_token=token_file is not None)
         server = Server(token=read_token(token_file) if token_file else "")
         try:

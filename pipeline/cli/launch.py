@@ -27,7 +27,9 @@ def command(toml: Path | None, **given: Any) -> None:
     or in the TOML file; a flag wins.
     """
     from embridge.pipeline.node import launch
+    from embridge.workers.stderr import never_block_on_output
 
+    never_block_on_output()  # signals are passed on, whoever reads what is said here
     with expected_errors():
         config = node_config(toml, given)
         with _Signals() as signals, launch(config) as node:

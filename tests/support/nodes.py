@@ -126,11 +126,11 @@ def config_of(role: str, run_dir: Path, **settings: Any) -> PipelineConfig:
     )
 
 
-def start_node(config: PipelineConfig, log_path: Path, *, within: Sequence[str] = ()) -> Node:
-    """`launch`, with what the node writes on standard error appended to a file (its processes inherit ours)."""
+def start_node(config: PipelineConfig, log: Path | int, *, within: Sequence[str] = ()) -> Node:
+    """`launch`, with what the node writes on standard error appended to a file, or to a descriptor (its processes inherit ours)."""
     sys.stderr.flush()
     ours = os.dup(2)
-    theirs = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    theirs = os.dup(log) if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         os.dup2(theirs, 2)
         return launch(config, within=within)
@@ -141,10 +141,15 @@ def start_node(config: PipelineConfig, log_path: Path, *, within: Sequence[str] 
 
 
 @contextmanager
-def station(role: str, run_dir: Path, *, within: Sequence[str] = (), **settings: Any) -> Iterator[Station]:
-    """A node for the length of a block. All its processes are gone afterwards, whatever became of it."""
+def station(
+    role: str, run_dir: Path, *, within: Sequence[str] = (), stderr: int | None = None, **settings: Any
+) -> Iterator[Station]:
+    """A node for the length of a block. All its processes are gone afterwards, whatever became of it.
+
+    `stderr`: a descriptor on which it speaks, instead of its log file.
+    """
     log_path = run_dir.with_suffix(".log")
-    node = start_node(config_of(role, run_dir, **settings), log_path, within=within)
+    node = start_node(config_of(role, run_dir, **settings), log_path if stderr is None else stderr, within=within)
     pids: dict[str, int] = {}
     try:
         it = Station(node, log_path, open_control(node.run_dir))

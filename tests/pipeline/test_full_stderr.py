@@ -1,0 +1,109 @@
+"""A node whose standard error nobody reads goes on: it serves, restarts its processes, and stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from support.encoding import give, open_sender
+from support.nodes import Station, alive, station
+from support.pipes import FullPipe, full_pipe
+from support.scheduling import Queues
+from support.waiting import wait_until
+
+from embridge.pipeline import attach
+
+pytestmark = pytest.mark.process
+
+FEW, MANY = 20, 300
+
+
+@pytest.fixture
+def pipe() -> Iterator[FullPipe]:
+    with full_pipe() as pipe:
+        yield pipe
+
+
+@pytest.fixture
+def pair(own_dir: Path, pipe: FullPipe) -> Iterator[tuple[Station, Station]]:
+    """Two nodes that speak into the pipe, from their first line on: `log_level` is INFO."""
+    settings = {"stderr": pipe.write, "engine": "shm", "connect_timeout_s": 3.0}
+    with station("encode", own_dir / "e", **settings) as encode, station("language", own_dir / "l", **settings) as language:
+        yield encode, language
+
+
+def serve(pair: tuple[Station, Station], rooms: Iterator[int], count: int) -> None:
+    encode, language = pair
+    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
+        queues = Queues(client)
+        for room in [next(rooms) for _ in range(count)]:
+            queues.add(encode.addr, room)
+            assert give(open_sender(sending, room, 200))
+            received = queues.take(room, 60.0)
+            assert (received.total, received.difference) == (200, ""), received
+
+
+def test_failures_whose_lines_nobody_reads_stop_no_other_request(pair: tuple[Station, Station], rooms: Iterator[int]) -> None:
+    """P21, P8: each of many failures of requests to nodes that are not there has its line; those to one that is there are served."""
+    serve(pair, rooms, FEW)
+    with attach(pair[1].run_dir) as client:
+        queues, failing = Queues(client), []
+        for _ in range(MANY):
+            with closing(socket.socket()) as sock:
+                sock.bind(("127.0.0.1", 0))
+                room = next(rooms)
+                queues.add(f"tcp://127.0.0.1:{sock.getsockname()[1]}", room)
+                failing.append(room)
+        for room in failing:
+            assert queues.take(room, 60.0).error == "PeerLost"
+    serve(pair, rooms, FEW)
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "poller", "worker0"])
+def test_a_process_that_dies_is_started_again_though_nobody_reads_of_it(
+    pair: tuple[Station, Station], rooms: Iterator[int], name: str
+) -> None:
+    """P21, P11: the launcher's line about it, and those of its birth, are not waited for."""
+    before = pair[0].pid_of(name)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: pair[0].pid_of(name) not in (0, before))
+    serve(pair, rooms, FEW)
+
+
+def test_a_command_whose_output_nobody_reads_passes_signals_on(own_dir: Path, pipe: FullPipe) -> None:
+    """P21, P18: `embridge launch` starts a node and stops it, whoever reads what it prints."""
+    command = [sys.executable, "-m", "embridge.pipeline.cli", "launch", "--role", "encode", "--run-dir", str(own_dir / "n")]
+    process = subprocess.Popen(
+        [*command, "--hidden-size", "64", "--num-blocks", "4", "--log-level", "INFO"],
+        stdout=pipe.write, stderr=pipe.write, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: (own_dir / "n" / "embridge.sock").exists() or process.poll() is not None, 60.0)
+        wait_until(lambda: is_ready(own_dir / "n"), 60.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_ready(run_dir: Path) -> bool:
+    try:
+        with attach(run_dir):
+            return True
+    except Exception:
+        return False
+
+
+def test_a_node_that_nobody_hears_leaves_nothing(own_dir: Path, pipe: FullPipe) -> None:
+    """P9, P10: it ends, and all its processes with it, though its last lines cannot be written."""
+    with station("encode", own_dir / "e", stderr=pipe.write) as encode:
+        pids = list(encode.pids().values())
+    assert not alive(pids)
