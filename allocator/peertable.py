@@ -97,6 +97,10 @@ class PeerTable:
         """The public key that it registered with; "" on a plain connection."""
         return self._text(peer, lay.PEER_KEY_OFFSET)
 
+    def poller_addr(self, peer: int) -> str:
+        """Where it takes reports and heartbeats."""
+        return self._text(peer, lay.PEER_POLLER_OFFSET)
+
     def alive(self) -> list[int]:
         return [peer for peer in range(self.num_peers) if self.is_alive(peer)]
 

@@ -238,6 +238,8 @@ class Admission:
         num_blocks, window = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits.window_blocks
         if grant.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
             return f"slot {grant.key.slot} is outside the {self._peers.get(peer, Peer.NUM_SLOTS)} slots registered"
+        if grant.endpoint != self._peers.poller_addr(peer):
+            return f"endpoint {grant.endpoint!r}, {self._peers.poller_addr(peer)!r} registered"
         if isinstance(grant, msg.Init) and grant.first_block * bs > MAX_TOKENS:
             return f"it begins at block {grant.first_block} of {bs} tokens, behind the {MAX_TOKENS} that a request may have"
         if count > window:
@@ -337,6 +339,10 @@ class Admission:
         if not self._desk.is_live(slot, epoch):
             self._desk.to("poller").send(Kick.LOOK, slot, epoch)
             return
+        wrong = self._check_progress(held, grant)
+        if wrong:
+            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
+            return
         known = self._dsts.get(slot, d, Destination.GRANTED_BLOCKS)
         sent_block = self._dsts.get(slot, d, Destination.SENT) // self._desk.bs
         first, end = grant.first_block, grant.first_block + len(grant.dst_embedding_indices)
@@ -371,6 +377,22 @@ class Admission:
             if self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens):
                 self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         self._kick(slot, epoch)
+
+    def _check_progress(self, held: Open, grant: Grant) -> str | None:
+        """What is wrong with a grant by what stands here about its request; None when nothing is.
+
+        R2: its node knows from our reports alone how much has been sent. Less is a message or a report that is late; more is
+        never true. Where nodes verify, a report may be ahead of `SENT` for a moment, for it carries `SUMMED` (R27).
+        """
+        slot, d = held.slot, held.destination
+        required = self._slots.get(slot, Slot.REQUIRED)
+        if grant.required_dst_info_num != required:
+            return f"required_dst_info_num {grant.required_dst_info_num}, it was {required}"
+        if isinstance(grant, msg.Resume):
+            sent = max(self._dsts.get(slot, d, Destination.SENT), RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens)
+            if grant.sent_tokens > sent:
+                return f"sent_tokens {grant.sent_tokens} > {sent} tokens that were sent to it"
+        return None
 
     # ---- aborts
 

@@ -63,7 +63,12 @@ class Publisher(Poller):
         held = self._by_key.get((peer, room.key.slot, room.key.epoch))
         if held is not None and self._desk.is_live(held[0], held[1]):
             slot, epoch, d = held
-            if self._dsts.raise_to(slot, d, Destination.VERIFIED, room.sent_tokens):
+            sent = RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens
+            if room.sent_tokens > sent:
+                reason = f"a destination says that it has checked {room.sent_tokens} tokens > {sent} tokens that were sent to it"
+                self._slots.claim_failure(slot, FailureCode.PROTOCOL, reason)
+                self._serve(slot, epoch)
+            elif self._dsts.raise_to(slot, d, Destination.VERIFIED, room.sent_tokens):
                 self._serve(slot, epoch)
 
     def _close(self, key: msg.RequestKey, peer: int) -> None:

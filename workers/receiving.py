@@ -146,9 +146,8 @@ class StatusReceiver(Poller):
             slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         if room.phase == Phase.Failed:
             slots.claim_failure(slot, room.code or FailureCode.INTERNAL, room.reason)
-        elif room.sent_tokens > slots.granted(slot)[1]:
-            reason = f"the encode side reports {room.sent_tokens} tokens sent, {slots.granted(slot)[1]} were granted"
-            slots.claim_failure(slot, FailureCode.PROTOCOL, reason)
+        elif wrong := self._check_report(slot, room):
+            slots.claim_failure(slot, FailureCode.PROTOCOL, f"the encode side reports {wrong}")
         elif room.total_tokens in (0, slots.get(slot, Slot.TOTAL)):  # else it has failed for that
             if self._verifier is not None:
                 self._verifier.report(slot, epoch, room, self._now_ns)
@@ -157,6 +156,25 @@ class StatusReceiver(Poller):
         if more_ready or new_total:
             self._desk.wake_library(slot)
         self._serve(slot, epoch)
+
+    def _check_report(self, slot: int, room: msg.RoomState) -> str | None:
+        """What cannot be true of a report, by what this node has granted and been told; None when all can.
+
+        All that is granted stands here before the grant leaves, so that no report of an honest node is ahead of it.
+        """
+        blocks, tokens = self._slots.granted(slot)
+        session, total = self._slots.get(slot, Slot.SESSION), room.total_tokens
+        if room.sent_tokens > tokens:
+            return f"{room.sent_tokens} tokens sent, {tokens} were granted"
+        if room.known_blocks > blocks:
+            return f"{room.known_blocks} blocks known, {blocks} were granted"
+        if room.session > session:
+            return f"a grant under session {room.session}, the latest was under {session}"
+        if total and max(room.sent_tokens, room.ready_tokens) > total:
+            return f"{room.sent_tokens} tokens sent and {room.ready_tokens} ready of {total}"
+        if room.phase == Phase.Success and not 0 < total == room.sent_tokens:
+            return f"Success with {room.sent_tokens} of {total} tokens sent"
+        return None
 
     def _grant_again(self, room: msg.RoomState) -> None:
         """R24: a heartbeat shows an encode node that does not know all that was granted, or not under which session."""

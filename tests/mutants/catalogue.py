@@ -660,10 +660,24 @@ RECEIVING: Final = [
         _rule("an_aborted_request_is_listed_and_its_abort_repeated_until_it_is_acknowledged"),
     ),
     Mutant(
+        "sent-in-a-resume-not-checked", "R2", "a resume that claims more than was sent is taken",
+        "workers/admitting.py",
+        "            if grant.sent_tokens > sent:\n",
+        "            if grant.sent_tokens > sent + (1 << 32):\n",
+        _rule("a_resume_that_claims_more_than_was_sent_fails_its_request_alone"),
+    ),
+    Mutant(
+        "success-of-rows-that-did-not-come", "P6, R4", "Success is believed whatever was sent",
+        "workers/receiving.py",
+        "        if room.phase == Phase.Success and not 0 < total == room.sent_tokens:\n",
+        "        if room.phase == Phase.Success and total == 0 == room.sent_tokens:\n",
+        _rule("a_report_that_cannot_be_true_fails_its_request"),
+    ),
+    Mutant(
         "more-sent-than-granted", "D15, P16", "a report of rows for which no block was granted is believed",
         "workers/receiving.py",
-        "elif room.sent_tokens > slots.granted(slot)[1]:",
-        "elif room.sent_tokens > 1 << 32:",
+        "        if room.sent_tokens > tokens:\n",
+        "        if room.sent_tokens > 1 << 32:\n",
         _crossing("more_rows_reported_than_were_granted_fail_the_request"),
     ),
     Mutant(

@@ -254,7 +254,8 @@ class EncodeAlone(Alone):
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
         header = self.header(node_id=node_id, incarnation=incarnation, target=target)
         key = msg.RequestKey(room if slot is None else slot, epoch, room)
-        self.hears("bootstrap", msg.Init(header, key, "", 7, session, session << 32, blocks, first, required, tokens, registration))
+        own, base = f"tcp://language{node_id}:2", session << 32
+        self.hears("bootstrap", msg.Init(header, key, own, 7, session, base, blocks, first, required, tokens, registration))
 
     def resume(
         self,
@@ -271,7 +272,8 @@ class EncodeAlone(Alone):
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
         key = msg.RequestKey(room, 1, room)
         header = self.header(node_id=node_id)
-        self.hears("bootstrap", msg.Resume(header, key, "", 7, session, session << 32, blocks, first, required, sent, tokens))
+        own, base = f"tcp://language{node_id}:2", session << 32
+        self.hears("bootstrap", msg.Resume(header, key, own, 7, session, base, blocks, first, required, sent, tokens))
 
     def abort(self, room: int, *, epoch: int = 1, node_id: int = 10, reason: str = "given up there") -> None:
         key = msg.RequestKey(room, epoch, room)
@@ -342,7 +344,7 @@ class LanguageAlone(Alone):
             "resumed": False,
             "sent_tokens": sent,
             "total_tokens": 16,
-            "ready_tokens": 16,
+            "ready_tokens": changes.get("total_tokens") or 16,
             "known_blocks": receiver.granted_blocks,
             "session": self.slots.get(receiver.slot, Slot.SESSION),
             "tainted": 0,

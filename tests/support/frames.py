@@ -93,6 +93,7 @@ class FrameMaker:
             known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)), code=rng.choice((0, 99)),
             reason="no", checksum=rng.randrange(1 << 32),
         )  # fmt: skip
+        endpoint = f"tcp://language{node_id}:2" if rng.random() < 0.9 else rng.choice(("", "tcp://x:2"))
         first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
         match rng.randrange(12):
             case 0:
@@ -109,9 +110,9 @@ class FrameMaker:
             case 3:
                 return msg.Stale(header, target)
             case 4 | 5:
-                return msg.Init(header, key, "", 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2)))
+                return msg.Init(header, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2)))
             case 6:
-                return msg.Resume(header, key, "", 0, 1, 0, blocks, first, required, sent, len(blocks) * 4)
+                return msg.Resume(header, key, endpoint, 0, 1, 0, blocks, first, required, sent, len(blocks) * 4)
             case 7:
                 return msg.Abort(header, key, rng.choice((0, 3, 2**32 - 1)), "no")
             case 8:

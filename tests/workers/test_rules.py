@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,16 +89,105 @@ def test_no_number_in_a_heartbeat_grants_anything() -> None:
 
 
 def test_sent_tokens_in_a_resume_is_not_obeyed() -> None:
-    """R2: it neither moves `sent` back, into drained blocks, nor forth."""
+    """R2: a late one does not move `sent` back, into drained blocks."""
     node = EncodeAlone()
     sender = node.sender(1, 40)
     node.init(1, [3, 4])
     assert node.get(sender, Destination.SENT) == 8
     node.resume(1, [5], first=2, sent=0)
     assert node.get(sender, Destination.SENT) == 12
-    node.resume(1, [6], first=3, sent=30)
+    node.resume(1, [6], first=3, sent=12)
     assert node.get(sender, Destination.SENT) == 16
     assert node.blocks_written() == [[3, 4], [5], [6]]
+
+
+@pytest.mark.parametrize("claimed", [13, 30, 2**32 - 1])
+def test_a_resume_that_claims_more_than_was_sent_fails_its_request_alone(claimed: int) -> None:
+    """R2, B6: its node knows that number from our reports alone, so it is not of this request."""
+    node = EncodeAlone()
+    sender, other = node.sender(1, 40), node.sender(2, 8)
+    node.init(1, [3, 4, 5])
+    assert node.get(sender, Destination.SENT) == 12
+    node.resume(1, [6], first=3, sent=claimed)
+    assert sender.poll() == Phase.Failed
+    failure = sender.failure_exception()
+    assert failure.code == FailureCode.PROTOCOL
+    assert failure.reason == f"a destination's grant is wrong: sent_tokens {claimed} > 12 tokens that were sent to it"
+    assert node.blocks_written() == [[3, 4, 5]]
+    node.init(2, [7, 8])
+    assert other.poll() == Phase.Success
+
+
+def test_a_resume_is_checked_against_what_was_sent_to_its_own_destination() -> None:
+    """R2, R18: not against what another one has."""
+    node = EncodeAlone()
+    node.register(node_id=11)
+    sender = node.sender(1, 16)
+    node.init(1, [3, 4], required=2)
+    node.init(1, [3], required=2, node_id=11)
+    assert [node.get(sender, Destination.SENT, d) for d in (0, 1)] == [8, 4]
+    node.resume(1, [5], first=2, sent=8, required=2)
+    assert sender.poll() < Phase.Success
+    node.resume(1, [5], first=1, sent=8, required=2, node_id=11)
+    assert sender.poll() == Phase.Failed
+    assert "sent_tokens 8 > 4 tokens" in sender.failure_exception().reason
+
+
+def test_a_resume_ahead_of_a_worker_that_died_between_its_two_words_is_honest() -> None:
+    """R2, R27: a report carries the checked word, which stands before `sent`."""
+    node = EncodeAlone(verify=True)
+    sender = node.sender(1, 40)
+    node.init(1, [3, 4])
+    node.actor("worker0").stalled_ns = node.now_ns + 10**9
+    node.destinations.set(sender.slot, 0, Destination.SENT, 4)
+    node.resume(1, [5], first=2, sent=8)
+    assert sender.poll() < Phase.Success
+
+
+def test_a_resume_that_names_another_number_of_destinations_fails_its_request() -> None:
+    """R4, B6."""
+    node = EncodeAlone()
+    sender = node.sender(1, 40)
+    node.init(1, [3, 4])
+    node.resume(1, [5], first=2, sent=8, required=2)
+    assert sender.poll() == Phase.Failed
+    assert "required_dst_info_num 2, it was 1" in sender.failure_exception().reason
+
+
+def test_a_grant_whose_endpoint_is_not_the_registered_one_is_refused() -> None:
+    """D15: reports go where the node has registered, so a grant that names another place is not its own."""
+    node = EncodeAlone()
+    sender = node.sender(1, 8)
+    key = msg.RequestKey(1, 1, 1)
+    node.hears("bootstrap", msg.Init(node.header(), key, "tcp://elsewhere:2", 0, 1, 0, [3, 4], 0, 1, 8, 1))
+    assert "endpoint 'tcp://elsewhere:2', 'tcp://language10:2' registered" in node.sent(msg.Refused)[-1].reason
+    assert sender.poll() == Phase.Bootstrapping
+    node.init(1, [3, 4])
+    assert sender.poll() == Phase.Success
+
+
+WRONG_REPORTS: dict[str, tuple[dict[str, Any], str]] = {
+    "more sent than granted": ({"sent": 9}, "9 tokens sent, 8 were granted"),
+    "more blocks than granted": ({"sent": 8, "known_blocks": 3}, "3 blocks known, 2 were granted"),
+    "a session that never was": ({"sent": 8, "session": 5}, "a grant under session 5, the latest was under 0"),
+    "more sent than there are": ({"sent": 8, "total_tokens": 7}, "8 tokens sent and 7 ready of 7"),
+    "more ready than there are": ({"sent": 8, "ready_tokens": 17}, "8 tokens sent and 17 ready of 16"),
+    "Success before all was sent": ({"phase": Phase.Success, "sent": 4, "total_tokens": 8}, "Success with 4 of 8 tokens sent"),
+    "Success of an unknown length": ({"phase": Phase.Success, "sent": 8, "total_tokens": 0}, "Success with 8 of 0 tokens sent"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_REPORTS)
+def test_a_report_that_cannot_be_true_fails_its_request(what: str) -> None:
+    """R4, P6, B6: above all no Success over rows that have not come."""
+    changes, said = WRONG_REPORTS[what]
+    node = LanguageAlone()
+    receiver = node.receiver(1)
+    node.status(receiver, **{"phase": Phase.Transferring, **changes})
+    assert receiver.poll() == Phase.Failed
+    failure = receiver.failure_exception()
+    assert failure.code == FailureCode.PROTOCOL
+    assert failure.reason == f"the encode side reports {said}"
 
 
 def test_a_resume_that_claims_more_than_has_landed_is_the_callers_mistake() -> None:
@@ -1032,7 +1122,7 @@ def test_a_grant_makes_its_transfer_runnable_in_the_same_step() -> None:
     assert not inbox.pending()
     bootstrap = node.actor("bootstrap")
     key = msg.RequestKey(1, 1, 1)
-    grant = msg.Resume(node.header(), key, "", 0, 1, 0, [3, 4], 0, 1, 0, 8)
+    grant = msg.Resume(node.header(), key, "tcp://language10:2", 0, 1, 0, [3, 4], 0, 1, 0, 8)
     node.actor("worker0").stalled_ns = node.now_ns + 10**9
     node.hears("bootstrap", grant)
     assert bootstrap.arrivals == type(bootstrap.arrivals)()

@@ -95,6 +95,20 @@ def test_each_destination_has_its_own_checksum() -> None:
     assert node.get(sender, Destination.SUMMED, 0) == node.get(sender, Destination.SUMMED, 1)
 
 
+def test_a_destination_that_has_checked_more_than_was_sent_fails_the_request() -> None:
+    """R27, R2: it knows of no row that we have not reported."""
+    node = encode_alone()
+    sender = node.sender(1, 12)
+    node.init(1, [3, 4])
+    says(node, sender, 8)
+    assert sender.poll() < Phase.Success
+    says(node, sender, 9)
+    assert sender.poll() == Phase.Failed
+    failure = sender.failure_exception()
+    assert failure.code == FailureCode.PROTOCOL
+    assert "checked 9 tokens > 8 tokens" in failure.reason
+
+
 def test_it_succeeds_only_when_every_destination_has_checked_every_row() -> None:
     """R27: so that a row that was damaged fails the request on every side."""
     node = encode_alone()
