@@ -31,8 +31,10 @@ from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError, NodeUnhealthyError
 from embridge.allocator.layout import NodeState, Role, Slot
 from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
+from embridge.allocator.ranklog import MAX_RANKS
 from embridge.allocator.rings import Kick
 from embridge.allocator.routes import RouteRecord
+from embridge.pipeline.arguments import is_time, whole
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.handle import MAX_ROOM, TransferHandle
 from embridge.pipeline.joining import join
@@ -80,6 +82,7 @@ def attach(
         SegmentError: /dev/shm has no room for what the ranks are to share.
         ValueError: `num_ranks` is out of range.
     """
+    num_ranks = whole("num_ranks", num_ranks, 1, MAX_RANKS, f"2 to {MAX_RANKS} (1: there is no other rank)")
     client = Client(Path(run_dir) if run_dir is not None else default_run_dir(role))
     if num_ranks != 1:
         from embridge.pipeline.ranks import Ranks
@@ -211,9 +214,8 @@ class Client:
         """
         from embridge.pipeline.sender import EmbeddingSender
 
-        self._check_open(room, Role.ENCODE, "sender")
-        if not isinstance(total_tokens, int) or not 1 <= total_tokens <= lay.MAX_TOKENS:
-            raise ValueError(f"total_tokens: {total_tokens!r} is outside 1 to {lay.MAX_TOKENS}")
+        room = self._check_open(room, Role.ENCODE, "sender")
+        total_tokens = whole("total_tokens", total_tokens, 1, lay.MAX_TOKENS)
         aux = EmbeddingSender.aux_words(aux_datas, total_tokens, mrope_position_delta)
 
         def prepare(slot: int) -> None:
@@ -252,9 +254,8 @@ class Client:
         """
         from embridge.pipeline.receiver import EmbeddingReceiver
 
-        self._check_open(room, Role.LANGUAGE, "receiver", instead_of)
-        if not isinstance(required_dst_info_num, int) or not 1 <= required_dst_info_num <= 64:
-            raise ValueError(f"required_dst_info_num: {required_dst_info_num!r} is outside 1 to 64")
+        room = self._check_open(room, Role.LANGUAGE, "receiver", instead_of)
+        required_dst_info_num = whole("required_dst_info_num", required_dst_info_num, 1, 64)
         self.check_address(bootstrap_addr)
 
         def prepare(slot: int) -> None:
@@ -300,8 +301,7 @@ class Client:
             NoRouteError: no encode node is READY and healthy.
             ValueError: as `encode_nodes`, or `tokens` is out of range.
         """
-        if not isinstance(tokens, int) or not 0 <= tokens <= lay.MAX_TOKENS:
-            raise ValueError(f"tokens: {tokens!r} is outside 0 to {lay.MAX_TOKENS}")
+        tokens = whole("tokens", tokens, 0, lay.MAX_TOKENS)
         return self._route_picker("pick_encode_node").pick(tokens, other_than).bootstrap_addr
 
     def _route_picker(self, what: str) -> RoutePicker:
@@ -319,26 +319,27 @@ class Client:
         self._rooms[handle.room] = handle
         self.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
 
-    def _check_open(self, room: int, role: Role, what: str, instead_of: EmbeddingReceiver | None = None) -> None:
+    def _check_open(self, room: int, role: Role, what: str, instead_of: EmbeddingReceiver | None = None) -> int:
+        """The room as an int, if a request of it may be opened here now."""
         self.check_usable()
         if self.control.role != role:
             ours, theirs = self.control.role.name.lower(), role.name.lower()
             raise ValueError(f"{what}: this client is attached to a {ours} node; attach to the {theirs} node")
-        if not isinstance(room, int) or not 0 <= room <= MAX_ROOM:
-            raise ValueError(f"room: {room!r} is outside 0 to 2**63 - 1")
+        room = whole("room", room, 0, MAX_ROOM, "0 to 2**63 - 1")
         if self._rooms.get(room, instead_of) is not instead_of:
             raise ValueError(f"room: {room} is in use; a room is one request, use a new number")
         if self.control.state != NodeState.READY:
             raise NodeGoneError(f"the node is {self.control.state.name}; it takes no new requests")
         if why := why_refusing(self.control):
             raise NodeUnhealthyError(f"the node is unhealthy; it takes no new requests: {why}")
+        return room
 
     def _open(self, room: int, timeout_s: float | None, prepare: Callable[[int], None]) -> tuple[int, int]:
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
-        if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+        if not is_time(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s: {timeout_s!r} s must be positive, and at most {MAX_TIMEOUT_S:g} s")
         now = self.clock()
-        return self._lease.open(room, now, now + int(timeout_s * NS), prepare)
+        return self._lease.open(room, now, now + int(float(timeout_s) * NS), prepare)
 
     def leave(self, handle: TransferHandle) -> None:
         """The client needs nothing of this request any more (library thread only)."""

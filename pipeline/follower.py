@@ -24,8 +24,9 @@ import torch
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import AttachError, NodeGoneError, SegmentError, TransferError, failure
 from embridge.allocator.layout import Geometry
-from embridge.allocator.ranklog import Item, RankLog, unpack_batch
+from embridge.allocator.ranklog import MAX_RANKS, Item, RankLog, unpack_batch
 from embridge.allocator.segment import map_segment
+from embridge.pipeline.arguments import whole
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.joining import JOIN_TIMEOUT_S, knock
 from embridge.pipeline.request import EmbeddingResult
@@ -73,8 +74,7 @@ def follow(
         AttachError: no node answers there, rank 0 has not come within `timeout_s`, the rank is out of range or taken, or has left before.
         SegmentError: what was handed over is not of this version.
     """
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank: {rank!r} is no follower's; ranks count from 1, and rank 0 calls attach(run_dir, num_ranks=...)")
+    rank = whole("rank", rank, 1, MAX_RANKS - 1, f"1 to {MAX_RANKS - 1}; rank 0 calls attach(run_dir, num_ranks=...)")
     path = Path(run_dir) if run_dir is not None else default_run_dir(role)
     deadline = time.monotonic() + timeout_s
     while True:

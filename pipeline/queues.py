@@ -25,8 +25,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from embridge.allocator.errors import FailureCode, failure
-from embridge.allocator.layout import NodeState
+from embridge.allocator.layout import MAX_TOKENS, NodeState
 from embridge.allocator.status import Phase
+from embridge.pipeline.arguments import is_time, whole
 from embridge.pipeline.grants import AdaptiveDefault
 from embridge.pipeline.handle import MAX_ROOM
 from embridge.pipeline.receiver import EmbeddingReceiver, first_missing_block
@@ -54,7 +55,8 @@ class TransferQueue:
         else:
             self._ranks.take()
             self.memory = self._ranks.memory
-        start = settings["default_allocate_tokens"] if default_allocate_tokens is None else default_allocate_tokens
+        given = settings["default_allocate_tokens"] if default_allocate_tokens is None else default_allocate_tokens
+        start = whole("default_allocate_tokens", given, 1, MAX_TOKENS)
         self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
         self._incoming: deque[EmbeddingRequest] = deque()
         self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
@@ -146,9 +148,9 @@ class TransferQueue:
     def _open(self, request: EmbeddingRequest) -> bool:
         """False when no slot is free: the request stays where it is, as long as its time lasts."""
         timeout_s = self._client.request_timeout_s if request.timeout_s is None else request.timeout_s
-        if not isinstance(timeout_s, int | float):  # it would stop those behind it, too
+        if not is_time(timeout_s):  # it would stop those behind it, too
             return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {timeout_s!r} is no number of seconds")
-        left_s = request._added + timeout_s - self._client.clock() / NS
+        left_s = request._added + float(timeout_s) - self._client.clock() / NS
         if left_s <= 0:
             return self._refuse(request, FailureCode.TIMEOUT, "deadline passed while waiting for a slot")
         try:
@@ -406,12 +408,12 @@ class PreallocQueue:
             raise ValueError(f"room {request.room}: not to be retried: {why_not}")
         self._client.check_usable()
         self._client.check_address(bootstrap_addr)
-        if room is not None and (not isinstance(room, int) or not 0 <= room <= MAX_ROOM):
-            raise ValueError(f"room: {room!r} is outside 0 to 2**63 - 1")
+        if room is not None:
+            room = whole("room", room, 0, MAX_ROOM, "0 to 2**63 - 1")
         request.bootstrap_addr = bootstrap_addr
         request.room = request.room if room is None else room
         if required_dst_info_num is not None:
-            request.required_dst_info_num = required_dst_info_num
+            request.required_dst_info_num = whole("required_dst_info_num", required_dst_info_num, 1, 64)
         request.timeout_s = request.timeout_s if timeout_s is None else timeout_s
         request._begin_again(self._client.geometry.block_size)
         self._transfer.add(request)

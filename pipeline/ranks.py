@@ -38,6 +38,7 @@ from embridge.allocator.layout import PAGE_BYTES, Geometry
 from embridge.allocator.ranges import Ranges
 from embridge.allocator.ranklog import Item, RankLog, RankLogLayout, RankState, format_log, pack_batch
 from embridge.allocator.segment import create_segment, map_segment
+from embridge.pipeline.arguments import is_time
 from embridge.pipeline.rows import Bytes, HostMemory, HostRows
 from embridge.workers import run_socket
 from embridge.workers.run_socket import Accepted, Lead
@@ -334,9 +335,9 @@ class Ranks:
 
     def _deadline_ns(self, request: EmbeddingRequest) -> int:
         timeout_s = request.timeout_s
-        if not isinstance(timeout_s, int | float):
+        if not is_time(timeout_s):
             timeout_s = self._client.request_timeout_s
-        return int((request._added + timeout_s) * NS)
+        return int((request._added + float(timeout_s)) * NS)
 
     def _open(self) -> list[int]:
         """The ranks for which something is still logged."""

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Peer, Slot
+from embridge.allocator.layout import MAX_BLOCKS, MAX_TOKENS, Peer, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
+from embridge.pipeline.arguments import whole
 from embridge.pipeline.handle import TransferHandle
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class EmbeddingReceiver(TransferHandle):
     def allocate(self, want: int, *, may_take_reserve: bool = True) -> npt.NDArray[np.uint32]:
         """Up to `want` blocks of this node for this request, not yet granted; fewer, or none, when memory is short."""
         self._client.check_usable()
+        want = whole("want", want, 0, MAX_BLOCKS)
         blocks = self._control.blocks.acquire(self.slot, self.epoch, want, may_take_reserve=may_take_reserve)
         if len(blocks) and self.poll() >= Phase.Success:  # ended meanwhile: whoever cleans up may have passed already
             self._control.blocks.release(blocks, self.slot, self.epoch)
@@ -142,8 +144,7 @@ class EmbeddingReceiver(TransferHandle):
         Raises:
             ValueError: as `init`, or `sent_tokens` exceeds what has been sent.
         """
-        if sent_tokens < 0:
-            raise ValueError(f"sent_tokens: {sent_tokens} < 0")
+        sent_tokens = whole("sent_tokens", sent_tokens, 0, MAX_TOKENS)
         if sent_tokens > self.progress().sent:
             raise ValueError(f"sent_tokens: {sent_tokens} > {self.progress().sent} tokens that have landed")
         self._grant(embedding_indices, allocated_tokens)
@@ -152,16 +153,15 @@ class EmbeddingReceiver(TransferHandle):
         self._client.check_usable()
         if self._cleared:
             raise ValueError(f"room {self.room}: this receiver was cleared; it takes no more grants")
-        indices = [int(index) for index in embedding_indices]
+        last = self._control.blocks.num_blocks - 1
+        indices = [whole("embedding_indices", index, 0, last) for index in embedding_indices]
         count, bs = len(indices), self._bs
-        tokens = count * bs if allocated_tokens is None else allocated_tokens
+        tokens = count * bs if allocated_tokens is None else whole("allocated_tokens", allocated_tokens, 0, MAX_TOKENS)
         if not ((count - 1) * bs < tokens <= count * bs or tokens == count == 0):
             raise ValueError(
                 f"allocated_tokens: {tokens} does not end in the last of {count} blocks of {bs} tokens; "
                 f"expected {max(count - 1, 0) * bs + bool(count)} to {count * bs}"
             )
-        if any(not 0 <= index < self._control.blocks.num_blocks for index in indices):
-            raise ValueError(f"embedding_indices: outside 0 to {self._control.blocks.num_blocks - 1}: {indices}")
         granted, drained = self.granted_blocks, self.drained_blocks
         if granted + count - drained > self.max_window_blocks:
             raise ValueError(f"embedding_indices: {granted + count - drained} blocks held > window of {self.max_window_blocks}")
@@ -190,6 +190,7 @@ class EmbeddingReceiver(TransferHandle):
         """
         if self._final is not None:
             return 0
+        num_tokens = whole("num_tokens", num_tokens, 0, MAX_TOKENS)
         if num_tokens > self.progress().sent:
             raise ValueError(f"num_tokens: {num_tokens} > {self.progress().sent} tokens that have landed")
         total = self.total_embedding_length
@@ -258,8 +259,7 @@ class EmbeddingReceiver(TransferHandle):
         if why_not := self.why_not_retryable:
             raise ValueError(f"room {self.room}: not to be retried: {why_not}")
         landed = max(self.sent_tokens, self.first_block * self._bs)
-        if not 0 <= num_tokens <= landed:
-            raise ValueError(f"num_tokens: {num_tokens} is outside 0 to {landed}, the tokens that have landed")
+        num_tokens = whole("num_tokens", num_tokens, 0, landed, f"0 to {landed}, the tokens that have landed")
         total = self.total_embedding_length
         return self._client.open_receiver(
             bootstrap_addr,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import index
 
 import torch
 
@@ -88,6 +90,10 @@ class EmbeddingRequest:
     _first_block: int = field(default=0, init=False)  # what is before it has come from another encode node
     _total: int = field(default=0, init=False)  # that one's
     _failed_receiver: EmbeddingReceiver | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        with suppress(TypeError):  # what is no whole number is refused when its turn comes, as the request's failure
+            self.room, self.required_dst_info_num = index(self.room), index(self.required_dst_info_num)
 
     @property
     def why_not_retryable(self) -> str:

@@ -1,9 +1,8 @@
-"""Rows in a process's own memory: what a caller gave, or what was received, as bytes per token and buffer."""
+"""Received rows in a process's own memory, as bytes per token and buffer."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,86 +11,9 @@ import torch
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, copy
 from embridge.allocator.buffers import Pool, as_tensor, pools
-from embridge.allocator.layout import AUX_WORDS, POSITION_AXES, Geometry
+from embridge.allocator.layout import AUX_WORDS, Geometry
 
 Bytes = npt.NDArray[np.uint8]
-
-
-class Chunk(NamedTuple):
-    """Rows [first, end) as the caller gave them: a flat byte view of each buffer, by pool name. The tensors are kept, not copied."""
-
-    first: int
-    end: int
-    data: dict[str, Bytes]
-
-
-def chunk_of(
-    geometry: Geometry,
-    first: int,
-    input_embeddings: torch.Tensor,
-    fill_ids: Any,
-    mrope_positions: Any,
-    deepstack_embeddings: torch.Tensor | None,
-) -> Chunk:
-    """Check what a caller gave and view it as bytes. A tensor on a GPU is copied to the host here.
-
-    Raises:
-        ValueError: a dtype, shape or length is not that of the node's geometry.
-    """
-    count = num_rows(input_embeddings)
-    hidden, layers = geometry.hidden_size, geometry.deepstack_layers
-    dtype = getattr(torch, geometry.dtype)
-    data = {
-        "input_embeddings": _bytes("input_embeddings", input_embeddings, dtype, (count, hidden)),
-        "fill_ids": _bytes("fill_ids", fill_ids, torch.int32, (count,)),
-        "mrope_positions": _bytes("mrope_positions", mrope_positions, torch.int32, (count, POSITION_AXES)),
-    }
-    if layers:
-        if deepstack_embeddings is None:
-            raise ValueError(f"deepstack_embeddings: missing; this node's geometry has {layers} deepstack layers")
-        shape = (count, layers, hidden)
-        data["deepstack_embeddings"] = _bytes("deepstack_embeddings", deepstack_embeddings, dtype, shape)
-    elif deepstack_embeddings is not None:
-        raise ValueError("deepstack_embeddings: given, but this node's geometry has no deepstack layers")
-    if not count:
-        raise ValueError("input_embeddings: 0 rows; give at least one")
-    return Chunk(first, first + count, data)
-
-
-def num_rows(input_embeddings: Any) -> int:
-    """How many rows a caller gave. Raises ValueError for what is no tensor of rows."""
-    if not isinstance(input_embeddings, torch.Tensor | np.ndarray):
-        raise ValueError(f"input_embeddings: {type(input_embeddings).__name__} is no tensor; give (n, hidden)")
-    return int(input_embeddings.shape[0]) if input_embeddings.ndim else 0
-
-
-def _bytes(name: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Bytes:
-    try:
-        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.ascontiguousarray(value))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}; give {shape} of {dtype}") from error
-    if tensor.dtype != dtype:
-        raise ValueError(f"{name}: dtype {tensor.dtype} is not {dtype}")
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name}: shape {tuple(tensor.shape)} is not {shape}")
-    flat = tensor.detach().to("cpu").contiguous().view(torch.uint8)
-    return flat.numpy().reshape(-1)
-
-
-def stage(payload: Mapping, geometry: Geometry, chunks: list[Chunk], parts: list[tuple[int, int, int]]) -> None:
-    """Copy rows into source blocks: each part is (source block, first row, end row), within one block of the request."""
-    bs = geometry.block_size
-    for pool in pools(geometry):
-        for chunk in chunks:
-            moves = []
-            for block, first, end in parts:
-                low, high = max(first, chunk.first), min(end, chunk.end)
-                if low < high:
-                    at = pool.offset + (block * bs + low % bs) * pool.row_bytes
-                    moves.append((at, (low - chunk.first) * pool.row_bytes, (high - low) * pool.row_bytes))
-            if moves:
-                array = np.array(moves, np.int64)
-                copy(payload, chunk.data[pool.name], array, len(array))
 
 
 class HostRows:

@@ -9,7 +9,6 @@ while a write needs it. So any length passes through any pool of at least one bl
 from __future__ import annotations
 
 from collections.abc import Container
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,12 +16,13 @@ import numpy.typing as npt
 import torch
 
 from embridge.allocator.blocks import RESERVE_BLOCK
-from embridge.allocator.layout import AUX_WORDS, Destination, Slot
+from embridge.allocator.layout import AUX_WORDS, MAX_TOKENS, Destination, Slot
 from embridge.allocator.requests import STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
+from embridge.pipeline.arguments import whole
+from embridge.pipeline.given import Chunk, given_rows, num_rows, stage
 from embridge.pipeline.handle import TransferHandle
-from embridge.pipeline.rows import Chunk, chunk_of, num_rows, stage
 
 if TYPE_CHECKING:
     from embridge.pipeline.client import Client
@@ -60,9 +60,8 @@ class EmbeddingSender(TransferHandle):
             if given.min() < INT32.min or given.max() > INT32.max:
                 raise ValueError(f"aux_datas: {given.min()} to {given.max()} is outside int32")
             words[:] = given
-        if not isinstance(mrope_position_delta, Integral) or not INT32.min <= mrope_position_delta <= INT32.max:
-            raise ValueError(f"mrope_position_delta: {mrope_position_delta!r} is no integer within int32")
-        words[0], words[1] = min(total_tokens, INT32.max), mrope_position_delta
+        delta = whole("mrope_position_delta", mrope_position_delta, INT32.min, INT32.max)
+        words[0], words[1] = min(total_tokens, INT32.max), delta
         return words
 
     # ---- the caller's thread
@@ -83,9 +82,9 @@ class EmbeddingSender(TransferHandle):
     ) -> bool:
         """Give rows [start, start + n), as the encoder makes them.
 
-        `input_embeddings` (n, hidden) and `deepstack_embeddings` (n, D, hidden) in the node's dtype, `fill_ids` (n,) int32,
-        `mrope_positions` (n, 3) int32. Rows come in order: `start` is the number of rows given so far. CPU tensors are not
-        copied; they must not be changed until the request has ended.
+        `input_embeddings` (n, hidden) and `deepstack_embeddings` (n, D, hidden) in the node's dtype, `fill_ids` (n,) and
+        `mrope_positions` (n, 3), or (3, n), integers within int32. Rows come in order: `start` is the number of rows given so far.
+        CPU tensors are not copied; they must not be changed until the request has ended.
 
         Returns:
             False, with no effect, when the request has already ended (see `failure_exception`).
@@ -94,9 +93,9 @@ class EmbeddingSender(TransferHandle):
             ValueError: a shape or dtype is not the geometry's, rows are out of order, or exceed the total.
         """
         self._client.check_usable()
-        chunk = chunk_of(
-            self._client.geometry, start, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings
-        )
+        start = whole("start", start, 0, MAX_TOKENS)
+        given = given_rows(self._client.geometry, start, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)
+        chunk = given.chunk(start, given.end)
         if chunk.end > self.total_tokens:
             raise ValueError(f"rows: {chunk.end} > {self.total_tokens} tokens that this request was opened with")
         if self.poll() >= Phase.Success:
@@ -125,7 +124,7 @@ class EmbeddingSender(TransferHandle):
         """
         if self._ready:
             return False
-        count = num_rows(input_embeddings)
+        count = num_rows(self._client.geometry, input_embeddings)
         if count != self.total_tokens:
             raise ValueError(f"input_embeddings: {count} rows, the request was opened with {self.total_tokens} tokens")
         return self.write(0, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)

@@ -26,7 +26,7 @@ from support.waiting import wait_until
 
 from embridge.allocator.layout import MAX_TOKENS, Geometry
 from embridge.pipeline import Client, attach
-from embridge.pipeline.rows import chunk_of
+from embridge.pipeline.given import given_rows
 
 pytestmark = pytest.mark.process
 
@@ -141,8 +141,8 @@ OPENINGS = {
     "auxiliary fractions": ("aux_datas: shape (16,) dtype float32 is not", sender(aux_datas=AUX.astype(np.float32))),
     "ragged auxiliary words": ("aux_datas: ...inhomogeneous", sender(aux_datas=[[1], [2, 3]])),
     "an auxiliary word over int32": ("aux_datas: 2147483648 to 2147483648 is outside int32", sender(aux_datas=AUX + (1 << 31))),
-    "a delta over int32": ("mrope_position_delta: 2147483648 is no integer within int32", sender(mrope_position_delta=1 << 31)),
-    "a delta that is a fraction": ("mrope_position_delta: 1.5 is no integer", sender(mrope_position_delta=1.5)),
+    "a delta over int32": ("mrope_position_delta: 2147483648 is outside -2147483648 to 2147483647", sender(mrope_position_delta=1 << 31)),
+    "a delta that is a fraction": ("mrope_position_delta: 1.5 is outside -2147483648 to", sender(mrope_position_delta=1.5)),
     "no destination": ("required_dst_info_num: 0 is outside 1 to 64", receiver(required_dst_info_num=0)),
     "65 destinations": ("required_dst_info_num: 65 is outside 1 to 64", receiver(required_dst_info_num=65)),
     "an address that is none": ("bootstrap_addr: 'here' is not of the form tcp://host:port", receiver(addr="here")),
@@ -242,22 +242,44 @@ WRITES = {
     ),
     "embeddings that are a list": ("input_embeddings: list is no tensor", but(input_embeddings=lambda t: [[1.0]])),
     "embeddings of another width": (
-        "input_embeddings: shape (300, 63) is not (300, 64)",
+        "input_embeddings: shape (300, 63) is not (n, 64)",
         but(input_embeddings=lambda t: t[:, :63]),
     ),
     "embeddings with a batch": (
-        "input_embeddings: shape (1, 300, 64) is not (1, 64)",
+        "input_embeddings: shape (1, 300, 64) is not (n, 64)",
         but(input_embeddings=lambda t: t[None]),
     ),
-    "a single number": ("input_embeddings: shape () is not (0, 64)", but(input_embeddings=lambda t: t[0, 0])),
+    "a single number": ("input_embeddings: shape () is not (n, 64)", but(input_embeddings=lambda t: t[0, 0])),
     "no rows": ("input_embeddings: 0 rows; give at least one", every(lambda t: t[:0])),
-    "ids of 64 bits": ("fill_ids: dtype torch.int64 is not torch.int32", but(fill_ids=lambda t: t.long())),
+    "embeddings that are columns": (
+        "input_embeddings: shape (64, 300) is not (n, 64); these are columns: give input_embeddings.T",
+        but(input_embeddings=lambda t: t.T),
+    ),
+    "embeddings without data": ("input_embeddings: a meta tensor, which has no data", but(input_embeddings=lambda t: t.to("meta"))),
+    "sparse embeddings": ("input_embeddings: a tensor of layout torch.sparse_coo", but(input_embeddings=lambda t: t.to_sparse())),
+    "compressed embeddings": ("input_embeddings: a tensor of layout torch.sparse_csr", but(input_embeddings=lambda t: t.to_sparse_csr())),
+    "quantized embeddings": (
+        "input_embeddings: dtype torch.quint8 is not torch.bfloat16",
+        but(input_embeddings=lambda t: torch.quantize_per_tensor(torch.zeros(t.shape), 0.1, 0, torch.quint8)),
+    ),
+    "complex embeddings": (
+        "input_embeddings: dtype torch.complex64 is not torch.bfloat16",
+        but(input_embeddings=lambda t: torch.zeros(t.shape, dtype=torch.complex64).conj()),
+    ),
+    "nested embeddings": ("input_embeddings: ", but(input_embeddings=lambda t: torch.nested.nested_tensor([t, t[1:]]))),
+    "ids beyond 32 bits": ("fill_ids: 2147483648 is outside int32", but(fill_ids=lambda t: torch.full((len(t),), 1 << 31))),
+    "ids without a sign beyond 32 bits": (
+        "fill_ids: 18446744073709551615 is outside int32",
+        but(fill_ids=lambda t: np.full(len(t), (1 << 64) - 1, np.uint64)),
+    ),
+    "ids that are truths": ("fill_ids: dtype torch.bool is no integer; give torch.int32", but(fill_ids=lambda t: t > 0)),
+    "ids without data": ("fill_ids: a meta tensor, which has no data", but(fill_ids=lambda t: t.to("meta"))),
+    "sparse positions": ("mrope_positions: a tensor of layout torch.sparse_coo", but(mrope_positions=lambda t: t.to_sparse())),
     "fewer ids than rows": ("fill_ids: shape (299,) is not (300,)", but(fill_ids=lambda t: t[1:])),
-    "ids that are no numbers": ("fill_ids: ...; give (300,) of torch.int32", but(fill_ids=lambda t: [None] * len(t))),
+    "ids that are no numbers": ("fill_ids: ...object", but(fill_ids=lambda t: [None] * len(t))),
     "two position axes": ("mrope_positions: shape (300, 2) is not (300, 3)", but(mrope_positions=lambda t: t[:, :2])),
-    "positions the other way round": ("mrope_positions: shape (3, 300) is not (300, 3)", but(mrope_positions=lambda t: t.T)),
     "positions that are fractions": (
-        "mrope_positions: dtype torch.float32 is not torch.int32",
+        "mrope_positions: dtype torch.float32 is no integer; give torch.int32",
         but(mrope_positions=lambda t: t.float()),
     ),
     "no deepstack rows": (
@@ -272,11 +294,12 @@ WRITES = {
         "start: 1 is not 0, the number of rows given so far",
         every(lambda t: t[1:], start=lambda _: 1),
     ),
-    "rows before the first": ("start: -1 is not 0, the number of rows given so far", but(start=lambda _: -1)),
+    "rows before the first": ("start: -1 is outside 0 to 4294967295", but(start=lambda _: -1)),
     "rows beyond the length": ("rows: 301 > 300 tokens that this request was opened with", but(start=lambda _: 1)),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested", "ignore:.*quantiz")  # torch's, as they are made
 @pytest.mark.parametrize("what", WRITES)
 def test_rows_that_do_not_fit_are_a_value_error_and_the_request_goes_on_with_good_ones(bench: Bench, what: str) -> None:
     text, make = WRITES[what]
@@ -292,12 +315,36 @@ def test_rows_that_do_not_fit_are_a_value_error_and_the_request_goes_on_with_goo
     bench.language.wait_idle()
 
 
+@pytest.mark.parametrize("number", [np.int64, np.uint32, torch.tensor], ids=["numpy", "numpy, without a sign", "a tensor's element"])
+def test_any_type_of_integer_is_taken_for_a_number(bench: Bench, number: Callable[[int], Any]) -> None:
+    """By sender, receiver and queues alike, from the room to the last grant."""
+    with bench.unharmed():
+        room = next(bench.rooms)
+        rows = rows_of(bench.sending.geometry, room, 0, TOTAL)
+        transfer = ByHand(bench.receiving, bench.addr, number(room))
+        sending = bench.sending.sender(number(room), number(TOTAL), mrope_position_delta=number(7), timeout_s=np.float32(60))
+        assert sending.write(number(0), *rows)
+        wait_until(lambda: transfer.receiver.handshake_done)
+        transfer.receiver.init(torch.from_numpy(transfer.receiver.allocate(number(2)).astype(np.int64)), number(256))
+        transfer.wait_sent(256)
+        assert transfer.receiver.release_drained(number(256)) == 2
+        transfer.receiver.resume_transfer(transfer.receiver.allocate(number(1)), number(256), number(TOTAL - 256))
+        transfer.wait_sent(TOTAL)
+        assert transfer.receiver.total_embedding_length == TOTAL
+        transfer.receiver.clear()
+        assert ended(sending).error == ""
+        room = next(bench.rooms)
+        bench.queues.requests[room] = bench.queues.add(bench.addr, number(room), required=number(1), timeout_s=np.int64(60))
+        assert give(open_sender(bench.sending, room, TOTAL))
+        assert bench.queues.take(room, 20).difference == ""
+
+
 def test_all_rows_at_once_must_be_as_many_as_announced(bench: Bench) -> None:
     room = next(bench.rooms)
     rows = rows_of(bench.sending.geometry, room, 0, TOTAL)
     bench.queues.add(bench.addr, room)
     sending = open_sender(bench.sending, room, TOTAL)
-    for given, text in ((rows.input_embeddings[1:], "299 rows, the request was opened with 300"), (torch.tensor(1.0), "0 rows, ")):
+    for given, text in ((rows.input_embeddings[1:], "299 rows, the request was opened with 300"), (rows[0].T, "these are columns")):
         with pytest.raises(ValueError, match=text):
             sending.send_embedding(given, *rows[1:])
     with pytest.raises(ValueError, match="input_embeddings: NoneType is no tensor"):
@@ -310,7 +357,7 @@ def test_deepstack_rows_for_a_node_that_has_none_are_a_value_error() -> None:
     geometry = Geometry(hidden_size=64, deepstack_layers=0)
     rows = rows_of(geometry, 1, 0, 5)
     with pytest.raises(ValueError, match="deepstack_embeddings: given, but this node's geometry has no deepstack layers"):
-        chunk_of(geometry, 0, *rows[:3], torch.zeros(5, 3, 64, dtype=torch.bfloat16))
+        given_rows(geometry, 0, *rows[:3], torch.zeros(5, 3, 64, dtype=torch.bfloat16))
 
 
 def strided(tensor: torch.Tensor) -> torch.Tensor:
@@ -324,8 +371,11 @@ LAYOUTS = {
     "every second element": lambda rows: Rows(*(strided(t) for t in rows)),
     "columns first": lambda rows: Rows(*(t.T.contiguous().T if t.ndim == 2 else strided(t) for t in rows)),
     "one row of a larger tensor": lambda rows: Rows(*(torch.stack([t, t + 1], 1)[:, 0] for t in rows)),
-    "numpy, backwards": lambda rows: Rows(
-        rows[0], rows[1].numpy()[::-1].copy()[::-1], rows[2].numpy()[::-1].copy()[::-1], rows[3]
+    "numpy, backwards": lambda rows: Rows(rows[0], rows[1].numpy()[::-1].copy()[::-1], rows[2].numpy()[::-1].copy()[::-1], rows[3]),
+    "positions the other way round": lambda rows: Rows(rows[0], rows[1], rows[2].T.contiguous(), rows[3]),
+    "ids and positions of 64 bits": lambda rows: Rows(rows[0], rows[1].long(), rows[2].numpy().astype(np.int64).T, rows[3]),
+    "numpy, read-only": lambda rows: Rows(
+        rows[0], *(np.frombuffer(t.numpy().tobytes(), np.int32).reshape(t.shape) for t in rows[1:3]), rows[3]
     ),
     "with a gradient": lambda rows: Rows(rows[0].clone().requires_grad_(), *rows[1:3], rows[3].clone().requires_grad_()),
 }
@@ -344,8 +394,8 @@ def test_rows_that_are_not_contiguous_are_copied_and_arrive_right(bench: Bench, 
 
 
 GRANTS: dict[str, tuple[str, Callable[[ByHand, list[int]], Any]]] = {
-    "a block over the pool": ("embedding_indices: outside 0 to 8: [9]", lambda t, own: t.receiver.init([9], 128)),
-    "a block below 0": ("embedding_indices: outside 0 to 8: [-1]", lambda t, own: t.receiver.init([-1], 128)),
+    "a block over the pool": ("embedding_indices: 9 is outside 0 to 8", lambda t, own: t.receiver.init([9], 128)),
+    "a block below 0": ("embedding_indices: -1 is outside 0 to 8", lambda t, own: t.receiver.init([-1], 128)),
     "a block of nobody": (
         "are not blocks of this request, each once; use allocate()",
         lambda t, own: t.receiver.init([next(k for k in range(9) if k not in own)], 128),
@@ -358,12 +408,12 @@ GRANTS: dict[str, tuple[str, Callable[[ByHand, list[int]], Any]]] = {
     ),
     "tokens that leave a block empty": ("allocated_tokens: 128 does not end in the last of 2", lambda t, own: t.receiver.init(own, 128)),
     "tokens without a block": ("allocated_tokens: 1 does not end in the last of 0 blocks", lambda t, own: t.receiver.init([], 1)),
-    "fewer tokens than 0": ("allocated_tokens: -1 does not end in", lambda t, own: t.receiver.init(own, -1)),
+    "fewer tokens than 0": ("allocated_tokens: -1 is outside 0 to 4294967295", lambda t, own: t.receiver.init(own, -1)),
     "more sent than has landed": (
         "sent_tokens: 129 > 0 tokens that have landed",
         lambda t, own: t.receiver.resume_transfer(own, 129),
     ),
-    "less sent than nothing": ("sent_tokens: -1 < 0", lambda t, own: t.receiver.resume_transfer(own, -1)),
+    "less sent than nothing": ("sent_tokens: -1 is outside 0 to", lambda t, own: t.receiver.resume_transfer(own, -1)),
     "rows given back that never came": ("num_tokens: 1 > 0 tokens that have landed", lambda t, own: t.receiver.release_drained(1)),
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import encoding, ranks, scheduling
 from support.agents import Agent, running
@@ -575,8 +576,8 @@ def test_a_client_without_ranks_has_memory_of_its_own(place: Station) -> None:
 
 def test_groups_of_one_node_are_told_apart(place: Station) -> None:
     """D5: the name decides; a name that is taken is refused, with who has it."""
-    with attach(place.run_dir, num_ranks=2, group="a"), attach(place.run_dir, num_ranks=3, group="b"):
-        with follow(place.run_dir, rank=2, group="b") as third, follow(place.run_dir, rank=1, group="a") as second:
+    with attach(place.run_dir, num_ranks=2, group="a"), attach(place.run_dir, num_ranks=np.int64(3), group="b"):
+        with follow(place.run_dir, rank=np.int64(2), group="b") as third, follow(place.run_dir, rank=1, group="a") as second:
             assert (third.num_ranks, second.num_ranks) == (3, 2)
         with pytest.raises(AttachError, match=rf"process {os.getpid()} is rank 0 of group 'a'; give this group another name"):
             attach(place.run_dir, num_ranks=2, group="a")
@@ -586,7 +587,7 @@ def test_who_cannot_be_a_rank_is_told_why(place: Station, encode: Station, pair:
     """P13: one clear message for each mistake, at the start."""
     with pytest.raises(ValueError, match="num_ranks: 33 is outside 2 to 32"):
         attach(place.run_dir, num_ranks=33, group="other")
-    with pytest.raises(ValueError, match="rank: 0 is no follower's"):
+    with pytest.raises(ValueError, match="rank: 0 is outside 1 to 31; rank 0 calls attach"):
         follow(place.run_dir, rank=0)
     with pytest.raises(ValueError, match="use one queue a client with ranks"):
         TransferQueue(pair.client)

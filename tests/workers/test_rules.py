@@ -1292,7 +1292,7 @@ def test_a_block_index_of_the_callers_is_checked_before_it_is_granted(index: int
     """D15."""
     node = LanguageAlone()
     receiver = node.receiver(1, blocks=None)
-    with pytest.raises(ValueError, match="embedding_indices: outside 0 to 7"):
+    with pytest.raises(ValueError, match=f"embedding_indices: {index} is outside 0 to 7"):
         receiver.init([index])
 
 
