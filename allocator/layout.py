@@ -185,7 +185,7 @@ class Process(IntEnum):
 
 
 class Lane(IntEnum):
-    """Words of one lane: the seat of a client. The launcher writes them, but for the last three."""
+    """Words of one lane: the seat of a client. The launcher writes them, but for the last two."""
 
     STATE = 0
     GENERATION = 1
@@ -193,7 +193,6 @@ class Lane(IntEnum):
     ATTACHED_NS = 3
     BEAT_NS = 4  # the client's library thread, each turn; 0: it has taken none
     PINNED = 5  # the client: from now on a device may copy between its memory and our payload
-    LEFT = 6  # the client: it leaves of its own accord
 
 
 class LaneState(IntEnum):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -42,6 +41,7 @@ from embridge.pipeline.rounds import Round
 from embridge.pipeline.routing import RoutePicker
 from embridge.pipeline.slots import SlotLease
 from embridge.workers import run_socket
+from embridge.workers.addresses import split_address
 from embridge.workers.load import why_refusing
 from embridge.workers.loglimit import LogLimit
 from embridge.workers.timing import NS
@@ -57,7 +57,6 @@ SLOW_LOOK_NS = NS // 10  # a full compare of the status words, and a share of a 
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
-_ADDRESS = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+):([1-9]\d{0,4})", re.ASCII)
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -274,9 +273,12 @@ class Client:
     @staticmethod
     def check_address(bootstrap_addr: str) -> None:
         """Raises ValueError for what is no encode node's address."""
-        form = _ADDRESS.fullmatch(bootstrap_addr) if isinstance(bootstrap_addr, str) else None
-        if form is None or int(form[1]) > 65535:
+        if not isinstance(bootstrap_addr, str):
             raise ValueError(f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr")
+        try:
+            split_address(bootstrap_addr)
+        except ValueError as error:
+            raise ValueError(f"bootstrap_addr: {error}; see Node.bootstrap_addr") from None
         if len(bootstrap_addr.encode()) > lay.ADDRESS_BYTES:
             raise ValueError(f"bootstrap_addr: {len(bootstrap_addr.encode())} bytes > {lay.ADDRESS_BYTES} bytes")
 
@@ -544,7 +546,6 @@ class Client:
         self._turns.clear()
         self._handles.clear()
         self._rooms.clear()
-        self.control.lanes.leave(self.lane)
         self._sock.close()
         if self.ranks is not None:
             self.ranks.close()

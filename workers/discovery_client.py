@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from typing import Final, TypeVar
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from embridge.workers import route_messages as msg
 
@@ -24,6 +29,43 @@ class DiscoveryError(Exception):
         self.refused = refused
 
 
+class Resolver(AbstractResolver):
+    """Looks a name up in a thread that nobody waits for at the end: the loop's own would keep a node from stopping."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Any]] = loop.create_future()
+
+        def tell(put: Callable[[Any], None], value: Any) -> None:
+            def unless_given_up() -> None:
+                if not answer.done():
+                    put(value)
+
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(unless_given_up)
+
+        def ask() -> None:
+            try:
+                tell(answer.set_result, socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+            except (OSError, UnicodeError) as error:
+                tell(answer.set_exception, error)
+
+        try:
+            threading.Thread(target=ask, name="embridge-resolve", daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(hostname=host, host=str(where[0]), port=port, family=kind, proto=proto, flags=flags)
+            for kind, _, proto, _, where in await answer
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
 class DiscoveryClient:
     """One connection that is kept. Used by one task at a time; close it at the end."""
 
@@ -32,7 +74,7 @@ class DiscoveryClient:
         self._timeout_s = timeout_s
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, keepalive_timeout=60.0),
+            connector=aiohttp.TCPConnector(limit=1, keepalive_timeout=60.0, resolver=Resolver()),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={"Content-Type": "application/json", **headers},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -65,6 +107,8 @@ class DiscoveryClient:
             raise DiscoveryError(f"{self._url}: no answer within {self._timeout_s:g} s") from error
         except aiohttp.ClientConnectorError as error:
             why = os.strerror(error.os_error.errno) if error.os_error.errno else error.os_error
+            if isinstance(error.os_error, socket.gaierror):
+                why = f"its name does not resolve: {error.os_error.strerror}"
             raise DiscoveryError(f"{self._url}: {why}; is `embridge discovery` running?") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a header that is none
             raise DiscoveryError(f"{self._url}: {type(error).__name__}: {str(error)[:MAX_REASON_CHARS]}") from error

@@ -3,6 +3,9 @@
 A grant is the whole window of blocks that a request still holds, absolute (R1), under the session of this node (R10). Before it
 leaves, each of its blocks moves from owned to exposed by one CAS, with the session noted: if the request was ended meanwhile, the CAS
 fails and the grant does not leave (D2). A message that is lost is sent again by whoever sees its peer behind (R24).
+
+A link leads to a numeric address, however a request has spelt it: of two links to one node, each would void what is granted
+over the other (R14). What holds a name waits until that has been looked up.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from embridge.allocator.rings import Kick, Record
 from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.allocator.status import split
 from embridge.workers import messages as msg
+from embridge.workers.addresses import Found, numeric
 from embridge.workers.engines import mooncake
+from embridge.workers.registering import why_not_numeric
 from embridge.workers.roles import Arrival, Denied, Desk, Disconnect, Inbox, Out, Send
 from embridge.workers.timing import NS
 
@@ -39,6 +44,15 @@ class Link:
     peer: int | None = None
     sent_ns: int = 0
     hint: str = ""  # why no connection comes about, as far as that can be told
+    asked: str = ""  # the address as a request has it, with a name, perhaps
+    waiting: dict[int, int] = field(default_factory=dict)  # slot -> epoch
+
+
+@dataclass(slots=True)
+class Lookup:
+    """The requests that wait for a name."""
+
+    since_ns: int
     waiting: dict[int, int] = field(default_factory=dict)  # slot -> epoch
 
 
@@ -52,6 +66,7 @@ class GrantSender:
         self._windows = desk.control.windows
         self._sessions = desk.control.sessions
         self._links: dict[str, Link] = {}
+        self._lookups: dict[str, Lookup] = {}  # by the address as the requests have it
         self._out: list[Out] = []
         for peer in self._control.peers.alive():
             record = self._control.peers.record(peer)
@@ -76,6 +91,8 @@ class GrantSender:
         for _, record in inbox.records:
             with self._desk.isolated("kick", record.slot, record.epoch):
                 self._look(record, now_ns)
+        for address in list(self._lookups):
+            self._look_up(address, now_ns)
         for link in list(self._links.values()):
             if link.peer is None:
                 self._register(link, now_ns)
@@ -83,7 +100,7 @@ class GrantSender:
 
     def next_step_ns(self, now_ns: int) -> int:
         registering = any(link.peer is None for link in self._links.values())
-        return now_ns + (REGISTER_AGAIN_NS if registering else 10 * NS)
+        return now_ns + (REGISTER_AGAIN_NS if registering or self._lookups else 10 * NS)
 
     # ---- from the clients and the poller
 
@@ -105,9 +122,10 @@ class GrantSender:
             case Kick.RELEASE:
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
                 self._desk.wake_reaper(slot)
-                for link in self._links.values():
-                    if link.waiting.get(slot) == epoch:
-                        del link.waiting[slot]
+                waiting = [it.waiting for it in self._links.values()] + [it.waiting for it in self._lookups.values()]
+                for those in waiting:
+                    if those.get(slot) == epoch:
+                        del those[slot]
             case Kick.PEER_DEAD:
                 self._drop_link_of(slot)
             case Kick.SESSION:
@@ -117,7 +135,29 @@ class GrantSender:
         """Have its encode node registered; also for a request that has failed, for its encoder is to hear why."""
         if not self._desk.is_current(slot, epoch) or self._slots.get(slot, Slot.PEER):
             return
-        address = self._slots.address(slot)
+        asked = self._slots.address(slot)
+        try:
+            self._open_at(numeric(asked), asked, slot, epoch, now_ns)
+        except ValueError:  # it holds a name
+            self._lookups.setdefault(asked, Lookup(now_ns)).waiting[slot] = epoch
+
+    def _look_up(self, asked: str, now_ns: int) -> None:
+        """Go on with those who wait for a name, once it is known where it leads; nobody else waits for it."""
+        it = self._lookups[asked]
+        found = self._desk.find(asked) if it.waiting else Found("")
+        if found is not None and found.endpoint:
+            for slot, epoch in it.waiting.items():
+                self._open_at(found.endpoint, asked, slot, epoch, now_ns)
+        elif it.waiting and now_ns - it.since_ns <= self._desk.timing.connect_timeout_s * NS:
+            return
+        else:
+            why = found.why if found is not None else f"name {mooncake.host_of(asked)} does not resolve: no answer yet"
+            self._end(it.waiting, FailureCode.UNREACHABLE, self._no_answer(asked, why))
+        del self._lookups[asked]
+
+    def _open_at(self, address: str, asked: str, slot: int, epoch: int, now_ns: int) -> None:
+        if not self._desk.is_current(slot, epoch):
+            return
         link = self._links.get(address)
         if link is None:
             link = self._new_link(address, now_ns)
@@ -129,6 +169,7 @@ class GrantSender:
             link = self._new_link(address, now_ns)
         if not link.waiting:
             link.since_ns = now_ns
+        link.asked = asked
         link.waiting[slot] = epoch
 
     def _new_link(self, address: str, now_ns: int) -> Link:
@@ -159,12 +200,8 @@ class GrantSender:
             self._out.append(Disconnect(link.address))
             return
         if now_ns - link.since_ns > self._desk.timing.connect_timeout_s * NS:
-            self._give_up(
-                link,
-                FailureCode.UNREACHABLE,
-                f"no encode node answers at {link.address} for {self._desk.timing.connect_timeout_s:g} s; "
-                + (link.hint or "check its address and that it is up"),
-            )
+            why = link.hint or "check its address and that it is up"
+            self._give_up(link, FailureCode.UNREACHABLE, self._no_answer(link.address, why))
             return
         if now_ns - link.sent_ns < REGISTER_AGAIN_NS and link.sent_ns:
             return
@@ -189,18 +226,25 @@ class GrantSender:
                     registration=link.registration,
                     verify=self._control.verify,
                 ),
+                asked=link.asked,
             )
         )
 
+    def _no_answer(self, address: str, why: str) -> str:
+        return f"no encode node answers at {address} for {self._desk.timing.connect_timeout_s:g} s; {why}"
+
     def _give_up(self, link: Link, code: FailureCode, reason: str) -> None:
         log.warning("encode node %s: %s", link.address, reason)
-        for slot, epoch in link.waiting.items():
+        self._end(link.waiting, code, reason)
+        self._links.pop(link.address, None)
+        self._out.append(Disconnect(link.address))
+
+    def _end(self, waiting: dict[int, int], code: FailureCode, reason: str) -> None:
+        for slot, epoch in waiting.items():
             if self._desk.is_live(slot, epoch):
                 self._desk.fail(slot, epoch, code, reason)
             else:  # it has failed before, and nobody is there to be told
                 self._desk.to("poller").send(Kick.ABORT_ACK, slot, epoch)
-        self._links.pop(link.address, None)
-        self._out.append(Disconnect(link.address))
 
     def _refused(self, address: str, now_ns: int) -> None:
         """Nobody listens there. A registered node whose port is closed is dead; one that never answered may be starting."""
@@ -274,6 +318,10 @@ class GrantSender:
 
     def _registered(self, link: Link, message: msg.Registered, key: str, now_ns: int) -> None:
         if link.peer is not None:
+            return
+        if wrong := why_not_numeric(message):
+            reason = f"encode node {link.address} announces what is no address: {wrong}"
+            self._give_up(link, FailureCode.PROTOCOL, reason)
             return
         header, peers = message.header, self._control.peers
         for other in peers.alive():

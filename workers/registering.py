@@ -20,6 +20,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
+from embridge.workers.addresses import numeric
 from embridge.workers.engines import mooncake
 from embridge.workers.loglimit import LogLimit
 from embridge.workers.roles import Desk
@@ -31,6 +32,16 @@ log = logging.getLogger(__name__)
 MAX_QUESTIONS = 64  # at run sockets, at one time; who registers beyond them does so again in a moment
 QUESTION_NS = 2 * NS  # for an answer; a launcher that starts a process answers late
 LOOK_NS = NS // 1000  # between two looks for an answer
+
+
+def why_not_numeric(message: msg.Register | msg.Registered) -> str:
+    """Which address of a node is none that we connect to; empty when both are numbers, which nobody has to look up."""
+    for name in ("bootstrap_addr", "poller_addr"):
+        try:
+            numeric(getattr(message, name))
+        except ValueError as error:
+            return f"{name}: {error}"
+    return ""
 
 
 class Answer(NamedTuple):
@@ -128,6 +139,8 @@ class Registrations:
             theirs = getattr(message, name)
             if theirs != ours:
                 return f"{name}: language {theirs}, encode {ours}; launch both with the same"
+        if wrong := why_not_numeric(message):
+            return wrong
         limit = self._control.limits.max_peer_slots
         if message.num_slots > limit:
             return f"num_slots: {message.num_slots} > max_peer_slots {limit} of this node"

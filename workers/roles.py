@@ -19,6 +19,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, KickSender, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
+from embridge.workers.addresses import Found, Names
 from embridge.workers.run_socket import Question
 from embridge.workers.timing import Timing
 
@@ -60,12 +61,14 @@ class Inbox(NamedTuple):
 class Send(NamedTuple):
     """A message to an address; the connection is made when there is none.
 
-    `key` is the public key that whoever listens there must prove; "" where only the allow-list knows it, and on plain connections.
+    `key` is the public key that whoever listens there must prove; "" where only the allow-list knows it, and on plain
+    connections. In the allow-list the address may stand as it was `asked` for, with a name.
     """
 
     address: str
     message: msg.Message
     key: str = ""
+    asked: str = ""
 
 
 class Reply(NamedTuple):
@@ -118,14 +121,17 @@ class Desk:
         *,
         engines: tuple[Engine, ...] = (Engine.SHM,),
         ask_at: Callable[[str, int, int], Question] = Question,
+        find: Callable[[str], Found | None] | None = None,
     ) -> None:
-        """`engines`: what this node offers; `ask_at` asks at a run socket whether the node with this id and incarnation listens there."""
+        """`engines`: what this node offers; `ask_at` asks at a run socket whether the node with this id and incarnation
+        listens there; `find` looks the name in an address up."""
         self.control = control
         self.name = name
         self.timing = timing
         self.addresses = addresses
         self.engines = engines
         self.ask_at = ask_at
+        self.find = find or Names().find
         self.status = control.status
         self.slots = control.slots
         self.index = control.processes.names.index(name)
@@ -163,11 +169,6 @@ class Desk:
 
     def is_lane_dead(self, slot: int) -> bool:
         return self.control.lanes.get(self.slots.get(slot, Slot.LANE), lay.Lane.STATE) != LaneState.ATTACHED
-
-    def why_lane_is_dead(self, slot: int, who: str) -> str:
-        """Of a slot whose client is gone: whether it left or died."""
-        has_left = self.control.lanes.get(self.slots.get(slot, Slot.LANE), lay.Lane.LEFT)
-        return f"the {who} closed its client before the request had ended" if has_left else f"the {who} process died"
 
     def current_slots(self) -> Iterable[tuple[int, int]]:
         """(slot, epoch) of everything that is not released: the slow look, after a restart and on a timer."""

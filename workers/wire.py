@@ -23,6 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 from embridge.allocator.errors import ProtocolError
 from embridge.allocator.metrics import Metric
 from embridge.workers import messages as msg
+from embridge.workers.addresses import numeric
 from embridge.workers.keys import KEY_LENGTH, AllowFile, KeyPair
 from embridge.workers.loglimit import LogLimit
 from embridge.workers.reader import Reader
@@ -246,8 +247,8 @@ class Wire:
         for item in out:
             try:
                 match item:
-                    case Send(address, message, key):
-                        line = self._line(address, key)
+                    case Send(address, message, key, asked):
+                        line = self._line(address, key, asked)
                         if line is not None:
                             line.socket.send(msg.encode(message), zmq.NOBLOCK)
                     case Reply(connection, message):
@@ -259,13 +260,18 @@ class Wire:
                 self._limit.log(log, logging.WARNING, where, time.monotonic_ns(), "message not sent: %s", str(error))
         self._desk.count(Metric.MESSAGES_OUT, len(out))
 
-    def _line(self, address: str, key: str) -> _Line | None:
-        """The line to an address, made if there is none; None where no key is listed for it."""
+    def _line(self, address: str, key: str, asked: str) -> _Line | None:
+        """The line to an address, made if there is none; None where no key is listed for it, or it holds a name."""
         line = self._lines.get(address)
         if line is not None and (not key or key == line.key):
             return line
         self._drop(address)  # another node has that address now
-        expected = self._keys.key_of(address, key) if self._keys is not None else ""
+        try:
+            numeric(address)  # a name would be looked up in libzmq's one I/O thread, and everybody would wait
+        except ValueError as error:
+            self._deny(address, f"address {error}", True)
+            return None
+        expected = self._expected_key(address, key, asked)
         if expected is None:
             why = "its key is not in the allow-list any more" if key else "no key for it in this node's allow-list; add its line"
             self._deny(address, why, True)
@@ -274,6 +280,13 @@ class Wire:
         self._poller.register(line.socket, zmq.POLLIN)
         self._poller.register(line.monitor, zmq.POLLIN)
         return line
+
+    def _expected_key(self, address: str, key: str, asked: str) -> str | None:
+        """What whoever listens there must prove: "" without keys, None where nothing is listed."""
+        if self._keys is None:
+            return ""
+        found = self._keys.key_of(address, key)
+        return found or (self._keys.key_of(asked, "") if asked and not key else None)
 
     def _deny(self, address: str, reason: str, is_final: bool) -> None:
         """There is no connection; the role is told with the next inbox. After a final word libzmq would not try again."""

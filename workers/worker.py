@@ -26,6 +26,7 @@ from embridge.allocator.layout import HUGE_PAGE_BYTES, Engine, Process, Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.segment import Descriptor, map_segment
 from embridge.allocator.sessions import NO_SESSION, LiveSession
+from embridge.workers.addresses import Names
 from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.keys import KeyPair
 from embridge.workers.roles import Addresses, Desk, Inbox, Renew, Step
@@ -83,7 +84,8 @@ def run(seat: Seat) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mapping = map_segment(seat.control.fd, seat.control_bytes)
     control = Control(mapping, {name: descriptor.fd for name, descriptor in seat.event_fds.items()})
-    desk = Desk(control, seat.name, seat.timing, seat.addresses, engines=seat.engines)
+    names = Names(lambda: os.eventfd_write(seat.event_fds["bootstrap"].fd, 1))  # only the bootstrap process asks
+    desk = Desk(control, seat.name, seat.timing, seat.addresses, engines=seat.engines, find=names.find)
     control.processes.set(seat.name, Process.STATE, STARTING)
     if seat.name in ("bootstrap", "poller"):
         from embridge.workers.wire import run_on_wire

@@ -19,7 +19,7 @@ from embridge.workers import messages as msg
 from embridge.workers.roles import Arrival
 
 GOOD, HOSTILE = "the good node's key", "the hostile node's key"
-ELSEWHERE = "tcp://elsewhere:1"
+ELSEWHERE = "tcp://10.0.0.21:1"
 BATCH = 500
 
 # Four roles: together 10^5 frames in the tests, and 10^6 in the storm.
@@ -84,7 +84,7 @@ def attack_encode(role: str, count: int) -> None:
 
 
 def registered(node: LanguageAlone) -> msg.Registered:
-    return msg.Registered(node.header(node_id=21), ELSEWHERE, "tcp://elsewhere:2", node.world.engine, 16, 16)
+    return msg.Registered(node.header(node_id=21), ELSEWHERE, "tcp://10.0.0.21:2", node.world.engine, 16, 16)
 
 
 def attack_language(role: str, count: int) -> None:
@@ -104,7 +104,7 @@ def attack_language(role: str, count: int) -> None:
         node.status(receiver, Phase.Success, 8, total_tokens=8)
         assert receiver.poll() == Phase.Success, (room, receiver.failure_exception())
         receiver.clear()
-        node.is_refused("poller", "tcp://elsewhere:2")
+        node.is_refused("poller", "tcp://10.0.0.21:2")
         assert victim.poll() == Phase.Failed
         victim.clear()
         node.settle()

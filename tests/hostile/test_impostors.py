@@ -14,7 +14,7 @@ from embridge.workers import messages as msg
 from embridge.workers.roles import Arrival
 
 OWN, THEIRS = "key of the node", "key of the impostor"
-ELSEWHERE = "tcp://elsewhere:1"
+ELSEWHERE = "tcp://10.0.0.21:1"
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_nobody_registers_as_a_node_that_is_known_with_another_key(encode: Encod
 
 def test_a_node_that_died_comes_back_with_another_key_under_a_later_incarnation_alone(encode: EncodeAlone) -> None:
     """R14, R15: its tombstones are for those who hold its key; a key may be exchanged."""
-    encode.is_refused("poller", "tcp://language10:2")
+    encode.is_refused("poller", "tcp://10.1.0.10:2")
     encode.identities[10] = "a new key"
     encode.forget_sent()
     encode.register(node_id=10, incarnation=1, registration=2)
@@ -145,7 +145,7 @@ def test_an_encode_node_cannot_register_as_another(language: LanguageAlone) -> N
     receiver = language.receiver(1)
     other = language.client.receiver(ELSEWHERE, 2)
     language.settle()
-    answer = msg.Registered(language.header(node_id=20, incarnation=2), ELSEWHERE, "tcp://elsewhere:2", 1, 16, 16)
+    answer = msg.Registered(language.header(node_id=20, incarnation=2), ELSEWHERE, "tcp://10.0.0.21:2", 1, 16, 16)
     language.hears("bootstrap", answer, address=ELSEWHERE, identity=THEIRS)
     assert forged(language) == 1
     assert not other.handshake_done

@@ -16,6 +16,7 @@ CROSSINGS: Final = "tests/workers/test_crossings.py"
 SESSIONS: Final = "tests/workers/test_sessions.py"
 REGISTRATIONS: Final = "tests/workers/test_registrations.py"
 STRANGERS: Final = "tests/hostile/test_strangers.py"
+LOOKUPS: Final = "tests/workers/test_addresses.py"
 ADDRESSES: Final = "tests/pipeline/test_addresses.py"
 DYING: Final = "tests/pipeline/test_dying.py"
 MARKS: Final = "tests/workers/test_lost_marks.py"
@@ -964,6 +965,27 @@ PIPELINE: Final = [
         "if guest.lane < 0 or not self._control.lanes.get(guest.lane, Lane.PINNED) or",
         "if guest.lane >= 0 or",
         (f"{DYING}::test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told",),
+    ),
+    Mutant(
+        "name-at-a-socket", "P21", "whatever an address holds is given to libzmq, which looks names up in its one I/O thread",
+        "workers/wire.py",
+        "            numeric(address)  # a name",
+        "            str(address)  # a name",
+        (f"{LOOKUPS}::test_no_name_reaches_a_socket",),
+    ),
+    Mutant(
+        "a-link-a-spelling", "R14, D2", "a node that is asked by name and by number is registered with twice",
+        "workers/granting.py",
+        "self._open_at(found.endpoint, asked, slot, epoch, now_ns)",
+        'self._open_at(found.endpoint.replace("10.", "010."), asked, slot, epoch, now_ns)',
+        (f"{LOOKUPS}::test_a_node_that_is_asked_by_name_and_by_number_has_one_link",),
+    ),
+    Mutant(
+        "name-announced", "P16, P21", "a node may announce an address that is no number",
+        "workers/registering.py",
+        "        if wrong := why_not_numeric(message):",
+        '        if wrong := why_not_numeric(message) and "":',
+        (f"{LOOKUPS}::test_a_node_that_announces_no_number_is_refused_with_the_field",),
     ),
     Mutant(
         "who-listens-unasked", "D5", "whatever node listens at a run socket is taken for the one that names it",

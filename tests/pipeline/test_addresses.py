@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +78,54 @@ def test_a_node_at_whose_path_another_listens_is_not_taken_for_one_of_this_host(
 
 
 # ---- addresses
+
+
+def test_a_node_is_reached_by_a_name_of_both_families(pair: tuple[Station, Station]) -> None:
+    """`localhost` is ::1 first, perhaps, where nobody listens. Beside it another request asks by the number (R14)."""
+    encode, language = pair
+    by_name = encode.addr.replace("127.0.0.1", "localhost")
+    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
+        queues = Queues(client)
+        for room, addr in ((1, encode.addr), (2, by_name)):
+            queues.add(addr, room)
+        for room in (2, 1):
+            assert give(open_sender(sending, room, 300))
+            assert queues.take(room, 20).difference == ""
+
+
+@pytest.fixture
+def mute_resolver(tmp_path: Path) -> Iterator[list[str]]:
+    """What a command is run within to have a resolver that takes questions and never answers."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None or not os.path.exists("/etc/nsswitch.conf"):
+        pytest.skip("a resolver of its own needs a mount namespace: root, and unshare")
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.53\noptions timeout:30 attempts:2\n")
+    (tmp_path / "nsswitch.conf").write_text("hosts: files dns\n")
+    mounts = " && ".join(f'mount --bind "{tmp_path / name}" /etc/{name}' for name in ("resolv.conf", "nsswitch.conf"))
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as mute:
+        mute.bind(("127.0.0.53", 53))
+        yield ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
+
+
+def test_a_name_that_is_slow_to_resolve_is_the_trouble_of_its_request_alone(
+    mute_resolver: list[str], pair: tuple[Station, Station]
+) -> None:
+    """P21: none of the others fails, or waits for it."""
+    encode, _ = pair
+    with (
+        run_dirs() as path,
+        station("language", path / "l", within=mute_resolver, connect_timeout_s=2.0) as language,
+        attach(encode.run_dir) as sending,
+        attach(language.run_dir) as client,
+    ):
+        queues = Queues(client)
+        slow = "tcp://slow.example:4000"
+        queues.add(slow, 10)
+        for room in range(11, 31):
+            queues.add(encode.addr, room)
+            assert give(open_sender(sending, room, 300))
+            assert queues.take(room, 20).difference == ""
+        received = queues.take(10, 20)
+        assert received.reason == f"no encode node answers at {slow} for 2 s; name slow.example does not resolve: no answer yet"
 
 
 def _has_ipv6() -> bool:

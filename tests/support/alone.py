@@ -24,7 +24,7 @@ from support.rows import rows_of
 from support.simulation import Answered, RoleActor, SimulatedNode, World
 
 BLOCK_SIZE = 4
-ENCODE_ADDRESS = "tcp://there:1"
+ENCODE_ADDRESS = "tcp://10.0.0.20:1"
 
 Kind = TypeVar("Kind", bound=msg.Message)
 
@@ -218,8 +218,8 @@ class EncodeAlone(Alone):
         geometry = self.node.geometry
         values: dict[str, Any] = {
             "header": self.header(node_id=node_id, incarnation=incarnation, target=0),
-            "bootstrap_addr": f"tcp://language{node_id}:1",
-            "poller_addr": f"tcp://language{node_id}:2",
+            "bootstrap_addr": f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:1",
+            "poller_addr": f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2",
             "run_socket": "here.sock",
             "mooncake_proto": mooncake.PROTO,
             "hidden_size": geometry.hidden_size,
@@ -254,7 +254,7 @@ class EncodeAlone(Alone):
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
         header = self.header(node_id=node_id, incarnation=incarnation, target=target)
         key = msg.RequestKey(room if slot is None else slot, epoch, room)
-        own, base = f"tcp://language{node_id}:2", session << 32
+        own, base = f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2", session << 32
         self.hears("bootstrap", msg.Init(header, key, own, 7, session, base, blocks, first, required, tokens, registration))
 
     def resume(
@@ -272,7 +272,7 @@ class EncodeAlone(Alone):
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
         key = msg.RequestKey(room, 1, room)
         header = self.header(node_id=node_id)
-        own, base = f"tcp://language{node_id}:2", session << 32
+        own, base = f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2", session << 32
         self.hears("bootstrap", msg.Resume(header, key, own, 7, session, base, blocks, first, required, sent, tokens))
 
     def abort(self, room: int, *, epoch: int = 1, node_id: int = 10, reason: str = "given up there") -> None:
@@ -321,7 +321,7 @@ class LanguageAlone(Alone):
 
     def registered(self, *, incarnation: int = 1) -> None:
         header = self.header(node_id=20, incarnation=incarnation)
-        answer = msg.Registered(header, ENCODE_ADDRESS, "tcp://there:2", self.world.engine, 16, 16)
+        answer = msg.Registered(header, ENCODE_ADDRESS, "tcp://10.0.0.20:2", self.world.engine, 16, 16)
         self.hears("bootstrap", answer, address=ENCODE_ADDRESS)
 
     def receiver(self, room: int, blocks: int | None = 2) -> EmbeddingReceiver:

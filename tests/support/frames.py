@@ -93,18 +93,20 @@ class FrameMaker:
             known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)), code=rng.choice((0, 99)),
             reason="no", checksum=rng.randrange(1 << 32),
         )  # fmt: skip
-        endpoint = f"tcp://language{node_id}:2" if rng.random() < 0.9 else rng.choice(("", "tcp://x:2"))
+        endpoint = f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2" if rng.random() < 0.9 else rng.choice(("", "tcp://x:2"))
         first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
         match rng.randrange(12):
             case 0:
                 return msg.Register(
-                    header=header, bootstrap_addr="tcp://x:1", poller_addr=rng.choice(("tcp://x:2", "no address", "")),
+                    header=header, bootstrap_addr="tcp://10.0.0.22:1",
+                    poller_addr=rng.choice(("tcp://10.0.0.22:2", "tcp://x:2", "no address", "")),
                     run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
                     deepstack_layers=0, num_slots=64, window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)),
                     verify=rng.random() < 0.1,
                 )  # fmt: skip
             case 1:
-                return msg.Registered(header, "tcp://x:1", "tcp://x:2", rng.choice((1, 2)), 16, 16)
+                announced = rng.choice(("tcp://10.0.0.22:2", "tcp://x:2"))
+                return msg.Registered(header, "tcp://10.0.0.22:1", announced, rng.choice((1, 2)), 16, 16)
             case 2:
                 return msg.Refused(header, 7, "no", key if rng.random() < 0.5 else None)
             case 3:

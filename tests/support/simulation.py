@@ -17,6 +17,7 @@ import heapq
 import os
 import random
 import socket
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ from embridge.allocator.status import split
 from embridge.pipeline.client import Client
 from embridge.pipeline.recovery import Dead, Recovery
 from embridge.workers import messages as msg
+from embridge.workers.addresses import Found
 from embridge.workers.admitting import Admission
 from embridge.workers.engines.base import EngineError, Moves, Outcome
 from embridge.workers.granting import GrantSender
@@ -342,6 +344,7 @@ class RoleActor(Actor):
             self.node.own_addresses,
             engines=(self.world.engine,),
             ask_at=lambda *asked: self.world.ask_at(*asked),
+            find=lambda address: self.world.find(address),
         )
         self.records = self.control.inbox(self.role_name)
         self.bell = self.control.bell(self.role_name)
@@ -540,7 +543,8 @@ class SimulatedNode:
         )
         self.control = Control(self.control_map)  # the launcher's and the test's own look
         self.control.header.store(Header.NODE_STATE, NodeState.READY)
-        self.addresses = {"bootstrap": f"tcp://{name}:1", "poller": f"tcp://{name}:2"}
+        host = ".".join(str(byte) for byte in (10, *zlib.crc32(name.encode()).to_bytes(4, "big")[1:]))
+        self.addresses = {"bootstrap": f"tcp://{host}:1", "poller": f"tcp://{host}:2"}
         self.own_addresses = Addresses(self.addresses["bootstrap"], self.addresses["poller"], f"{name}.sock")
         self._recovery = Recovery(self.control)
         self.clients: list[ClientActor] = []
@@ -883,6 +887,10 @@ class World:
 
     def node_at(self, run_socket: str) -> SimulatedNode | None:
         return next((node for node in self.nodes if node.own_addresses.run_socket == run_socket), None)
+
+    def find(self, address: str) -> Found | None:
+        """What has come of a name."""
+        raise AssertionError(f"{address} holds a name; nodes of a world have numbers")
 
     def ask_at(self, run_socket: str, node_id: int, incarnation: int) -> Any:
         """Which node listens there, and is it this one? In time the answer is there."""

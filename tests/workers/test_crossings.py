@@ -174,7 +174,7 @@ def test_an_abort_of_what_is_forgotten_is_told_of_a_taint_also_after_its_node_re
     node.close(1)
     sender.clear()
     node.advance(0.5)
-    node.is_refused("poller", "tcp://language10:2")
+    node.is_refused("poller", "tcp://10.1.0.10:2")
     node.register(registration=2)
     node.forget_sent()
     node.abort(1)

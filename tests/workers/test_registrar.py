@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import socket
+import threading
 from typing import Any
 
 import pytest
@@ -24,7 +27,9 @@ from embridge.allocator.layout import (
     Slot,
 )
 from embridge.allocator.status import Phase
+from embridge.workers import discovery_client
 from embridge.workers import route_messages as msg
+from embridge.workers.discovery_client import DiscoveryClient, DiscoveryError
 from embridge.workers.load import load_of, silent_processes
 from embridge.workers.registrar import Backoff, Reporter
 from embridge.workers.roles import Addresses, Desk
@@ -162,3 +167,28 @@ def test_a_reason_is_logged_when_it_changes_and_shown_all_the_time(desk: Desk, c
     assert reader.discovery() == (DiscoveryState.UNREACHABLE, 4 * NS, 0, 5, "http://127.0.0.1:1", "refused")
     reporter.say(DiscoveryState.REGISTERED, "", 0, 9 * NS)
     assert reader.discovery() == (DiscoveryState.REGISTERED, 9 * NS, 9 * NS, 0, "http://127.0.0.1:1", "")
+
+
+def test_a_name_that_is_slow_to_resolve_keeps_no_exchange_waiting_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P21, P8: the exchange has its deadline, and the loop ends though the resolver has not answered."""
+    answers, asked = threading.Event(), threading.Event()
+
+    def never(*_: Any) -> None:
+        asked.set()
+        answers.wait()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def exchange(timeout_s: float) -> None:
+        client = DiscoveryClient("http://slow.example:4000", "", timeout_s)
+        try:
+            await client.routes("encode")
+        finally:
+            await client.close()
+
+    monkeypatch.setattr(discovery_client.socket, "getaddrinfo", never)
+    with pytest.raises(DiscoveryError, match=r"http://slow.example:4000: no answer within 0.1 s"):
+        asyncio.run(exchange(0.1))
+    assert asked.is_set()
+    answers.set()
+    with pytest.raises(DiscoveryError, match=r"its name does not resolve: Name or service not known; is `embridge discovery` running"):
+        asyncio.run(exchange(10.0))

@@ -17,7 +17,7 @@ from embridge.pipeline.queues import EmbeddingRequest, PreallocQueue, TransferQu
 from embridge.pipeline.receiver import EmbeddingReceiver, first_missing_block
 from embridge.workers import messages as msg
 
-ELSEWHERE = "tcp://elsewhere:1"
+ELSEWHERE = "tcp://10.0.0.21:1"
 
 
 @pytest.fixture(autouse=True)

@@ -155,7 +155,7 @@ def test_when_a_peer_dies_what_it_may_have_written_over_the_network_waits_for_th
     """R12: kernels still deliver what a dead process has sent."""
     node = network_language()
     receiver = node.receiver(1)
-    node.is_refused("poller", "tcp://there:2")
+    node.is_refused("poller", "tcp://10.0.0.20:2")
     assert receiver.poll() == Phase.Failed
     receiver.clear()
     node.advance(0.5)
@@ -235,7 +235,7 @@ def test_a_request_whose_writes_all_fail_ends_with_the_reason_and_the_next_is_tr
         node.hears("poller", msg.Heartbeat(node.header(), []))
         node.advance(1.0)
     assert sender.poll() == Phase.Failed
-    assert "every write to node a at tcp://language10:1 through stub has failed for 5." in str(sender.failure_exception())
+    assert "every write to node a at tcp://10.1.0.10:1 through stub has failed for 5." in str(sender.failure_exception())
     node.engine.outcome = Outcome.DONE
     later = node.sender(2, 8)
     node.init(2, [5, 6])

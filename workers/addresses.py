@@ -1,0 +1,176 @@
+"""Addresses of nodes: `tcp://ip:port` between nodes and at sockets. A request may name a host; that is looked up here.
+
+libzmq would look a name up in its one I/O thread: until the resolver answers, nothing goes in or out for anybody. And of a
+name with addresses of both families it takes only the first. So no name reaches a socket. It is looked up in a few threads,
+the answer kept for a while, and where a name has several addresses, the first at which somebody speaks as our nodes do is
+the one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from embridge.workers.timing import NS
+
+MAX_ASKED: Final = 256  # names that are being looked up, or wait for it
+MAX_THREADS: Final = 8
+MAX_KEPT: Final = 1024  # answers
+MAX_ADDRESSES: Final = 8  # of one name that are tried
+FOUND_NS: Final = 10 * NS  # for which an answer is kept
+NOT_FOUND_NS: Final = NS
+TRY_S: Final = 0.5  # for one of several addresses to answer; all of them take less than the time to connect
+
+_FORM: Final = re.compile(r"tcp://(\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+):([1-9]\d{0,4})", re.ASCII)
+_GREETING: Final = re.compile(rb"\xff.{8}\x7f", re.DOTALL)  # the first ten bytes from who speaks ZMTP, sent unasked
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """(host, port) of `tcp://host:port`, an IPv6 address without its brackets.
+
+    Raises:
+        ValueError: it leads to no node.
+    """
+    form = _FORM.fullmatch(address)
+    if form is None or int(form[2]) > 65535:
+        raise ValueError(f"{address!r} is not of the form tcp://host:port")
+    host = form[1].strip("[]")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        if form[1] != host:
+            raise ValueError(f"{address!r}: {host} is no IPv6 address") from None
+        return host, int(form[2])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_unspecified or ip.is_multicast:
+        raise ValueError(f"{address!r}: {host} is the address of no node")
+    return str(ip), int(form[2])
+
+
+def numeric(address: str) -> str:
+    """The one form of `tcp://ip:port`. Raises ValueError for a name, another transport, or what leads to no node."""
+    host, port = split_address(address)
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"{address!r} is no tcp://ip:port") from None
+    return f"tcp://[{ip}]:{port}" if ip.version == 6 else f"tcp://{ip}:{port}"
+
+
+class Found(NamedTuple):
+    """What has come of a name: where its node is reached, numeric; else why there is none."""
+
+    endpoint: str
+    why: str = ""
+
+
+class Names:
+    """Looks names up for one thread, which never waits. `found` is called, in another one, when there is an answer."""
+
+    def __init__(
+        self, found: Callable[[], None] = lambda: None, *, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._found = found
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[Found, int]] = {}  # address -> its answer, and until when it holds
+        self._asked: set[str] = set()
+        self._queue: deque[str] = deque()
+        self._num_threads = 0
+
+    def find(self, address: str) -> Found | None:
+        """What has come of `tcp://name:port`; None while it is looked up."""
+        with self._lock:
+            found, until_ns = self._kept.get(address, (None, 0))
+            if found is not None and self._clock() < until_ns:
+                return found
+            if address in self._asked:
+                return None
+            if len(self._asked) >= MAX_ASKED:
+                return Found("", f"{MAX_ASKED} other names are being looked up")
+            self._asked.add(address)
+            self._queue.append(address)
+            if self._num_threads < MAX_THREADS:
+                try:
+                    threading.Thread(target=self._work, name="embridge-names", daemon=True).start()
+                except RuntimeError as error:
+                    if not self._num_threads:
+                        self._asked.remove(self._queue.pop())
+                        return Found("", f"its name cannot be looked up: {error}")
+                else:
+                    self._num_threads += 1
+        return None
+
+    def _work(self) -> None:
+        """A thread, until nothing is left to look up."""
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._num_threads -= 1
+                    return
+                address = self._queue.popleft()
+            try:
+                found = look_up(address)
+            except Exception as error:  # a bug in one look-up ends that one (D4)
+                found = Found("", f"{type(error).__name__}: {error}")
+            with self._lock:
+                self._asked.remove(address)
+                self._kept.pop(address, None)
+                self._kept[address] = found, self._clock() + (FOUND_NS if found.endpoint else NOT_FOUND_NS)
+                while len(self._kept) > MAX_KEPT:
+                    del self._kept[next(iter(self._kept))]
+            self._found()
+
+
+def look_up(address: str) -> Found:
+    """Ask the resolver, and where it knows several addresses, these. Takes as long as they take."""
+    host, port = split_address(address)
+    try:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name can have
+        return Found("", f"name {host} does not resolve: {getattr(error, 'strerror', None) or error}")
+    endpoints = []
+    for *_, where in answers:
+        ip = str(where[0])
+        with contextlib.suppress(ValueError):
+            endpoints.append(numeric(f"tcp://[{ip}]:{port}" if ":" in ip else f"tcp://{ip}:{port}"))
+    endpoints = list(dict.fromkeys(endpoints))[:MAX_ADDRESSES]
+    if len(endpoints) == 1:
+        return Found(endpoints[0])
+    return _first_that_answers(host, endpoints)
+
+
+def _first_that_answers(host: str, endpoints: list[str]) -> Found:
+    """Else the first that is silent: it may be slow. One where nobody listens is none yet."""
+    silent, why = "", "no address"
+    for endpoint in endpoints:
+        try:
+            if _speaks(endpoint):
+                return Found(endpoint)
+            why = f"no encode node at {endpoint}"
+        except TimeoutError:
+            silent = silent or endpoint
+        except OSError as error:
+            why = error.strerror or str(error)
+    if silent:
+        return Found(silent)
+    return Found("", f"name {host} has {len(endpoints)} addresses, and none answers: {why}")
+
+
+def _speaks(endpoint: str) -> bool:
+    """Whether who listens there speaks as a node does. Raises TimeoutError, or OSError where nobody listens."""
+    with socket.create_connection(split_address(endpoint), timeout=TRY_S) as sock:
+        said = b""
+        while len(said) < 10:
+            more = sock.recv(10 - len(said))
+            if not more:
+                return False
+            said += more
+    return _GREETING.fullmatch(said) is not None
