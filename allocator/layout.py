@@ -188,7 +188,6 @@ class Lane(IntEnum):
     """Words of one lane: the seat of a client. The launcher writes them, but for the last two."""
 
     STATE = 0
-    GENERATION = 1
     PID = 2
     ATTACHED_NS = 3
     BEAT_NS = 4  # the client's library thread, each turn; 0: it has taken none
@@ -214,7 +213,6 @@ class Slot(IntEnum):
     DEADLINE_NS = 5  # client
     READY = 6  # encode: client
     REQUIRED = 7  # encode: bootstrap, language: client
-    ABORT_EPOCH = 8  # client: the epoch it wants aborted
     CLEARED_EPOCH = 9  # client: it needs nothing of this epoch any more
     RELEASED_EPOCH = 10  # bootstrap: nobody touches this epoch any more
     FAILURE = 11  # the code of the failure, written after its reason by whoever has `FAILURE_CLAIMED`

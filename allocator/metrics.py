@@ -22,8 +22,8 @@ class Metric(IntEnum):
     TOKENS_WRITTEN = 7
     SUCCEEDED = 8
     FAILED = 9
-    RESENT = 10
-    RINGS_FULL = 11
+    RESENT = 10  # language: grants and aborts that were not answered, or that a heartbeat showed missing
+    RINGS_FULL = 11  # kicks of this process that waited for room in a ring
     ERRORS = 12
     WRITES_FAILED = 13
     SESSIONS = 14

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from embridge.allocator import layout as lay
@@ -48,7 +49,6 @@ class LaneTable:
         for lane in range(self.num_lanes):
             at = lane * lay.LANE_WORDS
             if self._words.load(at + Lane.STATE) == LaneState.FREE:
-                self._words.add(at + Lane.GENERATION, 1)
                 self._words.store(at + Lane.PID, pid)
                 self._words.store(at + Lane.ATTACHED_NS, now_ns)
                 self._words.store(at + Lane.BEAT_NS, 0)
@@ -127,10 +127,14 @@ class WriterTable:
 
     def has(self, node_id: int, incarnation: int) -> bool:
         """Whether a process of that incarnation of that node can still write here."""
+        return any(True for _ in self._entries(node_id, incarnation))
+
+    def pids(self, node_id: int, incarnation: int) -> list[int]:
+        """Its processes that can, by the pids that the launcher sees."""
+        return [self._words.load(at + Writer.PID) for at in self._entries(node_id, incarnation)]
+
+    def _entries(self, node_id: int, incarnation: int) -> Iterator[int]:
         for entry in range(lay.MAX_WRITERS):
             at = entry * lay.WRITER_WORDS
-            if self._words.load(at + Writer.NODE_ID) == node_id and (
-                self._words.load(at + Writer.INCARNATION) == incarnation
-            ):
-                return True
-        return False
+            if self._words.load(at + Writer.NODE_ID) == node_id and self._words.load(at + Writer.INCARNATION) == incarnation:
+                yield at

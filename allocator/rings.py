@@ -24,7 +24,6 @@ class Kick(IntEnum):
     SEND_ABORT = 6  # poller to bootstrap: tell the encode side
     ABORT_ACK = 7  # language bootstrap to poller: an answer that came on its connection; `value` is what is tainted
     RELEASE = 8  # poller to bootstrap: forget this epoch, then mark it released
-    QUIESCE = 9  # poller to worker: the request ended; say so when nothing of it is under way
     LANE_DEAD = 10  # launcher to poller; slot is the lane
     PEER_DEAD = 11  # this peer (slot) is gone
     WRITER_GONE = 12  # launcher to poller: a foreign writer of our payload is dead
@@ -55,16 +54,23 @@ class KickSender:
         self._backlog: deque[tuple[int, ...]] = deque()
         self._queued: set[tuple[int, ...]] = set()
         self._rang = True
+        self._num_full = 0
 
     def send(self, kick: int, slot: int, epoch: int, value: int = 0, extra: int = 0) -> None:
         """Queue one kick; the consumer is woken by `flush`."""
         self._rang = False
         if not self._backlog and self._ring.push(kick, slot, epoch, value, extra):
             return
+        self._num_full += 1
         record = (kick, slot, epoch, value, extra)
         if record not in self._queued:
             self._queued.add(record)
             self._backlog.append(record)
+
+    def take_num_full(self) -> int:
+        """Kicks that found no room since this was asked last."""
+        count, self._num_full = self._num_full, 0
+        return count
 
     def flush(self) -> None:
         """Push what was kept, as far as it fits, and ring once if anything went out since the last flush."""

@@ -28,7 +28,7 @@ from embridge.allocator.control import Control
 from embridge.allocator.layout import Process
 from embridge.allocator.status import split
 from embridge.pipeline import EmbeddingRequest, Geometry, Limits, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
-from embridge.pipeline.joining import open_control
+from embridge.pipeline.looking import look
 from embridge.workers.worker import READY
 
 HIDDEN, BLOCK, BLOCKS, TOKENS, IN_FLIGHT = 512, 64, 32, 1500, 6  # requests of 1.5 MB; each needs most of a pool
@@ -124,7 +124,7 @@ def nodes() -> Iterator[Pair]:
             for role in ("encode", "language")
         ]
         with launch(configs[0]) as encode, launch(configs[1]) as language:
-            yield Pair(encode, language, {"encode": open_control(encode.run_dir), "language": open_control(language.run_dir)})
+            yield Pair(encode, language, {"encode": look(encode.run_dir).control, "language": look(language.run_dir).control})
 
 
 @contextmanager

@@ -280,10 +280,6 @@ class Door:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(guest.pidfd, signal.SIGKILL)
 
-    @property
-    def num_clients(self) -> int:
-        return sum(1 for guest in self._guests if guest.lane >= 0)
-
     def close(self) -> None:
         if not self._open_again_ns:
             self._selector.unregister(self._sock)

@@ -141,6 +141,7 @@ def observe(run_dir: Path) -> dict[str, Any]:
             {
                 "lane": lane,
                 "pid": control.lanes.get(lane, Lane.PID),
+                "attached_s": round((now - control.lanes.get(lane, Lane.ATTACHED_NS)) / NS, 1),
                 "silent_s": _silent_s(control.lanes.get(lane, Lane.BEAT_NS), now),
                 "trouble": scene.client(lane).trouble,
             }
@@ -153,7 +154,9 @@ def observe(run_dir: Path) -> dict[str, Any]:
                 "node": f"{record.node_id:x}",
                 "incarnation": record.incarnation,
                 "bootstrap_addr": record.bootstrap_addr,
-                "silent_s": round((now - control.peers.get(peer, lay.Peer.HEARD_NS)) / NS, 2),
+                "registered_s": round((now - control.peers.get(peer, Peer.REGISTERED_NS)) / NS, 1),
+                "silent_s": round((now - control.peers.get(peer, Peer.HEARD_NS)) / NS, 2),
+                "writers": control.writers.pids(record.node_id, record.incarnation),
             }
             for peer in control.peers.alive()
             for record in [control.peers.record(peer)]

@@ -82,17 +82,3 @@ def join(run_dir: Path) -> Joined:
         os.close(fds["payload"])
     sock.setblocking(False)
     return Joined(sock, welcome, control, payload, event_fds)
-
-
-def open_control(run_dir: Path) -> Control:
-    """Map a node's control segment without a client's seat, for tests that also change it (`looking` only looks).
-
-    Raises AttachError, SegmentError.
-    """
-    sock, welcome, fds = knock(run_dir, run_socket.Observe(run_socket.PROTOCOL_VERSION), JOIN_TIMEOUT_S)
-    sock.close()
-    try:
-        return Control(map_segment(fds["control"], welcome.control_bytes))
-    finally:
-        for fd in fds.values():
-            os.close(fd)

@@ -101,9 +101,14 @@ class SharedMemory(HostMemory):
         return not self._wants_room and bool(self._entries)
 
     @property
+    def num_bytes(self) -> int:
+        """The size of the segment."""
+        return self._memory.nbytes
+
+    @property
     def num_used_bytes(self) -> int:
         """Of the segment, in whole pages: what is being received into, and what somebody holds."""
-        return self._memory.nbytes - self._ranges.free_bytes
+        return self.num_bytes - self._ranges.free_bytes
 
     @property
     def is_short(self) -> bool:
@@ -320,7 +325,8 @@ class Ranks:
             if hold is None and not expired:
                 return False
             if hold is None:
-                reason = f"received, but no shared memory until its deadline: {self.memory.in_the_way()}"
+                used = f"{self.memory.num_used_bytes} of {self.memory.num_bytes} bytes are in use"
+                reason = f"received, but no shared memory until its deadline: {used}; {self.memory.in_the_way()}"
                 request.failure = failure(FailureCode.TIMEOUT, reason, request.room)
                 request.release()
                 num_records = Item(room=0, ticket=0, reason=reason).num_records

@@ -20,8 +20,8 @@ import msgspec
 
 from embridge.allocator.errors import ProtocolError
 
-VERSION: Final = 1
-ACCEPTED_VERSIONS: Final = (1,)  # this one and the one before it
+VERSION: Final = 2
+ACCEPTED_VERSIONS: Final = (2,)  # those that `decode` can read: a field more or less is no message of it
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 128
 MAX_WINDOW: Final = 4096
@@ -49,11 +49,10 @@ class Header(_Fields, frozen=True):
     node_id: Id
     incarnation: Id
     target: U63
-    sequence: U63
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """What can be read of a message of another version: its tag and its header, which have their places in every version."""
+    """What can be read of a message of another version: its tag, and of its header the fields of ours, which come first in each."""
 
     tag: str
     header: Header

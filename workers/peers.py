@@ -103,7 +103,6 @@ class PeerWatch:
         header, most = self._desk.header, 1024  # of some 100 bytes each: far below the limit of a message
         for first in range(0, max(len(rooms), 1), most):
             out.append(Send(record.poller_addr, msg.Heartbeat(header(record.incarnation), rooms[first : first + most]), record.key))
-        self._desk.count(Metric.RESENT, len(rooms))
 
     def bury(self, peer: int, incarnation: int, why: str, out: list[Out]) -> bool:
         """Declare one incarnation dead. True the first time."""

@@ -250,7 +250,7 @@ class Publisher(Poller):
 
     def _end(self, slot: int, epoch: int) -> None:
         if self._slots.get(slot, Slot.QUIESCED_EPOCH) != epoch:
-            self._desk.to_worker_of(slot).send(Kick.QUIESCE, slot, epoch)
+            self._desk.to_worker_of(slot).send(Kick.LOOK, slot, epoch)  # it says when nothing of it is under way
             return
         lane_dead = self._desk.is_lane_dead(slot)
         if lane_dead and self._control.blocks.cells.reclaim(slot, epoch, False):

@@ -247,6 +247,7 @@ class StatusReceiver(Poller):
         if word.phase == Phase.Failed:
             if self._slots.get(slot, Slot.ACKED_EPOCH) != epoch:
                 self._desk.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
+                self._desk.count(Metric.RESENT)
             return
         unheard = self._slots.get(slot, Slot.HEARD_EPOCH) != epoch
         if word.phase < TERMINAL and self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch and unheard:

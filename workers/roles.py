@@ -135,7 +135,6 @@ class Desk:
         self.status = control.status
         self.slots = control.slots
         self.index = control.processes.names.index(name)
-        self._sequence = 0
         self._senders: dict[str, KickSender] = {}
         self.bs = control.geometry.block_size
 
@@ -150,11 +149,12 @@ class Desk:
 
     def flush(self) -> None:
         for sender in self._senders.values():
+            if num_full := sender.take_num_full():
+                self.count(Metric.RINGS_FULL, num_full)
             sender.flush()
 
     def header(self, target: int) -> msg.Header:
-        self._sequence += 1
-        return msg.Header(msg.VERSION, self.control.node_id, self.control.incarnation, target, self._sequence)
+        return msg.Header(msg.VERSION, self.control.node_id, self.control.incarnation, target)
 
     def count(self, metric: Metric, count: int = 1) -> None:
         self.control.metrics.add(self.index, metric, count)

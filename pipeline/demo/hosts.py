@@ -1,6 +1,6 @@
 """Two hosts on one machine: two network namespaces, and a cable (a veth pair) between them.
 
-A node inside one reaches the other's only through that cable, which can be pulled. They share the file system, and so the nodes' run
+A node inside one reaches the other's only through that cable. They share the file system, and so the nodes' run
 sockets; a node that is to be reached by network is started with the engine for that.
 """
 
@@ -33,13 +33,6 @@ class Host:
     def within(self) -> tuple[str, ...]:
         """The words before a command that is to run there."""
         return ("ip", "netns", "exec", self.namespace)
-
-    def pull(self) -> None:
-        """Pull the cable at this end: nothing passes, and nobody is told."""
-        _ip("-n", self.namespace, "link", "set", self.cable, "down")
-
-    def plug(self) -> None:
-        _ip("-n", self.namespace, "link", "set", self.cable, "up")
 
 
 def why_impossible() -> str:

@@ -164,14 +164,15 @@ def test_an_answer_of_another_version_fails_the_request_with_both_versions(langu
     receiver = language.client.receiver(ENCODE_ADDRESS, 1)
     language.settle()
     actor = language.actor("bootstrap")
-    data = msg.encode(msg.Refused(msg.Header(99, 20, 1, language.control.incarnation, 1), 7, "whatever it says"))
+    data = msg.encode(msg.Refused(msg.Header(99, 20, 1, language.control.incarnation), 7, "whatever it says"))
     foreign = msg.decode_foreign(data)
     assert foreign is not None
     actor.arrivals.append(Arrival(foreign, None, ENCODE_ADDRESS, OWN))
     language.settle()
     assert receiver.poll() == Phase.Failed
     reason = language.slots.reason(receiver.slot)
-    assert reason == f"encode node {ENCODE_ADDRESS} speaks version 99 of the protocol, this node 1; run the same embridge on both"
+    said = f"encode node {ENCODE_ADDRESS} speaks version 99 of the protocol, this node {msg.VERSION}"
+    assert reason == f"{said}; run the same embridge on both"
 
 
 # ---- what one node may have waiting

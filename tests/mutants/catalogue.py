@@ -269,10 +269,24 @@ TABLES: Final = [
         (f"{SESSIONS}::test_no_two_sessions_have_a_port_or_an_address_in_common",),
     ),
     Mutant(
+        "heartbeats-counted-as-resent", "P12", "every room of every heartbeat counts as sent again",
+        "workers/peers.py",
+        "        header, most = self._desk.header, 1024  # of some 100 bytes each: far below the limit of a message\n",
+        "        header, most = self._desk.header, 1024\n        self._desk.count(Metric.RESENT, len(rooms))\n",
+        ("tests/workers/test_counters.py::test_what_is_repeated_as_a_matter_of_course_is_not_counted_as_sent_again",),
+    ),
+    Mutant(
+        "full-rings-not-counted", "P12", "a kick that waits for room in its ring is not counted",
+        "allocator/rings.py",
+        "        self._num_full += 1\n",
+        "        self._num_full += 0\n",
+        ("tests/workers/test_counters.py::test_kicks_that_wait_for_room_in_their_ring_are_counted_and_none_is_lost",),
+    ),
+    Mutant(
         "writer-forgotten", "R12, D2", "nobody asks whether a process of a dead node still has our payload mapped",
         "allocator/owners.py",
-        "                self._words.load(at + Writer.INCARNATION) == incarnation\n            ):\n                return True\n",
-        "                self._words.load(at + Writer.INCARNATION) == incarnation\n            ):\n                return False\n",
+        "        return any(True for _ in self._entries(node_id, incarnation))\n",
+        "        return any(False for _ in self._entries(node_id, incarnation))\n",
         _rule("the_death_of_a_peer_frees_no_block_while_it_can_still_write"),
     ),
     Mutant(

@@ -18,13 +18,13 @@ from support import encoding, scheduling
 from support.agents import Agent, running
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, alive, config_of, start_node, station
+from support.opening import open_control
 from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.layout import NodeState, Process
 from embridge.pipeline import Client, EmbeddingRequest, Phase, attach, launch
-from embridge.pipeline.joining import open_control
 from embridge.pipeline.node import encode_config
 from embridge.workers.worker import READY
 

@@ -134,6 +134,24 @@ def test_a_request_that_waits_for_blocks_names_who_holds_them(
 
 
 @node
+def test_a_node_shows_since_when_its_clients_and_peers_are_there_and_who_maps_its_payload(
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """R12: what of another node has to end before a block is free, by pid."""
+    receiving.add(encode.addr, room)
+    assert give(open_sender(sending, room, 100))
+    assert receiving.take(room, 20).difference == ""
+    there = node_status(language.run_dir)
+    (client,) = [client for client in there["clients"] if client["pid"] == os.getpid()]
+    assert 0 <= client["attached_s"] <= there["up_s"]
+    (peer,) = [peer for peer in there["peers"] if peer["node"] == node_status(encode.run_dir)["node_id"]]
+    assert 0 <= peer["registered_s"] <= there["up_s"]
+    workers = {pid for name, pid in encode.pids().items() if name.startswith("worker")}
+    assert peer["writers"]
+    assert set(peer["writers"]) <= workers
+
+
+@node
 def test_a_stopped_worker_is_named_with_that_fact_first(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int
 ) -> None:

@@ -25,8 +25,10 @@ from typing import Any
 
 import numpy as np
 from support.agents import FORKED, start_fork_server
+from support.cables import plug, pull
 from support.leaks import LeakCheck
 from support.nodes import alive, run_dirs
+from support.opening import open_control
 
 from embridge.allocator.blocks import EXPOSED, OWNED
 from embridge.allocator.control import Control
@@ -35,7 +37,6 @@ from embridge.allocator.layout import SLOTS_PER_PAGE, Geometry, Lane, LaneState,
 from embridge.pipeline import Node, PipelineConfig, Timing, launch
 from embridge.pipeline.demo.hosts import Host, two_hosts
 from embridge.pipeline.inspect import requests
-from embridge.pipeline.joining import open_control
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 from embridge.workers.worker import READY
 from storm import clients
@@ -702,11 +703,11 @@ class Storm:
         host, for_s = self._hosts["encode"], self._stop_for_s()
 
         def ease() -> None:
-            host.plug()
+            plug(host)
             self._is_cut = False
 
         self._is_cut = True
-        host.pull()
+        pull(host)
         self._lasting("cut link", for_s, ease, victim="the cable", node="")
 
     # ---- what is measured

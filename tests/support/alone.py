@@ -73,7 +73,6 @@ class Alone:
         self.node = self.world.node("here", role, geometry, node_id=1, **options)
         self.control = self.node.control
         self.slots = self.control.slots
-        self._sequence = 0
 
     def who_listens(self, run_socket: str, node_id: int, incarnation: int) -> Answered:
         """Every node of the test's is at `here.sock`."""
@@ -125,9 +124,8 @@ class Alone:
     # ---- messages
 
     def header(self, *, node_id: int = 10, incarnation: int = 1, target: int | None = None) -> msg.Header:
-        self._sequence += 1
         target = self.control.incarnation if target is None else target
-        return msg.Header(msg.VERSION, node_id, incarnation, target, self._sequence)
+        return msg.Header(msg.VERSION, node_id, incarnation, target)
 
     def hears(self, role: str, *messages: msg.Message, address: str | None = None, identity: str | None = None) -> None:
         """Messages come to a role: from who connected to it, or, with `address`, on its own connection to there.

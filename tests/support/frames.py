@@ -83,7 +83,7 @@ class FrameMaker:
         rng = self._rng
         node_id, incarnation = rng.choice(self._nodes)
         target = self._target if rng.random() < 0.8 else rng.choice((0, 1, self._target + 1, 2**63 - 1))
-        header = msg.Header(msg.VERSION, node_id, incarnation + (rng.random() < 0.05), target, rng.randrange(1 << 40))
+        header = msg.Header(msg.VERSION, node_id, incarnation + (rng.random() < 0.05), target)
         key = msg.RequestKey(rng.choice((0, 1, 2, 3, 63, 64, 65535)), rng.choice((1, 2, 3, (1 << 28) - 1)), rng.randrange(40))
         blocks = [rng.choice((0, 1, 2, 15, 16, 2**32 - 1)) for _ in range(rng.choice((0, 1, 2, 3, 20)))]
         some = rng.choice((0, 1, 4, 8, 16, 2**32 - 1))

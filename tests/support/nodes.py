@@ -21,8 +21,8 @@ from embridge.allocator.control import Control
 from embridge.allocator.layout import Geometry, Lane, LaneState, Process
 from embridge.pipeline import Limits, Node, PipelineConfig, Timing, launch
 from embridge.pipeline.inspect import requests
-from embridge.pipeline.joining import open_control
 from embridge.workers.engines import mooncake
+from support.opening import open_control
 from support.waiting import wait_until
 
 RUN_DIR_PREFIX = "eb-"  # in /tmp: a socket's path has 107 bytes at most

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from embridge.allocator.status import TERMINAL, split
-from embridge.pipeline.joining import open_control
+from support.opening import open_control
 
 
 class Sampler:

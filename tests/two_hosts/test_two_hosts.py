@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cables import plug, pull
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, run_dirs, station
 from support.scheduling import Holder, Queues
@@ -205,11 +206,11 @@ def test_a_cable_that_is_out_for_a_moment_costs_time_and_no_request(
 
 @contextmanager
 def cable_out(host: Host) -> Iterator[None]:
-    host.pull()
+    pull(host)
     try:
         yield
     finally:
-        host.plug()
+        plug(host)
 
 
 def half_way(encode: Station, sending: Client, queues: Queues, room: int) -> EmbeddingSender:
@@ -258,7 +259,7 @@ def test_when_a_node_is_lost_the_other_fails_its_requests_in_time(
                 silenced = [gone.node.pid, *gone.pids().values()]
                 stop(*silenced)
             else:
-                places.hosts[lost].pull()
+                pull(places.hosts[lost])
         try:
             if lost == "encode":
                 received = queues.take(room, 30)
@@ -276,5 +277,5 @@ def test_when_a_node_is_lost_the_other_fails_its_requests_in_time(
         finally:
             for pid in silenced:
                 os.kill(pid, signal.SIGCONT)
-            places.hosts[lost].plug()
+            plug(places.hosts[lost])
         sender.clear()

@@ -15,7 +15,7 @@ from embridge.allocator.errors import AttachError, ProtocolError
 from embridge.workers import messages as msg
 from embridge.workers import run_socket
 
-HEADER = msg.Header(msg.VERSION, 1, 2, 3, 4)
+HEADER = msg.Header(msg.VERSION, 1, 2, 3)
 KEY = msg.RequestKey(5, 6, 7)
 STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why", 14)
 
@@ -82,6 +82,26 @@ def test_another_version_is_refused_and_named() -> None:
         for version in (0, msg.VERSION + 1, 255):
             error = refused(packed([raw[0], [version, *raw[1][1:]], *raw[2:]]))
             assert (error.field, error.value) == ("version", version)
+
+
+def test_every_version_that_is_accepted_can_be_read() -> None:
+    """D5: what is said of a version is true of its frames."""
+    assert msg.VERSION in msg.ACCEPTED_VERSIONS
+    for version in msg.ACCEPTED_VERSIONS:
+        for raw, example in zip(RAW, EXAMPLES, strict=True):
+            message = msg.decode(packed([raw[0], [version, *raw[1][1:]], *raw[2:]]), "peer")
+            assert type(message) is type(example)
+            assert msg.decode_foreign(msg.encode(message)) is None
+
+
+def test_a_frame_of_version_1_is_refused_and_its_version_is_read() -> None:
+    """D5, P16: its header had one field more, a sequence number that nobody read."""
+    raw = RAW[0]
+    frame = packed([raw[0], [1, 20, 3, 0, 1], *raw[2:]])
+    refused(frame)
+    foreign = msg.decode_foreign(frame)
+    assert foreign is not None
+    assert (foreign.tag, foreign.header) == ("register", msg.Header(1, 20, 3, 0))
 
 
 def test_a_missing_field_is_refused() -> None:

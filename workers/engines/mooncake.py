@@ -315,9 +315,6 @@ class MooncakeEngine:
     def close(self, peer: int) -> None:
         self._lines.pop(peer, None)
 
-    def shutdown(self) -> None:
-        self._lines.clear()
-
 
 def host_of(address: str) -> str:
     """The host of `tcp://host:port`, an IPv6 one without its brackets."""

@@ -110,7 +110,3 @@ class ShmEngine:
         if door is not None:
             door.payload = None
             door.sock.close()
-
-    def shutdown(self) -> None:
-        for peer in list(self._doors):
-            self.close(peer)
