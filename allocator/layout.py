@@ -32,7 +32,7 @@ from enum import IntEnum
 from typing import Final
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 4
+LAYOUT_VERSION: Final = 5
 LINE_BYTES: Final = 64
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
@@ -58,11 +58,12 @@ class Geometry:
     """The shape of one node's blocks. Two nodes that exchange rows agree on all of it but `num_blocks`.
 
     `hidden_size` elements of `dtype` a token; `deepstack_layers` more rows of that size a token (0: none; Qwen3-VL: 3).
+    `num_blocks`: 0 leaves it to the launcher (`pipeline.sizing`), which chooses one before anything is laid out.
     """
 
     hidden_size: int = 3584
     block_size: int = 128
-    num_blocks: int = 64
+    num_blocks: int = 0
     dtype: str = "bfloat16"
     deepstack_layers: int = 0
 
@@ -70,7 +71,7 @@ class Geometry:
         limits = {
             "hidden_size": (1, 1 << 20),
             "block_size": (1, MAX_BLOCK_SIZE),
-            "num_blocks": (1, MAX_BLOCKS),
+            "num_blocks": (0, MAX_BLOCKS),
             "deepstack_layers": (0, 64),
         }
         for name, (low, high) in limits.items():
@@ -100,18 +101,20 @@ class Geometry:
 class Limits:
     """How much of everything a node holds; fixed when it is launched.
 
-    `window_blocks`: the most blocks that one request may hold at a destination at one time.
+    `window_blocks`: the most blocks that one request may hold at one time, at all its destinations together.
+    `ring_records`: what is on its way from one process to another. A full ring costs no kick: its producer keeps what
+    did not fit, and looks again within a millisecond or two; 256 are what a consumer takes at a time.
     `max_routes`: nodes of the other role that discovery may tell of; 0: no discovery, so no route table and no registrar.
     """
 
     num_slots: int = 2048
     max_clients: int = 16
     num_workers: int = 2
-    max_destinations: int = 8
-    window_blocks: int = 256
+    max_destinations: int = 4
+    window_blocks: int = 128
     max_peers: int = 32
-    max_peer_slots: int = 8192
-    ring_records: int = 4096
+    max_peer_slots: int = 2048
+    ring_records: int = 256
     max_routes: int = 0
 
     def __post_init__(self) -> None:
@@ -134,6 +137,10 @@ class Limits:
             raise ValueError(f"num_slots: {self.num_slots} is no multiple of {SLOTS_PER_PAGE}")
         if self.ring_records & (self.ring_records - 1):
             raise ValueError(f"ring_records: {self.ring_records} is no power of two")
+        if self.window_blocks < self.max_destinations:
+            raise ValueError(
+                f"window_blocks: {self.window_blocks} < max_destinations {self.max_destinations}, which share it"
+            )
 
 
 MAX_BLOCK_SIZE: Final = (1 << 14) - 1  # rows in a staging entry
@@ -269,6 +276,7 @@ class Destination(IntEnum):
     BEGIN = 19  # bootstrap: rows that it has from another encode node; they are not sent again (R26)
     SUMMED = 20  # worker, first the bootstrap as `SENT`: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R27)
     VERIFIED = 21  # poller: rows that the destination has checked (R27)
+    WINDOW = 22  # bootstrap: entries that it has of the slot's grants, which its destinations share evenly
 
 
 DESTINATION_WORDS: Final = 24
@@ -422,6 +430,7 @@ class PayloadLayout:
 
     @classmethod
     def of(cls, geometry: Geometry) -> PayloadLayout:
+        assert geometry.num_blocks, "the launcher chooses the size of the pool first"
         m, tokens = _Map(), geometry.num_blocks * geometry.block_size
         offsets = {
             "embeddings": m.take(tokens * geometry.embedding_bytes, HUGE_PAGE_BYTES),
@@ -440,6 +449,7 @@ class ControlLayout:
     role: Role
     limits: Limits
     num_blocks: int
+    own_window: int  # blocks of this pool that one request can hold: staging and windows repeat after so many
     header: int
     processes: int
     doorbells: int
@@ -470,6 +480,8 @@ class ControlLayout:
         m, n = _Map(), limits.num_slots
         encode, language = role == Role.ENCODE, role == Role.LANGUAGE
         num_processes = len(process_names(limits))
+        assert geometry.num_blocks, "the launcher chooses the size of the pool first"
+        own_window = min(limits.window_blocks, geometry.num_blocks)
         offsets = {
             "header": m.take(PAGE_BYTES),
             "processes": m.take(num_processes * PROCESS_WORDS * 8),
@@ -481,9 +493,9 @@ class ControlLayout:
             "dirty": m.take(NUM_VIEWS * n // SLOTS_PER_PAGE * 8),
             "slots": m.take(n * SLOT_BYTES),
             "destinations": m.take(n * limits.max_destinations * DESTINATION_WORDS * 8 * encode),
-            "grants": m.take(n * limits.max_destinations * limits.window_blocks * 8 * encode),
-            "staging": m.take(n * limits.window_blocks * 8 * encode),
-            "windows": m.take(n * limits.window_blocks * 8 * language),
+            "grants": m.take(n * limits.window_blocks * 8 * encode),
+            "staging": m.take(n * own_window * 8 * encode),
+            "windows": m.take(n * own_window * 8 * language),
             "sessions": m.take(limits.num_workers * SESSION_WORDS * 8 * language),
             "ports": m.take(PORT_WORDS * 8 * language),
             "cells": m.take(geometry.num_blocks * 8),
@@ -500,6 +512,7 @@ class ControlLayout:
             role=role,
             limits=limits,
             num_blocks=geometry.num_blocks,
+            own_window=own_window,
             **offsets,
             rings=rings,
             size=_up(m.end, PAGE_BYTES),
@@ -558,6 +571,8 @@ def unpack_geometry(words: list[int]) -> Geometry:
     names = list(DTYPE_BYTES)
     if dtype >= len(names):
         raise ValueError(f"dtype: code {dtype} is outside 0 to {len(names) - 1}")
+    if not blocks:
+        raise ValueError("num_blocks: 0 < 1")
     return Geometry(
         hidden_size=hidden, block_size=block, num_blocks=blocks, dtype=names[dtype], deepstack_layers=deepstack
     )

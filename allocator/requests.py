@@ -119,14 +119,18 @@ class SlotTable:
 
 
 class DestinationTable:
-    """Encode side: each slot's destinations, with their watermarks and the set-once table of granted blocks (R1)."""
+    """Encode side: each slot's destinations, with their watermarks and the set-once table of granted blocks (R1).
+
+    The destinations of a slot share its entries of that table: each has as many as the first one's grant, which says
+    how many there will be, leaves it. So a slot has all that its request can need from the start, and waits for none.
+    """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_destinations = layout.limits.max_destinations
-        self.window = layout.limits.window_blocks
-        count = layout.limits.num_slots * self.num_destinations
-        self._words = Words(mapping, layout.destinations, count * lay.DESTINATION_WORDS)
-        self._grants = Words(mapping, layout.grants, count * self.window)
+        self.window_blocks = layout.limits.window_blocks
+        count = layout.limits.num_slots
+        self._words = Words(mapping, layout.destinations, count * self.num_destinations * lay.DESTINATION_WORDS)
+        self._grants = Words(mapping, layout.grants, count * self.window_blocks)
 
     def _at(self, slot: int, destination: int) -> int:
         return (slot * self.num_destinations + destination) * lay.DESTINATION_WORDS
@@ -147,19 +151,22 @@ class DestinationTable:
 
     def grant(self, slot: int, destination: int, block: int) -> tuple[int, int]:
         """(block index, session) that request block `block` was granted; meaningful within the window only."""
-        word = self._grants.load((slot * self.num_destinations + destination) * self.window + block % self.window)
+        word = self._grants.load(self._entry(slot, destination, block))
         return word & 0xFFFF_FFFF, word >> 32
 
     def set_grant(self, slot: int, destination: int, block: int, index: int, session: int) -> None:
-        at = (slot * self.num_destinations + destination) * self.window + block % self.window
-        self._grants.store(at, session << 32 | index)
+        self._grants.store(self._entry(slot, destination, block), session << 32 | index)
+
+    def _entry(self, slot: int, destination: int, block: int) -> int:
+        window = self.get(slot, destination, Destination.WINDOW) or 1  # 0: who only looks is faster than who joins it
+        return slot * self.window_blocks + destination * window + block % window
 
 
 class StagingTable:
     """Encode side: which source block caches which block of a request."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
-        self.window = layout.limits.window_blocks
+        self.window = layout.own_window
         self._words = Words(mapping, layout.staging, layout.limits.num_slots * self.window)
 
     def load(self, slot: int, block: int) -> int:
@@ -181,7 +188,7 @@ class WindowTable:
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
-        self.window = layout.limits.window_blocks
+        self.window = layout.own_window
         self._words = Words(mapping, layout.windows, layout.limits.num_slots * self.window)
 
     def get(self, slot: int, block: int) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from embridge.allocator._core import Consumer, Doorbell, Producer
+
+FULL_RING_WAIT_S: Final = 0.001  # until a producer looks again whether its kicks fit; who takes them says nothing
 
 
 class Kick(IntEnum):
@@ -91,6 +93,7 @@ class KickSender:
 
     @property
     def backlog(self) -> int:
+        """Kicks that found the ring full, and go with the next flush."""
         return len(self._backlog)
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from multiprocessing import reduction
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import SegmentError
@@ -59,14 +60,15 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", h
     except OSError as error:
         raise SegmentError(f"shared memory for {label}: {error}; check that {SHARED_MEMORY} is a writable tmpfs") from error
     try:
-        if huge and _shm_free() > size:
+        if huge and shared_memory_space().free > size:
             _fill_with_huge_pages(fd, size)
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
         os.close(fd)
+        free = shared_memory_space().free
         raise SegmentError(
-            f"shared memory for {label}: {size} bytes asked for, {_shm_free()} bytes free in {SHARED_MEMORY} ({error.strerror}); "
-            f"{remedy} or enlarge {SHARED_MEMORY}"
+            f"shared memory for {label}: {size} bytes asked for, {free} bytes free in {SHARED_MEMORY} "
+            f"({error.strerror}); {remedy} or enlarge {SHARED_MEMORY}"
         ) from error
     return Descriptor(fd)
 
@@ -80,9 +82,19 @@ def _fill_with_huge_pages(fd: int, size: int) -> None:
             mapping.populate(0, size)
 
 
-def _shm_free() -> int:
+class Space(NamedTuple):
+    """Bytes of /dev/shm: those that may still be taken, and all."""
+
+    free: int
+    size: int
+
+
+def shared_memory_space() -> Space:
+    """What /dev/shm has; one without a limit counts as endless. Raises OSError."""
     status = os.statvfs(SHARED_MEMORY)
-    return status.f_bavail * status.f_frsize
+    if not status.f_blocks:
+        return Space(sys.maxsize, sys.maxsize)
+    return Space(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize)
 
 
 def map_segment(fd: int, size: int, *, writable: bool = True, alignment: int = 4096, address: int = 0) -> Mapping:

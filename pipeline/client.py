@@ -31,7 +31,7 @@ from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError, N
 from embridge.allocator.layout import NodeState, Role, Slot
 from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
 from embridge.allocator.ranklog import MAX_RANKS
-from embridge.allocator.rings import Kick
+from embridge.allocator.rings import FULL_RING_WAIT_S, Kick
 from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.arguments import is_time, whole
 from embridge.pipeline.config import default_run_dir
@@ -410,6 +410,8 @@ class Client:
 
     def kick_bootstrap(self, kick: Kick, slot: int, epoch: int) -> None:
         self._to_bootstrap.send_now(kick, slot, epoch)
+        if self._to_bootstrap.backlog:
+            self._library_bell.ring()  # which flushes
 
     def kick_worker(self, room: int, slot: int, epoch: int) -> None:
         self._to_workers[self.control.worker_of(room)].send_now(Kick.LOOK, slot, epoch)
@@ -440,7 +442,8 @@ class Client:
                 self._limit.log(log, logging.ERROR, "turn", self.clock(), "library thread: a turn failed", exc_info=True)
                 starving = True
             if not self._stop.is_set():
-                bell.wait(seen, STARVING_WAIT_S if starving else LIBRARY_WAIT_S)
+                wait_s = STARVING_WAIT_S if starving else LIBRARY_WAIT_S
+                bell.wait(seen, FULL_RING_WAIT_S if self._has_kicks_left else wait_s)
 
     def _turn(self) -> bool:
         """Serve what changed, what was asked for, and those who wait for a block, in that order. True if somebody waits."""
@@ -474,10 +477,14 @@ class Client:
             starving |= turn()
         self.control.blocks.set_waiting(self.lane, starving)
         self._lease.collect()
-        self._to_bootstrap.flush()
-        for sender in self._to_workers:
+        for sender in (self._to_bootstrap, *self._to_workers):
             sender.flush()
         return starving
+
+    @property
+    def _has_kicks_left(self) -> bool:
+        """Whether a kick waits for room in its ring."""
+        return any(sender.backlog for sender in (self._to_bootstrap, *self._to_workers))
 
     def _serve(self, handle: TransferHandle) -> None:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from embridge.allocator.layout import Geometry, Limits, Role
+from embridge.allocator.layout import MAX_BLOCKS, Geometry, Limits, Role
 from embridge.workers.engines import ENGINES
 from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
@@ -256,6 +256,8 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _with_pool(geometry: Geometry, tokens: int) -> Geometry:
     try:
+        if tokens < geometry.block_size:
+            raise ValueError(f"num_blocks: {tokens // geometry.block_size} is outside 1 to {MAX_BLOCKS}")
         return replace(geometry, num_blocks=tokens // geometry.block_size)
     except ValueError as error:
         raise ConfigError(f"{_POOL_TOKENS}: {tokens} tokens in blocks of {geometry.block_size}: {error}") from error

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -35,11 +36,12 @@ from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, Header, NodeState, PayloadLayout, Process
 from embridge.allocator.pinning import lock, lock_note
-from embridge.allocator.segment import Descriptor, create_segment, map_segment
+from embridge.allocator.segment import SHARED_MEMORY, Descriptor, create_segment, map_segment, shared_memory_space
 from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.door import Door
 from embridge.pipeline.node import Ready, decode_config
 from embridge.pipeline.recovery import Recovery
+from embridge.pipeline.sizing import DEFAULT_BLOCKS, chosen_pool, mib
 from embridge.pipeline.supervision import Supervisor
 from embridge.workers.engines import engines_for, mooncake
 from embridge.workers.keys import KeyFileError, read_key_file
@@ -84,6 +86,7 @@ class Launcher:
             raise
 
     def _make(self) -> None:
+        self._choose_pool()
         config = self.config
         self._check_descriptors()
         self._engines = self._choose_engines()
@@ -101,6 +104,20 @@ class Launcher:
         self._supervisor = Supervisor(context, self.control, self._selector, self._recovery, config.timing, config.max_restarts)
 
     # ---- what a node stands on
+
+    def _choose_pool(self) -> None:
+        """A number of blocks where nobody gave one, and an early refusal of one that does not fit."""
+        wanted, limits = self.config.geometry, self.config.limits
+        with naming("shared memory", f"check that {SHARED_MEMORY} is a writable tmpfs"):
+            space = shared_memory_space()
+        geometry = chosen_pool(self.role, wanted, limits, space)
+        if not wanted.num_blocks and geometry.num_blocks < DEFAULT_BLOCKS:
+            log.warning(
+                "pool of %d blocks instead of %d: %s has %s, %s of it free, and half is left to another node; "
+                "enlarge it (containers: --shm-size), or set num_blocks",
+                geometry.num_blocks, DEFAULT_BLOCKS, SHARED_MEMORY, mib(space.size), mib(space.free),
+            )
+        self.config = replace(self.config, geometry=geometry)
 
     def _check_descriptors(self) -> None:
         """Before anything is made: a node that runs out of them later refuses clients, or loses a process.
@@ -188,7 +205,7 @@ class Launcher:
         config = self.config
         layout = ControlLayout.of(self.role, config.geometry, config.limits)
         payload_bytes = PayloadLayout.of(config.geometry).size
-        self._control_fd = self._own(create_segment("control", layout.size))
+        self._control_fd = self._own(create_segment("control", layout.size, remedy="lower num_slots"))
         self._payload_fd = self._own(create_segment("payload", payload_bytes, huge=True))
         mapping = map_segment(self._control_fd.fd, layout.size)
         format_control(

@@ -95,10 +95,10 @@ class EmbeddingReceiver(TransferHandle):
 
     @property
     def max_window_blocks(self) -> int:
-        """The most blocks this request may hold at one time: the lesser of both nodes' windows."""
+        """The most blocks this request may hold at one time: this node's window, or its share of the encode node's."""
         peer = self._slots.get(self.slot, Slot.PEER) - 1
         there = self._control.peers.get(peer, Peer.WINDOW) if peer >= 0 else self._windows.window
-        return min(self._windows.window, there)
+        return min(self._windows.window, there // max(self._slots.get(self.slot, Slot.REQUIRED), 1))
 
     def current_allocation(self) -> npt.NDArray[np.uint32]:
         """The blocks held now, in the order of the request's rows."""

@@ -235,13 +235,16 @@ class Admission:
     def _check(self, grant: Grant, peer: int) -> str | None:
         """What is wrong with a grant by the geometry its node registered; None when nothing is."""
         count, bs = len(grant.dst_embedding_indices), self._desk.bs
-        num_blocks, window = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits.window_blocks
+        num_blocks, limits = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits
+        required, window = grant.required_dst_info_num, limits.window_blocks // grant.required_dst_info_num
         if grant.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
             return f"slot {grant.key.slot} is outside the {self._peers.get(peer, Peer.NUM_SLOTS)} slots registered"
         if grant.endpoint != self._peers.poller_addr(peer):
             return f"endpoint {grant.endpoint!r}, {self._peers.poller_addr(peer)!r} registered"
         if isinstance(grant, msg.Init) and grant.first_block * bs > MAX_TOKENS:
             return f"it begins at block {grant.first_block} of {bs} tokens, behind the {MAX_TOKENS} that a request may have"
+        if required > limits.max_destinations:
+            return f"required_dst_info_num {required} > max_destinations {limits.max_destinations}"
         if count > window:
             return f"{count} blocks granted > window of {window} blocks"
         if any(index >= num_blocks for index in grant.dst_embedding_indices):
@@ -250,9 +253,6 @@ class Admission:
             return "a block is granted twice in one message"
         if not ((count - 1) * bs < grant.allocated_tokens <= count * bs or count == grant.allocated_tokens == 0):
             return f"allocated_tokens {grant.allocated_tokens} does not end in the last of {count} blocks of {bs} tokens"
-        if grant.required_dst_info_num > self._control.limits.max_destinations:
-            limit = self._control.limits.max_destinations
-            return f"required_dst_info_num {grant.required_dst_info_num} > max_destinations {limit}"
         return None
 
     def _take_grant(self, grant: Grant, peer: int, connection: bytes, now_ns: int) -> None:
@@ -316,6 +316,7 @@ class Admission:
             return
         first = grant.first_block  # what is before it, another encode node has sent (R26)
         for field, value in (
+            (Destination.WINDOW, self._control.limits.window_blocks // grant.required_dst_info_num),
             (Destination.PEER, peer + 1),
             (Destination.INCARNATION, grant.header.incarnation),
             (Destination.REGISTRATION, self._peers.get(peer, Peer.REGISTRATION)),
@@ -349,7 +350,7 @@ class Admission:
         if first > known:
             self._desk.to("poller").send(Kick.LOOK, slot, epoch)
             return  # a message before it is missing; its node will send the whole window again
-        if end > sent_block + self._control.limits.window_blocks:
+        if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):
             self._desk.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
             return
         if grant.session_id > self._dsts.get(slot, d, Destination.SESSION):

@@ -16,7 +16,7 @@ from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Engine, LaneState, Slot
 from embridge.allocator.metrics import Metric
-from embridge.allocator.rings import Kick, KickSender, Record
+from embridge.allocator.rings import FULL_RING_WAIT_S, Kick, KickSender, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, Names
@@ -152,6 +152,10 @@ class Desk:
             if num_full := sender.take_num_full():
                 self.count(Metric.RINGS_FULL, num_full)
             sender.flush()
+
+    def nap_s(self, wait_s: float) -> float:
+        """How long this process may wait: hardly at all while a kick waits for room in its ring."""
+        return min(wait_s, FULL_RING_WAIT_S) if any(sender.backlog for sender in self._senders.values()) else wait_s
 
     def header(self, target: int) -> msg.Header:
         return msg.Header(msg.VERSION, self.control.node_id, self.control.incarnation, target)

@@ -344,7 +344,7 @@ def run_on_wire(seat: Seat, desk: Desk, role: Step) -> None:
             inbox.done()
             desk.count(Metric.RECORDS, len(records))
             now = time.monotonic_ns()
-            wait_s = min(seat.timing.beat_s, max(0.0, (role.next_step_ns(now) - now) / NS))
+            wait_s = desk.nap_s(min(seat.timing.beat_s, max(0.0, (role.next_step_ns(now) - now) / NS)))
             if wire.has_news() or (wait_s > 0 and (inbox.pending() or not bell.arm(seen))):
                 wait_s = 0.0
             readable = wire.wait(wait_s)

@@ -182,7 +182,7 @@ def _run_on_rings(seat: Seat, desk: Desk, role: Step) -> None:
         inbox.done()
         desk.count(Metric.RECORDS, len(records))
         now = time.monotonic_ns()
-        wait_s = min(seat.timing.beat_s, (role.next_step_ns(now) - now) / NS)
+        wait_s = desk.nap_s(min(seat.timing.beat_s, (role.next_step_ns(now) - now) / NS))
         if wait_s > 0 and not inbox.pending():
             bell.wait(seen, wait_s)
 

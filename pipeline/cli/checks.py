@@ -73,19 +73,32 @@ def kernel() -> Check:
 
 
 def shared_memory() -> Check:
-    """Room for a node's two segments in /dev/shm."""
-    from embridge.allocator.layout import Geometry
+    """Room in /dev/shm for both segments of a node of each role, with the settings of the environment."""
+    from embridge.allocator.errors import SegmentError
+    from embridge.allocator.segment import SHARED_MEMORY, shared_memory_space
+    from embridge.pipeline.config import ROLES, PipelineConfig
+    from embridge.pipeline.sizing import DEFAULT_BLOCKS, Sizes, chosen_pool, mib
 
-    geometry = Geometry()
-    needed = geometry.num_blocks * geometry.block_size * geometry.token_bytes
-    space = os.statvfs("/dev/shm")
-    free, size = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
-    seen = f"{_gib(free)} free of {_gib(size)}; the default pool takes {_gib(needed)}"
-    if free < needed:
-        return Check("/dev/shm", "fail", seen, "mount it larger (containers: --shm-size), or use fewer --num-blocks")
-    if free < 4 * needed:
-        return Check("/dev/shm", "warn", seen, "mount it larger (containers: --shm-size) for larger pools")
-    return Check("/dev/shm", "ok", seen)
+    space = shared_memory_space()
+    enlarge = "mount it larger (containers: --shm-size)"
+    seen, total, shrunk = [f"{mib(space.free)} free of {mib(space.size)}"], 0, False
+    for name, role in ROLES.items():
+        config = PipelineConfig.from_env(role=name)
+        try:
+            geometry = chosen_pool(role, config.geometry, config.limits, space)
+        except SegmentError as error:
+            return Check(SHARED_MEMORY, "fail", str(error), "see what is named there")
+        sizes = Sizes.of(role, geometry, config.limits)
+        total += sizes.total
+        shrunk |= not config.geometry.num_blocks and geometry.num_blocks < DEFAULT_BLOCKS
+        pool = f"{mib(sizes.payload)} payload of {geometry.num_blocks} blocks"
+        seen.append(f"{name} node: {mib(sizes.control)} control + {pool}")
+    text = "; ".join([*seen, f"one of each: {mib(total)}"])
+    if shrunk:
+        return Check(SHARED_MEMORY, "warn", text, f"{enlarge} for pools of {DEFAULT_BLOCKS} blocks, the default")
+    if total > space.free:
+        return Check(SHARED_MEMORY, "warn", text, f"{enlarge}, or use fewer --num-blocks, for one of each on this host")
+    return Check(SHARED_MEMORY, "ok", text)
 
 
 def memory_lock() -> Check:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 GEOMETRY = frozenset({"hidden_size", "block_size", "num_blocks", "dtype", "deepstack_layers"})
-LIMITS = frozenset({"num_workers", "max_clients"})
+LIMITS = frozenset({"num_slots", "num_workers", "max_clients"})
 TIMING = frozenset({"request_timeout_s", "drain_timeout_s"})
 
 # An option that is not given is None, and leaves the setting to the environment, the file, or the default.
@@ -31,11 +31,12 @@ _NODE_OPTIONS = (
     click.option("--discovery-token-file", type=click.Path(path_type=Path), help="File, mode 0600, of the token it expects."),
     click.option("--hidden-size", type=int, help="Elements of a token's row."),
     click.option("--block-size", type=int, help="Tokens a block."),
-    click.option("--num-blocks", type=int, help="Blocks of the pool."),
+    click.option("--num-blocks", type=int, help="Blocks of the pool; 0: 64, or what half of /dev/shm has room for."),
     click.option("--dtype", help="bfloat16, float16 or float32."),
     click.option("--deepstack-layers", type=int, help="Deepstack rows a token; 0: none, Qwen3-VL: 3."),
     click.option("--default-allocate-tokens", type=int, help="Granted before the length is known."),
     click.option("--host-buffer-bytes", type=int, help="Limit of received tensors in host memory."),
+    click.option("--num-slots", type=int, help="Requests that may be open at one time."),
     click.option("--num-workers", type=int, help="Transfer workers."),
     click.option("--max-clients", type=int, help="Encoder or scheduler processes that may attach."),
     click.option("--request-timeout-s", type=float, help="From opening a request to its end."),

@@ -59,7 +59,7 @@ def test_a_long_reason_is_cut_between_two_characters() -> None:
 
 def test_ranks_release_by_ticket_and_the_dead_have_released_everything(mapping: Mapping) -> None:
     """D14, D6: a release of an entry's last use says nothing about this one; nor does one rank's about another's."""
-    format_log(mapping, LAYOUT, Geometry(), 4096, 7)
+    format_log(mapping, LAYOUT, Geometry(num_blocks=64), 4096, 7)
     log = RankLog(mapping)
     before = log.releases()
     log.release(1, 3, ticket=5)
@@ -80,7 +80,7 @@ def test_ranks_release_by_ticket_and_the_dead_have_released_everything(mapping: 
 
 def test_the_end_and_a_cut_wake_whoever_sleeps(mapping: Mapping) -> None:
     """P8: nobody sleeps through the end."""
-    format_log(mapping, LAYOUT, Geometry(), 4096, 7)
+    format_log(mapping, LAYOUT, Geometry(num_blocks=64), 4096, 7)
     log = RankLog(mapping)
     seen = [log.bell(rank).sequence() for rank in (1, 2)]
     log.cut(2)
@@ -103,7 +103,7 @@ def test_the_end_and_a_cut_wake_whoever_sleeps(mapping: Mapping) -> None:
 )
 def test_a_log_that_is_none_is_refused(mapping: Mapping, word: int, value: int, message: str) -> None:
     """P13: what another version, or nobody, wrote is one clear error."""
-    format_log(mapping, LAYOUT, Geometry(), 4096, 7)
+    format_log(mapping, LAYOUT, Geometry(num_blocks=64), 4096, 7)
     Words(mapping, 0, 32).store(word, value)
     with pytest.raises(SegmentError, match=message):
         RankLog(mapping)

@@ -47,7 +47,7 @@ def test_every_command_explains_itself(name: str) -> None:
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        (["launch", "--role", "encode", "--num-blocks", "0"], "num_blocks"),
+        (["launch", "--role", "encode", "--num-blocks", "-1"], "num_blocks"),
         (["launch", "--host", "10.0.0.1"], "host"),
         (["launch", "--config", "/absent.toml"], "/absent.toml"),
         (["launch", "--discovery", "http://10.0.0.1:8998"], "discovery"),

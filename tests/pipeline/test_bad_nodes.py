@@ -372,8 +372,8 @@ def a_file(path: Path) -> PipelineConfig:
 
 PLACES: dict[str, tuple[str, Callable[[Path], PipelineConfig]]] = {
     "too little shared memory": (
-        "shared memory for payload: ... bytes asked for, ... bytes free in /dev/shm (No space left on device); "
-        "lower num_blocks or enlarge /dev/shm",
+        "shared memory: ... MiB control segment + ... MiB payload (... blocks of 4096 tokens of ... bytes) > "
+        "... MiB free of ... MiB in /dev/shm; lower num_blocks to ... or enlarge /dev/shm (containers: --shm-size)",
         too_large,
     ),
     "a port in use": ("bootstrap port: 127.0.0.1:...: Address already in use; choose another", used_port),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine, leave_one_epoch
+from support.simulation import LIMITS
 
 from embridge.allocator.errors import EmbridgeError, FailureCode, PeerLost, TransferAborted, TransferTimeout
 from embridge.allocator.layout import Destination, Slot
@@ -444,7 +446,8 @@ def test_the_source_blocks_of_a_failed_attempt_are_kept_while_its_engine_may_rea
 
 def test_two_blocks_that_share_a_staging_entry_are_staged_one_after_the_other() -> None:
     """R8: destinations may be further apart than the window; the entry that one attempt reads is not given to another block."""
-    node = EncodeAlone(num_blocks=24)
+    node = EncodeAlone(num_blocks=24, limits=replace(LIMITS, window_blocks=32))
+    assert node.control.staging.window == 24
     node.register(node_id=11)
     sender = node.sender(1, 200)
     node.init(1, list(range(15)), required=2)
@@ -457,6 +460,39 @@ def test_two_blocks_that_share_a_staging_entry_are_staged_one_after_the_other() 
     assert node.get(sender, Destination.SENT, 1) == 64
     node.resume(1, [k % 16 for k in range(40, 50)], first=40, required=2)
     assert node.get(sender, Destination.SENT) == 200
+
+
+def test_the_destinations_of_a_request_share_its_window_and_no_entry_of_it() -> None:
+    """R1, B10: of 16 entries each of two has 8; a grant beyond its share would be taken for the other's blocks."""
+    node = EncodeAlone()
+    node.register(node_id=11)
+    sender = node.sender(1, 200, rows=0)
+    node.init(1, list(range(8)), required=2)
+    node.init(1, list(range(8, 16)), required=2, node_id=11)
+    assert [node.destinations.grant(sender.slot, 0, k)[0] for k in range(8)] == list(range(8))
+    assert [node.destinations.grant(sender.slot, 1, k)[0] for k in range(8)] == list(range(8, 16))
+    assert sender.poll() == Phase.WaitingForInput
+    node.resume(1, [0], first=8, required=2)
+    assert sender.poll() == Phase.Failed
+    assert node.slots.reason(sender.slot) == "grant to block 9 exceeds the window at 0"
+
+
+def test_a_destination_grants_no_more_than_its_share_of_the_encode_nodes_window() -> None:
+    """R1: the encode node has a window of 16 blocks, and the request another destination."""
+    node = LanguageAlone(num_blocks=16)
+    receiver = node.client.receiver(ENCODE_ADDRESS, 1, required_dst_info_num=2)
+    node.settle()
+    node.registered()
+    assert receiver.max_window_blocks == 8
+    alone = node.receiver(2)
+    assert alone.max_window_blocks == 16
+
+
+def test_nobody_holds_more_than_the_pool_has_so_the_windows_are_no_larger() -> None:
+    """R1, R21: entries of the windows and of staging repeat after the blocks of this node, where these are fewer."""
+    assert EncodeAlone(num_blocks=3).control.staging.window == 3
+    assert LanguageAlone(num_blocks=5).control.windows.window == 5
+    assert LanguageAlone(num_blocks=24).control.windows.window == LIMITS.window_blocks
 
 
 def test_an_abort_is_acknowledged_only_when_the_last_attempt_has_ended() -> None:

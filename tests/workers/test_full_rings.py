@@ -1,0 +1,52 @@
+"""A ring that is full costs no kick: its producer keeps it, and does not sleep on it. A ring here has 16 records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.alone import Alone, EncodeAlone
+from support.simulation import LIMITS
+
+from embridge.allocator.rings import FULL_RING_WAIT_S, Kick
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while Alone.made:
+        Alone.made.pop().world.close()
+
+
+def test_a_process_whose_kicks_wait_for_room_looks_again_soon() -> None:
+    """P12, R25: whoever takes records wakes nobody, and the slow scan would come after a second."""
+    node = EncodeAlone()
+    bootstrap, worker = node.actor("bootstrap"), node.actor("worker0")
+    to_worker = bootstrap.desk.to("worker0")
+    for slot in range(LIMITS.ring_records):
+        to_worker.send(Kick.LOOK, slot, 1)
+    assert bootstrap.desk.nap_s(10.0) == 10.0
+    for _ in range(2):
+        to_worker.send(Kick.LOOK, 99, 1)
+    assert to_worker.backlog == 1
+    assert bootstrap.desk.nap_s(10.0) == FULL_RING_WAIT_S
+    assert bootstrap.desk.nap_s(0.0) == 0.0
+    worker.step()
+    bootstrap.desk.flush()
+    assert bootstrap.desk.nap_s(10.0) == 10.0
+    assert [record.slot for _, record in worker.records.take()] == [99]
+
+
+def test_a_call_whose_kick_finds_no_room_wakes_the_library_thread_which_then_looks_again_soon() -> None:
+    """P12: the caller's thread flushes nothing."""
+    node = EncodeAlone()
+    client = node.client
+    for slot in range(LIMITS.ring_records):
+        client.kick_bootstrap(Kick.LOOK, slot, 1)
+    seen = client._library_bell.sequence()
+    assert not client._has_kicks_left
+    client.kick_bootstrap(Kick.LOOK, 99, 1)
+    assert client._library_bell.sequence() != seen
+    assert client._has_kicks_left
+    node.settle()
+    assert not client._has_kicks_left
