@@ -243,7 +243,7 @@ class Slot(IntEnum):
 
 
 SLOT_WORDS: Final = 32
-REASON_OFFSET: Final = 256
+REASON_OFFSET: Final = 8 * SLOT_WORDS
 REASON_BYTES: Final = 128
 AUX_OFFSET: Final = REASON_OFFSET + REASON_BYTES
 ADDRESS_OFFSET: Final = AUX_OFFSET + 4 * AUX_WORDS
@@ -265,7 +265,6 @@ class Destination(IntEnum):
     ISSUED = 8  # worker: upper end of the attempt under way (R6)
     TAINTED = 9  # worker: session + 1 whose attempt ended other than done (R6)
     CLOSED = 10  # poller: the destination has acknowledged the end
-    ABORTED = 11  # bootstrap: the destination has asked for an abort
     ATTEMPT_SESSION = 12  # worker
     REGISTRATION = 13  # bootstrap: under which that node had registered
     SESSION = 14  # bootstrap: the latest session of its grants, written after the two that follow
@@ -315,7 +314,7 @@ class PeerState(IntEnum):
 
 
 PEER_WORDS: Final = 16
-PEER_BOOTSTRAP_OFFSET: Final = 128
+PEER_BOOTSTRAP_OFFSET: Final = 8 * PEER_WORDS
 PEER_POLLER_OFFSET: Final = 256
 PEER_SOCKET_OFFSET: Final = 384
 PEER_KEY_OFFSET: Final = 512

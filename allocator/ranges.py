@@ -41,8 +41,3 @@ class Ranges:
     @property
     def free_bytes(self) -> int:
         return sum(end - begin for begin, end in self._free)
-
-    @property
-    def largest_bytes(self) -> int:
-        """Of the free ranges the largest."""
-        return max((end - begin for begin, end in self._free), default=0)

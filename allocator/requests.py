@@ -16,8 +16,7 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.layout import ControlLayout, Destination, Slot
 
-STAGE_EMPTY: Final = 0
-STAGE_STAGED: Final = 1
+STAGE_STAGED: Final = 1  # 0: the entry is empty
 STAGE_READING: Final = 2
 
 
@@ -104,10 +103,6 @@ class SlotTable:
         """A view of the request's 16 auxiliary words (encode side)."""
         raw = self._bytes[slot, lay.AUX_OFFSET : lay.AUX_OFFSET + 4 * lay.AUX_WORDS]
         return raw.view(np.int32)
-
-    def aux_bytes_offset(self, slot: int) -> int:
-        """Where that view begins, from the start of the control segment's slot table."""
-        return slot * lay.SLOT_BYTES + lay.AUX_OFFSET
 
     def _text(self, slot: int, offset: int, size: int) -> str:
         raw = self._bytes[slot, offset : offset + size].tobytes()

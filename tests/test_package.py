@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import embridge.allocator
+from embridge.workers.engines import mooncake
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("allocator", "workers", "pipeline")
@@ -102,6 +106,42 @@ class TestPackage:
         )
         result = subprocess.run([sys.executable, "-I", "-c", code, str(core)], capture_output=True, text=True, timeout=60, check=False)
         assert result.returncode == 0, result.stderr
+
+
+def wanted() -> dict[str, list[Requirement]]:
+    """What pyproject.toml asks for, by extra; "" is what is always needed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: [Requirement(line) for line in lines] for extra, lines in lists.items()}
+
+
+@pytest.mark.parametrize("extra", ["mooncake", "mooncake-non-cuda"])
+def test_an_extra_brings_no_mooncake_that_the_node_then_refuses(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R13: the least version stands in pyproject.toml, in the engine, and in the documents; it is one."""
+    (wish,) = wanted()[extra]
+    assert wish.name in mooncake.MODULES
+    least = ".".join(map(str, mooncake.LEAST_VERSION))
+    assert str(wish.specifier) == f">={least}"
+    assert f"Mooncake must be {least} or newer" in (ROOT / "docs" / "deploying.md").read_text()
+    monkeypatch.setattr(mooncake, "module_version", lambda: f"{wish.name} {least}")
+    monkeypatch.setattr(mooncake.importlib.util, "find_spec", lambda _: object())
+    assert mooncake.why_unavailable() == ""
+
+
+def test_what_this_tree_is_tested_with_is_what_it_asks_for() -> None:
+    """Each package that is asked for has a version in constraints.txt, within its range; the lowest Python is one, too."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    for extra, wishes in wanted().items():
+        for wish in wishes:
+            if canonicalize_name(wish.name) == "mooncake-transfer-engine":
+                continue  # the one for CUDA; pinned is its twin
+            assert wish.specifier.contains(pins[canonicalize_name(wish.name)]), f"{extra}: {wish}"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["requires-python"] == ">=3.11"
+    assert settings["tool"]["ruff"]["target-version"] == "py311"
+    assert 'LIMITED_API = "0x030B0000"' in (ROOT / "setup.py").read_text()
+    assert '"cp311"' in (ROOT / "setup.py").read_text()
 
 
 def test_the_package_under_test_is_the_one_that_is_meant() -> None:

@@ -405,7 +405,6 @@ class Admission:
         held = self._open.get(key)
         tainted = 0
         if held is not None and held.remote_epoch == abort.key.epoch:
-            self._dsts.set(held.slot, held.destination, Destination.ABORTED, 1)
             if split(self._desk.status.load(held.slot)).phase < TERMINAL:
                 self._slots.claim_failure(held.slot, abort.code or FailureCode.ABORTED, abort.reason)
             self._desk.to("poller").send(Kick.ABORTED, held.slot, held.epoch, held.destination)

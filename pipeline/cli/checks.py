@@ -149,13 +149,13 @@ def cuda() -> Check:
 def mooncake() -> Check:
     """An engine starts with the settings of the environment, and what took effect; if not, what is missing."""
     from embridge.pipeline.config import PipelineConfig
-    from embridge.workers.engines.mooncake import PROTO, why_unavailable
+    from embridge.workers.engines.mooncake import PROTO, module_version, why_unavailable
 
     if importlib.util.find_spec("mooncake") is None:
         extra = "mooncake" if Path("/dev/nvidiactl").exists() else "mooncake-non-cuda"
         advice = f"for peers on other machines: pip install 'embridge[{extra}]'"
         return Check("Mooncake", "warn", "not installed", advice)
-    version = _version("mooncake-transfer-engine") or _version("mooncake-transfer-engine-non-cuda") or "?"
+    version = module_version() or "?"
     why = why_unavailable()
     if why:
         return Check("Mooncake", "warn", version, why)

@@ -431,9 +431,9 @@ ADMITTING: Final = [
     Mutant(
         "destination-counted-first", "P11, R25", "two stores swapped: a destination is counted before its record says who it is",
         "workers/admitting.py",
-        "        for field, value in (\n            (Destination.PEER, peer + 1),\n",
+        "        for field, value in (\n            (Destination.WINDOW, ",
         "        self._slots.set(slot, Slot.NUM_DESTINATIONS, count + 1)\n"
-        "        for field, value in (\n            (Destination.PEER, peer + 1),\n",
+        "        for field, value in (\n            (Destination.WINDOW, ",
         _crossing("a_bootstrap_that_dies_while_a_destination_joins_leaves_none_or_a_whole_one"),
     ),
 ]

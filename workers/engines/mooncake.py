@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 PROTO: Final = 2
 """Framing with acknowledgements: done means applied. What a language node tells of its engine, and an encode node demands."""
 
-_MODULES: Final = ("mooncake-transfer-engine", "mooncake-transfer-engine-cuda13", "mooncake-transfer-engine-non-cuda")
-_LEAST_VERSION: Final = (0, 3, 12)
+MODULES: Final = ("mooncake-transfer-engine", "mooncake-transfer-engine-cuda13", "mooncake-transfer-engine-non-cuda")
+LEAST_VERSION: Final = (0, 3, 12)  # pyproject.toml asks for no less
 _PORT_TRIES: Final = 32
 
 
@@ -70,7 +70,7 @@ class MooncakeSettings:
 
 def module_version() -> str | None:
     """The installed Mooncake distribution and its version, as `name version`; None if there is none."""
-    for name in _MODULES:
+    for name in MODULES:
         try:
             return f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:
@@ -85,8 +85,8 @@ def why_unavailable() -> str:
     found = module_version()
     if found is not None:
         numbers = tuple(int(part) for part in found.split()[1].split(".")[:3] if part.isdigit())
-        if numbers < _LEAST_VERSION:
-            least = ".".join(map(str, _LEAST_VERSION))
+        if numbers < LEAST_VERSION:
+            least = ".".join(map(str, LEAST_VERSION))
             return f"{found} says that a write is done before it has landed; at least {least} is needed: pip install -U {found.split()[0]}"
     if os.environ.get("MC_TCP_PROTO", str(PROTO)) != str(PROTO):
         return (

@@ -1,0 +1,119 @@
+"""Every field of every message is read by whoever it is sent to: what nobody reads is a number that nobody checks, and costs on the way."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine
+
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.status import Phase
+from embridge.pipeline.sender import EmbeddingSender
+from embridge.workers import messages as msg
+from embridge.workers.roles import Arrival
+
+ROLES = str(Path(msg.__file__).resolve().parent)
+STRUCTS: tuple[type[msgspec.Struct], ...] = (msg.Header, msg.Foreign, msg.RequestKey, msg.RoomState, *msg.Message.__args__)
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+    while Alone.made:
+        Alone.made.pop().world.close()
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """(message, field) of what code of the roles has read. Who encodes a message does so without it."""
+    seen: set[tuple[str, str]] = set()
+
+    def watch(struct: type[msgspec.Struct]) -> None:
+        def getattribute(self: msgspec.Struct, name: str) -> Any:
+            if sys._getframe(1).f_code.co_filename.startswith(ROLES):
+                seen.add((struct.__name__, name))
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(struct, "__getattribute__", getattribute, raising=False)
+
+    for struct in STRUCTS:
+        watch(struct)
+    return seen
+
+
+def foreign(message: msg.Message) -> msg.Foreign:
+    """As it comes from a node of another version."""
+    found = msg.decode_foreign(msg.encode(msgspec.structs.replace(message, header=msgspec.structs.replace(message.header, version=99))))
+    assert found is not None
+    return found
+
+
+def checked(node: EncodeAlone, sender: EmbeddingSender, verified: int) -> None:
+    room = msg.RoomState(msg.RequestKey(sender.room, 1, sender.room), 1, False, verified, 0, 0, 0, 0, 0, 0, "", 0)
+    node.hears("poller", msg.Heartbeat(node.header(), [room]))
+
+
+def an_encode_node_takes_every_message() -> None:
+    node = EncodeAlone(verify=True)
+    sender = node.sender(1, 16)
+    node.init(1, [3, 4])
+    node.resume(1, [5, 6], first=2, sent=8, session=2)
+    checked(node, sender, 16)
+    assert sender.poll() == Phase.Success
+    node.close(1)
+    node.sender(2, 16)
+    node.init(2, [3])
+    node.abort(2)
+    registration = msg.Register(node.header(target=0), "", "", "", 0, 1, 1, 1, "", 0, 1, 1, 1, False)
+    node.actor("bootstrap").arrivals.append(Arrival(foreign(registration), b"stranger", None))
+    node.settle()
+    EncodeAlone(engine=StubEngine(late_writes=True))  # reached by network
+
+
+def a_language_node_takes_every_message() -> None:
+    node = LanguageAlone(verify=True)
+    receiver = node.receiver(1)
+    header, key = node.header(node_id=20), msg.RequestKey(receiver.slot, receiver.epoch, 1)
+    node.hears("poller", msg.Announce(header, key, 16))
+    node.heartbeat(node.state(receiver, Phase.Transferring, 0))
+    node.status(receiver, Phase.Failed, 0, code=3, reason="no more")
+    assert receiver.poll() == Phase.Failed
+    node.abort_ack(receiver)
+    damaged = node.receiver(3)
+    node.status(damaged, Phase.Transferring, 8, checksum=1)
+    assert damaged.failure_exception().code == FailureCode.CORRUPT
+    other = node.receiver(2)
+    key = msg.RequestKey(other.slot, other.epoch, 2)
+    node.hears("bootstrap", msg.Refused(header, 7, "no", key), address=ENCODE_ADDRESS)
+    node.hears("bootstrap", msg.AbortAck(header, key, 0), address=ENCODE_ADDRESS)
+    node.hears("bootstrap", msg.Stale(header, 1), address=ENCODE_ADDRESS)
+    plain = LanguageAlone()
+    received = plain.receiver(1)
+    plain.status(received, Phase.Success, 8, total_tokens=8, resumed=True)
+    assert received.poll() == Phase.Success
+
+
+def test_every_field_of_the_wire_is_read(read: set[tuple[str, str]]) -> None:
+    """R2, P16: on the side that it is sent to."""
+    an_encode_node_takes_every_message()
+    a_language_node_takes_every_message()
+    fields = {(struct.__name__, name) for struct in STRUCTS for name in struct.__struct_fields__}
+    assert fields - read == set()
+
+
+def test_a_field_that_nobody_reads_would_be_found(read: set[tuple[str, str]]) -> None:
+    """The watch sees what the roles read, and what only a test reads it does not."""
+    node = LanguageAlone()
+    receiver = node.receiver(1)
+    node.status(receiver, Phase.WaitingForInput, 0)
+    assert ("RoomState", "known_blocks") in read
+    assert node.state(receiver, Phase.WaitingForInput, 0).checksum == 0
+    assert ("RoomState", "checksum") not in read
