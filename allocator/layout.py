@@ -192,13 +192,14 @@ class Process(IntEnum):
 
 
 class Lane(IntEnum):
-    """Words of one lane: the seat of a client. The launcher writes them, but for the last two."""
+    """Words of one lane: the seat of a client. The launcher writes them, but for the last three."""
 
     STATE = 0
     PID = 2
     ATTACHED_NS = 3
     BEAT_NS = 4  # the client's library thread, each turn; 0: it has taken none
     PINNED = 5  # the client: from now on a device may copy between its memory and our payload
+    LEFT = 6  # the client: it leaves of its own accord
 
 
 class LaneState(IntEnum):

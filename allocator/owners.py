@@ -53,6 +53,7 @@ class LaneTable:
                 self._words.store(at + Lane.ATTACHED_NS, now_ns)
                 self._words.store(at + Lane.BEAT_NS, 0)
                 self._words.store(at + Lane.PINNED, 0)
+                self._words.store(at + Lane.LEFT, 0)
                 self._words.store(at + Lane.STATE, LaneState.ATTACHED)
                 return lane
         return None
@@ -64,6 +65,10 @@ class LaneTable:
     def pin(self, lane: int) -> None:
         """From now on a device may copy for that lane's client (the client, before it lets one)."""
         self._words.store(lane * lay.LANE_WORDS + Lane.PINNED, 1)
+
+    def leave(self, lane: int) -> None:
+        """That lane's client closes (the client, before its connection ends)."""
+        self._words.store(lane * lay.LANE_WORDS + Lane.LEFT, 1)
 
     def bury(self, lane: int) -> bool:
         """The client is gone (launcher only); the poller reaps what it left and then frees the lane."""

@@ -553,6 +553,7 @@ class Client:
         self._turns.clear()
         self._handles.clear()
         self._rooms.clear()
+        self.control.lanes.leave(self.lane)
         self._sock.close()
         if self.ranks is not None:
             self.ranks.close()

@@ -9,7 +9,7 @@ request is open (R15).
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import NamedTuple
 
 from embridge.allocator.checksums import RowSum
@@ -19,6 +19,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
+from embridge.workers.ended_rooms import EndedRooms, Refusal, Remote
 from embridge.workers.loglimit import LogLimit
 from embridge.workers.registering import LOOK_NS, Registrations
 from embridge.workers.roles import Arrival, Desk, Inbox, Out, Reply
@@ -26,7 +27,6 @@ from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
-MAX_ABORTED_ROOMS = 65536
 MAX_PENDING_A_PEER = 16384
 
 Grant = msg.Init | msg.Resume
@@ -65,7 +65,8 @@ class Admission:
         self._pending: dict[int, dict[RemoteSlot, Pending]] = {}
         self._pending_rooms: dict[RemoteSlot, int] = {}
         self._num_pending: Counter[int] = Counter()  # a peer
-        self._aborted: OrderedDict[int, tuple[int, str]] = OrderedDict()
+        self._ended = EndedRooms(desk.timing.request_timeout_s, desk.control.limits.max_destinations)
+        self._doubles: set[tuple[int, int]] = set()  # senders of a room that another one has
         self._out: list[Out] = []
         self._limit = LogLimit()
         self._registrations = Registrations(desk, self._limit)
@@ -127,11 +128,12 @@ class Admission:
         room = self._slots.get(slot, Slot.ROOM)
         held = self._rooms.get(room)
         if held is not None and held != (slot, epoch):
+            self._doubles.add((slot, epoch))
             self._desk.fail(slot, epoch, FailureCode.REFUSED, f"room {room} is in use by another sender of this node")
             return
         self._rooms[room] = (slot, epoch)
-        if room in self._aborted:
-            self._desk.fail(slot, epoch, *self._aborted[room])
+        if (refusal := self._ended.opened(room, self._now_ns)) is not None:
+            self._desk.fail(slot, epoch, *refusal)
         for key, pending in self._pending.pop(room, {}).items():
             self._pending_rooms.pop(key, None)
             self._num_pending[key[0]] -= 1
@@ -144,10 +146,15 @@ class Admission:
         if any(self._is_waiting(slot, d) for d in range(count)):
             self._desk.to("poller").send(Kick.LOOK, slot, epoch)  # it joined while the poller ended the request: tell it (R23)
             return
-        if self._rooms.get(room, (slot, epoch)) == (slot, epoch):
+        if (slot, epoch) in self._doubles:
+            self._doubles.discard((slot, epoch))
+        elif self._rooms.get(room, (slot, epoch)) == (slot, epoch):
             self._rooms.pop(room, None)
-            if self._slots.get(slot, Slot.FAILURE) and count < max(self._slots.get(slot, Slot.REQUIRED), 1):
-                self._fail_late(room, self._slots.get(slot, Slot.FAILURE), self._slots.reason(slot))
+            code = self._slots.get(slot, Slot.FAILURE)
+            failure = Refusal(code, self._slots.reason(slot)) if code else None
+            required, joined = self._slots.get(slot, Slot.REQUIRED), [self._remote(slot, d) for d in range(count)]
+            self._ended.released(room, failure, self._now_ns, required=required, joined=joined)
+            self._refuse_pending(room)
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             key = (self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.REMOTE_SLOT))
             held = self._open.get(key)
@@ -156,6 +163,10 @@ class Admission:
         self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
         self._desk.wake_library(slot)
         self._desk.wake_reaper(slot)
+
+    def _remote(self, slot: int, d: int) -> Remote:
+        peer, *request = (self._dsts.get(slot, d, f) for f in (Destination.PEER, Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH))
+        return Remote(peer - 1, *request)
 
     def _is_waiting(self, slot: int, d: int) -> bool:
         """Whether a destination is still to hear how the request ended."""
@@ -283,8 +294,8 @@ class Admission:
             or grant.registration != self._peers.get(peer, Peer.REGISTRATION)
         ):
             self._desk.count(Metric.MESSAGES_STALE)
-        elif room in self._aborted:
-            self._refuse(connection, grant, *self._aborted[room])
+        elif (refusal := self._ended.came(room, Remote(*key, grant.key.epoch), grant.required_dst_info_num, now_ns)) is not None:
+            self._refuse(connection, grant, *refusal)
         elif room in self._rooms:
             self._drop_pending(key)
             self._join(*self._rooms[room], grant, peer, connection)
@@ -409,28 +420,33 @@ class Admission:
                 self._slots.claim_failure(held.slot, abort.code or FailureCode.ABORTED, abort.reason)
             self._desk.to("poller").send(Kick.ABORTED, held.slot, held.epoch, held.destination)
             return
-        was_pending = False
+        remote, required = Remote(*key, abort.key.epoch), 0
         waiting = self._pending.get(room, {}).get(key)
         if waiting is not None and waiting.grant.key.epoch == abort.key.epoch:
-            was_pending = True
+            required = waiting.grant.required_dst_info_num
             self._drop_pending(key)
-        if self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch) or was_pending:
-            self._fail_late(room, abort.code or FailureCode.ABORTED, abort.reason)
+        is_news = self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch)
+        if self._ended.aborted(room, remote, self._now_ns):
+            pass  # it was told here that it comes too late
+        elif is_news or required:
+            failure = self._ended.fail(
+                room, abort.code or FailureCode.ABORTED, abort.reason, self._now_ns, required=required, told=[remote]
+            )
+            self._refuse_pending(room)
             if room in self._rooms:
-                self._desk.fail(*self._rooms[room], *self._aborted[room])
+                self._desk.fail(*self._rooms[room], *failure)
         else:  # it was open here, and is forgotten: what it has tainted is not known any more, but what its peer has is (R7)
             tainted = self._peers.get(peer, Peer.TAINTED)
         self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, tainted)))
 
-    def _fail_late(self, room: int, code: int, reason: str) -> None:
-        """A room has failed before all came who belong to it: those who wait, and those who come, are told. Rooms are used once."""
-        self._aborted[room] = (code, reason)
-        while len(self._aborted) > MAX_ABORTED_ROOMS:
-            self._aborted.popitem(last=False)
-        for key in list(self._pending.get(room, {})):
-            late = self._pending[room][key]
-            self._refuse(late.connection, late.grant, code, reason)
-            self._drop_pending(key)
+    def _refuse_pending(self, room: int) -> None:
+        """Those who wait for an encoder of a room that has ended are told."""
+        for key, late in list(self._pending.get(room, {}).items()):
+            required = late.grant.required_dst_info_num
+            refusal = self._ended.came(room, Remote(*key, late.grant.key.epoch), required, self._now_ns)
+            if refusal is not None:
+                self._refuse(late.connection, late.grant, *refusal)
+                self._drop_pending(key)
 
     # ---- what waits for its encoder
 
@@ -443,11 +459,13 @@ class Admission:
                 del self._pending[room]
 
     def _forget_pending_of(self, peer: int) -> None:
+        self._ended.peer_gone(peer, self._now_ns)
         for key in [key for key in self._pending_rooms if key[0] == peer]:
             self._drop_pending(key)
 
     def _drop_old_pending(self, now_ns: int) -> None:
         """A language node aborts what exceeds its deadline; this is for those whose abort never came."""
+        self._ended.forget_old(now_ns)
         limit = 2 * self._desk.timing.request_timeout_s * NS
         for room in list(self._pending):
             for key, pending in list(self._pending.get(room, {}).items()):

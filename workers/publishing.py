@@ -138,7 +138,7 @@ class Publisher(Poller):
         """End the request if something says so: a reason somebody claimed, its client, a peer, its deadline."""
         code, reason = self._slots.get(slot, Slot.FAILURE), ""
         if not code and self._desk.is_lane_dead(slot):
-            code, reason = FailureCode.CLIENT_DIED, "the encoder process died"
+            code, reason = FailureCode.CLIENT_DIED, self._desk.why_lane_is_dead(slot, "encoder")
         for d in range(count):
             peer = self._dsts.get(slot, d, Destination.PEER) - 1
             if not code and not (

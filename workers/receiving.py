@@ -258,7 +258,7 @@ class StatusReceiver(Poller):
         code, reason = self._slots.get(slot, Slot.FAILURE), ""
         peer = self._slots.get(slot, Slot.PEER) - 1
         if not code and self._desk.is_lane_dead(slot):
-            code, reason = FailureCode.CLIENT_DIED, "the scheduler process died"
+            code, reason = FailureCode.CLIENT_DIED, self._desk.why_lane_is_dead(slot, "scheduler")
         if not code and peer >= 0 and not self._control.peers.is_alive(peer):
             code, reason = FailureCode.PEER_LOST, f"encode {self._control.peers.record(peer)} is lost"
         if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):

@@ -174,6 +174,11 @@ class Desk:
     def is_lane_dead(self, slot: int) -> bool:
         return self.control.lanes.get(self.slots.get(slot, Slot.LANE), lay.Lane.STATE) != LaneState.ATTACHED
 
+    def why_lane_is_dead(self, slot: int, who: str) -> str:
+        """Of a slot whose client is gone: whether it left or died."""
+        has_left = self.control.lanes.get(self.slots.get(slot, Slot.LANE), lay.Lane.LEFT)
+        return f"the {who} closed its client before the request had ended" if has_left else f"the {who} process died"
+
     def current_slots(self) -> Iterable[tuple[int, int]]:
         """(slot, epoch) of everything that is not released: the slow look, after a restart and on a timer."""
         return self.control.current_slots()

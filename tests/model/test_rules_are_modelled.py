@@ -19,7 +19,8 @@ r10_fenced_is_no_failure |
 | R14 | `identity`: r14_reports_name_the_incarnation, r14_reports_name_the_epoch, r14_messages_name_their_target, \
 r14_a_registration_voids_the_one_before, r14_worker_looks_again_behind_the_door |
 | R15 | `identity`: r15_tombstones, r15_abort_leaves_a_tombstone; `transfer`: r15_abort_leaves_a_tombstone; \
-`destinations`: r15_abort_fails_the_room |
+`destinations`: r15_abort_fails_the_room; `room`: r15_late_comers_are_refused, r15_bar_ends_when_all_know, \
+r15_bar_lasts_until_the_refused_know, r15_a_refused_ones_abort_bars_nothing, r15_abort_raises_the_tombstone |
 | R17 | `identity`: r17_last_epoch_retires_the_slot |
 | R18 | `destinations`: r18_an_absent_destination_counts_as_nothing, r18_progress_is_kept_apart; \
 `supply`: r18_each_destination_is_told_its_own_progress |
@@ -61,11 +62,13 @@ import identity_model
 import pytest
 import repair_model
 import retry_model
+import room_model
 import supply_model
 import test_destinations_model
 import test_identity_model
 import test_repair_model
 import test_retry_model
+import test_room_model
 import test_supply_model
 import test_transfer_model
 import test_verify_model
@@ -79,6 +82,7 @@ MODELS = {
     "identity": (identity_model, test_identity_model),
     "repair": (repair_model, test_repair_model),
     "retry": (retry_model, test_retry_model),
+    "room": (room_model, test_room_model),
     "verify": (verify_model, test_verify_model),
 }
 

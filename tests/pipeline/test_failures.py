@@ -80,7 +80,7 @@ def test_an_abort_before_the_encoder_has_opened_the_room_fails_it_when_it_does(
 
 
 def test_an_encoder_that_gives_up_before_any_destination_has_come_tells_the_one_that_comes(
-    encode: Station, sending: Client, receiving: Queues, room: int
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
     """Scenario 6, D11: the scheduler does not wait for a deadline when its encoder has failed long ago."""
     sender = open_sender(sending, room, 10)
@@ -89,7 +89,13 @@ def test_an_encoder_that_gives_up_before_any_destination_has_come_tells_the_one_
     encode.wait_idle()
     receiving.add(encode.addr, room)
     received = receiving.take(room, 20)
-    assert (received.error, received.reason) == ("TransferAborted", "the image cannot be decoded")
+    reason = f"room {room} failed here before: the image cannot be decoded; a room number is used once"
+    assert (received.error, received.reason) == ("TransferAborted", reason)
+    language.wait_idle()  # its abort is acknowledged: the encode node knows that it knows, so the number is free
+    receiving.done.clear()
+    receiving.add(encode.addr, room)
+    assert give(open_sender(sending, room, 10))
+    assert receiving.take(room, 20).difference == ""
 
 
 def test_a_resume_for_a_room_that_the_encode_side_does_not_know_fails_the_language_side(
@@ -123,6 +129,30 @@ def test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_bloc
     encode.wait_idle()
     assert not any(encode.restarts().values())
     assert not any(language.restarts().values())
+
+
+def test_a_room_whose_encoder_has_died_or_that_is_finished_is_answered_at_once(
+    encode: Station, language: Station, receiving: Queues, rooms: Iterator[int]
+) -> None:
+    """P24: who asks for it later is not left to its deadline of a minute, which would be a TransferTimeout."""
+    dead, finished = next(rooms), next(rooms)
+    with running("doomed encoder") as doomed:
+        doomed.call(encoding.open_room, encode.run_dir, dead, 100)
+        doomed.kill()
+    encode.wait_idle()
+    receiving.add(encode.addr, dead)
+    received = receiving.take(dead, 20)
+    reason = f"room {dead} failed here before: the encoder process died; a room number is used once"
+    assert (received.error, received.reason) == ("PeerLost", reason)
+    with attach(encode.run_dir) as sending:
+        receiving.add(encode.addr, finished)
+        assert give(open_sender(sending, finished, 100))
+        assert receiving.take(finished, 20).difference == ""
+    encode.wait_idle()
+    receiving.add(encode.addr, finished)
+    received = receiving.take(finished, 20)
+    reason = f"room {finished} was finished here before: 1 of 1 destinations have its rows; a room number is used once"
+    assert (received.error, received.reason) == ("TransferError", reason)
 
 
 def test_when_the_scheduler_process_is_killed_the_encoder_is_told_and_every_block_comes_back(
@@ -192,14 +222,14 @@ def test_when_the_whole_language_node_is_killed_its_requests_fail_on_both_sides(
 def test_a_client_that_closes_with_requests_in_flight_fails_them_on_both_sides(
     encode: Station, language: Station, rooms: Iterator[int], side: str
 ) -> None:
-    """Scenario 6, D6: leaving is not forgetting; blocks and slots come back on both nodes."""
+    """Scenario 6, D6: leaving is not forgetting, nor dying; blocks and slots come back on both nodes."""
     numbers = [next(rooms) for _ in PHASES]
     sending, receiving = attach(encode.run_dir), Queues(attach(language.run_dir))
     handles = [bring_to(p, encode, sending, receiving, n) for p, n in zip(PHASES, numbers, strict=True)]
     (sending if side == "encoder" else receiving.client).close()
     for room, (sender, _) in zip(numbers, handles, strict=True):
         outcome = receiving.take(room, 20) if side == "encoder" else ended(sender)
-        assert (outcome.error, outcome.reason) == ("PeerLost", f"the {side} process died")
+        assert (outcome.error, outcome.reason) == ("PeerLost", f"the {side} closed its client before the request had ended")
     sending.close()
     receiving.client.close()
     encode.wait_idle()

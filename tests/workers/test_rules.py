@@ -645,7 +645,8 @@ def test_who_comes_late_to_a_room_that_has_failed_is_told_why() -> None:
     assert node.slots.get(sender.slot, Slot.RELEASED_EPOCH) == sender.epoch
     node.forget_sent()
     node.init(1, [3, 4])
-    assert [(r.code, r.reason) for r in node.sent(msg.Refused)] == [(FailureCode.ABORTED, "the picture is broken")]
+    reason = "room 1 failed here before: the picture is broken; a room number is used once"
+    assert [(r.code, r.reason) for r in node.sent(msg.Refused)] == [(FailureCode.ABORTED, reason)]
 
 
 def test_a_ring_record_of_an_epoch_that_is_over_does_nothing() -> None:
