@@ -3,6 +3,10 @@
 The documents grant a fixed default (8192 tokens). Too little costs a round, too much keeps others waiting; so the default is learned:
 it is the length that nine of ten recent requests did not exceed, between one block and the configured start value's fourfold. An
 encoder that announces the length makes the guess unnecessary.
+
+A request of which nothing is known yet, neither its length nor a row, may wait for its encoder until its deadline, and holds what it was
+granted all that time. So its grant is a share of what is free, which shrinks with the number who wait; a quarter of the pool stays for
+those whose rows have come. What it is short of, it is granted with its first row, or its length.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Final
 RECENT: Final = 64
 ENOUGH: Final = 8  # lengths seen before the default moves
 QUANTILE: Final = 0.9
+SMALL_POOL: Final = 16  # blocks; in one of fewer, a request that is alone may have half of so many
 
 
 class AdaptiveDefault:
@@ -39,3 +44,18 @@ class AdaptiveDefault:
         length = lengths[min(int(len(lengths) * QUANTILE), len(lengths) - 1)]
         blocks = -(-length // self._block_size)
         return min(max(blocks * self._block_size, self._block_size), 4 * self._start)
+
+
+def free_for_all_of(blocks: int, num_blocks: int) -> int:
+    """So many free blocks are enough for a request to be given these, though nothing is known of it; no more need be counted."""
+    return min(max(2 * blocks, blocks + num_blocks // 4), num_blocks)
+
+
+def share_of_unknown(free: int, num_blocks: int) -> int:
+    """Blocks, at most, for a request of which neither the length nor a row is known, of a pool of which so many are free.
+
+    The first one of an idle pool has half of it, the next one a half of what is left, and so on; where a quarter is left, they have none.
+    """
+    if free == num_blocks:
+        return max(num_blocks // 2, SMALL_POOL // 2)
+    return max(0, min(free // 2, free - num_blocks // 4))

@@ -28,7 +28,7 @@ from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.layout import MAX_TOKENS, NodeState
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import is_time, whole
-from embridge.pipeline.grants import AdaptiveDefault
+from embridge.pipeline.grants import AdaptiveDefault, free_for_all_of, share_of_unknown
 from embridge.pipeline.handle import MAX_ROOM
 from embridge.pipeline.receiver import EmbeddingReceiver, first_missing_block
 from embridge.pipeline.request import EmbeddingRequest, EmbeddingResult
@@ -293,7 +293,10 @@ class TransferQueue:
             return False
         total, granted = request.total_embedding_length, receiver.granted_tokens
         target = total or max(self.default.tokens(), granted)
-        if granted >= target or self.memory.bytes_for(total) > self.memory.limit_bytes:
+        is_unknown = not total and not receiver.ready_tokens
+        if is_unknown and not request._contacted:
+            target = min(target, self._share(-(-target // self._bs)) * self._bs)
+        elif is_unknown or granted >= target or self.memory.bytes_for(total) > self.memory.limit_bytes:
             return False
         reserved = min(target, max(self._reserve(request, target, may_exceed), granted))
         held = receiver.granted_blocks - receiver.drained_blocks
@@ -307,7 +310,14 @@ class TransferQueue:
             receiver.init(blocks, tokens if len(blocks) else 0)
         request._contacted = True
         request._has_rows_waiting = receiver.ready_tokens > receiver.granted_tokens
-        return receiver.granted_tokens < target
+        return request._has_rows_waiting if is_unknown else receiver.granted_tokens < target
+
+    def _share(self, blocks: int) -> int:
+        """How many of these blocks a request may have of which nothing is known; the rest comes with its first row, or its length."""
+        pool = self._client.control.blocks
+        enough = free_for_all_of(blocks, pool.num_blocks)
+        free = pool.cells.num_free(enough)
+        return blocks if free >= enough and enough < pool.num_blocks else min(blocks, share_of_unknown(free, pool.num_blocks))
 
     # ---- the end
 

@@ -9,7 +9,7 @@ request is open (R15).
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from typing import NamedTuple
 
 from embridge.allocator.checksums import RowSum
@@ -19,7 +19,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
-from embridge.workers.ended_rooms import EndedRooms, Refusal, Remote
+from embridge.workers.ended_rooms import PATIENCE_NS, EndedRooms, Refusal, Remote
 from embridge.workers.loglimit import LogLimit
 from embridge.workers.registering import LOOK_NS, Registrations
 from embridge.workers.roles import Arrival, Desk, Inbox, Out, Reply
@@ -66,6 +66,7 @@ class Admission:
         self._pending_rooms: dict[RemoteSlot, int] = {}
         self._num_pending: Counter[int] = Counter()  # a peer
         self._ended = EndedRooms(desk.timing.request_timeout_s, desk.control.limits.max_destinations)
+        self._asked: deque[tuple[int, int, Remote]] = deque()  # (until, room, who): destinations of rooms that are finished
         self._doubles: set[tuple[int, int]] = set()  # senders of a room that another one has
         self._out: list[Out] = []
         self._limit = LogLimit()
@@ -89,13 +90,16 @@ class Admission:
         for waiting in self._registrations.due(now_ns):
             with self._desk.isolated("registration"):
                 self._register(waiting.message, waiting.key, waiting.connection, now_ns)
+        while self._asked and self._asked[0][0] <= now_ns:
+            self._refuse_finished(*self._asked.popleft()[1:])
         if now_ns - self._swept_ns > self._desk.timing.scan_s * NS:
             self._swept_ns = now_ns
             self._drop_old_pending(now_ns)
         return self._out
 
     def next_step_ns(self, now_ns: int) -> int:
-        return now_ns + (LOOK_NS if self._registrations.is_waiting else 10 * NS)
+        due_ns = now_ns + (LOOK_NS if self._registrations.is_waiting else 10 * NS)
+        return min(due_ns, self._asked[0][0]) if self._asked else due_ns
 
     def _rebuild(self) -> None:
         """After a restart: everything that is open stands in the control segment; what was pending is sent again by its node."""
@@ -305,6 +309,8 @@ class Admission:
             self._drop_pending(key)  # a slot has one request: the one before it is over
             self._pending.setdefault(room, {})[key] = Pending(grant, peer, connection, now_ns)
             self._pending_rooms[key] = room
+            if self._ended.finished(room, now_ns) is not None:
+                self._asked.append((now_ns + PATIENCE_NS, room, Remote(*key, grant.key.epoch)))
             self._num_pending[peer] += 1
 
     def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
@@ -447,6 +453,14 @@ class Admission:
             if refusal is not None:
                 self._refuse(late.connection, late.grant, *refusal)
                 self._drop_pending(key)
+
+    def _refuse_finished(self, room: int, remote: Remote) -> None:
+        """It has waited for an encoder that opens a finished room again."""
+        key = (remote.peer, remote.slot)
+        waiting, refusal = self._pending.get(room, {}).get(key), self._ended.finished(room, self._now_ns)
+        if waiting is not None and waiting.grant.key.epoch == remote.epoch and refusal is not None:
+            self._refuse(waiting.connection, waiting.grant, *refusal)
+            self._drop_pending(key)
 
     # ---- what waits for its encoder
 

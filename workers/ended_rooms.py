@@ -6,7 +6,8 @@ know: those that were refused say so with their aborts, which their nodes repeat
 more after that abort is below its tombstone. Where nobody knows how many belong to it, it is barred for `keep_s`; then, too, as long as
 one that was refused, and whose node lives, has not aborted. After that the number is as good as new.
 
-A room that succeeded refuses destinations that come to it without an encoder (P24), for `keep_s`, or until an encoder opens it again.
+A destination that comes to a room that succeeded waits for its encoder for `PATIENCE_NS`, for some use a number again, and is then told
+(P24); that is so for `keep_s`, or until an encoder opens the room again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from embridge.allocator.errors import FailureCode
 from embridge.workers.timing import NS
 
 MAX_ROOMS: Final = 65536
+PATIENCE_NS: Final = 8 * NS // 10
 
 
 class Remote(NamedTuple):
@@ -110,18 +112,22 @@ class EndedRooms:
         return refusal
 
     def came(self, room: int, remote: Remote, required: int, now_ns: int) -> Refusal | None:
-        """A destination comes to a room, or comes again: what it is told, None where nothing is known of the room."""
+        """A destination comes to a room, or comes again: what it is told, None where the room has not failed."""
         entry = self._failed.get(room)
         if entry is not None and not self._end_if_over(room, entry, now_ns):
             entry.required = max(entry.required, required)
             if len(entry.refused) < self._max_destinations:
                 entry.refused.add(remote)
             return _before(room, entry)
-        count, until_ns = self._succeeded.get(room, (0, 0))
-        if now_ns < until_ns:
-            what = f"room {room} was finished here before: {count} of {count} destinations have its rows; a room number is used once"
-            return Refusal(FailureCode.REFUSED, what)
         return None
+
+    def finished(self, room: int, now_ns: int) -> Refusal | None:
+        """What a destination is told that comes to a room that has succeeded; None where nothing is known of that."""
+        count, until_ns = self._succeeded.get(room, (0, 0))
+        if now_ns >= until_ns:
+            return None
+        what = f"room {room} was finished here before: {count} of {count} destinations have its rows; a room number is used once"
+        return Refusal(FailureCode.REFUSED, what)
 
     def aborted(self, room: int, remote: Remote, now_ns: int) -> bool:
         """A destination has given up: True where that was for what it was told here."""

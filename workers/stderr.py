@@ -19,6 +19,7 @@ import select
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Final, TextIO, cast
 
 from embridge.workers.loglimit import CauseLimit
@@ -26,6 +27,7 @@ from embridge.workers.loglimit import CauseLimit
 MAX_TEXTS: Final = 1000  # that wait to be written; one is a line, or a traceback
 MAX_TEXT_LENGTH: Final = 8192
 FLUSH_S: Final = 0.5
+THREAD_NAME: Final = "embridge-stderr"  # 15 characters are what the kernel shows
 
 
 class Writer:
@@ -73,7 +75,7 @@ class Writer:
             return self._is_started
         try:
             if not self._is_started:
-                threading.Thread(target=self._run, name="embridge-stderr", daemon=True).start()
+                threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
                 self._is_started = True
         except RuntimeError:  # no room for a thread: the next text tries again
             return False
@@ -82,6 +84,8 @@ class Writer:
         return True
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(THREAD_NAME)
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
                 item.set()

@@ -3,7 +3,8 @@
 Modelled: each request's rows (one a block) at the encoder, source blocks that cache them, each destination's blocks, grants, writes,
 drains, and the rules by which a block is given: block 0 of each side is the reserve, at a destination for a request whose rows wait, at
 a source for a row that a write needs next; other blocks for rows and grants ahead of their time, which their own client evicts when
-it is short; first come first served among those who can use a block. A source belongs to one of several clients, who cannot evict
+it is short; first come first served among those who can use a block; requests of which nothing is known hold no more than a
+half. A source belongs to one of several clients, who cannot evict
 each other's rows. Some encoders may make no row, and some destinations may never grant: the others must end all the same.
 
 Not modelled: faults, messages (what one side knows, the other knows at once), host memory, blocks of several rows.
@@ -68,6 +69,7 @@ class Rules:
     r21_source_reserve_is_dropped_after_the_write: bool = True
     r22_a_head_without_rows_stops_nobody: bool = True
     r22_first_come_first_served: bool = True
+    r21_a_part_stays_for_those_whose_rows_came: bool = True
 
 
 class Model:
@@ -101,10 +103,24 @@ class Model:
         if there.granted >= total or (r, d) in self.setting.absent:
             return None
         waits = world[r].ready > there.granted
+        is_bound = not world[r].ready and self.rules.r21_a_part_stays_for_those_whose_rows_came
+        if is_bound and self.num_unknown(world, d) >= self.setting.destination_blocks / 2:
+            return None  # nothing is known of it: a part of the pool stays for others
         for block in reversed(self.free_at(world, d)):
             if block != RESERVE or waits or not self.rules.r21_destination_reserve_for_waiting_rows:
                 return block
         return None
+
+    def num_unknown(self, world: World, d: int) -> int:
+        """How many blocks of a destination are held by requests of whose encoders nothing has come."""
+        return sum(len(request.destinations[d].held) for request in world if not request.ready)
+
+    def hoard(self, world: World) -> str | None:
+        """What must never be: that requests whose encoders have not come hold more than half of a pool of several."""
+        if not world:
+            return "unfair"  # no world is left where a later request was served first
+        blocks = self.setting.destination_blocks
+        return "hoard" if blocks > 1 and any(self.num_unknown(world, d) > blocks / 2 for d in self.destinations) else None
 
     def destination_steps(self, world: World, r: int, request: Request, d: int) -> Iterator[tuple[str, World]]:
         there = request.destinations[d]
@@ -199,12 +215,12 @@ class Model:
 
 
 def explore_supply(setting: Setting, rules: Rules | None = None, max_states: int = 200_000) -> Finding:
-    """Explore one setting; a fault is `stuck` (some request can never have all its rows) or `unfair` (one was passed over)."""
+    """Explore one setting; a fault is `stuck` (some request can never have all its rows), `unfair` (one was passed over) or `hoard`."""
     model = Model(setting, rules or Rules())
     return explore(
         model.initial(),
         model.steps,
-        violated=lambda world: None if world else "unfair",  # no world is left where a later request was served first
+        violated=model.hoard,
         goal=model.is_over,
         max_states=max_states,
     )

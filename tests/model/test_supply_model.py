@@ -15,6 +15,9 @@ SMALL = {
         totals=(2, 1, 1), num_destinations=1, source_blocks=2, destination_blocks=2, clients=(0, 1, 0)
     ),
     "an encoder that is silent": Setting(totals=(2, 1, 1), silent=(0,), clients=(0, 1, 1)),
+    "encoders that are silent, four blocks": Setting(
+        totals=(4, 3, 2), num_destinations=1, source_blocks=1, destination_blocks=4, silent=(0, 1), clients=(0, 1, 1)
+    ),
     "a destination that does not come": Setting(totals=(2, 1, 1), absent=((0, 1),), clients=(0, 1, 1)),
 }
 
@@ -51,6 +54,10 @@ BROKEN = [
     ("r21_source_reserve_is_dropped_after_the_write", "stuck", Setting(clients=(0, 1))),
     ("r22_a_head_without_rows_stops_nobody", "stuck", Setting(silent=(0,))),
     ("r22_first_come_first_served", "unfair", Setting()),
+    (
+        "r21_a_part_stays_for_those_whose_rows_came", "hoard",
+        Setting(totals=(4, 2), num_destinations=1, destination_blocks=4, silent=(0,)),
+    ),
 ]
 
 

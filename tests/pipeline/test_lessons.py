@@ -23,6 +23,7 @@ from support.waiting import wait_until
 from embridge.allocator.layout import Destination, Slot
 from embridge.allocator.rings import Kick
 from embridge.pipeline import Client, EmbeddingRequest, Phase
+from embridge.workers.stderr import THREAD_NAME
 
 pytestmark = pytest.mark.process
 
@@ -276,7 +277,9 @@ def test_d6_slots_and_blocks_of_300_requests_are_used_again(
         senders[-1].abort("not needed")
         for room, sender in zip(numbers, senders, strict=True):
             received = receiving.take(room, 20)
-            assert (received.difference, received.reason) == ("", "" if room != numbers[-1] else "not needed"), turn
+            late = f"room {room} failed here before: not needed; a room number is used once"  # its init came after the end
+            assert received.difference == ""
+            assert received.reason in (("not needed", late) if room == numbers[-1] else ("",)), turn
             ended(sender)
     for station, client in ((encode, sending), (language, receiving.client)):
         station.wait_idle()
@@ -375,9 +378,10 @@ def test_d18_the_rooms_of_one_pair_of_nodes_are_shared_among_its_workers(
 
 
 def threads_of(pid: int) -> list[str]:
-    """The names of a process's threads, the main one without."""
+    """The names of a process's threads, the main one without, nor the one that writes what the process says."""
     tasks = Path(f"/proc/{pid}/task")
-    return sorted(task.joinpath("comm").read_text().strip() for task in tasks.iterdir() if task.name != str(pid))
+    names = sorted(task.joinpath("comm").read_text().strip() for task in tasks.iterdir() if task.name != str(pid))
+    return [name for name in names if name != THREAD_NAME]
 
 
 def connections_of(pid: int) -> set[str]:
@@ -395,7 +399,7 @@ def test_d19_a_connection_is_one_processs_and_one_threads(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
     """D19: of all processes of two nodes under way, only bootstrap and poller have connections, each its own; and they run no thread but
-    ZeroMQ's own, and those that every process has (numpy's, of one that has no connection)."""
+    ZeroMQ's own, and those that every process has (numpy's, of one that has no connection; the one that writes standard error)."""
     receiving.add(encode.addr, room)
     sender = open_sender(sending, room, 2000)
     assert give(sender, 0, 1000)

@@ -121,7 +121,9 @@ def test_requests_given_up_at_any_moment_end_once_and_leave_no_block_behind(
     for room, total in totals.items():
         if received[room].error:
             reason = f"the {doomed[room]} has other plans"
-            assert (received[room].error, received[room].reason) == ("TransferAborted", reason)
+            late = f"room {room} failed here before: {reason}; a room number is used once"  # its init came after the end
+            assert received[room].error == "TransferAborted"
+            assert received[room].reason in (reason, late)
             assert sent[room].path[-1] == "Success" or sent[room].reason == reason  # it may have crossed the last row
         else:
             assert (received[room].difference, received[room].total) == ("", total)

@@ -125,8 +125,8 @@ def test_a_destination_that_gives_up_first_bars_the_room_until_its_encoder_has_c
     assert node.sender(3, 8).poll() == Phase.Success
 
 
-def test_a_destination_that_comes_to_a_finished_room_is_told_at_once() -> None:
-    """P24: it does not wait for its deadline; and an encoder that opens the room again takes the answer back."""
+def test_a_destination_that_comes_to_a_finished_room_is_told_within_a_second() -> None:
+    """P24, D7: it does not wait for its deadline, unless an encoder opens the room again meanwhile: then it is a new request."""
     node = EncodeAlone()
     sender = node.sender(3, 8)
     node.init(3, [3, 4])
@@ -134,11 +134,15 @@ def test_a_destination_that_comes_to_a_finished_room_is_told_at_once() -> None:
     sender.clear()
     node.close(3)
     node.init(3, [5, 6], epoch=2)
+    assert refusals(node) == []
+    node.advance(1.0)
     finished = "room 3 was finished here before: 1 of 1 destinations have its rows; a room number is used once"
     assert refusals(node) == [finished]
-    again = node.sender(3, 8)
     node.init(3, [5, 6], epoch=3)
+    again = node.sender(3, 8)
     assert again.poll() == Phase.Success
+    node.advance(1.0)
+    assert refusals(node) == [finished]
 
 
 def test_a_second_sender_of_a_room_that_is_in_use_bars_nothing() -> None:

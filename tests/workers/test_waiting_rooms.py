@@ -1,0 +1,96 @@
+"""Requests that wait for their encoders hold a share of the pool, and no more: those whose rows come have the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, LanguageAlone
+
+from embridge.pipeline import EmbeddingRequest, Phase, TransferQueue
+from embridge.pipeline.grants import free_for_all_of, share_of_unknown
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while Alone.made:
+        Alone.made.pop().world.close()
+
+
+def waiting(node: LanguageAlone, queue: TransferQueue, room: int) -> EmbeddingRequest:
+    """A request whose encoder has not come."""
+    request = EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS)
+    queue.add(request)
+    node.settle()
+    assert request.receiver is not None
+    if not request.receiver.handshake_done:
+        node.registered()
+    return request
+
+
+def blocks_of(request: EmbeddingRequest) -> int:
+    assert request.receiver is not None
+    return request.receiver.granted_blocks
+
+
+def queue_of(node: LanguageAlone, default_blocks: int) -> TransferQueue:
+    queue = TransferQueue(node.client, default_allocate_tokens=default_blocks * BLOCK_SIZE, adaptive=False)
+    node.settle()
+    return queue
+
+
+def test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_those_whose_rows_come() -> None:
+    """P21, D13: each has half of what is left, and contact with its encode node; one whose rows come has its blocks at once."""
+    node = LanguageAlone(num_blocks=32)
+    queue = queue_of(node, 16)
+    silent = [waiting(node, queue, room) for room in range(1, 11)]
+    assert [blocks_of(request) for request in silent] == [16, 8, 0, 0, 0, 0, 0, 0, 0, 0]
+    node.advance(5.0)  # it takes no more because time passes
+    assert sum(blocks_of(request) for request in silent) == 24
+    assert all(request._contacted for request in silent)
+    busy = waiting(node, queue, 11)
+    assert busy.receiver is not None
+    assert blocks_of(busy) == 0
+    node.status(busy.receiver, Phase.WaitingForInput, 0, total_tokens=6 * BLOCK_SIZE, ready_tokens=BLOCK_SIZE)
+    assert blocks_of(busy) == 6
+
+
+@pytest.mark.parametrize("comes", ["its length", "its first row"])
+def test_the_rest_comes_with_the_rows_or_with_the_length(comes: str) -> None:
+    """P21, R22: then a request is served as any other."""
+    node = LanguageAlone(num_blocks=32)
+    queue = queue_of(node, 12)
+    silent, later = waiting(node, queue, 1), waiting(node, queue, 2)
+    assert (blocks_of(silent), blocks_of(later)) == (12, 10)
+    total, ready = (12 * BLOCK_SIZE, 0) if comes == "its length" else (12 * BLOCK_SIZE, 11 * BLOCK_SIZE)
+    assert later.receiver is not None
+    node.status(later.receiver, Phase.WaitingForInput, 0, total_tokens=total, ready_tokens=ready)
+    assert blocks_of(later) == 12
+
+
+def test_a_request_that_is_alone_has_its_default_where_that_is_no_more_than_half_of_the_pool() -> None:
+    """D13: most requests need one round, as long as the pool is not full of others; in a small pool a single one may have most of it."""
+    for num_blocks, default, granted in ((32, 8, 8), (32, 16, 16), (9, 8, 8), (8, 4, 4), (8, 8, 7)):
+        node = LanguageAlone(num_blocks=num_blocks)
+        assert blocks_of(waiting(node, queue_of(node, default), 1)) == granted
+
+
+def test_a_pool_with_room_is_not_counted_to_the_end() -> None:
+    """What is enough for a default is enough: the share of what is really free is no less."""
+    for num_blocks in (1, 2, 8, 9, 64, 1000):
+        for blocks in range(1, num_blocks):
+            enough = free_for_all_of(blocks, num_blocks)
+            for free in range(enough, num_blocks):
+                assert share_of_unknown(free, num_blocks) >= blocks
+
+
+def test_however_many_wait_a_quarter_stays() -> None:
+    """P21: one after the other takes its share until there is none."""
+    for num_blocks in (16, 64, 100, 4096):
+        free, shares = num_blocks, []
+        while share := share_of_unknown(free, num_blocks):
+            free -= share
+            shares.append(share)
+        assert free >= num_blocks // 4
+        assert shares == sorted(shares, reverse=True)
