@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from embridge.pipeline.receiver import EmbeddingReceiver
     from embridge.pipeline.request import EmbeddingRequest
     from embridge.pipeline.sender import EmbeddingSender
+    from embridge.pipeline.spawning import spawn
     from embridge.workers.timing import Timing
 
 _PLACES = {
@@ -55,6 +56,7 @@ _PLACES = {
     "attach": "embridge.pipeline.client",
     "follow": "embridge.pipeline.follower",
     "launch": "embridge.pipeline.node",
+    "spawn": "embridge.pipeline.spawning",
 }
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "attach",
     "follow",
     "launch",
+    "spawn",
 ]
 
 
