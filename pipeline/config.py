@@ -87,6 +87,7 @@ class PipelineConfig:
         if self.run_dir is None:
             object.__setattr__(self, "run_dir", default_run_dir(self.role))
         object.__setattr__(self, "run_dir", Path(self.run_dir or "").absolute())
+        self._check_paths()
         try:
             address = ipaddress.ip_address(self.host)
         except ValueError as error:
@@ -103,6 +104,18 @@ class PipelineConfig:
         self._check_discovery()
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: {self.log_level!r} is unknown; use DEBUG, INFO, WARNING or ERROR")
+
+    def _check_paths(self) -> None:
+        """They go to the launcher, and to other nodes, as text."""
+        for name in ("run_dir", "key_file", "allow_file", "discovery_token_file"):
+            value = getattr(self, name)
+            raw = os.fsencode(value) if value is not None else b""
+            try:
+                raw.decode()
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{name}: {raw!r} is no UTF-8 text; choose another path") from error
+            if b"\0" in raw:
+                raise ConfigError(f"{name}: {raw!r} holds a NUL character; choose another path")
 
     def _check_keys(self, *, is_loopback: bool) -> None:
         for name, other in (("key_file", "allow_file"), ("allow_file", "key_file")):

@@ -13,6 +13,7 @@ either way; its blocks come back with its death only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import selectors
@@ -85,10 +86,13 @@ class Door:
         self._guests: list[Guest] = []
         self._groups = Groups(control, descriptors_left)
         self._open_again_ns = 0
+        if _is_answered(path):  # by a node whose lock somebody has removed
+            raise OSError(errno.EADDRINUSE, "a node is running there")
         path.unlink(missing_ok=True)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             self._sock.bind(str(path))
+            self._made = _inode(path)
             os.chmod(path, 0o600)
             self._sock.listen(64)
             selector.register(self._sock, selectors.EVENT_READ, self._accept)
@@ -283,9 +287,10 @@ class Door:
     def close(self) -> None:
         if not self._open_again_ns:
             self._selector.unregister(self._sock)
-        self._sock.close()
         with contextlib.suppress(OSError):  # the next node here removes it
-            self._path.unlink(missing_ok=True)
+            if _inode(self._path) == self._made:  # another node's where somebody has removed the run directory meanwhile
+                self._path.unlink(missing_ok=True)
+        self._sock.close()  # after it: an inode that is free may be that of the next socket
         self._groups.close()
         for guest in list(self._guests):
             self._selector.unregister(guest.sock)
@@ -294,3 +299,20 @@ class Door:
             guest.sock.close()
             os.close(guest.pidfd)
         self._guests.clear()
+
+
+def _is_answered(path: Path) -> bool:
+    """Whether somebody listens at a run socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError:  # with a full backlog
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino

@@ -12,6 +12,7 @@ from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.segment import map_segment
+from embridge.pipeline.run_dir import RunDirError, open_run_dir
 from embridge.workers import run_socket
 from embridge.workers.run_socket import SOCKET_NAME, Welcome
 
@@ -41,6 +42,7 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
     sock.settimeout(timeout_s)
     wanted = {run_socket.Hello: {"control", "payload"}, run_socket.Follow: {"log", "rows", "bell"}}.get(type(hello), {"control"})
     try:
+        check_run_dir(run_dir)
         sock.connect(str(run_dir / SOCKET_NAME))
         _, uid = run_socket.peer_credentials(sock)
         if uid != os.geteuid():
@@ -58,7 +60,20 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
     except AttachError as error:
         sock.close()
         raise AttachError(f"node in {run_dir}: refused this process: {error}") from error
+    except RunDirError as error:
+        sock.close()
+        raise AttachError(str(error)) from error
     return sock, welcome, fds
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """Whether it is a folder in which a node of this user may stand.
+
+    Raises:
+        RunDirError: somebody else may have put it there.
+        OSError: it is not there, or cannot be reached.
+    """
+    os.close(open_run_dir(run_dir.absolute()))
 
 
 def join(run_dir: Path) -> Joined:

@@ -1,10 +1,14 @@
 """The launcher, one a node: makes the segments, starts the processes, seats clients, and watches over all of them.
 
-`python -m embridge.pipeline.launcher` reads its configuration as JSON on standard input (`node.launch` writes it). The processes are
-spawned from the context that `torch.multiprocessing` hands out, which is the one of `multiprocessing`: nobody here imports torch.
+It reads its configuration as a line of JSON on standard input (`node.launch` writes it, `start.py` says what runs first).
+The processes are spawned from the context that `torch.multiprocessing` hands out, which is the very object of
+`multiprocessing` (a test says so): nobody here imports torch.
 
     STARTING ──all processes READY──▶ READY ──SIGTERM──▶ DRAINING ──nothing in flight, or drain_timeout──▶ STOPPED
                                                              └──────────── a second SIGTERM ──────────────▶
+
+SIGINT is as SIGTERM. SIGHUP changes nothing, for there is nothing that is read again on demand (an allow-list is when its
+file changes); a line of the log says so.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -41,9 +46,18 @@ from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.door import Door
 from embridge.pipeline.node import Ready, decode_config
 from embridge.pipeline.recovery import Recovery
+from embridge.pipeline.run_dir import (
+    IDENTITY_NAME,
+    RunDirError,
+    open_run_dir,
+    read_identity,
+    write_identity,
+)
 from embridge.pipeline.sizing import DEFAULT_BLOCKS, chosen_pool, mib
+from embridge.pipeline.start import LAUNCHER
 from embridge.pipeline.supervision import Supervisor
 from embridge.workers.engines import engines_for, mooncake
+from embridge.workers.files import open_regular
 from embridge.workers.keys import KeyFileError, read_key_file
 from embridge.workers.roles import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
@@ -56,6 +70,9 @@ log = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH = 107  # bytes that fit into sockaddr_un
 LIMITS_REMEDY = "check `ulimit -n` and `ulimit -u`"
+BIND_FOR_S = 2.0  # for a process of a node that was killed while it began, and that holds the port until it notices
+BIND_PAUSE_S = 0.02
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -75,6 +92,7 @@ class Launcher:
         self.config = config
         self.role = ROLES[config.role]
         self._stops = 0
+        self._is_orphan = False
         self._opened: list[Descriptor] = []
         self._door: Door | None = None
         with naming("event loop", LIMITS_REMEDY):
@@ -95,8 +113,9 @@ class Launcher:
         except KeyFileError as error:
             raise LaunchError(str(error)) from error
         self._check_discovery()
-        self._own(Descriptor(self._take_run_dir(config.directory)))
-        self.node_id, self.incarnation = self._identity(config.directory)
+        directory = self._open_run_dir(config.directory)
+        self._own(Descriptor(self._lock_run_dir(config.directory, directory)))
+        self.node_id, self.incarnation = self._identity(config.directory, directory)
         self._make_segments()
         self._listen()
         self._recovery = Recovery(self.control)
@@ -158,43 +177,58 @@ class Launcher:
             except ValueError as error:
                 raise LaunchError(f"discovery_token_file: {error}") from error
 
-    def _take_run_dir(self, path: Path) -> int:
-        """The run directory, 0700, ours alone: a lock that ends with this process says that it is in use."""
+    def _open_run_dir(self, path: Path) -> int:
+        """A descriptor of the run directory, 0700, ours alone."""
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = path.stat()
-            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-                raise LaunchError(
-                    f"run directory {path}: mode {status.st_mode & 0o777:o} of user {status.st_uid}; "
-                    f"it must be 700 and belong to user {os.geteuid()}"
-                )
-            fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            directory = self._own(Descriptor(open_run_dir(path, create=True))).fd
+            status = os.fstat(directory)
+        except RunDirError as error:
+            raise LaunchError(str(error)) from error
         except OSError as error:
             raise LaunchError(f"run directory {path}: {error.strerror}; choose another with --run-dir") from error
+        if status.st_mode & 0o077:
+            raise LaunchError(
+                f"run directory {path}: mode {status.st_mode & 0o777:o} of user {status.st_uid}; "
+                f"it must be 700 and belong to user {os.geteuid()}"
+            )
+        if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
+            raise LaunchError(
+                f"run directory {path}: its socket's path exceeds {MAX_SOCKET_PATH} bytes; choose a shorter one"
+            )
+        return directory
+
+    def _lock_run_dir(self, path: Path, directory: int) -> int:
+        """A lock that ends with this process: as long as it is held, the run directory is in use."""
+        try:
+            fd = open_regular("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, directory=directory)
+        except OSError as error:
+            raise LaunchError(f"run directory {path}: lock: {error.strerror}; choose another with --run-dir") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise LaunchError(
+                f"run directory {path}: a node is running there; stop it or choose another --run-dir"
+            ) from error
         except OSError as error:
             os.close(fd)
-            if not isinstance(error, BlockingIOError):
-                raise LaunchError(f"run directory {path}: it cannot be locked: {error.strerror}; choose another with --run-dir") from error
-            raise LaunchError(f"run directory {path}: a node is running there; stop it or choose another --run-dir") from error
-        if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
-            os.close(fd)
-            raise LaunchError(f"run directory {path}: its socket's path exceeds {MAX_SOCKET_PATH} bytes; choose a shorter one")
+            raise LaunchError(
+                f"run directory {path}: it cannot be locked: {error.strerror}; choose another with --run-dir"
+            ) from error
         return fd
 
-    def _identity(self, path: Path) -> tuple[int, int]:
+    def _identity(self, path: Path, directory: int) -> tuple[int, int]:
         """(node id, incarnation): the id stays with the run directory, incarnations are ordered (R14)."""
-        file = path / "identity"
-        node_id, last = 0, 0
-        with contextlib.suppress(OSError, ValueError):
-            node_id, last = (int(word) for word in file.read_text().split())
+        what = f"run directory {path}: {IDENTITY_NAME}"
+        try:
+            with naming(what, "choose another with --run-dir"):
+                node_id, last = read_identity(directory)
+        except ValueError as error:
+            raise LaunchError(f"{what}: {error}; remove that file, and the node has a new identity") from error
         node_id = node_id or secrets.randbits(62) | 1
         incarnation = max(last + 1, time.time_ns() // 1_000_000)
-        fresh = file.with_suffix(".new")
-        with naming(f"run directory {path}: {file.name}", "make room there, or choose another with --run-dir"):
-            fresh.write_text(f"{node_id} {incarnation}\n")
-            fresh.replace(file)
+        with naming(what, "make room there, or choose another with --run-dir"):
+            write_identity(directory, node_id, incarnation)
         return node_id, incarnation
 
     def _own(self, descriptor: Descriptor) -> Descriptor:
@@ -231,13 +265,16 @@ class Launcher:
         """The node's two ports, opened here so that they close only when the node is gone."""
         self._listening: dict[str, Descriptor] = {}
         addresses = {}
+        until = time.monotonic() + BIND_FOR_S
         for name, port in (("bootstrap", self.config.bootstrap_port), ("poller", self.config.poller_port)):
             family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET
             host = f"[{self.config.host}]" if family == socket.AF_INET6 else self.config.host
             with naming(f"{name} port: {host}:{port}", "choose another"), socket.socket(family, socket.SOCK_STREAM) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # also with the zone of a link-local address
-                sock.bind(socket.getaddrinfo(self.config.host, port, family, socket.SOCK_STREAM, flags=numeric)[0][4])
+                address = socket.getaddrinfo(self.config.host, port, family, socket.SOCK_STREAM, flags=numeric)[0][4]
+                while not _is_bound(sock, address, patient=time.monotonic() < until):
+                    time.sleep(BIND_PAUSE_S)
                 sock.listen(1024)
                 addresses[name] = f"tcp://{host}:{sock.getsockname()[1]}"
                 self._listening[name] = self._own(Descriptor(sock.detach()))
@@ -341,13 +378,18 @@ class Launcher:
 
     # ---- watching
 
-    def stop_on(self, fd: int) -> None:
-        """Stop when the other end of this pipe is closed: whoever launched us is gone."""
-        self._selector.register(fd, selectors.EVENT_READ, lambda: self._parent_gone(fd))
+    def stop_on(self, *fds: int) -> None:
+        """Stop when one of these can be read: the end of a pipe, or a pidfd. Whoever launched us is gone."""
+        for fd in fds:
+            self._selector.register(fd, selectors.EVENT_READ, lambda: self._parent_gone(fds))
 
-    def _parent_gone(self, fd: int) -> None:
+    def _parent_gone(self, fds: Sequence[int]) -> None:
+        if self._is_orphan:
+            return  # both said so in one turn
+        self._is_orphan = True
         log.warning("the process that launched this node is gone; stopping")
-        self._selector.unregister(fd)
+        for fd in fds:
+            self._selector.unregister(fd)
         self._stops += 2
 
     def watch_signals(self, fd: int) -> None:
@@ -357,6 +399,8 @@ class Launcher:
         for number in os.read(fd, 64):
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._stops += 1
+            elif number == signal.SIGHUP:
+                log.warning("SIGHUP: this node has nothing to read again; SIGTERM drains and ends it")
 
     def _turn(self, wait_s: float) -> None:
         for key, _ in self._selector.select(wait_s):
@@ -399,11 +443,16 @@ class Launcher:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m embridge.pipeline.launcher", description=__doc__)
+    parser = argparse.ArgumentParser(prog=LAUNCHER, description=__doc__)
     parser.add_argument("--ready-fd", type=int, required=True, help="descriptor on which READY is announced")
     parser.add_argument("--alive-fd", type=int, required=True, help="descriptor whose end means that the parent is gone")
+    parser.add_argument("--parent-fd", type=int, help="pidfd of the parent")
     options = parser.parse_args(arguments)
-    config = decode_config(sys.stdin.buffer.read())
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        print("embridge: the process that launched this node is gone before it said what to launch", file=sys.stderr)
+        return 1
+    config = decode_config(line)
     log_to_stderr(config.log_level, "launcher")
     launcher = None
     with contextlib.ExitStack() as stack:
@@ -414,7 +463,7 @@ def main(arguments: list[str] | None = None) -> int:
             stack.callback(launcher.close)
             with naming("event loop", LIMITS_REMEDY):
                 launcher.watch_signals(signals)
-                launcher.stop_on(options.alive_fd)
+                launcher.stop_on(*(fd for fd in (options.alive_fd, options.parent_fd) if fd is not None))
             launcher.start()
         except EmbridgeError as error:
             if launcher is not None:
@@ -426,13 +475,24 @@ def main(arguments: list[str] | None = None) -> int:
         return launcher.run()
 
 
+def _is_bound(sock: socket.socket, address: Any, *, patient: bool) -> bool:
+    """Bind it; False where the address is in use and may come free. Raises OSError."""
+    try:
+        sock.bind(address)
+    except OSError as error:
+        if not patient or error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
     """A descriptor from which the numbers of signals can be read. Raises OSError."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: None)
     try:
         yield read
@@ -445,14 +505,10 @@ def _signals() -> Iterator[int]:
 def _say(fd: int, ready: Ready) -> bool:
     """Tell whoever launched us how it went. False if that one is gone."""
     try:
-        os.write(fd, msgspec.json.encode(ready))
+        os.write(fd, msgspec.json.encode(ready) + b"\n")
     except OSError as error:
         log.error("the process that launched this node cannot be told: %s", error.strerror)
         return False
     finally:
         os.close(fd)
     return True
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,8 @@ from embridge.allocator.errors import AttachError, SegmentError
 from embridge.allocator.layout import Header
 from embridge.allocator.ranklog import RankLog
 from embridge.allocator.segment import SHARED_MEMORY, map_segment
-from embridge.pipeline.joining import knock
+from embridge.pipeline.joining import check_run_dir, knock
+from embridge.pipeline.run_dir import RunDirError, open_run_dir, read_identity
 from embridge.workers import run_socket
 
 ANSWER_TIMEOUT_S: Final = 2.0
@@ -100,9 +101,10 @@ def _open_files(pid: int) -> Iterator[Path]:
 def launcher_of(run_dir: Path) -> int:
     """The pid of the process that holds the lock of a run directory; 0 if there is none that can be seen."""
     try:
-        inode = (run_dir / "lock").stat().st_ino
+        check_run_dir(run_dir)
+        inode = (run_dir / "lock").lstat().st_ino
         locks = Path("/proc/locks").read_text()
-    except OSError:
+    except (OSError, RunDirError):
         return 0
     for line in locks.splitlines():
         words = line.split()  # 1: FLOCK  ADVISORY  WRITE <pid> <major>:<minor>:<inode> 0 EOF
@@ -131,6 +133,17 @@ def condition_of(pid: int) -> str:
 
 def remains(run_dir: Path) -> dict[str, Any]:
     """What a run directory tells of a node that cannot be looked at; {} where there never was one."""
+    try:
+        directory = open_run_dir(run_dir.absolute())
+    except (OSError, RunDirError):
+        return {}
+    try:
+        return _remains(run_dir, directory)
+    finally:
+        os.close(directory)
+
+
+def _remains(run_dir: Path, directory: int) -> dict[str, Any]:
     if not (run_dir / "lock").exists():
         return {}
     pid = launcher_of(run_dir)
@@ -147,8 +160,8 @@ def remains(run_dir: Path) -> dict[str, Any]:
             if (run_dir / run_socket.SOCKET_NAME).exists()
             else "it was stopped, or did not come up"
         )
-    with contextlib.suppress(OSError, ValueError):
-        node_id, incarnation = (int(word) for word in (run_dir / "identity").read_text().split())
+    with contextlib.suppress(OSError, ValueError, OverflowError):  # no time of day stands for such an incarnation
+        node_id, incarnation = read_identity(directory)
         told["node_id"] = f"{node_id:x}"
         told["last_incarnation"] = incarnation
         told["last_launched"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(incarnation / 1000))

@@ -1,18 +1,19 @@
 """`launch()`: start a node from any Python process, wait until it is READY, and end it.
 
-The node is a process group of its own: `python -m embridge.pipeline.launcher`, from which its processes are spawned. They are
-never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes a process where it imports
-torch). If the caller dies, the node notices and stops.
+The node is a process group of its own: a launcher (`start.py` says how it begins), from which its processes are spawned.
+They are never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes a process
+where it imports torch). If the caller dies, or becomes another program, the node notices and stops: a pidfd says that it is
+dead, whatever it has forked, and the end of a pipe that it holds says that it has called `exec`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ import msgspec
 
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.config import ConfigError, PipelineConfig
+from embridge.pipeline.start import command
+
+EXIT_LOOK_S = 0.5  # how often a launcher that says nothing is looked at
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -66,7 +70,11 @@ class Node:
         return self._ready.incarnation
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """The exit status of the launcher, or None if it still runs after that time."""
+        """The exit status of the launcher, or None if it still runs after that time.
+
+        It is 0, whatever it was, where this process ignores SIGCHLD or waits for all its children elsewhere: the kernel
+        tells it once, and to nobody then.
+        """
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -117,28 +125,23 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
     try:
         opened += os.pipe()
         opened += os.pipe()
-        alive_read, alive_write, ready_read, ready_write = opened
+        opened.append(os.pidfd_open(os.getpid()))
+        for index, fd in enumerate(opened):  # above 2, or the launcher's own standard input would take its place
+            opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.close(fd)
+        alive_read, alive_write, ready_read, ready_write, parent = opened
         process = subprocess.Popen(
-            [
-                *within,
-                sys.executable,
-                "-m",
-                "embridge.pipeline.launcher",
-                "--ready-fd",
-                str(ready_write),
-                "--alive-fd",
-                str(alive_read),
-            ],
+            [*within, *command(ready_write, alive_read, parent)],
             stdin=subprocess.PIPE,
-            pass_fds=(ready_write, alive_read),
+            pass_fds=(ready_write, alive_read, parent),
             start_new_session=True,
         )
     except OSError as error:
         for fd in opened:
             os.close(fd)
         raise LaunchError(f"launcher: it cannot be started: {error.strerror}; check `ulimit -n` and `ulimit -u`") from error
-    os.close(alive_read)
-    os.close(ready_write)
+    for fd in (alive_read, ready_write, parent):
+        os.close(fd)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(encode_config(config))
@@ -179,7 +182,8 @@ def check_keys(config: PipelineConfig) -> None:
 
 
 def encode_config(config: PipelineConfig) -> bytes:
-    return msgspec.json.encode(config, enc_hook=str)
+    """One line: its end is known though a process that was forked meanwhile holds the pipe open."""
+    return msgspec.json.encode(config, enc_hook=str) + b"\n"
 
 
 def decode_config(data: bytes) -> PipelineConfig:
@@ -192,14 +196,13 @@ def decode_config(data: bytes) -> PipelineConfig:
 def _await_ready(process: subprocess.Popen[bytes], ready_fd: int, timeout_s: float) -> Ready:
     deadline, data = time.monotonic() + timeout_s, b""
     while (left := deadline - time.monotonic()) > 0:
-        readable, _, _ = select.select([ready_fd], [], [], left)
-        if not readable:
-            break
-        chunk = os.read(ready_fd, 65536)
-        if not chunk:
-            if data:
-                return msgspec.json.decode(data, type=Ready)
+        has_ended = process.poll() is not None
+        readable, _, _ = select.select([ready_fd], [], [], 0 if has_ended else min(left, EXIT_LOOK_S))
+        chunk = os.read(ready_fd, 65536) if readable else b""
+        data += chunk
+        if data and (not chunk or data.endswith(b"\n")):
+            return msgspec.json.decode(data, type=Ready)
+        if not chunk and (readable or has_ended):  # where another process holds the pipe's other end there is no end
             code = process.wait()
             raise LaunchError(f"launcher: exited with {code} before READY; its messages are on standard error")
-        data += chunk
     raise LaunchError(f"launcher: not READY within {timeout_s:g} s; its messages are on standard error")

@@ -28,6 +28,8 @@ from typing import Final, NamedTuple
 import zmq
 from zmq.utils import z85
 
+from embridge.workers.files import open_regular
+
 log = logging.getLogger(__name__)
 
 KEY_LENGTH: Final = 40  # characters of Z85 for 32 bytes
@@ -97,7 +99,7 @@ def read_key_file(path: Path) -> KeyPair:
         KeyFileError: it is missing, somebody else may read it, or it holds no secret key.
     """
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             status = os.fstat(file.fileno())
             data = file.read(4096)
     except OSError as error:
@@ -224,7 +226,7 @@ def read_allow_list(path: Path) -> AllowList:
         KeyFileError: it cannot be read, others may write it, or a line is malformed.
     """
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             status = os.fstat(file.fileno())
             data = file.read(MAX_ALLOW_BYTES + 1)
     except OSError as error:

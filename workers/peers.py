@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from embridge.allocator.layout import Peer
 from embridge.allocator.metrics import Metric
-from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.peertable import PeerRecord, PeerTable
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
 from embridge.workers.roles import Desk, Disconnect, Out, Send
@@ -20,7 +20,18 @@ from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
+COPIED = "its `identity` file was copied"  # short: the text of a failure has 128 bytes; the documents say what to do
+WAS_COPIED = "was its `identity` file copied?"
 STALLED_NS = NS  # a gap between two steps of this process after which it trusts no silence
+
+
+def why_lost(peers: PeerTable, peer: int) -> str:
+    """Who is lost, and whether its id is there again: its next start, or a node with a copy of its identity."""
+    text = f"{peers.record(peer)} is lost"
+    for other in peers.alive():
+        if other != peer and peers.get(other, Peer.NODE_ID) == peers.get(peer, Peer.NODE_ID):
+            return f"{text}: its id came again; {WAS_COPIED}"
+    return text
 
 
 class PeerWatch:

@@ -18,6 +18,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
+from embridge.workers.peers import why_lost
 from embridge.workers.poller import Poller
 from embridge.workers.roles import Desk, Send
 
@@ -145,7 +146,7 @@ class Publisher(Poller):
                 self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION))
                 and self._control.peers.get(peer, Peer.REGISTRATION) == self._dsts.get(slot, d, Destination.REGISTRATION)
             ):
-                code, reason = FailureCode.PEER_LOST, f"language {self._control.peers.record(peer)} is lost"
+                code, reason = FailureCode.PEER_LOST, f"language {why_lost(self._control.peers, peer)}"
             if not code and self._dsts.get(slot, d, Destination.CLOSED):
                 code, reason = FailureCode.ABORTED, "a destination no longer knows the request"
         if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):

@@ -20,6 +20,7 @@ from embridge.allocator.rings import Kick, Record
 from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
+from embridge.workers.peers import why_lost
 from embridge.workers.poller import Poller
 from embridge.workers.roles import Desk, Inbox, Out, Send
 from embridge.workers.timing import NS
@@ -260,7 +261,7 @@ class StatusReceiver(Poller):
         if not code and self._desk.is_lane_dead(slot):
             code, reason = FailureCode.CLIENT_DIED, self._desk.why_lane_is_dead(slot, "scheduler")
         if not code and peer >= 0 and not self._control.peers.is_alive(peer):
-            code, reason = FailureCode.PEER_LOST, f"encode {self._control.peers.record(peer)} is lost"
+            code, reason = FailureCode.PEER_LOST, f"encode {why_lost(self._control.peers, peer)}"
         if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):
             code, reason = FailureCode.TIMEOUT, self._why_late(slot, epoch)
         if not code:

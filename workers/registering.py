@@ -23,6 +23,7 @@ from embridge.workers import messages as msg
 from embridge.workers.addresses import numeric
 from embridge.workers.engines import mooncake
 from embridge.workers.loglimit import LogLimit
+from embridge.workers.peers import COPIED, WAS_COPIED
 from embridge.workers.roles import Desk
 from embridge.workers.run_socket import Question
 from embridge.workers.timing import NS
@@ -147,8 +148,20 @@ class Registrations:
         if self._peers.belongs_to_another(header.node_id, header.incarnation, key):
             self._desk.count(Metric.MESSAGES_FORGED)
             return "this node id is known with another key; one node has one key and one run directory"
-        newest = max((self._peers.get(other, Peer.INCARNATION) for other in self._others(header)), default=0)
-        return f"incarnation {header.incarnation} is older than {newest}" if newest > header.incarnation else ""
+        return self._why_not_that_node(message)
+
+    def _why_not_that_node(self, message: msg.Register) -> str:
+        """Of two nodes whose run directories are copies of one, each ends the other's requests: they are told so."""
+        header, peers = message.header, self._peers
+        if header.node_id == self._control.node_id:
+            return f"node id {header.node_id:x} is this encode node's own: {COPIED}"
+        twin = peers.find(header.node_id, header.incarnation)
+        if twin is not None and peers.record(twin).poller_addr != message.poller_addr:
+            return f"that start of its node is registered from elsewhere: {COPIED}"
+        newest = max((peers.get(other, Peer.INCARNATION) for other in self._others(header)), default=0)
+        if newest <= header.incarnation:
+            return ""
+        return f"incarnation {header.incarnation} is older than {newest}; {WAS_COPIED}"
 
     def _others(self, header: msg.Header) -> list[int]:
         """The living entries of other incarnations of this node."""

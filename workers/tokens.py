@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from embridge.workers.files import open_regular
+
 MIN_TOKEN_BYTES: Final = 16
 MAX_TOKEN_BYTES: Final = 512
 
@@ -18,7 +20,7 @@ def read_token(path: str | Path) -> str:
         ValueError: the file is not there, others may read it, or what it holds is no token. The text never shows the token.
     """
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             status = os.fstat(file.fileno())
             raw = file.read(MAX_TOKEN_BYTES + 3)
     except OSError as error:

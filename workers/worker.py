@@ -1,7 +1,7 @@
 """The shell around a role: sockets, ring records, waiting, signs of life, and the end.
 
 A process of a node goes STARTING -> READY -> STOPPED. It ends on SIGTERM from the launcher, or when the launcher is gone: then the
-death pipe closes, and the kernel sends the parent-death signal besides. SIGINT is the launcher's business.
+death pipe closes, and the kernel sends the parent-death signal besides. SIGINT and SIGHUP are the launcher's business.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def run(seat: Seat) -> None:
         seat.stop = True
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     mapping = map_segment(seat.control.fd, seat.control_bytes)
     control = Control(mapping, {name: descriptor.fd for name, descriptor in seat.event_fds.items()})
     names = Names(lambda: os.eventfd_write(seat.event_fds["bootstrap"].fd, 1))  # only the bootstrap process asks
@@ -141,7 +142,8 @@ def _sums(seat: Seat, desk: Desk) -> RowSums:
 
 def _keep_engine_messages_apart(path: Path) -> None:
     """What the engine's library writes on standard error goes to a file of this process's life; what this package says stays there."""
-    theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    path.unlink(missing_ok=True)  # whatever stands there: a FIFO would be waited at, a link followed
+    theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(theirs, 2)  # `log_to_stderr` has kept what it was
     os.close(theirs)
 

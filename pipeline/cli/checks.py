@@ -161,7 +161,7 @@ def mooncake() -> Check:
         return Check("Mooncake", "warn", version, why)
     settings = PipelineConfig.from_env().mooncake
     # In a process of its own: a driver that does not fit can abort it, and what it opens stays open.
-    script = [sys.executable, "-c", START_ENGINE, settings.protocol, settings.device]
+    script = [sys.executable, "-P", "-c", START_ENGINE, settings.protocol, settings.device]
     loaded = subprocess.run(script, capture_output=True, text=True, errors="replace", timeout=IMPORT_TIMEOUT_S)
     if loaded.returncode == 0:
         way = "tcp, forced by MC_FORCE_TCP" if settings.protocol == "tcp" else f"rdma, device {settings.device or 'any'}"

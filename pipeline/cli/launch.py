@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ WAKE_S = 0.2
 @click.option("--config", "toml", type=click.Path(path_type=Path), help="TOML file; flags and environment go over it.")
 @node_options
 def command(toml: Path | None, **given: Any) -> None:
-    """Run one node in the foreground, until SIGTERM or Ctrl-C.
+    """Run one node in the foreground, until SIGTERM, Ctrl-C, or the end of its terminal.
 
     Prints one line on standard output when all its processes are ready. The first signal drains: accepted requests end,
     new ones are refused. The second stops at once. Every setting may also stand in the environment as EMBRIDGE_<NAME>,
@@ -39,6 +40,9 @@ def command(toml: Path | None, **given: Any) -> None:
             )
             forwarded, code = 0, None
             while code is None:
+                if signals.hangups:
+                    signals.hangups = 0
+                    click.echo("SIGHUP: there is nothing to read again; SIGTERM drains and ends the node", err=True)
                 while forwarded < min(signals.count, 2):
                     node.terminate()  # once: drain; twice: stop now
                     forwarded += 1
@@ -50,13 +54,24 @@ def command(toml: Path | None, **given: Any) -> None:
 
 
 class _Signals:
-    """Counts SIGINT and SIGTERM, for the loop to pass on: the node is a process group of its own. A context manager."""
+    """Counts SIGINT and SIGTERM, for the loop to pass on: the node is a process group of its own. A context manager.
+
+    SIGHUP counts, too, where it says that the terminal is gone; otherwise it asks to read settings again, of which there
+    are none to read, and does nothing. SIGCHLD has its effect again where it was ignored by whoever started the command:
+    else the kernel would tell nobody how the node ended.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.hangups = 0
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._has_terminal = _has_terminal()
+        handlers: dict[int, Any] = {signal.SIGINT: self._arrived, signal.SIGTERM: self._arrived}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup`
+            handlers[signal.SIGHUP] = self._hung_up
+        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            handlers[signal.SIGCHLD] = signal.SIG_DFL
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -65,3 +80,18 @@ class _Signals:
 
     def _arrived(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
+
+    def _hung_up(self, _number: int, _frame: FrameType | None) -> None:
+        if self._has_terminal and not _has_terminal():
+            self.count += 1
+        else:
+            self.hangups += 1
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

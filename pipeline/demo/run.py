@@ -139,11 +139,13 @@ def _encoder_process(settings: DemoSettings, run_dir: Path) -> Iterator[EncoderL
         seed=settings.seed,
     )
     process = context.Process(target=encoder.main, args=(theirs, child_settings), name="encoder", daemon=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not hit it while it imports
+    numbers = (signal.SIGINT, signal.SIGHUP)  # inherited: Ctrl-C must not hit it while it imports, nor a terminal's end
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         process.start()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     theirs.close()
     try:
         yield EncoderLink(connection=connection, process=process)
@@ -157,16 +159,25 @@ def _encoder_process(settings: DemoSettings, run_dir: Path) -> Iterator[EncoderL
 
 @contextmanager
 def _termination_unwinds() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does, through every `with`, with exit status 143."""
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does, through every `with`, with exit status 128 + the signal's number.
 
-    def unwind(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
+    SIGCHLD has its effect, whoever ignored it before: else nobody would know how a process of the demo ended.
+    """
 
-    before = signal.signal(signal.SIGTERM, unwind)
+    def unwind(number: int, _frame: FrameType | None) -> NoReturn:
+        for other in handlers:
+            signal.signal(other, signal.SIG_DFL if other == signal.SIGCHLD else signal.SIG_IGN)  # it unwinds already
+        raise SystemExit(128 + number)
+
+    handlers: dict[int, Any] = {signal.SIGTERM: unwind, signal.SIGCHLD: signal.SIG_DFL}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup`
+        handlers[signal.SIGHUP] = unwind
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show(lines: Sequence[Line], console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.waiting import wait_until
 
 from embridge.pipeline import EmbeddingRequest, PreallocQueue, TransferQueue, attach
 from embridge.pipeline.cli import main
@@ -20,14 +22,15 @@ from embridge.pipeline.cli import main
 pytestmark = pytest.mark.process
 
 
+LAUNCH = (sys.executable, "-m", "embridge.pipeline.cli", "launch")
+
+
 @contextmanager
-def launched(run_dir: Path, role: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """The command, running, and what its READY line said."""
+def launched(run_dir: Path, role: str, before: str = "true") -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """The command, running, and what its READY line said. `before`: what its shell does before it becomes the command."""
+    options = ("--role", role, "--run-dir", str(run_dir), "--hidden-size", "64", "--num-blocks", "4")
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "embridge.pipeline.cli", "launch", "--role", role, "--run-dir", str(run_dir)),
-            *("--hidden-size", "64", "--num-blocks", "4"),
-        ],
+        ["bash", "-c", f'{before}; exec "$0" "$@"', *LAUNCH, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,6 +72,43 @@ def test_a_second_signal_ends_a_drain_that_has_something_to_wait_for(tmp_path: P
         process.send_signal(signal.SIGTERM)
         process.communicate()
         assert process.returncode is not None
+
+
+def test_sighup_ends_a_node_when_it_says_that_the_terminal_is_gone(tmp_path: Path) -> None:
+    """P18: drained, as by SIGTERM. With its terminal, or without one from the start, there is nothing to read again."""
+    terminal, theirs = os.openpty()
+    words = [*LAUNCH, "--role", "encode", "--run-dir", str(tmp_path / "node"), "--hidden-size", "64", "--num-blocks", "4"]
+    log = tmp_path / "log"
+    with open(log, "wb") as file:
+        program = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", *words], stdin=theirs, stdout=file, stderr=file, start_new_session=True
+        )
+    os.close(theirs)
+    try:
+        wait_until(lambda: b"READY" in log.read_bytes() or program.poll() is not None, 60)
+        command = wait_until(lambda: children_of(program.pid))[0]
+        os.kill(command, signal.SIGHUP)
+        wait_until(lambda: b"SIGHUP: there is nothing to read again" in log.read_bytes())
+        os.close(terminal)  # the kernel sends SIGHUP
+        assert program.wait(30) == 0, log.read_text()
+        assert "draining" in log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        program.kill()
+        program.wait()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_node_that_ends_by_itself_fails_the_command_though_sigchld_was_ignored(tmp_path: Path) -> None:
+    """D4: a service manager goes by the exit status."""
+    with launched(tmp_path / "node", "encode", "trap '' CHLD") as (process, ready):
+        os.kill(int(ready["pid"]), signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == 1
+        assert "node ended by itself: exit status -9" in errors
 
 
 def test_status_of_a_running_node_is_a_table_and_json(tmp_path: Path) -> None:

@@ -60,14 +60,25 @@ def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(im
     assert "WaitingForInput → Transferring → Success" in run.stdout
 
 
-def test_an_interrupt_stops_everything_and_leaves_nothing(images: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (signal.SIGINT, ["embridge: interrupted; everything it had started was stopped"]),
+        (signal.SIGHUP, []),  # its terminal is gone
+    ],
+)
+def test_an_interrupt_stops_everything_and_leaves_nothing(
+    images: Path, own_dir: Path, number: signal.Signals, says: list[str]
+) -> None:
+    """P9: no process, no folder of sockets or keys."""
     process = subprocess.Popen(
         [*COMMAND, "--images", str(images), "--requests", "500"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job inherits it ignored
+        env={**os.environ, "TMPDIR": str(own_dir)},
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background job inherits it ignored
     )
     watchdog = threading.Timer(100, process.kill)
     watchdog.start()
@@ -78,13 +89,14 @@ def test_an_interrupt_stops_everything_and_leaves_nothing(images: Path) -> None:
             pids += re.findall(r"node .* pid (\d+)", text)
             if "bytes ok" in text:
                 break
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the encoder, too
+        assert list(own_dir.iterdir())
+        os.killpg(process.pid, number)  # as a terminal does: to the encoder, too
         _, errors = process.communicate()
     finally:
         watchdog.cancel()
         process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert errors.splitlines() == ["embridge: interrupted; everything it had started was stopped"]
+    assert process.returncode == 128 + number
+    assert errors.splitlines() == says
+    assert list(own_dir.iterdir()) == []
     assert len(pids) == 2
     assert not [pid for pid in pids if Path("/proc", pid).exists()]

@@ -30,7 +30,7 @@ from support.nodes import config_of
 from embridge.allocator.errors import AttachError, LaunchError
 from embridge.allocator.layout import Process
 from embridge.pipeline import Limits, PipelineConfig, attach, launch
-from embridge.pipeline.launcher import Launcher, main
+from embridge.pipeline.launcher import SIGNALS, Launcher, main
 from embridge.pipeline.node import Ready, encode_config
 from embridge.workers.worker import READY
 
@@ -86,7 +86,7 @@ def run_launcher(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, point:
     """A node's whole life: up, two clients one after the other, and stopped by the end of the process that launched it."""
     alive_read, alive_write = os.pipe()
     ready_read, ready_write = os.pipe()
-    stdin = SimpleNamespace(buffer=SimpleNamespace(read=lambda: encode_config(config)))
+    stdin = SimpleNamespace(buffer=SimpleNamespace(readline=lambda: encode_config(config)))
     heard: list[Ready] = []
     served: list[str] = []
 
@@ -105,7 +105,7 @@ def run_launcher(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, point:
             os.close(alive_write)
 
     thread = threading.Thread(target=use)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", stdin)
         thread.start()
@@ -166,8 +166,8 @@ def test_each_call_of_the_launcher_and_its_door_may_fail(
     assert not problems, "\n".join(problems)
 
 
-STUB = """printf '{"pid":1}' >&$4; eval "exec $4>&-"; cat <&$6 >/dev/null"""
-"""A launcher that is READY at once and goes when whoever launched it is gone; $4 and $6 are its two descriptors."""
+STUB = """printf '{"pid":1}' >&$6; eval "exec $6>&-"; cat <&$8 >/dev/null"""
+"""A launcher that is READY at once and goes when whoever launched it is gone; $6 and $8 are two of its descriptors."""
 
 
 def test_each_call_of_the_process_that_launches_may_fail(own_dir: Path) -> None:
@@ -190,6 +190,25 @@ def test_each_call_of_the_process_that_launches_may_fail(own_dir: Path) -> None:
                 problems.append(f"{point}: raised {error!r}")
         problems += [f"{point}: {problem}" for problem in (left_since(before), "" if plan.hit else "the point was not reached") if problem]
     assert not problems, "\n".join(problems)
+
+
+def test_a_port_that_comes_free_while_a_node_begins_is_taken(
+    own_dir: Path, monkeypatch: pytest.MonkeyPatch, sleepers: None
+) -> None:
+    """P10: a process of the node before, killed while it began, holds it until it notices that its launcher is gone."""
+    run = run_launcher(config_for("encode", own_dir / "n"), monkeypatch, Point("socket.socket.bind", 1))
+    assert run.plan.hit
+    assert (run.ready.error, run.code, run.served) == ("", 0, ["", "", ""])
+
+
+def test_a_launcher_that_has_ended_is_not_waited_for_though_its_pipe_is_held(own_dir: Path) -> None:
+    """P8: by a process that was forked meanwhile; here `cat`, which ends with the launch."""
+    config = config_of("encode", own_dir / "n")
+    with pytest.raises(LaunchError, match="launcher: exited with 3 before READY"):
+        launch(config, within=("bash", "-c", "cat <&$8 >/dev/null & exit 3"))
+    said = """cat <&$8 >/dev/null & printf '{"pid":1}\\n' >&$6; cat <&$8 >/dev/null; wait"""
+    with launch(config, within=("bash", "-c", said)) as node:
+        assert node.wait(0) is None
 
 
 class Full:

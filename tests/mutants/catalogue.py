@@ -20,6 +20,8 @@ LOOKUPS: Final = "tests/workers/test_addresses.py"
 ADDRESSES: Final = "tests/pipeline/test_addresses.py"
 DYING: Final = "tests/pipeline/test_dying.py"
 MARKS: Final = "tests/workers/test_lost_marks.py"
+INHERITS: Final = "tests/pipeline/test_what_a_node_inherits.py"
+RUN_DIR: Final = "tests/pipeline/test_run_dir.py"
 BLOCKS: Final = "tests/allocator/test_core_blocks.py"
 STATUS: Final = "tests/allocator/test_core_status.py"
 LITMUS: Final = "tests/native/test_litmus.py"
@@ -1010,4 +1012,140 @@ PIPELINE: Final = [
     ),
 ]
 
-MUTANTS: Final = [*CORE, *TABLES, *GRANTING, *ADMITTING, *TRANSFER, *PUBLISHING, *RECEIVING, *NODE, *PIPELINE]
+LAUNCH: Final = [
+    Mutant(
+        "launch-working-directory", "P13", "the working directory is on the import path of a node",
+        "pipeline/start.py",
+        "elif path in roots or path not in (here, script):",
+        "elif path in roots or path != script:",
+        (f"{INHERITS}::test_the_import_path_is_that_of_the_process_the_standard_library_first",),
+    ),
+    Mutant(
+        "launch-library-behind", "P13", "folders of the user come before the standard library",
+        "pipeline/start.py",
+        "            first.append(path)",
+        "            found.append(path)",
+        (f"{INHERITS}::test_modules_of_a_folder_on_pythonpath_do_not_stand_for_those_of_the_standard_library",),
+    ),
+    Mutant(
+        "launch-own-path", "P13", "a launcher looks for modules where its interpreter does, and not where whoever launches has found them",
+        "pipeline/start.py",
+        '"--", *import_path()]',
+        '"--"]',
+        (f"{INHERITS}::test_a_process_that_has_found_the_package_by_a_path_of_its_own_launches_it",),
+    ),
+    Mutant(
+        "launch-forked-parent", "P9", "a node ends with the last process that holds its pipe",
+        "pipeline/launcher.py",
+        "for fd in (options.alive_fd, options.parent_fd) if",
+        "for fd in (options.alive_fd,) if",
+        (f"{INHERITS}::test_a_node_ends_with_the_process_that_launched_it_whatever_that_has_forked",),
+    ),
+    Mutant(
+        "launch-other-program", "P9", "a node lives on when whoever launched it has become another program",
+        "pipeline/launcher.py",
+        "for fd in (options.alive_fd, options.parent_fd) if",
+        "for fd in (options.parent_fd,) if",
+        (f"{INHERITS}::test_a_node_ends_when_the_process_that_launched_it_becomes_another_program",),
+    ),
+    Mutant(
+        "launch-low-descriptor", "P13", "a descriptor that is handed over may be that of standard input",
+        "pipeline/node.py",
+        "        for index, fd in enumerate(opened):",
+        "        for index, fd in enumerate(opened[:0]):",
+        (f"{INHERITS}::test_descriptors_that_whoever_launches_has_closed_are_not_used_for_anything_else[(0,)]",),
+    ),
+    Mutant(
+        "launch-closed-descriptors", "P13", "a segment may be opened as standard output",
+        "pipeline/start.py",
+        "    for fd in (0, 1, 2):",
+        "    for fd in (0,):",
+        (f"{INHERITS}::test_descriptors_that_whoever_launches_has_closed_are_not_used_for_anything_else[(1, 2)]",),
+    ),
+    Mutant(
+        "launch-signals-ignored", "D4", "a signal that whoever launches ignores is ignored in the node",
+        "pipeline/start.py",
+        "        if signal.getsignal(number) == signal.SIG_IGN:",
+        "        if signal.getsignal(number) == -1:",
+        (f"{INHERITS}::test_signals_that_whoever_launches_ignores_or_blocks_have_their_effect",),
+    ),
+    Mutant(
+        "launch-signals-blocked", "P18", "a signal that whoever launches blocks is blocked in the node",
+        "pipeline/start.py",
+        "signal.pthread_sigmask(signal.SIG_SETMASK, ())",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, ())",
+        (f"{INHERITS}::test_signals_that_whoever_launches_ignores_or_blocks_have_their_effect",),
+    ),
+    Mutant(
+        "launch-hangup", "P18", "SIGHUP ends a node without draining",
+        "pipeline/launcher.py",
+        "SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)",
+        "SIGNALS = (signal.SIGTERM, signal.SIGINT)",
+        (f"{INHERITS}::test_sighup_ends_nothing_and_is_answered_in_the_log",),
+    ),
+    Mutant(
+        "launch-bind-once", "P10", "a port that a process of a node before still holds is not waited for",
+        "pipeline/launcher.py",
+        "patient=time.monotonic() < until",
+        "patient=time.monotonic() < 0",
+        ("tests/faults/test_faults_of_the_launcher.py::test_a_port_that_comes_free_while_a_node_begins_is_taken",),
+    ),
+    Mutant(
+        "launch-anothers-socket", "D5", "the end of a node removes the socket of the next one at its path",
+        "pipeline/door.py",
+        "if _inode(self._path) == self._made:",
+        "if self._made != _inode(self._path.parent):",
+        (f"{RUN_DIR}::test_the_end_of_a_node_leaves_the_socket_of_the_next_one",),
+    ),
+    Mutant(
+        "launch-lock-removed", "D5", "a node without its lock file loses its socket to the next one",
+        "pipeline/door.py",
+        "        if _is_answered(path):",
+        "        if not path.name:",
+        (f"{RUN_DIR}::test_a_node_whose_lock_was_removed_keeps_its_socket",),
+    ),
+    Mutant(
+        "launch-foreign-folder", "P13", "the run directory may stand in a folder of somebody else",
+        "pipeline/run_dir.py",
+        "        if not self._is_trusted(status.st_uid):",
+        "        if status.st_uid < 0:",
+        (f"{RUN_DIR}::test_a_folder_of_somebody_else_is_refused[run]",),
+    ),
+    Mutant(
+        "launch-link-followed", "P13", "a link in /tmp is followed",
+        "pipeline/run_dir.py",
+        "        if is_last or self._is_below_sticky:",
+        "        if is_last:",
+        (f"{RUN_DIR}::test_no_link_is_followed_where_anybody_may_put_one[run]",),
+    ),
+    Mutant(
+        "launch-open-folder", "P13", "a folder above the run directory may be written by everybody",
+        "pipeline/run_dir.py",
+        "and (is_last or not status.st_mode & stat.S_ISVTX):",
+        "and is_last:",
+        (f"{RUN_DIR}::test_a_folder_that_everybody_may_write_to_is_refused_unless_it_is_sticky",),
+    ),
+    Mutant(
+        "launch-any-file", "P8, P13", "a FIFO is read as if it were a file",
+        "workers/files.py",
+        "    if not stat.S_ISREG(",
+        "    if stat.S_ISSOCK(",
+        (f"{RUN_DIR}::test_an_identity_that_is_none_is_named_with_the_remedy[a FIFO]",),
+    ),
+    Mutant(
+        "launch-copied-identity", "R14, D5", "a node that bears the id and the incarnation of another one is taken for it",
+        "workers/registering.py",
+        "if twin is not None and peers.record(twin).poller_addr != message.poller_addr:",
+        "if twin is not None and not message.poller_addr:",
+        (*_rule("two_nodes_with_a_copied_identity_are_told_so"),),
+    ),
+    Mutant(
+        "spawned-orphan", "P10", "a process that a caller has spawned outlives it",
+        "pipeline/spawning.py",
+        "    set_parent_death_signal(signal.SIGKILL)",
+        "    set_parent_death_signal(0)",
+        ("tests/pipeline/test_spawning.py::test_when_the_caller_is_killed_its_processes_end",),
+    ),
+]
+
+MUTANTS: Final = [*CORE, *TABLES, *GRANTING, *ADMITTING, *TRANSFER, *PUBLISHING, *RECEIVING, *NODE, *PIPELINE, *LAUNCH]

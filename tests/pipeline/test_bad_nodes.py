@@ -378,7 +378,7 @@ PLACES: dict[str, tuple[str, Callable[[Path], PipelineConfig]]] = {
     ),
     "a port in use": ("bootstrap port: 127.0.0.1:...: Address already in use; choose another", used_port),
     "a run directory open to others": ("run directory ...: mode 750 of user ...; it must be 700 and belong to user", open_to_others),
-    "a run directory that is a file": ("run directory ...: File exists; choose another with --run-dir", a_file),
+    "a run directory that is a file": ("run directory ...: Not a directory; choose another with --run-dir", a_file),
     "a run directory under a file": (
         "run directory ...: Not a directory; choose another with --run-dir",
         lambda path: config_of("encode", a_file(path).directory / "n"),

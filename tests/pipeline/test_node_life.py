@@ -7,7 +7,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.layout import NodeState, Process
 from embridge.pipeline import Client, EmbeddingRequest, Phase, attach, launch
 from embridge.pipeline.node import encode_config
+from embridge.pipeline.start import command
 from embridge.workers.worker import READY
 
 pytestmark = pytest.mark.process
@@ -168,8 +168,15 @@ def test_a_node_whose_parent_has_died_before_it_was_ready_stops_and_leaves_nothi
     read, write = os.pipe()
     alive_read, alive_write = os.pipe()
     os.close(read)
-    words = [sys.executable, "-m", "embridge.pipeline.launcher", "--ready-fd", str(write), "--alive-fd", str(alive_read)]
-    node = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write, alive_read), start_new_session=True)
+    parent = os.pidfd_open(os.getpid())
+    node = subprocess.Popen(
+        command(write, alive_read, parent),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=(write, alive_read, parent),
+        start_new_session=True,
+    )
+    os.close(parent)
     os.close(write)
     os.close(alive_read)
     assert node.stdin is not None

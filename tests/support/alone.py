@@ -317,10 +317,10 @@ class LanguageAlone(Alone):
         super().__init__(Role.LANGUAGE, num_blocks=num_blocks, **options)
         self.client = self.new_client()
 
-    def registered(self, *, incarnation: int = 1) -> None:
+    def registered(self, *, incarnation: int = 1, address: str = ENCODE_ADDRESS) -> None:
         header = self.header(node_id=20, incarnation=incarnation)
-        answer = msg.Registered(header, ENCODE_ADDRESS, "tcp://10.0.0.20:2", self.world.engine, 16, 16)
-        self.hears("bootstrap", answer, address=ENCODE_ADDRESS)
+        answer = msg.Registered(header, address, "tcp://10.0.0.20:2", self.world.engine, 16, 16)
+        self.hears("bootstrap", answer, address=address)
 
     def receiver(self, room: int, blocks: int | None = 2) -> EmbeddingReceiver:
         """Open a room, with the handshake done; grant it some blocks (None: do not even call init)."""

@@ -606,6 +606,36 @@ def test_an_older_incarnation_is_refused_and_a_newer_one_replaces() -> None:
     assert "incarnation 2 is older than 3" in node.sent(msg.Refused)[0].reason
 
 
+def test_two_nodes_with_a_copied_identity_are_told_so() -> None:
+    """R14, D5: each would end the other's requests; the reason names the file, to whoever is refused or lost."""
+    node = EncodeAlone()
+    sender = node.sender(1, 8)
+    node.init(1, [3], tokens=4)
+    node.forget_sent()
+    node.register(node_id=node.control.node_id)
+    node.register(poller_addr="tcp://10.0.0.10:7")
+    assert node.sent(msg.Refused)[0].reason == "node id 1 is this encode node's own: its `identity` file was copied"
+    assert node.sent(msg.Refused)[1].reason == "that start of its node is registered from elsewhere: its `identity` file was copied"
+    assert node.sent(msg.Registered) == []
+    assert sender.failure_exception() is None
+    node.register(incarnation=3)
+    node.register(incarnation=2)
+    assert node.sent(msg.Refused)[2].reason == "incarnation 2 is older than 3; was its `identity` file copied?"
+    reason = str(sender.failure_exception())
+    assert "is lost: its id came again; was its `identity` file copied?" in reason
+
+
+def test_the_language_side_says_of_a_lost_encode_node_that_its_id_came_again() -> None:
+    """R14: two encode nodes with one identity take each other's place."""
+    node = LanguageAlone()
+    receiver = node.receiver(1)
+    later = node.client.receiver("tcp://10.0.0.21:1", 2)
+    node.settle()
+    node.registered(incarnation=2, address="tcp://10.0.0.21:1")
+    assert later.handshake_done
+    assert "is lost: its id came again; was its `identity` file copied?" in str(receiver.failure_exception())
+
+
 def test_an_init_at_or_below_the_tombstone_opens_nothing() -> None:
     """R15, P17: a request that is over does not begin again when its init comes once more."""
     node = EncodeAlone()

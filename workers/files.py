@@ -1,0 +1,21 @@
+"""Opening files that somebody else may have replaced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, directory: int | None = None) -> int:
+    """A descriptor of a regular file, made with mode 0600 where `flags` say so. Nothing is waited for, as at a FIFO.
+
+    Raises:
+        OSError: as `os.open`; EINVAL for what is no regular file.
+    """
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return fd
