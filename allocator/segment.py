@@ -1,26 +1,34 @@
-"""Segments: created without a name, reserved at once, then handed on as descriptors.
+"""Segments: created with a name that is gone at once, sized and reserved after that, then handed on as descriptors.
 
-A segment is a file of /dev/shm that never has a name there (`O_TMPFILE`), of mode 0600. Its space is reserved with `posix_fallocate` before
-anything maps it (a full /dev/shm is a clear error here, and not a SIGBUS at the first touch). It lives as long as somebody holds a
-descriptor or a mapping, so whatever is killed, whenever, nothing stays in /dev/shm.
+A segment is a file of /dev/shm of mode 0600, created by `posix_ipc` (`O_CREX`), and unlinked before it has a size. So
+it lives as long as somebody holds a descriptor or a mapping. Whoever is killed between these two calls leaves a name and
+no memory; the name says whose it was, and the next node that starts on this host, and `embridge doctor`, remove it.
 
-Where /dev/shm gives huge pages to who asks for them, the payload is first touched through a mapping that asks: what `posix_fallocate`
-reserves is in small pages, and stays so.
+Its space is reserved with `posix_fallocate` before anything maps it: a full /dev/shm is a clear error here, and not a
+SIGBUS at the first touch. Where /dev/shm gives huge pages to who asks for them, the payload is first touched through a
+mapping that asks: what `posix_fallocate` reserves is in small pages, and stays so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
+import stat
 import sys
 from multiprocessing import reduction
+from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import posix_ipc
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 
 SHARED_MEMORY: Final = "/dev/shm"
+_NAME: Final = re.compile(r"embridge-(\d+)-(\d+)-(\d+)-[a-z]+-[0-9a-f]{16}")  # user, process, its start; what, which
 
 
 class Descriptor:
@@ -48,17 +56,14 @@ def _rebuild(handle: Any) -> Descriptor:
 
 
 def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", huge: bool = False) -> Descriptor:
-    """A new, zeroed, reserved and nameless segment of `size` bytes, of huge pages (`huge`) where there are any.
+    """A new, zeroed, reserved segment of `size` bytes that has no name, of huge pages (`huge`) where there are any.
 
-    `label` says in errors what it is for, `remedy` what makes it smaller.
+    `label`, a word, says in errors and in /proc/PID/maps what it is for, `remedy` what makes it smaller.
 
     Raises:
         SegmentError: /dev/shm has not enough room, or shared memory is not to be had.
     """
-    try:
-        fd = os.open(SHARED_MEMORY, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)  # EXCL: it will not get a name, either
-    except OSError as error:
-        raise SegmentError(f"shared memory for {label}: {error}; check that {SHARED_MEMORY} is a writable tmpfs") from error
+    fd = _new_file(label)
     try:
         if huge and shared_memory_space().free > size:
             _fill_with_huge_pages(fd, size)
@@ -71,6 +76,57 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", h
             f"({error.strerror}); {remedy} or enlarge {SHARED_MEMORY}"
         ) from error
     return Descriptor(fd)
+
+
+def _new_file(label: str) -> int:
+    """An empty file of shared memory, of which only the descriptor is left."""
+    name = f"/embridge-{os.geteuid()}-{os.getpid()}-{_started(os.getpid())}-{label}-{secrets.token_hex(8)}"
+    try:
+        fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0).fd
+        try:
+            posix_ipc.unlink_shared_memory(name)
+        except posix_ipc.ExistentialError:
+            pass  # somebody who does not see this process took it for a dead one's, and has removed it
+        except (OSError, posix_ipc.Error):
+            os.close(fd)
+            raise
+    except (OSError, ValueError, posix_ipc.Error) as error:
+        raise SegmentError(
+            f"shared memory for {label}: {error}; check that {SHARED_MEMORY} is a writable tmpfs, and `ulimit -n`"
+        ) from error
+    return fd
+
+
+def remove_left_names() -> list[str]:
+    """Remove the names that creators of this user left in /dev/shm when they were killed. Returns those removed.
+
+    Nothing else is touched: what has a size, belongs to somebody else, or to a process that lives. Removing the name of
+    one that lives (in another container, say) would do it no harm, for it is about to do so itself.
+    """
+    removed = []
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(SHARED_MEMORY)):
+            found = _NAME.fullmatch(name)
+            if found is None or int(found[1]) != os.geteuid():
+                continue
+            if int(found[3]) and _started(int(found[2])) == int(found[3]):
+                continue  # whoever made it lives
+            with contextlib.suppress(OSError):
+                path = Path(SHARED_MEMORY, name)
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_size:
+                    path.unlink()
+                    removed.append(name)
+    return removed
+
+
+def _started(pid: int) -> int:
+    """When a process started, in ticks since the machine did: with its number, who it is. 0 for one that has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return 0 if words[0] in "ZX" else int(words[19])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _fill_with_huge_pages(fd: int, size: int) -> None:

@@ -41,7 +41,14 @@ from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, Header, NodeState, PayloadLayout, Process
 from embridge.allocator.pinning import lock, lock_note
-from embridge.allocator.segment import SHARED_MEMORY, Descriptor, create_segment, map_segment, shared_memory_space
+from embridge.allocator.segment import (
+    SHARED_MEMORY,
+    Descriptor,
+    create_segment,
+    map_segment,
+    remove_left_names,
+    shared_memory_space,
+)
 from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.door import Door
 from embridge.pipeline.node import Ready, decode_config
@@ -237,6 +244,8 @@ class Launcher:
 
     def _make_segments(self) -> None:
         config = self.config
+        if left := remove_left_names():
+            log.info("names of segments that processes left when they were killed, removed: %s", ", ".join(left))
         layout = ControlLayout.of(self.role, config.geometry, config.limits)
         payload_bytes = PayloadLayout.of(config.geometry).size
         self._control_fd = self._own(create_segment("control", layout.size, remedy="lower num_slots"))

@@ -185,7 +185,7 @@ ROWS: Final[dict[Dead, Row]] = {
         again="it reads the table at its birth, and its reports are numbered by the clock",
     ),
     Dead.LAUNCHER: Row(
-        leaves="its children, its clients' connections, two listening ports; segments without a name",
+        leaves="its children, its clients' connections, two listening ports; one empty name in /dev/shm",
         noticed="workers.worker:is_launcher_gone",
         acts=(
             "workers.worker:run",  # the kernel's parent-death signal ends each child, else the death pipe

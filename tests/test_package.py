@@ -82,7 +82,7 @@ class TestPackage:
             for line in built.metadata("METADATA").splitlines()
             if line.startswith("Requires-Dist") and "extra" not in line
         }
-        assert needed == {"torch", "numpy", "pyzmq", "msgspec", "click", "rich"}
+        assert needed == {"torch", "numpy", "posix-ipc", "pyzmq", "msgspec", "click", "rich"}
 
     def test_the_sdist_holds_the_sources_of_the_core_the_tests_and_the_documents_and_nothing_built(self, built: Built) -> None:
         with tarfile.open(built.sdist) as archive:

@@ -1,4 +1,7 @@
-"""The checks of `embridge doctor`: each looks at one thing, says what it saw and what to do, and changes nothing."""
+"""The checks of `embridge doctor`: each looks at one thing, says what it saw and what to do.
+
+They change nothing, but for `left_names`, which removes what nobody has any use for.
+"""
 
 from __future__ import annotations
 
@@ -101,6 +104,15 @@ def shared_memory() -> Check:
     return Check(SHARED_MEMORY, "ok", text)
 
 
+def left_names() -> Check:
+    """Names in /dev/shm, without memory, of processes of this user that were killed as they made a segment."""
+    from embridge.allocator.segment import SHARED_MEMORY, remove_left_names
+
+    if removed := remove_left_names():
+        return Check("left names", "note", f"removed from {SHARED_MEMORY}: {', '.join(removed)}")
+    return Check("left names", "ok", "none")
+
+
 def memory_lock() -> Check:
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit == resource.RLIM_INFINITY:
@@ -198,6 +210,7 @@ CHECKS: Final[tuple[Callable[[], Check], ...]] = (
     core,
     kernel,
     shared_memory,
+    left_names,
     memory_lock,
     descriptors,
     huge_pages,

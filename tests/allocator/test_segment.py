@@ -1,4 +1,4 @@
-"""Segments and /dev/shm: huge pages where it has them, a clear refusal where it is full (P13), and no names (P9)."""
+"""Segments and /dev/shm: huge pages where it has them, a clear refusal where it is full (P13), and no name (P9)."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_dev_shm_that_is_too_small_is_an_error_that_says_so(huge: str) -> None
     assert "lower num_blocks or enlarge /dev/shm" in seen
 
 
-def test_a_segment_never_has_a_name_and_can_get_none() -> None:
-    """P9: so whoever is killed, at whatever instruction, leaves nothing in /dev/shm; and nobody opens it by a name."""
+def test_a_segment_has_no_name_any_more_and_can_get_none() -> None:
+    """P9: so whoever is killed leaves no memory in /dev/shm; and nobody opens it by a name."""
     descriptor = create_segment("payload", 4096)
     folder = os.open("/proc/self/fd", os.O_RDONLY)
     try:

@@ -22,6 +22,8 @@ DYING: Final = "tests/pipeline/test_dying.py"
 MARKS: Final = "tests/workers/test_lost_marks.py"
 INHERITS: Final = "tests/pipeline/test_what_a_node_inherits.py"
 RUN_DIR: Final = "tests/pipeline/test_run_dir.py"
+NAMES: Final = "tests/allocator/test_segment_names.py"
+SIZING: Final = "tests/pipeline/test_sizing.py"
 BLOCKS: Final = "tests/allocator/test_core_blocks.py"
 STATUS: Final = "tests/allocator/test_core_status.py"
 LITMUS: Final = "tests/native/test_litmus.py"
@@ -382,6 +384,20 @@ ADMITTING: Final = [
         _rule("a_grant_that_leaves_a_gap_is_ignored_until_the_whole_window_comes"),
     ),
     Mutant(
+        "destinations-share-entries", "R1, B10", "the grants of a second destination go over those of the first",
+        "allocator/requests.py",
+        "return slot * self.window_blocks + destination * window + block % window",
+        "return slot * self.window_blocks + block % window",
+        _rule("the_destinations_of_a_request_share_its_window_and_no_entry_of_it"),
+    ),
+    Mutant(
+        "share-not-checked", "R1, B10", "a destination may grant the whole window of a request that has others",
+        "workers/admitting.py",
+        "if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):",
+        "if end > sent_block + self._control.limits.window_blocks:",
+        _rule("the_destinations_of_a_request_share_its_window_and_no_entry_of_it"),
+    ),
+    Mutant(
         "grant-not-set-once", "R1", "another index under the same session replaces the first",
         "workers/admitting.py",
         "if grant.session_id == old_session and index != old_index:",
@@ -412,8 +428,8 @@ ADMITTING: Final = [
     Mutant(
         "abort-leaves-no-tombstone", "R15", "an init that its abort has overtaken opens the request",
         "workers/admitting.py",
-        "if self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch) or was_pending:",
-        "if was_pending:",
+        "is_news = self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch)",
+        "is_news = False",
         _rule("an_abort_of_a_room_without_init_fails_its_sender_present_or_later"),
     ),
     Mutant(
@@ -707,6 +723,34 @@ RECEIVING: Final = [
 ]
 
 NODE: Final = [
+    Mutant(
+        "memory-with-a-name", "P9", "two steps swapped: a segment has a size while it still has a name",
+        "allocator/segment.py",
+        "mode=0o600, size=0).fd",
+        "mode=0o600, size=4096).fd",
+        (f"{NAMES}::test_a_kill_at_any_system_call_of_a_creation_leaves_an_empty_name_at_most",),
+    ),
+    Mutant(
+        "left-names-stay", "P9", "a node that starts leaves the names of the dead where they are",
+        "pipeline/launcher.py",
+        "if left := remove_left_names():",
+        "if left := list[str]():",
+        (f"{NAMES}::test_the_next_start_removes_it",),
+    ),
+    Mutant(
+        "names-of-the-living-removed", "P9", "the names of processes that live are removed, too",
+        "allocator/segment.py",
+        "            if int(found[3]) and _started(int(found[2])) == int(found[3]):\n",
+        "            if not int(found[3]):\n",
+        (f"{NAMES}::test_what_a_dead_process_left_is_removed_and_nothing_else",),
+    ),
+    Mutant(
+        "pool-does-not-adapt", "P13", "a pool of which nobody said the size is the default, whatever room there is",
+        "pipeline/sizing.py",
+        "    blocks = _fitting(role, replace(geometry, num_blocks=DEFAULT_BLOCKS), limits, room_bytes)\n",
+        "    blocks = DEFAULT_BLOCKS + 0 * room_bytes\n",
+        (f"{SIZING}::test_a_pool_of_which_nobody_said_the_size_leaves_half_to_a_second_node",),
+    ),
     Mutant(
         "pages-returned-in-use", "D6, R16", "a dead client's slots are given to another while requests in them are open",
         "workers/reaping.py",

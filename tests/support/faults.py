@@ -69,6 +69,7 @@ def _zmq(number: int) -> Callable[[], Any]:
 
 CALLS = (
     *(Call("os", name, _os(errno.EMFILE)) for name in ("open", "pipe", "dup", "eventfd", "pidfd_open", "listdir", "scandir")),
+    Call("posix_ipc", "SharedMemory", lambda: OSError("This process already has the maximum number of files open")),
     Call("os", "posix_fallocate", _os(errno.ENOSPC)),
     Call("os", "chmod", _os(errno.EPERM)),
     Call("os", "mkdir", _os(errno.ENOSPC)),
