@@ -82,7 +82,7 @@ def sizes(role: Role, geometry: Geometry, limits: Limits) -> str:
         ("control", control.size, control_spans(control)),
         ("payload", payload.size, payload_spans(payload)),
     ):
-        rows = [(span.name, f"{span.offset:>12}", f"{span.size:>12}", span.what) for span in spans if span.size]
+        rows = [(span.name, f"{span.offset:>12}", f"{span.size:>12}") for span in spans if span.size]
         boxes += _box(f"{title} segment of the {role.name.lower()} node, {size} bytes: offsets and sizes", rows)
     return "\n".join(boxes)
 

@@ -47,12 +47,13 @@ def _draw() -> None:
     """With the settings of the environment; a pool whose size is left to the node has the default one."""
     from dataclasses import replace
 
-    from embridge.allocator.drawing import sizes
+    from embridge.allocator.drawing import drawing, sizes
     from embridge.pipeline.config import ROLES, PipelineConfig
     from embridge.pipeline.sizing import DEFAULT_BLOCKS
 
     with expected_errors():
+        click.echo(drawing())
         for name, role in ROLES.items():
             config = PipelineConfig.from_env(role=name)
             geometry = replace(config.geometry, num_blocks=config.geometry.num_blocks or DEFAULT_BLOCKS)
-            click.echo(sizes(role, geometry, config.limits))
+            click.echo(f"\n{sizes(role, geometry, config.limits)}")

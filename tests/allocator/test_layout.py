@@ -109,6 +109,7 @@ def test_doctor_draws_both_nodes_with_their_sizes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("EMBRIDGE_NUM_BLOCKS", "3")
     done = CliRunner().invoke(main, ["doctor", "--layout"])
     assert done.exit_code == 0, done.output
+    assert done.output.startswith(drawing())
     for role in Role:
         control = ControlLayout.of(role, Geometry(num_blocks=3), Limits(num_slots=128))
         assert f"control segment of the {role.name.lower()} node, {control.size} bytes" in done.output
