@@ -33,6 +33,7 @@ def format_control(
     incarnation: int,
     now_ns: int,
     verify: bool = False,
+    unsent_max_bytes: int = 1 << 30,
 ) -> None:
     """Write the header and empty rings into a fresh, zeroed control segment (launcher only). The magic comes last."""
     layout = ControlLayout.of(role, geometry, limits)
@@ -48,6 +49,7 @@ def format_control(
         Header.ROLE: role,
         Header.STARTED_NS: now_ns,
         Header.VERIFY: verify,
+        Header.UNSENT_MAX_BYTES: unsent_max_bytes,
     }
     for base, value in ((Header.GEOMETRY, geometry), (Header.LIMITS, limits)):
         assert isinstance(value, Geometry | Limits)

@@ -6,6 +6,7 @@
     ├── AttachError           a client could not join a node
     │   └── NodeGoneError     the node it had joined is dead
     ├── NodeUnhealthyError    this node takes no new requests: one of its processes cannot be kept alive
+    ├── NodeBusyError         something of this node is used up for now (a RuntimeError, too)
     ├── NoRouteError          discovery knows no encode node that a request could be sent to
     ├── TransferError         one request failed; `reason` says why, in the words both schedulers get
     │   ├── TransferTimeout
@@ -43,6 +44,10 @@ class NodeGoneError(AttachError):
 
 class NodeUnhealthyError(EmbridgeError):
     """This node takes no new requests now: one of its processes cannot be kept alive. It is tried again, so the caller may, too."""
+
+
+class NodeBusyError(EmbridgeError, RuntimeError):
+    """Something of this node is used up for now, and nothing was taken; the text says what, and when to try again."""
 
 
 class NoRouteError(EmbridgeError):

@@ -183,6 +183,7 @@ class Header(IntEnum):
     LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8 | 1
     FAILING = 13  # launcher: bit a process (as in the table) that cannot be kept alive
     VERIFY = 14  # 1: rows are checked on receipt
+    UNSENT_MAX_BYTES = 15  # encode: of all clients together
     GEOMETRY = 16
     LIMITS = 32
 
@@ -209,7 +210,7 @@ class Process(IntEnum):
 
 
 class Lane(IntEnum):
-    """Words of one lane: the seat of a client. The launcher writes them, but for the last three."""
+    """Words of one lane: the seat of a client. The launcher writes them, but for the last four."""
 
     STATE = 0
     PID = 2
@@ -217,6 +218,7 @@ class Lane(IntEnum):
     BEAT_NS = 4  # the client's library thread, each turn; 0: it has taken none
     PINNED = 5  # the client: from now on a device may copy between its memory and our payload
     LEFT = 6  # the client: it leaves of its own accord
+    UNSENT_BYTES = 7  # encode, the client: host memory with rows that wait to be sent
 
 
 class LaneState(IntEnum):

@@ -54,6 +54,7 @@ class LaneTable:
                 self._words.store(at + Lane.BEAT_NS, 0)
                 self._words.store(at + Lane.PINNED, 0)
                 self._words.store(at + Lane.LEFT, 0)
+                self._words.store(at + Lane.UNSENT_BYTES, 0)
                 self._words.store(at + Lane.STATE, LaneState.ATTACHED)
                 return lane
         return None
@@ -69,6 +70,15 @@ class LaneTable:
     def leave(self, lane: int) -> None:
         """That lane's client closes (the client, before its connection ends)."""
         self._words.store(lane * lay.LANE_WORDS + Lane.LEFT, 1)
+
+    def add_unsent(self, lane: int, size: int) -> None:
+        """Count host memory for rows that wait to be sent in, or (less than 0) out (that lane's client only)."""
+        self._words.add(lane * lay.LANE_WORDS + Lane.UNSENT_BYTES, size % (1 << 64))
+
+    def unsent_bytes(self) -> int:
+        """Host memory with rows that wait to be sent, of all clients that live: a dead one's is gone with it."""
+        lanes = range(self.num_lanes)
+        return sum(self.get(lane, Lane.UNSENT_BYTES) for lane in lanes if self.get(lane, Lane.STATE) == LaneState.ATTACHED)
 
     def bury(self, lane: int) -> bool:
         """The client is gone (launcher only); the poller reaps what it left and then frees the lane."""

@@ -18,7 +18,7 @@ if not __name__.startswith("embridge."):
     )
 
 if TYPE_CHECKING:
-    from embridge.allocator.errors import NodeUnhealthyError, NoRouteError
+    from embridge.allocator.errors import NodeBusyError, NodeUnhealthyError, NoRouteError
     from embridge.allocator.layout import Geometry, Limits
     from embridge.allocator.routes import RouteRecord
     from embridge.allocator.status import Phase
@@ -44,6 +44,7 @@ _PLACES = {
     "Geometry": "embridge.allocator.layout",
     "Limits": "embridge.allocator.layout",
     "NoRouteError": "embridge.allocator.errors",
+    "NodeBusyError": "embridge.allocator.errors",
     "NodeUnhealthyError": "embridge.allocator.errors",
     "Node": "embridge.pipeline.node",
     "Phase": "embridge.allocator.status",
@@ -71,6 +72,7 @@ __all__ = [
     "Limits",
     "NoRouteError",
     "Node",
+    "NodeBusyError",
     "NodeUnhealthyError",
     "Phase",
     "PipelineConfig",

@@ -40,6 +40,7 @@ from embridge.pipeline.joining import join
 from embridge.pipeline.rounds import Round
 from embridge.pipeline.routing import RoutePicker
 from embridge.pipeline.slots import SlotLease
+from embridge.pipeline.unsent import UnsentMemory
 from embridge.workers import run_socket
 from embridge.workers.addresses import split_address
 from embridge.workers.load import why_refusing
@@ -167,6 +168,7 @@ class Client:
         self.bootstrap_addr = welcome.bootstrap_addr
         if self.control.role == Role.ENCODE:
             self.destinations, self.staging = self.control.destinations, self.control.staging
+            self.unsent = UnsentMemory(self.control, lane)
         else:
             self.windows, self.sessions = self.control.windows, self.control.sessions
         num_slots = self.control.limits.num_slots
@@ -516,7 +518,18 @@ class Client:
         if gone:
             self.node_gone = True
             log.warning("the node in %s is gone", self.run_dir)
+            self._to_serve.extend(list(self._handles.values()))  # rows that were lent are the caller's again
             self._user_bell.ring()
+
+    @property
+    def is_starving(self) -> bool:
+        """Whether a request of this client waits for a block."""
+        return bool(self._starving)
+
+    def spare_blocks(self) -> int:
+        """How many blocks are free beyond a quarter of the pool: so many may be filled ahead of a grant."""
+        blocks = self.control.blocks
+        return blocks.cells.num_free(blocks.num_blocks) - (blocks.num_blocks // 4 + 1)
 
     def blocks_are_short(self) -> bool:
         """Whether less than a quarter of the pool is free: then nothing is staged ahead of a grant."""
@@ -528,7 +541,7 @@ class Client:
         from embridge.pipeline.sender import EmbeddingSender
 
         others = [h for h in list(self._handles.values()) if isinstance(h, EmbeddingSender) and h is not needy]
-        return sum(other.evict() for other in others) > 0
+        return sum(other.evict() for other in others) > 0 or any(other.evict(copying=True) for other in others)
 
     def blocks_freed(self) -> None:
         """Wake those who wait for a block: other clients' library threads, and this one's, for one more turn."""
@@ -547,6 +560,9 @@ class Client:
         self._library_bell.ring()
         for thread in self._threads:
             thread.join(5.0)
+        if not any(thread.is_alive() for thread in self._threads):
+            for handle in list(self._handles.values()):
+                handle.let_go()
         self._closed = True
         if self.pinned:
             unregister_from_cuda(self.payload)

@@ -23,6 +23,7 @@ from embridge.workers.timing import Timing
 GIB: Final = 1 << 30
 DEFAULT_ROUTES: Final = 128  # nodes of the other role, where discovery is set and `max_routes` is not
 MAX_URL_CHARS: Final = 120
+MAX_UNSENT_BYTES: Final = 1 << 62  # a sum of it and of one more request fits into a word
 ROLES: Final = {"encode": Role.ENCODE, "language": Role.LANGUAGE}
 
 
@@ -51,6 +52,8 @@ class PipelineConfig:
     `discovery` is the URL of the discovery server ("": none); `discovery_token_file` holds the token that it expects.
     `default_allocate_tokens` is what a request is granted before its length is known (the documents' 8192).
     `host_buffer_bytes` bounds the language side's tensors of received requests.
+    `unsent_max_bytes` bounds, for all clients of an encode node together, the copies of rows that were given and found no block: a quarter
+    of what a language node holds, for an encoder that is a few requests ahead.
     `max_restarts`: how often one process may be started within a minute; the node is unhealthy beyond it, until that process holds again.
     """
 
@@ -70,6 +73,7 @@ class PipelineConfig:
     timing: Timing = field(default_factory=Timing)
     default_allocate_tokens: int = 8192
     host_buffer_bytes: int = 4 * GIB
+    unsent_max_bytes: int = GIB
     max_restarts: int = 30
     verify: bool = False
     lock_memory: bool = True
@@ -98,9 +102,11 @@ class PipelineConfig:
         for name in ("bootstrap_port", "poller_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside 0 to 65535 (0: any free port)")
-        for name in ("default_allocate_tokens", "host_buffer_bytes", "max_restarts"):
+        for name in ("default_allocate_tokens", "host_buffer_bytes", "unsent_max_bytes", "max_restarts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} < 1")
+        if self.unsent_max_bytes > MAX_UNSENT_BYTES:
+            raise ConfigError(f"unsent_max_bytes: {self.unsent_max_bytes} > {MAX_UNSENT_BYTES} bytes")
         self._check_discovery()
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: {self.log_level!r} is unknown; use DEBUG, INFO, WARNING or ERROR")

@@ -43,6 +43,17 @@ class Given(NamedTuple):
     end: int
     data: dict[str, Bytes | torch.Tensor]
 
+    def lent(self) -> Chunk:
+        """All of them, as they lie; ids and positions that are none of the caller's int32 are ours already.
+
+        Raises:
+            ValueError: embeddings do not lie in host memory one after the other, so there is nothing to lend.
+        """
+        for name in ("input_embeddings", "deepstack_embeddings"):
+            if isinstance(self.data.get(name), torch.Tensor):
+                raise ValueError(f"{name}: borrow=True needs a contiguous tensor in host memory; give .cpu().contiguous(), or leave it")
+        return self.chunk(self.first, self.end)
+
     def chunk(self, first: int, end: int) -> Chunk:
         """Rows [first, end) of them as bytes. What is not contiguous, or on a device, is copied to the host here."""
         num_rows, low, high = self.end - self.first, first - self.first, end - self.first
@@ -170,24 +181,22 @@ def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Bytes | torch.Te
 
 def _bytes_of(tensor: torch.Tensor) -> Bytes:
     """Its bytes, in the host's memory: a view where they lie there one after the other."""
-    flat = tensor.to("cpu").contiguous().reshape(-1)
-    if flat.numel() == 1:  # contiguous whatever its stride, which `view` asks for
-        flat = flat.as_strided((1,), (1,))
-    data: Bytes = flat.view(torch.uint8).numpy()
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        tensor = tensor.to("cpu").contiguous()
+    if not tensor.ndim or tensor.stride(-1) != 1:  # of one element, contiguous whatever its stride, which `view` asks for
+        tensor = tensor.reshape(-1).as_strided((tensor.numel(),), (1,))
+    data: Bytes = tensor.view(torch.uint8).numpy().reshape(-1)
     return data
 
 
-def stage(payload: Mapping, geometry: Geometry, chunks: list[Chunk], parts: list[tuple[int, int, int]]) -> None:
-    """Copy rows into source blocks: each part is (source block, first row, end row), within one block of the request."""
-    bs = geometry.block_size
+def place(payload: Mapping, geometry: Geometry, chunk: Chunk, blocks: dict[int, int]) -> None:
+    """Copy what a chunk has of these request blocks into their source blocks, without the GIL."""
+    bs, moves = geometry.block_size, []
+    for k, source in blocks.items():
+        low, high = max(chunk.first, k * bs), min(chunk.end, (k + 1) * bs)
+        moves.append((source * bs + low % bs, low - chunk.first, high - low))
+    rows = np.array(moves, np.int64)
     for pool in pools(geometry):
-        for chunk in chunks:
-            moves = []
-            for block, first, end in parts:
-                low, high = max(first, chunk.first), min(end, chunk.end)
-                if low < high:
-                    at = pool.offset + (block * bs + low % bs) * pool.row_bytes
-                    moves.append((at, (low - chunk.first) * pool.row_bytes, (high - low) * pool.row_bytes))
-            if moves:
-                array = np.array(moves, np.int64)
-                copy(payload, chunk.data[pool.name], array, len(array))
+        scaled = rows * pool.row_bytes
+        scaled[:, 0] += pool.offset
+        copy(payload, chunk.data[pool.name], scaled, len(scaled))

@@ -125,6 +125,9 @@ class TransferHandle:
         """Do what the words ask for; cheap and idempotent."""
         raise NotImplementedError
 
+    def let_go(self) -> None:
+        """It is over, however it ended: what it keeps of the caller's is the caller's again."""
+
     @property
     def wants_block(self) -> bool:
         """Whether it waits for a block to come free."""

@@ -135,6 +135,7 @@ def observe(run_dir: Path) -> dict[str, Any]:
         "memory": _memory(control),
         "keys": _keys(seen),
         "blocks": control.blocks.counts()._asdict(),
+        **(_unsent(control) if control.role == Role.ENCODE else {}),
         "quarantine": [entry for entry, _ in scene.quarantine],
         "processes": [_process(scene, name) for name in control.processes.names],
         "clients": [
@@ -144,6 +145,7 @@ def observe(run_dir: Path) -> dict[str, Any]:
                 "attached_s": round((now - control.lanes.get(lane, Lane.ATTACHED_NS)) / NS, 1),
                 "silent_s": _silent_s(control.lanes.get(lane, Lane.BEAT_NS), now),
                 "trouble": scene.client(lane).trouble,
+                **({"unsent_bytes": control.lanes.get(lane, Lane.UNSENT_BYTES)} if control.role == Role.ENCODE else {}),
             }
             for lane in range(control.lanes.num_lanes)
             if control.lanes.get(lane, Lane.STATE) == LaneState.ATTACHED
@@ -166,6 +168,11 @@ def observe(run_dir: Path) -> dict[str, Any]:
         "requests": requests(control, now, sees_pids=seen.sees_pids),
         "metrics": control.metrics.all(),
     }
+
+
+def _unsent(control: Control) -> dict[str, int]:
+    """Host memory of all clients with rows that wait to be sent, and its limit."""
+    return {"unsent_bytes": control.lanes.unsent_bytes(), "unsent_max_bytes": control.header.load(Header.UNSENT_MAX_BYTES)}
 
 
 def _memory(control: Control) -> str:

@@ -260,6 +260,7 @@ class Launcher:
             incarnation=self.incarnation,
             now_ns=time.monotonic_ns(),
             verify=config.verify,
+            unsent_max_bytes=config.unsent_max_bytes,
         )
         self._payload = map_segment(self._payload_fd.fd, payload_bytes, alignment=HUGE_PAGE_BYTES)
         names = ["bootstrap", "poller", *(f"lane{i}" for i in range(config.limits.max_clients))]

@@ -37,6 +37,7 @@ _NODE_OPTIONS = (
     click.option("--default-allocate-tokens", type=int, help="Granted before the length is known."),
     click.option("--host-buffer-bytes", type=int, help="Limit of received tensors in host memory."),
     click.option("--num-slots", type=int, help="Requests that may be open at one time."),
+    click.option("--unsent-max-bytes", type=int, help="Limit of rows in host memory that wait to be sent."),
     click.option("--num-workers", type=int, help="Transfer workers."),
     click.option("--max-clients", type=int, help="Encoder or scheduler processes that may attach."),
     click.option("--request-timeout-s", type=float, help="From opening a request to its end."),

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from embridge.allocator.errors import EmbridgeError
+from embridge.allocator.errors import EmbridgeError, NodeBusyError
 from embridge.allocator.status import Phase
 from embridge.pipeline.demo.photographs import Photograph
 from embridge.pipeline.demo.prompt import Prompt
@@ -84,7 +84,7 @@ class _Request:
     job: Job
     sender: EmbeddingSender
     digests: Digests = field(default_factory=Digests)
-    rows: list[Chunk] = field(default_factory=list)  # what the library reads from until the request has ended
+    rows: list[Chunk] = field(default_factory=list)  # of a request that is not streamed, until it is sent
     first_ns: int = 0
 
 
@@ -164,17 +164,17 @@ class _Encoder:
         """Embed one band, and write it if the request is streamed; with the last, tell the parent what should arrive."""
         chunk = next(chunks)
         request.digests.add(chunk)
-        request.rows.append(chunk)
         is_last = chunk.start + len(chunk.fill_ids) == request.job.prompt.num_tokens
-        if is_last and not request.job.streamed:
-            request.rows = [joined(request.rows)]
         now_ns = time.monotonic_ns()
         if request.job.streamed:
             request.first_ns = request.first_ns or now_ns
-            request.sender.write(*chunk)  # False if it has failed meanwhile: `_end_requests` sees that
-        elif is_last:
-            request.first_ns = now_ns
-            request.sender.send_embedding(*request.rows[0][1:])
+            self._give(request.sender.write, *chunk)
+        else:
+            request.rows.append(chunk)
+            if is_last:
+                request.first_ns = now_ns
+                self._give(request.sender.send_embedding, *joined(request.rows)[1:])
+                request.rows.clear()
         if not is_last:
             return
         self._current = None
@@ -187,6 +187,18 @@ class _Encoder:
                 last_ns=now_ns,
             )
         )
+
+    def _give(self, write: Callable[..., bool], *rows: int | torch.Tensor | None) -> None:
+        """Write rows. Where the node has no room for them, wait until rows have been sent, here or by another encoder."""
+        while True:
+            try:
+                write(*rows)  # False if it has failed meanwhile: `_end_requests` sees that
+            except NodeBusyError:
+                self._client.poll()
+                if self._client.arm():
+                    wait([self._client.fileno()], timeout=1.0)
+            else:
+                return
 
     def _end_requests(self) -> None:
         for room, request in list(self._live.items()):

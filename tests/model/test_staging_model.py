@@ -3,6 +3,8 @@
 Three requests of some blocks each go to two destinations that hold one block each. The stager (`pipeline/sender.py`) copies a request's
 blocks into source blocks and takes them out again; the worker (`workers/transfer.py`) reads one from the moment at which its entry goes
 STAGED -> READING until it goes back. Source block 0 is the reserve: only a block that a destination needs next may stand there.
+The caller gives a request's blocks in order, each into host memory, or straight into a source block that is not the reserve; such a one is
+copied to host memory before the source block goes to somebody else.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ class Entry(NamedTuple):
 
 class Request(NamedTuple):
     to: tuple[Progress, ...] = (Progress(),) * len(DESTINATIONS)
+    given: int = 0
+    kept: tuple[int, ...] = ()  # in host memory
     staged: tuple[Entry, ...] = ()
     is_aborted: bool = False
 
@@ -55,6 +59,8 @@ class Rules:
     aborts: int = 0
     is_reserve_kept: bool = True  # for what a destination needs next; and taken out again when nobody does
     is_read_respected: bool = True  # nothing is taken out while the worker reads it
+    is_evicting: bool = True  # what no destination needs next may be taken out, for somebody else
+    is_kept_before_the_drop: bool = True  # what stands in a source block alone
 
 
 def heads(request: Request) -> set[int]:
@@ -75,6 +81,28 @@ def steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
         yield from destinations(rules, world, r, request)
         yield from worker(world, r, request)
         yield from stager(rules, world, r, request)
+        yield from caller(rules, world, r, request)
+
+
+def caller(rules: Rules, world: World, r: int, request: Request) -> Iterator[tuple[str, World]]:
+    block = request.given
+    if block == rules.num_blocks or request.is_aborted:
+        return
+    after = request._replace(given=block + 1)
+    yield f"caller gives {r}:{block} to host memory", put(world, r, after._replace(kept=(*request.kept, block)))
+    for source in free_sources(rules, world):
+        if source != RESERVE:
+            new = after._replace(staged=tuple(sorted((*request.staged, Entry(block, source)))))
+            yield f"caller gives {r}:{block} into {source}", filled(put(world, r, new), source, (r, block))
+
+
+def free_sources(rules: Rules, world: World) -> list[int]:
+    taken = {entry.source for other in world.requests for entry in other.staged}
+    return sorted(set(range(rules.num_sources)) - taken)
+
+
+def filled(world: World, source: int, with_block: tuple[int, int]) -> World:
+    return world._replace(contents=(*world.contents[:source], with_block, *world.contents[source + 1 :]))
 
 
 def put(world: World, r: int, request: Request) -> World:
@@ -123,19 +151,24 @@ def stager(rules: Rules, world: World, r: int, request: Request) -> Iterator[tup
             continue
         is_over = request.is_aborted or entry.block < least(request)
         is_misplaced = rules.is_reserve_kept and entry.source == RESERVE and entry.block not in heads(request)
-        if is_over or is_misplaced:
+        is_evicted = rules.is_evicting and entry.block not in heads(request)
+        if is_over or ((is_misplaced or is_evicted) and (entry.block in request.kept or not rules.is_kept_before_the_drop)):
             yield f"stager drops {r}:{entry.block}", without(world, r, entry)
+        elif is_evicted and entry.block not in request.kept:
+            kept = tuple(sorted((*request.kept, entry.block)))
+            yield f"stager copies {r}:{entry.block} to host memory", put(world, r, request._replace(kept=kept))
     staged = {entry.block for entry in request.staged}
-    taken = {entry.source for other in world.requests for entry in other.staged}
-    for block in range(least(request), rules.num_blocks):
-        if block in staged or request.is_aborted:
+    if request.kept and (request.is_aborted or request.kept[0] < least(request)):
+        kept = () if request.is_aborted else tuple(block for block in request.kept if block >= least(request))
+        yield f"stager lets go of the kept rows of {r}", put(world, r, request._replace(kept=kept))
+    for block in request.kept:
+        if block in staged or block < least(request) or request.is_aborted:
             continue
-        for source in sorted(set(range(rules.num_sources)) - taken):
+        for source in free_sources(rules, world):
             if source == RESERVE and rules.is_reserve_kept and block not in heads(request):
                 continue
-            contents = (*world.contents[:source], (r, block), *world.contents[source + 1 :])
             new = request._replace(staged=tuple(sorted((*request.staged, Entry(block, source)))))
-            yield f"stager stages {r}:{block} in {source}", put(world, r, new)._replace(contents=contents)
+            yield f"stager stages {r}:{block} in {source}", filled(put(world, r, new), source, (r, block))
 
 
 def without(world: World, r: int, entry: Entry) -> World:
@@ -147,11 +180,21 @@ def without(world: World, r: int, entry: Entry) -> World:
     return world._replace(contents=contents)
 
 
+def lost(world: World) -> str | None:
+    """A block that was given, and that some destination has yet to get, stands somewhere."""
+    for r, request in enumerate(world.requests):
+        somewhere = {*request.kept, *(entry.block for entry in request.staged)}
+        missing = set(range(least(request), request.given)) - somewhere
+        if missing and not request.is_aborted:
+            return f"the rows of {r}:{min(missing)} are lost"
+    return None
+
+
 def explore_staging(rules: Rules) -> Finding:
     return explore(
         World((Request(),) * rules.num_requests, (None,) * rules.num_sources, rules.aborts),
         lambda world: steps(rules, world),
-        violated=lambda world: world.wrong or None,
+        violated=lambda world: world.wrong or lost(world),
         goal=lambda world: all(is_over(rules, request) for request in world.requests),
     )
 
@@ -164,8 +207,14 @@ def is_over(rules: Rules, request: Request) -> bool:
 
 @pytest.mark.parametrize(
     "rules",
-    [Rules(), Rules(num_requests=2, num_blocks=2), Rules(num_sources=2, num_requests=2), Rules(num_requests=2, aborts=1)],
-    ids=["three requests", "two of two blocks", "one more source block", "an abort"],
+    [
+        Rules(),
+        Rules(num_requests=2, num_blocks=2),
+        Rules(num_sources=2, num_requests=2),
+        Rules(num_sources=2, num_requests=2, is_evicting=False),
+        Rules(num_requests=2, aborts=1),
+    ],
+    ids=["three requests", "two of two blocks", "one more source block", "what was given into a block stays there", "an abort"],
 )
 def test_any_request_passes_through_one_block_a_side_and_no_read_is_disturbed(rules: Rules) -> None:
     """R8, R21, D8: from every state all requests can still come to their end."""
@@ -176,9 +225,16 @@ def test_any_request_passes_through_one_block_a_side_and_no_read_is_disturbed(ru
 
 def test_without_the_reserve_two_requests_wait_for_each_other() -> None:
     """R21, D8: one has the source block and waits for a destination, which waits for the rows of another one."""
-    finding = explore_staging(Rules(is_reserve_kept=False))
+    finding = explore_staging(Rules(is_reserve_kept=False, is_evicting=False))
     assert finding.fault is not None
     assert finding.fault.startswith("stuck")
+
+
+def test_what_stands_in_a_block_alone_is_lost_where_it_is_dropped_without_a_copy() -> None:
+    """P22, R21."""
+    finding = explore_staging(Rules(is_kept_before_the_drop=False, num_requests=2, num_sources=2))
+    assert finding.fault is not None
+    assert "are lost" in finding.fault
 
 
 def test_a_block_that_is_dropped_while_it_is_read_is_caught() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 RULES: Final = "tests/workers/test_rules.py"
+GIVEN: Final = "tests/workers/test_given_rows.py"
 CROSSINGS: Final = "tests/workers/test_crossings.py"
 SESSIONS: Final = "tests/workers/test_sessions.py"
 REGISTRATIONS: Final = "tests/workers/test_registrations.py"
@@ -936,9 +937,52 @@ PIPELINE: Final = [
     Mutant(
         "ready-told-too-early", "B5", "the library thread may find rows before the word that the worker goes by",
         "pipeline/sender.py",
-        "        self.announce()\n        self._slots.set(self.slot, Slot.READY, chunk.end)\n",
-        "        self._ready = chunk.end\n        self.announce()\n        self._slots.set(self.slot, Slot.READY, chunk.end)\n",
+        "        self.announce()\n        self._slots.set(self.slot, Slot.READY, end)\n",
+        "        self._ready = end\n        self.announce()\n        self._slots.set(self.slot, Slot.READY, end)\n",
         ("tests/pipeline/test_without_repair.py::test_rows_are_sent_though_the_library_thread_comes_between_the_steps_of_a_write",),
+    ),
+    Mutant(
+        "rows-are-lent-unasked", "P22", "the caller's rows are not copied, and nobody has said so",
+        "pipeline/sender.py",
+        "        lent = given.lent() if borrow else None\n",
+        "        lent = given.lent()\n",
+        (f"{GIVEN}::test_rows_that_were_given_are_the_callers_again_and_the_memory_for_them_goes_back",),
+    ),
+    Mutant(
+        "evicted-without-a-copy", "P22, R21", "a source block is freed though its rows stand nowhere else",
+        "pipeline/sender.py",
+        "        if not self._kept.has(k):\n            entry",
+        "        if k < 0:\n            entry",
+        (f"{GIVEN}::test_what_stands_in_a_block_alone_is_copied_to_host_memory_before_the_block_is_anothers",),
+    ),
+    Mutant(
+        "ended-while-it-is-written", "P22, D2", "the library thread ends a request into which its caller is writing",
+        "pipeline/sender.py",
+        "        if self._writing:  # it wakes us, too\n",
+        "        if self._writing and self.slot < 0:\n",
+        (f"{GIVEN}::test_a_request_is_not_ended_while_its_rows_are_being_written",),
+    ),
+    Mutant(
+        "a-limit-for-each-client", "P22, P12", "a client looks at its own word alone",
+        "pipeline/unsent.py",
+        "        total = self._lanes.unsent_bytes()\n",
+        "        total = self._lanes.get(self._lane, 7)  # type: ignore[arg-type]\n",
+        (f"{GIVEN}::test_beyond_the_nodes_limit_no_row_is_taken_and_a_later_write_is",),
+    ),
+    Mutant(
+        "kept-until-the-end", "P22", "host memory goes back at the end of a request alone",
+        "pipeline/sender.py",
+        "        self._kept.let_go(least)\n",
+        "        self._kept.let_go(0 * least)\n",
+        (f"{GIVEN}::test_rows_that_were_given_are_the_callers_again_and_the_memory_for_them_goes_back",),
+    ),
+    Mutant(
+        "every-piece-is-looked-at", "P22", "a row that is staged costs a look at all pieces of its request",
+        "pipeline/kept.py",
+        "            at = bisect_right(pieces, first, key=_first) - 1\n",
+        "            at = [bisect_right(p, first, key=_first) for p in self._pieces.values() if p is pieces or len(p)] and \\\n"
+        "                bisect_right(pieces, first, key=_first) - 1\n",
+        (f"{GIVEN}::test_a_row_a_write_costs_the_same_for_every_row",),
     ),
     Mutant(
         "reserve-without-rows", "R21, D8", "a request at the destination takes the last block though it has no rows waiting",

@@ -179,7 +179,11 @@ class Scenario:
 
     def _write(self, transfer: Transfer, first: int, end: int) -> None:
         if transfer.sender is not None:
-            transfer.sender.write(first, *rows_for(self.encode.geometry, transfer.room, first, end))
+            rows = rows_for(self.encode.geometry, transfer.room, first, end)
+            transfer.sender.write(first, *rows)
+            for tensor in rows:  # it is the caller's again (P22)
+                if tensor is not None:
+                    tensor.zero_()
 
     def _receive(self, transfer: Transfer, scheduler: Scheduler) -> None:
         if scheduler.actor.is_dead or scheduler.node not in self.world.nodes:

@@ -1,0 +1,76 @@
+"""Host memory for rows that were given and could not be placed in source blocks at once: counted for the node, up to a limit.
+
+Each client adds what it takes to a word of its own lane, and then looks at the sum over all lanes: beyond `unsent_max_bytes` it
+takes its own back and refuses. So the sum of what is *held* never exceeds the limit, whatever crosses; two that cross may both
+be refused where one could have been served, and try again. A lane's word counts while its client lives.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from embridge.allocator.control import Control
+from embridge.allocator.errors import NodeBusyError
+from embridge.allocator.layout import Header
+
+Bytes = npt.NDArray[np.uint8]
+
+WARM_BYTES: Final = 64 << 20  # of what was given back, kept for the next rows: fresh memory costs a page fault every 4 KiB
+LEAST_WARM_BYTES: Final = 1 << 16  # smaller ones are left to malloc, which keeps them warm itself
+
+
+class UnsentMemory:
+    """One client's part. Any thread may call it: each step on a shared container is one that the GIL makes atomic."""
+
+    def __init__(self, control: Control, lane: int) -> None:
+        self._lanes = control.lanes
+        self._lane = lane
+        self.limit_bytes = control.header.load(Header.UNSENT_MAX_BYTES)
+        self._warm_limit = min(WARM_BYTES, self.limit_bytes // 8)
+        self._warm: dict[int, deque[Bytes]] = {}
+        self._warm_bytes = 0
+
+    def reserve(self, size: int, what: str) -> None:
+        """Count `size` bytes in, before one of them is used; `what` is named in the error.
+
+        Raises:
+            NodeBusyError: with them the node's unsent rows would exceed its limit; nothing is counted.
+        """
+        self._lanes.add_unsent(self._lane, size)
+        total = self._lanes.unsent_bytes()
+        if total > self.limit_bytes:
+            self._lanes.add_unsent(self._lane, -size)
+            hint = "write again when rows have been sent" if size <= self.limit_bytes else "write fewer rows at a time"
+            raise NodeBusyError(
+                f"{what}: {total - size} + {size} bytes of rows that wait to be sent > {self.limit_bytes} bytes of this node; "
+                f"{hint}, lend them (borrow=True), or raise unsent_max_bytes"
+            )
+
+    def reserve_anyway(self, size: int) -> None:
+        """Count them in, whatever the limit: rows that stood in blocks, which somebody needs. They are at most a pool."""
+        self._lanes.add_unsent(self._lane, size)
+
+    def take(self, size: int) -> Bytes:
+        """Memory of `size` bytes (`size_of`) that are counted in."""
+        try:
+            memory = self._warm[size].pop()
+        except (KeyError, IndexError):
+            return np.empty(size, np.uint8)
+        self._warm_bytes -= size
+        return memory
+
+    def give_back(self, memory: Bytes) -> None:
+        """Count it out; nothing of it is needed any more."""
+        size = memory.nbytes
+        self._lanes.add_unsent(self._lane, -size)
+        if LEAST_WARM_BYTES <= size <= self._warm_limit - self._warm_bytes:
+            self._warm.setdefault(size, deque()).append(memory)
+            self._warm_bytes += size
+
+    def forget(self, size: int) -> None:
+        """Count out what was counted in and never taken."""
+        self._lanes.add_unsent(self._lane, -size)
