@@ -159,7 +159,8 @@ static PyObject *doorbell_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     unsigned char *line = mapping_range(mapping, "doorbell", offset, DOORBELL_BYTES, LINE_BYTES);
     if (line == NULL)
         return NULL;
-    if (event_fd >= 0 && (event_fd = fcntl(event_fd, F_DUPFD_CLOEXEC, 0)) < 0)
+    // Above 2: in a process that has closed standard error, whoever prints would ring.
+    if (event_fd >= 0 && (event_fd = fcntl(event_fd, F_DUPFD_CLOEXEC, 3)) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Doorbell *self = (Doorbell *)handle_new(type, mapping);
     if (self == NULL) {

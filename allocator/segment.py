@@ -12,6 +12,7 @@ mapping that asks: what `posix_fallocate` reserves is in small pages, and stays 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -71,9 +72,10 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", h
     except OSError as error:
         os.close(fd)
         free = shared_memory_space().free
+        more = "raise `ulimit -f`" if error.errno == errno.EFBIG else f"enlarge {SHARED_MEMORY}"
         raise SegmentError(
             f"shared memory for {label}: {size} bytes asked for, {free} bytes free in {SHARED_MEMORY} "
-            f"({error.strerror}); {remedy} or enlarge {SHARED_MEMORY}"
+            f"({error.strerror}); {remedy} or {more}"
         ) from error
     return Descriptor(fd)
 

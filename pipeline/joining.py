@@ -14,6 +14,7 @@ from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.segment import map_segment
 from embridge.pipeline.run_dir import RunDirError, open_run_dir
 from embridge.workers import run_socket
+from embridge.workers.files import above_standard
 from embridge.workers.run_socket import SOCKET_NAME, Welcome
 
 JOIN_TIMEOUT_S = 10.0
@@ -37,6 +38,8 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
     """
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        if sock.fileno() <= 2:
+            sock = socket.socket(fileno=above_standard(sock.detach()))
     except OSError as error:
         raise AttachError(f"node in {run_dir}: no socket is to be had: {error.strerror}; raise `ulimit -n`") from error
     sock.settimeout(timeout_s)
@@ -48,7 +51,8 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
         if uid != os.geteuid():
             raise AttachError(f"it belongs to user {uid}, this process to user {os.geteuid()}")
         run_socket.send_frame(sock, hello)
-        welcome, fds = run_socket.receive_welcome(sock)
+        welcome, received = run_socket.receive_welcome(sock)
+        fds = {name: above_standard(fd) for name, fd in received.items()}
         if not wanted <= fds.keys():
             for fd in fds.values():
                 os.close(fd)

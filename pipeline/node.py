@@ -9,7 +9,6 @@ dead, whatever it has forked, and the end of a pipe that it holds says that it h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -25,6 +24,7 @@ import msgspec
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.config import ConfigError, PipelineConfig
 from embridge.pipeline.start import command
+from embridge.workers.files import above_standard
 
 EXIT_LOOK_S = 0.5  # how often a launcher that says nothing is looked at
 
@@ -126,9 +126,9 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
         opened += os.pipe()
         opened += os.pipe()
         opened.append(os.pidfd_open(os.getpid()))
-        for index, fd in enumerate(opened):  # above 2, or the launcher's own standard input would take its place
-            opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            os.close(fd)
+        for index, fd in enumerate(opened):  # the launcher's own standard input would take the place of 0
+            opened[index] = -1
+            opened[index] = above_standard(fd)
         alive_read, alive_write, ready_read, ready_write, parent = opened
         process = subprocess.Popen(
             [*within, *command(ready_write, alive_read, parent)],
@@ -138,7 +138,8 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
         )
     except OSError as error:
         for fd in opened:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         raise LaunchError(f"launcher: it cannot be started: {error.strerror}; check `ulimit -n` and `ulimit -u`") from error
     for fd in (alive_read, ready_write, parent):
         os.close(fd)

@@ -1,8 +1,9 @@
-"""Opening files that somebody else may have replaced."""
+"""Descriptors: files that somebody else may have replaced, and those that must not be 0, 1 or 2."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -19,3 +20,17 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, directory: int |
         os.close(fd)
         raise OSError(errno.EINVAL, "it is no regular file")
     return fd
+
+
+def above_standard(fd: int) -> int:
+    """The descriptor, or one above 2 in its place: where a process has closed standard error, whoever prints writes there.
+
+    Raises:
+        OSError: there is none; this one is closed then.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)

@@ -211,6 +211,19 @@ def test_a_launcher_that_has_ended_is_not_waited_for_though_its_pipe_is_held(own
         assert node.wait(0) is None
 
 
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_launcher_that_is_not_told_what_to_launch_says_so(
+    own_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], share: float
+) -> None:
+    """P9: whoever started it was killed before it had written all."""
+    config = encode_config(config_of("encode", own_dir / "n"))
+    line = config[: int(len(config) * share)]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(readline=lambda: line)))
+    assert main(["--ready-fd", "0", "--alive-fd", "0"]) == 1
+    assert "the process that launched this node is gone before it said what to launch" in capsys.readouterr().err
+    assert not (own_dir / "n").exists()
+
+
 class Full:
     """A payload whose pages are not to be had."""
 

@@ -163,13 +163,12 @@ def test_a_message_of_another_version_is_refused_and_named_in_the_log(
         assert dealer.poll(5000)
         answer = msg.decode(dealer.recv(), "node")
         assert isinstance(answer, msg.Refused)
-        ours = f"this encode node {msg.VERSION}; run the same embridge on both"
-        assert answer.reason == f"protocol version: the language node speaks 99, {ours}"
+        assert answer.reason == "protocol version: the language node speaks 99, this encode node 1; run the same embridge on both"
         assert not dealer.poll(0)
         dealer.send(good)  # of this version, and refused for what it says
         assert dealer.poll(5000)
         assert "hidden_size: language 1, encode 64" in str(msg.decode(dealer.recv(), "node"))
-    assert f"message refused: a connected peer: version is 99; expected one of {msg.ACCEPTED_VERSIONS}" in encode.log()
+    assert "message refused: a connected peer: version is 99; expected one of (1,)" in encode.log()
     receiving.add(encode.addr, room)
     assert give(open_sender(sending, room, 300))
     assert receiving.take(room, 20).difference == ""
@@ -443,6 +442,14 @@ def test_a_node_that_would_run_out_of_descriptors_is_not_started(own_dir: Path, 
     said = encoder.call(_limited, own_dir / "n", resource.RLIMIT_NOFILE, soft, None)
     assert said.startswith(says)
     assert said.endswith("(0 left)")
+
+
+def test_a_limit_of_the_size_of_files_is_named(own_dir: Path, encoder: Agent) -> None:
+    """P13: segments are files; that there is room enough in /dev/shm does not help."""
+    said = encoder.call(_limited, own_dir / "n", resource.RLIMIT_FSIZE, 1 << 16, None)
+    assert re.fullmatch(
+        r"LaunchError: shared memory for control: .* \(File too large\); lower num_slots or raise `ulimit -f` \(0 left\)", said
+    ), said
 
 
 def test_memory_that_may_not_be_locked_is_no_failure_and_is_shown(own_dir: Path) -> None:

@@ -111,6 +111,35 @@ def test_descriptors_that_whoever_launches_has_closed_are_not_used_for_anything_
             assert held == dict.fromkeys(closed, "/dev/null") | own, name
 
 
+def test_a_client_whose_process_has_closed_standard_output_holds_nothing_there(own_dir: Path) -> None:
+    """What a library prints would be written into a segment, or to the launcher, which would take the client for one of another version."""
+    prelude = """
+def attached(run_dir):
+    from embridge.pipeline import attach
+    for fd in (0, 1, 2):
+        os.close(fd)
+    with attach(run_dir) as client:
+        held = [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2) if os.path.exists(f"/proc/self/fd/{fd}")]
+        told = f"holds {held}, node gone: {client.node_gone}"
+    return told
+real = os.read
+def read(fd, size):
+    data = real(fd, size)
+    if fd == hold:
+        with open(sys.argv[4], "w") as file:
+            file.write(attached(sys.argv[5]))
+        real(hold, 1)
+    return data
+os.read = read
+sys.argv += [PATHS]
+""".replace("PATHS", f"{str(own_dir / 'told')!r}, {str(own_dir / 'n')!r}")
+    with launched_by(prelude, own_dir / "n") as it:
+        os.write(it.hold, b"1")
+        told = own_dir / "told"
+        wait_until(lambda: told.exists() and told.read_text(), what=it.log)
+        assert told.read_text() == "holds [], node gone: False"
+
+
 def test_signals_that_whoever_launches_ignores_or_blocks_have_their_effect(own_dir: Path) -> None:
     """D4: how a process ended is known where SIGCHLD was ignored; the node hears SIGTERM where it was blocked."""
     prelude = """
