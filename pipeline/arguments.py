@@ -1,4 +1,4 @@
-"""Numbers as callers give them: Python's own, NumPy's, or one element of a tensor. What is no number is a ValueError that names it."""
+"""Numbers as callers give them: Python's own, NumPy's, or one element of a tensor; else a ValueError that names it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def whole(name: str, value: Any, low: int, high: int, limits: str = "") -> int:
     """`value` as an int from `low` to `high` (said as `limits`), of any type that is an integer. Raises ValueError."""
     try:
         number = operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # a tensor of several elements, or one that is nowhere, raises the latter two
+    except (TypeError, ValueError, RuntimeError):  # the latter two: a tensor of several elements, or without data
         number = None
     if number is None or not low <= number <= high:
         raise ValueError(f"{name}: {value!r} is outside {limits or f'{low} to {high}'}")

@@ -518,7 +518,8 @@ class Client:
         if gone:
             self.node_gone = True
             log.warning("the node in %s is gone", self.run_dir)
-            self._to_serve.extend(list(self._handles.values()))  # rows that were lent are the caller's again
+            for handle in list(self._handles.values()):
+                handle.let_go()  # rows that were lent are the caller's again
             self._user_bell.ring()
 
     @property

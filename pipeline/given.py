@@ -1,7 +1,8 @@
 """The rows that a caller gives: checked against the node's geometry, and seen as bytes per token and buffer.
 
-What converts without loss is taken: ids and positions of any integer type whose values are within int32, positions the other way round
-(3, n), tensors on a device, with a gradient, with any strides. All else is a ValueError that says what to give instead.
+What converts without loss is taken: ids and positions of any integer type whose values are within int32, positions the
+other way round (3, n), tensors on a device, with a gradient, with any strides. All else is a ValueError that says what to
+give.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Given(NamedTuple):
         """
         for name in ("input_embeddings", "deepstack_embeddings"):
             if isinstance(self.data.get(name), torch.Tensor):
-                raise ValueError(f"{name}: borrow=True needs a contiguous tensor in host memory; give .cpu().contiguous(), or leave it")
+                raise ValueError(
+                    f"{name}: borrow=True needs a contiguous tensor in host memory; give .cpu().contiguous(), or do not"
+                )
         return self.chunk(self.first, self.end)
 
     def chunk(self, first: int, end: int) -> Chunk:
@@ -143,7 +146,7 @@ def _said(error: Exception) -> str:
 
 def _tensor_of(value: Any) -> torch.Tensor:
     array = np.ascontiguousarray(value)
-    return torch.as_tensor(array if array.flags.writeable else array.copy())  # torch warns of what it could not write to
+    return torch.as_tensor(array if array.flags.writeable else array.copy())  # torch warns of what is read-only
 
 
 def _embeddings(geometry: Geometry, input_embeddings: Any) -> _Rows:
@@ -165,7 +168,7 @@ def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> Non
 
 
 def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Bytes | torch.Tensor:
-    """(n,) or (n, axes) int32, from integers of any type that are within it; (axes, n), too, where that can be told from (n, axes)."""
+    """(n,) or (n, axes) int32, from integers of any type that are within it; (axes, n), too, unless n is the axes."""
     tensor, data = _Rows.of(name, value)
     if tuple(tensor.shape) == shape[::-1] != shape:
         tensor = data = tensor.mT
@@ -183,7 +186,7 @@ def _bytes_of(tensor: torch.Tensor) -> Bytes:
     """Its bytes, in the host's memory: a view where they lie there one after the other."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         tensor = tensor.to("cpu").contiguous()
-    if not tensor.ndim or tensor.stride(-1) != 1:  # of one element, contiguous whatever its stride, which `view` asks for
+    if not tensor.ndim or tensor.stride(-1) != 1:  # of one element: contiguous whatever its stride, but `view` asks
         tensor = tensor.reshape(-1).as_strided((tensor.numel(),), (1,))
     data: Bytes = tensor.view(torch.uint8).numpy().reshape(-1)
     return data

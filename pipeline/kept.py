@@ -1,8 +1,8 @@
-"""The rows of one request that its sender keeps in host memory, by block of the request: copies, or the caller's own, lent to it.
+"""The rows of one request that its sender keeps in host memory, by block of the request: copies, or the caller's own.
 
-The caller's thread adds rows, at the end; the library thread stages them and lets them go, from the front. A row is read by the library
-thread only after `ready` has passed it, which the caller's thread raises last. So a piece may grow while another part of it is read, and
-what either thread does costs the same however many rows and pieces there are.
+The caller's thread adds rows, at the end; the library thread stages them and lets them go, from the front. A row is read
+by the library thread only after `ready` has passed it, which the caller's thread raises last. So a piece may grow while
+another part of it is read, and what either thread does costs the same however many rows and pieces there are.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class KeptRows:
         self._tail: Piece | None = None  # the caller's thread: the last of our own
 
     def has(self, block: int) -> bool:
-        """Whether rows of that block are kept. Then all of them are that were given: a block is placed as a whole, or not at all."""
+        """Whether rows of that block are kept: then all that were given, for a block is placed as a whole or not."""
         return block in self._pieces
 
     # ---- the caller's thread
 
     def make_room(self, first: int, end: int, placed: Container[int], what: str) -> dict[int, Piece]:
-        """A piece with room for the rows [first, end), for each of their blocks but those that are `placed`; nothing is kept yet.
+        """A piece with room for the rows [first, end) in each of their blocks, but for those that are `placed`.
 
         Raises:
             NodeBusyError: they do not fit into what is left of the node's limit.
@@ -123,7 +123,7 @@ class KeptRows:
     def stage(self, payload: Mapping, parts: list[Part]) -> None:
         """Copy rows into source blocks."""
         bs = self._bs
-        moves: dict[int, tuple[dict[str, Bytes], list[tuple[int, int, int]]]] = {}  # rows: (at, from, count), by whose data they are
+        moves: dict[int, tuple[dict[str, Bytes], list[tuple[int, int, int]]]] = {}  # rows (at, from, count), by data
         for source, first, end in parts:
             pieces = self._pieces[first // bs]
             at = bisect_right(pieces, first, key=_first) - 1

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AHEAD_BLOCKS: Final = 32  # staged beyond what is sent, for each destination
-PIECE_BYTES: Final = 16 << 20  # copied by the caller's thread before the library thread is told of them: a worker's attempt
+PIECE_BYTES: Final = 16 << 20  # copied by the caller's thread before the library thread is told: a worker's attempt
 INT32 = np.iinfo(np.int32)
 
 
@@ -109,16 +109,17 @@ class EmbeddingSender(TransferHandle):
         `input_embeddings` (n, hidden) and `deepstack_embeddings` (n, D, hidden) in the node's dtype, `fill_ids` (n,) and
         `mrope_positions` (n, 3), or (3, n), integers within int32. Rows come in order: `start` is the number of rows given so far.
 
-        They are copied, and the caller's again when this returns. With `borrow` they are not: they must stay as they are until `done`.
+        They are copied, and the caller's again when this returns. With `borrow` they are not: they must stay as they are
+        until `done`.
 
         Returns:
             False, with no effect, when the request has already ended (see `failure_exception`).
 
         Raises:
-            ValueError: a shape or dtype is not the geometry's, rows are out of order, or exceed the total; with `borrow`, embeddings
-                are not contiguous in host memory.
-            NodeBusyError: source blocks and host memory (`unsent_max_bytes` of the node) are full. No row was taken; try again when rows
-                have been sent (a `Client.poll` names their senders), with fewer rows, or lend them.
+            ValueError: a shape or dtype is not the geometry's, rows are out of order, or exceed the total; with `borrow`,
+                embeddings are not contiguous in host memory.
+            NodeBusyError: source blocks and host memory (`unsent_max_bytes` of the node) are full. No row was taken; try
+                again when rows have been sent (a `Client.poll` names their senders), with fewer rows, or lend them.
         """
         self._client.check_usable()
         start = whole("start", start, 0, MAX_TOKENS)
@@ -169,7 +170,7 @@ class EmbeddingSender(TransferHandle):
             raise
 
     def _sources(self, given: Given) -> dict[int, int]:
-        """Source blocks, by request block: for those that are given whole and may be staged now, unless somebody waits for one."""
+        """Source blocks, by request block: for those that are given whole and may be staged now, if nobody waits for one."""
         if self._client.is_starving or self._control.blocks.waiters():
             return {}
         _, wanted, least = self._wanted(given.end)
@@ -222,7 +223,7 @@ class EmbeddingSender(TransferHandle):
         return self._done
 
     def add_done_callback(self, callback: Callable[[EmbeddingSender], object]) -> None:
-        """Have `callback(sender)` called once when it is `done`, by the library thread, so briefly; at once if it is done already."""
+        """Have `callback(sender)` called once when it is `done`, by the library thread, so briefly; at once if it is."""
         self._done_callbacks.append(callback)
         if self._done:
             self._call_back()
@@ -277,7 +278,7 @@ class EmbeddingSender(TransferHandle):
             self._client.leave(self)
 
     def let_go(self) -> None:
-        """The request is over: no row of it is looked at any more (also `Client.close`, which has ended the library thread)."""
+        """The request is over: no row of it is looked at any more (also `Client.close`, after the library thread's end)."""
         if self._done or self._writing:
             return
         self._release([entry.source for entry in self._placed])

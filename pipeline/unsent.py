@@ -1,8 +1,9 @@
-"""Host memory for rows that were given and could not be placed in source blocks at once: counted for the node, up to a limit.
+"""Host memory for rows that were given and could not be placed in source blocks at once: counted, with a limit a node.
 
-Each client adds what it takes to a word of its own lane, and then looks at the sum over all lanes: beyond `unsent_max_bytes` it
-takes its own back and refuses. So the sum of what is *held* never exceeds the limit, whatever crosses; two that cross may both
-be refused where one could have been served, and try again. A lane's word counts while its client lives.
+Each client adds what it takes to a word of its own lane, and then looks at the sum over all lanes: beyond
+`unsent_max_bytes` it takes its own back and refuses. So the sum of what is *held* never exceeds the limit, whatever
+crosses; two that cross may both be refused where one could have been served, and try again. A lane's word counts while
+its client lives.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from embridge.allocator.layout import Header
 
 Bytes = npt.NDArray[np.uint8]
 
-WARM_BYTES: Final = 64 << 20  # of what was given back, kept for the next rows: fresh memory costs a page fault every 4 KiB
+WARM_BYTES: Final = 64 << 20  # of what was given back, for the next rows: fresh memory costs a page fault every 4 KiB
 LEAST_WARM_BYTES: Final = 1 << 16  # smaller ones are left to malloc, which keeps them warm itself
 
 
@@ -46,12 +47,12 @@ class UnsentMemory:
             self._lanes.add_unsent(self._lane, -size)
             hint = "write again when rows have been sent" if size <= self.limit_bytes else "write fewer rows at a time"
             raise NodeBusyError(
-                f"{what}: {total - size} + {size} bytes of rows that wait to be sent > {self.limit_bytes} bytes of this node; "
-                f"{hint}, lend them (borrow=True), or raise unsent_max_bytes"
+                f"{what}: {total - size} + {size} bytes of rows that wait to be sent > {self.limit_bytes} bytes of "
+                f"this node; {hint}, lend them (borrow=True), or raise unsent_max_bytes"
             )
 
     def reserve_anyway(self, size: int) -> None:
-        """Count them in, whatever the limit: rows that stood in blocks, which somebody needs. They are at most a pool."""
+        """Count them in, whatever the limit: rows that stood in blocks that somebody needs. They are at most a pool."""
         self._lanes.add_unsent(self._lane, size)
 
     def take(self, size: int) -> Bytes:
