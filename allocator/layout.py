@@ -1,35 +1,52 @@
 """Every offset, size and alignment of the two segments: a map one can draw, and no logic.
 
-    control segment                                     payload segment
-    ┌──────────────────────────────────────────┐        ┌───────────────────────────────────────────┐
-    │ header        magic, version, geometry   │        │ input_embeddings  [block][token][hidden]  │ 2 MiB aligned
-    │ processes     pid, beat, restarts        │        ├───────────────────────────────────────────┤
-    │ doorbells     one line a waiter          │        │ deepstack         [block][token][D][hidden]│ where D > 0
-    │ lanes         one a client               │        ├───────────────────────────────────────────┤
-    │ pages         which lane leases 64 slots │        │ mrope_positions   [block][token][3] int32 │
-    │ status        words, stamps, dirty bits  │        ├───────────────────────────────────────────┤
-    │ slots         one record a request       │        │ fill_ids          [block][token] int32    │
-    │ destinations  encode: grants, watermarks │        ├───────────────────────────────────────────┤
-    │ staging       encode: cached source rows │        │ aux_datas         [block][16] int32       │
-    │ windows       language: granted blocks   │        └───────────────────────────────────────────┘
-    │ sessions      language: network engines  │
-    │ cells         owner of each block        │
-    │ peers         other nodes; tombstones    │
-    │ writers       who maps our payload       │
-    │ routes        nodes that discovery knows │
-    │ rings         one a pair of processes    │
-    │ metrics       counters                   │
-    └──────────────────────────────────────────┘
+    control segment, with the role that alone has a table
+    ┌─────────────────────────────────────────────────────────────────────────────────┐
+    │ header                  magic, version, size, identity, geometry, limits, state │
+    │ processes               pid, beat, state, restarts of each process              │
+    │ doorbells               a line for whoever can be woken                         │
+    │ lanes                   a seat for a client                                     │
+    │ pages                   which lane leases a page of 64 slots                    │
+    │ words                   a status word a slot                                    │
+    │ stamps                  when it first entered each phase                        │
+    │ dirty                   a bit a slot and view: the word has changed             │
+    │ slots                   a record a slot                                         │
+    │ destinations  encode    watermarks of each destination of a slot                │
+    │ grants        encode    blocks granted by the destinations of a slot            │
+    │ staging       encode    source blocks that cache rows of a slot                 │
+    │ windows       language  blocks granted for a slot                               │
+    │ sessions      language  the engine of each worker                               │
+    │ ports         language  a bit a port that an engine had                         │
+    │ cells                   the owner of each block                                 │
+    │ exposure                the session that may write into each block              │
+    │ peers                   other nodes                                             │
+    │ tombstones    encode    the highest epoch of each slot of each peer             │
+    │ writers                 processes of other nodes that map the payload           │
+    │ routes                  the registrar's record; nodes that discovery tells of   │
+    │ metrics                 a row of counters a process                             │
+    │ rings                   one from each process or lane to each that it kicks     │
+    └─────────────────────────────────────────────────────────────────────────────────┘
 
-Every word is 64 bits, little-endian, and has one writer (or is moved by CAS); `docs/architecture.md` says who. A process that
-attaches checks `MAGIC`, `LAYOUT_VERSION` and the size before it trusts any offset.
+    payload segment, with what each pool begins on
+    ┌────────────────────────────────────────────────────────────────────────┐
+    │ embeddings  2 MiB   input_embeddings [block][token][hidden]            │
+    │ deepstack   2 MiB   deepstack_embeddings [block][token][layer][hidden] │
+    │ positions   a page  mrope_positions [block][token][3] int32            │
+    │ ids         a page  fill_ids [block][token] int32                      │
+    │ aux         a page  aux_datas [block][16] int32                        │
+    └────────────────────────────────────────────────────────────────────────┘
+
+`allocator.drawing` draws this, and a test compares them. A table begins on a line of 64 bytes, the rings on a page.
+
+Every word is 64 bits, little-endian, and has one writer (or is moved by CAS); `docs/architecture.md` says who. A
+process that attaches checks `MAGIC`, `LAYOUT_VERSION` and the size before it trusts any offset.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
 LAYOUT_VERSION: Final = 5
@@ -163,7 +180,7 @@ class Header(IntEnum):
     BLOCK_WAITERS = 9  # bit a lane that waits for a block
     LAUNCHER_PID = 10
     STARTED_NS = 11
-    LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8
+    LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8 | 1
     FAILING = 13  # launcher: bit a process (as in the table) that cannot be kept alive
     VERIFY = 14  # 1: rows are checked on receipt
     UNSENT_MAX_BYTES = 15  # encode: of all clients together
@@ -213,7 +230,10 @@ class LaneState(IntEnum):
 
 
 class Slot(IntEnum):
-    """Words of a slot's record; the comment names who writes. All are reset by the client before it opens the epoch."""
+    """Words of a slot's record; the comment names who writes.
+
+    All but `RELEASED_EPOCH` are reset by the client before it opens the epoch.
+    """
 
     ROOM = 0  # client
     EPOCH = 1  # client: the epoch this record is about
@@ -419,9 +439,53 @@ class _Map:
         return offset
 
 
+class Pool(NamedTuple):
+    """What a pool of the payload holds, and on what it begins."""
+
+    what: str
+    alignment: int
+
+
+PAYLOAD_POOLS: Final = {
+    "embeddings": Pool("input_embeddings [block][token][hidden]", HUGE_PAGE_BYTES),
+    "deepstack": Pool("deepstack_embeddings [block][token][layer][hidden]", HUGE_PAGE_BYTES),
+    "positions": Pool("mrope_positions [block][token][3] int32", PAGE_BYTES),
+    "ids": Pool("fill_ids [block][token] int32", PAGE_BYTES),
+    "aux": Pool("aux_datas [block][16] int32", PAGE_BYTES),
+}
+"""The pools of the payload, as `drawing` shows them."""
+
+CONTROL_TABLES: Final = {
+    "header": "magic, version, size, identity, geometry, limits, state",
+    "processes": "pid, beat, state, restarts of each process",
+    "doorbells": "a line for whoever can be woken",
+    "lanes": "a seat for a client",
+    "pages": "which lane leases a page of 64 slots",
+    "words": "a status word a slot",
+    "stamps": "when it first entered each phase",
+    "dirty": "a bit a slot and view: the word has changed",
+    "slots": "a record a slot",
+    "destinations": "watermarks of each destination of a slot",
+    "grants": "blocks granted by the destinations of a slot",
+    "staging": "source blocks that cache rows of a slot",
+    "windows": "blocks granted for a slot",
+    "sessions": "the engine of each worker",
+    "ports": "a bit a port that an engine had",
+    "cells": "the owner of each block",
+    "exposure": "the session that may write into each block",
+    "peers": "other nodes",
+    "tombstones": "the highest epoch of each slot of each peer",
+    "writers": "processes of other nodes that map the payload",
+    "routes": "the registrar's record; nodes that discovery tells of",
+    "metrics": "a row of counters a process",
+    "rings": "one from each process or lane to each that it kicks",
+}
+"""The tables of the control segment, as `drawing` shows them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayloadLayout:
-    """Byte offsets of the pools in the payload segment; each begins on a huge page."""
+    """Byte offsets of the pools in the payload segment."""
 
     embeddings: int
     deepstack: int
@@ -435,11 +499,14 @@ class PayloadLayout:
         assert geometry.num_blocks, "the launcher chooses the size of the pool first"
         m, tokens = _Map(), geometry.num_blocks * geometry.block_size
         offsets = {
-            "embeddings": m.take(tokens * geometry.embedding_bytes, HUGE_PAGE_BYTES),
-            "deepstack": m.take(tokens * geometry.deepstack_bytes, HUGE_PAGE_BYTES),
-            "positions": m.take(tokens * 4 * POSITION_AXES, PAGE_BYTES),
-            "ids": m.take(tokens * 4, PAGE_BYTES),
-            "aux": m.take(geometry.num_blocks * 4 * AUX_WORDS, PAGE_BYTES),
+            name: m.take(size, PAYLOAD_POOLS[name].alignment)
+            for name, size in {
+                "embeddings": tokens * geometry.embedding_bytes,
+                "deepstack": tokens * geometry.deepstack_bytes,
+                "positions": tokens * 4 * POSITION_AXES,
+                "ids": tokens * 4,
+                "aux": geometry.num_blocks * 4 * AUX_WORDS,
+            }.items()
         }
         return cls(**offsets, size=_up(m.end, HUGE_PAGE_BYTES))
 

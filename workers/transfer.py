@@ -11,7 +11,8 @@ meanwhile (R8).
 An attempt that fails over a network may go on reading and writing. What it may have written is *tainted* before anything else (R6). Its
 source blocks stay in READING, and the worker *renews* itself: it submits nothing more over the network, lets what is under way there end,
 for `RENEW_WAIT_NS` at most, and ends its process. The one that is born in its place redoes the rows. So one failure taints no healthy
-transfer, and does not spread from node to node.
+transfer, and does not spread from node to node. A process that is *worn*, for its engine keeps something of every peer that
+has gone, renews itself as well, between two attempts.
 
 Where nodes verify, an attempt's rows are summed in the source blocks before it is submitted. When it is done, the running checksum
 and how far it goes are stored in one word, then `sent`; a worker that is born between the two brings `sent` up to it (R27).
@@ -35,7 +36,7 @@ from embridge.allocator.requests import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import TERMINAL, split
-from embridge.workers.engines.base import EngineError, Moves, Outcome, TransferEngine
+from embridge.workers.engines.base import EngineError, Moves, Outcome, OwnShortage, TransferEngine
 from embridge.workers.roles import Desk, Inbox, Out, Renew
 from embridge.workers.timing import NS
 
@@ -46,6 +47,8 @@ STEP_ATTEMPTS = 16  # in one step, before kicks are looked at again
 LEAST_RETRY_NS = NS // 100  # after an attempt that failed; then half of the time for which all have, to `MOST_RETRY_NS`
 MOST_RETRY_NS = NS // 2
 RENEW_WAIT_NS = NS // 5  # for healthy attempts to end before this process does
+WORN_WAIT_NS = 10 * NS  # for a moment in which no attempt is under way; then no more are submitted until there is one
+YOUNG_NS = 5 * NS  # a process that runs out of something so soon would not do better the next time
 LEAST_NAP_NS = 50_000  # between two looks at an attempt of a network engine; a 32nd of the time it should take, when that is more
 MOST_NAP_NS = 1_000_000
 MOST_LOOK_NS = 100_000_000
@@ -93,7 +96,10 @@ class TransferWorker:
         self._opening: dict[int, int] = {}  # slots whose peer's door is not open yet, or whose next attempt is not due
         self._scanned_ns = 0
         self._now_ns = 0
-        self._renewing_ns = 0  # since when this process wants to end
+        self._born_ns = 0
+        self._worn_ns = 0  # since when this process had better end
+        self._why_worn = ""
+        self._renewing_ns = 0  # since when it wants to end
         self._may_read: set[int] = set()  # slots whose source blocks this process may still read though their attempt failed (R8)
         self._ns_per_byte = 0.0  # of the network engine, as the last attempts had it; 0: not known
         self._batch_blocks = max(1, BATCH_BYTES // (desk.bs * desk.control.geometry.token_bytes))
@@ -104,6 +110,7 @@ class TransferWorker:
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         self._now_ns = now_ns
+        self._born_ns = self._born_ns or now_ns
         for _, record in inbox.records:
             self._enqueue(record.slot, record.epoch)
         if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
@@ -120,9 +127,32 @@ class TransferWorker:
             slot = self._queue.popleft()
             epoch = self._queued.pop(slot)
             budget -= self._serve(slot, epoch)
-        if self._renewing_ns and (not self._is_network_busy() or now_ns - self._renewing_ns > RENEW_WAIT_NS):
-            raise Renew("a write over the network has failed and may still be under way: this process ends, another redoes it")
+        if self._worn_ns or self._renewing_ns:
+            self._renew_if_due(now_ns)
         return []
+
+    def _renew_if_due(self, now_ns: int) -> None:
+        """Raises Renew when nothing healthy is under way, or it has had its time."""
+        is_busy = self._is_network_busy()
+        if self._worn_ns and (not is_busy or now_ns - self._worn_ns > WORN_WAIT_NS):
+            self._renewing_ns = self._renewing_ns or now_ns
+        if not self._renewing_ns:
+            return
+        if self._may_read and (not is_busy or now_ns - self._renewing_ns > RENEW_WAIT_NS):
+            raise Renew(
+                "a write over the network has failed and may still be under way: this process ends, another redoes it"
+            )
+        if not is_busy:
+            raise Renew(f"this process ends, and another begins in its place: {self._why_worn}")
+
+    def _wear_out(self, why: str) -> bool:
+        """This process had better end. False if that would not help."""
+        if self._now_ns - self._born_ns < YOUNG_NS:
+            return False
+        if not self._worn_ns:
+            log.warning("%s: it begins anew", why)
+            self._worn_ns, self._why_worn = self._now_ns, why
+        return True
 
     def next_step_ns(self, now_ns: int) -> int:
         if self._queue:
@@ -151,6 +181,9 @@ class TransferWorker:
         """R25: a kick may be lost with the process that was to send it."""
         for slot, epoch in self._mine():
             self._enqueue(slot, epoch)
+        for engine in self._engines.values():
+            if why := engine.wear():
+                self._wear_out(why)
         for peer in range(self._control.peers.num_peers):
             if not self._control.peers.is_alive(peer):
                 for engine in self._engines.values():
@@ -177,6 +210,9 @@ class TransferWorker:
             with self._desk.isolated("transfer", slot, epoch):
                 try:
                     submitted += self._submit(slot, epoch, d)
+                except OwnShortage as error:
+                    if not self._wear_out(str(error)):
+                        self._fail(slot, epoch, str(error))
                 except (EngineError, SegmentError) as error:
                     self._fail(slot, epoch, str(error))
         self._finish_attempts()
@@ -244,6 +280,8 @@ class TransferWorker:
         peer = self._dsts.get(slot, d, Destination.PEER) - 1
         try:
             return engine.open(peer, record, session)
+        except OwnShortage:
+            raise
         except EngineError:
             since = self._dsts.get(slot, d, Destination.FAILING_NS) or self._now_ns
             self._dsts.set(slot, d, Destination.FAILING_NS, since)

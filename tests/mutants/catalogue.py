@@ -17,6 +17,7 @@ CROSSINGS: Final = "tests/workers/test_crossings.py"
 SESSIONS: Final = "tests/workers/test_sessions.py"
 REGISTRATIONS: Final = "tests/workers/test_registrations.py"
 STRANGERS: Final = "tests/hostile/test_strangers.py"
+WEAR: Final = "tests/workers/test_wear.py"
 LOOKUPS: Final = "tests/workers/test_addresses.py"
 ADDRESSES: Final = "tests/pipeline/test_addresses.py"
 DYING: Final = "tests/pipeline/test_dying.py"
@@ -1090,6 +1091,27 @@ PIPELINE: Final = [
         "        if wrong := why_not_numeric(message):",
         '        if wrong := why_not_numeric(message) and "":',
         (f"{LOOKUPS}::test_a_node_that_announces_no_number_is_refused_with_the_field",),
+    ),
+    Mutant(
+        "worn-for-ever", "P23", "a worker whose engine keeps something of every peer that has gone goes on as it is",
+        "workers/transfer.py",
+        "            if why := engine.wear():",
+        '            if why := engine.wear() and "":',
+        (f"{WEAR}::test_a_worn_worker_lets_what_is_under_way_end_and_begins_anew",),
+    ),
+    Mutant(
+        "worn-breaks-off", "P11, P23", "a worn worker waits for nothing that is under way",
+        "workers/transfer.py",
+        "        if not is_busy:\n            raise Renew(f",
+        "        if self._why_worn:\n            raise Renew(f",
+        (f"{WEAR}::test_when_there_is_no_quiet_moment_none_is_submitted_until_there_is_one",),
+    ),
+    Mutant(
+        "shortage-blamed", "P23", "a contact that fails for want of descriptors here is blamed on the peer's firewall",
+        "workers/engines/mooncake.py",
+        "bool(short)\n",
+        "False\n",
+        (f"{WEAR}::test_a_contact_that_fails_for_want_of_descriptors_is_no_fault_of_the_peer",),
     ),
     Mutant(
         "who-listens-unasked", "D5", "whatever node listens at a run socket is taken for the one that names it",

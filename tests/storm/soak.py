@@ -3,6 +3,8 @@
 Every few seconds the descriptors, threads, mappings and resident memory of every process are written down. After a warm-up (a tenth of
 the time, if nothing else is said) the medians of the first tenth and of the last are compared: descriptors, threads and mappings must
 not differ, memory may by little. A median does not see what one process had open for the moment in which it was looked at.
+
+With `--restarts`, peers come and go instead (`storm/restarts.py`).
 """
 
 from __future__ import annotations
@@ -118,7 +120,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--block-size", type=int, default=Options.block_size, help="tokens of a block; the pools keep their size")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--history", type=Path, default=Path("soak.jsonl"))
+    parser.add_argument("--restarts", type=int, default=0, help="no load, but so many peers of each role that come and go")
     args = parser.parse_args(argv)
+    if args.restarts:
+        from storm.restarts import soak
+
+        return soak(args.engine, args.restarts, args.seconds)
     args.history.unlink(missing_ok=True)
     options = Options(
         engine=args.engine,

@@ -170,6 +170,7 @@ class StubEngine:
     """An engine whose attempts end as the test says; what it is given to move it moves at the end, if it has where to."""
 
     name = "stub"
+    worn = ""
 
     def __init__(self, *, late_writes: bool = False, outcome: Outcome = Outcome.DONE) -> None:
         self.late_writes = late_writes
@@ -191,6 +192,9 @@ class StubEngine:
 
     def close(self, peer: int) -> None:
         self.closed.append(peer)
+
+    def wear(self) -> str:
+        return self.worn
 
     def shutdown(self) -> None:
         pass

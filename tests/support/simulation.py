@@ -192,6 +192,7 @@ class SimulatedEngine:
     """
 
     name = "simulated"
+    worn = ""
 
     def __init__(self, node: SimulatedNode, *, late_writes: bool = False) -> None:
         self.late_writes = late_writes
@@ -266,6 +267,9 @@ class SimulatedEngine:
             target, entry = self._targets.pop(peer)
             if entry >= 0:
                 target.writer_gone(entry)
+
+    def wear(self) -> str:
+        return self.worn
 
     def shutdown(self) -> None:
         """Its process ends: it reads nothing any more; about half of what it had yet to write is in its connections, and lands."""

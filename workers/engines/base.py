@@ -24,6 +24,10 @@ class EngineError(EmbridgeError):
     """A peer cannot be reached with this engine, or a write was refused; the text says why and what to do."""
 
 
+class OwnShortage(EngineError):
+    """This process has run out of something: no peer is to blame, and a new process in its place has it again."""
+
+
 class Outcome(Enum):
     """How an attempt stands. After FAILED it may still land, unless the engine says that its writes end with it."""
 
@@ -45,6 +49,7 @@ class TransferEngine(Protocol):
 
         Raises:
             EngineError: it cannot be reached this way. A later call tries again (D3).
+            OwnShortage: that is this process's own trouble.
         """
         ...
 
@@ -58,4 +63,8 @@ class TransferEngine(Protocol):
 
     def close(self, peer: int) -> None:
         """The peer is gone; what it had mapped or opened is let go."""
+        ...
+
+    def wear(self) -> str:
+        """Why the process had better begin anew, though all goes well; empty while it need not. Asked once a second."""
         ...

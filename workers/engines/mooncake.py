@@ -12,6 +12,8 @@ What Mooncake does, as measured, and what is made of it here:
   write submitted, in a thread. The call that asks for a peer's buffer address holds the GIL meanwhile and an empty batch aborts the
   process: neither is used.
 - It talks over one family of addresses: IPv4, or with `MC_USE_IPV6` over IPv6, where an IPv4 address is written as a mapped one.
+- It keeps its sockets to an endpoint that has gone, four of them, for as long as its process lives. So sessions that are
+  over are counted, and the process begins anew before they fill its descriptors.
 - The status of a batch is that of its first descriptor alone, so each descriptor is submitted by itself. A terminal status may be read
   once, for numbers are used again, and `submit` returning 0 is failure.
 """
@@ -32,7 +34,8 @@ from embridge.allocator._core import Mapping
 from embridge.allocator.errors import LaunchError
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
-from embridge.workers.engines.base import EngineError, Moves, Outcome
+from embridge.workers import descriptors
+from embridge.workers.engines.base import EngineError, Moves, Outcome, OwnShortage
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,11 @@ PROTO: Final = 2
 MODULES: Final = ("mooncake-transfer-engine", "mooncake-transfer-engine-cuda13", "mooncake-transfer-engine-non-cuda")
 LEAST_VERSION: Final = (0, 3, 12)  # pyproject.toml asks for no less
 _PORT_TRIES: Final = 32
+_SOCKETS: Final = 4  # to a session, its lanes
+_MOST_OVER: Final = 128  # sessions that are over and still have sockets here
+_PART: Final = 32  # of the descriptors; so many sessions have an eighth of them
+_IDLE_NS: Final = NS  # a session that was not used for so long loses little when its sockets are closed
+_FORGOTTEN_NS: Final = 60 * NS  # unused, an older session of a peer counts as over; if it is not, it is opened again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +130,7 @@ def start_engine(host: str, settings: MooncakeSettings) -> Any:
         os.environ["MC_FORCE_TCP"] = "1"
     else:
         os.environ.pop("MC_FORCE_TCP", None)
+    descriptors.raise_limit()
     if ":" in host:
         os.environ["MC_USE_IPV6"] = "1"
     else:
@@ -190,6 +199,8 @@ class _Line:
     next_try_ns: int = 0
     num_tries: int = 0
     why: str = ""
+    used_ns: int = 0
+    is_short: bool = False  # its contact failed for want of descriptors of this process
 
 
 @dataclass(slots=True)
@@ -217,14 +228,18 @@ class MooncakeEngine:
         self._lines: dict[int, dict[int, _Line]] = {}  # peer -> session -> its line
         self._tickets: dict[int, _Ticket] = {}
         self._ticket = 0
+        self._num_over = 0  # sessions that are over, with which there was contact
 
     # ---- contact
 
     def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
         line = self._line(peer, record, session)
+        line.used_ns = now = time.monotonic_ns()
         if line.opened:
             return True
-        now = time.monotonic_ns()
+        if line.is_short:
+            line.is_short = False  # if this process goes on, it tries again
+            raise OwnShortage(f"no contact with {line.name}: {line.why}")
         if line.thread is not None or now < line.next_try_ns:
             self._give_up_late(line, record, now)
             return False
@@ -246,6 +261,7 @@ class MooncakeEngine:
         lines = self._lines.setdefault(peer, {})
         line, name = lines.get(session.port), session_name(self._host, host_of(record.poller_addr), session.port)
         if line is None or (line.session, line.name, line.base) != (session.number, name, session.base):
+            self._count_over(line)
             line = lines[session.port] = _Line(session.number, name, session.base)
         return line
 
@@ -256,7 +272,8 @@ class MooncakeEngine:
             line.failing_ns = 0
             line.opened = True
         else:
-            line.why = f"its handshake fails (code {code})"
+            short = descriptors.why_short()
+            line.why, line.is_short = short or f"its handshake fails (code {code})", bool(short)
         line.thread = None
 
     def _give_up_late(self, line: _Line, record: PeerRecord, now_ns: int) -> None:
@@ -290,6 +307,8 @@ class MooncakeEngine:
             number = self._engine.transfer_submit_write(line.name, self._payload.address + here, line.base + there, size)
             if number <= 0:
                 line.opened = line.written = False  # its port is closed: the next attempt asks again
+                if short := descriptors.why_short():
+                    log.warning("a write to %s was not submitted: %s", line.name, short)
                 ticket.failed = True
                 break
             line.written = True
@@ -313,7 +332,31 @@ class MooncakeEngine:
         return outcome
 
     def close(self, peer: int) -> None:
-        self._lines.pop(peer, None)
+        for line in self._lines.pop(peer, {}).values():
+            self._count_over(line)
+
+    def _count_over(self, line: _Line | None) -> None:
+        self._num_over += line is not None and line.num_tries > 0
+
+    def wear(self) -> str:
+        now, limit, num_idle, num_lines = time.monotonic_ns(), descriptors.limit(), 0, 0
+        for lines in self._lines.values():
+            latest = max(line.session for line in lines.values())
+            for port, line in list(lines.items()):
+                unused_ns = now - line.used_ns
+                if line.session < latest and line.thread is None and unused_ns > _FORGOTTEN_NS:
+                    self._count_over(lines.pop(port))
+                    continue
+                num_lines += 1
+                num_idle += unused_ns > _IDLE_NS
+        some = max(1, limit // _PART)
+        if self._num_over >= min(some, _MOST_OVER):
+            return f"{self._num_over} sessions of peers are over, and Mooncake keeps its sockets to them"
+        if _SOCKETS * (self._num_over + num_lines) > limit // 2 and self._num_over + num_idle >= some:
+            num_open = descriptors.num_open()
+            if num_open > limit * 3 // 4:
+                return f"{num_open} of {limit} descriptors are open, some of them to sessions that nobody uses"
+        return ""
 
 
 def host_of(address: str) -> str:

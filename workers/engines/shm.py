@@ -17,8 +17,8 @@ from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.segment import map_segment
 from embridge.allocator.sessions import LiveSession
-from embridge.workers import run_socket
-from embridge.workers.engines.base import EngineError, Moves, Outcome
+from embridge.workers import descriptors, run_socket
+from embridge.workers.engines.base import EngineError, Moves, Outcome, OwnShortage
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class _Door:
     """A peer's run socket, and its payload once the answer is there."""
 
     sock: socket.socket
-    incarnation: int
+    node: tuple[int, int]  # its id and incarnation: another one may have its entry by now
     payload: Mapping | None = None
 
 
@@ -48,11 +48,14 @@ class ShmEngine:
 
     def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
         door = self._doors.get(peer)
-        if door is not None and door.incarnation != record.incarnation:
+        if door is not None and door.node != (record.node_id, record.incarnation):
             self.close(peer)
             door = None
         if door is None:
-            door = self._doors[peer] = self._knock(record)
+            try:
+                door = self._doors[peer] = self._knock(record)
+            except BlockingIOError:  # the door's backlog is full; the next look knocks again
+                return False
         if door.payload is None:
             try:
                 self._answer(door, record)
@@ -62,7 +65,10 @@ class ShmEngine:
         return door.payload is not None
 
     def _knock(self, record: PeerRecord) -> _Door:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            raise OwnShortage(f"no socket for {record}: {descriptors.shortage(error) or error}") from error
         try:
             sock.connect(record.run_socket)
             _, uid = run_socket.peer_credentials(sock)
@@ -72,12 +78,15 @@ class ShmEngine:
                 run_socket.PROTOCOL_VERSION, self._node_id, self._incarnation, record.incarnation
             )
             run_socket.send_frame(sock, hello)
+        except BlockingIOError:
+            sock.close()
+            raise
         except OSError as error:
             sock.close()
             raise EngineError(
                 f"{record} is not reachable through shared memory: {record.run_socket or 'no run socket'}: {error}"
             ) from error
-        return _Door(sock, record.incarnation)
+        return _Door(sock, (record.node_id, record.incarnation))
 
     def _answer(self, door: _Door, record: PeerRecord) -> None:
         try:
@@ -110,3 +119,6 @@ class ShmEngine:
         if door is not None:
             door.payload = None
             door.sock.close()
+
+    def wear(self) -> str:
+        return ""
