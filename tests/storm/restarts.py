@@ -32,6 +32,7 @@ from storm.runner import tell
 from storm.soak import MORE_BYTES, Held, held_by
 
 TOKENS = 300
+MOST_RESTARTS = 100_000  # of a worker within a minute; what is killed here is no sign of trouble
 LIMITS = Limits(
     num_slots=64,
     max_clients=1,
@@ -184,9 +185,15 @@ def visits(
             limits=replace(LIMITS, num_workers=encode_workers),
             within=allowed_descriptors(num_descriptors),
             peer_timeout_s=5.0,
+            max_restarts=MOST_RESTARTS,
         ) as encode,
         station(
-            "language", path / "l", engine=engine, limits=replace(LIMITS, num_workers=language_workers), peer_timeout_s=5.0
+            "language",
+            path / "l",
+            engine=engine,
+            limits=replace(LIMITS, num_workers=language_workers),
+            peer_timeout_s=5.0,
+            max_restarts=MOST_RESTARTS,
         ) as language,
         attach(encode.run_dir) as sending,
         attach(language.run_dir) as client,
@@ -197,11 +204,28 @@ def visits(
 NUM_DESCRIPTORS = 1024  # what a process mostly may have: a worker of Mooncake's begins anew every 32 sessions
 
 
-def soak(engine: str, restarts: int, seconds: float) -> int:
-    """So many peers of each role that come and go, until the time is over; 1 if something grows, or a request fails."""
-    tell(f"soak: engine {engine}, {restarts} peers of each role, one after another, {seconds:g} s at most")
-    with run_dirs() as path, visits(path, engine, num_descriptors=NUM_DESCRIPTORS) as it:
-        done = it.rounds(restarts, [it.language_node, it.encode_node], seconds=seconds)
+WORKERS = 5
+
+
+def soak(engine: str, restarts: int, seconds: float, *, of: str) -> int:
+    """So many nodes of each role, or workers, that come and go, until the time is over; 1 if something grows.
+
+    The workers are those with which the other side's processes have to do: an encode node's map the payload of a language
+    node, through Mooncake a language node's begin new sessions.
+
+    Raises:
+        AssertionError: a request failed.
+    """
+    tell(f"soak: engine {engine}, {restarts} {of} that come and go, {seconds:g} s at most")
+    with run_dirs() as path:
+        if of == "nodes":
+            with visits(path, engine, num_descriptors=NUM_DESCRIPTORS) as it:
+                done = it.rounds(restarts, [it.language_node, it.encode_node], seconds=seconds)
+        else:
+            role = "encode" if engine == "shm" else "language"
+            with visits(path, engine, num_descriptors=NUM_DESCRIPTORS, **{f"{role}_workers": WORKERS}) as it:
+                kinds = [lambda: it.workers(getattr(it, role))]
+                done = WORKERS * it.rounds(-(-restarts // WORKERS), kinds, seconds=seconds)
         problems = it.problems()
     for name, seen in sorted(it.samples.items()):
         least, most = (Held(*map(choose, zip(*seen, strict=True))) for choose in (min, max))
@@ -212,5 +236,5 @@ def soak(engine: str, restarts: int, seconds: float) -> int:
         )
     for text in problems:
         tell(f"DRIFT {text}")
-    tell(f"soak: {done} peers of each role came and went: {'drift' if problems else 'no drift'}")
+    tell(f"soak: {done} {of} came and went: {'drift' if problems else 'no drift'}")
     return 1 if problems else 0

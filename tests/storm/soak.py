@@ -121,11 +121,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--history", type=Path, default=Path("soak.jsonl"))
     parser.add_argument("--restarts", type=int, default=0, help="no load, but so many peers of each role that come and go")
+    parser.add_argument("--of", choices=["nodes", "workers"], default="nodes", help="what --restarts restarts")
     args = parser.parse_args(argv)
     if args.restarts:
         from storm.restarts import soak
 
-        return soak(args.engine, args.restarts, args.seconds)
+        return soak(args.engine, args.restarts, args.seconds, of=args.of)
     args.history.unlink(missing_ok=True)
     options = Options(
         engine=args.engine,
