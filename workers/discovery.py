@@ -24,15 +24,19 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from embridge.workers import route_messages as msg
 from embridge.workers.discovery_metrics import CONTENT_TYPE, exposition
+from embridge.workers.loglimit import LogLimit
 from embridge.workers.registry import Registry, RegistryFull, RouteConflict
 
 log = logging.getLogger(__name__)
+_http_log = logging.getLogger(f"{__name__}.http")
 
 REQUEST_TIMEOUT_S: Final = 5.0  # from the end of a request's head to the end of its body
 SHUTDOWN_TIMEOUT_S: Final = 1.0
+CLOCKS_APART_S: Final = 24 * 3600.0  # that of a node's host and this one's, at most
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -54,12 +58,38 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Server:
-    """The handlers. `token`: what every request must bear, or "" where the address guards enough; `clock` is monotonic ns."""
+class _Malformed(logging.Filter):
+    """Of what is no HTTP, aiohttp logs a traceback before anybody has looked at the token: one line a cause is enough, and a count."""
 
-    def __init__(self, *, token: str = "", clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, count: Callable[[], None], clock: Callable[[], int]) -> None:
+        super().__init__()
+        self._count = count
+        self._clock = clock
+        self._limit = LogLimit(lines_a_peer=5, lines_in_all=20)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        self._count()
+        kind, peer = type(error).__name__, record.args[0] if isinstance(record.args, tuple) and record.args else "somebody"
+        self._limit.log(log, logging.INFO, kind, self._clock(), "a request of %s is no HTTP: %s", peer, kind)
+        return False
+
+
+class Server:
+    """The handlers. `token`: what every request must bear, or "" where the address guards enough; `clock` is monotonic ns.
+
+    `wall_s` is the time of day, which decides one thing: an incarnation is the millisecond of a node's launch, or a little more, and one of
+    days to come is nobody's; it would bar its node from being listed under its own (D5).
+    """
+
+    def __init__(
+        self, *, token: str = "", clock: Callable[[], int] = time.monotonic_ns, wall_s: Callable[[], float] = time.time
+    ) -> None:
         self.registry = Registry(clock())
         self._clock = clock
+        self._wall_s = wall_s
         self._expected = f"Bearer {token}".encode() if token else b""
 
     def app(self) -> web.Application:
@@ -80,7 +110,11 @@ class Server:
             OSError: it cannot.
         """
         check_binding(host, has_token=bool(self._expected))
-        runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S, keepalive_timeout=30.0)
+        malformed = _Malformed(self._count_malformed, self._clock)
+        _http_log.addFilter(malformed)
+        runner = web.AppRunner(
+            self.app(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S, keepalive_timeout=30.0, logger=_http_log
+        )
         await runner.setup()
         try:
             site = web.TCPSite(runner, host, port)
@@ -89,6 +123,10 @@ class Server:
             await stop.wait()
         finally:
             await runner.cleanup()
+            _http_log.removeFilter(malformed)
+
+    def _count_malformed(self) -> None:
+        self.registry.counts["malformed"] += 1
 
     def run(self, host: str, port: int, ready: Callable[[str], None]) -> None:
         """As `serve`, in the main thread, until SIGTERM or SIGINT."""
@@ -134,6 +172,7 @@ class Server:
 
     async def _put(self, request: web.Request) -> web.Response:
         report = msgspec.json.decode(await request.read(), type=msg.RouteReport)
+        self._check_incarnation(report.incarnation)
         result = self.registry.put(report, self._clock())
         if result != "renewed":
             what = (report.role, report.node_id, report.incarnation, report.bootstrap_addr)
@@ -146,10 +185,18 @@ class Server:
 
     async def _leave(self, request: web.Request) -> web.Response:
         leave = _query(request.query, msg.Leave)
+        self._check_incarnation(leave.incarnation)
         left = self.registry.leave(leave, self._clock())
         if left:
             log.info("node %s of incarnation %d has left", leave.node_id, leave.incarnation)
         return _json(msg.Left(left=left))
+
+    def _check_incarnation(self, incarnation: int) -> None:
+        most = int((self._wall_s() + CLOCKS_APART_S) * 1000)
+        if incarnation > most:
+            raise msgspec.ValidationError(
+                f"incarnation: {incarnation} > {most}, which is a day from now in milliseconds; set the clocks of both hosts"
+            )
 
     async def _health(self, request: web.Request) -> web.Response:
         entries = self.registry.entries(self._clock())

@@ -19,7 +19,7 @@ _GAUGES: Final = {
     "free_blocks": "Blocks of the pool that are free.",
     "num_blocks": "Blocks of the pool.",
 }
-_RESULTS: Final = ("registered", "renewed", "replaced", "left", "expired", "conflict", "error")
+_RESULTS: Final = ("registered", "renewed", "replaced", "left", "expired", "conflict", "malformed", "error")
 
 
 class _Collector:

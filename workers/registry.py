@@ -2,7 +2,11 @@
 
 A node is known by its id, and an entry carries the incarnation (D5): a newer one replaces it, the same one renews it, an older one is
 refused with the reason. What has left, or has run out, leaves a mark behind for a while, so that a late report of it brings nothing
-back: an incarnation that has left never returns, one that has run out may (its host was only slow), but none older than it.
+back, and none older than it comes: one that has run out may return (its host was only slow).
+
+A leave removes the very incarnation that it names, if that is registered, and bars no other: where there is no token, anybody on the host
+may send one. No report that may have been made before it brings that incarnation back; one that the node makes a second later does, for
+then it was not the node that left. So a forged leave hides a node until its next report.
 """
 
 from __future__ import annotations
@@ -11,11 +15,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from embridge.workers.route_messages import MAX_NODES, Leave, RouteEntry, RouteReport, Silent
+from embridge.workers.route_messages import MAX_NODES, MAX_SEQUENCE, Leave, RouteEntry, RouteReport, Silent
 from embridge.workers.timing import NS
 
 MARK_KEPT_S: Final = 600.0  # longer than any report can be on its way
 MAX_MARKS: Final = 4 * MAX_NODES
+LATE_REPORT_S: Final = 1.0  # by which a report may be younger than the last one, and the time since that came, make it
+UNSEEN_KEPT_S: Final = 10.0  # as long as an incarnation that has left, and was not registered, may not register
 LATE_PART: Final = 0.5  # of its time to live, after which a node that has not reported counts as unhealthy
 
 
@@ -45,6 +51,7 @@ class Registry:
         self._max_nodes = max_nodes
         self._nodes: dict[str, _Registration] = {}
         self._marks: dict[str, tuple[int, int]] = {}  # node id -> (least incarnation that may come, until)
+        self._left: dict[tuple[str, int], tuple[int, int]] = {}  # (node, incarnation) -> (the last sequence that is late, until)
         self.counts: Counter[str] = Counter()
 
     def up_s(self, now_ns: int) -> float:
@@ -67,10 +74,14 @@ class Registry:
             )
         if report.incarnation < least:
             raise RouteConflict(f"incarnation: {report.incarnation} of node {node} < {least}; it has left, or was replaced")
+        late, _ = self._left.get((node, report.incarnation), (-1, 0))
+        if report.sequence <= late:
+            raise RouteConflict(f"incarnation: {report.incarnation} of node {node}: it has left, and this report was made before")
         if held is not None and report.incarnation == held.report.incarnation:
             self._check_renewal(held.report, report)
         if held is None and len(self._nodes) >= self._max_nodes:
             raise RegistryFull(f"nodes: {len(self._nodes)} are registered, and no more than {self._max_nodes} may be")
+        self._left.pop((node, report.incarnation), None)
         result = "registered" if held is None else "renewed" if held.report.incarnation == report.incarnation else "replaced"
         self._nodes[node] = _Registration(report, now_ns)
         self.counts[result] += 1
@@ -88,7 +99,7 @@ class Registry:
             raise RouteConflict(f"sequence: {report.sequence} < {held.sequence}; a later report is here already")
 
     def leave(self, leave: Leave, now_ns: int) -> bool:
-        """That incarnation is gone for good. True if it was registered.
+        """That incarnation is gone. True if it was registered.
 
         Raises:
             RouteConflict: a newer incarnation is registered.
@@ -99,9 +110,22 @@ class Registry:
             raise RouteConflict(
                 f"incarnation: {leave.incarnation} of node {leave.node_id} < {held.report.incarnation}, which is registered"
             )
-        self._mark(leave.node_id, leave.incarnation + 1, now_ns)
+        if held is None or leave.incarnation != held.report.incarnation:  # it was not seen, or is forgotten
+            self._keep_out(leave, MAX_SEQUENCE, now_ns + int(UNSEEN_KEPT_S * NS))
+            return False
+        late = held.report.sequence + now_ns - held.heard_ns + int(LATE_REPORT_S * NS)
+        self._keep_out(leave, late, now_ns + int(MARK_KEPT_S * NS))
+        self._mark(leave.node_id, leave.incarnation, now_ns)
         self.counts["left"] += 1
-        return self._nodes.pop(leave.node_id, None) is not None
+        del self._nodes[leave.node_id]
+        return True
+
+    def _keep_out(self, leave: Leave, sequence: int, until_ns: int) -> None:
+        if (leave.node_id, leave.incarnation) in self._left:
+            return  # said once; who says it again makes it no longer
+        self._left[leave.node_id, leave.incarnation] = (sequence, until_ns)
+        while len(self._left) > MAX_MARKS:
+            del self._left[next(iter(self._left))]
 
     def _mark(self, node_id: str, least: int, now_ns: int) -> None:
         before, _ = self._marks.pop(node_id, (0, 0))
@@ -114,6 +138,8 @@ class Registry:
         for node in gone:
             self._mark(node, self._nodes.pop(node).report.incarnation, now_ns)
             self.counts["expired"] += 1
+        for left in [left for left, (_, until_ns) in self._left.items() if until_ns < now_ns]:
+            del self._left[left]
         while self._marks and next(iter(self._marks.values()))[1] < now_ns:
             del self._marks[next(iter(self._marks))]
 

@@ -18,6 +18,7 @@ from msgspec import Meta
 MAX_BODY_BYTES: Final = 16 << 10
 MAX_ANSWER_BYTES: Final = 2 << 20  # 1024 routes of some 700 bytes, and room
 MAX_NODES: Final = 1024
+MAX_SEQUENCE: Final = 1 << 62
 MAX_COUNT: Final = 1 << 53  # integers that every JSON reader keeps
 
 Address = Annotated[
@@ -74,7 +75,7 @@ class RouteReport(_Node, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A node registers, or renews. `sequence` orders the reports of one incarnation: it only rises, across restarts of its
     registrar, too. The registration ends `ttl_s` after the last of them."""
 
-    sequence: Annotated[int, Meta(ge=0, le=1 << 62)]
+    sequence: Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
     ttl_s: Annotated[float, Meta(ge=0.1, le=3600)]
 
 
@@ -105,7 +106,7 @@ class RouteFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Leave(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An incarnation leaves for good."""
+    """An incarnation leaves."""
 
     node_id: NodeId
     incarnation: Incarnation

@@ -19,6 +19,7 @@ from embridge.workers.timing import NS
 from embridge.workers.tokens import read_token
 
 TOKEN = "correct-horse-battery"
+WALL_MS = 1_700_000_000_000
 REPORT: dict[str, Any] = {
     "role": "encode",
     "node_id": "a1",
@@ -67,7 +68,7 @@ class Caller:
 @asynccontextmanager
 async def serving(token: str = "") -> AsyncIterator[Caller]:
     clock, urls, stop = Clock(), asyncio.Queue[str](), asyncio.Event()
-    task = asyncio.create_task(Server(token=token, clock=clock).serve("127.0.0.1", 0, urls.put_nowait, stop))
+    task = asyncio.create_task(Server(token=token, clock=clock, wall_s=lambda: WALL_MS / 1000).serve("127.0.0.1", 0, urls.put_nowait, stop))
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
         yield Caller(session, await urls.get(), clock)
     stop.set()
@@ -222,6 +223,45 @@ def test_without_the_token_nothing_is_answered_and_nothing_changed() -> None:
         assert (await caller.ask("PUT", "/route", headers=good, json=REPORT))[0] == 200
 
     against(body, TOKEN)
+
+
+def test_an_incarnation_of_days_to_come_bars_nobody() -> None:
+    """P16, D5: neither registering nor leaving under it; the node itself goes on."""
+
+    async def body(caller: Caller) -> None:
+        assert (await caller.put())[0] == 200
+        for incarnation in (WALL_MS + 25 * 3600 * 1000, (1 << 53) - 1):
+            for status, answer in (
+                await caller.put(incarnation=incarnation, sequence=1),
+                await caller.ask("DELETE", f"/route?node_id=a1&incarnation={incarnation}"),
+            ):
+                assert (status, "set the clocks of both hosts" in answer["error"]) == (400, True), answer
+        assert await caller.ask("DELETE", "/route?node_id=a1&incarnation=9") == (200, {"left": False})
+        assert await caller.put(sequence=2) == (200, {"result": "renewed"})
+        assert await caller.put(incarnation=WALL_MS) == (200, {"result": "replaced"})
+
+    against(body)
+
+
+def test_what_is_no_http_has_no_traceback_in_the_log_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """P16, P21: it comes before anybody has looked at the token; a few lines say that it comes."""
+    caplog.set_level("DEBUG")
+    lines = (b"GET /nodes HTTP/9\r\n\r\n", b"GET /nodes HTTP/1.1\r\nno colon\r\n\r\n", b"G\x00T / HTTP/1.1\r\n\r\n")
+
+    async def body(caller: Caller) -> None:
+        port = int(caller.url.rpartition(":")[2])
+        for number in range(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(lines[number % len(lines)])
+            assert (await reader.read()).startswith(b"HTTP/1.0 400")
+            writer.close()
+        good = {"Authorization": f"Bearer {TOKEN}"}
+        assert 'embridge_discovery_reports_total{result="malformed"} 60.0' in (await caller.ask("GET", "/metrics", headers=good))[1]
+
+    against(body, TOKEN)
+    assert not [record for record in caplog.records if record.exc_info]
+    said = [record.getMessage() for record in caplog.records if "is no HTTP" in record.getMessage()]
+    assert 0 < len(said) <= 20, said
 
 
 def test_a_header_of_bytes_that_are_no_text_is_refused_as_any_other() -> None:

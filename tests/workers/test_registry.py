@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from embridge.workers.registry import MARK_KEPT_S, Registry, RegistryFull, RouteConflict
+from embridge.workers.registry import LATE_REPORT_S, MARK_KEPT_S, UNSEEN_KEPT_S, Registry, RegistryFull, RouteConflict
 from embridge.workers.route_messages import Leave, RouteReport, Silent
 from embridge.workers.timing import NS
 
@@ -49,17 +49,47 @@ def test_an_older_incarnation_never_replaces_a_newer_one() -> None:
     assert registry.put(report(incarnation=8), 6 * NS) == "replaced"
 
 
-def test_an_incarnation_that_has_left_does_not_come_back() -> None:
-    """P18: a report that was on its way when the node left would have requests routed to it."""
+def test_a_report_of_before_a_leave_does_not_bring_an_incarnation_back() -> None:
+    """P18: one that was on its way when the node left would have requests routed to it."""
     registry = Registry(0)
     registry.put(report(incarnation=7), 0)
     assert registry.leave(Leave(node_id="a", incarnation=7), 1)
     assert not registry.leave(Leave(node_id="a", incarnation=7), 2)
     with pytest.raises(RouteConflict, match="has left"):
         registry.put(report(incarnation=7, sequence=9), 3)
+    with pytest.raises(RouteConflict, match="has left, or was replaced"):
+        registry.put(report(incarnation=6, sequence=9), 3)
     assert registry.put(report(incarnation=8), 4) == "registered"
     registry.leave(Leave(node_id="a", incarnation=8), 5)
     assert registry.put(report(incarnation=1), int((MARK_KEPT_S + 1) * NS)) == "registered"  # the mark has run out
+
+
+def test_a_leave_that_is_not_the_nodes_own_hides_it_until_its_next_report_and_no_longer() -> None:
+    """P16, D5: without a token anybody on the host may send one, again and again."""
+    registry = Registry(0)
+
+    def made_at(now_ns: int) -> RouteReport:
+        return report(incarnation=7, sequence=100 * NS + now_ns)  # its host has been up for longer than the server
+
+    registry.put(made_at(0), 0)
+    for now_ns in range(2 * NS, 20 * NS, 2 * NS):
+        assert registry.leave(Leave(node_id="a", incarnation=7), now_ns)
+        assert not registry.leave(Leave(node_id="a", incarnation=7), now_ns)
+        with pytest.raises(RouteConflict, match="has left"):
+            registry.put(made_at(now_ns), now_ns + 1)
+        again_ns = now_ns + NS + 1
+        assert registry.put(made_at(again_ns), again_ns) == "registered"
+
+
+@pytest.mark.parametrize("incarnation", [8, 1 << 52])
+def test_a_leave_of_an_incarnation_that_is_not_there_touches_no_other(incarnation: int) -> None:
+    """P16, D5: neither the one that is registered, nor the next."""
+    registry = Registry(0)
+    registry.put(report(incarnation=7), 0)
+    assert not registry.leave(Leave(node_id="a", incarnation=incarnation), 1)
+    assert [entry.incarnation for entry in registry.entries(2)] == [7]
+    assert registry.put(report(incarnation=7, sequence=2), 2) == "renewed"
+    assert registry.put(report(incarnation=9), 3) == "replaced"
 
 
 def test_an_earlier_report_does_not_undo_a_later_one() -> None:
@@ -123,6 +153,8 @@ class RegistryMachine(RuleBasedStateMachine):
         self.now_ns = 0
         self.listed: dict[str, tuple[int, int]] = {}  # node -> (incarnation, heard)
         self.least: dict[str, int] = {}  # node -> the least incarnation that may come
+        # (node, incarnation) -> until when its reports are late, until when that is kept
+        self.left: dict[tuple[str, int], tuple[int, int]] = {}
 
     nodes = st.sampled_from("abc")
     incarnations = st.integers(1, 4)
@@ -140,9 +172,10 @@ class RegistryMachine(RuleBasedStateMachine):
         try:
             self.registry.put(report(node, incarnation, self.now_ns), self.now_ns)
         except RouteConflict:
-            assert incarnation < max(held, self.least.get(node, 0))
+            assert incarnation < max(held, self.least.get(node, 0)) or self.now_ns <= self.left[node, incarnation][0]
         else:
             assert incarnation >= max(held, self.least.get(node, 0))
+            assert self.now_ns > self.left.pop((node, incarnation), (-1, -1))[0]
             self.listed[node] = incarnation, self.now_ns
 
     @rule(node=nodes, incarnation=incarnations)
@@ -154,8 +187,13 @@ class RegistryMachine(RuleBasedStateMachine):
         except RouteConflict:
             assert incarnation < held
         else:
-            assert left == (self.listed.pop(node, None) is not None)
-            self.least[node] = max(self.least.get(node, 0), incarnation + 1)
+            assert left == (incarnation == held)
+            if left:
+                del self.listed[node]
+                self.least[node] = max(self.least.get(node, 0), incarnation)
+            if self.now_ns > self.left.get((node, incarnation), (-1, -1))[1]:
+                late_s, kept_s = (LATE_REPORT_S, MARK_KEPT_S) if left else (UNSEEN_KEPT_S, UNSEEN_KEPT_S)
+                self.left[node, incarnation] = self.now_ns + int(late_s * NS), self.now_ns + int(kept_s * NS)
 
     @rule(seconds=st.integers(1, 4))
     def time_passes(self, seconds: int) -> None:
