@@ -72,7 +72,7 @@ def test_who_uses_zeromq_starts_no_thread() -> None:
         names = set(imports(tree))
         if any(name.split(".")[0] == "zmq" for name in names):
             users[str(path)] = {name.split(".")[0] for name in names} & {"threading", "_thread", "concurrent", "asyncio", "multiprocessing"}
-    assert users == {f"workers/{name}.py": set() for name in ("keys", "reader", "wire", "zap")}
+    assert users == {f"workers/{name}.py": set() for name in ("keys", "port", "reader", "wire", "zap")}
 
 
 def test_the_environment_is_read_in_one_place() -> None:

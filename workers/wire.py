@@ -26,6 +26,7 @@ from embridge.workers import messages as msg
 from embridge.workers.addresses import numeric
 from embridge.workers.keys import KEY_LENGTH, AllowFile, KeyPair
 from embridge.workers.loglimit import LogLimit
+from embridge.workers.port import TURN_AWAY_EVERY_S, Port
 from embridge.workers.reader import Reader
 from embridge.workers.roles import Arrival, Denied, Desk, Disconnect, Inbox, Out, Reply, Send, Step
 from embridge.workers.timing import NS
@@ -145,13 +146,12 @@ class Wire:
         self._poller = zmq.Poller()
         self._gatekeeper: Gatekeeper | None = None
         self._router = self._context.socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.USE_FD, os.dup(seat.listen.fd))
         set_limits(self._router)
         if self._keys is not None:
             self._gatekeeper = Gatekeeper(self._context, self._keys.allow)
             self._poller.register(self._gatekeeper.socket, zmq.POLLIN)
             self._keys.apply(self._router)
-        self._router.bind(seat.bind_addr)
+        self._port = Port(self._router, seat.listen.fd, seat.bind_addr)
         self._reader = Reader(self._router, 2, desk)
         self._resting: list[Reader] = []
         self._lines: dict[str, _Line] = {}
@@ -173,12 +173,23 @@ class Wire:
                 self._poller.register(reader.socket, zmq.POLLIN)
             else:
                 timeout_s = min(timeout_s, (reader.rests_until_ns - now_ns) / NS)
+        if self._port.look(now_ns):
+            self._say_of_descriptors(now_ns)
+        if self._port.is_short:
+            self._port.turn_away()
+            timeout_s = min(timeout_s, TURN_AWAY_EVERY_S)
         try:
             return {source for source, _ in self._poller.poll(max(0, round(timeout_s * 1000 + 0.5)))}
         except zmq.ZMQError as error:
             if error.errno == errno.EINTR:
                 return set()
             raise
+
+    def _say_of_descriptors(self, now_ns: int) -> None:
+        """Few are left, or are not any more."""
+        port, few = self._port, "few descriptors are left: whoever knocks is turned away; raise `ulimit -n`"
+        news = few if port.is_short else f"there are descriptors again; {port.num_turned_away} connections were turned away"
+        self._limit.log(log, logging.WARNING, "port", now_ns, "port %s: %s", port.address, news)
 
     def receive(self, readable: Container[object]) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
         """Messages that came, addresses where nobody listens, and those where the handshake fails.
@@ -309,6 +320,7 @@ class Wire:
     def close(self) -> None:
         for address in list(self._lines):
             self._drop(address)
+        self._port.close()
         self._router.close(0)
         if self._gatekeeper is not None:
             self._gatekeeper.close()
