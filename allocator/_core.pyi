@@ -34,8 +34,6 @@ class Mapping:
     def size(self) -> int: ...
     @property
     def address(self) -> int: ...
-    @property
-    def writable(self) -> bool: ...
     def populate(self, offset: int, size: int) -> None:
         """Touch the pages without the GIL and without changing a byte. Raises OSError."""
     def lock(self, offset: int, size: int) -> int:
@@ -54,7 +52,6 @@ class Words:
     def __len__(self) -> int: ...
     def load(self, index: int, /) -> int: ...
     def store(self, index: int, value: int, /) -> None: ...
-    def exchange(self, index: int, value: int, /) -> int: ...
     def add(self, index: int, value: int, /) -> int:
         """fetch-and-add modulo 2**64; returns the value before."""
     def set_bits(self, index: int, bits: int, /) -> int:
@@ -148,14 +145,11 @@ class Producer:
 
     def __init__(self, mapping: Mapping, offset: int) -> None: ...
     def push(self, *words: int) -> bool:
-        """One record of up to eight u64 (the rest 0). False when full; `num_refused` counts it."""
+        """One record of up to eight u64 (the rest 0). False when full, which the ring's `RING_REFUSED` counts."""
     def push_bytes(self, records: Buffer, /) -> int:
-        """As many whole 64-byte records of the buffer as fit, in one step. Returns how many; `num_refused` counts the
-        others."""
+        """As many whole 64-byte records of the buffer as fit, in one step. Returns how many; the ring's
+        `RING_REFUSED` counts the others, since it was made: it outlives its writer."""
     def room(self) -> int: ...
-    @property
-    def num_refused(self) -> int:
-        """Records that found the ring full, since it was made: the count is in the ring and outlives its writer."""
     @property
     def capacity(self) -> int: ...
 

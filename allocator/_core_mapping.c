@@ -252,12 +252,6 @@ static PyObject *mapping_get_address(PyObject *self, void *unused)
     return PyLong_FromVoidPtr(((Mapping *)self)->address);
 }
 
-static PyObject *mapping_get_writable(PyObject *self, void *unused)
-{
-    (void)unused;
-    return PyBool_FromLong(((Mapping *)self)->writable);
-}
-
 static PyMethodDef mapping_methods[] = {
     {"populate", (PyCFunction)(void (*)(void))mapping_populate, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"lock", (PyCFunction)(void (*)(void))mapping_lock, METH_FASTCALL | METH_KEYWORDS, NULL},
@@ -268,7 +262,6 @@ static PyMethodDef mapping_methods[] = {
 static PyGetSetDef mapping_properties[] = {
     {"size", mapping_get_size, NULL, NULL, NULL},
     {"address", mapping_get_address, NULL, NULL, NULL},
-    {"writable", mapping_get_writable, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -104,13 +104,6 @@ static PyObject *producer_room(PyObject *self, PyObject *unused)
     return room < 0 ? ring_is_damaged(ring) : PyLong_FromLongLong(room);
 }
 
-static PyObject *producer_get_num_refused(PyObject *self, void *unused)
-{
-    (void)unused;
-    return PyLong_FromUnsignedLongLong(
-        atomic_load_explicit(&((RingEnd *)self)->ring.header->num_refused, memory_order_relaxed));
-}
-
 static PyMethodDef producer_methods[] = {
     {"push", (PyCFunction)(void (*)(void))producer_push, METH_FASTCALL, NULL},
     {"push_bytes", producer_push_bytes, METH_O, NULL},
@@ -119,7 +112,6 @@ static PyMethodDef producer_methods[] = {
 };
 
 static PyGetSetDef producer_properties[] = {
-    {"num_refused", producer_get_num_refused, NULL, NULL, NULL},
     {"capacity", ring_get_capacity, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

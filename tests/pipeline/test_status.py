@@ -196,7 +196,7 @@ def test_a_node_all_of_whose_processes_are_stopped_can_be_looked_at(
 def test_looking_changes_nothing(encode: Station) -> None:
     """The mapping is read-only, nobody is seated, and no word of the node's requests, blocks and doorbells differs afterwards."""
     seen = look(encode.run_dir)
-    assert not seen.control.mapping.writable
+    assert memoryview(seen.control.mapping).readonly
     with pytest.raises(ValueError, match="read-only"):
         seen.control.slots.set(0, Slot.ROOM, 1)
     before = words_without_beats(seen.control)
@@ -294,3 +294,18 @@ def test_quarantined_blocks_are_told_by_the_session_whose_end_frees_them(tmp_pat
     assert view.fence == "session 5 of worker0, session 3 of worker1, shared memory"  # type: ignore[union-attr]
     assert view.fencing.name == "worker0"  # type: ignore[union-attr]
     assert np.sum(control.blocks.counts()) == 9
+
+
+@node
+def test_a_client_is_shown_with_the_kicks_that_found_a_ring_full(encode: Station, sending: Client) -> None:
+    """P12: it has no row of counters, but its rings count."""
+
+    def rings_full() -> int:
+        (row,) = [row for row in node_status(encode.run_dir)["clients"] if row["lane"] == sending.lane]
+        return int(row["rings_full"])
+
+    before = rings_full()
+    with stopped(encode.pid_of("worker0")):
+        for slot in range(encode.control.limits.ring_records + 1):
+            sending.kick_worker(0, slot, 0)  # of no request, so it changes nothing
+    assert rings_full() > before

@@ -47,6 +47,7 @@ def test_a_call_whose_kick_finds_no_room_wakes_the_library_thread_which_then_loo
     assert not client._has_kicks_left
     client.kick_bootstrap(Kick.LOOK, 99, 1)
     assert client._library_bell.sequence() != seen
+    assert node.control.num_refused("lane0") == 1
     assert client._has_kicks_left
     node.settle()
     assert not client._has_kicks_left
