@@ -401,7 +401,7 @@ GRANTS: dict[str, tuple[str, Callable[[ByHand, list[int]], Any]]] = {
         lambda t, own: t.receiver.init([next(k for k in range(9) if k not in own)], 128),
     ),
     "a block twice": ("embedding_indices: ... are not blocks of this request, each once", lambda t, own: t.receiver.init([own[0]] * 2)),
-    "more blocks than the window": ("65 blocks held > window of 64", lambda t, own: t.receiver.init(own[:1] * 65)),
+    "more blocks than the window": ("65 blocks held > window of 9", lambda t, own: t.receiver.init(own[:1] * 65)),
     "more tokens than the blocks hold": (
         "allocated_tokens: 257 does not end in the last of 2 blocks of 128 tokens; expected 129 to 256",
         lambda t, own: t.receiver.init(own, 257),
