@@ -25,7 +25,10 @@ typedef struct {
     unsigned char *address;
     size_t size;
     size_t mapped; // `size` rounded up to pages
+    Py_ssize_t views; // buffers that are exported now
     bool writable;
+    bool closed;   // no more buffers and handles
+    bool released; // the descriptor's bytes are gone, private ones lie there
 } Mapping;
 
 // What every handle begins with.

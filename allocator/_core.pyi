@@ -22,9 +22,9 @@ class Mapping:
     """A MAP_SHARED mapping of `size` bytes of descriptor `fd`, aligned to `alignment` (over-mapped beyond a page).
 
     Exports the buffer protocol (writable unless `writable=False`); every view keeps the mapping. It is unmapped with
-    the last reference. With an `address` it lies there or (OSError) nowhere. The descriptor may be closed after
-    construction. Raises OSError, also (ENXIO) where the file is shorter than `size`: touching what lies beyond it would
-    be a SIGBUS.
+    the last reference, or let go of before by `close` or `discard`. With an `address` it lies there or (OSError)
+    nowhere. The descriptor may be closed after construction. Raises OSError, also (ENXIO) where the file is shorter
+    than `size`: touching what lies beyond it would be a SIGBUS.
     """
 
     def __init__(
@@ -40,6 +40,13 @@ class Mapping:
         """mlock without the GIL; 0, or the errno."""
     def advise_huge(self) -> int:
         """madvise(MADV_HUGEPAGE); 0, or the errno."""
+    def close(self) -> int:
+        """Let the memory go as soon as no buffer is exported, and take no new ones (BufferError) and no handles.
+
+        Returns how many buffers are exported still; 0: it is gone, and handles find zeroed memory of this process's own.
+        """
+    def discard(self) -> None:
+        """Let the memory go now. Buffers and handles that are left find zeroed memory of this process's own instead."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Words:

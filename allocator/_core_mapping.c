@@ -1,7 +1,8 @@
 // Mapping: bytes of a descriptor, mapped shared; and what the handles into one have in common.
 //
-// A mapping is unmapped when nothing refers to it any more: no handle and no exported buffer. There is no `close`,
-// because a pointer into memory that is gone is not an exception but a SIGSEGV.
+// A mapping is unmapped when nothing refers to it any more: no handle and no exported buffer. It can be let go of before:
+// private memory then takes its place at the same address, zeroed and not reserved, until that moment. So a pointer that
+// somebody still has goes nowhere else, and is no SIGSEGV; and the memory that was mapped is free.
 #define _GNU_SOURCE
 #include "_core.h"
 
@@ -43,7 +44,9 @@ void handle_dealloc(PyObject *self)
 unsigned char *mapping_range(const Mapping *mapping, const char *what, Py_ssize_t offset, uint64_t bytes,
                              size_t alignment)
 {
-    if (offset < 0 || (size_t)offset > mapping->size || bytes > mapping->size - (size_t)offset)
+    if (mapping->closed)
+        PyErr_Format(PyExc_ValueError, "%s: the mapping is closed", what);
+    else if (offset < 0 || (size_t)offset > mapping->size || bytes > mapping->size - (size_t)offset)
         PyErr_Format(PyExc_ValueError, "%s: %llu bytes at offset %zd are outside the mapping of %zu bytes", what,
                      (unsigned long long)bytes, offset, mapping->size);
     else if ((size_t)offset % alignment != 0)
@@ -157,8 +160,56 @@ static void mapping_dealloc(PyObject *self)
 
 static int mapping_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
-    const Mapping *mapping = (Mapping *)self;
-    return PyBuffer_FillInfo(view, self, mapping->address, (Py_ssize_t)mapping->size, !mapping->writable, flags);
+    Mapping *mapping = (Mapping *)self;
+    if (mapping->closed) {
+        view->obj = NULL;
+        PyErr_SetString(PyExc_BufferError, "the mapping is closed");
+        return -1;
+    }
+    if (PyBuffer_FillInfo(view, self, mapping->address, (Py_ssize_t)mapping->size, !mapping->writable, flags) < 0)
+        return -1;
+    mapping->views++;
+    return 0;
+}
+
+// 0, or the errno; then it stays mapped.
+static int release_memory(Mapping *mapping)
+{
+    if (mapping->released)
+        return 0;
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap(mapping->address, mapping->mapped, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
+        return errno;
+    mapping->released = true;
+    return 0;
+}
+
+static void mapping_releasebuffer(PyObject *self, Py_buffer *view)
+{
+    (void)view;
+    Mapping *mapping = (Mapping *)self;
+    if (--mapping->views == 0 && mapping->closed)
+        (void)release_memory(mapping); // else with the last reference
+}
+
+static PyObject *mapping_close(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    Mapping *mapping = (Mapping *)self;
+    mapping->closed = true;
+    if (mapping->views == 0 && (errno = release_memory(mapping)) != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return PyLong_FromSsize_t(mapping->released ? 0 : mapping->views);
+}
+
+static PyObject *mapping_discard(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    Mapping *mapping = (Mapping *)self;
+    mapping->closed = true;
+    if ((errno = release_memory(mapping)) != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
 }
 
 // The whole pages that hold [offset, offset + size).
@@ -256,6 +307,8 @@ static PyMethodDef mapping_methods[] = {
     {"populate", (PyCFunction)(void (*)(void))mapping_populate, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"lock", (PyCFunction)(void (*)(void))mapping_lock, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"advise_huge", mapping_advise_huge, METH_NOARGS, NULL},
+    {"close", mapping_close, METH_NOARGS, NULL},
+    {"discard", mapping_discard, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -270,6 +323,7 @@ static PyType_Slot mapping_slots[] = {
     {Py_tp_new, mapping_new},
     {Py_tp_dealloc, mapping_dealloc},
     {Py_bf_getbuffer, mapping_getbuffer},
+    {Py_bf_releasebuffer, mapping_releasebuffer},
     {Py_tp_methods, mapping_methods},
     {Py_tp_getset, mapping_properties},
     {0, NULL},

@@ -1,6 +1,6 @@
 """The block pools of a payload segment as arrays, with no copy.
 
-Every view keeps the mapping alive (numpy's and torch's do; `torch.frombuffer` over a closed mapping would be SIGSEGV). The
+Every view keeps the mapping alive (numpy's and torch's do), and once it is closed there are no new ones (BufferError). The
 numpy arrays are bytes per token, which is all that moving rows needs; the torch views have the model's dtype and are made on
 demand, so that a process that handles no tensor need not import torch.
 """

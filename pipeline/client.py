@@ -37,6 +37,7 @@ from embridge.pipeline.arguments import is_time, whole
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.handle import MAX_ROOM, TransferHandle
 from embridge.pipeline.joining import join
+from embridge.pipeline.leaving import let_go, refuse
 from embridge.pipeline.rounds import Round
 from embridge.pipeline.routing import RoutePicker
 from embridge.pipeline.slots import SlotLease
@@ -58,6 +59,13 @@ SLOW_LOOK_NS = NS // 10  # a full compare of the status words, and a share of a 
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
+END_WAIT_S = 5.0  # for the library thread to finish what it copies
+CLOSED = "this client is closed"
+FORKED = "this client was attached before a fork; attach() again in the child"
+LED_TO_MEMORY = (
+    *("control", "_slots", "buffers", "payload", "destinations", "staging", "windows", "sessions", "unsent", "_user_bell", "_library_bell"),
+    *("_to_bootstrap", "_to_workers", "_lease", "_picker", "_sock", "_user_round", "_library_round"),
+)
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -102,6 +110,7 @@ class Client:
     """A seat in a node. Close it, or use it as a context manager; requests still in flight are then aborted."""
 
     _threads: tuple[threading.Thread, ...] = ()
+    _owns_memory = True
     pinned: bool = False
     pin_note: str = "not asked for"
     ranks: Ranks | None = None
@@ -114,18 +123,21 @@ class Client:
             self._sit(joined.control, joined.payload, joined.welcome, joined.event_fds, time.monotonic_ns)
             thread = threading.Thread(target=self._library, name="embridge-library", daemon=True)
             witness = threading.Thread(target=self._stop.wait, name="embridge-witness", daemon=True)  # see `dying`
+            self._threads = (thread, witness)
+            self._library_ended = False
             witness.start()
             thread.start()
         except BaseException as error:
             self._stop.set()
             for fd in (*joined.event_fds.values(), joined.sock.detach()):
                 os.close(fd)
+            joined.payload.discard()
+            joined.control.close()
             if isinstance(error, LookupError | ValueError):
                 raise AttachError(f"node in {run_dir}: what it handed over does not fit together: {error}") from error
             if isinstance(error, RuntimeError):
                 raise AttachError(f"node in {run_dir}: the library thread cannot be started: {error}; check `ulimit -u`") from error
             raise
-        self._threads = (thread, witness)
         _clients.add(self)
 
     @classmethod
@@ -140,6 +152,7 @@ class Client:
         client.run_dir = Path()
         client._sock = sock
         client._sit(control, payload, welcome, {}, clock)
+        client._owns_memory = False
         return client
 
     def _sit(
@@ -155,6 +168,11 @@ class Client:
         self._forked = False
         self.node_gone = False
         self._closed = False
+        self._library_ended = True  # until it begins
+        self._leaves_late = False
+        self._end_lock = threading.Lock()
+        self._known: weakref.WeakSet[TransferHandle] = weakref.WeakSet()  # all that were made, to be told of the end
+        self._ends: list[Callable[[], None]] = []
         self.control = control
         self.clock = clock
         self._event_fds = event_fds
@@ -193,6 +211,7 @@ class Client:
         self._starving: OrderedDict[TransferHandle, None] = OrderedDict()
         self._to_serve: deque[TransferHandle] = deque()
         self._turns: list[Callable[[], bool]] = []
+        self._payload_let_go = False
         self._picker: RoutePicker | None = None
 
     # ---- requests
@@ -319,6 +338,7 @@ class Client:
         return self._picker
 
     def _enter(self, handle: TransferHandle) -> None:
+        self._known.add(handle)
         self._handles[handle.slot] = handle
         self._rooms[handle.room] = handle
         self.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
@@ -388,25 +408,40 @@ class Client:
     @property
     def connection(self) -> socket.socket:
         """To the node's run socket. It does not block; this seat lasts as long as it."""
+        self.check_attached()
         return self._sock
 
     def fileno(self) -> int:
         """An eventfd for the scheduler's own select or epoll: after `arm()` it becomes readable when a status rises, or when a
-        transfer queue has a request to hand over."""
+        transfer queue has a request to hand over.
+
+        Raises:
+            RuntimeError: after `close()`, or in a forked child: the number may be another file's by now.
+        """
+        self.check_attached()
         return self._event_fds[f"lane{self.lane}"]
 
     def arm(self) -> bool:
-        """Before sleeping on `fileno()`: True when nothing has risen since the last `poll()`; False: poll first."""
+        """Before sleeping on `fileno()`: True when nothing has risen since the last `poll()`; False: poll first. Raises as that."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fileno())
         return self._user_seen >= 0 and self._user_bell.arm(self._user_seen)
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a copy, in a forked child."""
+        return self._forked
+
+    def check_attached(self) -> None:
+        """Raises RuntimeError after `close()`, and in a forked child."""
+        if self._forked:
+            raise RuntimeError(FORKED)
+        if self._closed and threading.current_thread() not in self._threads:  # what that one has begun, it ends
+            raise RuntimeError(CLOSED)
+
     def check_usable(self) -> None:
         """Raises NodeGoneError when the node is dead, RuntimeError after `close()` or in a forked child."""
-        if self._forked:
-            raise RuntimeError("this client was attached before a fork; attach() again in the child")
-        if self._closed:
-            raise RuntimeError("this client is closed")
+        self.check_attached()
         if self.node_gone:
             raise NodeGoneError(f"the node in {self.run_dir} is gone; attach() again once it is back")
 
@@ -428,13 +463,23 @@ class Client:
         """Something is there to be taken that is no rise of a status: wake a caller who sleeps on `fileno()`."""
         self._user_bell.ring()
 
-    def add_turn(self, turn: Callable[[], bool]) -> None:
-        """Have the library thread call this once a turn; it says whether it waits for a block."""
+    def add_turn(self, turn: Callable[[], bool], end: Callable[[], None]) -> None:
+        """Have the library thread call `turn` once a turn; it says whether it waits for a block. `end`: when there is none any more."""
         self._turns.append(turn)
+        self._ends.append(end)
 
     # ---- the library thread
 
     def _library(self) -> None:
+        try:
+            self._take_turns()
+        finally:
+            with self._end_lock:
+                self._library_ended = True
+            if self._leaves_late:
+                self._leave_node()
+
+    def _take_turns(self) -> None:
         bell: Doorbell = self._library_bell
         while not self._stop.is_set():
             seen = bell.sequence()
@@ -481,7 +526,17 @@ class Client:
         self._lease.collect()
         for sender in (self._to_bootstrap, *self._to_workers):
             sender.flush()
+        if self.node_gone and not self._payload_let_go:
+            self._let_go_of_payload()
         return starving
+
+    def _let_go_of_payload(self) -> None:
+        """The node is gone: all that was in flight has ended, and one that is to come may need the room."""
+        self._payload_let_go = True
+        for handle in list(self._handles.values()):
+            handle.progress()
+        if self._owns_memory and not self.pinned:
+            let_go(self.payload, "payload", f"client of {self.run_dir}, whose node is gone")
 
     @property
     def _has_kicks_left(self) -> bool:
@@ -553,30 +608,62 @@ class Client:
     # ---- the end
 
     def close(self) -> None:
-        """Leave the node: requests in flight end as Failed on both sides, and every block and slot is given back."""
+        """Leave the node: requests in flight end as Failed on both sides, and every block and slot is given back.
+
+        What this process had mapped is free afterwards; tensors and arrays over it that are still alive are the only exception, and a
+        warning says so. The seat is not given up while the library thread copies: if that takes longer than some seconds, a warning says
+        so, and the thread leaves the node when it has ended. What has ended before can still be asked how (`poll`,
+        `failure_exception`); all else is refused.
+        """
         if self._closed or self._forked:
             self._closed = True
             return
+        self._closed = True
         self._stop.set()
         self._library_bell.ring()
         for thread in self._threads:
-            thread.join(5.0)
-        if not any(thread.is_alive() for thread in self._threads):
-            for handle in list(self._handles.values()):
-                handle.let_go()
-        self._closed = True
+            if thread is not threading.current_thread():
+                thread.join(END_WAIT_S)
+        with self._end_lock:
+            late = self._leaves_late = not self._library_ended
+        if late:
+            log.warning("client of %s: its library thread has not ended in %g s; it keeps its seat until then", self.run_dir, END_WAIT_S)
+        else:
+            self._leave_node()
+
+    def _leave_node(self) -> None:
+        """Nobody copies any more: give up the seat, and all that came with it."""
+        for handle in list(self._handles.values()):
+            handle.let_go()
         if self.pinned:
             unregister_from_cuda(self.payload)
-        self._turns.clear()
-        self._handles.clear()
-        self._rooms.clear()
+        for end in self._ends:
+            end()
         self.control.lanes.leave(self.lane)
         self._sock.close()
         if self.ranks is not None:
             self.ranks.close()
+        _clients.discard(self)
+        self._let_go(CLOSED)
+
+    def _let_go(self, why: str) -> None:
+        """Of the memory and the descriptors, and of whatever leads there."""
+        control, payload = self.control, self.payload
+        for handle in list(self._known):
+            handle.refuse(why)
+        for held in (self._turns, self._ends, self._handles, self._rooms, self._starving, self._to_serve, self._departed):
+            held.clear()
+        refuse(self, why, LED_TO_MEMORY)
         for fd in self._event_fds.values():
             os.close(fd)
-        _clients.discard(self)
+        self._event_fds.clear()
+        if not self._owns_memory:
+            return
+        control.close()
+        if self._forked:
+            payload.close()
+        else:
+            let_go(payload, "payload", f"client of {self.run_dir}")
 
     def __enter__(self) -> Self:
         return self
@@ -587,8 +674,12 @@ class Client:
         self.close()
 
     def _after_fork(self) -> None:
+        """The seat is the parent's: the child gives nothing up, and keeps nothing."""
         self._forked = True
         self._sock.close()
+        if self.ranks is not None:
+            self.ranks.close()
+        self._let_go(FORKED)
 
 
 def _mark_forked() -> None:

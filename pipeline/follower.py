@@ -29,6 +29,7 @@ from embridge.allocator.segment import map_segment
 from embridge.pipeline.arguments import whole
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.joining import JOIN_TIMEOUT_S, knock
+from embridge.pipeline.leaving import let_go, refuse
 from embridge.pipeline.request import EmbeddingResult
 from embridge.pipeline.rows import HostRows
 from embridge.workers import run_socket
@@ -38,6 +39,8 @@ from embridge.workers.timing import NS
 RETRY_S = 0.02
 SLOW_LOOK_NS = NS // 10
 FIRST_LOOK_RECORDS = 64
+CLOSED = "this follower is closed"
+FORKED = "this follower joined before a fork; follow() again in the child"
 
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 
@@ -92,11 +95,13 @@ class Follower:
     def __init__(self, run_dir: Path, rank: int, group: str) -> None:
         self.run_dir = run_dir
         self.rank = rank
+        self._closed = ""  # why it is
         self._sock, welcome, fds = knock(run_dir, Follow(run_socket.PROTOCOL_VERSION, group, rank), JOIN_TIMEOUT_S)
         self._sock.setblocking(False)
         self._event_fd = fds.pop("bell")
         try:
             self._log = RankLog(map_segment(fds["log"], welcome.control_bytes), {rank: self._event_fd})
+            self._num_ranks, self._geometry = self._log.num_ranks, self._log.geometry
             self._rows: Mapping = _map_read_only(fds["rows"], welcome.payload_bytes)
             self._consumer = self._log.consumer(rank)
             self._wake_fd = select.epoll()
@@ -105,6 +110,7 @@ class Follower:
         except BaseException as error:
             os.close(self._event_fd)
             self._sock.close()
+            self._let_go(CLOSED)
             if isinstance(error, OSError):
                 raise AttachError(f"node in {run_dir}: rank {rank} cannot wait for it: {error.strerror}; raise `ulimit -n`") from error
             raise
@@ -115,7 +121,6 @@ class Follower:
         self._seen = -1
         self._slow_ns = 0
         self._gone = ""
-        self._closed = False
         self.num_batches = 0
         """Batches popped so far: as many as rank 0 had popped when it popped the last of these."""
         _quieten_torch()
@@ -123,12 +128,12 @@ class Follower:
 
     @property
     def num_ranks(self) -> int:
-        return self._log.num_ranks
+        return self._num_ranks
 
     @property
     def geometry(self) -> Geometry:
         """Shapes and dtype of the results."""
-        return self._log.geometry
+        return self._geometry
 
     # ---- what rank 0 has popped
 
@@ -192,7 +197,9 @@ class Follower:
     # ---- sleeping, and the end
 
     def fileno(self) -> int:
-        """For the caller's own select or epoll: after `arm()` it becomes readable when a batch comes, or the end."""
+        """For the caller's own select or epoll: after `arm()` it becomes readable when a batch comes, or the end. Raises RuntimeError
+        after `close()`, and in a forked child: the number may be another file's by now."""
+        self._check_usable()
         return self._wake_fd.fileno()
 
     def arm(self) -> bool:
@@ -229,17 +236,34 @@ class Follower:
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise RuntimeError("this follower is closed")
+            raise RuntimeError(self._closed)
 
     def close(self) -> None:
-        """Leave the group: all that this rank holds goes back, so its tensors must not be read any more."""
+        """Leave the group: all that this rank holds goes back, so its tensors must not be read any more.
+
+        What this process had mapped is free afterwards; tensors that are still alive are the only exception, and a warning says so.
+        """
+        self._end(CLOSED)
+
+    def _end(self, why: str) -> None:
         if self._closed:
             return
-        self._closed = True
+        self._closed = why
         self._wake_fd.close()
         self._sock.close()
         os.close(self._event_fd)
         _followers.discard(self)
+        self._let_go(why)
+
+    def _let_go(self, why: str) -> None:
+        log, rows = vars(self).get("_log"), vars(self).get("_rows")  # those that there are, where not all could be made
+        refuse(self, why, ("_log", "_rows", "_consumer", "_bell", "_sock", "_wake_fd"))
+        if log is not None:
+            log.close()
+        if rows is not None and why == FORKED:
+            rows.close()
+        elif rows is not None:
+            let_go(rows, "results", f"rank {self.rank} of {self.run_dir}")
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +298,7 @@ def _quieten_torch() -> None:
 
 def _close_in_child() -> None:
     for follower in list(_followers):
-        follower.close()
+        follower._end(FORKED)
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -9,11 +9,13 @@ from embridge.allocator.errors import FailureCode, TransferError, failure
 from embridge.allocator.layout import Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase, Progress, phase_path, split
+from embridge.pipeline.leaving import refuse
 
 if TYPE_CHECKING:
     from embridge.pipeline.client import Client
 
 MAX_ROOM = (1 << 63) - 1
+LED_TO_MEMORY = ("_control", "_slots", "_status", "_windows", "_sessions", "_dsts", "_staging")
 
 
 class TransferHandle:
@@ -33,7 +35,10 @@ class TransferHandle:
         self._final_failure: TransferError | None = None
 
     def __repr__(self) -> str:
-        now = self.progress()
+        try:
+            now = self.progress()
+        except RuntimeError as error:
+            return f"<{type(self).__name__} room={self.room}: {error}>"
         return f"<{type(self).__name__} room={self.room} {Phase(now.phase).name} sent={now.sent} slot={self.slot}.{self.epoch}>"
 
     def progress(self) -> Progress:
@@ -69,6 +74,8 @@ class TransferHandle:
     @property
     def stamps_ns(self) -> tuple[int, ...]:
         """Monotonic ns of the first entry into each phase; 0 where it was not entered."""
+        if self._final is not None:
+            return self._final_stamps
         stamps = self._status.stamps(self.slot)
         return stamps if self._final is None else self._final_stamps
 
@@ -118,6 +125,10 @@ class TransferHandle:
         self._final_stamps = (*stamps[: Phase.Failed], time.monotonic_ns())
         self._final_failure = failure(FailureCode.PEER_LOST, "this client's own node is gone", self.room)
         self._final = Progress(self.epoch, Phase.Failed, word.sent)
+
+    def refuse(self, why: str) -> None:
+        """The client has left its node: what has ended can still be asked how, all else is a RuntimeError."""
+        refuse(self, why, LED_TO_MEMORY)
 
     # ---- called by the library thread
 

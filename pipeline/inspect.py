@@ -118,7 +118,14 @@ class Scene:
 
 def observe(run_dir: Path) -> dict[str, Any]:
     """The node as plain data (see `client.node_status`)."""
-    seen, now = look(run_dir), time.monotonic_ns()
+    seen = look(run_dir)
+    try:
+        return _told(seen, time.monotonic_ns())
+    finally:
+        seen.close()
+
+
+def _told(seen: Look, now: int) -> dict[str, Any]:
     control = seen.control
     geometry = control.geometry
     scene = Scene(control, now, sees_pids=seen.sees_pids)

@@ -88,10 +88,14 @@ def join(run_dir: Path) -> Joined:
     """
     sock, welcome, fds = knock(run_dir, run_socket.Hello(run_socket.PROTOCOL_VERSION), JOIN_TIMEOUT_S)
     event_fds = {name: fd for name, fd in fds.items() if name not in ("control", "payload")}
+    mapping = None
     try:
-        control = Control(map_segment(fds["control"], welcome.control_bytes), event_fds)
+        mapping = map_segment(fds["control"], welcome.control_bytes)
+        control = Control(mapping, event_fds)
         payload = map_segment(fds["payload"], welcome.payload_bytes, alignment=HUGE_PAGE_BYTES)
     except BaseException:
+        if mapping is not None:
+            mapping.discard()  # the error may be kept, and all that led to it
         for fd in event_fds.values():
             os.close(fd)
         sock.close()

@@ -41,6 +41,12 @@ class Look(NamedTuple):
     note: str
     sees_pids: bool
 
+    def close(self) -> None:
+        """Let go of what is mapped: nothing of it may be asked any more."""
+        self.control.close()
+        for log in self.logs.values():
+            log.close()
+
 
 def look(run_dir: Path) -> Look:
     """Open the node that runs in `run_dir`. Raises AttachError, SegmentError: there is none, or it cannot be reached."""

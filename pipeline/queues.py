@@ -65,7 +65,7 @@ class TransferQueue:
         self._num_arrived = 0
         self._finished: deque[EmbeddingRequest] = deque()
         self._failed: deque[EmbeddingRequest] = deque()
-        client.add_turn(self._turn)
+        client.add_turn(self._turn, self._abandon)
 
     def __len__(self) -> int:
         return len(self._incoming) + len(self._active) + (len(self._ranks) if self._ranks is not None else 0)
@@ -83,10 +83,20 @@ class TransferQueue:
 
         With ranks, the others' `pop_transferred` return the same, batch for batch.
         """
+        self._client.check_attached()
         finished, failed = list(_taken(self._finished)), list(_taken(self._failed))
         if self._ranks is not None and (finished or failed):
             self._ranks.publish(finished, failed)
         return finished, failed
+
+    def _abandon(self) -> None:
+        """The client leaves: nobody can pop what is still here."""
+        waiting = self._ranks.abandon() if self._ranks is not None else []
+        for request in (*self._incoming, *self._active, *self._finished, *self._failed, *waiting):
+            request.release()
+        for held in (self._incoming, self._active, self._wanting, self._wanted, self._finished, self._failed):
+            held.clear()
+        self.memory.end()
 
     # ---- the library thread
 
@@ -444,13 +454,16 @@ class WaitingQueue:
         return len(self._waiting)
 
     def update(self) -> list[EmbeddingRequest]:
-        """Take over what has finished since; returns what has failed."""
+        """Take over what has finished since; returns what has failed. Raises RuntimeError once the client is closed."""
         finished, failed = self._transfer.pop_transferred()
         self._waiting.extend(finished)
         return failed
 
     def pop(self) -> EmbeddingRequest | None:
-        """The next one, or None. Its memory goes back with `request.release()`, after the prefill has consumed it."""
+        """The next one, or None. Its memory goes back with `request.release()`, after the prefill has consumed it.
+
+        What has finished is the caller's, also once the client is closed.
+        """
         return self._waiting.popleft() if self._waiting else None
 
 

@@ -39,6 +39,7 @@ from embridge.allocator.ranges import Ranges
 from embridge.allocator.ranklog import Item, RankLog, RankLogLayout, RankState, format_log, pack_batch
 from embridge.allocator.segment import create_segment, map_segment
 from embridge.pipeline.arguments import is_time
+from embridge.pipeline.leaving import let_go, refuse
 from embridge.pipeline.rows import Bytes, HostMemory, HostRows
 from embridge.workers import run_socket
 from embridge.workers.run_socket import Accepted, Lead
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LEAD_TIMEOUT_S = 10.0
+CLOSED = "rank 0 has left its node"
 
 
 class SharedRows(HostRows):
@@ -153,6 +155,13 @@ class SharedMemory(HostMemory):
         hold = self._holds[shared] = Hold(shared, self._entries.pop(), self._next_ticket())
         return hold
 
+    def end(self) -> None:
+        super().end()
+        self._holds.clear()
+        self._released.clear()
+        self._memory = np.empty(0, np.uint8)
+        refuse(self, CLOSED, ("_log",))
+
     def nobody_waits(self) -> None:
         self._wants_room = False
 
@@ -222,8 +231,10 @@ class Ranks:
             num_ranks=num_ranks, num_entries=ranklog.NUM_ENTRIES, ring_records=ranklog.RING_RECORDS
         )
         self.group = group
+        self.log: RankLog
         self._fds: list[int] = []
         self._taken = False
+        self._rows: Mapping | None = None
         try:
             self._make(client)
             self._announce(client)
@@ -257,7 +268,8 @@ class Ranks:
         mapping = map_segment(log_fd.fd, self._layout.size)
         format_log(mapping, self._layout, client.geometry, rows_bytes, os.getpid())
         self.log = RankLog(mapping, bells)
-        self.memory = SharedMemory(client.geometry, limit_bytes, self.log, map_segment(rows_fd.fd, rows_bytes))
+        self._rows = map_segment(rows_fd.fd, rows_bytes)
+        self.memory = SharedMemory(client.geometry, limit_bytes, self.log, self._rows)
 
     def _announce(self, client: Client) -> None:
         """Leave the descriptors at the node's door, where the others find them."""
@@ -279,7 +291,7 @@ class Ranks:
         return self.log.num_ranks
 
     def states(self) -> dict[int, str]:
-        """What has become of each other rank: awaited, joined, left, or cut off."""
+        """What has become of each other rank: awaited, joined, left, or cut off. Raises RuntimeError once the client is closed."""
         return {
             rank: "cut off" if self.log.is_cut(rank) else self.log.state(rank).name.lower() for rank in self.log.followers
         }
@@ -403,6 +415,23 @@ class Ranks:
     # ---- the end
 
     def close(self) -> None:
-        """Let go of the descriptors; the door tells the others as soon as the client's connection has ended."""
+        """Let go of memory and descriptors; the door tells the others as soon as the client's connection has ended."""
         while self._fds:
             os.close(self._fds.pop())
+        if "memory" in vars(self):
+            self.memory.end()
+        if isinstance(vars(self).get("log"), RankLog):
+            self.log.close()
+        rows, self._rows = self._rows, None
+        if rows is not None and self._client.is_forked:
+            rows.close()
+        elif rows is not None:
+            let_go(rows, "results of all ranks", f"rank 0 of {self._client.run_dir}")
+        refuse(self, CLOSED, ("log", "_producers"))
+
+    def abandon(self) -> list[EmbeddingRequest]:
+        """The client leaves: what waits for the other ranks, and is nobody's any more."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._holds.clear()
+        return waiting

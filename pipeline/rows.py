@@ -107,6 +107,11 @@ class HostMemory:
         """A request is over: its memory and its reservation go back with the next `collect` (any thread)."""
         self._returned.append((rows, reserved_tokens))
 
+    def end(self) -> None:
+        """Nothing is taken back any more, and nothing is kept: what is given back from now on is free at once."""
+        self._kept.clear()
+        self._returned = deque(maxlen=0)
+
     def collect(self) -> None:
         """Take back what was given back."""
         while self._returned:

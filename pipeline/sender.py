@@ -207,6 +207,7 @@ class EmbeddingSender(TransferHandle):
             ValueError: as `write`, or the rows are not as many as the request was opened with.
             NodeBusyError: as `write`.
         """
+        self._client.check_attached()
         if self._ready:
             return False
         count = num_rows(self._client.geometry, input_embeddings)

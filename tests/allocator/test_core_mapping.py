@@ -58,6 +58,76 @@ def test_a_view_keeps_the_mapping_and_the_last_reference_unmaps_it() -> None:
     assert num_maps(address) == 0
 
 
+def shared_at(address: int) -> bool:
+    """Whether a file is mapped there, and not memory of this process's own."""
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.startswith(f"{address:x}-")]
+    return any("memfd" in line for line in lines)
+
+
+def test_a_mapping_that_is_closed_lets_go_of_its_memory_at_once_and_its_handles_reach_nothing() -> None:
+    """P9: no reference has to be collected first, and no pointer goes anywhere else."""
+    memory = SharedMemory(PAGE)
+    mapping, other = memory.map(), memory.map()
+    words, bell = Words(mapping, 0, 8), Doorbell(mapping, 64)
+    words.store(0, 7)
+    assert shared_at(mapping.address)
+    assert mapping.close() == 0
+    assert not shared_at(mapping.address)
+    assert words.load(0) == 0
+    words.store(0, 9)
+    bell.ring()
+    assert Words(other, 0, 8).load(0) == 7
+    assert Words(other, 64, 1).load(0) == 0
+    assert mapping.close() == 0
+    with pytest.raises(BufferError, match="the mapping is closed"):
+        np.frombuffer(mapping, np.uint8)
+    with pytest.raises(ValueError, match="the mapping is closed"):
+        Words(mapping, 0, 8)
+
+
+@pytest.mark.parametrize("end", ["the array", "a slice of it", "a memoryview"])
+def test_a_mapping_that_is_closed_keeps_its_memory_for_the_views_that_there_are(end: str) -> None:
+    """P9, B12: what somebody looks at stays as it is, until the last of them is gone."""
+    memory = SharedMemory(PAGE)
+    mapping = memory.map()
+    view = {
+        "the array": lambda: np.frombuffer(mapping, np.uint8),
+        "a slice of it": lambda: np.frombuffer(mapping, np.uint8)[5:9],
+        "a memoryview": lambda: memoryview(mapping),
+    }[end]()
+    second = memoryview(mapping)
+    view[0] = 3
+    assert mapping.close() == 2
+    second.release()
+    assert mapping.close() == 1
+    assert shared_at(mapping.address)
+    assert view[0] == 3
+    with pytest.raises(BufferError):
+        memoryview(mapping)
+    del view
+    assert not shared_at(mapping.address)
+
+
+def test_a_buffer_that_was_refused_counts_for_nothing() -> None:
+    mapping = SharedMemory(PAGE).map(writable=False)
+    with pytest.raises(BufferError):
+        _core.copy(mapping, bytes(8), np.array([[0, 0, 8]], np.int64), 1)
+    assert mapping.close() == 0
+
+
+def test_a_mapping_that_is_discarded_leaves_zeroes_to_whoever_looks() -> None:
+    mapping = SharedMemory(PAGE).map()
+    view = np.frombuffer(mapping, np.uint8)
+    view[0] = 3
+    mapping.discard()
+    assert not shared_at(mapping.address)
+    assert view[0] == 0
+    view[0] = 4
+    address = mapping.address
+    del view, mapping
+    assert num_maps(address) == 0
+
+
 @pytest.mark.parametrize("alignment", [PAGE, 1 << 16, 1 << 21])
 def test_a_mapping_is_aligned_as_asked_and_reserves_no_more_than_its_size(alignment: int) -> None:
     size = 3 * PAGE + 1

@@ -18,6 +18,7 @@ SESSIONS: Final = "tests/workers/test_sessions.py"
 REGISTRATIONS: Final = "tests/workers/test_registrations.py"
 STRANGERS: Final = "tests/hostile/test_strangers.py"
 WEAR: Final = "tests/workers/test_wear.py"
+LEAVING: Final = "tests/pipeline/test_leaving.py"
 LOOKUPS: Final = "tests/workers/test_addresses.py"
 ADDRESSES: Final = "tests/pipeline/test_addresses.py"
 DYING: Final = "tests/pipeline/test_dying.py"
@@ -287,6 +288,42 @@ TABLES: Final = [
         "        self._num_full += 1\n",
         "        self._num_full += 0\n",
         ("tests/workers/test_counters.py::test_kicks_that_wait_for_room_in_their_ring_are_counted_and_none_is_lost",),
+    ),
+    Mutant(
+        "memory-kept-after-close", "P9", "what a client had mapped stays until it is collected",
+        "pipeline/client.py",
+        "        control.close()\n        if self._forked:\n",
+        "        if self._forked:\n",
+        (f"{LEAVING}::test_a_client_that_closes_frees_memory_and_descriptors_whoever_still_holds_its_objects",),
+    ),
+    Mutant(
+        "seat-given-up-while-copying", "D2, R8", "a client leaves its seat though its library thread has not ended",
+        "pipeline/client.py",
+        "            late = self._leaves_late = not self._library_ended\n",
+        "            late = self._leaves_late = False\n",
+        (f"{LEAVING}::test_the_seat_is_kept_while_the_library_thread_copies",),
+    ),
+    Mutant(
+        "payload-kept-of-a-node-that-is-gone", "P9", "a client keeps the payload of a node that is gone until it closes",
+        "pipeline/client.py",
+        "        if self.node_gone and not self._payload_let_go:\n",
+        "        if self.node_gone and self._closed:\n",
+        (f"{LEAVING}::test_the_memory_of_a_node_that_is_gone_is_free_before_its_clients_have_closed",),
+    ),
+    Mutant(
+        "armed-after-close", "P9", "`arm` reads a descriptor that may be another file's by now",
+        "pipeline/client.py",
+        "        self.check_attached()\n        return self._event_fds[f\"lane{self.lane}\"]\n",
+        "        return self._event_fds.get(f\"lane{self.lane}\", 0)\n",
+        (f"{LEAVING}::test_after_close_every_method_is_refused",),
+    ),
+    Mutant(
+        "closed-while-looked-at", "B12", "a mapping that is closed goes away under the views that there are",
+        "allocator/_core_mapping.c",
+        "    if (mapping->views == 0 && (errno = release_memory(mapping)) != 0)\n",
+        "    if ((errno = release_memory(mapping)) != 0)\n",
+        ("tests/allocator/test_core_mapping.py::"
+         "test_a_mapping_that_is_closed_keeps_its_memory_for_the_views_that_there_are[the array]",),
     ),
     Mutant(
         "writer-forgotten", "R12, D2", "nobody asks whether a process of a dead node still has our payload mapped",
