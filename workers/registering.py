@@ -31,7 +31,7 @@ from embridge.workers.timing import NS
 log = logging.getLogger(__name__)
 
 MAX_QUESTIONS = 64  # at run sockets, at one time; who registers beyond them does so again in a moment
-QUESTION_NS = 2 * NS  # for an answer; a launcher that starts a process answers late
+QUESTION_NS = 4 * NS  # for an answer: less than a language node waits; the launcher of a busy machine answers late
 LOOK_NS = NS // 1000  # between two looks for an answer
 
 

@@ -23,7 +23,7 @@ from embridge.workers import messages as msg
 from embridge.workers.addresses import split_address
 from embridge.workers.run_socket import SOCKET_NAME
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 REQUESTS = 60
 FIRST_ROOM = 1000  # those of the flood are below

@@ -8,7 +8,7 @@ from support.nodes import run_dirs
 
 from embridge.workers.engines import mooncake
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 _NO_MOONCAKE = mooncake.why_unavailable()
 WORKERS = 5

@@ -13,7 +13,8 @@ from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Destination, Peer, Slot
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
-from embridge.workers.registering import MAX_QUESTIONS
+from embridge.workers.registering import MAX_QUESTIONS, QUESTION_NS
+from embridge.workers.timing import NS
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_a_run_socket_that_does_not_say_whose_it_is_is_not_taken_for_one_of_this
     node.world.ask_at = lambda *_: Answered("", lambda: True)  # type: ignore[method-assign]
     node.register(node_id=11)
     assert node.sent(msg.Refused) == []
-    node.advance(2.1)
+    node.advance(QUESTION_NS / NS + 0.1)
     (refused,) = node.sent(msg.Refused)
     assert refused.reason.startswith("no engine in common: its run socket does not say whose it is; ")
 
