@@ -93,6 +93,8 @@ CALLS = (
     Call("socket", "send_fds", _os(errno.ETOOMANYREFS)),
     Call("socket", "recv_fds", _os(errno.ECONNRESET)),
     Call("socket", "getaddrinfo", _of("socket", "gaierror", -10, "Memory allocation failure")),
+    Call("socket", "create_connection", _os(errno.ECONNREFUSED)),
+    Call("resource", "setrlimit", _os(errno.EPERM)),
     Call("selectors", "DefaultSelector", _os(errno.EMFILE)),
     Call("selectors", "DefaultSelector.register", _os(errno.ENOSPC)),
     Call("select", "select", _os(errno.ENOMEM)),
