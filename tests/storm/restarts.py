@@ -29,7 +29,7 @@ from embridge.allocator.layout import Limits, Process
 from embridge.pipeline import Client, attach
 from embridge.workers.worker import READY
 from storm.runner import tell
-from storm.soak import MORE_BYTES, Held, held_by
+from storm.soak import MORE_BYTES, WARM_UP, Held, held_by
 
 TOKENS = 300
 MOST_RESTARTS = 100_000  # of a worker within a minute; what is killed here is no sign of trouble
@@ -164,7 +164,8 @@ def more_than(before: Held, after: Held) -> list[str]:
 
 
 def growth(samples: Sequence[Held]) -> list[str]:
-    """What the least of the last third of the samples has more of than the least of the first."""
+    """What the least of the last third of the samples has more of than the least of the first, a warm-up left out."""
+    samples = samples[int(len(samples) * WARM_UP) :]  # in which a node first connects to another, say
     third = len(samples) // 3
     if third < 2:
         return [f"{len(samples)} samples are too few to judge"]
