@@ -15,7 +15,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import stat
 import sys
 from multiprocessing import reduction
@@ -82,7 +81,7 @@ def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", h
 
 def _new_file(label: str) -> int:
     """An empty file of shared memory, of which only the descriptor is left."""
-    name = f"/embridge-{os.geteuid()}-{os.getpid()}-{_started(os.getpid())}-{label}-{secrets.token_hex(8)}"
+    name = f"/embridge-{os.geteuid()}-{os.getpid()}-{_started(os.getpid())}-{label}-{os.urandom(8).hex()}"
     try:
         fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0).fd
         try:
