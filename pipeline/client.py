@@ -445,6 +445,11 @@ class Client:
         if self.node_gone:
             raise NodeGoneError(f"the node in {self.run_dir} is gone; attach() again once it is back")
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._closed
+
     def kick_bootstrap(self, kick: Kick, slot: int, epoch: int) -> None:
         self._to_bootstrap.send_now(kick, slot, epoch)
         if self._to_bootstrap.backlog:

@@ -19,8 +19,10 @@ entered. It alone shows blocks to the worker, drops them, and ends the request; 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Container
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLOSE_LOOK_S: Final = 0.001
 AHEAD_BLOCKS: Final = 32  # staged beyond what is sent, for each destination
 PIECE_BYTES: Final = 16 << 20  # copied by the caller's thread before the library thread is told: a worker's attempt
 INT32 = np.iinfo(np.int32)
@@ -61,6 +64,7 @@ class EmbeddingSender(TransferHandle):
         self._ready = 0
         self._seen = 0  # `_ready`, as the library thread goes by it
         self._writing = False
+        self._writer = 0
         self._done = False
         self._done_callbacks: deque[Callable[[EmbeddingSender], object]] = deque()
         self._staged: dict[int, StageEntry] = {}  # request block -> its entry, as shown to the worker
@@ -128,7 +132,9 @@ class EmbeddingSender(TransferHandle):
             raise ValueError(f"rows: {given.end} > {self.total_tokens} tokens that this request was opened with")
         lent = given.lent() if borrow else None
         self._writing = True  # before the look at the phase: from here on the library thread does not end this request
+        self._writer = get_ident()
         try:
+            self._client.check_usable()  # once more: nor does `Client.close` give up the seat from here on
             if self.poll() >= Phase.Success:
                 return False  # before the look at `start`: who streams on into a request that has failed did nothing wrong
             if start != self._ready:
@@ -140,7 +146,7 @@ class EmbeddingSender(TransferHandle):
                 self._take(given)
         finally:
             self._writing = False
-            if self.poll() >= Phase.Success:  # the library thread may have found it ended, and waited for us
+            if not self._client.is_closed and self.poll() >= Phase.Success:  # the library thread may have waited for us
                 self._client.wake(self)
         return True
 
@@ -280,6 +286,8 @@ class EmbeddingSender(TransferHandle):
 
     def let_go(self) -> None:
         """The request is over: no row of it is looked at any more (also `Client.close`, after the library thread's end)."""
+        while self._writing and self._client.is_closed and self._writer != get_ident():
+            time.sleep(CLOSE_LOOK_S)  # the thread that closes waits for the one that writes
         if self._done or self._writing:
             return
         self._release([entry.source for entry in self._placed])

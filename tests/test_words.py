@@ -226,6 +226,7 @@ PUBLIC = {
 }
 CALLED_BY_OTHERS = {
     "emit": "logging",
+    "filter": "logging",
     "resolve": "aiohttp",
     "get_command": "click",
     "format_commands": "click",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from support.rows import Rows, rows_of
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge.allocator.layout import Lane, LaneState
 from embridge.pipeline import Client, EmbeddingSender, NodeBusyError, attach
 from embridge.pipeline.client import node_status
 
@@ -157,6 +159,36 @@ def test_rows_that_were_lent_come_back_whatever_the_end(
         if how != "close":
             wait_until(lambda: called)
     assert called == [sender]
+    assert sender.done
+    encode.wait_idle()
+
+
+def test_a_seat_is_not_given_up_while_another_thread_writes(plain: Pair, rooms: Iterator[int]) -> None:
+    """P22, D2: its blocks would be another client's, and the copy would go into them."""
+    encode, _ = plain
+    client = attach(encode.run_dir)
+    sender = open_sender(client, next(rooms), 1000)
+    put, is_writing, go_on = sender._kept.put, threading.Event(), threading.Event()
+
+    def put_late(*args: Any) -> None:
+        is_writing.set()
+        assert go_on.wait(30)
+        put(*args)
+
+    sender._kept.put = put_late  # type: ignore[method-assign]
+    rows = rows_of(client.geometry, sender.room, 0, 1000)
+    writer = threading.Thread(target=lambda: sender.write(0, *rows))
+    closer = threading.Thread(target=client.close)
+    writer.start()
+    assert is_writing.wait(30)
+    closer.start()
+    wait_until(lambda: not any(thread.is_alive() for thread in client._threads))
+    held = encode.counts().owned
+    assert (closer.is_alive(), held > 0) == (True, True)
+    assert encode.control.lanes.get(client.lane, Lane.STATE) == LaneState.ATTACHED
+    go_on.set()
+    for thread in (writer, closer):
+        thread.join(30)
     assert sender.done
     encode.wait_idle()
 
