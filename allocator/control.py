@@ -10,6 +10,7 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
 from embridge.allocator.blocks import BlockPool
 from embridge.allocator.errors import SegmentError
+from embridge.allocator.lanebits import LaneBits
 from embridge.allocator.layout import ControlLayout, Geometry, Header, Limits, PayloadLayout, Role, Slot
 from embridge.allocator.metrics import Metrics
 from embridge.allocator.owners import LaneTable, ProcessTable, WriterTable
@@ -19,6 +20,7 @@ from embridge.allocator.rings import KickInbox, KickSender
 from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
 from embridge.allocator.status import StatusTable, split
+from embridge.allocator.wanted import WantedLog
 
 _HEADER_WORDS = 64
 
@@ -94,6 +96,8 @@ class Control:
         self.writers = WriterTable(mapping, at)
         self.peers = PeerTable(mapping, at)
         self.metrics = Metrics(mapping, at)
+        self.slot_waiters = LaneBits(mapping, at, Header.SLOT_WAITERS)
+        self.room_waiters = LaneBits(mapping, at, Header.ROOM_WAITERS)
         self._bells: dict[str, Doorbell] = {}
 
     def close(self) -> None:
@@ -122,6 +126,11 @@ class Control:
     def staging(self) -> StagingTable:
         assert self.role == Role.ENCODE
         return StagingTable(self.mapping, self.layout)
+
+    @property
+    def wanted(self) -> WantedLog:
+        assert self.role == Role.ENCODE
+        return WantedLog(self.mapping, self.layout)
 
     @property
     def windows(self) -> WindowTable:
@@ -206,6 +215,16 @@ class Control:
     def ring_block_waiters(self) -> None:
         """Blocks came free: wake the library threads that wait for one."""
         for lane in self.blocks.waiters():
+            self.bell(f"library{lane}").ring()
+
+    def ring_libraries(self) -> None:
+        """Wake the library threads of all clients that hold slots."""
+        for lane in {lane for page in range(self.lanes.num_pages) if (lane := self.lanes.page_lane(page)) is not None}:
+            self.bell(f"library{lane}").ring()
+
+    def ring_slot_waiters(self) -> None:
+        """Slots came free: wake the library threads that wait for one."""
+        for lane in self.slot_waiters.lanes():
             self.bell(f"library{lane}").ring()
 
     def worker_of(self, room: int) -> int:

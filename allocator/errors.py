@@ -47,7 +47,14 @@ class NodeUnhealthyError(EmbridgeError):
 
 
 class NodeBusyError(EmbridgeError, RuntimeError):
-    """Something of this node is used up for now, and nothing was taken; the text says what, and when to try again."""
+    """Something of this node is used up for now, and nothing was taken; the text says what, and when to try again.
+
+    `retry_after_s`: after about so long, where that is known.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message if retry_after_s is None else f"{message}; try again in {retry_after_s:.3g} s")
+        self.retry_after_s = retry_after_s
 
 
 class NoRouteError(EmbridgeError):

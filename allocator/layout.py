@@ -185,6 +185,8 @@ class Header(IntEnum):
     VERIFY = 14  # 1: rows are checked on receipt
     UNSENT_MAX_BYTES = 15  # encode: of all clients together
     GEOMETRY = 16
+    SLOT_WAITERS = 24  # bit a lane that finds no slot
+    ROOM_WAITERS = 25  # encode: bit a lane whose calls wait for a slot; it reads the log of wanted rooms
     LIMITS = 32
 
 
@@ -210,15 +212,17 @@ class Process(IntEnum):
 
 
 class Lane(IntEnum):
-    """Words of one lane: the seat of a client. The launcher writes them, but for the last four."""
+    """Words of one lane: the seat of a client. The launcher writes them, but for those that say otherwise."""
 
     STATE = 0
+    NUM_WAITING = 1  # the client: its requests that wait for a slot
     PID = 2
     ATTACHED_NS = 3
     BEAT_NS = 4  # the client's library thread, each turn; 0: it has taken none
     PINNED = 5  # the client: from now on a device may copy between its memory and our payload
     LEFT = 6  # the client: it leaves of its own accord
     UNSENT_BYTES = 7  # encode, the client: host memory with rows that wait to be sent
+    NUM_EARLY = 8  # encode: the client, pages in which it opens slots before anybody has asked for their rooms; the poller at the end
 
 
 class LaneState(IntEnum):
@@ -421,7 +425,7 @@ RING_HEAD: Final = LINE_BYTES // 8  # words of a ring's header
 RING_TAIL: Final = 2 * LINE_BYTES // 8
 RING_REFUSED: Final = RING_TAIL + 1
 PROCESS_WORDS: Final = 8
-LANE_WORDS: Final = 8
+LANE_WORDS: Final = 16
 
 
 def _up(value: int, alignment: int) -> int:
@@ -469,6 +473,7 @@ CONTROL_TABLES: Final = {
     "destinations": "watermarks of each destination of a slot",
     "grants": "blocks granted by the destinations of a slot",
     "staging": "source blocks that cache rows of a slot",
+    "wanted": "rooms that somebody has asked for",
     "windows": "blocks granted for a slot",
     "sessions": "the engine of each worker",
     "ports": "a bit a port that an engine had",
@@ -532,6 +537,7 @@ class ControlLayout:
     destinations: int
     grants: int
     staging: int
+    wanted: int
     windows: int
     sessions: int
     ports: int
@@ -565,6 +571,7 @@ class ControlLayout:
             "destinations": m.take(n * limits.max_destinations * DESTINATION_WORDS * 8 * encode),
             "grants": m.take(n * limits.window_blocks * 8 * encode),
             "staging": m.take(n * own_window * 8 * encode),
+            "wanted": m.take((LINE_BYTES + n * 8) * encode),
             "windows": m.take(n * own_window * 8 * language),
             "sessions": m.take(limits.num_workers * SESSION_WORDS * 8 * language),
             "ports": m.take(PORT_WORDS * 8 * language),

@@ -52,9 +52,8 @@ class LaneTable:
                 self._words.store(at + Lane.PID, pid)
                 self._words.store(at + Lane.ATTACHED_NS, now_ns)
                 self._words.store(at + Lane.BEAT_NS, 0)
-                self._words.store(at + Lane.PINNED, 0)
-                self._words.store(at + Lane.LEFT, 0)
-                self._words.store(at + Lane.UNSENT_BYTES, 0)
+                for field in (Lane.PINNED, Lane.LEFT, Lane.UNSENT_BYTES, Lane.NUM_EARLY, Lane.NUM_WAITING):
+                    self._words.store(at + field, 0)
                 self._words.store(at + Lane.STATE, LaneState.ATTACHED)
                 return lane
         return None
@@ -86,7 +85,25 @@ class LaneTable:
 
     def free(self, lane: int) -> bool:
         """Everything of a dead client is reaped (poller only)."""
+        self._words.store(lane * lay.LANE_WORDS + Lane.NUM_EARLY, 0)
         return self._words.compare_exchange(lane * lay.LANE_WORDS + Lane.STATE, LaneState.DEAD, LaneState.FREE)
+
+    def set_num_waiting(self, lane: int, count: int) -> None:
+        """How many requests of that lane's client wait for a slot (its library thread only)."""
+        self._words.store(lane * lay.LANE_WORDS + Lane.NUM_WAITING, count)
+
+    def num_waiting(self) -> int:
+        """Requests of all living clients that wait for a slot."""
+        attached = [lane for lane in range(self.num_lanes) if self.get(lane, Lane.STATE) == LaneState.ATTACHED]
+        return sum([self.get(lane, Lane.NUM_WAITING) for lane in attached])
+
+    def add_early(self, lane: int, change: int) -> None:
+        """One page more (1) or less (-1) in which that lane's client opens slots before anybody has asked for their rooms."""
+        self._words.add(lane * lay.LANE_WORDS + Lane.NUM_EARLY, change & (1 << 64) - 1)
+
+    def num_early(self) -> int:
+        """How many such pages the node has."""
+        return sum([self._words.load(at) for at in range(Lane.NUM_EARLY, self.num_lanes * lay.LANE_WORDS, lay.LANE_WORDS)])
 
     def lease_page(self, lane: int) -> int | None:
         """Lease one more page of slots to a lane (that lane's client only). None when all are leased."""
@@ -104,7 +121,7 @@ class LaneTable:
         return [page for page in range(self.num_pages) if self._pages.load(page) == lane + 1]
 
     def return_page(self, page: int, lane: int) -> bool:
-        """End a dead lane's lease (poller only, when no slot of it is in use)."""
+        """End a lease when no slot of it is in use: a dead lane's (poller only), or one's own that others wait for."""
         return self._pages.compare_exchange(page, lane + 1, 0)
 
 

@@ -32,6 +32,7 @@ class Kick(IntEnum):
     SESSION = 13  # language: worker `slot` is in a new session, the engine of the old one is dead
     FENCE = 14  # language: poller to worker, end the engine of session `value` and begin another
     CHECKSUM = 15  # language: poller to worker, rows `value` (first:32 | end:32), going on from `extra`; and the answer, in `extra`
+    ASK = 16  # encode: a client's call waits for a slot; announce room `value`, if anybody has asked for it (slot is the lane)
 
 
 class Record(NamedTuple):
@@ -83,12 +84,12 @@ class KickSender:
             self._rang = True
             self._doorbell.ring()
 
-    def send_now(self, kick: int, slot: int, epoch: int) -> None:
+    def send_now(self, kick: int, slot: int, epoch: int, value: int = 0) -> None:
         """One kick and the bell, from a thread that does not flush: a record that does not fit waits for the one that does.
 
         `Producer.push` keeps the GIL, so the two threads of a client never push at the same time.
         """
-        self.send(kick, slot, epoch)
+        self.send(kick, slot, epoch, value)
         self._doorbell.ring()
 
     @property

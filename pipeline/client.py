@@ -25,10 +25,9 @@ import numpy as np
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Doorbell, Mapping
 from embridge.allocator.buffers import PayloadBuffers
-from embridge.allocator.checksums import RowSum
 from embridge.allocator.control import Control
-from embridge.allocator.errors import AttachError, FailureCode, NodeGoneError, NodeUnhealthyError
-from embridge.allocator.layout import NodeState, Role, Slot
+from embridge.allocator.errors import AttachError, FailureCode, NodeBusyError, NodeGoneError, NodeUnhealthyError
+from embridge.allocator.layout import NodeState, Role
 from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
 from embridge.allocator.ranklog import MAX_RANKS
 from embridge.allocator.rings import FULL_RING_WAIT_S, Kick
@@ -42,6 +41,7 @@ from embridge.pipeline.rounds import Round
 from embridge.pipeline.routing import RoutePicker
 from embridge.pipeline.slots import SlotLease
 from embridge.pipeline.unsent import UnsentMemory
+from embridge.pipeline.waiting import MAX_WAITING, Line
 from embridge.workers import run_socket
 from embridge.workers.addresses import split_address
 from embridge.workers.load import why_refusing
@@ -64,7 +64,7 @@ CLOSED = "this client is closed"
 FORKED = "this client was attached before a fork; attach() again in the child"
 LED_TO_MEMORY = (
     *("control", "_slots", "buffers", "payload", "destinations", "staging", "windows", "sessions", "unsent", "_user_bell", "_library_bell"),
-    *("_to_bootstrap", "_to_workers", "_lease", "_picker", "_sock", "_user_round", "_library_round"),
+    *("_to_bootstrap", "_to_workers", "_lease", "_line", "_picker", "_sock", "_user_round", "_library_round"),
 )
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -196,7 +196,7 @@ class Client:
         workers = range(self.control.limits.num_workers)
         self._to_workers = [self.control.sender(f"lane{lane}", f"worker{w}") for w in workers]
         self._lease = SlotLease(self.control, lane)
-        self._departed: deque[TransferHandle] = deque(maxlen=num_slots)  # left before the caller had seen their end
+        self._departed: deque[TransferHandle] = deque(maxlen=num_slots + MAX_WAITING)  # left before the caller had seen their end
         self._handles: dict[int, TransferHandle] = {}
         self._rooms: dict[int, TransferHandle] = {}
         self._user_out = np.empty(num_slots, np.uint32)
@@ -210,6 +210,10 @@ class Client:
         self._library_round = Round(self._handles)
         self._starving: OrderedDict[TransferHandle, None] = OrderedDict()
         self._to_serve: deque[TransferHandle] = deque()
+        self._line = Line(self)
+        self._num_waiting = 0  # for a slot, as the lane's word has it
+        self._num_lacking = 0  # of them, those that wait in a transfer queue
+        self._is_slot_waiter = False
         self._turns: list[Callable[[], bool]] = []
         self._payload_let_go = False
         self._picker: RoutePicker | None = None
@@ -227,9 +231,11 @@ class Client:
     ) -> EmbeddingSender:
         """Open a room on an encode node: `total_tokens` rows will be written (see `EmbeddingSender`).
 
+        While there is no slot for it, it waits for one: all of its methods may be called, and its deadline counts from now.
+
         Raises:
             ValueError: the room or the length is out of range, the room is in use here, or this is no encode node.
-            RuntimeError: every slot of the node is in use; the caller tries again later.
+            NodeBusyError: every slot is in use, and as many calls as may wait for one do.
             NodeUnhealthyError: one of the node's processes cannot be kept alive.
         """
         from embridge.pipeline.sender import EmbeddingSender
@@ -238,14 +244,8 @@ class Client:
         total_tokens = whole("total_tokens", total_tokens, 1, lay.MAX_TOKENS)
         aux = EmbeddingSender.aux_words(aux_datas, total_tokens, mrope_position_delta)
 
-        def prepare(slot: int) -> None:
-            self.destinations.reset(slot)
-            self.staging.reset(slot)
-            self._slots.aux(slot)[:] = aux
-
-        slot, epoch = self._open(room, timeout_s, prepare)
-        sender = EmbeddingSender(self, slot, epoch, room, total_tokens)
-        self._enter(sender)
+        sender = EmbeddingSender(self, room, total_tokens, aux)
+        self._open(sender, timeout_s)
         return sender
 
     def receiver(
@@ -267,10 +267,12 @@ class Client:
         begin: int = 0,
         total: int = 0,
         instead_of: EmbeddingReceiver | None = None,
+        may_wait: bool = True,
     ) -> EmbeddingReceiver:
         """`receiver`, and what a retry adds to it: request blocks [0, `begin`) are here already, and the length is known (0: it is not).
 
-        The room may be that of the request that it is `instead_of`, which has failed.
+        The room may be that of the request that it is `instead_of`, which has failed. If it may not wait for a slot, it is a NodeBusyError
+        that there is none.
         """
         from embridge.pipeline.receiver import EmbeddingReceiver
 
@@ -278,17 +280,8 @@ class Client:
         required_dst_info_num = whole("required_dst_info_num", required_dst_info_num, 1, 64)
         self.check_address(bootstrap_addr)
 
-        def prepare(slot: int) -> None:
-            self._slots.set_address(slot, bootstrap_addr)
-            self._slots.set(slot, Slot.REQUIRED, required_dst_info_num)
-            self._slots.set(slot, Slot.TOTAL, total)
-            self._slots.set(slot, Slot.DRAINED_BLOCKS, begin)
-            self._slots.set(slot, Slot.VERIFIED, RowSum(begin * self.geometry.block_size, 0).pack())
-            self._slots.set(slot, Slot.GRANTED, begin << 32 | begin * self.geometry.block_size)
-
-        slot, epoch = self._open(room, timeout_s, prepare)
-        receiver = EmbeddingReceiver(self, slot, epoch, room, begin)
-        self._enter(receiver)
+        receiver = EmbeddingReceiver(self, room, bootstrap_addr, required_dst_info_num, total, begin)
+        self._open(receiver, timeout_s, may_wait=may_wait)
         return receiver
 
     @staticmethod
@@ -358,12 +351,56 @@ class Client:
             raise NodeUnhealthyError(f"the node is unhealthy; it takes no new requests: {why}")
         return room
 
-    def _open(self, room: int, timeout_s: float | None, prepare: Callable[[int], None]) -> tuple[int, int]:
+    def _open(self, handle: TransferHandle, timeout_s: float | None, *, may_wait: bool = True) -> None:
+        """Give it a slot, or have it wait for one."""
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         if not is_time(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s: {timeout_s!r} s must be positive, and at most {MAX_TIMEOUT_S:g} s")
-        now = self.clock()
-        return self._lease.open(room, now, now + int(float(timeout_s) * NS), prepare)
+        handle.opened_ns = self.clock()
+        handle.deadline_ns = handle.opened_ns + int(float(timeout_s) * NS)
+        if not len(self._line) and self.enter(handle, is_early=self.control.role == Role.ENCODE):
+            return
+        if not may_wait:
+            raise NodeBusyError(f"all {self.control.limits.num_slots} slots are in use", LIBRARY_WAIT_S)
+        self._line.check_room()
+        self._known.add(handle)
+        self._rooms[handle.room] = handle
+        self._line.join(handle)
+
+    def enter(self, handle: TransferHandle, *, is_early: bool = False) -> bool:
+        """Give a request its slot, if there is one; `is_early`: before anybody has asked for its room."""
+        at = self._lease.open(handle.room, handle.opened_ns, handle.deadline_ns, handle.prepare, is_early=is_early)
+        if at is None:
+            return False
+        handle.entered(*at)
+        self._enter(handle)
+        handle.catch_up()
+        return True
+
+    def end_without_slot(self, handle: TransferHandle) -> None:
+        """It was given up, and there is no slot for it (library thread only)."""
+        handle.end_without_slot()
+        self._departed.append(handle)
+        if self._rooms.get(handle.room) is handle:
+            del self._rooms[handle.room]
+        self._user_bell.ring()
+
+    def waiting_for(self, room: int) -> TransferHandle | None:
+        """The request of a room, if it waits for a slot."""
+        handle = self._rooms.get(room)
+        return handle if handle is not None and handle.is_waiting else None
+
+    def ask(self, room: int) -> None:
+        """Have the room announced if somebody has asked for it."""
+        self._to_bootstrap.send_now(Kick.ASK, self.lane, 0, room)
+
+    def hurry(self, handle: TransferHandle) -> None:
+        """A request that waits for a slot is given up."""
+        self._line.hurry(handle)
+
+    def lack_slots(self, count: int) -> None:
+        """So many more requests wait for a slot (library thread, in its turn)."""
+        self._num_lacking += count
 
     def leave(self, handle: TransferHandle) -> None:
         """The client needs nothing of this request any more (library thread only)."""
@@ -385,18 +422,18 @@ class Client:
         if sequence == self._user_seen and now < self._user_slow_ns:
             return ()
         if self.node_gone:  # every request that was in flight has failed
-            return [handle for handle in list(self._handles.values()) if handle.has_risen()]
+            return [handle for handle in [*list(self._handles.values()), *self._line.handles()] if handle.has_risen()]
         self.check_usable()
         self._user_seen = sequence
-        status, lease, out = self.control.status, self._lease, self._user_out
+        status, pages, out = self.control.status, self._lease.pages, self._user_out
         looks: list[TransferHandle] = []
         if now >= self._user_slow_ns:
             self._user_slow_ns = now + SLOW_LOOK_NS
-            status.changed(lay.USER_VIEW, lease.pages, lease.num_pages, out)
-            count = status.compare(lease.pages, lease.num_pages, self._user_words, out)
+            status.changed(lay.USER_VIEW, pages, len(pages), out)
+            count = status.compare(pages, len(pages), self._user_words, out)
             looks = self._user_round.some()
         else:
-            count = status.changed(lay.USER_VIEW, lease.pages, lease.num_pages, out)
+            count = status.changed(lay.USER_VIEW, pages, len(pages), out)
         rose = [handle for slot in out[:count].tolist() if (handle := self._handles.get(slot)) is not None and handle.has_risen()]
         rose += [handle for handle in looks if handle.has_risen()]
         while self._departed:
@@ -501,14 +538,14 @@ class Client:
         """Serve what changed, what was asked for, and those who wait for a block, in that order. True if somebody waits."""
         now = self.clock()
         self.control.lanes.beat(self.lane, now)
-        status, lease, out = self.control.status, self._lease, self._library_out
-        count = status.changed(lay.LIBRARY_VIEW, lease.pages, lease.num_pages, out)
+        status, pages, out = self.control.status, self._lease.pages, self._library_out
+        count = status.changed(lay.LIBRARY_VIEW, pages, len(pages), out)
         changed = out[:count].tolist()
         todo: dict[TransferHandle, None] = {}  # not by slot: one that was woken may have left, and its slot be another's
-        if now >= self._library_slow_ns:
+        if is_slow := now >= self._library_slow_ns:
             self._library_slow_ns = now + SLOW_LOOK_NS
             self._look_at_node()
-            count = status.compare(lease.pages, lease.num_pages, self._library_words, out)
+            count = status.compare(pages, len(pages), self._library_words, out)
             changed += out[:count].tolist()
             todo.update(dict.fromkeys(self._library_round.some()))
         for slot in changed:
@@ -524,16 +561,33 @@ class Client:
         for handle in todo:
             if self._is_open(handle):
                 self._serve(handle)
+        self._lease.collect()
+        self._num_lacking = 0
+        lacks = self._line.turn(now, is_slow=is_slow)
         starving = bool(self._starving)
         for turn in self._turns:
             starving |= turn()
         self.control.blocks.set_waiting(self.lane, starving)
-        self._lease.collect()
+        waits = self._say_who_waits(lacks or self._num_lacking > 0)
         for sender in (self._to_bootstrap, *self._to_workers):
             sender.flush()
         if self.node_gone and not self._payload_let_go:
             self._let_go_of_payload()
-        return starving
+        return starving or waits
+
+    def _say_who_waits(self, lacks_slot: bool) -> bool:
+        """Have other clients give pages back while there is no slot for this one. True while requests wait for a slot."""
+        count = len(self._line) + self._num_lacking
+        if count or self._num_waiting:
+            self._num_waiting = count
+            self.control.lanes.set_num_waiting(self.lane, count)
+        if lacks_slot != self._is_slot_waiter:
+            self._is_slot_waiter = lacks_slot
+            self.control.slot_waiters.set(self.lane, lacks_slot)
+            if lacks_slot:
+                self.control.ring_libraries()
+        self._lease.share(is_needy=lacks_slot)
+        return count > 0
 
     def _let_go_of_payload(self) -> None:
         """The node is gone: all that was in flight has ended, and one that is to come may need the room."""
@@ -642,6 +696,7 @@ class Client:
             handle.let_go()
         if self.pinned:
             unregister_from_cuda(self.payload)
+        self._line.close()
         for end in self._ends:
             end()
         self.control.lanes.leave(self.lane)

@@ -152,6 +152,7 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
                 "attached_s": round((now - control.lanes.get(lane, Lane.ATTACHED_NS)) / NS, 1),
                 "silent_s": _silent_s(control.lanes.get(lane, Lane.BEAT_NS), now),
                 "rings_full": control.num_refused(f"lane{lane}"),
+                "waiting": control.lanes.get(lane, Lane.NUM_WAITING),
                 "trouble": scene.client(lane).trouble,
                 **({"unsent_bytes": control.lanes.get(lane, Lane.UNSENT_BYTES)} if control.role == Role.ENCODE else {}),
             }

@@ -436,7 +436,7 @@ class Launcher:
         return 0
 
     def _in_flight(self) -> bool:
-        return any(True for _ in self.control.current_slots())
+        return any(True for _ in self.control.current_slots()) or self.control.lanes.num_waiting() > 0
 
     def close(self) -> None:
         """End all processes and let go of everything; nothing stays."""

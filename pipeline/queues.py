@@ -33,12 +33,17 @@ from embridge.pipeline.handle import MAX_ROOM
 from embridge.pipeline.receiver import EmbeddingReceiver, first_missing_block
 from embridge.pipeline.request import EmbeddingRequest, EmbeddingResult
 from embridge.pipeline.rows import HostMemory, HostRows
+from embridge.pipeline.waiting import MAX_WAITING, check_room
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
     from embridge.pipeline.client import Client
 
 log = logging.getLogger(__name__)
+
+
+LOOK_BEHIND_NS = NS // 10
+NO_SLOT_IN_TIME = "deadline passed while the request waited for a slot"
 
 
 class TransferQueue:
@@ -59,6 +64,8 @@ class TransferQueue:
         start = whole("default_allocate_tokens", given, 1, MAX_TOKENS)
         self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
         self._incoming: deque[EmbeddingRequest] = deque()
+        self._refused: set[EmbeddingRequest] = set()  # of those: ended before they had a slot
+        self._look_ns = 0
         self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
         self._wanting: list[EmbeddingRequest] = []  # those that could use a block, in the order of arrival
         self._wanted: set[EmbeddingRequest] = set()
@@ -68,15 +75,26 @@ class TransferQueue:
         client.add_turn(self._turn, self._abandon)
 
     def __len__(self) -> int:
-        return len(self._incoming) + len(self._active) + (len(self._ranks) if self._ranks is not None else 0)
+        return len(self._incoming) - len(self._refused) + len(self._active) + (len(self._ranks) if self._ranks is not None else 0)
 
     # ---- the scheduler's thread
 
     def add(self, request: EmbeddingRequest) -> None:
-        """Hand a request over (any thread)."""
+        """Hand a request over (any thread). Raises NodeBusyError as `check_room`."""
+        self.check_room()
         request._added = self._client.clock() / NS
         self._incoming.append(request)
         self._client.wake()
+
+    def check_room(self) -> None:
+        """Whether one more request may be handed over.
+
+        Raises:
+            NodeBusyError: every slot of the node is in use, and as many requests as may wait for one do.
+        """
+        num_waiting = len(self._incoming)
+        if num_waiting >= MAX_WAITING:
+            check_room(num_waiting, self._client.clock() / NS - self._incoming[0]._added)
 
     def pop_transferred(self) -> tuple[list[EmbeddingRequest], list[EmbeddingRequest]]:
         """(finished, failed) since the last call. Finished ones have their `result`, failed ones their `failure`.
@@ -101,20 +119,44 @@ class TransferQueue:
     # ---- the library thread
 
     def _turn(self) -> bool:
-        """Open what came, then grant what is possible, in order of arrival. True if somebody waits for a block or a slot."""
+        """Open what came, then grant what is possible, in order of arrival. True if somebody waits for a block."""
         self.memory.collect()
         waits = False
         while self._incoming:
-            if not self._open(self._incoming[0]):
-                waits = True
+            request = self._incoming[0]
+            if request not in self._refused and not self._open(request):
+                self._look_behind()
                 break
             self._incoming.popleft()
+            self._refused.discard(request)
         if self._client.node_gone:
             for request in list(self._active):
                 self._end_failed(request, lost=True)
         if self._ranks is not None:
             waits |= self._ranks.turn(self._pass_on)
         return self._grant_all() or waits
+
+    def _look_behind(self) -> None:
+        """There is no slot for the first: those behind may be over all the same."""
+        self._client.lack_slots(len(self._incoming) - len(self._refused))
+        now_ns = self._client.clock()
+        if now_ns < self._look_ns:
+            return
+        self._look_ns = now_ns + LOOK_BEHIND_NS
+        for request in list(self._incoming):
+            timeout_s = self._timeout_s(request)
+            if request in self._refused or not is_time(timeout_s):
+                continue
+            if request._abort_reason:
+                self._refuse(request, FailureCode.ABORTED, request._abort_reason)
+            elif request._added + timeout_s <= now_ns / NS:
+                self._refuse(request, FailureCode.TIMEOUT, NO_SLOT_IN_TIME)
+            else:
+                continue
+            self._refused.add(request)
+
+    def _timeout_s(self, request: EmbeddingRequest) -> float:
+        return self._client.request_timeout_s if request.timeout_s is None else request.timeout_s
 
     def _want(self, request: EmbeddingRequest) -> None:
         """Enter a request among those that could use a block, at the place of its arrival; once."""
@@ -157,12 +199,12 @@ class TransferQueue:
 
     def _open(self, request: EmbeddingRequest) -> bool:
         """False when no slot is free: the request stays where it is, as long as its time lasts."""
-        timeout_s = self._client.request_timeout_s if request.timeout_s is None else request.timeout_s
+        timeout_s = self._timeout_s(request)
         if not is_time(timeout_s):  # it would stop those behind it, too
             return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {timeout_s!r} is no number of seconds")
         left_s = request._added + float(timeout_s) - self._client.clock() / NS
         if left_s <= 0:
-            return self._refuse(request, FailureCode.TIMEOUT, "deadline passed while waiting for a slot")
+            return self._refuse(request, FailureCode.TIMEOUT, NO_SLOT_IN_TIME)
         try:
             receiver = self._client.open_receiver(
                 request.bootstrap_addr,
@@ -172,6 +214,7 @@ class TransferQueue:
                 begin=request._first_block,
                 total=request._total,
                 instead_of=request._failed_receiver,
+                may_wait=False,
             )
         except RuntimeError:
             if request._abort_reason:  # without a slot there is no way to tell its encoder, which waits for its own deadline
@@ -396,8 +439,11 @@ class PreallocQueue:
     def add(self, request: EmbeddingRequest) -> None:
         """Take a request in; never blocks. What is wrong with it, and what goes wrong later, comes out as its failure.
 
+        While every slot of the node is in use it waits for one, at most until its deadline.
+
         Raises:
             ValueError: this very request was added before.
+            NodeBusyError: as many requests as may wait for a slot do; it may be added later.
         """
         if request._added:
             raise ValueError(f"room {request.room}: this request was added before; make a new one")
@@ -423,6 +469,7 @@ class PreallocQueue:
 
         Raises:
             ValueError: it is not to be retried, for the reason `EmbeddingRequest.why_not_retryable`, or the address or the room is none.
+            NodeBusyError: as `add`.
         """
         if why_not := request.why_not_retryable:
             raise ValueError(f"room {request.room}: not to be retried: {why_not}")
@@ -430,6 +477,7 @@ class PreallocQueue:
         self._client.check_address(bootstrap_addr)
         if room is not None:
             room = whole("room", room, 0, MAX_ROOM, "0 to 2**63 - 1")
+        self._transfer.check_room()
         request.bootstrap_addr = bootstrap_addr
         request.room = request.room if room is None else room
         if required_dst_info_num is not None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import MAX_BLOCKS, MAX_TOKENS, Peer, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import whole
-from embridge.pipeline.handle import TransferHandle
+from embridge.pipeline.handle import NO_SLOT, TransferHandle
 
 if TYPE_CHECKING:
     from embridge.pipeline.client import Client
@@ -34,9 +35,15 @@ class EmbeddingReceiver(TransferHandle):
     `first_block`: the request block from which this encode node sends; not 0 where another one had sent those before it (`retry`).
     """
 
-    def __init__(self, client: Client, slot: int, epoch: int, room: int, first_block: int = 0) -> None:
-        super().__init__(client, slot, epoch, room)
+    def __init__(
+        self, client: Client, room: int, bootstrap_addr: str, required_dst_info_num: int, total: int = 0, first_block: int = 0
+    ) -> None:
+        super().__init__(client, room)
+        self.bootstrap_addr = bootstrap_addr
+        self.required_dst_info_num = required_dst_info_num
         self.first_block = first_block
+        self._total = total  # as another encode node had told it
+        self._has_asked = False
         self._windows = client.windows
         self._sessions = client.sessions
         self._bs = client.geometry.block_size
@@ -48,36 +55,36 @@ class EmbeddingReceiver(TransferHandle):
     @property
     def handshake_done(self) -> bool:
         """Whether the encode node is registered, so that blocks can be granted to it."""
-        return self._slots.get(self.slot, Slot.PEER) != 0
+        return self.slot != NO_SLOT and self._slots.get(self.slot, Slot.PEER) != 0
 
     @property
     def total_embedding_length(self) -> int:
         """The request's real length in tokens; 0 until the encode side has told it."""
-        return self._slots.get(self.slot, Slot.TOTAL)
+        return self._total if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.TOTAL)
 
     @property
     def ready_tokens(self) -> int:
         """Rows that the encode side has said it has."""
-        return self._slots.get(self.slot, Slot.PEER_READY)
+        return 0 if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.PEER_READY)
 
     @property
     def granted_tokens(self) -> int:
-        return self._slots.granted(self.slot)[1]
+        return self.first_block * self._bs if self.slot == NO_SLOT else self._slots.granted(self.slot)[1]
 
     @property
     def granted_blocks(self) -> int:
         """Request blocks granted so far, from block 0."""
-        return self._slots.granted(self.slot)[0]
+        return self.first_block if self.slot == NO_SLOT else self._slots.granted(self.slot)[0]
 
     @property
     def drained_blocks(self) -> int:
         """Request blocks that were given back, or never asked for (`first_block`), from block 0."""
-        return self._slots.get(self.slot, Slot.DRAINED_BLOCKS)
+        return self.first_block if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.DRAINED_BLOCKS)
 
     @property
     def num_rounds(self) -> int:
         """Grants that carried blocks."""
-        return self._slots.get(self.slot, Slot.NUM_ROUNDS)
+        return 0 if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.NUM_ROUNDS)
 
     @property
     def needs_resume(self) -> bool:
@@ -89,6 +96,8 @@ class EmbeddingReceiver(TransferHandle):
     @property
     def is_tainted(self) -> bool:
         """An attempt under our session ended other than done: its bytes may still land (R7)."""
+        if self.slot == NO_SLOT:
+            return False
         worker = self._control.worker_of(self.room)
         tainted = self._slots.get(self.slot, Slot.TAINTED)
         return self._slots.get(self.slot, Slot.SESSION) != 0 and tainted > self._sessions.number(worker)
@@ -96,9 +105,9 @@ class EmbeddingReceiver(TransferHandle):
     @property
     def max_window_blocks(self) -> int:
         """The most blocks this request may hold at one time: this node's window, or its share of the encode node's."""
-        peer = self._slots.get(self.slot, Slot.PEER) - 1
+        peer = self._slots.get(self.slot, Slot.PEER) - 1 if self.slot != NO_SLOT else -1
         there = self._control.peers.get(peer, Peer.WINDOW) if peer >= 0 else self._windows.window
-        return min(self._windows.window, there // max(self._slots.get(self.slot, Slot.REQUIRED), 1))
+        return min(self._windows.window, there // self.required_dst_info_num)
 
     def current_allocation(self) -> npt.NDArray[np.uint32]:
         """The blocks held now, in the order of the request's rows."""
@@ -112,9 +121,14 @@ class EmbeddingReceiver(TransferHandle):
     # ---- grants
 
     def allocate(self, want: int, *, may_take_reserve: bool = True) -> npt.NDArray[np.uint32]:
-        """Up to `want` blocks of this node for this request, not yet granted; fewer, or none, when memory is short."""
+        """Up to `want` blocks of this node for this request, not yet granted; fewer, or none, when memory is short.
+
+        None while it waits for a slot.
+        """
         self._client.check_usable()
         want = whole("want", want, 0, MAX_BLOCKS)
+        if self.slot == NO_SLOT:
+            return np.empty(0, np.uint32)
         blocks = self._control.blocks.acquire(self.slot, self.epoch, want, may_take_reserve=may_take_reserve)
         if len(blocks) and self.poll() >= Phase.Success:  # ended meanwhile: whoever cleans up may have passed already
             self._control.blocks.release(blocks, self.slot, self.epoch)
@@ -162,6 +176,12 @@ class EmbeddingReceiver(TransferHandle):
                 f"allocated_tokens: {tokens} does not end in the last of {count} blocks of {bs} tokens; "
                 f"expected {max(count - 1, 0) * bs + bool(count)} to {count * bs}"
             )
+        if self.slot == NO_SLOT:
+            if count:
+                raise ValueError(f"embedding_indices: {indices} are not blocks of this request, which waits for a slot; use allocate()")
+            self._has_asked = True
+            if self.slot == NO_SLOT:  # else it was opened meanwhile
+                return
         granted, drained = self.granted_blocks, self.drained_blocks
         if granted + count - drained > self.max_window_blocks:
             raise ValueError(f"embedding_indices: {granted + count - drained} blocks held > window of {self.max_window_blocks}")
@@ -254,7 +274,7 @@ class EmbeddingReceiver(TransferHandle):
 
         Raises:
             ValueError: it may not be retried, for the reason `why_not_retryable`, or `num_tokens` exceeds what has landed.
-            RuntimeError: every slot of the node is in use; the caller tries again later.
+            NodeBusyError: every slot is in use, and as many requests as may wait for one do.
         """
         if why_not := self.why_not_retryable:
             raise ValueError(f"room {self.room}: not to be retried: {why_not}")
@@ -264,7 +284,7 @@ class EmbeddingReceiver(TransferHandle):
         return self._client.open_receiver(
             bootstrap_addr,
             self.room if room is None else room,
-            self._slots.get(self.slot, Slot.REQUIRED) if required_dst_info_num is None else required_dst_info_num,
+            self.required_dst_info_num if required_dst_info_num is None else required_dst_info_num,
             timeout_s,
             begin=first_missing_block(num_tokens, total, self._bs),
             total=total,
@@ -283,6 +303,21 @@ class EmbeddingReceiver(TransferHandle):
     def fail(self, code: FailureCode, reason: str) -> None:
         """End the request as Failed for a reason of this side's own."""
         self._fail(code, reason)
+
+    def prepare(self, slot: int) -> None:
+        begin = self.first_block
+        self._slots.set_address(slot, self.bootstrap_addr)
+        self._slots.set(slot, Slot.REQUIRED, self.required_dst_info_num)
+        self._slots.set(slot, Slot.TOTAL, self._total)
+        self._slots.set(slot, Slot.DRAINED_BLOCKS, begin)
+        self._slots.set(slot, Slot.VERIFIED, RowSum(begin * self._bs, 0).pack())
+        self._slots.set(slot, Slot.GRANTED, begin << 32 | begin * self._bs)
+
+    def catch_up(self) -> None:
+        if self._has_asked:
+            self._slots.set(self.slot, Slot.INIT_ASKED, 1)
+            self._client.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
+        super().catch_up()
 
     def service(self) -> None:
         """Library thread: hand changes to the queue that drives this receiver, and end a cleared one."""

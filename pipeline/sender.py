@@ -36,7 +36,7 @@ from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.pipeline.arguments import whole
 from embridge.pipeline.given import Given, given_rows, num_rows, place
-from embridge.pipeline.handle import TransferHandle
+from embridge.pipeline.handle import NO_SLOT, TransferHandle
 from embridge.pipeline.kept import KeptRows, Part
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ INT32 = np.iinfo(np.int32)
 class EmbeddingSender(TransferHandle):
     """Made by `Client.sender(room, total_tokens)`. All methods return at once."""
 
-    def __init__(self, client: Client, slot: int, epoch: int, room: int, total_tokens: int) -> None:
-        super().__init__(client, slot, epoch, room)
+    def __init__(self, client: Client, room: int, total_tokens: int, aux: npt.NDArray[np.int32]) -> None:
+        super().__init__(client, room)
+        self._aux = aux
+        self._is_announced = False
         self.total_tokens = total_tokens
         self._dsts = client.destinations
         self._staging = client.staging
@@ -94,7 +96,8 @@ class EmbeddingSender(TransferHandle):
 
     def announce(self) -> None:
         """Send the length ahead of the rows: the language side can then grant all of it, and most requests need one round."""
-        if self._slots.get(self.slot, Slot.TOTAL) == 0:
+        self._is_announced = True
+        if self.slot != NO_SLOT and self._slots.get(self.slot, Slot.TOTAL) == 0:
             self._slots.set(self.slot, Slot.TOTAL, self.total_tokens)
             self._client.kick_bootstrap(Kick.LOOK, self.slot, self.epoch)
 
@@ -148,6 +151,8 @@ class EmbeddingSender(TransferHandle):
             self._writing = False
             if not self._client.is_closed and self.poll() >= Phase.Success:  # the library thread may have waited for us
                 self._client.wake(self)
+                if self.slot == NO_SLOT:
+                    self.let_go()
         return True
 
     def _take(self, given: Given) -> None:
@@ -177,7 +182,7 @@ class EmbeddingSender(TransferHandle):
 
     def _sources(self, given: Given) -> dict[int, int]:
         """Source blocks, by request block: for those that are given whole and may be staged now, if nobody waits for one."""
-        if self._client.is_starving or self._control.blocks.waiters():
+        if self.slot == NO_SLOT or self._client.is_starving or self._control.blocks.waiters():
             return {}
         _, wanted, least = self._wanted(given.end)
         bs, spare = self._bs, self._client.spare_blocks()
@@ -193,8 +198,9 @@ class EmbeddingSender(TransferHandle):
     def _tell(self, end: int) -> None:
         """Rows up to `end` are there, for everybody to see."""
         self.announce()
-        self._slots.set(self.slot, Slot.READY, end)
-        self._slots.raise_to(self.slot, Slot.MOVED_NS, self._client.clock())
+        if self.slot != NO_SLOT:
+            self._slots.raise_to(self.slot, Slot.READY, end)
+            self._slots.raise_to(self.slot, Slot.MOVED_NS, self._client.clock())
         self._ready = end  # after the word: the library thread tells the worker once of what it finds here
         self._client.wake(self)
 
@@ -253,6 +259,20 @@ class EmbeddingSender(TransferHandle):
 
     # ---- the library thread
 
+    def prepare(self, slot: int) -> None:
+        self._dsts.reset(slot)
+        self._staging.reset(slot)
+        self._slots.aux(slot)[:] = self._aux
+
+    def catch_up(self) -> None:
+        if self._is_announced:
+            self._slots.set(self.slot, Slot.TOTAL, self.total_tokens)
+        super().catch_up()
+
+    def end_without_slot(self) -> None:
+        super().end_without_slot()
+        self.let_go()
+
     @property
     def wants_block(self) -> bool:
         return self._hungry
@@ -270,6 +290,7 @@ class EmbeddingSender(TransferHandle):
         self._stage()
         if seen != self._told_ready:
             self._told_ready = seen
+            self._slots.raise_to(self.slot, Slot.READY, seen)  # what was written before it had its slot
             self._client.kick_worker(self.room, self.slot, self.epoch)
 
     def _end(self) -> None:

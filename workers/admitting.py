@@ -73,6 +73,8 @@ class Admission:
         self._registrations = Registrations(desk, self._limit)
         self._now_ns = 0
         self._swept_ns = 0
+        self._wanted = desk.control.wanted
+        self._has_announced = False
         self._recover = True
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
@@ -95,6 +97,10 @@ class Admission:
         if now_ns - self._swept_ns > self._desk.timing.scan_s * NS:
             self._swept_ns = now_ns
             self._drop_old_pending(now_ns)
+        if self._has_announced:
+            self._has_announced = False
+            for lane in self._control.room_waiters.lanes():
+                self._control.bell(f"library{lane}").ring()
         return self._out
 
     def next_step_ns(self, now_ns: int) -> int:
@@ -124,6 +130,8 @@ class Admission:
                 self._release(slot, epoch)
             case Kick.PEER_DEAD:
                 self._forget_pending_of(slot)
+            case Kick.ASK:
+                self._announce(record.value)
 
     def _open_room(self, slot: int, epoch: int) -> None:
         self._desk.to("poller").send(Kick.OPEN, slot, epoch)
@@ -288,6 +296,7 @@ class Admission:
         if waiting is not None and waiting.grant.key.epoch >= grant.key.epoch:
             if waiting.grant.key == grant.key:
                 self._pending[room][key] = waiting._replace(grant=_wider(waiting.grant, grant), connection=connection)
+                self._announce(room)  # once more: the client may have been too slow for the log
             else:
                 self._desk.count(Metric.MESSAGES_STALE)  # of a request before the one that waits (P17)
             return
@@ -312,6 +321,7 @@ class Admission:
             if self._ended.finished(room, now_ns) is not None:
                 self._asked.append((now_ns + PATIENCE_NS, room, Remote(*key, grant.key.epoch)))
             self._num_pending[peer] += 1
+            self._announce(room)
 
     def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
         """One more destination of a room that is open here. The tombstone comes last: killed before it, all is found open."""
@@ -461,8 +471,22 @@ class Admission:
         if waiting is not None and waiting.grant.key.epoch == remote.epoch and refusal is not None:
             self._refuse(waiting.connection, waiting.grant, *refusal)
             self._drop_pending(key)
+        self._announce(room)
 
     # ---- what waits for its encoder
+
+    def _announce(self, room: int) -> None:
+        """Tell clients whose calls wait for a slot that this room needs no destination any more, or no encoder.
+
+        With fewer destinations than it needs, it would hold a slot as long as one that nobody has asked for.
+        """
+        if not self._control.room_waiters.lanes():
+            return
+        pending = self._pending.get(room, {})
+        required = min((waiting.grant.required_dst_info_num for waiting in pending.values()), default=0)
+        if len(pending) >= max(required, 1) or room in self._aborted or room in self._rooms:
+            self._wanted.append(room)
+            self._has_announced = True
 
     def _drop_pending(self, key: RemoteSlot) -> None:
         room = self._pending_rooms.pop(key, None)

@@ -121,6 +121,7 @@ class GrantSender:
                 self._send_abort(slot, epoch)
             case Kick.RELEASE:
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+                self._control.ring_slot_waiters()
                 self._desk.wake_reaper(slot)
                 waiting = [it.waiting for it in self._links.values()] + [it.waiting for it in self._lookups.values()]
                 for those in waiting:

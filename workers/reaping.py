@@ -34,7 +34,11 @@ class Reaper:
                 continue
             for page in pages:
                 self._lanes.return_page(page, lane)
-            self._desk.control.blocks.set_waiting(lane, False)
+            control = self._desk.control
+            control.blocks.set_waiting(lane, False)
+            control.slot_waiters.set(lane, False)
+            control.room_waiters.set(lane, False)
+            control.ring_slot_waiters()
             self._lanes.free(lane)
             self._dying.discard(lane)
 

@@ -107,7 +107,7 @@ def free(world: World, at: int) -> World:
 
 def network_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
     for init in sorted(world.inits):
-        room, at, epoch = init
+        room = init[0]
         gone = world._replace(inits=world.inits - {init})
         yield f"the init of room {room} comes", take(rules, gone, init)
         if world.losses:

@@ -486,8 +486,8 @@ class ClientActor(Actor):
     def lose_marks(self, view: int) -> None:
         """Whoever set these dirty bits died just before, as it were."""
         lease = self.client._lease
-        out = np.empty(lay.SLOTS_PER_PAGE * max(lease.num_pages, 1), np.uint32)
-        self.node.control.status.changed(view, lease.pages, lease.num_pages, out)
+        out = np.empty(lay.SLOTS_PER_PAGE * max(len(lease.pages), 1), np.uint32)
+        self.node.control.status.changed(view, lease.pages, len(lease.pages), out)
 
     def call(self, user: Callable[[], None]) -> None:
         """A call of the user's own thread, unless the process is dead."""

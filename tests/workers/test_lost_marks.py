@@ -6,6 +6,7 @@ compared all the same; what else a request waits for (its peer, its length, that
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_o
     pair.run(lambda: old.poll() == Phase.Success)
     old.clear()
     pair.run(lambda: old._final is not None and pair.language.control.slots.get(old.slot, Slot.RELEASED_EPOCH) >= old.epoch)
-    pair.scheduler.client._lease._free.clear()  # so that its slot is the next to be taken
+    pair.scheduler.client._lease._free[0] = deque([old.slot])  # so that its slot is the next to be taken
     new = receiver_of(address, 2)
     assert new.slot == old.slot
     served: list[TransferHandle] = []
@@ -150,18 +151,17 @@ def test_a_slot_is_given_back_once_though_two_threads_collect_it(pairs: Any) -> 
         value = int(get(at, field))
         lease._slots.get = get
         lease.collect()
-        lease._free.clear()
-        lease._free.append(slot)
+        lease._free[0] = deque([slot])
         again = lease.open(2, 1, 2, lambda _: None)
         lease.leave(*again)
         return value
 
     lease._slots.get = meanwhile
     lease.collect()
-    assert list(lease._free) == []
+    assert list(lease._free[0]) == []
     slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch + 1)
     lease.collect()
-    assert list(lease._free) == [slot]
+    assert list(lease._free[0]) == [slot]
 
 
 def test_a_rise_that_came_before_the_request_was_entered_is_made_up_for(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +200,7 @@ def test_what_a_poller_keeps_of_a_request_is_not_the_next_ones(pairs: Any) -> No
     poller._tell_all(slot, epoch, Phase.Success, poller._sent[slot])
     assert list(poller._by_key.values()) == [(slot, epoch, 0)]
     del poller._desk.is_current
-    pair.encoder.client._lease._free.clear()  # so that its slot is the next to be taken
-    pair.encoder.client._lease._free.append(slot)
+    pair.encoder.client._lease._free[0] = deque([slot])  # so that its slot is the next to be taken
     again = pair.encoder.client.sender(2, TOTAL)
     assert (again.slot, again.epoch) == (slot, epoch + 1)
     pair.run(lambda: poller._live.get(slot) == epoch + 1)

@@ -723,14 +723,15 @@ def test_slots_are_used_first_in_first_out() -> None:
 
 def test_a_slot_is_not_used_again_before_the_node_has_released_it() -> None:
     """R23, R16: the client needs it no more, but something about it may be on its way."""
-    node = EncodeAlone()
+    node = LanguageAlone()
     client, slots, num_slots = node.client, node.control.slots, node.control.limits.num_slots
-    first, *_ = [client.sender(room, 4) for room in range(num_slots)]
+    first, *_ = [client.receiver(ENCODE_ADDRESS, room) for room in range(num_slots)]
     client._lease.leave(first.slot, first.epoch)
-    with pytest.raises(RuntimeError, match=f"all {num_slots} slots are in use"):
-        client.sender(num_slots, 4)
+    again = client.receiver(ENCODE_ADDRESS, num_slots)
+    client._turn()
+    assert again.is_waiting
     slots.set(first.slot, Slot.RELEASED_EPOCH, first.epoch)
-    again = client.sender(num_slots, 4)
+    client._turn()
     assert (again.slot, again.epoch) == (first.slot, first.epoch + 1)
 
 

@@ -1,0 +1,38 @@
+"""Encode side: a log of rooms that somebody has asked for, for clients whose calls wait for a slot.
+
+One writer, the bootstrap; any number of readers, each with its own place. A reader that falls behind by more than the log holds loses
+what was overwritten, or reads newer rooms in place of older ones: each is one that was asked for. A language node sends an init that is
+not answered again, and then the room is announced again.
+"""
+
+from __future__ import annotations
+
+from embridge.allocator import layout as lay
+from embridge.allocator._core import Mapping, Words
+from embridge.allocator.layout import ControlLayout
+
+_FIRST = lay.LINE_BYTES // 8
+
+
+class WantedLog:
+    """Words: how many rooms were written so far, and the latest of them."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self.capacity = layout.limits.num_slots
+        self._words = Words(mapping, layout.wanted, _FIRST + self.capacity)
+
+    @property
+    def end(self) -> int:
+        """How many were written so far."""
+        return self._words.load(0)
+
+    def append(self, room: int) -> None:
+        """Bootstrap only. Killed between the two stores, it leaves an entry that nobody reads."""
+        end = self._words.load(0)
+        self._words.store(_FIRST + end % self.capacity, room)
+        self._words.store(0, end + 1)
+
+    def since(self, first: int) -> tuple[list[int], int]:
+        """(rooms, the place to go on from): those from place `first` on that are still there."""
+        end, load, capacity = self.end, self._words.load, self.capacity
+        return [load(_FIRST + at % capacity) for at in range(max(first, end - capacity), end)], end

@@ -1,0 +1,447 @@
+"""More rooms than slots: calls wait for a slot, and no two tables wait for each other.
+
+Two whole nodes in one thread, of two pages of slots each, under the simulation's checks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
+from support.rows import rows_of
+from support.simulation import LIMITS, ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
+
+from embridge.allocator.errors import FailureCode, NodeBusyError, TransferAborted, TransferTimeout
+from embridge.allocator.layout import Geometry, Lane, Role, Slot
+from embridge.allocator.status import Phase
+from embridge.pipeline import waiting
+from embridge.pipeline.handle import NO_SLOT
+from embridge.pipeline.queues import PreallocQueue, TransferQueue
+from embridge.pipeline.request import EmbeddingRequest
+from embridge.pipeline.sender import EmbeddingSender
+from embridge.pipeline.slots import SlotLease
+from embridge.workers import messages as msg
+from embridge.workers.timing import NS
+
+GEOMETRY = Geometry(hidden_size=2, block_size=4, num_blocks=16)
+NUM_SLOTS = 128  # two pages
+TOTAL = 3
+FEW = replace(LIMITS, num_slots=NUM_SLOTS, max_clients=3)
+LOSSY = Faults(lost=0.1, doubled=0.1, delayed=0.3, kill_role=0.002)
+
+
+class Nodes:
+    """One encode node, and language nodes with a scheduler each."""
+
+    def __init__(self, world: World, *, num_languages: int = 1, num_encoders: int = 1) -> None:
+        self.world = world
+        self.encode = self._node("encode", Role.ENCODE, 1)
+        self.encoders = [self._client(self.encode) for _ in range(num_encoders)]
+        self.languages = [self._node(f"language{i}", Role.LANGUAGE, 10 + i) for i in range(num_languages)]
+        self.queues = [TransferQueue(self._client(node).client) for node in self.languages]
+        self.senders: list[EmbeddingSender] = []
+        self.finished: list[int] = []
+
+    def _node(self, name: str, role: Role, node_id: int) -> SimulatedNode:
+        return self.world.node(name, role, GEOMETRY, node_id=node_id, limits=FEW)
+
+    def _client(self, node: SimulatedNode) -> ClientActor:
+        node.new_client()
+        return node.clients[-1]
+
+    def send(self, room: int, *, encoder: int = 0) -> EmbeddingSender:
+        sender = self.encoders[encoder].client.sender(room, TOTAL)
+        ids = torch.arange(room * ROWS_A_ROOM, room * ROWS_A_ROOM + TOTAL, dtype=torch.int32)
+        sender.send_embedding(*rows_of(GEOMETRY, room, 0, TOTAL)._replace(fill_ids=ids))
+        self.senders.append(sender)
+        return sender
+
+    def request(self, room: int, *, language: int = 0, required: int = 1) -> EmbeddingRequest:
+        address = self.encode.own_addresses.bootstrap_addr
+        request = EmbeddingRequest(room=room, bootstrap_addr=address, required_dst_info_num=required)
+        self.queues[language].add(request)
+        return request
+
+    def num_finished(self) -> int:
+        for queue in self.queues:
+            finished, failed = queue.pop_transferred()
+            assert not failed, failed[0].failure
+            for request in finished:
+                assert request.result is not None
+                assert request.result.fill_ids.tolist() == [request.room * ROWS_A_ROOM + row for row in range(TOTAL)]
+                request.release()
+                self.finished.append(request.room)
+        return len(self.finished)
+
+    def run(self, done: Callable[[], bool], limit_s: float = 100.0) -> None:
+        self.world.run(done, limit_s=limit_s)
+
+    def is_clean(self) -> bool:
+        lanes = [(node.control.lanes, client.lane) for node in (self.encode, *self.languages) for client in node.clients]
+        waiting = [table.get(lane, word) for table, lane in lanes for word in (Lane.NUM_WAITING, Lane.NUM_EARLY)]
+        return self.world.is_clean() and not any(waiting) and all(sender._final is not None for sender in self.senders)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Callable[..., Nodes]]:
+    worlds: list[World] = []
+
+    def make(seed: int = 1, faults: Faults | None = None, **options: Any) -> Nodes:
+        worlds.append(World(seed, faults=faults or Faults(), trace_length=50))
+        return Nodes(worlds[-1], **options)
+
+    yield make
+    while worlds:
+        worlds.pop().close()
+    while Alone.made:
+        Alone.made.pop().world.close()
+
+
+@pytest.mark.parametrize(("seed", "faults"), [(1, Faults()), (2, LOSSY), (3, replace(LOSSY, lost_marks=0.5))])
+def test_rooms_that_are_opened_in_opposite_orders_all_arrive(nodes: Any, seed: int, faults: Faults) -> None:
+    """P8, D8: many more than either side has slots, before any of them could end; nothing is left."""
+    pair = nodes(seed, faults)
+    count = 4 * NUM_SLOTS
+    for room in range(count):
+        pair.request(room)
+        pair.send(count - 1 - room)
+    assert sum(sender.slot == NO_SLOT for sender in pair.senders) == count - NUM_SLOTS // 2
+    assert pair.encode.control.lanes.num_early() == 1
+    pair.run(lambda: pair.num_finished() == count)
+    pair.run(pair.is_clean)
+    assert [sender.poll() for sender in pair.senders] == [Phase.Success] * count
+
+
+def test_without_the_other_half_they_wait_for_each_other(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: the run above would see it: first come, first served on both sides ends in deadlines."""
+    monkeypatch.setattr(SlotLease, "_take_early", SlotLease._take)
+    pair = nodes()
+    for room in range(4 * NUM_SLOTS):
+        pair.request(room)
+        pair.send(4 * NUM_SLOTS - 1 - room)
+    with pytest.raises(AssertionError, match="not done within"):
+        pair.run(lambda: pair.num_finished() > 0, limit_s=60.0)
+
+
+def test_rooms_of_several_destinations_take_the_other_half_when_all_of_these_are_there(nodes: Any) -> None:
+    """P8, R18: else it would be full of rooms that wait for a destination whose rooms find no slot."""
+    pair = nodes(num_languages=2)
+    for room in range(NUM_SLOTS):
+        pair.request(room, required=2)
+        pair.request(room + 60, language=1, required=2)
+    for room in reversed(range(NUM_SLOTS + 60)):
+        pair.send(room)
+    pair.run(lambda: pair.num_finished() == 8)  # four rooms are open at both
+    assert sorted(pair.finished) == sorted([60, 61, 62, 63] * 2)
+
+
+def test_several_encoders_share_the_slots(nodes: Any) -> None:
+    """P8: one that holds all pages of slots gives them to one that has none."""
+    pair = nodes(num_encoders=3)
+    for room in range(2 * NUM_SLOTS):
+        pair.send(room, encoder=0)
+    for room in range(2 * NUM_SLOTS, 3 * NUM_SLOTS):
+        pair.send(room, encoder=1 + room % 2)
+    for room in reversed(range(3 * NUM_SLOTS)):
+        pair.request(room)
+    pair.run(lambda: pair.num_finished() == 3 * NUM_SLOTS)
+    pair.run(pair.is_clean)
+
+
+def test_a_client_with_nothing_to_do_keeps_no_slots_from_another(nodes: Any) -> None:
+    """P8: there are fewer pages than clients."""
+    pair = nodes(num_encoders=2)
+    pair.send(1, encoder=0)
+    pair.request(1)
+    pair.run(lambda: pair.num_finished() == 1 and pair.is_clean())
+    assert pair.encode.control.lanes.pages_of(pair.encoders[0].lane) == [0]
+    pair.send(2, encoder=1)
+    pair.request(2)
+    pair.run(lambda: pair.num_finished() == 2, limit_s=2.0)
+
+
+def test_an_encoder_that_dies_leaves_room_for_the_others(nodes: Any) -> None:
+    """P3: what it had opened before anybody asked for it counts no more."""
+    pair = nodes(num_encoders=2)
+    for room in range(NUM_SLOTS):
+        pair.send(room, encoder=0)
+    survivor = pair.send(NUM_SLOTS, encoder=1)
+    pair.run(lambda: pair.encode.control.slot_waiters.lanes() == [] and survivor.is_waiting)
+    pair.encoders[0].die()
+    pair.run(lambda: not survivor.is_waiting, limit_s=5.0)
+    pair.request(NUM_SLOTS)
+    pair.run(lambda: survivor.poll() == Phase.Success)
+
+
+# ---- what can be done with a request that waits
+
+
+def full_encode() -> tuple[EncodeAlone, list[EmbeddingSender]]:
+    """As many as may be opened before anybody asks for them."""
+    node = EncodeAlone()
+    return node, [node.sender(1000 + room, 4, rows=0) for room in range(node.control.limits.num_slots // 2)]
+
+
+def test_a_call_that_waits_can_be_used_and_goes_on_when_its_room_is_asked_for(nodes: Any) -> None:
+    """P8: what was announced and written before it had a slot is in it then."""
+    node, _ = full_encode()
+    sender = node.client.sender(1, 8, aux_datas=range(16))
+    sender.announce()
+    node.write(sender, 0, 4)
+    assert sender.is_waiting
+    assert (sender.poll(), sender.sent_tokens, sender.failure_exception()) == (Phase.Bootstrapping, 0, None)
+    assert "slot=none" in repr(sender)
+    assert sender.phase_path() == [Phase.Bootstrapping]
+    node.init(1, [3, 4])
+    assert not sender.is_waiting
+    assert node.slots.get(sender.slot, Slot.TOTAL) == 8
+    node.write(sender, 4, 8)
+    assert node.blocks_written() == [[3], [4]]
+    assert node.slots.aux(sender.slot).tolist()[2:] == list(range(2, 16))
+
+
+def test_a_room_that_is_asked_for_before_its_call_takes_a_slot_at_once(nodes: Any) -> None:
+    """P8: the client asks, and is told without the next init."""
+    node, _ = full_encode()
+    node.init(1, [3])
+    sender = node.client.sender(1, 4)
+    assert sender.is_waiting
+    node.settle()
+    assert not sender.is_waiting
+
+
+def test_who_waits_is_served_in_order_when_half_of_the_slots_are_free_again(nodes: Any) -> None:
+    """R22: and not before."""
+    node, first = full_encode()
+    later = [node.client.sender(room, 4) for room in range(3)]
+    node.settle()
+    assert all(sender.is_waiting for sender in later)
+    for sender in first[:2]:
+        sender.abort()
+    node.settle()
+    assert [sender.is_waiting for sender in later] == [False, False, True]
+
+
+def test_a_call_that_waits_and_is_aborted_tells_the_other_side(nodes: Any) -> None:
+    """P5, D11: it takes a slot to end in."""
+    node, _ = full_encode()
+    sender = node.client.sender(1, 4)
+    sender.abort("no image after all")
+    sender.abort("a second time")
+    node.settle()
+    assert isinstance(sender.failure_exception(), TransferAborted)
+    assert sender.failure_exception().reason == "no image after all"
+    assert sender in node.client.poll()
+    node.forget_sent()
+    node.init(1, [3])
+    assert [message.reason for message in node.sent(msg.Refused)] == ["no image after all"]
+
+
+def test_a_room_that_is_aborted_there_ends_the_call_that_waits_here(nodes: Any) -> None:
+    """D11, R15: with the reason."""
+    node, _ = full_encode()
+    sender = node.client.sender(1, 4)
+    node.abort(1, reason="not wanted any more")
+    node.settle()
+    assert "not wanted any more" in str(sender.failure_exception())
+
+
+def test_the_deadline_of_a_call_counts_while_it_waits(nodes: Any) -> None:
+    """D1, P8: for a slot that it may have, or when every slot is in use."""
+    for is_full in (False, True):
+        node, _ = full_encode()
+        if is_full:
+            while (slot := node.client._lease._take()) is not None:
+                assert slot >= 0
+        sender = node.client.sender(1, 4, timeout_s=1.0)
+        node.write(sender, 0, 4)
+        node.advance(0.8)
+        assert sender.poll() == Phase.Bootstrapping
+        node.advance(0.6)
+        assert isinstance(sender.failure_exception(), TransferTimeout)
+        assert "waited for a slot" in str(sender.failure_exception())
+        assert sender in node.client.poll()
+        assert (sender.slot == NO_SLOT) == is_full
+        assert sender._chunks == []
+        assert sender.stamps_ns[Phase.Failed] > 0
+        node.client.sender(2, 4)
+
+
+def test_a_receiver_that_waits_can_be_used(nodes: Any) -> None:
+    """P8: it grants nothing, and tells its encode node that it is there as soon as it has a slot."""
+    node = LanguageAlone()
+    held = [node.receiver(100 + room, None) for room in range(node.control.limits.num_slots)]
+    receiver = node.client.receiver(ENCODE_ADDRESS, 1)
+    assert receiver.is_waiting
+    assert not receiver.handshake_done
+    assert not receiver.needs_resume
+    assert (receiver.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens, receiver.num_rounds) == (0, 0, 0, 0)
+    assert receiver.allocate(4).tolist() == []
+    assert receiver.current_allocation().tolist() == []
+    assert receiver.release_drained(0) == 0
+    with pytest.raises(ValueError, match="waits for a slot"):
+        receiver.init([3])
+    receiver.init([])
+    with pytest.raises(ValueError, match="room: 1 is in use"):
+        node.client.receiver(ENCODE_ADDRESS, 1)
+    node.forget_sent()
+    held[0].clear()
+    node.settle()
+    node.abort_ack(held[0])
+    node.advance(0.1)
+    assert not receiver.is_waiting
+    assert {message.key.room for message in node.sent(msg.Init)} == {1}
+
+
+def test_a_receiver_that_waits_and_is_cleared_or_late_goes(nodes: Any) -> None:
+    """P5, D1: without ever having had a slot."""
+    node = LanguageAlone()
+    for room in range(node.control.limits.num_slots):
+        node.receiver(100 + room, None)
+    cleared, late = (node.client.receiver(ENCODE_ADDRESS, room, timeout_s=1.0) for room in (1, 2))
+    cleared.clear()
+    node.advance(1.5)
+    failures = [cleared.failure_exception(), late.failure_exception()]
+    assert [failure.code for failure in failures if failure] == [FailureCode.ABORTED, FailureCode.TIMEOUT]
+    assert set(node.client.poll()) == {cleared, late}
+    assert late.why_not_retryable == ""
+    with pytest.raises(ValueError, match="cleared"):
+        cleared.retry(ENCODE_ADDRESS, 0)
+
+
+def test_requests_in_a_queue_end_in_time_whatever_waits_before_them(nodes: Any) -> None:
+    """D1, P8: their deadlines and aborts count, though the first of them has all the time in the world."""
+    node = LanguageAlone()
+    queue = TransferQueue(node.client)
+    for room in range(node.control.limits.num_slots):
+        node.receiver(100 + room, None)
+    times_s = ((1, 99), (2, 1), (3, 99))
+    patient, late, unwanted = (EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS, timeout_s=s) for room, s in times_s)
+    for request in (patient, late, unwanted):
+        queue.add(request)
+    unwanted.abort("not needed")
+    node.advance(1.5)
+    _, failed = queue.pop_transferred()
+    assert {request.room: request.failure.code for request in failed} == {2: FailureCode.TIMEOUT, 3: FailureCode.ABORTED}
+    assert len(queue) == 1
+    assert node.control.lanes.get(node.client.lane, Lane.NUM_WAITING) == 1
+    assert node.control.blocks.waiters() == []  # it is no block that they wait for
+
+
+def test_only_a_full_line_is_an_error_which_says_when_to_try_again(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P12: so many a client; it is a RuntimeError, too."""
+    monkeypatch.setattr(waiting, "MAX_WAITING", 8)
+    monkeypatch.setattr("embridge.pipeline.queues.MAX_WAITING", 8)
+    node, _ = full_encode()
+    for room in range(8):
+        node.client.sender(room, 4)
+    node.world.now_ns += 8 * NS
+    with pytest.raises(NodeBusyError, match=r"wait for a slot: 8 >= 8; try again in 1 s") as busy:
+        node.client.sender(8, 4)
+    assert isinstance(busy.value, RuntimeError)
+    assert busy.value.retry_after_s == 1.0
+    assert node.client.waiting_for(8) is None
+    language = LanguageAlone()
+    prealloc = PreallocQueue(language.client, TransferQueue(language.client))
+    for room in range(8):
+        prealloc.add(EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS))
+    refused = EmbeddingRequest(room=8, bootstrap_addr=ENCODE_ADDRESS)
+    with pytest.raises(NodeBusyError, match="wait for a slot: 8 >= 8"):
+        prealloc.add(refused)
+    language.client._turn()
+    prealloc.add(refused)
+
+
+def test_those_who_wait_when_the_client_closes_or_its_node_goes_have_failed(nodes: Any) -> None:
+    """P5."""
+    node, _ = full_encode()
+    sender = node.client.sender(1, 4)
+    node.client._line.close()
+    assert "this client was closed" in str(sender.failure_exception())
+    node, _ = full_encode()
+    sender = node.client.sender(1, 4)
+    node.client.node_gone = True
+    assert "own node is gone" in str(sender.failure_exception())
+    assert sender in node.client.poll()
+
+
+def test_marks_of_a_client_that_died_while_it_waited_are_gone(nodes: Any) -> None:
+    """P3: nobody rings for it any more, and its seat is another's."""
+    node, _ = full_encode()
+    node.client.sender(1, 4)
+    node.settle()
+    assert node.control.room_waiters.lanes() == [node.client.lane]
+    node.node.clients[0].die()
+    node.advance(1.0, until=lambda: not node.control.room_waiters.lanes())
+    assert node.control.room_waiters.lanes() == []
+    assert node.control.lanes.num_early() == 0
+
+
+# ---- the log
+
+
+def test_a_log_that_was_overrun_shows_the_latest_rooms(nodes: Any) -> None:
+    """P8: what is lost is announced again with the next init."""
+    node = EncodeAlone()
+    log = node.control.wanted
+    for room in range(log.capacity + 5):
+        log.append(room)
+    assert log.since(0) == (list(range(5, log.capacity + 5)), log.capacity + 5)
+    assert log.since(log.capacity + 3) == ([log.capacity + 3, log.capacity + 4], log.capacity + 5)
+
+
+def test_nobody_writes_the_log_while_nobody_waits(nodes: Any) -> None:
+    """P12: a node whose calls all have slots pays nothing for it."""
+    node = EncodeAlone()
+    node.init(1, [3])
+    assert node.control.wanted.end == 0
+
+
+# ---- pages of slots
+
+
+def test_pages_go_round_and_no_slot_is_lost_or_doubled(nodes: Any) -> None:
+    """P1, R16: two clients take, leave and share at random; each slot is held by one of them, or free with one, or in a free page."""
+    node = EncodeAlone()
+    control = node.control
+    other = node.new_client()
+    leases = [SlotLease(control, lane) for lane in (node.client.lane, other.lane)]
+    rng = random.Random(5)
+    held: list[list[tuple[int, int]]] = [[], []]
+    num_early: list[int] = []
+    for _ in range(4000):
+        i = rng.randrange(2)
+        lease = leases[i]
+        if rng.random() < 0.5:
+            is_early = rng.random() < 0.3
+            opened = lease.open(1, 1, 2, lambda _: None, is_early=is_early)
+            control.slot_waiters.set(i, opened is None and not is_early)
+            if opened is not None:
+                assert all(opened[0] != slot for slots in held for slot, _ in slots)
+                held[i].append(opened)
+        elif held[i]:
+            slot, epoch = held[i].pop(rng.randrange(len(held[i])) if rng.random() < 0.3 else 0)
+            control.status.advance(slot, epoch, Phase.Failed, 0, 1)
+            lease.leave(slot, epoch)
+            control.slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+        lease.share(is_needy=control.slot_waiters.has(i))
+        num_early.append(control.lanes.num_early())
+        assert sorted(lease.pages.tolist()) == control.lanes.pages_of(i)
+    assert max(num_early) == control.lanes.num_pages // 2
+    for i, lease in enumerate(leases):
+        control.slot_waiters.set(i, False)
+        for slot, epoch in held[i]:
+            lease.leave(slot, epoch)
+            control.slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+    for lease in leases:
+        lease.collect()
+        lease.share(is_needy=False)
+        assert {page: sorted(free) for page, free in lease._free.items()} == {
+            page: list(range(64 * page, 64 * page + 64)) for page in lease.pages.tolist()
+        }
+    assert control.lanes.num_early() == 0
