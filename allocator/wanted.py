@@ -3,6 +3,8 @@
 One writer, the bootstrap; any number of readers, each with its own place. A reader that falls behind by more than the log holds loses
 what was overwritten, or reads newer rooms in place of older ones: each is one that was asked for. A language node sends an init that is
 not answered again, and then the room is announced again.
+
+An entry is the room, and above its 63 bits whether it can end at once: blocks wait for its rows, or it has failed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from embridge.allocator._core import Mapping, Words
 from embridge.allocator.layout import ControlLayout
 
 _FIRST = lay.LINE_BYTES // 8
+_ROOM_BITS = 63
+_ROOM_MASK = (1 << _ROOM_BITS) - 1
 
 
 class WantedLog:
@@ -26,13 +30,14 @@ class WantedLog:
         """How many were written so far."""
         return self._words.load(0)
 
-    def append(self, room: int) -> None:
+    def append(self, room: int, *, can_end: bool) -> None:
         """Bootstrap only. Killed between the two stores, it leaves an entry that nobody reads."""
         end = self._words.load(0)
-        self._words.store(_FIRST + end % self.capacity, room)
+        self._words.store(_FIRST + end % self.capacity, room | can_end << _ROOM_BITS)
         self._words.store(0, end + 1)
 
-    def since(self, first: int) -> tuple[list[int], int]:
-        """(rooms, the place to go on from): those from place `first` on that are still there."""
+    def since(self, first: int) -> tuple[list[tuple[int, bool]], int]:
+        """([(room, whether it can end)], the place to go on from): those from place `first` on that are still there."""
         end, load, capacity = self.end, self._words.load, self.capacity
-        return [load(_FIRST + at % capacity) for at in range(max(first, end - capacity), end)], end
+        words = [load(_FIRST + at % capacity) for at in range(max(first, end - capacity), end)]
+        return [(word & _ROOM_MASK, word > _ROOM_MASK) for word in words], end

@@ -377,6 +377,9 @@ class Client:
         handle.catch_up()
         return True
 
+    def has_slots_to_spare(self) -> bool:
+        return self._lease.has_some_to_spare()
+
     def end_without_slot(self, handle: TransferHandle) -> None:
         """It was given up, and there is no slot for it (library thread only)."""
         handle.end_without_slot()

@@ -62,6 +62,13 @@ class SlotLease:
             log.warning("slot %d has used all its epochs; it is retired", slot)
         return None
 
+    def has_some_to_spare(self) -> bool:
+        """Whether a quarter of what this client has, or may lease, is free."""
+        self.collect()
+        unleased = sum([self._lanes.page_lane(page) is None for page in range(self._lanes.num_pages)])
+        free = sum([len(free) for free in list(self._free.values())])
+        return 4 * (free + unleased * SLOTS_PER_PAGE) >= (len(self._free) + unleased) * SLOTS_PER_PAGE
+
     def _take(self) -> int | None:
         """From pages without early slots first; one more page is leased when none is free."""
         self.collect()

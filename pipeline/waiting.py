@@ -5,6 +5,9 @@ that nobody has asked for, and every slot of the language node by rooms of which
 their deadlines. So no more than half of an encode node's pages of slots hold rooms that nobody has asked for; the other half is taken by
 rooms that have all their destinations, which end (`tests/model/slots_model.py`). Calls beyond that wait here, without a slot, and hear by
 a log of rooms that theirs is wanted. On a language node the slots are taken first come, first served.
+
+Rooms that are asked for with no block yet leave a quarter of a client's slots to those whose blocks are there, and so hold no block while
+they wait for a slot whose holders wait for a block.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ class Line:
         self._control = client.control
         self._is_encode = client.control.role == Role.ENCODE
         self._waiting: OrderedDict[TransferHandle, None] = OrderedDict()
-        self._ahead: OrderedDict[TransferHandle, None] = OrderedDict()  # to take any slot: asked for, or given up
+        self._first: OrderedDict[TransferHandle, None] = OrderedDict()  # to take any slot: they can end at once
+        self._wanted_ones: OrderedDict[TransferHandle, None] = OrderedDict()  # asked for, with no block yet
         self._is_marked = False
         if self._is_encode:
             self._wanted = client.control.wanted
@@ -72,7 +76,7 @@ class Line:
 
     def hurry(self, handle: TransferHandle) -> None:
         """It is given up: it takes any slot, to end there, so that others hear of it."""
-        self._ahead[handle] = None
+        self._first[handle] = None
         self._client.wake()
 
     # ---- the library thread
@@ -89,9 +93,10 @@ class Line:
             late = [handle for handle in self.handles() if handle.deadline_ns <= now_ns]
             for handle in late:
                 handle.give_up(FailureCode.TIMEOUT, "deadline passed while the request waited for a slot")
-                self._ahead[handle] = None
-        lacks = self._open(self._ahead)
+                self._first[handle] = None
+        lacks = self._open(self._first)
         if self._is_encode:
+            lacks |= self._open(self._wanted_ones, to_spare=True)
             self._open(self._waiting, is_early=True)  # those behind will be asked for
         else:
             lacks |= self._open(self._waiting)
@@ -114,23 +119,27 @@ class Line:
             self._is_marked = True
             self._control.room_waiters.set(self._client.lane, True)
         rooms, self._read = self._wanted.since(self._read)
-        for room in rooms:
+        for room, can_end in rooms:
             handle = self._client.waiting_for(room)
             if handle is not None:
-                self._ahead[handle] = None
+                (self._first if can_end else self._wanted_ones)[handle] = None
 
-    def _open(self, line: OrderedDict[TransferHandle, None], *, is_early: bool = False) -> bool:
+    def _open(self, line: OrderedDict[TransferHandle, None], *, is_early: bool = False, to_spare: bool = False) -> bool:
         """True if there was no slot for the first of them."""
         while (handle := _first(line)) is not None:
-            if handle.is_waiting and not self._client.enter(handle, is_early=is_early):
-                return True
+            if handle.is_waiting:
+                if to_spare and not self._client.has_slots_to_spare():
+                    return False
+                if not self._client.enter(handle, is_early=is_early):
+                    return True
             line.pop(handle)
             self._waiting.pop(handle, None)
         return False
 
     def _end(self, handle: TransferHandle) -> None:
         self._waiting.pop(handle, None)
-        self._ahead.pop(handle, None)
+        self._first.pop(handle, None)
+        self._wanted_ones.pop(handle, None)
         self._client.end_without_slot(handle)
 
     def close(self) -> None:

@@ -110,11 +110,15 @@ class Admission:
     def _rebuild(self) -> None:
         """After a restart: everything that is open stands in the control segment; what was pending is sent again by its node."""
         for slot, epoch in self._desk.current_slots():
-            self._rooms[self._slots.get(slot, Slot.ROOM)] = (slot, epoch)
+            room = self._slots.get(slot, Slot.ROOM)
+            if room not in self._rooms or self._desk.is_live(slot, epoch):
+                self._rooms[room] = (slot, epoch)
             for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
                 remote = self._dsts.get(slot, d, Destination.REMOTE_SLOT)
                 key = (self._dsts.get(slot, d, Destination.PEER) - 1, remote)
-                self._open[key] = Open(self._dsts.get(slot, d, Destination.REMOTE_EPOCH), slot, epoch, d)
+                held = Open(self._dsts.get(slot, d, Destination.REMOTE_EPOCH), slot, epoch, d)
+                if key not in self._open or held.remote_epoch > self._open[key].remote_epoch:  # one before it may not be released yet
+                    self._open[key] = held
             self._kick(slot, epoch)
 
     # ---- from the clients and the poller
@@ -482,10 +486,10 @@ class Admission:
         """
         if not self._control.room_waiters.lanes():
             return
-        pending = self._pending.get(room, {})
-        required = min((waiting.grant.required_dst_info_num for waiting in pending.values()), default=0)
-        if len(pending) >= max(required, 1) or room in self._aborted or room in self._rooms:
-            self._wanted.append(room)
+        grants = [waiting.grant for waiting in self._pending.get(room, {}).values()]
+        is_over = room in self._aborted or room in self._rooms
+        if is_over or len(grants) >= max(min((grant.required_dst_info_num for grant in grants), default=1), 1):
+            self._wanted.append(room, can_end=is_over or all(grant.dst_embedding_indices for grant in grants))
             self._has_announced = True
 
     def _drop_pending(self, key: RemoteSlot) -> None:

@@ -85,6 +85,8 @@ class Publisher(Poller):
         self._enter(slot, epoch)
         self._read_progress(slot)
         word = split(self._desk.status.load(slot))
+        if word.epoch != epoch:
+            return  # released since, and open again
         if word.phase < TERMINAL:
             self._advance(slot, epoch)
             word = split(self._desk.status.load(slot))
@@ -210,6 +212,8 @@ class Publisher(Poller):
             return
         state = self._state(slot, d, phase, sent)
         granted = self._dsts.get(slot, d, Destination.GRANTED_TOKENS)
+        if not self._desk.is_current(slot, epoch):
+            return  # it was released after it had been asked for, and what was read may be the next one's (R16)
         crossing = min(state.ready_tokens, granted + 1)  # more ready than granted is news; how much more is not
         news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
         record = self._control.peers.record(peer)
@@ -239,12 +243,15 @@ class Publisher(Poller):
             if not self._desk.is_current(slot, epoch):
                 continue
             phase = split(self._desk.status.load(slot)).phase
+            states = []
             for d, sent in enumerate(self._sent[slot]):
                 if (
                     self._dsts.get(slot, d, Destination.PEER) == peer + 1
                     and not self._dsts.get(slot, d, Destination.CLOSED)
                 ):
-                    rooms.append(self._state(slot, d, phase, sent))
+                    states.append(self._state(slot, d, phase, sent))
+            if self._desk.is_current(slot, epoch):  # still: what was read is its own (R16)
+                rooms += states
         return rooms
 
     # ---- the end

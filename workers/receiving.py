@@ -234,9 +234,9 @@ class StatusReceiver(Poller):
         if self._enter(slot, epoch):
             self._resends[slot] = 0
             self._timers.add(self._now_ns + int(self._desk.timing.resend_s * NS), slot, epoch)
-        if split(self._desk.status.load(slot)).phase < TERMINAL and not self._failed(slot, epoch):
-            return
-        self._end(slot, epoch)
+        word = split(self._desk.status.load(slot))
+        if word.epoch == epoch and (word.phase >= TERMINAL or self._failed(slot, epoch)):  # else it was released since
+            self._end(slot, epoch)
 
     def _due(self, slot: int, epoch: int) -> None:
         """A first grant or an abort that nobody has answered is sent again, ever more rarely (its encoder may come late)."""

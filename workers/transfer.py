@@ -198,9 +198,10 @@ class TransferWorker:
 
     def _serve(self, slot: int, epoch: int) -> int:
         """Submit what is allowed now. Returns how many attempts."""
-        if not self._desk.is_current(slot, epoch):
+        word = split(self._desk.status.load(slot))
+        if word.epoch != epoch or not self._desk.is_current(slot, epoch):
             return 0
-        if split(self._desk.status.load(slot)).phase >= TERMINAL:
+        if word.phase >= TERMINAL:
             self._quiesce(slot, epoch)
             return 0
         submitted = 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.alone import Alone, EncodeAlone
 from support.rows import rows_of
 from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
@@ -24,6 +25,7 @@ from embridge.pipeline.handle import TransferHandle
 from embridge.pipeline.queues import TransferQueue
 from embridge.pipeline.request import EmbeddingRequest
 from embridge.pipeline.sender import EmbeddingSender
+from embridge.workers import messages as msg
 from embridge.workers.timing import NS
 
 GEOMETRY = Geometry(hidden_size=2, block_size=4, num_blocks=16)
@@ -91,6 +93,8 @@ def pairs() -> Iterator[Callable[..., Pair]]:
     yield make
     while made:
         made.pop().world.close()
+    while Alone.made:
+        Alone.made.pop().world.close()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -230,3 +234,58 @@ def test_a_round_comes_by_everything_and_takes_a_share_at_a_time() -> None:
     assert sorted(seen) == list(table)
     table.clear()
     assert looks.some() == []
+
+
+def test_a_bootstrap_that_is_restarted_finds_the_latest_request_of_a_slot_there(pairs: Any) -> None:
+    """R15, R16, P11: one before it has ended, and is not released yet; it stands behind the new one in the table of slots."""
+    node = EncodeAlone()
+    lease = node.client._lease
+    lease._lease_page()
+    lease._free[0] = deque([5, 1])
+    old = node.sender(1, 4)
+    node.init(1, [3], slot=7, epoch=1)
+    assert old.poll() == Phase.Success
+    new = node.sender(2, 8)
+    node.init(2, [4], slot=7, epoch=2)
+    assert (old.slot, new.slot) == (5, 1)
+    node.restart("bootstrap")
+    node.settle()
+    node.forget_sent()
+    key, own = msg.RequestKey(7, 2, 2), "tcp://10.1.0.10:2"
+    node.hears("bootstrap", msg.Resume(node.header(), key, own, 7, 1, 1 << 32, [4, 5], 0, 1, 4, 8))
+    assert node.sent(msg.Refused) == []
+    assert new.poll() == Phase.Success
+
+
+def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
+    """R16, P6: a request is looked at once more while it is released, and its slot is opened, joined and read meanwhile.
+
+    The next one's destination would hear that all of its rows have come.
+    """
+    node = EncodeAlone()
+    node.client._lease._lease_page()
+    node.client._lease._free[0] = deque([5])
+    old = node.sender(1, 4)
+    node.init(1, [3])
+    assert old.poll() == Phase.Success
+    node.close(1)
+    poller = node.actor("poller").role
+    assert node.slots.get(old.slot, Slot.RELEASED_EPOCH) == old.epoch
+    node.client._lease.collect()
+    node.client._lease._free[0] = deque([5])
+    new = node.sender(2, 8, rows=0)
+    node.init(2, [4])
+    assert (new.slot, new.epoch) == (old.slot, old.epoch + 1)
+    node.forget_sent()
+    poller._out = []
+    poller._tell(old.slot, old.epoch, 0, Phase.Success, 4)
+    poller._serve(old.slot, old.epoch)
+    assert poller._out == []
+    poller._live[old.slot] = old.epoch
+    looks = iter([True])
+    is_current = poller._desk.is_current
+    poller._desk.is_current = lambda *at: next(looks, False) or is_current(*at)
+    assert poller._rooms_of(0) == []
+    del poller._desk.is_current
+    poller._serve(new.slot, new.epoch)
+    assert [room.key.room for room in poller._rooms_of(0)] == [2]

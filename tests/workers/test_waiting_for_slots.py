@@ -20,7 +20,7 @@ from embridge.allocator.errors import FailureCode, NodeBusyError, TransferAborte
 from embridge.allocator.layout import Geometry, Lane, Role, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline import waiting
-from embridge.pipeline.handle import NO_SLOT
+from embridge.pipeline.handle import MAX_ROOM, NO_SLOT
 from embridge.pipeline.queues import PreallocQueue, TransferQueue
 from embridge.pipeline.request import EmbeddingRequest
 from embridge.pipeline.sender import EmbeddingSender
@@ -389,10 +389,11 @@ def test_a_log_that_was_overrun_shows_the_latest_rooms(nodes: Any) -> None:
     """P8: what is lost is announced again with the next init."""
     node = EncodeAlone()
     log = node.control.wanted
-    for room in range(log.capacity + 5):
-        log.append(room)
-    assert log.since(0) == (list(range(5, log.capacity + 5)), log.capacity + 5)
-    assert log.since(log.capacity + 3) == ([log.capacity + 3, log.capacity + 4], log.capacity + 5)
+    end = log.capacity + 5
+    for room in range(end):
+        log.append(MAX_ROOM - room, can_end=room % 2 == 1)
+    assert log.since(0) == ([(MAX_ROOM - room, room % 2 == 1) for room in range(5, end)], end)
+    assert log.since(end - 2) == ([(MAX_ROOM - end + 2, end % 2 == 1), (MAX_ROOM - end + 1, end % 2 == 0)], end)
 
 
 def test_nobody_writes_the_log_while_nobody_waits(nodes: Any) -> None:
