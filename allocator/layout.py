@@ -14,6 +14,7 @@
     │ destinations  encode    watermarks of each destination of a slot                │
     │ grants        encode    blocks granted by the destinations of a slot            │
     │ staging       encode    source blocks that cache rows of a slot                 │
+    │ wanted        encode    rooms that somebody has asked for                       │
     │ windows       language  blocks granted for a slot                               │
     │ sessions      language  the engine of each worker                               │
     │ ports         language  a bit a port that an engine had                         │

@@ -467,6 +467,7 @@ class Admission:
             if refusal is not None:
                 self._refuse(late.connection, late.grant, *refusal)
                 self._drop_pending(key)
+        self._announce(room)
 
     def _refuse_finished(self, room: int, remote: Remote) -> None:
         """It has waited for an encoder that opens a finished room again."""
@@ -475,7 +476,6 @@ class Admission:
         if waiting is not None and waiting.grant.key.epoch == remote.epoch and refusal is not None:
             self._refuse(waiting.connection, waiting.grant, *refusal)
             self._drop_pending(key)
-        self._announce(room)
 
     # ---- what waits for its encoder
 
@@ -487,7 +487,7 @@ class Admission:
         if not self._control.room_waiters.lanes():
             return
         grants = [waiting.grant for waiting in self._pending.get(room, {}).values()]
-        is_over = room in self._aborted or room in self._rooms
+        is_over = room in self._rooms or self._ended.bars(room)
         if is_over or len(grants) >= max(min((grant.required_dst_info_num for grant in grants), default=1), 1):
             self._wanted.append(room, can_end=is_over or all(grant.dst_embedding_indices for grant in grants))
             self._has_announced = True

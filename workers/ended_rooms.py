@@ -111,6 +111,10 @@ class EndedRooms:
         entry.has_been_open = True
         return refusal
 
+    def bars(self, room: int) -> bool:
+        """Whether an encoder that opens it now might be told that it has failed."""
+        return room in self._failed
+
     def came(self, room: int, remote: Remote, required: int, now_ns: int) -> Refusal | None:
         """A destination comes to a room, or comes again: what it is told, None where the room has not failed."""
         entry = self._failed.get(room)

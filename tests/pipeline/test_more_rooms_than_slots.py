@@ -34,7 +34,7 @@ def pair(own_dir: Path) -> Iterator[tuple[Station, Station]]:
 def go(pair: tuple[Station, Station], encoder: Agent, scheduler: Agent, opened: range, sent: range, at_once: int) -> tuple[Crowd, Crowd]:
     """Both sides open their rooms at once, in these orders."""
     encode, language = pair
-    timeout_s = 25.0
+    timeout_s = 120.0
     scheduler.start(crowds.receive, language.run_dir, encode.addr, opened, TOTAL, at_once, timeout_s)
     encoder.start(crowds.send, encode.run_dir, sent, TOTAL, at_once, timeout_s)
     sending, receiving = encoder.result(2 * timeout_s), scheduler.result(2 * timeout_s)

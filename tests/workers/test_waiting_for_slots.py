@@ -239,7 +239,7 @@ def test_a_call_that_waits_and_is_aborted_tells_the_other_side(nodes: Any) -> No
     assert sender in node.client.poll()
     node.forget_sent()
     node.init(1, [3])
-    assert [message.reason for message in node.sent(msg.Refused)] == ["no image after all"]
+    assert ["no image after all" in message.reason for message in node.sent(msg.Refused)] == [True]
 
 
 def test_a_room_that_is_aborted_there_ends_the_call_that_waits_here(nodes: Any) -> None:
