@@ -83,7 +83,11 @@ class Line:
 
     def turn(self, now_ns: int, *, is_slow: bool) -> bool:
         """Open what may be opened. True if there was no slot for somebody who might have one."""
-        if not self._waiting or self._client.node_gone:
+        if self._client.node_gone:
+            for handle in self.handles():
+                handle.give_up(FailureCode.PEER_LOST, "this client's own node is gone")
+                self._end(handle)
+        if not self._waiting:
             self._stop_listening()
             return False
         late: list[TransferHandle] = []

@@ -267,7 +267,9 @@ def test_the_deadline_of_a_call_counts_while_it_waits(nodes: Any) -> None:
         assert "waited for a slot" in str(sender.failure_exception())
         assert sender in node.client.poll()
         assert (sender.slot == NO_SLOT) == is_full
-        assert sender._chunks == []
+        node.advance(0.2, until=lambda sender=sender: sender.done)
+        assert sender.done
+        assert node.control.lanes.get(node.client.lane, Lane.UNSENT_BYTES) == 0
         assert sender.stamps_ns[Phase.Failed] > 0
         node.client.sender(2, 4)
 
