@@ -126,8 +126,7 @@ class _Encoder:
             self._client.poll()
             self._end_requests()
             if self._current is None and self._waiting:
-                request = self._waiting.popleft()
-                self._current = (request, self._chunks(request.job))
+                self._begin(self._waiting.popleft())
             if self._current is not None:
                 self._step(*self._current)
             elif self._live or not self._closing:
@@ -151,6 +150,14 @@ class _Encoder:
             request = _Request(job=job, sender=sender)
             self._live[job.room] = request
             self._waiting.append(request)
+
+    def _begin(self, request: _Request) -> None:
+        """Read its photograph. One that cannot be read, though its header could, fails this request by name, and no other."""
+        try:
+            self._current = (request, self._chunks(request.job))
+        except Exception as error:  # PIL's readers raise what they like
+            name = request.job.photograph.path.name
+            request.sender.abort(f"image {name} cannot be read: {error or type(error).__name__}; take it out of the folder")
 
     def _chunks(self, job: Job) -> Iterator[Chunk]:
         grid = job.prompt.grid

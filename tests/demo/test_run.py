@@ -37,6 +37,20 @@ def unless(why: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(why), reason=why or "it is possible")
 
 
+def test_an_image_that_cannot_be_read_is_named_and_the_others_arrive(images: Path) -> None:
+    """P21: its header is whole, its rows are not; the run goes on, and ends with what was wrong."""
+    broken = images / "broken.png"
+    broken.write_bytes((images / "0.png").read_bytes()[:5000])
+    run = subprocess.run(
+        [*COMMAND, "--images", str(images), "--requests", "4"], timeout=200, capture_output=True, text=True
+    )
+    assert run.returncode == 1, run.stderr
+    said = " ".join((run.stdout + run.stderr).split())
+    assert "image broken.png cannot be read: " in said, said
+    assert "encoder process" not in said
+    assert said.count("cannot be read") <= 2
+
+
 @pytest.mark.parametrize(
     "options",
     [
