@@ -6,7 +6,8 @@ encoder that announces the length makes the guess unnecessary.
 
 A request of which nothing is known yet, neither its length nor a row, may wait for its encoder until its deadline, and holds what it was
 granted all that time. So its grant is a share of what is free, which shrinks with the number who wait; a quarter of the pool stays for
-those whose rows have come. What it is short of, it is granted with its first row, or its length.
+those whose rows have come. What it is short of, it is granted with its first row, or its length. And whatever its length, a request has
+no more than half of the pool granted ahead of its rows: their encoder may stop at any time.
 """
 
 from __future__ import annotations
@@ -57,5 +58,10 @@ def share_of_unknown(free: int, num_blocks: int) -> int:
     The first one of an idle pool has half of it, the next one a half of what is left, and so on; where a quarter is left, they have none.
     """
     if free == num_blocks:
-        return max(num_blocks // 2, SMALL_POOL // 2)
+        return most_ahead(num_blocks)
     return max(0, min(free // 2, free - num_blocks // 4))
+
+
+def most_ahead(num_blocks: int) -> int:
+    """Blocks, at most, that one request may have ahead of its rows, of a pool of so many."""
+    return max(num_blocks // 2, SMALL_POOL // 2)

@@ -28,7 +28,7 @@ from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.layout import MAX_TOKENS, NodeState
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import is_time, whole
-from embridge.pipeline.grants import AdaptiveDefault, free_for_all_of, share_of_unknown
+from embridge.pipeline.grants import AdaptiveDefault, free_for_all_of, most_ahead, share_of_unknown
 from embridge.pipeline.handle import MAX_ROOM
 from embridge.pipeline.receiver import EmbeddingReceiver, first_missing_block
 from embridge.pipeline.request import EmbeddingRequest, EmbeddingResult
@@ -349,7 +349,11 @@ class TransferQueue:
         is_unknown = not total and not receiver.ready_tokens
         if is_unknown and not request._contacted:
             target = min(target, self._share(-(-target // self._bs)) * self._bs)
-        elif is_unknown or granted >= target or self.memory.bytes_for(total) > self.memory.limit_bytes:
+        elif total:
+            rows = max(receiver.ready_tokens, receiver.progress().sent)
+            target = min(target, (rows // self._bs + most_ahead(self._client.control.blocks.num_blocks)) * self._bs)
+        has_all = request._contacted if is_unknown else granted >= target
+        if has_all or self.memory.bytes_for(total) > self.memory.limit_bytes:
             return False
         reserved = min(target, max(self._reserve(request, target, may_exceed), granted))
         held = receiver.granted_blocks - receiver.drained_blocks

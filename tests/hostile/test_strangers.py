@@ -190,7 +190,7 @@ def test_frames_over_sockets_are_refused_and_counted(allow_file: Path, keys: boo
 def test_a_flood_of_what_is_refused_is_read_slowly_and_whoever_else_is_there_is_served(
     port: Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P16: the port rests once it has refused its share; then the flood and others are read in turn, one for one."""
+    """P21, P16: the port rests once it has refused its share; then the flood and others are read in turn, one for one."""
     monkeypatch.setattr(reader_module, "COST_NS", 10**12)  # so that no rest ends by itself
     with dealer(port.address, LISTED, NODE.public) as flood, dealer(port.address, OTHER, NODE.public) as good:
         good.send(register(70))

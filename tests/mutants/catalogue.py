@@ -1029,6 +1029,36 @@ PIPELINE: Final = [
         _crossing("a_request_without_rows_leaves_the_reserve_where_it_is"),
     ),
     Mutant(
+        "waiting-rooms-take-all", "P21", "a request of which nothing is known is granted its default, whoever else waits",
+        "pipeline/queues.py",
+        "            target = min(target, self._share(-(-target // self._bs)) * self._bs)\n",
+        "            target = max(target, 0 * self._share(-(-target // self._bs)) * self._bs)\n",
+        ("tests/workers/test_waiting_rooms.py::"
+         "test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_those_whose_rows_come",),
+    ),
+    Mutant(
+        "all-ahead-of-the-rows", "P21", "one whose encoder stops holds the whole pool, once its length is known",
+        "pipeline/grants.py",
+        "    return max(num_blocks // 2, SMALL_POOL // 2)\n",
+        "    return num_blocks\n",
+        ("tests/workers/test_waiting_rooms.py::test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows",),
+    ),
+    Mutant(
+        "ban-without-end", "R15, D11", "a room that has failed is barred though everybody who belongs to it knows",
+        "workers/ended_rooms.py",
+        "        all_know = self.is_encoder_told and 0 < self.required <= len(self.told)\n",
+        "        all_know = self.is_encoder_told and 0 > self.required\n",
+        ("tests/workers/test_ended_rooms.py::"
+         "test_a_room_that_failed_before_its_destination_came_is_free_when_that_one_knows",),
+    ),
+    Mutant(
+        "stderr-without-bound", "P21, P12", "what is said is kept without a bound while nobody reads it",
+        "workers/stderr.py",
+        "        if self._queue.qsize() >= MAX_TEXTS or not (self._is_started or self._start()):\n",
+        "        if not (self._is_started or self._start()):\n",
+        ("tests/workers/test_stderr.py::test_who_writes_into_a_full_pipe_goes_on_and_what_was_dropped_is_counted",),
+    ),
+    Mutant(
         "youngest-first", "R22, D9", "those who wait for blocks are served last come, first served",
         "pipeline/queues.py",
         "        for request in self._wanting:\n",

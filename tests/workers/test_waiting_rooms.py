@@ -69,6 +69,20 @@ def test_the_rest_comes_with_the_rows_or_with_the_length(comes: str) -> None:
     assert blocks_of(later) == 12
 
 
+def test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows() -> None:
+    """P21: one of a known length, whose encoder may stop at any time; as its rows come, it has more."""
+    node = LanguageAlone(num_blocks=20)
+    queue = queue_of(node, 4)
+    long = waiting(node, queue, 1)
+    assert long.receiver is not None
+    node.status(long.receiver, Phase.WaitingForInput, 0, total_tokens=40 * BLOCK_SIZE, ready_tokens=0)
+    assert blocks_of(long) == 10
+    node.status(long.receiver, Phase.WaitingForInput, 2 * BLOCK_SIZE, total_tokens=40 * BLOCK_SIZE, ready_tokens=3 * BLOCK_SIZE)
+    assert blocks_of(long) == 13
+    node.status(long.receiver, Phase.WaitingForInput, 2 * BLOCK_SIZE, total_tokens=40 * BLOCK_SIZE, ready_tokens=40 * BLOCK_SIZE)
+    assert blocks_of(long) == 2 + 16  # a window
+
+
 def test_a_request_that_is_alone_has_its_default_where_that_is_no_more_than_half_of_the_pool() -> None:
     """D13: most requests need one round, as long as the pool is not full of others; in a small pool a single one may have most of it."""
     for num_blocks, default, granted in ((32, 8, 8), (32, 16, 16), (9, 8, 8), (8, 4, 4), (8, 8, 7)):
