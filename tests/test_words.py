@@ -227,6 +227,7 @@ PUBLIC = {
 CALLED_BY_OTHERS = {
     "emit": "logging",
     "filter": "logging",
+    "filter": "logging",
     "resolve": "aiohttp",
     "get_command": "click",
     "format_commands": "click",
