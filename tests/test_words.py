@@ -227,7 +227,6 @@ PUBLIC = {
 CALLED_BY_OTHERS = {
     "emit": "logging",
     "filter": "logging",
-    "filter": "logging",
     "resolve": "aiohttp",
     "get_command": "click",
     "format_commands": "click",
