@@ -350,7 +350,7 @@ class TransferQueue:
         if is_unknown and not request._contacted:
             target = min(target, self._share(-(-target // self._bs)) * self._bs)
         elif total:
-            rows = max(receiver.ready_tokens, receiver.progress().sent)
+            rows = max(receiver.ready_tokens, receiver.progress().sent, receiver.first_block * self._bs)
             target = min(target, (rows // self._bs + most_ahead(self._client.control.blocks.num_blocks)) * self._bs)
         has_all = request._contacted if is_unknown else granted >= target
         if has_all or self.memory.bytes_for(total) > self.memory.limit_bytes:

@@ -108,3 +108,17 @@ def test_however_many_wait_a_quarter_stays() -> None:
             shares.append(share)
         assert free >= num_blocks // 4
         assert shares == sorted(shares, reverse=True)
+
+
+def test_a_retry_that_begins_behind_more_than_half_of_the_pool_is_granted_from_there() -> None:
+    """P21, R26: what another encode node has sent counts as rows that have come."""
+    node = LanguageAlone(num_blocks=16)
+    queue = queue_of(node, 4)
+    request = EmbeddingRequest(room=1, bootstrap_addr=ENCODE_ADDRESS)
+    request._first_block, request._total = 30, 40 * BLOCK_SIZE
+    request.total_embedding_length = request._total
+    queue.add(request)
+    node.settle()
+    node.registered()
+    assert request.receiver is not None
+    assert request.receiver.granted_blocks == 38
