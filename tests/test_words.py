@@ -30,6 +30,7 @@ MODULES = (errors, layout, metrics, ranklog, rings, status)
 
 WRITE = {"set", "put", "store", "raise_to", "count", "set_bits", "clear_bits", "compare_exchange", "add"}
 READ = {"get", "load", "compare_exchange", "_word"}
+ACCESSORS = {"LaneBits"}  # classes that set, clear and read the word that they are given
 SEND = {"send", "send_now", "kick_bootstrap", "kick_worker"}
 
 WORDS = (
@@ -64,7 +65,10 @@ class Use:
                 return
             if isinstance(parent, ast.Call) and child is not parent.func:
                 name = called(parent)
-                if name[:1].islower() or name.startswith("_"):
+                if name in ACCESSORS:
+                    self.is_stored = self.is_loaded = True
+                    return
+                if name != "range" and (name[:1].islower() or name.startswith("_")):
                     self.calls.add(name)
                     if name == "add" and not isinstance(parents.get(parent), ast.Expr):
                         self.is_loaded = True
@@ -222,7 +226,6 @@ PUBLIC = {
     "current_allocation": "of a receiver, for who drives it without the queues",
     "buffered_chunks": "of a request, for who looks at it before its end",
     "retry": "of a receiver, without the queues",
-    "states": "of the ranks, for rank 0",
 }
 CALLED_BY_OTHERS = {
     "emit": "logging",

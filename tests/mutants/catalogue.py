@@ -937,8 +937,8 @@ PIPELINE: Final = [
     Mutant(
         "slots-last-in-first-out", "R17", "the slot that has just come free is used next",
         "pipeline/slots.py",
-        "return self._free.popleft()",
-        "return self._free.pop()",
+        "return self._free[page].popleft()",
+        "return self._free[page].pop()",
         _rule("slots_are_used_first_in_first_out"),
     ),
     Mutant(
@@ -952,8 +952,8 @@ PIPELINE: Final = [
         "epoch-opened-before-record", "P11, R16", "two stores swapped: an epoch is open before its record says so",
         "pipeline/slots.py",
         "            self._slots.set(slot, Slot.EPOCH, split(self._control.status.load(slot)).epoch + 1)\n"
-        "            epoch = self._control.status.open(slot, now_ns)\n",
-        "            epoch = self._control.status.open(slot, now_ns)\n"
+        "            epoch = self._control.status.open(slot, opened_ns)\n",
+        "            epoch = self._control.status.open(slot, opened_ns)\n"
         "            self._slots.set(slot, Slot.EPOCH, split(self._control.status.load(slot)).epoch)\n",
         _crossing("an_epoch_is_opened_after_its_record_was_written"),
     ),
@@ -974,8 +974,9 @@ PIPELINE: Final = [
     Mutant(
         "ready-told-too-early", "B5", "the library thread may find rows before the word that the worker goes by",
         "pipeline/sender.py",
-        "        self.announce()\n        self._slots.set(self.slot, Slot.READY, end)\n",
-        "        self._ready = end\n        self.announce()\n        self._slots.set(self.slot, Slot.READY, end)\n",
+        "        self.announce()\n        if self.slot != NO_SLOT:\n            self._slots.raise_to(self.slot, Slot.READY, end)\n",
+        "        self._ready = end\n        self.announce()\n        if self.slot != NO_SLOT:\n"
+        "            self._slots.raise_to(self.slot, Slot.READY, end)\n",
         ("tests/pipeline/test_without_repair.py::test_rows_are_sent_though_the_library_thread_comes_between_the_steps_of_a_write",),
     ),
     Mutant(

@@ -203,6 +203,10 @@ ANSWERED = {
     "let_go": "gives the caller's rows back once",
     "done": "whether lent rows are the caller's again",
     "add_done_callback": "the same, and is called at once",
+    **dict.fromkeys(("ask", "end_without_slot", "enter", "hurry", "lack_slots", "waiting_for"), "is between a client and its handles"),
+    **dict.fromkeys(("entered", "prepare", "give_up", "catch_up", "check_room"), "the same, of a handle that waits for a slot"),
+    "is_waiting": "as it was",
+    "is_closed": "a fact about this client",
     "service": "is the library thread's", "leave": "is the library thread's",
     "pinned": "as it was", "pin_note": "as it was", "ranks": "as it was: its methods are refused",
     "num_ranks": "as it was", "geometry": "as it was",
@@ -239,7 +243,7 @@ def answers(*objects: Any) -> dict[str, str]:
 def all_refused(said: dict[str, str], reason: str) -> None:
     assert len(said) > 5
     wrong = {name: it for name, it in said.items() if it != reason and name.partition(".")[2] not in ANSWERED}
-    assert wrong == {}
+    assert wrong == {}, "; ".join(f"{n}: {w}" for n, w in wrong.items())
 
 
 def in_a_fork(call: Callable[[], Any]) -> Any:
