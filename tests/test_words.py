@@ -125,6 +125,9 @@ def _names(path: Path, tree: ast.Module) -> dict[str, type[enum.Enum]]:
 
 ALIKE = {
     (layout.Discovery, "GENERATION"): "the registrar's own record is read and written as a route's, by `Route.GENERATION`",
+    (layout.Header, "SLOT_WAITERS"): "a `LaneBits` reads and writes it",
+    (layout.Header, "ROOM_WAITERS"): "a `LaneBits` reads and writes it",
+    (layout.Lane, "NUM_EARLY"): "it is read of all lanes at once, as a range from the first",
 }
 
 
