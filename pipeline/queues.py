@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 LOOK_BEHIND_NS = NS // 10
-NO_SLOT_IN_TIME = "deadline passed while the request waited for a slot"
+NO_SLOT_IN_TIME = "deadline passed while waiting for a slot"
 
 
 class TransferQueue:

@@ -96,7 +96,7 @@ class Line:
         if is_slow:
             late = [handle for handle in self.handles() if handle.deadline_ns <= now_ns]
             for handle in late:
-                handle.give_up(FailureCode.TIMEOUT, "deadline passed while the request waited for a slot")
+                handle.give_up(FailureCode.TIMEOUT, "deadline passed while waiting for a slot")
                 self._first[handle] = None
         lacks = self._open(self._first)
         if self._is_encode:

@@ -22,6 +22,7 @@ LEAVING: Final = "tests/pipeline/test_leaving.py"
 LOOKUPS: Final = "tests/workers/test_looked_up_names.py"
 ADDRESSES: Final = "tests/pipeline/test_addresses.py"
 DYING: Final = "tests/pipeline/test_dying.py"
+WAITING: Final = "tests/workers/test_waiting_for_slots.py"
 MARKS: Final = "tests/workers/test_lost_marks.py"
 INHERITS: Final = "tests/pipeline/test_what_a_node_inherits.py"
 RUN_DIR: Final = "tests/pipeline/test_run_dir.py"
@@ -972,12 +973,11 @@ PIPELINE: Final = [
         _rule("a_source_block_of_the_reserve_is_staged_only_for_what_can_be_written_now"),
     ),
     Mutant(
-        "ready-told-too-early", "B5", "the library thread may find rows before the word that the worker goes by",
+        "rows-before-the-slot-untold", "B5, P8", "rows that were written while the request waited for a slot are not told when it has one",
         "pipeline/sender.py",
-        "        self.announce()\n        if self.slot != NO_SLOT:\n            self._slots.raise_to(self.slot, Slot.READY, end)\n",
-        "        self._ready = end\n        self.announce()\n        if self.slot != NO_SLOT:\n"
-        "            self._slots.raise_to(self.slot, Slot.READY, end)\n",
-        ("tests/pipeline/test_without_repair.py::test_rows_are_sent_though_the_library_thread_comes_between_the_steps_of_a_write",),
+        "            self._slots.raise_to(self.slot, Slot.READY, seen)  # what was written before it had its slot\n",
+        "",
+        (f"{WAITING}::test_a_call_that_waits_can_be_used_and_goes_on_when_its_room_is_asked_for",),
     ),
     Mutant(
         "rows-are-lent-unasked", "P22", "the caller's rows are not copied, and nobody has said so",
@@ -1102,6 +1102,41 @@ PIPELINE: Final = [
         "self._releasing.pop(left, False) is None",
         "self._releasing.pop(next((key for key in self._releasing if key[0] == slot), left), False) is None",
         (f"{MARKS}::test_a_slot_is_given_back_once_though_two_threads_collect_it",),
+    ),
+    Mutant(
+        "all-slots-early", "P8, D8", "every slot of an encode node may be held by rooms that nobody has asked for",
+        "pipeline/slots.py",
+        "if self._lanes.num_early() <= self._lanes.num_pages // 2:",
+        "if self._lanes.num_early() <= self._lanes.num_pages:",
+        (f"{WAITING}::test_rooms_that_are_opened_in_opposite_orders_all_arrive[1-faults0]",),
+    ),
+    Mutant(
+        "asked-for-unheard", "P8", "a call that waits for a slot does not hear that its room is asked for",
+        "pipeline/waiting.py",
+        "        for room, can_end in rooms:\n",
+        "        for room, can_end in rooms[:0]:\n",
+        (f"{WAITING}::test_a_room_that_is_asked_for_before_its_call_takes_a_slot_at_once",),
+    ),
+    Mutant(
+        "pages-kept", "P8", "a client gives no page of slots back while it lives",
+        "pipeline/slots.py",
+        "        gone = [page for page in unused if",
+        "        gone = [page for page in unused[:0] if",
+        (f"{WAITING}::test_a_client_with_nothing_to_do_keeps_no_slots_from_another",),
+    ),
+    Mutant(
+        "report-of-two-requests", "R16, P6", "a report is made though the slot is another request's by now",
+        "workers/publishing.py",
+        "        if not self._desk.is_current(slot, epoch):\n            return  # it was",
+        "        if epoch < 0:\n            return  # it was",
+        (f"{MARKS}::test_no_report_is_made_of_the_words_of_two_requests",),
+    ),
+    Mutant(
+        "rebuilt-by-slot", "R15, R16, P11", "a restarted bootstrap takes the last in the table for the latest of a slot there",
+        "workers/admitting.py",
+        "if key not in self._open or held.remote_epoch > self._open[key].remote_epoch:",
+        "if True:",
+        (f"{MARKS}::test_a_bootstrap_that_is_restarted_finds_the_latest_request_of_a_slot_there",),
     ),
     Mutant(
         "no-restart", "P11, D4", "a process of the node that died is not started again",

@@ -154,12 +154,14 @@ def test_several_encoders_share_the_slots(nodes: Any) -> None:
 
 
 def test_a_client_with_nothing_to_do_keeps_no_slots_from_another(nodes: Any) -> None:
-    """P8: there are fewer pages than clients."""
+    """P8: it holds all pages, from a time when it had more to do."""
     pair = nodes(num_encoders=2)
     pair.send(1, encoder=0)
     pair.request(1)
     pair.run(lambda: pair.num_finished() == 1 and pair.is_clean())
-    assert pair.encode.control.lanes.pages_of(pair.encoders[0].lane) == [0]
+    while pair.encoders[0].client._lease._lease_page() is not None:
+        pass
+    assert pair.encode.control.lanes.pages_of(pair.encoders[0].lane) == [0, 1]
     pair.send(2, encoder=1)
     pair.request(2)
     pair.run(lambda: pair.num_finished() == 2, limit_s=2.0)
@@ -264,7 +266,7 @@ def test_the_deadline_of_a_call_counts_while_it_waits(nodes: Any) -> None:
         assert sender.poll() == Phase.Bootstrapping
         node.advance(0.6)
         assert isinstance(sender.failure_exception(), TransferTimeout)
-        assert "waited for a slot" in str(sender.failure_exception())
+        assert "waiting for a slot" in str(sender.failure_exception())
         assert sender in node.client.poll()
         assert (sender.slot == NO_SLOT) == is_full
         node.advance(0.2, until=lambda sender=sender: sender.done)
