@@ -61,7 +61,7 @@ def test_peers_that_differ_are_refused_with_both_values_named(encode: Station, o
             queues.add(encode.addr, room)
             assert queues.take(room, 10).reason == f"encode node {encode.addr} refused: {text}"
         other.wait_idle()
-        assert text in encode.log()
+        assert encode.says(text)
 
 
 # ---- addresses where no encode node answers, and requests that are too large: one language node
@@ -169,7 +169,7 @@ def test_a_message_of_another_version_is_refused_and_named_in_the_log(
         dealer.send(good)  # of this version, and refused for what it says
         assert dealer.poll(5000)
         assert "hidden_size: language 1, encode 64" in str(msg.decode(dealer.recv(), "node"))
-    assert f"message refused: a connected peer: version is 99; expected one of {msg.ACCEPTED_VERSIONS}" in encode.log()
+    assert encode.says(f"message refused: a connected peer: version is 99; expected one of {msg.ACCEPTED_VERSIONS}")
     receiving.add(encode.addr, room)
     assert give(open_sender(sending, room, 300))
     assert receiving.take(room, 20).difference == ""

@@ -81,7 +81,7 @@ def test_a_byte_that_was_changed_fails_the_request_on_both_sides(
     assert received.path == sent.path == ["Bootstrapping", "WaitingForInput", "Failed"]
     assert encode.control.slots.get(sender.slot, Slot.FAILURE) == FailureCode.CORRUPT
     assert language.control.metrics.all()["poller"]["corrupt"] == before + 1
-    assert f"room {room}: rows are not those that were sent: {received.reason}" in language.log()
+    assert language.says(f"room {room}: rows are not those that were sent: {received.reason}")
     again = room + (1 << 40)
     give(open_sender(sending, again, 300))
     receiving.add(encode.addr, again)

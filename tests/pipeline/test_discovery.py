@@ -203,6 +203,7 @@ def test_whatever_the_server_does_the_node_goes_on_and_registers_when_it_is_back
             refused_for(reason)
             if behave is FakeServer.hang:
                 wait_until(lambda: said(it).num_failures >= 3)
+                assert it.says(reason)
                 assert it.log().count(reason) == 1
         assert b"Authorization: Bearer correct-horse-battery\r\n" in server.heard
         token.unlink()

@@ -103,7 +103,7 @@ def test_sigterm_lets_accepted_requests_end_and_refuses_new_ones(
         assert queues.take(room, 20).difference == ""
         assert ended(sender).error == ""
         assert draining.node.wait(20) == 0
-        assert "draining" in draining.log()
+        assert draining.says("draining")
 
 
 def test_an_encode_node_that_drains_finishes_what_it_has_and_a_second_sigterm_ends_it_at_once(

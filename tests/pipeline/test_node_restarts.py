@@ -77,7 +77,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_transfer_is_restarted_and_t
         assert (received.error, received.difference, received.total) == ("", "", TOTAL)
         assert ended(sender).error == ""
     for pid in dead:
-        assert f"process {name} (pid {pid}) killed by SIGKILL; restarting it" in it.log()
+        assert it.says(f"process {name} (pid {pid}) killed by SIGKILL; restarting it")
     encode.wait_idle()
     language.wait_idle()
 

@@ -423,9 +423,9 @@ def test_stopped_processes_are_killed_after_their_time_and_their_requests_succee
         received = queues.take(room, 60)
         assert (received.error, received.difference) == ("", "")
         assert ended(sender).error == ""
-    said = encode.log() + language.log()
     for text in stopped.values():
-        assert f"process {text} is killed: it was silent for" in said
+        text = f"process {text} is killed: it was silent for"
+        wait_until(lambda text=text: text in encode.log() + language.log(), what=text)
     for it in pair:
         it.wait_idle()
         assert [it.control.processes.get(name, Process.NUM_SILENT) for name in names] == [1, 1, 1]
@@ -471,7 +471,7 @@ def test_a_client_that_is_stopped_is_killed_after_its_time_if_the_node_says_so_a
             os.kill(agent.pid, signal.SIGSTOP)
         assert queues.take(room, 30).reason == "the encoder process died"
         encode.wait_idle()
-        assert f"client {encoder.pid} (lane 0) is killed: it was silent for" in encode.log()
+        assert encode.says(f"client {encoder.pid} (lane 0) is killed: it was silent for")
         waits = lambda: [it["silent_s"] for it in node_status(language.run_dir)["clients"] if it["pid"] == scheduler.pid]  # noqa: E731
         wait_until(lambda: waits() and waits()[0] > 2.5)
         os.kill(scheduler.pid, signal.SIGCONT)
@@ -507,5 +507,5 @@ def test_a_node_whose_poller_cannot_be_kept_alive_says_so_fails_and_refuses_requ
         give(open_sender(client, later, 1000))
         assert receiving.take(later, 30).difference == ""
         it.wait_idle()
-    assert "the node is UNHEALTHY" in it.log()
-    assert "the node is healthy again" in it.log()
+    assert it.says("the node is UNHEALTHY")
+    assert it.says("the node is healthy again")

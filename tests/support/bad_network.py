@@ -103,13 +103,9 @@ class BadNetwork:
 
     def _readdressed(self, data: bytes) -> bytes:
         message = msg.decode(data, "a node")
-        if not isinstance(message, msg.Register | msg.Registered):
-            return data
-        ours = {name: self._addresses[getattr(message, name)] for name in ("bootstrap_addr", "poller_addr") if self._has(message, name)}
-        return msg.encode(msgspec.structs.replace(message, **ours))
-
-    def _has(self, message: msg.Register | msg.Registered, name: str) -> bool:
-        return getattr(message, name) in self._addresses
+        addresses = {name: getattr(message, name, None) for name in ("bootstrap_addr", "poller_addr", "endpoint")}
+        ours = {name: self._addresses[address] for name, address in addresses.items() if address in self._addresses}
+        return msg.encode(msgspec.structs.replace(message, **ours)) if ours else data
 
 
 def _received(socket: zmq.Socket[bytes]) -> list[list[bytes]]:

@@ -70,8 +70,13 @@ class Station:
         return self.control.geometry
 
     def log(self) -> str:
-        """What its processes have written on standard error."""
+        """What its processes have written on standard error: a thread of each writes it, some time after what it is about."""
         return self.log_path.read_text()
+
+    def says(self, text: str) -> bool:
+        """Wait until its log has this text; True, or the test fails with the log."""
+        wait_until(lambda: text in self.log(), what=lambda: f"{text!r} in the log:\n{self.log()}")
+        return True
 
     def counts(self) -> BlockCounts:
         return self.control.blocks.counts()
