@@ -49,7 +49,7 @@ class Writer:
         """Have a text written, as soon as that is possible; it is dropped where too many wait."""
         if self._fd is None:
             return
-        if self._queue.qsize() >= MAX_TEXTS or not (self._is_started or self._start()):
+        if self._queue.qsize() >= MAX_TEXTS or not (self._is_started or self.start()):
             self._num_dropped += 1
             return
         if len(text) > MAX_TEXT_LENGTH:
@@ -70,14 +70,17 @@ class Writer:
         self.flush()
         self._queue.put(None)
 
-    def _start(self) -> bool:
+    def start(self) -> bool:
+        """Have the thread run; False if there is no room for one: the next text tries again."""
+        if self._fd is None:
+            return False
         if not self._starting.acquire(blocking=False):
             return self._is_started
         try:
             if not self._is_started:
                 threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
                 self._is_started = True
-        except RuntimeError:  # no room for a thread: the next text tries again
+        except RuntimeError:
             return False
         finally:
             self._starting.release()
@@ -202,5 +205,7 @@ def log_to_stderr(level: str, name: str) -> None:
     """Log on standard error, as a process of the node: it never waits for who reads that, and each cause has so many lines a minute."""
     never_block_on_output()
     stream: object = sys.stderr
+    if isinstance(stream, Stream):
+        stream.writer.start()  # not with the first line: whoever watches this process's threads would see one more, at some time
     handler = Handler(stream.writer) if isinstance(stream, Stream) else logging.StreamHandler()
     logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s embridge[{name}] %(message)s", handlers=[handler])

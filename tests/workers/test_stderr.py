@@ -167,3 +167,14 @@ def test_a_process_ends_though_nobody_can_take_what_it_says(kind: str) -> None:
         finally:
             process.kill()
             process.wait()
+
+
+def test_the_thread_that_writes_is_there_before_the_first_line() -> None:
+    """P20: whoever watches the threads of a process, as the launcher does, sees none come later, and holds no more for it."""
+    code = (
+        "import logging, threading; from embridge.workers.stderr import log_to_stderr; log_to_stderr('INFO', 'x');"
+        "before = threading.active_count(); logging.getLogger().warning('a line'); print(before, threading.active_count(), flush=True)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["2", "2"]
+    assert "a line" in said.stderr
