@@ -22,7 +22,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Container
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -67,6 +67,7 @@ class EmbeddingSender(TransferHandle):
         self._seen = 0  # `_ready`, as the library thread goes by it
         self._writing = False
         self._writer = 0
+        self._letting_go = Lock()
         self._done = False
         self._done_callbacks: deque[Callable[[EmbeddingSender], object]] = deque()
         self._staged: dict[int, StageEntry] = {}  # request block -> its entry, as shown to the worker
@@ -309,7 +310,7 @@ class EmbeddingSender(TransferHandle):
         """The request is over: no row of it is looked at any more (also `Client.close`, after the library thread's end)."""
         while self._writing and self._client.is_closed and self._writer != get_ident():
             time.sleep(CLOSE_LOOK_S)  # the thread that closes waits for the one that writes
-        if self._done or self._writing:
+        if self._done or self._writing or not self._letting_go.acquire(blocking=False):  # once: either thread may come to it
             return
         self._release([entry.source for entry in self._placed])
         self._placed.clear()

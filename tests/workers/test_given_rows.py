@@ -194,6 +194,25 @@ def test_a_request_is_not_ended_while_its_rows_are_being_written() -> None:
     assert not write_and_spoil(node, sender, 3 * BLOCK_SIZE, 4 * BLOCK_SIZE)
 
 
+def test_rows_are_let_go_once_though_two_threads_come_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P22: the caller's, at the end of a write into a request that has ended meanwhile, and the library's."""
+    node = EncodeAlone(num_blocks=8)
+    sender = node.sender(1, 100, rows=50)
+    clear, begun = sender._kept.clear, []
+
+    def clear_as_the_other_comes() -> None:
+        begun.append(sender.done)
+        if len(begun) == 1:
+            sender.let_go()
+        clear()
+
+    monkeypatch.setattr(sender._kept, "clear", clear_as_the_other_comes)
+    sender.let_go()
+    assert begun == [False]
+    assert sender.done
+    assert unsent(node) == 0
+
+
 def test_a_write_that_fails_half_way_gives_back_what_it_took() -> None:
     """P15: blocks and host memory; the rows before stay given."""
     node = EncodeAlone(num_blocks=8)
