@@ -1055,8 +1055,8 @@ PIPELINE: Final = [
     Mutant(
         "stderr-without-bound", "P21, P12", "what is said is kept without a bound while nobody reads it",
         "workers/stderr.py",
-        "        if self._queue.qsize() >= MAX_TEXTS or not (self._is_started or self._start()):\n",
-        "        if not (self._is_started or self._start()):\n",
+        "        if self._queue.qsize() >= MAX_TEXTS or not (self._is_started or self.start()):\n",
+        "        if not (self._is_started or self.start()):\n",
         ("tests/workers/test_stderr.py::test_who_writes_into_a_full_pipe_goes_on_and_what_was_dropped_is_counted",),
     ),
     Mutant(
