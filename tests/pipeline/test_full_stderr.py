@@ -22,7 +22,7 @@ from embridge.pipeline import attach
 
 pytestmark = pytest.mark.process
 
-FEW, MANY = 20, 300
+FEW, MANY = 10, 300
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_failures_whose_lines_nobody_reads_stop_no_other_request(pair: tuple[Sta
     serve(pair, rooms, FEW)
 
 
-@pytest.mark.parametrize("name", ["bootstrap", "poller", "worker0"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.storm) for name in ("bootstrap", "poller")), "worker0"])
 def test_a_process_that_dies_is_started_again_though_nobody_reads_of_it(
     pair: tuple[Station, Station], rooms: Iterator[int], name: str
 ) -> None:

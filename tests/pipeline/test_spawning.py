@@ -45,7 +45,9 @@ def test_each_process_runs_the_function_with_its_index_and_shares_tensors_with_t
     ("how", "error", "match"),
     [
         ("raises", ProcessRaisedException, r"process 2 of 3 \(pid \d+\) raised:\n\nTraceback [^$]*ValueError: no such"),
-        ("exits", ProcessExitedException, r"process 2 of 3 \(pid \d+\) exited with 7 before its function"),
+        pytest.param(
+            "exits", ProcessExitedException, r"process 2 of 3 \(pid \d+\) exited with 7 before its function", marks=pytest.mark.storm
+        ),
         ("is killed", ProcessExitedException, r"process 2 of 3 \(pid \d+\) killed by SIGKILL before its function"),
     ],
 )
@@ -87,7 +89,7 @@ def test_when_the_caller_is_killed_its_processes_end(tmp_path: Path) -> None:
         wait_until(lambda: not alive(pids), 5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.storm)])
 def test_a_signal_to_the_caller_ends_its_processes_first(tmp_path: Path, number: signal.Signals) -> None:
     """And then has the effect that it would have had."""
     with spawning(tmp_path, 0.5) as (program, pids):

@@ -16,12 +16,12 @@ MOST = 100  # descriptors of a process of the encode node
 
 
 def test_nodes_and_workers_that_come_and_go_leave_nothing_in_shared_memory() -> None:
-    """P23, D6: five language nodes, with their payloads; and fifteen writers of an encode node."""
+    """P23, D6: three language nodes, with their payloads; and twenty writers of an encode node."""
     with run_dirs() as path, visits(path, "shm", num_descriptors=256, encode_workers=WORKERS) as it:
         it.workers(it.encode)
         it.rounds(1, [it.language_node])
         before = it.held()
-        it.rounds(5, [it.language_node])
+        it.rounds(2, [it.language_node])
         for _ in range(3):
             it.workers(it.encode)
         it.wait_as_before(before)
@@ -29,14 +29,14 @@ def test_nodes_and_workers_that_come_and_go_leave_nothing_in_shared_memory() -> 
 
 @pytest.mark.skipif(bool(_NO_MOONCAKE), reason=_NO_MOONCAKE or "it is there")
 def test_sessions_that_begin_and_end_leave_nothing_and_fail_no_request() -> None:
-    """P23, P11: four sockets to each of twenty more sessions would not fit into what a process may have here."""
+    """P23, P11: four sockets to each of fifteen more sessions would not fit into what a process may have here."""
     worker = "encode/worker0"
     with run_dirs() as path, visits(path, "mooncake", num_descriptors=MOST, language_workers=WORKERS) as it:
         it.workers(it.language)
         before = {who: held for who, held in it.held().items() if who[0] != worker}  # which fills, and begins anew
         assert it.samples[worker][-1].descriptors + 4 * 4 * WORKERS > MOST
         it.samples.clear()
-        for _ in range(4):
+        for _ in range(3):
             it.workers(it.language)
         assert max(held.descriptors for held in it.samples[worker]) < MOST
         it.wait_as_before(before)

@@ -99,7 +99,9 @@ def test_the_import_path_is_that_of_the_process_the_standard_library_first(
 # ---- descriptors, signals, folder and mask
 
 
-@pytest.mark.parametrize("closed", [(0,), (1, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(some, marks=pytest.mark.storm) for some in ((0,), (1, 2))), (0, 1, 2)], ids=str
+)
 def test_descriptors_that_whoever_launches_has_closed_are_not_used_for_anything_else(
     own_dir: Path, closed: tuple[int, ...]
 ) -> None:
