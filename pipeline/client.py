@@ -425,7 +425,8 @@ class Client:
         if sequence == self._user_seen and now < self._user_slow_ns:
             return ()
         if self.node_gone:  # every request that was in flight has failed
-            return [handle for handle in [*list(self._handles.values()), *self._line.handles()] if handle.has_risen()]
+            rose = [handle for handle in [*list(self._handles.values()), *self._line.handles()] if handle.has_risen()]
+            return rose + self._departed_that_rose()
         self.check_usable()
         self._user_seen = sequence
         status, pages, out = self.control.status, self._lease.pages, self._user_out
@@ -439,11 +440,11 @@ class Client:
             count = status.changed(lay.USER_VIEW, pages, len(pages), out)
         rose = [handle for slot in out[:count].tolist() if (handle := self._handles.get(slot)) is not None and handle.has_risen()]
         rose += [handle for handle in looks if handle.has_risen()]
-        while self._departed:
-            handle = self._departed.popleft()
-            if handle.has_risen():
-                rose.append(handle)
-        return rose
+        return rose + self._departed_that_rose()
+
+    def _departed_that_rose(self) -> list[TransferHandle]:
+        departed = [self._departed.popleft() for _ in range(len(self._departed))]
+        return [handle for handle in departed if handle.has_risen()]
 
     @property
     def connection(self) -> socket.socket:
@@ -695,7 +696,7 @@ class Client:
 
     def _leave_node(self) -> None:
         """Nobody copies any more: give up the seat, and all that came with it."""
-        for handle in list(self._handles.values()):
+        for handle in list(self._known):  # those that ended without a slot, too
             handle.let_go()
         if self.pinned:
             unregister_from_cuda(self.payload)

@@ -54,6 +54,10 @@ class KeptRows:
         """Whether rows of that block are kept: then all that were given, for a block is placed as a whole or not."""
         return block in self._pieces
 
+    def is_over(self, block: int) -> bool:
+        """Whether the rows of that block are at every destination, and were let go."""
+        return block < self._first
+
     # ---- the caller's thread
 
     def make_room(self, first: int, end: int, placed: Container[int], what: str) -> dict[int, Piece]:
@@ -160,15 +164,19 @@ class KeptRows:
     def let_go(self, end: int) -> None:
         """The rows of blocks [0, end) are at every destination."""
         while self._first < end:
-            for piece in self._pieces.pop(self._first, ()):
-                if piece.memory is not None:
-                    self._unsent.give_back(piece.memory)
+            self._give_back(self._first)
             self._first += 1
+
+    def _give_back(self, block: int) -> None:
+        for piece in self._pieces.pop(block, ()):
+            if piece.memory is not None:
+                self._unsent.give_back(piece.memory)
 
     def clear(self) -> None:
         """Nothing is needed any more, and nothing will be given."""
         self._tail = None
-        self.let_go(max(self._pieces, default=-1) + 1)
+        for block in list(self._pieces):
+            self._give_back(block)
 
     def _size(self, piece: Piece) -> int:
         size = (piece.limit - piece.origin) * self._token_bytes

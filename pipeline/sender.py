@@ -148,6 +148,10 @@ class EmbeddingSender(TransferHandle):
                 self._tell(lent.end)
             else:
                 self._take(given)
+        except BufferError:  # the payload of a node that has gone meanwhile is no more
+            if not self._client.node_gone:
+                raise
+            return False
         finally:
             self._writing = False
             if not self._client.is_closed and self.poll() >= Phase.Success:  # the library thread may have waited for us
@@ -434,7 +438,7 @@ class EmbeddingSender(TransferHandle):
 
     def _free(self, k: int) -> bool:
         """Take a block out of the cache although its rows may be needed again: they are kept in host memory then."""
-        if not self._kept.has(k):
+        if not self._kept.has(k) and not self._kept.is_over(k):
             entry = self._staged[k]
             try:
                 self._kept.bring_back(self._client.payload, k, entry.source, entry.rows)

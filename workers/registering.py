@@ -76,6 +76,12 @@ class Registrations:
     def take(self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]) -> Answer | None:
         """None: it waits, and `due` gives it back. `key`: the one that its connection has proved. `in_use`: entries that no other node
         may have, dead as theirs may be."""
+        answer = self._judge(message, key, connection, now_ns, in_use)
+        if answer is not None:  # whatever it is: nothing of this node is asked about any more
+            self._drop((message.header.node_id, message.header.incarnation, key))
+        return answer
+
+    def _judge(self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]) -> Answer | None:
         header = message.header
         why_not = self._why_not(message, key)
         if why_not:
@@ -190,8 +196,6 @@ class Registrations:
         answer = it.question.answer()
         if answer is None and now_ns - it.since_ns > QUESTION_NS:
             answer = "its run socket does not say whose it is"
-        if answer is not None:
-            self._drop(identity)
         return answer
 
     def _drop(self, identity: tuple[int, int, str]) -> None:

@@ -194,6 +194,36 @@ def test_a_request_is_not_ended_while_its_rows_are_being_written() -> None:
     assert not write_and_spoil(node, sender, 3 * BLOCK_SIZE, 4 * BLOCK_SIZE)
 
 
+def test_a_block_whose_rows_are_everywhere_is_evicted_without_a_copy() -> None:
+    """P22: the worker still read it when its rows were let go; a copy of them would be counted for as long as the client lives."""
+    node = EncodeAlone(num_blocks=8)
+    sender = node.sender(1, 4 * BLOCK_SIZE, rows=0)
+    write_and_spoil(node, sender, 0, 4 * BLOCK_SIZE)
+    node.settle()
+    assert 0 in sender._staged
+    sender._kept.let_go(1)
+    assert sender._free(0)
+    assert unsent(node) == 0
+    sender._kept.bring_back(node.client.payload, 0, sender._staged[1].source, BLOCK_SIZE)
+    assert unsent(node) > 0
+    sender._kept.clear()
+    assert unsent(node) == 0
+
+
+def test_a_write_that_crosses_the_end_of_the_node_says_that_the_request_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: the client lets go of the payload of a node that is gone, also between two pieces of a write."""
+    node = EncodeAlone(num_blocks=8)
+    sender = node.sender(1, 2 * BLOCK_SIZE, rows=0)
+
+    def gone(*_: object) -> None:
+        node.client.node_gone = True
+        raise BufferError("the mapping is closed")
+
+    monkeypatch.setattr("embridge.pipeline.sender.place", gone)
+    assert not sender.write(0, *rows_of(node.node.geometry, 1, 0, 2 * BLOCK_SIZE))
+    assert sender.poll().name == "Failed"
+
+
 def test_rows_are_let_go_once_though_two_threads_come_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """P22: the caller's, at the end of a write into a request that has ended meanwhile, and the library's."""
     node = EncodeAlone(num_blocks=8)

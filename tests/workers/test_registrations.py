@@ -162,6 +162,18 @@ def test_a_run_socket_that_does_not_say_whose_it_is_is_not_taken_for_one_of_this
     assert refused.reason.startswith("no engine in common: its run socket does not say whose it is; ")
 
 
+def test_a_registration_that_is_answered_otherwise_is_asked_about_no_more() -> None:
+    """P16, P21: a newer incarnation has come meanwhile; the older one is refused once, and nothing of it waits."""
+    node = EncodeAlone()
+    node.world.ask_at = lambda *_: Answered("", lambda: True)  # type: ignore[method-assign]
+    node.register(node_id=11, incarnation=5)
+    node.world.ask_at = node.who_listens  # type: ignore[method-assign]
+    node.register(node_id=11, incarnation=6)
+    node.advance(QUESTION_NS / NS + 1)
+    (refused,) = node.sent(msg.Refused)
+    assert refused.reason.startswith("incarnation 5 is older than 6")
+
+
 def test_more_registrations_than_may_wait_are_told_nothing_yet_and_cost_nothing() -> None:
     """P12, P21: each question has a descriptor of this process."""
     node = EncodeAlone()

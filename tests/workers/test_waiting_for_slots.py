@@ -381,6 +381,16 @@ def test_those_who_wait_when_the_client_closes_or_its_node_goes_have_failed(node
     assert sender in node.client.poll()
 
 
+def test_those_who_have_left_the_line_when_the_node_has_gone_are_named_by_the_next_poll(nodes: Any) -> None:
+    """P8: a caller that goes by `poll` hears of their end, though the library thread has ended them first."""
+    node, _ = full_encode()
+    sender = node.client.sender(1, 4)
+    node.client.node_gone = True
+    node.client._turn()
+    assert len(node.client._line) == 0
+    assert sender in node.client.poll()
+
+
 def test_marks_of_a_client_that_died_while_it_waited_are_gone(nodes: Any) -> None:
     """P3: nobody rings for it any more, and its seat is another's."""
     node, _ = full_encode()
