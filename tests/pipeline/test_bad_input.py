@@ -23,6 +23,7 @@ from support.nodes import Station
 from support.rows import Rows, rows_of
 from support.scheduling import ByHand, Queues
 from support.waiting import wait_until
+from support.watched import is_all_watched
 
 from embridge.allocator.layout import MAX_TOKENS, Geometry
 from embridge.pipeline import Client, attach
@@ -52,6 +53,8 @@ class Bench:
     @contextmanager
     def unharmed(self) -> Iterator[None]:
         """What is done meanwhile takes no block, slot or descriptor for good, ends no process, and the next good request arrives."""
+        nodes = (self.encode, self.language)
+        wait_until(lambda: all(map(is_all_watched, nodes)), what="two threads watched of each who is connected, no other")
         before, restarts = self._descriptors(), self._restarts()
         yield
         self.good_request()

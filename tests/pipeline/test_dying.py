@@ -22,12 +22,13 @@ import pytest
 from support.alone import Alone, EncodeAlone, LanguageAlone
 from support.nodes import Station
 from support.waiting import wait_until
+from support.watched import can_watch_threads
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.layout import Lane, LaneState
 from embridge.pipeline import attach
 from embridge.pipeline.door import Door, Guest
-from embridge.pipeline.dying import ARRIVAL_NS, PIDFD_THREAD, WATCHED_THREADS, DyingWatch, has_memory
+from embridge.pipeline.dying import ARRIVAL_NS, WATCHED_THREADS, DyingWatch, has_memory
 from embridge.pipeline.recovery import Recovery
 from embridge.workers.timing import NS, Timing
 
@@ -51,14 +52,6 @@ if sys.argv[5:]:
     ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)  # exit, of this thread alone
 threading.Event().wait()
 """
-
-
-def can_watch_threads() -> bool:
-    try:
-        os.close(os.pidfd_open(os.getpid(), PIDFD_THREAD))
-    except OSError:
-        return False
-    return True
 
 
 watching = pytest.mark.skipif(not can_watch_threads(), reason="this kernel has no pidfd of a thread (Linux 6.9)")
