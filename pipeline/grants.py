@@ -4,10 +4,11 @@ The documents grant a fixed default (8192 tokens). Too little costs a round, too
 it is the length that nine of ten recent requests did not exceed, between one block and the configured start value's fourfold. An
 encoder that announces the length makes the guess unnecessary.
 
-A request of which nothing is known yet, neither its length nor a row, may wait for its encoder until its deadline, and holds what it was
+A request that has shown no row yet, be its length announced or not, may wait for its encoder until its deadline, and holds what it was
 granted all that time. So its grant is a share of what is free, which shrinks with the number who wait; a quarter of the pool stays for
-those whose rows have come. What it is short of, it is granted with its first row, or its length. And whatever its length, a request has
-no more than half of the pool granted ahead of its rows: their encoder may stop at any time.
+those whose rows have come. It has its share once, of the default or of its length, and once more when its length becomes known; what it
+is short of, it is granted with its rows. And whatever its length, a request has no more than half of the pool granted ahead of its
+rows: their encoder may stop at any time.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ class AdaptiveDefault:
 
 
 def free_for_all_of(blocks: int, num_blocks: int) -> int:
-    """So many free blocks are enough for a request to be given these, though nothing is known of it; no more need be counted."""
+    """So many free blocks are enough for a request to be given these, though it has shown no row; no more need be counted."""
     return min(max(2 * blocks, blocks + num_blocks // 4), num_blocks)
 
 
-def share_of_unknown(free: int, num_blocks: int) -> int:
-    """Blocks, at most, for a request of which neither the length nor a row is known, of a pool of which so many are free.
+def share_without_rows(free: int, num_blocks: int) -> int:
+    """Blocks, at most, for a request that has shown no row, of a pool of which so many are free.
 
     The first one of an idle pool has half of it, the next one a half of what is left, and so on; where a quarter is left, they have none.
     """

@@ -28,7 +28,7 @@ from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.layout import MAX_TOKENS, NodeState
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import is_time, whole
-from embridge.pipeline.grants import AdaptiveDefault, free_for_all_of, most_ahead, share_of_unknown
+from embridge.pipeline.grants import AdaptiveDefault, free_for_all_of, most_ahead, share_without_rows
 from embridge.pipeline.handle import MAX_ROOM
 from embridge.pipeline.receiver import EmbeddingReceiver, first_missing_block
 from embridge.pipeline.request import EmbeddingRequest, EmbeddingResult
@@ -255,7 +255,8 @@ class TransferQueue:
         self._learn(request, receiver)
         granted = receiver.granted_tokens
         request._has_rows_waiting = receiver.ready_tokens > granted
-        if receiver.handshake_done and granted < (request.total_embedding_length or self.default.tokens()):
+        may_have_more = receiver.ready_tokens > 0 or not request._has_share
+        if receiver.handshake_done and may_have_more and granted < (request.total_embedding_length or self.default.tokens()):
             self._want(request)
         if now.sent > request.transferred_tokens:
             self._drain(request, receiver, now.sent)
@@ -267,6 +268,7 @@ class TransferQueue:
         if not total or request.total_embedding_length:
             return
         request.total_embedding_length = total
+        request._has_share = False  # which was one of the default
         self.default.observe(total)
         need = self.memory.bytes_for(total)
         if need > self.memory.limit_bytes:
@@ -344,16 +346,17 @@ class TransferQueue:
         assert receiver is not None
         if not receiver.handshake_done or receiver.progress().phase >= Phase.Success:
             return False
-        total, granted = request.total_embedding_length, receiver.granted_tokens
-        target = total or max(self.default.tokens(), granted)
-        is_unknown = not total and not receiver.ready_tokens
-        if is_unknown and not request._contacted:
-            target = min(target, self._share(-(-target // self._bs)) * self._bs)
-        elif total:
-            rows = max(receiver.ready_tokens, receiver.progress().sent, receiver.first_block * self._bs)
-            target = min(target, (rows // self._bs + most_ahead(self._client.control.blocks.num_blocks)) * self._bs)
-        has_all = request._contacted if is_unknown else granted >= target
-        if has_all or self.memory.bytes_for(total) > self.memory.limit_bytes:
+        total, granted, shows_rows = request.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens > 0
+        rows = max(receiver.ready_tokens, receiver.progress().sent, receiver.first_block * self._bs)
+        most = rows // self._bs + most_ahead(self._client.control.blocks.num_blocks)
+        target = min(total or max(self.default.tokens(), granted), most * self._bs)
+        if not shows_rows:
+            missing = max(-(-target // self._bs) - receiver.granted_blocks, 0)
+            target = min(target, max((receiver.granted_blocks + self._share(missing)) * self._bs, granted))
+        if self.memory.bytes_for(total) > self.memory.limit_bytes:
+            return False
+        request._has_share = True
+        if request._contacted and granted >= target:
             return False
         reserved = min(target, max(self._reserve(request, target, may_exceed), granted))
         held = receiver.granted_blocks - receiver.drained_blocks
@@ -367,14 +370,14 @@ class TransferQueue:
             receiver.init(blocks, tokens if len(blocks) else 0)
         request._contacted = True
         request._has_rows_waiting = receiver.ready_tokens > receiver.granted_tokens
-        return request._has_rows_waiting if is_unknown else receiver.granted_tokens < target
+        return shows_rows and receiver.granted_tokens < target
 
     def _share(self, blocks: int) -> int:
-        """How many of these blocks a request may have of which nothing is known; the rest comes with its first row, or its length."""
+        """How many of these blocks a request may have that has shown no row; the rest comes with its rows."""
         pool = self._client.control.blocks
         enough = free_for_all_of(blocks, pool.num_blocks)
         free = pool.cells.num_free(enough)
-        return blocks if free >= enough and enough < pool.num_blocks else min(blocks, share_of_unknown(free, pool.num_blocks))
+        return blocks if free >= enough and enough < pool.num_blocks else min(blocks, share_without_rows(free, pool.num_blocks))
 
     # ---- the end
 

@@ -84,6 +84,7 @@ class EmbeddingRequest:
     _arrival: int = field(default=0, init=False)
     _abort_reason: str = field(default="", init=False)
     _contacted: bool = field(default=False, init=False)
+    _has_share: bool = field(default=False, init=False)  # it gets no more until its length, or a row, is known
     _has_rows_waiting: bool = field(default=False, init=False)
     _released: bool = field(default=False, init=False)
     _why_not_retryable: str = field(default="", init=False)
@@ -150,7 +151,7 @@ class EmbeddingRequest:
     def _begin_again(self, block_size: int) -> None:
         """As it was when it was added, but for the whole blocks that have come."""
         self.failure = self.receiver = None
-        self._contacted = self._has_rows_waiting = False
+        self._contacted = self._has_share = self._has_rows_waiting = False
         self.transferred_tokens = first = self._first_block * block_size
         self.chunk_info = [(begin, min(end, first)) for begin, end in self.chunk_info if begin < first]
 

@@ -1032,10 +1032,25 @@ PIPELINE: Final = [
     Mutant(
         "waiting-rooms-take-all", "P21", "a request of which nothing is known is granted its default, whoever else waits",
         "pipeline/queues.py",
-        "            target = min(target, self._share(-(-target // self._bs)) * self._bs)\n",
-        "            target = max(target, 0 * self._share(-(-target // self._bs)) * self._bs)\n",
+        "            target = min(target, max((receiver.granted_blocks + self._share(missing)) * self._bs, granted))\n",
+        "            target = max(target, 0 * self._share(missing), granted)\n",
         ("tests/workers/test_waiting_rooms.py::"
          "test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_those_whose_rows_come",),
+    ),
+    Mutant(
+        "announced-rooms-take-all", "P21", "a request is granted ahead of its rows as soon as its length is known, whoever else waits",
+        "pipeline/queues.py",
+        "request.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens > 0\n",
+        "request.total_embedding_length, receiver.granted_tokens, request.total_embedding_length + receiver.ready_tokens > 0\n",
+        ("tests/workers/test_waiting_rooms.py::"
+         "test_requests_whose_lengths_are_announced_leave_that_quarter_as_long_as_they_have_shown_no_row",),
+    ),
+    Mutant(
+        "share-after-share", "P21", "a request without rows takes a share once more whenever it is looked at",
+        "pipeline/queues.py",
+        "        may_have_more = receiver.ready_tokens > 0 or not request._has_share\n",
+        "        may_have_more = receiver.ready_tokens >= 0 or not request._has_share\n",
+        ("tests/workers/test_waiting_rooms.py::test_a_request_without_rows_takes_nothing_of_what_comes_free_later",),
     ),
     Mutant(
         "all-ahead-of-the-rows", "P21", "one whose encoder stops holds the whole pool, once its length is known",

@@ -8,7 +8,7 @@ import pytest
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, LanguageAlone
 
 from embridge.pipeline import EmbeddingRequest, Phase, TransferQueue
-from embridge.pipeline.grants import free_for_all_of, share_of_unknown
+from embridge.pipeline.grants import free_for_all_of, share_without_rows
 
 
 @pytest.fixture(autouse=True)
@@ -56,17 +56,69 @@ def test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_th
     assert blocks_of(busy) == 6
 
 
-@pytest.mark.parametrize("comes", ["its length", "its first row"])
-def test_the_rest_comes_with_the_rows_or_with_the_length(comes: str) -> None:
+def announced(node: LanguageAlone, request: EmbeddingRequest, num_blocks: int, num_ready: int = 0) -> None:
+    """Its encoder has come, and has rows for the first `num_ready` blocks."""
+    assert request.receiver is not None
+    total, ready = num_blocks * BLOCK_SIZE, num_ready * BLOCK_SIZE
+    node.status(request.receiver, Phase.WaitingForInput, 0, total_tokens=total, ready_tokens=ready)
+
+
+def test_requests_whose_lengths_are_announced_leave_that_quarter_as_long_as_they_have_shown_no_row() -> None:
+    """P21, D8: their encoders may stop before the first row; one whose rows come has the rest of its blocks then."""
+    node = LanguageAlone(num_blocks=32)
+    queue = queue_of(node, 1)
+    silent = [waiting(node, queue, room) for room in range(1, 5)]
+    for request in silent:
+        announced(node, request, 40)
+    assert [blocks_of(request) for request in silent] == [15, 7, 1, 1]
+    node.advance(4.0)  # none takes more because time passes
+    assert [blocks_of(request) for request in silent] == [15, 7, 1, 1]
+    busy = waiting(node, queue, 5)
+    assert blocks_of(busy) == 0
+    announced(node, busy, 6, num_ready=1)
+    assert blocks_of(busy) == 6
+    announced(node, silent[2], 40, num_ready=1)
+    assert blocks_of(silent[2]) == 2  # all but the reserve
+
+
+def test_a_retry_whose_new_encoder_is_silent_has_a_share_too() -> None:
+    """P21, R26: its length is known; a second one of its kind has a half of what is left."""
+    node = LanguageAlone(num_blocks=32)
+    queue = queue_of(node, 1)
+    silent = waiting(node, queue, 1)
+    announced(node, silent, 16)
+    again = EmbeddingRequest(room=2, bootstrap_addr=ENCODE_ADDRESS)
+    again._first_block, again._total = 10, 40 * BLOCK_SIZE
+    again.total_embedding_length = again._total
+    queue.add(again)
+    node.settle()
+    assert (blocks_of(silent), blocks_of(again) - 10) == (16, 8)
+
+
+def test_a_request_without_rows_takes_nothing_of_what_comes_free_later() -> None:
+    """P21: it has had its share; were it given one whenever it is looked at, it would have its all in the end."""
+    node = LanguageAlone(num_blocks=32)
+    queue = queue_of(node, 12)
+    first, silent = waiting(node, queue, 1), waiting(node, queue, 2)
+    first.abort()
+    node.settle()
+    assert first.receiver is not None
+    node.abort_ack(first.receiver)
+    assert node.counts()["free"] == 22
+    node.advance(4.0)
+    assert blocks_of(silent) == 10
+
+
+def test_the_rest_comes_with_the_rows() -> None:
     """P21, R22: then a request is served as any other."""
     node = LanguageAlone(num_blocks=32)
     queue = queue_of(node, 12)
     silent, later = waiting(node, queue, 1), waiting(node, queue, 2)
     assert (blocks_of(silent), blocks_of(later)) == (12, 10)
-    total, ready = (12 * BLOCK_SIZE, 0) if comes == "its length" else (12 * BLOCK_SIZE, 11 * BLOCK_SIZE)
-    assert later.receiver is not None
-    node.status(later.receiver, Phase.WaitingForInput, 0, total_tokens=total, ready_tokens=ready)
-    assert blocks_of(later) == 12
+    announced(node, later, 20)
+    assert blocks_of(later) == 12  # its length gives it a share once more: of what is left above the quarter
+    announced(node, later, 20, num_ready=11)
+    assert blocks_of(later) == 16  # a window
 
 
 def test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows() -> None:
@@ -96,14 +148,14 @@ def test_a_pool_with_room_is_not_counted_to_the_end() -> None:
         for blocks in range(1, num_blocks):
             enough = free_for_all_of(blocks, num_blocks)
             for free in range(enough, num_blocks):
-                assert share_of_unknown(free, num_blocks) >= blocks
+                assert share_without_rows(free, num_blocks) >= blocks
 
 
 def test_however_many_wait_a_quarter_stays() -> None:
     """P21: one after the other takes its share until there is none."""
     for num_blocks in (16, 64, 100, 4096):
         free, shares = num_blocks, []
-        while share := share_of_unknown(free, num_blocks):
+        while share := share_without_rows(free, num_blocks):
             free -= share
             shares.append(share)
         assert free >= num_blocks // 4
