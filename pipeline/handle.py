@@ -5,7 +5,6 @@ While all slots are in use a request waits for its own (`waiting`): `slot` is th
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Final
 
 from embridge.allocator.errors import FailureCode, TransferError, failure
@@ -121,10 +120,11 @@ class TransferHandle:
         self._fail(FailureCode.ABORTED, str(reason))
 
     def _fail(self, code: FailureCode, reason: str) -> None:
-        if self.is_waiting:
+        if self.slot == NO_SLOT:
             self.give_up(code, reason)
-            if self.is_waiting:  # else it has been opened meanwhile
-                self._client.hurry(self)
+            if self.slot == NO_SLOT:  # else it has been opened meanwhile
+                if self._final is None:
+                    self._client.hurry(self)
                 return
         self._slots.claim_failure(self.slot, code, reason, insist=False)  # if we die now, the node goes on
         self._client.kick_bootstrap(Kick.FAIL, self.slot, self.epoch)
@@ -146,14 +146,14 @@ class TransferHandle:
         self._final = word
 
     def _settle_without_slot(self, code: FailureCode, reason: str) -> None:
-        self._final_stamps = (self.opened_ns, 0, 0, 0, time.monotonic_ns())
+        self._final_stamps = (self.opened_ns, 0, 0, 0, self._client.clock())
         self._final_failure = failure(code, reason, self.room)
         self._final = Progress(0, Phase.Failed, 0)
 
     def _settle_as_lost(self) -> None:
         word = split(self._status.load(self.slot))
         stamps = self._status.stamps(self.slot)
-        self._final_stamps = (*stamps[: Phase.Failed], time.monotonic_ns())
+        self._final_stamps = (*stamps[: Phase.Failed], self._client.clock())
         self._final_failure = failure(FailureCode.PEER_LOST, "this client's own node is gone", self.room)
         self._final = Progress(self.epoch, Phase.Failed, word.sent)
 

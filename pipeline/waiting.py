@@ -75,7 +75,7 @@ class Line:
         self._client.wake()
 
     def hurry(self, handle: TransferHandle) -> None:
-        """It is given up: it takes any slot, to end there, so that others hear of it."""
+        """It is given up: it takes any slot, to end there, so that others hear of it; without one if a language node has none."""
         self._first[handle] = None
         self._client.wake()
 
@@ -87,8 +87,9 @@ class Line:
             for handle in self.handles():
                 handle.give_up(FailureCode.PEER_LOST, "this client's own node is gone")
                 self._end(handle)
+        end = self._wanted.end if self._is_encode else 0  # before the look: what is announced from here on is for those who join now
         if not self._waiting:
-            self._stop_listening()
+            self._stop_listening(end)
             return False
         late: list[TransferHandle] = []
         if self._is_encode:
@@ -99,24 +100,27 @@ class Line:
                 handle.give_up(FailureCode.TIMEOUT, "deadline passed while waiting for a slot")
                 self._first[handle] = None
         lacks = self._open(self._first)
+        if not self._is_encode:
+            late = list(self._first)  # they are given up, and without a slot nobody has been told that they are there
+        for handle in late:
+            if handle.is_waiting:
+                self._end(handle)
         if self._is_encode:
             lacks |= self._open(self._wanted_ones, to_spare=True)
             self._open(self._waiting, is_early=True)  # those behind will be asked for
         else:
-            lacks |= self._open(self._waiting)
-        for handle in late:
-            if handle.is_waiting:
-                self._end(handle)
+            lacks = self._open(self._waiting)
         return lacks
 
-    def _stop_listening(self) -> None:
+    def _stop_listening(self, end: int) -> None:
         if self._is_encode:
-            self._read = self._wanted.end
+            self._read = end
             if self._is_marked:
                 self._is_marked = False
                 self._control.room_waiters.set(self._client.lane, False)
-                if self._waiting:  # the caller's thread was in between
+                for handle in self.handles():  # the caller's thread was in between: it may have asked while no mark stood
                     self._control.room_waiters.set(self._client.lane, True)
+                    self._client.ask(handle.room)
 
     def _look_who_is_wanted(self) -> None:
         if not self._is_marked:

@@ -1133,6 +1133,27 @@ PIPELINE: Final = [
         (f"{WAITING}::test_a_room_that_is_asked_for_before_its_call_takes_a_slot_at_once",),
     ),
     Mutant(
+        "read-past-who-joins", "P8", "what is announced after the look at who waits counts as read",
+        "pipeline/waiting.py",
+        "            self._read = end\n",
+        "            self._read = max(end, self._wanted.end)\n",
+        (f"{WAITING}::test_a_call_that_joins_while_the_library_thread_finds_nobody_hears_that_it_is_wanted",),
+    ),
+    Mutant(
+        "asked-unmarked", "P8", "who has asked while its lane had no mark does not ask again",
+        "pipeline/waiting.py",
+        "                    self._client.ask(handle.room)\n",
+        "                    handle.room\n",
+        (f"{WAITING}::test_a_call_that_asks_while_the_library_thread_takes_the_mark_away_is_asked_for_again",),
+    ),
+    Mutant(
+        "given-up-and-waits", "P5, P8", "a receiver that is given up while it waits for a slot ends when it gets one, or at its deadline",
+        "pipeline/waiting.py",
+        "            late = list(self._first)  # they",
+        "            late = list(self._first) if is_slow and late else []  # they",
+        (f"{WAITING}::test_a_receiver_that_waits_and_is_given_up_ends_in_the_next_turn[abort]",),
+    ),
+    Mutant(
         "pages-kept", "P8", "a client gives no page of slots back while it lives",
         "pipeline/slots.py",
         "        gone = [page for page in unused if",

@@ -196,6 +196,18 @@ def full_encode() -> tuple[EncodeAlone, list[EmbeddingSender]]:
     return node, [node.sender(1000 + room, 4, rows=0) for room in range(node.control.limits.num_slots // 2)]
 
 
+class FullLanguage(LanguageAlone):
+    """Every slot is held: by requests that have granted nothing, and one, `spared`, by the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        slot = self.client._lease._take()
+        assert slot is not None
+        self.spared = slot
+        for room in range(1, self.control.limits.num_slots):
+            self.receiver(100 + room, None)
+
+
 def test_a_call_that_waits_can_be_used_and_goes_on_when_its_room_is_asked_for(nodes: Any) -> None:
     """P8: what was announced and written before it had a slot is in it then."""
     node, _ = full_encode()
@@ -222,6 +234,55 @@ def test_a_room_that_is_asked_for_before_its_call_takes_a_slot_at_once(nodes: An
     assert sender.is_waiting
     node.settle()
     assert not sender.is_waiting
+
+
+def test_a_call_that_joins_while_the_library_thread_finds_nobody_hears_that_it_is_wanted(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: it is announced after the look at who waits, and so not among what is taken for read."""
+    node, _ = full_encode()
+    node.init(1, [3])
+    line, senders = node.client._line, []
+    stop = line._stop_listening
+
+    def joined(*args: Any) -> None:
+        monkeypatch.undo()
+        senders.append(node.client.sender(1, 4))
+        node.actor("bootstrap").step()
+        assert node.control.wanted.end == 1
+        stop(*args)
+
+    monkeypatch.setattr(line, "_stop_listening", joined)
+    node.client._turn()
+    node.settle()
+    assert not senders[0].is_waiting
+
+
+def test_a_call_that_asks_while_the_library_thread_takes_the_mark_away_is_asked_for_again(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: nobody has announced its room, because no mark stood."""
+    node, _ = full_encode()
+    before = node.client.sender(2, 4)
+    node.settle()
+    node.init(2, [4])
+    assert not before.is_waiting
+    node.init(1, [3])
+    line, senders = node.client._line, []
+    assert not len(line)
+    line._is_marked = True
+    set_mark = node.client.control.room_waiters.set
+
+    def asked(lane: int, waits: bool) -> None:
+        monkeypatch.undo()
+        senders.append(node.client.sender(1, 4))
+        set_mark(lane, waits)
+        node.actor("bootstrap").step()
+
+    monkeypatch.setattr(node.client.control.room_waiters, "set", asked)
+    node.client._turn()
+    node.settle()
+    assert not senders[0].is_waiting
 
 
 def test_who_waits_is_served_in_order_when_half_of_the_slots_are_free_again(nodes: Any) -> None:
@@ -309,20 +370,70 @@ def test_a_receiver_that_waits_can_be_used(nodes: Any) -> None:
     assert {message.key.room for message in node.sent(msg.Init)} == {1}
 
 
-def test_a_receiver_that_waits_and_is_cleared_or_late_goes(nodes: Any) -> None:
+def test_a_receiver_that_waits_and_is_late_goes(nodes: Any) -> None:
     """P5, D1: without ever having had a slot."""
-    node = LanguageAlone()
-    for room in range(node.control.limits.num_slots):
-        node.receiver(100 + room, None)
-    cleared, late = (node.client.receiver(ENCODE_ADDRESS, room, timeout_s=1.0) for room in (1, 2))
-    cleared.clear()
+    node = FullLanguage()
+    late = node.client.receiver(ENCODE_ADDRESS, 2, timeout_s=1.0)
     node.advance(1.5)
-    failures = [cleared.failure_exception(), late.failure_exception()]
-    assert [failure.code for failure in failures if failure] == [FailureCode.ABORTED, FailureCode.TIMEOUT]
-    assert set(node.client.poll()) == {cleared, late}
+    failure = late.failure_exception()
+    assert failure is not None
+    assert failure.code == FailureCode.TIMEOUT
+    assert set(node.client.poll()) == {late}
     assert late.why_not_retryable == ""
-    with pytest.raises(ValueError, match="cleared"):
-        cleared.retry(ENCODE_ADDRESS, 0)
+
+
+@pytest.mark.parametrize("how", ["abort", "clear"])
+def test_a_receiver_that_waits_and_is_given_up_ends_in_the_next_turn(nodes: Any, how: str) -> None:
+    """P5, P8: nobody was told that it is there, so nobody has to be told that it is not; those behind wait on, the room is free."""
+    node = FullLanguage()
+    given_up, behind = (node.client.receiver(ENCODE_ADDRESS, room) for room in (1, 2))
+    given_up.init([])
+    node.forget_sent()
+    getattr(given_up, how)()
+    node.client._turn()
+    failure = given_up.failure_exception()
+    assert failure is not None
+    assert failure.code == FailureCode.ABORTED
+    assert (given_up.slot, given_up.stamps_ns[Phase.Failed]) == (NO_SLOT, node.now_ns)
+    assert given_up in node.client.poll()
+    assert behind.is_waiting
+    assert node.control.lanes.get(node.client.lane, Lane.NUM_WAITING) == 1
+    node.settle()
+    assert node.wire.sent == []
+    assert node.client.receiver(ENCODE_ADDRESS, 1).is_waiting
+    with pytest.raises(ValueError, match="cleared" if how == "clear" else "ABORTED"):
+        given_up.retry(ENCODE_ADDRESS, 0)
+
+
+def test_a_receiver_that_waits_and_is_given_up_takes_a_slot_that_has_come_free(nodes: Any) -> None:
+    """D11: its encoder then hears of it, and not by its own deadline."""
+    node = FullLanguage()
+    given_up = node.client.receiver(ENCODE_ADDRESS, 1)
+    node.forget_sent()
+    node.client._lease._free[0].append(node.spared)
+    given_up.abort("no image after all")
+    node.settle()
+    assert given_up.slot == node.spared
+    assert isinstance(given_up.failure_exception(), TransferAborted)
+    assert [(message.key.room, message.reason) for message in node.sent(msg.Abort)] == [(1, "no image after all")]
+
+
+def test_a_receiver_whose_time_ends_while_it_is_given_up_has_ended_once(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P5: the library thread may end it between the two looks of the caller's thread; the first reason stands."""
+    node = FullLanguage()
+    receiver = node.client.receiver(ENCODE_ADDRESS, 1, timeout_s=1.0)
+    give_up = receiver.give_up
+
+    def too_late(code: FailureCode, reason: str) -> None:
+        monkeypatch.undo()
+        node.world.now_ns += 2 * NS
+        node.client._turn()
+        give_up(code, reason)
+
+    monkeypatch.setattr(receiver, "give_up", too_late)
+    receiver.abort()
+    assert isinstance(receiver.failure_exception(), TransferTimeout)
+    assert not node.client._line._first
 
 
 def test_requests_in_a_queue_end_in_time_whatever_waits_before_them(nodes: Any) -> None:
