@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from embridge.allocator._core import BlockCells, Mapping, Words
+from embridge.allocator._core import BlockCells, Mapping
+from embridge.allocator.lanebits import LaneBits
 from embridge.allocator.layout import ControlLayout, Header
 
 RESERVE_BLOCK: Final = 0
@@ -35,7 +36,7 @@ class BlockPool:
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_blocks = layout.num_blocks
         self.cells = BlockCells(mapping, layout.cells, layout.exposure, layout.num_blocks)
-        self._header = Words(mapping, layout.header, 64)
+        self._waiters = LaneBits(mapping, layout, Header.BLOCK_WAITERS)
 
     def acquire(self, slot: int, epoch: int, want: int, *, may_take_reserve: bool) -> npt.NDArray[np.uint32]:
         """Up to `want` blocks for a request, neighbours where possible; empty when there is none it may have."""
@@ -62,11 +63,8 @@ class BlockPool:
 
     def set_waiting(self, lane: int, waiting: bool) -> None:
         """Say that this lane's library thread waits for a block (or no longer does); whoever frees one rings it."""
-        if waiting:
-            self._header.set_bits(Header.BLOCK_WAITERS, 1 << lane)
-        else:
-            self._header.clear_bits(Header.BLOCK_WAITERS, 1 << lane)
+        self._waiters.set(lane, waiting)
 
     def waiters(self) -> list[int]:
-        word = self._header.load(Header.BLOCK_WAITERS)
-        return [lane for lane in range(word.bit_length()) if word >> lane & 1] if word else []
+        """The lanes of living clients that wait for a block."""
+        return self._waiters.lanes()

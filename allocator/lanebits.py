@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from embridge.allocator._core import Mapping, Words
-from embridge.allocator.layout import ControlLayout, Header
+from embridge.allocator.layout import ControlLayout, Header, Lane, LaneState
+from embridge.allocator.owners import LaneTable
 
 
 class LaneBits:
-    """Set and cleared by the lane's client, cleared by the poller when that is dead; read by whoever may have what is waited for."""
+    """Set and cleared by the lane's client, cleared by the poller with what else a dead one has left; read by whoever may have what is
+    waited for. What the dead have left may take as long as their peers do: until then their bits count for nothing.
+    """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout, word: Header) -> None:
         self._header = Words(mapping, layout.header, 64)
+        self._lanes = LaneTable(mapping, layout)
         self._word = word
 
     def set(self, lane: int, waits: bool) -> None:
@@ -23,6 +27,8 @@ class LaneBits:
         return bool(self._header.load(self._word) >> lane & 1)
 
     def lanes(self) -> list[int]:
-        """Those that wait; one load while none does."""
+        """Those of living clients that wait; one load while none does."""
         word = self._header.load(self._word)
-        return [lane for lane in range(word.bit_length()) if word >> lane & 1] if word else []
+        if not word:
+            return []
+        return [lane for lane in range(word.bit_length()) if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) == LaneState.ATTACHED]

@@ -1154,6 +1154,14 @@ PIPELINE: Final = [
         (f"{WAITING}::test_a_receiver_that_waits_and_is_given_up_ends_in_the_next_turn[abort]",),
     ),
     Mutant(
+        "the-dead-wait", "P3, P8", "a client that has died while it waited counts as one that waits until its peers let its slots go",
+        "allocator/lanebits.py",
+        "if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) == LaneState.ATTACHED]",
+        "if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) != LaneState.FREE]",
+        ("tests/workers/test_waiting_for_slots.py::"
+         "test_one_that_died_while_it_waited_counts_for_nothing_while_its_peers_still_hold_its_slots",),
+    ),
+    Mutant(
         "pages-kept", "P8", "a client gives no page of slots back while it lives",
         "pipeline/slots.py",
         "        gone = [page for page in unused if",

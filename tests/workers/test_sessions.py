@@ -104,11 +104,17 @@ def test_quarantined_blocks_are_fenced_after_a_while_and_come_free() -> None:
     assert node.counts() == {"free": 8}
 
 
+def somebody_waits(node: LanguageAlone) -> None:
+    lane = node.control.lanes.take(1, node.now_ns)
+    assert lane is not None
+    node.control.blocks.set_waiting(lane, True)
+
+
 def test_when_somebody_waits_for_a_block_the_fence_comes_soon() -> None:
     """R11."""
     node = network_language()
     fail_tainted(node, node.receiver(1))
-    node.control.blocks.set_waiting(1, True)
+    somebody_waits(node)
     node.advance(node.world.timing.fence_wait_s + 0.3)
     assert node.counts() == {"free": 8}
 
@@ -116,7 +122,7 @@ def test_when_somebody_waits_for_a_block_the_fence_comes_soon() -> None:
 def test_quarantines_that_end_in_time_bring_no_fence_however_many_follow_one_another() -> None:
     """R11: a fence breaks off what others are sending; here there is always some block in quarantine, and none for long."""
     node = network_language()
-    node.control.blocks.set_waiting(1, True)
+    somebody_waits(node)
     node.advance(1.0)
     ending = None
     for room in range(1, 13):

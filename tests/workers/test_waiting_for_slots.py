@@ -17,7 +17,7 @@ from support.rows import rows_of
 from support.simulation import LIMITS, ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
 from embridge.allocator.errors import FailureCode, NodeBusyError, TransferAborted, TransferTimeout
-from embridge.allocator.layout import Geometry, Lane, Role, Slot
+from embridge.allocator.layout import Geometry, Lane, LaneState, Role, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline import waiting
 from embridge.pipeline.handle import MAX_ROOM, NO_SLOT
@@ -509,9 +509,34 @@ def test_marks_of_a_client_that_died_while_it_waited_are_gone(nodes: Any) -> Non
     node.settle()
     assert node.control.room_waiters.lanes() == [node.client.lane]
     node.node.clients[0].die()
-    node.advance(1.0, until=lambda: not node.control.room_waiters.lanes())
-    assert node.control.room_waiters.lanes() == []
+    node.advance(1.0, until=lambda: not node.control.room_waiters.has(node.client.lane))
+    assert not node.control.room_waiters.has(node.client.lane)
     assert node.control.lanes.num_early() == 0
+
+
+def test_one_that_died_while_it_waited_counts_for_nothing_while_its_peers_still_hold_its_slots(nodes: Any) -> None:
+    """P3, P8: others would give pages away, ring, and ask for fences, for somebody who is gone, as long as a peer says nothing."""
+    node = EncodeAlone()
+    other = node.new_client()
+    lane, control = node.client.lane, node.control
+    node.sender(1, 4)
+    node.init(1, [3])
+    marks = (control.slot_waiters, control.room_waiters, control.blocks._waiters)
+    for bits in marks:
+        bits.set(lane, True)
+    lease = SlotLease(control, other.lane)
+    assert lease._lease_page() is not None
+    node.node.clients[0].die()
+    node.settle()
+    assert control.lanes.get(lane, Lane.STATE) == LaneState.DEAD
+    assert [bits.has(lane) for bits in marks] == [True] * 3
+    assert [control.slot_waiters.lanes(), control.room_waiters.lanes(), control.blocks.waiters()] == [[]] * 3
+    lease.share(is_needy=False)
+    assert control.lanes.pages_of(other.lane) != []
+    node.close(1)
+    node.settle()
+    assert control.lanes.get(lane, Lane.STATE) == LaneState.FREE
+    assert [bits.has(lane) for bits in marks] == [False] * 3
 
 
 # ---- the log
