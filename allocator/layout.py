@@ -119,6 +119,8 @@ class Geometry:
 class Limits:
     """How much of everything a node holds; fixed when it is launched.
 
+    `num_slots`: requests in flight; others wait. In pages of 64: half of the pages of an encode node, rounded down, are for rooms that
+    nobody has asked for yet, so with a single page an encoder's room has a slot only once it was asked for.
     `window_blocks`: the most blocks that one request may hold at one time, at all its destinations together.
     `ring_records`: what is on its way from one process to another. A full ring costs no kick: its producer keeps what
     did not fit, and looks again within a millisecond or two; 256 are what a consumer takes at a time.

@@ -168,6 +168,9 @@ class SlotLease:
         Who needs none gives back those that are wholly free. Who holds more than its share, be it all that it has where there are fewer
         pages than clients, takes no more slots of one page at a time, until that is wholly free.
         """
+        for page, early in list(self._early.items()):
+            if not early:  # the threads have crossed: one has made it early, or put it back, and the other has no slot of it
+                self._end_early(page, early)
         others = [lane for lane in self._control.slot_waiters.lanes() if lane != self._lane]
         if not others:
             self._leaving.clear()

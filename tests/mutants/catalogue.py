@@ -1162,6 +1162,20 @@ PIPELINE: Final = [
          "test_one_that_died_while_it_waited_counts_for_nothing_while_its_peers_still_hold_its_slots",),
     ),
     Mutant(
+        "empty-page-counted", "P8", "a page counts as early for ever though no early slot lies in it, where two threads have crossed",
+        "pipeline/slots.py",
+        "        for page, early in list(self._early.items()):\n            if not early:",
+        "        for page, early in list(self._early.items())[:0]:\n            if not early:",
+        (f"{WAITING}::test_a_page_of_which_the_last_early_slot_leaves_while_another_is_taken_is_not_counted",),
+    ),
+    Mutant(
+        "single-page-early", "P8, D8", "the only page of slots may be full of rooms that nobody has asked for",
+        "pipeline/slots.py",
+        "if self._lanes.num_early() <= self._lanes.num_pages // 2:",
+        "if self._lanes.num_early() <= max(1, self._lanes.num_pages // 2):",
+        (f"{WAITING}::test_with_a_single_page_of_slots_rooms_are_opened_when_they_are_asked_for",),
+    ),
+    Mutant(
         "pages-kept", "P8", "a client gives no page of slots back while it lives",
         "pipeline/slots.py",
         "        gone = [page for page in unused if",

@@ -6,6 +6,7 @@ Two whole nodes in one thread, of two pages of slots each, under the simulation'
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from support.rows import rows_of
 from support.simulation import LIMITS, ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
 from embridge.allocator.errors import FailureCode, NodeBusyError, TransferAborted, TransferTimeout
-from embridge.allocator.layout import Geometry, Lane, LaneState, Role, Slot
+from embridge.allocator.layout import SLOTS_PER_PAGE, Geometry, Lane, LaneState, Role, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline import waiting
 from embridge.pipeline.handle import MAX_ROOM, NO_SLOT
@@ -30,6 +31,7 @@ from embridge.workers.timing import NS
 
 GEOMETRY = Geometry(hidden_size=2, block_size=4, num_blocks=16)
 NUM_SLOTS = 128  # two pages
+WATCHDOG_S = 30.0
 TOTAL = 3
 FEW = replace(LIMITS, num_slots=NUM_SLOTS, max_clients=3)
 LOSSY = Faults(lost=0.1, doubled=0.1, delayed=0.3, kill_role=0.002)
@@ -38,8 +40,9 @@ LOSSY = Faults(lost=0.1, doubled=0.1, delayed=0.3, kill_role=0.002)
 class Nodes:
     """One encode node, and language nodes with a scheduler each."""
 
-    def __init__(self, world: World, *, num_languages: int = 1, num_encoders: int = 1) -> None:
+    def __init__(self, world: World, *, num_languages: int = 1, num_encoders: int = 1, num_slots: int = NUM_SLOTS) -> None:
         self.world = world
+        self.limits = replace(FEW, num_slots=num_slots)
         self.encode = self._node("encode", Role.ENCODE, 1)
         self.encoders = [self._client(self.encode) for _ in range(num_encoders)]
         self.languages = [self._node(f"language{i}", Role.LANGUAGE, 10 + i) for i in range(num_languages)]
@@ -48,7 +51,7 @@ class Nodes:
         self.finished: list[int] = []
 
     def _node(self, name: str, role: Role, node_id: int) -> SimulatedNode:
-        return self.world.node(name, role, GEOMETRY, node_id=node_id, limits=FEW)
+        return self.world.node(name, role, GEOMETRY, node_id=node_id, limits=self.limits)
 
     def _client(self, node: SimulatedNode) -> ClientActor:
         node.new_client()
@@ -133,6 +136,18 @@ def test_without_the_other_half_they_wait_for_each_other(nodes: Any, monkeypatch
         pair.send(4 * NUM_SLOTS - 1 - room)
     with pytest.raises(AssertionError, match="not done within"):
         pair.run(lambda: pair.num_finished() > 0, limit_s=10.0)
+
+
+def test_with_a_single_page_of_slots_rooms_are_opened_when_they_are_asked_for(nodes: Any) -> None:
+    """P8: an encoder's call always waits, for no page may be full of rooms that nobody has asked for; and they all arrive."""
+    pair = nodes(num_slots=SLOTS_PER_PAGE, num_encoders=2)
+    count = 4 * SLOTS_PER_PAGE
+    for room in range(count):
+        pair.request(room)
+        pair.send(count - 1 - room, encoder=room % 2)
+    assert all(sender.slot == NO_SLOT for sender in pair.senders)
+    pair.run(lambda: pair.num_finished() == count)
+    pair.run(pair.is_clean)
 
 
 def test_rooms_of_several_destinations_take_the_other_half_when_all_of_these_are_there(nodes: Any) -> None:
@@ -603,3 +618,78 @@ def test_pages_go_round_and_no_slot_is_lost_or_doubled(nodes: Any) -> None:
             page: list(range(64 * page, 64 * page + 64)) for page in lease.pages.tolist()
         }
     assert control.lanes.num_early() == 0
+
+
+class Handed(dict[int, set[int]]):
+    """The early pages of a client, one of which is given away just when it is to be made early."""
+
+    give: Callable[[], None] | None = None
+
+    def setdefault(self, page: int, early: set[int]) -> set[int]:  # type: ignore[override]
+        if self.give is not None:
+            give, self.give = self.give, None
+            give()
+        return super().setdefault(page, early)
+
+
+def test_a_page_that_is_given_away_while_it_is_made_early_is_not_counted(nodes: Any) -> None:
+    """P8: the library thread gives it to a client that waits, in between."""
+    node = EncodeAlone()
+    control, lane = node.control, node.client.lane
+    lease = SlotLease(control, lane)
+    assert lease._lease_page() is not None
+    control.slot_waiters.set(node.new_client().lane, True)
+    early = lease._early = Handed()
+    early.give = lambda: lease.share(is_needy=False)
+    lease.open(1, 1, 2, lambda _: None, is_early=True)
+    lease.share(is_needy=False)
+    assert control.lanes.num_early() == len(early) == sum(map(len, early.values()))
+
+
+class Crossed(set[int]):
+    """The early slots of a page. The caller's thread adds one when the library thread has found it empty, and takes it out at once."""
+
+    def __init__(self, slots: set[int], caller: threading.Thread) -> None:
+        super().__init__(slots)
+        self.caller = caller
+        self.has_got, self.is_ended, self.has_added, self.is_looked_at = (threading.Event() for _ in range(4))
+
+    def add(self, slot: int) -> None:
+        self.has_got.set()
+        assert self.is_ended.wait(WATCHDOG_S)
+        super().add(slot)
+        self.has_added.set()
+        assert self.is_looked_at.wait(WATCHDOG_S)
+
+    def __bool__(self) -> bool:
+        if not len(self) and not self.is_looked_at.is_set():
+            if not self.num_looks:
+                self.num_looks = 1
+                return False
+            self.is_ended.set()
+            assert self.has_added.wait(WATCHDOG_S)
+            self.is_looked_at.set()
+            self.caller.join(WATCHDOG_S)
+            return True
+        return len(self) > 0
+
+    num_looks = 0
+
+
+def test_a_page_of_which_the_last_early_slot_leaves_while_another_is_taken_is_not_counted(nodes: Any) -> None:
+    """P8: neither thread has a slot of it then, each having made way for the other."""
+    node = EncodeAlone()
+    control = node.control
+    lease = SlotLease(control, node.client.lane)
+    first = lease.open(1, 1, 2, lambda _: None, is_early=True)
+    assert first is not None
+    opened: list[object] = []
+    caller = threading.Thread(target=lambda: opened.append(lease.open(2, 1, 2, lambda _: None, is_early=True)))
+    early = lease._early[0] = Crossed(lease._early[0], caller)
+    caller.start()
+    assert early.has_got.wait(WATCHDOG_S)
+    lease.leave(*first)
+    caller.join(WATCHDOG_S)
+    assert opened == [None]
+    lease.share(is_needy=False)
+    assert (control.lanes.num_early(), lease._early) == (0, {})
