@@ -15,6 +15,7 @@ BUILT := allocator/_core.abi3.so
 TYPING := .build/typing
 APART := .build/wheelcheck
 PACKAGES := pipeline workers allocator
+SOURCES := embridge $(PACKAGES) examples
 CORE := $(wildcard allocator/*.c allocator/*.h allocator/*/*.c allocator/*/*.h)
 LONG := $(BIN)/python -m pytest --timeout 1800
 SYSTEM_LIBRARIES := libibverbs.so.1 libnuma.so.1
@@ -41,12 +42,13 @@ lint: $(BUILT)  ## ruff
 types: $(BUILT)  ## mypy --strict, over links that show the checker the installed layout
 	@mkdir -p $(TYPING)/embridge
 	@for package in $(PACKAGES); do ln -sfn "$(CURDIR)/$$package" "$(TYPING)/embridge/$$package"; done
-	MYPYPATH=$(TYPING) $(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache \
-		$(foreach package,$(PACKAGES),-p embridge.$(package))
+	@ln -sfn "$(CURDIR)/examples/demo" "$(TYPING)/embridge/demo"
+	@for file in "$(CURDIR)"/embridge/*; do ln -sfn "$$file" "$(TYPING)/embridge/"; done
+	MYPYPATH=$(TYPING) $(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache -p embridge
 
 .PHONY: bytecode
 bytecode: $(BUILT)  # where Python is told to write none, each of some thousand processes would compile every module anew
-	@$(BIN)/python -m compileall -q $(PACKAGES)
+	@$(BIN)/python -m compileall -q $(SOURCES)
 
 # Those that start nodes come last and one at a time, for each of them fills the machine: beside others, and beside programs that spin on
 # every core, a killed process takes seconds to end and to begin again. Status 5 says that nothing was left to run.
@@ -84,7 +86,7 @@ wheelcheck: wheel  ## install the wheel apart, and run the tests of the allocato
 
 clean:  ## remove what was built, .venv too
 	rm -rf $(VENV) .build build dist embridge.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis allocator/*.so
-	find $(PACKAGES) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(SOURCES) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system:
 	@missing=; for library in $(SYSTEM_LIBRARIES); do \

@@ -23,10 +23,10 @@ from _harness import Benchmark, Figures
 
 from embridge.allocator.layout import Geometry
 from embridge.pipeline import PipelineConfig, attach, launch
-from embridge.pipeline.client import Client
-from embridge.pipeline.receiver import EmbeddingReceiver
-from embridge.pipeline.sender import AHEAD_BLOCKS
-from embridge.workers.engines import mooncake
+from embridge.pipeline.client.client import Client
+from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.client.sender import AHEAD_BLOCKS
+from embridge.workers.transfer.engines import mooncake
 
 HIDDEN, BLOCK = 3584, 128
 sys.path.remove(str(Path(__file__).parent))  # this file bears the name of the package that it measures

@@ -28,8 +28,8 @@ from embridge.allocator.control import Control
 from embridge.allocator.layout import Process
 from embridge.allocator.status import split
 from embridge.pipeline import EmbeddingRequest, Geometry, Limits, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
-from embridge.pipeline.looking import look
-from embridge.workers.worker import READY
+from embridge.pipeline.inspection.open_readonly import look
+from embridge.workers.start import READY
 
 HIDDEN, BLOCK, BLOCKS, TOKENS, IN_FLIGHT = 512, 64, 32, 1500, 6  # requests of 1.5 MB; each needs most of a pool
 LIMITS = Limits(num_slots=512, max_clients=8, ring_records=1024)

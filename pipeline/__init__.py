@@ -22,42 +22,42 @@ if TYPE_CHECKING:
     from embridge.allocator.layout import Geometry, Limits
     from embridge.allocator.routes import RouteRecord
     from embridge.allocator.status import Phase
-    from embridge.pipeline.client import Client, attach
+    from embridge.pipeline.client.client import Client, attach
+    from embridge.pipeline.client.receiver import EmbeddingReceiver
+    from embridge.pipeline.client.sender import EmbeddingSender
     from embridge.pipeline.config import ConfigError, PipelineConfig
-    from embridge.pipeline.follower import FollowedRequest, Follower, follow
-    from embridge.pipeline.node import Node, launch
-    from embridge.pipeline.queues import PreallocQueue, TransferQueue, WaitingQueue
-    from embridge.pipeline.receiver import EmbeddingReceiver
-    from embridge.pipeline.request import EmbeddingRequest
-    from embridge.pipeline.sender import EmbeddingSender
-    from embridge.pipeline.spawning import spawn
+    from embridge.pipeline.node.launch import Node, launch
+    from embridge.pipeline.ranks.follower import FollowedRequest, Follower, follow
+    from embridge.pipeline.scheduler.queues import PreallocQueue, TransferQueue, WaitingQueue
+    from embridge.pipeline.scheduler.request import EmbeddingRequest
+    from embridge.pipeline.spawn import spawn
     from embridge.workers.timing import Timing
 
 _PLACES = {
-    "Client": "embridge.pipeline.client",
+    "Client": "embridge.pipeline.client.client",
     "ConfigError": "embridge.pipeline.config",
-    "EmbeddingReceiver": "embridge.pipeline.receiver",
-    "EmbeddingRequest": "embridge.pipeline.request",
-    "EmbeddingSender": "embridge.pipeline.sender",
-    "FollowedRequest": "embridge.pipeline.follower",
-    "Follower": "embridge.pipeline.follower",
+    "EmbeddingReceiver": "embridge.pipeline.client.receiver",
+    "EmbeddingRequest": "embridge.pipeline.scheduler.request",
+    "EmbeddingSender": "embridge.pipeline.client.sender",
+    "FollowedRequest": "embridge.pipeline.ranks.follower",
+    "Follower": "embridge.pipeline.ranks.follower",
     "Geometry": "embridge.allocator.layout",
     "Limits": "embridge.allocator.layout",
     "NoRouteError": "embridge.allocator.errors",
     "NodeBusyError": "embridge.allocator.errors",
     "NodeUnhealthyError": "embridge.allocator.errors",
-    "Node": "embridge.pipeline.node",
+    "Node": "embridge.pipeline.node.launch",
     "Phase": "embridge.allocator.status",
     "PipelineConfig": "embridge.pipeline.config",
-    "PreallocQueue": "embridge.pipeline.queues",
+    "PreallocQueue": "embridge.pipeline.scheduler.queues",
     "RouteRecord": "embridge.allocator.routes",
     "Timing": "embridge.workers.timing",
-    "TransferQueue": "embridge.pipeline.queues",
-    "WaitingQueue": "embridge.pipeline.queues",
-    "attach": "embridge.pipeline.client",
-    "follow": "embridge.pipeline.follower",
-    "launch": "embridge.pipeline.node",
-    "spawn": "embridge.pipeline.spawning",
+    "TransferQueue": "embridge.pipeline.scheduler.queues",
+    "WaitingQueue": "embridge.pipeline.scheduler.queues",
+    "attach": "embridge.pipeline.client.client",
+    "follow": "embridge.pipeline.ranks.follower",
+    "launch": "embridge.pipeline.node.launch",
+    "spawn": "embridge.pipeline.spawn",
 }
 
 __all__ = [

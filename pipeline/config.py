@@ -16,9 +16,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from embridge.allocator.layout import MAX_BLOCKS, Geometry, Limits, Role
-from embridge.workers.engines import ENGINES
-from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
+from embridge.workers.transfer.engines import ENGINES
+from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 
 GIB: Final = 1 << 30
 DEFAULT_ROUTES: Final = 128  # nodes of the other role, where discovery is set and `max_routes` is not

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import embridge.allocator
-from embridge.workers.engines import mooncake
+from embridge.workers.transfer.engines import mooncake
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("allocator", "workers", "pipeline")
@@ -69,8 +69,13 @@ class TestPackage:
         assert "Root-Is-Purelib: false" in built.metadata("WHEEL")
 
     def test_the_wheel_holds_every_module_the_core_and_its_types(self, built: Built) -> None:
-        modules = {f"embridge/{path.relative_to(ROOT)}" for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-        typing = {*(f"embridge/{package}/py.typed" for package in PACKAGES), "embridge/allocator/_core.pyi"}
+        folders = {"": "embridge", "demo/": "examples/demo", **{f"{package}/": package for package in PACKAGES}}
+        modules = {
+            f"embridge/{place}{path.relative_to(ROOT / folder)}"
+            for place, folder in folders.items()
+            for path in (ROOT / folder).rglob("*.py")
+        }
+        typing = {*(f"embridge/{place}py.typed" for place in folders if place != "demo/"), "embridge/allocator/_core.pyi"}
         shipped = {name for name in built.shipped() if ".dist-info/" not in name}
         assert shipped == modules | typing | {"embridge/allocator/_core.abi3.so"}
 

@@ -21,11 +21,11 @@ import pytest
 from embridge import pipeline
 from embridge.allocator import errors, layout, metrics, ranklog, rings, status
 from embridge.pipeline.config import PipelineConfig
-from embridge.workers.engines.mooncake import MooncakeSettings
 from embridge.workers.timing import Timing
+from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for package in ("allocator", "workers", "pipeline") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(path for package in ("allocator", "workers", "pipeline", "examples") for path in (ROOT / package).rglob("*.py"))
 MODULES = (errors, layout, metrics, ranklog, rings, status)
 
 WRITE = {"set", "put", "store", "raise_to", "count", "set_bits", "clear_bits", "compare_exchange", "add"}
@@ -160,7 +160,7 @@ def test_every_kick_is_sent_and_told_apart() -> None:
 def test_every_counter_is_counted_and_shown() -> None:
     for metric in metrics.Metric:
         assert any("count" in use.calls for use in uses()[metrics.Metric, metric.name]), f"nobody counts {metric!r}"
-    assert "control.metrics.all()" in (ROOT / "pipeline" / "inspect.py").read_text()
+    assert "control.metrics.all()" in (ROOT / "pipeline" / "inspection" / "observe.py").read_text()
 
 
 BEGINNINGS = {

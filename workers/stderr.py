@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Final, TextIO, cast
 
-from embridge.workers.loglimit import CauseLimit
+from embridge.workers.log_limit import CauseLimit
 
 MAX_TEXTS: Final = 1000  # that wait to be written; one is a line, or a traceback
 MAX_TEXT_LENGTH: Final = 8192

@@ -10,6 +10,7 @@ from importlib import import_module
 
 import click
 
+ELSEWHERE = {"demo": "embridge.demo.command"}
 COMMANDS = {
     "demo": "Carry real photographs between two nodes and check every byte.",
     "discovery": "Run the discovery server: which nodes there are, how they fare.",
@@ -29,7 +30,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        command: click.Command = import_module(ELSEWHERE.get(cmd_name, f"{__name__}.{cmd_name}")).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -22,7 +22,7 @@ GIB: Final = 1 << 30
 MIN_DESCRIPTORS: Final = 1024  # a node with 16 clients holds some 300
 IMPORT_TIMEOUT_S: Final = 60.0
 START_ENGINE: Final = (
-    "import sys; from embridge.workers.engines.mooncake import MooncakeSettings, start_engine; "
+    "import sys; from embridge.workers.transfer.engines.mooncake import MooncakeSettings, start_engine; "
     "start_engine('127.0.0.1', MooncakeSettings(protocol=sys.argv[1], device=sys.argv[2]))"
 )
 # What the distributions call the libraries that Mooncake links against.
@@ -80,7 +80,7 @@ def shared_memory() -> Check:
     from embridge.allocator.errors import SegmentError
     from embridge.allocator.segment import SHARED_MEMORY, shared_memory_space
     from embridge.pipeline.config import ROLES, PipelineConfig
-    from embridge.pipeline.sizing import DEFAULT_BLOCKS, Sizes, chosen_pool, mib
+    from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, Sizes, chosen_pool, mib
 
     space = shared_memory_space()
     enlarge = "mount it larger (containers: --shm-size)"
@@ -161,7 +161,7 @@ def cuda() -> Check:
 def mooncake() -> Check:
     """An engine starts with the settings of the environment, and what took effect; if not, what is missing."""
     from embridge.pipeline.config import PipelineConfig
-    from embridge.workers.engines.mooncake import PROTO, module_version, why_unavailable
+    from embridge.workers.transfer.engines.mooncake import PROTO, module_version, why_unavailable
 
     if importlib.util.find_spec("mooncake") is None:
         extra = "mooncake" if Path("/dev/nvidiactl").exists() else "mooncake-non-cuda"
@@ -185,7 +185,7 @@ def mooncake() -> Check:
 def keys() -> Check:
     """The key file and the allow-list that the environment names, read as a node reads them."""
     from embridge.pipeline.config import PipelineConfig
-    from embridge.pipeline.node import check_keys
+    from embridge.pipeline.node.launch import check_keys
 
     config = PipelineConfig.from_env()
     if config.key_file is None or config.allow_file is None:

@@ -46,13 +46,13 @@ def command(host: str, port: int, token_file: Path | None, log_level: str) -> No
     """
     with expected_errors():
         try:
-            from embridge.workers.discovery import Server, check_binding
+            from embridge.workers.discovery.server import Server, check_binding
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in ("aiohttp", "prometheus_client"):
                 raise
             raise CommandError(f"{error.name} is not installed; run pip install 'embridge[discovery]'") from error
+        from embridge.workers.discovery.auth_token import read_token
         from embridge.workers.stderr import log_to_stderr
-        from embridge.workers.tokens import read_token
 
         log_to_stderr(log_level.upper(), "discovery")
         check_binding(host, has_token=token_file is not None)

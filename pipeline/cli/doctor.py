@@ -49,7 +49,7 @@ def _draw() -> None:
 
     from embridge.allocator.drawing import drawing, sizes
     from embridge.pipeline.config import ROLES, PipelineConfig
-    from embridge.pipeline.sizing import DEFAULT_BLOCKS
+    from embridge.pipeline.node.sizing import DEFAULT_BLOCKS
 
     with expected_errors():
         click.echo(drawing())

@@ -27,7 +27,7 @@ def command(toml: Path | None, **given: Any) -> None:
     new ones are refused. The second stops at once. Every setting may also stand in the environment as EMBRIDGE_<NAME>,
     or in the TOML file; a flag wins.
     """
-    from embridge.pipeline.node import launch
+    from embridge.pipeline.node.launch import launch
     from embridge.workers.stderr import never_block_on_output
 
     never_block_on_output()  # signals are passed on, whoever reads what is said here

@@ -55,8 +55,8 @@ def _status(path: Path, room: int | None) -> dict[str, Any]:
         QuestionError: no such request is in flight.
     """
     from embridge.allocator.errors import AttachError
-    from embridge.pipeline.client import node_status
-    from embridge.pipeline.looking import remains
+    from embridge.pipeline.client.client import node_status
+    from embridge.pipeline.inspection.open_readonly import remains
 
     try:
         status = node_status(path)

@@ -82,7 +82,7 @@ def test_what_embridge_raises_on_purpose_is_one_line_and_status_1() -> None:
 
 
 def test_discovery_without_its_packages_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("embridge.workers.discovery")]:
+    for name in [name for name in sys.modules if name.startswith("embridge.workers.discovery.server")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     code, _, err = invoke("discovery", "--port", "0")

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from embridge.allocator.status import Phase
-from embridge.pipeline.demo.display import Display, Line, summary_table
-from embridge.pipeline.demo.photographs import Photograph
+from embridge.demo.display import Display, Line, summary_table
+from embridge.demo.photographs import Photograph
 
 PATH = (Phase.Bootstrapping, Phase.WaitingForInput, Phase.Transferring, Phase.Success)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embridge.pipeline.demo import photographs
+from embridge.demo import photographs
 
 
 def save(path: Path, width: int, height: int) -> None:
@@ -28,7 +28,7 @@ def test_the_shipped_photographs_are_all_there() -> None:
 
 
 def test_finding_them_does_not_import_scikit_image() -> None:
-    script = "import sys, embridge.pipeline.demo.photographs as p; p.find(); print('scipy' in sys.modules)"
+    script = "import sys, embridge.demo.photographs as p; p.find(); print('scipy' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], check=True, timeout=100, capture_output=True, text=True)
     assert run.stdout.split() == ["False"]
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embridge.pipeline.demo.prompt import IMAGE_PAD, VISION_END, VISION_START, Prompt, text_rows, word_id
-from embridge.pipeline.demo.vision import Grid
+from embridge.demo.prompt import IMAGE_PAD, VISION_END, VISION_START, Prompt, text_rows, word_id
+from embridge.demo.vision import Grid
 
 
 def test_positions_of_a_small_image_are_those_of_the_paper() -> None:

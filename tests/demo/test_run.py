@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embridge.pipeline.demo import hosts
-from embridge.workers.engines import mooncake
+from embridge.demo import hosts
+from embridge.workers.transfer.engines import mooncake
 
 pytestmark = pytest.mark.process
 

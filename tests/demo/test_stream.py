@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from embridge.pipeline.demo.prompt import Prompt
-from embridge.pipeline.demo.stream import BUFFERS, Chunk, Digests, EmbeddingStream, joined
-from embridge.pipeline.demo.vision import TOKEN, Grid, VisionTower
+from embridge.demo.prompt import Prompt
+from embridge.demo.stream import BUFFERS, Chunk, Digests, EmbeddingStream, joined
+from embridge.demo.vision import TOKEN, Grid, VisionTower
 
 
 def stream(chunk_tokens: int, deepstack_layers: int) -> list[Chunk]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from embridge.pipeline.demo.prompt import Prompt
-from embridge.pipeline.demo.stream import Digests, EmbeddingStream
-from embridge.pipeline.demo.verify import problem_with
-from embridge.pipeline.demo.vision import TOKEN, Grid, VisionTower
+from embridge.demo.prompt import Prompt
+from embridge.demo.stream import Digests, EmbeddingStream
+from embridge.demo.verify import problem_with
+from embridge.demo.vision import TOKEN, Grid, VisionTower
 
 PROMPT = Prompt(grid=Grid(height=6, width=4), text="what is it")
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embridge.pipeline.demo.photographs import Pixels
-from embridge.pipeline.demo.vision import (
+from embridge.demo.photographs import Pixels
+from embridge.demo.vision import (
     CLIP_MEAN,
     CLIP_STD,
     MAX_ASPECT,

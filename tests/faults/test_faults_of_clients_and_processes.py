@@ -28,7 +28,7 @@ from support.waiting import wait_until
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.layout import Process
 from embridge.pipeline import attach, follow
-from embridge.workers.worker import READY
+from embridge.workers.start import READY
 
 pytestmark = pytest.mark.process
 

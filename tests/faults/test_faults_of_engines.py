@@ -12,9 +12,9 @@ from support.faults import Point
 from support.waiting import wait_until
 
 from embridge.allocator.sessions import LiveSession
-from embridge.workers.engines import mooncake
-from embridge.workers.engines.base import Outcome
-from embridge.workers.engines.mooncake import MooncakeEngine, MooncakeSettings
+from embridge.workers.transfer.engines import mooncake
+from embridge.workers.transfer.engines.base import Outcome
+from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
 
 THREAD = Point("threading.Thread.start", 1)
 MOVES = np.array([[0, 0, 8]], np.int64)

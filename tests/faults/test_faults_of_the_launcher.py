@@ -30,9 +30,9 @@ from support.nodes import config_of
 from embridge.allocator.errors import AttachError, LaunchError
 from embridge.allocator.layout import Process
 from embridge.pipeline import Limits, PipelineConfig, attach, launch
-from embridge.pipeline.launcher import SIGNALS, Launcher, main
-from embridge.pipeline.node import Ready, encode_config
-from embridge.workers.worker import READY
+from embridge.pipeline.node.launch import Ready, encode_config
+from embridge.pipeline.node.launcher import SIGNALS, Launcher, main
+from embridge.workers.start import READY
 
 FEW = Limits(num_slots=64, max_clients=4, num_workers=1, window_blocks=64, max_peers=4, ring_records=64)
 STORM = pytest.mark.storm

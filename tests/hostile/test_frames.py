@@ -16,7 +16,7 @@ from support.frames import FrameMaker
 from embridge.allocator.errors import ProtocolError
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
-from embridge.workers.roles import Arrival
+from embridge.workers.role import Arrival
 
 GOOD, HOSTILE = "the good node's key", "the hostile node's key"
 ELSEWHERE = "tcp://10.0.0.21:1"

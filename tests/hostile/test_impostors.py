@@ -11,7 +11,7 @@ from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
 from embridge.allocator.layout import Destination, Slot
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
-from embridge.workers.roles import Arrival
+from embridge.workers.role import Arrival
 
 OWN, THEIRS = "key of the node", "key of the impostor"
 ELSEWHERE = "tcp://10.0.0.21:1"

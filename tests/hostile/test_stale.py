@@ -18,8 +18,8 @@ from support.simulation import ROWS_A_ROOM, Flight, Network, SimulatedNode, Worl
 
 from embridge.allocator.layout import Geometry, Role
 from embridge.allocator.status import Phase, split
-from embridge.pipeline.queues import TransferQueue
-from embridge.pipeline.request import EmbeddingRequest
+from embridge.pipeline.scheduler.queues import TransferQueue
+from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers import messages as msg
 from embridge.workers.timing import NS
 

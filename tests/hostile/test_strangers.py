@@ -19,9 +19,9 @@ from support.wires import Wired, dealer, register, say, wired
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Slot
 from embridge.workers import messages as msg
-from embridge.workers import reader as reader_module
-from embridge.workers import wire as wire_module
 from embridge.workers.keys import KeyPair, new_key_pair
+from embridge.workers.wire import loop as wire_module
+from embridge.workers.wire import reader as reader_module
 
 NODE, LISTED, OTHER, STRANGER = (new_key_pair() for _ in range(4))
 

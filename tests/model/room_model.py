@@ -1,7 +1,7 @@
 """A room number that is used twice at one encode node, after its first use has failed there: every interleaving of what is late.
 
 Modelled: the encoder's senders of the room, one for each use; one destination, with one request a use, that comes
-before its encoder, after it, or after it has failed; the room's bar (`workers/ended_rooms.py`), the destination's
+before its encoder, after it, or after it has failed; the room's bar (`workers/bootstrap/ended_rooms.py`), the destination's
 tombstone, inits that are sent again, refusals, aborts and their acknowledgements. Messages are never forgotten, so each
 may come at any later time, and again; what is lost is what comes late. The second use begins when the first has ended
 on both sides, as far as its users can see: both words are terminal, and the destination's slot is free.

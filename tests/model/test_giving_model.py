@@ -1,11 +1,12 @@
 """How rows go from the caller's thread to the library thread, and into the node's limit, in every interleaving.
 
-`giving`: one `write` of two blocks (`pipeline/sender.py`). The caller's thread takes a source block for the first, fills it,
+`giving`: one `write` of two blocks (`pipeline/client/sender.py`). The caller's thread takes a source block for the first, fills it,
 enters it, keeps the second in host memory, and then raises `ready`. The library thread reads `ready`, shows what was entered,
 and stages what is kept. Meanwhile the request may fail; then the library thread frees the blocks that were entered, and leaves
 the slot, which is another request's at once.
 
-`limit`: clients count what they take in a word of their own, and look at all words, one after the other (`pipeline/unsent.py`).
+`limit`: clients count what they take in a word of their own, and look at all words, one after the other
+(`pipeline/client/unsent_memory.py`).
 """
 
 from __future__ import annotations

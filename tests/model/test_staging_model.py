@@ -1,8 +1,9 @@
 """The source cache: stager, worker and two language nodes over one source block, in every interleaving.
 
-Three requests of some blocks each go to two destinations that hold one block each. The stager (`pipeline/sender.py`) copies a request's
-blocks into source blocks and takes them out again; the worker (`workers/transfer.py`) reads one from the moment at which its entry goes
-STAGED -> READING until it goes back. Source block 0 is the reserve: only a block that a destination needs next may stand there.
+Three requests of some blocks each go to two destinations that hold one block each. The stager (`pipeline/client/sender.py`) copies a
+request's blocks into source blocks and takes them out again; the worker
+(`workers/transfer/encode.py`) reads one from the moment at which its
+entry goes STAGED -> READING until it goes back. Source block 0 is the reserve: only a block that a destination needs next may stand there.
 The caller gives a request's blocks in order, each into host memory, or straight into a source block that is not the reserve; such a one is
 copied to host memory before the source block goes to somebody else.
 """

@@ -19,8 +19,8 @@ from support.waiting import wait_until
 
 from embridge.pipeline import attach
 from embridge.workers import messages as msg
-from embridge.workers.engines import mooncake
 from embridge.workers.run_socket import SOCKET_NAME, Question
+from embridge.workers.transfer.engines import mooncake
 
 pytestmark = pytest.mark.process
 

@@ -27,7 +27,7 @@ from support.watched import is_all_watched
 
 from embridge.allocator.layout import MAX_TOKENS, Geometry
 from embridge.pipeline import Client, attach
-from embridge.pipeline.given import given_rows
+from embridge.pipeline.client.given_rows import given_rows
 
 pytestmark = pytest.mark.process
 

@@ -13,7 +13,7 @@ from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge.pipeline import Client, attach
-from embridge.workers.engines import mooncake
+from embridge.workers.transfer.engines import mooncake
 
 NO_MOONCAKE = mooncake.why_unavailable()
 pytestmark = pytest.mark.process

@@ -32,9 +32,10 @@ from embridge.allocator.errors import AttachError, EmbridgeError, LaunchError, S
 from embridge.allocator.layout import LAYOUT_VERSION, ControlLayout, Geometry, Header, PayloadLayout, Role
 from embridge.allocator.pinning import lock_note
 from embridge.allocator.segment import create_segment, map_segment
-from embridge.pipeline import Client, Limits, PipelineConfig, attach, joining, launch
-from embridge.pipeline.client import node_status
-from embridge.pipeline.joining import knock
+from embridge.pipeline import Client, Limits, PipelineConfig, attach, launch
+from embridge.pipeline import join as joining
+from embridge.pipeline.client.client import node_status
+from embridge.pipeline.join import knock
 from embridge.workers import messages as msg
 from embridge.workers import run_socket
 

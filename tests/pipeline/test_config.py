@@ -11,9 +11,9 @@ import pytest
 
 from embridge.allocator.layout import Geometry, Limits
 from embridge.pipeline.config import DEFAULT_ROUTES, ConfigError, PipelineConfig, default_run_dir
-from embridge.pipeline.node import decode_config, encode_config
-from embridge.workers.engines.mooncake import MooncakeSettings
+from embridge.pipeline.node.launch import decode_config, encode_config
 from embridge.workers.timing import Timing
+from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 
 PATHS = ("run_dir", "key_file", "allow_file", "discovery_token_file")
 

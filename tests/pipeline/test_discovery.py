@@ -22,7 +22,7 @@ from embridge.allocator.routes import DiscoveryRecord
 from embridge.pipeline import Client, NoRouteError, PipelineConfig, attach, launch
 from embridge.pipeline.cli import main
 from embridge.pipeline.config import DEFAULT_ROUTES
-from embridge.workers.worker import READY
+from embridge.workers.start import READY
 
 pytestmark = pytest.mark.process
 

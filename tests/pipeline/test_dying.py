@@ -27,9 +27,9 @@ from support.watched import can_watch_threads
 from embridge.allocator._core import Mapping
 from embridge.allocator.layout import Lane, LaneState
 from embridge.pipeline import attach
-from embridge.pipeline.door import Door, Guest
-from embridge.pipeline.dying import ARRIVAL_NS, WATCHED_THREADS, DyingWatch, has_memory
-from embridge.pipeline.recovery import Recovery
+from embridge.pipeline.node.death_watch import ARRIVAL_NS, WATCHED_THREADS, DyingWatch, has_memory
+from embridge.pipeline.node.recovery import Recovery
+from embridge.pipeline.node.run_socket_server import Door, Guest
 from embridge.workers.timing import NS, Timing
 
 pytestmark = pytest.mark.process
@@ -343,7 +343,7 @@ def test_attach_tells_of_a_device_before_it_can_copy(encode: Station, monkeypatc
         seen.append([lane for lane in range(lanes.num_lanes) if lanes.get(lane, Lane.PINNED)])
         return False, "no device here"
 
-    monkeypatch.setattr("embridge.pipeline.client.register_with_cuda", register)
+    monkeypatch.setattr("embridge.pipeline.client.client.register_with_cuda", register)
     with attach(encode.run_dir, pin=True) as client:
         assert seen == [[client.lane]]
     with attach(encode.run_dir, pin=False) as client:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embridge.allocator.status import Phase
-from embridge.pipeline.explaining import (
+from embridge.pipeline.inspection.explain import (
     ENCODE,
     LANGUAGE,
     Actor,

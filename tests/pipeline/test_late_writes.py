@@ -21,8 +21,8 @@ from support.waiting import wait_until
 from embridge.allocator.blocks import QUARANTINED
 from embridge.allocator.buffers import PayloadBuffers
 from embridge.pipeline import attach
-from embridge.workers.engines import mooncake
-from embridge.workers.engines.mooncake import MooncakeSettings
+from embridge.workers.transfer.engines import mooncake
+from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 
 WHY_NOT = mooncake.why_unavailable()
 pytestmark = [pytest.mark.process, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is there")]

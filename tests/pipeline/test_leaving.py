@@ -24,8 +24,8 @@ from embridge.allocator.layout import Lane, LaneState
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
 from embridge.pipeline import Client, EmbeddingRequest, WaitingQueue, attach, follow
-from embridge.pipeline import client as client_module
-from embridge.pipeline.rows import HostRows
+from embridge.pipeline.client import client as client_module
+from embridge.pipeline.scheduler.host_memory import HostRows
 
 pytestmark = pytest.mark.process
 

@@ -24,9 +24,9 @@ from support.waiting import wait_until
 from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.layout import NodeState, Process
 from embridge.pipeline import Client, EmbeddingRequest, Phase, attach, launch
-from embridge.pipeline.node import encode_config
-from embridge.pipeline.start import command
-from embridge.workers.worker import READY
+from embridge.pipeline.node.launch import encode_config
+from embridge.pipeline.node.launcher_start import command
+from embridge.workers.start import READY
 
 pytestmark = pytest.mark.process
 

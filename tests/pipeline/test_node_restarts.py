@@ -14,7 +14,7 @@ from support.waiting import wait_until
 
 from embridge.allocator.layout import Process
 from embridge.pipeline import attach
-from embridge.workers.worker import READY
+from embridge.workers.start import READY
 
 pytestmark = pytest.mark.process
 

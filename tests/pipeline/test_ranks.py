@@ -25,8 +25,8 @@ from support.waiting import wait_until
 from embridge.allocator import ranklog
 from embridge.allocator.errors import AttachError, NodeGoneError, SegmentError, TransferTimeout
 from embridge.pipeline import Client, FollowedRequest, Follower, TransferQueue, attach, follow
-from embridge.pipeline.client import node_status
-from embridge.pipeline.rows import HostMemory, HostRows
+from embridge.pipeline.client.client import node_status
+from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
 
 pytestmark = pytest.mark.process
 

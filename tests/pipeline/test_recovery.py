@@ -13,8 +13,8 @@ from support.alone import Alone, EncodeAlone, LanguageAlone
 
 from embridge.allocator.layout import Header, Lane, LaneState, Role, Slot
 from embridge.allocator.status import Phase
-from embridge.pipeline.recovery import ROWS, Dead, process_row
-from embridge.workers.load import NOT_ESSENTIAL
+from embridge.pipeline.node.recovery import ROWS, Dead, process_row
+from embridge.workers.health import NOT_ESSENTIAL
 
 TESTS = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from support.waiting import wait_until
 
 from embridge.allocator.layout import Lane, LaneState
 from embridge.pipeline import Client, EmbeddingSender, NodeBusyError, attach
-from embridge.pipeline.client import node_status
+from embridge.pipeline.client.client import node_status
 
 pytestmark = [pytest.mark.process, every_engine]
 

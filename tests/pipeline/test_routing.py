@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from embridge.allocator.layout import DiscoveryState, NodeState
 from embridge.allocator.routes import DiscoveryRecord, RouteRecord
 from embridge.pipeline import NoRouteError
-from embridge.pipeline.routing import RoutePicker
+from embridge.pipeline.client.routing import RoutePicker
 from embridge.workers.timing import NS
 
 

@@ -22,14 +22,14 @@ from embridge.allocator.errors import AttachError, LaunchError
 from embridge.allocator.layout import ControlLayout, Geometry, Role
 from embridge.pipeline import ConfigError, Limits, PipelineConfig, attach
 from embridge.pipeline.config import default_run_dir
-from embridge.pipeline.door import Door
-from embridge.pipeline.launcher import Launcher
-from embridge.pipeline.looking import look, remains
-from embridge.pipeline.recovery import Recovery
+from embridge.pipeline.inspection.open_readonly import look, remains
+from embridge.pipeline.node.launcher import Launcher
+from embridge.pipeline.node.recovery import Recovery
+from embridge.pipeline.node.run_socket_server import Door
 from embridge.pipeline.run_dir import RunDirError, open_run_dir, read_identity
+from embridge.workers.discovery.auth_token import read_token
 from embridge.workers.keys import KeyFileError, read_allow_list, read_key_file
 from embridge.workers.timing import Timing
-from embridge.workers.tokens import read_token
 
 FEW = Limits(num_slots=64, max_clients=2, num_workers=1, window_blocks=64, max_peers=4, ring_records=64)
 SOMEBODY = 12345

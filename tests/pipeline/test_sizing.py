@@ -18,7 +18,7 @@ import pytest
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.layout import Geometry, Limits, Role
 from embridge.allocator.segment import Space
-from embridge.pipeline.sizing import DEFAULT_BLOCKS, MIB, Sizes, chosen_pool
+from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, MIB, Sizes, chosen_pool
 
 CONTAINER = Space(64 * MIB, 64 * MIB)
 ENDLESS = Space(sys.maxsize, sys.maxsize)

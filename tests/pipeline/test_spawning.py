@@ -20,7 +20,7 @@ from support.waiting import wait_until
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from embridge.pipeline import spawn
-from embridge.pipeline.spawning import _Child, _Group
+from embridge.pipeline.spawn import _Child, _Group
 
 pytestmark = pytest.mark.process
 TESTS = Path(__file__).parents[1]

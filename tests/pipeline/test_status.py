@@ -23,12 +23,13 @@ from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import AttachError
 from embridge.allocator.layout import LANE_WORDS, ControlLayout, Geometry, Lane, Limits, Role, Slot
 from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
-from embridge.pipeline import Client, looking
+from embridge.pipeline import Client
 from embridge.pipeline.cli import main
 from embridge.pipeline.cli import status as status_command
-from embridge.pipeline.client import node_status
-from embridge.pipeline.inspect import Scene, view_of
-from embridge.pipeline.looking import look, remains
+from embridge.pipeline.client.client import node_status
+from embridge.pipeline.inspection import open_readonly as looking
+from embridge.pipeline.inspection.observe import Scene, view_of
+from embridge.pipeline.inspection.open_readonly import look, remains
 
 node = pytest.mark.process
 

@@ -29,15 +29,15 @@ from embridge.allocator.rings import Kick
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
 from embridge.pipeline import attach
-from embridge.pipeline.client import node_status
-from embridge.pipeline.groups import Groups, descriptors_of
-from embridge.pipeline.recovery import Recovery
-from embridge.pipeline.supervision import STALLED_NS, Silences, Supervisor
-from embridge.workers.load import silent_processes, why_refusing, why_unhealthy
-from embridge.workers.registrar import Reporter
-from embridge.workers.roles import Addresses, Desk
+from embridge.pipeline.client.client import node_status
+from embridge.pipeline.node.rank_groups import Groups, descriptors_of
+from embridge.pipeline.node.recovery import Recovery
+from embridge.pipeline.node.supervisor import STALLED_NS, Silences, Supervisor
+from embridge.workers.discovery.registrar import Reporter
+from embridge.workers.health import silent_processes, why_refusing, why_unhealthy
+from embridge.workers.role import Addresses, Desk
+from embridge.workers.start import READY, RENEWED
 from embridge.workers.timing import NS, Timing
-from embridge.workers.worker import READY, RENEWED
 
 LIMITS = Limits(num_slots=128, max_clients=2, num_workers=2, ring_records=64, max_peers=2, max_peer_slots=64, max_routes=2)
 GEOMETRY = Geometry(hidden_size=8, num_blocks=4)

@@ -6,7 +6,7 @@ import pytest
 from storm.restarts import visits
 from support.nodes import run_dirs
 
-from embridge.workers.engines import mooncake
+from embridge.workers.transfer.engines import mooncake
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 

@@ -17,8 +17,8 @@ import embridge.allocator
 import embridge.pipeline
 import embridge.workers
 from embridge.allocator.layout import NodeState, Process
-from embridge.pipeline import start
-from embridge.workers.load import exit_reason
+from embridge.pipeline.node import launcher_start as start
+from embridge.workers.health import exit_reason
 
 pytestmark = pytest.mark.process
 

@@ -15,7 +15,7 @@ from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge.pipeline import Client, attach
-from embridge.pipeline import client as client_module
+from embridge.pipeline.client import client as client_module
 
 pytestmark = pytest.mark.process
 

@@ -27,7 +27,7 @@ from support.waiting import wait_until
 
 from embridge.allocator.layout import Limits, Process
 from embridge.pipeline import Client, attach
-from embridge.workers.worker import READY
+from embridge.workers.start import READY
 from storm.runner import tell
 from storm.soak import MORE_BYTES, WARM_UP, Held, held_by
 

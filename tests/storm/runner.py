@@ -34,11 +34,11 @@ from embridge.allocator.blocks import EXPOSED, OWNED
 from embridge.allocator.control import Control
 from embridge.allocator.errors import EmbridgeError
 from embridge.allocator.layout import SLOTS_PER_PAGE, Geometry, Lane, LaneState, Limits, Process
+from embridge.demo.hosts import Host, two_hosts
 from embridge.pipeline import Node, PipelineConfig, Timing, launch
-from embridge.pipeline.demo.hosts import Host, two_hosts
-from embridge.pipeline.inspect import requests
+from embridge.pipeline.inspection.observe import requests
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
-from embridge.workers.worker import READY
+from embridge.workers.start import READY
 from storm import clients
 from storm.history import Recorder, messages_of, speak_into
 from storm.plan import KINDS, LONGEST, WEIGHTS, kinds_of

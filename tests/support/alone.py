@@ -12,14 +12,14 @@ from embridge.allocator.layout import Destination, Geometry, PayloadLayout, Role
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Progress, split
-from embridge.pipeline.client import Client
-from embridge.pipeline.receiver import EmbeddingReceiver
-from embridge.pipeline.sender import EmbeddingSender
+from embridge.pipeline.client.client import Client
+from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.workers import messages as msg
-from embridge.workers.engines import mooncake
-from embridge.workers.engines.base import Moves, Outcome
-from embridge.workers.roles import Arrival, Out, Reply, Send
+from embridge.workers.role import Arrival, Out, Reply, Send
 from embridge.workers.timing import NS
+from embridge.workers.transfer.engines import mooncake
+from embridge.workers.transfer.engines.base import Moves, Outcome
 from support.rows import rows_of
 from support.simulation import Answered, RoleActor, SimulatedNode, World
 

@@ -1,10 +1,10 @@
-"""The cable between two hosts of one machine (`embridge.pipeline.demo.hosts`), to be pulled and plugged in again."""
+"""The cable between two hosts of one machine (`embridge.demo.hosts`), to be pulled and plugged in again."""
 
 from __future__ import annotations
 
 import subprocess
 
-from embridge.pipeline.demo.hosts import Host
+from embridge.demo.hosts import Host
 
 
 def pull(host: Host) -> None:

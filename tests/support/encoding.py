@@ -10,7 +10,7 @@ import torch
 
 from embridge.allocator.status import Phase
 from embridge.pipeline import Client, EmbeddingSender, attach
-from embridge.pipeline.handle import TransferHandle
+from embridge.pipeline.client.handle import TransferHandle
 from support.rows import DELTA, rows_of
 from support.waiting import wait_until
 

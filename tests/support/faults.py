@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, TypeVar
 SITE = Path(__file__).with_name("fault_site")
 DIR_VARIABLE = "EB_TEST_FAULTS"  # set for the nodes of a test only
 PACKAGE = "embridge."
-LAUNCHER = "embridge.pipeline.launcher"
+LAUNCHER = "embridge.pipeline.node.launcher"
 
 
 class Point(NamedTuple):

@@ -20,8 +20,8 @@ from embridge.allocator.blocks import BlockCounts
 from embridge.allocator.control import Control
 from embridge.allocator.layout import Geometry, Lane, LaneState, Process
 from embridge.pipeline import Limits, Node, PipelineConfig, Timing, launch
-from embridge.pipeline.inspect import requests
-from embridge.workers.engines import mooncake
+from embridge.pipeline.inspection.observe import requests
+from embridge.workers.transfer.engines import mooncake
 from support.opening import open_control
 from support.waiting import wait_until
 

@@ -1,4 +1,4 @@
-"""Opening a node without a seat, and so that what stands there can be changed; `embridge.pipeline.looking` only looks."""
+"""Opening a node without a seat, and so that what stands there can be changed; `embridge.pipeline.inspection.open_readonly` only looks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from embridge.allocator.control import Control
 from embridge.allocator.segment import map_segment
-from embridge.pipeline.joining import JOIN_TIMEOUT_S, knock
+from embridge.pipeline.join import JOIN_TIMEOUT_S, knock
 from embridge.workers import run_socket
 
 

@@ -11,7 +11,7 @@ import torch
 
 from embridge.allocator.errors import NodeGoneError
 from embridge.pipeline import FollowedRequest, Follower, attach, follow
-from embridge.pipeline.request import EmbeddingResult
+from embridge.pipeline.scheduler.request import EmbeddingResult
 from support.rows import Rows, difference
 from support.scheduling import Queues, queues_of
 from support.waiting import wait_until

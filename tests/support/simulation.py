@@ -49,20 +49,20 @@ from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.allocator.status import split
-from embridge.pipeline.client import Client
-from embridge.pipeline.recovery import Dead, Recovery
+from embridge.pipeline.client.client import Client
+from embridge.pipeline.node.recovery import Dead, Recovery
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found
-from embridge.workers.admitting import Admission
-from embridge.workers.engines.base import EngineError, Moves, Outcome
-from embridge.workers.granting import GrantSender
-from embridge.workers.publishing import Publisher
-from embridge.workers.receiving import StatusReceiver
-from embridge.workers.roles import Addresses, Arrival, Desk, Disconnect, Inbox, Out, Renew, Reply, Send, Step
+from embridge.workers.bootstrap.encode import Admission
+from embridge.workers.bootstrap.language import GrantSender
+from embridge.workers.poller.encode import Publisher
+from embridge.workers.poller.language import StatusReceiver
+from embridge.workers.role import Addresses, Arrival, Desk, Disconnect, Inbox, Out, Renew, Reply, Send, Step
 from embridge.workers.run_socket import Welcome
-from embridge.workers.target import TargetWorker
 from embridge.workers.timing import NS, Timing
-from embridge.workers.transfer import TransferWorker
+from embridge.workers.transfer.encode import TransferWorker
+from embridge.workers.transfer.engines.base import EngineError, Moves, Outcome
+from embridge.workers.transfer.language import TargetWorker
 
 MS = NS // 1000
 LIBRARY_WAIT_NS, STARVING_WAIT_NS = 100 * MS, 5 * MS

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from embridge.pipeline.dying import PIDFD_THREAD, WATCHED_THREADS
+from embridge.pipeline.node.death_watch import PIDFD_THREAD, WATCHED_THREADS
 from support.nodes import Station
 
 

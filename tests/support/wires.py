@@ -14,9 +14,9 @@ import zmq
 from embridge.allocator.segment import Descriptor
 from embridge.workers import messages as msg
 from embridge.workers.keys import KeyPair
-from embridge.workers.roles import Arrival, Denied, Inbox
-from embridge.workers.wire import Wire
-from embridge.workers.worker import Seat
+from embridge.workers.role import Arrival, Denied, Inbox
+from embridge.workers.start import Seat
+from embridge.workers.wire.loop import Wire
 from support.simulation import RoleActor
 
 

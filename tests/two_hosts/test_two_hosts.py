@@ -21,10 +21,10 @@ from support.scheduling import Holder, Queues
 from support.stopping import stop
 from support.waiting import wait_until
 
+from embridge.demo.hosts import Host, two_hosts, why_impossible
 from embridge.pipeline import Client, EmbeddingSender, attach
-from embridge.pipeline.demo.hosts import Host, two_hosts, why_impossible
-from embridge.workers.engines import mooncake
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
+from embridge.workers.transfer.engines import mooncake
 
 WHY_NOT = why_impossible() or mooncake.why_unavailable()
 pytestmark = [pytest.mark.process, pytest.mark.timeout(200), pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is possible")]

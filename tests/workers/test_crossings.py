@@ -19,10 +19,10 @@ from embridge.allocator.layout import ControlLayout, Destination, Geometry, Lane
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Phase
-from embridge.pipeline.queues import TransferQueue
-from embridge.pipeline.request import EmbeddingRequest
+from embridge.pipeline.scheduler.queues import TransferQueue
+from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers import messages as msg
-from embridge.workers.engines.base import Outcome
+from embridge.workers.transfer.engines.base import Outcome
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from embridge.workers import route_messages as msg
-from embridge.workers.discovery import Server, check_binding
+from embridge.workers.discovery import messages as msg
+from embridge.workers.discovery.auth_token import read_token
+from embridge.workers.discovery.server import Server, check_binding
 from embridge.workers.timing import NS
-from embridge.workers.tokens import read_token
 
 TOKEN = "correct-horse-battery"
 WALL_MS = 1_700_000_000_000

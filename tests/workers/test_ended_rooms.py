@@ -11,7 +11,7 @@ from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Slot
 from embridge.pipeline import EmbeddingSender, Phase
 from embridge.workers import messages as msg
-from embridge.workers.ended_rooms import MAX_ROOMS, EndedRooms, Remote
+from embridge.workers.bootstrap.ended_rooms import MAX_ROOMS, EndedRooms, Remote
 
 BEFORE = "room 3 failed here before: the picture is broken; a room number is used once"
 

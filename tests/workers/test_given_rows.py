@@ -13,7 +13,7 @@ from support.rows import Rows, difference, rows_of
 
 from embridge.allocator.layout import Destination, LaneState
 from embridge.pipeline import EmbeddingSender, NodeBusyError
-from embridge.workers.engines.base import Outcome
+from embridge.workers.transfer.engines.base import Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +219,7 @@ def test_a_write_that_crosses_the_end_of_the_node_says_that_the_request_has_ende
         node.client.node_gone = True
         raise BufferError("the mapping is closed")
 
-    monkeypatch.setattr("embridge.pipeline.sender.place", gone)
+    monkeypatch.setattr("embridge.pipeline.client.sender.place", gone)
     assert not sender.write(0, *rows_of(node.node.geometry, 1, 0, 2 * BLOCK_SIZE))
     assert sender.poll().name == "Failed"
 

@@ -21,7 +21,7 @@ from embridge.workers import addresses
 from embridge.workers import messages as msg
 from embridge.workers.addresses import MAX_ASKED, MAX_THREADS, Found, Names, look_up, numeric, split_address
 from embridge.workers.keys import new_key_pair
-from embridge.workers.roles import Send
+from embridge.workers.role import Send
 
 NAME = "tcp://encoder.example:4000"
 

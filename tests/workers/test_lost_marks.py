@@ -19,12 +19,12 @@ from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, 
 from embridge.allocator.layout import Destination, Geometry, Role, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import Phase
-from embridge.pipeline import rounds
-from embridge.pipeline.client import Client
-from embridge.pipeline.handle import TransferHandle
-from embridge.pipeline.queues import TransferQueue
-from embridge.pipeline.request import EmbeddingRequest
-from embridge.pipeline.sender import EmbeddingSender
+from embridge.pipeline.client import rounds
+from embridge.pipeline.client.client import Client
+from embridge.pipeline.client.handle import TransferHandle
+from embridge.pipeline.client.sender import EmbeddingSender
+from embridge.pipeline.scheduler.queues import TransferQueue
+from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers import messages as msg
 from embridge.workers.timing import NS
 

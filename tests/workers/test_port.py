@@ -14,7 +14,7 @@ import pytest
 import zmq
 from support.waiting import wait_until
 
-from embridge.workers.port import KEPT, LOOK_NS, SPARE, Port
+from embridge.workers.wire.port import KEPT, LOOK_NS, SPARE, Port
 
 
 @contextmanager

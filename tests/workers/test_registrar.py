@@ -27,12 +27,12 @@ from embridge.allocator.layout import (
     Slot,
 )
 from embridge.allocator.status import Phase
-from embridge.workers import discovery_client
-from embridge.workers import route_messages as msg
-from embridge.workers.discovery_client import DiscoveryClient, DiscoveryError
-from embridge.workers.load import load_of, silent_processes
-from embridge.workers.registrar import Backoff, Reporter
-from embridge.workers.roles import Addresses, Desk
+from embridge.workers.discovery import client as discovery_client
+from embridge.workers.discovery import messages as msg
+from embridge.workers.discovery.client import DiscoveryClient, DiscoveryError
+from embridge.workers.discovery.registrar import Backoff, Reporter
+from embridge.workers.health import load_of, silent_processes
+from embridge.workers.role import Addresses, Desk
 from embridge.workers.timing import NS, Timing
 
 LIMITS = Limits(num_slots=128, max_clients=2, ring_records=16, max_peers=1, max_peer_slots=64, max_routes=2)

@@ -13,7 +13,7 @@ from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Destination, Peer, Slot
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
-from embridge.workers.registering import MAX_QUESTIONS, QUESTION_NS
+from embridge.workers.bootstrap.registrations import MAX_QUESTIONS, QUESTION_NS
 from embridge.workers.timing import NS
 
 

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from embridge.workers.registry import LATE_REPORT_S, MARK_KEPT_S, UNSEEN_KEPT_S, Registry, RegistryFull, RouteConflict
-from embridge.workers.route_messages import Leave, RouteReport, Silent
+from embridge.workers.discovery.messages import Leave, RouteReport, Silent
+from embridge.workers.discovery.registry import LATE_REPORT_S, MARK_KEPT_S, UNSEEN_KEPT_S, Registry, RegistryFull, RouteConflict
 from embridge.workers.timing import NS
 
 

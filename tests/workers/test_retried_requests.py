@@ -13,8 +13,8 @@ from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, EncodeAlone, Langua
 from embridge.allocator.errors import FailureCode, TransferTimeout
 from embridge.allocator.layout import MAX_TOKENS, Destination
 from embridge.allocator.status import Phase
-from embridge.pipeline.queues import EmbeddingRequest, PreallocQueue, TransferQueue
-from embridge.pipeline.receiver import EmbeddingReceiver, first_missing_block
+from embridge.pipeline.client.receiver import EmbeddingReceiver, first_missing_block
+from embridge.pipeline.scheduler.queues import EmbeddingRequest, PreallocQueue, TransferQueue
 from embridge.workers import messages as msg
 
 ELSEWHERE = "tcp://10.0.0.21:1"

@@ -19,9 +19,9 @@ from embridge.allocator.requests import STAGE_READING, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import Phase
-from embridge.pipeline.queues import EmbeddingRequest, TransferQueue
+from embridge.pipeline.scheduler.queues import EmbeddingRequest, TransferQueue
 from embridge.workers import messages as msg
-from embridge.workers.engines.base import EngineError, Outcome
+from embridge.workers.transfer.engines.base import EngineError, Outcome
 
 
 @pytest.fixture(autouse=True)

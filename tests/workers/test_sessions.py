@@ -11,10 +11,10 @@ from support.alone import Alone, EncodeAlone, LanguageAlone, StubEngine
 from embridge.allocator.layout import Destination, Engine, PayloadLayout, Peer
 from embridge.allocator.sessions import LiveSession, SessionTable
 from embridge.allocator.status import Phase
-from embridge.pipeline.receiver import EmbeddingReceiver
+from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.workers import messages as msg
-from embridge.workers.engines import mooncake
-from embridge.workers.engines.base import Outcome
+from embridge.workers.transfer.engines import mooncake
+from embridge.workers.transfer.engines.base import Outcome
 
 
 @pytest.fixture(autouse=True)

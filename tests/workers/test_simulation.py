@@ -19,15 +19,15 @@ from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, 
 
 from embridge.allocator.layout import Geometry, Role
 from embridge.allocator.status import Phase
-from embridge.pipeline.queues import PreallocQueue, TransferQueue
-from embridge.pipeline.receiver import EmbeddingReceiver
-from embridge.pipeline.request import EmbeddingRequest
-from embridge.pipeline.sender import EmbeddingSender
-from embridge.workers.publishing import Publisher
-from embridge.workers.receiving import StatusReceiver
+from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.client.sender import EmbeddingSender
+from embridge.pipeline.scheduler.queues import PreallocQueue, TransferQueue
+from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.workers.poller.encode import Publisher
+from embridge.workers.poller.language import StatusReceiver
+from embridge.workers.poller.verifier import Verifier
 from embridge.workers.timing import NS
-from embridge.workers.transfer import Attempt, TransferWorker
-from embridge.workers.verifying import Verifier
+from embridge.workers.transfer.encode import Attempt, TransferWorker
 
 BLOCK_SIZE = 4
 LIMIT_S = 400.0

@@ -14,7 +14,7 @@ import pytest
 from support.pipes import full_pipe
 from support.waiting import wait_until
 
-from embridge.workers.loglimit import LINES_A_CAUSE, MAX_CAUSES, WINDOW_NS, CauseLimit
+from embridge.workers.log_limit import LINES_A_CAUSE, MAX_CAUSES, WINDOW_NS, CauseLimit
 from embridge.workers.stderr import MAX_TEXT_LENGTH, MAX_TEXTS, Handler, Stream, Writer
 
 

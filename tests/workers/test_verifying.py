@@ -15,10 +15,10 @@ from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Destination, Slot
 from embridge.allocator.status import Phase
-from embridge.pipeline.receiver import EmbeddingReceiver
-from embridge.pipeline.sender import EmbeddingSender
+from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.workers import messages as msg
-from embridge.workers import verifying
+from embridge.workers.poller import verifier as verifying
 
 
 @pytest.fixture(autouse=True)

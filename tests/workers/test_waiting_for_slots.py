@@ -20,12 +20,12 @@ from support.simulation import LIMITS, ROWS_A_ROOM, ClientActor, Faults, Simulat
 from embridge.allocator.errors import FailureCode, NodeBusyError, TransferAborted, TransferTimeout
 from embridge.allocator.layout import SLOTS_PER_PAGE, Geometry, Lane, LaneState, Role, Slot
 from embridge.allocator.status import Phase
-from embridge.pipeline import waiting
-from embridge.pipeline.handle import MAX_ROOM, NO_SLOT
-from embridge.pipeline.queues import PreallocQueue, TransferQueue
-from embridge.pipeline.request import EmbeddingRequest
-from embridge.pipeline.sender import EmbeddingSender
-from embridge.pipeline.slots import SlotLease
+from embridge.pipeline.client import slot_queue as waiting
+from embridge.pipeline.client.handle import MAX_ROOM, NO_SLOT
+from embridge.pipeline.client.sender import EmbeddingSender
+from embridge.pipeline.client.slot_lease import SlotLease
+from embridge.pipeline.scheduler.queues import PreallocQueue, TransferQueue
+from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers import messages as msg
 from embridge.workers.timing import NS
 
@@ -473,7 +473,7 @@ def test_requests_in_a_queue_end_in_time_whatever_waits_before_them(nodes: Any) 
 def test_only_a_full_line_is_an_error_which_says_when_to_try_again(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """P12: so many a client; it is a RuntimeError, too."""
     monkeypatch.setattr(waiting, "MAX_WAITING", 8)
-    monkeypatch.setattr("embridge.pipeline.queues.MAX_WAITING", 8)
+    monkeypatch.setattr("embridge.pipeline.scheduler.queues.MAX_WAITING", 8)
     node, _ = full_encode()
     for room in range(8):
         node.client.sender(room, 4)

@@ -8,7 +8,7 @@ import pytest
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, LanguageAlone
 
 from embridge.pipeline import EmbeddingRequest, Phase, TransferQueue
-from embridge.pipeline.grants import free_for_all_of, share_without_rows
+from embridge.pipeline.scheduler.default_grant import free_for_all_of, share_without_rows
 
 
 @pytest.fixture(autouse=True)

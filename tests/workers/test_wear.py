@@ -19,11 +19,11 @@ from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Phase
 from embridge.workers import descriptors
 from embridge.workers import messages as msg
-from embridge.workers.engines import mooncake
-from embridge.workers.engines.base import Outcome, OwnShortage
-from embridge.workers.engines.mooncake import MooncakeEngine, MooncakeSettings
 from embridge.workers.timing import NS
-from embridge.workers.transfer import WORN_WAIT_NS, YOUNG_NS
+from embridge.workers.transfer.encode import WORN_WAIT_NS, YOUNG_NS
+from embridge.workers.transfer.engines import mooncake
+from embridge.workers.transfer.engines.base import Outcome, OwnShortage
+from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, Stu
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.status import Phase
-from embridge.pipeline.sender import EmbeddingSender
+from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.workers import messages as msg
-from embridge.workers.roles import Arrival
+from embridge.workers.role import Arrival
 
 ROLES = str(Path(msg.__file__).resolve().parent)
 STRUCTS: tuple[type[msgspec.Struct], ...] = (msg.Header, msg.Foreign, msg.RequestKey, msg.RoomState, *msg.Message.__args__)

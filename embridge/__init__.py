@@ -1,0 +1,1 @@
+"""Multimodal embeddings from encoder processes to language-model schedulers."""

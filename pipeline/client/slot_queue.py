@@ -1,0 +1,163 @@
+"""Requests of a client that wait for a slot, and who of them is next.
+
+A slot of an encode node is held by a call of an encoder, and was asked for by a scheduler or was not. If every slot could be held by rooms
+that nobody has asked for, and every slot of the language node by rooms of which these are none, the two would wait for each other until
+their deadlines. So no more than half of an encode node's pages of slots hold rooms that nobody has asked for; the other half is taken by
+rooms that have all their destinations, which end (`tests/model/slots_model.py`). Calls beyond that wait here, without a slot, and hear by
+a log of rooms that theirs is wanted. On a language node the slots are taken first come, first served.
+
+Rooms that are asked for with no block yet leave a quarter of a client's slots to those whose blocks are there, and so hold no block while
+they wait for a slot whose holders wait for a block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from embridge.allocator.errors import FailureCode, NodeBusyError
+from embridge.allocator.layout import Role
+from embridge.workers.timing import NS
+
+if TYPE_CHECKING:
+    from embridge.pipeline.client.client import Client
+    from embridge.pipeline.client.handle import TransferHandle
+
+MAX_WAITING: Final = 16384
+LEAST_HINT_S, MOST_HINT_S = 0.05, 5.0
+
+
+def check_room(num_waiting: int, oldest_s: float) -> None:
+    """Whether one more may wait. The oldest has come through the whole line, so an eighth of it moves on in an eighth of that time.
+
+    Raises:
+        NodeBusyError: none may.
+    """
+    if num_waiting >= MAX_WAITING:
+        hint_s = min(max(oldest_s / 8, LEAST_HINT_S), MOST_HINT_S)
+        raise NodeBusyError(f"requests of this client that wait for a slot: {num_waiting} >= {MAX_WAITING}", hint_s)
+
+
+class Line:
+    """Those who wait, in the order of their calls. The caller's thread joins and hurries, the library thread serves."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._control = client.control
+        self._is_encode = client.control.role == Role.ENCODE
+        self._waiting: OrderedDict[TransferHandle, None] = OrderedDict()
+        self._first: OrderedDict[TransferHandle, None] = OrderedDict()  # to take any slot: they can end at once
+        self._wanted_ones: OrderedDict[TransferHandle, None] = OrderedDict()  # asked for, with no block yet
+        self._is_marked = False
+        if self._is_encode:
+            self._wanted = client.control.wanted
+            self._read = self._wanted.end
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def handles(self) -> list[TransferHandle]:
+        return list(self._waiting)
+
+    # ---- the caller's thread
+
+    def check_room(self) -> None:
+        """Raises NodeBusyError: the line is full."""
+        first = _first(self._waiting)
+        check_room(len(self), (self._client.clock() - first.opened_ns) / NS if first is not None else 0.0)
+
+    def join(self, handle: TransferHandle) -> None:
+        self._waiting[handle] = None
+        if self._is_encode:  # in this order: who asks from now on is announced, and who has asked before is looked up
+            self._control.room_waiters.set(self._client.lane, True)
+            self._client.ask(handle.room)
+        self._client.wake()
+
+    def hurry(self, handle: TransferHandle) -> None:
+        """It is given up: it takes any slot, to end there, so that others hear of it; without one if a language node has none."""
+        self._first[handle] = None
+        self._client.wake()
+
+    # ---- the library thread
+
+    def turn(self, now_ns: int, *, is_slow: bool) -> bool:
+        """Open what may be opened. True if there was no slot for somebody who might have one."""
+        if self._client.node_gone:
+            for handle in self.handles():
+                handle.give_up(FailureCode.PEER_LOST, "this client's own node is gone")
+                self._end(handle)
+        end = self._wanted.end if self._is_encode else 0  # before the look: what is announced from here on is for those who join now
+        if not self._waiting:
+            self._stop_listening(end)
+            return False
+        late: list[TransferHandle] = []
+        if self._is_encode:
+            self._look_who_is_wanted()
+        if is_slow:
+            late = [handle for handle in self.handles() if handle.deadline_ns <= now_ns]
+            for handle in late:
+                handle.give_up(FailureCode.TIMEOUT, "deadline passed while waiting for a slot")
+                self._first[handle] = None
+        lacks = self._open(self._first)
+        if not self._is_encode:
+            late = list(self._first)  # they are given up, and without a slot nobody has been told that they are there
+        for handle in late:
+            if handle.is_waiting:
+                self._end(handle)
+        if self._is_encode:
+            lacks |= self._open(self._wanted_ones, to_spare=True)
+            self._open(self._waiting, is_early=True)  # those behind will be asked for
+        else:
+            lacks = self._open(self._waiting)
+        return lacks
+
+    def _stop_listening(self, end: int) -> None:
+        if self._is_encode:
+            self._read = end
+            if self._is_marked:
+                self._is_marked = False
+                self._control.room_waiters.set(self._client.lane, False)
+                for handle in self.handles():  # the caller's thread was in between: it may have asked while no mark stood
+                    self._control.room_waiters.set(self._client.lane, True)
+                    self._client.ask(handle.room)
+
+    def _look_who_is_wanted(self) -> None:
+        if not self._is_marked:
+            self._is_marked = True
+            self._control.room_waiters.set(self._client.lane, True)
+        rooms, self._read = self._wanted.since(self._read)
+        for room, can_end in rooms:
+            handle = self._client.waiting_for(room)
+            if handle is not None:
+                (self._first if can_end else self._wanted_ones)[handle] = None
+
+    def _open(self, line: OrderedDict[TransferHandle, None], *, is_early: bool = False, to_spare: bool = False) -> bool:
+        """True if there was no slot for the first of them."""
+        while (handle := _first(line)) is not None:
+            if handle.is_waiting:
+                if to_spare and not self._client.has_slots_to_spare():
+                    return False
+                if not self._client.enter(handle, is_early=is_early):
+                    return True
+            line.pop(handle)
+            self._waiting.pop(handle, None)
+        return False
+
+    def _end(self, handle: TransferHandle) -> None:
+        self._waiting.pop(handle, None)
+        self._first.pop(handle, None)
+        self._wanted_ones.pop(handle, None)
+        self._client.end_without_slot(handle)
+
+    def close(self) -> None:
+        """The client leaves: nobody is waited for any more."""
+        for handle in self.handles():
+            handle.give_up(FailureCode.ABORTED, "this client was closed")
+            self._end(handle)
+
+
+def _first(line: OrderedDict[TransferHandle, None]) -> TransferHandle | None:
+    while True:
+        with contextlib.suppress(RuntimeError):  # the other thread has joined one between the two steps
+            return next(iter(line), None)

@@ -1,0 +1,1 @@
+"""A node seen from outside, read-only; imports no other room of pipeline."""

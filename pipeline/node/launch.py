@@ -1,0 +1,209 @@
+"""`launch()`: start a node from any Python process, wait until it is READY, and end it.
+
+The node is a process group of its own: a launcher (`start.py` says how it begins), from which its processes are spawned.
+They are never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes a process
+where it imports torch). If the caller dies, or becomes another program, the node notices and stops: a pidfd says that it is
+dead, whatever it has forked, and the end of a pipe that it holds says that it has called `exec`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from embridge.allocator.errors import LaunchError
+from embridge.pipeline.config import ConfigError, PipelineConfig
+from embridge.pipeline.node.launcher_start import command
+from embridge.workers.files import above_standard
+
+EXIT_LOOK_S = 0.5  # how often a launcher that says nothing is looked at
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What the launcher writes when all its processes are READY, or cannot be: then `error` is set."""
+
+    pid: int = 0
+    incarnation: int = 0
+    bootstrap_addr: str = ""
+    poller_addr: str = ""
+    error: str = ""
+
+
+class Node:
+    """A running node; a context manager that stops it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], config: PipelineConfig, ready: Ready, alive: int) -> None:
+        self._process = process
+        self._alive = alive
+        self._ready = ready
+        self.config = config
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.directory
+
+    @property
+    def bootstrap_addr(self) -> str:
+        """Where language nodes reach this encode node: what is given to `EmbeddingRequest.bootstrap_addr`."""
+        return self._ready.bootstrap_addr
+
+    @property
+    def poller_addr(self) -> str:
+        return self._ready.poller_addr
+
+    @property
+    def incarnation(self) -> int:
+        return self._ready.incarnation
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The exit status of the launcher, or None if it still runs after that time.
+
+        It is 0, whatever it was, where this process ignores SIGCHLD or waits for all its children elsewhere: the kernel
+        tells it once, and to nobody then.
+        """
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def terminate(self) -> None:
+        """Ask the node to drain: accepted requests end, new ones are refused, then it stops. Once more: stop now."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> int:
+        """Stop without draining and wait for it; kills what does not end. Returns the exit status."""
+        if self._process.poll() is None:
+            self.terminate()
+            self.terminate()
+        code = self.wait(self.config.timing.stop_timeout_s + 2)
+        if code is None:
+            self._process.kill()
+            code = self._process.wait()
+        self._close()
+        return code
+
+    def _close(self) -> None:
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
+    """Start a node and wait until all its processes are READY.
+
+    `within`: words of a command that runs the node's, with another view of the machine: `("ip", "netns", "exec", "b")`.
+
+    Raises:
+        ConfigError: its key file or its allow-list cannot be used.
+        LaunchError: it did not come up; the text names the process, or what was missing, and the node is gone again.
+    """
+    check_keys(config)
+    opened: list[int] = []
+    try:
+        opened += os.pipe()
+        opened += os.pipe()
+        opened.append(os.pidfd_open(os.getpid()))
+        for index, fd in enumerate(opened):  # the launcher's own standard input would take the place of 0
+            opened[index] = -1
+            opened[index] = above_standard(fd)
+        alive_read, alive_write, ready_read, ready_write, parent = opened
+        process = subprocess.Popen(
+            [*within, *command(ready_write, alive_read, parent)],
+            stdin=subprocess.PIPE,
+            pass_fds=(ready_write, alive_read, parent),
+            start_new_session=True,
+        )
+    except OSError as error:
+        for fd in opened:
+            if fd >= 0:
+                os.close(fd)
+        raise LaunchError(f"launcher: it cannot be started: {error.strerror}; check `ulimit -n` and `ulimit -u`") from error
+    for fd in (alive_read, ready_write, parent):
+        os.close(fd)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(encode_config(config))
+        process.stdin.close()
+    try:
+        ready = _await_ready(process, ready_read, config.timing.ready_timeout_s + 5)
+    except BaseException as error:
+        process.kill()
+        process.wait()
+        os.close(alive_write)
+        if isinstance(error, OSError):
+            raise LaunchError(f"launcher: its answer cannot be read: {error.strerror}; launch the node again") from error
+        raise
+    finally:
+        os.close(ready_read)
+    if ready.error:
+        process.wait()
+        os.close(alive_write)
+        raise LaunchError(ready.error)
+    return Node(process, config, ready, alive_write)
+
+
+def check_keys(config: PipelineConfig) -> None:
+    """Read the files that `config` names, as the node will.
+
+    Raises:
+        ConfigError: one of them cannot be used; the text names it, and the line.
+    """
+    if config.key_file is None or config.allow_file is None:
+        return
+    from embridge.workers.keys import KeyFileError, read_allow_list, read_key_file
+
+    try:
+        read_key_file(config.key_file)
+        read_allow_list(config.allow_file)
+    except KeyFileError as error:
+        raise ConfigError(str(error)) from error
+
+
+def encode_config(config: PipelineConfig) -> bytes:
+    """One line: its end is known though a process that was forked meanwhile holds the pipe open."""
+    return msgspec.json.encode(config, enc_hook=str) + b"\n"
+
+
+def decode_config(data: bytes) -> PipelineConfig:
+    def path(kind: type, value: object) -> object:
+        return Path(str(value)) if issubclass(kind, Path) else value
+
+    return msgspec.json.decode(data, type=PipelineConfig, dec_hook=path)
+
+
+def _await_ready(process: subprocess.Popen[bytes], ready_fd: int, timeout_s: float) -> Ready:
+    deadline, data = time.monotonic() + timeout_s, b""
+    while (left := deadline - time.monotonic()) > 0:
+        has_ended = process.poll() is not None
+        readable, _, _ = select.select([ready_fd], [], [], 0 if has_ended else min(left, EXIT_LOOK_S))
+        chunk = os.read(ready_fd, 65536) if readable else b""
+        data += chunk
+        if data and (not chunk or data.endswith(b"\n")):
+            return msgspec.json.decode(data, type=Ready)
+        if not chunk and (readable or has_ended):  # where another process holds the pipe's other end there is no end
+            code = process.wait()
+            raise LaunchError(f"launcher: exited with {code} before READY; its messages are on standard error")
+    raise LaunchError(f"launcher: not READY within {timeout_s:g} s; its messages are on standard error")

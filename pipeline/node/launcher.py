@@ -1,0 +1,524 @@
+"""The launcher, one a node: makes the segments, starts the processes, seats clients, and watches over all of them.
+
+It reads its configuration as a line of JSON on standard input (`node.launch` writes it, `start.py` says what runs first).
+The processes are spawned from the context that `torch.multiprocessing` hands out, which is the very object of
+`multiprocessing` (a test says so): nobody here imports torch.
+
+    STARTING ──all processes READY──▶ READY ──SIGTERM──▶ DRAINING ──nothing in flight, or drain_timeout──▶ STOPPED
+                                                             └──────────── a second SIGTERM ──────────────▶
+
+SIGINT is as SIGTERM. SIGHUP changes nothing, for there is nothing that is read again on demand (an allow-list is when its
+file changes); a line of the log says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import importlib.util
+import logging
+import multiprocessing
+import os
+import resource
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from embridge.allocator import layout as lay
+from embridge.allocator.control import Control, format_control
+from embridge.allocator.errors import EmbridgeError, LaunchError
+from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, Header, NodeState, PayloadLayout, Process
+from embridge.allocator.pinning import lock, lock_note
+from embridge.allocator.segment import (
+    SHARED_MEMORY,
+    Descriptor,
+    create_segment,
+    map_segment,
+    remove_left_names,
+    shared_memory_space,
+)
+from embridge.pipeline.config import ROLES, PipelineConfig
+from embridge.pipeline.node.launch import Ready, decode_config
+from embridge.pipeline.node.launcher_start import LAUNCHER
+from embridge.pipeline.node.recovery import Recovery
+from embridge.pipeline.node.run_socket_server import Door
+from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, chosen_pool, mib
+from embridge.pipeline.node.supervisor import Supervisor
+from embridge.pipeline.run_dir import (
+    IDENTITY_NAME,
+    RunDirError,
+    open_run_dir,
+    read_identity,
+    write_identity,
+)
+from embridge.workers.discovery.auth_token import read_token
+from embridge.workers.files import open_regular
+from embridge.workers.keys import KeyFileError, read_key_file
+from embridge.workers.role import Addresses
+from embridge.workers.run_socket import SOCKET_NAME
+from embridge.workers.start import READY, Seat
+from embridge.workers.stderr import log_to_stderr
+from embridge.workers.timing import NS
+from embridge.workers.transfer.engines import engines_for, mooncake
+
+log = logging.getLogger(__name__)
+
+MAX_SOCKET_PATH = 107  # bytes that fit into sockaddr_un
+LIMITS_REMEDY = "check `ulimit -n` and `ulimit -u`"
+BIND_FOR_S = 2.0  # for a process of a node that was killed while it began, and that holds the port until it notices
+BIND_PAUSE_S = 0.02
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def naming(what: str, remedy: str) -> Iterator[None]:
+    """An OSError in this block becomes a LaunchError that names what failed."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(f"{what}: {error.strerror or error}; {remedy}") from error
+
+
+class Launcher:
+    """One node, from its run directory to its end."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        """Raises LaunchError or SegmentError where the node cannot be made; nothing of it is left then."""
+        self.config = config
+        self.role = ROLES[config.role]
+        self._stops = 0
+        self._is_orphan = False
+        self._opened: list[Descriptor] = []
+        self._door: Door | None = None
+        with naming("event loop", LIMITS_REMEDY):
+            self._selector = selectors.DefaultSelector()
+        try:
+            self._make()
+        except BaseException:
+            self._release()
+            raise
+
+    def _make(self) -> None:
+        self._choose_pool()
+        config = self.config
+        self._check_descriptors()
+        self._engines = self._choose_engines()
+        try:
+            self._keys = read_key_file(config.key_file) if config.key_file else None  # once: a process that restarts has the same
+        except KeyFileError as error:
+            raise LaunchError(str(error)) from error
+        self._check_discovery()
+        directory = self._open_run_dir(config.directory)
+        self._own(Descriptor(self._lock_run_dir(config.directory, directory)))
+        self.node_id, self.incarnation = self._identity(config.directory, directory)
+        self._make_segments()
+        self._listen()
+        self._recovery = Recovery(self.control)
+        context = multiprocessing.get_context("spawn")
+        self._supervisor = Supervisor(context, self.control, self._selector, self._recovery, config.timing, config.max_restarts)
+
+    # ---- what a node stands on
+
+    def _choose_pool(self) -> None:
+        """A number of blocks where nobody gave one, and an early refusal of one that does not fit."""
+        wanted, limits = self.config.geometry, self.config.limits
+        with naming("shared memory", f"check that {SHARED_MEMORY} is a writable tmpfs"):
+            space = shared_memory_space()
+        geometry = chosen_pool(self.role, wanted, limits, space)
+        if not wanted.num_blocks and geometry.num_blocks < DEFAULT_BLOCKS:
+            log.warning(
+                "pool of %d blocks instead of %d: %s has %s, %s of it free, and half is left to another node; "
+                "enlarge it (containers: --shm-size), or set num_blocks",
+                geometry.num_blocks, DEFAULT_BLOCKS, SHARED_MEMORY, mib(space.size), mib(space.free),
+            )
+        self.config = replace(self.config, geometry=geometry)
+
+    def _check_descriptors(self) -> None:
+        """Before anything is made: a node that runs out of them later refuses clients, or loses a process.
+
+        What is left is for groups of ranks, and each group is refused at the door that would need more.
+        """
+        limits = self.config.limits
+        needed = 48 + 5 * limits.max_clients + 4 * limits.num_workers
+        if self.role == lay.Role.LANGUAGE:  # a connection and three pidfds of each worker of each peer
+            needed += 4 * min(lay.MAX_WRITERS, limits.max_peers * limits.num_workers)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY:
+            limit = sys.maxsize
+        if limit < needed:
+            raise LaunchError(
+                f"descriptors: a process may have {limit}, a node of {limits.max_clients} clients and {limits.num_workers} workers "
+                f"needs {needed}; raise `ulimit -n` or lower max_clients"
+            )
+        self._descriptors_left = limit - needed
+
+    def _choose_engines(self) -> tuple[lay.Engine, ...]:
+        """Raises LaunchError when an engine was asked for that this machine cannot run."""
+        engines = engines_for(self.config.engine, self.config.host)
+        why = mooncake.why_unavailable() if lay.Engine.MOONCAKE in engines else ""
+        if why:
+            raise LaunchError(f"engine mooncake: {why}")
+        return engines
+
+    def _check_discovery(self) -> None:
+        """What the registrar will need, before any process is started."""
+        if not self.config.discovery:
+            return
+        if importlib.util.find_spec("aiohttp") is None:
+            raise LaunchError("discovery: aiohttp is not installed; run pip install 'embridge[discovery]', or set no discovery")
+        if self.config.discovery_token_file is not None:
+            try:
+                read_token(self.config.discovery_token_file)
+            except ValueError as error:
+                raise LaunchError(f"discovery_token_file: {error}") from error
+
+    def _open_run_dir(self, path: Path) -> int:
+        """A descriptor of the run directory, 0700, ours alone."""
+        try:
+            directory = self._own(Descriptor(open_run_dir(path, create=True))).fd
+            status = os.fstat(directory)
+        except RunDirError as error:
+            raise LaunchError(str(error)) from error
+        except OSError as error:
+            raise LaunchError(f"run directory {path}: {error.strerror}; choose another with --run-dir") from error
+        if status.st_mode & 0o077:
+            raise LaunchError(
+                f"run directory {path}: mode {status.st_mode & 0o777:o} of user {status.st_uid}; "
+                f"it must be 700 and belong to user {os.geteuid()}"
+            )
+        if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
+            raise LaunchError(
+                f"run directory {path}: its socket's path exceeds {MAX_SOCKET_PATH} bytes; choose a shorter one"
+            )
+        return directory
+
+    def _lock_run_dir(self, path: Path, directory: int) -> int:
+        """A lock that ends with this process: as long as it is held, the run directory is in use."""
+        try:
+            fd = open_regular("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, directory=directory)
+        except OSError as error:
+            raise LaunchError(f"run directory {path}: lock: {error.strerror}; choose another with --run-dir") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise LaunchError(
+                f"run directory {path}: a node is running there; stop it or choose another --run-dir"
+            ) from error
+        except OSError as error:
+            os.close(fd)
+            raise LaunchError(
+                f"run directory {path}: it cannot be locked: {error.strerror}; choose another with --run-dir"
+            ) from error
+        return fd
+
+    def _identity(self, path: Path, directory: int) -> tuple[int, int]:
+        """(node id, incarnation): the id stays with the run directory, incarnations are ordered (R14)."""
+        what = f"run directory {path}: {IDENTITY_NAME}"
+        try:
+            with naming(what, "choose another with --run-dir"):
+                node_id, last = read_identity(directory)
+        except ValueError as error:
+            raise LaunchError(f"{what}: {error}; remove that file, and the node has a new identity") from error
+        node_id = node_id or secrets.randbits(62) | 1
+        incarnation = max(last + 1, time.time_ns() // 1_000_000)
+        with naming(what, "make room there, or choose another with --run-dir"):
+            write_identity(directory, node_id, incarnation)
+        return node_id, incarnation
+
+    def _own(self, descriptor: Descriptor) -> Descriptor:
+        self._opened.append(descriptor)
+        return descriptor
+
+    def _make_segments(self) -> None:
+        config = self.config
+        if left := remove_left_names():
+            log.info("names of segments that processes left when they were killed, removed: %s", ", ".join(left))
+        layout = ControlLayout.of(self.role, config.geometry, config.limits)
+        payload_bytes = PayloadLayout.of(config.geometry).size
+        self._control_fd = self._own(create_segment("control", layout.size, remedy="lower num_slots"))
+        self._payload_fd = self._own(create_segment("payload", payload_bytes, huge=True))
+        mapping = map_segment(self._control_fd.fd, layout.size)
+        format_control(
+            mapping,
+            self.role,
+            config.geometry,
+            config.limits,
+            node_id=self.node_id,
+            incarnation=self.incarnation,
+            now_ns=time.monotonic_ns(),
+            verify=config.verify,
+            unsent_max_bytes=config.unsent_max_bytes,
+        )
+        self._payload = map_segment(self._payload_fd.fd, payload_bytes, alignment=HUGE_PAGE_BYTES)
+        names = ["bootstrap", "poller", *(f"lane{i}" for i in range(config.limits.max_clients))]
+        if config.discovery:
+            names.append("registrar")
+        with naming("eventfds", LIMITS_REMEDY):
+            self._event_fds = {name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names}
+        self.control = Control(mapping, {name: d.fd for name, d in self._event_fds.items()})
+        self.control.header.store(Header.LAUNCHER_PID, os.getpid())
+
+    def _listen(self) -> None:
+        """The node's two ports, opened here so that they close only when the node is gone."""
+        self._listening: dict[str, Descriptor] = {}
+        addresses = {}
+        until = time.monotonic() + BIND_FOR_S
+        for name, port in (("bootstrap", self.config.bootstrap_port), ("poller", self.config.poller_port)):
+            family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET
+            host = f"[{self.config.host}]" if family == socket.AF_INET6 else self.config.host
+            with naming(f"{name} port: {host}:{port}", "choose another"), socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # also with the zone of a link-local address
+                address = socket.getaddrinfo(self.config.host, port, family, socket.SOCK_STREAM, flags=numeric)[0][4]
+                while not _is_bound(sock, address, patient=time.monotonic() < until):
+                    time.sleep(BIND_PAUSE_S)
+                sock.listen(1024)
+                addresses[name] = f"tcp://{host}:{sock.getsockname()[1]}"
+                self._listening[name] = self._own(Descriptor(sock.detach()))
+        self.addresses = Addresses(
+            addresses["bootstrap"], addresses["poller"], str(self.config.directory / SOCKET_NAME)
+        )
+
+    # ---- up
+
+    def start(self) -> None:
+        """Start all processes and wait until each has said READY. Raises LaunchError."""
+        with naming("death pipe", LIMITS_REMEDY):
+            death, _ = (self._own(Descriptor(fd)) for fd in os.pipe())
+        beat = self.control.processes
+        beat.set("launcher", Process.PID, os.getpid())
+        for name in self.control.processes.names[1:]:
+            bells = self._event_fds if name == "poller" else {n: self._event_fds[n] for n in ("bootstrap", "poller")}
+            if name == "registrar":
+                bells = {name: self._event_fds[name]}
+            seat = Seat(
+                name=name,
+                control=self._control_fd,
+                control_bytes=self.control.layout.size,
+                payload=self._payload_fd,
+                payload_bytes=self._payload.size,
+                event_fds=bells,
+                death=death,
+                listen=self._listening.get(name),
+                bind_addr=getattr(self.addresses, f"{name}_addr", ""),
+                addresses=self.addresses,
+                timing=self.config.timing,
+                launcher_pid=os.getpid(),
+                log_level=self.config.log_level,
+                engines=self._engines,
+                host=self.config.host,
+                mooncake=self.config.mooncake,
+                keys=self._keys if name in self._listening else None,
+                allow_file=self.config.allow_file,
+                discovery=self.config.discovery,
+                discovery_token_file=str(self.config.discovery_token_file or ""),
+            )
+            with naming(f"{name}: it cannot be started", LIMITS_REMEDY):
+                self._supervisor.start(seat)
+        with naming(f"payload of {self._payload.size} bytes", "lower num_blocks"):
+            self._payload.populate(0, self._payload.size)
+        deadline = time.monotonic() + self.config.timing.ready_timeout_s
+        while waiting := self._supervisor.not_ready():
+            if failure := self._supervisor.first_failure():
+                raise LaunchError(failure)
+            if self._stops:
+                raise LaunchError("stopped before READY")
+            if time.monotonic() > deadline:
+                raise LaunchError(f"{', '.join(waiting)}: not READY within {self.config.timing.ready_timeout_s:g} s")
+            self._turn(0.01)
+        self._supervisor.launched()
+        with naming(f"run socket {self.addresses.run_socket}", "check the run directory, or choose another with --run-dir"):
+            self._door = Door(
+                self.control,
+                self._recovery,
+                self.config.directory / SOCKET_NAME,
+                self._selector,
+                {"control": self._control_fd.fd, "payload": self._payload_fd.fd},
+                {name: descriptor.fd for name, descriptor in self._event_fds.items()},
+                self.addresses.bootstrap_addr,
+                self.config.timing,
+                self._descriptors_left,
+                {
+                    "default_allocate_tokens": self.config.default_allocate_tokens,
+                    "host_buffer_bytes": self.config.host_buffer_bytes,
+                },
+                self._keys.public if self._keys is not None else "",
+                str(self.config.allow_file or ""),
+            )
+        beat.set("launcher", Process.STATE, READY)
+        self._enter(NodeState.READY)
+        if self.config.lock_memory:
+            self._start_locking()
+
+    def _enter(self, state: NodeState) -> None:
+        """The node's next state, which the registrar publishes at once."""
+        self.control.header.store(Header.NODE_STATE, state)
+        if self.control.has_discovery:
+            self.control.bell("registrar").ring()
+
+    def _start_locking(self) -> None:
+        try:
+            threading.Thread(target=self._lock_payload, name="embridge-lock", daemon=True).start()
+        except RuntimeError as error:  # no room for a thread; locking is an optimisation
+            self.control.header.store(Header.LOCKED, errno.EAGAIN << 8 | 1)
+            log.warning("payload not locked: %s", str(error))  # a kept record would keep the error's frames
+
+    def _lock_payload(self) -> None:
+        """After READY, for locking a large pool takes seconds; what took effect is shown by `embridge status`."""
+        code = lock(self._payload)
+        self.control.header.store(Header.LOCKED, code << 8 | 1)
+        if code:
+            log.info("payload %s", lock_note(code))
+
+    def ready(self) -> Ready:
+        return Ready(os.getpid(), self.incarnation, self.addresses.bootstrap_addr, self.addresses.poller_addr)
+
+    # ---- watching
+
+    def stop_on(self, *fds: int) -> None:
+        """Stop when one of these can be read: the end of a pipe, or a pidfd. Whoever launched us is gone."""
+        for fd in fds:
+            self._selector.register(fd, selectors.EVENT_READ, lambda: self._parent_gone(fds))
+
+    def _parent_gone(self, fds: Sequence[int]) -> None:
+        if self._is_orphan:
+            return  # both said so in one turn
+        self._is_orphan = True
+        log.warning("the process that launched this node is gone; stopping")
+        for fd in fds:
+            self._selector.unregister(fd)
+        self._stops += 2
+
+    def watch_signals(self, fd: int) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, lambda: self._signal(fd))
+
+    def _signal(self, fd: int) -> None:
+        for number in os.read(fd, 64):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._stops += 1
+            elif number == signal.SIGHUP:
+                log.warning("SIGHUP: this node has nothing to read again; SIGTERM drains and ends it")
+
+    def _turn(self, wait_s: float) -> None:
+        for key, _ in self._selector.select(wait_s):
+            key.data()
+
+    def run(self) -> int:
+        """Until the node is told to stop, and has. Returns the exit status."""
+        assert self._door is not None
+        drain_until = None
+        while self._stops < 2:
+            now = time.monotonic_ns()
+            self.control.processes.beat(0, now)
+            due = [at_ns for at_ns in (self._supervisor.tick(now), self._door.tick(now)) if at_ns is not None]
+            self._recovery.flush()
+            if self._stops == 1 and drain_until is None:
+                drain_until = time.monotonic() + self.config.timing.drain_timeout_s
+                self._enter(NodeState.DRAINING)
+                log.info("draining")
+            if drain_until is not None and (not self._in_flight() or time.monotonic() > drain_until):
+                break
+            wait_s = self.config.timing.beat_s if drain_until is None else 0.02
+            self._turn(min([wait_s, *(max(0.0, (at_ns - now) / NS) for at_ns in due)]))
+        return 0
+
+    def _in_flight(self) -> bool:
+        return any(True for _ in self.control.current_slots()) or self.control.lanes.num_waiting() > 0
+
+    def close(self) -> None:
+        """End all processes and let go of everything; nothing stays."""
+        self.control.header.store(Header.NODE_STATE, NodeState.STOPPED)
+        self._supervisor.stop(self.config.timing.stop_timeout_s)
+        self._release()
+
+    def _release(self) -> None:
+        if self._door is not None:
+            self._door.close()
+        self._selector.close()
+        for descriptor in reversed(self._opened):  # the lock of the run directory last
+            descriptor.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=LAUNCHER, description=__doc__)
+    parser.add_argument("--ready-fd", type=int, required=True, help="descriptor on which READY is announced")
+    parser.add_argument("--alive-fd", type=int, required=True, help="descriptor whose end means that the parent is gone")
+    parser.add_argument("--parent-fd", type=int, help="pidfd of the parent")
+    options = parser.parse_args(arguments)
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        print("embridge: the process that launched this node is gone before it said what to launch", file=sys.stderr)
+        return 1
+    config = decode_config(line)
+    log_to_stderr(config.log_level, "launcher")
+    launcher = None
+    with contextlib.ExitStack() as stack:
+        try:
+            with naming("signals", LIMITS_REMEDY):
+                signals = stack.enter_context(_signals())
+            launcher = Launcher(config)
+            stack.callback(launcher.close)
+            with naming("event loop", LIMITS_REMEDY):
+                launcher.watch_signals(signals)
+                launcher.stop_on(*(fd for fd in (options.alive_fd, options.parent_fd) if fd is not None))
+            launcher.start()
+        except EmbridgeError as error:
+            if launcher is not None:
+                stack.close()  # whoever reads the error may start the node again at once
+            _say(options.ready_fd, Ready(error=str(error)))
+            return 1
+        if not _say(options.ready_fd, launcher.ready()):
+            return 1
+        return launcher.run()
+
+
+def _is_bound(sock: socket.socket, address: Any, *, patient: bool) -> bool:
+    """Bind it; False where the address is in use and may come free. Raises OSError."""
+    try:
+        sock.bind(address)
+    except OSError as error:
+        if not patient or error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor from which the numbers of signals can be read. Raises OSError."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    try:
+        yield read
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)
+
+
+def _say(fd: int, ready: Ready) -> bool:
+    """Tell whoever launched us how it went. False if that one is gone."""
+    try:
+        os.write(fd, msgspec.json.encode(ready) + b"\n")
+    except OSError as error:
+        log.error("the process that launched this node cannot be told: %s", error.strerror)
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,318 @@
+"""The launcher's end of the run socket: seats clients, hands descriptors out, and notices who is gone.
+
+Somebody is alive while their connection is, and their pidfd, which a forked child that still holds the connection cannot keep up. Who
+is killed is dead for us as soon as nothing of it can write, which is earlier (`dying.py`); but not an encoder for which a device may
+write into our memory (CUDA): its driver is told with the connection's end, and not before.
+
+A client whose library thread has not taken a turn for `client_silent_after_s` is killed, and then it is dead. It may be stopped, and its
+memory is held: blocks that it granted, rows that it caches. Nobody else may use these while it lives, for it may wake between any two
+instructions and copy into a block, or out of it, in the belief that the block is still its own. Its requests end at their deadlines
+either way; its blocks come back with its death only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from embridge.allocator.control import Control
+from embridge.allocator.errors import AttachError
+from embridge.allocator.layout import Lane, NodeState, PayloadLayout, Role
+from embridge.allocator.owners import ForeignWriter
+from embridge.pipeline.node.death_watch import DyingWatch
+from embridge.pipeline.node.rank_groups import Groups
+from embridge.pipeline.node.recovery import Dead, Recovery
+from embridge.pipeline.node.supervisor import Silences
+from embridge.workers import run_socket
+from embridge.workers.run_socket import LOG_PREFIX, Follow, Hello, Here, Lead, Observe, PeerHello, Sorry, Welcome, WhoIsThere
+from embridge.workers.timing import NS, Timing
+
+log = logging.getLogger(__name__)
+
+PAUSE_NS = NS // 10  # after `accept` has failed
+
+
+@dataclass(slots=True)
+class Guest:
+    """One connection: nobody yet, a client with a lane, or a foreign writer with an entry."""
+
+    sock: socket.socket
+    pid: int
+    pidfd: int
+    dying: DyingWatch
+    lane: int = -1
+    writer: int = -1
+    is_killed: bool = False
+
+
+class Door:
+    """Accepts, answers and watches. `descriptors_left`: how many this process may still open, for groups of ranks."""
+
+    def __init__(
+        self,
+        control: Control,
+        recovery: Recovery,
+        path: Path,
+        selector: selectors.BaseSelector,
+        fds: dict[str, int],
+        event_fds: dict[str, int],
+        bootstrap_addr: str,
+        timing: Timing,
+        descriptors_left: int,
+        settings: dict[str, int],
+        public_key: str = "",
+        allow_file: str = "",
+    ) -> None:
+        self._control = control
+        self._path = path
+        self._selector = selector
+        self._fds = fds
+        self._event_fds = event_fds
+        self._bootstrap_addr = bootstrap_addr
+        self._timing = timing
+        self._settings = settings
+        self._public_key = public_key
+        self._allow_file = allow_file
+        self._recovery = recovery
+        self._silences = Silences()
+        self._guests: list[Guest] = []
+        self._groups = Groups(control, descriptors_left)
+        self._open_again_ns = 0
+        if _is_answered(path):  # by a node whose lock somebody has removed
+            raise OSError(errno.EADDRINUSE, "a node is running there")
+        path.unlink(missing_ok=True)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            self._sock.bind(str(path))
+            self._made = _inode(path)
+            os.chmod(path, 0o600)
+            self._sock.listen(64)
+            selector.register(self._sock, selectors.EVENT_READ, self._accept)
+        except OSError:
+            self._sock.close()
+            raise
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # mostly out of descriptors: who knocks is in the backlog, and would wake us at once
+            log.warning("run socket: %s; nobody is let in for %d ms", error.strerror, PAUSE_NS // 1_000_000)
+            self._selector.unregister(self._sock)
+            self._open_again_ns = time.monotonic_ns() + PAUSE_NS
+            return
+        sock.setblocking(False)
+        try:
+            self._let_in(sock)
+        except OSError as error:
+            log.warning("run socket: who knocked is not let in: %s", error.strerror)
+            sock.close()
+
+    def _let_in(self, sock: socket.socket) -> None:
+        """Watch over a connection until it says what it wants. Raises OSError: it cannot be watched; the socket is the caller's again."""
+        pid, uid = run_socket.peer_credentials(sock)
+        if uid != os.geteuid():
+            log.warning("run socket: process %d of user %d refused", pid, uid)
+            sock.close()
+            return
+        watch = DyingWatch(self._selector, pid, lambda: self._dying(guest), time.monotonic_ns)
+        guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid), watch)  # fails, too, if it died between connecting and now
+        try:
+            self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._gone(guest))
+            try:
+                self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(guest))
+            except OSError:
+                self._selector.unregister(guest.pidfd)
+                raise
+        except OSError:
+            os.close(guest.pidfd)
+            raise
+        self._guests.append(guest)
+
+    def _read(self, guest: Guest) -> None:
+        if guest not in self._guests:
+            return  # found dead in the same turn
+        try:
+            answer = run_socket.receive_frame(guest.sock)
+        except (OSError, AttachError) as error:
+            log.warning("run socket: process %d: %s", guest.pid, str(error))  # a kept record would keep the error's frames
+            answer = None
+        if answer is None:
+            self._gone(guest)
+            return
+        frame, fds = answer
+        try:
+            if guest.lane >= 0 and isinstance(frame, Lead):
+                self._groups.lead(guest.sock, guest.pid, guest.lane, frame, fds)
+            elif guest.lane >= 0 or guest.writer >= 0 or self._groups.has(guest.sock):
+                self._gone(guest)  # it has its seat and nothing more to say
+            else:
+                self._answer(guest, frame)
+        except OSError as error:
+            log.warning("run socket: process %d: %s", guest.pid, str(error))  # a kept record would keep the error's frames
+            self._gone(guest)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _answer(self, guest: Guest, frame: run_socket.Frame) -> None:
+        if isinstance(frame, Hello | PeerHello | Observe | Follow | WhoIsThere) and frame.version != run_socket.PROTOCOL_VERSION:
+            self._refuse(guest, f"run socket version {frame.version}, this node speaks {run_socket.PROTOCOL_VERSION}")
+            return
+        match frame:
+            case Hello():
+                self._seat(guest)
+            case PeerHello():
+                self._admit_writer(guest, frame)
+            case Observe():
+                self._show(guest)
+            case WhoIsThere():
+                run_socket.send_frame(guest.sock, Here(self._control.node_id, self._control.incarnation))
+            case Follow():
+                self._groups.follow(guest.sock, guest.pid, frame)
+            case _:
+                self._refuse(guest, "unexpected message")
+
+    def _seat(self, guest: Guest) -> None:
+        if self._control.state != NodeState.READY:
+            self._refuse(guest, f"the node is {self._control.state.name}; it takes no new clients")
+            return
+        lane = self._control.lanes.take(guest.pid, time.monotonic_ns())
+        if lane is None:
+            limit = self._control.limits.max_clients
+            self._refuse(guest, f"all {limit} client seats are taken; raise max_clients")
+            return
+        guest.lane = lane
+        log.info("client %d has lane %d", guest.pid, lane)
+        self._welcome(guest, ["control", "payload", f"lane{lane}", "bootstrap"], lane)
+
+    def _admit_writer(self, guest: Guest, hello: PeerHello) -> None:
+        if hello.target != self._control.incarnation:
+            self._refuse(guest, f"this is incarnation {self._control.incarnation}, not {hello.target}")
+            return
+        if self._control.peers.find(hello.node_id, hello.incarnation) is None:
+            self._refuse(guest, "this incarnation is not registered here, or was declared dead")
+            return
+        entry = self._control.writers.add(ForeignWriter(hello.node_id, hello.incarnation, guest.pid))
+        if entry is None:
+            self._refuse(guest, "too many foreign writers")
+            return
+        guest.writer = entry
+        log.info("process %d of node %x maps our payload", guest.pid, hello.node_id)
+        self._welcome(guest, ["payload"], -1)
+
+    def _show(self, guest: Guest) -> None:
+        """To somebody who only looks: no seat, and nothing that wakes anybody."""
+        logs = {f"{LOG_PREFIX}{name}": fd for name, fd in self._groups.logs().items()}
+        shown = list(logs)[: run_socket.MAX_DESCRIPTORS - 1]
+        self._welcome(guest, ["control", *shown], -1, logs)
+
+    def _welcome(self, guest: Guest, names: list[str], lane: int, more: dict[str, int] | None = None) -> None:
+        every = self._fds | self._event_fds | (more or {})
+        welcome = Welcome(
+            control_bytes=self._control.layout.size,
+            payload_bytes=PayloadLayout.of(self._control.geometry).size,
+            lane=lane,
+            descriptors=names,
+            bootstrap_addr=self._bootstrap_addr,
+            request_timeout_s=self._timing.request_timeout_s,
+            settings=self._settings,
+            public_key=self._public_key,
+            allow_file=self._allow_file,
+        )
+        run_socket.send_frame(guest.sock, welcome, [every[name] for name in names])
+
+    def _refuse(self, guest: Guest, reason: str) -> None:
+        log.warning("run socket: process %d refused: %s", guest.pid, reason)
+        run_socket.send_frame(guest.sock, Sorry(reason))
+
+    def _dying(self, guest: Guest) -> None:
+        """No thread of it has memory any more."""
+        if guest.lane < 0 or not self._control.lanes.get(guest.lane, Lane.PINNED) or self._control.role == Role.LANGUAGE:
+            self._gone(guest)
+
+    def _gone(self, guest: Guest) -> None:
+        """A connection ended or its process died: its lane is reaped, its entry cleared."""
+        if guest not in self._guests:
+            return
+        self._guests.remove(guest)
+        self._selector.unregister(guest.sock)
+        self._selector.unregister(guest.pidfd)
+        guest.dying.close()
+        self._groups.gone(guest.sock)
+        guest.sock.close()
+        os.close(guest.pidfd)
+        if guest.lane >= 0:
+            self._silences.forget(guest.lane)
+            self._recovery.client_died(guest.lane)
+        if guest.writer >= 0:
+            self._recovery.died(Dead.WRITER, guest.writer)
+
+    def tick(self, now_ns: int) -> int | None:
+        """Several times a second, and when it is due: returns when that is, None for any time."""
+        if self._open_again_ns and now_ns >= self._open_again_ns:
+            with contextlib.suppress(OSError):  # the next tick tries again
+                self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
+                self._open_again_ns = 0
+        self._kill_silent(now_ns)
+        due = [guest.dying.tick(now_ns) for guest in list(self._guests)]
+        return min((at_ns for at_ns in due if at_ns is not None), default=None)
+
+    def _kill_silent(self, now_ns: int) -> None:
+        """Kill the clients whose library thread has been silent for too long; the pidfd then says that they are dead."""
+        limit_ns = self._timing.client_silent_after_s * NS
+        if not limit_ns:
+            return
+        self._silences.begin(now_ns)
+        for guest in self._guests:
+            beat = self._control.lanes.get(guest.lane, Lane.BEAT_NS) if guest.lane >= 0 else 0
+            if not beat or guest.is_killed:
+                continue  # no client, or one that has just come and holds nothing yet
+            silent_ns = self._silences.silent_ns(guest.lane, beat, now_ns)
+            if silent_ns > limit_ns:
+                guest.is_killed = True
+                log.error("client %d (lane %d) is killed: it was silent for %.1f s", guest.pid, guest.lane, silent_ns / NS)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(guest.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        if not self._open_again_ns:
+            self._selector.unregister(self._sock)
+        with contextlib.suppress(OSError):  # the next node here removes it
+            if _inode(self._path) == self._made:  # another node's where somebody has removed the run directory meanwhile
+                self._path.unlink(missing_ok=True)
+        self._sock.close()  # after it: an inode that is free may be that of the next socket
+        self._groups.close()
+        for guest in list(self._guests):
+            self._selector.unregister(guest.sock)
+            self._selector.unregister(guest.pidfd)
+            guest.dying.close()
+            guest.sock.close()
+            os.close(guest.pidfd)
+        self._guests.clear()
+
+
+def _is_answered(path: Path) -> bool:
+    """Whether somebody listens at a run socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError:  # with a full backlog
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino

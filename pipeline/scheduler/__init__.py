@@ -1,0 +1,1 @@
+"""The scheduler's queues and its requests; of the other rooms it imports client."""

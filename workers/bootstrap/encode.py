@@ -1,0 +1,523 @@
+"""Encode side of the bootstrap: takes grants and aborts of registered nodes, and joins them to the encoder's calls by room.
+
+What it trusts: nothing. A message is for this incarnation or it is answered "stale"; a node is registered or it is answered the
+same; indices and counts are checked against the geometry that the node registered. A message that breaks a rule fails one
+request and no process (B6). An init or resume that names a request at or below its slot's tombstone is refused unless that
+request is open (R15).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from typing import NamedTuple
+
+from embridge.allocator.checksums import RowSum
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.layout import MAX_TOKENS, Destination, Peer, Slot
+from embridge.allocator.metrics import Metric
+from embridge.allocator.rings import Kick, Record
+from embridge.allocator.status import TERMINAL, split
+from embridge.workers import messages as msg
+from embridge.workers.bootstrap.ended_rooms import PATIENCE_NS, EndedRooms, Refusal, Remote
+from embridge.workers.bootstrap.registrations import LOOK_NS, Registrations
+from embridge.workers.log_limit import LogLimit
+from embridge.workers.role import Arrival, Desk, Inbox, Out, Reply
+from embridge.workers.timing import NS
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING_A_PEER = 16384
+
+Grant = msg.Init | msg.Resume
+RemoteSlot = tuple[int, int]  # (peer, slot there)
+
+
+class Open(NamedTuple):
+    """A destination of a room that an encoder has opened here."""
+
+    remote_epoch: int
+    slot: int
+    epoch: int
+    destination: int
+
+
+class Pending(NamedTuple):
+    """A grant that came before the encoder's call."""
+
+    grant: Grant
+    peer: int
+    connection: bytes
+    since_ns: int
+
+
+class Admission:
+    """The encode node's bootstrap role."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._control = desk.control
+        self._slots = desk.slots
+        self._dsts = desk.control.destinations
+        self._peers = desk.control.peers
+        self._rooms: dict[int, tuple[int, int]] = {}
+        self._open: dict[RemoteSlot, Open] = {}
+        self._pending: dict[int, dict[RemoteSlot, Pending]] = {}
+        self._pending_rooms: dict[RemoteSlot, int] = {}
+        self._num_pending: Counter[int] = Counter()  # a peer
+        self._ended = EndedRooms(desk.timing.request_timeout_s, desk.control.limits.max_destinations)
+        self._asked: deque[tuple[int, int, Remote]] = deque()  # (until, room, who): destinations of rooms that are finished
+        self._doubles: set[tuple[int, int]] = set()  # senders of a room that another one has
+        self._out: list[Out] = []
+        self._limit = LogLimit()
+        self._registrations = Registrations(desk, self._limit)
+        self._now_ns = 0
+        self._swept_ns = 0
+        self._wanted = desk.control.wanted
+        self._has_announced = False
+        self._recover = True
+
+    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
+        self._out = []
+        self._now_ns = now_ns
+        if self._recover:
+            self._recover = False
+            self._rebuild()
+        for _, record in inbox.records:
+            with self._desk.isolated("kick", record.slot, record.epoch):
+                self._look(record)
+        for arrival in inbox.arrivals:
+            with self._desk.isolated("message"):
+                self._take(arrival, now_ns)
+        for waiting in self._registrations.due(now_ns):
+            with self._desk.isolated("registration"):
+                self._register(waiting.message, waiting.key, waiting.connection, now_ns)
+        while self._asked and self._asked[0][0] <= now_ns:
+            self._refuse_finished(*self._asked.popleft()[1:])
+        if now_ns - self._swept_ns > self._desk.timing.scan_s * NS:
+            self._swept_ns = now_ns
+            self._drop_old_pending(now_ns)
+        if self._has_announced:
+            self._has_announced = False
+            for lane in self._control.room_waiters.lanes():
+                self._control.bell(f"library{lane}").ring()
+        return self._out
+
+    def next_step_ns(self, now_ns: int) -> int:
+        due_ns = now_ns + (LOOK_NS if self._registrations.is_waiting else 10 * NS)
+        return min(due_ns, self._asked[0][0]) if self._asked else due_ns
+
+    def _rebuild(self) -> None:
+        """After a restart: everything that is open stands in the control segment; what was pending is sent again by its node."""
+        for slot, epoch in self._desk.current_slots():
+            room = self._slots.get(slot, Slot.ROOM)
+            if room not in self._rooms or self._desk.is_live(slot, epoch):
+                self._rooms[room] = (slot, epoch)
+            for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+                remote = self._dsts.get(slot, d, Destination.REMOTE_SLOT)
+                key = (self._dsts.get(slot, d, Destination.PEER) - 1, remote)
+                held = Open(self._dsts.get(slot, d, Destination.REMOTE_EPOCH), slot, epoch, d)
+                if key not in self._open or held.remote_epoch > self._open[key].remote_epoch:  # one before it may not be released yet
+                    self._open[key] = held
+            self._kick(slot, epoch)
+
+    # ---- from the clients and the poller
+
+    def _look(self, record: Record) -> None:
+        slot, epoch = record.slot, record.epoch
+        match record.kick:
+            case Kick.OPEN:
+                self._open_room(slot, epoch)
+            case Kick.FAIL | Kick.LOOK:
+                self._desk.to("poller").send(record.kick, slot, epoch)
+            case Kick.RELEASE:
+                self._release(slot, epoch)
+            case Kick.PEER_DEAD:
+                self._forget_pending_of(slot)
+            case Kick.ASK:
+                self._announce(record.value)
+
+    def _open_room(self, slot: int, epoch: int) -> None:
+        self._desk.to("poller").send(Kick.OPEN, slot, epoch)
+        if not self._desk.is_live(slot, epoch):
+            return
+        room = self._slots.get(slot, Slot.ROOM)
+        held = self._rooms.get(room)
+        if held is not None and held != (slot, epoch):
+            self._doubles.add((slot, epoch))
+            self._desk.fail(slot, epoch, FailureCode.REFUSED, f"room {room} is in use by another sender of this node")
+            return
+        self._rooms[room] = (slot, epoch)
+        if (refusal := self._ended.opened(room, self._now_ns)) is not None:
+            self._desk.fail(slot, epoch, *refusal)
+        for key, pending in self._pending.pop(room, {}).items():
+            self._pending_rooms.pop(key, None)
+            self._num_pending[key[0]] -= 1
+            self._join(slot, epoch, pending.grant, pending.peer, pending.connection)
+
+    def _release(self, slot: int, epoch: int) -> None:
+        if not self._desk.is_current(slot, epoch):
+            return
+        room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        if any(self._is_waiting(slot, d) for d in range(count)):
+            self._desk.to("poller").send(Kick.LOOK, slot, epoch)  # it joined while the poller ended the request: tell it (R23)
+            return
+        if (slot, epoch) in self._doubles:
+            self._doubles.discard((slot, epoch))
+        elif self._rooms.get(room, (slot, epoch)) == (slot, epoch):
+            self._rooms.pop(room, None)
+            code = self._slots.get(slot, Slot.FAILURE)
+            failure = Refusal(code, self._slots.reason(slot)) if code else None
+            required, joined = self._slots.get(slot, Slot.REQUIRED), [self._remote(slot, d) for d in range(count)]
+            self._ended.released(room, failure, self._now_ns, required=required, joined=joined)
+            self._refuse_pending(room)
+        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            key = (self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.REMOTE_SLOT))
+            held = self._open.get(key)
+            if held is not None and (held.slot, held.epoch) == (slot, epoch):
+                del self._open[key]
+        self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+        self._desk.wake_library(slot)
+        self._desk.wake_reaper(slot)
+
+    def _remote(self, slot: int, d: int) -> Remote:
+        peer, *request = (self._dsts.get(slot, d, f) for f in (Destination.PEER, Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH))
+        return Remote(peer - 1, *request)
+
+    def _is_waiting(self, slot: int, d: int) -> bool:
+        """Whether a destination is still to hear how the request ended."""
+        peer, incarnation = self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.INCARNATION)
+        is_there = self._peers.is_alive(peer) and self._peers.get(peer, Peer.INCARNATION) == incarnation
+        return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
+
+    def _kick(self, slot: int, epoch: int) -> None:
+        self._desk.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)  # it has the longest way to go: not at the end of the step
+        self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+
+    # ---- from language nodes
+
+    def _take(self, arrival: Arrival, now_ns: int) -> None:
+        message, connection = arrival.message, arrival.connection
+        assert connection is not None
+        if isinstance(message, msg.Foreign):
+            answer = self._registrations.refuse_version(message)
+            if answer is not None:  # the frame has been counted as refused
+                self._out.append(Reply(connection, answer))
+            return
+        if isinstance(message, msg.Register):
+            self._register(message, arrival.identity, connection, now_ns)
+            return
+        peer = self._peers.find(message.header.node_id, message.header.incarnation)
+        if peer is not None and self._peers.key(peer) != arrival.identity:
+            self._forged(message.header)
+            return
+        if peer is None or message.header.target != self._control.incarnation:
+            self._desk.count(Metric.MESSAGES_STALE)
+            self._out.append(Reply(connection, msg.Stale(self._header(message), message.header.target)))
+            return
+        match message:
+            case msg.Init() | msg.Resume():
+                self._take_grant(message, peer, connection, now_ns)
+            case msg.Abort():
+                self._take_abort(message, peer, connection)
+            case _:
+                self._desk.count(Metric.MESSAGES_REFUSED)
+
+    def _header(self, message: msg.Message) -> msg.Header:
+        return self._desk.header(message.header.incarnation)
+
+    def _forged(self, header: msg.Header) -> None:
+        """It came over a connection of another node: one that is listed cannot speak for another (D15, P17). It is not answered."""
+        self._desk.count(Metric.MESSAGES_FORGED)
+        self._warn(header, "a message in the name of node %x came with another node's key; it is dropped", header.node_id)
+
+    def _warn(self, header: msg.Header, text: str, *values: object) -> None:
+        self._limit.log(log, logging.WARNING, header.node_id, self._now_ns, text, *values)
+
+    def _refuse(self, connection: bytes, message: Grant, code: int, reason: str) -> None:
+        self._desk.count(Metric.MESSAGES_REFUSED)
+        self._warn(message.header, "room %d: %s", message.key.room, reason)
+        self._out.append(Reply(connection, msg.Refused(self._header(message), code, msg.clip(reason), message.key)))
+
+    def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
+        answer = self._registrations.take(message, key, connection, now_ns, self._peers_in_use)
+        if answer is None:
+            return
+        if answer.begins_again is not None:
+            self._forget_granted_by(answer.begins_again)
+        self._out.append(Reply(connection, answer.message))
+
+    def _forget_granted_by(self, peer: int) -> None:
+        """It had taken us for dead, and given back what it had granted before: nothing of that is valid any more (R14, D2)."""
+        self._forget_pending_of(peer)
+        for key, held in self._open.items():
+            if key[0] == peer:
+                self._kick(held.slot, held.epoch)
+
+    def _peers_in_use(self) -> set[int]:
+        return {key[0] for key in self._open} | {key[0] for key in self._pending_rooms}
+
+    # ---- grants
+
+    def _check(self, grant: Grant, peer: int) -> str | None:
+        """What is wrong with a grant by the geometry its node registered; None when nothing is."""
+        count, bs = len(grant.dst_embedding_indices), self._desk.bs
+        num_blocks, limits = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits
+        required, window = grant.required_dst_info_num, limits.window_blocks // grant.required_dst_info_num
+        if grant.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
+            return f"slot {grant.key.slot} is outside the {self._peers.get(peer, Peer.NUM_SLOTS)} slots registered"
+        if grant.endpoint != self._peers.poller_addr(peer):
+            return f"endpoint {grant.endpoint!r}, {self._peers.poller_addr(peer)!r} registered"
+        if isinstance(grant, msg.Init) and grant.first_block * bs > MAX_TOKENS:
+            return f"it begins at block {grant.first_block} of {bs} tokens, behind the {MAX_TOKENS} that a request may have"
+        if required > limits.max_destinations:
+            return f"required_dst_info_num {required} > max_destinations {limits.max_destinations}"
+        if count > window:
+            return f"{count} blocks granted > window of {window} blocks"
+        if any(index >= num_blocks for index in grant.dst_embedding_indices):
+            return f"block {max(grant.dst_embedding_indices)} granted, {num_blocks} blocks registered"
+        if len(set(grant.dst_embedding_indices)) != count:
+            return "a block is granted twice in one message"
+        if not ((count - 1) * bs < grant.allocated_tokens <= count * bs or count == grant.allocated_tokens == 0):
+            return f"allocated_tokens {grant.allocated_tokens} does not end in the last of {count} blocks of {bs} tokens"
+        return None
+
+    def _take_grant(self, grant: Grant, peer: int, connection: bytes, now_ns: int) -> None:
+        key = (peer, grant.key.slot)
+        held = self._open.get(key)
+        wrong = self._check(grant, peer)
+        if held is not None and held.remote_epoch == grant.key.epoch:
+            if wrong:
+                self._desk.fail(held.slot, held.epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
+            else:
+                self._apply(held, grant)
+            return
+        if wrong:
+            self._refuse(connection, grant, FailureCode.PROTOCOL, f"grant refused: {wrong}")
+            return
+        room = grant.key.room
+        waiting = self._pending.get(self._pending_rooms.get(key, room), {}).get(key)
+        if waiting is not None and waiting.grant.key.epoch >= grant.key.epoch:
+            if waiting.grant.key == grant.key:
+                self._pending[room][key] = waiting._replace(grant=_wider(waiting.grant, grant), connection=connection)
+                self._announce(room)  # once more: the client may have been too slow for the log
+            else:
+                self._desk.count(Metric.MESSAGES_STALE)  # of a request before the one that waits (P17)
+            return
+        if isinstance(grant, msg.Resume):
+            self._refuse(connection, grant, FailureCode.UNKNOWN_ROOM, f"room {room} is not known to the encode node")
+        elif (
+            grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot)
+            or grant.registration != self._peers.get(peer, Peer.REGISTRATION)
+        ):
+            self._desk.count(Metric.MESSAGES_STALE)
+        elif (refusal := self._ended.came(room, Remote(*key, grant.key.epoch), grant.required_dst_info_num, now_ns)) is not None:
+            self._refuse(connection, grant, *refusal)
+        elif room in self._rooms:
+            self._drop_pending(key)
+            self._join(*self._rooms[room], grant, peer, connection)
+        elif self._num_pending[peer] >= MAX_PENDING_A_PEER:
+            self._refuse(connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait")
+        else:
+            self._drop_pending(key)  # a slot has one request: the one before it is over
+            self._pending.setdefault(room, {})[key] = Pending(grant, peer, connection, now_ns)
+            self._pending_rooms[key] = room
+            if self._ended.finished(room, now_ns) is not None:
+                self._asked.append((now_ns + PATIENCE_NS, room, Remote(*key, grant.key.epoch)))
+            self._num_pending[peer] += 1
+            self._announce(room)
+
+    def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
+        """One more destination of a room that is open here. The tombstone comes last: killed before it, all is found open."""
+        if not self._desk.is_live(slot, epoch):
+            code = self._slots.get(slot, Slot.FAILURE) or FailureCode.REFUSED
+            self._refuse(connection, grant, code, self._slots.reason(slot) or "the encoder's request has ended")
+            return
+        count = self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        required = self._slots.get(slot, Slot.REQUIRED)
+        if required == 0:
+            self._slots.set(slot, Slot.REQUIRED, grant.required_dst_info_num)
+        elif required != grant.required_dst_info_num:
+            reason = f"destinations disagree on required_dst_info_num: {required} and {grant.required_dst_info_num}"
+            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, reason)
+            self._refuse(connection, grant, FailureCode.PROTOCOL, reason)
+            return
+        elif count >= required:
+            self._refuse(connection, grant, FailureCode.REFUSED, f"room {grant.key.room} has all its {required} destinations")
+            return
+        first = grant.first_block  # what is before it, another encode node has sent (R26)
+        for field, value in (
+            (Destination.WINDOW, self._control.limits.window_blocks // grant.required_dst_info_num),
+            (Destination.PEER, peer + 1),
+            (Destination.INCARNATION, grant.header.incarnation),
+            (Destination.REGISTRATION, self._peers.get(peer, Peer.REGISTRATION)),
+            (Destination.REMOTE_SLOT, grant.key.slot),
+            (Destination.REMOTE_EPOCH, grant.key.epoch),
+            (Destination.BEGIN, first * self._desk.bs),
+            (Destination.SUMMED, RowSum(first * self._desk.bs, 0).pack()),
+            (Destination.SENT, first * self._desk.bs),
+            (Destination.GRANTED_TOKENS, first * self._desk.bs),
+            (Destination.GRANTED_BLOCKS, first),
+        ):
+            self._dsts.set(slot, count, field, value)
+        held = self._open[(peer, grant.key.slot)] = Open(grant.key.epoch, slot, epoch, count)
+        self._slots.set(slot, Slot.NUM_DESTINATIONS, count + 1)
+        self._peers.raise_tombstone(peer, grant.key.slot, grant.key.epoch)
+        self._apply(held, grant)
+
+    def _apply(self, held: Open, grant: Grant) -> None:
+        """R1: a set-once table; an entry at or above `sent` changes only for a newer session; no gap; a contiguous length."""
+        slot, epoch, d = held.slot, held.epoch, held.destination
+        if not self._desk.is_live(slot, epoch):
+            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            return
+        wrong = self._check_progress(held, grant)
+        if wrong:
+            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
+            return
+        known = self._dsts.get(slot, d, Destination.GRANTED_BLOCKS)
+        sent_block = self._dsts.get(slot, d, Destination.SENT) // self._desk.bs
+        first, end = grant.first_block, grant.first_block + len(grant.dst_embedding_indices)
+        if first > known:
+            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            return  # a message before it is missing; its node will send the whole window again
+        if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):
+            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
+            return
+        if grant.session_id > self._dsts.get(slot, d, Destination.SESSION):
+            self._dsts.set(slot, d, Destination.PORT, grant.dst_port)
+            self._dsts.set(slot, d, Destination.BASE, grant.base)
+            self._dsts.set(slot, d, Destination.SESSION, grant.session_id)
+        for i, index in enumerate(grant.dst_embedding_indices):
+            k = first + i
+            if k < known:
+                if k < sent_block:
+                    continue
+                old_index, old_session = self._dsts.grant(slot, d, k)
+                if grant.session_id == old_session and index != old_index:
+                    reason = f"block {k} was granted as {old_index} and as {index} under one session"
+                    self._desk.fail(slot, epoch, FailureCode.PROTOCOL, reason)
+                    return
+                if grant.session_id <= old_session:
+                    continue
+            self._dsts.set_grant(slot, d, k, index, grant.session_id)
+        self._dsts.raise_to(slot, d, Destination.GRANTED_BLOCKS, end)
+        if end >= known and grant.allocated_tokens:
+            tokens = first * self._desk.bs + grant.allocated_tokens
+            if self._dsts.get(slot, d, Destination.FIRST_GRANT) == 0:
+                self._dsts.set(slot, d, Destination.FIRST_GRANT, tokens)
+            if self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens):
+                self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
+        self._kick(slot, epoch)
+
+    def _check_progress(self, held: Open, grant: Grant) -> str | None:
+        """What is wrong with a grant by what stands here about its request; None when nothing is.
+
+        R2: its node knows from our reports alone how much has been sent. Less is a message or a report that is late; more is
+        never true. Where nodes verify, a report may be ahead of `SENT` for a moment, for it carries `SUMMED` (R27).
+        """
+        slot, d = held.slot, held.destination
+        required = self._slots.get(slot, Slot.REQUIRED)
+        if grant.required_dst_info_num != required:
+            return f"required_dst_info_num {grant.required_dst_info_num}, it was {required}"
+        if isinstance(grant, msg.Resume):
+            sent = max(self._dsts.get(slot, d, Destination.SENT), RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens)
+            if grant.sent_tokens > sent:
+                return f"sent_tokens {grant.sent_tokens} > {sent} tokens that were sent to it"
+        return None
+
+    # ---- aborts
+
+    def _take_abort(self, abort: msg.Abort, peer: int, connection: bytes) -> None:
+        key, room = (peer, abort.key.slot), abort.key.room
+        if abort.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
+            self._desk.count(Metric.MESSAGES_REFUSED)
+            return
+        held = self._open.get(key)
+        tainted = 0
+        if held is not None and held.remote_epoch == abort.key.epoch:
+            if split(self._desk.status.load(held.slot)).phase < TERMINAL:
+                self._slots.claim_failure(held.slot, abort.code or FailureCode.ABORTED, abort.reason)
+            self._desk.to("poller").send(Kick.ABORTED, held.slot, held.epoch, held.destination)
+            return
+        remote, required = Remote(*key, abort.key.epoch), 0
+        waiting = self._pending.get(room, {}).get(key)
+        if waiting is not None and waiting.grant.key.epoch == abort.key.epoch:
+            required = waiting.grant.required_dst_info_num
+            self._drop_pending(key)
+        is_news = self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch)
+        if self._ended.aborted(room, remote, self._now_ns):
+            pass  # it was told here that it comes too late
+        elif is_news or required:
+            failure = self._ended.fail(
+                room, abort.code or FailureCode.ABORTED, abort.reason, self._now_ns, required=required, told=[remote]
+            )
+            self._refuse_pending(room)
+            if room in self._rooms:
+                self._desk.fail(*self._rooms[room], *failure)
+        else:  # it was open here, and is forgotten: what it has tainted is not known any more, but what its peer has is (R7)
+            tainted = self._peers.get(peer, Peer.TAINTED)
+        self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, tainted)))
+
+    def _refuse_pending(self, room: int) -> None:
+        """Those who wait for an encoder of a room that has ended are told."""
+        for key, late in list(self._pending.get(room, {}).items()):
+            required = late.grant.required_dst_info_num
+            refusal = self._ended.came(room, Remote(*key, late.grant.key.epoch), required, self._now_ns)
+            if refusal is not None:
+                self._refuse(late.connection, late.grant, *refusal)
+                self._drop_pending(key)
+        self._announce(room)
+
+    def _refuse_finished(self, room: int, remote: Remote) -> None:
+        """It has waited for an encoder that opens a finished room again."""
+        key = (remote.peer, remote.slot)
+        waiting, refusal = self._pending.get(room, {}).get(key), self._ended.finished(room, self._now_ns)
+        if waiting is not None and waiting.grant.key.epoch == remote.epoch and refusal is not None:
+            self._refuse(waiting.connection, waiting.grant, *refusal)
+            self._drop_pending(key)
+
+    # ---- what waits for its encoder
+
+    def _announce(self, room: int) -> None:
+        """Tell clients whose calls wait for a slot that this room needs no destination any more, or no encoder.
+
+        With fewer destinations than it needs, it would hold a slot as long as one that nobody has asked for.
+        """
+        if not self._control.room_waiters.lanes():
+            return
+        grants = [waiting.grant for waiting in self._pending.get(room, {}).values()]
+        is_over = room in self._rooms or self._ended.bars(room)
+        if is_over or len(grants) >= max(min((grant.required_dst_info_num for grant in grants), default=1), 1):
+            self._wanted.append(room, can_end=is_over or all(grant.dst_embedding_indices for grant in grants))
+            self._has_announced = True
+
+    def _drop_pending(self, key: RemoteSlot) -> None:
+        room = self._pending_rooms.pop(key, None)
+        if room is not None:
+            self._num_pending[key[0]] -= 1
+            self._pending[room].pop(key, None)
+            if not self._pending[room]:
+                del self._pending[room]
+
+    def _forget_pending_of(self, peer: int) -> None:
+        self._ended.peer_gone(peer, self._now_ns)
+        for key in [key for key in self._pending_rooms if key[0] == peer]:
+            self._drop_pending(key)
+
+    def _drop_old_pending(self, now_ns: int) -> None:
+        """A language node aborts what exceeds its deadline; this is for those whose abort never came."""
+        self._ended.forget_old(now_ns)
+        limit = 2 * self._desk.timing.request_timeout_s * NS
+        for room in list(self._pending):
+            for key, pending in list(self._pending.get(room, {}).items()):
+                if now_ns - pending.since_ns > limit:
+                    self._drop_pending(key)
+
+
+def _wider(old: Grant, new: Grant) -> Grant:
+    """Of two grants of one request the one that reaches further; both begin where the request does, for nothing was sent yet."""
+    if new.first_block != old.first_block:
+        return old
+    reach = (len(new.dst_embedding_indices), new.allocated_tokens, new.session_id)
+    return new if reach >= (len(old.dst_embedding_indices), old.allocated_tokens, old.session_id) else old

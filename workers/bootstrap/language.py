@@ -1,0 +1,453 @@
+"""Language side of the bootstrap: registers with encode nodes, and sends grants and aborts to them.
+
+A grant is the whole window of blocks that a request still holds, absolute (R1), under the session of this node (R10). Before it
+leaves, each of its blocks moves from owned to exposed by one CAS, with the session noted: if the request was ended meanwhile, the CAS
+fails and the grant does not leave (D2). A message that is lost is sent again by whoever sees its peer behind (R24).
+
+A link leads to a numeric address, however a request has spelt it: of two links to one node, each would void what is granted
+over the other (R14). What holds a name waits until that has been looked up.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.layout import Engine, Peer, PeerState, Slot
+from embridge.allocator.metrics import Metric
+from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.rings import Kick, Record
+from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, exposure_of
+from embridge.allocator.status import split
+from embridge.workers import messages as msg
+from embridge.workers.addresses import Found, numeric
+from embridge.workers.bootstrap.registrations import why_not_numeric
+from embridge.workers.role import Arrival, Denied, Desk, Disconnect, Inbox, Out, Send
+from embridge.workers.timing import NS
+from embridge.workers.transfer.engines import mooncake
+
+log = logging.getLogger(__name__)
+
+REGISTER_AGAIN_NS = NS // 2
+
+
+@dataclass(slots=True)
+class Link:
+    """The connection to one encode node's bootstrap process."""
+
+    address: str
+    since_ns: int
+    registration: int
+    peer: int | None = None
+    sent_ns: int = 0
+    hint: str = ""  # why no connection comes about, as far as that can be told
+    asked: str = ""  # the address as a request has it, with a name, perhaps
+    waiting: dict[int, int] = field(default_factory=dict)  # slot -> epoch
+
+
+@dataclass(slots=True)
+class Lookup:
+    """The requests that wait for a name."""
+
+    since_ns: int
+    waiting: dict[int, int] = field(default_factory=dict)  # slot -> epoch
+
+
+class GrantSender:
+    """The language node's bootstrap role."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._control = desk.control
+        self._slots = desk.slots
+        self._windows = desk.control.windows
+        self._sessions = desk.control.sessions
+        self._links: dict[str, Link] = {}
+        self._lookups: dict[str, Lookup] = {}  # by the address as the requests have it
+        self._out: list[Out] = []
+        for peer in self._control.peers.alive():
+            record = self._control.peers.record(peer)
+            self._links[record.bootstrap_addr] = Link(record.bootstrap_addr, 0, record.registration, peer)
+        self._registration = 0
+        self._recover = True
+
+    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
+        self._out = []
+        if self._recover:
+            self._recover = False
+            for slot, epoch in self._desk.current_slots():
+                self._open(slot, epoch, now_ns)
+                self._send_grant(slot, epoch)
+        for address in inbox.refused:
+            self._refused(address, now_ns)
+        for denied in inbox.denied:
+            self._denied(denied)
+        for arrival in inbox.arrivals:
+            with self._desk.isolated("message"):
+                self._take(arrival, now_ns)
+        for _, record in inbox.records:
+            with self._desk.isolated("kick", record.slot, record.epoch):
+                self._look(record, now_ns)
+        for address in list(self._lookups):
+            self._look_up(address, now_ns)
+        for link in list(self._links.values()):
+            if link.peer is None:
+                self._register(link, now_ns)
+        return self._out
+
+    def next_step_ns(self, now_ns: int) -> int:
+        registering = any(link.peer is None for link in self._links.values())
+        return now_ns + (REGISTER_AGAIN_NS if registering or self._lookups else 10 * NS)
+
+    # ---- from the clients and the poller
+
+    def _look(self, record: Record, now_ns: int) -> None:
+        slot, epoch = record.slot, record.epoch
+        match record.kick:
+            case Kick.OPEN:
+                self._desk.to("poller").send(Kick.OPEN, slot, epoch)
+                self._open(slot, epoch, now_ns)
+            case Kick.GRANT:
+                self._send_grant(slot, epoch)
+            case Kick.FAIL:
+                self._desk.to("poller").send(Kick.FAIL, slot, epoch)
+            case Kick.LOOK:
+                self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            case Kick.SEND_ABORT:
+                self._open(slot, epoch, now_ns)
+                self._send_abort(slot, epoch)
+            case Kick.RELEASE:
+                self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+                self._control.ring_slot_waiters()
+                self._desk.wake_reaper(slot)
+                waiting = [it.waiting for it in self._links.values()] + [it.waiting for it in self._lookups.values()]
+                for those in waiting:
+                    if those.get(slot) == epoch:
+                        del those[slot]
+            case Kick.PEER_DEAD:
+                self._drop_link_of(slot)
+            case Kick.SESSION:
+                self._grant_anew(slot)
+
+    def _open(self, slot: int, epoch: int, now_ns: int) -> None:
+        """Have its encode node registered; also for a request that has failed, for its encoder is to hear why."""
+        if not self._desk.is_current(slot, epoch) or self._slots.get(slot, Slot.PEER):
+            return
+        asked = self._slots.address(slot)
+        try:
+            self._open_at(numeric(asked), asked, slot, epoch, now_ns)
+        except ValueError:  # it holds a name
+            self._lookups.setdefault(asked, Lookup(now_ns)).waiting[slot] = epoch
+
+    def _look_up(self, asked: str, now_ns: int) -> None:
+        """Go on with those who wait for a name, once it is known where it leads; nobody else waits for it."""
+        it = self._lookups[asked]
+        found = self._desk.find(asked) if it.waiting else Found("")
+        if found is not None and found.endpoint:
+            for slot, epoch in it.waiting.items():
+                self._open_at(found.endpoint, asked, slot, epoch, now_ns)
+        elif it.waiting and now_ns - it.since_ns <= self._desk.timing.connect_timeout_s * NS:
+            return
+        else:
+            why = found.why if found is not None else f"name {mooncake.host_of(asked)} does not resolve: no answer yet"
+            self._end(it.waiting, FailureCode.UNREACHABLE, self._no_answer(asked, why))
+        del self._lookups[asked]
+
+    def _open_at(self, address: str, asked: str, slot: int, epoch: int, now_ns: int) -> None:
+        if not self._desk.is_current(slot, epoch):
+            return
+        link = self._links.get(address)
+        if link is None:
+            link = self._new_link(address, now_ns)
+        if link.peer is not None and self._control.peers.is_alive(link.peer):
+            self._join(slot, epoch, link.peer)
+            return
+        if link.peer is not None:
+            self._drop_link_of(link.peer)
+            link = self._new_link(address, now_ns)
+        if not link.waiting:
+            link.since_ns = now_ns
+        link.asked = asked
+        link.waiting[slot] = epoch
+
+    def _new_link(self, address: str, now_ns: int) -> Link:
+        """Each has a greater number than all before it, also those of the process before this one (R14)."""
+        peers = self._control.peers
+        known = [peers.get(peer, Peer.REGISTRATION) for peer in range(peers.num_peers)]
+        self._registration = max(self._registration + 1, max(known) + 1, now_ns)
+        link = self._links[address] = Link(address, now_ns, self._registration)
+        return link
+
+    def _join(self, slot: int, epoch: int, peer: int) -> None:
+        """The handshake of this request is done: its client may grant, or the poller have it aborted."""
+        if not self._desk.is_current(slot, epoch):
+            return
+        self._slots.set(slot, Slot.PEER, peer + 1)
+        if not self._desk.is_live(slot, epoch):
+            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            return
+        self._desk.wake_library(slot)
+        if self._slots.get(slot, Slot.INIT_ASKED):
+            self._send_grant(slot, epoch)
+
+    # ---- registration
+
+    def _register(self, link: Link, now_ns: int) -> None:
+        if not link.waiting:
+            self._links.pop(link.address, None)
+            self._out.append(Disconnect(link.address))
+            return
+        if now_ns - link.since_ns > self._desk.timing.connect_timeout_s * NS:
+            why = link.hint or "check its address and that it is up"
+            self._give_up(link, FailureCode.UNREACHABLE, self._no_answer(link.address, why))
+            return
+        if now_ns - link.sent_ns < REGISTER_AGAIN_NS and link.sent_ns:
+            return
+        link.sent_ns = now_ns
+        geometry, own = self._control.geometry, self._desk.addresses
+        self._out.append(
+            Send(
+                link.address,
+                msg.Register(
+                    header=self._desk.header(0),
+                    bootstrap_addr=own.bootstrap_addr,
+                    poller_addr=own.poller_addr,
+                    run_socket=own.run_socket if Engine.SHM in self._desk.engines else "",
+                    mooncake_proto=mooncake.PROTO if Engine.MOONCAKE in self._desk.engines else 0,
+                    hidden_size=geometry.hidden_size,
+                    block_size=geometry.block_size,
+                    num_blocks=geometry.num_blocks,
+                    dtype=geometry.dtype,
+                    deepstack_layers=geometry.deepstack_layers,
+                    num_slots=self._control.limits.num_slots,
+                    window_blocks=self._control.limits.window_blocks,
+                    registration=link.registration,
+                    verify=self._control.verify,
+                ),
+                asked=link.asked,
+            )
+        )
+
+    def _no_answer(self, address: str, why: str) -> str:
+        return f"no encode node answers at {address} for {self._desk.timing.connect_timeout_s:g} s; {why}"
+
+    def _give_up(self, link: Link, code: FailureCode, reason: str) -> None:
+        log.warning("encode node %s: %s", link.address, reason)
+        self._end(link.waiting, code, reason)
+        self._links.pop(link.address, None)
+        self._out.append(Disconnect(link.address))
+
+    def _end(self, waiting: dict[int, int], code: FailureCode, reason: str) -> None:
+        for slot, epoch in waiting.items():
+            if self._desk.is_live(slot, epoch):
+                self._desk.fail(slot, epoch, code, reason)
+            else:  # it has failed before, and nobody is there to be told
+                self._desk.to("poller").send(Kick.ABORT_ACK, slot, epoch)
+
+    def _refused(self, address: str, now_ns: int) -> None:
+        """Nobody listens there. A registered node whose port is closed is dead; one that never answered may be starting."""
+        link = self._links.get(address)
+        if link is not None and link.peer is not None:
+            self._desk.to("poller").send(Kick.PEER_DEAD, link.peer, self._control.peers.get(link.peer, Peer.INCARNATION))
+            self._drop_link_of(link.peer)
+
+    def _denied(self, denied: Denied) -> None:
+        """Somebody listens there, and is not let in, or does not let us in. Of a registered node, silence is the judge."""
+        link = self._links.get(denied.address)
+        if link is None or link.peer is not None:
+            return
+        if denied.is_final:
+            self._give_up(link, FailureCode.REFUSED, f"encode node {denied.address}: {denied.reason}")
+        else:
+            link.hint = denied.reason
+
+    def _drop_link_of(self, peer: int) -> None:
+        for address, link in list(self._links.items()):
+            if link.peer == peer:
+                del self._links[address]
+                self._out.append(Disconnect(address))
+
+    # ---- from encode nodes
+
+    def _take(self, arrival: Arrival, now_ns: int) -> None:
+        message = arrival.message
+        link = self._links.get(arrival.address or "")
+        if link is None:
+            self._desk.count(Metric.MESSAGES_STALE)
+            return
+        header = message.header
+        if self._control.peers.belongs_to_another(header.node_id, header.incarnation, arrival.identity) or (
+            link.peer is not None and self._control.peers.key(link.peer) != arrival.identity
+        ):
+            self._desk.count(Metric.MESSAGES_FORGED)
+            link.hint = "it speaks in the name of a node with another key"
+            return
+        if message.header.target != self._control.incarnation:
+            self._desk.count(Metric.MESSAGES_STALE)
+            return
+        match message:
+            case msg.Foreign():
+                if link.peer is None:
+                    self._give_up(link, FailureCode.REFUSED, f"encode node {link.address} {_other_version(message)}")
+            case msg.Registered():
+                self._registered(link, message, arrival.identity, now_ns)
+            case msg.Refused(key=None):
+                self._give_up(link, FailureCode.REFUSED, f"encode node {link.address} refused: {message.reason}")
+            case msg.Refused(key=msg.RequestKey() as key):
+                if self._is_ours(key, link):
+                    self._desk.fail(key.slot, key.epoch, message.code or FailureCode.REFUSED, message.reason)
+            case msg.AbortAck(key=key):
+                if self._is_ours(key, link):
+                    self._desk.to("poller").send(Kick.ABORT_ACK, key.slot, key.epoch, message.tainted)
+            case msg.Stale():
+                if link.peer is not None and self._control.peers.get(link.peer, Peer.INCARNATION) == message.target:
+                    log.warning("encode node %s: its incarnation %d is gone", link.address, message.target)
+                    self._desk.to("poller").send(Kick.PEER_DEAD, link.peer, message.target)
+                    self._drop_link_of(link.peer)
+            case _:
+                self._desk.count(Metric.MESSAGES_REFUSED)
+
+    def _is_ours(self, key: msg.RequestKey, link: Link) -> bool:
+        return (
+            link.peer is not None
+            and self._desk.is_current(key.slot, key.epoch)
+            and self._slots.get(key.slot, Slot.PEER) == link.peer + 1
+        )
+
+    def _registered(self, link: Link, message: msg.Registered, key: str, now_ns: int) -> None:
+        if link.peer is not None:
+            return
+        if wrong := why_not_numeric(message):
+            reason = f"encode node {link.address} announces what is no address: {wrong}"
+            self._give_up(link, FailureCode.PROTOCOL, reason)
+            return
+        header, peers = message.header, self._control.peers
+        for other in peers.alive():
+            if peers.get(other, Peer.NODE_ID) == header.node_id and (
+                peers.get(other, Peer.INCARNATION) < header.incarnation
+            ):
+                self._desk.to("poller").send(Kick.PEER_DEAD, other, peers.get(other, Peer.INCARNATION))
+                self._drop_link_of(other)
+        peer = peers.find(header.node_id, header.incarnation)
+        if peer is None:
+            in_use = {self._slots.get(s, Slot.PEER) - 1 for s, _ in self._desk.current_slots()}
+            record = PeerRecord(
+                node_id=header.node_id,
+                incarnation=header.incarnation,
+                window_blocks=message.window_blocks,
+                num_blocks=message.num_blocks,
+                num_slots=0,
+                engine=message.engine,
+                bootstrap_addr=link.address,
+                poller_addr=message.poller_addr,
+                run_socket="",
+                registration=link.registration,
+                key=key,
+            )
+            peer = peers.register(record, now_ns, in_use)
+            if peer is None:
+                self._give_up(link, FailureCode.REFUSED, f"all {peers.num_peers} peer entries are taken; raise max_peers")
+                return
+            log.info("registered with encode %s", record)
+        peers.put(peer, Peer.REGISTRATION, link.registration)
+        peers.put(peer, Peer.ENGINE, message.engine)
+        link.peer = peer
+        waiting, link.waiting = link.waiting, {}
+        for slot, epoch in waiting.items():
+            self._join(slot, epoch, peer)
+
+    # ---- to encode nodes
+
+    def _peer_of(self, slot: int) -> int | None:
+        peer = self._slots.get(slot, Slot.PEER) - 1
+        if peer < 0 or self._control.peers.get(peer, Peer.STATE) != PeerState.REGISTERED:
+            return None
+        return peer
+
+    def _key(self, slot: int, epoch: int) -> msg.RequestKey:
+        return msg.RequestKey(slot, epoch, self._slots.get(slot, Slot.ROOM))
+
+    def _window(self, slot: int) -> tuple[int, list[int], int]:
+        """(first block, indices, tokens granted) that belong together, though the client drains meanwhile."""
+        while True:
+            first = self._slots.get(slot, Slot.DRAINED_BLOCKS)
+            blocks, tokens = self._slots.granted(slot)
+            indices = [self._windows.get(slot, k) for k in range(first, blocks)]
+            if self._slots.get(slot, Slot.DRAINED_BLOCKS) == first:
+                return first, indices, tokens
+
+    def _grant_anew(self, worker: int) -> None:
+        """A worker is in a new session: every window that was granted under the one before is granted under it (R10)."""
+        for slot, epoch in self._desk.current_slots():
+            if self._slots.get(slot, Slot.SESSION) and self._control.worker_of(self._slots.get(slot, Slot.ROOM)) == worker:
+                self._send_grant(slot, epoch)
+
+    def _session_for(self, slot: int, peer: int) -> LiveSession | None:
+        """The session under which a request's rows may come from that peer; None while its engine is being started."""
+        if self._control.peers.get(peer, Peer.ENGINE) == Engine.SHM:
+            return NO_SESSION
+        session = self._sessions.live(self._control.worker_of(self._slots.get(slot, Slot.ROOM)))
+        return session if session.number else None
+
+    def _exposed_window(self, slot: int, epoch: int, exposure: int) -> tuple[int, list[int], int] | None:
+        """The window, all of it exposed; None when the request ended meanwhile. A block drained meanwhile means: look again."""
+        while self._desk.is_live(slot, epoch):
+            first, indices, tokens = self._window(slot)
+            array = np.array(indices, np.uint32)
+            if not indices or (
+                self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) == len(array)
+            ):
+                return first, indices, tokens
+            if self._slots.get(slot, Slot.DRAINED_BLOCKS) == first:
+                return None  # freed by the request's end, which its word will show
+        return None
+
+    def _send_grant(self, slot: int, epoch: int) -> None:
+        if not self._desk.is_live(slot, epoch):
+            return
+        peer = self._peer_of(slot)
+        if peer is None:
+            return
+        session = self._session_for(slot, peer)
+        if session is None:
+            return  # when it is there, the worker says so
+        worker = self._control.worker_of(self._slots.get(slot, Slot.ROOM))
+        self._slots.set(slot, Slot.CONTACTED_EPOCH, epoch)
+        self._slots.raise_to(slot, Slot.SESSION, session.number)
+        window = self._exposed_window(slot, epoch, exposure_of(worker, session.number) if session.number else SHM_EXPOSURE)
+        if window is None:
+            return
+        first, indices, tokens = window
+        word = split(self._desk.status.load(slot))
+        own, record = self._desk.addresses, self._control.peers.record(peer)
+        header = self._desk.header(record.incarnation)
+        key, required = self._key(slot, epoch), max(self._slots.get(slot, Slot.REQUIRED), 1)
+        allocated = max(tokens - first * self._desk.bs, 0)
+        message: msg.Init | msg.Resume
+        if self._slots.get(slot, Slot.HEARD_EPOCH) != epoch:
+            registration = self._control.peers.get(peer, Peer.REGISTRATION)
+            message = msg.Init(
+                header, key, own.poller_addr, session.port, session.number, session.base, indices, first, required, allocated, registration
+            )
+        else:
+            message = msg.Resume(
+                header, key, own.poller_addr, session.port, session.number, session.base, indices, first, required, word.sent, allocated
+            )
+        self._out.append(Send(record.bootstrap_addr, message, record.key))
+
+    def _send_abort(self, slot: int, epoch: int) -> None:
+        peer = self._peer_of(slot)
+        if peer is None or not self._desk.is_current(slot, epoch):
+            return
+        record = self._control.peers.record(peer)
+        code, reason = self._slots.get(slot, Slot.FAILURE), msg.clip(self._slots.reason(slot))
+        header = self._desk.header(record.incarnation)
+        self._out.append(Send(record.bootstrap_addr, msg.Abort(header, self._key(slot, epoch), code, reason), record.key))
+
+
+def _other_version(message: msg.Foreign) -> str:
+    ours = " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
+    return f"speaks version {message.header.version} of the protocol, this node {ours}; run the same embridge on both"

@@ -1,0 +1,237 @@
+"""Encode side of the bootstrap: which language nodes it serves, and how rows travel to each.
+
+A registration is refused with a reason that says what to change; one that is taken gives the node an entry in the peer table. A node that
+registers again had taken this one for dead: what it had granted before is valid no more (R14, D2).
+
+Rows travel through shared memory to a node that listens at the run socket that it names, on this host. Who listens there is asked, and a
+registration waits for the answer, but nobody else does: at that path another node may listen, where each has a /tmp of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.layout import Engine, Peer
+from embridge.allocator.metrics import Metric
+from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.rings import Kick
+from embridge.workers import messages as msg
+from embridge.workers.addresses import numeric
+from embridge.workers.log_limit import LogLimit
+from embridge.workers.poller.peer_watch import COPIED, WAS_COPIED
+from embridge.workers.role import Desk
+from embridge.workers.run_socket import Question
+from embridge.workers.timing import NS
+from embridge.workers.transfer.engines import mooncake
+
+log = logging.getLogger(__name__)
+
+MAX_QUESTIONS = 64  # at run sockets, at one time; who registers beyond them does so again in a moment
+QUESTION_NS = 4 * NS  # for an answer: less than a language node waits; the launcher of a busy machine answers late
+LOOK_NS = NS // 1000  # between two looks for an answer
+
+
+def why_not_numeric(message: msg.Register | msg.Registered) -> str:
+    """Which address of a node is none that we connect to; empty when both are numbers, which nobody has to look up."""
+    for name in ("bootstrap_addr", "poller_addr"):
+        try:
+            numeric(getattr(message, name))
+        except ValueError as error:
+            return f"{name}: {error}"
+    return ""
+
+
+class Answer(NamedTuple):
+    """What a language node is told; and its entry in the peer table, when it begins again."""
+
+    message: msg.Registered | msg.Refused
+    begins_again: int | None = None
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A registration that waits for who listens at its run socket."""
+
+    question: Question
+    since_ns: int
+    message: msg.Register
+    key: str
+    connection: bytes
+
+
+class Registrations:
+    """The language nodes that this encode node serves."""
+
+    def __init__(self, desk: Desk, limit: LogLimit) -> None:
+        self._desk = desk
+        self._control = desk.control
+        self._peers = desk.control.peers
+        self._limit = limit
+        self._waiting: dict[tuple[int, int, str], Waiting] = {}  # by node id, incarnation and key
+
+    def take(self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]) -> Answer | None:
+        """None: it waits, and `due` gives it back. `key`: the one that its connection has proved. `in_use`: entries that no other node
+        may have, dead as theirs may be."""
+        answer = self._judge(message, key, connection, now_ns, in_use)
+        if answer is not None:  # whatever it is: nothing of this node is asked about any more
+            self._drop((message.header.node_id, message.header.incarnation, key))
+        return answer
+
+    def _judge(self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]) -> Answer | None:
+        header = message.header
+        why_not = self._why_not(message, key)
+        if why_not:
+            return self._refuse(message, now_ns, why_not)
+        for older in self._others(header):
+            self._desk.to("poller").send(Kick.PEER_DEAD, older, self._peers.get(older, Peer.INCARNATION))
+        peer = self._peers.find(header.node_id, header.incarnation)
+        if peer is None:
+            elsewhere = self._why_elsewhere(message, key, connection, now_ns)
+            if elsewhere is None:
+                return None
+            engine = self._engine_for(message, elsewhere)
+            if isinstance(engine, str):
+                return self._refuse(message, now_ns, engine)
+            record = PeerRecord(
+                node_id=header.node_id,
+                incarnation=header.incarnation,
+                window_blocks=message.window_blocks,
+                num_blocks=message.num_blocks,
+                num_slots=message.num_slots,
+                engine=engine,
+                bootstrap_addr=message.bootstrap_addr,
+                poller_addr=message.poller_addr,
+                run_socket=message.run_socket,
+                registration=message.registration,
+                key=key,
+            )
+            if self._peers.register(record, now_ns, in_use()) is None:
+                return self._refuse(message, now_ns, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
+            log.info("registered language %s; rows travel through %s", record, engine.name.lower())
+            return Answer(self._welcome(header, engine))
+        begins_again = message.registration > self._peers.get(peer, Peer.REGISTRATION)
+        if begins_again:
+            self._peers.put(peer, Peer.REGISTRATION, message.registration)  # before the answer: its door is open to us only after that
+        return Answer(self._welcome(header, self._peers.get(peer, Peer.ENGINE)), peer if begins_again else None)
+
+    def due(self, now_ns: int) -> list[Waiting]:
+        """The registrations that have waited, and are to be taken now."""
+        return [it for it in self._waiting.values() if it.question.answer() is not None or now_ns - it.since_ns > QUESTION_NS]
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def refuse_version(self, message: msg.Foreign) -> msg.Refused | None:
+        """The answer to a frame of another protocol version: only whoever sends a registration waits for one."""
+        if message.tag != msg.Register.__struct_config__.tag:
+            return None
+        theirs, ours = message.header.version, " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
+        reason = f"protocol version: the language node speaks {theirs}, this encode node {ours}; run the same embridge on both"
+        return msg.Refused(self._desk.header(message.header.incarnation), FailureCode.REFUSED, msg.clip(reason))
+
+    # ---- why a node is not served
+
+    def _why_not(self, message: msg.Register, key: str) -> str:
+        """Empty when nothing speaks against it."""
+        header, geometry = message.header, self._control.geometry
+        for name, ours in (
+            *((name, getattr(geometry, name)) for name in ("hidden_size", "block_size", "dtype", "deepstack_layers")),
+            ("verify", self._control.verify),
+        ):
+            theirs = getattr(message, name)
+            if theirs != ours:
+                return f"{name}: language {theirs}, encode {ours}; launch both with the same"
+        if wrong := why_not_numeric(message):
+            return wrong
+        limit = self._control.limits.max_peer_slots
+        if message.num_slots > limit:
+            return f"num_slots: {message.num_slots} > max_peer_slots {limit} of this node"
+        if self._peers.belongs_to_another(header.node_id, header.incarnation, key):
+            self._desk.count(Metric.MESSAGES_FORGED)
+            return "this node id is known with another key; one node has one key and one run directory"
+        return self._why_not_that_node(message)
+
+    def _why_not_that_node(self, message: msg.Register) -> str:
+        """Of two nodes whose run directories are copies of one, each ends the other's requests: they are told so."""
+        header, peers = message.header, self._peers
+        if header.node_id == self._control.node_id:
+            return f"node id {header.node_id:x} is this encode node's own: {COPIED}"
+        twin = peers.find(header.node_id, header.incarnation)
+        if twin is not None and peers.record(twin).poller_addr != message.poller_addr:
+            return f"that start of its node is registered from elsewhere: {COPIED}"
+        newest = max((peers.get(other, Peer.INCARNATION) for other in self._others(header)), default=0)
+        if newest <= header.incarnation:
+            return ""
+        return f"incarnation {header.incarnation} is older than {newest}; {WAS_COPIED}"
+
+    def _others(self, header: msg.Header) -> list[int]:
+        """The living entries of other incarnations of this node."""
+        return [
+            peer
+            for peer in self._peers.alive()
+            if self._peers.get(peer, Peer.NODE_ID) == header.node_id and self._peers.get(peer, Peer.INCARNATION) != header.incarnation
+        ]
+
+    def _why_elsewhere(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> str | None:
+        """Why rows cannot travel through shared memory; empty if they can, None while that is being asked."""
+        if Engine.SHM not in self._desk.engines:
+            return "this encode node takes no shared memory"
+        if not message.run_socket:
+            return "it takes no shared memory"
+        header = message.header
+        identity = (header.node_id, header.incarnation, key)
+        it = self._waiting.get(identity)
+        if it is None or it.message.run_socket != message.run_socket:
+            if it is None and len(self._waiting) >= MAX_QUESTIONS:
+                return None
+            self._drop(identity)
+            question = self._desk.ask_at(message.run_socket, header.node_id, header.incarnation)
+            it = self._waiting[identity] = Waiting(question, now_ns, message, key, connection)
+        it.message, it.connection = message, connection
+        answer = it.question.answer()
+        if answer is None and now_ns - it.since_ns > QUESTION_NS:
+            answer = "its run socket does not say whose it is"
+        return answer
+
+    def _drop(self, identity: tuple[int, int, str]) -> None:
+        it = self._waiting.pop(identity, None)
+        if it is not None:
+            it.question.close()
+
+    def _engine_for(self, message: msg.Register, elsewhere: str) -> Engine | str:
+        """How rows will travel: through shared memory if it is not `elsewhere`, else through Mooncake; or why they cannot."""
+        if not elsewhere:
+            return Engine.SHM
+        ours = self._desk.engines
+        tried = [elsewhere] if Engine.SHM in ours else []
+        if Engine.MOONCAKE in ours:
+            far = mooncake.why_out_of_reach(mooncake.host_of(self._desk.addresses.poller_addr), mooncake.host_of(message.poller_addr))
+            if message.mooncake_proto >= mooncake.PROTO and not far:
+                return Engine.MOONCAKE
+            if message.mooncake_proto >= mooncake.PROTO:
+                tried.append(far)
+            elif message.mooncake_proto:
+                tried.append(f"its Mooncake has framing {message.mooncake_proto}, which reports writes done before they land (R13)")
+            else:
+                tried.append("it offers no Mooncake")
+        else:
+            tried.append("this encode node offers no Mooncake")
+        return f"no engine in common: {'; '.join(tried)}"
+
+    # ---- answers
+
+    def _welcome(self, header: msg.Header, engine: int) -> msg.Registered:
+        own, control = self._desk.addresses, self._control
+        to = self._desk.header(header.incarnation)
+        return msg.Registered(to, own.bootstrap_addr, own.poller_addr, engine, control.geometry.num_blocks, control.limits.window_blocks)
+
+    def _refuse(self, message: msg.Register, now_ns: int, reason: str) -> Answer:
+        header = message.header
+        self._desk.count(Metric.MESSAGES_REFUSED)
+        self._limit.log(log, logging.WARNING, header.node_id, now_ns, "language node %x refused: %s", header.node_id, reason)
+        return Answer(msg.Refused(self._desk.header(header.incarnation), FailureCode.REFUSED, msg.clip(reason)))

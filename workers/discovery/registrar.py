@@ -1,0 +1,282 @@
+"""The registrar: the one process of a node that talks to the discovery server, so that no client ever does (D10).
+
+Every second it reports the node (its load, and which processes do not beat), asks for the nodes of the other role, and writes them into
+the route table, where clients read them. When the node drains it says so at once, and when it stops it leaves.
+
+Whatever the server does (it is down, it hangs, it talks nonsense), the node goes on: each request has a deadline, failures are retried
+after a pause that doubles up to the time to live, with jitter, and the reason is logged once a change and stands in the control segment
+for `embridge status`. The routes that were known stay: a node that was alive a moment ago is a better guess than none, and a dead one
+refuses the connection at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from typing import Final
+
+from embridge.allocator.layout import DiscoveryState, NodeState, Role
+from embridge.allocator.metrics import Metric
+from embridge.allocator.routes import DiscoveryRecord, RouteRecord
+from embridge.workers.discovery import messages as msg
+from embridge.workers.discovery.auth_token import read_token
+from embridge.workers.discovery.client import DiscoveryClient, DiscoveryError
+from embridge.workers.health import failing_processes, load_of, silent_processes
+from embridge.workers.role import Desk
+from embridge.workers.start import Seat, begin
+from embridge.workers.timing import NS, Timing
+
+log = logging.getLogger(__name__)
+
+LEAVE_TIMEOUT_S: Final = 1.0  # a node that stops waits no longer for a server that does not answer
+PUBLISHED: Final = (NodeState.READY, NodeState.DRAINING)
+
+
+class Backoff:
+    """When to try again: at the interval while all is well; else after a pause that doubles with each failure, up to a
+    limit, a random half of it, so that the nodes of a cluster do not come back all at once."""
+
+    def __init__(self, interval_s: float, longest_s: float, chance: random.Random) -> None:
+        self._interval_s = interval_s
+        self._longest_s = longest_s
+        self._chance = chance
+        self.num_failures = 0
+
+    def succeeded(self) -> float:
+        self.num_failures = 0
+        return self._interval_s
+
+    def failed(self) -> float:
+        self.num_failures += 1
+        pause_s = min(self._longest_s, self._interval_s * 2.0 ** min(self.num_failures - 1, 30))
+        return pause_s * self._chance.uniform(0.5, 1.0)
+
+
+class Reporter:
+    """What the node says of itself, and what is made of the answers: words in, words out, no network."""
+
+    def __init__(self, desk: Desk, url: str) -> None:
+        self._desk = desk
+        self._control = desk.control
+        self._url = url
+        self._table = desk.control.route_writer
+        self._known: dict[int, RouteRecord] = {route.node_id: route for route in desk.control.routes.routes()}
+        self._state = DiscoveryState.STARTING
+        self._reason = ""
+        self._since_ns = self._heard_ns = 0
+        self._told_full = False
+        self.other_role = Role.LANGUAGE if desk.control.role == Role.ENCODE else Role.ENCODE
+
+    def report(self, now_ns: int) -> msg.RouteReport | None:
+        """The node as it is now; None while it is not READY yet, or is STOPPED: then there is nothing to publish."""
+        control, desk = self._control, self._desk
+        state = control.state
+        if state not in PUBLISHED:
+            return None
+        load = load_of(desk)
+        return msg.RouteReport(
+            role="encode" if control.role == Role.ENCODE else "language",
+            node_id=f"{control.node_id:x}",
+            incarnation=control.incarnation,
+            bootstrap_addr=desk.addresses.bootstrap_addr,
+            poller_addr=desk.addresses.poller_addr,
+            state="READY" if state == NodeState.READY else "DRAINING",
+            unhealthy=self._unhealthy(now_ns),
+            outstanding_tokens=load.outstanding_tokens,
+            outstanding_requests=load.outstanding_requests,
+            free_blocks=load.free_blocks,
+            num_blocks=control.blocks.num_blocks,
+            sequence=now_ns,
+            ttl_s=desk.timing.discovery_ttl_s,
+        )
+
+    def _unhealthy(self, now_ns: int) -> list[msg.Silent]:
+        """What does not beat, and what cannot be kept alive, though it may just be beating."""
+        silent = dict(silent_processes(self._control, now_ns, self._desk.timing.health_s))
+        failing = {name: reason[:64] for name, reason in failing_processes(self._control)}
+        return [msg.Silent(name, silent.get(name, 0.0), failing.get(name, "")) for name in {**silent, **failing}]
+
+    def leave(self) -> msg.Leave:
+        return msg.Leave(node_id=f"{self._control.node_id:x}", incarnation=self._control.incarnation)
+
+    def take(self, answer: msg.RouteAnswer, now_ns: int) -> None:
+        """Write the routes that came into the table. What a server that has just started does not list is kept: the nodes
+        may only not have renewed there yet."""
+        routes = {route.node_id: route for route in (_record(entry, now_ns) for entry in answer.routes)}
+        if answer.server_up_s < self._desk.timing.discovery_ttl_s:
+            routes = self._known | routes
+        left_out = self._table.put_all(routes.values())
+        if left_out and not self._told_full:
+            log.warning("%d nodes found no room among %d routes; raise max_routes", left_out, self._control.limits.max_routes)
+        self._told_full = bool(left_out)
+        self._known = routes
+
+    def say(self, state: DiscoveryState, reason: str, num_failures: int, now_ns: int) -> None:
+        """Show how it goes; log it if that is news."""
+        if (state, reason) != (self._state, self._reason):
+            self._state, self._reason, self._since_ns = state, reason, now_ns
+            if state in (DiscoveryState.REFUSED, DiscoveryState.UNREACHABLE):
+                log.warning("discovery: %s; the node goes on without", reason)
+            else:
+                log.info("discovery: %s at %s", state.name, self._url)
+        if state == DiscoveryState.REGISTERED:
+            self._heard_ns = now_ns
+        self._table.put_discovery(
+            DiscoveryRecord(state, self._since_ns, self._heard_ns, num_failures, self._url, self._reason)
+        )
+
+
+def _record(entry: msg.RouteEntry, now_ns: int) -> RouteRecord:
+    return RouteRecord(
+        node_id=int(entry.node_id, 16),
+        incarnation=entry.incarnation,
+        state=NodeState[entry.state],
+        healthy=entry.healthy,
+        unhealthy=", ".join(str(silent) for silent in entry.unhealthy),
+        bootstrap_addr=entry.bootstrap_addr,
+        poller_addr=entry.poller_addr,
+        outstanding_tokens=entry.outstanding_tokens,
+        outstanding_requests=entry.outstanding_requests,
+        free_blocks=entry.free_blocks,
+        num_blocks=entry.num_blocks,
+        reported_ns=now_ns - int(entry.age_s * NS),
+    )
+
+
+class Registrar:
+    """The loop: beats, exchanges with the server, one at a time, and the leave at the end."""
+
+    def __init__(self, seat: Seat, desk: Desk) -> None:
+        self._seat = seat
+        self._desk = desk
+        self._timing: Timing = desk.timing
+        self._control = desk.control
+        self._reporter = Reporter(desk, seat.discovery)
+        self._backoff = Backoff(self._timing.discovery_interval_s, self._timing.discovery_ttl_s, random.Random())
+        self._wake = asyncio.Event()
+        self._due_ns = 0
+        self._published = NodeState.STARTING
+        self._client: DiscoveryClient | None = None
+
+    async def run(self) -> None:
+        loop, event_fd = asyncio.get_running_loop(), self._seat.event_fds[self._seat.name].fd
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_reader(event_fd, self._rung, event_fd)
+        loop.add_reader(self._seat.death.fd, self._stop)
+        begin(self._seat, self._control)
+        exchange: asyncio.Task[None] | None = None
+        bell = self._control.bell(self._seat.name)
+        try:
+            while not self._seat.stop:
+                seen = bell.sequence()
+                self._wake.clear()
+                now = time.monotonic_ns()
+                self._control.processes.beat(self._desk.index, now)
+                if exchange is not None and exchange.done():
+                    exchange.result()
+                    exchange = None
+                if exchange is None and (now >= self._due_ns or self._has_news()):
+                    exchange = asyncio.create_task(self._exchange())
+                    exchange.add_done_callback(lambda _: self._wake.set())
+                wait_s = self._timing.beat_s
+                if exchange is None:
+                    wait_s = min(wait_s, (self._due_ns - now) / NS)
+                if bell.arm(seen):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait_s):
+                            await self._wake.wait()
+                    bell.disarm()
+        finally:
+            loop.remove_reader(self._seat.death.fd)
+            if exchange is not None:
+                exchange.cancel()
+                await asyncio.wait([exchange])
+            if self._published in PUBLISHED:
+                await self._leave()
+            await self._disconnect()
+
+    def _stop(self) -> None:
+        self._seat.stop = True
+        self._wake.set()
+
+    def _rung(self, event_fd: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(event_fd)
+        self._wake.set()
+
+    def _has_news(self) -> bool:
+        """The node has become READY, or drains: that is told at once, once, whatever the pause."""
+        return self._control.state in PUBLISHED and self._control.state != self._published
+
+    def _connected(self) -> DiscoveryClient:
+        """The client, made on first use and after a refusal: the token is then read again, for it may have been changed."""
+        if self._client is None:
+            file = self._seat.discovery_token_file
+            try:
+                token = read_token(file) if file else ""
+            except ValueError as error:
+                raise DiscoveryError(str(error)) from error
+            self._client = DiscoveryClient(self._seat.discovery, token, self._timing.discovery_timeout_s)
+        return self._client
+
+    async def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _exchange(self) -> None:
+        """One report and one question; sets when the next are due."""
+        report = self._reporter.report(time.monotonic_ns())
+        if report is None:
+            self._due_ns = time.monotonic_ns() + int(self._timing.discovery_interval_s * NS)
+            return
+        self._published = NodeState[report.state]
+        state, reason = DiscoveryState.REGISTERED, ""
+        try:
+            client = self._connected()
+            self._desk.count(Metric.MESSAGES_OUT)
+            try:
+                await client.register(report)
+            except DiscoveryError as error:
+                if not error.refused:
+                    raise
+                state, reason = DiscoveryState.REFUSED, str(error)  # the routes are of use all the same
+            answer = await client.routes(self._reporter.other_role.name.lower())
+            self._desk.count(Metric.MESSAGES_IN)
+            self._reporter.take(answer, time.monotonic_ns())
+        except DiscoveryError as error:
+            state, reason = DiscoveryState.REFUSED if error.refused else DiscoveryState.UNREACHABLE, str(error)
+        except Exception as error:  # a bug in one exchange ends that exchange (D4)
+            log.exception("registrar: an exchange failed")
+            self._desk.count(Metric.ERRORS)
+            state, reason = DiscoveryState.UNREACHABLE, f"{type(error).__name__}: {error}"
+        pause_s = self._backoff.succeeded() if state == DiscoveryState.REGISTERED else self._backoff.failed()
+        if state == DiscoveryState.REFUSED:
+            await self._disconnect()
+        now = time.monotonic_ns()
+        self._due_ns = now + int(pause_s * NS)
+        self._reporter.say(state, reason, self._backoff.num_failures, now)
+
+    async def _leave(self) -> None:
+        """The node stops: no later report of this incarnation is taken any more, so nothing is routed here."""
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await self._connected().leave(self._reporter.leave())
+        except (DiscoveryError, TimeoutError) as error:
+            log.info("discovery: not left: %s; the registration runs out", error or "no answer")
+        else:
+            self._reporter.say(DiscoveryState.LEFT, "", 0, time.monotonic_ns())
+
+
+def run_registrar(seat: Seat, desk: Desk) -> None:
+    """Until told to stop (the target of the registrar's process)."""
+
+    async def life() -> None:
+        await Registrar(seat, desk).run()
+
+    asyncio.run(life())

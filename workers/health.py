@@ -1,0 +1,87 @@
+"""What a node tells others of itself: how much it has to do, which of its processes do not beat, and which cannot be kept alive.
+
+All of it is read from words of the control segment: it takes no lock, changes nothing, and touches no payload (B13).
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Final, NamedTuple
+
+from embridge.allocator.control import Control
+from embridge.allocator.layout import Process, Slot
+from embridge.allocator.status import TERMINAL, split
+from embridge.workers.role import Desk
+from embridge.workers.timing import NS
+
+NOT_ESSENTIAL: Final = frozenset({"registrar"})
+"""Processes without which requests go on."""
+
+
+_SIGNALS: Final = frozenset(signal.Signals)
+
+
+class Load(NamedTuple):
+    """What is in flight. `outstanding_tokens`: rows that are announced and not sent yet."""
+
+    outstanding_tokens: int
+    outstanding_requests: int
+    free_blocks: int
+
+
+def load_of(desk: Desk) -> Load:
+    """Over the live slots: the sum of total - sent, and their number; and the free blocks."""
+    tokens = requests = 0
+    for slot, _ in desk.current_slots():
+        word = split(desk.status.load(slot))
+        if word.phase < TERMINAL:
+            requests += 1
+            tokens += max(0, desk.slots.get(slot, Slot.TOTAL) - word.sent)
+    return Load(tokens, requests, desk.control.blocks.counts().free)
+
+
+def silent_processes(control: Control, now_ns: int, bound_s: float) -> list[tuple[str, float]]:
+    """(name, seconds since its last beat) of every process of the node that has not beaten for longer than the bound (D4)."""
+    found = []
+    for name in control.processes.names:
+        silent_s = round((now_ns - control.processes.get(name, Process.BEAT_NS)) / NS, 3)
+        if silent_s > bound_s:
+            found.append((name, silent_s))
+    return found
+
+
+def exit_reason(code: int | None) -> str:
+    """How a process ended, in words; `code` as `multiprocessing` has it."""
+    if code is None:
+        return "still running"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name if -code in _SIGNALS else f'signal {-code}'}"
+    return f"exited with {code}"
+
+
+def last_exit(control: Control, name: str) -> str:
+    """How a process ended the last time; empty where it never has."""
+    get, word = control.processes.get, control.processes.get(name, Process.LAST_EXIT)
+    if not word and not get(name, Process.NUM_RESTARTS):
+        return ""
+    return exit_reason(word - (1 << 32) if word >> 31 else word)
+
+
+def failing_processes(control: Control) -> list[tuple[str, str]]:
+    """(name, how it ended last) of every process that cannot be kept alive, and without which requests do not go on."""
+    return [(name, last_exit(control, name)) for name in control.failing() if name not in NOT_ESSENTIAL]
+
+
+def why_unhealthy(control: Control) -> str:
+    """In words, which processes cannot be kept alive; empty while none is. One load then."""
+    said = [
+        f"process {name} cannot be kept alive ({last_exit(control, name)})"
+        f"{': requests go on without it, discovery does not' if name in NOT_ESSENTIAL else ''}"
+        for name in control.failing()
+    ]
+    return "; ".join(said)
+
+
+def why_refusing(control: Control) -> str:
+    """Why the node takes no new requests: as `why_unhealthy`, of the processes that requests need."""
+    return "; ".join(f"process {name} cannot be kept alive ({reason}); it is tried again" for name, reason in failing_processes(control))

@@ -1,0 +1,166 @@
+"""What the pollers of both sides share: which requests to look at in a step, how a word rises, and how a request fails.
+
+A request is looked at when a kick or a message names it, when its time has come, when a peer or its client died, and in the slow
+scan (R25). What is looked for is the side's own: `publishing` on the encode side, `receiving` on the language side.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+
+from embridge.allocator.layout import Engine, Slot
+from embridge.allocator.metrics import Metric
+from embridge.allocator.rings import Kick, Record
+from embridge.allocator.status import Phase, split
+from embridge.workers import messages as msg
+from embridge.workers.poller.peer_watch import PeerWatch
+from embridge.workers.poller.reaper import Reaper
+from embridge.workers.poller.timers import Timers
+from embridge.workers.role import Arrival, Desk, Inbox, Out
+from embridge.workers.timing import NS
+
+log = logging.getLogger(__name__)
+
+
+class Poller(ABC):
+    """The only writer of a node's status words."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._control = desk.control
+        self._slots = desk.slots
+        self._live: dict[int, int] = {}  # slot -> epoch
+        self._timers = Timers(desk.is_current)
+        self._watch = PeerWatch(desk, self._rooms_of)
+        self._reaper = Reaper(desk)
+        self._out: list[Out] = []
+        self._scanned_ns = 0
+        self._now_ns = 0
+        self._held_while_idle = 0
+        self._told_of_leak = False
+
+    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
+        self._out = []
+        self._now_ns = now_ns
+        for arrival in inbox.arrivals:
+            with self._desk.isolated("message"):
+                self._receive(arrival)
+        touched: dict[int, int] = {}
+        for _, record in inbox.records:
+            self._look(record, touched)
+        if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
+            self._scanned_ns = now_ns
+            current = dict(self._desk.current_slots())
+            touched.update(current)
+            self._reaper.look()
+            self._check_blocks(is_idle=not current)
+        for slot, epoch in list(self._timers.due(now_ns)):
+            self._due(slot, epoch)
+            touched[slot] = epoch
+        if self._watch.step(now_ns, inbox.refused, self._out):
+            touched.update(self._live)
+        for slot, epoch in touched.items():
+            if self._desk.is_current(slot, epoch):
+                with self._desk.isolated("status", slot, epoch):
+                    self._serve(slot, epoch)
+            elif self._live.get(slot) == epoch:
+                self._forget(slot)
+        self._reaper.free_lanes()
+        return self._out
+
+    def next_step_ns(self, now_ns: int) -> int:
+        due = min(self._watch.next_ns(), self._scanned_ns + int(self._desk.timing.scan_s * NS))
+        return self._timers.next_ns(due)
+
+    def _check_blocks(self, *, is_idle: bool) -> None:
+        """Integrity: with no request in flight, in two scans one after the other, every block is free (P1), or waits for a fence."""
+        counts = self._control.blocks.check()
+        waits_for_fence = counts.quarantined if Engine.MOONCAKE in self._desk.engines else 0
+        held = sum(counts[1:]) - waits_for_fence if is_idle else 0
+        if held and held == self._held_while_idle and not self._told_of_leak:
+            self._told_of_leak = True
+            self._desk.count(Metric.ERRORS)
+            log.error("%d blocks are held though no request is in flight: %s", held, self._control.blocks.counts())
+        self._held_while_idle = held
+
+    def _receive(self, arrival: Arrival) -> None:
+        message = arrival.message
+        if isinstance(message, msg.Foreign):
+            return  # refused, and counted so, where it came in; whoever registers is told
+        peer = self._watch.heard(message.header, self._now_ns, arrival.identity)
+        if peer is not None and not self._take(message, peer):
+            self._desk.count(Metric.MESSAGES_REFUSED)
+
+    def _look(self, record: Record, touched: dict[int, int]) -> None:
+        slot, epoch = record.slot, record.epoch
+        match record.kick:
+            case Kick.LANE_DEAD:
+                log.info("client of lane %d is gone; its requests end", slot)
+                touched.update({s: e for s, e in self._desk.current_slots() if self._slots.get(s, Slot.LANE) == slot})
+                self._reaper.bury(slot)
+            case Kick.PEER_DEAD:
+                self._watch.bury(slot, epoch, "its port is closed, or a newer incarnation replaced it", self._out)
+                touched.update(self._live)
+            case Kick.WRITER_GONE:
+                touched.update(self._live)
+            case Kick.SESSION:
+                self._session_began(slot, epoch)
+            case _:
+                self._kicked(record)
+                touched[slot] = epoch
+
+    def _enter(self, slot: int, epoch: int) -> bool:
+        """Note a request that is in flight, and its deadline. True the first time."""
+        if self._live.get(slot) == epoch:
+            return False
+        if slot in self._live:  # one before it, looked at once more between its end and its release
+            self._forget(slot)
+        self._live[slot] = epoch
+        self._watch.hurry(self._now_ns)
+        self._timers.add(self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch)
+        return True
+
+    def _raise(self, slot: int, epoch: int, phase: int, sent: int) -> bool:
+        if not self._desk.status.advance(slot, epoch, phase, sent, self._now_ns):
+            return False
+        self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
+        self._control.ring_lane(self._slots.get(slot, Slot.LANE))
+        return True
+
+    def _fail(self, slot: int, epoch: int, code: int, reason: str) -> None:
+        """End a request as Failed; a reason that was claimed before stands."""
+        self._slots.claim_failure(slot, code, reason)
+        self._raise(slot, epoch, Phase.Failed, split(self._desk.status.load(slot)).sent)
+        self._desk.count(Metric.FAILED)
+        log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
+
+    # ---- the side's own
+
+    @abstractmethod
+    def _session_began(self, worker: int, number: int) -> None:
+        """A worker of this node is in a new session."""
+
+    @abstractmethod
+    def _take(self, message: msg.Message, peer: int) -> bool:
+        """A message from a living peer. False if it has no business here."""
+
+    @abstractmethod
+    def _serve(self, slot: int, epoch: int) -> None:
+        """Do for one current request what its words ask for; idempotent."""
+
+    @abstractmethod
+    def _forget(self, slot: int) -> None:
+        """This request is over and released."""
+
+    @abstractmethod
+    def _rooms_of(self, peer: int) -> list[msg.RoomState]:
+        """What a heartbeat to one peer lists."""
+
+    @abstractmethod
+    def _kicked(self, record: Record) -> None:
+        """What a kick says beyond "look"."""
+
+    @abstractmethod
+    def _due(self, slot: int, epoch: int) -> None:
+        """A timer of this request has run out."""

@@ -1,0 +1,129 @@
+"""Liveness of the other nodes: who was heard when, who is told that we are here, and when a peer is taken for dead.
+
+A port where nobody listens any more is death at once: the launcher holds a node's listening sockets, so they close only when the
+whole node is gone, not when one of its processes is restarted. Silence is death after `peer_timeout_s`. What this process did not
+hear while it was itself stopped is not held against anybody.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from embridge.allocator.layout import Peer
+from embridge.allocator.metrics import Metric
+from embridge.allocator.peertable import PeerRecord, PeerTable
+from embridge.allocator.rings import Kick
+from embridge.workers import messages as msg
+from embridge.workers.role import Desk, Disconnect, Out, Send
+from embridge.workers.timing import NS
+
+log = logging.getLogger(__name__)
+
+COPIED = "its `identity` file was copied"  # short: the text of a failure has 128 bytes; the documents say what to do
+WAS_COPIED = "was its `identity` file copied?"
+STALLED_NS = NS  # a gap between two steps of this process after which it trusts no silence
+
+
+def why_lost(peers: PeerTable, peer: int) -> str:
+    """Who is lost, and whether its id is there again: its next start, or a node with a copy of its identity."""
+    text = f"{peers.record(peer)} is lost"
+    for other in peers.alive():
+        if other != peer and peers.get(other, Peer.NODE_ID) == peers.get(peer, Peer.NODE_ID):
+            return f"{text}: its id came again; {WAS_COPIED}"
+    return text
+
+
+class PeerWatch:
+    """Heartbeats out, signs of life in. `rooms_of(peer)` lists what the heartbeat to that peer carries."""
+
+    def __init__(self, desk: Desk, rooms_of: Callable[[int], list[msg.RoomState]]) -> None:
+        self._desk = desk
+        self._peers = desk.control.peers
+        self._rooms_of = rooms_of
+        self._beaten_ns: dict[int, int] = {}
+        self._by_identity: dict[tuple[int, int], tuple[int, str]] = {}  # -> (peer, its key)
+        self._stepped_ns = 0
+        self._next_ns = 0
+
+    def heard(self, header: msg.Header, now_ns: int, key: str = "") -> int | None:
+        """Note a sign of life. Returns the peer, or None for what has no effect; the reason is counted.
+
+        A stranger, a dead incarnation and a message for another one of us are stale. `key` is what the connection has proved: a
+        message in the name of a node whose key is another is forged (D15, P17).
+        """
+        identity = (header.node_id, header.incarnation)
+        peer, peers_key = self._by_identity.get(identity, (None, ""))
+        if peer is None or not self._matches(peer, identity):
+            peer = self._peers.find(*identity)
+            if peer is not None:
+                peers_key = self._peers.key(peer)
+                if len(self._by_identity) > self._peers.num_peers:  # incarnations that are no more
+                    self._by_identity.clear()
+                self._by_identity[identity] = (peer, peers_key)
+        if peer is None or header.target != self._desk.control.incarnation:
+            self._desk.count(Metric.MESSAGES_STALE)
+            return None
+        if peers_key != key:
+            self._desk.count(Metric.MESSAGES_FORGED)
+            return None
+        self._peers.put(peer, Peer.HEARD_NS, now_ns)
+        return peer
+
+    def _matches(self, peer: int, identity: tuple[int, int]) -> bool:
+        at = (self._peers.get(peer, Peer.NODE_ID), self._peers.get(peer, Peer.INCARNATION))
+        return self._peers.is_alive(peer) and at == identity
+
+    def step(self, now_ns: int, refused: list[str], out: list[Out]) -> bool:
+        """Send what is due and declare the dead. True if somebody died."""
+        if not refused and now_ns < self._next_ns:
+            return False
+        timing = self._desk.timing
+        stalled = self._stepped_ns and now_ns - self._stepped_ns > STALLED_NS + self._longest_sleep_ns()
+        self._stepped_ns = now_ns
+        died = False
+        soonest = timing.idle_heartbeat_s
+        for peer in self._peers.alive():
+            record = self._peers.record(peer)
+            if stalled:
+                self._peers.put(peer, Peer.HEARD_NS, now_ns)
+            silent_ns = now_ns - self._peers.get(peer, Peer.HEARD_NS)
+            if record.poller_addr in refused:
+                died |= self.bury(peer, record.incarnation, "its port is closed", out)
+                continue
+            if silent_ns > timing.peer_timeout_s * NS:
+                died |= self.bury(peer, record.incarnation, f"silent for {silent_ns / NS:.1f} s", out)
+                continue
+            rooms = self._rooms_of(peer)
+            every_s = timing.heartbeat_s if rooms else timing.idle_heartbeat_s
+            soonest = min(soonest, every_s)
+            if now_ns - self._beaten_ns.get(peer, 0) >= every_s * NS:
+                self._beaten_ns[peer] = now_ns
+                self._beat(record, rooms, out)
+        self._next_ns = now_ns + int(soonest * NS)
+        return died
+
+    def hurry(self, now_ns: int) -> None:
+        """There is a request in flight: do not sleep through the short heartbeat."""
+        self._next_ns = min(self._next_ns, now_ns + int(self._desk.timing.heartbeat_s * NS))
+
+    def _longest_sleep_ns(self) -> int:
+        return int(self._desk.timing.idle_heartbeat_s * NS)
+
+    def _beat(self, record: PeerRecord, rooms: list[msg.RoomState], out: list[Out]) -> None:
+        header, most = self._desk.header, 1024  # of some 100 bytes each: far below the limit of a message
+        for first in range(0, max(len(rooms), 1), most):
+            out.append(Send(record.poller_addr, msg.Heartbeat(header(record.incarnation), rooms[first : first + most]), record.key))
+
+    def bury(self, peer: int, incarnation: int, why: str, out: list[Out]) -> bool:
+        """Declare one incarnation dead. True the first time."""
+        if self._peers.get(peer, Peer.INCARNATION) != incarnation or not self._peers.bury(peer):
+            return False
+        record = self._peers.record(peer)
+        log.log(logging.WARNING if self._rooms_of(peer) else logging.INFO, "%s is lost: %s", record, why)
+        out.append(Disconnect(record.poller_addr))
+        self._desk.to("bootstrap").send(Kick.PEER_DEAD, peer, incarnation)
+        return True
+
+    def next_ns(self) -> int:
+        return self._next_ns

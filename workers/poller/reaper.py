@@ -1,0 +1,51 @@
+"""What a dead client leaves: its slots are ended one by one by the poller; then its pages and its lane are free again."""
+
+from __future__ import annotations
+
+from embridge.allocator import layout as lay
+from embridge.allocator.layout import Lane, LaneState
+from embridge.workers.role import Desk
+
+
+class Reaper:
+    """Frees the pages and lanes of dead clients once none of their slots is in use (poller only)."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._lanes = desk.control.lanes
+        self._dying: set[int] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Find the DEAD lanes: at its birth, for the poller before it may have died over them, and in the slow scan (R25)."""
+        lanes = range(self._lanes.num_lanes)
+        self._dying.update(lane for lane in lanes if self._lanes.get(lane, Lane.STATE) == LaneState.DEAD)
+
+    def bury(self, lane: int) -> None:
+        self._dying.add(lane)
+
+    def free_lanes(self) -> None:
+        for lane in list(self._dying):
+            if self._lanes.get(lane, Lane.STATE) != LaneState.DEAD:
+                self._dying.discard(lane)
+                continue
+            pages = self._lanes.pages_of(lane)
+            if any(self._in_use(page) for page in pages):
+                continue
+            for page in pages:
+                self._lanes.return_page(page, lane)
+            control = self._desk.control
+            control.blocks.set_waiting(lane, False)
+            control.slot_waiters.set(lane, False)
+            control.room_waiters.set(lane, False)
+            control.ring_slot_waiters()
+            self._lanes.free(lane)
+            self._dying.discard(lane)
+
+    def _in_use(self, page: int) -> bool:
+        first = page * lay.SLOTS_PER_PAGE
+        for slot in range(first, first + lay.SLOTS_PER_PAGE):
+            epoch = self._desk.status.load(slot) >> 36
+            if epoch and self._desk.is_current(slot, epoch):
+                return True
+        return False

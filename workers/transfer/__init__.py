@@ -1,0 +1,1 @@
+"""The transfer workers, and the engines through which rows travel; imports no other room of workers."""

@@ -1,0 +1,1 @@
+"""Sockets, keys and message loops; imports no other room of workers."""

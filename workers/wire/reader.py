@@ -1,0 +1,79 @@
+"""Taking messages off a socket, so many at a time, and so little of what is refused that those who behave are served beside it (P16)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import zmq
+
+from embridge.allocator.metrics import Metric
+from embridge.workers.role import Desk
+from embridge.workers.timing import NS
+
+MESSAGES_AT_ONCE = 512
+FRAMES_AT_ONCE = 64  # of one message; ours have one, or two with the name of its connection
+REFUSED_A_SECOND = 2000
+REFUSED_AT_ONCE = 16
+COST_NS = NS // REFUSED_A_SECOND
+
+
+class Reader:
+    """Takes messages off a socket. One of more frames than ours have is dropped, some frames a call, however many it has.
+
+    A socket that brings more than `REFUSED_A_SECOND` of what is refused rests for some milliseconds again and again, so refusing takes a
+    small share of this process, whatever is sent. Meanwhile a flood fills the queue of its own connection, and then stays with its sender;
+    messages of others wait for the end of a rest, and are then taken in turn with it, one for one, as libzmq reads its connections (P16).
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], num_frames: int, desk: Desk) -> None:
+        self.socket = socket
+        self._num_frames = num_frames
+        self._desk = desk
+        self._is_dropping = False
+        self._paid_ns = 0  # when what has been refused will have taken no more than its share
+        self.rests_until_ns = 0
+
+    def messages(self) -> Iterator[list[zmq.Frame]]:
+        """Those that have come, each as its frames; no more of them than `MESSAGES_AT_ONCE`, nor when a rest begins."""
+        for _ in range(MESSAGES_AT_ONCE):
+            try:
+                frames = self._take()
+            except zmq.Again:
+                return
+            if frames is not None:
+                yield frames
+            if self.rests_until_ns > time.monotonic_ns():
+                return
+
+    def refuse(self) -> None:
+        """The last message is none that is heard."""
+        self._desk.count(Metric.MESSAGES_REFUSED)
+        self._charge()
+
+    def _charge(self) -> None:
+        now_ns = time.monotonic_ns()
+        self._paid_ns = max(self._paid_ns, now_ns) + COST_NS
+        if self._paid_ns - now_ns > (REFUSED_AT_ONCE - 1) * COST_NS:
+            self.rests_until_ns = self._paid_ns - REFUSED_AT_ONCE // 2 * COST_NS
+
+    def _take(self) -> list[zmq.Frame] | None:
+        """The frames of one message; None for one that is dropped, and while the rest of it is still to be dropped.
+
+        Raises:
+            zmq.Again: there is no whole message; libzmq shows the frames of one together.
+        """
+        frames = []
+        for _ in range(FRAMES_AT_ONCE):
+            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame)
+            if not frame.more:
+                is_ours = len(frames) == self._num_frames and not self._is_dropping
+                self._is_dropping = False
+                if is_ours:
+                    return frames
+                self.refuse()
+                return None
+        self._is_dropping = True
+        self._charge()
+        return None
