@@ -28,7 +28,7 @@ import torch
 import zmq
 from _harness import Benchmark, Figures, percentile
 
-from embridge.pipeline import Client, Geometry, PipelineConfig, attach, launch
+from embridge import Client, Geometry, PipelineConfig, attach, launch
 from embridge.workers.keys import KeyPair, new_key_pair, write_key_file
 
 TOKENS, HIDDEN, NUM_BLOCKS = 300, 64, 16

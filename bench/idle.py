@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from embridge.pipeline import EmbeddingRequest, Geometry, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
+from embridge import EmbeddingRequest, Geometry, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
 
 
 def cpu_seconds(node: Node) -> dict[int, float]:

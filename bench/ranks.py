@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from embridge.pipeline import Client, EmbeddingRequest, Geometry, PipelineConfig, PreallocQueue, TransferQueue, attach, follow, launch
+from embridge import Client, EmbeddingRequest, Geometry, PipelineConfig, PreallocQueue, TransferQueue, attach, follow, launch
 
 HIDDEN, BLOCK = 3584, 128
 

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from _harness import FORK, WATCHDOG_S, Benchmark, Failed, Figures, Results, percentile
 
+from embridge import EmbeddingRequest, Geometry, Limits, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
 from embridge.allocator.control import Control
 from embridge.allocator.layout import Process
 from embridge.allocator.status import split
-from embridge.pipeline import EmbeddingRequest, Geometry, Limits, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
 from embridge.pipeline.inspection.open_readonly import look
 from embridge.workers.start import READY
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from embridge.pipeline import EmbeddingRequest, Geometry, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
+from embridge import EmbeddingRequest, Geometry, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
 
 HIDDEN, BLOCK = 3584, 128
 

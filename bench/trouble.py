@@ -18,7 +18,7 @@ from support.pipes import full_pipe
 from support.scheduling import Queues
 from support.troubles import TROUBLES, carry
 
-from embridge.pipeline import attach
+from embridge import attach
 
 COUNT = 400
 

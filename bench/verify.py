@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from _harness import Benchmark, Figures
 
+from embridge import Client, PipelineConfig, attach, launch
 from embridge.allocator._core import checksum, copy
 from embridge.allocator.layout import Geometry
-from embridge.pipeline import Client, PipelineConfig, attach, launch
 
 HIDDEN, BLOCK, NUM_BLOCKS = 3584, 128, 64
 MIB = 1 << 20

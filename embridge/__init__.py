@@ -1,1 +1,96 @@
-"""Multimodal embeddings from encoder processes to language-model schedulers."""
+"""Multimodal embeddings on their way from encoder processes to language-model schedulers.
+
+    from embridge import PipelineConfig, attach, launch
+
+A node is started by `launch` (or by `embridge launch`), and joined by `attach`. On an encode node, `Client.sender` sends the rows of one
+request. On a language node, `PreallocQueue`, `TransferQueue` and `WaitingQueue` carry requests to their end, or `Client.receiver`
+receives one by hand; `follow` is for the other ranks of a scheduler. `spawn` starts processes of the caller's own.
+
+Names are loaded when they are first used: the processes of a node import only what they need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embridge.allocator.errors import AttachError as AttachError
+    from embridge.allocator.errors import EmbridgeError as EmbridgeError
+    from embridge.allocator.errors import FailureCode as FailureCode
+    from embridge.allocator.errors import LaunchError as LaunchError
+    from embridge.allocator.errors import NodeBusyError as NodeBusyError
+    from embridge.allocator.errors import NodeGoneError as NodeGoneError
+    from embridge.allocator.errors import NodeUnhealthyError as NodeUnhealthyError
+    from embridge.allocator.errors import NoRouteError as NoRouteError
+    from embridge.allocator.errors import PeerLost as PeerLost
+    from embridge.allocator.errors import SegmentError as SegmentError
+    from embridge.allocator.errors import TransferAborted as TransferAborted
+    from embridge.allocator.errors import TransferError as TransferError
+    from embridge.allocator.errors import TransferTimeout as TransferTimeout
+    from embridge.allocator.layout import Geometry as Geometry
+    from embridge.allocator.layout import Limits as Limits
+    from embridge.allocator.routes import RouteRecord as RouteRecord
+    from embridge.allocator.status import Phase as Phase
+    from embridge.pipeline.client.client import Client as Client
+    from embridge.pipeline.client.client import attach as attach
+    from embridge.pipeline.client.client import node_status as node_status
+    from embridge.pipeline.client.receiver import EmbeddingReceiver as EmbeddingReceiver
+    from embridge.pipeline.client.sender import EmbeddingSender as EmbeddingSender
+    from embridge.pipeline.config import ConfigError as ConfigError
+    from embridge.pipeline.config import PipelineConfig as PipelineConfig
+    from embridge.pipeline.node.launch import Node as Node
+    from embridge.pipeline.node.launch import launch as launch
+    from embridge.pipeline.ranks.follower import FollowedRequest as FollowedRequest
+    from embridge.pipeline.ranks.follower import Follower as Follower
+    from embridge.pipeline.ranks.follower import follow as follow
+    from embridge.pipeline.scheduler.queues import PreallocQueue as PreallocQueue
+    from embridge.pipeline.scheduler.queues import TransferQueue as TransferQueue
+    from embridge.pipeline.scheduler.queues import WaitingQueue as WaitingQueue
+    from embridge.pipeline.scheduler.request import EmbeddingChunk as EmbeddingChunk
+    from embridge.pipeline.scheduler.request import EmbeddingRequest as EmbeddingRequest
+    from embridge.pipeline.scheduler.request import EmbeddingResult as EmbeddingResult
+    from embridge.pipeline.spawn import spawn as spawn
+    from embridge.workers.timing import Timing as Timing
+    from embridge.workers.transfer.engines.mooncake import MooncakeSettings as MooncakeSettings
+
+    __version__: str
+
+_NAMES = {
+    "embridge.allocator.errors": (
+        *("AttachError", "EmbridgeError", "FailureCode", "LaunchError", "NoRouteError", "NodeBusyError", "NodeGoneError"),
+        *("NodeUnhealthyError", "PeerLost", "SegmentError", "TransferAborted", "TransferError", "TransferTimeout"),
+    ),
+    "embridge.allocator.layout": ("Geometry", "Limits"),
+    "embridge.allocator.routes": ("RouteRecord",),
+    "embridge.allocator.status": ("Phase",),
+    "embridge.pipeline.client.client": ("Client", "attach", "node_status"),
+    "embridge.pipeline.client.receiver": ("EmbeddingReceiver",),
+    "embridge.pipeline.client.sender": ("EmbeddingSender",),
+    "embridge.pipeline.config": ("ConfigError", "PipelineConfig"),
+    "embridge.pipeline.node.launch": ("Node", "launch"),
+    "embridge.pipeline.ranks.follower": ("FollowedRequest", "Follower", "follow"),
+    "embridge.pipeline.scheduler.queues": ("PreallocQueue", "TransferQueue", "WaitingQueue"),
+    "embridge.pipeline.scheduler.request": ("EmbeddingChunk", "EmbeddingRequest", "EmbeddingResult"),
+    "embridge.pipeline.spawn": ("spawn",),
+    "embridge.workers.timing": ("Timing",),
+    "embridge.workers.transfer.engines.mooncake": ("MooncakeSettings",),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        found: Any = metadata.version("embridge")
+    elif name in _MODULE_OF:
+        found = getattr(import_module(_MODULE_OF[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; see dir({__name__})")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

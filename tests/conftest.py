@@ -17,7 +17,7 @@ from support.leaks import LeakCheck
 from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
 
-from embridge.pipeline import Client, attach
+from embridge import Client, attach
 
 pytest_plugins = ["support.resuming"]
 OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()

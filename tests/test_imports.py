@@ -136,7 +136,7 @@ def test_the_spawn_context_of_torch_is_the_one_that_the_launcher_uses() -> None:
 
 def test_asking_for_the_package_alone_imports_no_torch() -> None:
     """`launch` and the command line stay quick."""
-    code = "import sys, embridge.pipeline, embridge.pipeline.node.launch, embridge.pipeline.config; assert 'torch' not in sys.modules"
+    code = "import sys, embridge, embridge.pipeline.node.launch, embridge.pipeline.config; assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
 

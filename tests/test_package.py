@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import pydoc
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +19,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import embridge
 import embridge.allocator
+from embridge.allocator import errors
 from embridge.workers.transfer.engines import mooncake
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +173,45 @@ def test_from_the_root_of_the_sources_a_folder_is_no_package(package: str, how: 
 
 
 def test_from_the_root_of_the_sources_the_package_is_found_by_its_full_name() -> None:
-    code = "import embridge.allocator as a, embridge.pipeline as p; print(a.__name__, p.PipelineConfig.__name__)"
+    code = "import embridge.allocator as a, embridge as e; print(a.__name__, e.PipelineConfig.__name__)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert result.stdout.split() == ["embridge.allocator", "PipelineConfig"], result.stderr
+
+
+class TestDoor:
+    """`import embridge` is the public API, and nothing is loaded before it is used."""
+
+    def test_each_name_is_there_and_is_shown(self) -> None:
+        assert sorted(set(embridge.__all__)) == sorted(embridge.__all__)
+        for name in embridge.__all__:
+            assert getattr(embridge, name) is not None
+        assert set(embridge.__all__) <= set(dir(embridge))
+        text = pydoc.plain(pydoc.render_doc(embridge))
+        assert not [name for name in embridge.__all__ if name not in text]
+
+    def test_who_checks_types_sees_the_same_names(self) -> None:
+        tree = ast.parse(Path(embridge.__file__).read_text())
+        (block,) = (node for node in tree.body if isinstance(node, ast.If))
+        seen = {f"{node.module}.{alias.asname}" for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert seen == {f"{module}.{name}" for module, names in embridge._NAMES.items() for name in names}
+
+    def test_every_exception_that_the_package_defines_for_callers_is_among_them(self) -> None:
+        """All of `embridge.allocator.errors`, but what only messages between nodes raise."""
+        defined = {name for name, it in vars(errors).items() if isinstance(it, type) and issubclass(it, Exception)}
+        assert defined - set(embridge.__all__) == {"ProtocolError"}
+
+    def test_a_name_that_is_not_there_is_an_error_that_says_where_to_look(self) -> None:
+        with pytest.raises(AttributeError, match=r"no attribute 'atach'; see dir\(embridge\)"):
+            getattr(embridge, "atach")  # noqa: B009
+
+    def test_the_version_is_the_one_that_is_installed(self) -> None:
+        assert embridge.__version__ == metadata.version("embridge")
+
+    def test_the_import_alone_loads_nothing(self) -> None:
+        code = "import sys, embridge; dir(embridge); print([name for name in sys.modules if name.startswith('embridge.')])"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert result.stdout == "[]\n", result.stderr
+
+    def test_python_m_is_the_command(self) -> None:
+        result = subprocess.run([sys.executable, "-m", "embridge", "--version"], capture_output=True, text=True, timeout=60, check=False)
+        assert result.stdout == f"embridge, version {embridge.__version__}\n", result.stderr

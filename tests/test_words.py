@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from embridge import pipeline
+import embridge
 from embridge.allocator import errors, layout, metrics, ranklog, rings, status
 from embridge.pipeline.config import PipelineConfig
 from embridge.workers.timing import Timing
@@ -287,7 +287,7 @@ def test_what_the_product_defines_it_uses_or_offers() -> None:
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path, names in seen.items()
         for name, line in names.defined.items()
-        if name not in mentioned | excused | set(pipeline.__all__) and not (name.startswith("__") or is_member(name))
+        if name not in mentioned | excused | set(embridge.__all__) and not (name.startswith("__") or is_member(name))
     ]
     assert dead == []
     assert excused <= {name for names in seen.values() for name in names.defined} - mentioned, "an excuse that nobody needs"

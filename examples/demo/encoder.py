@@ -90,7 +90,7 @@ class _Request:
 
 def main(connection: Connection, settings: EncoderSettings) -> None:
     """Entry of the spawned process: work until the parent sends None or is gone."""
-    from embridge.pipeline import attach
+    from embridge import attach
 
     # Ctrl-C reaches the whole terminal; the parent alone decides, by closing the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from torch import multiprocessing
 
+from embridge import Node, PipelineConfig, attach, launch
 from embridge.demo import encoder, photographs
 from embridge.demo.display import Display, Line, summary_table
 from embridge.demo.encoder import EncoderSettings
@@ -26,7 +27,6 @@ from embridge.demo.prompt import Prompt
 from embridge.demo.scheduler import EncoderLink, Item, Scheduler
 from embridge.demo.settings import DemoSettings
 from embridge.demo.vision import Grid
-from embridge.pipeline import Node, PipelineConfig, attach, launch
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 
 QUESTIONS = (

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
+from embridge import EmbeddingRequest, PreallocQueue, TransferQueue
 from embridge.allocator.errors import EmbridgeError
 from embridge.allocator.status import Phase
 from embridge.demo.display import Display, Line
@@ -22,7 +23,6 @@ from embridge.demo.encoder import Ended, Job, Ready, Report, Written
 from embridge.demo.prompt import Prompt
 from embridge.demo.settings import DemoSettings
 from embridge.demo.verify import problem_with
-from embridge.pipeline import EmbeddingRequest, PreallocQueue, TransferQueue
 
 if TYPE_CHECKING:
     from embridge.pipeline.client.client import Client

@@ -102,118 +102,118 @@ class Row:
     needed_by: Callable[[Control, int, int], bool] | None = None
 
 
-_RESTART: Final = "pipeline.supervision:Supervisor.tick"
+_RESTART: Final = "pipeline.node.supervisor:Supervisor.tick"
 
 ROWS: Final[dict[Dead, Row]] = {
     Dead.ENCODER: Row(
         leaves="open requests, source blocks that cache their rows, a leased lane and pages, a waiter's bit; attempts that read its blocks",
-        noticed="pipeline.door:Door._gone",
+        noticed="pipeline.node.run_socket_server:Door._gone",
         launcher=bury_client,
         acts=(
-            "pipeline.recovery:bury_client",
-            "workers.publishing:Publisher._failed",  # the request is Failed, all its destinations are told
-            "workers.transfer:TransferWorker._quiesce",  # nothing reads its blocks any more (R8)
-            "workers.publishing:Publisher._end",  # its blocks are free
-            "workers.admitting:Admission._release",  # its slots are
-            "workers.reaping:Reaper.free_lanes",  # its pages and its lane are
+            "pipeline.node.recovery:bury_client",
+            "workers.poller.encode:Publisher._failed",  # the request is Failed, all its destinations are told
+            "workers.transfer.encode:TransferWorker._quiesce",  # nothing reads its blocks any more (R8)
+            "workers.poller.encode:Publisher._end",  # its blocks are free
+            "workers.bootstrap.encode:Admission._release",  # its slots are
+            "workers.poller.reaper:Reaper.free_lanes",  # its pages and its lane are
         ),
         again="a new poller reads DEAD lanes and every open slot at its birth, a new worker or bootstrap every open slot",
     ),
     Dead.SCHEDULER: Row(
         leaves="open requests, blocks owned and exposed, a leased lane and pages, a waiter's bit; as rank 0 a group of ranks",
-        noticed="pipeline.door:Door._gone",
+        noticed="pipeline.node.run_socket_server:Door._gone",
         launcher=bury_client,
         acts=(
-            "pipeline.recovery:bury_client",
-            "pipeline.groups:Groups.gone",  # as rank 0: the others find the end in the log
-            "workers.receiving:StatusReceiver._failed",
-            "workers.receiving:StatusReceiver._end",  # owned blocks are free, exposed ones quarantined
-            "workers.granting:GrantSender._send_abort",
-            "workers.receiving:StatusReceiver._is_acked",  # nobody writes there any more (R7, R9, R12): quarantine ends
-            "workers.reaping:Reaper.free_lanes",
+            "pipeline.node.recovery:bury_client",
+            "pipeline.node.rank_groups:Groups.gone",  # as rank 0: the others find the end in the log
+            "workers.poller.language:StatusReceiver._failed",
+            "workers.poller.language:StatusReceiver._end",  # owned blocks are free, exposed ones quarantined
+            "workers.bootstrap.language:GrantSender._send_abort",
+            "workers.poller.language:StatusReceiver._is_acked",  # nobody writes there any more (R7, R9, R12): quarantine ends
+            "workers.poller.reaper:Reaper.free_lanes",
         ),
         again="as for an encoder; the abort is sent again until it is acknowledged, or its peer is dead",
     ),
     Dead.FOLLOWER: Row(
         leaves="holds on rows that were handed to it, a ring of batches that nobody takes",
-        noticed="pipeline.door:Door._gone",
-        acts=("pipeline.groups:Groups.gone", "allocator.ranklog:RankLog.leave", "pipeline.ranks:SharedMemory.collect"),
+        noticed="pipeline.node.run_socket_server:Door._gone",
+        acts=("pipeline.node.rank_groups:Groups.gone", "allocator.ranklog:RankLog.leave", "pipeline.ranks.leader:SharedMemory.collect"),
         again="a rank that has LEFT stays so; rank 0 looks at that word, and at every ticket, in each turn",
     ),
     Dead.WORKER: Row(
         leaves="attempts under way (`issued` > `sent`), staging entries in READING, ring records not finished; over a network late writes",
-        noticed="pipeline.supervision:Supervisor._died",
+        noticed="pipeline.node.supervisor:Supervisor._died",
         needed_by=needs_worker,
         acts=(
             _RESTART,
-            "workers.transfer:TransferWorker._end_reading",
-            "workers.transfer:TransferWorker._taint_unfinished",  # over a network, before anything is redone (R6)
-            "workers.transfer:TransferWorker._scan",  # rows from `sent` on are moved again, to the same places
+            "workers.transfer.encode:TransferWorker._end_reading",
+            "workers.transfer.encode:TransferWorker._taint_unfinished",  # over a network, before anything is redone (R6)
+            "workers.transfer.encode:TransferWorker._scan",  # rows from `sent` on are moved again, to the same places
         ),
         again="all of it goes by the words of the slots; the next new worker begins anew",
     ),
     Dead.TARGET: Row(
         leaves="a session that has ended: grants under it, blocks exposed or in quarantine under it, attempts of peers that now fail",
-        noticed="pipeline.supervision:Supervisor._died",
+        noticed="pipeline.node.supervisor:Supervisor._died",
         needed_by=needs_target,
         acts=(
             _RESTART,
-            "workers.worker:_begin_session",  # another number, port and address (R10)
-            "workers.receiving:StatusReceiver._free_fenced",
-            "workers.granting:GrantSender._grant_anew",
+            "workers.start:_begin_session",  # another number, port and address (R10)
+            "workers.poller.language:StatusReceiver._free_fenced",
+            "workers.bootstrap.language:GrantSender._grant_anew",
         ),
         again="the poller compares the sessions of quarantined blocks with the living ones, the bootstrap's grants name the living one",
     ),
     Dead.POLLER: Row(
         leaves="words behind their watermarks, deadlines that pass, clients and peers that are told nothing, ring records not finished",
-        noticed="pipeline.supervision:Supervisor._died",
+        noticed="pipeline.node.supervisor:Supervisor._died",
         needed_by=needs_any,
-        acts=(_RESTART, "workers.reaping:Reaper.look", "workers.poller:Poller.step"),
+        acts=(_RESTART, "workers.poller.reaper:Reaper.look", "workers.poller.base:Poller.step"),
         again="its first step looks at every open slot, every peer and every DEAD lane, as each slow scan does",
     ),
     Dead.BOOTSTRAP: Row(
         leaves="grants and aborts not sent or not answered, rooms not joined, epochs not released, ring records not finished",
-        noticed="pipeline.supervision:Supervisor._died",
+        noticed="pipeline.node.supervisor:Supervisor._died",
         needed_by=needs_any,
-        acts=(_RESTART, "workers.admitting:Admission._rebuild", "workers.granting:GrantSender.step"),
+        acts=(_RESTART, "workers.bootstrap.encode:Admission._rebuild", "workers.bootstrap.language:GrantSender.step"),
         again="its first step looks at every open slot; grants are absolute, and peers send again what was not answered (R1, R24)",
     ),
     Dead.REGISTRAR: Row(
         leaves="a route table as it was, a registration that runs out",
-        noticed="pipeline.supervision:Supervisor._died",
-        acts=(_RESTART, "workers.registrar:Reporter.report"),
+        noticed="pipeline.node.supervisor:Supervisor._died",
+        acts=(_RESTART, "workers.discovery.registrar:Reporter.report"),
         again="it reads the table at its birth, and its reports are numbered by the clock",
     ),
     Dead.LAUNCHER: Row(
         leaves="its children, its clients' connections, two listening ports; one empty name in /dev/shm",
-        noticed="workers.worker:is_launcher_gone",
+        noticed="workers.start:is_launcher_gone",
         acts=(
-            "workers.worker:run",  # the kernel's parent-death signal ends each child, else the death pipe
-            "pipeline.client:Client._look_at_node",  # each client sees its connection end: its requests are Failed
-            "workers.peers:PeerWatch.step",  # the ports are closed, which is death at once for other nodes
-            "pipeline.launcher:Launcher._identity",  # who is launched there next is a later incarnation
+            "workers.start:run",  # the kernel's parent-death signal ends each child, else the death pipe
+            "pipeline.client.client:Client._look_at_node",  # each client sees its connection end: its requests are Failed
+            "workers.poller.peer_watch:PeerWatch.step",  # the ports are closed, which is death at once for other nodes
+            "pipeline.node.launcher:Launcher._identity",  # who is launched there next is a later incarnation
         ),
         again="there is nothing to do again: the kernel takes back the memory with the last process that maps it",
     ),
     Dead.PEER: Row(
         leaves="requests with it on this side, blocks exposed to it, grants that wait for their encoder, connections, mapped memory",
-        noticed="workers.peers:PeerWatch.bury",
+        noticed="workers.poller.peer_watch:PeerWatch.bury",
         acts=(
-            "workers.peers:PeerWatch.bury",
-            "workers.publishing:Publisher._failed",
-            "workers.receiving:StatusReceiver._failed",
-            "workers.receiving:StatusReceiver._is_acked",  # quarantine ends with its last writer here, or with a fence (R12)
-            "workers.admitting:Admission._forget_pending_of",
-            "workers.granting:GrantSender._drop_link_of",
-            "workers.transfer:TransferWorker._scan",  # lets go of its payload
+            "workers.poller.peer_watch:PeerWatch.bury",
+            "workers.poller.encode:Publisher._failed",
+            "workers.poller.language:StatusReceiver._failed",
+            "workers.poller.language:StatusReceiver._is_acked",  # quarantine ends with its last writer here, or with a fence (R12)
+            "workers.bootstrap.encode:Admission._forget_pending_of",
+            "workers.bootstrap.language:GrantSender._drop_link_of",
+            "workers.transfer.encode:TransferWorker._scan",  # lets go of its payload
         ),
         again="its entry stays DEAD until no slot refers to it; every scan compares the slots with it",
     ),
     Dead.WRITER: Row(
         leaves="an entry among those who can write into our payload; blocks in quarantine that wait for it",
-        noticed="pipeline.door:Door._gone",
+        noticed="pipeline.node.run_socket_server:Door._gone",
         launcher=strike_writer,
-        acts=("pipeline.recovery:strike_writer", "workers.receiving:StatusReceiver._is_acked"),
+        acts=("pipeline.node.recovery:strike_writer", "workers.poller.language:StatusReceiver._is_acked"),
         again="the entry is gone or not; every scan of the poller looks",
     ),
 }

@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner
 from support.nodes import config_of
 
+from embridge import launch
 from embridge.allocator import segment
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.segment import SHARED_MEMORY, create_segment, remove_left_names
-from embridge.pipeline import launch
 from embridge.pipeline.cli import main
 from embridge.pipeline.cli.checks import left_names
 

@@ -16,13 +16,13 @@ import pytest
 from click.testing import CliRunner
 from support.waiting import wait_until
 
-from embridge.pipeline import EmbeddingRequest, PreallocQueue, TransferQueue, attach
+from embridge import EmbeddingRequest, PreallocQueue, TransferQueue, attach
 from embridge.pipeline.cli import main
 
 pytestmark = pytest.mark.process
 
 
-LAUNCH = (sys.executable, "-m", "embridge.pipeline.cli", "launch")
+LAUNCH = (sys.executable, "-m", "embridge", "launch")
 
 
 @contextmanager

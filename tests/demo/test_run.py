@@ -20,7 +20,7 @@ from embridge.workers.transfer.engines import mooncake
 pytestmark = pytest.mark.process
 
 NO_TWO_HOSTS = mooncake.why_unavailable() or hosts.why_impossible()
-COMMAND = (sys.executable, "-m", "embridge.pipeline.cli", "demo", "--plain", "--hidden", "64")
+COMMAND = (sys.executable, "-m", "embridge", "demo", "--plain", "--hidden", "64")
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from support.nodes import Station, config_of, run_dirs, start_node, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge import attach, follow
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.layout import Process
-from embridge.pipeline import attach, follow
 from embridge.workers.start import READY
 
 pytestmark = pytest.mark.process

@@ -27,9 +27,9 @@ from support.faults import Point, share_of
 from support.leaks import left_since, open_descriptors
 from support.nodes import config_of
 
+from embridge import Limits, PipelineConfig, attach, launch
 from embridge.allocator.errors import AttachError, LaunchError
 from embridge.allocator.layout import Process
-from embridge.pipeline import Limits, PipelineConfig, attach, launch
 from embridge.pipeline.node.launch import Ready, encode_config
 from embridge.pipeline.node.launcher import SIGNALS, Launcher, main
 from embridge.workers.start import READY

@@ -17,7 +17,7 @@ from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
-from embridge.pipeline import attach
+from embridge import attach
 from embridge.workers import messages as msg
 from embridge.workers.run_socket import SOCKET_NAME, Question
 from embridge.workers.transfer.engines import mooncake

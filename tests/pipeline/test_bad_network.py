@@ -12,7 +12,7 @@ from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
-from embridge.pipeline import Client, attach
+from embridge import Client, attach
 from embridge.workers.transfer.engines import mooncake
 
 NO_MOONCAKE = mooncake.why_unavailable()

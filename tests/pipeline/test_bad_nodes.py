@@ -27,13 +27,13 @@ from support.nodes import LIMITS, Station, config_of, run_dirs, start_node, stat
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge import Client, Limits, PipelineConfig, attach, launch
+from embridge import join as joining
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import AttachError, EmbridgeError, LaunchError, SegmentError
 from embridge.allocator.layout import LAYOUT_VERSION, ControlLayout, Geometry, Header, PayloadLayout, Role
 from embridge.allocator.pinning import lock_note
 from embridge.allocator.segment import create_segment, map_segment
-from embridge.pipeline import Client, Limits, PipelineConfig, attach, launch
-from embridge.pipeline import join as joining
 from embridge.pipeline.client.client import node_status
 from embridge.pipeline.join import knock
 from embridge.workers import messages as msg

@@ -14,10 +14,10 @@ from support.scheduling import Queues
 from support.stopping import stopped
 from support.waiting import wait_until
 
+from embridge import Client, attach
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Destination, Slot
-from embridge.pipeline import Client, attach
 
 pytestmark = [pytest.mark.process, every_engine]
 

@@ -13,7 +13,7 @@ from support.nodes import Station, every_engine
 from support.scheduling import ByHand, Holder, Queues
 from support.waiting import wait_until
 
-from embridge.pipeline import Client, Phase, attach
+from embridge import Client, Phase, attach
 
 pytestmark = [pytest.mark.process, every_engine]
 

@@ -16,10 +16,10 @@ from support.encoding import open_sender
 from support.nodes import Station, run_dirs, station
 from support.waiting import wait_until
 
+from embridge import Client, NoRouteError, PipelineConfig, attach, launch
 from embridge.allocator.errors import LaunchError
 from embridge.allocator.layout import DiscoveryState, NodeState, Process
 from embridge.allocator.routes import DiscoveryRecord
-from embridge.pipeline import Client, NoRouteError, PipelineConfig, attach, launch
 from embridge.pipeline.cli import main
 from embridge.pipeline.config import DEFAULT_ROUTES
 from embridge.workers.start import READY

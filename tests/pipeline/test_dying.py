@@ -24,9 +24,9 @@ from support.nodes import Station
 from support.waiting import wait_until
 from support.watched import can_watch_threads
 
+from embridge import attach
 from embridge.allocator._core import Mapping
 from embridge.allocator.layout import Lane, LaneState
-from embridge.pipeline import attach
 from embridge.pipeline.node.death_watch import ARRIVAL_NS, WATCHED_THREADS, DyingWatch, has_memory
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.run_socket_server import Door, Guest

@@ -13,9 +13,9 @@ from support.nodes import Station, every_engine, station
 from support.scheduling import ByHand, Queues
 from support.waiting import wait_until
 
+from embridge import Client, EmbeddingReceiver, EmbeddingSender, attach
 from embridge.allocator.errors import NodeGoneError
 from embridge.allocator.layout import Slot
-from embridge.pipeline import Client, EmbeddingReceiver, EmbeddingSender, attach
 
 pytestmark = [pytest.mark.process, every_engine]
 

@@ -18,7 +18,7 @@ from support.frames import FrameMaker
 from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
 
-from embridge.pipeline import attach
+from embridge import attach
 from embridge.workers import messages as msg
 from embridge.workers.addresses import split_address
 from embridge.workers.run_socket import SOCKET_NAME

@@ -18,7 +18,7 @@ from support.pipes import FullPipe, full_pipe
 from support.scheduling import Queues
 from support.waiting import wait_until
 
-from embridge.pipeline import attach
+from embridge import attach
 
 pytestmark = pytest.mark.process
 
@@ -79,7 +79,7 @@ def test_a_process_that_dies_is_started_again_though_nobody_reads_of_it(
 
 def test_a_command_whose_output_nobody_reads_passes_signals_on(own_dir: Path, pipe: FullPipe) -> None:
     """P21, P18: `embridge launch` starts a node and stops it, whoever reads what it prints."""
-    command = [sys.executable, "-m", "embridge.pipeline.cli", "launch", "--role", "encode", "--run-dir", str(own_dir / "n")]
+    command = [sys.executable, "-m", "embridge", "launch", "--role", "encode", "--run-dir", str(own_dir / "n")]
     process = subprocess.Popen(
         [*command, "--hidden-size", "64", "--num-blocks", "4", "--log-level", "INFO"],
         stdout=pipe.write, stderr=pipe.write, start_new_session=True,

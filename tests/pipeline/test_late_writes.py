@@ -18,9 +18,9 @@ from support.scheduling import Queues
 from support.stopping import is_stopped, stopped
 from support.waiting import wait_until
 
+from embridge import attach
 from embridge.allocator.blocks import QUARANTINED
 from embridge.allocator.buffers import PayloadBuffers
-from embridge.pipeline import attach
 from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 

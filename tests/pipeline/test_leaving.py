@@ -20,10 +20,10 @@ from support.nodes import Station, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge import Client, EmbeddingRequest, WaitingQueue, attach, follow
 from embridge.allocator.layout import Lane, LaneState
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
-from embridge.pipeline import Client, EmbeddingRequest, WaitingQueue, attach, follow
 from embridge.pipeline.client import client as client_module
 from embridge.pipeline.scheduler.host_memory import HostRows
 

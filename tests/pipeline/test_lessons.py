@@ -20,9 +20,9 @@ from support.rows import Rows, difference, raw, rows_of
 from support.scheduling import ByHand, Queues, aux_is_right
 from support.waiting import wait_until
 
+from embridge import Client, EmbeddingRequest, Phase
 from embridge.allocator.layout import Destination, Slot
 from embridge.allocator.rings import Kick
-from embridge.pipeline import Client, EmbeddingRequest, Phase
 from embridge.workers.stderr import THREAD_NAME
 
 pytestmark = pytest.mark.process

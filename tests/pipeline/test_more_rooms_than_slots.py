@@ -12,7 +12,7 @@ from support.agents import Agent
 from support.crowds import Crowd
 from support.nodes import LIMITS, Station, run_dirs, station
 
-from embridge.pipeline import Limits
+from embridge import Limits
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(400)]
 

@@ -21,9 +21,9 @@ from support.opening import open_control
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge import Client, EmbeddingRequest, Phase, attach, launch
 from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.layout import NodeState, Process
-from embridge.pipeline import Client, EmbeddingRequest, Phase, attach, launch
 from embridge.pipeline.node.launch import encode_config
 from embridge.pipeline.node.launcher_start import command
 from embridge.workers.start import READY

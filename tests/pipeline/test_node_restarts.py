@@ -12,8 +12,8 @@ from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge import attach
 from embridge.allocator.layout import Process
-from embridge.pipeline import attach
 from embridge.workers.start import READY
 
 pytestmark = pytest.mark.process

@@ -22,9 +22,9 @@ from support.rows import DELTA
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge import Client, FollowedRequest, Follower, TransferQueue, attach, follow
 from embridge.allocator import ranklog
 from embridge.allocator.errors import AttachError, NodeGoneError, SegmentError, TransferTimeout
-from embridge.pipeline import Client, FollowedRequest, Follower, TransferQueue, attach, follow
 from embridge.pipeline.client.client import node_status
 from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
 

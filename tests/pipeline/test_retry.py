@@ -13,7 +13,7 @@ from support.rows import DELTA
 from support.scheduling import ByHand, Queues
 from support.waiting import wait_until
 
-from embridge.pipeline import Client, EmbeddingRequest, attach, follow
+from embridge import Client, EmbeddingRequest, attach, follow
 
 pytestmark = pytest.mark.process
 

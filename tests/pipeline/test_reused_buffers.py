@@ -14,8 +14,8 @@ from support.rows import Rows, rows_of
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge import Client, EmbeddingSender, NodeBusyError, attach
 from embridge.allocator.layout import Lane, LaneState
-from embridge.pipeline import Client, EmbeddingSender, NodeBusyError, attach
 from embridge.pipeline.client.client import node_status
 
 pytestmark = [pytest.mark.process, every_engine]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embridge import NoRouteError
 from embridge.allocator.layout import DiscoveryState, NodeState
 from embridge.allocator.routes import DiscoveryRecord, RouteRecord
-from embridge.pipeline import NoRouteError
 from embridge.pipeline.client.routing import RoutePicker
 from embridge.workers.timing import NS
 

@@ -17,10 +17,10 @@ import pytest
 from support.nodes import config_of
 from support.simulation import segment
 
+from embridge import ConfigError, Limits, PipelineConfig, attach
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import AttachError, LaunchError
 from embridge.allocator.layout import ControlLayout, Geometry, Role
-from embridge.pipeline import ConfigError, Limits, PipelineConfig, attach
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.inspection.open_readonly import look, remains
 from embridge.pipeline.node.launcher import Launcher

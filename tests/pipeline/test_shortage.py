@@ -11,7 +11,7 @@ from support.rows import Rows, difference
 from support.scheduling import Holder, Queues
 from support.waiting import wait_until
 
-from embridge.pipeline import Client, EmbeddingRequest, EmbeddingSender
+from embridge import Client, EmbeddingRequest, EmbeddingSender
 
 pytestmark = [pytest.mark.process, every_engine]
 

@@ -88,7 +88,7 @@ def in_container(run_dir: Path, *words: str) -> subprocess.CompletedProcess[str]
 
 PAIR = """
 import os
-from embridge.pipeline import PipelineConfig, launch
+from embridge import PipelineConfig, launch
 with launch(PipelineConfig(role="encode")) as encode, launch(PipelineConfig(role="language")) as language:
     print("both", os.listdir("/dev/shm"))
 """
@@ -108,7 +108,7 @@ def test_a_default_node_of_each_role_starts_in_a_container(own_dir: Path) -> Non
 @pytest.mark.process
 def test_a_pool_that_does_not_fit_is_refused_by_the_command_with_the_number_that_does(own_dir: Path) -> None:
     """P13, P9."""
-    done = in_container(own_dir, "-m", "embridge.pipeline.cli", "launch", "--role", "encode", "--num-blocks", "64")
+    done = in_container(own_dir, "-m", "embridge", "launch", "--role", "encode", "--num-blocks", "64")
     assert done.returncode == 1
     assert "lower num_blocks to 6" in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -116,7 +116,7 @@ def test_a_pool_that_does_not_fit_is_refused_by_the_command_with_the_number_that
 
 @container
 def test_doctor_adds_up_both_segments_of_both_roles(own_dir: Path) -> None:
-    done = in_container(own_dir, "-m", "embridge.pipeline.cli", "doctor", "--json")
+    done = in_container(own_dir, "-m", "embridge", "doctor", "--json")
     check = next(check for check in json.loads(done.stdout) if check["name"] == "/dev/shm")
     pools = [(role, chosen_pool(role, Geometry(), Limits(), CONTAINER)) for role in Role]
     both = sum(total(role, pool) for role, pool in pools) / MIB
@@ -135,6 +135,6 @@ def test_doctor_adds_up_both_segments_of_both_roles(own_dir: Path) -> None:
 def test_the_demo_runs_in_a_container(own_dir: Path) -> None:
     """P13, P6: two nodes of its own sizes, and every byte right."""
     pytest.importorskip("skimage")
-    done = in_container(own_dir, "-m", "embridge.pipeline.cli", "demo", "--requests", "1", "--plain")
+    done = in_container(own_dir, "-m", "embridge", "demo", "--requests", "1", "--plain")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 requests arrived with every byte right" in done.stdout

@@ -19,7 +19,7 @@ from support.nodes import alive
 from support.waiting import wait_until
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from embridge.pipeline import spawn
+from embridge import spawn
 from embridge.pipeline.spawn import _Child, _Group
 
 pytestmark = pytest.mark.process

@@ -18,12 +18,12 @@ from support.scheduling import Holder, Queues
 from support.stopping import stopped
 from support.waiting import wait_until
 
+from embridge import Client
 from embridge.allocator._core import Mapping
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import AttachError
 from embridge.allocator.layout import LANE_WORDS, ControlLayout, Geometry, Lane, Limits, Role, Slot
 from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
-from embridge.pipeline import Client
 from embridge.pipeline.cli import main
 from embridge.pipeline.cli import status as status_command
 from embridge.pipeline.client.client import node_status

@@ -21,6 +21,7 @@ from support.scheduling import Queues
 from support.simulation import segment
 from support.waiting import wait_until
 
+from embridge import attach
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import FailureCode, NodeUnhealthyError, SegmentError
 from embridge.allocator.layout import ControlLayout, Engine, Geometry, Header, Limits, NodeState, Peer, Process, Role, Slot
@@ -28,7 +29,6 @@ from embridge.allocator.ranklog import MAX_RANKS, RankLogLayout, format_log
 from embridge.allocator.rings import Kick
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
-from embridge.pipeline import attach
 from embridge.pipeline.client.client import node_status
 from embridge.pipeline.node.rank_groups import Groups, descriptors_of
 from embridge.pipeline.node.recovery import Recovery

@@ -117,7 +117,7 @@ def test_a_client_whose_process_has_closed_standard_output_holds_nothing_there(o
     """What a library prints would be written into a segment, or to the launcher, which would take the client for one of another version."""
     prelude = """
 def attached(run_dir):
-    from embridge.pipeline import attach
+    from embridge import attach
     for fd in (0, 1, 2):
         os.close(fd)
     with attach(run_dir) as client:

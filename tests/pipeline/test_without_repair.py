@@ -14,7 +14,7 @@ from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
-from embridge.pipeline import Client, attach
+from embridge import Client, attach
 from embridge.pipeline.client import client as client_module
 
 pytestmark = pytest.mark.process

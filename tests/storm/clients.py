@@ -21,9 +21,9 @@ import torch
 from support.encoding import give, open_sender
 from support.scheduling import Queues, aux_is_right
 
+from embridge import Client, EmbeddingRequest, EmbeddingSender, attach
 from embridge.allocator.errors import AttachError, NodeGoneError
 from embridge.allocator.status import Phase
-from embridge.pipeline import Client, EmbeddingRequest, EmbeddingSender, attach
 from storm.history import Recorder, messages_of, speak_into
 from storm.plan import LONGEST, Request, request_of
 

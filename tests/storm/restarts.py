@@ -25,8 +25,8 @@ from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
+from embridge import Client, attach
 from embridge.allocator.layout import Limits, Process
-from embridge.pipeline import Client, attach
 from embridge.workers.start import READY
 from storm.runner import tell
 from storm.soak import MORE_BYTES, WARM_UP, Held, held_by

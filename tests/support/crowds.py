@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from embridge.pipeline import Client, EmbeddingRequest, EmbeddingSender, PreallocQueue, TransferQueue, attach
+from embridge import Client, EmbeddingRequest, EmbeddingSender, PreallocQueue, TransferQueue, attach
 from support.rows import Rows, difference, rows_of
 
 

@@ -37,7 +37,7 @@ class Discovery:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "embridge.pipeline.cli", "discovery", "--port", str(self._port)],
+            [sys.executable, "-m", "embridge", "discovery", "--port", str(self._port)],
             stdout=subprocess.PIPE,
             text=True,
             env={name: value for name, value in os.environ.items() if name != MARK},  # it may outlive the test that restarts it

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from embridge import Client, EmbeddingSender, attach
 from embridge.allocator.status import Phase
-from embridge.pipeline import Client, EmbeddingSender, attach
 from embridge.pipeline.client.handle import TransferHandle
 from support.rows import DELTA, rows_of
 from support.waiting import wait_until

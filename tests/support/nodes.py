@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
+from embridge import Limits, Node, PipelineConfig, Timing, launch
 from embridge.allocator.blocks import BlockCounts
 from embridge.allocator.control import Control
 from embridge.allocator.layout import Geometry, Lane, LaneState, Process
-from embridge.pipeline import Limits, Node, PipelineConfig, Timing, launch
 from embridge.pipeline.inspection.observe import requests
 from embridge.workers.transfer.engines import mooncake
 from support.opening import open_control

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from embridge import FollowedRequest, Follower, attach, follow
 from embridge.allocator.errors import NodeGoneError
-from embridge.pipeline import FollowedRequest, Follower, attach, follow
 from embridge.pipeline.scheduler.request import EmbeddingResult
 from support.rows import Rows, difference
 from support.scheduling import Queues, queues_of

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from embridge import Client, EmbeddingReceiver, EmbeddingRequest, PreallocQueue, TransferQueue, attach
 from embridge.allocator.status import Phase
-from embridge.pipeline import Client, EmbeddingReceiver, EmbeddingRequest, PreallocQueue, TransferQueue, attach
 from support.encoding import Outcome, ended
 from support.rows import DELTA, Rows, difference
 from support.waiting import wait_until

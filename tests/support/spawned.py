@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from embridge.pipeline import spawn
+from embridge import spawn
 
 
 def mark(index: int, folder: Path, rows: torch.Tensor) -> None:

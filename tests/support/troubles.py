@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from embridge.pipeline import Client
+from embridge import Client
 from support import encoding
 from support.agents import running
 from support.nodes import Station

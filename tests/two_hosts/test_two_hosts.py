@@ -21,8 +21,8 @@ from support.scheduling import Holder, Queues
 from support.stopping import stop
 from support.waiting import wait_until
 
+from embridge import Client, EmbeddingSender, attach
 from embridge.demo.hosts import Host, two_hosts, why_impossible
-from embridge.pipeline import Client, EmbeddingSender, attach
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 from embridge.workers.transfer.engines import mooncake
 

@@ -11,8 +11,8 @@ import torch
 from support.alone import BLOCK_SIZE, Alone, EncodeAlone, StubEngine
 from support.rows import Rows, difference, rows_of
 
+from embridge import EmbeddingSender, NodeBusyError
 from embridge.allocator.layout import Destination, LaneState
-from embridge.pipeline import EmbeddingSender, NodeBusyError
 from embridge.workers.transfer.engines.base import Outcome
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, LanguageAlone
 
-from embridge.pipeline import EmbeddingRequest, Phase, TransferQueue
+from embridge import EmbeddingRequest, Phase, TransferQueue
 from embridge.pipeline.scheduler.default_grant import free_for_all_of, share_without_rows
 
 
