@@ -1,4 +1,6 @@
-"""A call that waits for a slot hears that its room is wanted (`pipeline/waiting.py`, `workers/admitting.py`), whoever is in between.
+"""A call that waits for a slot hears that its room is wanted, whoever is in between.
+
+The two sides are `pipeline/client/slot_queue.py` and `workers/bootstrap/encode.py`.
 
 Nobody waits any more, so the library thread stops to listen: it takes what stands in the log for read, and the mark of its lane away.
 Meanwhile the caller's thread joins one: enters it, marks the lane, asks. The bootstrap announces the room in the log when its init comes,
