@@ -1,9 +1,12 @@
 """Addresses of nodes: `tcp://ip:port` between nodes and at sockets. A request may name a host; that is looked up here.
 
 libzmq would look a name up in its one I/O thread: until the resolver answers, nothing goes in or out for anybody. And of a
-name with addresses of both families it takes only the first. So no name reaches a socket. It is looked up in a few threads,
-the answer kept for a while, and where a name has several addresses, the first at which somebody speaks as our nodes do is
-the one.
+name with addresses of both families it takes only the first. So no name reaches a socket. It is looked up in a thread,
+the answer kept for a while, or until nobody answers there, and where a name has several addresses, the first at which
+somebody speaks as our nodes do is the one.
+
+A look-up cannot be broken off, and those that hang would keep the others from their threads. So there is a thread for each, up
+to a limit, and names that have taken long before come last, and have no more than half of the places.
 """
 
 from __future__ import annotations
@@ -16,17 +19,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from embridge.workers.timing import NS
 
 MAX_ASKED: Final = 256  # names that are being looked up, or wait for it
-MAX_THREADS: Final = 8
+MAX_THREADS: Final = 64
+LONG_NS: Final = NS  # a look-up that takes longer makes its name one of those that come last
 MAX_KEPT: Final = 1024  # answers
 MAX_ADDRESSES: Final = 8  # of one name that are tried
 FOUND_NS: Final = 10 * NS  # for which an answer is kept
 NOT_FOUND_NS: Final = NS
 TRY_S: Final = 0.5  # for one of several addresses to answer; all of them take less than the time to connect
+
+T = TypeVar("T")
 
 _FORM: Final = re.compile(r"tcp://(\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+):([1-9]\d{0,4})", re.ASCII)
 _GREETING: Final = re.compile(rb"\xff.{8}\x7f", re.DOTALL)  # the first ten bytes from who speaks ZMTP, sent unasked
@@ -83,6 +89,9 @@ class Names:
         self._kept: dict[str, tuple[Found, int]] = {}  # address -> its answer, and until when it holds
         self._asked: set[str] = set()
         self._queue: deque[str] = deque()
+        self._last: deque[str] = deque()  # those that have taken long before
+        self._begun: dict[str, int] = {}  # look-ups under way, and since when
+        self._slow: dict[str, None] = {}  # names whose last look-up took long
         self._num_threads = 0
 
     def find(self, address: str) -> Found | None:
@@ -93,40 +102,69 @@ class Names:
                 return found
             if address in self._asked:
                 return None
-            if len(self._asked) >= MAX_ASKED:
-                return Found("", f"{MAX_ASKED} other names are being looked up")
+            queue = self._last if address in self._slow else self._queue
+            if len(self._asked) >= MAX_ASKED or (len(self._last) >= MAX_ASKED // 2 and queue is self._last):
+                return Found("", f"{len(self._asked)} other names are being looked up")
             self._asked.add(address)
-            self._queue.append(address)
-            if self._num_threads < MAX_THREADS:
-                try:
-                    threading.Thread(target=self._work, name="embridge-names", daemon=True).start()
-                except RuntimeError as error:
-                    if not self._num_threads:
-                        self._asked.remove(self._queue.pop())
-                        return Found("", f"its name cannot be looked up: {error}")
-                else:
-                    self._num_threads += 1
+            queue.append(address)
+            why_not = self._start()
+            if why_not and not self._num_threads:
+                queue.remove(address)
+                self._asked.remove(address)
+                return Found("", f"its name cannot be looked up: {why_not}")
         return None
+
+    def forget(self, endpoint: str) -> None:
+        """Nobody answers there any more: whatever name led there is looked up again when it is asked for next."""
+        with self._lock:
+            for address in [address for address, (found, _) in self._kept.items() if found.endpoint == endpoint]:
+                del self._kept[address]
+
+    def _start(self) -> str:
+        """One more thread, where somebody waits for one and may have it (under the lock). Returns why there can be none."""
+        if not self._may_begin() or self._num_threads >= MAX_THREADS:
+            return ""
+        try:
+            threading.Thread(target=self._work, name="embridge-names", daemon=True).start()
+        except RuntimeError as error:
+            return str(error)
+        self._num_threads += 1
+        return ""
+
+    def _may_begin(self) -> bool:
+        if self._queue:
+            return True
+        return bool(self._last) and sum([address in self._slow for address in self._begun]) < MAX_THREADS // 2
 
     def _work(self) -> None:
         """A thread, until nothing is left to look up."""
         while True:
             with self._lock:
-                if not self._queue:
+                if not self._may_begin():
                     self._num_threads -= 1
                     return
-                address = self._queue.popleft()
+                address = self._queue.popleft() if self._queue else self._last.popleft()
+                self._begun[address] = self._clock()
             try:
                 found = look_up(address)
             except Exception as error:  # a bug in one look-up ends that one (D4)
                 found = Found("", f"{type(error).__name__}: {error}")
             with self._lock:
+                now_ns = self._clock()
+                self._slow.pop(address, None)
+                if now_ns - self._begun.pop(address) > LONG_NS:
+                    _put(self._slow, address, None)
                 self._asked.remove(address)
-                self._kept.pop(address, None)
-                self._kept[address] = found, self._clock() + (FOUND_NS if found.endpoint else NOT_FOUND_NS)
-                while len(self._kept) > MAX_KEPT:
-                    del self._kept[next(iter(self._kept))]
+                _put(self._kept, address, (found, now_ns + (FOUND_NS if found.endpoint else NOT_FOUND_NS)))
             self._found()
+
+
+def _put(table: dict[str, T], address: str, value: T) -> None:
+    """As the latest entry; the oldest make room."""
+    table.pop(address, None)
+    table[address] = value
+    while len(table) > MAX_KEPT:
+        del table[next(iter(table))]
 
 
 def look_up(address: str) -> Found:

@@ -122,16 +122,18 @@ class Desk:
         engines: tuple[Engine, ...] = (Engine.SHM,),
         ask_at: Callable[[str, int, int], Question] = Question,
         find: Callable[[str], Found | None] | None = None,
+        forget: Callable[[str], None] | None = None,
     ) -> None:
         """`engines`: what this node offers; `ask_at` asks at a run socket whether the node with this id and incarnation
-        listens there; `find` looks the name in an address up."""
+        listens there; `find` looks the name in an address up, `forget` what was found to lead to an address."""
         self.control = control
         self.name = name
         self.timing = timing
         self.addresses = addresses
         self.engines = engines
         self.ask_at = ask_at
-        self.find = find or Names().find
+        names = Names()
+        self.find, self.forget = find or names.find, forget or names.forget
         self.status = control.status
         self.slots = control.slots
         self.index = control.processes.names.index(name)

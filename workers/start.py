@@ -86,7 +86,7 @@ def run(seat: Seat) -> None:
     mapping = map_segment(seat.control.fd, seat.control_bytes)
     control = Control(mapping, {name: descriptor.fd for name, descriptor in seat.event_fds.items()})
     names = Names(lambda: os.eventfd_write(seat.event_fds["bootstrap"].fd, 1))  # only the bootstrap process asks
-    desk = Desk(control, seat.name, seat.timing, seat.addresses, engines=seat.engines, find=names.find)
+    desk = Desk(control, seat.name, seat.timing, seat.addresses, engines=seat.engines, find=names.find, forget=names.forget)
     control.processes.set(seat.name, Process.STATE, STARTING)
     if seat.name in ("bootstrap", "poller"):
         from embridge.workers.wire.loop import run_on_wire

@@ -1,4 +1,4 @@
-"""A page in which early slots may lie (`pipeline/slots.py`): two threads, no lock; who adds a slot to it, and who ends it.
+"""A page in which early slots may lie (`pipeline/client/slot_lease.py`): two threads, no lock; who adds a slot to it, and who ends it.
 
 The caller's thread takes a free slot of an early page, notes it in the page's set, and looks whether the page is early still, with that
 very set; if not, it gives the slot back. Or it makes a page early: counts it, then enters an empty set. The library thread takes slots

@@ -349,6 +349,7 @@ class RoleActor(Actor):
             engines=(self.world.engine,),
             ask_at=lambda *asked: self.world.ask_at(*asked),
             find=lambda address: self.world.find(address),
+            forget=lambda endpoint: self.world.forget(endpoint),
         )
         self.records = self.control.inbox(self.role_name)
         self.bell = self.control.bell(self.role_name)
@@ -895,6 +896,9 @@ class World:
     def find(self, address: str) -> Found | None:
         """What has come of a name."""
         raise AssertionError(f"{address} holds a name; nodes of a world have numbers")
+
+    def forget(self, endpoint: str) -> None:
+        """Nobody answers there; no name has led there."""
 
     def ask_at(self, run_socket: str, node_id: int, incarnation: int) -> Any:
         """Which node listens there, and is it this one? In time the answer is there."""

@@ -16,12 +16,13 @@ from support.wires import Wired, wired
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.layout import Slot
+from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
 from embridge.workers import addresses
 from embridge.workers import messages as msg
 from embridge.workers.addresses import MAX_ASKED, MAX_THREADS, Found, Names, look_up, numeric, split_address
 from embridge.workers.keys import new_key_pair
-from embridge.workers.role import Send
+from embridge.workers.role import Disconnect, Send
 
 NAME = "tcp://encoder.example:4000"
 
@@ -177,6 +178,88 @@ def test_only_the_request_with_the_name_waits_for_it_and_at_most_as_long_as_for_
     )
 
 
+def test_who_joins_those_who_wait_for_a_name_has_as_long_as_they_had() -> None:
+    """P21, P8: the requests before it are no reason to fail early; and who is asked for again waits on."""
+    node = LanguageAlone()
+    names(node, {NAME: None})
+    timeout_s = node.world.timing.connect_timeout_s
+    first = node.client.receiver(NAME, 1)
+    node.advance(timeout_s - 1)
+    second = node.client.receiver(NAME, 2)
+    node.client.kick_bootstrap(Kick.OPEN, first.slot, first.epoch)
+    node.advance(1.7)
+    assert (first.poll(), second.poll()) == (Phase.Failed, Phase.Bootstrapping)
+    node.advance(timeout_s - 2)
+    assert second.poll() == Phase.Bootstrapping
+    node.advance(1.0)
+    assert why(second) == why(first)
+
+
+def test_who_joins_those_who_wait_for_a_connection_has_as_long_as_they_had() -> None:
+    """P21, P8: here the node starts late: too late for the first, in time for the second, in a registration after the first one's (R14)."""
+    node = LanguageAlone()
+    timeout_s = node.world.timing.connect_timeout_s
+    first = node.client.receiver(ENCODE_ADDRESS, 1)
+    node.advance(timeout_s - 1)
+    second = node.client.receiver(ENCODE_ADDRESS, 2)
+    node.client.kick_bootstrap(Kick.OPEN, first.slot, first.epoch)
+    node.advance(1.7)
+    assert why(first) == (
+        FailureCode.UNREACHABLE,
+        f"no encode node answers at {ENCODE_ADDRESS} for {timeout_s:g} s; check its address and that it is up",
+    )
+    node.advance(timeout_s - 2)
+    assert second.poll() == Phase.Bootstrapping
+    node.registered()
+    assert second.handshake_done
+    numbers = [message.registration for message in node.sent(msg.Register)]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) == 2
+
+
+def test_of_those_who_wait_for_a_connection_each_fails_in_its_time() -> None:
+    """P8: also where there is always one more, and the line is renewed, so that nothing piles up in a socket."""
+    node = LanguageAlone()
+    timeout_s = node.world.timing.connect_timeout_s
+    every_s, receivers = timeout_s / 4, []
+    for room in range(13):
+        receivers.append(node.client.receiver(ENCODE_ADDRESS, room))
+        node.advance(every_s)
+    assert [receiver.poll() == Phase.Failed for receiver in receivers] == [True] * 9 + [False] * 4
+    assert sum(isinstance(item, Disconnect) for _, item in node.wire.sent) == 3
+    node.advance(timeout_s)
+    assert [receiver.poll() for receiver in receivers] == [Phase.Failed] * 13
+    node.advance(timeout_s)  # for their aborts, which find nobody, either
+    assert not node.actor("bootstrap").role._links  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("how", ["given up", "refused", "nobody listens", "its port is closed", "it is dead"])
+def test_where_a_name_leads_is_forgotten_when_nobody_answers_there(how: str) -> None:
+    """P21: else whoever asks for that name goes there for as long as an answer is kept, wherever its node is by now."""
+    node = LanguageAlone()
+    forgotten: list[str] = []
+    node.world.forget = forgotten.append  # type: ignore[method-assign]
+    names(node, {NAME: Found(ENCODE_ADDRESS)})
+    receiver = node.client.receiver(NAME, 1)
+    node.settle()
+    if how in ("its port is closed", "it is dead"):
+        node.registered()
+        assert receiver.handshake_done
+    assert not forgotten
+    match how:
+        case "given up":
+            node.advance(node.world.timing.connect_timeout_s + 0.6)
+        case "refused":
+            refusal = msg.Refused(node.header(node_id=20), FailureCode.REFUSED, "not here")
+            node.hears("bootstrap", refusal, address=ENCODE_ADDRESS)
+        case "it is dead":
+            node.advance(node.world.timing.peer_timeout_s + 1)
+        case _:
+            node.actor("bootstrap").refused.append(ENCODE_ADDRESS)  # type: ignore[attr-defined]
+            node.settle()
+    assert set(forgotten) == {ENCODE_ADDRESS}
+
+
 def test_a_name_that_does_not_resolve_may_do_so_later_until_the_time_to_connect_is_over() -> None:
     """P8: a node's name may come with the node."""
     node = LanguageAlone()
@@ -325,6 +408,51 @@ def test_an_answer_is_kept_for_a_while(resolver: Resolver) -> None:
     now[0] += 1
     found_soon(it, "tcp://quick:1")
     assert resolver.asked == ["tcp://quick:1"] * 2
+
+
+def test_an_answer_that_led_to_nobody_is_forgotten_at_once_under_all_its_names(resolver: Resolver) -> None:
+    """P21."""
+    it = Names()
+    for name in ("quick1", "quick2"):
+        found_soon(it, f"tcp://{name}:1")
+    it.forget("tcp://10.0.0.8:1")
+    assert it.find("tcp://quick1:1")
+    it.forget("tcp://10.0.0.7:1")
+    for name in ("quick1", "quick2"):
+        found_soon(it, f"tcp://{name}:1")
+    assert sorted(resolver.asked) == ["tcp://quick1:1"] * 2 + ["tcp://quick2:1"] * 2
+
+
+def test_names_that_hang_take_the_places_of_no_others(resolver: Resolver) -> None:
+    """P21: none waits for a look-up to end that may take half a minute."""
+    it = Names()
+    for i in range(60):
+        assert it.find(f"tcp://slow{i}:1") is None
+    assert found_soon(it, "tcp://quick:1").endpoint
+
+
+def test_names_that_have_hung_before_have_half_of_the_places_however_many_they_are(resolver: Resolver) -> None:
+    """P21, P12: whoever goes on asking for them holds up nobody else; and they are looked up, too."""
+    now = [0]
+    it = Names(clock=lambda: now[0])
+    slow = [f"tcp://slow{i}:1" for i in range(MAX_ASKED - 1)]
+    assert [it.find(name) for name in slow] == [None] * len(slow)
+    wait_until(lambda: resolver.busy == MAX_THREADS, 10)
+    now[0] = 2 * addresses.LONG_NS
+    resolver.answers.set()
+    wait_until(lambda: not it._asked, 10)
+    resolver.answers.clear()
+    hung = slow[:MAX_THREADS]
+    assert set(resolver.asked[:MAX_THREADS]) == set(hung)
+    now[0] += addresses.FOUND_NS
+    for name in hung:
+        assert it.find(name) is None
+    wait_until(lambda: resolver.busy == MAX_THREADS // 2, 10)
+    assert found_soon(it, "tcp://quick:1").endpoint
+    assert resolver.busy == MAX_THREADS // 2
+    resolver.answers.set()
+    for name in hung:
+        assert found_soon(it, name).endpoint
 
 
 def test_without_a_thread_a_name_is_asked_for_again_later(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:

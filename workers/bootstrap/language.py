@@ -5,13 +5,13 @@ leaves, each of its blocks moves from owned to exposed by one CAS, with the sess
 fails and the grant does not leave (D2). A message that is lost is sent again by whoever sees its peer behind (R24).
 
 A link leads to a numeric address, however a request has spelt it: of two links to one node, each would void what is granted
-over the other (R14). What holds a name waits until that has been looked up.
+over the other (R14). What holds a name waits until that has been looked up; where a name leads is forgotten when nobody answers there.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, e
 from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, numeric
+from embridge.workers.bootstrap.links import Link, Waiting
 from embridge.workers.bootstrap.registrations import why_not_numeric
+from embridge.workers.log_limit import LogLimit
 from embridge.workers.role import Arrival, Denied, Desk, Disconnect, Inbox, Out, Send
 from embridge.workers.timing import NS
 from embridge.workers.transfer.engines import mooncake
@@ -32,28 +34,6 @@ from embridge.workers.transfer.engines import mooncake
 log = logging.getLogger(__name__)
 
 REGISTER_AGAIN_NS = NS // 2
-
-
-@dataclass(slots=True)
-class Link:
-    """The connection to one encode node's bootstrap process."""
-
-    address: str
-    since_ns: int
-    registration: int
-    peer: int | None = None
-    sent_ns: int = 0
-    hint: str = ""  # why no connection comes about, as far as that can be told
-    asked: str = ""  # the address as a request has it, with a name, perhaps
-    waiting: dict[int, int] = field(default_factory=dict)  # slot -> epoch
-
-
-@dataclass(slots=True)
-class Lookup:
-    """The requests that wait for a name."""
-
-    since_ns: int
-    waiting: dict[int, int] = field(default_factory=dict)  # slot -> epoch
 
 
 class GrantSender:
@@ -66,7 +46,8 @@ class GrantSender:
         self._windows = desk.control.windows
         self._sessions = desk.control.sessions
         self._links: dict[str, Link] = {}
-        self._lookups: dict[str, Lookup] = {}  # by the address as the requests have it
+        self._lookups: dict[str, Waiting] = {}  # for a name, by the address as the requests have it
+        self._limit = LogLimit()
         self._out: list[Out] = []
         for peer in self._control.peers.alive():
             record = self._control.peers.record(peer)
@@ -123,10 +104,8 @@ class GrantSender:
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
                 self._control.ring_slot_waiters()
                 self._desk.wake_reaper(slot)
-                waiting = [it.waiting for it in self._links.values()] + [it.waiting for it in self._lookups.values()]
-                for those in waiting:
-                    if those.get(slot) == epoch:
-                        del those[slot]
+                for waiting in (*(link.waiting for link in self._links.values()), *self._lookups.values()):
+                    waiting.drop(slot, epoch)
             case Kick.PEER_DEAD:
                 self._drop_link_of(slot)
             case Kick.SESSION:
@@ -140,21 +119,24 @@ class GrantSender:
         try:
             self._open_at(numeric(asked), asked, slot, epoch, now_ns)
         except ValueError:  # it holds a name
-            self._lookups.setdefault(asked, Lookup(now_ns)).waiting[slot] = epoch
+            self._lookups.setdefault(asked, Waiting()).add(slot, epoch, now_ns)
 
     def _look_up(self, asked: str, now_ns: int) -> None:
         """Go on with those who wait for a name, once it is known where it leads; nobody else waits for it."""
-        it = self._lookups[asked]
-        found = self._desk.find(asked) if it.waiting else Found("")
+        waiting = self._lookups[asked]
+        found = self._desk.find(asked) if waiting else Found("")
         if found is not None and found.endpoint:
-            for slot, epoch in it.waiting.items():
+            for slot, epoch in waiting.take_all():
                 self._open_at(found.endpoint, asked, slot, epoch, now_ns)
-        elif it.waiting and now_ns - it.since_ns <= self._desk.timing.connect_timeout_s * NS:
-            return
-        else:
+        elif late := waiting.take_before(now_ns - self._patience_ns):
             why = found.why if found is not None else f"name {mooncake.host_of(asked)} does not resolve: no answer yet"
-            self._end(it.waiting, FailureCode.UNREACHABLE, self._no_answer(asked, why))
-        del self._lookups[asked]
+            self._end(late, FailureCode.UNREACHABLE, self._no_answer(asked, why))
+        if not waiting:
+            del self._lookups[asked]
+
+    @property
+    def _patience_ns(self) -> int:
+        return int(self._desk.timing.connect_timeout_s * NS)
 
     def _open_at(self, address: str, asked: str, slot: int, epoch: int, now_ns: int) -> None:
         if not self._desk.is_current(slot, epoch):
@@ -168,10 +150,8 @@ class GrantSender:
         if link.peer is not None:
             self._drop_link_of(link.peer)
             link = self._new_link(address, now_ns)
-        if not link.waiting:
-            link.since_ns = now_ns
         link.asked = asked
-        link.waiting[slot] = epoch
+        link.waiting.add(slot, epoch, now_ns)
 
     def _new_link(self, address: str, now_ns: int) -> Link:
         """Each has a greater number than all before it, also those of the process before this one (R14)."""
@@ -196,14 +176,19 @@ class GrantSender:
     # ---- registration
 
     def _register(self, link: Link, now_ns: int) -> None:
+        if late := link.waiting.take_before(now_ns - self._patience_ns):
+            reason = self._no_answer(link.address, link.hint or "check its address and that it is up")
+            self._limit.log(log, logging.WARNING, link.address, now_ns, "encode node %s: %s", link.address, reason)
+            self._end(late, FailureCode.UNREACHABLE, reason)
+            self._desk.forget(link.address)
         if not link.waiting:
-            self._links.pop(link.address, None)
-            self._out.append(Disconnect(link.address))
+            self._drop(link)
             return
-        if now_ns - link.since_ns > self._desk.timing.connect_timeout_s * NS:
-            why = link.hint or "check its address and that it is up"
-            self._give_up(link, FailureCode.UNREACHABLE, self._no_answer(link.address, why))
-            return
+        if now_ns - link.since_ns > self._patience_ns:  # those who came later begin again: with no hint, and nothing queued in a socket
+            self._drop(link)
+            again = self._new_link(link.address, now_ns)
+            again.asked, again.waiting = link.asked, link.waiting
+            link = again
         if now_ns - link.sent_ns < REGISTER_AGAIN_NS and link.sent_ns:
             return
         link.sent_ns = now_ns
@@ -236,12 +221,16 @@ class GrantSender:
 
     def _give_up(self, link: Link, code: FailureCode, reason: str) -> None:
         log.warning("encode node %s: %s", link.address, reason)
-        self._end(link.waiting, code, reason)
+        self._end(link.waiting.take_all(), code, reason)
+        self._desk.forget(link.address)
+        self._drop(link)
+
+    def _drop(self, link: Link) -> None:
         self._links.pop(link.address, None)
         self._out.append(Disconnect(link.address))
 
-    def _end(self, waiting: dict[int, int], code: FailureCode, reason: str) -> None:
-        for slot, epoch in waiting.items():
+    def _end(self, those: Iterable[tuple[int, int]], code: FailureCode, reason: str) -> None:
+        for slot, epoch in those:
             if self._desk.is_live(slot, epoch):
                 self._desk.fail(slot, epoch, code, reason)
             else:  # it has failed before, and nobody is there to be told
@@ -249,6 +238,7 @@ class GrantSender:
 
     def _refused(self, address: str, now_ns: int) -> None:
         """Nobody listens there. A registered node whose port is closed is dead; one that never answered may be starting."""
+        self._desk.forget(address)
         link = self._links.get(address)
         if link is not None and link.peer is not None:
             self._desk.to("poller").send(Kick.PEER_DEAD, link.peer, self._control.peers.get(link.peer, Peer.INCARNATION))
@@ -265,10 +255,10 @@ class GrantSender:
             link.hint = denied.reason
 
     def _drop_link_of(self, peer: int) -> None:
-        for address, link in list(self._links.items()):
+        for link in list(self._links.values()):
             if link.peer == peer:
-                del self._links[address]
-                self._out.append(Disconnect(address))
+                self._desk.forget(link.address)
+                self._drop(link)
 
     # ---- from encode nodes
 
@@ -355,8 +345,7 @@ class GrantSender:
         peers.put(peer, Peer.REGISTRATION, link.registration)
         peers.put(peer, Peer.ENGINE, message.engine)
         link.peer = peer
-        waiting, link.waiting = link.waiting, {}
-        for slot, epoch in waiting.items():
+        for slot, epoch in link.waiting.take_all():
             self._join(slot, epoch, peer)
 
     # ---- to encode nodes

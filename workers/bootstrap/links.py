@@ -1,0 +1,58 @@
+"""The connections of a language node's bootstrap process to encode nodes, and who waits for one, or for the name of one.
+
+Who joins those who wait already has a time of its own: else it would fail as soon as the first of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+class Waiting:
+    """Requests that wait for one thing, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._came: dict[int, tuple[int, int]] = {}  # slot -> (epoch, when)
+
+    def __len__(self) -> int:
+        return len(self._came)
+
+    def add(self, slot: int, epoch: int, now_ns: int) -> None:
+        """Its time begins; not again for one that waits already."""
+        if self._came.get(slot, (0, 0))[0] != epoch:
+            self._came.pop(slot, None)  # it goes behind all who came before
+            self._came[slot] = epoch, now_ns
+
+    def drop(self, slot: int, epoch: int) -> None:
+        if self._came.get(slot, (0, 0))[0] == epoch:
+            del self._came[slot]
+
+    def take_before(self, limit_ns: int) -> list[tuple[int, int]]:
+        """(slot, epoch) of those who came before that time; they wait no more. Costs as much as there are of these."""
+        taken = []
+        while self._came:
+            slot, (epoch, came_ns) = next(iter(self._came.items()))
+            if came_ns >= limit_ns:
+                break
+            del self._came[slot]
+            taken.append((slot, epoch))
+        return taken
+
+    def take_all(self) -> list[tuple[int, int]]:
+        taken = [(slot, epoch) for slot, (epoch, _) in self._came.items()]
+        self._came.clear()
+        return taken
+
+
+@dataclass(slots=True)
+class Link:
+    """The connection to one encode node's bootstrap process."""
+
+    address: str
+    since_ns: int
+    registration: int
+    peer: int | None = None
+    sent_ns: int = 0
+    hint: str = ""  # why no connection comes about, as far as that can be told
+    asked: str = ""  # the address as a request has it, with a name, perhaps
+    waiting: Waiting = field(default_factory=Waiting)
