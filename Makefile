@@ -39,12 +39,14 @@ test: lint types bytecode  ## ruff, mypy --strict, and every test but the storms
 lint: $(BUILT)  ## ruff
 	$(BIN)/ruff check .
 
-types: $(BUILT)  ## mypy --strict, over links that show the checker the installed layout
+# In one run, for product and tests share its cache; the paths are those from which pytest imports the tests and what they share.
+types: $(BUILT)  ## mypy --strict for the product and the tests, over links that show the checker the installed layout
 	@mkdir -p $(TYPING)/embridge
 	@for package in $(PACKAGES); do ln -sfn "$(CURDIR)/$$package" "$(TYPING)/embridge/$$package"; done
 	@ln -sfn "$(CURDIR)/examples/demo" "$(TYPING)/embridge/demo"
 	@for file in "$(CURDIR)"/embridge/*; do ln -sfn "$$file" "$(TYPING)/embridge/"; done
-	MYPYPATH=$(TYPING) $(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache -p embridge
+	MYPYPATH=$(TYPING):tests:tests/allocator:tests/model:tests/native \
+		$(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache $(TYPING)/embridge tests
 
 .PHONY: bytecode
 bytecode: $(BUILT)  # where Python is told to write none, each of some thousand processes would compile every module anew

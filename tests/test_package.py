@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import pydoc
 import shutil
@@ -134,7 +135,7 @@ def test_an_extra_brings_no_mooncake_that_the_node_then_refuses(extra: str, monk
     assert str(wish.specifier) == f">={least}"
     assert f"Mooncake must be {least} or newer" in (ROOT / "docs" / "deploying.md").read_text()
     monkeypatch.setattr(mooncake, "module_version", lambda: f"{wish.name} {least}")
-    monkeypatch.setattr(mooncake.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     assert mooncake.why_unavailable() == ""
 
 

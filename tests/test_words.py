@@ -107,7 +107,8 @@ def _names(path: Path, tree: ast.Module) -> dict[str, type[enum.Enum]]:
     names: dict[str, type[enum.Enum]] = {}
     own = f"embridge.{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}"
     for module in MODULES:
-        here = {name: it for name, it in vars(module).items() if isinstance(it, enum.EnumType) and it.__module__ == module.__name__}
+        classes = {name: it for name, it in vars(module).items() if isinstance(it, type) and it.__module__ == module.__name__}
+        here = {name: it for name, it in classes.items() if issubclass(it, enum.Enum)}
         if module.__name__ == own:
             names.update(here)
         for node in ast.walk(tree):
@@ -182,9 +183,12 @@ def test_every_state_is_somebodys() -> None:
 
 def test_a_word_that_is_not_used_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check can fail: a word that nobody writes, and one that nobody reads."""
-    slot = enum.IntEnum("Slot", {"ROOM": 0, "NOWHERE": 1})
-    found = {(slot, "ROOM"): [use for use in uses()[layout.Slot, "ROOM"] if "get" not in use.calls], (slot, "NOWHERE"): []}
-    monkeypatch.setattr("test_words.WORDS", (slot,))
+    class Slot(enum.IntEnum):
+        ROOM = 0
+        NOWHERE = 1
+
+    found = {(Slot, "ROOM"): [use for use in uses()[layout.Slot, "ROOM"] if "get" not in use.calls], (Slot, "NOWHERE"): []}
+    monkeypatch.setattr("test_words.WORDS", (Slot,))
     monkeypatch.setattr("test_words.uses", lambda: found)
     assert [problem.partition(".Slot.")[2] for problem in unused()] == [
         "ROOM: nobody reads it", "NOWHERE: nobody writes it", "NOWHERE: nobody reads it",

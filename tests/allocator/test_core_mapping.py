@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from core_support import SharedMemory
 
@@ -90,11 +91,12 @@ def test_a_mapping_that_is_closed_keeps_its_memory_for_the_views_that_there_are(
     """P9, B12: what somebody looks at stays as it is, until the last of them is gone."""
     memory = SharedMemory(PAGE)
     mapping = memory.map()
-    view = {
+    looks: dict[str, Callable[[], npt.NDArray[np.uint8] | memoryview]] = {
         "the array": lambda: np.frombuffer(mapping, np.uint8),
         "a slice of it": lambda: np.frombuffer(mapping, np.uint8)[5:9],
         "a memoryview": lambda: memoryview(mapping),
-    }[end]()
+    }
+    view = looks[end]()
     second = memoryview(mapping)
     view[0] = 3
     assert mapping.close() == 2

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from core_support import DEADLINE_S, SPAWN, Arena, SharedMemory, running, until
+from support.waiting import grows, reaches
 
 from embridge.allocator._core import Words, set_parent_death_signal
 
@@ -109,7 +110,7 @@ def count_up(memory: SharedMemory, event_fd: EventFd, num: int) -> None:
         arena.words.store(COUNT, i)
         bell.ring()
         if i % 7 == 0:  # now and then let the other one fall asleep
-            until(lambda i=i: arena.words.load(DONE) >= i, "the waiter has seen it")
+            until(reaches(lambda: arena.words.load(DONE), i), "the waiter has seen it")
 
 
 def test_no_wake_up_is_lost_by_who_sleeps_in_a_poll_loop_of_its_own() -> None:
@@ -230,8 +231,7 @@ def storm_of_producers(memory: SharedMemory) -> None:
             sequence += mine.push(sequence, ~sequence % 2**64, *[sequence] * 6)
 
     for _ in range(NUM_KILLS):
-        before = header.load(2)
-        fork_and_kill(produce_from_where_the_last_one_stopped, lambda before=before: header.load(2) > before, rng)
+        fork_and_kill(produce_from_where_the_last_one_stopped, grows(lambda: header.load(2)), rng)
         while records := ring.peek(64):
             for record in records:
                 assert record == (received, ~received % 2**64, *[received] * 6)
@@ -282,8 +282,7 @@ def storm_of_owners(memory: SharedMemory) -> None:
 
     for _ in range(NUM_KILLS):
         epoch = arena.words.add(COUNT, 1) + 1
-        before = arena.words.load(DONE)
-        fork_and_kill(own, lambda before=before: arena.words.load(DONE) > before, rng)
+        fork_and_kill(own, grows(lambda: arena.words.load(DONE)), rng)
         counts = arena.cells.counts()
         assert sum(counts) == arena.NUM_BLOCKS
         assert arena.cells.reclaim(7, epoch, True) == counts[1] + counts[2]
@@ -306,8 +305,7 @@ def storm_of_status_writers(memory: SharedMemory) -> None:
                 arena.status.advance(slot, epoch, 4, 5, 4)
 
     for _ in range(NUM_KILLS):
-        before = arena.status.load(0)
-        fork_and_kill(write, lambda before=before: arena.status.load(0) > before, rng)
+        fork_and_kill(write, grows(lambda: arena.status.load(0)), rng)
         old = seen.copy()
         arena.status.changed(0, pages, 2, out)
         found = set(out[: arena.status.compare(pages, 2, seen, out)].tolist())
@@ -327,11 +325,10 @@ def storm_of_ringers(memory: SharedMemory) -> None:
             mine.ring()
 
     for _ in range(NUM_KILLS):
-        before = bell.sequence()
-        fork_and_kill(ring_for_ever, lambda before=before: bell.sequence() != before, rng)
+        fork_and_kill(ring_for_ever, grows(bell.sequence), rng)
         stamp = arena.words.add(COUNT, 1) + 1
         bell.ring()
-        until(lambda stamp=stamp: arena.words.load(DONE) >= stamp, "the waiter has seen the ring after the kill")
+        until(reaches(lambda: arena.words.load(DONE), stamp), "the waiter has seen the ring after the kill")
     arena.words.store(GO, 1)
     bell.ring()
 

@@ -74,7 +74,8 @@ def test_a_full_ring_refuses_and_counts() -> None:
 @pytest.mark.parametrize("start", [0, 5, 2**32 - 3, 2**63 - 3, 2**64 - 3])
 def test_positions_wrap_and_no_record_is_lost(start: int) -> None:
     ring = Ring(capacity=8, start=start)
-    sent, received = 0, []
+    sent = 0
+    received: list[int] = []
     while len(received) < 40:
         while ring.producer.push(sent):
             sent += 1

@@ -49,7 +49,8 @@ def word(epoch: int, phase: int, sent: int) -> int:
 def changed(status: StatusTable, view: int, pages: list[int] | None = None, room: int = NUM_SLOTS) -> list[int]:
     wanted = np.array(range(NUM_PAGES) if pages is None else pages, np.uint32)
     out = np.zeros(room, np.uint32)
-    return out[: status.changed(view, wanted, len(wanted), out)].tolist()
+    slots: list[int] = out[: status.changed(view, wanted, len(wanted), out)].tolist()
+    return slots
 
 
 def test_a_word_is_epoch_phase_and_sent_in_that_order_of_weight(table: Table) -> None:

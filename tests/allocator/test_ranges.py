@@ -15,6 +15,7 @@ def test_what_was_given_back_is_taken_again_first() -> None:
     ranges = Ranges(10 * PAGE)
     first, second = ranges.take(PAGE), ranges.take(1)
     assert (first, second) == ((0, PAGE), (PAGE, 2 * PAGE))
+    assert first is not None
     ranges.give_back(*first)
     assert ranges.take(2 * PAGE) == (2 * PAGE, 4 * PAGE)
     assert ranges.take(PAGE) == first
@@ -41,7 +42,8 @@ def longest_gap(owned: list[tuple[int, int]], size: int) -> int:
 def test_no_byte_has_two_owners_and_none_is_lost(steps: list[tuple[bool, int]]) -> None:
     """P1's promise, for memory of one process: after any takes and returns, free and owned together are the whole, each once."""
     size = 16 * PAGE
-    ranges, owned = Ranges(size), []
+    ranges = Ranges(size)
+    owned: list[tuple[int, int]] = []
     for takes, number in steps:
         if takes:
             got = ranges.take(number)

@@ -197,7 +197,7 @@ def test_a_reader_beside_a_busy_writer_never_sees_a_torn_record(mapping: Mapping
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        seen = set()
+        seen: set[int] = set()
         while len(seen) < 30:
             for record in reader.routes():
                 assert record == route(1, record.incarnation)

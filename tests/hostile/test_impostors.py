@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
 
-from embridge.allocator.layout import Destination, Slot
+from embridge.allocator.layout import Destination, Peer, Slot
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
 from embridge.workers.role import Arrival
@@ -48,7 +48,7 @@ def test_a_registration_keeps_the_key_that_it_came_with(encode: EncodeAlone) -> 
     """P17: also for a bootstrap process that is born later."""
     encode.restart("bootstrap")
     peers = encode.control.peers
-    assert {peers.get(peer, 1): peers.key(peer) for peer in peers.alive()} == {10: OWN, 11: THEIRS}
+    assert {peers.get(peer, Peer.NODE_ID): peers.key(peer) for peer in peers.alive()} == {10: OWN, 11: THEIRS}
     assert [peers.record(peer).key for peer in peers.alive()] == [OWN, THEIRS]
 
 

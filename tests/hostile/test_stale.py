@@ -86,7 +86,7 @@ class Pair:
         ids = torch.arange(self.room * ROWS_A_ROOM, self.room * ROWS_A_ROOM + total, dtype=torch.int32)
         rows = rows_of(GEOMETRY, self.room, 0, total)._replace(fill_ids=ids)
         end = total // 2 if aborted else total
-        sender.write(0, *(None if buffer is None else buffer[:end] for buffer in rows))
+        sender.write(0, *rows.cut(end))
         finished: list[EmbeddingRequest] = []
         failed: list[EmbeddingRequest] = []
 

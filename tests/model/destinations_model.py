@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from explorer import Finding, explore, put
-from phases import FAILED, OPEN, SUCCESS, fell
+from phases import FAILED, OPEN, SUCCESS, Word, fell
 
 
 class Language(NamedTuple):
@@ -106,7 +106,8 @@ class Model:
             yield label, after._replace(fault=after.fault or self.fault(world, after))
 
     def fault(self, before: World, after: World) -> str | None:
-        words = [("encode", before, after), *zip(("d0", "d1"), before.languages, after.languages, strict=True)]
+        words: list[tuple[str, Word, Word]] = [("encode", before, after)]
+        words += zip(("d0", "d1"), before.languages, after.languages, strict=True)
         for name, old, new in words:
             if fault := fell(name, old, new):
                 return fault

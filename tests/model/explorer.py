@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 State = TypeVar("State", bound=Hashable)
+Item = TypeVar("Item")
 
 
-def put(items: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+def put(items: tuple[Item, ...], index: int, value: Item) -> tuple[Item, ...]:
     """The same items, but for one."""
     return (*items[:index], value, *items[index + 1 :])
 

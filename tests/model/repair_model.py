@@ -228,8 +228,8 @@ class Model:
                 yield f"E: {label}; the bootstrap is killed before it kicks", dead
         elif kind == "abort":
             if me.joined and not me.released:
-                now = me._replace(phase=me.phase or FAILED, ack_due=True)
-                yield f"E: {label}", world._replace(encode=now)
+                ending = me._replace(phase=me.phase or FAILED, ack_due=True)
+                yield f"E: {label}", world._replace(encode=ending)
             else:
                 ended = me if me.released else me._replace(tombstone=True, phase=FAILED, closed=True)
                 yield f"E: {label}, and does not know the request", self.send(world._replace(encode=ended), "ack")

@@ -163,7 +163,7 @@ class Model:
         cell = world.cells[block]
         if cell is None or cell.owner != FIRST:
             return world._replace(fault=f"stray: row {row} of A lands in block {block}, which belongs to {cell}")
-        return world._replace(rows=put(world.rows, block, row))  # type: ignore[arg-type]
+        return world._replace(rows=put(world.rows, block, row))
 
     # ---- after its failure
 
@@ -183,7 +183,7 @@ class Model:
         if at < end:
             block = mine.held[at - mine.drained]
             host = put(world.host, at, world.rows[block])
-            yield f"first: copies row {at} out of block {block}", world._replace(host=host, copied=block)  # type: ignore[arg-type]
+            yield f"first: copies row {at} out of block {block}", world._replace(host=host, copied=block)
             return
         yield "first: all that was committed is kept", world._replace(is_kept=True)
 
@@ -223,7 +223,7 @@ class Model:
         if mine.begin == b.begin and b.sent < mine.granted:
             block = mine.held[b.sent - mine.drained]
             rows = put(world.rows, block, b.sent)
-            yield f"B: row {b.sent} lands", world._replace(rows=rows, b=b._replace(sent=b.sent + 1))  # type: ignore[arg-type]
+            yield f"B: row {b.sent} lands", world._replace(rows=rows, b=b._replace(sent=b.sent + 1))
         if mine.sent < b.sent:
             yield f"second: hears that {b.sent} rows are sent", world._replace(second=mine._replace(sent=b.sent))
         if mine.held and mine.sent > mine.drained:
@@ -243,7 +243,7 @@ class Model:
             if cell is None:
                 now = mine._replace(granted=mine.granted + 1, held=(*mine.held, block))
                 cells = put(world.cells, block, Cell(owner, world.session))
-                after = world._replace(cells=cells)  # type: ignore[arg-type]
+                after = world._replace(cells=cells)
                 yield f"{self.name(owner)}: grants block {block} for row {mine.granted}", self.with_request(after, owner, now)
                 return
 
@@ -253,8 +253,8 @@ class Model:
             yield f"{self.name(owner)}: drains", world._replace(fault=f"torn: row {row} read as {world.rows[block]}")
             return
         after = world._replace(
-            cells=put(world.cells, block, None),  # type: ignore[arg-type]
-            host=put(world.host, row, row),  # type: ignore[arg-type]
+            cells=put(world.cells, block, None),
+            host=put(world.host, row, row),
             kept=row + 1 if owner == FIRST else world.kept,
         )
         yield f"{self.name(owner)}: drains row {row}", self.with_request(after, owner, mine._replace(held=mine.held[1:]))
@@ -270,10 +270,10 @@ class Model:
             if cell is None and world.bystanders:
                 taken = put(world.cells, block, Cell(BYSTANDER, world.session))
                 rows = put(world.rows, block, OTHER)
-                after = world._replace(cells=taken, rows=rows, bystanders=world.bystanders - 1)  # type: ignore[arg-type]
+                after = world._replace(cells=taken, rows=rows, bystanders=world.bystanders - 1)
                 yield f"another request: takes block {block}, and its row lands", after
             if cell is not None and cell.owner == BYSTANDER:
-                yield f"another request: gives block {block} back", world._replace(cells=put(world.cells, block, None))  # type: ignore[arg-type]
+                yield f"another request: gives block {block} back", world._replace(cells=put(world.cells, block, None))
 
     def is_over(self, world: World) -> bool:
         if world.first.phase == SUCCESS:

@@ -32,10 +32,10 @@ class Bar(NamedTuple):
 
 
 class World(NamedTuple):
-    senders: tuple[str, str] = (NEW, NEW)
-    joined: tuple[int, int] = (0, 0)  # the destination's epoch that each sender has
-    requests: tuple[str, str] = (NEW, NEW)
-    acked: tuple[bool, bool] = (False, False)
+    senders: tuple[str, ...] = (NEW, NEW)
+    joined: tuple[int, ...] = (0, 0)  # the destination's epoch that each sender has
+    requests: tuple[str, ...] = (NEW, NEW)
+    acked: tuple[bool, ...] = (False, False)
     pending: int = 0
     tombstone: int = 0
     bar: Bar | None = None

@@ -22,12 +22,12 @@ Slots = frozenset[int]
 
 
 class World(NamedTuple):
-    """`early`: which of `sets` stands for the page, if it is early. `count`: early pages, as the node's other clients have it."""
+    """`early`: which of `sets` stands for the page, if it is early. `num_early`: early pages, as the node's other clients have it."""
 
     calls: int = 0  # to come
     early: int = 0
     sets: tuple[Slots, ...] = (frozenset({1}),)
-    count: int = 1
+    num_early: int = 1
     free: Slots = frozenset({2})
     is_leased: bool = True
     open: Slots = frozenset({1})
@@ -61,14 +61,14 @@ def caller_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
             slot = min(world.free)
             yield "the caller takes a free slot of the early page", world._replace(caller="get", slot=slot, free=world.free - {slot})
         else:
-            yield "the caller counts one more early page", world._replace(caller="make", count=world.count + 1)
+            yield "the caller counts one more early page", world._replace(caller="make", num_early=world.num_early + 1)
     elif world.caller == "make":
-        can = world.count <= 1 and world.early == NONE and (world.free or not world.is_leased)
+        can = world.num_early <= 1 and world.early == NONE and (world.free or not world.is_leased)
         if can:
             leased = world if world.is_leased else world._replace(is_leased=True, free=SLOTS)
             yield "the caller finds a page", leased._replace(caller="enter")
         else:
-            yield "there is none to be made early", world._replace(caller="idle", count=world.count - 1)
+            yield "there is none to be made early", world._replace(caller="idle", num_early=world.num_early - 1)
     elif world.caller == "enter":
         entered = world._replace(caller="take made", early=len(world.sets), sets=(*world.sets, frozenset()))
         yield "the caller makes the page early", entered
@@ -125,7 +125,7 @@ def library_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
             both = world.sets[world.early] | world.sets[world.ends]
             yield "it is early anew", world._replace(library="uncount", sets=changed(world, world.early, both))
     elif world.library == "uncount":
-        yield "the library counts one less", world._replace(library="release", count=world.count - 1)
+        yield "the library counts one less", world._replace(library="release", num_early=world.num_early - 1)
     elif world.library == "release":
         yield "the slot is free", left(world)
     elif world.library == "give":
@@ -153,12 +153,12 @@ def wrong(world: World) -> str | None:
         return None
     if world.open - (world.sets[world.early] if world.early != NONE else frozenset()):
         return "an early slot lies in a page that is not counted"
-    return None if world.count == (world.early != NONE) else "the count is wrong"
+    return None if world.num_early == (world.early != NONE) else "the count is wrong"
 
 
 def explore_page(rules: Rules) -> Finding:
     def is_over(world: World) -> bool:
-        return (world.calls, world.caller, world.library, world.count) == (0, "idle", "idle", 0) and not world.open
+        return (world.calls, world.caller, world.library, world.num_early) == (0, "idle", "idle", 0) and not world.open
 
     def steps(world: World) -> Iterator[tuple[str, World]]:
         for label, following in (*caller_steps(rules, world), *library_steps(rules, world)):

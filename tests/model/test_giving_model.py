@@ -209,7 +209,8 @@ def explore_limit(rules: LimitRules) -> Finding:
         """Somebody holds all that there is: what is free can be had."""
         return any(client.held == LIMIT for client in clients)
 
-    return explore((Client(), Client()), lambda clients: limit_steps(rules, clients), violated=violated, goal=goal)
+    initial: tuple[Client, ...] = (Client(), Client())
+    return explore(initial, lambda clients: limit_steps(rules, clients), violated=violated, goal=goal)
 
 
 def test_what_is_held_never_exceeds_the_limit_and_what_is_free_can_be_had() -> None:

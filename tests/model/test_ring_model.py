@@ -76,6 +76,10 @@ PRODUCER: list[tuple[str, Step]] = [
 CONSUMER: list[tuple[str, Step]] = [("look", has_record), ("read", read), ("work", work), ("commit", commit)]
 
 
+def at_step(ring: Ring, end: str, step: str, hand: int) -> Ring:
+    return ring._replace(producer=(step, hand)) if end == "producer" else ring._replace(consumer=(step, hand))
+
+
 def advance(ring: Ring, end: str, program: list[tuple[str, Step]]) -> Iterator[tuple[str, Ring]]:
     names = [name for name, _ in program]
     at, hand = getattr(ring, end)
@@ -83,9 +87,9 @@ def advance(ring: Ring, end: str, program: list[tuple[str, Step]]) -> Iterator[t
     after = program[index][1](ring)
     if after is not None:
         hand = getattr(after, end)[1] if index + 1 < len(names) else 0
-        yield f"{end}: {at}", after._replace(**{end: (names[(index + 1) % len(names)], hand)})
+        yield f"{end}: {at}", at_step(after, end, names[(index + 1) % len(names)], hand)
     if ring.kills and index:
-        yield f"{end}: killed before {at}", ring._replace(**{end: (names[0], 0)}, kills=ring.kills - 1)
+        yield f"{end}: killed before {at}", at_step(ring._replace(kills=ring.kills - 1), end, names[0], 0)
 
 
 def explore_ring(producer: list[tuple[str, Step]], consumer: list[tuple[str, Step]]) -> Finding:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from explorer import Finding, explore, put
-from phases import FAILED, OPEN, SUCCESS, fell
+from phases import FAILED, OPEN, SUCCESS, Word, fell
 
 INTENDED, SUBMITTED, LANDED, BROKEN = "intended", "submitted", "landed", "broken"
 NEVER = -1  # no session
@@ -206,10 +206,10 @@ class Model:
     def checked_steps(self, world: World) -> Iterator[Step]:
         """Words never decrease, and terminal phases never change (P5, D12)."""
         for label, after in self.steps(world):
-            for name, old, new in (
-                *(("language", *pair) for pair in zip(world.receivers, after.receivers, strict=True)),
-                *(("encode", *pair) for pair in zip(world.senders, after.senders, strict=True)),
-            ):
+            words: list[tuple[str, Word, Word]] = []
+            words += [("language", old, new) for old, new in zip(world.receivers, after.receivers, strict=True)]
+            words += [("encode", old, new) for old, new in zip(world.senders, after.senders, strict=True)]
+            for name, old, new in words:
                 if new is not old and (fault := fell(name, old, new)):
                     after = after._replace(fault=fault)
             yield label, after
@@ -277,7 +277,8 @@ class Model:
         cells = world.cells
         dirty = mine.tainted >= world.session and self.rules.r7_tainted_is_quarantined
         for block in mine.held[:count]:
-            cells = put(cells, block, cells[block]._replace(quarantined=True) if dirty else None)
+            cell = cells[block]
+            cells = put(cells, block, cell._replace(quarantined=True) if dirty and cell is not None else None)
         return world._replace(cells=cells, receivers=put(world.receivers, r, mine._replace(held=mine.held[count:])))
 
     def fail_receiver(self, world: World, r: int) -> World:

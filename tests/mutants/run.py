@@ -153,14 +153,16 @@ class Copy:
         arguments = ["-q", "-x", "-rfE", "--tb=short", "-p", "no:cacheprovider", *tests]
         process = _SPAWNER.Process(target=_be_pytest, args=(self.tree, self.site, self._said, self._mark, arguments))
         process.start()
-        _running[process.pid] = self
+        pid = process.pid
+        assert pid is not None
+        _running[pid] = self
         try:
             process.join(limit_s)
             status = process.exitcode
         finally:
-            self.end(process.pid)
+            self.end(pid)
             process.join()
-            del _running[process.pid]
+            del _running[pid]
         return status, self._said.read_text(errors="replace") if self._said.exists() else ""
 
     def end(self, pid: int) -> None:

@@ -179,7 +179,7 @@ class Storm:
         # one seed in two has nodes that come back at the address they had, one in two at another
         ports = [_free_port(), _free_port()] if self.options.seed % 2 else [0, 0]
         block_size = self.options.block_size
-        where = {"host": self._hosts[role].address, **self._keys[role]} if self._hosts else {}
+        where: dict[str, Any] = {"host": self._hosts[role].address, **self._keys[role]} if self._hosts else {}
         return PipelineConfig(
             role=role,
             run_dir=run_dir,
@@ -300,8 +300,8 @@ class Storm:
         for thread in self._launching:
             thread.join()
         while not self._launched.empty():
-            seat, node, *_ = self._launched.get()
-            seat.node = node or seat.node
+            launched, node, *_ = self._launched.get()
+            launched.node = node or launched.node
         for seat in self.seats:
             self._dismiss(seat)
         for process in self._dead:
@@ -313,13 +313,13 @@ class Storm:
             with contextlib.suppress(OSError):
                 self._watching.send(("forget", name))
         _end_process(self._observer, self._watching, ("stop",))
-        for node in self.nodes.values():
-            if node.node is not None:
-                pids = [] if node.control is None else list(node.pids().values())
-                node.node.stop()
+        for place in self.nodes.values():
+            if place.node is not None:
+                pids = [] if place.control is None else list(place.pids().values())
+                place.node.stop()
                 _wait(lambda: not alive(pids), 5.0)  # noqa: B023
-                self.note("node_down", node=node.name, generation=node.generation, why="the end")
-            node.control = node.cells = None
+                self.note("node_down", node=place.name, generation=place.generation, why="the end")
+            place.control = place.cells = None
         self._waits.clear()
 
     # ---- one turn
@@ -659,7 +659,8 @@ class Storm:
         node = self._a_node()
         if node is None:
             return
-        pid, over = node.pids()["poller"], []
+        pid = node.pids()["poller"]
+        over: list[bool] = []
 
         def burst() -> None:
             if not over:

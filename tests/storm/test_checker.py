@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -77,7 +77,7 @@ def test_a_history_in_which_all_is_well_passes() -> None:
     assert found([]) == []
 
 
-def changed(name: str, where: dict[str, object], **values: object) -> Change:
+def changed(name: str, where: Mapping[str, object], **values: object) -> Change:
     return lambda events: pick(events, name, **where).update(values)
 
 

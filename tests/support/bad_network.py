@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -80,11 +81,11 @@ class BadNetwork:
                     back = self._backs[i, connection] = self._context.socket(zmq.DEALER)
                     back.setsockopt(zmq.LINGER, 0)
                     back.connect(address)
-                self._pass(data, lambda data, back=back: back.send(data, zmq.NOBLOCK))
+                self._pass(data, partial(back.send, flags=zmq.NOBLOCK))
         for (i, connection), back in self._backs.items():
             front = self._fronts[i][0]
             for (data,) in _received(back):
-                self._pass(data, lambda data, front=front, connection=connection: front.send_multipart([connection, data], zmq.NOBLOCK))
+                self._pass(data, partial(_send_to, front, connection))
 
     def _pass(self, data: bytes, send: Callable[[bytes], Any]) -> None:
         data = self._readdressed(data)
@@ -106,6 +107,10 @@ class BadNetwork:
         addresses = {name: getattr(message, name, None) for name in ("bootstrap_addr", "poller_addr", "endpoint")}
         ours = {name: self._addresses[address] for name, address in addresses.items() if address in self._addresses}
         return msg.encode(msgspec.structs.replace(message, **ours)) if ours else data
+
+
+def _send_to(front: zmq.Socket[bytes], connection: bytes, data: bytes) -> None:
+    front.send_multipart([connection, data], zmq.NOBLOCK)
 
 
 def _received(socket: zmq.Socket[bytes]) -> list[list[bytes]]:

@@ -62,7 +62,8 @@ class Discovery:
                 return error.code, json.loads(error.read())
 
     def nodes(self, role: str = "encode") -> list[dict[str, Any]]:
-        return self.get(f"/nodes?role={role}")[1]["nodes"]
+        nodes: list[dict[str, Any]] = self.get(f"/nodes?role={role}")[1]["nodes"]
+        return nodes
 
     def states(self, role: str = "encode") -> list[str]:
         return [node["state"] for node in self.nodes(role)]

@@ -37,7 +37,8 @@ def client_of(state: SimpleNamespace, run_dir: Path) -> Client:
         state.clients, state.senders = {}, {}
     if run_dir not in state.clients:
         state.clients[run_dir] = attach(run_dir)
-    return state.clients[run_dir]
+    client: Client = state.clients[run_dir]
+    return client
 
 
 def open_sender(
@@ -129,4 +130,5 @@ def outcomes(state: SimpleNamespace, rooms: list[int], timeout_s: float = 60.0) 
 
 
 def _sender(state: SimpleNamespace, room: int) -> EmbeddingSender:
-    return state.senders[room]
+    sender: EmbeddingSender = state.senders[room]
+    return sender

@@ -102,7 +102,8 @@ def join(state: SimpleNamespace, run_dir: Path, rank: int, group: str = "", time
 
 
 def follower_of(state: SimpleNamespace, run_dir: Path) -> Follower:
-    return state.followers[run_dir]
+    follower: Follower = state.followers[run_dir]
+    return follower
 
 
 def pop_followed(

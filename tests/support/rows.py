@@ -21,6 +21,11 @@ class Rows(NamedTuple):
     mrope_positions: torch.Tensor
     deepstack_embeddings: torch.Tensor | None
 
+    def cut(self, end: int) -> Rows:
+        """The first `end` of them, in the same memory."""
+        embeddings, ids, positions, deepstack = self
+        return Rows(embeddings[:end], ids[:end], positions[:end], None if deepstack is None else deepstack[:end])
+
 
 def _keys(room: int, first: int, end: int) -> npt.NDArray[np.uint64]:
     """One number a row that depends on the room and the row."""

@@ -100,7 +100,8 @@ def queues_of(state: SimpleNamespace, run_dir: Path) -> Queues:
         state.queues, state.receivers = {}, {}
     if run_dir not in state.queues:
         state.queues[run_dir] = Queues(attach(run_dir))
-    return state.queues[run_dir]
+    queues: Queues = state.queues[run_dir]
+    return queues
 
 
 def leave(state: SimpleNamespace, run_dir: Path) -> None:
@@ -194,8 +195,7 @@ class ByHand:
         """The retry of a request that has failed, with the first rows of what was copied out before."""
         again = cls.__new__(cls)
         again.client, again.room, again.receiver, again.words = before.client, receiver.room, receiver, []
-        merged = before.merged()
-        again.chunks, again.first = [Rows(*(None if part is None else part[:num_kept] for part in merged))], num_kept
+        again.chunks, again.first = [before.merged().cut(num_kept)], num_kept
         again.aux = before.aux
         return again
 
@@ -257,8 +257,10 @@ class ByHand:
         return receiver.release_drained(end)
 
     def merged(self) -> Rows:
-        parts = list(zip(*self.chunks, strict=True))
-        return Rows(*(None if part[0] is None else torch.cat(part) for part in parts))
+        embeddings, ids, positions, deepstack = zip(*self.chunks, strict=True)
+        return Rows(
+            torch.cat(embeddings), torch.cat(ids), torch.cat(positions), None if deepstack[0] is None else torch.cat(deepstack)
+        )
 
     def finish(self, total: int) -> Received:
         """Wait for Success, copy the rest, and let go of the request."""

@@ -1014,7 +1014,7 @@ def _lanes(node: SimulatedNode) -> str:
     return str([lanes.get(lane, lay.Lane.STATE) for lane in range(lanes.num_lanes)])
 
 
-def _brief(message: msg.Message) -> str:
+def _brief(message: msg.Message | msg.Foreign) -> str:
     kind = type(message).__name__
     match message:
         case msg.Init() | msg.Resume():
@@ -1024,5 +1024,5 @@ def _brief(message: msg.Message) -> str:
             return f"{kind}({room.key.slot}.{room.key.epoch} {room.phase} sent {room.sent_tokens} known {room.known_blocks})"
         case msg.Heartbeat(rooms=rooms):
             return f"{kind}({[(r.key.slot, r.key.epoch, r.phase, r.sent_tokens) for r in rooms]})"
-    key = getattr(message, "key", None)
-    return f"{kind}({key.slot}.{key.epoch})" if key is not None else kind
+    about: msg.RequestKey | None = getattr(message, "key", None)
+    return f"{kind}({about.slot}.{about.epoch})" if about is not None else kind

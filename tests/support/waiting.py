@@ -11,6 +11,17 @@ T = TypeVar("T")
 POLL_S = 0.002
 
 
+def reaches(read: Callable[[], int], least: int) -> Callable[[], bool]:
+    """The condition that `read` returns this much, or more."""
+    return lambda: read() >= least
+
+
+def grows(read: Callable[[], int]) -> Callable[[], bool]:
+    """The condition that what `read` returns is more than it returns now."""
+    before = read()
+    return lambda: read() > before
+
+
 def wait_until(condition: Callable[[], T], timeout_s: float = 20.0, what: str | Callable[[], object] = "") -> T:
     """Poll until the condition is true, and return what it returned.
 
