@@ -32,8 +32,7 @@ class UnsentMemory:
         self._lane = lane
         self.limit_bytes = control.header.load(Header.UNSENT_MAX_BYTES)
         self._warm_limit = min(WARM_BYTES, self.limit_bytes // 8)
-        self._warm: dict[int, deque[Bytes]] = {}
-        self._warm_bytes = 0
+        self._warm: dict[int, deque[Bytes]] = {}  # by size; how much that is, is counted there: a sum of its own would drift
 
     def reserve(self, size: int, what: str) -> None:
         """Count `size` bytes in, before one of them is used; `what` is named in the error.
@@ -58,19 +57,25 @@ class UnsentMemory:
     def take(self, size: int) -> Bytes:
         """Memory of `size` bytes (`size_of`) that are counted in."""
         try:
-            memory = self._warm[size].pop()
+            held = self._warm[size]
+            memory = held.pop()
         except (KeyError, IndexError):
             return np.empty(size, np.uint8)
-        self._warm_bytes -= size
+        if not held:
+            self._warm.pop(size, None)  # what the other thread has just put there is lost to us, and freed
         return memory
 
     def give_back(self, memory: Bytes) -> None:
         """Count it out; nothing of it is needed any more."""
         size = memory.nbytes
         self._lanes.add_unsent(self._lane, -size)
-        if LEAST_WARM_BYTES <= size <= self._warm_limit - self._warm_bytes:
+        if LEAST_WARM_BYTES <= size <= self._warm_limit - self.warm_bytes:
             self._warm.setdefault(size, deque()).append(memory)
-            self._warm_bytes += size
+
+    @property
+    def warm_bytes(self) -> int:
+        """What was given back and is kept for the next rows."""
+        return sum([size * len(held) for size, held in list(self._warm.items())])
 
     def forget(self, size: int) -> None:
         """Count out what was counted in and never taken."""

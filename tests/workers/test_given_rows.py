@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.alone import BLOCK_SIZE, Alone, EncodeAlone, StubEngine
@@ -13,6 +16,8 @@ from support.rows import Rows, difference, rows_of
 
 from embridge import EmbeddingSender, NodeBusyError
 from embridge.allocator.layout import Destination, LaneState
+from embridge.pipeline.client import unsent_memory
+from embridge.pipeline.client.unsent_memory import UnsentMemory
 from embridge.workers.transfer.engines.base import Outcome
 
 
@@ -267,6 +272,56 @@ def test_a_write_that_fails_half_way_gives_back_what_it_took() -> None:
     assert sender.poll().name == "Success"
     assert unsent(node) == 0
     assert node.control.blocks.counts().free == 8
+
+
+def crossed(at: int, do: Callable[[], object], other: Callable[[], object]) -> bool:
+    """Do one thing, and another, as a second thread, between two of its instructions. False where it has fewer than `at`."""
+    done = 0
+
+    def seen(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal done
+        if frame.f_code.co_filename != unsent_memory.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        done += event == "opcode"
+        if event == "opcode" and done == at:
+            sys.settrace(None)
+            other()
+        return seen
+
+    before = sys.gettrace()
+    sys.settrace(seen)
+    try:
+        do()
+    finally:
+        sys.settrace(before)
+    return done >= at
+
+
+def num_kept(memory: UnsentMemory, size: int) -> int:
+    """Of many pieces that are given back, how many are kept for the next rows."""
+    for _ in range(100):
+        memory.take(size)
+    given = [np.empty(size, np.uint8) for _ in range(100)]
+    for piece in given:
+        memory.give_back(piece)
+    return len({id(piece) for piece in given} & {id(memory.take(size)) for _ in given})
+
+
+def test_what_is_kept_warm_does_not_drift_though_two_threads_take_and_give_back() -> None:
+    """P12, P20: wherever one of them is interrupted by the other, as much is kept afterwards as before."""
+    size, client = unsent_memory.LEAST_WARM_BYTES, EncodeAlone(num_blocks=1).client
+    for is_taken in (True, False):
+        for at in count(1):
+            memory = UnsentMemory(client.control, client.lane)
+            memory._warm_limit = 10 * size
+            for _ in range(4):
+                memory.give_back(np.empty(size, np.uint8))
+            take, give_back = partial(memory.take, size), partial(memory.give_back, np.empty(size, np.uint8))
+            if not crossed(at, *((take, give_back) if is_taken else (give_back, take))):
+                break
+            assert num_kept(memory, size) == 10, f"interrupted at its instruction {at}"
+        assert at > 10
 
 
 def work(do: Callable[[], None]) -> int:
