@@ -97,6 +97,53 @@ def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
                 assert ast.unparse(node) not in {"time.time", "time.time_ns", "datetime.now"}, f"{path}:{node.lineno}"
 
 
+OF_REAL_THINGS = {
+    "pipeline/follower.py": "it waits for a node to answer, and looks whether that lives; no request has a time here",
+    "pipeline/inspect.py": "one look, from outside",
+    "pipeline/launcher.py": "its loop, and the ports and processes that it waits for; who looks at their beats is given a clock",
+    "pipeline/node.py": "it waits for a process",
+    "pipeline/spawning.py": "it waits for processes",
+    "pipeline/supervision.py": "it waits for processes to end; beats it looks at by the clock it is given",
+    "workers/engines/mooncake.py": "an engine, with threads and deadlines of its own",
+    "workers/reader.py": "sockets",
+    "workers/registrar.py": "its loop, and its exchanges over HTTP",
+    "workers/stderr.py": "the thread that writes",
+    "workers/wire.py": "sockets, and the loop around them; a role is told the time of its step",
+    "workers/worker.py": "the loop around a role, which is told the time of its step",
+    "workers/zap.py": "sockets",
+}
+"""Modules that read the clock themselves, and of what."""
+BESIDE_A_CLOCK = {"pipeline/supervision.py": {"stop"}}
+"""Functions that do, in a module where one is given."""
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def reads_clock(node: ast.AST) -> bool:
+    called = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+    found = {it.attr for it in called if isinstance(it, ast.Attribute) and isinstance(it.value, ast.Name) and it.value.id == "time"}
+    return any(name.removesuffix("_ns") in {"monotonic", "perf_counter", "time", "clock_gettime"} for name in found)
+
+
+def knows_clock(tree: ast.Module) -> bool:
+    """Whether somebody is given a clock there, or takes another's."""
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return bool(names & {"clock", "_clock"})
+
+
+def test_the_clock_is_injected() -> None:
+    """P14: who has a clock reads no other; who reads one itself is a loop, or looks at what no test can step."""
+    trees = {str(path): tree for path, tree in parsed() if path.parts[1] not in ("cli", "demo")}
+    found = {path: tree for path, tree in trees.items() if reads_clock(tree)}
+    assert set(found) == set(OF_REAL_THINGS)
+    beside = {path: {it.name for it in functions(tree) if reads_clock(it)} for path, tree in found.items() if knows_clock(tree)}
+    assert beside == BESIDE_A_CLOCK
+    for path, tree in trees.items():
+        assert not any(name.startswith("time.") for name in imports(tree)), f"{path}: what it imports of time by name is not found here"
+
+
 def test_the_word_for_a_transfer_that_goes_on_is_resume() -> None:
     forbidden = "continu" + "ation"
     files = [*SOURCES, *(path for suffix in ("*.c", "*.h", "*.pyi") for path in (ROOT / "allocator").rglob(suffix))]

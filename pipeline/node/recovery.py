@@ -229,8 +229,9 @@ def process_row(role: Role, name: str) -> Row:
 class Recovery:
     """The launcher's end of it: one control segment, and its ring to the poller."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._control = control
+        self._clock = clock
         self._to_poller = control.sender("launcher", "poller")
 
     def died(self, dead: Dead, number: int) -> None:
@@ -262,7 +263,7 @@ class Recovery:
             control.slots.claim_failure(slot, FailureCode.INTERNAL, why)
             if not poller_is_dead:
                 self._to_poller.send(Kick.FAIL, slot, epoch)
-            elif control.status.advance(slot, epoch, Phase.Failed, word.sent, time.monotonic_ns()):
+            elif control.status.advance(slot, epoch, Phase.Failed, word.sent, self._clock()):
                 control.ring_lane(control.slots.get(slot, Slot.LANE))
         self.flush()
         return failed

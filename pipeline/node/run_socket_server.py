@@ -20,6 +20,7 @@ import selectors
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,7 @@ class Door:
         settings: dict[str, int],
         public_key: str = "",
         allow_file: str = "",
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._control = control
         self._path = path
@@ -82,6 +84,7 @@ class Door:
         self._public_key = public_key
         self._allow_file = allow_file
         self._recovery = recovery
+        self._clock = clock
         self._silences = Silences()
         self._guests: list[Guest] = []
         self._groups = Groups(control, descriptors_left)
@@ -108,7 +111,7 @@ class Door:
         except OSError as error:  # mostly out of descriptors: who knocks is in the backlog, and would wake us at once
             log.warning("run socket: %s; nobody is let in for %d ms", error.strerror, PAUSE_NS // 1_000_000)
             self._selector.unregister(self._sock)
-            self._open_again_ns = time.monotonic_ns() + PAUSE_NS
+            self._open_again_ns = self._clock() + PAUSE_NS
             return
         sock.setblocking(False)
         try:
@@ -124,7 +127,7 @@ class Door:
             log.warning("run socket: process %d of user %d refused", pid, uid)
             sock.close()
             return
-        watch = DyingWatch(self._selector, pid, lambda: self._dying(guest), time.monotonic_ns)
+        watch = DyingWatch(self._selector, pid, lambda: self._dying(guest), self._clock)
         guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid), watch)  # fails, too, if it died between connecting and now
         try:
             self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._gone(guest))
@@ -186,7 +189,7 @@ class Door:
         if self._control.state != NodeState.READY:
             self._refuse(guest, f"the node is {self._control.state.name}; it takes no new clients")
             return
-        lane = self._control.lanes.take(guest.pid, time.monotonic_ns())
+        lane = self._control.lanes.take(guest.pid, self._clock())
         if lane is None:
             limit = self._control.limits.max_clients
             self._refuse(guest, f"all {limit} client seats are taken; raise max_clients")

@@ -305,6 +305,21 @@ TABLES: Final = [
         (f"{LEAVING}::test_the_seat_is_kept_while_the_library_thread_copies",),
     ),
     Mutant(
+        "lent-without-slot", "P22", "a client that closes lets go of the rows of those alone who have a slot",
+        "pipeline/client.py",
+        "        for handle in list(self._known):  # those",
+        "        for handle in list(self._handles.values()):  # those",
+        ("tests/workers/test_given_rows.py::"
+         "test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_when_its_client_closes",),
+    ),
+    Mutant(
+        "clock-of-its-own", "P14", "the launcher stamps the end of requests by another clock than the one it is given",
+        "pipeline/recovery.py",
+        "word.sent, self._clock()):",
+        "word.sent, time.monotonic_ns()):",
+        ("tests/test_imports.py::test_the_clock_is_injected",),
+    ),
+    Mutant(
         "payload-kept-of-a-node-that-is-gone", "P9", "a client keeps the payload of a node that is gone until it closes",
         "pipeline/client/client.py",
         "        if self.node_gone and not self._payload_let_go:\n",

@@ -100,7 +100,7 @@ class Node:
             self.context,
             self.control,
             self.selector,
-            Recovery(self.control),
+            Recovery(self.control, lambda: self.now_ns),
             TIMING,
             MAX_RESTARTS,
             clock=lambda: self.now_ns,
@@ -303,6 +303,7 @@ def test_while_no_poller_can_be_kept_alive_the_launcher_ends_the_requests_itself
     sequence = node.control.bell("lane0").sequence()
     node.keep_dying("poller")
     assert [split(node.control.status.load(slot)) for slot in slots] == [(1, Phase.Success, 5), (1, Phase.Failed, 0), (1, Phase.Failed, 0)]
+    assert [node.control.status.stamps(slot)[Phase.Failed] for slot in slots[1:]] == [node.now_ns] * 2
     assert node.control.slots.reason(slots[1]) == "process poller cannot be kept alive (exited with 1)"
     assert node.control.bell("lane0").sequence() > sequence
 

@@ -551,7 +551,7 @@ class SimulatedNode:
         host = ".".join(str(byte) for byte in (10, *zlib.crc32(name.encode()).to_bytes(4, "big")[1:]))
         self.addresses = {"bootstrap": f"tcp://{host}:1", "poller": f"tcp://{host}:2"}
         self.own_addresses = Addresses(self.addresses["bootstrap"], self.addresses["poller"], f"{name}.sock")
-        self._recovery = Recovery(self.control)
+        self._recovery = Recovery(self.control, lambda: world.now_ns)
         self.clients: list[ClientActor] = []
         at = self.control.layout
         self._words = np.frombuffer(self.control_map, np.uint64, limits.num_slots, at.words)

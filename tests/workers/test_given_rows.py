@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -17,8 +18,11 @@ from support.rows import Rows, difference, rows_of
 from embridge import EmbeddingSender, NodeBusyError
 from embridge.allocator.layout import Destination, LaneState
 from embridge.pipeline.client import unsent_memory
+from embridge.pipeline.client.given_rows import Chunk
 from embridge.pipeline.client.unsent_memory import UnsentMemory
 from embridge.workers.transfer.engines.base import Outcome
+
+WATCHDOG_S = 30.0
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +250,44 @@ def test_rows_are_let_go_once_though_two_threads_come_to_it(monkeypatch: pytest.
     assert begun == [False]
     assert sender.done
     assert unsent(node) == 0
+
+
+def test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_when_its_client_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P22: it has ended, and left the line, while another thread was in `write`, which sees that the client is closed by then."""
+    node = EncodeAlone()
+    while node.client._lease._take() is not None:
+        pass
+    sender = node.client.sender(1, 40, timeout_s=1.0)
+    is_lending, may_go_on = threading.Event(), threading.Event()
+    lend, leave_node = sender._kept.lend, node.client._leave_node
+
+    def lend_slowly(chunk: Chunk) -> None:
+        lend(chunk)
+        is_lending.set()
+        assert may_go_on.wait(WATCHDOG_S)
+
+    def leave_after_the_write() -> None:
+        assert not sender.done
+        may_go_on.set()
+        writer.join(WATCHDOG_S)
+        leave_node()
+
+    monkeypatch.setattr(sender._kept, "lend", lend_slowly)
+    monkeypatch.setattr(node.client, "_leave_node", leave_after_the_write)
+    rows = rows_of(node.node.geometry, 1, 0, 40)
+    writer = threading.Thread(target=lambda: sender.write(0, *rows, borrow=True))
+    writer.start()
+    assert is_lending.wait(WATCHDOG_S)
+    node.advance(1.5)
+    assert sender.poll().name == "Failed"
+    assert (sender.is_waiting, len(node.client._line), node.client._handles) == (False, 0, {})
+    called: list[EmbeddingSender] = []
+    sender.add_done_callback(called.append)
+    node.client.close()
+    assert sender.done
+    assert called == [sender]
 
 
 def test_a_write_that_fails_half_way_gives_back_what_it_took() -> None:
