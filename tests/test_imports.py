@@ -98,22 +98,22 @@ def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
 
 
 OF_REAL_THINGS = {
-    "pipeline/follower.py": "it waits for a node to answer, and looks whether that lives; no request has a time here",
-    "pipeline/inspect.py": "one look, from outside",
-    "pipeline/launcher.py": "its loop, and the ports and processes that it waits for; who looks at their beats is given a clock",
-    "pipeline/node.py": "it waits for a process",
-    "pipeline/spawning.py": "it waits for processes",
-    "pipeline/supervision.py": "it waits for processes to end; beats it looks at by the clock it is given",
-    "workers/engines/mooncake.py": "an engine, with threads and deadlines of its own",
-    "workers/reader.py": "sockets",
-    "workers/registrar.py": "its loop, and its exchanges over HTTP",
+    "pipeline/ranks/follower.py": "it waits for a node to answer, and looks whether that lives; no request has a time here",
+    "pipeline/inspection/observe.py": "one look, from outside",
+    "pipeline/node/launcher.py": "its loop, and the ports and processes that it waits for; who looks at their beats is given a clock",
+    "pipeline/node/launch.py": "it waits for a process",
+    "pipeline/spawn.py": "it waits for processes",
+    "pipeline/node/supervisor.py": "it waits for processes to end; beats it looks at by the clock it is given",
+    "workers/transfer/engines/mooncake.py": "an engine, with threads and deadlines of its own",
+    "workers/wire/reader.py": "sockets",
+    "workers/discovery/registrar.py": "its loop, and its exchanges over HTTP",
     "workers/stderr.py": "the thread that writes",
-    "workers/wire.py": "sockets, and the loop around them; a role is told the time of its step",
-    "workers/worker.py": "the loop around a role, which is told the time of its step",
-    "workers/zap.py": "sockets",
+    "workers/wire/loop.py": "sockets, and the loop around them; a role is told the time of its step",
+    "workers/start.py": "the loop around a role, which is told the time of its step",
+    "workers/wire/zap.py": "sockets",
 }
 """Modules that read the clock themselves, and of what."""
-BESIDE_A_CLOCK = {"pipeline/supervision.py": {"stop"}}
+BESIDE_A_CLOCK = {"pipeline/node/supervisor.py": {"stop"}}
 """Functions that do, in a module where one is given."""
 
 

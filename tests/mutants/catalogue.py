@@ -306,7 +306,7 @@ TABLES: Final = [
     ),
     Mutant(
         "lent-without-slot", "P22", "a client that closes lets go of the rows of those alone who have a slot",
-        "pipeline/client.py",
+        "pipeline/client/client.py",
         "        for handle in list(self._known):  # those",
         "        for handle in list(self._handles.values()):  # those",
         ("tests/workers/test_given_rows.py::"
@@ -314,7 +314,7 @@ TABLES: Final = [
     ),
     Mutant(
         "clock-of-its-own", "P14", "the launcher stamps the end of requests by another clock than the one it is given",
-        "pipeline/recovery.py",
+        "pipeline/node/recovery.py",
         "word.sent, self._clock()):",
         "word.sent, time.monotonic_ns()):",
         ("tests/test_imports.py::test_the_clock_is_injected",),
