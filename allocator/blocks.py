@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from embridge.allocator._core import BlockCells, Mapping
 from embridge.allocator.lanebits import LaneBits
-from embridge.allocator.layout import ControlLayout, Header
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import SegmentHeader
 
 RESERVE_BLOCK: Final = 0
 
@@ -36,7 +37,7 @@ class BlockPool:
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_blocks = layout.num_blocks
         self.cells = BlockCells(mapping, layout.cells, layout.exposure, layout.num_blocks)
-        self._waiters = LaneBits(mapping, layout, Header.BLOCK_WAITERS)
+        self._waiters = LaneBits(mapping, layout, SegmentHeader.BLOCK_WAITERS)
 
     def acquire(self, slot: int, epoch: int, want: int, *, may_take_reserve: bool) -> npt.NDArray[np.uint32]:
         """Up to `want` blocks for a request, neighbours where possible; empty when there is none it may have."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping
-from embridge.allocator.layout import AUX_WORDS, POSITION_AXES, Geometry, PayloadLayout
+from embridge.allocator.geometry import AUX_WORDS, DTYPE_BYTES, POSITION_AXES, Geometry
+from embridge.allocator.layout import PayloadLayout
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ class PayloadBuffers:
         return self._tensor(self._at.deepstack, (g.num_blocks, g.block_size, g.deepstack_layers, g.hidden_size))
 
     def _tensor(self, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
-        num_bytes = int(np.prod(shape)) * lay.DTYPE_BYTES[self.geometry.dtype]
+        num_bytes = int(np.prod(shape)) * DTYPE_BYTES[self.geometry.dtype]
         return as_tensor(self._array(offset, (num_bytes,), np.uint8), self.geometry.dtype, shape)
 
 

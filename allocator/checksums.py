@@ -14,7 +14,7 @@ import numpy as np
 
 from embridge.allocator._core import Mapping, checksum
 from embridge.allocator.buffers import aux_offset, pools
-from embridge.allocator.layout import AUX_WORDS, Geometry
+from embridge.allocator.geometry import AUX_WORDS, Geometry
 
 
 class RowSum(NamedTuple):

@@ -10,12 +10,14 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
 from embridge.allocator.blocks import BlockPool
 from embridge.allocator.errors import SegmentError
+from embridge.allocator.geometry import SLOTS_PER_PAGE, Geometry, Limits, Role, pack, unpack_geometry, unpack_limits
 from embridge.allocator.lanebits import LaneBits
-from embridge.allocator.layout import ControlLayout, Geometry, Header, Limits, PayloadLayout, Role, Slot
+from embridge.allocator.lanes_and_processes import LaneTable, ProcessTable, WriterTable
+from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.metrics import Metrics
-from embridge.allocator.owners import LaneTable, ProcessTable, WriterTable
 from embridge.allocator.peertable import PeerTable
-from embridge.allocator.requests import DestinationTable, SlotTable, StagingTable, WindowTable
+from embridge.allocator.records import NUM_VIEWS, RING_HEADER_BYTES, RING_REFUSED, NodeState, SegmentHeader, Slot
+from embridge.allocator.request_tables import DestinationTable, SlotTable, StagingTable, WindowTable
 from embridge.allocator.rings import KickInbox, KickSender
 from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
@@ -43,23 +45,23 @@ def format_control(
         format_ring(mapping, layout.ring(source, target), limits.ring_records)
     header = Words(mapping, layout.header, _HEADER_WORDS)
     words = {
-        Header.VERSION: lay.LAYOUT_VERSION,
-        Header.CONTROL_BYTES: layout.size,
-        Header.PAYLOAD_BYTES: PayloadLayout.of(geometry).size,
-        Header.NODE_ID: node_id,
-        Header.INCARNATION: incarnation,
-        Header.ROLE: role,
-        Header.STARTED_NS: now_ns,
-        Header.VERIFY: verify,
-        Header.UNSENT_MAX_BYTES: unsent_max_bytes,
+        SegmentHeader.VERSION: lay.LAYOUT_VERSION,
+        SegmentHeader.CONTROL_BYTES: layout.size,
+        SegmentHeader.PAYLOAD_BYTES: PayloadLayout.of(geometry).size,
+        SegmentHeader.NODE_ID: node_id,
+        SegmentHeader.INCARNATION: incarnation,
+        SegmentHeader.ROLE: role,
+        SegmentHeader.STARTED_NS: now_ns,
+        SegmentHeader.VERIFY: verify,
+        SegmentHeader.UNSENT_MAX_BYTES: unsent_max_bytes,
     }
-    for base, value in ((Header.GEOMETRY, geometry), (Header.LIMITS, limits)):
+    for base, value in ((SegmentHeader.GEOMETRY, geometry), (SegmentHeader.LIMITS, limits)):
         assert isinstance(value, Geometry | Limits)
-        for i, word in enumerate(lay.pack(value)):
+        for i, word in enumerate(pack(value)):
             header.store(base + i, word)
     for word_index, word in words.items():
         header.store(word_index, word)
-    header.store(Header.MAGIC, lay.MAGIC)
+    header.store(SegmentHeader.MAGIC, lay.MAGIC)
 
 
 class Control:
@@ -73,22 +75,22 @@ class Control:
         self.header = Words(mapping, 0, _HEADER_WORDS)
         self._check()
         try:
-            self.role = Role(self.header.load(Header.ROLE))
-            self.geometry = lay.unpack_geometry([self.header.load(Header.GEOMETRY + i) for i in range(5)])
-            self.limits = lay.unpack_limits([self.header.load(Header.LIMITS + i) for i in range(len(fields(Limits)))])
-            lay.NodeState(self.header.load(Header.NODE_STATE))
+            self.role = Role(self.header.load(SegmentHeader.ROLE))
+            self.geometry = unpack_geometry([self.header.load(SegmentHeader.GEOMETRY + i) for i in range(5)])
+            self.limits = unpack_limits([self.header.load(SegmentHeader.LIMITS + i) for i in range(len(fields(Limits)))])
+            NodeState(self.header.load(SegmentHeader.NODE_STATE))
         except ValueError as error:
             raise SegmentError(f"control segment: its header cannot be right: {error}; restart the node") from error
         self.layout = at = ControlLayout.of(self.role, self.geometry, self.limits)
         if at.size > mapping.size:
             raise SegmentError(f"control segment: {mapping.size} bytes < {at.size} bytes that its header describes")
-        payload_bytes, described = self.header.load(Header.PAYLOAD_BYTES), PayloadLayout.of(self.geometry).size
+        payload_bytes, described = self.header.load(SegmentHeader.PAYLOAD_BYTES), PayloadLayout.of(self.geometry).size
         if payload_bytes != described:
             raise SegmentError(f"control segment: payload of {payload_bytes} bytes, its geometry makes {described}; restart the node")
-        self.node_id = self.header.load(Header.NODE_ID)
-        self.incarnation = self.header.load(Header.INCARNATION)
-        self.verify = self.header.load(Header.VERIFY) == 1
-        self.status = StatusTable(mapping, at.words, at.stamps, at.dirty, self.limits.num_slots, lay.NUM_VIEWS)
+        self.node_id = self.header.load(SegmentHeader.NODE_ID)
+        self.incarnation = self.header.load(SegmentHeader.INCARNATION)
+        self.verify = self.header.load(SegmentHeader.VERIFY) == 1
+        self.status = StatusTable(mapping, at.words, at.stamps, at.dirty, self.limits.num_slots, NUM_VIEWS)
         self.slots = SlotTable(mapping, at)
         self.blocks = BlockPool(mapping, at)
         self.processes = ProcessTable(mapping, at)
@@ -96,8 +98,8 @@ class Control:
         self.writers = WriterTable(mapping, at)
         self.peers = PeerTable(mapping, at)
         self.metrics = Metrics(mapping, at)
-        self.slot_waiters = LaneBits(mapping, at, Header.SLOT_WAITERS)
-        self.room_waiters = LaneBits(mapping, at, Header.ROOM_WAITERS)
+        self.slot_waiters = LaneBits(mapping, at, SegmentHeader.SLOT_WAITERS)
+        self.room_waiters = LaneBits(mapping, at, SegmentHeader.ROOM_WAITERS)
         self._bells: dict[str, Doorbell] = {}
 
     def close(self) -> None:
@@ -106,7 +108,7 @@ class Control:
         self.mapping.discard()
 
     def _check(self) -> None:
-        magic, version = self.header.load(Header.MAGIC), self.header.load(Header.VERSION)
+        magic, version = self.header.load(SegmentHeader.MAGIC), self.header.load(SegmentHeader.VERSION)
         if magic != lay.MAGIC:
             raise SegmentError(f"control segment: magic {magic:#x} is not {lay.MAGIC:#x}; this is no embridge segment")
         if version != lay.LAYOUT_VERSION:
@@ -114,7 +116,7 @@ class Control:
                 f"control segment: layout version {version}, this process speaks {lay.LAYOUT_VERSION}; "
                 "run the same embridge version in the node and in its clients"
             )
-        if self.header.load(Header.CONTROL_BYTES) > self.mapping.size:
+        if self.header.load(SegmentHeader.CONTROL_BYTES) > self.mapping.size:
             raise SegmentError(f"control segment: {self.mapping.size} bytes mapped, its header says more")
 
     @property
@@ -154,12 +156,12 @@ class Control:
         return RouteWriter(self.mapping, self.layout)
 
     @property
-    def state(self) -> lay.NodeState:
-        return lay.NodeState(self.header.load(Header.NODE_STATE))
+    def state(self) -> NodeState:
+        return NodeState(self.header.load(SegmentHeader.NODE_STATE))
 
     def failing(self) -> list[str]:
         """The processes that cannot be kept alive, by name; one load while there are none."""
-        word = self.header.load(Header.FAILING)
+        word = self.header.load(SegmentHeader.FAILING)
         return [name for index, name in enumerate(self.processes.names) if word >> index & 1] if word else []
 
     def is_current(self, slot: int, epoch: int) -> bool:
@@ -176,7 +178,7 @@ class Control:
         for page in range(self.lanes.num_pages):
             if self.lanes.page_lane(page) is None:
                 continue
-            for slot in range(page * lay.SLOTS_PER_PAGE, (page + 1) * lay.SLOTS_PER_PAGE):
+            for slot in range(page * SLOTS_PER_PAGE, (page + 1) * SLOTS_PER_PAGE):
                 epoch = split(self.status.load(slot)).epoch
                 if epoch and self.is_current(slot, epoch):
                     yield slot, epoch
@@ -198,8 +200,8 @@ class Control:
     def num_refused(self, source: str) -> int:
         """How often a ring of this process or lane had no room for a kick of it, which then had to wait."""
         pairs = [pair for pair in lay.ring_pairs(self.limits) if pair[0] == source]
-        words = lay.RING_HEADER_BYTES // 8
-        return sum(Words(self.mapping, self.layout.ring(*pair), words).load(lay.RING_REFUSED) for pair in pairs)
+        words = RING_HEADER_BYTES // 8
+        return sum(Words(self.mapping, self.layout.ring(*pair), words).load(RING_REFUSED) for pair in pairs)
 
     def inbox(self, target: str) -> KickInbox:
         pairs = lay.ring_pairs(self.limits)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from embridge.allocator._core import Mapping, Words
-from embridge.allocator.layout import ControlLayout, Header, Lane, LaneState
-from embridge.allocator.owners import LaneTable
+from embridge.allocator.lanes_and_processes import LaneTable
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import Lane, LaneState, SegmentHeader
 
 
 class LaneBits:
@@ -12,7 +13,7 @@ class LaneBits:
     waited for. What the dead have left may take as long as their peers do: until then their bits count for nothing.
     """
 
-    def __init__(self, mapping: Mapping, layout: ControlLayout, word: Header) -> None:
+    def __init__(self, mapping: Mapping, layout: ControlLayout, word: SegmentHeader) -> None:
         self._header = Words(mapping, layout.header, 64)
         self._lanes = LaneTable(mapping, layout)
         self._word = word

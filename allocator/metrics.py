@@ -7,6 +7,7 @@ from enum import IntEnum
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import METRIC_WORDS
 
 
 class Metric(IntEnum):
@@ -37,13 +38,13 @@ class Metrics:
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.names = lay.process_names(layout.limits)
-        self._words = Words(mapping, layout.metrics, len(self.names) * lay.METRIC_WORDS)
+        self._words = Words(mapping, layout.metrics, len(self.names) * METRIC_WORDS)
 
     def add(self, process: int, metric: Metric, count: int = 1) -> None:
-        self._words.add(process * lay.METRIC_WORDS + metric, count)
+        self._words.add(process * METRIC_WORDS + metric, count)
 
     def row(self, process: int) -> dict[str, int]:
-        return {m.name.lower(): self._words.load(process * lay.METRIC_WORDS + m) for m in Metric}
+        return {m.name.lower(): self._words.load(process * METRIC_WORDS + m) for m in Metric}
 
     def all(self) -> dict[str, dict[str, int]]:
         return {name: self.row(i) for i, name in enumerate(self.names)}

@@ -12,9 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
-from embridge.allocator.layout import ControlLayout, Peer, PeerState
+from embridge.allocator.geometry import Role
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import (
+    ADDRESS_BYTES,
+    PEER_BOOTSTRAP_OFFSET,
+    PEER_BYTES,
+    PEER_KEY_OFFSET,
+    PEER_POLLER_OFFSET,
+    PEER_SOCKET_OFFSET,
+    Peer,
+    PeerState,
+)
 
 
 class PeerRecord(NamedTuple):
@@ -37,12 +47,12 @@ class PeerRecord(NamedTuple):
 
 
 _TEXTS = {
-    "bootstrap_addr": lay.PEER_BOOTSTRAP_OFFSET,
-    "poller_addr": lay.PEER_POLLER_OFFSET,
-    "run_socket": lay.PEER_SOCKET_OFFSET,
-    "key": lay.PEER_KEY_OFFSET,
+    "bootstrap_addr": PEER_BOOTSTRAP_OFFSET,
+    "poller_addr": PEER_POLLER_OFFSET,
+    "run_socket": PEER_SOCKET_OFFSET,
+    "key": PEER_KEY_OFFSET,
 }
-TEXT_BYTES = lay.ADDRESS_BYTES
+TEXT_BYTES = ADDRESS_BYTES
 
 
 class PeerTable:
@@ -51,13 +61,13 @@ class PeerTable:
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_peers = layout.limits.max_peers
         self.num_slots = layout.limits.max_peer_slots
-        self._stride = lay.PEER_BYTES // 8
+        self._stride = PEER_BYTES // 8
         self._words = Words(mapping, layout.peers, self.num_peers * self._stride)
         self._bytes = np.frombuffer(
-            mapping, dtype=np.uint8, count=self.num_peers * lay.PEER_BYTES, offset=layout.peers
-        ).reshape(self.num_peers, lay.PEER_BYTES)
+            mapping, dtype=np.uint8, count=self.num_peers * PEER_BYTES, offset=layout.peers
+        ).reshape(self.num_peers, PEER_BYTES)
         self._tombstones = None
-        if layout.role == lay.Role.ENCODE:
+        if layout.role == Role.ENCODE:
             self._tombstones = Words(mapping, layout.tombstones, self.num_peers * self.num_slots)
 
     def get(self, peer: int, field: Peer) -> int:
@@ -95,11 +105,11 @@ class PeerTable:
 
     def key(self, peer: int) -> str:
         """The public key that it registered with; "" on a plain connection."""
-        return self._text(peer, lay.PEER_KEY_OFFSET)
+        return self._text(peer, PEER_KEY_OFFSET)
 
     def poller_addr(self, peer: int) -> str:
         """Where it takes reports and heartbeats."""
-        return self._text(peer, lay.PEER_POLLER_OFFSET)
+        return self._text(peer, PEER_POLLER_OFFSET)
 
     def alive(self) -> list[int]:
         return [peer for peer in range(self.num_peers) if self.is_alive(peer)]

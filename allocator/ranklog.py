@@ -32,7 +32,8 @@ from typing import Final
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
 from embridge.allocator.errors import SegmentError
-from embridge.allocator.layout import Geometry
+from embridge.allocator.geometry import Geometry, pack, unpack_geometry
+from embridge.allocator.records import DOORBELL_BYTES, LINE_BYTES, RECORD_BYTES, RING_HEAD, RING_HEADER_BYTES, RING_TAIL
 
 MAGIC: Final = 0x31474F4C_4B4E4152  # "RANKLOG1"
 MAX_RANKS: Final = 32
@@ -47,7 +48,7 @@ _FAILED: Final = 1
 _LAST: Final = 2  # of its batch
 
 
-class Header(IntEnum):
+class LogHeader(IntEnum):
     """Words of the header; rank 0 writes them before anybody else sees the segment, but for `LEADER`."""
 
     MAGIC = 0
@@ -61,7 +62,7 @@ class Header(IntEnum):
 
 
 class LeaderState(IntEnum):
-    """`Header.LEADER`; only rises."""
+    """`LogHeader.LEADER`; only rises."""
 
     LEADING = 0
     GONE = 1
@@ -109,7 +110,7 @@ class Item:
     @property
     def num_records(self) -> int:
         """Ring records that it takes."""
-        return 1 + -(-len(self.text) // lay.RECORD_BYTES)
+        return 1 + -(-len(self.text) // RECORD_BYTES)
 
 
 def pack_batch(items: list[Item]) -> bytes:
@@ -123,7 +124,7 @@ def pack_batch(items: list[Item]) -> bytes:
             _ITEM.pack(flags, item.room, item.ticket, third, item.offset, item.capacity_tokens, item.total_tokens, 0)
         )
         if text:
-            parts.append(text.ljust((item.num_records - 1) * lay.RECORD_BYTES, b"\0"))
+            parts.append(text.ljust((item.num_records - 1) * RECORD_BYTES, b"\0"))
     return b"".join(parts)
 
 
@@ -133,10 +134,10 @@ def unpack_batch(records: bytes) -> tuple[list[Item], int]:
     at = 0
     while at < len(records):
         flags, room, ticket, third, offset, capacity, total, _ = _ITEM.unpack_from(records, at)
-        at += lay.RECORD_BYTES
+        at += RECORD_BYTES
         size = flags >> 8
         reason = records[at : at + size].decode(errors="replace")
-        at += -(-size // lay.RECORD_BYTES) * lay.RECORD_BYTES
+        at += -(-size // RECORD_BYTES) * RECORD_BYTES
         if flags & _FAILED:
             items.append(Item(room=room, ticket=ticket, total_tokens=total, code=third, reason=reason))
         else:
@@ -144,7 +145,7 @@ def unpack_batch(records: bytes) -> tuple[list[Item], int]:
                 Item(room=room, ticket=ticket, entry=third, offset=offset, capacity_tokens=capacity, total_tokens=total)
             )
         if flags & _LAST and at <= len(records):
-            return items, at // lay.RECORD_BYTES
+            return items, at // RECORD_BYTES
     return [], 0
 
 
@@ -169,16 +170,16 @@ class RankLogLayout:
 
     @property
     def ring(self) -> int:
-        return self.bell + lay.DOORBELL_BYTES
+        return self.bell + DOORBELL_BYTES
 
     @property
     def tickets(self) -> int:
-        return self.ring + lay.RING_HEADER_BYTES + self.ring_records * lay.RECORD_BYTES
+        return self.ring + RING_HEADER_BYTES + self.ring_records * RECORD_BYTES
 
     @property
     def rank_bytes(self) -> int:
         end = self.tickets + self.num_entries * 8
-        return -(-end // lay.LINE_BYTES) * lay.LINE_BYTES
+        return -(-end // LINE_BYTES) * LINE_BYTES
 
     def rank(self, rank: int) -> int:
         return lay.PAGE_BYTES + (rank - 1) * self.rank_bytes
@@ -195,17 +196,17 @@ def format_log(mapping: Mapping, layout: RankLogLayout, geometry: Geometry, rows
         format_ring(mapping, layout.rank(rank) + layout.ring, layout.ring_records)
     header = Words(mapping, 0, _HEADER_WORDS)
     words = {
-        Header.NUM_RANKS: layout.num_ranks,
-        Header.NUM_ENTRIES: layout.num_entries,
-        Header.RING_RECORDS: layout.ring_records,
-        Header.ROWS_BYTES: rows_bytes,
-        Header.LEADER_PID: pid,
+        LogHeader.NUM_RANKS: layout.num_ranks,
+        LogHeader.NUM_ENTRIES: layout.num_entries,
+        LogHeader.RING_RECORDS: layout.ring_records,
+        LogHeader.ROWS_BYTES: rows_bytes,
+        LogHeader.LEADER_PID: pid,
     }
     for field, value in words.items():
         header.store(field, value)
-    for i, word in enumerate(lay.pack(geometry)):
-        header.store(Header.GEOMETRY + i, word)
-    header.store(Header.MAGIC, MAGIC)
+    for i, word in enumerate(pack(geometry)):
+        header.store(LogHeader.GEOMETRY + i, word)
+    header.store(LogHeader.MAGIC, MAGIC)
 
 
 class RankLog:
@@ -223,23 +224,23 @@ class RankLog:
         self._mapping = mapping
         self._event_fds = dict(event_fds or {})
         self._header = Words(mapping, 0, _HEADER_WORDS)
-        magic = self._header.load(Header.MAGIC)
+        magic = self._header.load(LogHeader.MAGIC)
         if magic != MAGIC:
             raise SegmentError(f"log of the ranks: magic {magic:#x} is not {MAGIC:#x}; run the same embridge version in all ranks")
         try:
             self.layout = RankLogLayout(
-                num_ranks=self._header.load(Header.NUM_RANKS),
-                num_entries=self._header.load(Header.NUM_ENTRIES),
-                ring_records=self._header.load(Header.RING_RECORDS),
+                num_ranks=self._header.load(LogHeader.NUM_RANKS),
+                num_entries=self._header.load(LogHeader.NUM_ENTRIES),
+                ring_records=self._header.load(LogHeader.RING_RECORDS),
             )
-            self.geometry = lay.unpack_geometry([self._header.load(Header.GEOMETRY + i) for i in range(5)])
+            self.geometry = unpack_geometry([self._header.load(LogHeader.GEOMETRY + i) for i in range(5)])
         except ValueError as error:
             raise SegmentError(f"log of the ranks: {error}") from error
         if self.layout.size > mapping.size:
             raise SegmentError(f"log of the ranks: {mapping.size} bytes < {self.layout.size} bytes that its header describes")
         self.num_ranks = self.layout.num_ranks
-        self.rows_bytes = self._header.load(Header.ROWS_BYTES)
-        self.leader_pid = self._header.load(Header.LEADER_PID)
+        self.rows_bytes = self._header.load(LogHeader.ROWS_BYTES)
+        self.leader_pid = self._header.load(LogHeader.LEADER_PID)
         self.followers = range(1, self.num_ranks)
         self._words = {rank: Words(mapping, self.layout.rank(rank), _RANK_WORDS) for rank in self.followers}
         self._tickets = {
@@ -256,7 +257,7 @@ class RankLog:
 
     @property
     def leader_is_gone(self) -> bool:
-        return self._header.load(Header.LEADER) == LeaderState.GONE
+        return self._header.load(LogHeader.LEADER) == LeaderState.GONE
 
     def state(self, rank: int) -> RankState:
         return RankState(min(self._words[rank].load(Rank.STATE), RankState.LEFT))
@@ -274,9 +275,9 @@ class RankLog:
 
     def unread(self, rank: int) -> int:
         """Records of the ring that it has not taken yet; a look that changes nothing, so it may be off by what moves meanwhile."""
-        ring = Words(self._mapping, self.layout.rank(rank) + self.layout.ring, lay.RING_HEADER_BYTES // 8)
-        head = ring.load(lay.RING_HEAD)
-        return max(ring.load(lay.RING_TAIL) - head, 0)
+        ring = Words(self._mapping, self.layout.rank(rank) + self.layout.ring, RING_HEADER_BYTES // 8)
+        head = ring.load(RING_HEAD)
+        return max(ring.load(RING_TAIL) - head, 0)
 
     def bell(self, rank: int) -> Doorbell:
         """That rank's doorbell: rank 0 and the door ring it, the rank waits."""
@@ -297,7 +298,7 @@ class RankLog:
 
     def end(self) -> None:
         """Rank 0 is gone: tell all others."""
-        self._header.store(Header.LEADER, LeaderState.GONE)
+        self._header.store(LogHeader.LEADER, LeaderState.GONE)
         for rank in self.followers:
             self.bell(rank).ring()
 

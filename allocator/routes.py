@@ -22,9 +22,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
-from embridge.allocator.layout import ControlLayout, Discovery, DiscoveryState, NodeState, Route
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import (
+    DISCOVERY_REASON,
+    DISCOVERY_REASON_BYTES,
+    DISCOVERY_URL,
+    ROUTE_BOOTSTRAP,
+    ROUTE_POLLER,
+    ROUTE_TEXT_BYTES,
+    ROUTE_UNHEALTHY,
+    ROUTE_WORDS,
+    Discovery,
+    DiscoveryState,
+    NodeState,
+    Route,
+)
 
 READ_TRIES: Final = 64  # a writing takes some 10 µs: who finds one at every look does not find the same one
 
@@ -69,7 +82,7 @@ class RouteWriter:
         for index in range(1, self._records.count):
             words = self._records.read(index)
             if words is None:
-                self._records.write(index, [0] * lay.ROUTE_WORDS)
+                self._records.write(index, [0] * ROUTE_WORDS)
             elif words[Route.STATE]:
                 self._slots[words[Route.NODE_ID]] = index
 
@@ -77,7 +90,7 @@ class RouteWriter:
         """Have the table hold these nodes and no others; a node keeps its place. Returns how many found no room."""
         wanted = {route.node_id: route for route in routes}
         for node_id in self._slots.keys() - wanted.keys():
-            self._records.write(self._slots.pop(node_id), [0] * lay.ROUTE_WORDS)
+            self._records.write(self._slots.pop(node_id), [0] * ROUTE_WORDS)
         used = set(self._slots.values())
         free = [index for index in range(self._records.count - 1, 0, -1) if index not in used]
         num_left_out = 0
@@ -92,13 +105,13 @@ class RouteWriter:
 
     def put_discovery(self, record: DiscoveryRecord) -> None:
         """Say how the registrar fares."""
-        words = [0] * lay.ROUTE_WORDS
+        words = [0] * ROUTE_WORDS
         words[Discovery.STATE] = record.state
         words[Discovery.SINCE_NS] = record.since_ns
         words[Discovery.HEARD_NS] = record.heard_ns
         words[Discovery.NUM_FAILURES] = record.num_failures
-        _put_text(words, lay.DISCOVERY_URL, lay.ROUTE_TEXT_BYTES, record.url)
-        _put_text(words, lay.DISCOVERY_REASON, lay.DISCOVERY_REASON_BYTES, record.reason)
+        _put_text(words, DISCOVERY_URL, ROUTE_TEXT_BYTES, record.url)
+        _put_text(words, DISCOVERY_REASON, DISCOVERY_REASON_BYTES, record.reason)
         self._records.write(0, words)
 
 
@@ -142,8 +155,8 @@ class RouteReader:
             since_ns=words[Discovery.SINCE_NS],
             heard_ns=words[Discovery.HEARD_NS],
             num_failures=words[Discovery.NUM_FAILURES],
-            url=_text(words, lay.DISCOVERY_URL, lay.ROUTE_TEXT_BYTES),
-            reason=_text(words, lay.DISCOVERY_REASON, lay.DISCOVERY_REASON_BYTES),
+            url=_text(words, DISCOVERY_URL, ROUTE_TEXT_BYTES),
+            reason=_text(words, DISCOVERY_REASON, DISCOVERY_REASON_BYTES),
         )
 
 
@@ -152,35 +165,35 @@ class _Records:
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.count = 1 + layout.limits.max_routes
-        self._words = Words(mapping, layout.routes, self.count * lay.ROUTE_WORDS)
+        self._words = Words(mapping, layout.routes, self.count * ROUTE_WORDS)
 
     def generation(self, index: int) -> int:
-        return self._words.load(index * lay.ROUTE_WORDS + Route.GENERATION)
+        return self._words.load(index * ROUTE_WORDS + Route.GENERATION)
 
     def write(self, index: int, words: list[int]) -> None:
         """Replace a record; the generation in `words` is not looked at."""
-        at = index * lay.ROUTE_WORDS
+        at = index * ROUTE_WORDS
         generation = self._words.load(at + Route.GENERATION) | 1  # odd already, where a writer was killed
         self._words.store(at + Route.GENERATION, generation)
-        for i in range(1, lay.ROUTE_WORDS):
+        for i in range(1, ROUTE_WORDS):
             self._words.store(at + i, words[i])
         self._words.store(at + Route.GENERATION, generation + 1)
 
     def read(self, index: int) -> list[int] | None:
         """A record as it was at one moment, its generation first; None when every look found it being written."""
-        at, load = index * lay.ROUTE_WORDS, self._words.load
+        at, load = index * ROUTE_WORDS, self._words.load
         for _ in range(READ_TRIES):
             generation = load(at + Route.GENERATION)
             if generation & 1:
                 continue
-            words = [generation, *(load(at + i) for i in range(1, lay.ROUTE_WORDS))]
+            words = [generation, *(load(at + i) for i in range(1, ROUTE_WORDS))]
             if load(at + Route.GENERATION) == generation:
                 return words
         return None
 
 
 def _words_of(route: RouteRecord) -> list[int]:
-    words = [0] * lay.ROUTE_WORDS
+    words = [0] * ROUTE_WORDS
     words[Route.STATE] = route.state
     words[Route.NODE_ID] = route.node_id
     words[Route.INCARNATION] = route.incarnation
@@ -190,9 +203,9 @@ def _words_of(route: RouteRecord) -> list[int]:
     words[Route.FREE_BLOCKS] = route.free_blocks
     words[Route.NUM_BLOCKS] = route.num_blocks
     words[Route.REPORTED_NS] = max(0, route.reported_ns)
-    _put_text(words, lay.ROUTE_BOOTSTRAP, lay.ROUTE_TEXT_BYTES, route.bootstrap_addr)
-    _put_text(words, lay.ROUTE_UNHEALTHY, lay.ROUTE_TEXT_BYTES, route.unhealthy)
-    _put_text(words, lay.ROUTE_POLLER, lay.ROUTE_TEXT_BYTES, route.poller_addr)
+    _put_text(words, ROUTE_BOOTSTRAP, ROUTE_TEXT_BYTES, route.bootstrap_addr)
+    _put_text(words, ROUTE_UNHEALTHY, ROUTE_TEXT_BYTES, route.unhealthy)
+    _put_text(words, ROUTE_POLLER, ROUTE_TEXT_BYTES, route.poller_addr)
     return words
 
 
@@ -206,9 +219,9 @@ def _route_of(words: list[int]) -> RouteRecord | None:
         incarnation=words[Route.INCARNATION],
         state=NodeState(state),
         healthy=bool(words[Route.HEALTHY]),
-        unhealthy=_text(words, lay.ROUTE_UNHEALTHY, lay.ROUTE_TEXT_BYTES),
-        bootstrap_addr=_text(words, lay.ROUTE_BOOTSTRAP, lay.ROUTE_TEXT_BYTES),
-        poller_addr=_text(words, lay.ROUTE_POLLER, lay.ROUTE_TEXT_BYTES),
+        unhealthy=_text(words, ROUTE_UNHEALTHY, ROUTE_TEXT_BYTES),
+        bootstrap_addr=_text(words, ROUTE_BOOTSTRAP, ROUTE_TEXT_BYTES),
+        poller_addr=_text(words, ROUTE_POLLER, ROUTE_TEXT_BYTES),
         outstanding_tokens=words[Route.OUTSTANDING_TOKENS],
         outstanding_requests=words[Route.OUTSTANDING_REQUESTS],
         free_blocks=words[Route.FREE_BLOCKS],

@@ -19,7 +19,8 @@ import numpy as np
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.blocks import QUARANTINED
-from embridge.allocator.layout import ControlLayout, Header, Session
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import PORT_WORDS, SESSION_WORDS, SegmentHeader, Session
 
 SHM_EXPOSURE: Final = 0
 """Exposed to writers of this host only: their death is their fence (R12)."""
@@ -49,15 +50,15 @@ class SessionTable:
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_workers = layout.limits.num_workers
-        self._words = Words(mapping, layout.sessions, self.num_workers * lay.SESSION_WORDS)
-        self._ports = Words(mapping, layout.ports, lay.PORT_WORDS)
+        self._words = Words(mapping, layout.sessions, self.num_workers * SESSION_WORDS)
+        self._ports = Words(mapping, layout.ports, PORT_WORDS)
         self._header = Words(mapping, layout.header, lay.PAGE_BYTES // 8)
         self._cells = np.frombuffer(mapping, np.uint64, layout.num_blocks, layout.cells)
         self._exposure = np.frombuffer(mapping, np.uint64, layout.num_blocks, layout.exposure)
 
     def next_number(self) -> int:
         """A session number that nobody had."""
-        return self._header.add(Header.LAST_SESSION, 1) + 1
+        return self._header.add(SegmentHeader.LAST_SESSION, 1) + 1
 
     @staticmethod
     def base_of(number: int, payload_bytes: int) -> int:
@@ -78,7 +79,7 @@ class SessionTable:
 
         The old number goes first and the new one comes last, so nobody ever sees the one with the port or the address of the other.
         """
-        at = worker * lay.SESSION_WORDS
+        at = worker * SESSION_WORDS
         self._words.store(at + Session.NUMBER, 0)
         self._words.store(at + Session.PORT, session.port)
         self._words.store(at + Session.BASE, session.base)
@@ -86,11 +87,11 @@ class SessionTable:
 
     def number(self, worker: int) -> int:
         """The session in which remote writers may write now; 0: none has begun."""
-        return self._words.load(worker * lay.SESSION_WORDS + Session.NUMBER)
+        return self._words.load(worker * SESSION_WORDS + Session.NUMBER)
 
     def live(self, worker: int) -> LiveSession:
         """A worker's session, its three words belonging together."""
-        at = worker * lay.SESSION_WORDS
+        at = worker * SESSION_WORDS
         while True:
             number = self._words.load(at + Session.NUMBER)
             session = LiveSession(number, self._words.load(at + Session.PORT), self._words.load(at + Session.BASE))

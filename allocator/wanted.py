@@ -9,11 +9,11 @@ An entry is the room, and above its 63 bits whether it can end at once: blocks w
 
 from __future__ import annotations
 
-from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import LINE_BYTES
 
-_FIRST = lay.LINE_BYTES // 8
+_FIRST = LINE_BYTES // 8
 _ROOM_BITS = 63
 _ROOM_MASK = (1 << _ROOM_BITS) - 1
 

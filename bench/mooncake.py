@@ -22,7 +22,7 @@ import torch
 from _harness import Benchmark, Figures
 
 from embridge import PipelineConfig, attach, launch
-from embridge.allocator.layout import Geometry
+from embridge.allocator.geometry import Geometry
 from embridge.pipeline.client.client import Client
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.client.sender import AHEAD_BLOCKS

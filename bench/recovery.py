@@ -26,7 +26,7 @@ from _harness import FORK, WATCHDOG_S, Benchmark, Failed, Figures, Results, perc
 
 from embridge import EmbeddingRequest, Geometry, Limits, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
 from embridge.allocator.control import Control
-from embridge.allocator.layout import Process
+from embridge.allocator.records import Process
 from embridge.allocator.status import split
 from embridge.pipeline.inspection.open_readonly import look
 from embridge.workers.start import READY

@@ -20,7 +20,7 @@ from _harness import Benchmark, Figures
 
 from embridge import Client, PipelineConfig, attach, launch
 from embridge.allocator._core import checksum, copy
-from embridge.allocator.layout import Geometry
+from embridge.allocator.geometry import Geometry
 
 HIDDEN, BLOCK, NUM_BLOCKS = 3584, 128, 64
 MIB = 1 << 20

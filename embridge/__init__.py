@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from embridge.allocator.errors import TransferAborted as TransferAborted
     from embridge.allocator.errors import TransferError as TransferError
     from embridge.allocator.errors import TransferTimeout as TransferTimeout
-    from embridge.allocator.layout import Geometry as Geometry
-    from embridge.allocator.layout import Limits as Limits
+    from embridge.allocator.geometry import Geometry as Geometry
+    from embridge.allocator.geometry import Limits as Limits
     from embridge.allocator.routes import RouteRecord as RouteRecord
     from embridge.allocator.status import Phase as Phase
     from embridge.pipeline.client.client import Client as Client

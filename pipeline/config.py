@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from embridge.allocator.layout import MAX_BLOCKS, Geometry, Limits, Role
+from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
 from embridge.workers.timing import Timing
 from embridge.workers.transfer.engines import ENGINES
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings

@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 
 import embridge
-from embridge.allocator import errors, layout, metrics, ranklog, rings, status
+from embridge.allocator import errors, geometry, metrics, ranklog, records, rings, status
 from embridge.pipeline.config import PipelineConfig
 from embridge.workers.timing import Timing
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("allocator", "workers", "pipeline", "examples") for path in (ROOT / package).rglob("*.py"))
-MODULES = (errors, layout, metrics, ranklog, rings, status)
+MODULES = (errors, geometry, metrics, ranklog, records, rings, status)
 
 WRITE = {"set", "put", "store", "raise_to", "count", "set_bits", "clear_bits", "compare_exchange", "add"}
 READ = {"get", "load", "compare_exchange", "_word"}
@@ -34,11 +34,12 @@ ACCESSORS = {"LaneBits"}  # classes that set, clear and read the word that they 
 SEND = {"send", "send_now", "kick_bootstrap", "kick_worker"}
 
 WORDS = (
-    *(layout.Header, layout.Process, layout.Lane, layout.Slot, layout.Destination, layout.Peer, layout.Writer, layout.Session),
-    *(layout.Route, layout.Discovery, ranklog.Header, ranklog.Rank),
+    *(records.SegmentHeader, records.Process, records.Lane, records.Slot),
+    *(records.Destination, records.Peer, records.Writer, records.Session),
+    *(records.Route, records.Discovery, ranklog.LogHeader, ranklog.Rank),
 )
 STATES = (
-    *(layout.NodeState, layout.LaneState, layout.PeerState, layout.DiscoveryState, layout.Role, layout.Engine),
+    *(records.NodeState, records.LaneState, records.PeerState, records.DiscoveryState, geometry.Role, records.Engine),
     *(ranklog.LeaderState, ranklog.RankState, status.Phase, errors.FailureCode),
 )
 
@@ -125,10 +126,10 @@ def _names(path: Path, tree: ast.Module) -> dict[str, type[enum.Enum]]:
 # ---- words, kicks, counters, states
 
 ALIKE = {
-    (layout.Discovery, "GENERATION"): "the registrar's own record is read and written as a route's, by `Route.GENERATION`",
-    (layout.Header, "SLOT_WAITERS"): "a `LaneBits` reads and writes it",
-    (layout.Header, "ROOM_WAITERS"): "a `LaneBits` reads and writes it",
-    (layout.Lane, "NUM_EARLY"): "it is read of all lanes at once, as a range from the first",
+    (records.Discovery, "GENERATION"): "the registrar's own record is read and written as a route's, by `Route.GENERATION`",
+    (records.SegmentHeader, "SLOT_WAITERS"): "a `LaneBits` reads and writes it",
+    (records.SegmentHeader, "ROOM_WAITERS"): "a `LaneBits` reads and writes it",
+    (records.Lane, "NUM_EARLY"): "it is read of all lanes at once, as a range from the first",
 }
 
 
@@ -166,7 +167,7 @@ def test_every_counter_is_counted_and_shown() -> None:
 
 BEGINNINGS = {
     (errors.FailureCode, "NONE"): "what stands in `Slot.FAILURE` before anybody has claimed a failure",
-    (ranklog.LeaderState, "LEADING"): "what stands in `Header.LEADER` until the door writes there",
+    (ranklog.LeaderState, "LEADING"): "what stands in `LogHeader.LEADER` until the door writes there",
     (ranklog.RankState, "AWAITED"): "what stands in `Rank.STATE` until the door writes there",
 }
 
@@ -187,7 +188,7 @@ def test_a_word_that_is_not_used_would_be_found(monkeypatch: pytest.MonkeyPatch)
         ROOM = 0
         NOWHERE = 1
 
-    found = {(Slot, "ROOM"): [use for use in uses()[layout.Slot, "ROOM"] if "get" not in use.calls], (Slot, "NOWHERE"): []}
+    found = {(Slot, "ROOM"): [use for use in uses()[records.Slot, "ROOM"] if "get" not in use.calls], (Slot, "NOWHERE"): []}
     monkeypatch.setattr("test_words.WORDS", (Slot,))
     monkeypatch.setattr("test_words.uses", lambda: found)
     assert [problem.partition(".Slot.")[2] for problem in unused()] == [
@@ -200,8 +201,8 @@ def test_a_word_that_is_not_used_would_be_found(monkeypatch: pytest.MonkeyPatch)
 SETTINGS: dict[Any, set[str]] = {
     PipelineConfig: {"config", "_config"},
     Timing: {"timing", "_timing"},
-    layout.Limits: {"limits", "_limits"},
-    layout.Geometry: {"geometry", "_geometry"},
+    geometry.Limits: {"limits", "_limits"},
+    geometry.Geometry: {"geometry", "_geometry"},
     MooncakeSettings: {"settings", "_settings", "mooncake"},
 }
 """And what a variable is called that holds one."""

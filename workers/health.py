@@ -9,7 +9,7 @@ import signal
 from typing import Final, NamedTuple
 
 from embridge.allocator.control import Control
-from embridge.allocator.layout import Process, Slot
+from embridge.allocator.records import Process, Slot
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers.role import Desk
 from embridge.workers.timing import NS

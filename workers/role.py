@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from embridge.allocator import layout as lay
 from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Engine, LaneState, Slot
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import LIBRARY_VIEW, Engine, Lane, LaneState, Slot
 from embridge.allocator.rings import FULL_RING_WAIT_S, Kick, KickSender, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
@@ -174,11 +173,11 @@ class Desk:
         return self.is_current(slot, epoch) and split(self.status.load(slot)).phase < TERMINAL
 
     def is_lane_dead(self, slot: int) -> bool:
-        return self.control.lanes.get(self.slots.get(slot, Slot.LANE), lay.Lane.STATE) != LaneState.ATTACHED
+        return self.control.lanes.get(self.slots.get(slot, Slot.LANE), Lane.STATE) != LaneState.ATTACHED
 
     def why_lane_is_dead(self, slot: int, who: str) -> str:
         """Of a slot whose client is gone: whether it left or died."""
-        has_left = self.control.lanes.get(self.slots.get(slot, Slot.LANE), lay.Lane.LEFT)
+        has_left = self.control.lanes.get(self.slots.get(slot, Slot.LANE), Lane.LEFT)
         return f"the {who} closed its client before the request had ended" if has_left else f"the {who} process died"
 
     def current_slots(self) -> Iterable[tuple[int, int]]:
@@ -187,7 +186,7 @@ class Desk:
 
     def wake_library(self, slot: int) -> None:
         """Have the library thread of the slot's client look at it."""
-        self.status.mark(slot, lay.LIBRARY_VIEW)
+        self.status.mark(slot, LIBRARY_VIEW)
         self.control.bell(f"library{self.slots.get(slot, Slot.LANE)}").ring()
 
     def wake_reaper(self, slot: int) -> None:

@@ -22,8 +22,10 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import set_parent_death_signal
 from embridge.allocator.checksums import RowSums
 from embridge.allocator.control import Control
-from embridge.allocator.layout import HUGE_PAGE_BYTES, Engine, Process, Role
+from embridge.allocator.geometry import Role
+from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import Engine, Process
 from embridge.allocator.segment import Descriptor, map_segment
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.workers.addresses import Names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from embridge.allocator.layout import Geometry
+from embridge.allocator.geometry import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

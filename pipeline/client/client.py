@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from embridge.allocator import layout as lay
 from embridge.allocator._core import Doorbell, Mapping
 from embridge.allocator.buffers import PayloadBuffers
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, FailureCode, NodeBusyError, NodeGoneError, NodeUnhealthyError
-from embridge.allocator.layout import NodeState, Role
+from embridge.allocator.geometry import MAX_TOKENS, Role
 from embridge.allocator.pinning import is_cuda_in_use, register_with_cuda, unregister_from_cuda
 from embridge.allocator.ranklog import MAX_RANKS
+from embridge.allocator.records import ADDRESS_BYTES, LIBRARY_VIEW, USER_VIEW, NodeState
 from embridge.allocator.rings import FULL_RING_WAIT_S, Kick
 from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.arguments import is_time, whole
@@ -241,7 +241,7 @@ class Client:
         from embridge.pipeline.client.sender import EmbeddingSender
 
         room = self._check_open(room, Role.ENCODE, "sender")
-        total_tokens = whole("total_tokens", total_tokens, 1, lay.MAX_TOKENS)
+        total_tokens = whole("total_tokens", total_tokens, 1, MAX_TOKENS)
         aux = EmbeddingSender.aux_words(aux_datas, total_tokens, mrope_position_delta)
 
         sender = EmbeddingSender(self, room, total_tokens, aux)
@@ -293,8 +293,8 @@ class Client:
             split_address(bootstrap_addr)
         except ValueError as error:
             raise ValueError(f"bootstrap_addr: {error}; see Node.bootstrap_addr") from None
-        if len(bootstrap_addr.encode()) > lay.ADDRESS_BYTES:
-            raise ValueError(f"bootstrap_addr: {len(bootstrap_addr.encode())} bytes > {lay.ADDRESS_BYTES} bytes")
+        if len(bootstrap_addr.encode()) > ADDRESS_BYTES:
+            raise ValueError(f"bootstrap_addr: {len(bootstrap_addr.encode())} bytes > {ADDRESS_BYTES} bytes")
 
     # ---- where to send a request
 
@@ -317,7 +317,7 @@ class Client:
             NoRouteError: no encode node is READY and healthy.
             ValueError: as `encode_nodes`, or `tokens` is out of range.
         """
-        tokens = whole("tokens", tokens, 0, lay.MAX_TOKENS)
+        tokens = whole("tokens", tokens, 0, MAX_TOKENS)
         return self._route_picker("pick_encode_node").pick(tokens, other_than).bootstrap_addr
 
     def _route_picker(self, what: str) -> RoutePicker:
@@ -433,11 +433,11 @@ class Client:
         looks: list[TransferHandle] = []
         if now >= self._user_slow_ns:
             self._user_slow_ns = now + SLOW_LOOK_NS
-            status.changed(lay.USER_VIEW, pages, len(pages), out)
+            status.changed(USER_VIEW, pages, len(pages), out)
             count = status.compare(pages, len(pages), self._user_words, out)
             looks = self._user_round.some()
         else:
-            count = status.changed(lay.USER_VIEW, pages, len(pages), out)
+            count = status.changed(USER_VIEW, pages, len(pages), out)
         rose = [handle for slot in out[:count].tolist() if (handle := self._handles.get(slot)) is not None and handle.has_risen()]
         rose += [handle for handle in looks if handle.has_risen()]
         return rose + self._departed_that_rose()
@@ -543,7 +543,7 @@ class Client:
         now = self.clock()
         self.control.lanes.beat(self.lane, now)
         status, pages, out = self.control.status, self._lease.pages, self._library_out
-        count = status.changed(lay.LIBRARY_VIEW, pages, len(pages), out)
+        count = status.changed(LIBRARY_VIEW, pages, len(pages), out)
         changed = out[:count].tolist()
         todo: dict[TransferHandle, None] = {}  # not by slot: one that was woken may have left, and its slot be another's
         if is_slow := now >= self._library_slow_ns:

@@ -15,7 +15,7 @@ import torch
 
 from embridge.allocator._core import Mapping, copy
 from embridge.allocator.buffers import pools
-from embridge.allocator.layout import POSITION_AXES, Geometry
+from embridge.allocator.geometry import POSITION_AXES, Geometry
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from embridge.allocator.errors import FailureCode, TransferError, failure
-from embridge.allocator.layout import Slot
+from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase, Progress, phase_path, split
 from embridge.pipeline.leaving import refuse

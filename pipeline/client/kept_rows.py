@@ -15,7 +15,8 @@ import numpy as np
 
 from embridge.allocator._core import Mapping, copy
 from embridge.allocator.buffers import Pool, pools
-from embridge.allocator.layout import PAGE_BYTES, Geometry
+from embridge.allocator.geometry import Geometry
+from embridge.allocator.layout import PAGE_BYTES
 from embridge.pipeline.client.given_rows import Bytes, Chunk
 from embridge.pipeline.client.unsent_memory import LEAST_WARM_BYTES, UnsentMemory
 

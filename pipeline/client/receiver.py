@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import MAX_BLOCKS, MAX_TOKENS, Peer, Slot
+from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS
+from embridge.allocator.records import Peer, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import whole

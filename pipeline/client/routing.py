@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from embridge.allocator.errors import NoRouteError
-from embridge.allocator.layout import NodeState
+from embridge.allocator.records import NodeState
 from embridge.allocator.routes import RouteReader, RouteRecord
 from embridge.workers.timing import NS
 

@@ -30,8 +30,9 @@ import numpy.typing as npt
 import torch
 
 from embridge.allocator.blocks import RESERVE_BLOCK
-from embridge.allocator.layout import AUX_WORDS, MAX_TOKENS, Destination, Slot
-from embridge.allocator.requests import STAGE_STAGED, StageEntry
+from embridge.allocator.geometry import AUX_WORDS, MAX_TOKENS
+from embridge.allocator.records import Destination, Slot
+from embridge.allocator.request_tables import STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.pipeline.arguments import whole

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embridge.allocator.control import Control
-from embridge.allocator.layout import SLOTS_PER_PAGE, Slot
+from embridge.allocator.geometry import SLOTS_PER_PAGE
+from embridge.allocator.records import Slot
 from embridge.allocator.status import split
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from embridge.allocator.errors import FailureCode, NodeBusyError
-from embridge.allocator.layout import Role
+from embridge.allocator.geometry import Role
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:

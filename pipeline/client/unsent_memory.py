@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from embridge.allocator.control import Control
 from embridge.allocator.errors import NodeBusyError
-from embridge.allocator.layout import Header
+from embridge.allocator.records import SegmentHeader
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -30,7 +30,7 @@ class UnsentMemory:
     def __init__(self, control: Control, lane: int) -> None:
         self._lanes = control.lanes
         self._lane = lane
-        self.limit_bytes = control.header.load(Header.UNSENT_MAX_BYTES)
+        self.limit_bytes = control.header.load(SegmentHeader.UNSENT_MAX_BYTES)
         self._warm_limit = min(WARM_BYTES, self.limit_bytes // 8)
         self._warm: dict[int, deque[Bytes]] = {}  # by size; how much that is, is counted there: a sum of its own would drift
 

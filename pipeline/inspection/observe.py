@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from embridge.allocator import layout as lay
 from embridge.allocator.blocks import FREE, BlockCounts
 from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Destination, Engine, Header, Lane, LaneState, Peer, Process, Role, Slot
+from embridge.allocator.geometry import SLOTS_PER_PAGE, Role
 from embridge.allocator.pinning import lock_note
 from embridge.allocator.ranklog import RankLog
-from embridge.allocator.requests import STAGE_READING, STAGE_STAGED, StageEntry
+from embridge.allocator.records import Destination, Engine, Lane, LaneState, Peer, Process, SegmentHeader, Slot
+from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.routes import RouteRecord
 from embridge.allocator.sessions import SHM_EXPOSURE
 from embridge.allocator.status import TERMINAL, Phase, phase_path, split
@@ -135,10 +135,10 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
         "health": f"UNHEALTHY: {unhealthy}" if (unhealthy := why_unhealthy(control)) else "ok",
         "node_id": f"{control.node_id:x}",
         "incarnation": control.incarnation,
-        "up_s": round((now - control.header.load(Header.STARTED_NS)) / NS, 1),
+        "up_s": round((now - control.header.load(SegmentHeader.STARTED_NS)) / NS, 1),
         **({"note": seen.note} if seen.note else {}),
         "geometry": {name: getattr(geometry, name) for name in geometry.__slots__},
-        "payload_bytes": control.header.load(Header.PAYLOAD_BYTES),
+        "payload_bytes": control.header.load(SegmentHeader.PAYLOAD_BYTES),
         "memory": _memory(control),
         "keys": _keys(seen),
         "blocks": control.blocks.counts()._asdict(),
@@ -181,11 +181,11 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
 
 def _unsent(control: Control) -> dict[str, int]:
     """Host memory of all clients with rows that wait to be sent, and its limit."""
-    return {"unsent_bytes": control.lanes.unsent_bytes(), "unsent_max_bytes": control.header.load(Header.UNSENT_MAX_BYTES)}
+    return {"unsent_bytes": control.lanes.unsent_bytes(), "unsent_max_bytes": control.header.load(SegmentHeader.UNSENT_MAX_BYTES)}
 
 
 def _memory(control: Control) -> str:
-    word = control.header.load(Header.LOCKED)
+    word = control.header.load(SegmentHeader.LOCKED)
     return lock_note(word >> 8) if word else "not locked"
 
 
@@ -317,7 +317,7 @@ def in_flight(control: Control) -> Iterator[tuple[int, int]]:
     for page in range(control.lanes.num_pages):
         if control.lanes.page_lane(page) is None:
             continue
-        for slot in range(page * lay.SLOTS_PER_PAGE, (page + 1) * lay.SLOTS_PER_PAGE):
+        for slot in range(page * SLOTS_PER_PAGE, (page + 1) * SLOTS_PER_PAGE):
             epoch = split(control.status.load(slot)).epoch
             if epoch and get(slot, Slot.EPOCH) == epoch > get(slot, Slot.RELEASED_EPOCH):
                 yield slot, epoch

@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 from embridge.allocator._core import Mapping
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, SegmentError
-from embridge.allocator.layout import Header
 from embridge.allocator.ranklog import RankLog
+from embridge.allocator.records import SegmentHeader
 from embridge.allocator.segment import SHARED_MEMORY, map_segment
 from embridge.pipeline.join import check_run_dir, knock
 from embridge.pipeline.run_dir import RunDirError, open_run_dir, read_identity
@@ -65,7 +65,7 @@ def look(run_dir: Path) -> Look:
             if name.startswith(run_socket.LOG_PREFIX):
                 with contextlib.suppress(SegmentError):  # a group that ends meanwhile
                     logs[name.removeprefix(run_socket.LOG_PREFIX)] = RankLog(_map(fd))
-        sees_pids = pid == control.header.load(Header.LAUNCHER_PID)
+        sees_pids = pid == control.header.load(SegmentHeader.LAUNCHER_PID)
         return Look(control, logs, welcome.public_key, welcome.allow_file, "", sees_pids)
     finally:
         sock.close()
@@ -94,7 +94,7 @@ def _among_open_files(run_dir: Path, why: str) -> Look | None:
                     control = _map_control(fd)
                 finally:
                     os.close(fd)
-                if control.header.load(Header.LAUNCHER_PID) == pid:
+                if control.header.load(SegmentHeader.LAUNCHER_PID) == pid:
                     return Look(control, {}, None, None, f"the launcher does not answer: {why}", True)
     return None
 

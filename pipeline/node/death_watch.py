@@ -51,7 +51,7 @@ def _thread_has_memory(pid: int, thread: int) -> bool:
     return stat[stat.rindex(b")") + 2 :].split()[_VSIZE] != b"0"
 
 
-class DyingWatch:
+class DeathWatch:
     """Watches two threads of one process, for whoever owns the selector. `gone` is called at most once, from within it or from `tick`."""
 
     def __init__(self, selector: selectors.BaseSelector, pid: int, gone: Callable[[], None], clock: Callable[[], int]) -> None:

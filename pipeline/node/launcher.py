@@ -36,11 +36,12 @@ from typing import Any
 
 import msgspec
 
-from embridge.allocator import layout as lay
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import EmbridgeError, LaunchError
-from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, Header, NodeState, PayloadLayout, Process
+from embridge.allocator.geometry import Role
+from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, PayloadLayout
 from embridge.allocator.pinning import lock, lock_note
+from embridge.allocator.records import MAX_WRITERS, Engine, NodeState, Process, SegmentHeader
 from embridge.allocator.segment import (
     SHARED_MEMORY,
     Descriptor,
@@ -53,7 +54,7 @@ from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.node.launch import Ready, decode_config
 from embridge.pipeline.node.launcher_start import LAUNCHER
 from embridge.pipeline.node.recovery import Recovery
-from embridge.pipeline.node.run_socket_server import Door
+from embridge.pipeline.node.run_socket_server import RunSocketServer
 from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, chosen_pool, mib
 from embridge.pipeline.node.supervisor import Supervisor
 from embridge.pipeline.run_dir import (
@@ -101,7 +102,7 @@ class Launcher:
         self._stops = 0
         self._is_orphan = False
         self._opened: list[Descriptor] = []
-        self._door: Door | None = None
+        self._door: RunSocketServer | None = None
         with naming("event loop", LIMITS_REMEDY):
             self._selector = selectors.DefaultSelector()
         try:
@@ -152,8 +153,8 @@ class Launcher:
         """
         limits = self.config.limits
         needed = 48 + 5 * limits.max_clients + 4 * limits.num_workers
-        if self.role == lay.Role.LANGUAGE:  # a connection and three pidfds of each worker of each peer
-            needed += 4 * min(lay.MAX_WRITERS, limits.max_peers * limits.num_workers)
+        if self.role == Role.LANGUAGE:  # a connection and three pidfds of each worker of each peer
+            needed += 4 * min(MAX_WRITERS, limits.max_peers * limits.num_workers)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit == resource.RLIM_INFINITY:
             limit = sys.maxsize
@@ -164,10 +165,10 @@ class Launcher:
             )
         self._descriptors_left = limit - needed
 
-    def _choose_engines(self) -> tuple[lay.Engine, ...]:
+    def _choose_engines(self) -> tuple[Engine, ...]:
         """Raises LaunchError when an engine was asked for that this machine cannot run."""
         engines = engines_for(self.config.engine, self.config.host)
-        why = mooncake.why_unavailable() if lay.Engine.MOONCAKE in engines else ""
+        why = mooncake.why_unavailable() if Engine.MOONCAKE in engines else ""
         if why:
             raise LaunchError(f"engine mooncake: {why}")
         return engines
@@ -269,7 +270,7 @@ class Launcher:
         with naming("eventfds", LIMITS_REMEDY):
             self._event_fds = {name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names}
         self.control = Control(mapping, {name: d.fd for name, d in self._event_fds.items()})
-        self.control.header.store(Header.LAUNCHER_PID, os.getpid())
+        self.control.header.store(SegmentHeader.LAUNCHER_PID, os.getpid())
 
     def _listen(self) -> None:
         """The node's two ports, opened here so that they close only when the node is gone."""
@@ -341,7 +342,7 @@ class Launcher:
             self._turn(0.01)
         self._supervisor.launched()
         with naming(f"run socket {self.addresses.run_socket}", "check the run directory, or choose another with --run-dir"):
-            self._door = Door(
+            self._door = RunSocketServer(
                 self.control,
                 self._recovery,
                 self.config.directory / SOCKET_NAME,
@@ -365,7 +366,7 @@ class Launcher:
 
     def _enter(self, state: NodeState) -> None:
         """The node's next state, which the registrar publishes at once."""
-        self.control.header.store(Header.NODE_STATE, state)
+        self.control.header.store(SegmentHeader.NODE_STATE, state)
         if self.control.has_discovery:
             self.control.bell("registrar").ring()
 
@@ -373,13 +374,13 @@ class Launcher:
         try:
             threading.Thread(target=self._lock_payload, name="embridge-lock", daemon=True).start()
         except RuntimeError as error:  # no room for a thread; locking is an optimisation
-            self.control.header.store(Header.LOCKED, errno.EAGAIN << 8 | 1)
+            self.control.header.store(SegmentHeader.LOCKED, errno.EAGAIN << 8 | 1)
             log.warning("payload not locked: %s", str(error))  # a kept record would keep the error's frames
 
     def _lock_payload(self) -> None:
         """After READY, for locking a large pool takes seconds; what took effect is shown by `embridge status`."""
         code = lock(self._payload)
-        self.control.header.store(Header.LOCKED, code << 8 | 1)
+        self.control.header.store(SegmentHeader.LOCKED, code << 8 | 1)
         if code:
             log.info("payload %s", lock_note(code))
 
@@ -440,7 +441,7 @@ class Launcher:
 
     def close(self) -> None:
         """End all processes and let go of everything; nothing stays."""
-        self.control.header.store(Header.NODE_STATE, NodeState.STOPPED)
+        self.control.header.store(SegmentHeader.NODE_STATE, NodeState.STOPPED)
         self._supervisor.stop(self.config.timing.stop_timeout_s)
         self._release()
 

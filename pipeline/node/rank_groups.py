@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from embridge.allocator.control import Control
 from embridge.allocator.errors import SegmentError
-from embridge.allocator.layout import Role
+from embridge.allocator.geometry import Role
 from embridge.allocator.ranklog import RankLog, RankState
 from embridge.allocator.segment import map_segment
 from embridge.workers import run_socket
@@ -39,7 +39,7 @@ def descriptors_of(num_ranks: int) -> int:
     return 2 + 3 * (num_ranks - 1)
 
 
-class Groups:
+class RankGroups:
     """The groups of one node (launcher only). `descriptors_left`: how many they may have together."""
 
     def __init__(self, control: Control, descriptors_left: int) -> None:

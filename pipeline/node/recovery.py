@@ -23,7 +23,9 @@ from typing import Final
 
 from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Engine, Peer, Role, Slot, first_worker
+from embridge.allocator.geometry import Role
+from embridge.allocator.layout import first_worker
+from embridge.allocator.records import Engine, Peer, Slot
 from embridge.allocator.rings import Kick, KickSender
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers.health import NOT_ESSENTIAL
@@ -107,7 +109,7 @@ _RESTART: Final = "pipeline.node.supervisor:Supervisor.tick"
 ROWS: Final[dict[Dead, Row]] = {
     Dead.ENCODER: Row(
         leaves="open requests, source blocks that cache their rows, a leased lane and pages, a waiter's bit; attempts that read its blocks",
-        noticed="pipeline.node.run_socket_server:Door._gone",
+        noticed="pipeline.node.run_socket_server:RunSocketServer._gone",
         launcher=bury_client,
         acts=(
             "pipeline.node.recovery:bury_client",
@@ -121,11 +123,11 @@ ROWS: Final[dict[Dead, Row]] = {
     ),
     Dead.SCHEDULER: Row(
         leaves="open requests, blocks owned and exposed, a leased lane and pages, a waiter's bit; as rank 0 a group of ranks",
-        noticed="pipeline.node.run_socket_server:Door._gone",
+        noticed="pipeline.node.run_socket_server:RunSocketServer._gone",
         launcher=bury_client,
         acts=(
             "pipeline.node.recovery:bury_client",
-            "pipeline.node.rank_groups:Groups.gone",  # as rank 0: the others find the end in the log
+            "pipeline.node.rank_groups:RankGroups.gone",  # as rank 0: the others find the end in the log
             "workers.poller.language:StatusReceiver._failed",
             "workers.poller.language:StatusReceiver._end",  # owned blocks are free, exposed ones quarantined
             "workers.bootstrap.language:GrantSender._send_abort",
@@ -136,8 +138,8 @@ ROWS: Final[dict[Dead, Row]] = {
     ),
     Dead.FOLLOWER: Row(
         leaves="holds on rows that were handed to it, a ring of batches that nobody takes",
-        noticed="pipeline.node.run_socket_server:Door._gone",
-        acts=("pipeline.node.rank_groups:Groups.gone", "allocator.ranklog:RankLog.leave", "pipeline.ranks.leader:SharedMemory.collect"),
+        noticed="pipeline.node.run_socket_server:RunSocketServer._gone",
+        acts=("pipeline.node.rank_groups:RankGroups.gone", "allocator.ranklog:RankLog.leave", "pipeline.ranks.leader:SharedMemory.collect"),
         again="a rank that has LEFT stays so; rank 0 looks at that word, and at every ticket, in each turn",
     ),
     Dead.WORKER: Row(
@@ -211,7 +213,7 @@ ROWS: Final[dict[Dead, Row]] = {
     ),
     Dead.WRITER: Row(
         leaves="an entry among those who can write into our payload; blocks in quarantine that wait for it",
-        noticed="pipeline.node.run_socket_server:Door._gone",
+        noticed="pipeline.node.run_socket_server:RunSocketServer._gone",
         launcher=strike_writer,
         acts=("pipeline.node.recovery:strike_writer", "workers.poller.language:StatusReceiver._is_acked"),
         again="the entry is gone or not; every scan of the poller looks",

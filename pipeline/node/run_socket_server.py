@@ -26,10 +26,12 @@ from pathlib import Path
 
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError
-from embridge.allocator.layout import Lane, NodeState, PayloadLayout, Role
-from embridge.allocator.owners import ForeignWriter
-from embridge.pipeline.node.death_watch import DyingWatch
-from embridge.pipeline.node.rank_groups import Groups
+from embridge.allocator.geometry import Role
+from embridge.allocator.lanes_and_processes import ForeignWriter
+from embridge.allocator.layout import PayloadLayout
+from embridge.allocator.records import Lane, NodeState
+from embridge.pipeline.node.death_watch import DeathWatch
+from embridge.pipeline.node.rank_groups import RankGroups
 from embridge.pipeline.node.recovery import Dead, Recovery
 from embridge.pipeline.node.supervisor import Silences
 from embridge.workers import run_socket
@@ -48,13 +50,13 @@ class Guest:
     sock: socket.socket
     pid: int
     pidfd: int
-    dying: DyingWatch
+    dying: DeathWatch
     lane: int = -1
     writer: int = -1
     is_killed: bool = False
 
 
-class Door:
+class RunSocketServer:
     """Accepts, answers and watches. `descriptors_left`: how many this process may still open, for groups of ranks."""
 
     def __init__(
@@ -87,7 +89,7 @@ class Door:
         self._clock = clock
         self._silences = Silences()
         self._guests: list[Guest] = []
-        self._groups = Groups(control, descriptors_left)
+        self._groups = RankGroups(control, descriptors_left)
         self._open_again_ns = 0
         if _is_answered(path):  # by a node whose lock somebody has removed
             raise OSError(errno.EADDRINUSE, "a node is running there")
@@ -127,7 +129,7 @@ class Door:
             log.warning("run socket: process %d of user %d refused", pid, uid)
             sock.close()
             return
-        watch = DyingWatch(self._selector, pid, lambda: self._dying(guest), self._clock)
+        watch = DeathWatch(self._selector, pid, lambda: self._dying(guest), self._clock)
         guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid), watch)  # fails, too, if it died between connecting and now
         try:
             self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._gone(guest))

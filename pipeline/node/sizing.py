@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from embridge.allocator.errors import SegmentError
-from embridge.allocator.layout import ControlLayout, Geometry, Limits, PayloadLayout, Role
+from embridge.allocator.geometry import Geometry, Limits, Role
+from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.segment import SHARED_MEMORY, Space
 
 MIB: Final = 1 << 20

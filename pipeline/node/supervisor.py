@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embridge.allocator.control import Control
-from embridge.allocator.layout import Header, Process
+from embridge.allocator.records import Process, SegmentHeader
 from embridge.pipeline.node.recovery import Recovery
 from embridge.workers.health import NOT_ESSENTIAL, exit_reason
 from embridge.workers.start import READY, RENEWED, STOPPED, Seat, run
@@ -189,7 +189,7 @@ class Supervisor:
         """It keeps dying: say so, and end the requests that wait for it, those of clients that did not know yet, too."""
         first, child.is_failing = not child.is_failing, True
         index = self._processes.names.index(child.name)
-        self._control.header.set_bits(Header.FAILING, 1 << index)
+        self._control.header.set_bits(SegmentHeader.FAILING, 1 << index)
         text = f"process {child.name} cannot be kept alive ({reason})"
         num_failed = self._recovery.fail_requests_of(child.name, text, poller_is_dead=self._is_dead("poller"))
         if self._control.has_discovery and child.name != "registrar":
@@ -258,7 +258,7 @@ class Supervisor:
 
     def _recover(self, child: Child) -> None:
         child.is_failing = False
-        before = self._control.header.clear_bits(Header.FAILING, 1 << self._processes.names.index(child.name))
+        before = self._control.header.clear_bits(SegmentHeader.FAILING, 1 << self._processes.names.index(child.name))
         left = before & ~(1 << self._processes.names.index(child.name))
         log.warning(
             "process %s (pid %d) has held for %g s%s",

@@ -23,7 +23,7 @@ import torch
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import AttachError, NodeGoneError, SegmentError, TransferError, failure
-from embridge.allocator.layout import Geometry
+from embridge.allocator.geometry import Geometry
 from embridge.allocator.ranklog import MAX_RANKS, Item, RankLog, unpack_batch
 from embridge.allocator.segment import map_segment
 from embridge.pipeline.arguments import whole

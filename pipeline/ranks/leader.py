@@ -34,7 +34,8 @@ import numpy as np
 from embridge.allocator import ranklog
 from embridge.allocator._core import Mapping, Producer
 from embridge.allocator.errors import AttachError, FailureCode, failure
-from embridge.allocator.layout import PAGE_BYTES, Geometry
+from embridge.allocator.geometry import Geometry
+from embridge.allocator.layout import PAGE_BYTES
 from embridge.allocator.ranges import Ranges
 from embridge.allocator.ranklog import Item, RankLog, RankLogLayout, RankState, format_log, pack_batch
 from embridge.allocator.segment import create_segment, map_segment

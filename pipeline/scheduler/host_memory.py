@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, copy
 from embridge.allocator.buffers import Pool, as_tensor, pools
-from embridge.allocator.layout import AUX_WORDS, Geometry
+from embridge.allocator.geometry import AUX_WORDS, POSITION_AXES, Geometry
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -83,7 +82,7 @@ class HostRows:
     def mrope_positions(self, first: int, end: int) -> torch.Tensor:
         """(end - first, 3) int32."""
         flat = torch.from_numpy(self._view("mrope_positions", first, end)).view(torch.int32)
-        return flat.view(end - first, lay.POSITION_AXES)
+        return flat.view(end - first, POSITION_AXES)
 
 
 class HostMemory:

@@ -25,7 +25,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from embridge.allocator.errors import FailureCode, failure
-from embridge.allocator.layout import MAX_TOKENS, NodeState
+from embridge.allocator.geometry import MAX_TOKENS
+from embridge.allocator.records import NodeState
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import is_time, whole
 from embridge.pipeline.client.handle import MAX_ROOM

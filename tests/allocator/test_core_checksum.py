@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from embridge.allocator._core import checksum
 from embridge.allocator.buffers import PayloadBuffers, aux_offset, pools
 from embridge.allocator.checksums import RowSum, RowSums
-from embridge.allocator.layout import AUX_WORDS, Geometry, PayloadLayout
+from embridge.allocator.geometry import AUX_WORDS, Geometry
+from embridge.allocator.layout import PayloadLayout
 
 
 def columns(*pairs: tuple[int, int]) -> npt.NDArray[np.int64]:

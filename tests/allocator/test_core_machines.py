@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from embridge.allocator._core import BlockCells, Consumer, Producer, Words, format_ring
-from embridge.allocator.layout import RING_REFUSED
+from embridge.allocator.records import RING_REFUSED
 
 FREE, OWNED, EXPOSED, QUARANTINED = range(4)
 NUM_BLOCKS = 90

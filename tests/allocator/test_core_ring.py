@@ -8,7 +8,7 @@ import pytest
 from core_support import SharedMemory
 
 from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
-from embridge.allocator.layout import RING_REFUSED
+from embridge.allocator.records import RING_REFUSED
 
 HEADER, RECORD = 192, 64
 

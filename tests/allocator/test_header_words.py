@@ -11,7 +11,9 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import SegmentError
-from embridge.allocator.layout import ControlLayout, Geometry, Header, Limits, Role
+from embridge.allocator.geometry import Geometry, Limits, Role
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import NodeState, SegmentHeader
 from embridge.allocator.segment import create_segment, map_segment
 
 GEOMETRY = Geometry(hidden_size=8, num_blocks=4, deepstack_layers=1)
@@ -20,10 +22,11 @@ HIGHEST = (1 << 64) - 1
 NUM_WORDS = 64
 
 DESCRIBES = {
-    **{word.name: int(word) for word in (Header.MAGIC, Header.VERSION, Header.CONTROL_BYTES, Header.PAYLOAD_BYTES)},
-    **{word.name: int(word) for word in (Header.ROLE, Header.NODE_STATE)},
-    **{field.name: Header.GEOMETRY + i for i, field in enumerate(fields(Geometry))},
-    **{field.name: Header.LIMITS + i for i, field in enumerate(fields(Limits))},
+    **{word.name: int(word) for word in (SegmentHeader.MAGIC, SegmentHeader.VERSION)},
+    **{word.name: int(word) for word in (SegmentHeader.CONTROL_BYTES, SegmentHeader.PAYLOAD_BYTES)},
+    **{word.name: int(word) for word in (SegmentHeader.ROLE, SegmentHeader.NODE_STATE)},
+    **{field.name: SegmentHeader.GEOMETRY + i for i, field in enumerate(fields(Geometry))},
+    **{field.name: SegmentHeader.LIMITS + i for i, field in enumerate(fields(Limits))},
 }
 """The words on which the meaning of the others depends, by name."""
 
@@ -48,7 +51,7 @@ def with_word(mapping: Mapping, word: int, value: int) -> str:
     try:
         opened = Control(mapping)
         assert opened.layout.size <= mapping.size
-        assert opened.state in lay.NodeState
+        assert opened.state in NodeState
         for name in lay.doorbell_names(opened.limits):
             opened.bell(name)
     except SegmentError as error:
@@ -82,4 +85,4 @@ def test_whatever_stands_in_a_word_of_the_header_opening_it_ends_in_a_segment_er
         value = Control(mapping).header.load(word)
         changed = {"zero": 0, "one more": value + 1 & HIGHEST, "one bit": value ^ 1 << 33, "sign": 1 << 63, "all bits": HIGHEST}[what]
         with_word(mapping, word, changed)
-    assert with_word(mapping, Header.NODE_ID, 1) == ""
+    assert with_word(mapping, SegmentHeader.NODE_ID, 1) == ""

@@ -11,18 +11,9 @@ from click.testing import CliRunner
 
 from embridge.allocator import layout
 from embridge.allocator.drawing import control_spans, drawing, payload_spans
-from embridge.allocator.layout import (
-    CONTROL_TABLES,
-    HUGE_PAGE_BYTES,
-    LINE_BYTES,
-    PAGE_BYTES,
-    PAYLOAD_POOLS,
-    ControlLayout,
-    Geometry,
-    Limits,
-    PayloadLayout,
-    Role,
-)
+from embridge.allocator.geometry import Geometry, Limits, Role
+from embridge.allocator.layout import CONTROL_TABLES, HUGE_PAGE_BYTES, PAGE_BYTES, PAYLOAD_POOLS, ControlLayout, PayloadLayout
+from embridge.allocator.records import LINE_BYTES
 from embridge.pipeline.cli import main
 
 DEFAULT_POOL = Geometry(num_blocks=64)

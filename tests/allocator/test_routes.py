@@ -17,7 +17,9 @@ from embridge.allocator import layout as lay
 from embridge.allocator import routes as routes_module
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.control import Control, format_control
-from embridge.allocator.layout import ControlLayout, DiscoveryState, Geometry, Limits, NodeState, Role, Route
+from embridge.allocator.geometry import Geometry, Limits, Role
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import ROUTE_WORDS, DiscoveryState, NodeState, Route
 from embridge.allocator.routes import DiscoveryRecord, RouteReader, RouteRecord, RouteWriter
 from embridge.allocator.segment import create_segment, map_segment
 
@@ -105,7 +107,7 @@ def test_a_text_that_is_too_long_is_cut_and_not_half_a_character(mapping: Mappin
 def test_a_record_in_a_state_that_no_node_has_is_not_a_route(mapping: Mapping) -> None:
     """Words read from shared memory are input."""
     RouteWriter(mapping, LAYOUT).put_all([route(1)])
-    np.frombuffer(mapping, np.uint64, lay.ROUTE_WORDS, LAYOUT.routes + lay.ROUTE_WORDS * 8)[Route.STATE] = 99
+    np.frombuffer(mapping, np.uint64, ROUTE_WORDS, LAYOUT.routes + ROUTE_WORDS * 8)[Route.STATE] = 99
     assert RouteReader(mapping, LAYOUT).routes() == []
 
 
@@ -142,7 +144,7 @@ def test_wherever_the_writer_is_killed_a_reader_sees_the_old_or_the_new_record_o
     monkeypatch.setattr(routes_module, "Words", _MortalWords)
     old, new, stays = route(1, 1), route(1, 2), route(2, 3)
     outcomes = set()
-    for stores in range(2 * (lay.ROUTE_WORDS + 1)):
+    for stores in range(2 * (ROUTE_WORDS + 1)):
         _MortalWords.left = sys.maxsize
         writer = RouteWriter(mapping, LAYOUT)
         writer.put_all([old, stays])
@@ -172,7 +174,7 @@ def test_a_record_that_is_replaced_while_it_is_read_is_read_again(mapping: Mappi
         """The words, three times replaced when the middle of a record is read."""
 
         def load(self, at: int) -> int:
-            if at == lay.ROUTE_WORDS + lay.ROUTE_WORDS // 2:
+            if at == ROUTE_WORDS + ROUTE_WORDS // 2:
                 for number in numbers:
                     writer.put_all([route(1, number)])
                     break

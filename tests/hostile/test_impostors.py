@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
 
-from embridge.allocator.layout import Destination, Peer, Slot
+from embridge.allocator.records import Destination, Peer, Slot
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
 from embridge.workers.role import Arrival

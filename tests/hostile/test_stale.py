@@ -16,7 +16,7 @@ import torch
 from support.rows import rows_of
 from support.simulation import ROWS_A_ROOM, Flight, Network, SimulatedNode, World
 
-from embridge.allocator.layout import Geometry, Role
+from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.status import Phase, split
 from embridge.pipeline.scheduler.queues import TransferQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest

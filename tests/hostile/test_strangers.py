@@ -17,7 +17,7 @@ from support.alone import Alone, EncodeAlone, LanguageAlone
 from support.wires import Wired, dealer, register, say, wired
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Slot
+from embridge.allocator.records import Slot
 from embridge.workers import messages as msg
 from embridge.workers.keys import KeyPair, new_key_pair
 from embridge.workers.wire import loop as wire_module

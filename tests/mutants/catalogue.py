@@ -229,14 +229,14 @@ CORE: Final = [
 TABLES: Final = [
     Mutant(
         "code-before-reason", "P5", "two stores swapped: a failure is seen without its reason",
-        "allocator/requests.py",
+        "allocator/request_tables.py",
         "        self.set_reason(slot, reason)\n        self.set(slot, Slot.FAILURE, code)\n",
         "        self.set(slot, Slot.FAILURE, code)\n        self.set_reason(slot, reason)\n",
         _rule("a_failure_is_seen_with_its_reason_or_not_at_all"),
     ),
     Mutant(
         "second-reason-wins", "P5", "a later failure replaces the reason of the first",
-        "allocator/requests.py",
+        "allocator/request_tables.py",
         "if not first and (not insist or self.get(slot, Slot.FAILURE)):",
         "if not first and not insist:",
         _rule("a_failure_is_seen_with_its_reason_or_not_at_all"),
@@ -251,8 +251,8 @@ TABLES: Final = [
     Mutant(
         "session-number-stays", "R10", "the session after a fence has the number of the one before",
         "allocator/sessions.py",
-        "return self._header.add(Header.LAST_SESSION, 1) + 1",
-        "return max(self._header.load(Header.LAST_SESSION), self._header.raise_to(Header.LAST_SESSION, 1))",
+        "return self._header.add(SegmentHeader.LAST_SESSION, 1) + 1",
+        "return max(self._header.load(SegmentHeader.LAST_SESSION), self._header.raise_to(SegmentHeader.LAST_SESSION, 1))",
         (f"{SESSIONS}::test_in_a_new_session_every_window_is_granted_anew",),
     ),
     Mutant(
@@ -343,7 +343,7 @@ TABLES: Final = [
     ),
     Mutant(
         "writer-forgotten", "R12, D2", "nobody asks whether a process of a dead node still has our payload mapped",
-        "allocator/owners.py",
+        "allocator/lanes_and_processes.py",
         "        return any(True for _ in self._entries(node_id, incarnation))\n",
         "        return any(False for _ in self._entries(node_id, incarnation))\n",
         _rule("the_death_of_a_peer_frees_no_block_while_it_can_still_write"),
@@ -440,7 +440,7 @@ ADMITTING: Final = [
     ),
     Mutant(
         "destinations-share-entries", "R1, B10", "the grants of a second destination go over those of the first",
-        "allocator/requests.py",
+        "allocator/request_tables.py",
         "return slot * self.window_blocks + destination * window + block % window",
         "return slot * self.window_blocks + block % window",
         _rule("the_destinations_of_a_request_share_its_window_and_no_entry_of_it"),

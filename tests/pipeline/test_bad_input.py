@@ -26,7 +26,7 @@ from support.waiting import wait_until
 from support.watched import is_all_watched
 
 from embridge import Client, attach
-from embridge.allocator.layout import MAX_TOKENS, Geometry
+from embridge.allocator.geometry import MAX_TOKENS, Geometry
 from embridge.pipeline.client.given_rows import given_rows
 
 pytestmark = pytest.mark.process

@@ -31,8 +31,10 @@ from embridge import Client, Limits, PipelineConfig, attach, launch
 from embridge import join as joining
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import AttachError, EmbridgeError, LaunchError, SegmentError
-from embridge.allocator.layout import LAYOUT_VERSION, ControlLayout, Geometry, Header, PayloadLayout, Role
+from embridge.allocator.geometry import Geometry, Role
+from embridge.allocator.layout import LAYOUT_VERSION, ControlLayout, PayloadLayout
 from embridge.allocator.pinning import lock_note
+from embridge.allocator.records import SegmentHeader
 from embridge.allocator.segment import create_segment, map_segment
 from embridge.pipeline.client.client import node_status
 from embridge.pipeline.join import knock
@@ -184,7 +186,7 @@ def refused(it: Station) -> int:
 # ---- segments of another version, or of somebody else
 
 
-def crafted(header: dict[Header, int], *, size: int | None = None) -> Control:
+def crafted(header: dict[SegmentHeader, int], *, size: int | None = None) -> Control:
     """A control segment with some words of its header changed, opened as by one who attaches."""
     geometry = Geometry(hidden_size=8, num_blocks=2)
     layout = ControlLayout.of(Role.LANGUAGE, geometry, FEW)
@@ -201,13 +203,17 @@ def crafted(header: dict[Header, int], *, size: int | None = None) -> Control:
 
 
 SEGMENTS = {
-    "no segment of ours": ({Header.MAGIC: 7}, None, "control segment: magic 0x7 is not 0x3145474449...; this is no embridge segment"),
+    "no segment of ours": (
+        {SegmentHeader.MAGIC: 7},
+        None,
+        "control segment: magic 0x7 is not 0x3145474449...; this is no embridge segment",
+    ),
     "a newer layout": (
-        {Header.VERSION: LAYOUT_VERSION + 1},
+        {SegmentHeader.VERSION: LAYOUT_VERSION + 1},
         None,
         f"control segment: layout version {LAYOUT_VERSION + 1}, this process speaks {LAYOUT_VERSION}; run the same embridge version",
     ),
-    "a header that says more": ({Header.CONTROL_BYTES: 1 << 40}, None, "control segment: ... bytes mapped, its header says more"),
+    "a header that says more": ({SegmentHeader.CONTROL_BYTES: 1 << 40}, None, "control segment: ... bytes mapped, its header says more"),
     "a segment without its end": ({}, 8192, "control segment: 8192 bytes mapped, its header says more"),
     "a segment that is too short": (
         {},
@@ -259,7 +265,7 @@ def impostor(run_dir: Path, answer: Answer) -> Iterator[Path]:
             thread.join()
 
 
-def welcome(names: list[str], header: dict[Header, int] | None = None, *, payload_bytes: int = 0) -> Answer:
+def welcome(names: list[str], header: dict[SegmentHeader, int] | None = None, *, payload_bytes: int = 0) -> Answer:
     """The welcome of a node with a small segment in which some words differ."""
 
     def answer(guest: socket.socket) -> None:
@@ -297,9 +303,9 @@ IMPOSTORS: dict[str, tuple[str, Answer]] = {
     ),
     "a node of a newer layout": (
         f"control segment: layout version 99, this process speaks {LAYOUT_VERSION}",
-        welcome(ALL, {Header.VERSION: 99}),
+        welcome(ALL, {SegmentHeader.VERSION: 99}),
     ),
-    "a segment of somebody else": ("control segment: magic 0x5 is not", welcome(ALL, {Header.MAGIC: 5})),
+    "a segment of somebody else": ("control segment: magic 0x5 is not", welcome(ALL, {SegmentHeader.MAGIC: 5})),
     "a payload that is too small": (
         "what it handed over does not fit together: payload segment: 4096 bytes <",
         welcome(ALL, payload_bytes=4096),

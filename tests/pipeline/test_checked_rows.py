@@ -17,7 +17,7 @@ from support.waiting import wait_until
 from embridge import Client, attach
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Destination, Slot
+from embridge.allocator.records import Destination, Slot
 
 pytestmark = [pytest.mark.process, every_engine]
 

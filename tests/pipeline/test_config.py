@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from embridge.allocator.layout import Geometry, Limits
+from embridge.allocator.geometry import Geometry, Limits
 from embridge.pipeline.config import DEFAULT_ROUTES, ConfigError, PipelineConfig, default_run_dir
 from embridge.pipeline.node.launch import decode_config, encode_config
 from embridge.workers.timing import Timing

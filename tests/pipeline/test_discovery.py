@@ -18,7 +18,7 @@ from support.waiting import wait_until
 
 from embridge import Client, NoRouteError, PipelineConfig, attach, launch
 from embridge.allocator.errors import LaunchError
-from embridge.allocator.layout import DiscoveryState, NodeState, Process
+from embridge.allocator.records import DiscoveryState, NodeState, Process
 from embridge.allocator.routes import DiscoveryRecord
 from embridge.pipeline.cli import main
 from embridge.pipeline.config import DEFAULT_ROUTES

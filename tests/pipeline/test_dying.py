@@ -26,10 +26,10 @@ from support.watched import can_watch_threads
 
 from embridge import attach
 from embridge.allocator._core import Mapping
-from embridge.allocator.layout import Lane, LaneState
-from embridge.pipeline.node.death_watch import ARRIVAL_NS, WATCHED_THREADS, DyingWatch, has_memory
+from embridge.allocator.records import Lane, LaneState
+from embridge.pipeline.node.death_watch import ARRIVAL_NS, WATCHED_THREADS, DeathWatch, has_memory
 from embridge.pipeline.node.recovery import Recovery
-from embridge.pipeline.node.run_socket_server import Door, Guest
+from embridge.pipeline.node.run_socket_server import Guest, RunSocketServer
 from embridge.workers.timing import NS, Timing
 
 pytestmark = pytest.mark.process
@@ -148,7 +148,7 @@ def selector() -> Iterator[selectors.DefaultSelector]:
         yield made
 
 
-def turn(selector: selectors.BaseSelector, watch: DyingWatch, *, wait_s: float = 0.01) -> None:
+def turn(selector: selectors.BaseSelector, watch: DeathWatch, *, wait_s: float = 0.01) -> None:
     """One turn of the loop that the launcher has."""
     for key, _ in selector.select(wait_s):
         key.data()
@@ -162,7 +162,7 @@ def test_a_killed_process_is_told_of_once_and_mostly_before_it_is_buried(selecto
     for _ in range(5):
         told: list[bool] = []
         with process(private_mb=256) as (child, _), pidfd_of(child.pid) as pidfd:
-            watch = DyingWatch(selector, child.pid, lambda told=told, pidfd=pidfd: told.append(is_buried(pidfd)), time.monotonic_ns)
+            watch = DeathWatch(selector, child.pid, lambda told=told, pidfd=pidfd: told.append(is_buried(pidfd)), time.monotonic_ns)
             watch.tick(time.monotonic_ns())
             assert len(selector.get_map()) == WATCHED_THREADS
             child.kill()
@@ -182,7 +182,7 @@ def test_a_thread_that_ends_is_no_death_and_another_one_is_watched_instead(selec
     told: list[str] = []
     with process(resters=3) as (child, _):
         now = time.monotonic_ns()
-        watch = DyingWatch(selector, child.pid, lambda: told.append("gone"), lambda: now)
+        watch = DeathWatch(selector, child.pid, lambda: told.append("gone"), lambda: now)
         now += ARRIVAL_NS
         watch.tick(now)
         assert len(selector.get_map()) == WATCHED_THREADS
@@ -209,14 +209,14 @@ def test_who_has_just_come_is_looked_at_until_it_has_its_threads(selector: selec
     """P3: a client may be killed as soon as it holds blocks. A process of one thread is not looked at for ever."""
     now = time.monotonic_ns()
     with process(resters=0) as (child, _):
-        watch = DyingWatch(selector, child.pid, lambda: pytest.fail("nobody died"), lambda: now)
+        watch = DeathWatch(selector, child.pid, lambda: pytest.fail("nobody died"), lambda: now)
         due = watch.tick(now)
         assert due is not None
         assert now < due < now + NS // 10
         assert watch.tick(now + ARRIVAL_NS) is None
         watch.close()
     with process(resters=2) as (child, _):
-        watch = DyingWatch(selector, child.pid, lambda: pytest.fail("nobody died"), lambda: now)
+        watch = DeathWatch(selector, child.pid, lambda: pytest.fail("nobody died"), lambda: now)
         assert watch.tick(now) is None
         assert len(selector.get_map()) == WATCHED_THREADS
         watch.close()
@@ -231,7 +231,7 @@ def test_where_threads_cannot_be_watched_nothing_is_and_nothing_fails(
 
     monkeypatch.setattr(os, "pidfd_open", refuse)
     with process() as (child, _):
-        watch = DyingWatch(selector, child.pid, lambda: pytest.fail("nobody died"), time.monotonic_ns)
+        watch = DeathWatch(selector, child.pid, lambda: pytest.fail("nobody died"), time.monotonic_ns)
         for _ in range(3):
             assert watch.tick(time.monotonic_ns()) is None
         assert not selector.get_map()
@@ -249,7 +249,7 @@ def test_where_nothing_can_be_seen_of_a_process_its_death_is_left_to_its_pidfd(
 
     with process() as (child, _):
         now = time.monotonic_ns()
-        watch = DyingWatch(selector, child.pid, lambda: pytest.fail("nobody can know"), lambda: now)
+        watch = DeathWatch(selector, child.pid, lambda: pytest.fail("nobody can know"), lambda: now)
         watch.tick(now)
         monkeypatch.setattr(os, "listdir", refuse)
         child.kill()
@@ -266,7 +266,7 @@ def test_where_nothing_can_be_seen_of_a_process_its_death_is_left_to_its_pidfd(
 
 def test_of_a_process_of_another_pid_namespace_nothing_is_watched(selector: selectors.DefaultSelector) -> None:
     """Its number is 0 here."""
-    watch = DyingWatch(selector, 0, lambda: pytest.fail("nobody died"), time.monotonic_ns)
+    watch = DeathWatch(selector, 0, lambda: pytest.fail("nobody died"), time.monotonic_ns)
     assert watch.tick(time.monotonic_ns()) is None
     assert not selector.get_map()
 
@@ -275,14 +275,14 @@ def test_of_a_process_of_another_pid_namespace_nothing_is_watched(selector: sele
 
 
 @pytest.fixture
-def at_the_door(own_dir: Path, selector: selectors.DefaultSelector) -> Iterator[Callable[[Alone], tuple[Door, Guest]]]:
+def at_the_door(own_dir: Path, selector: selectors.DefaultSelector) -> Iterator[Callable[[Alone], tuple[RunSocketServer, Guest]]]:
     """A door of such a node, and this very process as its only guest, seated in lane 1."""
-    doors: list[Door] = []
+    doors: list[RunSocketServer] = []
     ends: list[socket.socket] = []
 
-    def make(node: Alone) -> tuple[Door, Guest]:
+    def make(node: Alone) -> tuple[RunSocketServer, Guest]:
         control = node.control
-        door = Door(control, Recovery(control), own_dir / "door", selector, {}, {}, "", Timing(), 0, {})
+        door = RunSocketServer(control, Recovery(control), own_dir / "door", selector, {}, {}, "", Timing(), 0, {})
         doors.append(door)
         ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ends.append(ours)
@@ -304,7 +304,7 @@ def at_the_door(own_dir: Path, selector: selectors.DefaultSelector) -> Iterator[
 
 
 @pytest.mark.parametrize("node", [EncodeAlone, LanguageAlone])
-def test_a_client_that_can_write_no_more_is_dead(node: type[Alone], at_the_door: Callable[[Alone], tuple[Door, Guest]]) -> None:
+def test_a_client_that_can_write_no_more_is_dead(node: type[Alone], at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]]) -> None:
     """P3: its lane is buried at once."""
     made = node()
     door, guest = at_the_door(made)
@@ -313,7 +313,7 @@ def test_a_client_that_can_write_no_more_is_dead(node: type[Alone], at_the_door:
 
 
 def test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told(
-    at_the_door: Callable[[Alone], tuple[Door, Guest]],
+    at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]],
 ) -> None:
     """P6: a copy from the device that is under way would land in rows of somebody else."""
     made = EncodeAlone()
@@ -325,7 +325,7 @@ def test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told
     assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
 
 
-def test_a_scheduler_whose_device_reads_is_dead_at_once(at_the_door: Callable[[Alone], tuple[Door, Guest]]) -> None:
+def test_a_scheduler_whose_device_reads_is_dead_at_once(at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]]) -> None:
     """P3: what its device reads when the rows are another's already, nobody uses."""
     made = LanguageAlone()
     door, guest = at_the_door(made)

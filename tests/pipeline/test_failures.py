@@ -15,7 +15,7 @@ from support.waiting import wait_until
 
 from embridge import Client, EmbeddingReceiver, EmbeddingSender, attach
 from embridge.allocator.errors import NodeGoneError
-from embridge.allocator.layout import Slot
+from embridge.allocator.records import Slot
 
 pytestmark = [pytest.mark.process, every_engine]
 

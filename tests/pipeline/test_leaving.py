@@ -21,7 +21,7 @@ from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge import Client, EmbeddingRequest, WaitingQueue, attach, follow
-from embridge.allocator.layout import Lane, LaneState
+from embridge.allocator.records import Lane, LaneState
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
 from embridge.pipeline.client import client as client_module

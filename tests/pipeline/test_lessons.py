@@ -21,7 +21,7 @@ from support.scheduling import ByHand, Queues, aux_is_right
 from support.waiting import wait_until
 
 from embridge import Client, EmbeddingRequest, Phase
-from embridge.allocator.layout import Destination, Slot
+from embridge.allocator.records import Destination, Slot
 from embridge.allocator.rings import Kick
 from embridge.workers.stderr import THREAD_NAME
 

@@ -13,7 +13,7 @@ from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge import attach
-from embridge.allocator.layout import Process
+from embridge.allocator.records import Process
 from embridge.workers.start import READY
 
 pytestmark = pytest.mark.process

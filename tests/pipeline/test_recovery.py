@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.alone import Alone, EncodeAlone, LanguageAlone
 
-from embridge.allocator.layout import Header, Lane, LaneState, Role, Slot
+from embridge.allocator.geometry import Role
+from embridge.allocator.records import Lane, LaneState, SegmentHeader, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.node.recovery import ROWS, Dead, process_row
 from embridge.workers.health import NOT_ESSENTIAL
@@ -107,7 +108,7 @@ class Scene:
         assert control.lanes.pages_of(0) == []
         assert control.lanes.get(0, Lane.STATE) == LaneState.FREE
         assert [self.alone.word(slot).phase for slot in self._slots] == [Phase.Failed] * len(self._slots)
-        assert control.header.load(Header.BLOCK_WAITERS) == 0
+        assert control.header.load(SegmentHeader.BLOCK_WAITERS) == 0
 
 
 def encoder_scene() -> Scene:

@@ -15,7 +15,7 @@ from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge import Client, EmbeddingSender, NodeBusyError, attach
-from embridge.allocator.layout import Lane, LaneState
+from embridge.allocator.records import Lane, LaneState
 from embridge.pipeline.client.client import node_status
 
 pytestmark = [pytest.mark.process, every_engine]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embridge import NoRouteError
-from embridge.allocator.layout import DiscoveryState, NodeState
+from embridge.allocator.records import DiscoveryState, NodeState
 from embridge.allocator.routes import DiscoveryRecord, RouteRecord
 from embridge.pipeline.client.routing import RoutePicker
 from embridge.workers.timing import NS

@@ -20,12 +20,13 @@ from support.simulation import segment
 from embridge import ConfigError, Limits, PipelineConfig, attach
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import AttachError, LaunchError
-from embridge.allocator.layout import ControlLayout, Geometry, Role
+from embridge.allocator.geometry import Geometry, Role
+from embridge.allocator.layout import ControlLayout
 from embridge.pipeline.config import default_run_dir
 from embridge.pipeline.inspection.open_readonly import look, remains
 from embridge.pipeline.node.launcher import Launcher
 from embridge.pipeline.node.recovery import Recovery
-from embridge.pipeline.node.run_socket_server import Door
+from embridge.pipeline.node.run_socket_server import RunSocketServer
 from embridge.pipeline.run_dir import RunDirError, open_run_dir, read_identity
 from embridge.workers.discovery.auth_token import read_token
 from embridge.workers.keys import KeyFileError, read_allow_list, read_key_file
@@ -253,13 +254,13 @@ def test_files_of_keys_and_tokens_are_not_waited_for(own_dir: Path) -> None:
 
 
 @pytest.fixture
-def doors() -> Iterator[Callable[[Path], Door]]:
+def doors() -> Iterator[Callable[[Path], RunSocketServer]]:
     layout = ControlLayout.of(Role.ENCODE, Geometry(hidden_size=8, num_blocks=2), FEW)
     mapping = segment(layout.size)
     format_control(mapping, Role.ENCODE, Geometry(hidden_size=8, num_blocks=2), FEW, node_id=1, incarnation=1, now_ns=1)
     control = Control(mapping)
     with selectors.DefaultSelector() as selector:
-        yield lambda path: Door(control, Recovery(control), path, selector, {}, {}, "", Timing(), 0, {})
+        yield lambda path: RunSocketServer(control, Recovery(control), path, selector, {}, {}, "", Timing(), 0, {})
 
 
 def answers(path: Path) -> bool:
@@ -268,7 +269,7 @@ def answers(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("removed", ["the folder", "its files"])
-def test_the_end_of_a_node_leaves_the_socket_of_the_next_one(own_dir: Path, doors: Callable[[Path], Door], removed: str) -> None:
+def test_the_end_of_a_node_leaves_the_socket_of_the_next_one(own_dir: Path, doors: Callable[[Path], RunSocketServer], removed: str) -> None:
     """D5: somebody has removed the run directory of a node that runs, and launched another one there."""
     path = own_dir / "n" / "embridge.sock"
     path.parent.mkdir()
@@ -284,7 +285,7 @@ def test_the_end_of_a_node_leaves_the_socket_of_the_next_one(own_dir: Path, door
     assert not path.exists()
 
 
-def test_a_node_whose_lock_was_removed_keeps_its_socket(own_dir: Path, doors: Callable[[Path], Door]) -> None:
+def test_a_node_whose_lock_was_removed_keeps_its_socket(own_dir: Path, doors: Callable[[Path], RunSocketServer]) -> None:
     """Whoever answers there is alive; a socket that nobody listens at is replaced."""
     path = own_dir / "embridge.sock"
     first = doors(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from embridge.allocator.errors import SegmentError
-from embridge.allocator.layout import Geometry, Limits, Role
+from embridge.allocator.geometry import Geometry, Limits, Role
 from embridge.allocator.segment import Space
 from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, MIB, Sizes, chosen_pool
 

@@ -22,7 +22,9 @@ from embridge import Client
 from embridge.allocator._core import Mapping
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import AttachError
-from embridge.allocator.layout import LANE_WORDS, ControlLayout, Geometry, Lane, Limits, Role, Slot
+from embridge.allocator.geometry import Geometry, Limits, Role
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import LANE_WORDS, Lane, Slot
 from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.pipeline.cli import main
 from embridge.pipeline.cli import status as status_command

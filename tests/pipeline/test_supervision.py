@@ -24,13 +24,15 @@ from support.waiting import wait_until
 from embridge import attach
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import FailureCode, NodeUnhealthyError, SegmentError
-from embridge.allocator.layout import ControlLayout, Engine, Geometry, Header, Limits, NodeState, Peer, Process, Role, Slot
+from embridge.allocator.geometry import Geometry, Limits, Role
+from embridge.allocator.layout import ControlLayout
 from embridge.allocator.ranklog import MAX_RANKS, RankLogLayout, format_log
+from embridge.allocator.records import Engine, NodeState, Peer, Process, SegmentHeader, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
 from embridge.pipeline.client.client import node_status
-from embridge.pipeline.node.rank_groups import Groups, descriptors_of
+from embridge.pipeline.node.rank_groups import RankGroups, descriptors_of
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.supervisor import STALLED_NS, Silences, Supervisor
 from embridge.workers.discovery.registrar import Reporter
@@ -92,7 +94,7 @@ class Node:
         mapping = segment(ControlLayout.of(role, GEOMETRY, LIMITS).size)
         format_control(mapping, role, GEOMETRY, LIMITS, node_id=0xAB, incarnation=7, now_ns=1, verify=verify)
         self.control = Control(mapping)
-        self.control.header.store(Header.NODE_STATE, NodeState.READY)
+        self.control.header.store(SegmentHeader.NODE_STATE, NodeState.READY)
         self.now_ns = 100 * NS
         self.context = FakeContext()
         self.selector = selectors.DefaultSelector()
@@ -374,7 +376,7 @@ def test_a_process_that_dies_before_all_were_ready_ends_the_launch_and_is_named(
 def test_a_group_of_ranks_for_which_the_node_has_no_descriptors_is_refused() -> None:
     """P13: the launcher keeps what it needs to start its processes again."""
     language = Node(Role.LANGUAGE)
-    groups = Groups(language.control, descriptors_left=descriptors_of(2) - 1)
+    groups = RankGroups(language.control, descriptors_left=descriptors_of(2) - 1)
     log_fd = os.memfd_create("log")
     try:
         layout = RankLogLayout(num_ranks=2, num_entries=8, ring_records=64)

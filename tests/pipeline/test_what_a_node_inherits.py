@@ -16,7 +16,7 @@ from support.waiting import wait_until
 import embridge.allocator
 import embridge.pipeline
 import embridge.workers
-from embridge.allocator.layout import NodeState, Process
+from embridge.allocator.records import NodeState, Process
 from embridge.pipeline.node import launcher_start as start
 from embridge.workers.health import exit_reason
 

@@ -26,7 +26,8 @@ from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge import Client, attach
-from embridge.allocator.layout import Limits, Process
+from embridge.allocator.geometry import Limits
+from embridge.allocator.records import Process
 from embridge.workers.start import READY
 from storm.runner import tell
 from storm.soak import MORE_BYTES, WARM_UP, Held, held_by

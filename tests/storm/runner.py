@@ -34,7 +34,8 @@ from embridge import Node, PipelineConfig, Timing, launch
 from embridge.allocator.blocks import EXPOSED, OWNED
 from embridge.allocator.control import Control
 from embridge.allocator.errors import EmbridgeError
-from embridge.allocator.layout import SLOTS_PER_PAGE, Geometry, Lane, LaneState, Limits, Process
+from embridge.allocator.geometry import SLOTS_PER_PAGE, Geometry, Limits
+from embridge.allocator.records import Lane, LaneState, Process
 from embridge.demo.hosts import Host, two_hosts
 from embridge.pipeline.inspection.observe import requests
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file

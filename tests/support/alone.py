@@ -8,8 +8,10 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from embridge.allocator._core import MAX_EPOCH
-from embridge.allocator.layout import Destination, Geometry, PayloadLayout, Role, Slot
+from embridge.allocator.geometry import Geometry, Role
+from embridge.allocator.layout import PayloadLayout
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.records import Destination, Slot
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Progress, split
 from embridge.pipeline.client.client import Client

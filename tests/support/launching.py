@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embridge.allocator.control import Control
-from embridge.allocator.layout import Process
+from embridge.allocator.records import Process
 from embridge.pipeline.node.launch import encode_config
 from support.nodes import alive, config_of
 from support.opening import open_control

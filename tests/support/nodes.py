@@ -19,7 +19,8 @@ import pytest
 from embridge import Limits, Node, PipelineConfig, Timing, launch
 from embridge.allocator.blocks import BlockCounts
 from embridge.allocator.control import Control
-from embridge.allocator.layout import Geometry, Lane, LaneState, Process
+from embridge.allocator.geometry import Geometry
+from embridge.allocator.records import Lane, LaneState, Process
 from embridge.pipeline.inspection.observe import requests
 from embridge.workers.transfer.engines import mooncake
 from support.opening import open_control

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from embridge.allocator.layout import POSITION_AXES, Geometry
+from embridge.allocator.geometry import POSITION_AXES, Geometry
 
 DELTA = -7  # mrope_position_delta of every request
 

@@ -31,21 +31,11 @@ from embridge.allocator.blocks import QUARANTINED
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.checksums import RowSums
 from embridge.allocator.control import Control, format_control
-from embridge.allocator.layout import (
-    AUX_WORDS,
-    ControlLayout,
-    Destination,
-    Engine,
-    Geometry,
-    Header,
-    Limits,
-    NodeState,
-    PayloadLayout,
-    Role,
-    Slot,
-)
-from embridge.allocator.owners import ForeignWriter
+from embridge.allocator.geometry import AUX_WORDS, SLOTS_PER_PAGE, Geometry, Limits, Role
+from embridge.allocator.lanes_and_processes import ForeignWriter
+from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.records import LIBRARY_VIEW, Destination, Engine, Lane, NodeState, SegmentHeader, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.allocator.status import split
@@ -476,7 +466,7 @@ class ClientActor(Actor):
     def step(self) -> None:
         self.seen = self.bell.sequence()
         if self.world.chance(self.world.faults.lost_marks):
-            self.lose_marks(lay.LIBRARY_VIEW)
+            self.lose_marks(LIBRARY_VIEW)
         try:
             starving = self.client._turn()
         except Killed:
@@ -487,7 +477,7 @@ class ClientActor(Actor):
     def lose_marks(self, view: int) -> None:
         """Whoever set these dirty bits died just before, as it were."""
         lease = self.client._lease
-        out = np.empty(lay.SLOTS_PER_PAGE * max(len(lease.pages), 1), np.uint32)
+        out = np.empty(SLOTS_PER_PAGE * max(len(lease.pages), 1), np.uint32)
         self.node.control.status.changed(view, lease.pages, len(lease.pages), out)
 
     def call(self, user: Callable[[], None]) -> None:
@@ -547,7 +537,7 @@ class SimulatedNode:
             verify=world.verify,
         )
         self.control = Control(self.control_map)  # the launcher's and the test's own look
-        self.control.header.store(Header.NODE_STATE, NodeState.READY)
+        self.control.header.store(SegmentHeader.NODE_STATE, NodeState.READY)
         host = ".".join(str(byte) for byte in (10, *zlib.crc32(name.encode()).to_bytes(4, "big")[1:]))
         self.addresses = {"bootstrap": f"tcp://{host}:1", "poller": f"tcp://{host}:2"}
         self.own_addresses = Addresses(self.addresses["bootstrap"], self.addresses["poller"], f"{name}.sock")
@@ -1011,7 +1001,7 @@ class World:
 
 def _lanes(node: SimulatedNode) -> str:
     lanes = node.control.lanes
-    return str([lanes.get(lane, lay.Lane.STATE) for lane in range(lanes.num_lanes)])
+    return str([lanes.get(lane, Lane.STATE) for lane in range(lanes.num_lanes)])
 
 
 def _brief(message: msg.Message | msg.Foreign) -> str:

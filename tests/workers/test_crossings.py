@@ -15,7 +15,9 @@ from support.simulation import Killed, segment
 
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import ControlLayout, Destination, Geometry, Lane, LaneState, Limits, Role, Slot
+from embridge.allocator.geometry import Geometry, Limits, Role
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import Destination, Lane, LaneState, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Phase

@@ -9,7 +9,7 @@ from support.alone import Alone, EncodeAlone
 
 from embridge import EmbeddingSender, Phase
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Slot
+from embridge.allocator.records import Slot
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.ended_rooms import MAX_ROOMS, EndedRooms, Remote
 

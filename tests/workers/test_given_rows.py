@@ -16,7 +16,7 @@ from support.alone import BLOCK_SIZE, Alone, EncodeAlone, StubEngine
 from support.rows import Rows, difference, rows_of
 
 from embridge import EmbeddingSender, NodeBusyError
-from embridge.allocator.layout import Destination, LaneState
+from embridge.allocator.records import Destination, LaneState
 from embridge.pipeline.client import unsent_memory
 from embridge.pipeline.client.given_rows import Chunk
 from embridge.pipeline.client.unsent_memory import UnsentMemory

@@ -15,7 +15,7 @@ from support.waiting import wait_until
 from support.wires import Wired, wired
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Slot
+from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
 from embridge.workers import addresses

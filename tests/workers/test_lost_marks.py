@@ -16,7 +16,8 @@ from support.alone import Alone, EncodeAlone
 from support.rows import rows_of
 from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
-from embridge.allocator.layout import Destination, Geometry, Role, Slot
+from embridge.allocator.geometry import Geometry, Role
+from embridge.allocator.records import Destination, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import Phase
 from embridge.pipeline.client import rounds

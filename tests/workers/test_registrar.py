@@ -14,18 +14,9 @@ from hypothesis import strategies as st
 from support.simulation import segment
 
 from embridge.allocator.control import Control, format_control
-from embridge.allocator.layout import (
-    SLOTS_PER_PAGE,
-    ControlLayout,
-    DiscoveryState,
-    Geometry,
-    Header,
-    Limits,
-    NodeState,
-    Process,
-    Role,
-    Slot,
-)
+from embridge.allocator.geometry import SLOTS_PER_PAGE, Geometry, Limits, Role
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import DiscoveryState, NodeState, Process, SegmentHeader, Slot
 from embridge.allocator.status import Phase
 from embridge.workers.discovery import client as discovery_client
 from embridge.workers.discovery import messages as msg
@@ -45,7 +36,7 @@ def desk() -> Desk:
     mapping = segment(ControlLayout.of(Role.LANGUAGE, GEOMETRY, LIMITS).size)
     format_control(mapping, Role.LANGUAGE, GEOMETRY, LIMITS, node_id=0xAB, incarnation=7, now_ns=1)
     control = Control(mapping)
-    control.header.store(Header.NODE_STATE, NodeState.READY)
+    control.header.store(SegmentHeader.NODE_STATE, NodeState.READY)
     for index in range(len(control.processes.names)):
         control.processes.beat(index, NS)
     return Desk(control, "registrar", Timing(), Addresses("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "here.sock"))
@@ -124,7 +115,7 @@ def test_every_process_that_does_not_beat_is_named_the_launcher_and_the_registra
 @pytest.mark.parametrize(("state", "said"), [(0, None), (1, "READY"), (2, "DRAINING"), (3, None)])
 def test_a_node_is_published_while_it_is_ready_or_drains(desk: Desk, state: int, said: str | None) -> None:
     """P18."""
-    desk.control.header.store(Header.NODE_STATE, state)
+    desk.control.header.store(SegmentHeader.NODE_STATE, state)
     report = Reporter(desk, "http://127.0.0.1:1").report(NS)
     assert (report.state if report else None) == said
     if report:

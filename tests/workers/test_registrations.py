@@ -10,7 +10,7 @@ from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, Stu
 from support.simulation import Answered
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Destination, Peer, Slot
+from embridge.allocator.records import Destination, Peer, Slot
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.registrations import MAX_QUESTIONS, QUESTION_NS

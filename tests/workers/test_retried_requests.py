@@ -11,7 +11,8 @@ import pytest
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
 
 from embridge.allocator.errors import FailureCode, TransferTimeout
-from embridge.allocator.layout import MAX_TOKENS, Destination
+from embridge.allocator.geometry import MAX_TOKENS
+from embridge.allocator.records import Destination
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.receiver import EmbeddingReceiver, first_missing_block
 from embridge.pipeline.scheduler.queues import EmbeddingRequest, PreallocQueue, TransferQueue

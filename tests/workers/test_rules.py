@@ -13,9 +13,9 @@ from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, EncodeAlone, Langua
 from support.simulation import LIMITS
 
 from embridge.allocator.errors import EmbridgeError, FailureCode, PeerLost, TransferAborted, TransferTimeout
-from embridge.allocator.layout import Destination, Slot
-from embridge.allocator.owners import ForeignWriter
-from embridge.allocator.requests import STAGE_READING, StageEntry
+from embridge.allocator.lanes_and_processes import ForeignWriter
+from embridge.allocator.records import Destination, Slot
+from embridge.allocator.request_tables import STAGE_READING, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import Phase

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from support.alone import Alone, EncodeAlone, LanguageAlone, StubEngine
 
-from embridge.allocator.layout import Destination, Engine, PayloadLayout, Peer
+from embridge.allocator.layout import PayloadLayout
+from embridge.allocator.records import Destination, Engine, Peer
 from embridge.allocator.sessions import LiveSession, SessionTable
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.receiver import EmbeddingReceiver

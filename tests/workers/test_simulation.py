@@ -17,7 +17,7 @@ import torch
 from support.rows import Rows, rows_of
 from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
-from embridge.allocator.layout import Geometry, Role
+from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.client.sender import EmbeddingSender

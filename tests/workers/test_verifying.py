@@ -13,7 +13,7 @@ from support.simulation import Killed
 from embridge.allocator.buffers import PayloadBuffers
 from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Destination, Slot
+from embridge.allocator.records import Destination, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.client.sender import EmbeddingSender

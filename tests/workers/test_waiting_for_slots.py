@@ -18,7 +18,8 @@ from support.rows import rows_of
 from support.simulation import LIMITS, ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
 from embridge.allocator.errors import FailureCode, NodeBusyError, TransferAborted, TransferTimeout
-from embridge.allocator.layout import SLOTS_PER_PAGE, Geometry, Lane, LaneState, Role, Slot
+from embridge.allocator.geometry import SLOTS_PER_PAGE, Geometry, Role
+from embridge.allocator.records import Lane, LaneState, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client import slot_queue as waiting
 from embridge.pipeline.client.handle import MAX_ROOM, NO_SLOT

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import MAX_TOKENS, Destination, Peer, Slot
+from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import Destination, Peer, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg

@@ -16,9 +16,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Engine, Peer, PeerState, Slot
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.records import Engine, Peer, PeerState, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.allocator.status import split

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Engine, Peer
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.records import Engine, Peer
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
 from embridge.workers.addresses import numeric

@@ -20,8 +20,9 @@ import signal
 import time
 from typing import Final
 
-from embridge.allocator.layout import DiscoveryState, NodeState, Role
+from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import DiscoveryState, NodeState
 from embridge.allocator.routes import DiscoveryRecord, RouteRecord
 from embridge.workers.discovery import messages as msg
 from embridge.workers.discovery.auth_token import read_token

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
-from embridge.allocator.layout import Engine, Slot
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import Engine, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg

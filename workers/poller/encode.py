@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Destination, Peer, Slot
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import Destination, Peer, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg

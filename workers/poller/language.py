@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.layout import Engine, Peer, Slot
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import Engine, Peer, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import TERMINAL, Phase, split

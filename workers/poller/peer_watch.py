@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from embridge.allocator.layout import Peer
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord, PeerTable
+from embridge.allocator.records import Peer
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
 from embridge.workers.role import Desk, Disconnect, Out, Send

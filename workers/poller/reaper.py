@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from embridge.allocator import layout as lay
-from embridge.allocator.layout import Lane, LaneState
+from embridge.allocator.geometry import SLOTS_PER_PAGE
+from embridge.allocator.records import Lane, LaneState
 from embridge.workers.role import Desk
 
 
@@ -43,8 +43,8 @@ class Reaper:
             self._dying.discard(lane)
 
     def _in_use(self, page: int) -> bool:
-        first = page * lay.SLOTS_PER_PAGE
-        for slot in range(first, first + lay.SLOTS_PER_PAGE):
+        first = page * SLOTS_PER_PAGE
+        for slot in range(first, first + SLOTS_PER_PAGE):
             epoch = self._desk.status.load(slot) >> 36
             if epoch and self._desk.is_current(slot, epoch):
                 return True

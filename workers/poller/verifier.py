@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from embridge.allocator.checksums import RowSum
-from embridge.allocator.layout import Slot
+from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.workers import messages as msg
 from embridge.workers.role import Desk

@@ -29,10 +29,11 @@ import numpy as np
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode, SegmentError
-from embridge.allocator.layout import AUX_WORDS, Destination, Engine, Peer, Slot
+from embridge.allocator.geometry import AUX_WORDS
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
-from embridge.allocator.requests import STAGE_READING, STAGE_STAGED, StageEntry
+from embridge.allocator.records import Destination, Engine, Peer, Slot
+from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import TERMINAL, split

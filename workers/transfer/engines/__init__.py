@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from embridge.allocator._core import Mapping
-from embridge.allocator.layout import Engine
+from embridge.allocator.records import Engine
 from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.base import TransferEngine
 from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
-from embridge.allocator.layout import ControlLayout, Lane, LaneState, Process, Writer
+from embridge.allocator.geometry import SLOTS_PER_PAGE
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import LANE_WORDS, MAX_WRITERS, PROCESS_WORDS, WRITER_WORDS, Lane, LaneState, Process, Writer
 
 
 class ProcessTable:
@@ -15,21 +17,21 @@ class ProcessTable:
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.names = lay.process_names(layout.limits)
-        self._words = Words(mapping, layout.processes, len(self.names) * lay.PROCESS_WORDS)
+        self._words = Words(mapping, layout.processes, len(self.names) * PROCESS_WORDS)
 
     def get(self, name: str, field: Process) -> int:
-        return self._words.load(self.names.index(name) * lay.PROCESS_WORDS + field)
+        return self._words.load(self.names.index(name) * PROCESS_WORDS + field)
 
     def set(self, name: str, field: Process, value: int) -> None:
-        self._words.store(self.names.index(name) * lay.PROCESS_WORDS + field, value)
+        self._words.store(self.names.index(name) * PROCESS_WORDS + field, value)
 
     def beat(self, index: int, now_ns: int) -> None:
         """`index` counts in the order of `names`."""
-        self._words.store(index * lay.PROCESS_WORDS + Process.BEAT_NS, now_ns)
+        self._words.store(index * PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
     def beat_for(self, name: str, now_ns: int) -> None:
         """A sign of life in place of a process that is being started (launcher only); its own, should it come meanwhile, stands."""
-        self._words.raise_to(self.names.index(name) * lay.PROCESS_WORDS + Process.BEAT_NS, now_ns)
+        self._words.raise_to(self.names.index(name) * PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
 
 class LaneTable:
@@ -37,17 +39,17 @@ class LaneTable:
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_lanes = layout.limits.max_clients
-        self.num_pages = layout.limits.num_slots // lay.SLOTS_PER_PAGE
-        self._words = Words(mapping, layout.lanes, self.num_lanes * lay.LANE_WORDS)
+        self.num_pages = layout.limits.num_slots // SLOTS_PER_PAGE
+        self._words = Words(mapping, layout.lanes, self.num_lanes * LANE_WORDS)
         self._pages = Words(mapping, layout.pages, self.num_pages)
 
     def get(self, lane: int, field: Lane) -> int:
-        return self._words.load(lane * lay.LANE_WORDS + field)
+        return self._words.load(lane * LANE_WORDS + field)
 
     def take(self, pid: int, now_ns: int) -> int | None:
         """Seat a client (launcher only). Returns its lane, or None when all are taken."""
         for lane in range(self.num_lanes):
-            at = lane * lay.LANE_WORDS
+            at = lane * LANE_WORDS
             if self._words.load(at + Lane.STATE) == LaneState.FREE:
                 self._words.store(at + Lane.PID, pid)
                 self._words.store(at + Lane.ATTACHED_NS, now_ns)
@@ -60,19 +62,19 @@ class LaneTable:
 
     def beat(self, lane: int, now_ns: int) -> None:
         """A sign of life of that lane's client (its library thread only)."""
-        self._words.store(lane * lay.LANE_WORDS + Lane.BEAT_NS, now_ns)
+        self._words.store(lane * LANE_WORDS + Lane.BEAT_NS, now_ns)
 
     def pin(self, lane: int) -> None:
         """From now on a device may copy for that lane's client (the client, before it lets one)."""
-        self._words.store(lane * lay.LANE_WORDS + Lane.PINNED, 1)
+        self._words.store(lane * LANE_WORDS + Lane.PINNED, 1)
 
     def leave(self, lane: int) -> None:
         """That lane's client closes (the client, before its connection ends)."""
-        self._words.store(lane * lay.LANE_WORDS + Lane.LEFT, 1)
+        self._words.store(lane * LANE_WORDS + Lane.LEFT, 1)
 
     def add_unsent(self, lane: int, size: int) -> None:
         """Count host memory for rows that wait to be sent in, or (less than 0) out (that lane's client only)."""
-        self._words.add(lane * lay.LANE_WORDS + Lane.UNSENT_BYTES, size % (1 << 64))
+        self._words.add(lane * LANE_WORDS + Lane.UNSENT_BYTES, size % (1 << 64))
 
     def unsent_bytes(self) -> int:
         """Host memory with rows that wait to be sent, of all clients that live: a dead one's is gone with it."""
@@ -81,16 +83,16 @@ class LaneTable:
 
     def bury(self, lane: int) -> bool:
         """The client is gone (launcher only); the poller reaps what it left and then frees the lane."""
-        return self._words.compare_exchange(lane * lay.LANE_WORDS + Lane.STATE, LaneState.ATTACHED, LaneState.DEAD)
+        return self._words.compare_exchange(lane * LANE_WORDS + Lane.STATE, LaneState.ATTACHED, LaneState.DEAD)
 
     def free(self, lane: int) -> bool:
         """Everything of a dead client is reaped (poller only)."""
-        self._words.store(lane * lay.LANE_WORDS + Lane.NUM_EARLY, 0)
-        return self._words.compare_exchange(lane * lay.LANE_WORDS + Lane.STATE, LaneState.DEAD, LaneState.FREE)
+        self._words.store(lane * LANE_WORDS + Lane.NUM_EARLY, 0)
+        return self._words.compare_exchange(lane * LANE_WORDS + Lane.STATE, LaneState.DEAD, LaneState.FREE)
 
     def set_num_waiting(self, lane: int, count: int) -> None:
         """How many requests of that lane's client wait for a slot (its library thread only)."""
-        self._words.store(lane * lay.LANE_WORDS + Lane.NUM_WAITING, count)
+        self._words.store(lane * LANE_WORDS + Lane.NUM_WAITING, count)
 
     def num_waiting(self) -> int:
         """Requests of all living clients that wait for a slot."""
@@ -99,11 +101,11 @@ class LaneTable:
 
     def add_early(self, lane: int, change: int) -> None:
         """One page more (1) or less (-1) in which that lane's client opens slots before anybody has asked for their rooms."""
-        self._words.add(lane * lay.LANE_WORDS + Lane.NUM_EARLY, change & (1 << 64) - 1)
+        self._words.add(lane * LANE_WORDS + Lane.NUM_EARLY, change & (1 << 64) - 1)
 
     def num_early(self) -> int:
         """How many such pages the node has."""
-        return sum([self._words.load(at) for at in range(Lane.NUM_EARLY, self.num_lanes * lay.LANE_WORDS, lay.LANE_WORDS)])
+        return sum([self._words.load(at) for at in range(Lane.NUM_EARLY, self.num_lanes * LANE_WORDS, LANE_WORDS)])
 
     def lease_page(self, lane: int) -> int | None:
         """Lease one more page of slots to a lane (that lane's client only). None when all are leased."""
@@ -140,12 +142,12 @@ class WriterTable:
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
-        self._words = Words(mapping, layout.writers, lay.MAX_WRITERS * lay.WRITER_WORDS)
+        self._words = Words(mapping, layout.writers, MAX_WRITERS * WRITER_WORDS)
 
     def add(self, writer: ForeignWriter) -> int | None:
         """List a writer (launcher only). Returns its entry, or None when the table is full."""
-        for entry in range(lay.MAX_WRITERS):
-            at = entry * lay.WRITER_WORDS
+        for entry in range(MAX_WRITERS):
+            at = entry * WRITER_WORDS
             if self._words.load(at + Writer.NODE_ID) == 0:
                 self._words.store(at + Writer.PID, writer.pid)
                 self._words.store(at + Writer.INCARNATION, writer.incarnation)
@@ -155,7 +157,7 @@ class WriterTable:
 
     def remove(self, entry: int) -> None:
         """That process is dead or has unmapped our payload (launcher only)."""
-        self._words.store(entry * lay.WRITER_WORDS + Writer.NODE_ID, 0)
+        self._words.store(entry * WRITER_WORDS + Writer.NODE_ID, 0)
 
     def has(self, node_id: int, incarnation: int) -> bool:
         """Whether a process of that incarnation of that node can still write here."""
@@ -166,7 +168,7 @@ class WriterTable:
         return [self._words.load(at + Writer.PID) for at in self._entries(node_id, incarnation)]
 
     def _entries(self, node_id: int, incarnation: int) -> Iterator[int]:
-        for entry in range(lay.MAX_WRITERS):
-            at = entry * lay.WRITER_WORDS
+        for entry in range(MAX_WRITERS):
+            at = entry * WRITER_WORDS
             if self._words.load(at + Writer.NODE_ID) == node_id and self._words.load(at + Writer.INCARNATION) == incarnation:
                 yield at

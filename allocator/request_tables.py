@@ -1,6 +1,6 @@
 """The slots' records, the destinations' watermarks, the grant windows and the staging entries.
 
-Who writes which word stands in `layout` beside its name; here is how they are read and written. A record is about the epoch
+Who writes which word stands in `records` beside its name; here is how they are read and written. A record is about the epoch
 that its word `EPOCH` names. A client resets it before it opens that epoch, and nobody else touches the slot until then: the
 epoch before was released by all of them.
 """
@@ -12,9 +12,20 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
-from embridge.allocator.layout import ControlLayout, Destination, Slot
+from embridge.allocator.geometry import AUX_WORDS
+from embridge.allocator.layout import ControlLayout
+from embridge.allocator.records import (
+    ADDRESS_BYTES,
+    ADDRESS_OFFSET,
+    AUX_OFFSET,
+    DESTINATION_WORDS,
+    REASON_BYTES,
+    REASON_OFFSET,
+    SLOT_BYTES,
+    Destination,
+    Slot,
+)
 
 STAGE_STAGED: Final = 1  # 0: the entry is empty
 STAGE_READING: Final = 2
@@ -45,11 +56,11 @@ class SlotTable:
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_slots = layout.limits.num_slots
-        self._stride = lay.SLOT_BYTES // 8
+        self._stride = SLOT_BYTES // 8
         self._words = Words(mapping, layout.slots, self.num_slots * self._stride)
         self._bytes = np.frombuffer(
-            mapping, dtype=np.uint8, count=self.num_slots * lay.SLOT_BYTES, offset=layout.slots
-        ).reshape(self.num_slots, lay.SLOT_BYTES)
+            mapping, dtype=np.uint8, count=self.num_slots * SLOT_BYTES, offset=layout.slots
+        ).reshape(self.num_slots, SLOT_BYTES)
 
     def get(self, slot: int, field: Slot) -> int:
         return self._words.load(slot * self._stride + field)
@@ -65,13 +76,13 @@ class SlotTable:
         for field in Slot:
             if field != Slot.RELEASED_EPOCH:
                 self.set(slot, field, 0)
-        self._bytes[slot, lay.REASON_OFFSET :] = 0
+        self._bytes[slot, REASON_OFFSET :] = 0
 
     def reason(self, slot: int) -> str:
-        return self._text(slot, lay.REASON_OFFSET, lay.REASON_BYTES)
+        return self._text(slot, REASON_OFFSET, REASON_BYTES)
 
     def set_reason(self, slot: int, text: str) -> None:
-        self._set_text(slot, lay.REASON_OFFSET, lay.REASON_BYTES, text)
+        self._set_text(slot, REASON_OFFSET, REASON_BYTES, text)
 
     def claim_failure(self, slot: int, code: int, reason: str, *, insist: bool = True) -> bool:
         """Be the one who says why this request fails. False when somebody else was first; the first reason stands.
@@ -92,16 +103,16 @@ class SlotTable:
         return word >> 32, word & 0xFFFF_FFFF
 
     def address(self, slot: int) -> str:
-        return self._text(slot, lay.ADDRESS_OFFSET, lay.ADDRESS_BYTES)
+        return self._text(slot, ADDRESS_OFFSET, ADDRESS_BYTES)
 
     def set_address(self, slot: int, text: str) -> None:
-        if len(text.encode()) > lay.ADDRESS_BYTES:
-            raise ValueError(f"bootstrap_addr: {len(text.encode())} bytes > {lay.ADDRESS_BYTES} bytes")
-        self._set_text(slot, lay.ADDRESS_OFFSET, lay.ADDRESS_BYTES, text)
+        if len(text.encode()) > ADDRESS_BYTES:
+            raise ValueError(f"bootstrap_addr: {len(text.encode())} bytes > {ADDRESS_BYTES} bytes")
+        self._set_text(slot, ADDRESS_OFFSET, ADDRESS_BYTES, text)
 
     def aux(self, slot: int) -> npt.NDArray[np.int32]:
         """A view of the request's 16 auxiliary words (encode side)."""
-        raw = self._bytes[slot, lay.AUX_OFFSET : lay.AUX_OFFSET + 4 * lay.AUX_WORDS]
+        raw = self._bytes[slot, AUX_OFFSET : AUX_OFFSET + 4 * AUX_WORDS]
         return raw.view(np.int32)
 
     def _text(self, slot: int, offset: int, size: int) -> str:
@@ -124,11 +135,11 @@ class DestinationTable:
         self.num_destinations = layout.limits.max_destinations
         self.window_blocks = layout.limits.window_blocks
         count = layout.limits.num_slots
-        self._words = Words(mapping, layout.destinations, count * self.num_destinations * lay.DESTINATION_WORDS)
+        self._words = Words(mapping, layout.destinations, count * self.num_destinations * DESTINATION_WORDS)
         self._grants = Words(mapping, layout.grants, count * self.window_blocks)
 
     def _at(self, slot: int, destination: int) -> int:
-        return (slot * self.num_destinations + destination) * lay.DESTINATION_WORDS
+        return (slot * self.num_destinations + destination) * DESTINATION_WORDS
 
     def get(self, slot: int, destination: int, field: Destination) -> int:
         return self._words.load(self._at(slot, destination) + field)

@@ -1,0 +1,271 @@
+"""The records of the control segment, word by word, each with the process that writes it; their order is the layout's.
+
+A word is 64 bits. A word that several processes write says how (a compare-and-swap, an addition).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from embridge.allocator.geometry import AUX_WORDS
+
+LINE_BYTES: Final = 64
+NUM_VIEWS: Final = 2
+USER_VIEW: Final = 0  # dirty bits that `client.poll()` takes
+LIBRARY_VIEW: Final = 1  # dirty bits that the client's library thread takes
+
+
+class SegmentHeader(IntEnum):
+    """Words of the header."""
+
+    MAGIC = 0
+    VERSION = 1
+    CONTROL_BYTES = 2
+    PAYLOAD_BYTES = 3
+    NODE_ID = 4
+    INCARNATION = 5
+    ROLE = 6
+    NODE_STATE = 7
+    LAST_SESSION = 8  # language: the highest session number given to an engine (add)
+    BLOCK_WAITERS = 9  # bit a lane that waits for a block
+    LAUNCHER_PID = 10
+    STARTED_NS = 11
+    LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8 | 1
+    FAILING = 13  # launcher: bit a process (as in the table) that cannot be kept alive
+    VERIFY = 14  # 1: rows are checked on receipt
+    UNSENT_MAX_BYTES = 15  # encode: of all clients together
+    GEOMETRY = 16
+    SLOT_WAITERS = 24  # bit a lane that finds no slot
+    ROOM_WAITERS = 25  # encode: bit a lane whose calls wait for a slot; it reads the log of wanted rooms
+    LIMITS = 32
+
+
+class NodeState(IntEnum):
+    """`SegmentHeader.NODE_STATE`; only rises."""
+
+    STARTING = 0
+    READY = 1
+    DRAINING = 2
+    STOPPED = 3
+
+
+class Process(IntEnum):
+    """Words of one entry of the process table; the launcher writes them, but for what the comments say."""
+
+    PID = 0
+    BEAT_NS = 1  # that process; before it is READY the launcher, for it
+    STATE = 2  # that process; 0 by the launcher before it is born
+    STARTED_NS = 3
+    NUM_RESTARTS = 4
+    LAST_EXIT = 5  # its exit status, or minus the signal, as 32 bits
+    NUM_SILENT = 6  # how often it was killed because it did not beat
+
+
+class Lane(IntEnum):
+    """Words of one lane: the seat of a client. The launcher writes them, but for those that say otherwise."""
+
+    STATE = 0
+    NUM_WAITING = 1  # the client: its requests that wait for a slot
+    PID = 2
+    ATTACHED_NS = 3
+    BEAT_NS = 4  # the client's library thread, each turn; 0: it has taken none
+    PINNED = 5  # the client: from now on a device may copy between its memory and our payload
+    LEFT = 6  # the client: it leaves of its own accord
+    UNSENT_BYTES = 7  # encode, the client: host memory with rows that wait to be sent
+    NUM_EARLY = 8  # encode: the client, pages in which it opens slots before anybody has asked for their rooms; the poller at the end
+
+
+class LaneState(IntEnum):
+    """`Lane.STATE`."""
+
+    FREE = 0
+    ATTACHED = 1
+    DEAD = 2  # its slots are being reaped
+
+
+class Slot(IntEnum):
+    """Words of a slot's record; the comment names who writes.
+
+    All but `RELEASED_EPOCH` are reset by the client before it opens the epoch.
+    """
+
+    ROOM = 0  # client
+    EPOCH = 1  # client: the epoch this record is about
+    LANE = 2  # client
+    TOTAL = 3  # encode: client, language: poller, or the client before it opens a retry; once; 0 unknown
+    OPENED_NS = 4  # client
+    DEADLINE_NS = 5  # client
+    READY = 6  # encode: client
+    REQUIRED = 7  # encode: bootstrap, language: client
+    CLEARED_EPOCH = 9  # client: it needs nothing of this epoch any more
+    RELEASED_EPOCH = 10  # bootstrap: nobody touches this epoch any more
+    FAILURE = 11  # the code of the failure, written after its reason by whoever has `FAILURE_CLAIMED`
+    PEER = 12  # language: bootstrap, index of the encode node + 1 once the handshake is done
+    GRANTED = 13  # language: client, `blocks:32 | tokens:32` in one word
+    FAILURE_CLAIMED = 14  # CAS: who finds the failure first says why
+    DRAINED_BLOCKS = 15  # language: client
+    MOVED_NS = 16  # CAS, whoever moves a watermark: when one moved last; only `embridge status` reads it
+    KNOWN_BLOCKS = 17  # language: poller, how much of the grant the encode side has said it knows
+    PEER_READY = 18  # language: poller, rows that the encode side has ready
+    TAINTED = 19  # language: poller, tainted session + 1 (R6, R7)
+    NUM_DESTINATIONS = 20  # encode: bootstrap
+    QUIESCED_EPOCH = 21  # encode: worker, no attempt of this epoch can read or write any more
+    CONTACTED_EPOCH = 22  # language: bootstrap, before the first grant or abort leaves
+    ACKED_EPOCH = 23  # language: poller, the abort was acknowledged, or nobody is left who could write
+    NUM_ROUNDS = 24  # language: client
+    HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
+    INIT_ASKED = 26  # language: client, it has called init, if only with no blocks
+    SESSION = 27  # language: bootstrap, the latest session under which a grant left; 0: through shared memory only
+    VERIFIED = 28  # language: poller (client: before it opens a retry), `tokens:32 | checksum:32` of the rows that were checked (R27)
+
+SLOT_WORDS: Final = 32
+REASON_OFFSET: Final = 8 * SLOT_WORDS
+REASON_BYTES: Final = 128
+AUX_OFFSET: Final = REASON_OFFSET + REASON_BYTES
+ADDRESS_OFFSET: Final = AUX_OFFSET + 4 * AUX_WORDS
+ADDRESS_BYTES: Final = 128
+SLOT_BYTES: Final = ADDRESS_OFFSET + ADDRESS_BYTES
+
+
+class Destination(IntEnum):
+    """Words of one destination of a slot, on the encode side; the comment names who writes."""
+
+    PEER = 0  # bootstrap: index of the language node + 1
+    INCARNATION = 1  # bootstrap: of that node
+    REMOTE_SLOT = 2  # bootstrap
+    REMOTE_EPOCH = 3  # bootstrap
+    GRANTED_TOKENS = 4  # bootstrap: rows that may be written, contiguous from 0
+    GRANTED_BLOCKS = 5  # bootstrap: blocks known, contiguous from 0
+    FIRST_GRANT = 6  # bootstrap: tokens of the first grant that had blocks
+    SENT = 7  # worker; first the bootstrap, where the destination begins, before anybody can see it
+    ISSUED = 8  # worker: upper end of the attempt under way (R6)
+    TAINTED = 9  # worker: session + 1 whose attempt ended other than done (R6)
+    CLOSED = 10  # poller: the destination has acknowledged the end
+    ATTEMPT_SESSION = 12  # worker
+    REGISTRATION = 13  # bootstrap: under which that node had registered
+    SESSION = 14  # bootstrap: the latest session of its grants, written after the two that follow
+    PORT = 15  # bootstrap: of that session's engine
+    BASE = 16  # bootstrap: where its payload lies there
+    FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
+    RETRY_NS = 18  # worker: when the next attempt may be made
+    BEGIN = 19  # bootstrap: rows that it has from another encode node; they are not sent again (R26)
+    SUMMED = 20  # worker, first the bootstrap as `SENT`: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R27)
+    VERIFIED = 21  # poller: rows that the destination has checked (R27)
+    WINDOW = 22  # bootstrap: entries that it has of the slot's grants, which its destinations share evenly
+
+DESTINATION_WORDS: Final = 24
+
+
+class Peer(IntEnum):
+    """Words of one entry of the peer table."""
+
+    STATE = 0  # bootstrap registers, poller declares dead (CAS)
+    NODE_ID = 1
+    INCARNATION = 2
+    HEARD_NS = 3  # poller
+    WINDOW = 4
+    NUM_BLOCKS = 5
+    NUM_SLOTS = 6
+    ENGINE = 7  # bootstrap: how rows travel between us, a number of `Engine`
+    REGISTERED_NS = 8
+    REGISTRATION = 9  # bootstrap: which of the registrations of this incarnation counts; only rises (R14)
+    TAINTED = 10  # encode: workers raise it, session + 1 of the latest attempt to it that ended other than done (R7)
+    REACHED = 11  # encode: workers, 1: rows have been written there
+
+
+class Engine(IntEnum):
+    """`Peer.ENGINE`; the names are those of the configuration."""
+
+    SHM = 1
+    MOONCAKE = 2
+
+
+class PeerState(IntEnum):
+    """`Peer.STATE`."""
+
+    EMPTY = 0
+    REGISTERED = 1
+    DEAD = 2
+
+PEER_WORDS: Final = 16
+PEER_BOOTSTRAP_OFFSET: Final = 8 * PEER_WORDS
+PEER_POLLER_OFFSET: Final = 256
+PEER_SOCKET_OFFSET: Final = 384
+PEER_KEY_OFFSET: Final = 512
+PEER_BYTES: Final = 640
+MAX_WRITERS: Final = 256
+
+
+class Writer(IntEnum):
+    """Words of one process of another node that has our payload mapped; the launcher writes them."""
+
+    NODE_ID = 0  # 0: entry free
+    INCARNATION = 1
+    PID = 2
+
+WRITER_WORDS: Final = 4
+
+
+class Session(IntEnum):
+    """Words of one transfer worker's engine on the language side; that worker writes them, `NUMBER` last."""
+
+    NUMBER = 0  # 0: it has none
+    PORT = 1
+    BASE = 2  # where the payload lies in its process
+
+SESSION_WORDS: Final = 8
+PORT_WORDS: Final = (1 << 16) // 64
+
+
+class Route(IntEnum):
+    """Words of one route: a node that discovery knows. The registrar writes all of them, between two steps of `GENERATION`."""
+
+    GENERATION = 0  # odd while the others are being written
+    STATE = 1  # a NodeState; 0: entry free
+    NODE_ID = 2
+    INCARNATION = 3
+    HEALTHY = 4
+    OUTSTANDING_TOKENS = 5
+    OUTSTANDING_REQUESTS = 6
+    FREE_BLOCKS = 7
+    NUM_BLOCKS = 8
+    REPORTED_NS = 9  # when it was measured, by this host's clock
+
+
+class Discovery(IntEnum):
+    """Words of the registrar's own record, which stands before the routes and is written as they are."""
+
+    GENERATION = 0
+    STATE = 1
+    SINCE_NS = 2
+    HEARD_NS = 3  # the last answer that was as it should be; 0: none yet
+    NUM_FAILURES = 4  # since then
+
+
+class DiscoveryState(IntEnum):
+    """`Discovery.STATE`."""
+
+    STARTING = 0
+    REGISTERED = 1
+    REFUSED = 2  # the server answers, and does not take our registration
+    UNREACHABLE = 3
+    LEFT = 4
+
+ROUTE_WORDS: Final = 64
+ROUTE_BOOTSTRAP: Final = 16  # texts: 16 words each
+ROUTE_UNHEALTHY: Final = 32
+ROUTE_POLLER: Final = 48
+DISCOVERY_URL: Final = 16
+DISCOVERY_REASON: Final = 32
+ROUTE_TEXT_BYTES: Final = 128
+DISCOVERY_REASON_BYTES: Final = 256
+METRIC_WORDS: Final = 64
+DOORBELL_BYTES: Final = LINE_BYTES
+RECORD_BYTES: Final = 64
+RING_HEADER_BYTES: Final = 3 * LINE_BYTES
+RING_HEAD: Final = LINE_BYTES // 8  # words of a ring's header
+RING_TAIL: Final = 2 * LINE_BYTES // 8
+RING_REFUSED: Final = RING_TAIL + 1
+PROCESS_WORDS: Final = 8
+LANE_WORDS: Final = 16
