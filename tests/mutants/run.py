@@ -34,7 +34,7 @@ from .catalogue import Mutant
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGES: Final = ("pipeline", "workers", "allocator")
-COPIED: Final = (*PACKAGES, "tests", "pyproject.toml", "setup.py")
+COPIED: Final = (*PACKAGES, "embridge", "tests", "pyproject.toml", "setup.py")
 LIMIT_S: Final = 600.0
 MARK: Final = "EMBRIDGE_MUTANT"
 _NEW_MOUNTS: Final = 0x20000  # CLONE_NEWNS
@@ -124,8 +124,8 @@ class Copy:
             else:
                 shutil.copy2(source, self.tree / name)
         (self.site / "embridge").mkdir(parents=True)
-        for package in PACKAGES:
-            (self.site / "embridge" / package).symlink_to(self.tree / package)
+        for part in (*(self.tree / package for package in PACKAGES), *(self.tree / "embridge").glob("*.py")):
+            (self.site / "embridge" / part.name).symlink_to(part)
 
     def apply(self, mutant: Mutant) -> None:
         text = mutated(mutant, self.tree)
