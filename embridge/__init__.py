@@ -61,7 +61,7 @@ _NAMES = {
         *("AttachError", "EmbridgeError", "FailureCode", "LaunchError", "NoRouteError", "NodeBusyError", "NodeGoneError"),
         *("NodeUnhealthyError", "PeerLost", "SegmentError", "TransferAborted", "TransferError", "TransferTimeout"),
     ),
-    "embridge.allocator.layout": ("Geometry", "Limits"),
+    "embridge.allocator.geometry": ("Geometry", "Limits"),
     "embridge.allocator.routes": ("RouteRecord",),
     "embridge.allocator.status": ("Phase",),
     "embridge.pipeline.client.client": ("Client", "attach", "node_status"),
