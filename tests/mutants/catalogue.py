@@ -1298,6 +1298,13 @@ PIPELINE: Final = [
         (f"{LOOKUPS}::test_who_joins_those_who_wait_for_a_connection_has_as_long_as_they_had",),
     ),
     Mutant(
+        "knocks-since-the-first", "P21, D3", "who needs contact with a peer that does not answer fails as soon as any other who waits",
+        "workers/transfer/encode.py",
+        "self._now_ns - self._knocks_since(slot, d) <= error.patience_ns",
+        "self._now_ns - self._knocks_since(slot, d) <= 0",
+        ("tests/workers/test_contact.py::test_a_request_that_comes_while_a_peer_does_not_answer_has_as_long_as_the_first",),
+    ),
+    Mutant(
         "worn-for-ever", "P23", "a worker whose engine keeps something of every peer that has gone goes on as it is",
         "workers/transfer/encode.py",
         "            if why := engine.wear():",

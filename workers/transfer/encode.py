@@ -39,7 +39,7 @@ from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers.role import Desk, Inbox, Out, Renew
 from embridge.workers.timing import NS
-from embridge.workers.transfer.engines.base import EngineError, Moves, Outcome, OwnShortage, TransferEngine
+from embridge.workers.transfer.engines.base import EngineError, Moves, NoAnswer, Outcome, OwnShortage, TransferEngine
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class TransferWorker:
         self._queue: deque[int] = deque()
         self._queued: dict[int, int] = {}
         self._attempts: dict[tuple[int, int], Attempt] = {}  # (slot, destination)
+        self._knocking: dict[tuple[int, int], tuple[int, int]] = {}  # (slot, destination) -> (epoch, since when it waits for contact)
         self._opening: dict[int, int] = {}  # slots whose peer's door is not open yet, or whose next attempt is not due
         self._scanned_ns = 0
         self._now_ns = 0
@@ -281,15 +282,31 @@ class TransferWorker:
         """
         peer = self._dsts.get(slot, d, Destination.PEER) - 1
         try:
-            return engine.open(peer, record, session)
+            is_open = engine.open(peer, record, session)
+            if is_open:
+                self._knocking.pop((slot, d), None)
+            else:
+                self._knocks_since(slot, d)
+            return is_open
         except OwnShortage:
             raise
-        except EngineError:
+        except EngineError as error:
+            if isinstance(error, NoAnswer) and self._now_ns - self._knocks_since(slot, d) <= error.patience_ns:
+                return False
             since = self._dsts.get(slot, d, Destination.FAILING_NS) or self._now_ns
             self._dsts.set(slot, d, Destination.FAILING_NS, since)
             if not self._control.peers.get(peer, Peer.REACHED) or self._now_ns - since > self._desk.timing.peer_timeout_s * NS:
                 raise
             return False
+
+    def _knocks_since(self, slot: int, d: int) -> int:
+        """Since when this request waits for contact with its destination: others may have for longer."""
+        epoch = self._slots.get(slot, Slot.EPOCH)
+        known, since_ns = self._knocking.get((slot, d), (0, 0))
+        if known != epoch:
+            since_ns = self._now_ns
+            self._knocking[slot, d] = epoch, since_ns
+        return since_ns
 
     def _session_of(self, slot: int, d: int) -> LiveSession:
         """The latest session of a destination's grants; its three words belong together, for each number is used once."""

@@ -28,6 +28,14 @@ class OwnShortage(EngineError):
     """This process has run out of something: no peer is to blame, and a new process in its place has it again."""
 
 
+class NoAnswer(EngineError):
+    """A peer does not answer yet. Who has asked for `patience_ns` need wait no longer; who came later has as long."""
+
+    def __init__(self, reason: str, patience_ns: int) -> None:
+        super().__init__(reason)
+        self.patience_ns = patience_ns
+
+
 class Outcome(Enum):
     """How an attempt stands. After FAILED it may still land, unless the engine says that its writes end with it."""
 
@@ -49,6 +57,7 @@ class TransferEngine(Protocol):
 
         Raises:
             EngineError: it cannot be reached this way. A later call tries again (D3).
+            NoAnswer: it does not answer, and has not for so long; each call tries again.
             OwnShortage: that is this process's own trouble.
         """
         ...

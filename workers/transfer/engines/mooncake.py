@@ -36,7 +36,7 @@ from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
 from embridge.workers import descriptors
 from embridge.workers.timing import NS
-from embridge.workers.transfer.engines.base import EngineError, Moves, Outcome, OwnShortage
+from embridge.workers.transfer.engines.base import Moves, NoAnswer, Outcome, OwnShortage
 
 log = logging.getLogger(__name__)
 
@@ -240,14 +240,20 @@ class MooncakeEngine:
         if line.is_short:
             line.is_short = False  # if this process goes on, it tries again
             raise OwnShortage(f"no contact with {line.name}: {line.why}")
-        if line.thread is not None or now < line.next_try_ns:
-            self._give_up_late(line, record, now)
-            return False
-        if line.num_tries:
-            self._give_up_late(line, record, now)
+        if line.thread is None and now >= line.next_try_ns:
+            self._try(line, now)
+        if now - line.failing_ns > self._settings.connect_timeout_s * NS:
+            raise NoAnswer(
+                f"{record}: its Mooncake port {line.name} does not answer for {self._settings.connect_timeout_s:g} s"
+                f"{f': {line.why}' if line.why else ''}; check that a firewall lets all its ports through",
+                int(self._settings.connect_timeout_s * NS),
+            )
+        return False
+
+    def _try(self, line: _Line, now_ns: int) -> None:
         line.num_tries += 1
-        line.failing_ns = line.failing_ns or now
-        line.next_try_ns = now + min(10 << min(line.num_tries, 6), 500) * NS // 1000
+        line.failing_ns = line.failing_ns or now_ns
+        line.next_try_ns = now_ns + min(10 << min(line.num_tries, 6), 500) * NS // 1000
         thread = threading.Thread(target=self._probe, args=(line,), name=f"embridge-open-{line.name}", daemon=True)
         line.thread = thread
         try:
@@ -255,7 +261,6 @@ class MooncakeEngine:
         except RuntimeError as error:  # no room for a thread now; the next try makes one
             line.why = str(error)
             line.thread = None
-        return False
 
     def _line(self, peer: int, record: PeerRecord, session: LiveSession) -> _Line:
         lines = self._lines.setdefault(peer, {})
@@ -269,20 +274,11 @@ class MooncakeEngine:
         """In a thread of its own: it blocks for as long as the peer does not answer."""
         code = self._engine.send_probe(line.name)
         if code == 0:
-            line.failing_ns = 0
             line.opened = True
         else:
             short = descriptors.why_short()
             line.why, line.is_short = short or f"its handshake fails (code {code})", bool(short)
         line.thread = None
-
-    def _give_up_late(self, line: _Line, record: PeerRecord, now_ns: int) -> None:
-        if now_ns - line.failing_ns > self._settings.connect_timeout_s * NS:
-            line.failing_ns = now_ns  # whoever comes next has as much time again (D3)
-            raise EngineError(
-                f"{record}: its Mooncake port {line.name} does not answer for {self._settings.connect_timeout_s:g} s"
-                f"{f': {line.why}' if line.why else ''}; check that a firewall lets all its ports through"
-            )
 
     # ---- attempts
 

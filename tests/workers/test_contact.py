@@ -1,0 +1,100 @@
+"""First contact of an encode worker with its peers: each request has the whole time for it, whoever has asked before."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.alone import Alone, EncodeAlone, StubEngine
+from support.waiting import wait_until
+
+from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.sessions import LiveSession
+from embridge.allocator.status import Phase
+from embridge.workers import messages as msg
+from embridge.workers.timing import NS
+from embridge.workers.transfer.engines import mooncake
+from embridge.workers.transfer.engines.base import NoAnswer
+from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+    while Alone.made:
+        Alone.made.pop().world.close()
+
+
+class Unanswered(StubEngine):
+    """An engine whose peer has not answered for long, until it does."""
+
+    answers = False
+
+    def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
+        if not self.answers:
+            raise NoAnswer("it does not answer for 3 s", 3 * NS)
+        return True
+
+
+def advance(node: EncodeAlone, seconds: int) -> None:
+    """Time passes, and its peer is alive."""
+    for _ in range(seconds):
+        node.hears("poller", msg.Heartbeat(node.header(), []))
+        node.advance(1.0)
+
+
+def test_a_request_that_comes_while_a_peer_does_not_answer_has_as_long_as_the_first() -> None:
+    """P21, D3: the first one fails, those that came later wait on, and are served when it answers."""
+    engine = Unanswered()
+    node = EncodeAlone(engine=engine)
+    first = node.sender(1, 4)
+    node.init(1, [3])
+    advance(node, 2)
+    second = node.sender(2, 4)
+    node.init(2, [4])
+    advance(node, 2)
+    failure = first.failure_exception()
+    assert failure is not None
+    assert failure.reason == "it does not answer for 3 s"
+    assert second.poll() < Phase.Success
+    engine.answers = True
+    advance(node, 1)
+    assert second.poll() == Phase.Success
+
+
+def test_a_peer_that_does_not_answer_is_tried_by_every_call_and_each_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D3: not one of many, with as much time again for the others."""
+    now, code, asked = [NS], [-1], threading.Semaphore(0)
+
+    def send_probe(name: str) -> int:
+        asked.release()
+        return code[0]
+
+    monkeypatch.setattr(mooncake, "start_engine", lambda *_: SimpleNamespace(send_probe=send_probe))
+    monkeypatch.setattr(mooncake, "_register", lambda *_: None)
+    monkeypatch.setattr(mooncake.time, "monotonic_ns", lambda: now[0])
+    nothing: Any = None
+    engine = MooncakeEngine(nothing, "127.0.0.1", MooncakeSettings())
+    record: Any = SimpleNamespace(poller_addr="tcp://10.0.0.7:1")
+    session = LiveSession(1, 15_001, 1 << 32)
+    assert not engine.open(0, record, session)
+    for _ in range(3):
+        wait_until(lambda: engine._lines[0][session.port].thread is None, 10)
+        now[0] += 4 * NS
+        for _ in range(2):
+            with pytest.raises(NoAnswer, match=r"10\.0\.0\.7:15001 does not answer for 3 s") as raised:
+                engine.open(0, record, session)
+            assert raised.value.patience_ns == 3 * NS
+    assert all(asked.acquire(timeout=10) for _ in range(4))
+    wait_until(lambda: engine._lines[0][session.port].thread is None, 10)
+    code[0], now[0] = 0, now[0] + NS
+    with pytest.raises(NoAnswer):
+        engine.open(0, record, session)
+    wait_until(lambda: engine._lines[0][session.port].opened, 10)
+    assert engine.open(0, record, session)
