@@ -1,0 +1,86 @@
+"""A process dies between any two changes of shared memory: its view of the segment counts them, and raises before the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from embridge.allocator._core import Mapping
+from embridge.allocator.control import Control
+
+
+class Killed(BaseException):
+    """A process dies here."""
+
+
+@dataclass
+class Fuse:
+    """Kills its process before the n-th change of shared memory from now (0: never)."""
+
+    left: int = 0
+
+    def burn(self) -> None:
+        if self.left:
+            self.left -= 1
+            if not self.left:
+                raise Killed
+
+    def guard(self, target: Any, *names: str) -> None:
+        """Burn at every call of these methods."""
+        for name in names:
+            method = getattr(target, name)
+
+            def guarded(*args: Any, _method: Callable[..., Any] = method, **options: Any) -> Any:
+                self.burn()
+                return _method(*args, **options)
+
+            setattr(target, name, guarded)
+
+
+class _Guarded:
+    """A native object (which takes no attributes) with some of its methods behind a fuse."""
+
+    def __init__(self, target: Any, fuse: Fuse, *names: str) -> None:
+        for name in dir(target):
+            if not name.startswith("_"):
+                setattr(self, name, getattr(target, name))
+        fuse.guard(self, *names)
+
+
+class FusedControl(Control):
+    """A process's view of its control segment: every change it makes may be its last."""
+
+    def __init__(self, mapping: Mapping, fuse: Fuse) -> None:
+        super().__init__(mapping)
+        self._fuse = fuse
+        fuse.guard(self.slots, "set", "raise_to", "claim_failure", "set_reason")
+        fuse.guard(self.peers, "put", "bury", "raise_tombstone")
+        fuse.guard(self.lanes, "lease_page", "return_page", "free")
+        self.status: Any = _Guarded(self.status, fuse, "advance", "open", "mark")
+        self.blocks.cells = _Guarded(  # type: ignore[assignment]
+            self.blocks.cells, fuse, "acquire", "expose", "release", "quarantine", "reclaim", "end_quarantine", "end_exposure"
+        )
+
+    @property
+    def destinations(self) -> Any:
+        table = super().destinations
+        self._fuse.guard(table, "set", "raise_to", "set_grant")
+        return table
+
+    @property
+    def staging(self) -> Any:
+        table = super().staging
+        self._fuse.guard(table, "replace")
+        return table
+
+    @property
+    def windows(self) -> Any:
+        table = super().windows
+        self._fuse.guard(table, "set")
+        return table
+
+    def sender(self, source: str, target: str) -> Any:
+        sender = super().sender(source, target)
+        self._fuse.guard(sender, "send")
+        return sender
