@@ -1075,6 +1075,20 @@ PIPELINE: Final = [
         ("tests/workers/test_waiting_rooms.py::test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows",),
     ),
     Mutant(
+        "quarter-of-the-blocks", "P21", "nothing of the pool stays for those whose rows come",
+        "pipeline/scheduler/default_grant.py",
+        "    return max(0, min(free // 2, free - num_blocks // 4))\n",
+        "    return free // 2\n",
+        ("tests/workers/test_waiting_rooms.py::test_however_many_wait_a_quarter_stays",),
+    ),
+    Mutant(
+        "quarter-of-the-slots", "P8, D8", "rooms that are asked for with no block take the last slots",
+        "pipeline/client/slot_lease.py",
+        "        return 4 * (free + unleased * SLOTS_PER_PAGE) >= (len(self._free) + unleased) * SLOTS_PER_PAGE\n",
+        "        return free + unleased > 0\n",
+        (f"{WAITING}::test_rooms_that_are_asked_for_with_no_block_leave_a_quarter_of_the_slots",),
+    ),
+    Mutant(
         "ban-without-end", "R15, D11", "a room that has failed is barred though everybody who belongs to it knows",
         "workers/bootstrap/ended_rooms.py",
         "        all_know = self.is_encoder_told and 0 < self.required <= len(self.told)\n",

@@ -242,6 +242,23 @@ def test_a_call_that_waits_can_be_used_and_goes_on_when_its_room_is_asked_for(no
     assert node.slots.aux(sender.slot).tolist()[2:] == list(range(2, 16))
 
 
+def test_rooms_that_are_asked_for_with_no_block_leave_a_quarter_of_the_slots(nodes: Any) -> None:
+    """P8, D8: for those whose blocks are there, which then wait for nobody."""
+    node, first = full_encode()
+    count = node.control.limits.num_slots
+    for room in range(count // 2):
+        node.init(room, [])
+    senders = [node.client.sender(room, 4) for room in range(count // 2)]
+    node.advance(1.0)
+    num_open = sum(not sender.is_waiting for sender in senders)
+    assert count - len(first) - num_open == count // 4 - 1
+    last = senders[-1]
+    assert last.is_waiting
+    node.init(last.room, [3])
+    node.settle()
+    assert not last.is_waiting
+
+
 def test_a_room_that_is_asked_for_before_its_call_takes_a_slot_at_once(nodes: Any) -> None:
     """P8: the client asks, and is told without the next init."""
     node, _ = full_encode()
