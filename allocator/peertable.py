@@ -20,8 +20,8 @@ from embridge.allocator.records import (
     PEER_BOOTSTRAP_OFFSET,
     PEER_BYTES,
     PEER_KEY_OFFSET,
+    PEER_OFFER_OFFSET,
     PEER_POLLER_OFFSET,
-    PEER_SOCKET_OFFSET,
     Peer,
     PeerState,
 )
@@ -38,7 +38,7 @@ class PeerRecord(NamedTuple):
     engine: int
     bootstrap_addr: str
     poller_addr: str
-    run_socket: str
+    offer: str  # what the engine needs to know of it, as it said when it registered (encode side)
     registration: int = 0
     key: str = ""  # the public key that it registered with; "" on a plain connection
 
@@ -49,7 +49,7 @@ class PeerRecord(NamedTuple):
 _TEXTS = {
     "bootstrap_addr": PEER_BOOTSTRAP_OFFSET,
     "poller_addr": PEER_POLLER_OFFSET,
-    "run_socket": PEER_SOCKET_OFFSET,
+    "offer": PEER_OFFER_OFFSET,
     "key": PEER_KEY_OFFSET,
 }
 TEXT_BYTES = ADDRESS_BYTES

@@ -167,18 +167,11 @@ class Peer(IntEnum):
     WINDOW = 4
     NUM_BLOCKS = 5
     NUM_SLOTS = 6
-    ENGINE = 7  # bootstrap: how rows travel between us, a number of `Engine`
+    ENGINE = 7  # bootstrap: how rows travel between us, the number of the engine, as the engines state theirs
     REGISTERED_NS = 8
     REGISTRATION = 9  # bootstrap: which of the registrations of this incarnation counts; only rises (R14)
     TAINTED = 10  # encode: workers raise it, session + 1 of the latest attempt to it that ended other than done (R7)
     REACHED = 11  # encode: workers, 1: rows have been written there
-
-
-class Engine(IntEnum):
-    """`Peer.ENGINE`; the names are those of the configuration."""
-
-    SHM = 1
-    MOONCAKE = 2
 
 
 class PeerState(IntEnum):
@@ -191,7 +184,7 @@ class PeerState(IntEnum):
 PEER_WORDS: Final = 16
 PEER_BOOTSTRAP_OFFSET: Final = 8 * PEER_WORDS
 PEER_POLLER_OFFSET: Final = 256
-PEER_SOCKET_OFFSET: Final = 384
+PEER_OFFER_OFFSET: Final = 384
 PEER_KEY_OFFSET: Final = 512
 PEER_BYTES: Final = 640
 MAX_WRITERS: Final = 256

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
 from embridge.workers.timing import Timing
-from embridge.workers.transfer.engines import ENGINES
+from embridge.workers.transfer.engines import choices
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 
 GIB: Final = 1 << 30
@@ -86,8 +86,8 @@ class PipelineConfig:
                 raise ConfigError(f"{item.name}: {value!r} is no {item.type}")
         if self.role not in ROLES:
             raise ConfigError(f"role: {self.role!r} is unknown; use one of {', '.join(ROLES)}")
-        if self.engine not in ENGINES:
-            raise ConfigError(f"engine: {self.engine!r} is unknown; use one of {', '.join(ENGINES)}")
+        if self.engine not in choices():
+            raise ConfigError(f"engine: {self.engine!r} is unknown; use one of {', '.join(choices())}")
         if self.run_dir is None:
             object.__setattr__(self, "run_dir", default_run_dir(self.role))
         object.__setattr__(self, "run_dir", Path(self.run_dir or "").absolute())

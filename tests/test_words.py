@@ -39,7 +39,7 @@ WORDS = (
     *(records.Route, records.Discovery, ranklog.LogHeader, ranklog.Rank),
 )
 STATES = (
-    *(records.NodeState, records.LaneState, records.PeerState, records.DiscoveryState, geometry.Role, records.Engine),
+    *(records.NodeState, records.LaneState, records.PeerState, records.DiscoveryState, geometry.Role),
     *(ranklog.LeaderState, ranklog.RankState, status.Phase, errors.FailureCode),
 )
 

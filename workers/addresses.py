@@ -70,6 +70,11 @@ def numeric(address: str) -> str:
     return f"tcp://[{ip}]:{port}" if ip.version == 6 else f"tcp://{ip}:{port}"
 
 
+def host_of(address: str) -> str:
+    """The host of `tcp://host:port`, a name or an IP address, an IPv6 one without its brackets."""
+    return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+
 class Found(NamedTuple):
     """What has come of a name: where its node is reached, numeric; else why there is none."""
 

@@ -20,12 +20,13 @@ import msgspec
 
 from embridge.allocator.errors import ProtocolError
 
-VERSION: Final = 2
-ACCEPTED_VERSIONS: Final = (2,)  # those that `decode` can read: a field more or less is no message of it
+VERSION: Final = 3
+ACCEPTED_VERSIONS: Final = (3,)  # those that `decode` can read: a field more or less is no message of it
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 128
 MAX_WINDOW: Final = 4096
 MAX_ROOMS_A_HEARTBEAT: Final = 8192
+MAX_OFFERS: Final = 16
 MAX_FOREIGN_BYTES: Final = 4096  # of a frame of another version that is looked into
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
@@ -35,6 +36,7 @@ Epoch = Annotated[int, msgspec.Meta(ge=1, le=(1 << 28) - 1)]
 SlotNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 16) - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+EngineName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_-]{1,16}\Z")]
 PhaseNumber = Annotated[int, msgspec.Meta(ge=0, le=4)]
 
 
@@ -69,16 +71,15 @@ class RequestKey(_Fields, frozen=True):
 class Register(_Fields, frozen=True, tag="register"):
     """A language node introduces itself: geometry, where its poller listens, and how its payload is reached.
 
-    `run_socket`: through shared memory, if that answers; "": not so. `mooncake_proto`: through Mooncake, whose framing has this version;
-    0: not so. `registration` rises with every connection it makes, and voids what was granted under a lesser one (R14).
+    `offers`: by the name of each engine that it offers, what that engine tells of itself. The encode node chooses one of them.
+    `registration` rises with every connection it makes, and voids what was granted under a lesser one (R14).
     `verify`: it checks the rows that it receives; both nodes do, or neither (R27).
     """
 
     header: Header
     bootstrap_addr: Text
     poller_addr: Text
-    run_socket: Text
-    mooncake_proto: U32
+    offers: Annotated[dict[EngineName, Text], msgspec.Meta(max_length=MAX_OFFERS)]
     hidden_size: U32
     block_size: U32
     num_blocks: U32
@@ -91,12 +92,12 @@ class Register(_Fields, frozen=True, tag="register"):
 
 
 class Registered(_Fields, frozen=True, tag="registered"):
-    """The answer: who the encode node is, and how rows will travel (a number of `layout.Engine`)."""
+    """The answer: who the encode node is, and the engine through which rows will travel, one that was offered."""
 
     header: Header
     bootstrap_addr: Text
     poller_addr: Text
-    engine: Annotated[int, msgspec.Meta(ge=1, le=2)]
+    engine: EngineName
     num_blocks: U32
     window_blocks: U32
 

@@ -14,11 +14,12 @@ from typing import NamedTuple, Protocol
 from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import LIBRARY_VIEW, Engine, Lane, LaneState, Slot
+from embridge.allocator.records import LIBRARY_VIEW, Lane, LaneState, Peer, Slot
 from embridge.allocator.rings import FULL_RING_WAIT_S, Kick, KickSender, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, Names
+from embridge.workers.engine_kind import EngineKind
 from embridge.workers.run_socket import Question
 from embridge.workers.timing import Timing
 
@@ -118,18 +119,20 @@ class Desk:
         timing: Timing,
         addresses: Addresses,
         *,
-        engines: tuple[Engine, ...] = (Engine.SHM,),
+        engines: Sequence[EngineKind] = (),
         ask_at: Callable[[str, int, int], Question] = Question,
         find: Callable[[str], Found | None] | None = None,
         forget: Callable[[str], None] | None = None,
     ) -> None:
-        """`engines`: what this node offers; `ask_at` asks at a run socket whether the node with this id and incarnation
-        listens there; `find` looks the name in an address up, `forget` what was found to lead to an address."""
+        """`engines`: what this node offers, in order of preference. `ask_at` asks at a run socket whether the node with
+        this id and incarnation listens there. `find` looks the name in an address up, `forget` drops what was found to
+        lead to an address."""
         self.control = control
         self.name = name
         self.timing = timing
         self.addresses = addresses
         self.engines = engines
+        self.has_sessions = any(engine.has_sessions for engine in engines)
         self.ask_at = ask_at
         names = Names()
         self.find, self.forget = find or names.find, forget or names.forget
@@ -171,6 +174,11 @@ class Desk:
     def is_live(self, slot: int, epoch: int) -> bool:
         """Current, and not at its end."""
         return self.is_current(slot, epoch) and split(self.status.load(slot)).phase < TERMINAL
+
+    def engine_of(self, peer: int) -> EngineKind | None:
+        """How rows travel between a peer and this node; None for one with which no engine has been agreed."""
+        number = self.control.peers.get(peer, Peer.ENGINE)
+        return next((engine for engine in self.engines if engine.number == number), None)
 
     def is_lane_dead(self, slot: int) -> bool:
         return self.control.lanes.get(self.slots.get(slot, Slot.LANE), Lane.STATE) != LaneState.ATTACHED

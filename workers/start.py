@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from embridge.allocator.control import Control
 from embridge.allocator.geometry import Role
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Engine, Process
+from embridge.allocator.records import Process
 from embridge.allocator.segment import Descriptor, map_segment
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.workers.addresses import Names
@@ -33,7 +34,8 @@ from embridge.workers.keys import KeyPair
 from embridge.workers.role import Addresses, Desk, Inbox, Renew, Step
 from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS, Timing
-from embridge.workers.transfer.engines.mooncake import MooncakeSettings
+from embridge.workers.transfer import engines
+from embridge.workers.transfer.engines.base import SessionEngine
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +64,9 @@ class Seat:
     timing: Timing
     launcher_pid: int
     log_level: str = "WARNING"
-    engines: tuple[Engine, ...] = (Engine.SHM,)
+    engines: tuple[str, ...] = ()
     host: str = "127.0.0.1"
-    mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
+    engine_settings: Mapping[str, object] = field(default_factory=dict)
     keys: KeyPair | None = None
     allow_file: Path | None = None
     discovery: str = ""
@@ -88,7 +90,8 @@ def run(seat: Seat) -> None:
     mapping = map_segment(seat.control.fd, seat.control_bytes)
     control = Control(mapping, {name: descriptor.fd for name, descriptor in seat.event_fds.items()})
     names = Names(lambda: os.eventfd_write(seat.event_fds["bootstrap"].fd, 1))  # only the bootstrap process asks
-    desk = Desk(control, seat.name, seat.timing, seat.addresses, engines=seat.engines, find=names.find, forget=names.forget)
+    offered = engines.named(seat.engines)
+    desk = Desk(control, seat.name, seat.timing, seat.addresses, engines=offered, find=names.find, forget=names.forget)
     control.processes.set(seat.name, Process.STATE, STARTING)
     if seat.name in ("bootstrap", "poller"):
         from embridge.workers.wire.loop import run_on_wire
@@ -122,19 +125,26 @@ def _role(seat: Seat, desk: Desk) -> Step:
 
         return StatusReceiver(desk)
     index = desk.index - lay.first_worker()
-    if Engine.MOONCAKE in seat.engines:
-        _keep_engine_messages_apart(Path(seat.addresses.run_socket).with_name(f"{seat.name}.mooncake.log"))
+    offered = engines.named(seat.engines)
+    if loud := [engine.name for engine in offered if engine.writes_to_stderr]:
+        _keep_engine_messages_apart(Path(seat.addresses.run_socket).with_name(engines.log_name(seat.name, loud)))
     if not encode:
         from embridge.workers.transfer.language import TargetWorker
 
-        session = _begin_session(seat, desk) if Engine.MOONCAKE in seat.engines else NO_SESSION
+        session = _begin_session(seat, desk) if desk.has_sessions else NO_SESSION
         return TargetWorker(desk, index, session, _sums(seat, desk) if desk.control.verify else None)
     from embridge.workers.transfer.encode import TransferWorker
-    from embridge.workers.transfer.engines import make_engines
 
     payload = map_segment(seat.payload.fd, seat.payload_bytes, alignment=HUGE_PAGE_BYTES)
-    engines = make_engines(seat.engines, payload, desk.control.node_id, desk.control.incarnation, seat.host, seat.mooncake)
-    return TransferWorker(desk, index, engines, RowSums(payload, desk.control.geometry) if desk.control.verify else None)
+    writers = engines.make_writers(
+        offered,
+        payload,
+        node_id=desk.control.node_id,
+        incarnation=desk.control.incarnation,
+        host=seat.host,
+        settings=seat.engine_settings,
+    )
+    return TransferWorker(desk, index, writers, RowSums(payload, desk.control.geometry) if desk.control.verify else None)
 
 
 def _sums(seat: Seat, desk: Desk) -> RowSums:
@@ -153,17 +163,17 @@ def _keep_engine_messages_apart(path: Path) -> None:
 def _begin_session(seat: Seat, desk: Desk) -> LiveSession:
     """A network engine with the payload registered, at an address and a port of its own (R10). It lives as long as this process."""
     global _target
-    from embridge.workers.transfer.engines.mooncake import MooncakeTarget
-
+    (engine,) = (engine for engine in engines.named(seat.engines) if engine.has_sessions)
     sessions = desk.control.sessions
     number = sessions.next_number()
     base = sessions.base_of(number, seat.payload_bytes)
     payload = map_segment(seat.payload.fd, seat.payload_bytes, alignment=HUGE_PAGE_BYTES, address=base)
-    _target = MooncakeTarget(payload, seat.host, seat.mooncake, sessions.take_port)
+    settings = seat.engine_settings.get(engine.name)
+    _target = engine.make_session_engine(payload, host=seat.host, settings=settings, take_port=sessions.take_port)
     return LiveSession(number, _target.port, base)
 
 
-_target: object = None  # kept: its end is the end of the session
+_target: SessionEngine | None = None  # kept: its end is the end of the session
 
 
 def _run_on_rings(seat: Seat, desk: Desk, role: Step) -> None:

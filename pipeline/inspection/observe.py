@@ -16,7 +16,7 @@ from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import SLOTS_PER_PAGE, Role
 from embridge.allocator.pinning import lock_note
 from embridge.allocator.ranklog import RankLog
-from embridge.allocator.records import Destination, Engine, Lane, LaneState, Peer, Process, SegmentHeader, Slot
+from embridge.allocator.records import Destination, Lane, LaneState, Peer, Process, SegmentHeader, Slot
 from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.routes import RouteRecord
 from embridge.allocator.sessions import SHM_EXPOSURE
@@ -27,6 +27,7 @@ from embridge.workers.health import last_exit, why_unhealthy
 from embridge.workers.keys import KeyFileError, read_allow_list
 from embridge.workers.start import READY
 from embridge.workers.timing import NS
+from embridge.workers.transfer import engines
 from embridge.workers.wire.zap import FINGERPRINT
 
 SILENT_NS: Final = 2 * NS  # a process beats four times a second; a busy machine may delay several
@@ -413,7 +414,7 @@ def _destination_view(scene: Scene, slot: int, d: int) -> DestinationView:
         granted=granted,
         issued=get(Destination.ISSUED),
         staged=_staged(control, slot, sent, min(granted, control.slots.get(slot, Slot.READY))),
-        is_fenced=sent < granted and peers.get(peer, Peer.ENGINE) == Engine.MOONCAKE and session != get(Destination.SESSION),
+        is_fenced=sent < granted and engines.has_sessions(peers.get(peer, Peer.ENGINE)) and session != get(Destination.SESSION),
         failing_ns=get(Destination.FAILING_NS),
         is_closed=bool(get(Destination.CLOSED)),
     )
@@ -436,7 +437,7 @@ def _language_view(scene: Scene, slot: int, epoch: int, common: dict[str, Any]) 
     peer = get(slot, Slot.PEER) - 1
     blocks, granted = control.slots.granted(slot)
     fencing = scene.quarantine[0][1] if scene.quarantine else -1
-    over_network = peer >= 0 and peers.get(peer, Peer.ENGINE) == Engine.MOONCAKE
+    over_network = peer >= 0 and engines.has_sessions(peers.get(peer, Peer.ENGINE))
     unreachable = peer < 0 and get(slot, Slot.FAILURE) in (FailureCode.UNREACHABLE, FailureCode.REFUSED)
     return LanguageView(
         **common,

@@ -23,6 +23,7 @@ from embridge.allocator.segment import SHARED_MEMORY, map_segment
 from embridge.pipeline.join import check_run_dir, knock
 from embridge.pipeline.run_dir import RunDirError, open_run_dir, read_identity
 from embridge.workers import run_socket
+from embridge.workers.transfer import engines
 
 ANSWER_TIMEOUT_S: Final = 2.0
 
@@ -171,5 +172,5 @@ def _remains(run_dir: Path, directory: int) -> dict[str, Any]:
         told["node_id"] = f"{node_id:x}"
         told["last_incarnation"] = incarnation
         told["last_launched"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(incarnation / 1000))
-    told["engine_logs"] = sorted(str(path) for path in run_dir.glob("*.mooncake.log"))
+    told["engine_logs"] = sorted(str(path) for path in run_dir.glob(engines.LOG_PATTERN))
     return told

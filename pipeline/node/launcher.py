@@ -41,7 +41,7 @@ from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.geometry import Role
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, PayloadLayout
 from embridge.allocator.pinning import lock, lock_note
-from embridge.allocator.records import MAX_WRITERS, Engine, NodeState, Process, SegmentHeader
+from embridge.allocator.records import MAX_WRITERS, NodeState, Process, SegmentHeader
 from embridge.allocator.segment import (
     SHARED_MEMORY,
     Descriptor,
@@ -72,7 +72,8 @@ from embridge.workers.run_socket import SOCKET_NAME
 from embridge.workers.start import READY, Seat
 from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
-from embridge.workers.transfer.engines import engines_for, mooncake
+from embridge.workers.transfer import engines
+from embridge.workers.transfer.engines.base import Engine
 
 log = logging.getLogger(__name__)
 
@@ -167,11 +168,11 @@ class Launcher:
 
     def _choose_engines(self) -> tuple[Engine, ...]:
         """Raises LaunchError when an engine was asked for that this machine cannot run."""
-        engines = engines_for(self.config.engine, self.config.host)
-        why = mooncake.why_unavailable() if Engine.MOONCAKE in engines else ""
-        if why:
-            raise LaunchError(f"engine mooncake: {why}")
-        return engines
+        offered = engines.engines_for(self.config.engine, self.config.host)
+        for engine in offered:
+            if why := engine.why_unavailable():
+                raise LaunchError(f"engine {engine.name}: {why}")
+        return offered
 
     def _check_discovery(self) -> None:
         """What the registrar will need, before any process is started."""
@@ -319,9 +320,9 @@ class Launcher:
                 timing=self.config.timing,
                 launcher_pid=os.getpid(),
                 log_level=self.config.log_level,
-                engines=self._engines,
+                engines=tuple(engine.name for engine in self._engines),
                 host=self.config.host,
-                mooncake=self.config.mooncake,
+                engine_settings={it.name: it.settings_of(self.config) for it in self._engines},
                 keys=self._keys if name in self._listening else None,
                 allow_file=self.config.allow_file,
                 discovery=self.config.discovery,

@@ -25,10 +25,11 @@ from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import Role
 from embridge.allocator.layout import first_worker
-from embridge.allocator.records import Engine, Peer, Slot
+from embridge.allocator.records import Peer, Slot
 from embridge.allocator.rings import Kick, KickSender
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers.health import NOT_ESSENTIAL
+from embridge.workers.transfer import engines
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def needs_worker(control: Control, slot: int, index: int) -> bool:
 def needs_target(control: Control, slot: int, index: int) -> bool:
     """Language side: those of its shard that come over a network, or are to be checked. Through shared memory others come without it."""
     peer = control.slots.get(slot, Slot.PEER) - 1
-    is_needed = control.verify or (peer >= 0 and control.peers.get(peer, Peer.ENGINE) != Engine.SHM)
+    is_needed = control.verify or (peer >= 0 and engines.has_sessions(control.peers.get(peer, Peer.ENGINE)))
     return needs_worker(control, slot, index) and is_needed
 
 

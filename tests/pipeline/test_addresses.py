@@ -63,7 +63,7 @@ def test_a_node_at_whose_path_another_listens_is_not_taken_for_one_of_this_host(
     geometry = language.geometry
     stranger = msgspec.structs.replace(
         msg.decode(wires.register(), "the test"),
-        run_socket=str(language.run_dir / SOCKET_NAME),
+        offers={"shm": str(language.run_dir / SOCKET_NAME)},
         hidden_size=geometry.hidden_size,
         block_size=geometry.block_size,
     )

@@ -74,7 +74,7 @@ class Flood:
             msg.decode(wires.register(), "the test"),
             hidden_size=geometry.hidden_size,
             block_size=geometry.block_size,
-            run_socket=str(self._language.run_dir / SOCKET_NAME),
+            offers={"shm": str(self._language.run_dir / SOCKET_NAME)},
         )
         with wires.dealer(self._encode.addr) as sock:
             for node_id in itertools.count(10_000):

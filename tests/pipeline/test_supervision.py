@@ -27,7 +27,7 @@ from embridge.allocator.errors import FailureCode, NodeUnhealthyError, SegmentEr
 from embridge.allocator.geometry import Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.ranklog import MAX_RANKS, RankLogLayout, format_log
-from embridge.allocator.records import Engine, NodeState, Peer, Process, SegmentHeader, Slot
+from embridge.allocator.records import NodeState, Peer, Process, SegmentHeader, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
@@ -40,6 +40,8 @@ from embridge.workers.health import silent_processes, why_refusing, why_unhealth
 from embridge.workers.role import Addresses, Desk
 from embridge.workers.start import READY, RENEWED
 from embridge.workers.timing import NS, Timing
+from embridge.workers.transfer.engines.mooncake import MOONCAKE
+from embridge.workers.transfer.engines.shm import SHARED_MEMORY
 
 LIMITS = Limits(num_slots=128, max_clients=2, num_workers=2, ring_records=64, max_peers=2, max_peer_slots=64, max_routes=2)
 GEOMETRY = Geometry(hidden_size=8, num_blocks=4)
@@ -152,7 +154,7 @@ class Node:
             while self.births(name) == births and not self.control.failing():
                 self.advance(0.25)
 
-    def open(self, room: int, *, engine: Engine | None = None) -> int:
+    def open(self, room: int, *, engine: int = 0) -> int:
         """A request of the client of lane 0. Returns its slot."""
         control = self.control
         if not control.lanes.pages_of(0):
@@ -161,7 +163,7 @@ class Node:
         slot = control.lanes.pages_of(0)[0] * 64 + room
         control.slots.set(slot, Slot.ROOM, room)
         control.slots.set(slot, Slot.EPOCH, 1)
-        if engine is not None:
+        if engine:
             control.slots.set(slot, Slot.PEER, 1)
             control.peers.put(0, Peer.ENGINE, engine)
         assert control.status.open(slot, self.now_ns) == 1
@@ -312,10 +314,10 @@ def test_while_no_poller_can_be_kept_alive_the_launcher_ends_the_requests_itself
 
 def test_a_language_worker_that_cannot_be_kept_alive_fails_what_comes_over_a_network_or_is_to_be_checked() -> None:
     """Through shared memory rows come without it, where nodes do not verify."""
-    for engine, verify, lost in ((Engine.SHM, False, False), (Engine.MOONCAKE, False, True), (Engine.SHM, True, True)):
+    for engine, verify, lost in ((SHARED_MEMORY, False, False), (MOONCAKE, False, True), (SHARED_MEMORY, True, True)):
         it = Node(Role.LANGUAGE, verify=verify)
         it.supervisor.launched()
-        slot = it.open(2, engine=engine)
+        slot = it.open(2, engine=engine.number)
         it.keep_dying("worker0")
         assert it.failed([slot]) == [slot] * lost
         it.close()

@@ -20,7 +20,7 @@ from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.workers import messages as msg
 from embridge.workers.role import Arrival, Out, Reply, Send
 from embridge.workers.timing import NS
-from embridge.workers.transfer.engines import mooncake
+from embridge.workers.transfer import engines
 from embridge.workers.transfer.engines.base import Moves, Outcome
 from support.rows import rows_of
 from support.simulation import Answered, RoleActor, SimulatedNode, World
@@ -224,8 +224,7 @@ class EncodeAlone(Alone):
             "header": self.header(node_id=node_id, incarnation=incarnation, target=0),
             "bootstrap_addr": f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:1",
             "poller_addr": f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2",
-            "run_socket": "here.sock",
-            "mooncake_proto": mooncake.PROTO,
+            "offers": {it.name: it.offer("here.sock") for it in (*engines.ENGINES, self.world.engine)},
             "hidden_size": geometry.hidden_size,
             "block_size": geometry.block_size,
             "num_blocks": 16,
@@ -325,7 +324,7 @@ class LanguageAlone(Alone):
 
     def registered(self, *, incarnation: int = 1, address: str = ENCODE_ADDRESS) -> None:
         header = self.header(node_id=20, incarnation=incarnation)
-        answer = msg.Registered(header, address, "tcp://10.0.0.20:2", self.world.engine, 16, 16)
+        answer = msg.Registered(header, address, "tcp://10.0.0.20:2", self.world.engine.name, 16, 16)
         self.hears("bootstrap", answer, address=address)
 
     def receiver(self, room: int, blocks: int | None = 2) -> EmbeddingReceiver:

@@ -100,13 +100,14 @@ class FrameMaker:
                 return msg.Register(
                     header=header, bootstrap_addr="tcp://10.0.0.22:1",
                     poller_addr=rng.choice(("tcp://10.0.0.22:2", "tcp://x:2", "no address", "")),
-                    run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
+                    offers=rng.choice(({"shm": "here.sock"}, {"mooncake": "2"}, {"mooncake": "-2", "other": ""}, {})),
+                    hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
                     deepstack_layers=0, num_slots=64, window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)),
                     verify=rng.random() < 0.1,
                 )  # fmt: skip
             case 1:
                 announced = rng.choice(("tcp://10.0.0.22:2", "tcp://x:2"))
-                return msg.Registered(header, "tcp://10.0.0.22:1", announced, rng.choice((1, 2)), 16, 16)
+                return msg.Registered(header, "tcp://10.0.0.22:1", announced, rng.choice(("shm", "mooncake", "other")), 16, 16)
             case 2:
                 return msg.Refused(header, 7, "no", key if rng.random() < 0.5 else None)
             case 3:

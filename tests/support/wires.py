@@ -114,7 +114,7 @@ def register(node_id: int = 50, *, registration: int = 1, incarnation: int = 1, 
     return msg.encode(
         msg.Register(
             header=msg.Header(version, node_id, incarnation, 0), bootstrap_addr="tcp://127.0.0.1:1", poller_addr="tcp://127.0.0.1:2",
-            run_socket="here.sock", mooncake_proto=0, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0,
+            offers={"shm": "here.sock"}, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0,
             num_slots=64, window_blocks=16, registration=registration, verify=False,
         )
     )  # fmt: skip

@@ -20,8 +20,8 @@ KEY = msg.RequestKey(5, 6, 7)
 STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why", 14)
 
 EXAMPLES: list[msg.Message] = [
-    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", "/run/a.sock", 1, 2, 3, 4, "bfloat16", 5, 64, 16, 7, True),
-    msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", 1, 4, 16),
+    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", {"shm": "/run/a.sock", "mooncake": "2"}, 2, 3, 4, "bfloat16", 5, 64, 16, 7, True),
+    msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", "shm", 4, 16),
     msg.Refused(HEADER, 7, "no", KEY),
     msg.Refused(HEADER, 7, "no"),
     msg.Stale(HEADER, 9),
@@ -104,6 +104,16 @@ def test_a_frame_of_version_1_is_refused_and_its_version_is_read() -> None:
     assert (foreign.tag, foreign.header) == ("register", msg.Header(1, 20, 3, 0))
 
 
+@pytest.mark.parametrize(
+    "offers", [{"Shm": ""}, {"": ""}, {"a" * 17: ""}, {"shm\n": ""}, {"shm": "x" * 129}, {"shm": 1}, {str(i): "" for i in range(17)}, []]
+)
+def test_offers_of_engines_are_bounded(offers: object) -> None:
+    """P12, P16: their number, their names and what they say; a name may stand in a line of the log."""
+    raw = list(RAW[0])
+    raw[4] = offers
+    assert refused(packed(raw)).field == "message"
+
+
 def test_a_missing_field_is_refused() -> None:
     for raw in RAW:
         optional = raw[0] == "refused"  # the request that was refused; none, where it was the node
@@ -151,7 +161,7 @@ def test_a_value_of_a_wrong_type_or_out_of_range_is_refused_in_every_place() -> 
             good = at(raw, place)
             if type(wrong) is type(good) and wrong == good:
                 continue
-            if isinstance(good, list) and wrong == []:
+            if type(good) is type(wrong) and wrong in ([], {}):
                 continue
             data = packed(with_value(raw, place, wrong))
             if good is None and wrong is None:

@@ -9,13 +9,16 @@ import pytest
 from support.alone import Alone, EncodeAlone, LanguageAlone, StubEngine
 
 from embridge.allocator.layout import PayloadLayout
-from embridge.allocator.records import Destination, Engine, Peer
+from embridge.allocator.records import Destination, Peer
 from embridge.allocator.sessions import LiveSession, SessionTable
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.workers import messages as msg
-from embridge.workers.transfer.engines import mooncake
+from embridge.workers.engine_kind import EngineKind
+from embridge.workers.transfer.engines import mooncake, numbered
 from embridge.workers.transfer.engines.base import Outcome
+from embridge.workers.transfer.engines.mooncake import MOONCAKE
+from embridge.workers.transfer.engines.shm import SHARED_MEMORY
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +257,7 @@ def test_a_request_whose_writes_all_fail_ends_with_the_reason_and_the_next_is_tr
 # ---- which engine
 
 
-def answer(engines: tuple[Engine, ...], **register: Any) -> msg.Registered | msg.Refused:
+def answer(engines: tuple[EngineKind, ...], **register: Any) -> msg.Registered | msg.Refused:
     node = EncodeAlone()
     node.actor("bootstrap").desk.engines = engines
     node.forget_sent()
@@ -263,48 +266,60 @@ def answer(engines: tuple[Engine, ...], **register: Any) -> msg.Registered | msg
     if isinstance(reply, msg.Registered):
         peer = node.control.peers.find(11, 1)
         assert peer is not None
-        assert node.control.peers.get(peer, Peer.ENGINE) == reply.engine
+        chosen = numbered(node.control.peers.get(peer, Peer.ENGINE))
+        assert chosen is not None
+        assert chosen.name == reply.engine
     return reply
 
 
-BOTH = (Engine.SHM, Engine.MOONCAKE)
+BOTH = (SHARED_MEMORY, MOONCAKE)
+PROTO = str(mooncake.PROTO)
 
 
 @pytest.mark.parametrize(
-    ("engines", "run_socket", "proto", "expected"),
+    ("engines", "offers", "expected"),
     [
-        (BOTH, "here.sock", mooncake.PROTO, Engine.SHM),
-        (BOTH, "elsewhere.sock", mooncake.PROTO, Engine.MOONCAKE),
-        (BOTH, "", mooncake.PROTO, Engine.MOONCAKE),
-        ((Engine.MOONCAKE,), "here.sock", mooncake.PROTO, Engine.MOONCAKE),
-        ((Engine.SHM,), "here.sock", 0, Engine.SHM),
+        (BOTH, {"shm": "here.sock", "mooncake": PROTO}, SHARED_MEMORY),
+        (BOTH, {"shm": "elsewhere.sock", "mooncake": PROTO}, MOONCAKE),
+        (BOTH, {"mooncake": PROTO}, MOONCAKE),
+        ((MOONCAKE,), {"shm": "here.sock", "mooncake": PROTO}, MOONCAKE),
+        ((SHARED_MEMORY,), {"shm": "here.sock"}, SHARED_MEMORY),
+        ((SHARED_MEMORY,), {"shm": "here.sock", "unheard-of": ""}, SHARED_MEMORY),
     ],
 )
-def test_the_engine_is_chosen_by_where_the_peer_is(engines: tuple[Engine, ...], run_socket: str, proto: int, expected: Engine) -> None:
+def test_the_engine_is_chosen_by_where_the_peer_is(
+    engines: tuple[EngineKind, ...], offers: dict[str, str], expected: EngineKind
+) -> None:
     """A peer whose run socket answers is on this host."""
-    reply = answer(engines, run_socket=run_socket, mooncake_proto=proto)
+    reply = answer(engines, offers=offers)
     assert isinstance(reply, msg.Registered)
-    assert reply.engine == expected
+    assert reply.engine == expected.name
 
 
 @pytest.mark.parametrize(
-    ("engines", "proto", "reason"),
+    ("engines", "offered", "reason"),
     [
-        ((Engine.SHM,), 2, "its run socket does not answer here; this encode node offers no Mooncake"),
-        (BOTH, 0, "its run socket does not answer here; it offers no Mooncake"),
-        (BOTH, 1, "its Mooncake has framing 1, which reports writes done before they land"),
+        ((SHARED_MEMORY,), {"mooncake": "2"}, "its run socket does not answer here; this encode node offers no Mooncake"),
+        ((MOONCAKE,), {}, "it offers no Mooncake; this encode node offers no shared memory"),
+        (BOTH, {}, "its run socket does not answer here; it offers no Mooncake"),
+        (BOTH, {"mooncake": "1"}, "its Mooncake has framing 1, which reports writes done before they land"),
+        (BOTH, {"mooncake": "-2"}, "its Mooncake has framing '-2', which is no number"),
+        (BOTH, {"mooncake": "9" * 128}, "its Mooncake has framing '9999999999999999', which is no number"),
+        (BOTH, {"shm": ""}, "it has no run socket; it offers no Mooncake"),
     ],
 )
-def test_peers_without_an_engine_in_common_are_told_why(engines: tuple[Engine, ...], proto: int, reason: str) -> None:
-    """R13: Mooncake's older framing is no engine."""
-    reply = answer(engines, run_socket="elsewhere.sock", mooncake_proto=proto)
+def test_peers_without_an_engine_in_common_are_told_why(
+    engines: tuple[EngineKind, ...], offered: dict[str, str], reason: str
+) -> None:
+    """R13, P16: Mooncake's older framing is no engine, nor is what is no framing at all."""
+    reply = answer(engines, offers={"shm": "elsewhere.sock", **offered})
     assert isinstance(reply, msg.Refused)
     assert reason in reply.reason
 
 
 def test_a_peer_of_the_other_family_of_addresses_is_told_so() -> None:
     """Mooncake would fail each handshake, and blame a firewall; an IPv6 node reaches IPv4 peers by mapped addresses."""
-    reply = answer(BOTH, run_socket="elsewhere.sock", mooncake_proto=mooncake.PROTO, poller_addr="tcp://[fd00::8]:2")
+    reply = answer(BOTH, offers={"shm": "elsewhere.sock", "mooncake": PROTO}, poller_addr="tcp://[fd00::8]:2")
     assert isinstance(reply, msg.Refused)
     assert reply.reason.endswith("; Mooncake goes over IPv4 here, over IPv6 there; bind both alike")
     assert mooncake.why_out_of_reach("fd00::7", "10.0.0.8") == ""
@@ -319,7 +334,7 @@ def test_a_peer_of_the_other_family_of_addresses_is_told_so() -> None:
 )
 def test_nodes_of_another_geometry_are_refused_with_both_values(name: str, value: Any, ours: object) -> None:
     """Before an engine is chosen; the text reaches the scheduler whole."""
-    reply = answer(BOTH, run_socket="here.sock", **{name: value})
+    reply = answer(BOTH, **{name: value})
     assert isinstance(reply, msg.Refused)
     assert reply.reason == f"{name}: language {value}, encode {ours}; launch both with the same"
 

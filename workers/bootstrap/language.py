@@ -18,18 +18,17 @@ import numpy as np
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
-from embridge.allocator.records import Engine, Peer, PeerState, Slot
+from embridge.allocator.records import Peer, PeerState, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.allocator.status import split
 from embridge.workers import messages as msg
-from embridge.workers.addresses import Found, numeric
+from embridge.workers.addresses import Found, host_of, numeric
 from embridge.workers.bootstrap.links import Link, Waiting
 from embridge.workers.bootstrap.registrations import why_not_numeric
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.role import Arrival, Denied, Desk, Disconnect, Inbox, Out, Send
 from embridge.workers.timing import NS
-from embridge.workers.transfer.engines import mooncake
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ class GrantSender:
             for slot, epoch in waiting.take_all():
                 self._open_at(found.endpoint, asked, slot, epoch, now_ns)
         elif late := waiting.take_before(now_ns - self._patience_ns):
-            why = found.why if found is not None else f"name {mooncake.host_of(asked)} does not resolve: no answer yet"
+            why = found.why if found is not None else f"name {host_of(asked)} does not resolve: no answer yet"
             self._end(late, FailureCode.UNREACHABLE, self._no_answer(asked, why))
         if not waiting:
             del self._lookups[asked]
@@ -200,8 +199,7 @@ class GrantSender:
                     header=self._desk.header(0),
                     bootstrap_addr=own.bootstrap_addr,
                     poller_addr=own.poller_addr,
-                    run_socket=own.run_socket if Engine.SHM in self._desk.engines else "",
-                    mooncake_proto=mooncake.PROTO if Engine.MOONCAKE in self._desk.engines else 0,
+                    offers={engine.name: engine.offer(own.run_socket) for engine in self._desk.engines},
                     hidden_size=geometry.hidden_size,
                     block_size=geometry.block_size,
                     num_blocks=geometry.num_blocks,
@@ -314,6 +312,11 @@ class GrantSender:
             reason = f"encode node {link.address} announces what is no address: {wrong}"
             self._give_up(link, FailureCode.PROTOCOL, reason)
             return
+        engine = next((it for it in self._desk.engines if it.name == message.engine), None)
+        if engine is None:
+            reason = f"encode node {link.address} chose engine {message.engine}, which this node has not offered"
+            self._give_up(link, FailureCode.PROTOCOL, reason)
+            return
         header, peers = message.header, self._control.peers
         for other in peers.alive():
             if peers.get(other, Peer.NODE_ID) == header.node_id and (
@@ -330,10 +333,10 @@ class GrantSender:
                 window_blocks=message.window_blocks,
                 num_blocks=message.num_blocks,
                 num_slots=0,
-                engine=message.engine,
+                engine=engine.number,
                 bootstrap_addr=link.address,
                 poller_addr=message.poller_addr,
-                run_socket="",
+                offer="",
                 registration=link.registration,
                 key=key,
             )
@@ -343,7 +346,7 @@ class GrantSender:
                 return
             log.info("registered with encode %s", record)
         peers.put(peer, Peer.REGISTRATION, link.registration)
-        peers.put(peer, Peer.ENGINE, message.engine)
+        peers.put(peer, Peer.ENGINE, engine.number)
         link.peer = peer
         for slot, epoch in link.waiting.take_all():
             self._join(slot, epoch, peer)
@@ -376,7 +379,8 @@ class GrantSender:
 
     def _session_for(self, slot: int, peer: int) -> LiveSession | None:
         """The session under which a request's rows may come from that peer; None while its engine is being started."""
-        if self._control.peers.get(peer, Peer.ENGINE) == Engine.SHM:
+        engine = self._desk.engine_of(peer)
+        if engine is not None and not engine.has_sessions:
             return NO_SESSION
         session = self._sessions.live(self._control.worker_of(self._slots.get(slot, Slot.ROOM)))
         return session if session.number else None

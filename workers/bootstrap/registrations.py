@@ -17,16 +17,17 @@ from typing import NamedTuple
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
-from embridge.allocator.records import Engine, Peer
+from embridge.allocator.records import Peer
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
-from embridge.workers.addresses import numeric
+from embridge.workers.addresses import host_of, numeric
+from embridge.workers.engine_kind import EngineKind
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.poller.peer_watch import COPIED, WAS_COPIED
 from embridge.workers.role import Desk
 from embridge.workers.run_socket import Question
 from embridge.workers.timing import NS
-from embridge.workers.transfer.engines import mooncake
+from embridge.workers.transfer import engines
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Waiting:
     message: msg.Register
     key: str
     connection: bytes
+    run_socket: str
 
 
 class Registrations:
@@ -90,10 +92,9 @@ class Registrations:
             self._desk.to("poller").send(Kick.PEER_DEAD, older, self._peers.get(older, Peer.INCARNATION))
         peer = self._peers.find(header.node_id, header.incarnation)
         if peer is None:
-            elsewhere = self._why_elsewhere(message, key, connection, now_ns)
-            if elsewhere is None:
+            engine = self._engine_for(message, key, connection, now_ns)
+            if engine is None:
                 return None
-            engine = self._engine_for(message, elsewhere)
             if isinstance(engine, str):
                 return self._refuse(message, now_ns, engine)
             record = PeerRecord(
@@ -102,21 +103,23 @@ class Registrations:
                 window_blocks=message.window_blocks,
                 num_blocks=message.num_blocks,
                 num_slots=message.num_slots,
-                engine=engine,
+                engine=engine.number,
                 bootstrap_addr=message.bootstrap_addr,
                 poller_addr=message.poller_addr,
-                run_socket=message.run_socket,
+                offer=message.offers[engine.name],
                 registration=message.registration,
                 key=key,
             )
             if self._peers.register(record, now_ns, in_use()) is None:
                 return self._refuse(message, now_ns, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
-            log.info("registered language %s; rows travel through %s", record, engine.name.lower())
+            log.info("registered language %s; rows travel through %s", record, engine.name)
             return Answer(self._welcome(header, engine))
         begins_again = message.registration > self._peers.get(peer, Peer.REGISTRATION)
         if begins_again:
             self._peers.put(peer, Peer.REGISTRATION, message.registration)  # before the answer: its door is open to us only after that
-        return Answer(self._welcome(header, self._peers.get(peer, Peer.ENGINE)), peer if begins_again else None)
+        chosen = self._desk.engine_of(peer)
+        assert chosen is not None, f"peer {peer} is registered, and no engine was agreed with it"
+        return Answer(self._welcome(header, chosen), peer if begins_again else None)
 
     def due(self, now_ns: int) -> list[Waiting]:
         """The registrations that have waited, and are to be taken now."""
@@ -177,21 +180,44 @@ class Registrations:
             if self._peers.get(peer, Peer.NODE_ID) == header.node_id and self._peers.get(peer, Peer.INCARNATION) != header.incarnation
         ]
 
-    def _why_elsewhere(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> str | None:
-        """Why rows cannot travel through shared memory; empty if they can, None while that is being asked."""
-        if Engine.SHM not in self._desk.engines:
-            return "this encode node takes no shared memory"
-        if not message.run_socket:
-            return "it takes no shared memory"
+    # ---- how rows travel
+
+    def _engine_for(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> EngineKind | str | None:
+        """The first engine that both nodes offer and that reaches the language node; else why there is none, in words.
+
+        None while its run socket is asked.
+        """
+        own = self._desk
+        ours, theirs = host_of(own.addresses.poller_addr), host_of(message.poller_addr)
+        whys = []
+        for engine in own.engines:
+            offer = message.offers.get(engine.name)
+            if offer is None:
+                whys.append(f"it offers no {engine.title}")
+                continue
+            why: str | None = engine.why_refused(offer, ours, theirs)
+            if not why and engine.is_local:
+                why = self._why_elsewhere(offer, message, key, connection, now_ns)
+            if why is None:
+                return None
+            if not why:
+                return engine
+            whys.append(why)
+        named = {engine.name for engine in own.engines}
+        whys += [f"this encode node offers no {engine.title}" for engine in engines.ENGINES if engine.name not in named]
+        return f"no engine in common: {'; '.join(whys)}"
+
+    def _why_elsewhere(self, run_socket: str, message: msg.Register, key: str, connection: bytes, now_ns: int) -> str | None:
+        """Why that node is not on this host; empty if it is, None while its run socket is asked."""
         header = message.header
         identity = (header.node_id, header.incarnation, key)
         it = self._waiting.get(identity)
-        if it is None or it.message.run_socket != message.run_socket:
+        if it is None or it.run_socket != run_socket:
             if it is None and len(self._waiting) >= MAX_QUESTIONS:
                 return None
             self._drop(identity)
-            question = self._desk.ask_at(message.run_socket, header.node_id, header.incarnation)
-            it = self._waiting[identity] = Waiting(question, now_ns, message, key, connection)
+            question = self._desk.ask_at(run_socket, header.node_id, header.incarnation)
+            it = self._waiting[identity] = Waiting(question, now_ns, message, key, connection, run_socket)
         it.message, it.connection = message, connection
         answer = it.question.answer()
         if answer is None and now_ns - it.since_ns > QUESTION_NS:
@@ -203,32 +229,19 @@ class Registrations:
         if it is not None:
             it.question.close()
 
-    def _engine_for(self, message: msg.Register, elsewhere: str) -> Engine | str:
-        """How rows will travel: through shared memory if it is not `elsewhere`, else through Mooncake; or why they cannot."""
-        if not elsewhere:
-            return Engine.SHM
-        ours = self._desk.engines
-        tried = [elsewhere] if Engine.SHM in ours else []
-        if Engine.MOONCAKE in ours:
-            far = mooncake.why_out_of_reach(mooncake.host_of(self._desk.addresses.poller_addr), mooncake.host_of(message.poller_addr))
-            if message.mooncake_proto >= mooncake.PROTO and not far:
-                return Engine.MOONCAKE
-            if message.mooncake_proto >= mooncake.PROTO:
-                tried.append(far)
-            elif message.mooncake_proto:
-                tried.append(f"its Mooncake has framing {message.mooncake_proto}, which reports writes done before they land (R13)")
-            else:
-                tried.append("it offers no Mooncake")
-        else:
-            tried.append("this encode node offers no Mooncake")
-        return f"no engine in common: {'; '.join(tried)}"
-
     # ---- answers
 
-    def _welcome(self, header: msg.Header, engine: int) -> msg.Registered:
+    def _welcome(self, header: msg.Header, engine: EngineKind) -> msg.Registered:
         own, control = self._desk.addresses, self._control
         to = self._desk.header(header.incarnation)
-        return msg.Registered(to, own.bootstrap_addr, own.poller_addr, engine, control.geometry.num_blocks, control.limits.window_blocks)
+        return msg.Registered(
+            header=to,
+            bootstrap_addr=own.bootstrap_addr,
+            poller_addr=own.poller_addr,
+            engine=engine.name,
+            num_blocks=control.geometry.num_blocks,
+            window_blocks=control.limits.window_blocks,
+        )
 
     def _refuse(self, message: msg.Register, now_ns: int, reason: str) -> Answer:
         header = message.header

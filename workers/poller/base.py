@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Engine, Slot
+from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg
@@ -76,7 +76,7 @@ class Poller(ABC):
     def _check_blocks(self, *, is_idle: bool) -> None:
         """Integrity: with no request in flight, in two scans one after the other, every block is free (P1), or waits for a fence."""
         counts = self._control.blocks.check()
-        waits_for_fence = counts.quarantined if Engine.MOONCAKE in self._desk.engines else 0
+        waits_for_fence = counts.quarantined if self._desk.has_sessions else 0
         held = sum(counts[1:]) - waits_for_fence if is_idle else 0
         if held and held == self._held_while_idle and not self._told_of_leak:
             self._told_of_leak = True

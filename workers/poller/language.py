@@ -15,7 +15,7 @@ import logging
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Engine, Peer, Slot
+from embridge.allocator.records import Peer, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import TERMINAL, Phase, split
@@ -41,7 +41,6 @@ class StatusReceiver(Poller):
         super().__init__(desk)
         self._resends: dict[int, int] = {}  # slot -> how often
         self._sessions = desk.control.sessions
-        self._has_sessions = Engine.MOONCAKE in desk.engines
         self._quarantined_ns: dict[tuple[int, int], int] = {}  # (block, cell) -> since when it is seen in quarantine
         self._fenced_ns: dict[int, int] = {}  # worker -> when it was told to fence its session
         self._looked_ns = 0
@@ -49,7 +48,7 @@ class StatusReceiver(Poller):
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         out = super().step(now_ns, inbox)
-        if self._has_sessions and now_ns - self._looked_ns >= QUARANTINE_LOOK_NS:
+        if self._desk.has_sessions and now_ns - self._looked_ns >= QUARANTINE_LOOK_NS:
             self._looked_ns = now_ns
             with self._desk.isolated("fence"):
                 self._look_at_quarantine()

@@ -32,7 +32,7 @@ from embridge.allocator.errors import FailureCode, SegmentError
 from embridge.allocator.geometry import AUX_WORDS
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
-from embridge.allocator.records import Destination, Engine, Peer, Slot
+from embridge.allocator.records import Destination, Peer, Slot
 from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
@@ -80,8 +80,8 @@ class Attempt:
 class TransferWorker:
     """The encode node's transfer role: one of several, each with the rooms of its shard."""
 
-    def __init__(self, desk: Desk, shard: int, engines: dict[Engine, TransferEngine], sums: RowSums | None = None) -> None:
-        """`sums`: of this node's payload, where nodes verify."""
+    def __init__(self, desk: Desk, shard: int, engines: dict[int, TransferEngine], sums: RowSums | None = None) -> None:
+        """`engines`: by number. `sums`: of this node's payload, where nodes verify."""
         self._desk = desk
         self._control = desk.control
         self._slots = desk.slots
@@ -237,7 +237,7 @@ class TransferWorker:
             self._opening[slot] = epoch
             return 0
         record, session = self._control.peers.record(peer), self._session_of(slot, d)
-        engine = self._engines[Engine(record.engine)]
+        engine = self._engines[record.engine]
         if engine.late_writes:
             if self._renewing_ns:
                 return 0
@@ -386,8 +386,7 @@ class TransferWorker:
 
     def _engine_of(self, peer: int) -> TransferEngine | None:
         """None for a peer whose entry another one has taken since."""
-        number = self._control.peers.get(peer, Peer.ENGINE)
-        return next((engine for kind, engine in self._engines.items() if kind == number), None)
+        return self._engines.get(self._control.peers.get(peer, Peer.ENGINE))
 
     def _taint(self, slot: int, d: int) -> None:
         """The last attempt for this destination ended other than done; so for its peer, should the request be forgotten (R7)."""

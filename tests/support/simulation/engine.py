@@ -55,7 +55,7 @@ class SimulatedEngine:
         self.close(peer)
         if self.late_writes:
             return self._open_session(peer, record, session)
-        target = self._world.node_at(record.run_socket)
+        target = self._world.node_at(record.offer)
         if target is None or target.control.incarnation != record.incarnation:
             raise EngineError(f"{record} is not reachable")
         if self._world.chance(0.3):  # its answer is not there yet

@@ -115,7 +115,7 @@ class RoleActor(Actor):
         if not encode:
             return TargetWorker(self.desk, worker, self.node.begin_session(worker), sums)
         self.engine = self.node.make_engine()
-        return TransferWorker(self.desk, worker, {self.world.engine: self.engine}, sums)
+        return TransferWorker(self.desk, worker, {self.world.engine.number: self.engine}, sums)
 
     @property
     def connection_prefix(self) -> str:

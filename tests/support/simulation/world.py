@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from embridge.allocator.geometry import Geometry, Role
-from embridge.allocator.records import Destination, Engine, Lane, Slot
+from embridge.allocator.records import Destination, Lane, Slot
 from embridge.allocator.status import split
 from embridge.workers.addresses import Found
+from embridge.workers.engine_kind import EngineKind
 from embridge.workers.timing import NS, Timing
+from embridge.workers.transfer.engines.mooncake import MOONCAKE
+from embridge.workers.transfer.engines.shm import SHARED_MEMORY
 from support.simulation.engine import Late
 from support.simulation.network import Network
 from support.simulation.node import SimulatedNode
@@ -30,6 +33,7 @@ class World:
         faults: Faults | None = None,
         timing: Timing = TIMING,
         late_writes: bool = False,
+        engine: EngineKind | None = None,
         verify: bool = False,
         trace_length: int = 300,
     ) -> None:
@@ -37,8 +41,8 @@ class World:
         self.rng = random.Random(seed)
         self.faults = faults or Faults()
         self.timing = timing
-        self.late_writes = late_writes
-        self.engine = Engine.MOONCAKE if late_writes else Engine.SHM
+        self.engine = engine or (MOONCAKE if late_writes else SHARED_MEMORY)
+        self.late_writes = self.engine.has_sessions
         self.late: list[Late] = []
         self.num_late = 0
         self.verify = verify

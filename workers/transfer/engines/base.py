@@ -6,15 +6,19 @@ failure means is the worker's. *Done* means applied at the destination (R13).
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from embridge.allocator._core import Mapping
 from embridge.allocator.errors import EmbridgeError
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
+from embridge.workers.engine_kind import EngineKind
 
 Moves = npt.NDArray[np.int64]
 """(n, 3): offset in the peer's payload, offset in our payload, bytes."""
@@ -77,3 +81,38 @@ class TransferEngine(Protocol):
     def wear(self) -> str:
         """Why the process had better begin anew, though all goes well; empty while it need not. Asked once a second."""
         ...
+
+
+class SessionEngine(Protocol):
+    """The language side of an engine with sessions: peers write through it. It ends with its process, and its session with it."""
+
+    port: int
+    """At which peers reach it, on the host that this node binds."""
+
+
+class Engine(EngineKind):
+    """An engine that transfer workers can run. Their `settings` are what `settings_of` returned to the launcher."""
+
+    def settings_of(self, config: Any) -> object:
+        """What the engine needs of a `PipelineConfig`; it travels to each transfer worker. None for an engine without settings."""
+        return None
+
+    @abstractmethod
+    def make_writer(self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object) -> TransferEngine:
+        """The engine of one transfer worker of an encode node, which has this payload and binds this host.
+
+        Raises:
+            LaunchError: it does not start; the text says what to do.
+        """
+
+    def make_session_engine(
+        self, payload: Mapping, *, host: str, settings: object, take_port: Callable[[int], bool]
+    ) -> SessionEngine:
+        """The engine of one transfer worker of a language node, into whose payload peers may write at once (`has_sessions` only).
+
+        `take_port(port)` is False for a port that an earlier session had: this one must have another.
+
+        Raises:
+            LaunchError: it does not start; the text says what to do.
+        """
+        raise NotImplementedError(f"{self.name} has no sessions")

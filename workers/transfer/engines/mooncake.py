@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import ipaddress
 import logging
 import os
+import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,8 +36,9 @@ from embridge.allocator.errors import LaunchError
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
 from embridge.workers import descriptors
+from embridge.workers.addresses import host_of
 from embridge.workers.timing import NS
-from embridge.workers.transfer.engines.base import Moves, NoAnswer, Outcome, OwnShortage
+from embridge.workers.transfer.engines.base import Engine, Moves, NoAnswer, Outcome, OwnShortage
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ PROTO: Final = 2
 
 MODULES: Final = ("mooncake-transfer-engine", "mooncake-transfer-engine-cuda13", "mooncake-transfer-engine-non-cuda")
 LEAST_VERSION: Final = (0, 3, 12)  # pyproject.toml asks for no less
+_FRAMING: Final = re.compile("[0-9]{1,9}", re.ASCII)
 _PORT_TRIES: Final = 32
 _SOCKETS: Final = 4  # to a session, its lanes
 _MOST_OVER: Final = 128  # sessions that are over and still have sockets here
@@ -165,7 +168,7 @@ def _register(engine: Any, payload: Mapping) -> None:
 class MooncakeTarget:
     """The language side: an engine into whose registered payload peers write. It ends with its process, and its session with it."""
 
-    def __init__(self, payload: Mapping, host: str, settings: MooncakeSettings, take_port: Any) -> None:
+    def __init__(self, payload: Mapping, host: str, settings: MooncakeSettings, take_port: Callable[[int], bool]) -> None:
         """`take_port(port)` is False for a port that an earlier session had: then another engine is made, with another port."""
         self._payload = payload
         refused = []
@@ -355,10 +358,42 @@ class MooncakeEngine:
         return ""
 
 
-def host_of(address: str) -> str:
-    """The host of `tcp://host:port`, an IPv6 one without its brackets."""
-    return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+class Mooncake(Engine):
+    """Offered with the version of its framing."""
+
+    name = "mooncake"
+    number = 2
+    title = "Mooncake"
+    is_local = False
+    is_automatic = True
+    has_sessions = True
+    writes_to_stderr = True
+
+    def why_unavailable(self) -> str:
+        return why_unavailable()
+
+    def offer(self, run_socket: str) -> str:
+        return str(PROTO)
+
+    def why_refused(self, offer: str, ours: str, theirs: str) -> str:
+        if not _FRAMING.fullmatch(offer):
+            return f"its Mooncake has framing {offer[:16]!r}, which is no number"
+        if int(offer) < PROTO:
+            return f"its Mooncake has framing {offer}, which reports writes done before they land (R13)"
+        return why_out_of_reach(ours, theirs)
+
+    def settings_of(self, config: Any) -> object:
+        return config.mooncake
+
+    def make_writer(self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object) -> MooncakeEngine:
+        assert isinstance(settings, MooncakeSettings)
+        return MooncakeEngine(payload, host, settings)
+
+    def make_session_engine(
+        self, payload: Mapping, *, host: str, settings: object, take_port: Callable[[int], bool]
+    ) -> MooncakeTarget:
+        assert isinstance(settings, MooncakeSettings)
+        return MooncakeTarget(payload, host, settings, take_port)
 
 
-def is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host).is_loopback
+MOONCAKE = Mooncake()

@@ -18,7 +18,7 @@ from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.segment import map_segment
 from embridge.allocator.sessions import LiveSession
 from embridge.workers import descriptors, run_socket
-from embridge.workers.transfer.engines.base import EngineError, Moves, Outcome, OwnShortage
+from embridge.workers.transfer.engines.base import Engine, EngineError, Moves, Outcome, OwnShortage
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class ShmEngine:
         except OSError as error:
             raise OwnShortage(f"no socket for {record}: {descriptors.shortage(error) or error}") from error
         try:
-            sock.connect(record.run_socket)
+            sock.connect(record.offer)
             _, uid = run_socket.peer_credentials(sock)
             if uid != os.geteuid():
                 raise PermissionError(f"it belongs to user {uid}, this process to {os.geteuid()}")
@@ -84,7 +84,7 @@ class ShmEngine:
         except OSError as error:
             sock.close()
             raise EngineError(
-                f"{record} is not reachable through shared memory: {record.run_socket or 'no run socket'}: {error}"
+                f"{record} is not reachable through shared memory: {record.offer or 'no run socket'}: {error}"
             ) from error
         return _Door(sock, (record.node_id, record.incarnation))
 
@@ -122,3 +122,30 @@ class ShmEngine:
 
     def wear(self) -> str:
         return ""
+
+
+class SharedMemory(Engine):
+    """Offered with the path of the run socket; an encode node takes it where that answers."""
+
+    name = "shm"
+    number = 1
+    title = "shared memory"
+    is_local = True
+    is_automatic = True
+    has_sessions = False
+    writes_to_stderr = False
+
+    def why_unavailable(self) -> str:
+        return ""
+
+    def offer(self, run_socket: str) -> str:
+        return run_socket
+
+    def why_refused(self, offer: str, ours: str, theirs: str) -> str:
+        return "" if offer else "it has no run socket"
+
+    def make_writer(self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object) -> ShmEngine:
+        return ShmEngine(payload, node_id, incarnation)
+
+
+SHARED_MEMORY = SharedMemory()
