@@ -34,7 +34,7 @@ demo: $(BUILT)  ## carry real photographs between two nodes and check every byte
 	$(BIN)/embridge demo $(ARGS)
 
 test: lint types bytecode  ## ruff, mypy --strict, and every test but the storms
-	$(BIN)/python -m pytest -n auto -m "not storm" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto -m "not storm" $(ARGS)
 
 lint: $(BUILT)  ## ruff
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ Names are loaded when they are first used: the processes of a node import only w
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ __all__ = ["__version__", *sorted(_MODULE_OF)]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib import metadata  # not above: it brings half of `email`
+
         found: Any = metadata.version("embridge")
     elif name in _MODULE_OF:
         found = getattr(import_module(_MODULE_OF[name]), name)

@@ -1,6 +1,6 @@
 """Configuration: flags over environment over a TOML file over defaults; a bad value is an error that names it.
 
-The environment is read here and nowhere else.
+The environment is read here and nowhere else; `node/launcher_start.py` sets a variable of numpy's.
 """
 
 from __future__ import annotations

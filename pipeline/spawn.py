@@ -28,9 +28,6 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, Final
 
-from torch import multiprocessing
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
-
 from embridge.allocator._core import set_parent_death_signal
 from embridge.workers.health import exit_reason
 
@@ -94,6 +91,8 @@ class _Group:
     """The processes of one call."""
 
     def __init__(self, fn: Callable[..., object], args: Sequence[Any], nprocs: int, grace_s: float) -> None:
+        from torch import multiprocessing  # not above: a process imports it when its function does, or has been given a tensor
+
         self._context = multiprocessing.get_context("spawn")
         self._target = (fn, tuple(args))
         self._nprocs = nprocs
@@ -173,6 +172,8 @@ class _Group:
             raise
 
     def raise_failure(self, child: _Child) -> None:
+        from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
         what = f"process {child.index} of {self._nprocs} (pid {child.process.pid})"
         if child.said not in (b"", _RETURNED):
             text = f"{what} raised:\n\n{child.said.decode(errors='replace')}"

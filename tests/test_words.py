@@ -88,11 +88,16 @@ def called(call: ast.Call) -> str:
 
 
 @cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+@cache
 def uses() -> dict[Word, list[Use]]:
     """Every mention of a member of an enum of `MODULES` outside its own class."""
     found: dict[Word, list[Use]] = defaultdict(list)
     for path in SOURCES:
-        tree = ast.parse(path.read_text(), str(path))
+        tree = parsed(path)
         parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
         names = _names(path, tree)
         for node in ast.walk(tree):
@@ -209,11 +214,12 @@ SETTINGS: dict[Any, set[str]] = {
 THROUGH = {"run_dir": "directory"}  # the property that reads it: never None
 
 
+@cache
 def readers() -> dict[str, set[str]]:
     """Field name -> what it is taken from, wherever the product reads an attribute, but for a dataclass's look at itself."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 value = node.value
                 found[node.attr].add(value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", ""))
@@ -285,7 +291,7 @@ def test_what_the_product_defines_it_uses_or_offers() -> None:
     seen = {}
     for path in SOURCES:
         seen[path] = Names()
-        seen[path].visit(ast.parse(path.read_text(), str(path)))
+        seen[path].visit(parsed(path))
     mentioned = set().union(*(names.mentioned for names in seen.values()))
     excused = {name for table in (PUBLIC, CALLED_BY_OTHERS) for name in table}
     dead = [

@@ -10,7 +10,8 @@ path.
 What else a process inherits and a node must not depend on is set anew: signals that are ignored (SIGCHLD, without which
 no exit status is known; what `nohup` and shells ignore) or blocked; descriptors 0, 1 and 2 that are closed (a segment
 would be opened there, and somebody's message written into it); a working directory that may be removed; a umask.
-Limits, priority and environment are the user's.
+Limits, priority and environment are the user's; but where he has not said how many threads numpy's library of linear
+algebra begins, it is one: it would begin one a core in every process of a node, of which none multiplies a matrix.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _CODE: Final = (
     "sys.path[:] = given + [entry for entry in sys.path if entry not in given]; "
     "from embridge.pipeline.node.launcher_start import begin; sys.exit(begin())"
 )
+ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "1")
 _KEPT: Final = {signal.SIGPIPE, signal.SIGXFSZ}  # which the interpreter ignores
 
 
@@ -97,6 +99,7 @@ def begin() -> int:
     _reset_signals()
     os.umask(0o077)
     os.chdir("/")
+    os.environ.setdefault(*ONE_THREAD)  # before numpy is imported, here or in those that are spawned from here
     from embridge.pipeline.node.launcher import main
 
     return main()

@@ -78,7 +78,7 @@ def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(im
     ("number", "says"),
     [
         (signal.SIGINT, ["embridge: interrupted; everything it had started was stopped"]),
-        (signal.SIGHUP, []),  # its terminal is gone
+        pytest.param(signal.SIGHUP, [], marks=pytest.mark.storm),  # its terminal is gone
     ],
 )
 def test_an_interrupt_stops_everything_and_leaves_nothing(

@@ -25,7 +25,7 @@ from embridge.workers.run_socket import SOCKET_NAME
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
-REQUESTS = 20
+REQUESTS = 8
 FIRST_ROOM = 1000  # those of the flood are below
 
 

@@ -22,7 +22,10 @@ ONE_ROUND = ["Bootstrapping", "WaitingForInput", "Success"]
 RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]
 
 
-@pytest.fixture(scope="module", params=[16, 1], ids=["16 blocks a side", "one block a side"])
+STORM = pytest.mark.storm
+
+
+@pytest.fixture(scope="module")
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Station, Station]]:
     """Two nodes with pools of that many blocks of 128 tokens, hidden 64."""
     geometry = {"num_blocks": request.param, "deepstack_layers": 1, "log_level": "WARNING", "request_timeout_s": TIMEOUT_S}
@@ -61,7 +64,13 @@ def lengths(num_blocks: int, destinations: int, rooms: Iterator[int]) -> dict[in
     return {next(rooms): total for total in totals}
 
 
-@pytest.mark.parametrize("destinations", [1, 2])
+@pytest.mark.parametrize(
+    ("pair", "destinations"),
+    [(16, 2), (1, 1), pytest.param(16, 1, marks=STORM), pytest.param(1, 2, marks=STORM)],
+    ids=["16 blocks a side-2", "one block a side-1", "16 blocks a side-1", "one block a side-2"],
+    indirect=["pair"],
+    scope="module",
+)
 def test_64_requests_at_once_all_arrive_with_every_byte(
     pair: tuple[Station, Station],
     encoder: Agent,
@@ -96,6 +105,9 @@ def test_64_requests_at_once_all_arrive_with_every_byte(
     language.wait_idle()
 
 
+@pytest.mark.parametrize(
+    "pair", [1, pytest.param(16, marks=STORM)], ids=["one block a side", "16 blocks a side"], indirect=True, scope="module"
+)
 def test_requests_given_up_at_any_moment_end_once_and_leave_no_block_behind(
     pair: tuple[Station, Station], encoder: Agent, scheduler: Agent, watcher: Agent, rooms: Iterator[int]
 ) -> None:

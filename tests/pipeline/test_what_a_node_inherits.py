@@ -53,26 +53,41 @@ def test_nothing_of_the_working_directory_is_imported(own_dir: Path) -> None:
 def test_modules_of_a_folder_on_pythonpath_do_not_stand_for_those_of_the_standard_library(own_dir: Path) -> None:
     """Whoever launches imports no `secrets`, and has one of his own."""
     folder = set_traps(own_dir / "there", ("secrets", "argparse"))
-    with launched_by("", own_dir / "n", environ={**os.environ, "PYTHONPATH": before_pythonpath(folder)}):
-        pass
+    said = {"PYTHONPATH": before_pythonpath(folder), start.ONE_THREAD[0]: "2"}
+    with launched_by("", own_dir / "n", environ={**os.environ, **said}) as it:
+        assert set(said_of_threads(it).values()) == {"2"}, "what the user has said counts"
     assert marks(folder) == ""
 
 
 def test_a_process_that_has_found_the_package_by_a_path_of_its_own_launches_it(own_dir: Path) -> None:
-    """An interpreter without the package, or anything that it needs; the folders are given to it as it runs."""
+    """An interpreter without the package, or anything that it needs; the folders are given to it as it runs.
+
+    Nor does it say how many threads numpy may begin: there are those that the node has begun, and no more.
+    """
     site = own_dir / "site"
     (site / "embridge").mkdir(parents=True)
     for package in (embridge.allocator, embridge.pipeline, embridge.workers):
         (site / "embridge" / package.__name__.split(".")[1]).symlink_to(package.__path__[0])
     folders = [str(site), *(entry for entry in sys.path if entry.endswith("-packages"))]
     python = str(Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}"))
-    bare = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OPENBLAS", "OMP"))}
     asked = subprocess.run([python, "-I", "-c", "import embridge.pipeline"], capture_output=True, env=bare, check=False)
     assert b"ModuleNotFoundError" in asked.stderr
     with launched_by(f"sys.path[:0] = {folders!r}", own_dir / "n", executable=python, environ=bare) as it:
         assert "restarting" not in it.log()
         words = Path(f"/proc/{it.pid}/cmdline").read_bytes().decode().split("\0")
         assert str(site) in words
+        assert said_of_threads(it) == {"bootstrap": "1", "poller": "1", "worker0": "1", "worker1": "1"}
+
+
+def said_of_threads(it: Launched) -> dict[str, str]:
+    """What the environment in which each process of a node was started tells numpy's library of linear algebra."""
+    found = {}
+    for name, pid in it.pids().items():
+        environ = dict(word.partition("=")[::2] for word in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        if name != "launcher":  # which has said so after it began
+            found[name] = environ.get(start.ONE_THREAD[0], "")
+    return found
 
 
 def test_the_import_path_is_that_of_the_process_the_standard_library_first(

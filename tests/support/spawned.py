@@ -7,10 +7,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from embridge import spawn
+
+if TYPE_CHECKING:
+    import torch  # where a process has not been given a tensor it begins without
 
 
 def mark(index: int, folder: Path, rows: torch.Tensor) -> None:

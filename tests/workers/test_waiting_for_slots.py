@@ -107,17 +107,19 @@ def nodes() -> Iterator[Callable[..., Nodes]]:
 
 
 @pytest.mark.parametrize(
-    ("seed", "faults"),
+    ("seed", "faults", "times"),
     [
-        (1, Faults()),
-        pytest.param(2, LOSSY, marks=pytest.mark.storm),
-        (3, replace(LOSSY, lost_marks=0.5)),
+        (1, Faults(), 4),
+        pytest.param(2, LOSSY, 4, marks=pytest.mark.storm),
+        (3, replace(LOSSY, lost_marks=0.5), 2),
+        pytest.param(3, replace(LOSSY, lost_marks=0.5), 4, marks=pytest.mark.storm),
     ],
+    ids=["1-faults0", "2-faults1", "3-faults2", "3-faults2-twice as many"],
 )
-def test_rooms_that_are_opened_in_opposite_orders_all_arrive(nodes: Any, seed: int, faults: Faults) -> None:
+def test_rooms_that_are_opened_in_opposite_orders_all_arrive(nodes: Any, seed: int, faults: Faults, times: int) -> None:
     """P8, D8: many more than either side has slots, before any of them could end; nothing is left."""
     pair = nodes(seed, faults)
-    count = 4 * NUM_SLOTS
+    count = times * NUM_SLOTS
     for room in range(count):
         pair.request(room)
         pair.send(count - 1 - room)

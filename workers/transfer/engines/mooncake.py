@@ -20,7 +20,6 @@ What Mooncake does, as measured, and what is made of it here:
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -81,10 +80,12 @@ class MooncakeSettings:
 
 def module_version() -> str | None:
     """The installed Mooncake distribution and its version, as `name version`; None if there is none."""
+    from importlib import metadata  # and with it a good part of the mail parser: not in every process of a node
+
     for name in MODULES:
         try:
-            return f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
             continue
     return None
 

@@ -1,0 +1,67 @@
+"""How `-n` deals the tests out: whole files, so that a file's nodes are started once, and the long ones first.
+
+Files whose tests share the nodes of `conftest.py` go to one process together, for each process would start its own. Where
+something else than `-n` alone is asked for (`--dist worksteal`), that holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+OVER_EVERY_ENGINE = ("failures", "retry", "destinations", "scenarios", "shortage", "reused_buffers")
+OVER_SHARED_MEMORY = ("ranks", "leaving", "bad_nodes", "bad_input", "lessons", "dying", "status")
+TOGETHER = {
+    f"tests/pipeline/test_{name}.py": names[0] for names in (OVER_EVERY_ENGINE, OVER_SHARED_MEMORY) for name in names
+}
+"""File -> which of them it goes with."""
+
+LONG = (
+    "tests/pipeline/test_failures.py",
+    "tests/pipeline/test_ranks.py",
+    "tests/pipeline/test_stress.py",
+    "tests/two_hosts/test_two_hosts.py",
+    "tests/demo/test_run.py",
+    "tests/pipeline/test_more_rooms_than_slots.py",
+    "tests/pipeline/test_visits.py",
+    "tests/pipeline/test_spawning.py",
+    "tests/pipeline/test_discovery.py",
+)
+"""What is begun first, longest first; it costs time, and nothing else, when this is no longer so."""
+
+
+def unit_of(nodeid: str) -> str:
+    """What is dealt out with this test: its file, or several files."""
+    path = nodeid.partition("::")[0]
+    return TOGETHER.get(path, path)
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """The next unit goes to the process that comes to the end of its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    if config.option.dist != "load":
+        return None
+    config.option.loadscopereorder = False  # not by the number of tests
+    return ByFile(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In each of pytest's processes: the order in which units are dealt out, those that start nodes before all others."""
+    if not hasattr(config, "workerinput"):
+        return
+    first = {unit_of(path): place for place, path in enumerate(LONG)}
+    with_nodes = {unit_of(item.nodeid) for item in items if item.get_closest_marker("process")}
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        unit = unit_of(item.nodeid)
+        return first.get(unit, len(LONG)), unit not in with_nodes
+
+    items.sort(key=place)
