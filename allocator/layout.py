@@ -39,7 +39,7 @@
 
 `allocator.drawing` draws this, and a test compares them. A table begins on a line of 64 bytes, the rings on a page.
 
-Every word is 64 bits, little-endian, and has one writer (or is moved by CAS); `docs/architecture.md` says who. A
+Every word is 64 bits, little-endian, and has one writer (or is moved by CAS); `docs/design/words.md` says who. A
 process that attaches checks `MAGIC`, `LAYOUT_VERSION` and the size before it trusts any offset.
 """
 

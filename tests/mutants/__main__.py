@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from .catalogue import MUTANTS, Mutant
@@ -24,14 +25,17 @@ def chosen(only: list[str], shard: str) -> list[Mutant]:
     return mutants[i - 1 :: n]
 
 
-def table(verdicts: list[Verdict]) -> str:
-    """Markdown, in the order of the catalogue."""
-    lines = ["| mutant | breaks | what it does | killed by |", "|---|---|---|---|"]
+def page(verdicts: list[Verdict]) -> str:
+    """The sections of docs/mutants.md: by the file whose test turned red, in the order of the catalogue."""
+    sections: dict[str, list[str]] = {}
     for verdict in verdicts:
         mutant = verdict.mutant
-        killer = f"`{verdict.killer.replace('|', chr(92) + '|')}`" if verdict.killer else "**survived**"
-        lines.append(f"| {mutant.name} | {mutant.breaks} | {mutant.what} | {killer} |")
-    return "\n".join(lines)
+        file, _, test = (verdict.killer or "survived").partition("::")
+        if test and not file.startswith("tests/"):  # pytest names it from where it has found its settings
+            file = f"tests/{file}"
+        item = textwrap.fill(f"- **{mutant.name}** ({mutant.breaks}): {mutant.what}.", 120, subsequent_indent="  ")
+        sections.setdefault(file, []).append(f"{item}\n  `{test}`" if test else item)
+    return "\n\n".join("\n".join([f"## `{file}`", "", *sections[file]]) for file in sorted(sections))
 
 
 def _stopped(number: int, _frame: object) -> None:
@@ -79,7 +83,7 @@ def main() -> int:
                 continue
             word = "SURVIVED" if verdict.survived else "killed  "
             print(f"{word} {verdict.mutant.name:32} {verdict.seconds:6.1f} s  {verdict.killer}", flush=True)
-    print("\n" + table([verdicts[mutant.name] for mutant in mutants if mutant.name in verdicts]))
+    print("\n" + page([verdicts[mutant.name] for mutant in mutants if mutant.name in verdicts]))
     survivors = [verdict for verdict in verdicts.values() if verdict.survived]
     print(f"\n{len(verdicts) - len(survivors)} of {len(mutants)} killed, {len(survivors)} survived, {len(errors)} could not be run")
     return 2 if errors else int(bool(survivors))

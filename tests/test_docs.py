@@ -1,0 +1,262 @@
+"""The README and the pages of `docs/` hold: lines, links, files, names, commands and examples that they show are there, and run."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+from mutants.catalogue import MUTANTS
+
+import embridge
+from embridge import FailureCode
+from embridge.pipeline.cli import main as command_line
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = ("embridge", "pipeline", "workers", "allocator", "examples", "tests", "bench")
+COLUMNS = 120
+FILE = re.compile(r"[\w./-]+\.(py|pyi|c|h|md|toml|json)|(" + "|".join((*SOURCES, "docs")) + r")/[\w./-]+")
+OF_OTHERS = {"SimpleQueue", "ThreadSanitizer", "TransferEngine.initialize", "PreallocQueue→TransferQueue"}
+"""Names that the pages show and that others define."""
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+
+
+class Block(NamedTuple):
+    """What stands between two fences."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    found, begun, language = [], None, ""
+    lines = page.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip().startswith("```"):
+            continue
+        if begun is None:
+            begun, language = number, line.strip()[3:]
+        else:
+            found.append(Block(page, begun, language, "\n".join(lines[begun : number - 1])))
+            begun = None
+    assert begun is None, f"{page}: the fence of line {begun} has no end"
+    return found
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"(?ms)^ *```.*?^ *```$", "", page.read_text())
+
+
+def quoted(page: Path) -> list[str]:
+    """What stands in backticks, outside of fences."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"(?<=[^\s`])\n +(?=[^\s`])", " ", prose(page)))
+
+
+PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
+SHELL = [line.strip() for page in PAGES for block in blocks(page) if not block.language for line in block.text.splitlines()]
+
+
+@every_page
+def test_no_line_is_longer_than_120_columns(page: Path) -> None:
+    assert not [f"{number}: {len(line)}" for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > COLUMNS]
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def links(page: Path) -> list[str]:
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in link]
+
+
+@every_page
+def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> None:
+    broken = []
+    for link in links(page):
+        path, _, fragment = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        headings = re.findall(r"(?m)^#+ (.*)$", target.read_text()) if target.suffix == ".md" and target.exists() else []
+        if not target.exists() or (fragment and fragment not in map(anchor, headings)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    found, waiting = set(), [PAGES[0]]
+    while waiting:
+        page = waiting.pop()
+        if page in found:
+            continue
+        found.add(page)
+        waiting += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if link.partition("#")[0].endswith(".md")]
+    assert not set(PAGES) - found
+
+
+@cache
+def files() -> set[str]:
+    found = (path for top in (*SOURCES, "docs") for path in (ROOT / top).rglob("*"))
+    return {str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts}
+
+
+@every_page
+def test_every_file_that_is_named_is_there(page: Path) -> None:
+    """A path from the root, or the bare name of a test or module; `file::test` names a test in it."""
+    names = {name for path in files() for name in (path, path.rpartition("/")[2])} | {path.name for path in ROOT.iterdir()}
+    missing = []
+    for text in quoted(page):
+        path, _, test = text.partition("::")
+        path = path.rstrip("/")
+        is_path = FILE.fullmatch(path)
+        if not is_path:
+            continue
+        if path not in names or (test and f"def {test.partition('[')[0]}(" not in (ROOT / path).read_text()):
+            missing.append(text)
+    assert not missing
+
+
+@cache
+def classes() -> dict[str, set[str]]:
+    """Every class in the sources, with the names that it and those of its name define or assign."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in files():
+        if not path.endswith((".py", ".pyi")):
+            continue
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.ClassDef):
+                inner = [*ast.walk(node)]
+                found[node.name] |= {it.name for it in inner if isinstance(it, ast.FunctionDef | ast.ClassDef)}
+                found[node.name] |= {it.attr for it in inner if isinstance(it, ast.Attribute)}
+                found[node.name] |= {it.id for it in inner if isinstance(it, ast.Name)}
+                found[node.name] |= {base.id for base in node.bases if isinstance(base, ast.Name)}
+    return found
+
+
+def members(name: str) -> set[str]:
+    known = classes()
+    if name not in known:
+        return set()
+    return known[name] | {member for base in known[name] & known.keys() if base != name for member in known[base]}
+
+
+@every_page
+def test_every_class_and_method_that_is_named_is_there(page: Path) -> None:
+    """`TransferQueue._grant`, and words with two capitals inside: what is renamed is renamed here, too."""
+    missing = []
+    for text in quoted(page):
+        name, _, member = text.partition("(")[0].partition(".")
+        is_class = re.fullmatch(r"[A-Z][a-z]+([A-Z][a-z]*)+", name) or (member and re.fullmatch(r"[A-Z][a-z]\w*", name))
+        if text in OF_OTHERS or name in OF_OTHERS or hasattr(builtins, name) or not (is_class or name in classes()):
+            continue
+        if (name not in classes()) if not re.fullmatch(r"\w+", member) else (member not in members(name)):
+            missing.append(text)
+    assert not missing
+
+
+@every_page
+def test_every_make_target_that_is_named_is_there(page: Path) -> None:
+    targets = set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
+    said = [line for block in blocks(page) for line in block.text.splitlines()] + quoted(page)
+    named = {word for text in said if (found := re.match(r"\s*make ([a-z ]+)", text)) for word in found[1].split()}
+    assert not named - targets
+
+
+def test_every_command_that_is_shown_has_its_options() -> None:
+    """`embridge launch --role encode`, in a block or in a line."""
+    shown = 0
+    context = click.Context(command_line)
+    for text in [*SHELL, *(text for page in PAGES for text in quoted(page))]:
+        words = text.replace("\\", " ").removeprefix("$ ").split("#")[0].split()
+        if words[:1] != ["embridge"] or len(words) < 2 or words[1].startswith("-"):
+            continue
+        command, rest = command_line.get_command(context, words[1]), words[2:]
+        assert command is not None, text
+        if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+            command = command.get_command(context, rest[0])
+            assert command is not None, text
+        known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
+        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, text
+        shown += 1
+    assert shown > 10
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_every_example_is_python_and_imports_what_is_there(block: Block) -> None:
+    tree = ast.parse(block.text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "embridge":
+            assert {alias.name for alias in node.names} <= set(embridge.__all__)
+
+
+def example() -> Block:
+    """The first example of the README, which is a whole program."""
+    return next(block for block in PYTHON if block.page == PAGES[0])
+
+
+@pytest.mark.process
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    program = tmp_path / "example.py"
+    program.write_text(example().text)
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=100, check=False, env=environ)
+    assert result.returncode == 0, result.stderr
+    assert re.match(r"5000 tokens in \d+ rounds: Bootstrapping .*Success\n", result.stdout), result.stdout
+
+
+@pytest.mark.timeout(600)
+def test_the_example_of_the_readme_passes_mypy_strict(tmp_path: Path) -> None:
+    """Seen as it is installed, over the links of `make types`; the cache is the one of that, so this takes some seconds after it."""
+    typing = ROOT / ".build" / "typing" / "embridge"
+    typing.mkdir(parents=True, exist_ok=True)
+    for target in (*(ROOT / "embridge").iterdir(), *(ROOT / name for name in ("pipeline", "workers", "allocator"))):
+        if not os.path.lexists(typing / target.name):
+            (typing / target.name).symlink_to(target)
+    program = tmp_path / "example.py"
+    program.write_text(example().text)
+    settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    mypy = [sys.executable, "-m", "mypy", *settings, str(program)]
+    environ = {**os.environ, "MYPYPATH": str(typing.parent)}
+    result = subprocess.run(mypy, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=580, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_promise_has_a_section() -> None:
+    promised = re.findall(r"(?m)^- \*\*(P\d+)\*\*", (ROOT / "docs" / "invariants.md").read_text())
+    sections = re.findall(r"(?m)^## (P\d+)\b", (ROOT / "docs" / "promises.md").read_text())
+    assert promised == sections
+
+
+def test_every_exception_and_failure_code_has_its_cause_and_remedy() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    sections = dict(re.findall(r"(?ms)^### (\w+)\n(.*?)(?=^#|\Z)", page))
+    public = [getattr(embridge, name) for name in embridge.__all__]
+    exceptions = [it.__name__ for it in public if isinstance(it, type) and issubclass(it, Exception)]
+    wanted = [*exceptions, *(code.name for code in FailureCode if code)]
+    assert not [name for name in wanted if not {"*Cause*", "*Remedy*"} <= set(re.findall(r"\*\w+\*", sections.get(name, "")))]
+
+
+def test_the_page_of_mutants_names_those_of_the_catalogue_and_tests_of_theirs() -> None:
+    page = (ROOT / "docs" / "mutants.md").read_text()
+    named = {}
+    for file, section in re.findall(r"(?ms)^## `(.*?)`\n(.*?)(?=^## |\Z)", page):
+        for name, test in re.findall(r"(?ms)^- \*\*(.*?)\*\*.*?`(test_.*?)`$", section):
+            named[name] = f"{file}::{test}"
+    catalogue = {mutant.name: mutant for mutant in MUTANTS}
+    assert named.keys() <= catalogue.keys()
+    wrong = [name for name, test in named.items() if not any(test.startswith(given.split("[")[0]) for given in catalogue[name].tests)]
+    assert not wrong
