@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from embridge.allocator.control import Control
 from embridge.allocator.records import Process, Slot
 from embridge.allocator.status import TERMINAL, split
-from embridge.workers.role import Desk
+from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS
 
 NOT_ESSENTIAL: Final = frozenset({"registrar"})
@@ -29,15 +29,15 @@ class Load(NamedTuple):
     free_blocks: int
 
 
-def load_of(desk: Desk) -> Load:
+def load_of(ctx: RoleContext) -> Load:
     """Over the live slots: the sum of total - sent, and their number; and the free blocks."""
     tokens = requests = 0
-    for slot, _ in desk.current_slots():
-        word = split(desk.status.load(slot))
+    for slot, _ in ctx.current_slots():
+        word = split(ctx.status.load(slot))
         if word.phase < TERMINAL:
             requests += 1
-            tokens += max(0, desk.slots.get(slot, Slot.TOTAL) - word.sent)
-    return Load(tokens, requests, desk.control.blocks.counts().free)
+            tokens += max(0, ctx.slots.get(slot, Slot.TOTAL) - word.sent)
+    return Load(tokens, requests, ctx.control.blocks.counts().free)
 
 
 def silent_processes(control: Control, now_ns: int, bound_s: float) -> list[tuple[str, float]]:

@@ -1,7 +1,7 @@
 """The wire schema between nodes: msgspec structs in msgpack, versioned, bounded, never pickle.
 
 Every message is idempotent and carries absolute values (a whole window, never a delta), so a lost, doubled, late or
-reordered one changes nothing but time. The header names who speaks and to which incarnation of whom (R14); a request is
+reordered one changes nothing but time. The envelope names who speaks and to which incarnation of whom (R14); a request is
 `(language node, its incarnation, its slot, its epoch)`, and the room joins that to the encoder's call.
 
     language bootstrap ──register, init, resume, abort──▶ encode bootstrap   (answers: registered, refused, stale)
@@ -44,24 +44,24 @@ class _Fields(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """Fields in their order: exactly these, in a message of this version."""
 
 
-class Header(_Fields, frozen=True):
-    """Who speaks, and to which incarnation of whom; `target` 0 where the sender can't know it yet (register)."""
+class Envelope(_Fields, frozen=True):
+    """Who speaks, and to which incarnation of whom; `for_incarnation` is 0 where the sender cannot know it yet (register)."""
 
     version: Annotated[int, msgspec.Meta(ge=0, le=255)]
     node_id: Id
     incarnation: Id
-    target: U63
+    for_incarnation: U63
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """What can be read of a message of another version: its tag, and of its header the fields of ours, which come first in each."""
+    """What can be read of a message of another version: its tag, and of its envelope the fields of ours, which come first in each."""
 
     tag: str
-    header: Header
+    envelope: Envelope
 
 
 class RequestKey(_Fields, frozen=True):
-    """A request as the language node that opened it knows it (its node id and incarnation are in the header)."""
+    """A request as the language node that opened it knows it (its node id and incarnation are in the envelope)."""
 
     slot: SlotNumber
     epoch: Epoch
@@ -76,7 +76,7 @@ class Register(_Fields, frozen=True, tag="register"):
     `verify`: it checks the rows that it receives; both nodes do, or neither (R27).
     """
 
-    header: Header
+    envelope: Envelope
     bootstrap_addr: Text
     poller_addr: Text
     offers: Annotated[dict[EngineName, Text], msgspec.Meta(max_length=MAX_OFFERS)]
@@ -94,7 +94,7 @@ class Register(_Fields, frozen=True, tag="register"):
 class Registered(_Fields, frozen=True, tag="registered"):
     """The answer: who the encode node is, and the engine through which rows will travel, one that was offered."""
 
-    header: Header
+    envelope: Envelope
     bootstrap_addr: Text
     poller_addr: Text
     engine: EngineName
@@ -105,17 +105,17 @@ class Registered(_Fields, frozen=True, tag="registered"):
 class Refused(_Fields, frozen=True, tag="refused"):
     """The answer to a registration, or to one request (`key` set), that cannot be served."""
 
-    header: Header
+    envelope: Envelope
     code: U32
     reason: Text
     key: RequestKey | None = None
 
 
 class Stale(_Fields, frozen=True, tag="stale"):
-    """The answer to a message for an incarnation that is no more, or from a node that is not registered here."""
+    """The answer to a message for `incarnation`, which is no more, or from a node that is not registered here."""
 
-    header: Header
-    target: U63
+    envelope: Envelope
+    incarnation: U63
 
 
 class Init(_Fields, frozen=True, tag="init"):
@@ -125,7 +125,7 @@ class Init(_Fields, frozen=True, tag="init"):
     three are 0 through shared memory. They stand in each grant and not in the registration, so that after a fence one message says it all.
     """
 
-    header: Header
+    envelope: Envelope
     key: RequestKey
     endpoint: Text
     dst_port: Port
@@ -141,7 +141,7 @@ class Init(_Fields, frozen=True, tag="init"):
 class Resume(_Fields, frozen=True, tag="resume"):
     """A later grant: the whole window still held, from `first_block` (R1). `sent_tokens` is checked, never obeyed (R2)."""
 
-    header: Header
+    envelope: Envelope
     key: RequestKey
     endpoint: Text
     dst_port: Port
@@ -157,7 +157,7 @@ class Resume(_Fields, frozen=True, tag="resume"):
 class Abort(_Fields, frozen=True, tag="abort"):
     """The destination gives the request up and wants to know when nothing writes into its blocks any more."""
 
-    header: Header
+    envelope: Envelope
     key: RequestKey
     code: U32
     reason: Text
@@ -166,7 +166,7 @@ class Abort(_Fields, frozen=True, tag="abort"):
 class AbortAck(_Fields, frozen=True, tag="abort_ack"):
     """No attempt of this request is under way, and none will be; `tainted`: session + 1 under which one may still land (R7, R9)."""
 
-    header: Header
+    envelope: Envelope
     key: RequestKey
     tainted: U32
 
@@ -195,7 +195,7 @@ class RoomState(_Fields, frozen=True):
 class Announce(_Fields, frozen=True, tag="announce"):
     """The real length, ahead of the rows."""
 
-    header: Header
+    envelope: Envelope
     key: RequestKey
     total_tokens: U32
 
@@ -203,21 +203,21 @@ class Announce(_Fields, frozen=True, tag="announce"):
 class Status(_Fields, frozen=True, tag="status"):
     """The common phase, and this destination's progress (R18)."""
 
-    header: Header
+    envelope: Envelope
     room: RoomState
 
 
 class Close(_Fields, frozen=True, tag="close"):
     """The destination has the outcome and holds nothing of the request any more (R23)."""
 
-    header: Header
+    envelope: Envelope
     key: RequestKey
 
 
 class Heartbeat(_Fields, frozen=True, tag="heartbeat"):
     """I am alive; and from an encode node, the state of every request in flight for the peer that it is sent to."""
 
-    header: Header
+    envelope: Envelope
     rooms: Annotated[list[RoomState], msgspec.Meta(max_length=MAX_ROOMS_A_HEARTBEAT)]
 
 
@@ -256,8 +256,8 @@ def decode(data: bytes, peer: str) -> Message:
         message: Message = _decoder.decode(data)
     except (ValueError, RecursionError) as error:  # msgspec's own, and UnicodeDecodeError, are ValueErrors
         raise ProtocolError(peer, "message", str(error)[:MAX_TEXT], "a message of the embridge schema") from error
-    if message.header.version not in ACCEPTED_VERSIONS:
-        raise ProtocolError(peer, "version", message.header.version, f"one of {ACCEPTED_VERSIONS}")
+    if message.envelope.version not in ACCEPTED_VERSIONS:
+        raise ProtocolError(peer, "version", message.envelope.version, f"one of {ACCEPTED_VERSIONS}")
     return message
 
 
@@ -266,11 +266,11 @@ def decode_foreign(data: bytes) -> Foreign | None:
     if len(data) > MAX_FOREIGN_BYTES:
         return None
     try:
-        tag, header, *_ = msgspec.msgpack.decode(data, type=list)
-        foreign = Foreign(msgspec.convert(tag, Text), msgspec.convert(header[: len(Header.__struct_fields__)], Header))
+        tag, envelope, *_ = msgspec.msgpack.decode(data, type=list)
+        foreign = Foreign(msgspec.convert(tag, Text), msgspec.convert(envelope[: len(Envelope.__struct_fields__)], Envelope))
     except (ValueError, TypeError, RecursionError):
         return None
-    return None if foreign.header.version in ACCEPTED_VERSIONS else foreign
+    return None if foreign.envelope.version in ACCEPTED_VERSIONS else foreign
 
 
 def clip(text: str) -> str:

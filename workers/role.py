@@ -1,7 +1,7 @@
 """What the roles of a node have in common: a step from an inbox to an outbox, so that two nodes can run in one thread.
 
 A role does no I/O of its own. It is given what arrived since the last step (ring records, messages, lost connections), changes
-words in shared memory, and returns what is to be sent. `worker.py` puts the sockets and the waiting around it.
+words in shared memory, and returns what is to be sent. `start.py` puts the sockets and the waiting around it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Step(Protocol):
         ...
 
 
-class Desk:
+class RoleContext:
     """What every role works with: the control segment, the times, its row of counters, and kicks to the others."""
 
     def __init__(
@@ -142,11 +142,11 @@ class Desk:
         self._senders: dict[str, KickSender] = {}
         self.bs = control.geometry.block_size
 
-    def to(self, target: str) -> KickSender:
+    def to(self, process: str) -> KickSender:
         """The ring to another process of this node."""
-        if target not in self._senders:
-            self._senders[target] = self.control.sender(self.name, target)
-        return self._senders[target]
+        if process not in self._senders:
+            self._senders[process] = self.control.sender(self.name, process)
+        return self._senders[process]
 
     def to_worker_of(self, slot: int) -> KickSender:
         return self.to(f"worker{self.control.worker_of(self.slots.get(slot, Slot.ROOM))}")
@@ -161,8 +161,8 @@ class Desk:
         """How long this process may wait: hardly at all while a kick waits for room in its ring."""
         return min(wait_s, FULL_RING_WAIT_S) if any(sender.backlog for sender in self._senders.values()) else wait_s
 
-    def header(self, target: int) -> msg.Header:
-        return msg.Header(msg.VERSION, self.control.node_id, self.control.incarnation, target)
+    def envelope(self, for_incarnation: int) -> msg.Envelope:
+        return msg.Envelope(msg.VERSION, self.control.node_id, self.control.incarnation, for_incarnation)
 
     def count(self, metric: Metric, count: int = 1) -> None:
         self.control.metrics.add(self.index, metric, count)
@@ -198,7 +198,7 @@ class Desk:
         self.control.bell(f"library{self.slots.get(slot, Slot.LANE)}").ring()
 
     def wake_reaper(self, slot: int) -> None:
-        """A slot is released: if its client is dead, the poller may now free its lane, and another can have the seat (P3)."""
+        """A slot is released: if its client is dead, the poller may now free its lane, and another client can have it (P3)."""
         if self.is_lane_dead(slot):
             self.to("poller").send(Kick.LOOK, slot, 0)
 

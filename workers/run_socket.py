@@ -43,7 +43,7 @@ class PeerHello(msgspec.Struct, frozen=True, tag="peer", tag_field="kind"):
     version: int
     node_id: Id
     incarnation: Id
-    target: Id
+    for_incarnation: Id = msgspec.field(name="target")  # of the node that it means
 
 
 class Observe(msgspec.Struct, frozen=True, tag="observe", tag_field="kind"):

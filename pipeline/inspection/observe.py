@@ -25,7 +25,7 @@ from embridge.pipeline.inspection.explain import Actor, DestinationView, EncodeV
 from embridge.pipeline.inspection.open_readonly import Look, condition_of, look
 from embridge.workers.health import last_exit, why_unhealthy
 from embridge.workers.keys import KeyFileError, read_allow_list
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
 from embridge.workers.wire.zap import FINGERPRINT

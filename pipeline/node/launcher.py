@@ -67,9 +67,9 @@ from embridge.pipeline.run_dir import (
 from embridge.workers.discovery.auth_token import read_token
 from embridge.workers.files import open_regular
 from embridge.workers.keys import KeyFileError, read_key_file
+from embridge.workers.process_spec import READY, ProcessSpec
 from embridge.workers.role import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
-from embridge.workers.start import READY, Seat
 from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
@@ -306,7 +306,7 @@ class Launcher:
             bells = self._event_fds if name == "poller" else {n: self._event_fds[n] for n in ("bootstrap", "poller")}
             if name == "registrar":
                 bells = {name: self._event_fds[name]}
-            seat = Seat(
+            spec = ProcessSpec(
                 name=name,
                 control=self._control_fd,
                 control_bytes=self.control.layout.size,
@@ -329,7 +329,7 @@ class Launcher:
                 discovery_token_file=str(self.config.discovery_token_file or ""),
             )
             with naming(f"{name}: it cannot be started", LIMITS_REMEDY):
-                self._supervisor.start(seat)
+                self._supervisor.start(spec)
         with naming(f"payload of {self._payload.size} bytes", "lower num_blocks"):
             self._payload.populate(0, self._payload.size)
         deadline = time.monotonic() + self.config.timing.ready_timeout_s

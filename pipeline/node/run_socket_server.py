@@ -201,8 +201,8 @@ class RunSocketServer:
         self._welcome(guest, ["control", "payload", f"lane{lane}", "bootstrap"], lane)
 
     def _admit_writer(self, guest: Guest, hello: PeerHello) -> None:
-        if hello.target != self._control.incarnation:
-            self._refuse(guest, f"this is incarnation {self._control.incarnation}, not {hello.target}")
+        if hello.for_incarnation != self._control.incarnation:
+            self._refuse(guest, f"this is incarnation {self._control.incarnation}, not {hello.for_incarnation}")
             return
         if self._control.peers.find(hello.node_id, hello.incarnation) is None:
             self._refuse(guest, "this incarnation is not registered here, or was declared dead")

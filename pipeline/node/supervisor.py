@@ -30,7 +30,8 @@ from embridge.allocator.control import Control
 from embridge.allocator.records import Process, SegmentHeader
 from embridge.pipeline.node.recovery import Recovery
 from embridge.workers.health import NOT_ESSENTIAL, exit_reason
-from embridge.workers.start import READY, RENEWED, STOPPED, Seat, run
+from embridge.workers.process_spec import READY, RENEWED, STOPPED, ProcessSpec
+from embridge.workers.start import run
 from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Silences:
 class Child:
     """One process of the node, and its births in the last minute."""
 
-    seat: Seat
+    spec: ProcessSpec
     process: Any = None
     pidfd: int = -1
     born_ns: list[int] = field(default_factory=list)
@@ -83,7 +84,7 @@ class Child:
 
     @property
     def name(self) -> str:
-        return self.seat.name
+        return self.spec.name
 
 
 class Supervisor:
@@ -118,9 +119,9 @@ class Supervisor:
 
     # ---- births
 
-    def start(self, seat: Seat) -> None:
+    def start(self, spec: ProcessSpec) -> None:
         """Start a process of the node. Raises OSError where that is not possible; there is none of it then."""
-        child = Child(seat)
+        child = Child(spec)
         self._children.append(child)
         self._spawn(child)
 
@@ -128,7 +129,7 @@ class Supervisor:
         name = child.name
         self._processes.set(name, Process.STATE, 0)
         child.killed, child.steady_ns, child.restart_ns = "", 0, 0
-        process = self._context.Process(target=run, args=(child.seat,), name=f"embridge-{name}", daemon=True)
+        process = self._context.Process(target=run, args=(child.spec,), name=f"embridge-{name}", daemon=True)
         process.start()
         child.process = process
         try:

@@ -28,7 +28,7 @@ from support.waiting import wait_until
 from embridge import attach, follow
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.records import Process
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 
 pytestmark = pytest.mark.process
 

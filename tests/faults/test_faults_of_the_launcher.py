@@ -32,7 +32,7 @@ from embridge.allocator.errors import AttachError, LaunchError
 from embridge.allocator.records import Process
 from embridge.pipeline.node.launch import Ready, encode_config
 from embridge.pipeline.node.launcher import SIGNALS, Launcher, main
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 
 FEW = Limits(num_slots=64, max_clients=4, num_workers=1, window_blocks=64, max_peers=4, ring_records=64)
 STORM = pytest.mark.storm

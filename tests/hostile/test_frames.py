@@ -55,7 +55,7 @@ def attack(node: Alone, role: str, maker: FrameMaker, count: int, *, address: st
 
 
 def no_error(node: Alone) -> bool:
-    """No exception was caught in any role: `Desk.isolated` counts them."""
+    """No exception was caught in any role: `RoleContext.isolated` counts them."""
     return all(row["errors"] == 0 for row in node.control.metrics.all().values())
 
 
@@ -73,7 +73,7 @@ def attack_encode(role: str, count: int) -> None:
         passed, refused = passed + more, refused + less
         node.write(sender, 4, 8)
         assert sender.poll() == Phase.Success, (room, sender.failure_exception())
-        node.hears("poller", msg.Close(node.header(node_id=10), msg.RequestKey(slot, room, 1000 + room)))
+        node.hears("poller", msg.Close(node.envelope(node_id=10), msg.RequestKey(slot, room, 1000 + room)))
         sender.clear()
         node.settle()
         assert no_error(node)
@@ -84,7 +84,7 @@ def attack_encode(role: str, count: int) -> None:
 
 
 def registered(node: LanguageAlone) -> msg.Registered:
-    return msg.Registered(node.header(node_id=21), ELSEWHERE, "tcp://10.0.0.21:2", node.world.engine.name, 16, 16)
+    return msg.Registered(node.envelope(node_id=21), ELSEWHERE, "tcp://10.0.0.21:2", node.world.engine.name, 16, 16)
 
 
 def attack_language(role: str, count: int) -> None:

@@ -56,7 +56,7 @@ def test_a_grant_in_the_name_of_another_opens_nothing(encode: EncodeAlone) -> No
     sender = encode.sender(1, 8)
     key = msg.RequestKey(1, 1, 1)
     encode.forget_sent()
-    encode.hears("bootstrap", msg.Init(encode.header(), key, "", 0, 1, 0, [3, 4], 0, 1, 8, 1), identity=THEIRS)
+    encode.hears("bootstrap", msg.Init(encode.envelope(), key, "", 0, 1, 0, [3, 4], 0, 1, 8, 1), identity=THEIRS)
     assert encode.slots.get(sender.slot, Slot.NUM_DESTINATIONS) == 0
     assert (forged(encode), encode.wire.sent) == (1, [])
     encode.init(1, [3, 4])
@@ -67,7 +67,7 @@ def test_an_abort_in_the_name_of_another_ends_nothing(encode: EncodeAlone) -> No
     sender = encode.sender(1, 8, rows=4)
     encode.init(1, [3, 4])
     for key in (msg.RequestKey(1, 1, 1), msg.RequestKey(2, 1, 2)):
-        encode.hears("bootstrap", msg.Abort(encode.header(), key, 3, "not mine"), identity=THEIRS)
+        encode.hears("bootstrap", msg.Abort(encode.envelope(), key, 3, "not mine"), identity=THEIRS)
     assert forged(encode) == 2
     encode.write(sender, 4, 8)
     assert sender.poll() == Phase.Success
@@ -78,7 +78,7 @@ def test_a_close_in_the_name_of_another_closes_nothing(encode: EncodeAlone) -> N
     """R23: the destination itself says that it has the outcome."""
     sender = encode.sender(1, 8)
     encode.init(1, [3, 4])
-    encode.hears("poller", msg.Close(encode.header(), msg.RequestKey(1, 1, 1)), identity=THEIRS)
+    encode.hears("poller", msg.Close(encode.envelope(), msg.RequestKey(1, 1, 1)), identity=THEIRS)
     assert encode.get(sender, Destination.CLOSED) == 0
     encode.close(1)
     assert encode.get(sender, Destination.CLOSED) == 1
@@ -88,8 +88,8 @@ def test_a_heartbeat_in_the_name_of_another_keeps_nobody_alive(encode: EncodeAlo
     """P4: 10 is silent, whatever 11 says."""
     timeout_s = encode.world.timing.peer_timeout_s
     for _ in range(8):
-        encode.hears("poller", msg.Heartbeat(encode.header(node_id=10), []), identity=THEIRS)
-        encode.hears("poller", msg.Heartbeat(encode.header(node_id=11), []))
+        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=10), []), identity=THEIRS)
+        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=11), []))
         encode.advance(timeout_s / 5)
     peers = encode.control.peers
     assert [peers.key(peer) for peer in peers.alive()] == [THEIRS]
@@ -127,13 +127,13 @@ def test_what_an_encode_node_says_in_the_name_of_another_has_no_effect(language:
     state = language.state(receiver, Phase.Failed, 0, code=3, reason="not mine")
     key = state.key
     for message in (
-        msg.Status(language.header(node_id=20), state),
-        msg.Heartbeat(language.header(node_id=20), [state]),
-        msg.Announce(language.header(node_id=20), key, 99),
-        msg.AbortAck(language.header(node_id=20), key, 0),
+        msg.Status(language.envelope(node_id=20), state),
+        msg.Heartbeat(language.envelope(node_id=20), [state]),
+        msg.Announce(language.envelope(node_id=20), key, 99),
+        msg.AbortAck(language.envelope(node_id=20), key, 0),
     ):
         language.hears("poller", message, identity=THEIRS)
-    refused = msg.Refused(language.header(node_id=20), 7, "not mine", key)
+    refused = msg.Refused(language.envelope(node_id=20), 7, "not mine", key)
     language.hears("bootstrap", refused, address=ENCODE_ADDRESS, identity=THEIRS)
     assert forged(language) == 5
     language.status(receiver, Phase.Success, 8, total_tokens=8)
@@ -145,7 +145,7 @@ def test_an_encode_node_cannot_register_as_another(language: LanguageAlone) -> N
     receiver = language.receiver(1)
     other = language.client.receiver(ELSEWHERE, 2)
     language.settle()
-    answer = msg.Registered(language.header(node_id=20, incarnation=2), ELSEWHERE, "tcp://10.0.0.21:2", "shm", 16, 16)
+    answer = msg.Registered(language.envelope(node_id=20, incarnation=2), ELSEWHERE, "tcp://10.0.0.21:2", "shm", 16, 16)
     language.hears("bootstrap", answer, address=ELSEWHERE, identity=THEIRS)
     assert forged(language) == 1
     assert not other.handshake_done
@@ -164,7 +164,7 @@ def test_an_answer_of_another_version_fails_the_request_with_both_versions(langu
     receiver = language.client.receiver(ENCODE_ADDRESS, 1)
     language.settle()
     actor = language.actor("bootstrap")
-    data = msg.encode(msg.Refused(msg.Header(99, 20, 1, language.control.incarnation), 7, "whatever it says"))
+    data = msg.encode(msg.Refused(msg.Envelope(99, 20, 1, language.control.incarnation), 7, "whatever it says"))
     foreign = msg.decode_foreign(data)
     assert foreign is not None
     actor.arrivals.append(Arrival(foreign, None, ENCODE_ADDRESS, OWN))
@@ -200,6 +200,6 @@ def test_log_lines_about_a_peer_are_bounded(encode: EncodeAlone, caplog: pytest.
     caplog.set_level(logging.DEBUG)
     for number in range(500):
         encode.init(5000 + number, [99], slot=5, epoch=number + 1, node_id=11)
-        encode.hears("bootstrap", msg.Abort(encode.header(), msg.RequestKey(1, 1, 1), 3, ""), identity=THEIRS)
+        encode.hears("bootstrap", msg.Abort(encode.envelope(), msg.RequestKey(1, 1, 1), 3, ""), identity=THEIRS)
     lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert 2 <= len(lines) <= 40

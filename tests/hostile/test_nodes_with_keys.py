@@ -102,8 +102,8 @@ def test_a_listed_node_that_speaks_for_another_is_dropped(pair: tuple[Station, S
         sender = open_sender(sending, room, 2000)
         maker = FrameMaker(random.Random(1), target, [(peer.node_id, peer.incarnation)])
         for slot in range(10):
-            header = msg.Header(msg.VERSION, peer.node_id, peer.incarnation, target)
-            sock.send(msg.encode(msg.Abort(header, msg.RequestKey(slot, 1, room), 3, "not mine")))
+            envelope = msg.Envelope(msg.VERSION, peer.node_id, peer.incarnation, target)
+            sock.send(msg.encode(msg.Abort(envelope, msg.RequestKey(slot, 1, room), 3, "not mine")))
         for frame in maker.frames(2000):
             if len(frame) < msg.MAX_MESSAGE_BYTES:
                 sock.send(frame)
@@ -137,7 +137,7 @@ def test_strangers_at_both_ports_of_both_nodes_reach_nobody(pair: tuple[Station,
                         opened.append(sock)
                 for pair_of_keys in (None, STRANGER):
                     contexts.append(dealer(addr, pair_of_keys, key.public))
-                    say(contexts[-1].__enter__(), msg.encode(msg.Stale(msg.Header(msg.VERSION, 1, 1, 1), 1)))
+                    say(contexts[-1].__enter__(), msg.encode(msg.Stale(msg.Envelope(msg.VERSION, 1, 1, 1), 1)))
         for it in pair:
             wait_until(lambda it=it: metric(it, "connections_refused") >= before[it.addr] + 2)  # type: ignore[misc]
         assert transfer(encode, language, next(rooms)) == ""
@@ -179,8 +179,8 @@ def test_a_plain_client_gets_no_answer(pair: tuple[Station, Station]) -> None:
     encode, _ = pair
     came = metric(encode, "messages_in")
     with dealer(encode.addr) as plain, dealer(encode.addr, LISTED, ENCODE.public) as listed:
-        say(plain, msg.encode(msg.Stale(msg.Header(msg.VERSION, 1, 1, 1), 1)))
-        listed.send(msg.encode(msg.Abort(msg.Header(msg.VERSION, 99, 1, 1), msg.RequestKey(1, 1, 1), 3, "")))
+        say(plain, msg.encode(msg.Stale(msg.Envelope(msg.VERSION, 1, 1, 1), 1)))
+        listed.send(msg.encode(msg.Abort(msg.Envelope(msg.VERSION, 99, 1, 1), msg.RequestKey(1, 1, 1), 3, "")))
         assert listed.poll(20_000, zmq.POLLIN)
         assert isinstance(msg.decode(listed.recv(), "the node"), msg.Stale)
         assert not plain.poll(0)

@@ -260,7 +260,7 @@ def test_a_registration_of_another_version_is_answered_with_both_versions(port: 
         assert refused.reason == (
             f"protocol version: the language node speaks 99, this encode node {msg.VERSION}; run the same embridge on both"
         )
-        sock.send(msg.encode(msg.Abort(msg.Header(99, 50, 1, 1), msg.RequestKey(1, 1, 1), 3, "")))
+        sock.send(msg.encode(msg.Abort(msg.Envelope(99, 50, 1, 1), msg.RequestKey(1, 1, 1), 3, "")))
         sock.send(register())
         assert isinstance(answer(port, sock), msg.Registered)
 

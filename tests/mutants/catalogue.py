@@ -279,8 +279,8 @@ TABLES: Final = [
     Mutant(
         "heartbeats-counted-as-resent", "P12", "every room of every heartbeat counts as sent again",
         "workers/poller/peer_watch.py",
-        "        header, most = self._desk.header, 1024  # of some 100 bytes each: far below the limit of a message\n",
-        "        header, most = self._desk.header, 1024\n        self._desk.count(Metric.RESENT, len(rooms))\n",
+        "        envelope, most = self._ctx.envelope, 1024  # of some 100 bytes each: far below the limit of a message\n",
+        "        envelope, most = self._ctx.envelope, 1024\n        self._ctx.count(Metric.RESENT, len(rooms))\n",
         ("tests/workers/test_counters.py::test_what_is_repeated_as_a_matter_of_course_is_not_counted_as_sent_again",),
     ),
     Mutant(
@@ -390,7 +390,7 @@ GRANTING: Final = [
         "windows-not-granted-anew", "R10", "after a fence nobody is told of the new session",
         "workers/bootstrap/language.py",
         "            case Kick.SESSION:\n                self._grant_anew(slot)\n",
-        "            case Kick.SESSION:\n                self._desk.is_current(slot, epoch)\n",
+        "            case Kick.SESSION:\n                self._ctx.is_current(slot, epoch)\n",
         (f"{SESSIONS}::test_in_a_new_session_every_window_is_granted_anew",),
     ),
     Mutant(
@@ -403,7 +403,7 @@ GRANTING: Final = [
     Mutant(
         "refusal-of-an-older-epoch", "P17, R16", "a refusal that is late fails the slot's next request",
         "workers/bootstrap/language.py",
-        "            and self._desk.is_current(key.slot, key.epoch)\n",
+        "            and self._ctx.is_current(key.slot, key.epoch)\n",
         "",
         _crossing("a_refusal_of_another_epoch_fails_nobody"),
     ),
@@ -420,7 +420,7 @@ ADMITTING: Final = [
     Mutant(
         "incarnation-not-checked", "R14, D5", "the encode side takes a message for another incarnation of itself",
         "workers/bootstrap/encode.py",
-        "if peer is None or message.header.target != self._control.incarnation:",
+        "if peer is None or message.envelope.for_incarnation != self._control.incarnation:",
         "if peer is None:",
         _rule("a_message_for_another_incarnation_is_dropped_and_answered_stale"),
     ),
@@ -686,7 +686,7 @@ RECEIVING: Final = [
     Mutant(
         "report-of-another-epoch", "R14, R16, P17", "a report about the slot's request before this one is taken",
         "workers/poller/language.py",
-        "return self._desk.is_current(key.slot, key.epoch) and self._slots.get(key.slot, Slot.PEER) == peer + 1",
+        "return self._ctx.is_current(key.slot, key.epoch) and self._slots.get(key.slot, Slot.PEER) == peer + 1",
         "return self._slots.get(key.slot, Slot.PEER) == peer + 1",
         _rule("a_status_of_another_epoch_of_the_slot_closes_it_there_and_changes_nothing_here"),
     ),
@@ -700,16 +700,16 @@ RECEIVING: Final = [
     Mutant(
         "success-from-counters", "R20", "the language side calls it Success when all of its own rows have landed",
         "workers/poller/language.py",
-        "        phase = max(room.phase, split(self._desk.status.load(slot)).phase)\n",
-        "        phase = max(room.phase, split(self._desk.status.load(slot)).phase)\n"
+        "        phase = max(room.phase, split(self._ctx.status.load(slot)).phase)\n",
+        "        phase = max(room.phase, split(self._ctx.status.load(slot)).phase)\n"
         "        phase = Phase.Success if room.sent_tokens == room.total_tokens else phase\n",
         _rule("the_language_side_takes_success_from_the_phase_alone"),
     ),
     Mutant(
         "no-fence", "R11", "quarantine ends for nobody who waits",
         "workers/poller/language.py",
-        "self._desk.to(f\"worker{worker}\").send(Kick.FENCE, worker, 0, number)",
-        "self._desk.to(f\"worker{worker}\").flush()",
+        "self._ctx.to(f\"worker{worker}\").send(Kick.FENCE, worker, 0, number)",
+        "self._ctx.to(f\"worker{worker}\").flush()",
         (f"{SESSIONS}::test_when_somebody_waits_for_a_block_the_fence_comes_soon",),
     ),
     Mutant(
@@ -830,7 +830,7 @@ NODE: Final = [
     Mutant(
         "status-for-another-incarnation", "R14, P17", "a poller takes a message for another incarnation of itself",
         "workers/poller/peer_watch.py",
-        "if peer is None or header.target != self._desk.control.incarnation:",
+        "if peer is None or envelope.for_incarnation != self._ctx.control.incarnation:",
         "if peer is None:",
         _rule("a_status_for_or_from_another_incarnation_has_no_effect"),
     ),
@@ -1214,7 +1214,7 @@ PIPELINE: Final = [
     Mutant(
         "report-of-two-requests", "R16, P6", "a report is made though the slot is another request's by now",
         "workers/poller/encode.py",
-        "        if not self._desk.is_current(slot, epoch):\n            return  # it was",
+        "        if not self._ctx.is_current(slot, epoch):\n            return  # it was",
         "        if epoch < 0:\n            return  # it was",
         (f"{MARKS}::test_no_report_is_made_of_the_words_of_two_requests",),
     ),
@@ -1292,7 +1292,7 @@ PIPELINE: Final = [
     Mutant(
         "led-to-nobody", "P21", "where a name leads is kept though nobody answers there",
         "workers/bootstrap/language.py",
-        "            self._desk.forget(link.address)\n        if not link.waiting:\n",
+        "            self._ctx.forget(link.address)\n        if not link.waiting:\n",
         "        if not link.waiting:\n",
         (f"{LOOKUPS}::test_where_a_name_leads_is_forgotten_when_nobody_answers_there[given up]",),
     ),

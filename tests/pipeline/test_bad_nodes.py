@@ -147,8 +147,8 @@ def test_a_message_of_another_version_is_refused_and_named_in_the_log(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
     """P16: among bytes that are no message at all. The node answers the registration alone, and serves the next request."""
-    header = msg.Header(msg.VERSION, 77, 1, 0)
-    fields: dict[str, Any] = dict.fromkeys(msg.Register.__struct_fields__, 1) | {"header": header, "offers": {}, "verify": True}
+    envelope = msg.Envelope(msg.VERSION, 77, 1, 0)
+    fields: dict[str, Any] = dict.fromkeys(msg.Register.__struct_fields__, 1) | {"envelope": envelope, "offers": {}, "verify": True}
     texts = ("bootstrap_addr", "poller_addr", "dtype")
     register = msg.Register(**(fields | dict.fromkeys(texts, "x")))
     good = msg.encode(register)

@@ -22,7 +22,7 @@ from embridge.allocator.records import DiscoveryState, NodeState, Process
 from embridge.allocator.routes import DiscoveryRecord
 from embridge.pipeline.cli import main
 from embridge.pipeline.config import DEFAULT_ROUTES
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 
 pytestmark = pytest.mark.process
 

@@ -80,8 +80,8 @@ class Flood:
             for node_id in itertools.count(10_000):
                 if self._is_over.is_set():
                     return
-                header = msgspec.structs.replace(plain.header, node_id=node_id)
-                self._send(sock, msg.encode(msgspec.structs.replace(plain, header=header)), "registrations")
+                envelope = msgspec.structs.replace(plain.envelope, node_id=node_id)
+                self._send(sock, msg.encode(msgspec.structs.replace(plain, envelope=envelope)), "registrations")
 
     def _connections(self) -> None:
         """Connections that say nothing, or half a greeting, and end."""

@@ -26,7 +26,7 @@ from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.records import NodeState, Process
 from embridge.pipeline.node.launch import encode_config
 from embridge.pipeline.node.launcher_start import command
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 
 pytestmark = pytest.mark.process
 

@@ -14,7 +14,7 @@ from support.waiting import wait_until
 
 from embridge import attach
 from embridge.allocator.records import Process
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 
 pytestmark = pytest.mark.process
 

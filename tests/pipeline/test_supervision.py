@@ -37,8 +37,8 @@ from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.supervisor import STALLED_NS, Silences, Supervisor
 from embridge.workers.discovery.registrar import Reporter
 from embridge.workers.health import silent_processes, why_refusing, why_unhealthy
-from embridge.workers.role import Addresses, Desk
-from embridge.workers.start import READY, RENEWED
+from embridge.workers.process_spec import READY, RENEWED
+from embridge.workers.role import Addresses, RoleContext
 from embridge.workers.timing import NS, Timing
 from embridge.workers.transfer.engines.mooncake import MOONCAKE
 from embridge.workers.transfer.engines.shm import SHARED_MEMORY
@@ -348,7 +348,7 @@ def test_what_cannot_be_kept_alive_is_told_to_discovery_though_it_beats(node: No
 
 
 def reporter(node: Node) -> Reporter:
-    return Reporter(Desk(node.control, "registrar", TIMING, Addresses("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "")), "http://127.0.0.1:1")
+    return Reporter(RoleContext(node.control, "registrar", TIMING, Addresses("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "")), "http://127.0.0.1:1")
 
 
 def test_a_process_that_begins_again_by_itself_is_not_counted(node: Node) -> None:

@@ -28,7 +28,7 @@ from support.waiting import wait_until
 from embridge import Client, attach
 from embridge.allocator.geometry import Limits
 from embridge.allocator.records import Process
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 from storm.runner import tell
 from storm.soak import MORE_BYTES, WARM_UP, Held, held_by
 

@@ -39,7 +39,7 @@ from embridge.allocator.records import Lane, LaneState, Process
 from embridge.demo.hosts import Host, two_hosts
 from embridge.pipeline.inspection.observe import requests
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 from storm import clients
 from storm.history import Recorder, messages_of, speak_into
 from storm.plan import KINDS, LONGEST, WEIGHTS, kinds_of

@@ -125,9 +125,9 @@ class Alone:
 
     # ---- messages
 
-    def header(self, *, node_id: int = 10, incarnation: int = 1, target: int | None = None) -> msg.Header:
-        target = self.control.incarnation if target is None else target
-        return msg.Header(msg.VERSION, node_id, incarnation, target)
+    def envelope(self, *, node_id: int = 10, incarnation: int = 1, for_incarnation: int | None = None) -> msg.Envelope:
+        for_incarnation = self.control.incarnation if for_incarnation is None else for_incarnation
+        return msg.Envelope(msg.VERSION, node_id, incarnation, for_incarnation)
 
     def hears(self, role: str, *messages: msg.Message, address: str | None = None, identity: str | None = None) -> None:
         """Messages come to a role: from who connected to it, or, with `address`, on its own connection to there.
@@ -136,7 +136,7 @@ class Alone:
         """
         for message in messages:
             message = msg.decode(msg.encode(message), "the test")
-            node_id = message.header.node_id
+            node_id = message.envelope.node_id
             connection = None if address else f"peer{node_id}".encode()
             key = self.identities.get(node_id, "") if identity is None else identity
             self.actor(role).arrivals.append(Arrival(message, connection, address, key))
@@ -221,7 +221,7 @@ class EncodeAlone(Alone):
     def register(self, *, node_id: int = 10, incarnation: int = 1, **changes: Any) -> None:
         geometry = self.node.geometry
         values: dict[str, Any] = {
-            "header": self.header(node_id=node_id, incarnation=incarnation, target=0),
+            "envelope": self.envelope(node_id=node_id, incarnation=incarnation, for_incarnation=0),
             "bootstrap_addr": f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:1",
             "poller_addr": f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2",
             "offers": {it.name: it.offer("here.sock") for it in (*engines.ENGINES, self.world.engine)},
@@ -250,15 +250,15 @@ class EncodeAlone(Alone):
         session: int = 1,
         node_id: int = 10,
         incarnation: int = 1,
-        target: int | None = None,
+        for_incarnation: int | None = None,
         registration: int = 1,
     ) -> None:
         """A first grant; the request's slot there is its room, if nothing else is said."""
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
-        header = self.header(node_id=node_id, incarnation=incarnation, target=target)
+        envelope = self.envelope(node_id=node_id, incarnation=incarnation, for_incarnation=for_incarnation)
         key = msg.RequestKey(room if slot is None else slot, epoch, room)
         own, base = f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2", session << 32
-        self.hears("bootstrap", msg.Init(header, key, own, 7, session, base, blocks, first, required, tokens, registration))
+        self.hears("bootstrap", msg.Init(envelope, key, own, 7, session, base, blocks, first, required, tokens, registration))
 
     def resume(
         self,
@@ -274,16 +274,16 @@ class EncodeAlone(Alone):
     ) -> None:
         tokens = len(blocks) * BLOCK_SIZE if tokens is None else tokens
         key = msg.RequestKey(room, 1, room)
-        header = self.header(node_id=node_id)
+        envelope = self.envelope(node_id=node_id)
         own, base = f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2", session << 32
-        self.hears("bootstrap", msg.Resume(header, key, own, 7, session, base, blocks, first, required, sent, tokens))
+        self.hears("bootstrap", msg.Resume(envelope, key, own, 7, session, base, blocks, first, required, sent, tokens))
 
     def abort(self, room: int, *, epoch: int = 1, node_id: int = 10, reason: str = "given up there") -> None:
         key = msg.RequestKey(room, epoch, room)
-        self.hears("bootstrap", msg.Abort(self.header(node_id=node_id), key, 3, reason))
+        self.hears("bootstrap", msg.Abort(self.envelope(node_id=node_id), key, 3, reason))
 
     def close(self, room: int, *, node_id: int = 10) -> None:
-        self.hears("poller", msg.Close(self.header(node_id=node_id), msg.RequestKey(room, 1, room)))
+        self.hears("poller", msg.Close(self.envelope(node_id=node_id), msg.RequestKey(room, 1, room)))
 
     def sender(self, room: int, total: int, *, rows: int | None = None) -> EmbeddingSender:
         """Open a room and write its first `rows` (default: all)."""
@@ -323,8 +323,8 @@ class LanguageAlone(Alone):
         self.client = self.new_client()
 
     def registered(self, *, incarnation: int = 1, address: str = ENCODE_ADDRESS) -> None:
-        header = self.header(node_id=20, incarnation=incarnation)
-        answer = msg.Registered(header, address, "tcp://10.0.0.20:2", self.world.engine.name, 16, 16)
+        envelope = self.envelope(node_id=20, incarnation=incarnation)
+        answer = msg.Registered(envelope, address, "tcp://10.0.0.20:2", self.world.engine.name, 16, 16)
         self.hears("bootstrap", answer, address=address)
 
     def receiver(self, room: int, blocks: int | None = 2) -> EmbeddingReceiver:
@@ -359,14 +359,14 @@ class LanguageAlone(Alone):
 
     def status(self, receiver: EmbeddingReceiver, phase: int, sent: int, **changes: Any) -> None:
         room = self.state(receiver, phase, sent, **changes)
-        self.hears("poller", msg.Status(self.header(node_id=20), room))
+        self.hears("poller", msg.Status(self.envelope(node_id=20), room))
 
     def heartbeat(self, *rooms: msg.RoomState) -> None:
-        self.hears("poller", msg.Heartbeat(self.header(node_id=20), list(rooms)))
+        self.hears("poller", msg.Heartbeat(self.envelope(node_id=20), list(rooms)))
 
     def abort_ack(self, receiver: EmbeddingReceiver, *, tainted: int = 0) -> None:
         key = msg.RequestKey(receiver.slot, receiver.epoch, receiver.room)
-        self.hears("poller", msg.AbortAck(self.header(node_id=20), key, tainted))
+        self.hears("poller", msg.AbortAck(self.envelope(node_id=20), key, tainted))
 
     def counts(self) -> dict[str, int]:
         """Blocks by state, those with none left out."""

@@ -83,7 +83,7 @@ class FrameMaker:
         rng = self._rng
         node_id, incarnation = rng.choice(self._nodes)
         target = self._target if rng.random() < 0.8 else rng.choice((0, 1, self._target + 1, 2**63 - 1))
-        header = msg.Header(msg.VERSION, node_id, incarnation + (rng.random() < 0.05), target)
+        envelope = msg.Envelope(msg.VERSION, node_id, incarnation + (rng.random() < 0.05), target)
         key = msg.RequestKey(rng.choice((0, 1, 2, 3, 63, 64, 65535)), rng.choice((1, 2, 3, (1 << 28) - 1)), rng.randrange(40))
         blocks = [rng.choice((0, 1, 2, 15, 16, 2**32 - 1)) for _ in range(rng.choice((0, 1, 2, 3, 20)))]
         some = rng.choice((0, 1, 4, 8, 16, 2**32 - 1))
@@ -98,7 +98,7 @@ class FrameMaker:
         match rng.randrange(12):
             case 0:
                 return msg.Register(
-                    header=header, bootstrap_addr="tcp://10.0.0.22:1",
+                    envelope=envelope, bootstrap_addr="tcp://10.0.0.22:1",
                     poller_addr=rng.choice(("tcp://10.0.0.22:2", "tcp://x:2", "no address", "")),
                     offers=rng.choice(({"shm": "here.sock"}, {"mooncake": "2"}, {"mooncake": "-2", "other": ""}, {})),
                     hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
@@ -107,22 +107,22 @@ class FrameMaker:
                 )  # fmt: skip
             case 1:
                 announced = rng.choice(("tcp://10.0.0.22:2", "tcp://x:2"))
-                return msg.Registered(header, "tcp://10.0.0.22:1", announced, rng.choice(("shm", "mooncake", "other")), 16, 16)
+                return msg.Registered(envelope, "tcp://10.0.0.22:1", announced, rng.choice(("shm", "mooncake", "other")), 16, 16)
             case 2:
-                return msg.Refused(header, 7, "no", key if rng.random() < 0.5 else None)
+                return msg.Refused(envelope, 7, "no", key if rng.random() < 0.5 else None)
             case 3:
-                return msg.Stale(header, target)
+                return msg.Stale(envelope, target)
             case 4 | 5:
-                return msg.Init(header, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2)))
+                return msg.Init(envelope, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2)))
             case 6:
-                return msg.Resume(header, key, endpoint, 0, 1, 0, blocks, first, required, sent, len(blocks) * 4)
+                return msg.Resume(envelope, key, endpoint, 0, 1, 0, blocks, first, required, sent, len(blocks) * 4)
             case 7:
-                return msg.Abort(header, key, rng.choice((0, 3, 2**32 - 1)), "no")
+                return msg.Abort(envelope, key, rng.choice((0, 3, 2**32 - 1)), "no")
             case 8:
-                return msg.AbortAck(header, key, some)
+                return msg.AbortAck(envelope, key, some)
             case 9:
-                return rng.choice((msg.Announce(header, key, some), msg.Close(header, key)))
+                return rng.choice((msg.Announce(envelope, key, some), msg.Close(envelope, key)))
             case 10:
-                return msg.Status(header, state)
+                return msg.Status(envelope, state)
             case _:
-                return msg.Heartbeat(header, [state] * rng.choice((0, 1, 3)))
+                return msg.Heartbeat(envelope, [state] * rng.choice((0, 1, 3)))

@@ -14,8 +14,8 @@ import zmq
 from embridge.allocator.segment import Descriptor
 from embridge.workers import messages as msg
 from embridge.workers.keys import KeyPair
+from embridge.workers.process_spec import ProcessSpec
 from embridge.workers.role import Arrival, Denied, Inbox
-from embridge.workers.start import Seat
 from embridge.workers.wire.loop import Wire
 from support.simulation import RoleActor
 
@@ -33,7 +33,7 @@ class Wired:
         self.denied: list[Denied] = []
         nothing = Descriptor(-1)
         self.wire = Wire(
-            Seat(
+            ProcessSpec(
                 name=actor.role_name,
                 control=nothing,
                 control_bytes=0,
@@ -49,7 +49,7 @@ class Wired:
                 keys=keys,
                 allow_file=allow_file,
             ),
-            actor.desk,
+            actor.ctx,
         )
         self._readable: set[object] = set()
 
@@ -60,7 +60,7 @@ class Wired:
         self.denied += denied
         records = self.actor.records.take()
         self.wire.send(self.actor.role.step(time.monotonic_ns(), Inbox(records, arrivals, refused, denied)))
-        self.actor.desk.flush()
+        self.actor.ctx.flush()
         self.actor.records.done()
         self._readable = self.wire.wait(wait_s)
 
@@ -72,7 +72,7 @@ class Wired:
             self.turn(0.005)
 
     def metrics(self) -> dict[str, int]:
-        return self.actor.control.metrics.row(self.actor.desk.index)
+        return self.actor.control.metrics.row(self.actor.ctx.index)
 
     def close(self) -> None:
         self.wire.close()
@@ -113,7 +113,7 @@ def register(node_id: int = 50, *, registration: int = 1, incarnation: int = 1, 
     """The registration of a language node of two columns."""
     return msg.encode(
         msg.Register(
-            header=msg.Header(version, node_id, incarnation, 0), bootstrap_addr="tcp://127.0.0.1:1", poller_addr="tcp://127.0.0.1:2",
+            envelope=msg.Envelope(version, node_id, incarnation, 0), bootstrap_addr="tcp://127.0.0.1:1", poller_addr="tcp://127.0.0.1:2",
             offers={"shm": "here.sock"}, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0,
             num_slots=64, window_blocks=16, registration=registration, verify=False,
         )

@@ -45,7 +45,7 @@ class Unanswered(StubEngine):
 def advance(node: EncodeAlone, seconds: int) -> None:
     """Time passes, and its peer is alive."""
     for _ in range(seconds):
-        node.hears("poller", msg.Heartbeat(node.header(), []))
+        node.hears("poller", msg.Heartbeat(node.envelope(), []))
         node.advance(1.0)
 
 

@@ -122,11 +122,11 @@ def test_a_refusal_of_another_epoch_fails_nobody() -> None:
     """R16, P17: it is about a request that the slot has had, or will have."""
     node = LanguageAlone()
     receiver = node.receiver(1)
-    refusal = msg.Refused(node.header(node_id=20), 7, "no", msg.RequestKey(receiver.slot, receiver.epoch + 1, 1))
+    refusal = msg.Refused(node.envelope(node_id=20), 7, "no", msg.RequestKey(receiver.slot, receiver.epoch + 1, 1))
     node.hears("bootstrap", refusal, address=ENCODE_ADDRESS)
     node.advance(2 * node.world.timing.scan_s)
     assert receiver.poll() < Phase.Success
-    refusal = msg.Refused(node.header(node_id=20), 7, "no", msg.RequestKey(receiver.slot, receiver.epoch, 1))
+    refusal = msg.Refused(node.envelope(node_id=20), 7, "no", msg.RequestKey(receiver.slot, receiver.epoch, 1))
     node.hears("bootstrap", refusal, address=ENCODE_ADDRESS)
     assert receiver.poll() == Phase.Failed
 

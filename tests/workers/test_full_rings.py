@@ -22,18 +22,18 @@ def test_a_process_whose_kicks_wait_for_room_looks_again_soon() -> None:
     """P12, R25: whoever takes records wakes nobody, and the slow scan would come after a second."""
     node = EncodeAlone()
     bootstrap, worker = node.actor("bootstrap"), node.actor("worker0")
-    to_worker = bootstrap.desk.to("worker0")
+    to_worker = bootstrap.ctx.to("worker0")
     for slot in range(LIMITS.ring_records):
         to_worker.send(Kick.LOOK, slot, 1)
-    assert bootstrap.desk.nap_s(10.0) == 10.0
+    assert bootstrap.ctx.nap_s(10.0) == 10.0
     for _ in range(2):
         to_worker.send(Kick.LOOK, 99, 1)
     assert to_worker.backlog == 1
-    assert bootstrap.desk.nap_s(10.0) == FULL_RING_WAIT_S
-    assert bootstrap.desk.nap_s(0.0) == 0.0
+    assert bootstrap.ctx.nap_s(10.0) == FULL_RING_WAIT_S
+    assert bootstrap.ctx.nap_s(0.0) == 0.0
     worker.step()
-    bootstrap.desk.flush()
-    assert bootstrap.desk.nap_s(10.0) == 10.0
+    bootstrap.ctx.flush()
+    assert bootstrap.ctx.nap_s(10.0) == 10.0
     assert [record.slot for _, record in worker.records.take()] == [99]
 
 

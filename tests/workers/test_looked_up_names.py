@@ -116,7 +116,7 @@ def test_an_encode_node_that_announces_a_name_fails_the_requests_that_ask_it(fie
     node = LanguageAlone()
     receiver = node.client.receiver(ENCODE_ADDRESS, 1)
     node.settle()
-    fields = [node.header(node_id=20), ENCODE_ADDRESS, "tcp://10.0.0.20:2", node.world.engine.name, 16, 16]
+    fields = [node.envelope(node_id=20), ENCODE_ADDRESS, "tcp://10.0.0.20:2", node.world.engine.name, 16, 16]
     fields[field] = NAME
     node.hears("bootstrap", msg.Registered(*fields), address=ENCODE_ADDRESS)
     name = ("bootstrap_addr", "poller_addr")[field - 1]
@@ -136,12 +136,12 @@ def test_no_name_reaches_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq.Socket, "connect", note)
     node = LanguageAlone()
     with wired(node.actor("bootstrap")) as it:
-        header = node.header(node_id=20)
-        it.wire.send([Send(address, msg.Heartbeat(header, [])) for address in [*NO_ADDRESS, *NAMES]])
+        envelope = node.envelope(node_id=20)
+        it.wire.send([Send(address, msg.Heartbeat(envelope, [])) for address in [*NO_ADDRESS, *NAMES]])
         assert connected == []
         _, _, denied = it.wire.receive(())
         assert {item.address for item in denied} == {*NO_ADDRESS, *NAMES}
-        it.wire.send([Send("tcp://10.0.0.7:1", msg.Heartbeat(header, []))])
+        it.wire.send([Send("tcp://10.0.0.7:1", msg.Heartbeat(envelope, []))])
         assert connected == ["tcp://10.0.0.7:1"]
 
 
@@ -250,7 +250,7 @@ def test_where_a_name_leads_is_forgotten_when_nobody_answers_there(how: str) -> 
         case "given up":
             node.advance(node.world.timing.connect_timeout_s + 0.6)
         case "refused":
-            refusal = msg.Refused(node.header(node_id=20), FailureCode.REFUSED, "not here")
+            refusal = msg.Refused(node.envelope(node_id=20), FailureCode.REFUSED, "not here")
             node.hears("bootstrap", refusal, address=ENCODE_ADDRESS)
         case "it is dead":
             node.advance(node.world.timing.peer_timeout_s + 1)

@@ -197,14 +197,14 @@ def test_what_a_poller_keeps_of_a_request_is_not_the_next_ones(pairs: Any) -> No
     pair.run(lambda: not poller._live)
     slots, slot, epoch = pair.encode.control.slots, sender.slot, sender.epoch
     pair.run(lambda: slots.get(slot, Slot.RELEASED_EPOCH) >= epoch)
-    poller._desk.is_current = lambda *_: True  # as it was a moment before the release
+    poller._ctx.is_current = lambda *_: True  # as it was a moment before the release
     poller._kicked(Record(Kick.ABORTED, slot, epoch, 0))
     poller._enter(slot, epoch)
     poller._read_progress(slot)
     poller._dsts.set(slot, 0, Destination.CLOSED, 0)
     poller._tell_all(slot, epoch, Phase.Success, poller._sent[slot])
     assert list(poller._by_key.values()) == [(slot, epoch, 0)]
-    del poller._desk.is_current
+    del poller._ctx.is_current
     pair.encoder.client._lease._free[0] = deque([slot])  # so that its slot is the next to be taken
     again = pair.encoder.client.sender(2, TOTAL)
     assert (again.slot, again.epoch) == (slot, epoch + 1)
@@ -253,7 +253,7 @@ def test_a_bootstrap_that_is_restarted_finds_the_latest_request_of_a_slot_there(
     node.settle()
     node.forget_sent()
     key, own = msg.RequestKey(7, 2, 2), "tcp://10.1.0.10:2"
-    node.hears("bootstrap", msg.Resume(node.header(), key, own, 7, 1, 1 << 32, [4, 5], 0, 1, 4, 8))
+    node.hears("bootstrap", msg.Resume(node.envelope(), key, own, 7, 1, 1 << 32, [4, 5], 0, 1, 4, 8))
     assert node.sent(msg.Refused) == []
     assert new.poll() == Phase.Success
 
@@ -284,9 +284,9 @@ def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     assert poller._out == []
     poller._live[old.slot] = old.epoch
     looks = iter([True])
-    is_current = poller._desk.is_current
-    poller._desk.is_current = lambda *at: next(looks, False) or is_current(*at)
+    is_current = poller._ctx.is_current
+    poller._ctx.is_current = lambda *at: next(looks, False) or is_current(*at)
     assert poller._rooms_of(0) == []
-    del poller._desk.is_current
+    del poller._ctx.is_current
     poller._serve(new.slot, new.epoch)
     assert [room.key.room for room in poller._rooms_of(0)] == [2]

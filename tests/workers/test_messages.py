@@ -15,7 +15,7 @@ from embridge.allocator.errors import AttachError, ProtocolError
 from embridge.workers import messages as msg
 from embridge.workers import run_socket
 
-HEADER = msg.Header(msg.VERSION, 1, 2, 3)
+HEADER = msg.Envelope(msg.VERSION, 1, 2, 3)
 KEY = msg.RequestKey(5, 6, 7)
 STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why", 14)
 
@@ -95,13 +95,13 @@ def test_every_version_that_is_accepted_can_be_read() -> None:
 
 
 def test_a_frame_of_version_1_is_refused_and_its_version_is_read() -> None:
-    """D5, P16: its header had one field more, a sequence number that nobody read."""
+    """D5, P16: its envelope had one field more, a sequence number that nobody read."""
     raw = RAW[0]
     frame = packed([raw[0], [1, 20, 3, 0, 1], *raw[2:]])
     refused(frame)
     foreign = msg.decode_foreign(frame)
     assert foreign is not None
-    assert (foreign.tag, foreign.header) == ("register", msg.Header(1, 20, 3, 0))
+    assert (foreign.tag, foreign.envelope) == ("register", msg.Envelope(1, 20, 3, 0))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from embridge.workers.discovery import messages as msg
 from embridge.workers.discovery.client import DiscoveryClient, DiscoveryError
 from embridge.workers.discovery.registrar import Backoff, Reporter
 from embridge.workers.health import load_of, silent_processes
-from embridge.workers.role import Addresses, Desk
+from embridge.workers.role import Addresses, RoleContext
 from embridge.workers.timing import NS, Timing
 
 LIMITS = Limits(num_slots=128, max_clients=2, ring_records=16, max_peers=1, max_peer_slots=64, max_routes=2)
@@ -31,7 +31,7 @@ GEOMETRY = Geometry(hidden_size=8, num_blocks=4)
 
 
 @pytest.fixture
-def desk() -> Desk:
+def ctx() -> RoleContext:
     """A language node's control segment, with every process just born, as its registrar has it."""
     mapping = segment(ControlLayout.of(Role.LANGUAGE, GEOMETRY, LIMITS).size)
     format_control(mapping, Role.LANGUAGE, GEOMETRY, LIMITS, node_id=0xAB, incarnation=7, now_ns=1)
@@ -39,7 +39,7 @@ def desk() -> Desk:
     control.header.store(SegmentHeader.NODE_STATE, NodeState.READY)
     for index in range(len(control.processes.names)):
         control.processes.beat(index, NS)
-    return Desk(control, "registrar", Timing(), Addresses("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "here.sock"))
+    return RoleContext(control, "registrar", Timing(), Addresses("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "here.sock"))
 
 
 def entry(node: int, **changes: Any) -> msg.RouteEntry:
@@ -74,8 +74,8 @@ def test_pauses_double_up_to_a_limit_and_half_of_each_is_chance(failures: int, s
     assert backoff.failed() <= 1.0
 
 
-def test_load_counts_what_is_announced_and_not_sent_of_the_live_requests_only(desk: Desk) -> None:
-    control = desk.control
+def test_load_counts_what_is_announced_and_not_sent_of_the_live_requests_only(ctx: RoleContext) -> None:
+    control = ctx.control
     page = control.lanes.lease_page(0)
     assert page is not None
     requests = [
@@ -96,35 +96,35 @@ def test_load_counts_what_is_announced_and_not_sent_of_the_live_requests_only(de
     control.slots.set(released, Slot.EPOCH, control.status.open(released, 1))
     control.slots.set(released, Slot.TOTAL, 10_000)
     control.slots.set(released, Slot.RELEASED_EPOCH, 1)
-    assert load_of(desk) == (700 + 50, 3, 4)
+    assert load_of(ctx) == (700 + 50, 3, 4)
 
 
-def test_every_process_that_does_not_beat_is_named_the_launcher_and_the_registrar_too(desk: Desk) -> None:
+def test_every_process_that_does_not_beat_is_named_the_launcher_and_the_registrar_too(ctx: RoleContext) -> None:
     """D4."""
-    control = desk.control
+    control = ctx.control
     assert silent_processes(control, 3 * NS, 2.0) == []
     assert silent_processes(control, 3 * NS + NS // 2, 2.0) == [(name, 2.5) for name in control.processes.names]
     for index in range(len(control.processes.names)):
         control.processes.beat(index, 10 * NS)
     control.processes.set("worker1", Process.BEAT_NS, 4 * NS)
-    report = Reporter(desk, "http://127.0.0.1:1").report(10 * NS)
+    report = Reporter(ctx, "http://127.0.0.1:1").report(10 * NS)
     assert report is not None
     assert [(silent.process, silent.silent_s) for silent in report.unhealthy] == [("worker1", 6.0)]
 
 
 @pytest.mark.parametrize(("state", "said"), [(0, None), (1, "READY"), (2, "DRAINING"), (3, None)])
-def test_a_node_is_published_while_it_is_ready_or_drains(desk: Desk, state: int, said: str | None) -> None:
+def test_a_node_is_published_while_it_is_ready_or_drains(ctx: RoleContext, state: int, said: str | None) -> None:
     """P18."""
-    desk.control.header.store(SegmentHeader.NODE_STATE, state)
-    report = Reporter(desk, "http://127.0.0.1:1").report(NS)
+    ctx.control.header.store(SegmentHeader.NODE_STATE, state)
+    report = Reporter(ctx, "http://127.0.0.1:1").report(NS)
     assert (report.state if report else None) == said
     if report:
         assert (report.node_id, report.incarnation, report.role, report.sequence) == ("ab", 7, "language", NS)
 
 
-def test_what_a_young_server_does_not_list_is_kept_and_what_an_old_one_does_not_list_is_gone(desk: Desk) -> None:
+def test_what_a_young_server_does_not_list_is_kept_and_what_an_old_one_does_not_list_is_gone(ctx: RoleContext) -> None:
     """D3: also when the registrar itself was started again in between."""
-    reporter, reader = Reporter(desk, "http://127.0.0.1:1"), desk.control.routes
+    reporter, reader = Reporter(ctx, "http://127.0.0.1:1"), ctx.control.routes
 
     def listed() -> dict[int, int]:
         return {route.node_id: route.incarnation for route in reader.routes()}
@@ -132,23 +132,23 @@ def test_what_a_young_server_does_not_list_is_kept_and_what_an_old_one_does_not_
     reporter.take(msg.RouteAnswer(routes=[entry(1), entry(2)], server_up_s=100.0), 10 * NS)
     assert listed() == {1: 1, 2: 1}
     assert {route.reported_ns for route in reader.routes()} == {10 * NS - NS // 2}
-    reporter = Reporter(desk, "http://127.0.0.1:1")
+    reporter = Reporter(ctx, "http://127.0.0.1:1")
     reporter.take(msg.RouteAnswer(routes=[entry(2, incarnation=2)], server_up_s=4.9), 11 * NS)
     assert listed() == {1: 1, 2: 2}
     reporter.take(msg.RouteAnswer(routes=[entry(2, incarnation=2)], server_up_s=5.0), 12 * NS)
     assert listed() == {2: 2}
 
 
-def test_more_nodes_than_the_table_holds_are_left_out_and_told_of_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    reporter = Reporter(desk, "http://127.0.0.1:1")
+def test_more_nodes_than_the_table_holds_are_left_out_and_told_of_once(ctx: RoleContext, caplog: pytest.LogCaptureFixture) -> None:
+    reporter = Reporter(ctx, "http://127.0.0.1:1")
     for _ in range(3):
         reporter.take(msg.RouteAnswer(routes=[entry(n) for n in (1, 2, 3)], server_up_s=100.0), NS)
-    assert len(desk.control.routes.routes()) == 2
+    assert len(ctx.control.routes.routes()) == 2
     assert [record.getMessage() for record in caplog.records] == ["1 nodes found no room among 2 routes; raise max_routes"]
 
 
-def test_a_reason_is_logged_when_it_changes_and_shown_all_the_time(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    reporter, reader = Reporter(desk, "http://127.0.0.1:1"), desk.control.routes
+def test_a_reason_is_logged_when_it_changes_and_shown_all_the_time(ctx: RoleContext, caplog: pytest.LogCaptureFixture) -> None:
+    reporter, reader = Reporter(ctx, "http://127.0.0.1:1"), ctx.control.routes
     for failures, reason in enumerate(["no answer", "no answer", "no answer", "refused", "refused"], 1):
         reporter.say(DiscoveryState.UNREACHABLE, reason, failures, failures * NS)
     assert [record.getMessage() for record in caplog.records] == [

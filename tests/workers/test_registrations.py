@@ -143,7 +143,7 @@ def test_a_registration_waits_for_who_listens_at_its_run_socket_and_nobody_else_
     node.register(node_id=11)
     node.world.ask_at = node.who_listens  # type: ignore[method-assign]
     node.register(node_id=12)
-    assert [message.header.target for message in node.sent(msg.Registered)] == [1, 1]
+    assert [message.envelope.for_incarnation for message in node.sent(msg.Registered)] == [1, 1]
     assert node.control.peers.find(11, 1) is None
     assert node.control.peers.find(12, 1) is not None
     known.append("")

@@ -157,7 +157,7 @@ def land_and_fail(node: LanguageAlone, receiver: EmbeddingReceiver, sent: int) -
     fill(node, receiver, sent)
     landed = node.state(receiver, Phase.Transferring, sent)
     failed = node.state(receiver, Phase.Failed, sent, code=FailureCode.CLIENT_DIED, reason="the encoder process died")
-    node.hears("poller", *(msg.Status(node.header(node_id=20), state) for state in (landed, failed)))
+    node.hears("poller", *(msg.Status(node.envelope(node_id=20), state) for state in (landed, failed)))
 
 
 def test_rows_that_have_landed_when_the_request_fails_are_copied_out_of_their_blocks_then() -> None:

@@ -85,7 +85,7 @@ def test_no_number_in_a_heartbeat_grants_anything() -> None:
     sender = node.sender(1, 40)
     node.init(1, [3])
     room = msg.RoomState(msg.RequestKey(1, 1, 1), 2, False, 40, 40, 40, 10, 0, 0, 0, "", 0)
-    node.hears("poller", msg.Heartbeat(node.header(), [room]))
+    node.hears("poller", msg.Heartbeat(node.envelope(), [room]))
     assert node.get(sender, Destination.GRANTED_TOKENS) == 4
     assert node.get(sender, Destination.SENT) == 4
 
@@ -161,7 +161,7 @@ def test_a_grant_whose_endpoint_is_not_the_registered_one_is_refused() -> None:
     node = EncodeAlone()
     sender = node.sender(1, 8)
     key = msg.RequestKey(1, 1, 1)
-    node.hears("bootstrap", msg.Init(node.header(), key, "tcp://10.0.0.21:2", 0, 1, 0, [3, 4], 0, 1, 8, 1))
+    node.hears("bootstrap", msg.Init(node.envelope(), key, "tcp://10.0.0.21:2", 0, 1, 0, [3, 4], 0, 1, 8, 1))
     assert "endpoint 'tcp://10.0.0.21:2', 'tcp://10.1.0.10:2' registered" in node.sent(msg.Refused)[-1].reason
     assert sender.poll() == Phase.Bootstrapping
     node.init(1, [3, 4])
@@ -336,7 +336,7 @@ def test_what_is_tainted_is_stored_before_the_word_says_that_rows_have_landed() 
     """R6: or a drain between the two would free a block into which a write may still land."""
     node = LanguageAlone()
     receiver = node.receiver(1)
-    status, seen = node.actor("poller").desk.status, []
+    status, seen = node.actor("poller").ctx.status, []
     advance = status.advance
 
     def watched(*arguments: int) -> bool:
@@ -546,8 +546,8 @@ def test_a_message_for_another_incarnation_is_dropped_and_answered_stale() -> No
     node = EncodeAlone()
     sender = node.sender(1, 8)
     node.forget_sent()
-    node.init(1, [3, 4], target=7)
-    assert [stale.target for stale in node.sent(msg.Stale)] == [7]
+    node.init(1, [3, 4], for_incarnation=7)
+    assert [stale.incarnation for stale in node.sent(msg.Stale)] == [7]
     node.init(1, [3, 4], incarnation=2)
     node.init(1, [3, 4], node_id=12)
     assert len(node.sent(msg.Stale)) == 3
@@ -560,12 +560,12 @@ def test_a_status_for_or_from_another_incarnation_has_no_effect() -> None:
     node = LanguageAlone()
     receiver = node.receiver(1)
     room = node.state(receiver, Phase.Success, 16)
-    for header in (
-        node.header(node_id=20, target=7),
-        node.header(node_id=20, incarnation=2),
-        node.header(node_id=21),
+    for envelope in (
+        node.envelope(node_id=20, for_incarnation=7),
+        node.envelope(node_id=20, incarnation=2),
+        node.envelope(node_id=21),
     ):
-        node.hears("poller", msg.Status(header, room))
+        node.hears("poller", msg.Status(envelope, room))
     assert receiver.poll() == Phase.Bootstrapping
     assert node.metric("poller", "messages_stale") == 3
 
@@ -584,7 +584,7 @@ def test_a_message_to_a_restarted_encode_node_is_answered_and_its_requests_fail_
     """D5: a restarted peer is another one, and is not silently taken for the old one."""
     node = LanguageAlone()
     receiver = node.receiver(1)
-    stale = msg.Stale(node.header(node_id=20, incarnation=2), 1)
+    stale = msg.Stale(node.envelope(node_id=20, incarnation=2), 1)
     node.hears("bootstrap", stale, address=ENCODE_ADDRESS)
     assert isinstance(receiver.failure_exception(), PeerLost)
     assert node.control.blocks.counts().free == 8  # nobody has mapped the payload
@@ -642,7 +642,7 @@ def test_an_init_at_or_below_the_tombstone_opens_nothing() -> None:
     first = node.sender(1, 4)
     node.init(1, [3], slot=5, epoch=4)
     assert first.poll() == Phase.Success
-    node.hears("poller", msg.Close(node.header(), msg.RequestKey(5, 4, 1)))
+    node.hears("poller", msg.Close(node.envelope(), msg.RequestKey(5, 4, 1)))
     node.settle()
     again = node.sender(1, 4)
     for epoch in (3, 4):
@@ -766,7 +766,7 @@ def test_each_destination_is_told_its_own_progress_and_the_word_holds_the_least(
     assert sender.progress().sent == 0
     node.init(1, [8], required=2, node_id=11)
     assert sender.progress().sent == 4
-    rooms = {status.header.target: status.room for status in node.sent(msg.Status)}
+    rooms = {status.envelope.for_incarnation: status.room for status in node.sent(msg.Status)}
     assert len(rooms) == 1  # both nodes are of incarnation 1
     told = {address: item.message.room for address, item in _statuses(node)}
     assert (told["tcp://10.1.0.10:2"].sent_tokens, told["tcp://10.1.0.11:2"].sent_tokens) == (12, 4)
@@ -822,7 +822,7 @@ def test_phase_and_progress_rise_in_one_step() -> None:
     """R20: nobody sees Success with less than all of the rows."""
     node = LanguageAlone()
     receiver = node.receiver(1, blocks=4)
-    status, words = node.actor("poller").desk.status, []
+    status, words = node.actor("poller").ctx.status, []
     advance = status.advance
 
     def watched(slot: int, epoch: int, phase: int, sent: int, now_ns: int) -> bool:
@@ -1107,7 +1107,7 @@ def test_a_session_that_does_not_answer_fails_a_request_at_once_or_where_rows_ha
     node.engine.open = refuse_to_open  # type: ignore[method-assign]
     node.init(4, [8])
     for _ in range(40):  # its node lives, and says so
-        node.hears("poller", msg.Heartbeat(node.header(node_id=10), []))
+        node.hears("poller", msg.Heartbeat(node.envelope(node_id=10), []))
         node.advance(0.2)
     assert late.poll() == Phase.Failed
     assert "does not answer" in str(late.failure_exception())
@@ -1131,7 +1131,7 @@ def test_an_attempt_that_cannot_be_begun_fails_its_request_and_keeps_no_block(er
     node.advance(0.1)
     assert sender.poll() == Phase.Failed
     assert "no room" in str(sender.failure_exception())
-    node.hears("poller", msg.Close(node.header(node_id=10), msg.RequestKey(1, 1, 1)))
+    node.hears("poller", msg.Close(node.envelope(node_id=10), msg.RequestKey(1, 1, 1)))
     sender.clear()
     node.advance(0.1)
     assert node.control.blocks.counts().free == 8
@@ -1190,7 +1190,7 @@ def test_a_grant_makes_its_transfer_runnable_in_the_same_step() -> None:
     assert not inbox.pending()
     bootstrap = node.actor("bootstrap")
     key = msg.RequestKey(1, 1, 1)
-    grant = msg.Resume(node.header(), key, "tcp://10.1.0.10:2", 0, 1, 0, [3, 4], 0, 1, 0, 8)
+    grant = msg.Resume(node.envelope(), key, "tcp://10.1.0.10:2", 0, 1, 0, [3, 4], 0, 1, 0, 8)
     node.actor("worker0").stalled_ns = node.now_ns + 10**9
     node.hears("bootstrap", grant)
     assert bootstrap.arrivals == type(bootstrap.arrivals)()
@@ -1238,9 +1238,9 @@ def test_the_length_of_a_request_travels_in_words_and_messages_and_is_told_once(
     receiver = node.receiver(1)
     assert receiver.total_embedding_length == 0
     key = msg.RequestKey(receiver.slot, receiver.epoch, 1)
-    node.hears("poller", msg.Announce(node.header(node_id=20), key, 12))
+    node.hears("poller", msg.Announce(node.envelope(node_id=20), key, 12))
     assert receiver.total_embedding_length == 12
-    node.hears("poller", msg.Announce(node.header(node_id=20), key, 13))
+    node.hears("poller", msg.Announce(node.envelope(node_id=20), key, 13))
     assert "announced 12 tokens and then 13" in str(receiver.failure_exception())
 
 

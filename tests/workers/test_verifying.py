@@ -41,7 +41,7 @@ def encode_alone() -> EncodeAlone:
 def says(node: EncodeAlone, sender: EmbeddingSender, verified: int, *, node_id: int = 10) -> None:
     """A destination's heartbeat: so many rows are right."""
     room = msg.RoomState(msg.RequestKey(sender.room, 1, sender.room), 1, False, verified, 0, 0, 0, 0, 0, 0, "", 0)
-    node.hears("poller", msg.Heartbeat(node.header(node_id=node_id), [room]))
+    node.hears("poller", msg.Heartbeat(node.envelope(node_id=node_id), [room]))
 
 
 def last_report(node: Alone) -> msg.RoomState:

@@ -19,7 +19,7 @@ from embridge.workers import messages as msg
 from embridge.workers.role import Arrival
 
 ROLES = str(Path(msg.__file__).resolve().parent)
-STRUCTS: tuple[type[msgspec.Struct], ...] = (msg.Header, msg.Foreign, msg.RequestKey, msg.RoomState, *msg.Message.__args__)
+STRUCTS: tuple[type[msgspec.Struct], ...] = (msg.Envelope, msg.Foreign, msg.RequestKey, msg.RoomState, *msg.Message.__args__)
 
 
 @pytest.fixture(autouse=True)
@@ -51,14 +51,14 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
 
 def foreign(message: msg.Message) -> msg.Foreign:
     """As it comes from a node of another version."""
-    found = msg.decode_foreign(msg.encode(msgspec.structs.replace(message, header=msgspec.structs.replace(message.header, version=99))))
+    found = msg.decode_foreign(msg.encode(msgspec.structs.replace(message, envelope=msgspec.structs.replace(message.envelope, version=99))))
     assert found is not None
     return found
 
 
 def checked(node: EncodeAlone, sender: EmbeddingSender, verified: int) -> None:
     room = msg.RoomState(msg.RequestKey(sender.room, 1, sender.room), 1, False, verified, 0, 0, 0, 0, 0, 0, "", 0)
-    node.hears("poller", msg.Heartbeat(node.header(), [room]))
+    node.hears("poller", msg.Heartbeat(node.envelope(), [room]))
 
 
 def an_encode_node_takes_every_message() -> None:
@@ -72,7 +72,7 @@ def an_encode_node_takes_every_message() -> None:
     node.sender(2, 16)
     node.init(2, [3])
     node.abort(2)
-    registration = msg.Register(node.header(target=0), "", "", {}, 1, 1, 1, "", 0, 1, 1, 1, False)
+    registration = msg.Register(node.envelope(for_incarnation=0), "", "", {}, 1, 1, 1, "", 0, 1, 1, 1, False)
     node.actor("bootstrap").arrivals.append(Arrival(foreign(registration), b"stranger", None))
     node.settle()
     EncodeAlone(engine=StubEngine(late_writes=True))  # reached by network
@@ -81,8 +81,8 @@ def an_encode_node_takes_every_message() -> None:
 def a_language_node_takes_every_message() -> None:
     node = LanguageAlone(verify=True)
     receiver = node.receiver(1)
-    header, key = node.header(node_id=20), msg.RequestKey(receiver.slot, receiver.epoch, 1)
-    node.hears("poller", msg.Announce(header, key, 16))
+    envelope, key = node.envelope(node_id=20), msg.RequestKey(receiver.slot, receiver.epoch, 1)
+    node.hears("poller", msg.Announce(envelope, key, 16))
     node.heartbeat(node.state(receiver, Phase.Transferring, 0))
     node.status(receiver, Phase.Failed, 0, code=3, reason="no more")
     assert receiver.poll() == Phase.Failed
@@ -92,9 +92,9 @@ def a_language_node_takes_every_message() -> None:
     assert damaged.failure_exception().code == FailureCode.CORRUPT
     other = node.receiver(2)
     key = msg.RequestKey(other.slot, other.epoch, 2)
-    node.hears("bootstrap", msg.Refused(header, 7, "no", key), address=ENCODE_ADDRESS)
-    node.hears("bootstrap", msg.AbortAck(header, key, 0), address=ENCODE_ADDRESS)
-    node.hears("bootstrap", msg.Stale(header, 1), address=ENCODE_ADDRESS)
+    node.hears("bootstrap", msg.Refused(envelope, 7, "no", key), address=ENCODE_ADDRESS)
+    node.hears("bootstrap", msg.AbortAck(envelope, key, 0), address=ENCODE_ADDRESS)
+    node.hears("bootstrap", msg.Stale(envelope, 1), address=ENCODE_ADDRESS)
     plain = LanguageAlone()
     received = plain.receiver(1)
     plain.status(received, Phase.Success, 8, total_tokens=8, resumed=True)

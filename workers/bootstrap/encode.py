@@ -23,7 +23,7 @@ from embridge.workers import messages as msg
 from embridge.workers.bootstrap.ended_rooms import PATIENCE_NS, EndedRooms, Refusal, Remote
 from embridge.workers.bootstrap.registrations import LOOK_NS, Registrations
 from embridge.workers.log_limit import LogLimit
-from embridge.workers.role import Arrival, Desk, Inbox, Out, Reply
+from embridge.workers.role import Arrival, Inbox, Out, Reply, RoleContext
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -55,26 +55,26 @@ class Pending(NamedTuple):
 class Admission:
     """The encode node's bootstrap role."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._control = desk.control
-        self._slots = desk.slots
-        self._dsts = desk.control.destinations
-        self._peers = desk.control.peers
+    def __init__(self, ctx: RoleContext) -> None:
+        self._ctx = ctx
+        self._control = ctx.control
+        self._slots = ctx.slots
+        self._dsts = ctx.control.destinations
+        self._peers = ctx.control.peers
         self._rooms: dict[int, tuple[int, int]] = {}
         self._open: dict[RemoteSlot, Open] = {}
         self._pending: dict[int, dict[RemoteSlot, Pending]] = {}
         self._pending_rooms: dict[RemoteSlot, int] = {}
         self._num_pending: Counter[int] = Counter()  # a peer
-        self._ended = EndedRooms(desk.timing.request_timeout_s, desk.control.limits.max_destinations)
+        self._ended = EndedRooms(ctx.timing.request_timeout_s, ctx.control.limits.max_destinations)
         self._asked: deque[tuple[int, int, Remote]] = deque()  # (until, room, who): destinations of rooms that are finished
         self._doubles: set[tuple[int, int]] = set()  # senders of a room that another one has
         self._out: list[Out] = []
         self._limit = LogLimit()
-        self._registrations = Registrations(desk, self._limit)
+        self._registrations = Registrations(ctx, self._limit)
         self._now_ns = 0
         self._swept_ns = 0
-        self._wanted = desk.control.wanted
+        self._wanted = ctx.control.wanted
         self._has_announced = False
         self._recover = True
 
@@ -85,17 +85,17 @@ class Admission:
             self._recover = False
             self._rebuild()
         for _, record in inbox.records:
-            with self._desk.isolated("kick", record.slot, record.epoch):
+            with self._ctx.isolated("kick", record.slot, record.epoch):
                 self._look(record)
         for arrival in inbox.arrivals:
-            with self._desk.isolated("message"):
+            with self._ctx.isolated("message"):
                 self._take(arrival, now_ns)
         for waiting in self._registrations.due(now_ns):
-            with self._desk.isolated("registration"):
+            with self._ctx.isolated("registration"):
                 self._register(waiting.message, waiting.key, waiting.connection, now_ns)
         while self._asked and self._asked[0][0] <= now_ns:
             self._refuse_finished(*self._asked.popleft()[1:])
-        if now_ns - self._swept_ns > self._desk.timing.scan_s * NS:
+        if now_ns - self._swept_ns > self._ctx.timing.scan_s * NS:
             self._swept_ns = now_ns
             self._drop_old_pending(now_ns)
         if self._has_announced:
@@ -110,9 +110,9 @@ class Admission:
 
     def _rebuild(self) -> None:
         """After a restart: everything that is open stands in the control segment; what was pending is sent again by its node."""
-        for slot, epoch in self._desk.current_slots():
+        for slot, epoch in self._ctx.current_slots():
             room = self._slots.get(slot, Slot.ROOM)
-            if room not in self._rooms or self._desk.is_live(slot, epoch):
+            if room not in self._rooms or self._ctx.is_live(slot, epoch):
                 self._rooms[room] = (slot, epoch)
             for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
                 remote = self._dsts.get(slot, d, Destination.REMOTE_SLOT)
@@ -130,7 +130,7 @@ class Admission:
             case Kick.OPEN:
                 self._open_room(slot, epoch)
             case Kick.FAIL | Kick.LOOK:
-                self._desk.to("poller").send(record.kick, slot, epoch)
+                self._ctx.to("poller").send(record.kick, slot, epoch)
             case Kick.RELEASE:
                 self._release(slot, epoch)
             case Kick.PEER_DEAD:
@@ -139,29 +139,29 @@ class Admission:
                 self._announce(record.value)
 
     def _open_room(self, slot: int, epoch: int) -> None:
-        self._desk.to("poller").send(Kick.OPEN, slot, epoch)
-        if not self._desk.is_live(slot, epoch):
+        self._ctx.to("poller").send(Kick.OPEN, slot, epoch)
+        if not self._ctx.is_live(slot, epoch):
             return
         room = self._slots.get(slot, Slot.ROOM)
         held = self._rooms.get(room)
         if held is not None and held != (slot, epoch):
             self._doubles.add((slot, epoch))
-            self._desk.fail(slot, epoch, FailureCode.REFUSED, f"room {room} is in use by another sender of this node")
+            self._ctx.fail(slot, epoch, FailureCode.REFUSED, f"room {room} is in use by another sender of this node")
             return
         self._rooms[room] = (slot, epoch)
         if (refusal := self._ended.opened(room, self._now_ns)) is not None:
-            self._desk.fail(slot, epoch, *refusal)
+            self._ctx.fail(slot, epoch, *refusal)
         for key, pending in self._pending.pop(room, {}).items():
             self._pending_rooms.pop(key, None)
             self._num_pending[key[0]] -= 1
             self._join(slot, epoch, pending.grant, pending.peer, pending.connection)
 
     def _release(self, slot: int, epoch: int) -> None:
-        if not self._desk.is_current(slot, epoch):
+        if not self._ctx.is_current(slot, epoch):
             return
         room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
         if any(self._is_waiting(slot, d) for d in range(count)):
-            self._desk.to("poller").send(Kick.LOOK, slot, epoch)  # it joined while the poller ended the request: tell it (R23)
+            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)  # it joined while the poller ended the request: tell it (R23)
             return
         if (slot, epoch) in self._doubles:
             self._doubles.discard((slot, epoch))
@@ -178,8 +178,8 @@ class Admission:
             if held is not None and (held.slot, held.epoch) == (slot, epoch):
                 del self._open[key]
         self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
-        self._desk.wake_library(slot)
-        self._desk.wake_reaper(slot)
+        self._ctx.wake_library(slot)
+        self._ctx.wake_reaper(slot)
 
     def _remote(self, slot: int, d: int) -> Remote:
         peer, *request = (self._dsts.get(slot, d, f) for f in (Destination.PEER, Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH))
@@ -192,8 +192,8 @@ class Admission:
         return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
 
     def _kick(self, slot: int, epoch: int) -> None:
-        self._desk.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)  # it has the longest way to go: not at the end of the step
-        self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+        self._ctx.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)  # it has the longest way to go: not at the end of the step
+        self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
 
     # ---- from language nodes
 
@@ -208,13 +208,13 @@ class Admission:
         if isinstance(message, msg.Register):
             self._register(message, arrival.identity, connection, now_ns)
             return
-        peer = self._peers.find(message.header.node_id, message.header.incarnation)
+        peer = self._peers.find(message.envelope.node_id, message.envelope.incarnation)
         if peer is not None and self._peers.key(peer) != arrival.identity:
-            self._forged(message.header)
+            self._forged(message.envelope)
             return
-        if peer is None or message.header.target != self._control.incarnation:
-            self._desk.count(Metric.MESSAGES_STALE)
-            self._out.append(Reply(connection, msg.Stale(self._header(message), message.header.target)))
+        if peer is None or message.envelope.for_incarnation != self._control.incarnation:
+            self._ctx.count(Metric.MESSAGES_STALE)
+            self._out.append(Reply(connection, msg.Stale(self._header(message), message.envelope.for_incarnation)))
             return
         match message:
             case msg.Init() | msg.Resume():
@@ -222,22 +222,22 @@ class Admission:
             case msg.Abort():
                 self._take_abort(message, peer, connection)
             case _:
-                self._desk.count(Metric.MESSAGES_REFUSED)
+                self._ctx.count(Metric.MESSAGES_REFUSED)
 
-    def _header(self, message: msg.Message) -> msg.Header:
-        return self._desk.header(message.header.incarnation)
+    def _header(self, message: msg.Message) -> msg.Envelope:
+        return self._ctx.envelope(message.envelope.incarnation)
 
-    def _forged(self, header: msg.Header) -> None:
+    def _forged(self, envelope: msg.Envelope) -> None:
         """It came over a connection of another node: one that is listed cannot speak for another (D15, P17). It is not answered."""
-        self._desk.count(Metric.MESSAGES_FORGED)
-        self._warn(header, "a message in the name of node %x came with another node's key; it is dropped", header.node_id)
+        self._ctx.count(Metric.MESSAGES_FORGED)
+        self._warn(envelope, "a message in the name of node %x came with another node's key; it is dropped", envelope.node_id)
 
-    def _warn(self, header: msg.Header, text: str, *values: object) -> None:
-        self._limit.log(log, logging.WARNING, header.node_id, self._now_ns, text, *values)
+    def _warn(self, envelope: msg.Envelope, text: str, *values: object) -> None:
+        self._limit.log(log, logging.WARNING, envelope.node_id, self._now_ns, text, *values)
 
     def _refuse(self, connection: bytes, message: Grant, code: int, reason: str) -> None:
-        self._desk.count(Metric.MESSAGES_REFUSED)
-        self._warn(message.header, "room %d: %s", message.key.room, reason)
+        self._ctx.count(Metric.MESSAGES_REFUSED)
+        self._warn(message.envelope, "room %d: %s", message.key.room, reason)
         self._out.append(Reply(connection, msg.Refused(self._header(message), code, msg.clip(reason), message.key)))
 
     def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
@@ -262,7 +262,7 @@ class Admission:
 
     def _check(self, grant: Grant, peer: int) -> str | None:
         """What is wrong with a grant by the geometry its node registered; None when nothing is."""
-        count, bs = len(grant.dst_embedding_indices), self._desk.bs
+        count, bs = len(grant.dst_embedding_indices), self._ctx.bs
         num_blocks, limits = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits
         required, window = grant.required_dst_info_num, limits.window_blocks // grant.required_dst_info_num
         if grant.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
@@ -289,7 +289,7 @@ class Admission:
         wrong = self._check(grant, peer)
         if held is not None and held.remote_epoch == grant.key.epoch:
             if wrong:
-                self._desk.fail(held.slot, held.epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
+                self._ctx.fail(held.slot, held.epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
             else:
                 self._apply(held, grant)
             return
@@ -303,7 +303,7 @@ class Admission:
                 self._pending[room][key] = waiting._replace(grant=_wider(waiting.grant, grant), connection=connection)
                 self._announce(room)  # once more: the client may have been too slow for the log
             else:
-                self._desk.count(Metric.MESSAGES_STALE)  # of a request before the one that waits (P17)
+                self._ctx.count(Metric.MESSAGES_STALE)  # of a request before the one that waits (P17)
             return
         if isinstance(grant, msg.Resume):
             self._refuse(connection, grant, FailureCode.UNKNOWN_ROOM, f"room {room} is not known to the encode node")
@@ -311,7 +311,7 @@ class Admission:
             grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot)
             or grant.registration != self._peers.get(peer, Peer.REGISTRATION)
         ):
-            self._desk.count(Metric.MESSAGES_STALE)
+            self._ctx.count(Metric.MESSAGES_STALE)
         elif (refusal := self._ended.came(room, Remote(*key, grant.key.epoch), grant.required_dst_info_num, now_ns)) is not None:
             self._refuse(connection, grant, *refusal)
         elif room in self._rooms:
@@ -330,7 +330,7 @@ class Admission:
 
     def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
         """One more destination of a room that is open here. The tombstone comes last: killed before it, all is found open."""
-        if not self._desk.is_live(slot, epoch):
+        if not self._ctx.is_live(slot, epoch):
             code = self._slots.get(slot, Slot.FAILURE) or FailureCode.REFUSED
             self._refuse(connection, grant, code, self._slots.reason(slot) or "the encoder's request has ended")
             return
@@ -340,7 +340,7 @@ class Admission:
             self._slots.set(slot, Slot.REQUIRED, grant.required_dst_info_num)
         elif required != grant.required_dst_info_num:
             reason = f"destinations disagree on required_dst_info_num: {required} and {grant.required_dst_info_num}"
-            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, reason)
+            self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, reason)
             self._refuse(connection, grant, FailureCode.PROTOCOL, reason)
             return
         elif count >= required:
@@ -350,14 +350,14 @@ class Admission:
         for field, value in (
             (Destination.WINDOW, self._control.limits.window_blocks // grant.required_dst_info_num),
             (Destination.PEER, peer + 1),
-            (Destination.INCARNATION, grant.header.incarnation),
+            (Destination.INCARNATION, grant.envelope.incarnation),
             (Destination.REGISTRATION, self._peers.get(peer, Peer.REGISTRATION)),
             (Destination.REMOTE_SLOT, grant.key.slot),
             (Destination.REMOTE_EPOCH, grant.key.epoch),
-            (Destination.BEGIN, first * self._desk.bs),
-            (Destination.SUMMED, RowSum(first * self._desk.bs, 0).pack()),
-            (Destination.SENT, first * self._desk.bs),
-            (Destination.GRANTED_TOKENS, first * self._desk.bs),
+            (Destination.BEGIN, first * self._ctx.bs),
+            (Destination.SUMMED, RowSum(first * self._ctx.bs, 0).pack()),
+            (Destination.SENT, first * self._ctx.bs),
+            (Destination.GRANTED_TOKENS, first * self._ctx.bs),
             (Destination.GRANTED_BLOCKS, first),
         ):
             self._dsts.set(slot, count, field, value)
@@ -369,21 +369,21 @@ class Admission:
     def _apply(self, held: Open, grant: Grant) -> None:
         """R1: a set-once table; an entry at or above `sent` changes only for a newer session; no gap; a contiguous length."""
         slot, epoch, d = held.slot, held.epoch, held.destination
-        if not self._desk.is_live(slot, epoch):
-            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+        if not self._ctx.is_live(slot, epoch):
+            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             return
         wrong = self._check_progress(held, grant)
         if wrong:
-            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
+            self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
             return
         known = self._dsts.get(slot, d, Destination.GRANTED_BLOCKS)
-        sent_block = self._dsts.get(slot, d, Destination.SENT) // self._desk.bs
+        sent_block = self._dsts.get(slot, d, Destination.SENT) // self._ctx.bs
         first, end = grant.first_block, grant.first_block + len(grant.dst_embedding_indices)
         if first > known:
-            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             return  # a message before it is missing; its node will send the whole window again
         if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):
-            self._desk.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
+            self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
             return
         if grant.session_id > self._dsts.get(slot, d, Destination.SESSION):
             self._dsts.set(slot, d, Destination.PORT, grant.dst_port)
@@ -397,14 +397,14 @@ class Admission:
                 old_index, old_session = self._dsts.grant(slot, d, k)
                 if grant.session_id == old_session and index != old_index:
                     reason = f"block {k} was granted as {old_index} and as {index} under one session"
-                    self._desk.fail(slot, epoch, FailureCode.PROTOCOL, reason)
+                    self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, reason)
                     return
                 if grant.session_id <= old_session:
                     continue
             self._dsts.set_grant(slot, d, k, index, grant.session_id)
         self._dsts.raise_to(slot, d, Destination.GRANTED_BLOCKS, end)
         if end >= known and grant.allocated_tokens:
-            tokens = first * self._desk.bs + grant.allocated_tokens
+            tokens = first * self._ctx.bs + grant.allocated_tokens
             if self._dsts.get(slot, d, Destination.FIRST_GRANT) == 0:
                 self._dsts.set(slot, d, Destination.FIRST_GRANT, tokens)
             if self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens):
@@ -432,14 +432,14 @@ class Admission:
     def _take_abort(self, abort: msg.Abort, peer: int, connection: bytes) -> None:
         key, room = (peer, abort.key.slot), abort.key.room
         if abort.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
-            self._desk.count(Metric.MESSAGES_REFUSED)
+            self._ctx.count(Metric.MESSAGES_REFUSED)
             return
         held = self._open.get(key)
         tainted = 0
         if held is not None and held.remote_epoch == abort.key.epoch:
-            if split(self._desk.status.load(held.slot)).phase < TERMINAL:
+            if split(self._ctx.status.load(held.slot)).phase < TERMINAL:
                 self._slots.claim_failure(held.slot, abort.code or FailureCode.ABORTED, abort.reason)
-            self._desk.to("poller").send(Kick.ABORTED, held.slot, held.epoch, held.destination)
+            self._ctx.to("poller").send(Kick.ABORTED, held.slot, held.epoch, held.destination)
             return
         remote, required = Remote(*key, abort.key.epoch), 0
         waiting = self._pending.get(room, {}).get(key)
@@ -455,7 +455,7 @@ class Admission:
             )
             self._refuse_pending(room)
             if room in self._rooms:
-                self._desk.fail(*self._rooms[room], *failure)
+                self._ctx.fail(*self._rooms[room], *failure)
         else:  # it was open here, and is forgotten: what it has tainted is not known any more, but what its peer has is (R7)
             tainted = self._peers.get(peer, Peer.TAINTED)
         self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, tainted)))
@@ -509,7 +509,7 @@ class Admission:
     def _drop_old_pending(self, now_ns: int) -> None:
         """A language node aborts what exceeds its deadline; this is for those whose abort never came."""
         self._ended.forget_old(now_ns)
-        limit = 2 * self._desk.timing.request_timeout_s * NS
+        limit = 2 * self._ctx.timing.request_timeout_s * NS
         for room in list(self._pending):
             for key, pending in list(self._pending.get(room, {}).items()):
                 if now_ns - pending.since_ns > limit:

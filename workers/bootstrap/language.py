@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from embridge.workers.addresses import Found, host_of, numeric
 from embridge.workers.bootstrap.links import Link, Waiting
 from embridge.workers.bootstrap.registrations import why_not_numeric
 from embridge.workers.log_limit import LogLimit
-from embridge.workers.role import Arrival, Denied, Desk, Disconnect, Inbox, Out, Send
+from embridge.workers.role import Arrival, Denied, Disconnect, Inbox, Out, RoleContext, Send
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,12 @@ REGISTER_AGAIN_NS = NS // 2
 class GrantSender:
     """The language node's bootstrap role."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._control = desk.control
-        self._slots = desk.slots
-        self._windows = desk.control.windows
-        self._sessions = desk.control.sessions
+    def __init__(self, ctx: RoleContext) -> None:
+        self._ctx = ctx
+        self._control = ctx.control
+        self._slots = ctx.slots
+        self._windows = ctx.control.windows
+        self._sessions = ctx.control.sessions
         self._links: dict[str, Link] = {}
         self._lookups: dict[str, Waiting] = {}  # for a name, by the address as the requests have it
         self._limit = LogLimit()
@@ -58,7 +59,7 @@ class GrantSender:
         self._out = []
         if self._recover:
             self._recover = False
-            for slot, epoch in self._desk.current_slots():
+            for slot, epoch in self._ctx.current_slots():
                 self._open(slot, epoch, now_ns)
                 self._send_grant(slot, epoch)
         for address in inbox.refused:
@@ -66,10 +67,10 @@ class GrantSender:
         for denied in inbox.denied:
             self._denied(denied)
         for arrival in inbox.arrivals:
-            with self._desk.isolated("message"):
+            with self._ctx.isolated("message"):
                 self._take(arrival, now_ns)
         for _, record in inbox.records:
-            with self._desk.isolated("kick", record.slot, record.epoch):
+            with self._ctx.isolated("kick", record.slot, record.epoch):
                 self._look(record, now_ns)
         for address in list(self._lookups):
             self._look_up(address, now_ns)
@@ -88,21 +89,21 @@ class GrantSender:
         slot, epoch = record.slot, record.epoch
         match record.kick:
             case Kick.OPEN:
-                self._desk.to("poller").send(Kick.OPEN, slot, epoch)
+                self._ctx.to("poller").send(Kick.OPEN, slot, epoch)
                 self._open(slot, epoch, now_ns)
             case Kick.GRANT:
                 self._send_grant(slot, epoch)
             case Kick.FAIL:
-                self._desk.to("poller").send(Kick.FAIL, slot, epoch)
+                self._ctx.to("poller").send(Kick.FAIL, slot, epoch)
             case Kick.LOOK:
-                self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+                self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             case Kick.SEND_ABORT:
                 self._open(slot, epoch, now_ns)
                 self._send_abort(slot, epoch)
             case Kick.RELEASE:
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
                 self._control.ring_slot_waiters()
-                self._desk.wake_reaper(slot)
+                self._ctx.wake_reaper(slot)
                 for waiting in (*(link.waiting for link in self._links.values()), *self._lookups.values()):
                     waiting.drop(slot, epoch)
             case Kick.PEER_DEAD:
@@ -112,7 +113,7 @@ class GrantSender:
 
     def _open(self, slot: int, epoch: int, now_ns: int) -> None:
         """Have its encode node registered; also for a request that has failed, for its encoder is to hear why."""
-        if not self._desk.is_current(slot, epoch) or self._slots.get(slot, Slot.PEER):
+        if not self._ctx.is_current(slot, epoch) or self._slots.get(slot, Slot.PEER):
             return
         asked = self._slots.address(slot)
         try:
@@ -123,7 +124,7 @@ class GrantSender:
     def _look_up(self, asked: str, now_ns: int) -> None:
         """Go on with those who wait for a name, once it is known where it leads; nobody else waits for it."""
         waiting = self._lookups[asked]
-        found = self._desk.find(asked) if waiting else Found("")
+        found = self._ctx.find(asked) if waiting else Found("")
         if found is not None and found.endpoint:
             for slot, epoch in waiting.take_all():
                 self._open_at(found.endpoint, asked, slot, epoch, now_ns)
@@ -135,10 +136,10 @@ class GrantSender:
 
     @property
     def _patience_ns(self) -> int:
-        return int(self._desk.timing.connect_timeout_s * NS)
+        return int(self._ctx.timing.connect_timeout_s * NS)
 
     def _open_at(self, address: str, asked: str, slot: int, epoch: int, now_ns: int) -> None:
-        if not self._desk.is_current(slot, epoch):
+        if not self._ctx.is_current(slot, epoch):
             return
         link = self._links.get(address)
         if link is None:
@@ -162,13 +163,13 @@ class GrantSender:
 
     def _join(self, slot: int, epoch: int, peer: int) -> None:
         """The handshake of this request is done: its client may grant, or the poller have it aborted."""
-        if not self._desk.is_current(slot, epoch):
+        if not self._ctx.is_current(slot, epoch):
             return
         self._slots.set(slot, Slot.PEER, peer + 1)
-        if not self._desk.is_live(slot, epoch):
-            self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+        if not self._ctx.is_live(slot, epoch):
+            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             return
-        self._desk.wake_library(slot)
+        self._ctx.wake_library(slot)
         if self._slots.get(slot, Slot.INIT_ASKED):
             self._send_grant(slot, epoch)
 
@@ -179,7 +180,7 @@ class GrantSender:
             reason = self._no_answer(link.address, link.hint or "check its address and that it is up")
             self._limit.log(log, logging.WARNING, link.address, now_ns, "encode node %s: %s", link.address, reason)
             self._end(late, FailureCode.UNREACHABLE, reason)
-            self._desk.forget(link.address)
+            self._ctx.forget(link.address)
         if not link.waiting:
             self._drop(link)
             return
@@ -191,15 +192,15 @@ class GrantSender:
         if now_ns - link.sent_ns < REGISTER_AGAIN_NS and link.sent_ns:
             return
         link.sent_ns = now_ns
-        geometry, own = self._control.geometry, self._desk.addresses
+        geometry, own = self._control.geometry, self._ctx.addresses
         self._out.append(
             Send(
                 link.address,
                 msg.Register(
-                    header=self._desk.header(0),
+                    envelope=self._ctx.envelope(0),
                     bootstrap_addr=own.bootstrap_addr,
                     poller_addr=own.poller_addr,
-                    offers={engine.name: engine.offer(own.run_socket) for engine in self._desk.engines},
+                    offers={engine.name: engine.offer(own.run_socket) for engine in self._ctx.engines},
                     hidden_size=geometry.hidden_size,
                     block_size=geometry.block_size,
                     num_blocks=geometry.num_blocks,
@@ -215,12 +216,12 @@ class GrantSender:
         )
 
     def _no_answer(self, address: str, why: str) -> str:
-        return f"no encode node answers at {address} for {self._desk.timing.connect_timeout_s:g} s; {why}"
+        return f"no encode node answers at {address} for {self._ctx.timing.connect_timeout_s:g} s; {why}"
 
     def _give_up(self, link: Link, code: FailureCode, reason: str) -> None:
         log.warning("encode node %s: %s", link.address, reason)
         self._end(link.waiting.take_all(), code, reason)
-        self._desk.forget(link.address)
+        self._ctx.forget(link.address)
         self._drop(link)
 
     def _drop(self, link: Link) -> None:
@@ -229,17 +230,17 @@ class GrantSender:
 
     def _end(self, those: Iterable[tuple[int, int]], code: FailureCode, reason: str) -> None:
         for slot, epoch in those:
-            if self._desk.is_live(slot, epoch):
-                self._desk.fail(slot, epoch, code, reason)
+            if self._ctx.is_live(slot, epoch):
+                self._ctx.fail(slot, epoch, code, reason)
             else:  # it has failed before, and nobody is there to be told
-                self._desk.to("poller").send(Kick.ABORT_ACK, slot, epoch)
+                self._ctx.to("poller").send(Kick.ABORT_ACK, slot, epoch)
 
     def _refused(self, address: str, now_ns: int) -> None:
         """Nobody listens there. A registered node whose port is closed is dead; one that never answered may be starting."""
-        self._desk.forget(address)
+        self._ctx.forget(address)
         link = self._links.get(address)
         if link is not None and link.peer is not None:
-            self._desk.to("poller").send(Kick.PEER_DEAD, link.peer, self._control.peers.get(link.peer, Peer.INCARNATION))
+            self._ctx.to("poller").send(Kick.PEER_DEAD, link.peer, self._control.peers.get(link.peer, Peer.INCARNATION))
             self._drop_link_of(link.peer)
 
     def _denied(self, denied: Denied) -> None:
@@ -255,7 +256,7 @@ class GrantSender:
     def _drop_link_of(self, peer: int) -> None:
         for link in list(self._links.values()):
             if link.peer == peer:
-                self._desk.forget(link.address)
+                self._ctx.forget(link.address)
                 self._drop(link)
 
     # ---- from encode nodes
@@ -264,17 +265,17 @@ class GrantSender:
         message = arrival.message
         link = self._links.get(arrival.address or "")
         if link is None:
-            self._desk.count(Metric.MESSAGES_STALE)
+            self._ctx.count(Metric.MESSAGES_STALE)
             return
-        header = message.header
-        if self._control.peers.belongs_to_another(header.node_id, header.incarnation, arrival.identity) or (
+        envelope = message.envelope
+        if self._control.peers.belongs_to_another(envelope.node_id, envelope.incarnation, arrival.identity) or (
             link.peer is not None and self._control.peers.key(link.peer) != arrival.identity
         ):
-            self._desk.count(Metric.MESSAGES_FORGED)
+            self._ctx.count(Metric.MESSAGES_FORGED)
             link.hint = "it speaks in the name of a node with another key"
             return
-        if message.header.target != self._control.incarnation:
-            self._desk.count(Metric.MESSAGES_STALE)
+        if message.envelope.for_incarnation != self._control.incarnation:
+            self._ctx.count(Metric.MESSAGES_STALE)
             return
         match message:
             case msg.Foreign():
@@ -286,22 +287,22 @@ class GrantSender:
                 self._give_up(link, FailureCode.REFUSED, f"encode node {link.address} refused: {message.reason}")
             case msg.Refused(key=msg.RequestKey() as key):
                 if self._is_ours(key, link):
-                    self._desk.fail(key.slot, key.epoch, message.code or FailureCode.REFUSED, message.reason)
+                    self._ctx.fail(key.slot, key.epoch, message.code or FailureCode.REFUSED, message.reason)
             case msg.AbortAck(key=key):
                 if self._is_ours(key, link):
-                    self._desk.to("poller").send(Kick.ABORT_ACK, key.slot, key.epoch, message.tainted)
+                    self._ctx.to("poller").send(Kick.ABORT_ACK, key.slot, key.epoch, message.tainted)
             case msg.Stale():
-                if link.peer is not None and self._control.peers.get(link.peer, Peer.INCARNATION) == message.target:
-                    log.warning("encode node %s: its incarnation %d is gone", link.address, message.target)
-                    self._desk.to("poller").send(Kick.PEER_DEAD, link.peer, message.target)
+                if link.peer is not None and self._control.peers.get(link.peer, Peer.INCARNATION) == message.incarnation:
+                    log.warning("encode node %s: its incarnation %d is gone", link.address, message.incarnation)
+                    self._ctx.to("poller").send(Kick.PEER_DEAD, link.peer, message.incarnation)
                     self._drop_link_of(link.peer)
             case _:
-                self._desk.count(Metric.MESSAGES_REFUSED)
+                self._ctx.count(Metric.MESSAGES_REFUSED)
 
     def _is_ours(self, key: msg.RequestKey, link: Link) -> bool:
         return (
             link.peer is not None
-            and self._desk.is_current(key.slot, key.epoch)
+            and self._ctx.is_current(key.slot, key.epoch)
             and self._slots.get(key.slot, Slot.PEER) == link.peer + 1
         )
 
@@ -312,24 +313,24 @@ class GrantSender:
             reason = f"encode node {link.address} announces what is no address: {wrong}"
             self._give_up(link, FailureCode.PROTOCOL, reason)
             return
-        engine = next((it for it in self._desk.engines if it.name == message.engine), None)
+        engine = next((it for it in self._ctx.engines if it.name == message.engine), None)
         if engine is None:
             reason = f"encode node {link.address} chose engine {message.engine}, which this node has not offered"
             self._give_up(link, FailureCode.PROTOCOL, reason)
             return
-        header, peers = message.header, self._control.peers
+        envelope, peers = message.envelope, self._control.peers
         for other in peers.alive():
-            if peers.get(other, Peer.NODE_ID) == header.node_id and (
-                peers.get(other, Peer.INCARNATION) < header.incarnation
+            if peers.get(other, Peer.NODE_ID) == envelope.node_id and (
+                peers.get(other, Peer.INCARNATION) < envelope.incarnation
             ):
-                self._desk.to("poller").send(Kick.PEER_DEAD, other, peers.get(other, Peer.INCARNATION))
+                self._ctx.to("poller").send(Kick.PEER_DEAD, other, peers.get(other, Peer.INCARNATION))
                 self._drop_link_of(other)
-        peer = peers.find(header.node_id, header.incarnation)
+        peer = peers.find(envelope.node_id, envelope.incarnation)
         if peer is None:
-            in_use = {self._slots.get(s, Slot.PEER) - 1 for s, _ in self._desk.current_slots()}
+            in_use = {self._slots.get(s, Slot.PEER) - 1 for s, _ in self._ctx.current_slots()}
             record = PeerRecord(
-                node_id=header.node_id,
-                incarnation=header.incarnation,
+                node_id=envelope.node_id,
+                incarnation=envelope.incarnation,
                 window_blocks=message.window_blocks,
                 num_blocks=message.num_blocks,
                 num_slots=0,
@@ -373,13 +374,13 @@ class GrantSender:
 
     def _grant_anew(self, worker: int) -> None:
         """A worker is in a new session: every window that was granted under the one before is granted under it (R10)."""
-        for slot, epoch in self._desk.current_slots():
+        for slot, epoch in self._ctx.current_slots():
             if self._slots.get(slot, Slot.SESSION) and self._control.worker_of(self._slots.get(slot, Slot.ROOM)) == worker:
                 self._send_grant(slot, epoch)
 
     def _session_for(self, slot: int, peer: int) -> LiveSession | None:
         """The session under which a request's rows may come from that peer; None while its engine is being started."""
-        engine = self._desk.engine_of(peer)
+        engine = self._ctx.engine_of(peer)
         if engine is not None and not engine.has_sessions:
             return NO_SESSION
         session = self._sessions.live(self._control.worker_of(self._slots.get(slot, Slot.ROOM)))
@@ -387,7 +388,7 @@ class GrantSender:
 
     def _exposed_window(self, slot: int, epoch: int, exposure: int) -> tuple[int, list[int], int] | None:
         """The window, all of it exposed; None when the request ended meanwhile. A block drained meanwhile means: look again."""
-        while self._desk.is_live(slot, epoch):
+        while self._ctx.is_live(slot, epoch):
             first, indices, tokens = self._window(slot)
             array = np.array(indices, np.uint32)
             if not indices or (
@@ -399,7 +400,7 @@ class GrantSender:
         return None
 
     def _send_grant(self, slot: int, epoch: int) -> None:
-        if not self._desk.is_live(slot, epoch):
+        if not self._ctx.is_live(slot, epoch):
             return
         peer = self._peer_of(slot)
         if peer is None:
@@ -414,33 +415,37 @@ class GrantSender:
         if window is None:
             return
         first, indices, tokens = window
-        word = split(self._desk.status.load(slot))
-        own, record = self._desk.addresses, self._control.peers.record(peer)
-        header = self._desk.header(record.incarnation)
-        key, required = self._key(slot, epoch), max(self._slots.get(slot, Slot.REQUIRED), 1)
-        allocated = max(tokens - first * self._desk.bs, 0)
+        word = split(self._ctx.status.load(slot))
+        record = self._control.peers.record(peer)
+        common: dict[str, Any] = {
+            "envelope": self._ctx.envelope(record.incarnation),
+            "key": self._key(slot, epoch),
+            "endpoint": self._ctx.addresses.poller_addr,
+            "dst_port": session.port,
+            "session_id": session.number,
+            "base": session.base,
+            "dst_embedding_indices": indices,
+            "first_block": first,
+            "required_dst_info_num": max(self._slots.get(slot, Slot.REQUIRED), 1),
+            "allocated_tokens": max(tokens - first * self._ctx.bs, 0),
+        }
         message: msg.Init | msg.Resume
         if self._slots.get(slot, Slot.HEARD_EPOCH) != epoch:
-            registration = self._control.peers.get(peer, Peer.REGISTRATION)
-            message = msg.Init(
-                header, key, own.poller_addr, session.port, session.number, session.base, indices, first, required, allocated, registration
-            )
+            message = msg.Init(**common, registration=self._control.peers.get(peer, Peer.REGISTRATION))
         else:
-            message = msg.Resume(
-                header, key, own.poller_addr, session.port, session.number, session.base, indices, first, required, word.sent, allocated
-            )
+            message = msg.Resume(**common, sent_tokens=word.sent)
         self._out.append(Send(record.bootstrap_addr, message, record.key))
 
     def _send_abort(self, slot: int, epoch: int) -> None:
         peer = self._peer_of(slot)
-        if peer is None or not self._desk.is_current(slot, epoch):
+        if peer is None or not self._ctx.is_current(slot, epoch):
             return
         record = self._control.peers.record(peer)
         code, reason = self._slots.get(slot, Slot.FAILURE), msg.clip(self._slots.reason(slot))
-        header = self._desk.header(record.incarnation)
-        self._out.append(Send(record.bootstrap_addr, msg.Abort(header, self._key(slot, epoch), code, reason), record.key))
+        envelope = self._ctx.envelope(record.incarnation)
+        self._out.append(Send(record.bootstrap_addr, msg.Abort(envelope, self._key(slot, epoch), code, reason), record.key))
 
 
 def _other_version(message: msg.Foreign) -> str:
     ours = " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
-    return f"speaks version {message.header.version} of the protocol, this node {ours}; run the same embridge on both"
+    return f"speaks version {message.envelope.version} of the protocol, this node {ours}; run the same embridge on both"

@@ -24,7 +24,7 @@ from embridge.workers.addresses import host_of, numeric
 from embridge.workers.engine_kind import EngineKind
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.poller.peer_watch import COPIED, WAS_COPIED
-from embridge.workers.role import Desk
+from embridge.workers.role import RoleContext
 from embridge.workers.run_socket import Question
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
@@ -68,10 +68,10 @@ class Waiting:
 class Registrations:
     """The language nodes that this encode node serves."""
 
-    def __init__(self, desk: Desk, limit: LogLimit) -> None:
-        self._desk = desk
-        self._control = desk.control
-        self._peers = desk.control.peers
+    def __init__(self, ctx: RoleContext, limit: LogLimit) -> None:
+        self._ctx = ctx
+        self._control = ctx.control
+        self._peers = ctx.control.peers
         self._limit = limit
         self._waiting: dict[tuple[int, int, str], Waiting] = {}  # by node id, incarnation and key
 
@@ -80,17 +80,17 @@ class Registrations:
         may have, dead as theirs may be."""
         answer = self._judge(message, key, connection, now_ns, in_use)
         if answer is not None:  # whatever it is: nothing of this node is asked about any more
-            self._drop((message.header.node_id, message.header.incarnation, key))
+            self._drop((message.envelope.node_id, message.envelope.incarnation, key))
         return answer
 
     def _judge(self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]) -> Answer | None:
-        header = message.header
+        envelope = message.envelope
         why_not = self._why_not(message, key)
         if why_not:
             return self._refuse(message, now_ns, why_not)
-        for older in self._others(header):
-            self._desk.to("poller").send(Kick.PEER_DEAD, older, self._peers.get(older, Peer.INCARNATION))
-        peer = self._peers.find(header.node_id, header.incarnation)
+        for older in self._others(envelope):
+            self._ctx.to("poller").send(Kick.PEER_DEAD, older, self._peers.get(older, Peer.INCARNATION))
+        peer = self._peers.find(envelope.node_id, envelope.incarnation)
         if peer is None:
             engine = self._engine_for(message, key, connection, now_ns)
             if engine is None:
@@ -98,8 +98,8 @@ class Registrations:
             if isinstance(engine, str):
                 return self._refuse(message, now_ns, engine)
             record = PeerRecord(
-                node_id=header.node_id,
-                incarnation=header.incarnation,
+                node_id=envelope.node_id,
+                incarnation=envelope.incarnation,
                 window_blocks=message.window_blocks,
                 num_blocks=message.num_blocks,
                 num_slots=message.num_slots,
@@ -113,13 +113,13 @@ class Registrations:
             if self._peers.register(record, now_ns, in_use()) is None:
                 return self._refuse(message, now_ns, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
             log.info("registered language %s; rows travel through %s", record, engine.name)
-            return Answer(self._welcome(header, engine))
+            return Answer(self._welcome(envelope, engine))
         begins_again = message.registration > self._peers.get(peer, Peer.REGISTRATION)
         if begins_again:
             self._peers.put(peer, Peer.REGISTRATION, message.registration)  # before the answer: its door is open to us only after that
-        chosen = self._desk.engine_of(peer)
+        chosen = self._ctx.engine_of(peer)
         assert chosen is not None, f"peer {peer} is registered, and no engine was agreed with it"
-        return Answer(self._welcome(header, chosen), peer if begins_again else None)
+        return Answer(self._welcome(envelope, chosen), peer if begins_again else None)
 
     def due(self, now_ns: int) -> list[Waiting]:
         """The registrations that have waited, and are to be taken now."""
@@ -133,15 +133,15 @@ class Registrations:
         """The answer to a frame of another protocol version: only whoever sends a registration waits for one."""
         if message.tag != msg.Register.__struct_config__.tag:
             return None
-        theirs, ours = message.header.version, " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
+        theirs, ours = message.envelope.version, " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
         reason = f"protocol version: the language node speaks {theirs}, this encode node {ours}; run the same embridge on both"
-        return msg.Refused(self._desk.header(message.header.incarnation), FailureCode.REFUSED, msg.clip(reason))
+        return msg.Refused(self._ctx.envelope(message.envelope.incarnation), FailureCode.REFUSED, msg.clip(reason))
 
     # ---- why a node is not served
 
     def _why_not(self, message: msg.Register, key: str) -> str:
         """Empty when nothing speaks against it."""
-        header, geometry = message.header, self._control.geometry
+        envelope, geometry = message.envelope, self._control.geometry
         for name, ours in (
             *((name, getattr(geometry, name)) for name in ("hidden_size", "block_size", "dtype", "deepstack_layers")),
             ("verify", self._control.verify),
@@ -154,30 +154,30 @@ class Registrations:
         limit = self._control.limits.max_peer_slots
         if message.num_slots > limit:
             return f"num_slots: {message.num_slots} > max_peer_slots {limit} of this node"
-        if self._peers.belongs_to_another(header.node_id, header.incarnation, key):
-            self._desk.count(Metric.MESSAGES_FORGED)
+        if self._peers.belongs_to_another(envelope.node_id, envelope.incarnation, key):
+            self._ctx.count(Metric.MESSAGES_FORGED)
             return "this node id is known with another key; one node has one key and one run directory"
         return self._why_not_that_node(message)
 
     def _why_not_that_node(self, message: msg.Register) -> str:
         """Of two nodes whose run directories are copies of one, each ends the other's requests: they are told so."""
-        header, peers = message.header, self._peers
-        if header.node_id == self._control.node_id:
-            return f"node id {header.node_id:x} is this encode node's own: {COPIED}"
-        twin = peers.find(header.node_id, header.incarnation)
+        envelope, peers = message.envelope, self._peers
+        if envelope.node_id == self._control.node_id:
+            return f"node id {envelope.node_id:x} is this encode node's own: {COPIED}"
+        twin = peers.find(envelope.node_id, envelope.incarnation)
         if twin is not None and peers.record(twin).poller_addr != message.poller_addr:
             return f"that start of its node is registered from elsewhere: {COPIED}"
-        newest = max((peers.get(other, Peer.INCARNATION) for other in self._others(header)), default=0)
-        if newest <= header.incarnation:
+        newest = max((peers.get(other, Peer.INCARNATION) for other in self._others(envelope)), default=0)
+        if newest <= envelope.incarnation:
             return ""
-        return f"incarnation {header.incarnation} is older than {newest}; {WAS_COPIED}"
+        return f"incarnation {envelope.incarnation} is older than {newest}; {WAS_COPIED}"
 
-    def _others(self, header: msg.Header) -> list[int]:
+    def _others(self, envelope: msg.Envelope) -> list[int]:
         """The living entries of other incarnations of this node."""
         return [
             peer
             for peer in self._peers.alive()
-            if self._peers.get(peer, Peer.NODE_ID) == header.node_id and self._peers.get(peer, Peer.INCARNATION) != header.incarnation
+            if self._peers.get(peer, Peer.NODE_ID) == envelope.node_id and self._peers.get(peer, Peer.INCARNATION) != envelope.incarnation
         ]
 
     # ---- how rows travel
@@ -187,7 +187,7 @@ class Registrations:
 
         None while its run socket is asked.
         """
-        own = self._desk
+        own = self._ctx
         ours, theirs = host_of(own.addresses.poller_addr), host_of(message.poller_addr)
         whys = []
         for engine in own.engines:
@@ -209,14 +209,14 @@ class Registrations:
 
     def _why_elsewhere(self, run_socket: str, message: msg.Register, key: str, connection: bytes, now_ns: int) -> str | None:
         """Why that node is not on this host; empty if it is, None while its run socket is asked."""
-        header = message.header
-        identity = (header.node_id, header.incarnation, key)
+        envelope = message.envelope
+        identity = (envelope.node_id, envelope.incarnation, key)
         it = self._waiting.get(identity)
         if it is None or it.run_socket != run_socket:
             if it is None and len(self._waiting) >= MAX_QUESTIONS:
                 return None
             self._drop(identity)
-            question = self._desk.ask_at(run_socket, header.node_id, header.incarnation)
+            question = self._ctx.ask_at(run_socket, envelope.node_id, envelope.incarnation)
             it = self._waiting[identity] = Waiting(question, now_ns, message, key, connection, run_socket)
         it.message, it.connection = message, connection
         answer = it.question.answer()
@@ -231,11 +231,11 @@ class Registrations:
 
     # ---- answers
 
-    def _welcome(self, header: msg.Header, engine: EngineKind) -> msg.Registered:
-        own, control = self._desk.addresses, self._control
-        to = self._desk.header(header.incarnation)
+    def _welcome(self, envelope: msg.Envelope, engine: EngineKind) -> msg.Registered:
+        own, control = self._ctx.addresses, self._control
+        to = self._ctx.envelope(envelope.incarnation)
         return msg.Registered(
-            header=to,
+            envelope=to,
             bootstrap_addr=own.bootstrap_addr,
             poller_addr=own.poller_addr,
             engine=engine.name,
@@ -244,7 +244,7 @@ class Registrations:
         )
 
     def _refuse(self, message: msg.Register, now_ns: int, reason: str) -> Answer:
-        header = message.header
-        self._desk.count(Metric.MESSAGES_REFUSED)
-        self._limit.log(log, logging.WARNING, header.node_id, now_ns, "language node %x refused: %s", header.node_id, reason)
-        return Answer(msg.Refused(self._desk.header(header.incarnation), FailureCode.REFUSED, msg.clip(reason)))
+        envelope = message.envelope
+        self._ctx.count(Metric.MESSAGES_REFUSED)
+        self._limit.log(log, logging.WARNING, envelope.node_id, now_ns, "language node %x refused: %s", envelope.node_id, reason)
+        return Answer(msg.Refused(self._ctx.envelope(envelope.incarnation), FailureCode.REFUSED, msg.clip(reason)))

@@ -28,8 +28,8 @@ from embridge.workers.discovery import messages as msg
 from embridge.workers.discovery.auth_token import read_token
 from embridge.workers.discovery.client import DiscoveryClient, DiscoveryError
 from embridge.workers.health import failing_processes, load_of, silent_processes
-from embridge.workers.role import Desk
-from embridge.workers.start import Seat, begin
+from embridge.workers.process_spec import ProcessSpec, begin
+from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
@@ -61,31 +61,31 @@ class Backoff:
 class Reporter:
     """What the node says of itself, and what is made of the answers: words in, words out, no network."""
 
-    def __init__(self, desk: Desk, url: str) -> None:
-        self._desk = desk
-        self._control = desk.control
+    def __init__(self, ctx: RoleContext, url: str) -> None:
+        self._ctx = ctx
+        self._control = ctx.control
         self._url = url
-        self._table = desk.control.route_writer
-        self._known: dict[int, RouteRecord] = {route.node_id: route for route in desk.control.routes.routes()}
+        self._table = ctx.control.route_writer
+        self._known: dict[int, RouteRecord] = {route.node_id: route for route in ctx.control.routes.routes()}
         self._state = DiscoveryState.STARTING
         self._reason = ""
         self._since_ns = self._heard_ns = 0
         self._told_full = False
-        self.other_role = Role.LANGUAGE if desk.control.role == Role.ENCODE else Role.ENCODE
+        self.other_role = Role.LANGUAGE if ctx.control.role == Role.ENCODE else Role.ENCODE
 
     def report(self, now_ns: int) -> msg.RouteReport | None:
         """The node as it is now; None while it is not READY yet, or is STOPPED: then there is nothing to publish."""
-        control, desk = self._control, self._desk
+        control, ctx = self._control, self._ctx
         state = control.state
         if state not in PUBLISHED:
             return None
-        load = load_of(desk)
+        load = load_of(ctx)
         return msg.RouteReport(
             role="encode" if control.role == Role.ENCODE else "language",
             node_id=f"{control.node_id:x}",
             incarnation=control.incarnation,
-            bootstrap_addr=desk.addresses.bootstrap_addr,
-            poller_addr=desk.addresses.poller_addr,
+            bootstrap_addr=ctx.addresses.bootstrap_addr,
+            poller_addr=ctx.addresses.poller_addr,
             state="READY" if state == NodeState.READY else "DRAINING",
             unhealthy=self._unhealthy(now_ns),
             outstanding_tokens=load.outstanding_tokens,
@@ -93,12 +93,12 @@ class Reporter:
             free_blocks=load.free_blocks,
             num_blocks=control.blocks.num_blocks,
             sequence=now_ns,
-            ttl_s=desk.timing.discovery_ttl_s,
+            ttl_s=ctx.timing.discovery_ttl_s,
         )
 
     def _unhealthy(self, now_ns: int) -> list[msg.Silent]:
         """What does not beat, and what cannot be kept alive, though it may just be beating."""
-        silent = dict(silent_processes(self._control, now_ns, self._desk.timing.health_s))
+        silent = dict(silent_processes(self._control, now_ns, self._ctx.timing.health_s))
         failing = {name: reason[:64] for name, reason in failing_processes(self._control)}
         return [msg.Silent(name, silent.get(name, 0.0), failing.get(name, "")) for name in {**silent, **failing}]
 
@@ -109,7 +109,7 @@ class Reporter:
         """Write the routes that came into the table. What a server that has just started does not list is kept: the nodes
         may only not have renewed there yet."""
         routes = {route.node_id: route for route in (_record(entry, now_ns) for entry in answer.routes)}
-        if answer.server_up_s < self._desk.timing.discovery_ttl_s:
+        if answer.server_up_s < self._ctx.timing.discovery_ttl_s:
             routes = self._known | routes
         left_out = self._table.put_all(routes.values())
         if left_out and not self._told_full:
@@ -152,12 +152,12 @@ def _record(entry: msg.RouteEntry, now_ns: int) -> RouteRecord:
 class Registrar:
     """The loop: beats, exchanges with the server, one at a time, and the leave at the end."""
 
-    def __init__(self, seat: Seat, desk: Desk) -> None:
-        self._seat = seat
-        self._desk = desk
-        self._timing: Timing = desk.timing
-        self._control = desk.control
-        self._reporter = Reporter(desk, seat.discovery)
+    def __init__(self, spec: ProcessSpec, ctx: RoleContext) -> None:
+        self._spec = spec
+        self._ctx = ctx
+        self._timing: Timing = ctx.timing
+        self._control = ctx.control
+        self._reporter = Reporter(ctx, spec.discovery)
         self._backoff = Backoff(self._timing.discovery_interval_s, self._timing.discovery_ttl_s, random.Random())
         self._wake = asyncio.Event()
         self._due_ns = 0
@@ -165,19 +165,19 @@ class Registrar:
         self._client: DiscoveryClient | None = None
 
     async def run(self) -> None:
-        loop, event_fd = asyncio.get_running_loop(), self._seat.event_fds[self._seat.name].fd
+        loop, event_fd = asyncio.get_running_loop(), self._spec.event_fds[self._spec.name].fd
         loop.add_signal_handler(signal.SIGTERM, self._stop)
         loop.add_reader(event_fd, self._rung, event_fd)
-        loop.add_reader(self._seat.death.fd, self._stop)
-        begin(self._seat, self._control)
+        loop.add_reader(self._spec.death.fd, self._stop)
+        begin(self._spec, self._control)
         exchange: asyncio.Task[None] | None = None
-        bell = self._control.bell(self._seat.name)
+        bell = self._control.bell(self._spec.name)
         try:
-            while not self._seat.stop:
+            while not self._spec.stop:
                 seen = bell.sequence()
                 self._wake.clear()
                 now = time.monotonic_ns()
-                self._control.processes.beat(self._desk.index, now)
+                self._control.processes.beat(self._ctx.index, now)
                 if exchange is not None and exchange.done():
                     exchange.result()
                     exchange = None
@@ -193,7 +193,7 @@ class Registrar:
                             await self._wake.wait()
                     bell.disarm()
         finally:
-            loop.remove_reader(self._seat.death.fd)
+            loop.remove_reader(self._spec.death.fd)
             if exchange is not None:
                 exchange.cancel()
                 await asyncio.wait([exchange])
@@ -202,7 +202,7 @@ class Registrar:
             await self._disconnect()
 
     def _stop(self) -> None:
-        self._seat.stop = True
+        self._spec.stop = True
         self._wake.set()
 
     def _rung(self, event_fd: int) -> None:
@@ -217,12 +217,12 @@ class Registrar:
     def _connected(self) -> DiscoveryClient:
         """The client, made on first use and after a refusal: the token is then read again, for it may have been changed."""
         if self._client is None:
-            file = self._seat.discovery_token_file
+            file = self._spec.discovery_token_file
             try:
                 token = read_token(file) if file else ""
             except ValueError as error:
                 raise DiscoveryError(str(error)) from error
-            self._client = DiscoveryClient(self._seat.discovery, token, self._timing.discovery_timeout_s)
+            self._client = DiscoveryClient(self._spec.discovery, token, self._timing.discovery_timeout_s)
         return self._client
 
     async def _disconnect(self) -> None:
@@ -240,7 +240,7 @@ class Registrar:
         state, reason = DiscoveryState.REGISTERED, ""
         try:
             client = self._connected()
-            self._desk.count(Metric.MESSAGES_OUT)
+            self._ctx.count(Metric.MESSAGES_OUT)
             try:
                 await client.register(report)
             except DiscoveryError as error:
@@ -248,13 +248,13 @@ class Registrar:
                     raise
                 state, reason = DiscoveryState.REFUSED, str(error)  # the routes are of use all the same
             answer = await client.routes(self._reporter.other_role.name.lower())
-            self._desk.count(Metric.MESSAGES_IN)
+            self._ctx.count(Metric.MESSAGES_IN)
             self._reporter.take(answer, time.monotonic_ns())
         except DiscoveryError as error:
             state, reason = DiscoveryState.REFUSED if error.refused else DiscoveryState.UNREACHABLE, str(error)
         except Exception as error:  # a bug in one exchange ends that exchange (D4)
             log.exception("registrar: an exchange failed")
-            self._desk.count(Metric.ERRORS)
+            self._ctx.count(Metric.ERRORS)
             state, reason = DiscoveryState.UNREACHABLE, f"{type(error).__name__}: {error}"
         pause_s = self._backoff.succeeded() if state == DiscoveryState.REGISTERED else self._backoff.failed()
         if state == DiscoveryState.REFUSED:
@@ -274,10 +274,10 @@ class Registrar:
             self._reporter.say(DiscoveryState.LEFT, "", 0, time.monotonic_ns())
 
 
-def run_registrar(seat: Seat, desk: Desk) -> None:
-    """Until told to stop (the target of the registrar's process)."""
+def run_registrar(spec: ProcessSpec, ctx: RoleContext) -> None:
+    """Until told to stop (what the registrar's process runs)."""
 
     async def life() -> None:
-        await Registrar(seat, desk).run()
+        await Registrar(spec, ctx).run()
 
     asyncio.run(life())

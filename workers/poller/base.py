@@ -17,7 +17,7 @@ from embridge.workers import messages as msg
 from embridge.workers.poller.peer_watch import PeerWatch
 from embridge.workers.poller.reaper import Reaper
 from embridge.workers.poller.timers import Timers
-from embridge.workers.role import Arrival, Desk, Inbox, Out
+from embridge.workers.role import Arrival, Inbox, Out, RoleContext
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 class Poller(ABC):
     """The only writer of a node's status words."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._control = desk.control
-        self._slots = desk.slots
+    def __init__(self, ctx: RoleContext) -> None:
+        self._ctx = ctx
+        self._control = ctx.control
+        self._slots = ctx.slots
         self._live: dict[int, int] = {}  # slot -> epoch
-        self._timers = Timers(desk.is_current)
-        self._watch = PeerWatch(desk, self._rooms_of)
-        self._reaper = Reaper(desk)
+        self._timers = Timers(ctx.is_current)
+        self._watch = PeerWatch(ctx, self._rooms_of)
+        self._reaper = Reaper(ctx)
         self._out: list[Out] = []
         self._scanned_ns = 0
         self._now_ns = 0
@@ -44,14 +44,14 @@ class Poller(ABC):
         self._out = []
         self._now_ns = now_ns
         for arrival in inbox.arrivals:
-            with self._desk.isolated("message"):
+            with self._ctx.isolated("message"):
                 self._receive(arrival)
         touched: dict[int, int] = {}
         for _, record in inbox.records:
             self._look(record, touched)
-        if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
+        if now_ns - self._scanned_ns >= self._ctx.timing.scan_s * NS:
             self._scanned_ns = now_ns
-            current = dict(self._desk.current_slots())
+            current = dict(self._ctx.current_slots())
             touched.update(current)
             self._reaper.look()
             self._check_blocks(is_idle=not current)
@@ -61,8 +61,8 @@ class Poller(ABC):
         if self._watch.step(now_ns, inbox.refused, self._out):
             touched.update(self._live)
         for slot, epoch in touched.items():
-            if self._desk.is_current(slot, epoch):
-                with self._desk.isolated("status", slot, epoch):
+            if self._ctx.is_current(slot, epoch):
+                with self._ctx.isolated("status", slot, epoch):
                     self._serve(slot, epoch)
             elif self._live.get(slot) == epoch:
                 self._forget(slot)
@@ -70,17 +70,17 @@ class Poller(ABC):
         return self._out
 
     def next_step_ns(self, now_ns: int) -> int:
-        due = min(self._watch.next_ns(), self._scanned_ns + int(self._desk.timing.scan_s * NS))
+        due = min(self._watch.next_ns(), self._scanned_ns + int(self._ctx.timing.scan_s * NS))
         return self._timers.next_ns(due)
 
     def _check_blocks(self, *, is_idle: bool) -> None:
         """Integrity: with no request in flight, in two scans one after the other, every block is free (P1), or waits for a fence."""
         counts = self._control.blocks.check()
-        waits_for_fence = counts.quarantined if self._desk.has_sessions else 0
+        waits_for_fence = counts.quarantined if self._ctx.has_sessions else 0
         held = sum(counts[1:]) - waits_for_fence if is_idle else 0
         if held and held == self._held_while_idle and not self._told_of_leak:
             self._told_of_leak = True
-            self._desk.count(Metric.ERRORS)
+            self._ctx.count(Metric.ERRORS)
             log.error("%d blocks are held though no request is in flight: %s", held, self._control.blocks.counts())
         self._held_while_idle = held
 
@@ -88,16 +88,16 @@ class Poller(ABC):
         message = arrival.message
         if isinstance(message, msg.Foreign):
             return  # refused, and counted so, where it came in; whoever registers is told
-        peer = self._watch.heard(message.header, self._now_ns, arrival.identity)
+        peer = self._watch.heard(message.envelope, self._now_ns, arrival.identity)
         if peer is not None and not self._take(message, peer):
-            self._desk.count(Metric.MESSAGES_REFUSED)
+            self._ctx.count(Metric.MESSAGES_REFUSED)
 
     def _look(self, record: Record, touched: dict[int, int]) -> None:
         slot, epoch = record.slot, record.epoch
         match record.kick:
             case Kick.LANE_DEAD:
                 log.info("client of lane %d is gone; its requests end", slot)
-                touched.update({s: e for s, e in self._desk.current_slots() if self._slots.get(s, Slot.LANE) == slot})
+                touched.update({s: e for s, e in self._ctx.current_slots() if self._slots.get(s, Slot.LANE) == slot})
                 self._reaper.bury(slot)
             case Kick.PEER_DEAD:
                 self._watch.bury(slot, epoch, "its port is closed, or a newer incarnation replaced it", self._out)
@@ -122,7 +122,7 @@ class Poller(ABC):
         return True
 
     def _raise(self, slot: int, epoch: int, phase: int, sent: int) -> bool:
-        if not self._desk.status.advance(slot, epoch, phase, sent, self._now_ns):
+        if not self._ctx.status.advance(slot, epoch, phase, sent, self._now_ns):
             return False
         self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         self._control.ring_lane(self._slots.get(slot, Slot.LANE))
@@ -131,8 +131,8 @@ class Poller(ABC):
     def _fail(self, slot: int, epoch: int, code: int, reason: str) -> None:
         """End a request as Failed; a reason that was claimed before stands."""
         self._slots.claim_failure(slot, code, reason)
-        self._raise(slot, epoch, Phase.Failed, split(self._desk.status.load(slot)).sent)
-        self._desk.count(Metric.FAILED)
+        self._raise(slot, epoch, Phase.Failed, split(self._ctx.status.load(slot)).sent)
+        self._ctx.count(Metric.FAILED)
         log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
 
     # ---- the side's own

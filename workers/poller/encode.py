@@ -20,15 +20,15 @@ from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.poller.base import Poller
 from embridge.workers.poller.peer_watch import why_lost
-from embridge.workers.role import Desk, Send
+from embridge.workers.role import RoleContext, Send
 
 
 class Publisher(Poller):
     """The encode node's poller role."""
 
-    def __init__(self, desk: Desk) -> None:
-        super().__init__(desk)
-        self._dsts = desk.control.destinations
+    def __init__(self, ctx: RoleContext) -> None:
+        super().__init__(ctx)
+        self._dsts = ctx.control.destinations
         self._told: dict[int, dict[int, tuple[int, ...]]] = {}  # slot -> destination -> what it was told last
         self._by_key: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # (peer, slot, epoch there) -> ours
         self._keys: dict[int, list[tuple[int, int, int]]] = {}  # slot -> those of them that lead to it
@@ -39,7 +39,7 @@ class Publisher(Poller):
     # ---- what came
 
     def _kicked(self, record: Record) -> None:
-        if record.kick == Kick.ABORTED and self._desk.is_current(record.slot, record.epoch):
+        if record.kick == Kick.ABORTED and self._ctx.is_current(record.slot, record.epoch):
             self._acks_due.add((record.slot, record.epoch, record.value))
 
     def _session_began(self, worker: int, number: int) -> None:
@@ -62,7 +62,7 @@ class Publisher(Poller):
     def _verified(self, room: msg.RoomState, peer: int) -> None:
         """How many rows a destination has checked (R27)."""
         held = self._by_key.get((peer, room.key.slot, room.key.epoch))
-        if held is not None and self._desk.is_live(held[0], held[1]):
+        if held is not None and self._ctx.is_live(held[0], held[1]):
             slot, epoch, d = held
             sent = RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens
             if room.sent_tokens > sent:
@@ -74,7 +74,7 @@ class Publisher(Poller):
 
     def _close(self, key: msg.RequestKey, peer: int) -> None:
         held = self._by_key.get((peer, key.slot, key.epoch))
-        if held is not None and self._desk.is_current(held[0], held[1]):
+        if held is not None and self._ctx.is_current(held[0], held[1]):
             slot, epoch, d = held
             self._dsts.set(slot, d, Destination.CLOSED, 1)
             self._serve(slot, epoch)
@@ -84,12 +84,12 @@ class Publisher(Poller):
     def _serve(self, slot: int, epoch: int) -> None:
         self._enter(slot, epoch)
         self._read_progress(slot)
-        word = split(self._desk.status.load(slot))
+        word = split(self._ctx.status.load(slot))
         if word.epoch != epoch:
             return  # released since, and open again
         if word.phase < TERMINAL:
             self._advance(slot, epoch)
-            word = split(self._desk.status.load(slot))
+            word = split(self._ctx.status.load(slot))
         self._tell_all(slot, epoch, word.phase, self._sent[slot])
         if word.phase >= TERMINAL:
             self._end(slot, epoch)
@@ -123,15 +123,15 @@ class Publisher(Poller):
         if not total or not least:
             return
         if any(grant < total for grant in first) and all(s >= min(g, total) > 0 for s, g in zip(sent, first, strict=True)):
-            before = split(self._desk.status.load(slot)).phase
+            before = split(self._ctx.status.load(slot)).phase
             self._raise(slot, epoch, Phase.Transferring, min(least, total))
             if before < Phase.Transferring:
                 self._tell_all(slot, epoch, Phase.Transferring, sent)
         if least >= total and self._is_verified(slot, count, total):
             self._raise(slot, epoch, Phase.Success, total)
-            self._desk.count(Metric.SUCCEEDED)
+            self._ctx.count(Metric.SUCCEEDED)
         else:
-            self._raise(slot, epoch, Phase(split(self._desk.status.load(slot)).phase), least)
+            self._raise(slot, epoch, Phase(split(self._ctx.status.load(slot)).phase), least)
 
     def _is_verified(self, slot: int, count: int, total: int) -> bool:
         """Whether every destination has checked every row, where nodes verify (R27)."""
@@ -140,8 +140,8 @@ class Publisher(Poller):
     def _failed(self, slot: int, epoch: int, count: int) -> bool:
         """End the request if something says so: a reason somebody claimed, its client, a peer, its deadline."""
         code, reason = self._slots.get(slot, Slot.FAILURE), ""
-        if not code and self._desk.is_lane_dead(slot):
-            code, reason = FailureCode.CLIENT_DIED, self._desk.why_lane_is_dead(slot, "encoder")
+        if not code and self._ctx.is_lane_dead(slot):
+            code, reason = FailureCode.CLIENT_DIED, self._ctx.why_lane_is_dead(slot, "encoder")
         for d in range(count):
             peer = self._dsts.get(slot, d, Destination.PEER) - 1
             if not code and not (
@@ -187,7 +187,7 @@ class Publisher(Poller):
         return msg.RoomState(
             key=key,
             phase=phase,
-            resumed=self._desk.status.stamps(slot)[Phase.Transferring] != 0,
+            resumed=self._ctx.status.stamps(slot)[Phase.Transferring] != 0,
             sent_tokens=sent,
             total_tokens=self._slots.get(slot, Slot.TOTAL),
             ready_tokens=self._slots.get(slot, Slot.READY),
@@ -212,7 +212,7 @@ class Publisher(Poller):
             return
         state = self._state(slot, d, phase, sent)
         granted = self._dsts.get(slot, d, Destination.GRANTED_TOKENS)
-        if not self._desk.is_current(slot, epoch):
+        if not self._ctx.is_current(slot, epoch):
             return  # it was released after it had been asked for, and what was read may be the next one's (R16)
         crossing = min(state.ready_tokens, granted + 1)  # more ready than granted is news; how much more is not
         news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
@@ -223,26 +223,26 @@ class Publisher(Poller):
             if told is None:
                 self._by_key[peer, state.key.slot, state.key.epoch] = (slot, epoch, d)
                 self._keys.setdefault(slot, []).append((peer, state.key.slot, state.key.epoch))
-            header = self._desk.header(record.incarnation)
+            envelope = self._ctx.envelope(record.incarnation)
             if told is None and phase < TERMINAL and not state.sent_tokens and state.total_tokens:
-                self._out.append(Send(record.poller_addr, msg.Announce(header, state.key, state.total_tokens), record.key))
-            self._out.append(Send(record.poller_addr, msg.Status(self._desk.header(record.incarnation), state), record.key))
+                self._out.append(Send(record.poller_addr, msg.Announce(envelope, state.key, state.total_tokens), record.key))
+            self._out.append(Send(record.poller_addr, msg.Status(self._ctx.envelope(record.incarnation), state), record.key))
         if (
             (slot, epoch, d) in self._acks_due
             and phase >= TERMINAL
             and self._slots.get(slot, Slot.QUIESCED_EPOCH) == epoch
         ):
             self._acks_due.discard((slot, epoch, d))
-            header = self._desk.header(record.incarnation)
-            self._out.append(Send(record.poller_addr, msg.AbortAck(header, state.key, state.tainted), record.key))
+            envelope = self._ctx.envelope(record.incarnation)
+            self._out.append(Send(record.poller_addr, msg.AbortAck(envelope, state.key, state.tainted), record.key))
 
     def _rooms_of(self, peer: int) -> list[msg.RoomState]:
         """What a heartbeat to one peer lists."""
         rooms = []
         for slot, epoch in self._live.items():
-            if not self._desk.is_current(slot, epoch):
+            if not self._ctx.is_current(slot, epoch):
                 continue
-            phase = split(self._desk.status.load(slot)).phase
+            phase = split(self._ctx.status.load(slot)).phase
             states = []
             for d, sent in enumerate(self._sent[slot]):
                 if (
@@ -250,7 +250,7 @@ class Publisher(Poller):
                     and not self._dsts.get(slot, d, Destination.CLOSED)
                 ):
                     states.append(self._state(slot, d, phase, sent))
-            if self._desk.is_current(slot, epoch):  # still: what was read is its own (R16)
+            if self._ctx.is_current(slot, epoch):  # still: what was read is its own (R16)
                 rooms += states
         return rooms
 
@@ -258,9 +258,9 @@ class Publisher(Poller):
 
     def _end(self, slot: int, epoch: int) -> None:
         if self._slots.get(slot, Slot.QUIESCED_EPOCH) != epoch:
-            self._desk.to_worker_of(slot).send(Kick.LOOK, slot, epoch)  # it says when nothing of it is under way
+            self._ctx.to_worker_of(slot).send(Kick.LOOK, slot, epoch)  # it says when nothing of it is under way
             return
-        lane_dead = self._desk.is_lane_dead(slot)
+        lane_dead = self._ctx.is_lane_dead(slot)
         if lane_dead and self._control.blocks.cells.reclaim(slot, epoch, False):
             self._control.ring_block_waiters()
         if not lane_dead and self._slots.get(slot, Slot.CLEARED_EPOCH) != epoch:
@@ -271,7 +271,7 @@ class Publisher(Poller):
                 self._dsts.get(slot, d, Destination.CLOSED)
             ):
                 return
-        self._desk.to("bootstrap").send(Kick.RELEASE, slot, epoch)
+        self._ctx.to("bootstrap").send(Kick.RELEASE, slot, epoch)
         self._forget(slot)
 
     def _forget(self, slot: int) -> None:

@@ -23,7 +23,7 @@ from embridge.workers import messages as msg
 from embridge.workers.poller.base import Poller
 from embridge.workers.poller.peer_watch import why_lost
 from embridge.workers.poller.verifier import Verifier
-from embridge.workers.role import Desk, Inbox, Out, Send
+from embridge.workers.role import Inbox, Out, RoleContext, Send
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -37,20 +37,20 @@ _SESSION_MASK = (1 << 32) - 1
 class StatusReceiver(Poller):
     """The language node's poller role."""
 
-    def __init__(self, desk: Desk) -> None:
-        super().__init__(desk)
+    def __init__(self, ctx: RoleContext) -> None:
+        super().__init__(ctx)
         self._resends: dict[int, int] = {}  # slot -> how often
-        self._sessions = desk.control.sessions
+        self._sessions = ctx.control.sessions
         self._quarantined_ns: dict[tuple[int, int], int] = {}  # (block, cell) -> since when it is seen in quarantine
         self._fenced_ns: dict[int, int] = {}  # worker -> when it was told to fence its session
         self._looked_ns = 0
-        self._verifier = Verifier(desk, self._advance_verified, self._corrupt) if desk.control.verify else None
+        self._verifier = Verifier(ctx, self._advance_verified, self._corrupt) if ctx.control.verify else None
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         out = super().step(now_ns, inbox)
-        if self._desk.has_sessions and now_ns - self._looked_ns >= QUARANTINE_LOOK_NS:
+        if self._ctx.has_sessions and now_ns - self._looked_ns >= QUARANTINE_LOOK_NS:
             self._looked_ns = now_ns
-            with self._desk.isolated("fence"):
+            with self._ctx.isolated("fence"):
                 self._look_at_quarantine()
         return out
 
@@ -61,17 +61,17 @@ class StatusReceiver(Poller):
     # ---- what came
 
     def _kicked(self, record: Record) -> None:
-        if record.kick == Kick.ABORT_ACK and self._desk.is_current(record.slot, record.epoch):
+        if record.kick == Kick.ABORT_ACK and self._ctx.is_current(record.slot, record.epoch):
             self._acked(record.slot, record.epoch, record.value)
         if record.kick == Kick.CHECKSUM and self._verifier is not None:
-            with self._desk.isolated("checksum", record.slot, record.epoch):
+            with self._ctx.isolated("checksum", record.slot, record.epoch):
                 self._verifier.answered(record, self._now_ns)
 
     def _session_began(self, worker: int, number: int) -> None:
         self._fenced_ns.pop(worker, None)
-        self._desk.count(Metric.SESSIONS)
+        self._ctx.count(Metric.SESSIONS)
         self._free_fenced(worker, number)
-        self._desk.to("bootstrap").send(Kick.SESSION, worker, number)
+        self._ctx.to("bootstrap").send(Kick.SESSION, worker, number)
 
     # ---- the fence
 
@@ -87,7 +87,7 @@ class StatusReceiver(Poller):
         since = self._quarantined_ns = {
             block: self._quarantined_ns.get(block, self._now_ns) for blocks in held.values() for block in blocks
         }
-        patience_s = self._desk.timing.fence_wait_s if self._control.blocks.waiters() else self._desk.timing.fence_after_s
+        patience_s = self._ctx.timing.fence_wait_s if self._control.blocks.waiters() else self._ctx.timing.fence_after_s
         for word, blocks in held.items():
             worker, number = (word >> 32) - 1, word & _SESSION_MASK
             current = self._sessions.number(worker)
@@ -98,7 +98,7 @@ class StatusReceiver(Poller):
             ):
                 self._fenced_ns[worker] = self._now_ns
                 log.info("session %d is fenced: %d blocks are in quarantine under it", number, len(blocks))
-                self._desk.to(f"worker{worker}").send(Kick.FENCE, worker, 0, number)
+                self._ctx.to(f"worker{worker}").send(Kick.FENCE, worker, 0, number)
 
     def _take(self, message: msg.Message, peer: int) -> bool:
         match message:
@@ -110,7 +110,7 @@ class StatusReceiver(Poller):
                     self._grant_again(room)
             case msg.Announce(key=key):
                 if self._is_ours(key, peer) and self._set_total(key.slot, key.epoch, message.total_tokens):
-                    self._desk.wake_library(key.slot)
+                    self._ctx.wake_library(key.slot)
             case msg.AbortAck(key=key):
                 if self._is_ours(key, peer):
                     self._acked(key.slot, key.epoch, message.tainted)
@@ -122,7 +122,7 @@ class StatusReceiver(Poller):
         return True
 
     def _is_ours(self, key: msg.RequestKey, peer: int) -> bool:
-        return self._desk.is_current(key.slot, key.epoch) and self._slots.get(key.slot, Slot.PEER) == peer + 1
+        return self._ctx.is_current(key.slot, key.epoch) and self._slots.get(key.slot, Slot.PEER) == peer + 1
 
     def _report(self, room: msg.RoomState, peer: int) -> None:
         """One request, as its encode node sees it."""
@@ -131,7 +131,7 @@ class StatusReceiver(Poller):
             self._send_close(room.key, peer)
             return
         slots = self._slots
-        word = split(self._desk.status.load(slot))
+        word = split(self._ctx.status.load(slot))
         if word.phase == Phase.Success:
             self._send_close(room.key, peer)
             return
@@ -154,7 +154,7 @@ class StatusReceiver(Poller):
             else:
                 self._advance(slot, epoch, room)
         if more_ready or new_total:
-            self._desk.wake_library(slot)
+            self._ctx.wake_library(slot)
         self._serve(slot, epoch)
 
     def _check_report(self, slot: int, room: msg.RoomState) -> str | None:
@@ -179,11 +179,11 @@ class StatusReceiver(Poller):
     def _grant_again(self, room: msg.RoomState) -> None:
         """R24: a heartbeat shows an encode node that does not know all that was granted, or not under which session."""
         slot, epoch = room.key.slot, room.key.epoch
-        if not self._desk.is_live(slot, epoch):
+        if not self._ctx.is_live(slot, epoch):
             return
         if room.known_blocks < self._slots.granted(slot)[0] or room.session < self._slots.get(slot, Slot.SESSION):
-            self._desk.to("bootstrap").send(Kick.GRANT, slot, epoch)
-            self._desk.count(Metric.RESENT)
+            self._ctx.to("bootstrap").send(Kick.GRANT, slot, epoch)
+            self._ctx.count(Metric.RESENT)
 
     def _set_total(self, slot: int, epoch: int, total: int) -> bool:
         """The real length, once; another one fails the request (B3, B7), be it another encode node's (R26)."""
@@ -193,37 +193,37 @@ class StatusReceiver(Poller):
         if known:
             reason = f"the encode side announced {known} tokens and then {total}"
             self._slots.claim_failure(slot, FailureCode.PROTOCOL, reason)
-            self._desk.to("bootstrap").send(Kick.LOOK, slot, epoch)
+            self._ctx.to("bootstrap").send(Kick.LOOK, slot, epoch)
             return False
         self._slots.set(slot, Slot.TOTAL, total)
         return True
 
     def _advance(self, slot: int, epoch: int, room: msg.RoomState) -> None:
         """Through the phases in order: a later one implies those before it."""
-        word = split(self._desk.status.load(slot))
+        word = split(self._ctx.status.load(slot))
         if room.phase >= Phase.WaitingForInput and word.phase < Phase.WaitingForInput:
             self._raise(slot, epoch, Phase.WaitingForInput, word.sent)
         if room.phase == Phase.Success and room.resumed and word.phase < Phase.Transferring:
             self._raise(slot, epoch, Phase.Transferring, word.sent)
-        phase = max(room.phase, split(self._desk.status.load(slot)).phase)
+        phase = max(room.phase, split(self._ctx.status.load(slot)).phase)
         self._raise(slot, epoch, phase, max(room.sent_tokens, word.sent))
         if room.phase == Phase.Success:
-            self._desk.count(Metric.SUCCEEDED)
+            self._ctx.count(Metric.SUCCEEDED)
 
     # ---- rows that are checked on receipt
 
     def _advance_verified(self, slot: int, epoch: int, room: msg.RoomState) -> None:
         """The rows of this report are right: the encode side is told, for it succeeds only then (R27)."""
-        before = split(self._desk.status.load(slot)).sent
+        before = split(self._ctx.status.load(slot)).sent
         self._advance(slot, epoch, room)
         peer = self._slots.get(slot, Slot.PEER) - 1
         if room.sent_tokens > before and self._control.peers.is_alive(peer):
             record = self._control.peers.record(peer)
-            message = msg.Heartbeat(self._desk.header(record.incarnation), [self._state(slot, epoch)])
+            message = msg.Heartbeat(self._ctx.envelope(record.incarnation), [self._state(slot, epoch)])
             self._out.append(Send(record.poller_addr, message, record.key))
 
     def _corrupt(self, slot: int, epoch: int, reason: str) -> None:
-        self._desk.count(Metric.CORRUPT)
+        self._ctx.count(Metric.CORRUPT)
         log.error("room %d: rows are not those that were sent: %s", self._slots.get(slot, Slot.ROOM), reason)
         self._slots.claim_failure(slot, FailureCode.CORRUPT, reason)
 
@@ -232,33 +232,33 @@ class StatusReceiver(Poller):
     def _serve(self, slot: int, epoch: int) -> None:
         if self._enter(slot, epoch):
             self._resends[slot] = 0
-            self._timers.add(self._now_ns + int(self._desk.timing.resend_s * NS), slot, epoch)
-        word = split(self._desk.status.load(slot))
+            self._timers.add(self._now_ns + int(self._ctx.timing.resend_s * NS), slot, epoch)
+        word = split(self._ctx.status.load(slot))
         if word.epoch == epoch and (word.phase >= TERMINAL or self._failed(slot, epoch)):  # else it was released since
             self._end(slot, epoch)
 
     def _due(self, slot: int, epoch: int) -> None:
         """A first grant or an abort that nobody has answered is sent again, ever more rarely (its encoder may come late)."""
         times = self._resends.get(slot, 0)
-        pause_s = min(self._desk.timing.resend_s * 2**times, MAX_RESEND_S)
+        pause_s = min(self._ctx.timing.resend_s * 2**times, MAX_RESEND_S)
         self._resends[slot] = min(times + 1, 8)
         self._timers.add(self._now_ns + int(pause_s * NS), slot, epoch)
-        word = split(self._desk.status.load(slot))
+        word = split(self._ctx.status.load(slot))
         if word.phase == Phase.Failed:
             if self._slots.get(slot, Slot.ACKED_EPOCH) != epoch:
-                self._desk.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
-                self._desk.count(Metric.RESENT)
+                self._ctx.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
+                self._ctx.count(Metric.RESENT)
             return
         unheard = self._slots.get(slot, Slot.HEARD_EPOCH) != epoch
         if word.phase < TERMINAL and self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch and unheard:
-            self._desk.to("bootstrap").send(Kick.GRANT, slot, epoch)
-            self._desk.count(Metric.RESENT)
+            self._ctx.to("bootstrap").send(Kick.GRANT, slot, epoch)
+            self._ctx.count(Metric.RESENT)
 
     def _failed(self, slot: int, epoch: int) -> bool:
         code, reason = self._slots.get(slot, Slot.FAILURE), ""
         peer = self._slots.get(slot, Slot.PEER) - 1
-        if not code and self._desk.is_lane_dead(slot):
-            code, reason = FailureCode.CLIENT_DIED, self._desk.why_lane_is_dead(slot, "scheduler")
+        if not code and self._ctx.is_lane_dead(slot):
+            code, reason = FailureCode.CLIENT_DIED, self._ctx.why_lane_is_dead(slot, "scheduler")
         if not code and peer >= 0 and not self._control.peers.is_alive(peer):
             code, reason = FailureCode.PEER_LOST, f"encode {why_lost(self._control.peers, peer)}"
         if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):
@@ -270,7 +270,7 @@ class StatusReceiver(Poller):
         return True
 
     def _why_late(self, slot: int, epoch: int) -> str:
-        word, (_, granted) = split(self._desk.status.load(slot)), self._slots.granted(slot)
+        word, (_, granted) = split(self._ctx.status.load(slot)), self._slots.granted(slot)
         total = self._slots.get(slot, Slot.TOTAL)
         if not self._slots.get(slot, Slot.PEER):
             waited = "no handshake with the encode node"
@@ -285,10 +285,10 @@ class StatusReceiver(Poller):
 
     def _end(self, slot: int, epoch: int) -> None:
         peer = self._slots.get(slot, Slot.PEER) - 1
-        lane_dead = self._desk.is_lane_dead(slot)
+        lane_dead = self._ctx.is_lane_dead(slot)
         cleared = lane_dead or self._slots.get(slot, Slot.CLEARED_EPOCH) == epoch
         cells = self._control.blocks.cells
-        if split(self._desk.status.load(slot)).phase == Phase.Success:
+        if split(self._ctx.status.load(slot)).phase == Phase.Success:
             if lane_dead and cells.reclaim(slot, epoch, self._is_tainted(slot)):
                 self._control.ring_block_waiters()
             if peer >= 0:
@@ -303,7 +303,7 @@ class StatusReceiver(Poller):
             if peer >= 0 and self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch:
                 self._send_close(self._key(slot, epoch), peer)
         if cleared:
-            self._desk.to("bootstrap").send(Kick.RELEASE, slot, epoch)
+            self._ctx.to("bootstrap").send(Kick.RELEASE, slot, epoch)
             self._forget(slot)
 
     def _is_tainted(self, slot: int) -> bool:
@@ -330,13 +330,13 @@ class StatusReceiver(Poller):
             return gone
         if self._resends.get(slot, 0) == 0:
             self._resends[slot] = 1
-            self._desk.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
-            self._timers.add(self._now_ns + int(self._desk.timing.resend_s * NS), slot, epoch)
+            self._ctx.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
+            self._timers.add(self._now_ns + int(self._ctx.timing.resend_s * NS), slot, epoch)
         return False
 
     def _acked(self, slot: int, epoch: int, tainted: int) -> None:
         self._slots.raise_to(slot, Slot.TAINTED, tainted)
-        if split(self._desk.status.load(slot)).phase == Phase.Failed:
+        if split(self._ctx.status.load(slot)).phase == Phase.Failed:
             self._slots.set(slot, Slot.ACKED_EPOCH, epoch)
 
     def _key(self, slot: int, epoch: int) -> msg.RequestKey:
@@ -345,19 +345,19 @@ class StatusReceiver(Poller):
     def _send_close(self, key: msg.RequestKey, peer: int) -> None:
         record = self._control.peers.record(peer)
         if self._control.peers.is_alive(peer):
-            self._out.append(Send(record.poller_addr, msg.Close(self._desk.header(record.incarnation), key), record.key))
+            self._out.append(Send(record.poller_addr, msg.Close(self._ctx.envelope(record.incarnation), key), record.key))
 
     def _rooms_of(self, peer: int) -> list[msg.RoomState]:
         """What a heartbeat to an encode node lists: what is in flight with it."""
         rooms = []
         for slot, epoch in self._live.items():
-            if self._slots.get(slot, Slot.PEER) != peer + 1 or not self._desk.is_current(slot, epoch):
+            if self._slots.get(slot, Slot.PEER) != peer + 1 or not self._ctx.is_current(slot, epoch):
                 continue
             rooms.append(self._state(slot, epoch))
         return rooms
 
     def _state(self, slot: int, epoch: int) -> msg.RoomState:
-        word, (blocks, _) = split(self._desk.status.load(slot)), self._slots.granted(slot)
+        word, (blocks, _) = split(self._ctx.status.load(slot)), self._slots.granted(slot)
         return msg.RoomState(self._key(slot, epoch), word.phase, False, word.sent, 0, 0, blocks, 0, 0, 0, "", 0)
 
     def _forget(self, slot: int) -> None:

@@ -15,7 +15,7 @@ from embridge.allocator.peertable import PeerRecord, PeerTable
 from embridge.allocator.records import Peer
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
-from embridge.workers.role import Desk, Disconnect, Out, Send
+from embridge.workers.role import Disconnect, Out, RoleContext, Send
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -37,22 +37,22 @@ def why_lost(peers: PeerTable, peer: int) -> str:
 class PeerWatch:
     """Heartbeats out, signs of life in. `rooms_of(peer)` lists what the heartbeat to that peer carries."""
 
-    def __init__(self, desk: Desk, rooms_of: Callable[[int], list[msg.RoomState]]) -> None:
-        self._desk = desk
-        self._peers = desk.control.peers
+    def __init__(self, ctx: RoleContext, rooms_of: Callable[[int], list[msg.RoomState]]) -> None:
+        self._ctx = ctx
+        self._peers = ctx.control.peers
         self._rooms_of = rooms_of
         self._beaten_ns: dict[int, int] = {}
         self._by_identity: dict[tuple[int, int], tuple[int, str]] = {}  # -> (peer, its key)
         self._stepped_ns = 0
         self._next_ns = 0
 
-    def heard(self, header: msg.Header, now_ns: int, key: str = "") -> int | None:
+    def heard(self, envelope: msg.Envelope, now_ns: int, key: str = "") -> int | None:
         """Note a sign of life. Returns the peer, or None for what has no effect; the reason is counted.
 
         A stranger, a dead incarnation and a message for another one of us are stale. `key` is what the connection has proved: a
         message in the name of a node whose key is another is forged (D15, P17).
         """
-        identity = (header.node_id, header.incarnation)
+        identity = (envelope.node_id, envelope.incarnation)
         peer, peers_key = self._by_identity.get(identity, (None, ""))
         if peer is None or not self._matches(peer, identity):
             peer = self._peers.find(*identity)
@@ -61,11 +61,11 @@ class PeerWatch:
                 if len(self._by_identity) > self._peers.num_peers:  # incarnations that are no more
                     self._by_identity.clear()
                 self._by_identity[identity] = (peer, peers_key)
-        if peer is None or header.target != self._desk.control.incarnation:
-            self._desk.count(Metric.MESSAGES_STALE)
+        if peer is None or envelope.for_incarnation != self._ctx.control.incarnation:
+            self._ctx.count(Metric.MESSAGES_STALE)
             return None
         if peers_key != key:
-            self._desk.count(Metric.MESSAGES_FORGED)
+            self._ctx.count(Metric.MESSAGES_FORGED)
             return None
         self._peers.put(peer, Peer.HEARD_NS, now_ns)
         return peer
@@ -78,7 +78,7 @@ class PeerWatch:
         """Send what is due and declare the dead. True if somebody died."""
         if not refused and now_ns < self._next_ns:
             return False
-        timing = self._desk.timing
+        timing = self._ctx.timing
         stalled = self._stepped_ns and now_ns - self._stepped_ns > STALLED_NS + self._longest_sleep_ns()
         self._stepped_ns = now_ns
         died = False
@@ -105,15 +105,15 @@ class PeerWatch:
 
     def hurry(self, now_ns: int) -> None:
         """There is a request in flight: do not sleep through the short heartbeat."""
-        self._next_ns = min(self._next_ns, now_ns + int(self._desk.timing.heartbeat_s * NS))
+        self._next_ns = min(self._next_ns, now_ns + int(self._ctx.timing.heartbeat_s * NS))
 
     def _longest_sleep_ns(self) -> int:
-        return int(self._desk.timing.idle_heartbeat_s * NS)
+        return int(self._ctx.timing.idle_heartbeat_s * NS)
 
     def _beat(self, record: PeerRecord, rooms: list[msg.RoomState], out: list[Out]) -> None:
-        header, most = self._desk.header, 1024  # of some 100 bytes each: far below the limit of a message
+        envelope, most = self._ctx.envelope, 1024  # of some 100 bytes each: far below the limit of a message
         for first in range(0, max(len(rooms), 1), most):
-            out.append(Send(record.poller_addr, msg.Heartbeat(header(record.incarnation), rooms[first : first + most]), record.key))
+            out.append(Send(record.poller_addr, msg.Heartbeat(envelope(record.incarnation), rooms[first : first + most]), record.key))
 
     def bury(self, peer: int, incarnation: int, why: str, out: list[Out]) -> bool:
         """Declare one incarnation dead. True the first time."""
@@ -122,7 +122,7 @@ class PeerWatch:
         record = self._peers.record(peer)
         log.log(logging.WARNING if self._rooms_of(peer) else logging.INFO, "%s is lost: %s", record, why)
         out.append(Disconnect(record.poller_addr))
-        self._desk.to("bootstrap").send(Kick.PEER_DEAD, peer, incarnation)
+        self._ctx.to("bootstrap").send(Kick.PEER_DEAD, peer, incarnation)
         return True
 
     def next_ns(self) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.records import Lane, LaneState
-from embridge.workers.role import Desk
+from embridge.workers.role import RoleContext
 
 
 class Reaper:
     """Frees the pages and lanes of dead clients once none of their slots is in use (poller only)."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._lanes = desk.control.lanes
+    def __init__(self, ctx: RoleContext) -> None:
+        self._ctx = ctx
+        self._lanes = ctx.control.lanes
         self._dying: set[int] = set()
         self.look()
 
@@ -34,7 +34,7 @@ class Reaper:
                 continue
             for page in pages:
                 self._lanes.return_page(page, lane)
-            control = self._desk.control
+            control = self._ctx.control
             control.blocks.set_waiting(lane, False)
             control.slot_waiters.set(lane, False)
             control.room_waiters.set(lane, False)
@@ -45,7 +45,7 @@ class Reaper:
     def _in_use(self, page: int) -> bool:
         first = page * SLOTS_PER_PAGE
         for slot in range(first, first + SLOTS_PER_PAGE):
-            epoch = self._desk.status.load(slot) >> 36
-            if epoch and self._desk.is_current(slot, epoch):
+            epoch = self._ctx.status.load(slot) >> 36
+            if epoch and self._ctx.is_current(slot, epoch):
                 return True
         return False

@@ -15,7 +15,7 @@ from embridge.allocator.checksums import RowSum
 from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.workers import messages as msg
-from embridge.workers.role import Desk
+from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS
 
 PIECE_BYTES = 16 << 20  # for one record: a worker is at it for some milliseconds
@@ -37,14 +37,14 @@ class Verifier:
     """The poller's part. `advance(slot, epoch, report)` is called once its rows are right, `corrupt(slot, epoch, reason)` if not."""
 
     def __init__(
-        self, desk: Desk, advance: Callable[[int, int, msg.RoomState], None], corrupt: Callable[[int, int, str], None]
+        self, ctx: RoleContext, advance: Callable[[int, int, msg.RoomState], None], corrupt: Callable[[int, int, str], None]
     ) -> None:
-        self._desk = desk
-        self._slots = desk.slots
+        self._ctx = ctx
+        self._slots = ctx.slots
         self._advance = advance
         self._corrupt = corrupt
         self._checks: dict[int, Check] = {}  # slot -> what is under way
-        row_bytes, bs = desk.control.geometry.token_bytes, desk.bs
+        row_bytes, bs = ctx.control.geometry.token_bytes, ctx.bs
         self._piece_tokens = max(PIECE_BYTES // (row_bytes * bs), 1) * bs
 
     def report(self, slot: int, epoch: int, room: msg.RoomState, now_ns: int) -> None:
@@ -70,13 +70,13 @@ class Verifier:
     def _ask(self, slot: int, check: Check, now_ns: int) -> None:
         check.asked_ns = now_ns
         first, end = self._piece(check)
-        self._desk.to_worker_of(slot).send(Kick.CHECKSUM, slot, check.epoch, first << 32 | end, check.at.checksum)
+        self._ctx.to_worker_of(slot).send(Kick.CHECKSUM, slot, check.epoch, first << 32 | end, check.at.checksum)
 
     def answered(self, record: Record, now_ns: int) -> None:
         """A worker has summed a piece; one that nobody asked for (any more) has no effect."""
         slot, epoch = record.slot, record.epoch
         check = self._checks.get(slot)
-        if check is None or check.epoch != epoch or not self._desk.is_live(slot, epoch):
+        if check is None or check.epoch != epoch or not self._ctx.is_live(slot, epoch):
             return
         first, end = self._piece(check)
         if record.value != first << 32 | end:
@@ -96,7 +96,7 @@ class Verifier:
             self.report(slot, epoch, check.latest, now_ns)
 
     def _what_is_wrong(self, slot: int, check: Check) -> str:
-        first, bs = RowSum.of(self._slots.get(slot, Slot.VERIFIED)).tokens, self._desk.bs
+        first, bs = RowSum.of(self._slots.get(slot, Slot.VERIFIED)).tokens, self._ctx.bs
         end = check.room.sent_tokens
         low, high = first // bs, (end - 1) // bs
         blocks = f"block {low}" if low == high else f"blocks {low} to {high}"

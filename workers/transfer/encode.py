@@ -37,7 +37,7 @@ from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, Stage
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import TERMINAL, split
-from embridge.workers.role import Desk, Inbox, Out, Renew
+from embridge.workers.role import Inbox, Out, Renew, RoleContext
 from embridge.workers.timing import NS
 from embridge.workers.transfer.engines.base import EngineError, Moves, NoAnswer, Outcome, OwnShortage, TransferEngine
 
@@ -80,17 +80,17 @@ class Attempt:
 class TransferWorker:
     """The encode node's transfer role: one of several, each with the rooms of its shard."""
 
-    def __init__(self, desk: Desk, shard: int, engines: dict[int, TransferEngine], sums: RowSums | None = None) -> None:
+    def __init__(self, ctx: RoleContext, shard: int, engines: dict[int, TransferEngine], sums: RowSums | None = None) -> None:
         """`engines`: by number. `sums`: of this node's payload, where nodes verify."""
-        self._desk = desk
-        self._control = desk.control
-        self._slots = desk.slots
-        self._dsts = desk.control.destinations
-        self._staging = desk.control.staging
+        self._ctx = ctx
+        self._control = ctx.control
+        self._slots = ctx.slots
+        self._dsts = ctx.control.destinations
+        self._staging = ctx.control.staging
         self._shard = shard
         self._engines = engines
         self._sums = sums
-        self._pools = pools(desk.control.geometry)
+        self._pools = pools(ctx.control.geometry)
         self._queue: deque[int] = deque()
         self._queued: dict[int, int] = {}
         self._attempts: dict[tuple[int, int], Attempt] = {}  # (slot, destination)
@@ -104,7 +104,7 @@ class TransferWorker:
         self._renewing_ns = 0  # since when it wants to end
         self._may_read: set[int] = set()  # slots whose source blocks this process may still read though their attempt failed (R8)
         self._ns_per_byte = 0.0  # of the network engine, as the last attempts had it; 0: not known
-        self._batch_blocks = max(1, BATCH_BYTES // (desk.bs * desk.control.geometry.token_bytes))
+        self._batch_blocks = max(1, BATCH_BYTES // (ctx.bs * ctx.control.geometry.token_bytes))
         for slot, _ in self._mine():
             self._end_reading(slot)
             self._take_what_is_done(slot)
@@ -115,7 +115,7 @@ class TransferWorker:
         self._born_ns = self._born_ns or now_ns
         for _, record in inbox.records:
             self._enqueue(record.slot, record.epoch)
-        if now_ns - self._scanned_ns >= self._desk.timing.scan_s * NS:
+        if now_ns - self._scanned_ns >= self._ctx.timing.scan_s * NS:
             self._scanned_ns = now_ns
             self._scan()
         for slot, epoch in self._opening.items():
@@ -159,7 +159,7 @@ class TransferWorker:
     def next_step_ns(self, now_ns: int) -> int:
         if self._queue:
             return now_ns
-        due = self._scanned_ns + int(self._desk.timing.scan_s * NS)
+        due = self._scanned_ns + int(self._ctx.timing.scan_s * NS)
         if self._opening or self._renewing_ns:
             due = min(due, now_ns + NS // 1000)
         for attempt in self._attempts.values():
@@ -177,7 +177,7 @@ class TransferWorker:
     def _mine(self) -> list[tuple[int, int]]:
         """What is current and in this worker's shard."""
         worker_of, get = self._control.worker_of, self._slots.get
-        return [(s, e) for s, e in self._desk.current_slots() if worker_of(get(s, Slot.ROOM)) == self._shard]
+        return [(s, e) for s, e in self._ctx.current_slots() if worker_of(get(s, Slot.ROOM)) == self._shard]
 
     def _scan(self) -> None:
         """R25: a kick may be lost with the process that was to send it."""
@@ -200,8 +200,8 @@ class TransferWorker:
 
     def _serve(self, slot: int, epoch: int) -> int:
         """Submit what is allowed now. Returns how many attempts."""
-        word = split(self._desk.status.load(slot))
-        if word.epoch != epoch or not self._desk.is_current(slot, epoch):
+        word = split(self._ctx.status.load(slot))
+        if word.epoch != epoch or not self._ctx.is_current(slot, epoch):
             return 0
         if word.phase >= TERMINAL:
             self._quiesce(slot, epoch)
@@ -210,7 +210,7 @@ class TransferWorker:
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             if (slot, d) in self._attempts:
                 continue
-            with self._desk.isolated("transfer", slot, epoch):
+            with self._ctx.isolated("transfer", slot, epoch):
                 try:
                     submitted += self._submit(slot, epoch, d)
                 except OwnShortage as error:
@@ -228,7 +228,7 @@ class TransferWorker:
         limit = min(ready, get(slot, d, Destination.GRANTED_TOKENS))
         if sent >= limit:
             if ready > limit:
-                self._desk.to("poller").send(Kick.LOOK, slot, epoch)  # the destination may want to know that rows wait
+                self._ctx.to("poller").send(Kick.LOOK, slot, epoch)  # the destination may want to know that rows wait
             return 0
         peer = get(slot, d, Destination.PEER) - 1
         if not self._is_granted_by(peer, slot, d):
@@ -251,7 +251,7 @@ class TransferWorker:
             return 0
         blocks, end = self._hold(slot, sent, limit)
         if not blocks:
-            self._desk.wake_library(slot)
+            self._ctx.wake_library(slot)
             return 0
         try:
             moves = self._moves(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
@@ -295,7 +295,7 @@ class TransferWorker:
                 return False
             since = self._dsts.get(slot, d, Destination.FAILING_NS) or self._now_ns
             self._dsts.set(slot, d, Destination.FAILING_NS, since)
-            if not self._control.peers.get(peer, Peer.REACHED) or self._now_ns - since > self._desk.timing.peer_timeout_s * NS:
+            if not self._control.peers.get(peer, Peer.REACHED) or self._now_ns - since > self._ctx.timing.peer_timeout_s * NS:
                 raise
             return False
 
@@ -319,7 +319,7 @@ class TransferWorker:
 
     def _within(self, session: LiveSession, slot: int, d: int, sent: int, limit: int) -> int:
         """How far the rows from `sent` on are granted under one session: a batch is written under it or not at all (R10)."""
-        bs = self._desk.bs
+        bs = self._ctx.bs
         for k in range(sent // bs, min(-(-limit // bs), sent // bs + self._batch_blocks)):
             if self._dsts.grant(slot, d, k)[1] != session.number:
                 return max(sent, k * bs)
@@ -336,7 +336,7 @@ class TransferWorker:
 
     def _hold(self, slot: int, sent: int, limit: int) -> tuple[list[tuple[int, int]], int]:
         """Hold the staged blocks from `sent` on for reading: ((request block, source block)...), and the row they reach."""
-        bs, end, held = self._desk.bs, sent, []
+        bs, end, held = self._ctx.bs, sent, []
         for k in range(sent // bs, min(-(-limit // bs), sent // bs + self._batch_blocks)):
             word = self._staging.load(slot, k)
             entry = StageEntry.of(word)
@@ -398,7 +398,7 @@ class TransferWorker:
         self, slot: int, d: int, first: int, end: int, blocks: list[tuple[int, int]], num_blocks: int
     ) -> Moves:
         """The copies of rows [first, end); neighbours on both sides move as one. Indices are checked once, before use."""
-        bs = self._desk.bs
+        bs = self._ctx.bs
         runs: list[list[int]] = []
         for k, source in blocks:
             target, _ = self._dsts.grant(slot, d, k)
@@ -436,7 +436,7 @@ class TransferWorker:
     def _finish_attempts(self) -> None:
         for at, attempt in list(self._attempts.items()):
             outcome = Outcome.FAILED
-            with self._desk.isolated("attempt"):
+            with self._ctx.isolated("attempt"):
                 outcome = attempt.engine.poll(attempt.ticket)
             if outcome is Outcome.PENDING:
                 continue
@@ -450,16 +450,16 @@ class TransferWorker:
                 self._dsts.set(slot, d, Destination.FAILING_NS, 0)
                 self._control.peers.put(attempt.peer, Peer.REACHED, 1)
                 self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
-                self._desk.count(Metric.WRITES)
-                self._desk.count(Metric.BYTES_WRITTEN, attempt.num_bytes)
-                self._desk.count(Metric.TOKENS_WRITTEN, attempt.end - attempt.first)
+                self._ctx.count(Metric.WRITES)
+                self._ctx.count(Metric.BYTES_WRITTEN, attempt.num_bytes)
+                self._ctx.count(Metric.TOKENS_WRITTEN, attempt.end - attempt.first)
             else:
                 self._failed(attempt)
             if outcome is Outcome.DONE or not attempt.engine.late_writes:
                 for block in attempt.blocks:
                     self._release(slot, block)
-            self._desk.to("poller").send(Kick.LOOK, slot, attempt.epoch)
-            self._desk.wake_library(slot)
+            self._ctx.to("poller").send(Kick.LOOK, slot, attempt.epoch)
+            self._ctx.wake_library(slot)
             self._enqueue(slot, attempt.epoch)
 
     def _learn_pace(self, attempt: Attempt) -> None:
@@ -473,7 +473,7 @@ class TransferWorker:
     def _failed(self, attempt: Attempt) -> None:
         """An attempt ended other than done. Taint before retry (R6); a request whose attempts all fail for `peer_timeout_s` fails."""
         slot, d = attempt.slot, attempt.destination
-        self._desk.count(Metric.WRITES_FAILED)
+        self._ctx.count(Metric.WRITES_FAILED)
         if attempt.engine.late_writes:
             self._taint(slot, d)
             self._may_read.add(slot)
@@ -482,14 +482,14 @@ class TransferWorker:
         self._dsts.set(slot, d, Destination.FAILING_NS, since)
         pause_ns = min(max((self._now_ns - since) // 2, LEAST_RETRY_NS), MOST_RETRY_NS)
         self._dsts.set(slot, d, Destination.RETRY_NS, self._now_ns + pause_ns)
-        if self._now_ns - since > self._desk.timing.peer_timeout_s * NS:
+        if self._now_ns - since > self._ctx.timing.peer_timeout_s * NS:
             record = self._control.peers.record(attempt.peer)
             lasted_s = (self._now_ns - since) / NS
             self._fail(slot, attempt.epoch, f"every write to {record} through {attempt.engine.name} has failed for {lasted_s:.1f} s")
 
     def _fail(self, slot: int, epoch: int, reason: str) -> None:
         log.warning("room %d: %s", self._slots.get(slot, Slot.ROOM), reason)
-        self._desk.fail(slot, epoch, FailureCode.UNREACHABLE, reason)
+        self._ctx.fail(slot, epoch, FailureCode.UNREACHABLE, reason)
 
     def _quiesce(self, slot: int, epoch: int) -> None:
         """The request has ended; once nothing of it is under way, say so (R9)."""
@@ -498,5 +498,5 @@ class TransferWorker:
             return
         if self._slots.get(slot, Slot.QUIESCED_EPOCH) != epoch:
             self._slots.set(slot, Slot.QUIESCED_EPOCH, epoch)
-            self._desk.wake_library(slot)
-        self._desk.to("poller").send(Kick.LOOK, slot, epoch)
+            self._ctx.wake_library(slot)
+        self._ctx.to("poller").send(Kick.LOOK, slot, epoch)

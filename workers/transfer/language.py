@@ -11,27 +11,27 @@ import logging
 from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.sessions import LiveSession
-from embridge.workers.role import Desk, Inbox, Out, Renew
+from embridge.workers.role import Inbox, Out, Renew, RoleContext
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
 
-class TargetWorker:
+class LanguageTransferWorker:
     """One of several, each with a session of its own; number 0: rows come through shared memory only, and there is nothing to keep.
 
     `sums`: of this node's payload, where nodes verify.
     """
 
-    def __init__(self, desk: Desk, worker: int, session: LiveSession, sums: RowSums | None = None) -> None:
-        self._desk = desk
+    def __init__(self, ctx: RoleContext, worker: int, session: LiveSession, sums: RowSums | None = None) -> None:
+        self._ctx = ctx
         self._worker = worker
         self._session = session
         self._sums = sums
-        self._windows = desk.control.windows
+        self._windows = ctx.control.windows
         if session.number:
-            desk.control.sessions.begin(worker, session)
-            desk.to("poller").send(Kick.SESSION, worker, session.number)  # quarantined blocks come free, windows are granted anew
+            ctx.control.sessions.begin(worker, session)
+            ctx.to("poller").send(Kick.SESSION, worker, session.number)  # quarantined blocks come free, windows are granted anew
             log.info("session %d of worker %d has port %d", session.number, worker, session.port)
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
@@ -39,18 +39,18 @@ class TargetWorker:
             if record.kick == Kick.FENCE and self._session.number and record.value == self._session.number:
                 raise Renew(f"session {self._session.number} of worker {self._worker} ends: it is fenced")
             if record.kick == Kick.CHECKSUM and self._sums is not None:
-                with self._desk.isolated("checksum", record.slot, record.epoch):
+                with self._ctx.isolated("checksum", record.slot, record.epoch):
                     self._sum(self._sums, record)
         return []
 
     def _sum(self, sums: RowSums, record: Record) -> None:
         """Rows of a request that has ended meanwhile are no more there, perhaps: the poller takes no answer for one."""
         first, end = record.value >> 32, record.value & 0xFFFF_FFFF
-        if self._desk.is_live(record.slot, record.epoch):
-            bs = self._desk.bs
+        if self._ctx.is_live(record.slot, record.epoch):
+            bs = self._ctx.bs
             blocks = [self._windows.get(record.slot, k) for k in range(first // bs, -(-end // bs))]
             after = sums.extend(RowSum(first, record.extra), end, blocks)
-            self._desk.to("poller").send(Kick.CHECKSUM, record.slot, record.epoch, record.value, after.checksum)
+            self._ctx.to("poller").send(Kick.CHECKSUM, record.slot, record.epoch, record.value, after.checksum)
 
     def next_step_ns(self, now_ns: int) -> int:
-        return now_ns + int(self._desk.timing.beat_s * NS)
+        return now_ns + int(self._ctx.timing.beat_s * NS)

@@ -26,8 +26,8 @@ from embridge.workers import messages as msg
 from embridge.workers.addresses import numeric
 from embridge.workers.keys import KEY_LENGTH, AllowFile, KeyPair
 from embridge.workers.log_limit import LogLimit
-from embridge.workers.role import Arrival, Denied, Desk, Disconnect, Inbox, Out, Reply, Send, Step
-from embridge.workers.start import Seat, begin
+from embridge.workers.process_spec import ProcessSpec, begin
+from embridge.workers.role import Arrival, Denied, Disconnect, Inbox, Out, Reply, RoleContext, Send, Step
 from embridge.workers.timing import NS
 from embridge.workers.wire.port import TURN_AWAY_EVERY_S, Port
 from embridge.workers.wire.reader import Reader
@@ -104,7 +104,7 @@ def set_limits(socket: zmq.Socket[bytes]) -> None:
 class _Line:
     """A DEALER to one address, and the monitor that tells when nobody listens there, or who listens is not who should."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str, desk: Desk) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str, ctx: RoleContext) -> None:
         self.key = key
         self.socket = context.socket(zmq.DEALER)
         set_limits(self.socket)
@@ -112,7 +112,7 @@ class _Line:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 10 * RECONNECT_MS)
         if keys is not None:
             keys.apply(self.socket, key)
-        self.reader = Reader(self.socket, 1, desk)
+        self.reader = Reader(self.socket, 1, ctx)
         self.monitor = self.socket.get_monitor_socket(sum(FAILED_HANDSHAKES, zmq.EVENT_CLOSED))
         try:
             self.socket.connect(address)
@@ -136,12 +136,12 @@ class _Line:
 class Wire:
     """The sockets of one process."""
 
-    def __init__(self, seat: Seat, desk: Desk) -> None:
-        assert seat.listen is not None
-        self._desk = desk
+    def __init__(self, spec: ProcessSpec, ctx: RoleContext) -> None:
+        assert spec.listen is not None
+        self._ctx = ctx
         self._limit = LogLimit()
         self._denied: dict[str, Denied] = {}
-        self._keys = Keyring(seat.keys, seat.allow_file) if seat.keys and seat.allow_file else None
+        self._keys = Keyring(spec.keys, spec.allow_file) if spec.keys and spec.allow_file else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._gatekeeper: Gatekeeper | None = None
@@ -151,8 +151,8 @@ class Wire:
             self._gatekeeper = Gatekeeper(self._context, self._keys.allow)
             self._poller.register(self._gatekeeper.socket, zmq.POLLIN)
             self._keys.apply(self._router)
-        self._port = Port(self._router, seat.listen.fd, seat.bind_addr)
-        self._reader = Reader(self._router, 2, desk)
+        self._port = Port(self._router, spec.listen.fd, spec.bind_addr)
+        self._reader = Reader(self._router, 2, ctx)
         self._resting: list[Reader] = []
         self._lines: dict[str, _Line] = {}
         self._poller.register(self._router, zmq.POLLIN)
@@ -198,7 +198,7 @@ class Wire:
         """
         if self._keys is not None and self._gatekeeper is not None:
             self._keys.refresh()
-            self._desk.count(Metric.CONNECTIONS_REFUSED, self._gatekeeper.answer())
+            self._ctx.count(Metric.CONNECTIONS_REFUSED, self._gatekeeper.answer())
         arrivals: list[Arrival] = []
         if self._router in readable:
             self._receive_connected(arrivals)
@@ -215,7 +215,7 @@ class Wire:
             if self._keys is not None and not self._keys.is_listed(line.key):
                 self._deny(address, "its key is not in the allow-list any more", True)
         denied, self._denied = self._denied, {}
-        self._desk.count(Metric.MESSAGES_IN, len(arrivals))
+        self._ctx.count(Metric.MESSAGES_IN, len(arrivals))
         return arrivals, refused, list(denied.values())
 
     def _receive_connected(self, arrivals: list[Arrival]) -> None:
@@ -269,7 +269,7 @@ class Wire:
             except zmq.ZMQError as error:
                 where = item.address if not isinstance(item, Reply) else item.connection
                 self._limit.log(log, logging.WARNING, where, time.monotonic_ns(), "message not sent: %s", str(error))
-        self._desk.count(Metric.MESSAGES_OUT, len(out))
+        self._ctx.count(Metric.MESSAGES_OUT, len(out))
 
     def _line(self, address: str, key: str, asked: str) -> _Line | None:
         """The line to an address, made if there is none; None where no key is listed for it, or it holds a name."""
@@ -287,7 +287,7 @@ class Wire:
             why = "its key is not in the allow-list any more" if key else "no key for it in this node's allow-list; add its line"
             self._deny(address, why, True)
             return None
-        line = self._lines[address] = _Line(self._context, address, self._keys, expected, self._desk)
+        line = self._lines[address] = _Line(self._context, address, self._keys, expected, self._ctx)
         self._poller.register(line.socket, zmq.POLLIN)
         self._poller.register(line.monitor, zmq.POLLIN)
         return line
@@ -335,28 +335,28 @@ def _user_id(frame: zmq.Frame) -> str:
         return ""
 
 
-def run_on_wire(seat: Seat, desk: Desk, role: Step) -> None:
+def run_on_wire(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
     """Until told to stop: what came in, a step, what goes out; then sleep on the sockets and the armed eventfd."""
-    control, event_fd = desk.control, seat.event_fds[seat.name].fd
-    inbox, bell = control.inbox(seat.name), control.bell(seat.name)
-    wire = Wire(seat, desk)
+    control, event_fd = ctx.control, spec.event_fds[spec.name].fd
+    inbox, bell = control.inbox(spec.name), control.bell(spec.name)
+    wire = Wire(spec, ctx)
     wire.watch(event_fd)
-    wire.watch(seat.death.fd)
-    begin(seat, control)
+    wire.watch(spec.death.fd)
+    begin(spec, control)
     readable: set[object] = set()
     try:
-        while not seat.stop and seat.death.fd not in readable:
+        while not spec.stop and spec.death.fd not in readable:
             seen = bell.sequence()
             now = time.monotonic_ns()
-            control.processes.beat(desk.index, now)
+            control.processes.beat(ctx.index, now)
             arrivals, refused, denied = wire.receive(readable)
             records = inbox.take()
             wire.send(role.step(now, Inbox(records, arrivals, refused, denied)))
-            desk.flush()
+            ctx.flush()
             inbox.done()
-            desk.count(Metric.RECORDS, len(records))
+            ctx.count(Metric.RECORDS, len(records))
             now = time.monotonic_ns()
-            wait_s = desk.nap_s(min(seat.timing.beat_s, max(0.0, (role.next_step_ns(now) - now) / NS)))
+            wait_s = ctx.nap_s(min(spec.timing.beat_s, max(0.0, (role.next_step_ns(now) - now) / NS)))
             if wire.has_news() or (wait_s > 0 and (inbox.pending() or not bell.arm(seen))):
                 wait_s = 0.0
             readable = wire.wait(wait_s)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import zmq
 
 from embridge.allocator.metrics import Metric
-from embridge.workers.role import Desk
+from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS
 
 MESSAGES_AT_ONCE = 512
@@ -26,10 +26,10 @@ class Reader:
     messages of others wait for the end of a rest, and are then taken in turn with it, one for one, as libzmq reads its connections (P16).
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], num_frames: int, desk: Desk) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], num_frames: int, ctx: RoleContext) -> None:
         self.socket = socket
         self._num_frames = num_frames
-        self._desk = desk
+        self._ctx = ctx
         self._is_dropping = False
         self._paid_ns = 0  # when what has been refused will have taken no more than its share
         self.rests_until_ns = 0
@@ -48,7 +48,7 @@ class Reader:
 
     def refuse(self) -> None:
         """The last message is none that is heard."""
-        self._desk.count(Metric.MESSAGES_REFUSED)
+        self._ctx.count(Metric.MESSAGES_REFUSED)
         self._charge()
 
     def _charge(self) -> None:

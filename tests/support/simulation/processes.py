@@ -19,11 +19,11 @@ from embridge.workers.bootstrap.encode import Admission
 from embridge.workers.bootstrap.language import GrantSender
 from embridge.workers.poller.encode import Publisher
 from embridge.workers.poller.language import StatusReceiver
-from embridge.workers.role import Arrival, Desk, Inbox, Renew, Step
+from embridge.workers.role import Arrival, Inbox, Renew, RoleContext, Step
 from embridge.workers.run_socket import Welcome
 from embridge.workers.timing import NS
 from embridge.workers.transfer.encode import TransferWorker
-from embridge.workers.transfer.language import TargetWorker
+from embridge.workers.transfer.language import LanguageTransferWorker
 from support.simulation.engine import SimulatedEngine
 from support.simulation.fuse import Fuse, FusedControl, Killed
 from support.simulation.network import brief
@@ -88,7 +88,7 @@ class RoleActor(Actor):
         self.arrivals: deque[Arrival] = deque()
         self.refused: list[str] = []
         self.control = FusedControl(self.node.control_map, self.fuse)
-        self.desk = Desk(
+        self.ctx = RoleContext(
             self.control,
             self.role_name,
             self.world.timing,
@@ -107,15 +107,15 @@ class RoleActor(Actor):
     def _role(self) -> Step:
         encode = self.control.role == Role.ENCODE
         if self.role_name == "bootstrap":
-            return Admission(self.desk) if encode else GrantSender(self.desk)
+            return Admission(self.ctx) if encode else GrantSender(self.ctx)
         if self.role_name == "poller":
-            return Publisher(self.desk) if encode else StatusReceiver(self.desk)
-        worker = self.desk.index - lay.first_worker()
+            return Publisher(self.ctx) if encode else StatusReceiver(self.ctx)
+        worker = self.ctx.index - lay.first_worker()
         sums = RowSums(self.node.payload, self.node.geometry) if self.control.verify else None
         if not encode:
-            return TargetWorker(self.desk, worker, self.node.begin_session(worker), sums)
+            return LanguageTransferWorker(self.ctx, worker, self.node.begin_session(worker), sums)
         self.engine = self.node.make_engine()
-        return TransferWorker(self.desk, worker, {self.world.engine.number: self.engine}, sums)
+        return TransferWorker(self.ctx, worker, {self.world.engine.number: self.engine}, sums)
 
     @property
     def connection_prefix(self) -> str:
@@ -171,7 +171,7 @@ class RoleActor(Actor):
                 self.kill("before it flushed its rings")
                 return
             self.fuse.left = 0
-            self.desk.flush()
+            self.ctx.flush()
             if place < 1.0:
                 self.kill("before it committed its records")
                 return
@@ -181,7 +181,7 @@ class RoleActor(Actor):
         except Renew as reason:
             world.note(f"{self.name} begins again: {reason}")
             self.fuse.left = 0
-            self.desk.flush()
+            self.ctx.flush()
             self._die()
             return
         self.records.done()
