@@ -189,7 +189,7 @@ ROWS: Final[dict[Dead, Row]] = {
     ),
     Dead.LAUNCHER: Row(
         leaves="its children, its clients' connections, two listening ports; one empty name in /dev/shm",
-        noticed="workers.start:is_launcher_gone",
+        noticed="workers.process_spec:is_launcher_gone",
         acts=(
             "workers.start:run",  # the kernel's parent-death signal ends each child, else the death pipe
             "pipeline.client.client:Client._look_at_node",  # each client sees its connection end: its requests are Failed
