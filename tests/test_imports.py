@@ -88,7 +88,7 @@ def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
     """P14: a jump of it changes nothing. The launcher reads it, for an incarnation, and the discovery server, to refuse one
     of days to come."""
     for path, tree in parsed():
-        if path in (Path("pipeline/node/launcher.py"), Path("workers/discovery/server.py")):
+        if path in (Path("pipeline/node/claim.py"), Path("workers/discovery/server.py")):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
@@ -98,7 +98,9 @@ def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
 OF_REAL_THINGS = {
     "pipeline/ranks/follower.py": "it waits for a node to answer, and looks whether that lives; no request has a time here",
     "pipeline/inspection/observe.py": "one look, from outside",
-    "pipeline/node/launcher.py": "its loop, and the ports and processes that it waits for; who looks at their beats is given a clock",
+    "pipeline/node/launcher.py": "its loop, and the processes that it waits for; who looks at their beats is given a clock",
+    "pipeline/node/claim.py": "the wall clock, which orders incarnations",
+    "pipeline/node/ports.py": "it waits for a port that is to come free",
     "pipeline/node/launch.py": "it waits for a process",
     "pipeline/spawn.py": "it waits for processes",
     "pipeline/node/supervisor.py": "it waits for processes to end; beats it looks at by the clock it is given",

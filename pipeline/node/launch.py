@@ -1,6 +1,6 @@
 """`launch()`: start a node from any Python process, wait until it is READY, and end it.
 
-The node is a process group of its own: a launcher (`start.py` says how it begins), from which its processes are spawned.
+The node is a process group of its own: a launcher (`launcher_start` says how it begins), from which its processes are spawned.
 They are never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes a process
 where it imports torch). If the caller dies, or becomes another program, the node notices and stops: a pidfd says that it is
 dead, whatever it has forked, and the end of a pipe that it holds says that it has called `exec`.
@@ -23,20 +23,11 @@ import msgspec
 
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.config import ConfigError, PipelineConfig
+from embridge.pipeline.node.launch_messages import Ready, encode_config
 from embridge.pipeline.node.launcher_start import command
 from embridge.workers.files import above_standard
 
 EXIT_LOOK_S = 0.5  # how often a launcher that says nothing is looked at
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """What the launcher writes when all its processes are READY, or cannot be: then `error` is set."""
-
-    pid: int = 0
-    incarnation: int = 0
-    bootstrap_addr: str = ""
-    poller_addr: str = ""
-    error: str = ""
 
 
 class Node:
@@ -180,18 +171,6 @@ def check_keys(config: PipelineConfig) -> None:
         read_allow_list(config.allow_file)
     except KeyFileError as error:
         raise ConfigError(str(error)) from error
-
-
-def encode_config(config: PipelineConfig) -> bytes:
-    """One line: its end is known though a process that was forked meanwhile holds the pipe open."""
-    return msgspec.json.encode(config, enc_hook=str) + b"\n"
-
-
-def decode_config(data: bytes) -> PipelineConfig:
-    def path(kind: type, value: object) -> object:
-        return Path(str(value)) if issubclass(kind, Path) else value
-
-    return msgspec.json.decode(data, type=PipelineConfig, dec_hook=path)
 
 
 def _await_ready(process: subprocess.Popen[bytes], ready_fd: int, timeout_s: float) -> Ready:

@@ -1,6 +1,6 @@
 """The launcher, one a node: makes the segments, starts the processes, seats clients, and watches over all of them.
 
-It reads its configuration as a line of JSON on standard input (`node.launch` writes it, `start.py` says what runs first).
+It reads its configuration as a line of JSON on standard input (`node.launch` writes it, `launcher_start` says what runs first).
 The processes are spawned from the context that `torch.multiprocessing` hands out, which is the very object of
 `multiprocessing` (a test says so): nobody here imports torch.
 
@@ -16,81 +16,49 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import fcntl
-import importlib.util
 import logging
 import multiprocessing
 import os
-import resource
-import secrets
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import EmbridgeError, LaunchError
-from embridge.allocator.geometry import Role
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, PayloadLayout
 from embridge.allocator.pinning import lock, lock_note
-from embridge.allocator.records import MAX_WRITERS, NodeState, Process, SegmentHeader
+from embridge.allocator.records import NodeState, Process, SegmentHeader
 from embridge.allocator.segment import (
-    SHARED_MEMORY,
     Descriptor,
     create_segment,
     map_segment,
     remove_left_names,
-    shared_memory_space,
 )
 from embridge.pipeline.config import ROLES, PipelineConfig
-from embridge.pipeline.node.launch import Ready, decode_config
+from embridge.pipeline.node.claim import next_identity, open_own, take_lock
+from embridge.pipeline.node.launch_messages import Ready, decode_config
 from embridge.pipeline.node.launcher_start import LAUNCHER
+from embridge.pipeline.node.naming import LIMITS_REMEDY, naming
+from embridge.pipeline.node.ports import BIND_FOR_S, listen
+from embridge.pipeline.node.preflight import check_discovery, chosen_engines, descriptors_left, with_pool
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.run_socket_server import RunSocketServer
-from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, chosen_pool, mib
 from embridge.pipeline.node.supervisor import Supervisor
-from embridge.pipeline.run_dir import (
-    IDENTITY_NAME,
-    RunDirError,
-    open_run_dir,
-    read_identity,
-    write_identity,
-)
-from embridge.workers.discovery.auth_token import read_token
-from embridge.workers.files import open_regular
 from embridge.workers.keys import KeyFileError, read_key_file
 from embridge.workers.process_spec import READY, ProcessSpec
 from embridge.workers.role import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
 from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
-from embridge.workers.transfer import engines
-from embridge.workers.transfer.engines.base import Engine
 
 log = logging.getLogger(__name__)
 
-MAX_SOCKET_PATH = 107  # bytes that fit into sockaddr_un
-LIMITS_REMEDY = "check `ulimit -n` and `ulimit -u`"
-BIND_FOR_S = 2.0  # for a process of a node that was killed while it began, and that holds the port until it notices
-BIND_PAUSE_S = 0.02
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@contextlib.contextmanager
-def naming(what: str, remedy: str) -> Iterator[None]:
-    """An OSError in this block becomes a LaunchError that names what failed."""
-    try:
-        yield
-    except OSError as error:
-        raise LaunchError(f"{what}: {error.strerror or error}; {remedy}") from error
 
 
 class Launcher:
@@ -103,7 +71,7 @@ class Launcher:
         self._stops = 0
         self._is_orphan = False
         self._opened: list[Descriptor] = []
-        self._door: RunSocketServer | None = None
+        self._run_socket: RunSocketServer | None = None
         with naming("event loop", LIMITS_REMEDY):
             self._selector = selectors.DefaultSelector()
         try:
@@ -113,132 +81,27 @@ class Launcher:
             raise
 
     def _make(self) -> None:
-        self._choose_pool()
-        config = self.config
-        self._check_descriptors()
-        self._engines = self._choose_engines()
+        self.config = config = with_pool(self.config)
+        self._descriptors_left = descriptors_left(self.role, config.limits)
+        self._engines = chosen_engines(config)
         try:
-            self._keys = read_key_file(config.key_file) if config.key_file else None  # once: a process that restarts has the same
+            # Read once: a process that restarts has the same keys.
+            self._keys = read_key_file(config.key_file) if config.key_file else None
         except KeyFileError as error:
             raise LaunchError(str(error)) from error
-        self._check_discovery()
-        directory = self._open_run_dir(config.directory)
-        self._own(Descriptor(self._lock_run_dir(config.directory, directory)))
-        self.node_id, self.incarnation = self._identity(config.directory, directory)
+        check_discovery(config)
+        directory = self._own(Descriptor(open_own(config.directory))).fd
+        self._own(Descriptor(take_lock(config.directory, directory)))
+        self.node_id, self.incarnation = next_identity(config.directory, directory)
         self._make_segments()
         self._listen()
         self._recovery = Recovery(self.control)
         context = multiprocessing.get_context("spawn")
-        self._supervisor = Supervisor(context, self.control, self._selector, self._recovery, config.timing, config.max_restarts)
+        self._supervisor = Supervisor(
+            context, self.control, self._selector, self._recovery, config.timing, config.max_restarts
+        )
 
     # ---- what a node stands on
-
-    def _choose_pool(self) -> None:
-        """A number of blocks where nobody gave one, and an early refusal of one that does not fit."""
-        wanted, limits = self.config.geometry, self.config.limits
-        with naming("shared memory", f"check that {SHARED_MEMORY} is a writable tmpfs"):
-            space = shared_memory_space()
-        geometry = chosen_pool(self.role, wanted, limits, space)
-        if not wanted.num_blocks and geometry.num_blocks < DEFAULT_BLOCKS:
-            log.warning(
-                "pool of %d blocks instead of %d: %s has %s, %s of it free, and half is left to another node; "
-                "enlarge it (containers: --shm-size), or set num_blocks",
-                geometry.num_blocks, DEFAULT_BLOCKS, SHARED_MEMORY, mib(space.size), mib(space.free),
-            )
-        self.config = replace(self.config, geometry=geometry)
-
-    def _check_descriptors(self) -> None:
-        """Before anything is made: a node that runs out of them later refuses clients, or loses a process.
-
-        What is left is for groups of ranks, and each group is refused at the door that would need more.
-        """
-        limits = self.config.limits
-        needed = 48 + 5 * limits.max_clients + 4 * limits.num_workers
-        if self.role == Role.LANGUAGE:  # a connection and three pidfds of each worker of each peer
-            needed += 4 * min(MAX_WRITERS, limits.max_peers * limits.num_workers)
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit == resource.RLIM_INFINITY:
-            limit = sys.maxsize
-        if limit < needed:
-            raise LaunchError(
-                f"descriptors: a process may have {limit}, a node of {limits.max_clients} clients and {limits.num_workers} workers "
-                f"needs {needed}; raise `ulimit -n` or lower max_clients"
-            )
-        self._descriptors_left = limit - needed
-
-    def _choose_engines(self) -> tuple[Engine, ...]:
-        """Raises LaunchError when an engine was asked for that this machine cannot run."""
-        offered = engines.engines_for(self.config.engine, self.config.host)
-        for engine in offered:
-            if why := engine.why_unavailable():
-                raise LaunchError(f"engine {engine.name}: {why}")
-        return offered
-
-    def _check_discovery(self) -> None:
-        """What the registrar will need, before any process is started."""
-        if not self.config.discovery:
-            return
-        if importlib.util.find_spec("aiohttp") is None:
-            raise LaunchError("discovery: aiohttp is not installed; run pip install 'embridge[discovery]', or set no discovery")
-        if self.config.discovery_token_file is not None:
-            try:
-                read_token(self.config.discovery_token_file)
-            except ValueError as error:
-                raise LaunchError(f"discovery_token_file: {error}") from error
-
-    def _open_run_dir(self, path: Path) -> int:
-        """A descriptor of the run directory, 0700, ours alone."""
-        try:
-            directory = self._own(Descriptor(open_run_dir(path, create=True))).fd
-            status = os.fstat(directory)
-        except RunDirError as error:
-            raise LaunchError(str(error)) from error
-        except OSError as error:
-            raise LaunchError(f"run directory {path}: {error.strerror}; choose another with --run-dir") from error
-        if status.st_mode & 0o077:
-            raise LaunchError(
-                f"run directory {path}: mode {status.st_mode & 0o777:o} of user {status.st_uid}; "
-                f"it must be 700 and belong to user {os.geteuid()}"
-            )
-        if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
-            raise LaunchError(
-                f"run directory {path}: its socket's path exceeds {MAX_SOCKET_PATH} bytes; choose a shorter one"
-            )
-        return directory
-
-    def _lock_run_dir(self, path: Path, directory: int) -> int:
-        """A lock that ends with this process: as long as it is held, the run directory is in use."""
-        try:
-            fd = open_regular("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, directory=directory)
-        except OSError as error:
-            raise LaunchError(f"run directory {path}: lock: {error.strerror}; choose another with --run-dir") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(fd)
-            raise LaunchError(
-                f"run directory {path}: a node is running there; stop it or choose another --run-dir"
-            ) from error
-        except OSError as error:
-            os.close(fd)
-            raise LaunchError(
-                f"run directory {path}: it cannot be locked: {error.strerror}; choose another with --run-dir"
-            ) from error
-        return fd
-
-    def _identity(self, path: Path, directory: int) -> tuple[int, int]:
-        """(node id, incarnation): the id stays with the run directory, incarnations are ordered (R14)."""
-        what = f"run directory {path}: {IDENTITY_NAME}"
-        try:
-            with naming(what, "choose another with --run-dir"):
-                node_id, last = read_identity(directory)
-        except ValueError as error:
-            raise LaunchError(f"{what}: {error}; remove that file, and the node has a new identity") from error
-        node_id = node_id or secrets.randbits(62) | 1
-        incarnation = max(last + 1, time.time_ns() // 1_000_000)
-        with naming(what, "make room there, or choose another with --run-dir"):
-            write_identity(directory, node_id, incarnation)
-        return node_id, incarnation
 
     def _own(self, descriptor: Descriptor) -> Descriptor:
         self._opened.append(descriptor)
@@ -274,25 +137,13 @@ class Launcher:
         self.control.header.store(SegmentHeader.LAUNCHER_PID, os.getpid())
 
     def _listen(self) -> None:
-        """The node's two ports, opened here so that they close only when the node is gone."""
+        config, until = self.config, time.monotonic() + BIND_FOR_S
         self._listening: dict[str, Descriptor] = {}
         addresses = {}
-        until = time.monotonic() + BIND_FOR_S
-        for name, port in (("bootstrap", self.config.bootstrap_port), ("poller", self.config.poller_port)):
-            family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET
-            host = f"[{self.config.host}]" if family == socket.AF_INET6 else self.config.host
-            with naming(f"{name} port: {host}:{port}", "choose another"), socket.socket(family, socket.SOCK_STREAM) as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # also with the zone of a link-local address
-                address = socket.getaddrinfo(self.config.host, port, family, socket.SOCK_STREAM, flags=numeric)[0][4]
-                while not _is_bound(sock, address, patient=time.monotonic() < until):
-                    time.sleep(BIND_PAUSE_S)
-                sock.listen(1024)
-                addresses[name] = f"tcp://{host}:{sock.getsockname()[1]}"
-                self._listening[name] = self._own(Descriptor(sock.detach()))
-        self.addresses = Addresses(
-            addresses["bootstrap"], addresses["poller"], str(self.config.directory / SOCKET_NAME)
-        )
+        for name, port in (("bootstrap", config.bootstrap_port), ("poller", config.poller_port)):
+            fd, addresses[name] = listen(name, config.host, port, until)
+            self._listening[name] = self._own(Descriptor(fd))
+        self.addresses = Addresses(addresses["bootstrap"], addresses["poller"], str(config.directory / SOCKET_NAME))
 
     # ---- up
 
@@ -343,7 +194,7 @@ class Launcher:
             self._turn(0.01)
         self._supervisor.launched()
         with naming(f"run socket {self.addresses.run_socket}", "check the run directory, or choose another with --run-dir"):
-            self._door = RunSocketServer(
+            self._run_socket = RunSocketServer(
                 self.control,
                 self._recovery,
                 self.config.directory / SOCKET_NAME,
@@ -420,12 +271,12 @@ class Launcher:
 
     def run(self) -> int:
         """Until the node is told to stop, and has. Returns the exit status."""
-        assert self._door is not None
+        assert self._run_socket is not None
         drain_until = None
         while self._stops < 2:
             now = time.monotonic_ns()
             self.control.processes.beat(0, now)
-            due = [at_ns for at_ns in (self._supervisor.tick(now), self._door.tick(now)) if at_ns is not None]
+            due = [at_ns for at_ns in (self._supervisor.tick(now), self._run_socket.tick(now)) if at_ns is not None]
             self._recovery.flush()
             if self._stops == 1 and drain_until is None:
                 drain_until = time.monotonic() + self.config.timing.drain_timeout_s
@@ -447,8 +298,8 @@ class Launcher:
         self._release()
 
     def _release(self) -> None:
-        if self._door is not None:
-            self._door.close()
+        if self._run_socket is not None:
+            self._run_socket.close()
         self._selector.close()
         for descriptor in reversed(self._opened):  # the lock of the run directory last
             descriptor.close()
@@ -485,17 +336,6 @@ def main(arguments: list[str] | None = None) -> int:
         if not _say(options.ready_fd, launcher.ready()):
             return 1
         return launcher.run()
-
-
-def _is_bound(sock: socket.socket, address: Any, *, patient: bool) -> bool:
-    """Bind it; False where the address is in use and may come free. Raises OSError."""
-    try:
-        sock.bind(address)
-    except OSError as error:
-        if not patient or error.errno != errno.EADDRINUSE:
-            raise
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """How the process of a launcher begins: with the import path of whoever launches, and nothing else that is inherited.
 
-`command` is the launching side: the words of a command. `begin` is the other side: the first that runs there.
+`command` is the launching side: the words of a command. `prepare` is the other side: the first that runs there, before
+the launcher is imported.
 
 The import path is handed over, for whoever launches may have found this package by a path of its own (`sys.path`, a
 folder beside its script). The standard library goes first, and the working directory is none of it: a user's
@@ -27,7 +28,8 @@ LAUNCHER: Final = "embridge.pipeline.node.launcher"  # in its command line, for 
 _CODE: Final = (
     "import sys; at = sys.argv.index('--'); given = sys.argv[at + 1:]; sys.argv[:] = sys.argv[1:at]; "
     "sys.path[:] = given + [entry for entry in sys.path if entry not in given]; "
-    "from embridge.pipeline.node.launcher_start import begin; sys.exit(begin())"
+    "from embridge.pipeline.node.launcher_start import prepare; prepare(); "
+    "from embridge.pipeline.node.launcher import main; sys.exit(main())"
 )
 ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "1")
 _KEPT: Final = {signal.SIGPIPE, signal.SIGXFSZ}  # which the interpreter ignores
@@ -93,16 +95,13 @@ def _working_directory() -> str:
         return ""
 
 
-def begin() -> int:
-    """What the command runs: the launcher, in a process that has inherited nothing it did not mean to."""
+def prepare() -> None:
+    """Set anew what this process has inherited and a node must not depend on; the launcher is imported only after it."""
     _open_standard_descriptors()
     _reset_signals()
     os.umask(0o077)
     os.chdir("/")
     os.environ.setdefault(*ONE_THREAD)  # before numpy is imported, here or in those that are spawned from here
-    from embridge.pipeline.node.launcher import main
-
-    return main()
 
 
 def _open_standard_descriptors() -> None:

@@ -194,7 +194,7 @@ ROWS: Final[dict[Dead, Row]] = {
             "workers.start:run",  # the kernel's parent-death signal ends each child, else the death pipe
             "pipeline.client.client:Client._look_at_node",  # each client sees its connection end: its requests are Failed
             "workers.poller.peer_watch:PeerWatch.step",  # the ports are closed, which is death at once for other nodes
-            "pipeline.node.launcher:Launcher._identity",  # who is launched there next is a later incarnation
+            "pipeline.node.claim:next_identity",  # who is launched there next is a later incarnation
         ),
         again="there is nothing to do again: the kernel takes back the memory with the last process that maps it",
     ),

@@ -30,7 +30,7 @@ from support.nodes import config_of
 from embridge import Limits, PipelineConfig, attach, launch
 from embridge.allocator.errors import AttachError, LaunchError
 from embridge.allocator.records import Process
-from embridge.pipeline.node.launch import Ready, encode_config
+from embridge.pipeline.node.launch_messages import Ready, encode_config
 from embridge.pipeline.node.launcher import SIGNALS, Launcher, main
 from embridge.workers.process_spec import READY
 

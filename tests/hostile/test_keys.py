@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from embridge.pipeline.cli import main
 from embridge.pipeline.config import ConfigError, PipelineConfig
-from embridge.pipeline.node.launch import check_keys, encode_config
+from embridge.pipeline.node.launch import check_keys
+from embridge.pipeline.node.launch_messages import encode_config
 from embridge.workers.keys import (
     AllowFile,
     KeyFileError,

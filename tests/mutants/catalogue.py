@@ -1421,7 +1421,7 @@ LAUNCH: Final = [
     ),
     Mutant(
         "launch-bind-once", "P10", "a port that a process of a node before still holds is not waited for",
-        "pipeline/node/launcher.py",
+        "pipeline/node/ports.py",
         "patient=time.monotonic() < until",
         "patient=time.monotonic() < 0",
         ("tests/faults/test_faults_of_the_launcher.py::test_a_port_that_comes_free_while_a_node_begins_is_taken",),

@@ -11,7 +11,7 @@ import pytest
 
 from embridge.allocator.geometry import Geometry, Limits
 from embridge.pipeline.config import DEFAULT_ROUTES, ConfigError, PipelineConfig, default_run_dir
-from embridge.pipeline.node.launch import decode_config, encode_config
+from embridge.pipeline.node.launch_messages import decode_config, encode_config
 from embridge.workers.timing import Timing
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 

@@ -1,4 +1,4 @@
-"""Why a request does not move: every line of both tables, on views made by hand."""
+"""Why a request does not move: every rule of both tables, on views made by hand."""
 
 from __future__ import annotations
 
@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 
 from embridge.allocator.status import Phase
-from embridge.pipeline.inspection.explain import (
-    ENCODE,
-    LANGUAGE,
-    Actor,
-    DestinationView,
-    EncodeView,
-    Explanation,
-    LanguageView,
-    Line,
-    explain,
-)
+from embridge.pipeline.inspection.explain import ENCODE, LANGUAGE, Explanation, Rule, explain
+from embridge.pipeline.inspection.views import Actor, DestinationView, EncodeView, LanguageView
 
 NOW = 100_000
 CLIENT, BOOTSTRAP, POLLER, WORKER = (Actor(name, pid) for pid, name in enumerate(["client", "bootstrap", "poller", "worker1"], 11))
@@ -130,47 +121,47 @@ LANGUAGE_CASES: dict[str, tuple[LanguageView, Actor, int, str]] = {
 }
 
 
-def check(said: Explanation, line: str, process: Actor, since_ns: int, why: str) -> None:
-    assert (said.line, said.process, said.since_ns) == (line, process, since_ns)
+def check(said: Explanation, rule: str, process: Actor, since_ns: int, why: str) -> None:
+    assert (said.rule, said.process, said.since_ns) == (rule, process, since_ns)
     assert re.search(why, said.reason), said.reason
 
 
-@pytest.mark.parametrize("line", ENCODE_CASES)
-def test_every_line_of_the_encode_side_says_who_what_and_since_when(line: str) -> None:
+@pytest.mark.parametrize("rule", ENCODE_CASES)
+def test_every_rule_of_the_encode_side_says_who_what_and_since_when(rule: str) -> None:
     """P8: who waits can tell for whom."""
-    check(explain(ENCODE_CASES[line][0]), line, *ENCODE_CASES[line][1:])
+    check(explain(ENCODE_CASES[rule][0]), rule, *ENCODE_CASES[rule][1:])
 
 
-@pytest.mark.parametrize("line", LANGUAGE_CASES)
-def test_every_line_of_the_language_side_says_who_what_and_since_when(line: str) -> None:
+@pytest.mark.parametrize("rule", LANGUAGE_CASES)
+def test_every_rule_of_the_language_side_says_who_what_and_since_when(rule: str) -> None:
     """P8: who waits can tell for whom."""
-    check(explain(LANGUAGE_CASES[line][0]), line, *LANGUAGE_CASES[line][1:])
+    check(explain(LANGUAGE_CASES[rule][0]), rule, *LANGUAGE_CASES[rule][1:])
 
 
 @pytest.mark.parametrize(("table", "cases"), [(ENCODE, ENCODE_CASES), (LANGUAGE, LANGUAGE_CASES)])
-def test_no_line_is_without_a_case_and_each_has_a_name_and_a_text_of_its_own(table: tuple[Line, ...], cases: dict[str, Any]) -> None:
-    assert [line.name for line in table] == list(cases)
-    assert len({line.why for line in table}) == len(table)
+def test_no_rule_is_without_a_case_and_each_has_a_name_and_a_text_of_its_own(table: tuple[Rule, ...], cases: dict[str, Any]) -> None:
+    assert [rule.name for rule in table] == list(cases)
+    assert len({rule.why for rule in table}) == len(table)
 
 
 @pytest.mark.parametrize(
-    ("view", "line"),
+    ("view", "rule"),
     [
-        *((view, line) for line in ENCODE for view in (ENCODE_CASES[line.name][0],)),
-        *((view, line) for line in LANGUAGE for view in (LANGUAGE_CASES[line.name][0],)),
+        *((view, rule) for rule in ENCODE for view in (ENCODE_CASES[rule.name][0],)),
+        *((view, rule) for rule in LANGUAGE for view in (LANGUAGE_CASES[rule.name][0],)),
     ],
-    ids=lambda value: value.name if isinstance(value, Line) else type(value).__name__,
+    ids=lambda value: value.name if isinstance(value, Rule) else type(value).__name__,
 )
-def test_a_process_in_trouble_is_named_first_wherever_the_step_has_to_go_through_it(view: EncodeView | LanguageView, line: Line) -> None:
+def test_a_process_in_trouble_is_named_first_wherever_the_step_has_to_go_through_it(view: EncodeView | LanguageView, rule: Rule) -> None:
     usual = explain(view)
-    for name in line.through:
+    for name in rule.through:
         troubled = replace(view, **{name: getattr(view, name)._replace(trouble="its last beat was 3.2 s ago", trouble_ns=60)})
         said = explain(troubled)
         assert said.process.name == name
         assert said.reason == f"its last beat was 3.2 s ago; behind it, {usual.process}: {usual.reason}"
-        assert (said.since_ns, said.line) == (60, line.name)
-    if line.who in ("client", "bootstrap", "poller", "worker", "launcher", "fencing", "holder"):
-        troubled = replace(view, **{line.who: getattr(view, line.who)._replace(trouble="it is stopped", trouble_ns=70)})
+        assert (said.since_ns, said.rule) == (60, rule.name)
+    if rule.who in ("client", "bootstrap", "poller", "worker", "launcher", "fencing", "holder"):
+        troubled = replace(view, **{rule.who: getattr(view, rule.who)._replace(trouble="it is stopped", trouble_ns=70)})
         said = explain(troubled)
         assert (said.process.pid, said.reason, said.since_ns) == (usual.process.pid, f"it is stopped; {usual.reason}", 70)
 

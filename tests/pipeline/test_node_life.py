@@ -24,7 +24,7 @@ from support.waiting import wait_until
 from embridge import Client, EmbeddingRequest, Phase, attach, launch
 from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.records import NodeState, Process
-from embridge.pipeline.node.launch import encode_config
+from embridge.pipeline.node.launch_messages import encode_config
 from embridge.pipeline.node.launcher_start import command
 from embridge.workers.process_spec import READY
 

@@ -30,8 +30,8 @@ from embridge.pipeline.cli import main
 from embridge.pipeline.cli import status as status_command
 from embridge.pipeline.client.client import node_status
 from embridge.pipeline.inspection import open_readonly as looking
-from embridge.pipeline.inspection.observe import Scene, view_of
 from embridge.pipeline.inspection.open_readonly import look, remains
+from embridge.pipeline.inspection.scene import Scene, view_of
 
 node = pytest.mark.process
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from embridge.allocator.control import Control
 from embridge.allocator.records import Process
-from embridge.pipeline.node.launch import encode_config
+from embridge.pipeline.node.launch_messages import encode_config
 from support.nodes import alive, config_of
 from support.opening import open_control
 from support.waiting import wait_until
@@ -22,7 +22,8 @@ SCRIPT = """
 import os, sys
 config, report, hold = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 {prelude}
-from embridge.pipeline.node.launch import decode_config, launch
+from embridge.pipeline.node.launch import launch
+from embridge.pipeline.node.launch_messages import decode_config
 try:
     with launch(decode_config(config.encode())) as node:
         os.write(report, f"pid {{node.pid}}".encode())

@@ -1,0 +1,88 @@
+"""A node's claim to its run directory: the folder is its own, locked for as long as it runs, with the node's identity."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+from embridge.allocator.errors import LaunchError
+from embridge.pipeline.node.naming import naming
+from embridge.pipeline.run_dir import IDENTITY_NAME, RunDirError, open_run_dir, read_identity, write_identity
+from embridge.workers.files import open_regular
+from embridge.workers.run_socket import SOCKET_NAME
+
+MAX_SOCKET_PATH: Final = 107  # bytes that fit into sockaddr_un
+
+
+def open_own(path: Path) -> int:
+    """A descriptor of the run directory, which is made where there is none; it is 0700 and this user's.
+
+    Raises:
+        LaunchError: it is not, or it cannot be made or opened.
+    """
+    try:
+        directory = open_run_dir(path, create=True)
+    except RunDirError as error:
+        raise LaunchError(str(error)) from error
+    except OSError as error:
+        raise LaunchError(f"run directory {path}: {error.strerror}; choose another with --run-dir") from error
+    try:
+        status = os.fstat(directory)
+        if status.st_mode & 0o077:
+            raise LaunchError(
+                f"run directory {path}: mode {status.st_mode & 0o777:o} of user {status.st_uid}; "
+                f"it must be 700 and belong to user {os.geteuid()}"
+            )
+        if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
+            raise LaunchError(
+                f"run directory {path}: its socket's path exceeds {MAX_SOCKET_PATH} bytes; choose a shorter one"
+            )
+    except BaseException:
+        os.close(directory)
+        raise
+    return directory
+
+
+def take_lock(path: Path, directory: int) -> int:
+    """A descriptor of the lock, which ends with this process: while it is held, the run directory is in use.
+
+    Raises:
+        LaunchError: another node holds it, or it cannot be had.
+    """
+    try:
+        fd = open_regular("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, directory=directory)
+    except OSError as error:
+        raise LaunchError(f"run directory {path}: lock: {error.strerror}; choose another with --run-dir") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if isinstance(error, BlockingIOError):
+            why = "a node is running there; stop it or choose another --run-dir"
+        else:
+            why = f"it cannot be locked: {error.strerror}; choose another with --run-dir"
+        raise LaunchError(f"run directory {path}: {why}") from error
+    return fd
+
+
+def next_identity(path: Path, directory: int) -> tuple[int, int]:
+    """(node id, incarnation): the id stays with the run directory, incarnations are ordered (R14).
+
+    Raises:
+        LaunchError: the identity that stands there cannot be read or replaced.
+    """
+    what = f"run directory {path}: {IDENTITY_NAME}"
+    try:
+        with naming(what, "choose another with --run-dir"):
+            node_id, last = read_identity(directory)
+    except ValueError as error:
+        raise LaunchError(f"{what}: {error}; remove that file, and the node has a new identity") from error
+    node_id = node_id or secrets.randbits(62) | 1
+    incarnation = max(last + 1, time.time_ns() // 1_000_000)
+    with naming(what, "make room there, or choose another with --run-dir"):
+        write_identity(directory, node_id, incarnation)
+    return node_id, incarnation

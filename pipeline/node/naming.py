@@ -1,0 +1,20 @@
+"""How a launch that fails says what failed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+from embridge.allocator.errors import LaunchError
+
+LIMITS_REMEDY: Final = "check `ulimit -n` and `ulimit -u`"
+
+
+@contextlib.contextmanager
+def naming(what: str, remedy: str) -> Iterator[None]:
+    """An OSError in this block becomes a LaunchError that names what failed."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(f"{what}: {error.strerror or error}; {remedy}") from error

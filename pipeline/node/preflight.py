@@ -1,0 +1,87 @@
+"""What is looked at before anything of a node is made: what is missing is a LaunchError that says what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import resource
+import sys
+from dataclasses import replace
+
+from embridge.allocator.errors import LaunchError
+from embridge.allocator.geometry import Limits, Role
+from embridge.allocator.records import MAX_WRITERS
+from embridge.allocator.segment import SHARED_MEMORY, shared_memory_space
+from embridge.pipeline.config import ROLES, PipelineConfig
+from embridge.pipeline.node.naming import naming
+from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, chosen_pool, mib
+from embridge.workers.discovery.auth_token import read_token
+from embridge.workers.transfer import engines
+from embridge.workers.transfer.engines.base import Engine
+
+log = logging.getLogger(__name__)
+
+
+def with_pool(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with a number of blocks: chosen where nobody gave one.
+
+    Raises:
+        SegmentError: the pool does not fit.
+        LaunchError: the room in shared memory cannot be asked for.
+    """
+    with naming("shared memory", f"check that {SHARED_MEMORY} is a writable tmpfs"):
+        space = shared_memory_space()
+    geometry = chosen_pool(ROLES[config.role], config.geometry, config.limits, space)
+    if not config.geometry.num_blocks and geometry.num_blocks < DEFAULT_BLOCKS:
+        log.warning(
+            "pool of %d blocks instead of %d: %s has %s, %s of it free, and half is left to another node; "
+            "enlarge it (containers: --shm-size), or set num_blocks",
+            *(geometry.num_blocks, DEFAULT_BLOCKS, SHARED_MEMORY, mib(space.size), mib(space.free)),
+        )
+    return replace(config, geometry=geometry)
+
+
+def descriptors_left(role: Role, limits: Limits) -> int:
+    """How many descriptors the launcher has beyond those that it needs; groups of ranks may have these.
+
+    A node that ran out of them later would refuse clients, or lose a process.
+
+    Raises:
+        LaunchError: it has fewer than it needs.
+    """
+    needed = 48 + 5 * limits.max_clients + 4 * limits.num_workers
+    if role == Role.LANGUAGE:  # a connection and three pidfds of each worker of each peer
+        needed += 4 * min(MAX_WRITERS, limits.max_peers * limits.num_workers)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        limit = sys.maxsize
+    if limit < needed:
+        raise LaunchError(
+            f"descriptors: a process may have {limit}, a node of {limits.max_clients} clients and "
+            f"{limits.num_workers} workers needs {needed}; raise `ulimit -n` or lower max_clients"
+        )
+    return limit - needed
+
+
+def chosen_engines(config: PipelineConfig) -> tuple[Engine, ...]:
+    """The engines of the node. Raises LaunchError when one was asked for that this machine cannot run."""
+    offered = engines.engines_for(config.engine, config.host)
+    for engine in offered:
+        if why := engine.why_unavailable():
+            raise LaunchError(f"engine {engine.name}: {why}")
+    return offered
+
+
+def check_discovery(config: PipelineConfig) -> None:
+    """Look at what the registrar will need. Raises LaunchError."""
+    if not config.discovery:
+        return
+    if importlib.util.find_spec("aiohttp") is None:
+        raise LaunchError(
+            "discovery: aiohttp is not installed; run pip install 'embridge[discovery]', or set no discovery"
+        )
+    if config.discovery_token_file is not None:
+        try:
+            read_token(config.discovery_token_file)
+        except ValueError as error:
+            raise LaunchError(f"discovery_token_file: {error}") from error
