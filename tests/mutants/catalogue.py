@@ -1364,6 +1364,13 @@ LAUNCH: Final = [
         (f"{INHERITS}::test_modules_of_a_folder_on_pythonpath_do_not_stand_for_those_of_the_standard_library",),
     ),
     Mutant(
+        "launch-thread-a-core", "P13", "numpy's library of linear algebra begins a thread a core in every process of a node",
+        "pipeline/node/launcher_start.py",
+        "    os.environ.setdefault(*ONE_THREAD)",
+        "    pass",
+        (f"{INHERITS}::test_a_process_that_has_found_the_package_by_a_path_of_its_own_launches_it",),
+    ),
+    Mutant(
         "launch-own-path", "P13", "a launcher looks for modules where its interpreter does, and not where whoever launches has found them",
         "pipeline/node/launcher_start.py",
         '"--", *import_path()]',
