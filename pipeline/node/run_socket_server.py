@@ -32,7 +32,7 @@ from embridge.allocator.layout import PayloadLayout
 from embridge.allocator.records import Lane, NodeState
 from embridge.pipeline.node.death_watch import DeathWatch
 from embridge.pipeline.node.rank_groups import RankGroups
-from embridge.pipeline.node.recovery import Dead, Recovery
+from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.supervisor import Silences
 from embridge.workers import run_socket
 from embridge.workers.run_socket import LOG_PREFIX, Follow, Hello, Here, Lead, Observe, PeerHello, Sorry, Welcome, WhoIsThere
@@ -260,7 +260,7 @@ class RunSocketServer:
             self._silences.forget(guest.lane)
             self._recovery.client_died(guest.lane)
         if guest.writer >= 0:
-            self._recovery.died(Dead.WRITER, guest.writer)
+            self._recovery.writer_died(guest.writer)
 
     def tick(self, now_ns: int) -> int | None:
         """Several times a second, and when it is due: returns when that is, None for any time."""

@@ -1,9 +1,10 @@
-"""The table "X died -> do Y": it names what there is, each row has its test, and each recovery may die and be run again."""
+"""Who dies, and what is done: the cases name what there is, each has its test, and each recovery may die and be run again."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 from support.alone import Alone, EncodeAlone, LanguageAlone
 
-from embridge.allocator.geometry import Role
+from embridge.allocator.geometry import Limits
+from embridge.allocator.layout import process_names
 from embridge.allocator.records import Lane, LaneState, SegmentHeader, Slot
 from embridge.allocator.status import Phase
-from embridge.pipeline.node.recovery import ROWS, Dead, process_row
-from embridge.workers.health import NOT_ESSENTIAL
+from embridge.pipeline.node.recovery import Recovery
 
 TESTS = Path(__file__).parents[1]
 
@@ -27,7 +28,7 @@ def closed() -> Iterator[None]:
         Alone.made.pop().world.close()
 
 
-# ---- the table
+# ---- the cases
 
 
 def docstrings() -> Iterator[str]:
@@ -38,29 +39,48 @@ def docstrings() -> Iterator[str]:
                 yield ast.get_docstring(found) or ""
 
 
-def test_every_row_names_functions_that_exist_and_is_cited_by_a_test_of_that_death() -> None:
-    """A table that nobody reads again when the code moves is prose."""
-    assert set(ROWS) == set(Dead)
+def cases() -> dict[str, list[str]]:
+    """Of the page on recovery: who may die, and the functions that its case names."""
+    text = (TESTS.parent / "docs" / "design" / "recovery.md").read_text()
+    who_dies = text.partition("## Who dies\n")[2].partition("\n## ")[0]
+    parts = [part.partition("\n") for part in who_dies.split("\n### ")[1:]]
+    return {title[0].lower() + title[1:]: re.findall(r"`([\w.]+:[\w.]+)`", text) for title, _, text in parts}
+
+
+def test_every_case_names_functions_that_exist_and_is_cited_by_a_test_of_that_death() -> None:
+    """A page that nobody reads again when the code moves is prose."""
+    assert len(cases()) == 11
     said = " ".join(" ".join(docstrings()).split())
-    for dead, row in ROWS.items():
-        for place in (row.noticed, *row.acts):
+    for dead, places in cases().items():
+        assert len(places) > 1, f"{dead}: who notices, and what is done?"
+        for place in places:
             module, _, name = place.partition(":")
             function = reduce(getattr, name.split("."), importlib.import_module(f"embridge.{module}"))
             assert callable(function), place
-        assert f'"{dead.value}"' in said, f'no test says in its docstring that it is of a "{dead.value}"'
+        assert f'"{dead}"' in said, f'no test says in its docstring that it is of a "{dead}"'
 
 
-def test_every_process_of_a_node_has_its_row_and_says_which_requests_need_it() -> None:
-    """But the registrar, which none needs, and the launcher, with which the node ends."""
-    for role in Role:
-        for name in ("bootstrap", "poller", "worker0", "worker15", "registrar", "launcher"):
-            row = process_row(role, name)
-            assert (row.needed_by is None) == (name in NOT_ESSENTIAL | {"launcher"})
-            assert row.launcher is None
-    assert process_row(Role.ENCODE, "worker3") is ROWS[Dead.WORKER]
-    assert process_row(Role.LANGUAGE, "worker3") is ROWS[Dead.TARGET]
-    for dead in (Dead.ENCODER, Dead.SCHEDULER, Dead.WRITER):
-        assert ROWS[dead].launcher is not None
+def test_every_process_of_a_node_has_its_case() -> None:
+    for role in ("encode", "language"):
+        for name in process_names(Limits(max_routes=1)):
+            case = f"dead transfer worker ({role})" if name.startswith("worker") else f"dead {name}"
+            assert case in cases(), name
+
+
+@pytest.mark.parametrize("make", [EncodeAlone, LanguageAlone])
+def test_the_requests_that_need_a_process_are_those_that_fail_without_it(make: type[Alone]) -> None:
+    """P8: none needs the registrar, all need bootstrap and poller; a language node's through shared memory need no worker."""
+    alone = make()
+    for room in (1, 2):
+        if isinstance(alone, EncodeAlone):
+            alone.sender(room, 12, rows=8)
+        elif isinstance(alone, LanguageAlone):
+            alone.receiver(room)
+    recovery = Recovery(alone.control, lambda: 0)
+    expected = {"registrar": 0, "bootstrap": 2, "poller": 2}
+    expected["worker0"] = 2 if make is EncodeAlone else 0
+    failed = {name: recovery.fail_requests_of(name, "it is gone", poller_is_dead=False) for name in expected}
+    assert failed == expected
 
 
 # ---- dead clients: with one kill, and with two

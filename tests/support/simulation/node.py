@@ -20,7 +20,7 @@ from embridge.allocator.records import Destination, NodeState, SegmentHeader, Sl
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.allocator.status import split
 from embridge.pipeline.client.client import Client
-from embridge.pipeline.node.recovery import Dead, Recovery
+from embridge.pipeline.node.recovery import Recovery
 from embridge.workers.role import Addresses
 from support.simulation.engine import SimulatedEngine
 from support.simulation.processes import Actor, ClientActor, RoleActor
@@ -108,7 +108,7 @@ class SimulatedNode:
         self._recovery.client_died(lane)
 
     def writer_gone(self, entry: int) -> None:
-        self._recovery.died(Dead.WRITER, entry)
+        self._recovery.writer_died(entry)
 
     # ---- its network engines
 
