@@ -81,17 +81,19 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 __all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib import metadata  # not above: it brings half of `email`
+if not TYPE_CHECKING:  # else a type checker would take any name for one of ours
 
-        found: Any = metadata.version("embridge")
-    elif name in _MODULE_OF:
-        found = getattr(import_module(_MODULE_OF[name]), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; see dir({__name__})")
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib import metadata  # not above: it brings half of `email`
+
+            found: Any = metadata.version("embridge")
+        elif name in _MODULE_OF:
+            found = getattr(import_module(_MODULE_OF[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; see dir({__name__})")
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

@@ -177,7 +177,7 @@ def test_a_request_that_cannot_be_opened_is_a_value_error(bench: Bench, what: st
     assert bench.encode.in_flight() + bench.language.in_flight() == before == []
 
 
-QUEUED = {
+QUEUED: dict[str, tuple[str, dict[str, Any]]] = {
     "a room over 2^63 - 1": ("room: 9223372036854775808 is outside", {"room": 1 << 63}),
     "an address that is none": ("bootstrap_addr: 'tcp://x' is not of the form", {"addr": "tcp://x"}),
     "no destination": ("required_dst_info_num: 0 is outside", {"required": 0}),
@@ -192,7 +192,8 @@ QUEUED = {
 def test_a_bad_request_in_the_queue_comes_out_as_failed_and_stops_nobody_behind_it(bench: Bench, what: str) -> None:
     text, given = QUEUED[what]
     with bench.unharmed():
-        request = bench.queues.add(**{"addr": bench.addr, "room": next(bench.rooms), **given})
+        arguments: dict[str, Any] = {"addr": bench.addr, "room": next(bench.rooms), **given}
+        request = bench.queues.add(**arguments)
         behind = next(bench.rooms)
         bench.queues.add(bench.addr, behind)
         assert give(open_sender(bench.sending, behind, TOTAL))
@@ -323,12 +324,14 @@ def test_any_type_of_integer_is_taken_for_a_number(bench: Bench, number: Callabl
     """By sender, receiver and queues alike, from the room to the last grant."""
     with bench.unharmed():
         room = next(bench.rooms)
+        seconds: Any = np.float32(60)
         rows = rows_of(bench.sending.geometry, room, 0, TOTAL)
         transfer = ByHand(bench.receiving, bench.addr, number(room))
-        sending = bench.sending.sender(number(room), number(TOTAL), mrope_position_delta=number(7), timeout_s=np.float32(60))
+        sending = bench.sending.sender(number(room), number(TOTAL), mrope_position_delta=number(7), timeout_s=seconds)
         assert sending.write(number(0), *rows)
         wait_until(lambda: transfer.receiver.handshake_done)
-        transfer.receiver.init(torch.from_numpy(transfer.receiver.allocate(number(2)).astype(np.int64)), number(256))
+        blocks: Any = torch.from_numpy(transfer.receiver.allocate(number(2)).astype(np.int64))
+        transfer.receiver.init(blocks, number(256))
         transfer.wait_sent(256)
         assert transfer.receiver.release_drained(number(256)) == 2
         transfer.receiver.resume_transfer(transfer.receiver.allocate(number(1)), number(256), number(TOTAL - 256))
@@ -337,7 +340,8 @@ def test_any_type_of_integer_is_taken_for_a_number(bench: Bench, number: Callabl
         transfer.receiver.clear()
         assert ended(sending).error == ""
         room = next(bench.rooms)
-        bench.queues.requests[room] = bench.queues.add(bench.addr, number(room), required=number(1), timeout_s=np.int64(60))
+        seconds = np.int64(60)
+        bench.queues.requests[room] = bench.queues.add(bench.addr, number(room), required=number(1), timeout_s=seconds)
         assert give(open_sender(bench.sending, room, TOTAL))
         assert bench.queues.take(room, 20).difference == ""
 
@@ -370,17 +374,19 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
     return wide[..., ::2]
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "every second element": lambda rows: Rows(*(strided(t) for t in rows)),
     "columns first": lambda rows: Rows(*(t.T.contiguous().T if t.ndim == 2 else strided(t) for t in rows)),
     "one row of a larger tensor": lambda rows: Rows(*(torch.stack([t, t + 1], 1)[:, 0] for t in rows)),
     "numpy, backwards": lambda rows: Rows(rows[0], rows[1].numpy()[::-1].copy()[::-1], rows[2].numpy()[::-1].copy()[::-1], rows[3]),
     "positions the other way round": lambda rows: Rows(rows[0], rows[1], rows[2].T.contiguous(), rows[3]),
     "ids and positions of 64 bits": lambda rows: Rows(rows[0], rows[1].long(), rows[2].numpy().astype(np.int64).T, rows[3]),
-    "numpy, read-only": lambda rows: Rows(
-        rows[0], *(np.frombuffer(t.numpy().tobytes(), np.int32).reshape(t.shape) for t in rows[1:3]), rows[3]
+    "numpy, read-only": lambda rows: (
+        rows[0],
+        *(np.frombuffer(t.numpy().tobytes(), np.int32).reshape(t.shape) for t in rows[1:3]),
+        rows[3],
     ),
-    "with a gradient": lambda rows: Rows(rows[0].clone().requires_grad_(), *rows[1:3], rows[3].clone().requires_grad_()),
+    "with a gradient": lambda rows: (rows[0].clone().requires_grad_(), *rows[1:3], rows[3].clone().requires_grad_()),
 }
 
 

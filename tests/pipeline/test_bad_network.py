@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from support.bad_network import BadNetwork
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Settings, Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
@@ -25,7 +26,7 @@ PATHS = (["Bootstrapping", "WaitingForInput", "Success"], ["Bootstrapping", "Wai
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Station, Station]]:
     engine = "shm" if NO_MOONCAKE else "mooncake"  # with sessions there is more that may get lost
-    settings = {"num_blocks": 6, "block_size": 32, "resend_s": 0.1, "heartbeat_s": 0.05, "engine": engine}
+    settings: Settings = {"num_blocks": 6, "block_size": 32, "resend_s": 0.1, "heartbeat_s": 0.05, "engine": engine}
     with (
         run_dirs() as path,
         station("encode", path / "e", **settings) as encode,
@@ -34,12 +35,16 @@ def pair() -> Iterator[tuple[Station, Station]]:
         yield encode, language
 
 
+def _knows_nobody(node: Station) -> bool:
+    return not node.control.peers.alive()
+
+
 @pytest.fixture
 def network(pair: tuple[Station, Station]) -> Iterator[BadNetwork]:
     with BadNetwork(*pair) as network:
         yield network
     for node in pair:  # the ports at which each knew the other are closed: to both it is as if the other had died
-        wait_until(lambda node=node: not node.control.peers.alive())
+        wait_until(partial(_knows_nobody, node))
 
 
 @pytest.fixture

@@ -23,12 +23,11 @@ import pytest
 import zmq
 from support.agents import Agent
 from support.encoding import ended, give, open_sender
-from support.nodes import LIMITS, Station, config_of, run_dirs, start_node, station
+from support.nodes import LIMITS, Settings, Station, config_of, run_dirs, start_node, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge import Client, Limits, PipelineConfig, attach, launch
-from embridge import join as joining
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import AttachError, EmbridgeError, LaunchError, SegmentError
 from embridge.allocator.geometry import Geometry, Role
@@ -36,6 +35,7 @@ from embridge.allocator.layout import LAYOUT_VERSION, ControlLayout, PayloadLayo
 from embridge.allocator.pinning import lock_note
 from embridge.allocator.records import SegmentHeader
 from embridge.allocator.segment import create_segment, map_segment
+from embridge.pipeline import join as joining
 from embridge.pipeline.client.client import node_status
 from embridge.pipeline.join import knock
 from embridge.workers import messages as msg
@@ -49,7 +49,7 @@ FEW = Limits(num_slots=64, max_clients=2, num_workers=1, window_blocks=64, max_p
 # ---- peers that differ: each a language node of its own against the one encode node
 
 
-DIFFER = {
+DIFFER: dict[str, tuple[Settings, str]] = {
     "hidden size": ({"hidden_size": 32}, "hidden_size: language 32, encode 64; launch both with the same"),
     "deepstack": ({}, "deepstack_layers: language 0, encode 3; launch both with the same"),
 }

@@ -69,7 +69,7 @@ def test_the_environment_covers_every_setting() -> None:
         Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)} | {"discovery_ttl_s": 3.0, "silent_after_s": 3.5},
         MooncakeSettings: {"protocol": "rdma", "device": "mlx5_0", "write_timeout_s": 2.5, "connect_timeout_s": 3.5},
     }
-    prefixes = {MooncakeSettings: "EMBRIDGE_MOONCAKE_"}
+    prefixes: dict[type, str] = {MooncakeSettings: "EMBRIDGE_MOONCAKE_"}
     environ = {
         prefixes.get(kind, "EMBRIDGE_") + name.upper(): str(value) for kind, group in values.items() for name, value in group.items()
     }
@@ -77,7 +77,7 @@ def test_the_environment_covers_every_setting() -> None:
     groups = ("geometry", "limits", "timing", "mooncake")
     for kind, expected in values.items():
         part = next((getattr(config, n) for n in groups if isinstance(getattr(config, n), kind)), config)
-        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - set(groups)  # type: ignore[arg-type]
+        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - set(groups)
         assert not missing
         for name, value in expected.items():
             got = getattr(part, name)
@@ -185,7 +185,7 @@ def test_a_value_of_the_wrong_type_names_itself(name: str, value: object) -> Non
         PipelineConfig.from_env({}, **{name: value})
 
 
-KEYS = {"key_file": "/tmp/a.key", "allow_file": "/tmp/nodes.allow"}
+KEYS: dict[str, Any] = {"key_file": "/tmp/a.key", "allow_file": "/tmp/nodes.allow"}
 
 
 @pytest.mark.parametrize("host", ["192.168.1.4", "8.8.8.8", "2001:db8::1", "::ffff:10.0.0.1"])
@@ -198,7 +198,7 @@ def test_a_host_that_others_can_reach_wants_keys(host: str) -> None:
 
 @pytest.mark.parametrize("keys", [{}, KEYS])
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:0.0.0.0"])
-def test_all_interfaces_are_always_refused(host: str, keys: dict[str, str]) -> None:
+def test_all_interfaces_are_always_refused(host: str, keys: dict[str, Any]) -> None:
     """D15: one configured address, with keys or without."""
     with pytest.raises(ConfigError, match=f"host: {host} stands for all interfaces; give the one address"):
         PipelineConfig(host=host, **keys)
@@ -206,8 +206,9 @@ def test_all_interfaces_are_always_refused(host: str, keys: dict[str, str]) -> N
 
 @pytest.mark.parametrize(("given", "missing"), [("key_file", "allow_file"), ("allow_file", "key_file")])
 def test_a_key_without_a_list_or_a_list_without_a_key_is_refused(given: str, missing: str) -> None:
+    settings: dict[str, Any] = {given: Path("/tmp/x")}
     with pytest.raises(ConfigError, match=f"^{given}: it is set and {missing} is not"):
-        PipelineConfig(**{given: Path("/tmp/x")})
+        PipelineConfig(**settings)
 
 
 @pytest.mark.parametrize(

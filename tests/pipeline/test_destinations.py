@@ -192,7 +192,12 @@ def test_destinations_that_disagree_on_their_number_fail_the_request(
     one = ByHand(receiving.client, encode.addr, room, required=2)
     one.grant(1, 128)
     sender = open_sender(sending, room, 100)
-    wait_until(lambda: one.receiver.total_embedding_length or sender.announce())
+
+    def announced() -> bool:
+        sender.announce()
+        return one.receiver.total_embedding_length > 0
+
+    wait_until(announced)
     other = ByHand(other_client, encode.addr, room, required=3)
     other.grant(1, 128)
     for handle in (one.receiver, other.receiver, sender):

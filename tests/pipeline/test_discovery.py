@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from support.discovery import QUICK, Discovery, FakeServer, discovery, fake_server, json_answer
 from support.encoding import open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Settings, Station, run_dirs, station
 from support.waiting import wait_until
 
 from embridge import Client, NoRouteError, PipelineConfig, attach, launch
@@ -54,7 +54,9 @@ def scheduler_client(cluster: Cluster) -> Iterator[Client]:
 
 def said(it: Station) -> DiscoveryRecord:
     """How the node's registrar fares."""
-    return wait_until(it.control.routes.discovery)
+    record = wait_until(it.control.routes.discovery)
+    assert record is not None
+    return record
 
 
 def test_a_registered_node_is_listed_with_its_health_and_load_and_found_by_the_other_side(
@@ -95,7 +97,8 @@ def test_a_process_that_does_not_beat_makes_its_node_unhealthy_until_it_does(clu
     pid = cluster.encode.pid_of("worker1")
     os.kill(pid, signal.SIGSTOP)
     try:
-        answer = wait_until(lambda: "worker1 of encode node" in (found := cluster.server.get("/health"))[1]["error"] and found, 10)
+        wait_until(lambda: "worker1 of encode node" in cluster.server.get("/health")[1]["error"], 10)
+        answer = cluster.server.get("/health")
         assert answer[0] == 503
         assert ("worker1", cluster.encode.addr) in [(it["process"], it["bootstrap_addr"]) for it in answer[1]["unhealthy"]]
         wait_until(lambda: not scheduler_client.encode_nodes()[0].healthy)
@@ -153,7 +156,8 @@ def test_a_node_that_drains_is_told_at_once_and_gone_when_it_stops_and_a_killed_
     def seen_draining() -> bool:
         return [n.state for n in scheduler_client.encode_nodes() if n.bootstrap_addr == again.addr] == [NodeState.DRAINING]
 
-    run_dir, settings = cluster.run_dirs / "second", {"discovery": cluster.server.url, **QUICK, "discovery_ttl_s": 3.0}
+    run_dir = cluster.run_dirs / "second"
+    settings: Settings = {"discovery": cluster.server.url, **QUICK, "discovery_ttl_s": 3.0}
     with station("encode", run_dir, **settings) as second:
         wait_until(lambda: of(run_dir))
         second.kill_group()
@@ -161,7 +165,7 @@ def test_a_node_that_drains_is_told_at_once_and_gone_when_it_stops_and_a_killed_
     wait_until(lambda: not of(run_dir))
     assert len(cluster.server.nodes()) == 1
     # It is slow to renew, so that what is seen of the drain was told at once.
-    slow = {**settings, "discovery_interval_s": 20.0, "discovery_ttl_s": 40.0}
+    slow: Settings = {**settings, "discovery_interval_s": 20.0, "discovery_ttl_s": 40.0}
     with station("encode", run_dir, **slow) as again, attach(run_dir) as encoder:
         (entry,) = wait_until(lambda: of(run_dir))
         assert entry["incarnation"] == again.node.incarnation > second.node.incarnation
@@ -189,7 +193,7 @@ def test_whatever_the_server_does_the_node_goes_on_and_registers_when_it_is_back
         assert said(it).state in (DiscoveryState.UNREACHABLE, DiscoveryState.REFUSED)
 
     write_token("correct-horse-battery")
-    timing = {**QUICK, "discovery_ttl_s": 1.0, "discovery_timeout_s": 0.3}  # the longest pause is the time to live
+    timing: Settings = {**QUICK, "discovery_ttl_s": 1.0, "discovery_timeout_s": 0.3}  # the longest pause is the time to live
     with fake_server() as server, station("encode", own_dir / "e", discovery=server.url, discovery_token_file=token, **timing) as it:
         for behave, reason in (
             (FakeServer.hang, "no answer within 0.3 s"),

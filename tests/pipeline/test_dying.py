@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from support.alone import Alone, EncodeAlone, LanguageAlone
 from support.nodes import Station
-from support.waiting import wait_until
+from support.waiting import changes, wait_until
 from support.watched import can_watch_threads
 
 from embridge import attach
@@ -125,8 +126,7 @@ def test_who_has_no_memory_any_more_writes_nothing_more() -> None:
     early = 0
     for _ in range(12):
         with process(private_mb=64, writers=3) as (child, page), pidfd_of(child.pid) as pidfd:
-            first = page[:]
-            wait_until(lambda page=page, first=first: page[:] != first)
+            wait_until(changes(partial(page.__getitem__, slice(None))))
             killer = threading.Timer(0.005, child.kill)  # who is asked lives at first
             killer.start()
             while has_memory(child.pid):
@@ -155,6 +155,10 @@ def turn(selector: selectors.BaseSelector, watch: DeathWatch, *, wait_s: float =
     watch.tick(time.monotonic_ns())
 
 
+def _note_whether_buried(told: list[bool], pidfd: int) -> None:
+    told.append(is_buried(pidfd))
+
+
 @watching
 def test_a_killed_process_is_told_of_once_and_mostly_before_it_is_buried(selector: selectors.DefaultSelector) -> None:
     """P3: with 256 MB of its own, the kernel takes it apart for longer than it takes to look."""
@@ -162,7 +166,7 @@ def test_a_killed_process_is_told_of_once_and_mostly_before_it_is_buried(selecto
     for _ in range(5):
         told: list[bool] = []
         with process(private_mb=256) as (child, _), pidfd_of(child.pid) as pidfd:
-            watch = DeathWatch(selector, child.pid, lambda told=told, pidfd=pidfd: told.append(is_buried(pidfd)), time.monotonic_ns)
+            watch = DeathWatch(selector, child.pid, partial(_note_whether_buried, told, pidfd), time.monotonic_ns)
             watch.tick(time.monotonic_ns())
             assert len(selector.get_map()) == WATCHED_THREADS
             child.kill()
@@ -304,7 +308,9 @@ def at_the_door(own_dir: Path, selector: selectors.DefaultSelector) -> Iterator[
 
 
 @pytest.mark.parametrize("node", [EncodeAlone, LanguageAlone])
-def test_a_client_that_can_write_no_more_is_dead(node: type[Alone], at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]]) -> None:
+def test_a_client_that_can_write_no_more_is_dead(
+    node: type[EncodeAlone | LanguageAlone], at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]]
+) -> None:
     """P3: its lane is buried at once."""
     made = node()
     door, guest = at_the_door(made)

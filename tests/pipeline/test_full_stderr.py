@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.encoding import give, open_sender
-from support.nodes import Station, alive, station
+from support.nodes import Settings, Station, alive, station
 from support.pipes import FullPipe, full_pipe
 from support.scheduling import Queues
 from support.waiting import wait_until
@@ -34,7 +34,7 @@ def pipe() -> Iterator[FullPipe]:
 @pytest.fixture
 def pair(own_dir: Path, pipe: FullPipe) -> Iterator[tuple[Station, Station]]:
     """Two nodes that speak into the pipe, from their first line on: `log_level` is INFO."""
-    settings = {"stderr": pipe.write, "engine": "shm", "connect_timeout_s": 3.0}
+    settings: Settings = {"stderr": pipe.write, "engine": "shm", "connect_timeout_s": 3.0}
     with station("encode", own_dir / "e", **settings) as encode, station("language", own_dir / "l", **settings) as language:
         yield encode, language
 

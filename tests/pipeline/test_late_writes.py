@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Settings, Station, run_dirs, station
 from support.rows import rows_of
 from support.scheduling import Queues
 from support.stopping import is_stopped, stopped
@@ -32,7 +32,8 @@ HIDDEN, TOKENS, BLOCKS = 2048, 1024, 9  # 4 MiB: more than a connection's buffer
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Station, Station]]:
-    settings = {"engine": "mooncake", "hidden_size": HIDDEN, "num_blocks": BLOCKS, "mooncake": MooncakeSettings(write_timeout_s=1.0)}
+    impatient = MooncakeSettings(write_timeout_s=1.0)
+    settings: Settings = {"engine": "mooncake", "hidden_size": HIDDEN, "num_blocks": BLOCKS, "mooncake": impatient}
     with (
         run_dirs() as path,
         station("encode", path / "e", **settings) as encode,

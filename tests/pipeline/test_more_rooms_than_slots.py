@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import crowds
@@ -20,7 +21,7 @@ FEW = replace(LIMITS, num_slots=128, max_peer_slots=128)
 TOTAL = 3
 
 
-def nodes(path: Path, limits: Limits, **settings: object) -> Iterator[tuple[Station, Station]]:
+def nodes(path: Path, limits: Limits, **settings: Any) -> Iterator[tuple[Station, Station]]:
     settings = {"limits": limits, "log_level": "WARNING", "request_timeout_s": 300.0, **settings}
     with station("encode", path / "e", **settings) as e, station("language", path / "l", **settings) as lang:
         yield e, lang

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.nodes import Station, run_dirs, station
+from support.nodes import Settings, Station, run_dirs, station
 from support.pipes import full_pipe
 from support.scheduling import Queues
 from support.troubles import TROUBLES, carry
@@ -25,7 +25,7 @@ COUNT = 60
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Station, Station]]:
     """Two nodes of 64 blocks, with a default as large as the pool, that speak into a pipe which nobody reads."""
-    settings = {"engine": "shm", "num_blocks": 64, "block_size": 16, "connect_timeout_s": 3.0, "client_silent_after_s": 0.0}
+    settings: Settings = {"engine": "shm", "num_blocks": 64, "block_size": 16, "connect_timeout_s": 3.0, "client_silent_after_s": 0.0}
     with (
         run_dirs() as path,
         full_pipe() as pipe,

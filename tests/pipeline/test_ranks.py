@@ -8,15 +8,16 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from support import encoding, ranks, scheduling
 from support.agents import Agent, running
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, station
+from support.nodes import Settings, Station, station
 from support.ranks import Seen, seen
 from support.rows import DELTA
 from support.scheduling import Queues
@@ -33,24 +34,22 @@ pytestmark = pytest.mark.process
 SHARED_BYTES = 4 << 20  # 7900 tokens
 
 
-def language_station(run_dir: Path) -> ExitStack:
-    stack = ExitStack()
-    settings = {"num_blocks": 16, "deepstack_layers": 3, "default_allocate_tokens": 512, "host_buffer_bytes": SHARED_BYTES}
-    stack.station = stack.enter_context(station("language", run_dir, **settings))  # type: ignore[attr-defined]
-    return stack
+def language_station(run_dir: Path) -> AbstractContextManager[Station]:
+    settings: Settings = {"num_blocks": 16, "deepstack_layers": 3, "default_allocate_tokens": 512, "host_buffer_bytes": SHARED_BYTES}
+    return station("language", run_dir, **settings)
 
 
 @pytest.fixture(scope="module")
 def place(shared_dir: Path) -> Iterator[Station]:
     """A language node with little host memory, all of which its ranks share."""
-    with language_station(shared_dir / "r") as stack:
-        yield stack.station  # type: ignore[attr-defined]
+    with language_station(shared_dir / "r") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def other_place(shared_dir: Path) -> Iterator[Station]:
-    with language_station(shared_dir / "s") as stack:
-        yield stack.station  # type: ignore[attr-defined]
+    with language_station(shared_dir / "s") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def pop_everywhere(members: list[Agent], at: Station, count: int) -> list[list[S
     """Have all ranks pop so many requests, at the same time; they saw the same batches."""
     for agent in members[1:]:
         agent.start(ranks.pop_followed, at.run_dir, count)
-    batches = members[0].call(ranks.pop, at.run_dir, count)
+    batches: list[list[Seen]] = members[0].call(ranks.pop, at.run_dir, count)
     for agent in members[1:]:
         assert agent.result() == batches, agent.name
     return batches
@@ -576,8 +575,10 @@ def test_a_client_without_ranks_has_memory_of_its_own(place: Station) -> None:
 
 def test_groups_of_one_node_are_told_apart(place: Station) -> None:
     """D5: the name decides; a name that is taken is refused, with who has it."""
-    with attach(place.run_dir, num_ranks=2, group="a"), attach(place.run_dir, num_ranks=np.int64(3), group="b"):
-        with follow(place.run_dir, rank=np.int64(2), group="b") as third, follow(place.run_dir, rank=1, group="a") as second:
+    two: Any = np.int64(2)
+    three: Any = np.int64(3)
+    with attach(place.run_dir, num_ranks=2, group="a"), attach(place.run_dir, num_ranks=three, group="b"):
+        with follow(place.run_dir, rank=two, group="b") as third, follow(place.run_dir, rank=1, group="a") as second:
             assert (third.num_ranks, second.num_ranks) == (3, 2)
         with pytest.raises(AttachError, match=rf"process {os.getpid()} is rank 0 of group 'a'; give this group another name"):
             attach(place.run_dir, num_ranks=2, group="a")
@@ -612,8 +613,7 @@ def test_who_cannot_be_a_rank_is_told_why(place: Station, encode: Station, pair:
 
 def test_followers_of_a_node_that_is_killed_are_told(own_dir: Path) -> None:
     """P8, P9: every process of the node at once; a sleeping follower wakes."""
-    with language_station(own_dir / "r") as stack:
-        at: Station = stack.station  # type: ignore[attr-defined]
+    with language_station(own_dir / "r") as at:  # noqa: SIM117
         with attach(at.run_dir, num_ranks=2), follow(at.run_dir, rank=1) as follower:
             assert not follower.poll()
             at.kill_group()

@@ -68,7 +68,7 @@ def test_every_process_of_a_node_has_its_case() -> None:
 
 
 @pytest.mark.parametrize("make", [EncodeAlone, LanguageAlone])
-def test_the_requests_that_need_a_process_are_those_that_fail_without_it(make: type[Alone]) -> None:
+def test_the_requests_that_need_a_process_are_those_that_fail_without_it(make: type[EncodeAlone | LanguageAlone]) -> None:
     """P8: none needs the registrar, all need bootstrap and poller; a language node's through shared memory need no worker."""
     alone = make()
     for room in (1, 2):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, every_engine, station
+from support.nodes import Settings, Station, every_engine, station
 from support.ranks import seen
 from support.rows import DELTA
 from support.scheduling import ByHand, Queues
@@ -148,7 +148,7 @@ def test_ranks_that_follow_see_the_failure_and_later_the_whole_of_the_same_reque
     own_dir: Path, encode: Station, sending: Client, room: int, engine: str
 ) -> None:
     """R26, B8, D16: one order for all; the rows stay where they are in the memory that all of them see."""
-    settings = {"num_blocks": 9, "deepstack_layers": 3, "engine": engine, "host_buffer_bytes": 40 << 20}
+    settings: Settings = {"num_blocks": 9, "deepstack_layers": 3, "engine": engine, "host_buffer_bytes": 40 << 20}
     with (
         station("language", own_dir / "l", **settings) as language,
         attach(language.run_dir, num_ranks=2) as client,
@@ -168,5 +168,6 @@ def test_ranks_that_follow_see_the_failure_and_later_the_whole_of_the_same_reque
         assert queues.take(room, 1).difference == ""
         assert ended(sender).error == ""
         assert client.ranks is not None
-        wait_until(lambda: not client.ranks.memory.num_used_bytes, 20, lambda: client.ranks.memory.num_used_bytes)
+        memory = client.ranks.memory
+        wait_until(lambda: not memory.num_used_bytes, 20, lambda: memory.num_used_bytes)
     encode.wait_idle()

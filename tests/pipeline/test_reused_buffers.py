@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +12,13 @@ from support.encoding import ended, open_sender
 from support.nodes import Station, every_engine
 from support.rows import Rows, rows_of
 from support.scheduling import Queues
-from support.waiting import wait_until
+from support.waiting import grows, wait_until
 
 from embridge import Client, EmbeddingSender, NodeBusyError, attach
 from embridge.allocator.records import Lane, LaneState
 from embridge.pipeline.client.client import node_status
+from embridge.pipeline.client.given_rows import Chunk
+from embridge.pipeline.client.kept_rows import Piece
 
 pytestmark = [pytest.mark.process, every_engine]
 
@@ -52,7 +54,7 @@ class Buffers:
     def fill(self, room: int, first: int, end: int) -> Rows:
         """The rows of a room, in the memory in which those of before were."""
         made = rows_of(self._geometry, room, first, end)
-        views = Rows(*(None if buffer is None else buffer[: end - first] for buffer in self._rows))
+        views = self._rows.cut(end - first)
         for view, rows in zip(views, made, strict=True):
             if view is not None and rows is not None:
                 view.copy_(rows)
@@ -82,8 +84,7 @@ def test_buffers_that_are_overwritten_at_once_harm_no_byte(
             try:
                 assert sender.write(first, *rows)
             except NodeBusyError:  # of the limit of 16 MiB: it is written again when rows have gone
-                sent = sender.sent_tokens
-                wait_until(lambda sent=sent: sender.sent_tokens > sent, 20, lambda: f"{sender} goes on")
+                wait_until(grows(lambda: sender.sent_tokens), 20, lambda: f"{sender} goes on")
                 continue
             finally:
                 buffers.spoil()
@@ -118,6 +119,10 @@ def test_one_buffer_serves_many_requests_that_wait_for_one_another(
     language.wait_idle()
 
 
+def _set(event: threading.Event, _: EmbeddingSender) -> None:
+    event.set()
+
+
 def test_rows_that_were_lent_come_back_with_a_call(
     nodes: Pair, rooms: Iterator[int]
 ) -> None:
@@ -130,7 +135,7 @@ def test_rows_that_were_lent_come_back_with_a_call(
             sender = open_sender(sending, room, 4000)
             assert sender.send_embedding(*buffers.fill(room, 0, 4000), borrow=True)
             assert encode.control.lanes.unsent_bytes() == 0
-            sender.add_done_callback(lambda done, is_back=is_back: is_back.set())
+            sender.add_done_callback(partial(_set, is_back))
             assert not sender.done
             queues.add(encode.addr, room)
             assert is_back.wait(30)
@@ -170,10 +175,10 @@ def test_a_seat_is_not_given_up_while_another_thread_writes(plain: Pair, rooms: 
     sender = open_sender(client, next(rooms), 1000)
     put, is_writing, go_on = sender._kept.put, threading.Event(), threading.Event()
 
-    def put_late(*args: Any) -> None:
+    def put_late(chunk: Chunk, rooms: dict[int, Piece]) -> None:
         is_writing.set()
         assert go_on.wait(30)
-        put(*args)
+        put(chunk, rooms)
 
     sender._kept.put = put_late  # type: ignore[method-assign]
     rows = rows_of(client.geometry, sender.room, 0, 1000)

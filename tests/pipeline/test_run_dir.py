@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.nodes import config_of
@@ -202,7 +203,7 @@ def test_an_identity_that_is_none_is_named_with_the_remedy(own_dir: Path, what: 
 
 def test_an_identity_stays_with_the_run_directory_and_incarnations_rise(own_dir: Path) -> None:
     """R14; an empty file is what a machine leaves that went down as it was written."""
-    seen = []
+    seen: list[tuple[int, int]] = []
     for far in (0, 1 << 50):
         if far:
             (own_dir / "n" / "identity").write_text(f"{seen[-1][0]} {far}\n")
@@ -238,8 +239,9 @@ def test_nothing_is_waited_for_and_nothing_written_through_in_a_run_directory(
 @pytest.mark.parametrize("name", ["run_dir", "key_file", "allow_file", "discovery_token_file"])
 def test_a_path_that_is_no_text_is_named(name: str) -> None:
     """It could not be told to the launcher, nor to another node."""
+    settings: dict[str, Any] = {"key_file": "k", "allow_file": "a", name: os.fsdecode(b"/tmp/\xff")}
     with pytest.raises(ConfigError, match=rf"{name}: b'.*\\xff.*' is no UTF-8 text; choose another path"):
-        PipelineConfig(**{"key_file": "k", "allow_file": "a", name: os.fsdecode(b"/tmp/\xff")})
+        PipelineConfig(**settings)
 
 
 def test_files_of_keys_and_tokens_are_not_waited_for(own_dir: Path) -> None:

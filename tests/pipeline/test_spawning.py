@@ -33,7 +33,8 @@ def pids_in(folder: Path) -> list[int]:
 
 def test_each_process_runs_the_function_with_its_index_and_shares_tensors_with_the_caller(tmp_path: Path) -> None:
     """Through torch.multiprocessing: what they write into a shared tensor is there."""
-    rows = torch.zeros(2, 3).share_memory_()
+    rows = torch.zeros(2, 3)
+    rows.share_memory_()  # type: ignore[no-untyped-call]  # torch's
     spawn(spawned.mark, 2, (tmp_path, rows))
     assert rows.tolist() == [[1, 1, 1], [2, 2, 2]]
     pids = pids_in(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import LANE_WORDS, Lane, Slot
 from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.pipeline.cli import main
-from embridge.pipeline.cli import status as status_command
 from embridge.pipeline.client.client import node_status
 from embridge.pipeline.inspection import open_readonly as looking
 from embridge.pipeline.inspection.open_readonly import look, remains
@@ -251,7 +251,7 @@ def test_watch_looks_again_until_ctrl_c_and_ends_well(encode: Station, monkeypat
         if len(naps) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(status_command.time, "sleep", nap)
+    monkeypatch.setattr(time, "sleep", nap)
     code, out, err = invoke("--run-dir", str(encode.run_dir), "--watch", "--json")
     assert (code, err) == (0, "")
     assert [json.loads(line)["state"] for line in out.splitlines()] == ["READY"] * 3

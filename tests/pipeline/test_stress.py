@@ -12,7 +12,7 @@ import pytest
 from support import encoding, observer, scheduling
 from support.agents import Agent, running
 from support.encoding import Outcome
-from support.nodes import Station, run_dirs, station
+from support.nodes import Settings, Station, run_dirs, station
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
@@ -28,7 +28,7 @@ STORM = pytest.mark.storm
 @pytest.fixture(scope="module")
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Station, Station]]:
     """Two nodes with pools of that many blocks of 128 tokens, hidden 64."""
-    geometry = {"num_blocks": request.param, "deepstack_layers": 1, "log_level": "WARNING", "request_timeout_s": TIMEOUT_S}
+    geometry: Settings = {"num_blocks": request.param, "deepstack_layers": 1, "log_level": "WARNING", "request_timeout_s": TIMEOUT_S}
     with run_dirs() as path, station("encode", path / "e", **geometry) as e, station("language", path / "l", **geometry) as lang:
         yield e, lang
 
@@ -148,7 +148,7 @@ def test_a_request_of_full_size_rows_arrives_with_every_byte(
     own_dir: Path, encoder: Agent, scheduler: Agent, room: int
 ) -> None:
     """Scenario 2 at the size of a real model: hidden 3584, 3000 tokens through 24 blocks, of which 1024 tokens are granted at first."""
-    geometry = {"hidden_size": 3584, "num_blocks": 24, "default_allocate_tokens": 1024}
+    geometry: Settings = {"hidden_size": 3584, "num_blocks": 24, "default_allocate_tokens": 1024}
     with station("encode", own_dir / "e", **geometry) as encode, station("language", own_dir / "l", **geometry) as language:
         scheduler.call(scheduling.request, language.run_dir, encode.addr, room)
         assert scheduler.call(scheduling.wait_granted, language.run_dir, room, 1024) == 1024

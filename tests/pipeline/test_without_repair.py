@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Settings, Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge import Client, attach
+from embridge.allocator.records import Slot
 from embridge.pipeline.client import client as client_module
 
 pytestmark = pytest.mark.process
@@ -24,7 +25,7 @@ NEVER_S = 1000.0
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Station, Station]]:
-    timing = dict.fromkeys(
+    timing: Settings = dict.fromkeys(
         ("heartbeat_s", "idle_heartbeat_s", "resend_s", "beat_s", "scan_s", "peer_timeout_s", "request_timeout_s"), NEVER_S
     )
     timing["silent_after_s"] = 3 * NEVER_S
@@ -104,11 +105,11 @@ def test_rows_are_sent_though_the_library_thread_comes_between_the_steps_of_a_wr
         def __getattr__(self, name: str) -> object:
             return getattr(slots, name)
 
-        def set(self, *arguments: int) -> None:
+        def set(self, slot: int, field: Slot, value: int) -> None:
             before = len(turns)
             sending.wake(sender)
             wait_until(lambda: len(turns) > before, 10)
-            slots.set(*arguments)
+            slots.set(slot, field, value)
 
     monkeypatch.setattr(sender, "service", serve)
     monkeypatch.setattr(sender, "_slots", Interrupted())

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from embridge.allocator._core import MAX_EPOCH
+from embridge.allocator.errors import TransferError
 from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.layout import PayloadLayout
 from embridge.allocator.peertable import PeerRecord
@@ -15,6 +16,7 @@ from embridge.allocator.records import Destination, Slot
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Progress, split
 from embridge.pipeline.client.client import Client
+from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.workers import messages as msg
@@ -374,6 +376,13 @@ class LanguageAlone(Alone):
 
     def set_slot(self, receiver: EmbeddingReceiver, field: Slot, value: int) -> None:
         self.slots.set(receiver.slot, field, value)
+
+
+def failure_of(handle: TransferHandle) -> TransferError:
+    """Why it has failed; the test fails where it has not."""
+    failure = handle.failure_exception()
+    assert failure is not None, handle
+    return failure
 
 
 def leave_one_epoch(alone: Alone, slot: int) -> None:

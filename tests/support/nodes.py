@@ -26,6 +26,9 @@ from embridge.workers.transfer.engines import mooncake
 from support.opening import open_control
 from support.waiting import wait_until
 
+Settings = dict[str, Any]
+"""What `station` and `config_of` take by name."""
+
 RUN_DIR_PREFIX = "eb-"  # in /tmp: a socket's path has 107 bytes at most
 LIMITS = Limits(num_slots=512, max_clients=6, max_destinations=4, window_blocks=64, max_peers=8, max_peer_slots=512, ring_records=512)
 

@@ -22,6 +22,12 @@ def grows(read: Callable[[], int]) -> Callable[[], bool]:
     return lambda: read() > before
 
 
+def changes(read: Callable[[], object]) -> Callable[[], bool]:
+    """The condition that `read` returns something else than now."""
+    before = read()
+    return lambda: read() != before
+
+
 def wait_until(condition: Callable[[], T], timeout_s: float = 20.0, what: str | Callable[[], object] = "") -> T:
     """Poll until the condition is true, and return what it returned.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,7 @@ def test_a_peer_that_does_not_answer_is_tried_by_every_call_and_each_is_told(mon
 
     monkeypatch.setattr(mooncake, "start_engine", lambda *_: SimpleNamespace(send_probe=send_probe))
     monkeypatch.setattr(mooncake, "_register", lambda *_: None)
-    monkeypatch.setattr(mooncake.time, "monotonic_ns", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
     nothing: Any = None
     engine = MooncakeEngine(nothing, "127.0.0.1", MooncakeSettings())
     record: Any = SimpleNamespace(poller_addr="tcp://10.0.0.7:1")

@@ -111,7 +111,7 @@ def test_a_grant_does_not_leave_when_its_request_ends_while_it_is_exposed() -> N
         node.control.blocks.cells.reclaim(receiver.slot, receiver.epoch, True)
         return int(expose(*arguments))
 
-    cells.expose = ended_before
+    cells.expose = ended_before  # type: ignore[method-assign]  # a view of cells in Python
     node.forget_sent()
     receiver.init(receiver.allocate(2))
     node.settle()

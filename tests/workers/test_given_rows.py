@@ -16,9 +16,10 @@ from support.alone import BLOCK_SIZE, Alone, EncodeAlone, StubEngine
 from support.rows import Rows, difference, rows_of
 
 from embridge import EmbeddingSender, NodeBusyError
-from embridge.allocator.records import Destination, LaneState
+from embridge.allocator.records import Destination, Lane, LaneState
 from embridge.pipeline.client import unsent_memory
 from embridge.pipeline.client.given_rows import Chunk
+from embridge.pipeline.client.kept_rows import Piece
 from embridge.pipeline.client.unsent_memory import UnsentMemory
 from embridge.workers.transfer.engines.base import Outcome
 
@@ -147,7 +148,7 @@ def test_beyond_the_nodes_limit_no_row_is_taken_and_a_later_write_is() -> None:
         write_and_spoil(node, large, 0, 40)
     lane = other.lane
     node.node.clients[-1].die()
-    node.advance(1.0, until=lambda: node.control.lanes.get(lane, 0) == LaneState.FREE)
+    node.advance(1.0, until=lambda: node.control.lanes.get(lane, Lane.STATE) == LaneState.FREE)
     assert unsent(node) == 0
 
 
@@ -186,13 +187,13 @@ def test_a_request_is_not_ended_while_its_rows_are_being_written() -> None:
     sender = node.sender(1, 4 * BLOCK_SIZE, rows=0)
     put = sender._kept.put
 
-    def fails_meanwhile(*args: Any) -> None:
+    def fails_meanwhile(chunk: Chunk, rooms: dict[int, Piece]) -> None:
         sender.abort("enough")
         node.settle()
         assert sender.poll().name == "Failed"
         assert node.control.blocks.counts().owned > 0  # still ours
         assert sender._final is None
-        put(*args)
+        put(chunk, rooms)
 
     sender._kept.put = fails_meanwhile  # type: ignore[method-assign]
     assert write_and_spoil(node, sender, 0, 3 * BLOCK_SIZE)
@@ -295,13 +296,14 @@ def test_a_write_that_fails_half_way_gives_back_what_it_took() -> None:
     node = EncodeAlone(num_blocks=8)
     sender = node.sender(1, 40, rows=0)
     sender._piece_blocks = 2
-    put, calls = sender._kept.put, []
+    put = sender._kept.put
+    calls: list[Chunk] = []
 
-    def put_twice(*args: Any) -> None:
-        calls.append(args)
+    def put_twice(chunk: Chunk, rooms: dict[int, Piece]) -> None:
+        calls.append(chunk)
         if len(calls) > 2:
             raise MemoryError("by the test")
-        put(*args)
+        put(chunk, rooms)
 
     sender._kept.put = put_twice  # type: ignore[method-assign]
     with pytest.raises(MemoryError):

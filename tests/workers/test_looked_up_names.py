@@ -104,7 +104,8 @@ def test_a_node_that_announces_no_number_is_refused_with_the_field(field: str, a
     """P16, P21: this node would connect there, and its resolver would be asked for what a stranger says."""
     node = EncodeAlone()
     node.forget_sent()
-    node.register(node_id=11, **{field: address})
+    changes: dict[str, Any] = {field: address}
+    node.register(node_id=11, **changes)
     (refused,) = node.sent(msg.Refused)
     assert refused.reason.startswith(msg.clip(f"{field}: {address!r}")[:100])
     assert node.control.peers.find(11, 1) is None
@@ -116,7 +117,7 @@ def test_an_encode_node_that_announces_a_name_fails_the_requests_that_ask_it(fie
     node = LanguageAlone()
     receiver = node.client.receiver(ENCODE_ADDRESS, 1)
     node.settle()
-    fields = [node.envelope(node_id=20), ENCODE_ADDRESS, "tcp://10.0.0.20:2", node.world.engine.name, 16, 16]
+    fields: list[Any] = [node.envelope(node_id=20), ENCODE_ADDRESS, "tcp://10.0.0.20:2", node.world.engine.name, 16, 16]
     fields[field] = NAME
     node.hears("bootstrap", msg.Registered(*fields), address=ENCODE_ADDRESS)
     name = ("bootstrap_addr", "poller_addr")[field - 1]
@@ -150,7 +151,7 @@ def test_no_name_reaches_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def names(node: LanguageAlone, found: dict[str, Found | None]) -> None:
     """What has come of each name so far."""
-    node.world.find = found.__getitem__  # type: ignore[method-assign]
+    node.world.find = lambda address: found[address]  # type: ignore[method-assign]
 
 
 def why(receiver: Any) -> tuple[FailureCode, str]:
@@ -238,7 +239,7 @@ def test_where_a_name_leads_is_forgotten_when_nobody_answers_there(how: str) -> 
     """P21: else whoever asks for that name goes there for as long as an answer is kept, wherever its node is by now."""
     node = LanguageAlone()
     forgotten: list[str] = []
-    node.world.forget = forgotten.append  # type: ignore[method-assign]
+    node.world.forget = lambda endpoint: forgotten.append(endpoint)  # type: ignore[method-assign]
     names(node, {NAME: Found(ENCODE_ADDRESS)})
     receiver = node.client.receiver(NAME, 1)
     node.settle()
@@ -255,7 +256,7 @@ def test_where_a_name_leads_is_forgotten_when_nobody_answers_there(how: str) -> 
         case "it is dead":
             node.advance(node.world.timing.peer_timeout_s + 1)
         case _:
-            node.actor("bootstrap").refused.append(ENCODE_ADDRESS)  # type: ignore[attr-defined]
+            node.actor("bootstrap").refused.append(ENCODE_ADDRESS)
             node.settle()
     assert set(forgotten) == {ENCODE_ADDRESS}
 
@@ -475,7 +476,7 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
             return real(host, port, *more, **named)
         return [(None, None, 0, "", (ip, port)) for ip in hosts]
 
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", answer)
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
 
 
 @pytest.fixture
@@ -540,5 +541,5 @@ def test_a_resolver_that_fails_is_the_reason(monkeypatch: pytest.MonkeyPatch) ->
     def fails(*_: Any, **__: Any) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", fails)
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
     assert look_up(NAME) == Found("", "name encoder.example does not resolve: Temporary failure in name resolution")

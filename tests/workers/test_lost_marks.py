@@ -27,6 +27,7 @@ from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.pipeline.scheduler.queues import TransferQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers import messages as msg
+from embridge.workers.poller.encode import Publisher
 from embridge.workers.timing import NS
 
 GEOMETRY = Geometry(hidden_size=2, block_size=4, num_blocks=16)
@@ -271,6 +272,7 @@ def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     assert old.poll() == Phase.Success
     node.close(1)
     poller = node.actor("poller").role
+    assert isinstance(poller, Publisher)
     assert node.slots.get(old.slot, Slot.RELEASED_EPOCH) == old.epoch
     node.client._lease.collect()
     node.client._lease._free[0] = deque([5])
@@ -285,7 +287,7 @@ def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     poller._live[old.slot] = old.epoch
     looks = iter([True])
     is_current = poller._ctx.is_current
-    poller._ctx.is_current = lambda *at: next(looks, False) or is_current(*at)
+    poller._ctx.is_current = lambda *at: next(looks, False) or is_current(*at)  # type: ignore[method-assign]
     assert poller._rooms_of(0) == []
     del poller._ctx.is_current
     poller._serve(new.slot, new.epoch)

@@ -132,7 +132,7 @@ def test_an_unknown_kind_is_refused(tag: object) -> None:
     refused(packed([tag, *RAW[5][1:]]))
 
 
-WRONG = [-1, 1 << 63, (1 << 64) - 1, -(1 << 63), 1.5, float("nan"), None, True, "x" * 5000, b"bytes", [], [[]], {}, {"a": 1}]
+WRONG: list[object] = [-1, 1 << 63, (1 << 64) - 1, -(1 << 63), 1.5, float("nan"), None, True, "x" * 5000, b"bytes", [], [[]], {}, {"a": 1}]
 
 
 def places(value: Any) -> list[tuple[int, ...]]:

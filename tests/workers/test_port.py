@@ -63,8 +63,8 @@ def test_who_knocks_while_few_descriptors_are_left_is_turned_away_and_who_is_the
             with descriptors_left(left):
                 assert port.look(now_ns + LOOK_NS)
                 assert port.is_short
-                for sock in knocking:
-                    sock.connect((host, number))
+                for stranger in knocking:
+                    stranger.connect((host, number))
                 wait_until(lambda: nobody_is_left(port, listening))
                 early.send(b"again")
                 assert router.poll(20_000)

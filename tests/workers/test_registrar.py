@@ -18,7 +18,6 @@ from embridge.allocator.geometry import SLOTS_PER_PAGE, Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import DiscoveryState, NodeState, Process, SegmentHeader, Slot
 from embridge.allocator.status import Phase
-from embridge.workers.discovery import client as discovery_client
 from embridge.workers.discovery import messages as msg
 from embridge.workers.discovery.client import DiscoveryClient, DiscoveryError
 from embridge.workers.discovery.registrar import Backoff, Reporter
@@ -176,7 +175,7 @@ def test_a_name_that_is_slow_to_resolve_keeps_no_exchange_waiting_and_no_end(mon
         finally:
             await client.close()
 
-    monkeypatch.setattr(discovery_client.socket, "getaddrinfo", never)
+    monkeypatch.setattr(socket, "getaddrinfo", never)
     with pytest.raises(DiscoveryError, match=r"http://slow.example:4000: no answer within 0.1 s"):
         asyncio.run(exchange(0.1))
     assert asked.is_set()

@@ -179,7 +179,7 @@ def test_more_registrations_than_may_wait_are_told_nothing_yet_and_cost_nothing(
     node = EncodeAlone()
     asked: list[int] = []
 
-    def ask_at(path: str, node_id: int, incarnation: int) -> Answered:
+    def ask_at(run_socket: str, node_id: int, incarnation: int) -> Answered:
         asked.append(node_id)
         return Answered("", lambda: True)
 

@@ -107,7 +107,8 @@ def test_two_nodes_that_share_an_identity_are_told_so(name: str) -> None:
     """D5: one incarnation is one place; else each would take the other's requests, second by second."""
     registry = Registry(0)
     registry.put(report(), 0)
-    other = report(sequence=1, **{name: "language" if name == "role" else "tcp://127.0.0.1:3"})
+    changes: dict[str, Any] = {name: "language" if name == "role" else "tcp://127.0.0.1:3"}
+    other = report(sequence=1, **changes)
     with pytest.raises(RouteConflict, match=f"{name}: .* two nodes share one identity file"):
         registry.put(other, 1)
 

@@ -15,7 +15,8 @@ from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.records import Destination
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.receiver import EmbeddingReceiver, first_missing_block
-from embridge.pipeline.scheduler.queues import EmbeddingRequest, PreallocQueue, TransferQueue
+from embridge.pipeline.scheduler.queues import PreallocQueue, TransferQueue
+from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers import messages as msg
 
 ELSEWHERE = "tcp://10.0.0.21:1"

@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine, leave_one_epoch
+from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine, failure_of, leave_one_epoch
 from support.simulation import LIMITS
 
 from embridge.allocator.errors import EmbridgeError, FailureCode, PeerLost, TransferAborted, TransferTimeout
 from embridge.allocator.lanes_and_processes import ForeignWriter
+from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.records import Destination, Slot
 from embridge.allocator.request_tables import STAGE_READING, StageEntry
 from embridge.allocator.rings import Kick
-from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
+from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.allocator.status import Phase
-from embridge.pipeline.scheduler.queues import EmbeddingRequest, TransferQueue
+from embridge.pipeline.scheduler.queues import TransferQueue
+from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers import messages as msg
+from embridge.workers.role import Send
 from embridge.workers.transfer.engines.base import EngineError, Outcome
 
 
@@ -112,7 +115,7 @@ def test_a_resume_that_claims_more_than_was_sent_fails_its_request_alone(claimed
     assert node.get(sender, Destination.SENT) == 12
     node.resume(1, [6], first=3, sent=claimed)
     assert sender.poll() == Phase.Failed
-    failure = sender.failure_exception()
+    failure = failure_of(sender)
     assert failure.code == FailureCode.PROTOCOL
     assert failure.reason == f"a destination's grant is wrong: sent_tokens {claimed} > 12 tokens that were sent to it"
     assert node.blocks_written() == [[3, 4, 5]]
@@ -132,7 +135,7 @@ def test_a_resume_is_checked_against_what_was_sent_to_its_own_destination() -> N
     assert sender.poll() < Phase.Success
     node.resume(1, [5], first=1, sent=8, required=2, node_id=11)
     assert sender.poll() == Phase.Failed
-    assert "sent_tokens 8 > 4 tokens" in sender.failure_exception().reason
+    assert "sent_tokens 8 > 4 tokens" in failure_of(sender).reason
 
 
 def test_a_resume_ahead_of_a_worker_that_died_between_its_two_words_is_honest() -> None:
@@ -153,7 +156,7 @@ def test_a_resume_that_names_another_number_of_destinations_fails_its_request() 
     node.init(1, [3, 4])
     node.resume(1, [5], first=2, sent=8, required=2)
     assert sender.poll() == Phase.Failed
-    assert "required_dst_info_num 2, it was 1" in sender.failure_exception().reason
+    assert "required_dst_info_num 2, it was 1" in failure_of(sender).reason
 
 
 def test_a_grant_whose_endpoint_is_not_the_registered_one_is_refused() -> None:
@@ -187,7 +190,7 @@ def test_a_report_that_cannot_be_true_fails_its_request(what: str) -> None:
     receiver = node.receiver(1)
     node.status(receiver, **{"phase": Phase.Transferring, **changes})
     assert receiver.poll() == Phase.Failed
-    failure = receiver.failure_exception()
+    failure = failure_of(receiver)
     assert failure.code == FailureCode.PROTOCOL
     assert failure.reason == f"the encode side reports {said}"
 
@@ -768,17 +771,15 @@ def test_each_destination_is_told_its_own_progress_and_the_word_holds_the_least(
     assert sender.progress().sent == 4
     rooms = {status.envelope.for_incarnation: status.room for status in node.sent(msg.Status)}
     assert len(rooms) == 1  # both nodes are of incarnation 1
-    told = {address: item.message.room for address, item in _statuses(node)}
+    told = _told(node)
     assert (told["tcp://10.1.0.10:2"].sent_tokens, told["tcp://10.1.0.11:2"].sent_tokens) == (12, 4)
     assert told["tcp://10.1.0.10:2"].phase == told["tcp://10.1.0.11:2"].phase
 
 
-def _statuses(node: EncodeAlone) -> list[tuple[str, msg.Status]]:
-    return [
-        (item.address, item)  # type: ignore[misc, union-attr]
-        for _, item in node.wire.sent
-        if isinstance(getattr(item, "message", None), msg.Status)
-    ]
+def _told(node: EncodeAlone) -> dict[str, msg.RoomState]:
+    """The last status that was sent to each address."""
+    sends = [item for _, item in node.wire.sent if isinstance(item, Send)]
+    return {item.address: item.message.room for item in sends if isinstance(item.message, msg.Status)}
 
 
 def test_rows_flow_to_a_destination_on_its_own_grant_whoever_is_still_missing() -> None:
@@ -802,7 +803,7 @@ def test_no_write_goes_to_a_destination_that_has_not_granted() -> None:
     node.init(1, [8], required=2, node_id=11)
     node.resume(1, [5, 6], first=2, required=2)
     ten, eleven = (node.control.peers.find(node_id, 1) for node_id in (10, 11))
-    written = dict.fromkeys((ten, eleven), ())
+    written: dict[int | None, tuple[int, ...]] = {ten: (), eleven: ()}
     for (peer, _), blocks in zip(node.engine.submitted, node.blocks_written(), strict=True):
         written[peer] += tuple(blocks)
     assert written == {ten: (3, 4, 5, 6), eleven: (8,)}
@@ -849,7 +850,7 @@ def test_the_failure_of_one_destination_is_told_to_all(how: str) -> None:
     else:
         node.is_refused("poller", "tcp://10.1.0.10:2")
     assert sender.poll() == Phase.Failed
-    told = {address: item.message.room for address, item in _statuses(node)}
+    told = _told(node)
     assert told["tcp://10.1.0.11:2"].phase == Phase.Failed
     reason = told["tcp://10.1.0.11:2"].reason
     assert reason == ("rank 0 is out of memory" if how == "aborts" else "language node a at tcp://10.1.0.10:1 is lost")
@@ -920,7 +921,7 @@ def test_two_nodes_agree_on_whose_rows_may_exceed_the_limit_of_host_memory() -> 
     node = LanguageAlone(settings={"host_buffer_bytes": 400, "default_allocate_tokens": 4})
     assert 16 * node.node.geometry.token_bytes < 400 < 32 * node.node.geometry.token_bytes
     queue = _queue(node, default_tokens=4)
-    requests = []
+    requests: list[EmbeddingRequest] = []
     for room in (7, 3, 5):
         request = EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS, required_dst_info_num=2)
         queue.add(request)
@@ -1113,7 +1114,7 @@ def test_a_session_that_does_not_answer_fails_a_request_at_once_or_where_rows_ha
     assert "does not answer" in str(late.failure_exception())
 
 
-def refuse_to_open(*_: object) -> bool:
+def refuse_to_open(peer: int, record: PeerRecord, session: LiveSession) -> bool:
     raise EngineError("it does not answer")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from typing import Any
 
@@ -262,7 +263,8 @@ def answer(engines: tuple[EngineKind, ...], **register: Any) -> msg.Registered |
     node.actor("bootstrap").ctx.engines = engines
     node.forget_sent()
     node.register(node_id=11, **register)
-    (reply,) = [*node.sent(msg.Registered), *node.sent(msg.Refused)]
+    replies: list[msg.Registered | msg.Refused] = [*node.sent(msg.Registered), *node.sent(msg.Refused)]
+    (reply,) = replies
     if isinstance(reply, msg.Registered):
         peer = node.control.peers.find(11, 1)
         assert peer is not None
@@ -342,14 +344,14 @@ def test_nodes_of_another_geometry_are_refused_with_both_values(name: str, value
 def test_an_older_framing_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """R13: by the environment, or by the version of the module."""
     monkeypatch.setenv("MC_TCP_PROTO", "1")
-    monkeypatch.setattr(mooncake.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     assert "MC_TCP_PROTO=1 is set" in mooncake.why_unavailable()
     monkeypatch.delenv("MC_TCP_PROTO")
     monkeypatch.setattr(mooncake, "module_version", lambda: "mooncake-transfer-engine 0.3.11.post1")
     assert "at least 0.3.12 is needed: pip install -U mooncake-transfer-engine" in mooncake.why_unavailable()
     monkeypatch.setattr(mooncake, "module_version", lambda: "mooncake-transfer-engine 0.3.13.post1")
     assert mooncake.why_unavailable() == ""
-    monkeypatch.setattr(mooncake.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert "pip install 'embridge[mooncake]'" in mooncake.why_unavailable()
 
 

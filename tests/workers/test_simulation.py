@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ class Scenario:
         for first, end in itertools.pairwise(cuts):
             when += rng.choice((0, rng.randint(0, transfer.gap_ns)))
             label = f"room {transfer.room} gets rows {first} to {end}"
-            world.at(when, label, lambda first=first, end=end: actor.call(lambda: self._write(transfer, first, end)))
+            world.at(when, label, partial(actor.call, partial(self._write, transfer, first, end)))
 
     def _write(self, transfer: Transfer, first: int, end: int) -> None:
         if transfer.sender is not None:
@@ -255,7 +256,7 @@ class Scenario:
                 for _ in range(self.rng.randint(1, 2)):
                     side = self.rng.randint(-1, self.num_languages - 1)
                     label = f"party {side} aborts room {transfer.room}"
-                    self.world.at(self._soon(), label, lambda t=transfer, side=side: self._abort(t, side))
+                    self.world.at(self._soon(), label, partial(self._abort, transfer, side))
 
     def _abort(self, transfer: Transfer, side: int) -> None:
         if side < 0 and transfer.sender is not None:

@@ -106,7 +106,8 @@ def test_an_encode_node_judges_its_offer(offers: dict[str, str], answer: str) ->
     node.actor("bootstrap").ctx.engines = (CABLE,)
     node.forget_sent()
     node.register(node_id=11, offers=offers)
-    (reply,) = [*node.sent(msg.Registered), *node.sent(msg.Refused)]
+    replies: list[msg.Registered | msg.Refused] = [*node.sent(msg.Registered), *node.sent(msg.Refused)]
+    (reply,) = replies
     if isinstance(reply, msg.Refused):
         assert reply.reason.startswith(answer)
         return

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from support.alone import BLOCK_SIZE, Alone, EncodeAlone, LanguageAlone
+from support.alone import BLOCK_SIZE, Alone, EncodeAlone, LanguageAlone, failure_of
 from support.rows import rows_of
 from support.simulation import Killed
 
@@ -104,7 +104,7 @@ def test_a_destination_that_has_checked_more_than_was_sent_fails_the_request() -
     assert sender.poll() < Phase.Success
     says(node, sender, 9)
     assert sender.poll() == Phase.Failed
-    failure = sender.failure_exception()
+    failure = failure_of(sender)
     assert failure.code == FailureCode.PROTOCOL
     assert "checked 9 tokens > 8 tokens" in failure.reason
 

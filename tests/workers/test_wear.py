@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import resource
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -213,7 +214,7 @@ def test_a_session_that_a_later_one_has_taken_the_place_of_is_over(
 ) -> None:
     """P23: a worker of a peer that lives on has been restarted; another worker's session may be older, and in use."""
     now = [0]
-    monkeypatch.setattr(mooncake.time, "monotonic_ns", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
     monkeypatch.setattr(descriptors, "limit", lambda: 64)
     for session in (1, 2, 3):
         meet(keeper, 0, session)
@@ -231,7 +232,7 @@ def test_idle_sessions_are_let_go_when_descriptors_become_few(
 ) -> None:
     """P12: a peer whose worker is restarted again and again in a minute has many; each may still be in use."""
     now, num_open = [0], [70]
-    monkeypatch.setattr(mooncake.time, "monotonic_ns", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
     monkeypatch.setattr(descriptors, "limit", lambda: 100)
     monkeypatch.setattr(descriptors, "num_open", lambda: num_open[0])
     for session in range(1, 14):

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine
+from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine, failure_of
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.status import Phase
@@ -89,7 +89,7 @@ def a_language_node_takes_every_message() -> None:
     node.abort_ack(receiver)
     damaged = node.receiver(3)
     node.status(damaged, Phase.Transferring, 8, checksum=1)
-    assert damaged.failure_exception().code == FailureCode.CORRUPT
+    assert failure_of(damaged).code == FailureCode.CORRUPT
     other = node.receiver(2)
     key = msg.RequestKey(other.slot, other.epoch, 2)
     node.hears("bootstrap", msg.Refused(envelope, 7, "no", key), address=ENCODE_ADDRESS)
