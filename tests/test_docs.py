@@ -130,20 +130,27 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
     assert not missing
 
 
+class Defined(NamedTuple):
+    """A class: the files that define one of its name, and the names that stand in these."""
+
+    files: set[str]
+    names: set[str]
+
+
 @cache
-def classes() -> dict[str, set[str]]:
-    """Every class in the sources, with the names that it and those of its name define or assign."""
-    found: dict[str, set[str]] = defaultdict(set)
+def classes() -> dict[str, Defined]:
+    """Every class in the sources and tests."""
+    found: dict[str, Defined] = defaultdict(lambda: Defined(set(), set()))
     for path in files():
         if not path.endswith((".py", ".pyi")):
             continue
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
             if isinstance(node, ast.ClassDef):
                 inner = [*ast.walk(node)]
-                found[node.name] |= {it.name for it in inner if isinstance(it, ast.FunctionDef | ast.ClassDef)}
-                found[node.name] |= {it.attr for it in inner if isinstance(it, ast.Attribute)}
-                found[node.name] |= {it.id for it in inner if isinstance(it, ast.Name)}
-                found[node.name] |= {base.id for base in node.bases if isinstance(base, ast.Name)}
+                found[node.name].files.add(path)
+                found[node.name].names.update(it.name for it in inner if isinstance(it, ast.FunctionDef | ast.ClassDef))
+                found[node.name].names.update(it.attr for it in inner if isinstance(it, ast.Attribute))
+                found[node.name].names.update(it.id for it in inner if isinstance(it, ast.Name))
     return found
 
 
@@ -151,7 +158,8 @@ def members(name: str) -> set[str]:
     known = classes()
     if name not in known:
         return set()
-    return known[name] | {member for base in known[name] & known.keys() if base != name for member in known[base]}
+    names = known[name].names
+    return names | {member for base in names & known.keys() if base != name for member in known[base].names}
 
 
 @every_page
@@ -166,6 +174,16 @@ def test_every_class_and_method_that_is_named_is_there(page: Path) -> None:
         if (name not in classes()) if not re.fullmatch(r"\w+", member) else (member not in members(name)):
             missing.append(text)
     assert not missing
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/contributing.md", "docs/design/grants.md"])
+def test_where_a_function_is_named_its_file_is_named_too(page: str) -> None:
+    """These pages say where to look: each class of which a method is named stands in a file of the page."""
+    said = quoted(ROOT / page)
+    methods = {name for text in said if re.fullmatch(r"([A-Z]\w+)\.(\w+)", text) for name in [text.partition(".")[0]]}
+    strays = [name for name in methods & classes().keys() if not classes()[name].files & set(said)]
+    assert methods
+    assert not strays
 
 
 @every_page
