@@ -194,6 +194,12 @@ def test_every_make_target_that_is_named_is_there(page: Path) -> None:
     assert not named - targets
 
 
+def test_contributing_says_when_to_run_each_make_target() -> None:
+    listed = set(re.findall(r"(?m)^([a-z]+):.*## ", (ROOT / "Makefile").read_text())) - {"help"}
+    said = re.findall(r"`make ([a-z]+)", re.findall(r"(?ms)^\| target .*?\n\n", (ROOT / "docs" / "contributing.md").read_text())[0])
+    assert listed == set(said)
+
+
 def test_every_command_that_is_shown_has_its_options() -> None:
     """`embridge launch --role encode`, in a block or in a line."""
     shown = 0
