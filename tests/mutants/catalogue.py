@@ -1236,8 +1236,8 @@ PIPELINE: Final = [
     Mutant(
         "dead-client-not-buried", "P3, P4", "nobody is told that a client has died",
         "pipeline/node/recovery.py",
-        "    if control.lanes.bury(lane):",
-        "    if control.lanes.num_lanes < 0:",
+        "        if self._control.lanes.bury(lane):",
+        "        if self._control.lanes.num_lanes < 0:",
         ("tests/pipeline/test_failures.py::test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back",),
     ),
     Mutant(
