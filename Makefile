@@ -48,6 +48,9 @@ types: $(BUILT)  ## mypy --strict for the product and the tests, over links that
 	MYPYPATH=$(TYPING):tests:tests/allocator:tests/model:tests/native \
 		$(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache $(TYPING)/embridge tests
 
+settings: $(BUILT)  ## docs/settings.md, from the settings themselves
+	@$(BIN)/python -m embridge.pipeline.settings_page > docs/settings.md
+
 .PHONY: bytecode
 bytecode: $(BUILT)  # where Python is told to write none, each of some thousand processes would compile every module anew
 	@$(BIN)/python -m compileall -q $(SOURCES)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Final
 
+from embridge.allocator.settings import check, setting
+
 SLOTS_PER_PAGE: Final = 64  # one word of a dirty bitmap
 AUX_WORDS: Final = 16  # int32 a request: [0] total length, [1] mrope_position_delta
 POSITION_AXES: Final = 3
@@ -26,29 +28,23 @@ class Role(IntEnum):
 class Geometry:
     """The shape of one node's blocks. Two nodes that exchange rows agree on all of it but `num_blocks`.
 
-    `hidden_size` elements of `dtype` a token; `deepstack_layers` more rows of that size a token (0: none; Qwen3-VL: 3).
-    `num_blocks`: 0 leaves it to the launcher (`pipeline.sizing`), which chooses one before anything is laid out.
+    `num_blocks` 0 leaves it to the launcher (`pipeline.node.sizing`), which chooses one before anything is laid out.
     """
 
-    hidden_size: int = 3584
-    block_size: int = 128
-    num_blocks: int = 0
-    dtype: str = "bfloat16"
-    deepstack_layers: int = 0
+    hidden_size: int = setting(3584, "Elements of a token's row.", ge=1, le=1 << 20, is_flag=True)
+    block_size: int = setting(128, "Tokens a block.", ge=1, le=MAX_BLOCK_SIZE, is_flag=True)
+    num_blocks: int = setting(
+        0, "Blocks of the pool; 0: 64, or what half of /dev/shm has room for.", ge=0, le=MAX_BLOCKS, is_flag=True
+    )
+    dtype: str = setting(
+        "bfloat16", "Type of a row's elements.", choices=lambda: tuple(DTYPE_BYTES), is_flag=True
+    )
+    deepstack_layers: int = setting(
+        0, "Deepstack rows a token; 0: none, Qwen3-VL: 3.", ge=0, le=64, is_flag=True
+    )
 
     def __post_init__(self) -> None:
-        limits = {
-            "hidden_size": (1, 1 << 20),
-            "block_size": (1, MAX_BLOCK_SIZE),
-            "num_blocks": (0, MAX_BLOCKS),
-            "deepstack_layers": (0, 64),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name}: {value!r} is outside {low} to {high}")
-        if self.dtype not in DTYPE_BYTES:
-            raise ValueError(f"dtype: {self.dtype!r} is unknown; use one of {', '.join(DTYPE_BYTES)}")
+        check(self)
 
     @property
     def embedding_bytes(self) -> int:
@@ -70,40 +66,36 @@ class Geometry:
 class Limits:
     """How much of everything a node holds; fixed when it is launched.
 
-    `num_slots`: requests in flight; others wait. In pages of 64: half of the pages of an encode node, rounded down, are for rooms that
-    nobody has asked for yet, so with a single page an encoder's room has a slot only once it was asked for.
-    `window_blocks`: the most blocks that one request may hold at one time, at all its destinations together.
-    `ring_records`: what is on its way from one process to another. A full ring costs no kick: its producer keeps what
-    did not fit, and looks again within a millisecond or two; 256 are what a consumer takes at a time.
-    `max_routes`: nodes of the other role that discovery may tell of; 0: no discovery, so no route table and no registrar.
+    Of the pages of 64 slots of an encode node half, rounded down, are for rooms that nobody has asked for yet, so with a
+    single page an encoder's room has a slot only once it was asked for. A full ring costs no kick: its producer keeps what
+    did not fit, and looks again within a millisecond or two.
     """
 
-    num_slots: int = 2048
-    max_clients: int = 16
-    num_workers: int = 2
-    max_destinations: int = 4
-    window_blocks: int = 128
-    max_peers: int = 32
-    max_peer_slots: int = 2048
-    ring_records: int = 256
-    max_routes: int = 0
+    num_slots: int = setting(
+        2048, "Requests that may be open at one time.", ge=SLOTS_PER_PAGE, le=1 << 16, is_flag=True
+    )
+    max_clients: int = setting(
+        16, "Encoder or scheduler processes that may attach.", ge=1, le=64, is_flag=True
+    )
+    num_workers: int = setting(2, "Transfer workers.", ge=1, le=16, is_flag=True)
+    max_destinations: int = setting(4, "Language nodes that may ask for one room.", ge=1, le=64)
+    window_blocks: int = setting(
+        128, "Blocks that one request may hold at one time, at all its destinations together.", ge=1, le=4096
+    )
+    max_peers: int = setting(32, "Other nodes that may be registered.", ge=1, le=256)
+    max_peer_slots: int = setting(
+        2048, "The most `num_slots` that another node may have.", ge=SLOTS_PER_PAGE, le=1 << 16
+    )
+    ring_records: int = setting(
+        256, "Kicks on their way from one process to another; a power of two. A consumer takes 256 at a time.",
+        ge=16, le=1 << 20,
+    )  # fmt: skip
+    max_routes: int = setting(
+        0, "Nodes of the other role that discovery may tell of; 0: 128 with discovery, none without.", ge=0, le=1024
+    )
 
     def __post_init__(self) -> None:
-        ranges = {
-            "num_slots": (SLOTS_PER_PAGE, 1 << 16),
-            "max_clients": (1, 64),
-            "num_workers": (1, 16),
-            "max_destinations": (1, 64),
-            "window_blocks": (1, 4096),
-            "max_peers": (1, 256),
-            "max_peer_slots": (SLOTS_PER_PAGE, 1 << 16),
-            "ring_records": (16, 1 << 20),
-            "max_routes": (0, 1024),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name}: {value!r} is outside {low} to {high}")
+        check(self)
         if self.num_slots % SLOTS_PER_PAGE:
             raise ValueError(f"num_slots: {self.num_slots} is no multiple of {SLOTS_PER_PAGE}")
         if self.ring_records & (self.ring_records - 1):

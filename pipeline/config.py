@@ -9,13 +9,14 @@ import ipaddress
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
+from embridge.allocator.settings import Setting, check, setting, settings_of
 from embridge.workers.timing import Timing
 from embridge.workers.transfer.engines import choices
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
@@ -40,54 +41,68 @@ def default_run_dir(role: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig:
-    """One node. Sizes in blocks and tokens, times in `timing`.
+    """One node. Sizes in blocks and tokens, times in `timing`. `docs/settings.md` lists every setting."""
 
-    `engine`: "auto" takes shared memory to peers on this host and Mooncake to others; "shm" or "mooncake" forces one.
-
-    `host` is the one address this node binds. With `key_file` (its secret key) and `allow_file` (the keys of the others) control
-    messages are encrypted and both ends proved; without, they are plain, and it must be a loopback address. Both files are read at
-    launch.
-    With `verify`, rows are summed (CRC-32C) before they are sent and checked on receipt, and a request with rows that are not those that
-    were sent fails on both sides. Two nodes must both have it, or neither.
-    `discovery` is the URL of the discovery server ("": none); `discovery_token_file` holds the token that it expects.
-    `default_allocate_tokens` is what a request is granted before its length is known (the documents' 8192).
-    `host_buffer_bytes` bounds the language side's tensors of received requests.
-    `unsent_max_bytes` bounds, for all clients of an encode node together, the copies of rows that were given and found no block: a quarter
-    of what a language node holds, for an encoder that is a few requests ahead.
-    `max_restarts`: how often one process may be started within a minute; the node is unhealthy beyond it, until that process holds again.
-    """
-
-    role: str = "language"
-    run_dir: Path | None = None
-    host: str = "127.0.0.1"
-    bootstrap_port: int = 0
-    poller_port: int = 0
-    key_file: Path | None = None
-    allow_file: Path | None = None
-    engine: str = "auto"
+    role: str = setting("language", "Which side of the transfer.", choices=lambda: tuple(ROLES), is_flag=True)
+    run_dir: Path | None = setting(
+        None, "Folder of the run socket; one a node. Default: a folder of this user and of the role.", is_flag=True
+    )
+    host: str = setting(
+        "127.0.0.1", "The one address that the node binds; other than loopback needs keys.", is_flag=True
+    )
+    bootstrap_port: int = setting(
+        0, "Port of init, resume and announce; 0: any free one.", ge=0, le=65535, is_flag=True
+    )
+    poller_port: int = setting(0, "Port of status and heartbeats; 0: any free one.", ge=0, le=65535, is_flag=True)
+    key_file: Path | None = setting(
+        None, "Secret key of the node, read at launch; with it control messages are encrypted and both ends proved. "
+        "See `embridge keys`.", is_flag=True,
+    )  # fmt: skip
+    allow_file: Path | None = setting(
+        None, "Public keys of the other nodes, one line each. A node has both files or neither.", is_flag=True
+    )
+    engine: str = setting(
+        "auto", "How rows travel; auto: shared memory to peers on this host, Mooncake to others.",
+        choices=choices, is_flag=True,
+    )  # fmt: skip
     mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
-    discovery: str = ""
-    discovery_token_file: Path | None = None
+    discovery: str = setting("", "URL of `embridge discovery`, http://host:port; default: none.", is_flag=True)
+    discovery_token_file: Path | None = setting(None, "File, mode 0600, of the token it expects.", is_flag=True)
     geometry: Geometry = field(default_factory=Geometry)
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
-    default_allocate_tokens: int = 8192
-    host_buffer_bytes: int = 4 * GIB
-    unsent_max_bytes: int = GIB
-    max_restarts: int = 30
-    verify: bool = False
-    lock_memory: bool = True
-    log_level: str = "WARNING"
+    default_allocate_tokens: int = setting(
+        8192, "Tokens that are granted to a request before its length is known.", ge=1, is_flag=True
+    )
+    host_buffer_bytes: int = setting(
+        4 * GIB, "Limit of a language node's received tensors in host memory.", ge=1, is_flag=True
+    )
+    unsent_max_bytes: int = setting(
+        GIB, "Limit, for all clients of an encode node together, of rows in host memory that wait to be sent.",
+        ge=1, le=MAX_UNSENT_BYTES, is_flag=True,
+    )  # fmt: skip
+    max_restarts: int = setting(
+        30, "How often one process may be started within a minute; beyond it the node is unhealthy, until that process "
+        "holds again.", ge=1,
+    )  # fmt: skip
+    verify: bool = setting(
+        False, "Sum rows (CRC-32C) before they are sent and check them on receipt; the nodes of both roles, or none.",
+        is_flag=True,
+    )  # fmt: skip
+    lock_memory: bool = setting(True, "Lock the pool in memory (mlock).", is_flag=True)
+    log_level: str = setting(
+        "WARNING", "What the node's processes log.",
+        choices=lambda: ("DEBUG", "INFO", "WARNING", "ERROR"), is_flag=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value, kind = getattr(self, item.name), _KINDS[str(item.type)]
-            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-                raise ConfigError(f"{item.name}: {value!r} is no {item.type}")
-        if self.role not in ROLES:
-            raise ConfigError(f"role: {self.role!r} is unknown; use one of {', '.join(ROLES)}")
-        if self.engine not in choices():
-            raise ConfigError(f"engine: {self.engine!r} is unknown; use one of {', '.join(choices())}")
+        try:
+            check(self)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        for name, group in GROUPS.items():
+            if not isinstance(getattr(self, name), group):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is no {group.__name__}")
         if self.run_dir is None:
             object.__setattr__(self, "run_dir", default_run_dir(self.role))
         object.__setattr__(self, "run_dir", Path(self.run_dir or "").absolute())
@@ -99,17 +114,7 @@ class PipelineConfig:
         if (getattr(address, "ipv4_mapped", None) or address).is_unspecified:
             raise ConfigError(f"host: {self.host} stands for all interfaces; give the one address at which the other nodes reach this one")
         self._check_keys(is_loopback=address.is_loopback)
-        for name in ("bootstrap_port", "poller_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise ConfigError(f"{name}: {getattr(self, name)} is outside 0 to 65535 (0: any free port)")
-        for name in ("default_allocate_tokens", "host_buffer_bytes", "unsent_max_bytes", "max_restarts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} < 1")
-        if self.unsent_max_bytes > MAX_UNSENT_BYTES:
-            raise ConfigError(f"unsent_max_bytes: {self.unsent_max_bytes} > {MAX_UNSENT_BYTES} bytes")
         self._check_discovery()
-        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-            raise ConfigError(f"log_level: {self.log_level!r} is unknown; use DEBUG, INFO, WARNING or ERROR")
 
     def _check_paths(self) -> None:
         """They go to the launcher, and to other nodes, as text."""
@@ -142,7 +147,7 @@ class PipelineConfig:
             object.__setattr__(self, "discovery_token_file", Path(self.discovery_token_file).absolute())
         if not self.discovery:
             if self.limits.max_routes:
-                raise ConfigError(f"max_routes: {self.limits.max_routes} without discovery; set discovery, or leave max_routes 0")
+                raise ConfigError(f"limits.max_routes: {self.limits.max_routes} without discovery; set discovery, or leave it 0")
             return
         host = _host_of(self.discovery)
         if len(self.discovery) > MAX_URL_CHARS or host is None:
@@ -163,7 +168,7 @@ class PipelineConfig:
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **over: Any) -> PipelineConfig:
         """Defaults, then the environment, then `over` (nested groups as dataclasses, or as dicts of their fields)."""
-        return cls._of(_environment(os.environ if environ is None else environ), over)
+        return cls.of_layers(environment(environ), Layer(over))
 
     @classmethod
     def from_toml(cls, path: str | Path, environ: Mapping[str, str] | None = None, **over: Any) -> PipelineConfig:
@@ -172,61 +177,142 @@ class PipelineConfig:
         Raises:
             ConfigError: the file cannot be read, or a key or value in it is wrong.
         """
-        try:
-            with open(path, "rb") as file:
-                table = tomllib.load(file)
-        except (OSError, ValueError) as error:  # tomllib's own, and UnicodeDecodeError, are ValueErrors
-            raise ConfigError(f"{path}: {error}") from error
-        return cls._of(table, _environment(os.environ if environ is None else environ), over)
+        return cls.of_layers(toml_file(path), environment(environ), Layer(over))
 
     @classmethod
-    def _of(cls, *layers: Mapping[str, Any]) -> PipelineConfig:
+    def of_layers(cls, *layers: Layer) -> PipelineConfig:
+        """Later layers go over earlier ones.
+
+        Raises:
+            ConfigError: a key or a value is wrong; the text names it, and where it came from.
+        """
         values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
         pool_tokens = None
         for layer in layers:
-            pool_tokens = layer.get(_POOL_TOKENS, pool_tokens)
-            for key, value in layer.items():
+            pool_tokens = layer.values.get(POOL_TOKENS, pool_tokens)
+            for key, value in layer.values.items():
                 if key == "geometry" and (not isinstance(value, Mapping) or "num_blocks" in value):
                     pool_tokens = None
-                if key == _POOL_TOKENS:
+                if key == POOL_TOKENS:
                     continue
-                if key in _GROUPS and isinstance(value, Mapping):
-                    base = values.get(key, _GROUPS[key]())
-                    values[key] = _replace(base, value, key)
-                elif key in {f.name for f in fields(cls)}:
-                    values[key] = value
-                else:
-                    raise ConfigError(f"{key}: unknown setting; known: {', '.join(f.name for f in fields(cls))}")
-        if pool_tokens is not None:
-            values["geometry"] = _with_pool(values.get("geometry", Geometry()), pool_tokens)
-        return cls(**values)
+                names = [f"{key}.{name}" for name in value] if key in GROUPS and isinstance(value, Mapping) else [key]
+                origins |= {name: layer.origin_of(name) for name in names}
+                try:
+                    values[key] = _laid_over(values, key, value)
+                except ConfigError as error:
+                    raise _with_origin(error, origins) from error
+        try:
+            if pool_tokens is not None:
+                values["geometry"] = _with_pool(values.get("geometry", Geometry()), pool_tokens)
+            return cls(**values)
+        except ConfigError as error:
+            raise _with_origin(error, origins) from error
 
 
-_KINDS: Final[dict[str, Any]] = {
-    **{kind.__name__: kind for kind in (str, int, bool, Geometry, Limits, Timing, MooncakeSettings)},
-    "Path | None": str | Path | None,
+GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing, "mooncake": MooncakeSettings}
+POOL_TOKENS: Final = "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE"  # becomes `num_blocks` once the block size is known
+DOCUMENTED: Final = {
+    "default_allocate_tokens": "SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE",
+    "geometry.block_size": "SGLANG_EMBEDDING_CACHE_BLOCK_SIZE",
 }
-_GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing, "mooncake": MooncakeSettings}
-
-_POOL_TOKENS: Final = "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE"  # becomes `num_blocks` once the block size is known
-
-# The documents' names first; EMBRIDGE_* covers every field, groups by their field's name.
-_DOCUMENTED: Final = {
-    "SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE": ("", "default_allocate_tokens"),
-    "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": ("", "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE"),
-    "SGLANG_EMBEDDING_CACHE_BLOCK_SIZE": ("geometry", "block_size"),
-}
+"""The variables of the documents, by the setting that they stand for; EMBRIDGE_* goes over them."""
 
 
-def _replace(base: Any, values: Mapping[str, Any], group: str) -> Any:
-    known = {f.name for f in fields(base)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{group}.{key}: unknown setting; known: {', '.join(sorted(known))}")
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values from one place. `origins`: where those came from, by name; else all of them came from `origin`."""
+
+    values: Mapping[str, Any]
+    origin: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def origin_of(self, name: str) -> str:
+        return self.origins.get(name, self.origin)
+
+
+def all_settings() -> Iterator[tuple[str, Setting]]:
+    """Every setting, with its group's name ("": of the node itself)."""
+    for group, kind in {"": PipelineConfig, **GROUPS}.items():
+        for it in settings_of(kind).values():
+            yield group, it
+
+
+def variable_of(group: str, name: str) -> str:
+    """The variable of the environment that sets it."""
+    return f"EMBRIDGE_{'MOONCAKE_' if group == 'mooncake' else ''}{name.upper()}"
+
+
+def toml_file(path: str | Path) -> Layer:
+    """The settings that a file holds. Raises ConfigError."""
     try:
-        return replace(base, **values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{group}.{error}") from error
+        with open(path, "rb") as file:
+            return Layer(tomllib.load(file), str(path))
+    except (OSError, ValueError) as error:  # tomllib's own, and UnicodeDecodeError, are ValueErrors
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def environment(environ: Mapping[str, str] | None = None) -> Layer:
+    """The settings that the environment holds; `SGLANG_EMBEDDING_CACHE_BUFFER_SIZE` is the pool in tokens.
+
+    Raises:
+        ConfigError: a text stands for no value of its setting.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if POOL_TOKENS in environ:
+        values[POOL_TOKENS] = _parsed(POOL_TOKENS, environ[POOL_TOKENS], int, int)
+    for group, it in all_settings():
+        full = f"{group}.{it.name}" if group else it.name
+        for variable in (DOCUMENTED.get(full, ""), variable_of(group, it.name)):
+            if variable in environ:
+                target = values.setdefault(group, {}) if group else values
+                target[it.name] = _parsed(variable, environ[variable], it.kind, it.from_text)
+                origins[full] = variable
+    if "num_blocks" in values.get("geometry", {}):
+        values.pop(POOL_TOKENS, None)
+    return Layer(values, origins=origins)
+
+
+def _parsed(variable: str, text: str, kind: type, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{variable}: {text!r} is no {kind.__name__}") from error
+
+
+def _laid_over(values: Mapping[str, Any], key: str, value: Any) -> Any:
+    """A value of a setting, or a group with some of its settings replaced."""
+    if key in GROUPS and isinstance(value, Mapping):
+        base = values.get(key, GROUPS[key]())
+        known = settings_of(GROUPS[key])
+        for name in value:
+            if name not in known:
+                raise ConfigError(f"{key}.{name}: unknown setting; known: {', '.join(sorted(known))}")
+        try:
+            return replace(base, **value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{key}.{error}") from error
+    names = [it.name for it in fields(PipelineConfig)]
+    if key not in names:
+        raise ConfigError(f"{key}: unknown setting; known: {', '.join(names)}")
+    return value
+
+
+def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:
+    """The error with the place from which the value came that it begins with, where there is such a place."""
+    origin = origins.get(str(error).partition(":")[0])
+    return ConfigError(f"{error} (from {origin})") if origin else error
+
+
+def _with_pool(geometry: Geometry, tokens: int) -> Geometry:
+    try:
+        if tokens < geometry.block_size:
+            raise ValueError(f"num_blocks: {tokens // geometry.block_size} is outside 1 to {MAX_BLOCKS}")
+        return replace(geometry, num_blocks=tokens // geometry.block_size)
+    except ValueError as error:
+        raise ConfigError(f"{POOL_TOKENS}: {tokens} tokens in blocks of {geometry.block_size}: {error}") from error
 
 
 def _host_of(url: str) -> str | None:
@@ -236,7 +322,8 @@ def _host_of(url: str) -> str | None:
         plain = parts.scheme in ("http", "https") and parts.port and parts.path in ("", "/")
     except ValueError:
         return None
-    is_ours = plain and not (parts.query or parts.fragment or parts.username or parts.password) and url.isascii() and url.isprintable()
+    has_more = parts.query or parts.fragment or parts.username or parts.password
+    is_ours = plain and not has_more and url.isascii() and url.isprintable()
     return parts.hostname if is_ours else None
 
 
@@ -245,52 +332,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that the environment holds; `SGLANG_EMBEDDING_CACHE_BUFFER_SIZE` is the pool in tokens."""
-    result: dict[str, Any] = {}
-    places: dict[str, tuple[str, str]] = dict(_DOCUMENTED)
-    for item in fields(PipelineConfig):
-        if item.name not in _GROUPS:
-            places[f"EMBRIDGE_{item.name.upper()}"] = ("", item.name)
-    for group, cls in _GROUPS.items():
-        prefix = "MOONCAKE_" if group == "mooncake" else ""
-        for item in fields(cls):
-            places[f"EMBRIDGE_{prefix}{item.name.upper()}"] = (group, item.name)
-    for name, (group, key) in places.items():
-        if name not in environ:
-            continue
-        if key == _POOL_TOKENS:
-            result[key] = _parse(name, environ[name], int)
-            continue
-        owner = _GROUPS[group] if group else PipelineConfig
-        kind = _kind(owner, key)
-        target = result.setdefault(group, {}) if group else result
-        target[key] = _parse(name, environ[name], kind)
-    if "num_blocks" in result.get("geometry", {}):
-        result.pop(_POOL_TOKENS, None)
-    return result
-
-
-def _with_pool(geometry: Geometry, tokens: int) -> Geometry:
-    try:
-        if tokens < geometry.block_size:
-            raise ValueError(f"num_blocks: {tokens // geometry.block_size} is outside 1 to {MAX_BLOCKS}")
-        return replace(geometry, num_blocks=tokens // geometry.block_size)
-    except ValueError as error:
-        raise ConfigError(f"{_POOL_TOKENS}: {tokens} tokens in blocks of {geometry.block_size}: {error}") from error
-
-
-def _kind(owner: Any, key: str) -> type:
-    text = str({f.name: f.type for f in fields(owner)}[key])
-    return {"int": int, "float": float, "bool": bool}.get(text, str)
-
-
-def _parse(name: str, text: str, kind: type) -> Any:
-    try:
-        if kind is bool:
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{name}: {text!r} is no {kind.__name__}") from error

@@ -237,6 +237,7 @@ def test_every_setting_is_read(group: Any) -> None:
 # ---- functions and constants
 
 PUBLIC = {
+    "from_toml": "of a configuration, for who launches a node from Python",
     "current_allocation": "of a receiver, for who drives it without the queues",
     "buffered_chunks": "of a request, for who looks at it before its end",
     "retry": "of a receiver, without the queues",

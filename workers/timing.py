@@ -2,64 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
+
+from embridge.allocator.settings import check, setting
 
 NS = 1_000_000_000
-MAY_BE_ZERO = frozenset({"client_silent_after_s"})
+
+
+def _time(default: float, help: str, *, may_be_zero: bool = False, is_flag: bool = False) -> Any:
+    """Seconds, more than 0 and less than a million."""
+    return setting(default, help, ge=0 if may_be_zero else None, gt=None if may_be_zero else 0, lt=1e6, is_flag=is_flag)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Seconds, all of them."""
 
-    request_timeout_s: float = 120.0
-    """From opening a request to its end, whatever it waits for; then it is Failed."""
-    peer_timeout_s: float = 5.0
-    """Silence of a peer that is taken for death; a throttled container is silent for one second."""
-    connect_timeout_s: float = 5.0
-    """How long a first registration with an encode node may take; it may be starting up."""
-    heartbeat_s: float = 0.1
-    """To peers with requests in flight; a lost message is repaired within one or two of these."""
-    idle_heartbeat_s: float = 1.0
-    """To peers with none."""
-    resend_s: float = 0.2
-    """A grant or an abort that the encode side has not answered is sent again after this, then twice as long, to 2 s."""
-    fence_wait_s: float = 1.0
-    """When somebody waits for a block: how long another stays in quarantine before a fence; about as long as a fence takes to restart the
-    worker. An abort is mostly acknowledged sooner."""
-    fence_after_s: float = 5.0
-    """When nobody waits: a fence breaks off what other peers are sending, so it is not done lightly."""
-    beat_s: float = 0.25
-    """A process's own sign of life in shared memory, also when idle."""
-    silent_after_s: float = 10.0
-    """A process of the node that has not beaten for this long is killed and started again; a throttled one may be silent for a second."""
-    client_silent_after_s: float = 60.0
-    """A client whose library thread has taken no turn for this long is killed (0: never); a module that it loads may keep the GIL."""
-    retry_s: float = 10.0
-    """A process that cannot be kept alive is tried again this often; when it has then held for as long, the node is healthy again."""
-    scan_s: float = 1.0
-    """Every slot is looked at this often, whatever the kicks said."""
-    health_s: float = 2.0
-    """A process that has not beaten for this long is told to discovery as unhealthy; a busy machine may delay several beats."""
-    discovery_interval_s: float = 1.0
-    """Between two reports to the discovery server, while it answers."""
-    discovery_ttl_s: float = 5.0
-    """A node that has not reported for this long is not routed to any more; also the longest pause after failures."""
-    discovery_timeout_s: float = 2.0
-    """For one request to the discovery server."""
-    ready_timeout_s: float = 30.0
-    """From the start of a node to READY of all its processes."""
-    drain_timeout_s: float = 30.0
-    """After SIGTERM, for the accepted requests to end."""
-    stop_timeout_s: float = 5.0
-    """For a process to stop before it is killed."""
+    request_timeout_s: float = _time(
+        120.0,
+        "From opening a request to its end, whatever it waits for; then it is Failed.",
+        is_flag=True,
+    )
+    peer_timeout_s: float = _time(
+        5.0,
+        "Silence of a peer that is taken for death; a throttled container is silent for one second.",
+    )
+    connect_timeout_s: float = _time(
+        5.0,
+        "How long a first registration with an encode node may take; it may be starting up.",
+    )
+    heartbeat_s: float = _time(
+        0.1,
+        "To peers with requests in flight; a lost message is repaired within one or two of these.",
+    )
+    idle_heartbeat_s: float = _time(1.0, "To peers with none.")
+    resend_s: float = _time(
+        0.2,
+        "A grant or an abort that the encode side has not answered is sent again after this, then twice "
+        "as long, to 2 s.",
+    )
+    fence_wait_s: float = _time(
+        1.0,
+        "When somebody waits for a block: how long another stays in quarantine before a fence; about as "
+        "long as a fence takes to restart the worker. An abort is mostly acknowledged sooner.",
+    )
+    fence_after_s: float = _time(
+        5.0,
+        "When nobody waits: a fence breaks off what other peers are sending, so it is not done lightly.",
+    )
+    beat_s: float = _time(0.25, "A process's own sign of life in shared memory, also when idle.")
+    silent_after_s: float = _time(
+        10.0,
+        "A process of the node that has not beaten for this long is killed and started again; a throttled "
+        "one may be silent for a second.",
+    )
+    client_silent_after_s: float = _time(
+        60.0,
+        "A client whose library thread has taken no turn for this long is killed (0: never); a module "
+        "that it loads may keep the GIL.",
+        may_be_zero=True,
+    )
+    retry_s: float = _time(
+        10.0,
+        "A process that cannot be kept alive is tried again this often; when it has then held for as "
+        "long, the node is healthy again.",
+    )
+    scan_s: float = _time(1.0, "Every slot is looked at this often, whatever the kicks said.")
+    health_s: float = _time(
+        2.0,
+        "A process that has not beaten for this long is told to discovery as unhealthy; a busy machine "
+        "may delay several beats.",
+    )
+    discovery_interval_s: float = _time(1.0, "Between two reports to the discovery server, while it answers.")
+    discovery_ttl_s: float = _time(
+        5.0,
+        "A node that has not reported for this long is not routed to any more; also the longest pause "
+        "after failures.",
+    )
+    discovery_timeout_s: float = _time(2.0, "For one request to the discovery server.")
+    ready_timeout_s: float = _time(30.0, "From the start of a node to READY of all its processes.")
+    drain_timeout_s: float = _time(30.0, "After SIGTERM, for the accepted requests to end.", is_flag=True)
+    stop_timeout_s: float = _time(5.0, "For a process to stop before it is killed.")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            may_be = isinstance(value, int | float) and 0 <= value < 1e6
-            if not may_be or (value == 0 and field.name not in MAY_BE_ZERO):
-                raise ValueError(f"{field.name}: {value!r} s is outside 0 to 1000000 s")
+        check(self)
         if self.silent_after_s < 2 * self.beat_s:
             raise ValueError(f"silent_after_s: {self.silent_after_s:g} s < 2 x beat_s ({self.beat_s:g} s); one late beat must kill nobody")
         if self.discovery_ttl_s < 2 * self.discovery_interval_s:

@@ -11,15 +11,14 @@ from typing import Any, Self
 import click
 
 from embridge.pipeline.cli.errors import FAILED, CommandError, expected_errors
-from embridge.pipeline.cli.options import node_config, node_options
+from embridge.pipeline.cli.options import NodeCommand, node_config
 
 # While it waits, the interpreter still has to come round to run signal handlers.
 WAKE_S = 0.2
 
 
-@click.command("launch", short_help="Run one node in the foreground.")
+@click.command("launch", cls=NodeCommand, short_help="Run one node in the foreground.")
 @click.option("--config", "toml", type=click.Path(path_type=Path), help="TOML file; flags and environment go over it.")
-@node_options
 def command(toml: Path | None, **given: Any) -> None:
     """Run one node in the foreground, until SIGTERM, Ctrl-C, or the end of its terminal.
 

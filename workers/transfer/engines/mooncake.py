@@ -34,6 +34,7 @@ from embridge.allocator._core import Mapping
 from embridge.allocator.errors import LaunchError
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
+from embridge.allocator.settings import check, setting
 from embridge.workers import descriptors
 from embridge.workers.addresses import host_of
 from embridge.workers.timing import NS
@@ -59,23 +60,18 @@ _FORGOTTEN_NS: Final = 60 * NS  # unused, an older session of a peer counts as o
 class MooncakeSettings:
     """How a node's Mooncake engines travel.
 
-    `protocol`: "tcp", or "rdma" with the RDMA `device` (empty: all that Mooncake finds). For "tcp", `MC_FORCE_TCP` is set in the engines'
-    processes, for the engine picks RDMA by itself where it sees a device. `write_timeout_s`: one attempt (16 MiB) that takes longer
-    has failed. `connect_timeout_s`: a session that cannot be opened for so long is unreachable.
+    For "tcp", `MC_FORCE_TCP` is set in the engines' processes, for the engine picks RDMA by itself where it sees a device.
     """
 
-    protocol: str = "tcp"
-    device: str = ""
-    write_timeout_s: float = 5.0
-    connect_timeout_s: float = 3.0
+    protocol: str = setting("tcp", "How engines travel.", choices=lambda: ("tcp", "rdma"))
+    device: str = setting("", "The RDMA device; empty: all that Mooncake finds.")
+    write_timeout_s: float = setting(5.0, "One attempt (16 MiB) that takes longer has failed.", gt=0, lt=3600)
+    connect_timeout_s: float = setting(
+        3.0, "A session that cannot be opened for so long is unreachable.", gt=0, lt=3600
+    )
 
     def __post_init__(self) -> None:
-        if self.protocol not in ("tcp", "rdma"):
-            raise ValueError(f"protocol: {self.protocol!r} is unknown; use tcp or rdma")
-        for name in ("write_timeout_s", "connect_timeout_s"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < 3600:
-                raise ValueError(f"{name}: {value!r} s is outside 0 to 3600 s")
+        check(self)
 
 
 def module_version() -> str | None:

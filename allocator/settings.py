@@ -1,0 +1,129 @@
+"""Settings: dataclass fields that say their help, their range and their choices, once, for whoever reads or shows them.
+
+A group is a frozen dataclass whose fields are made by `setting`. `check` looks at a group's values (in its `__post_init__`),
+`settings_of` lists its fields: environment, TOML, command line and `docs/settings.md` go by that list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple, get_args, get_type_hints
+
+import msgspec
+
+_BOOLEANS: Final = {"yes": "true", "no": "false"}  # beside true, false, 1 and 0, which msgspec knows
+
+
+class Setting(NamedTuple):
+    """One field of a group. `limits`: those of `msgspec.Meta`, by name. `is_flag`: the command line has it, too."""
+
+    name: str
+    kind: type
+    is_optional: bool
+    default: Any
+    help: str
+    limits: tuple[tuple[str, float], ...]
+    choices: Callable[[], Sequence[str]] | None
+    is_flag: bool
+
+    @property
+    def low(self) -> float | None:
+        """The least value, or what values are above of."""
+        return next((limit for name, limit in self.limits if name in ("ge", "gt")), None)
+
+    @property
+    def high(self) -> float | None:
+        """The greatest value, or what values are below of."""
+        return next((limit for name, limit in self.limits if name in ("le", "lt")), None)
+
+    @property
+    def unit(self) -> str:
+        """The last word of the name, where that is a unit, with a space before it."""
+        return {"s": " s", "bytes": " bytes"}.get(self.name.rpartition("_")[2], "")
+
+    def error(self, value: object) -> str:
+        """What is wrong with a value, in the words of an error."""
+        if self.choices is not None and isinstance(value, str):
+            return f"{self.name}: {value!r} is unknown; use one of {', '.join(self.choices())}"
+        is_number = isinstance(value, int if self.kind is int else int | float) and not isinstance(value, bool)
+        if self.low is None or not is_number:
+            return f"{self.name}: {value!r} is no {self.kind.__name__}"
+        if self.high is None:
+            return f"{self.name}: {value!r}{self.unit} < {shown(self.low)}{self.unit}; give at least that"
+        return f"{self.name}: {value!r}{self.unit} is outside {shown(self.low)} to {shown(self.high)}{self.unit}"
+
+    def from_text(self, text: str) -> Any:
+        """The value that a text stands for; its range is not looked at. Raises ValueError."""
+        if self.kind is bool:
+            return msgspec.convert(_BOOLEANS.get(text.lower(), text), bool, strict=False)
+        return self.kind(text)
+
+
+def shown(limit: float) -> str:
+    """A limit as people write it."""
+    return str(int(limit)) if limit == int(limit) else f"{limit:g}"
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Callable[[], Sequence[str]] | None = None,
+    is_flag: bool = False,
+) -> Any:
+    """A dataclass field that is a setting; see `Setting`. `choices` is called when it is needed."""
+    limits = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    given = tuple((name, limit) for name, limit in limits.items() if limit is not None)
+    return dataclasses.field(
+        default=default, metadata={"help": help, "limits": given, "choices": choices, "is_flag": is_flag}
+    )
+
+
+@cache
+def settings_of(group: Hashable) -> dict[str, Setting]:
+    """The settings of a group, by name, in their order; fields without help, such as other groups, are none."""
+    kind: Any = group
+    found, hints = {}, get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if "help" in field.metadata:
+            kinds = get_args(hints[field.name]) or (hints[field.name],)
+            found[field.name] = Setting(
+                name=field.name, kind=kinds[0], is_optional=type(None) in kinds, default=field.default, **field.metadata
+            )
+    return found
+
+
+@cache
+def _type_of(setting: Setting) -> Any:
+    """The type as msgspec checks it."""
+    kind: Any = setting.kind
+    limits: dict[str, Any] = dict(setting.limits)
+    if limits:
+        kind = Annotated[kind, msgspec.Meta(**limits)]
+    return kind | None if setting.is_optional else kind
+
+
+def check(group: Any) -> None:
+    """Look at every setting of a group.
+
+    Raises:
+        ValueError: a value is of another type, out of its range, or none of its choices; the text begins with its name.
+    """
+    kind: Any = type(group)
+    for name, it in settings_of(kind).items():
+        value = getattr(group, name)
+        if it.kind is Path and isinstance(value, str):
+            continue
+        try:
+            msgspec.convert(value, _type_of(it))
+        except msgspec.ValidationError:
+            raise ValueError(it.error(value)) from None
+        if it.choices is not None and value not in it.choices():
+            raise ValueError(it.error(value))
