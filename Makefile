@@ -33,8 +33,8 @@ setup: $(BUILT)  ## create .venv, install everything, build the native core (aga
 demo: $(BUILT)  ## carry real photographs between two nodes and check every byte; ARGS="--help" lists its options
 	$(BIN)/embridge demo $(ARGS)
 
-test: lint types bytecode  ## ruff, mypy --strict, and every test but the storms
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto -m "not storm" $(ARGS)
+test: lint types bytecode  ## ruff, mypy --strict, and every test but the storms; some when their sources changed, or with ARGS=--all
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto -m "not storm" --changed $(ARGS)
 
 lint: $(BUILT)  ## ruff
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from support.scheduling import Queues
 
 from embridge import Client, attach
 
-pytest_plugins = ["support.resuming", "support.distribution"]
+pytest_plugins = ["support.resuming", "support.distribution", "support.unchanged"]
 OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 

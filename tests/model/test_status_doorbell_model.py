@@ -1,4 +1,4 @@
-"""Status word, dirty bit and doorbell (`allocator/native/status.h`, `doorbell.h`), every interleaving, with kills.
+"""Status word, dirty bit and doorbell (`allocator/native/status.h`, `allocator/native/doorbell.h`), every interleaving, with kills.
 
 Writers raise the word, set the bit and ring. The one waiter notes the sequence, takes the bit, looks at the word, and
 sleeps: on the futex, or in a poll loop of its own on an armed eventfd. Writers are killed between any two steps; then

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import pytest
 
+from support.passes import Passes, leave_out
+
 PASSED: Final = "passed"
 
 
@@ -26,7 +28,7 @@ class Resuming:
 
     def __init__(self, config: pytest.Config) -> None:
         self._file: Path = config.getoption("--passed")
-        self._not_passed: set[str] = set()
+        self._passes = Passes()
         self._is_first = not hasattr(config, "workerinput")
         if not self._is_first:
             self._passed = set(config.workerinput[PASSED])  # type: ignore[attr-defined]
@@ -42,15 +44,9 @@ class Resuming:
         node.workerinput[PASSED] = sorted(self._passed)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        done = [item for item in items if item.nodeid in self._passed]
-        if done:
-            config.hook.pytest_deselected(items=done)
-            items[:] = [item for item in items if item.nodeid not in self._passed]
+        leave_out(config, items, self._passed)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test has passed when its teardown has, too; one that was left out has not."""
-        if not report.passed:
-            self._not_passed.add(report.nodeid)
-        elif self._is_first and report.when == "teardown" and report.nodeid not in self._not_passed:
+        if self._is_first and self._passes.hear(report):
             with self._file.open("a") as file:
                 file.write(f"{report.nodeid}\n")
