@@ -213,7 +213,7 @@ def test_every_command_that_is_shown_has_its_options() -> None:
         if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
             command = command.get_command(context, rest[0])
             assert command is not None, text
-        known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
+        known = {option for param in command.get_params(context) for option in (*param.opts, *param.secondary_opts)} | {"--help"}
         assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, text
         shown += 1
     assert shown > 10
