@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.agents import Agent, running, start_fork_server
+from support.closing import close_all
 from support.leaks import LeakCheck
 from support.nodes import Station, run_dirs, station
 from support.scheduling import Queues
@@ -59,6 +61,7 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     check = LeakCheck()
     try:
         yield
+        close_all()
         call = request.node.stash.get(OUTCOME, {}).get("call")
         if call is not None and call.passed:
             request.node.funcargs.clear()  # every other fixture of the test has ended, and what they gave goes with it
@@ -69,6 +72,14 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         for pid in check.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """What roles say about what they are made to see is not for people."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 # ---- shared by the tests of one pytest process: a pair of nodes costs two seconds

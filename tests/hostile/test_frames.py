@@ -5,9 +5,7 @@ The hostile node is the worst there can be: it is listed, and registered, and it
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Iterator
 
 import pytest
 from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
@@ -26,13 +24,7 @@ BATCH = 500
 QUICK, STORM = 25_000, 250_000
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def attack(node: Alone, role: str, maker: FrameMaker, count: int, *, address: str | None = None) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
@@ -17,13 +16,7 @@ OWN, THEIRS = "key of the node", "key of the impostor"
 ELSEWHERE = "tcp://10.0.0.21:1"
 
 
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

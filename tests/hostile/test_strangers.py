@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from support.alone import Alone, EncodeAlone, LanguageAlone
+from support.alone import EncodeAlone, LanguageAlone
 from support.wires import Wired, dealer, register, say, wired
 
 from embridge.allocator.errors import FailureCode
@@ -24,13 +24,6 @@ from embridge.workers.wire import loop as wire_module
 from embridge.workers.wire import reader as reader_module
 
 NODE, LISTED, OTHER, STRANGER = (new_key_pair() for _ in range(4))
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 @pytest.fixture

@@ -303,8 +303,6 @@ def at_the_door(own_dir: Path, selector: selectors.DefaultSelector) -> Iterator[
         door.close()
     for end in ends:
         end.close()
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 @pytest.mark.parametrize("node", [EncodeAlone, LanguageAlone])
@@ -366,4 +364,3 @@ def test_a_seat_is_not_pinned_for_who_has_it_next() -> None:
     lanes.free(lane)
     assert lanes.take(2, 0) == lane
     assert lanes.get(lane, Lane.PINNED) == 0
-    Alone.made.pop().world.close()

@@ -21,13 +21,6 @@ from embridge.pipeline.node.recovery import Recovery
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
-
-
 # ---- the cases
 
 

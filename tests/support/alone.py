@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from embridge.workers.role import Arrival, Out, Reply, Send
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
 from embridge.workers.transfer.engines.base import Moves, Outcome
+from support.closing import at_end
 from support.rows import rows_of
 from support.simulation import Answered, RoleActor, SimulatedNode, World
 
@@ -52,8 +53,6 @@ class Wire:
 class Alone:
     """A node, stepped until nothing is left to do after everything that the test does to it."""
 
-    made: ClassVar[list[Alone]] = []  # to be closed by the tests' fixture
-
     def __init__(
         self,
         role: Role,
@@ -65,9 +64,9 @@ class Alone:
         identities: dict[int, str] | None = None,
         **options: Any,
     ) -> None:
-        Alone.made.append(self)
         self.identities = identities or {}  # node id -> the key that its connections prove
         self.world = World(0, late_writes=late_writes, verify=verify)
+        at_end(self.world.close)
         self.wire = Wire()
         self.world.network = self.wire  # type: ignore[assignment]
         self.world.ask_at = self.who_listens  # type: ignore[method-assign]

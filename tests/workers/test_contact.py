@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.alone import Alone, EncodeAlone, StubEngine
+from support.alone import EncodeAlone, StubEngine
 from support.waiting import wait_until
 
 from embridge.allocator.peertable import PeerRecord
@@ -22,14 +20,7 @@ from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.base import NoAnswer
 from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
 
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Unanswered(StubEngine):

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from support.alone import Alone, EncodeAlone, LanguageAlone
+from support.alone import EncodeAlone, LanguageAlone
 
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 def test_what_is_repeated_as_a_matter_of_course_is_not_counted_as_sent_again() -> None:

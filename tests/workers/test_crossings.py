@@ -5,12 +5,10 @@ Each is the direct and certain proof that a mutant in `tests/mutants` needs; wha
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine
+from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone, StubEngine
 from support.simulation import Killed, segment
 
 from embridge.allocator.control import Control, format_control
@@ -26,15 +24,7 @@ from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers import messages as msg
 from embridge.workers.transfer.engines.base import Outcome
 
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    """What roles say about what they are made to see is not for people; and nodes are closed at the end."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # ---- sessions

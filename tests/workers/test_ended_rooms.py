@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from support.alone import Alone, EncodeAlone
+from support.alone import EncodeAlone
 
 from embridge import EmbeddingSender, Phase
 from embridge.allocator.errors import FailureCode
@@ -14,13 +12,6 @@ from embridge.workers import messages as msg
 from embridge.workers.bootstrap.ended_rooms import MAX_ROOMS, EndedRooms, Remote
 
 BEFORE = "room 3 failed here before: the picture is broken; a room number is used once"
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 def failed(node: EncodeAlone, *, room: int = 3) -> EmbeddingSender:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-from support.alone import Alone, EncodeAlone
+from support.alone import EncodeAlone
 from support.simulation import LIMITS
 
 from embridge.allocator.rings import FULL_RING_WAIT_S, Kick
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 def test_a_process_whose_kicks_wait_for_room_looks_again_soon() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.alone import BLOCK_SIZE, Alone, EncodeAlone, StubEngine
+from support.alone import BLOCK_SIZE, EncodeAlone, StubEngine
 from support.rows import Rows, difference, rows_of
 
 from embridge import EmbeddingSender, NodeBusyError
@@ -24,13 +24,6 @@ from embridge.pipeline.client.unsent_memory import UnsentMemory
 from embridge.workers.transfer.engines.base import Outcome
 
 WATCHDOG_S = 30.0
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 def write_and_spoil(node: EncodeAlone, sender: EmbeddingSender, first: int, end: int, **named: Any) -> bool:

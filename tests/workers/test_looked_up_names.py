@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import zmq
-from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
+from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone
 from support.waiting import wait_until
 from support.wires import Wired, wired
 
@@ -27,13 +26,7 @@ from embridge.workers.role import Disconnect, Send
 NAME = "tcp://encoder.example:4000"
 
 
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # ---- what an address is

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.alone import Alone, EncodeAlone
+from support.alone import EncodeAlone
 from support.rows import rows_of
 from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
@@ -95,8 +95,6 @@ def pairs() -> Iterator[Callable[..., Pair]]:
     yield make
     while made:
         made.pop().world.close()
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 @pytest.mark.parametrize("seed", range(3))

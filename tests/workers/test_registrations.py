@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine
+from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone, StubEngine
 from support.simulation import Answered
 
 from embridge.allocator.errors import FailureCode
@@ -16,15 +15,7 @@ from embridge.workers import messages as msg
 from embridge.workers.bootstrap.registrations import MAX_QUESTIONS, QUESTION_NS
 from embridge.workers.timing import NS
 
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    """What roles say about what they are made to see is not for people; and nodes are closed at the end."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def test_what_was_granted_before_a_node_registered_again_is_not_written_any_more() -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
+from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, EncodeAlone, LanguageAlone
 
 from embridge.allocator.errors import FailureCode, TransferTimeout
 from embridge.allocator.geometry import MAX_TOKENS
@@ -22,14 +20,7 @@ from embridge.workers import messages as msg
 ELSEWHERE = "tcp://10.0.0.21:1"
 
 
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    """What roles say about what they are made to see is not for people; and nodes are closed at the end."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # ---- the encode side

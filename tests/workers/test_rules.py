@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine, failure_of, leave_one_epoch
+from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, EncodeAlone, LanguageAlone, StubEngine, failure_of, leave_one_epoch
 from support.simulation import LIMITS
 
 from embridge.allocator.errors import EmbridgeError, FailureCode, PeerLost, TransferAborted, TransferTimeout
@@ -26,15 +24,7 @@ from embridge.workers import messages as msg
 from embridge.workers.role import Send
 from embridge.workers.transfer.engines.base import EngineError, Outcome
 
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    """What roles say about what they are made to see is not for people; and nodes are closed at the end."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # ---- grants and data

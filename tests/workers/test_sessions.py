@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
-from support.alone import Alone, EncodeAlone, LanguageAlone, StubEngine
+from support.alone import EncodeAlone, LanguageAlone, StubEngine
 
 from embridge.allocator.layout import PayloadLayout
 from embridge.allocator.records import Destination, Peer
@@ -20,13 +20,6 @@ from embridge.workers.transfer.engines import mooncake, numbered
 from embridge.workers.transfer.engines.base import Outcome
 from embridge.workers.transfer.engines.mooncake import MOONCAKE
 from embridge.workers.transfer.engines.shm import SHARED_MEMORY
-
-
-@pytest.fixture(autouse=True)
-def _close() -> Any:
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 def network_language(**options: Any) -> LanguageAlone:

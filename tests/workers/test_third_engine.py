@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-from support.alone import Alone, EncodeAlone, LanguageAlone
+from support.alone import EncodeAlone, LanguageAlone
 from support.rows import rows_of
 from support.simulation import ROWS_A_ROOM, World
 from support.simulation.engine import SimulatedEngine
@@ -68,12 +68,9 @@ CABLE = Cable(5)
 
 
 @pytest.fixture(autouse=True)
-def _one_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its line in the list."""
     monkeypatch.setattr(engines, "ENGINES", (*engines.ENGINES, CABLE))
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 def test_the_setting_names_it() -> None:

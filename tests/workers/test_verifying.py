@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-
 import pytest
 from support.alone import BLOCK_SIZE, Alone, EncodeAlone, LanguageAlone, failure_of
 from support.rows import rows_of
@@ -20,15 +17,7 @@ from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.workers import messages as msg
 from embridge.workers.poller import verifier as verifying
 
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    """What roles say about what they are made to see is not for people; and nodes are closed at the end."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # ---- the encode node

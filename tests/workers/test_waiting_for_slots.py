@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, failure_of
+from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone, failure_of
 from support.rows import rows_of
 from support.simulation import LIMITS, ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
@@ -102,8 +102,6 @@ def nodes() -> Iterator[Callable[..., Nodes]]:
     yield make
     while worlds:
         worlds.pop().close()
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, Alone, LanguageAlone
+from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, LanguageAlone
 
 from embridge import EmbeddingRequest, Phase, TransferQueue
 from embridge.pipeline.scheduler.default_grant import free_for_all_of, share_without_rows
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while Alone.made:
-        Alone.made.pop().world.close()
 
 
 def waiting(node: LanguageAlone, queue: TransferQueue, room: int) -> EmbeddingRequest:

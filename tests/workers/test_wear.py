@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import resource
 import time
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.alone import Alone, EncodeAlone, StubEngine
+from support.alone import EncodeAlone, StubEngine
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.peertable import PeerRecord
@@ -26,14 +25,7 @@ from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.base import Outcome, OwnShortage
 from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
 
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Wearing(StubEngine):

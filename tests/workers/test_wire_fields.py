@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone, StubEngine, failure_of
+from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone, StubEngine, failure_of
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.status import Phase
@@ -22,13 +20,7 @@ ROLES = str(Path(msg.__file__).resolve().parent)
 STRUCTS: tuple[type[msgspec.Struct], ...] = (msg.Envelope, msg.Foreign, msg.RequestKey, msg.RoomState, *msg.Message.__args__)
 
 
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    while Alone.made:
-        Alone.made.pop().world.close()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture
