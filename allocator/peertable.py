@@ -25,6 +25,7 @@ from embridge.allocator.records import (
     Peer,
     PeerState,
 )
+from embridge.allocator.texts import packed, unpacked
 
 
 class PeerRecord(NamedTuple):
@@ -133,8 +134,8 @@ class PeerTable:
     def _write(self, peer: int, record: PeerRecord, now_ns: int, *, keep_tombstones: bool) -> None:
         self.put(peer, Peer.STATE, PeerState.EMPTY)
         for name, offset in _TEXTS.items():
-            raw = getattr(record, name).encode()[:TEXT_BYTES]
-            self._bytes[peer, offset : offset + TEXT_BYTES] = np.frombuffer(raw.ljust(TEXT_BYTES, b"\0"), np.uint8)
+            raw = packed(getattr(record, name), TEXT_BYTES)
+            self._bytes[peer, offset : offset + TEXT_BYTES] = np.frombuffer(raw, np.uint8)
         for field, value in (
             (Peer.NODE_ID, record.node_id),
             (Peer.INCARNATION, record.incarnation),
@@ -170,7 +171,7 @@ class PeerTable:
 
     def _text(self, peer: int, offset: int) -> str:
         raw = self._bytes[peer, offset : offset + TEXT_BYTES].tobytes()
-        return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+        return unpacked(raw)
 
     def tombstone(self, peer: int, slot: int) -> int:
         """The highest epoch that this peer's slot was seen with (encode side)."""

@@ -34,6 +34,7 @@ from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Word
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.geometry import Geometry, pack, unpack_geometry
 from embridge.allocator.records import DOORBELL_BYTES, LINE_BYTES, RECORD_BYTES, RING_HEAD, RING_HEADER_BYTES, RING_TAIL
+from embridge.allocator.texts import cut
 
 MAGIC: Final = 0x31474F4C_4B4E4152  # "RANKLOG1"
 MAX_RANKS: Final = 32
@@ -105,7 +106,7 @@ class Item:
     @property
     def text(self) -> bytes:
         """The reason as it is logged: UTF-8, cut to whole characters within `MAX_REASON_BYTES`."""
-        return self.reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore").encode()
+        return cut(self.reason, MAX_REASON_BYTES)
 
     @property
     def num_records(self) -> int:

@@ -26,6 +26,7 @@ from embridge.allocator.records import (
     Destination,
     Slot,
 )
+from embridge.allocator.texts import packed, unpacked
 
 STAGE_STAGED: Final = 1  # 0: the entry is empty
 STAGE_READING: Final = 2
@@ -117,11 +118,10 @@ class SlotTable:
 
     def _text(self, slot: int, offset: int, size: int) -> str:
         raw = self._bytes[slot, offset : offset + size].tobytes()
-        return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+        return unpacked(raw)
 
     def _set_text(self, slot: int, offset: int, size: int, text: str) -> None:
-        raw = text.encode(errors="replace")[:size]
-        self._bytes[slot, offset : offset + size] = np.frombuffer(raw.ljust(size, b"\0"), np.uint8)
+        self._bytes[slot, offset : offset + size] = np.frombuffer(packed(text, size), np.uint8)
 
 
 class DestinationTable:

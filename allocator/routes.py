@@ -38,6 +38,7 @@ from embridge.allocator.records import (
     NodeState,
     Route,
 )
+from embridge.allocator.texts import packed, unpacked
 
 READ_TRIES: Final = 64  # a writing takes some 10 µs: who finds one at every look does not find the same one
 
@@ -231,12 +232,11 @@ def _route_of(words: list[int]) -> RouteRecord | None:
 
 
 def _put_text(words: list[int], first: int, size_bytes: int, text: str) -> None:
-    """A text in words: cut where it is too long, ended by a zero where it is not."""
-    raw = text.encode()[:size_bytes].ljust(size_bytes, b"\0")
+    raw = packed(text, size_bytes)
     for i in range(size_bytes // 8):
         words[first + i] = int.from_bytes(raw[8 * i : 8 * i + 8], "little")
 
 
 def _text(words: list[int], first: int, size_bytes: int) -> str:
     raw = b"".join(word.to_bytes(8, "little") for word in words[first : first + size_bytes // 8])
-    return raw.split(b"\0", 1)[0].decode("utf-8", "ignore")
+    return unpacked(raw)
