@@ -1,8 +1,8 @@
 """A node's pool of blocks: the owner cells, the reserve, and those who wait for a block.
 
-`RESERVE_BLOCK` is what keeps requests from waiting for each other for ever ("nobody holds blocks while waiting for blocks",
-on both sides): at a destination only a request whose rows are waiting may hold it, at a source only a read that a write needs.
-Rows that nobody can use yet, or that are kept for later, take the other blocks.
+`RESERVE_BLOCK` is what keeps requests from waiting for each other for ever ("nobody holds blocks while waiting for
+blocks", on both sides): at a destination only a request whose rows are waiting may hold it, at a source only a read
+that a write needs. Rows that nobody can use yet, or that are kept for later, take the other blocks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The block pools of a payload segment as arrays, with no copy.
 
-Every view keeps the mapping alive (numpy's and torch's do), and once it is closed there are no new ones (BufferError). The
-numpy arrays are bytes per token, which is all that moving rows needs; the torch views have the model's dtype and are made on
-demand, so that a process that handles no tensor need not import torch.
+Every view keeps the mapping alive (numpy's and torch's do), and once it is closed there are no new ones (BufferError).
+The numpy arrays are bytes per token, which is all that moving rows needs; the torch views have the model's dtype and
+are made on demand, so that a process that handles no tensor need not import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Pool(NamedTuple):
 
 
 def pools(geometry: Geometry) -> list[Pool]:
-    """The per-token buffers of a payload segment, those with no bytes left out; aux is per request and not among them."""
+    """Lists the per-token buffers of a payload segment that have bytes; aux is per request and not among them."""
     at = PayloadLayout.of(geometry)
     every = [
         Pool("input_embeddings", at.embeddings, geometry.embedding_bytes),
@@ -48,9 +48,9 @@ def aux_offset(geometry: Geometry, block: int) -> int:
 class PayloadBuffers:
     """The pools of one payload segment.
 
-    `input_embeddings` (num_blocks, block_size, hidden) dtype; `deepstack_embeddings` (num_blocks, block_size, D, hidden) dtype, or
-    None; `mrope_positions` (num_blocks, block_size, 3) int32; `fill_ids` (num_blocks, block_size) int32; `aux_datas`
-    (num_blocks, 16) int32.
+    `input_embeddings` (num_blocks, block_size, hidden) dtype; `deepstack_embeddings` (num_blocks, block_size, D,
+    hidden) dtype, or None; `mrope_positions` (num_blocks, block_size, 3) int32; `fill_ids` (num_blocks, block_size)
+    int32; `aux_datas` (num_blocks, 16) int32.
     """
 
     def __init__(self, mapping: Mapping, geometry: Geometry) -> None:

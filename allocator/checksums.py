@@ -1,9 +1,10 @@
 """Checksums over the rows of a request: how far they go, and how they go on.
 
-Of each request and destination there is one running checksum, of its `aux_datas` and then its rows, each with all its buffers, in
-order. So one word says all, `tokens:32 | checksum:32`: that of the first so many rows. It needs no table of blocks, is absolute
-whatever rounds and attempts the rows came in, and goes on from any row in both nodes, wherever their blocks are. A retry that begins
-at a later row begins with 0 there, on both sides: what came before was checked with the encode node that is lost.
+Each (request, destination) has one running CRC-32C: first over `aux_datas`, then over the rows in order, all buffers of
+a row together. So one word says all, `tokens:32 | checksum:32`: that of the first so many rows. It needs no table of
+blocks, is absolute whatever rounds and attempts the rows came in, and goes on from any row in both nodes, wherever
+their blocks are. A retry that begins at a later row begins with 0 there, on both sides: what came before was checked
+with the encode node that is lost.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class RowSums:
         """
         first, value = before
         if first == 0 and end:
-            value = checksum(self._payload, np.array([(aux_offset(self._geometry, blocks[0]), 4 * AUX_WORDS)], np.int64), 1, value)
+            value = checksum(
+                self._payload, np.array([(aux_offset(self._geometry, blocks[0]), 4 * AUX_WORDS)], np.int64), 1, value
+            )
         columns = self._columns.copy()
         for k, block in enumerate(blocks, first // self._bs):
             low, high = max(first, k * self._bs), min(end, (k + 1) * self._bs)

@@ -1,4 +1,4 @@
-"""The control segment as one object: it is formatted once, checked by everybody who attaches, and opened table by table."""
+"""The control segment as one object: formatted once, checked by whoever attaches, and opened table by table."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class Control:
         try:
             self.role = Role(self.header.load(SegmentHeader.ROLE))
             self.geometry = unpack_geometry([self.header.load(SegmentHeader.GEOMETRY + i) for i in range(5)])
-            self.limits = unpack_limits([self.header.load(SegmentHeader.LIMITS + i) for i in range(len(fields(Limits)))])
+            self.limits = unpack_limits(
+                [self.header.load(SegmentHeader.LIMITS + i) for i in range(len(fields(Limits)))]
+            )
             NodeState(self.header.load(SegmentHeader.NODE_STATE))
         except ValueError as error:
             raise SegmentError(f"control segment: its header cannot be right: {error}; restart the node") from error
@@ -86,7 +88,9 @@ class Control:
             raise SegmentError(f"control segment: {mapping.size} bytes < {at.size} bytes that its header describes")
         payload_bytes, described = self.header.load(SegmentHeader.PAYLOAD_BYTES), PayloadLayout.of(self.geometry).size
         if payload_bytes != described:
-            raise SegmentError(f"control segment: payload of {payload_bytes} bytes, its geometry makes {described}; restart the node")
+            raise SegmentError(
+                f"control segment: payload of {payload_bytes} bytes, its geometry makes {described}; restart the node"
+            )
         self.node_id = self.header.load(SegmentHeader.NODE_ID)
         self.incarnation = self.header.load(SegmentHeader.INCARNATION)
         self.verify = self.header.load(SegmentHeader.VERIFY) == 1
@@ -103,7 +107,10 @@ class Control:
         self._bells: dict[str, Doorbell] = {}
 
     def close(self) -> None:
-        """Let go of the memory, and of the copies of eventfds that its doorbells keep. Whatever was taken from here finds zeroes."""
+        """Let go of the memory, and of the copies of eventfds that its doorbells keep.
+
+        Whatever was taken from here finds zeroes.
+        """
         self._bells.clear()
         self.mapping.discard()
 

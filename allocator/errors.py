@@ -43,7 +43,10 @@ class NodeGoneError(AttachError):
 
 
 class NodeUnhealthyError(EmbridgeError):
-    """This node takes no new requests now: one of its processes cannot be kept alive. It is tried again, so the caller may, too."""
+    """This node takes no new requests now: one of its processes cannot be kept alive.
+
+    It is tried again, so the caller may, too.
+    """
 
 
 class NodeBusyError(EmbridgeError, RuntimeError):

@@ -36,12 +36,8 @@ class Geometry:
     num_blocks: int = setting(
         0, "Blocks of the pool; 0: 64, or what half of /dev/shm has room for.", ge=0, le=MAX_BLOCKS, is_flag=True
     )
-    dtype: str = setting(
-        "bfloat16", "Type of a row's elements.", choices=lambda: tuple(DTYPE_BYTES), is_flag=True
-    )
-    deepstack_layers: int = setting(
-        0, "Deepstack rows a token; 0: none, Qwen3-VL: 3.", ge=0, le=64, is_flag=True
-    )
+    dtype: str = setting("bfloat16", "Type of a row's elements.", choices=lambda: tuple(DTYPE_BYTES), is_flag=True)
+    deepstack_layers: int = setting(0, "Deepstack rows a token; 0: none, Qwen3-VL: 3.", ge=0, le=64, is_flag=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -66,17 +62,15 @@ class Geometry:
 class Limits:
     """How much of everything a node holds; fixed when it is launched.
 
-    Of the pages of 64 slots of an encode node half, rounded down, are for rooms that nobody has asked for yet, so with a
-    single page an encoder's room has a slot only once it was asked for. A full ring costs no kick: its producer keeps what
-    did not fit, and looks again within a millisecond or two.
+    Of the pages of 64 slots of an encode node half, rounded down, are for rooms that nobody has asked for yet, so with
+    a single page an encoder's room has a slot only once it was asked for. A full ring costs no kick: its producer keeps
+    what did not fit, and looks again within a millisecond or two.
     """
 
     num_slots: int = setting(
         2048, "Requests that may be open at one time.", ge=SLOTS_PER_PAGE, le=1 << 16, is_flag=True
     )
-    max_clients: int = setting(
-        16, "Encoder or scheduler processes that may attach.", ge=1, le=64, is_flag=True
-    )
+    max_clients: int = setting(16, "Encoder or scheduler processes that may attach.", ge=1, le=64, is_flag=True)
     num_workers: int = setting(2, "Transfer workers.", ge=1, le=16, is_flag=True)
     max_destinations: int = setting(4, "Language nodes that may ask for one room.", ge=1, le=64)
     window_blocks: int = setting(

@@ -1,4 +1,4 @@
-"""A word of the header with a bit a lane: whose library threads wait for something, so that whoever has it can ring them."""
+"""A word of the header with a bit a lane: the clients that wait for something, so that whoever has it can ring them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from embridge.allocator.records import Lane, LaneState, SegmentHeader
 
 
 class LaneBits:
-    """Set and cleared by the lane's client, cleared by the poller with what else a dead one has left; read by whoever may have what is
-    waited for. What the dead have left may take as long as their peers do: until then their bits count for nothing.
+    """Set and cleared by the lane's client, cleared by the poller with what else a dead one has left; read by whoever
+    may have what is waited for. What the dead have left may take as long as their peers do: until then their bits count
+    for nothing.
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout, word: SegmentHeader) -> None:
@@ -32,4 +33,8 @@ class LaneBits:
         word = self._header.load(self._word)
         if not word:
             return []
-        return [lane for lane in range(word.bit_length()) if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) == LaneState.ATTACHED]
+        return [
+            lane
+            for lane in range(word.bit_length())
+            if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) == LaneState.ATTACHED
+        ]

@@ -1,4 +1,4 @@
-"""Who is here: the node's processes, the clients' lanes, the pages of slots they lease, and foreign writers of our payload."""
+"""The node's processes, the clients' lanes and the pages of slots that they lease, the payload's foreign writers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.layout import ControlLayout
-from embridge.allocator.records import LANE_WORDS, MAX_WRITERS, PROCESS_WORDS, WRITER_WORDS, Lane, LaneState, Process, Writer
+from embridge.allocator.records import (
+    LANE_WORDS,
+    MAX_WRITERS,
+    PROCESS_WORDS,
+    WRITER_WORDS,
+    Lane,
+    LaneState,
+    Process,
+    Writer,
+)
 
 
 class ProcessTable:
@@ -30,12 +39,12 @@ class ProcessTable:
         self._words.store(index * PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
     def beat_for(self, name: str, now_ns: int) -> None:
-        """A sign of life in place of a process that is being started (launcher only); its own, should it come meanwhile, stands."""
+        """Beat for a process that is being started (launcher only); a later beat of its own stands."""
         self._words.raise_to(self.names.index(name) * PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
 
 class LaneTable:
-    """The clients' seats, and the pages of 64 slots that each has leased."""
+    """The clients' lanes, and the pages of 64 slots that each has leased."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_lanes = layout.limits.max_clients
@@ -47,7 +56,7 @@ class LaneTable:
         return self._words.load(lane * LANE_WORDS + field)
 
     def take(self, pid: int, now_ns: int) -> int | None:
-        """Seat a client (launcher only). Returns its lane, or None when all are taken."""
+        """Give a client a lane (launcher only). Returns it, or None when all are taken."""
         for lane in range(self.num_lanes):
             at = lane * LANE_WORDS
             if self._words.load(at + Lane.STATE) == LaneState.FREE:
@@ -79,7 +88,9 @@ class LaneTable:
     def unsent_bytes(self) -> int:
         """Host memory with rows that wait to be sent, of all clients that live: a dead one's is gone with it."""
         lanes = range(self.num_lanes)
-        return sum(self.get(lane, Lane.UNSENT_BYTES) for lane in lanes if self.get(lane, Lane.STATE) == LaneState.ATTACHED)
+        return sum(
+            self.get(lane, Lane.UNSENT_BYTES) for lane in lanes if self.get(lane, Lane.STATE) == LaneState.ATTACHED
+        )
 
     def bury(self, lane: int) -> bool:
         """The client is gone (launcher only); the poller reaps what it left and then frees the lane."""
@@ -100,7 +111,7 @@ class LaneTable:
         return sum([self.get(lane, Lane.NUM_WAITING) for lane in attached])
 
     def add_early(self, lane: int, change: int) -> None:
-        """One page more (1) or less (-1) in which that lane's client opens slots before anybody has asked for their rooms."""
+        """Count a page more (1) or less (-1) in which that lane's client opens slots before rooms are asked for."""
         self._words.add(lane * LANE_WORDS + Lane.NUM_EARLY, change & (1 << 64) - 1)
 
     def num_early(self) -> int:
@@ -136,9 +147,11 @@ class ForeignWriter(NamedTuple):
 
 
 class WriterTable:
-    """Processes of other nodes that can write into our payload through shared memory; the launcher watches them by pidfd.
+    """Processes of other nodes that can write into our payload through shared memory; the launcher watches them by
+    pidfd.
 
-    As long as one of an incarnation is listed, a block that was exposed to that incarnation is not free to be used again (R12).
+    As long as one of an incarnation is listed, a block that was exposed to that incarnation is not free to be used
+    again (R12).
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
@@ -170,5 +183,8 @@ class WriterTable:
     def _entries(self, node_id: int, incarnation: int) -> Iterator[int]:
         for entry in range(MAX_WRITERS):
             at = entry * WRITER_WORDS
-            if self._words.load(at + Writer.NODE_ID) == node_id and self._words.load(at + Writer.INCARNATION) == incarnation:
+            if (
+                self._words.load(at + Writer.NODE_ID) == node_id
+                and self._words.load(at + Writer.INCARNATION) == incarnation
+            ):
                 yield at

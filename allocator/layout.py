@@ -5,7 +5,7 @@
     │ header                  magic, version, size, identity, geometry, limits, state │
     │ processes               pid, beat, state, restarts of each process              │
     │ doorbells               a line for whoever can be woken                         │
-    │ lanes                   a seat for a client                                     │
+    │ lanes                   a record a client                                       │
     │ pages                   which lane leases a page of 64 slots                    │
     │ words                   a status word a slot                                    │
     │ stamps                  when it first entered each phase                        │
@@ -48,14 +48,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from embridge.allocator.geometry import (
-    AUX_WORDS,
-    POSITION_AXES,
-    SLOTS_PER_PAGE,
-    Geometry,
-    Limits,
-    Role,
-)
+from embridge.allocator.geometry import AUX_WORDS, POSITION_AXES, SLOTS_PER_PAGE, Geometry, Limits, Role
 from embridge.allocator.records import (
     DESTINATION_WORDS,
     DOORBELL_BYTES,
@@ -103,6 +96,7 @@ class Pool(NamedTuple):
     what: str
     alignment: int
 
+
 PAYLOAD_POOLS: Final = {
     "embeddings": Pool("input_embeddings [block][token][hidden]", HUGE_PAGE_BYTES),
     "deepstack": Pool("deepstack_embeddings [block][token][layer][hidden]", HUGE_PAGE_BYTES),
@@ -116,7 +110,7 @@ CONTROL_TABLES: Final = {
     "header": "magic, version, size, identity, geometry, limits, state",
     "processes": "pid, beat, state, restarts of each process",
     "doorbells": "a line for whoever can be woken",
-    "lanes": "a seat for a client",
+    "lanes": "a record a client",
     "pages": "which lane leases a page of 64 slots",
     "words": "a status word a slot",
     "stamps": "when it first entered each phase",
@@ -253,7 +247,7 @@ class ControlLayout:
         return self.rings + index * (RING_HEADER_BYTES + self.limits.ring_records * RECORD_BYTES)
 
     def doorbell(self, name: str) -> int:
-        """Offset of the doorbell of a process (`worker0`), of a lane's user (`lane3`), or of its library thread (`library3`)."""
+        """Offset of the doorbell of a process (`worker0`), a client (`lane3`), or a library thread (`library3`)."""
         return self.doorbells + doorbell_names(self.limits).index(name) * DOORBELL_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Counters in the control segment: 64-bit, upwards only, one writer each, so that reading them costs the writer nothing."""
+"""Counters in the control segment: 64 bits, upwards only, one writer each; reading them costs the writer nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The other nodes that this one exchanges rows with, and the tombstones of their requests (R15).
 
-An entry is one incarnation of one node. The bootstrap process writes it and then sets its state; the poller declares it dead. A dead
-entry is used again when no slot refers to it, or at once by the same incarnation, if that turns out to be alive after all (D3): it then
-finds its tombstones, so nothing that was over begins again.
+An entry is one incarnation of one node. The bootstrap process writes it and then sets its state; the poller declares it
+dead. A dead entry is used again when no slot refers to it, or at once by the same incarnation, if that turns out to be
+alive after all (D3): it then finds its tombstones, so nothing that was over begins again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class PeerTable:
         return None
 
     def belongs_to_another(self, node_id: int, incarnation: int, key: str) -> bool:
-        """Whether this node is known under another key: a living incarnation of it, or this very one, dead or alive (D15, P17)."""
+        """Whether this node has another key here: a living incarnation, or this one, dead or alive (D15, P17)."""
         for peer in range(self.num_peers):
             if self.get(peer, Peer.NODE_ID) != node_id or self.get(peer, Peer.STATE) == PeerState.EMPTY:
                 continue
@@ -116,7 +116,10 @@ class PeerTable:
         return [peer for peer in range(self.num_peers) if self.is_alive(peer)]
 
     def register(self, record: PeerRecord, now_ns: int, in_use: Container[int]) -> int | None:
-        """Enter one incarnation (bootstrap only); `in_use` are dead entries that slots still refer to. None when full."""
+        """Enter one incarnation (bootstrap only); `in_use` are dead entries that slots still refer to.
+
+        None when full.
+        """
         for peer in range(self.num_peers):
             if self._identity(peer) == (record.node_id, record.incarnation):
                 self._write(peer, record, now_ns, keep_tombstones=True)

@@ -1,6 +1,7 @@
 """Pinning: keep the payload in memory, and let a GPU copy from it directly. An optimisation, never a requirement.
 
-What took effect is recorded and shown (`embridge doctor`, `embridge status`); what did not costs speed and nothing else.
+What took effect is recorded and shown (`embridge doctor`, `embridge status`); what did not costs speed and nothing
+else.
 """
 
 from __future__ import annotations

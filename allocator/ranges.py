@@ -1,4 +1,4 @@
-"""Ranges of a segment that one process hands out: first fit from the lowest address, so that what was used before is used again, warm."""
+"""Hands out ranges of a segment: first fit from the lowest address, so that warm memory is used again."""
 
 from __future__ import annotations
 

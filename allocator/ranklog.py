@@ -1,4 +1,5 @@
-"""The log by which rank 0 of a language node tells the other ranks what it has handed over, and theirs of what they have released.
+"""The log by which rank 0 of a language node tells the other ranks what it has handed over, and theirs of what they
+have released.
 
     log segment (all may write)                             rows segment (rank 0 writes)
     ┌─────────────────────────────────────────────┐         ┌──────────────────────────────────────┐
@@ -12,13 +13,15 @@
     │ rank 2    ...                               │
     └─────────────────────────────────────────────┘
 
-Rank 0 writes one batch of items, which is what one `pop_transferred` returned, into one ring after the other, each with a single store of
-its tail: a rank sees a whole batch or nothing of it, all ranks see the same batches in the same order, and what a killed rank 0 leaves is
-a prefix of that order at each of them. A finished request's memory is named by an *entry*; a rank that needs it no more stores the item's
-ticket there. Tickets only rise, so a release of the entry's last use says nothing about this one, and repeating it does nothing.
+Rank 0 writes one batch of items, which is what one `pop_transferred` returned, into one ring after the other, each with
+a single store of its tail: a rank sees a whole batch or nothing of it, all ranks see the same batches in the same
+order, and what a killed rank 0 leaves is a prefix of that order at each of them. A finished request's memory is named
+by an *entry*; a rank that needs it no more stores the item's ticket there. Tickets only rise, so a release of the
+entry's last use says nothing about this one, and repeating it does nothing.
 
-Every word has one writer: the door of the node (`STATE`, `PID`, `LEADER`), rank 0 (`CUT`, ring tails), or that rank (`NUM_RELEASED`,
-tickets, ring head). The interleavings, with everybody killed anywhere, are explored in `tests/model/ranks_model.py`.
+Every word has one writer: the launcher of the node (`STATE`, `PID`, `LEADER`), rank 0 (`CUT`, ring tails), or that rank
+(`NUM_RELEASED`, tickets, ring head). The interleavings, with everybody killed anywhere, are explored in
+`tests/model/ranks_model.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class LogHeader(IntEnum):
     RING_RECORDS = 3
     ROWS_BYTES = 4
     LEADER_PID = 5
-    LEADER = 8  # door: `LeaderState`
+    LEADER = 8  # launcher: `LeaderState`
     GEOMETRY = 16
 
 
@@ -72,8 +75,8 @@ class LeaderState(IntEnum):
 class Rank(IntEnum):
     """Words of one rank, a line for each writer."""
 
-    STATE = 0  # door: `RankState`
-    PID = 1  # door
+    STATE = 0  # launcher: `RankState`
+    PID = 1  # launcher
     CUT = 8  # rank 0: 1 once nothing more is logged for this rank
     NUM_RELEASED = 16  # that rank
 
@@ -90,8 +93,8 @@ class RankState(IntEnum):
 class Item:
     """What the log says of one request.
 
-    Finished (`code` 0): its rows begin at byte `offset` of the rows segment, with room for `capacity_tokens`, of which `total_tokens` are
-    filled; `entry` and `ticket` name the hold. Failed: `code` and `reason`, and no memory.
+    Finished (`code` 0): its rows begin at byte `offset` of the rows segment, with room for `capacity_tokens`, of which
+    `total_tokens` are filled; `entry` and `ticket` name the hold. Failed: `code` and `reason`, and no memory.
     """
 
     room: int
@@ -211,7 +214,7 @@ def format_log(mapping: Mapping, layout: RankLogLayout, geometry: Geometry, rows
 
 
 class RankLog:
-    """A mapped log segment, checked. Rank 0, the door and followers each use the methods that are theirs.
+    """A mapped log segment, checked. Rank 0, the launcher and followers each use the methods that are theirs.
 
     `event_fds`: by rank, those of the doorbells that this process rings or arms.
 
@@ -227,7 +230,9 @@ class RankLog:
         self._header = Words(mapping, 0, _HEADER_WORDS)
         magic = self._header.load(LogHeader.MAGIC)
         if magic != MAGIC:
-            raise SegmentError(f"log of the ranks: magic {magic:#x} is not {MAGIC:#x}; run the same embridge version in all ranks")
+            raise SegmentError(
+                f"log of the ranks: magic {magic:#x} is not {MAGIC:#x}; run the same embridge version in all ranks"
+            )
         try:
             self.layout = RankLogLayout(
                 num_ranks=self._header.load(LogHeader.NUM_RANKS),
@@ -238,19 +243,25 @@ class RankLog:
         except ValueError as error:
             raise SegmentError(f"log of the ranks: {error}") from error
         if self.layout.size > mapping.size:
-            raise SegmentError(f"log of the ranks: {mapping.size} bytes < {self.layout.size} bytes that its header describes")
+            raise SegmentError(
+                f"log of the ranks: {mapping.size} bytes < {self.layout.size} bytes that its header describes"
+            )
         self.num_ranks = self.layout.num_ranks
         self.rows_bytes = self._header.load(LogHeader.ROWS_BYTES)
         self.leader_pid = self._header.load(LogHeader.LEADER_PID)
         self.followers = range(1, self.num_ranks)
         self._words = {rank: Words(mapping, self.layout.rank(rank), _RANK_WORDS) for rank in self.followers}
         self._tickets = {
-            rank: Words(mapping, self.layout.rank(rank) + self.layout.tickets, self.layout.num_entries) for rank in self.followers
+            rank: Words(mapping, self.layout.rank(rank) + self.layout.tickets, self.layout.num_entries)
+            for rank in self.followers
         }
         self._bells: dict[int, Doorbell] = {}
 
     def close(self) -> None:
-        """Let go of the memory, and of the copies of eventfds that its doorbells keep. Whatever was taken from here finds zeroes."""
+        """Let go of the memory, and of the copies of eventfds that its doorbells keep.
+
+        Whatever was taken from here finds zeroes.
+        """
         self._bells.clear()
         self._mapping.discard()
 
@@ -275,7 +286,7 @@ class RankLog:
         return self._words[rank].load(Rank.NUM_RELEASED)
 
     def unread(self, rank: int) -> int:
-        """Records of the ring that it has not taken yet; a look that changes nothing, so it may be off by what moves meanwhile."""
+        """Count the records that a rank has not taken yet, as a look: what moves meanwhile may be missed."""
         ring = Words(self._mapping, self.layout.rank(rank) + self.layout.ring, RING_HEADER_BYTES // 8)
         head = ring.load(RING_HEAD)
         return max(ring.load(RING_TAIL) - head, 0)
@@ -287,7 +298,7 @@ class RankLog:
             self._bells[rank] = Doorbell(self._mapping, at, self._event_fds.get(rank, -1))
         return self._bells[rank]
 
-    # ---- the door
+    # ---- the launcher
 
     def join(self, rank: int, pid: int) -> None:
         self._words[rank].store(Rank.PID, pid)

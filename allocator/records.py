@@ -63,7 +63,7 @@ class Process(IntEnum):
 
 
 class Lane(IntEnum):
-    """Words of one lane: the seat of a client. The launcher writes them, but for those that say otherwise."""
+    """Words of one lane, which is a client's. The launcher writes them, but for those that say otherwise."""
 
     STATE = 0
     NUM_WAITING = 1  # the client: its requests that wait for a slot
@@ -73,7 +73,8 @@ class Lane(IntEnum):
     PINNED = 5  # the client: from now on a device may copy between its memory and our payload
     LEFT = 6  # the client: it leaves of its own accord
     UNSENT_BYTES = 7  # encode, the client: host memory with rows that wait to be sent
-    NUM_EARLY = 8  # encode: the client, pages in which it opens slots before anybody has asked for their rooms; the poller at the end
+    # encode: the client, pages in which it opens slots before anybody has asked for their rooms; the poller at the end
+    NUM_EARLY = 8
 
 
 class LaneState(IntEnum):
@@ -117,7 +118,9 @@ class Slot(IntEnum):
     HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
     INIT_ASKED = 26  # language: client, it has called init, if only with no blocks
     SESSION = 27  # language: bootstrap, the latest session under which a grant left; 0: through shared memory only
-    VERIFIED = 28  # language: poller (client: before it opens a retry), `tokens:32 | checksum:32` of the rows that were checked (R27)
+    # language: poller (client: before it opens a retry), `tokens:32 | checksum:32` of the rows that were checked (R27)
+    VERIFIED = 28
+
 
 SLOT_WORDS: Final = 32
 REASON_OFFSET: Final = 8 * SLOT_WORDS
@@ -150,9 +153,11 @@ class Destination(IntEnum):
     FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
     RETRY_NS = 18  # worker: when the next attempt may be made
     BEGIN = 19  # bootstrap: rows that it has from another encode node; they are not sent again (R26)
-    SUMMED = 20  # worker, first the bootstrap as `SENT`: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R27)
+    # worker, first the bootstrap as `SENT`: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R27)
+    SUMMED = 20
     VERIFIED = 21  # poller: rows that the destination has checked (R27)
     WINDOW = 22  # bootstrap: entries that it has of the slot's grants, which its destinations share evenly
+
 
 DESTINATION_WORDS: Final = 24
 
@@ -181,6 +186,7 @@ class PeerState(IntEnum):
     REGISTERED = 1
     DEAD = 2
 
+
 PEER_WORDS: Final = 16
 PEER_BOOTSTRAP_OFFSET: Final = 8 * PEER_WORDS
 PEER_POLLER_OFFSET: Final = 256
@@ -197,6 +203,7 @@ class Writer(IntEnum):
     INCARNATION = 1
     PID = 2
 
+
 WRITER_WORDS: Final = 4
 
 
@@ -207,12 +214,16 @@ class Session(IntEnum):
     PORT = 1
     BASE = 2  # where the payload lies in its process
 
+
 SESSION_WORDS: Final = 8
 PORT_WORDS: Final = (1 << 16) // 64
 
 
 class Route(IntEnum):
-    """Words of one route: a node that discovery knows. The registrar writes all of them, between two steps of `GENERATION`."""
+    """Words of one route: a node that discovery knows.
+
+    The registrar writes all of them, between two steps of `GENERATION`.
+    """
 
     GENERATION = 0  # odd while the others are being written
     STATE = 1  # a NodeState; 0: entry free
@@ -244,6 +255,7 @@ class DiscoveryState(IntEnum):
     REFUSED = 2  # the server answers, and does not take our registration
     UNREACHABLE = 3
     LEFT = 4
+
 
 ROUTE_WORDS: Final = 64
 ROUTE_BOOTSTRAP: Final = 16  # texts: 16 words each

@@ -1,8 +1,8 @@
 """The slots' records, the destinations' watermarks, the grant windows and the staging entries.
 
-Who writes which word stands in `records` beside its name; here is how they are read and written. A record is about the epoch
-that its word `EPOCH` names. A client resets it before it opens that epoch, and nobody else touches the slot until then: the
-epoch before was released by all of them.
+Who writes which word stands in `records` beside its name; here is how they are read and written. A record is about the
+epoch that its word `EPOCH` names. A client resets it before it opens that epoch, and nobody else touches the slot until
+then: the epoch before was released by all of them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ STAGE_READING: Final = 2
 class StageEntry(NamedTuple):
     """One cached source block: rows [0, rows) of request block `block` stand in block `source`.
 
-    Packed `block:24 | source:24 | rows:14 | state:2`, so that one CAS decides between the stager, who drops it, and the worker, who
-    reads it.
+    Packed `block:24 | source:24 | rows:14 | state:2`, so that one CAS decides between the stager, who drops it, and the
+    worker, who reads it.
     """
 
     block: int
@@ -77,7 +77,7 @@ class SlotTable:
         for field in Slot:
             if field != Slot.RELEASED_EPOCH:
                 self.set(slot, field, 0)
-        self._bytes[slot, REASON_OFFSET :] = 0
+        self._bytes[slot, REASON_OFFSET:] = 0
 
     def reason(self, slot: int) -> str:
         return self._text(slot, REASON_OFFSET, REASON_BYTES)
@@ -88,8 +88,9 @@ class SlotTable:
     def claim_failure(self, slot: int, code: int, reason: str, *, insist: bool = True) -> bool:
         """Be the one who says why this request fails. False when somebody else was first; the first reason stands.
 
-        The code comes last: whoever sees it finds the reason there. Somebody who was first and has not come to the code may have died: to
-        `insist` is to finish for them. Should they live, both reasons are true, and one of them stays.
+        The code comes last: whoever sees it finds the reason there. Somebody who was first and has not come to the code
+        may have died: to `insist` is to finish for them. Should they live, both reasons are true, and one of them
+        stays.
         """
         first = self._words.compare_exchange(slot * self._stride + Slot.FAILURE_CLAIMED, 0, 1)
         if not first and (not insist or self.get(slot, Slot.FAILURE)):
@@ -189,8 +190,8 @@ class StagingTable:
 class WindowTable:
     """Language side: the destination block of each granted request block.
 
-    Entry `k % window` is written before `GRANTED_BLOCKS` rises above k, and again only after `DRAINED_BLOCKS` has passed k; a reader
-    takes the entries, then looks at `DRAINED_BLOCKS` again and drops those below it.
+    Entry `k % window` is written before `GRANTED_BLOCKS` rises above k, and again only after `DRAINED_BLOCKS` has
+    passed k; a reader takes the entries, then looks at `DRAINED_BLOCKS` again and drops those below it.
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:

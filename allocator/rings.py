@@ -1,7 +1,8 @@
 """Rings between the processes of a node, what their records say, and a sender that keeps what did not fit.
 
-A record is a *kick*: it names a slot and its epoch and says "look there"; what to do stands in the slot's words. So repeating one
-does nothing, a stale one does nothing (its epoch has passed), and one that is lost is repaired by the slow scan (R16, R25).
+A record is a *kick*: it names a slot and its epoch and says "look there"; what to do stands in the slot's words. So
+repeating one does nothing, a stale one does nothing (its epoch has passed), and one that is lost is repaired by the
+slow scan (R16, R25).
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ class Kick(IntEnum):
     WRITER_GONE = 12  # launcher to poller: a foreign writer of our payload is dead
     SESSION = 13  # language: worker `slot` is in a new session, the engine of the old one is dead
     FENCE = 14  # language: poller to worker, end the engine of session `value` and begin another
-    CHECKSUM = 15  # language: poller to worker, rows `value` (first:32 | end:32), going on from `extra`; and the answer, in `extra`
-    ASK = 16  # encode: a client's call waits for a slot; announce room `value`, if anybody has asked for it (slot is the lane)
+    # language: poller to worker, rows `value` (first:32 | end:32), going on from `extra`; and the answer, in `extra`
+    CHECKSUM = 15
+    # encode: a client's call waits for a slot; announce room `value`, if anybody has asked for it (slot is the lane)
+    ASK = 16
 
 
 class Record(NamedTuple):
@@ -85,7 +88,8 @@ class KickSender:
             self._doorbell.ring()
 
     def send_now(self, kick: int, slot: int, epoch: int, value: int = 0) -> None:
-        """One kick and the bell, from a thread that does not flush: a record that does not fit waits for the one that does.
+        """One kick and the bell, from a thread that does not flush: a record that does not fit waits for the one that
+        does.
 
         `Producer.push` keeps the GIL, so the two threads of a client never push at the same time.
         """

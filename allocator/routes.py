@@ -1,20 +1,20 @@
 """The route table: the nodes of the other role that discovery knows, and how the registrar itself fares.
 
-One process writes it, the registrar; any client reads it, at any time, without a lock and without holding the writer up. Each record is
-guarded by a generation word, which is odd while the record is being written:
+One process writes it, the registrar; any client reads it, at any time, without a lock and without holding the writer
+up. Each record is guarded by a generation word, which is odd while the record is being written:
 
     writer   generation odd ── the other words ── generation even, and greater
     reader   generation ── the other words ── generation again: the same, and even, or what was read is thrown away
 
-Why a reader never takes a record that is half old and half new. Every word is stored with release and loaded with acquire. If a reader
-has loaded any word of a newer writing, then it sees, in its second look, the odd generation that was stored before that word, or a
-later one: so the two looks differ. If its first look saw the even generation at the end of a writing, it sees all words of
-that writing, or newer ones, and for the newer ones the first argument holds. Generations only rise, so "the same" means that
-nothing was written in between.
+Why a reader never takes a record that is half old and half new. Every word is stored with release and loaded with
+acquire. If a reader has loaded any word of a newer writing, then it sees, in its second look, the odd generation that
+was stored before that word, or a later one: so the two looks differ. If its first look saw the even generation at the
+end of a writing, it sees all words of that writing, or newer ones, and for the newer ones the first argument holds.
+Generations only rise, so "the same" means that nothing was written in between.
 
-A writer that is killed half way leaves an odd generation: the record is not readable until the next registrar, which starts by freeing such
-records, has written it. It goes on from the odd one: to step to an even one first would declare the half-written record whole.
-`tests/model/test_route_table_model.py` explores every interleaving, with kills.
+A writer that is killed half way leaves an odd generation: the record is not readable until the next registrar, which
+starts by freeing such records, has written it. It goes on from the odd one: to step to an even one first would declare
+the half-written record whole. `tests/model/test_route_table_model.py` explores every interleaving, with kills.
 """
 
 from __future__ import annotations
@@ -117,14 +117,17 @@ class RouteWriter:
 
 
 class RouteReader:
-    """Anybody's end. What it returns was whole at one moment, record by record; nothing it does is seen by the writer."""
+    """Anybody's end.
+
+    What it returns was whole at one moment, record by record; nothing it does is seen by the writer.
+    """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self._records = _Records(mapping, layout)
         self._known: dict[int, tuple[int, RouteRecord | None]] = {}  # record -> (generation, what it held)
 
     def routes(self) -> list[RouteRecord]:
-        """Every node that discovery has told of; where two records name one node (it moved meanwhile), the later report."""
+        """List the nodes that discovery has told of; of two records of one node, which has moved, the later report."""
         found: dict[int, RouteRecord] = {}
         for index in range(1, self._records.count):
             route = self._route(index)

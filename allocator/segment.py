@@ -1,8 +1,8 @@
 """Segments: created with a name that is gone at once, sized and reserved after that, then handed on as descriptors.
 
 A segment is a file of /dev/shm of mode 0600, created by `posix_ipc` (`O_CREX`), and unlinked before it has a size. So
-it lives as long as somebody holds a descriptor or a mapping. Whoever is killed between these two calls leaves a name and
-no memory; the name says whose it was, and the next node that starts on this host, and `embridge doctor`, remove it.
+it lives as long as somebody holds a descriptor or a mapping. Whoever is killed between these two calls leaves a name
+and no memory; the name says whose it was, and the next node that starts on this host, and `embridge doctor`, remove it.
 
 Its space is reserved with `posix_fallocate` before anything maps it: a full /dev/shm is a clear error here, and not a
 SIGBUS at the first touch. Where /dev/shm gives huge pages to who asks for them, the payload is first touched through a
@@ -165,7 +165,9 @@ def map_segment(fd: int, size: int, *, writable: bool = True, alignment: int = 4
     try:
         actual = os.fstat(fd).st_size
         if actual < size:
-            raise SegmentError(f"segment: {actual} bytes < {size} bytes expected; the node that made it has another layout")
+            raise SegmentError(
+                f"segment: {actual} bytes < {size} bytes expected; the node that made it has another layout"
+            )
         return Mapping(fd, size, writable=writable, alignment=alignment, address=address)
     except (OSError, ValueError, OverflowError) as error:
         raise SegmentError(f"segment of {size} bytes cannot be mapped: {error}") from error

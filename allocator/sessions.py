@@ -1,13 +1,13 @@
 """Sessions: which engine of this node remote writers write through, and the fence between one and the next.
 
-Each transfer worker of a language node that offers a network engine owns one, in a process that owns nothing else. A *session* is one
-life of such an engine: a number that is higher than all before it, a port, and the address at which the payload lies in that process.
-No later session of this incarnation has the same port or address, so a write that was meant for one session finds nothing in another
-(R10). A fence is the death of that process: a new one begins the next session, and whatever was still on its way to the old one has no
-place to land.
+Each transfer worker of a language node that offers a network engine owns one, in a process that owns nothing else. A
+*session* is one life of such an engine: a number that is higher than all before it, a port, and the address at which
+the payload lies in that process. No later session of this incarnation has the same port or address, so a write that was
+meant for one session finds nothing in another (R10). A fence is the death of that process: a new one begins the next
+session, and whatever was still on its way to the old one has no place to land.
 
-A block remembers in its exposure word under which session it was exposed. After a fence the blocks in quarantine of lesser
-sessions of that worker are free.
+A block remembers in its exposure word under which session it was exposed. After a fence the blocks in quarantine of
+lesser sessions of that worker are free.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class SessionTable:
     def begin(self, worker: int, session: LiveSession) -> None:
         """Tell of a worker's new session; only its process calls this, and the one of the session before it is dead.
 
-        The old number goes first and the new one comes last, so nobody ever sees the one with the port or the address of the other.
+        The old number goes first and the new one comes last, so nobody ever sees the one with the port or the address
+        of the other.
         """
         at = worker * SESSION_WORDS
         self._words.store(at + Session.NUMBER, 0)
@@ -99,10 +100,12 @@ class SessionTable:
                 return session
 
     def quarantined(self) -> dict[int, list[tuple[int, int]]]:
-        """By exposure word, the blocks that are in quarantine, each with its cell, which no later quarantine of that block has; a look."""
+        """List, as a look, the blocks in quarantine by exposure word, with their cells, which differ each time."""
         cells = self._cells.copy()
         blocks = np.flatnonzero(cells & 3 == QUARANTINED)
         found: dict[int, list[tuple[int, int]]] = {}
-        for block, cell, word in zip(blocks.tolist(), cells[blocks].tolist(), self._exposure[blocks].tolist(), strict=True):
+        for block, cell, word in zip(
+            blocks.tolist(), cells[blocks].tolist(), self._exposure[blocks].tolist(), strict=True
+        ):
             found.setdefault(word, []).append((block, cell))
         return found

@@ -1,7 +1,8 @@
 """Settings: dataclass fields that say their help, their range and their choices, once, for whoever reads or shows them.
 
-A group is a frozen dataclass whose fields are made by `setting`. `check` looks at a group's values (in its `__post_init__`),
-`settings_of` lists its fields: environment, TOML, command line and `docs/settings.md` go by that list.
+A group is a frozen dataclass whose fields are made by `setting`. `check` looks at a group's values (in its
+`__post_init__`), `settings_of` lists its fields: environment, TOML, command line and `docs/settings.md` go by that
+list.
 """
 
 from __future__ import annotations

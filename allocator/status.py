@@ -1,8 +1,8 @@
 """Status words: one 64-bit word a slot that only increases, and what its parts mean.
 
-`epoch:28 | phase:4 | sent:32`, compared as one integer. A new request in a slot takes the next epoch, so whatever a late
-writer of an old epoch does loses by arithmetic. Success and Failed absorb. `sent` counts tokens: at a destination what has
-landed there, on the encode side the least of all destinations.
+`epoch:28 | phase:4 | sent:32`, compared as one integer. A new request in a slot takes the next epoch, so whatever a
+late writer of an old epoch does loses by arithmetic. Success and Failed absorb. `sent` counts tokens: at a destination
+what has landed there, on the encode side the least of all destinations.
 """
 
 from __future__ import annotations

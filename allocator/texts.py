@@ -1,4 +1,4 @@
-"""Texts in fields of a fixed size: cut at a whole character where they are too long, ended by a zero where they are not."""
+"""Packs texts into fields of a fixed size: long ones are cut at a whole character, short ones end with a zero."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Encode side: a log of rooms that somebody has asked for, for clients whose calls wait for a slot.
 
-One writer, the bootstrap; any number of readers, each with its own place. A reader that falls behind by more than the log holds loses
-what was overwritten, or reads newer rooms in place of older ones: each is one that was asked for. A language node sends an init that is
-not answered again, and then the room is announced again.
+One writer, the bootstrap; any number of readers, each with its own place. A reader that falls behind by more than the
+log holds loses what was overwritten, or reads newer rooms in place of older ones: each is one that was asked for. A
+language node sends an init that is not answered again, and then the room is announced again.
 
 An entry is the room, and above its 63 bits whether it can end at once: blocks wait for its rows, or it has failed.
 """

@@ -110,9 +110,14 @@ class PipelineConfig:
         try:
             address = ipaddress.ip_address(self.host)
         except ValueError as error:
-            raise ConfigError(f"host: {self.host!r} is no IP address; give the one address that this node binds") from error
+            raise ConfigError(
+                f"host: {self.host!r} is no IP address; give the one address that this node binds"
+            ) from error
         if (getattr(address, "ipv4_mapped", None) or address).is_unspecified:
-            raise ConfigError(f"host: {self.host} stands for all interfaces; give the one address at which the other nodes reach this one")
+            raise ConfigError(
+                f"host: {self.host} stands for all interfaces; "
+                "give the one address at which the other nodes reach this one"
+            )
         self._check_keys(is_loopback=address.is_loopback)
         self._check_discovery()
 
@@ -135,11 +140,14 @@ class PipelineConfig:
                 continue
             object.__setattr__(self, name, Path(value).expanduser().absolute())
             if getattr(self, other) is None:
-                raise ConfigError(f"{name}: it is set and {other} is not; a node has both or neither (see `embridge keys --help`)")
+                raise ConfigError(
+                    f"{name}: it is set and {other} is not; a node has both or neither (see `embridge keys --help`)"
+                )
         if self.key_file is None and not is_loopback:
             raise ConfigError(
-                f"host: {self.host} is no loopback address, and without keys control messages are plain; make a key with "
-                "`embridge keys new`, list the keys of the other nodes, and give key_file and allow_file (--key-file, --allow-file)"
+                f"host: {self.host} is no loopback address, and without keys control messages are plain; "
+                "make a key with `embridge keys new`, list the keys of the other nodes, "
+                "and give key_file and allow_file (--key-file, --allow-file)"
             )
 
     def _check_discovery(self) -> None:
@@ -147,7 +155,9 @@ class PipelineConfig:
             object.__setattr__(self, "discovery_token_file", Path(self.discovery_token_file).absolute())
         if not self.discovery:
             if self.limits.max_routes:
-                raise ConfigError(f"limits.max_routes: {self.limits.max_routes} without discovery; set discovery, or leave it 0")
+                raise ConfigError(
+                    f"limits.max_routes: {self.limits.max_routes} without discovery; set discovery, or leave it 0"
+                )
             return
         host = _host_of(self.discovery)
         if len(self.discovery) > MAX_URL_CHARS or host is None:

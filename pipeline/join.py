@@ -21,7 +21,7 @@ JOIN_TIMEOUT_S = 10.0
 
 
 class Joined(NamedTuple):
-    """A seat in a node. It is ours for as long as `sock` is open."""
+    """A lane in a node. It is ours for as long as `sock` is open."""
 
     sock: socket.socket
     welcome: Welcome
@@ -34,7 +34,7 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
     """Connect to a node's run socket and be let in. Returns the connection, the welcome, and descriptors by name.
 
     Raises:
-        AttachError: nobody answers, the node belongs to another user, or it has no seat; the text says which.
+        AttachError: nobody answers, the node belongs to another user, or it has no lane left; the text says which.
     """
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -43,7 +43,9 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
     except OSError as error:
         raise AttachError(f"node in {run_dir}: no socket is to be had: {error.strerror}; raise `ulimit -n`") from error
     sock.settimeout(timeout_s)
-    wanted = {run_socket.Hello: {"control", "payload"}, run_socket.Follow: {"log", "rows", "bell"}}.get(type(hello), {"control"})
+    wanted = {run_socket.Hello: {"control", "payload"}, run_socket.Follow: {"log", "rows", "bell"}}.get(
+        type(hello), {"control"}
+    )
     try:
         check_run_dir(run_dir)
         sock.connect(str(run_dir / SOCKET_NAME))
@@ -81,7 +83,7 @@ def check_run_dir(run_dir: Path) -> None:
 
 
 def join(run_dir: Path) -> Joined:
-    """Take a client's seat.
+    """Take a lane, as a client.
 
     Raises:
         AttachError, SegmentError: as `knock`, or the segments are not those of this version.

@@ -1,7 +1,9 @@
-"""The end of a process's part in a node: the memory is let go of, and whoever still asks is told why there is no answer.
+"""The end of a process's part in a node: the memory is let go of, and whoever still asks is told why there is no
+answer.
 
-What a process has mapped is free when it leaves, not when the last object that knew of it happens to be collected: a node with a large
-pool can then be launched again at once. Only what somebody still looks at stays, until the last such tensor or array is gone.
+What a process has mapped is free when it leaves, not when the last object that knew of it happens to be collected: a
+node with a large pool can then be launched again at once. Only what somebody still looks at stays, until the last such
+tensor or array is gone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""`docs/settings.md`, written from the settings themselves: `python -m embridge.pipeline.settings_page > docs/settings.md`."""
+"""Writes the page of settings from the settings themselves.
+
+    python -m embridge.pipeline.settings_page > docs/settings.md
+"""
 
 from __future__ import annotations
 

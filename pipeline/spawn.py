@@ -54,9 +54,7 @@ class _Child:
         return self.process.exitcode == 0 or (self.process.exitcode is None and self.said == _RETURNED)
 
 
-def spawn(
-    fn: Callable[..., object], nprocs: int = 1, args: Sequence[Any] = (), *, grace_s: float = GRACE_S
-) -> None:
+def spawn(fn: Callable[..., object], nprocs: int = 1, args: Sequence[Any] = (), *, grace_s: float = GRACE_S) -> None:
     """Call `fn(index, *args)` in each of `nprocs` new processes, and return when all of them have returned.
 
     If one fails, the others are ended: SIGTERM, and SIGKILL after `grace_s`. The module that runs as the main one is
@@ -91,7 +89,8 @@ class _Group:
     """The processes of one call."""
 
     def __init__(self, fn: Callable[..., object], args: Sequence[Any], nprocs: int, grace_s: float) -> None:
-        from torch import multiprocessing  # not above: a process imports it when its function does, or has been given a tensor
+        # not above: a process imports it when its function does, or has been given a tensor
+        from torch import multiprocessing
 
         self._context = multiprocessing.get_context("spawn")
         self._target = (fn, tuple(args))

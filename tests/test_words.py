@@ -172,8 +172,8 @@ def test_every_counter_is_counted_and_shown() -> None:
 
 BEGINNINGS = {
     (errors.FailureCode, "NONE"): "what stands in `Slot.FAILURE` before anybody has claimed a failure",
-    (ranklog.LeaderState, "LEADING"): "what stands in `LogHeader.LEADER` until the door writes there",
-    (ranklog.RankState, "AWAITED"): "what stands in `Rank.STATE` until the door writes there",
+    (ranklog.LeaderState, "LEADING"): "what stands in `LogHeader.LEADER` until the launcher writes there",
+    (ranklog.RankState, "AWAITED"): "what stands in `Rank.STATE` until the launcher writes there",
 }
 
 

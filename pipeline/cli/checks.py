@@ -176,7 +176,9 @@ def mooncake() -> Check:
     script = [sys.executable, "-P", "-c", START_ENGINE, settings.protocol, settings.device]
     loaded = subprocess.run(script, capture_output=True, text=True, errors="replace", timeout=IMPORT_TIMEOUT_S)
     if loaded.returncode == 0:
-        way = "tcp, forced by MC_FORCE_TCP" if settings.protocol == "tcp" else f"rdma, device {settings.device or 'any'}"
+        way = (
+            "tcp, forced by MC_FORCE_TCP" if settings.protocol == "tcp" else f"rdma, device {settings.device or 'any'}"
+        )
         return Check("Mooncake", "ok", f"{version}: an engine starts ({way}); done means applied (framing {PROTO})")
     said = (loaded.stderr.strip().splitlines() or [f"exit status {loaded.returncode}"])[-1]
     return Check("Mooncake", "warn", f"{version} does not load: {said}", _library_advice(said))
@@ -189,7 +191,9 @@ def keys() -> Check:
 
     config = PipelineConfig.from_env()
     if config.key_file is None or config.allow_file is None:
-        return Check("keys", "note", "none in the environment", "nodes bind loopback addresses only: see `embridge keys --help`")
+        return Check(
+            "keys", "note", "none in the environment", "nodes bind loopback addresses only: see `embridge keys --help`"
+        )
     try:
         check_keys(config)
     except ValueError as error:

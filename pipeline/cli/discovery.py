@@ -13,10 +13,14 @@ DEFAULT_PORT = 8998  # that of SGLang's bootstrap server
 
 
 @click.command("discovery", short_help="Run the discovery server: which nodes there are, how they fare.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The one address to bind; beyond loopback only with a token.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The one address to bind; beyond loopback only with a token."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 @click.option(
-    "--token-file", type=click.Path(path_type=Path), help="File, mode 0600, of the token that every request must bear (Bearer)."
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File, mode 0600, of the token that every request must bear (Bearer).",
 )
 @click.option(
     "--log-level",
@@ -28,9 +32,9 @@ DEFAULT_PORT = 8998  # that of SGLang's bootstrap server
 def command(host: str, port: int, token_file: Path | None, log_level: str) -> None:
     """Run the discovery server: which nodes there are, how they fare.
 
-    One for a cluster. Start it, then give its URL to every node: embridge launch --discovery http://HOST:PORT. Nodes register
-    and renew every second; what does not renew runs out after five. The state is in memory: after a restart of the
-    server it is whole again within a second or two, and nodes work on without it meanwhile.
+    One for a cluster. Start it, then give its URL to every node: embridge launch --discovery http://HOST:PORT. Nodes
+    register and renew every second; what does not renew runs out after five. The state is in memory: after a restart of
+    the server it is whole again within a second or two, and nodes work on without it meanwhile.
 
     \b
       GET /nodes      nodes with role, state, health, load and free blocks: what a router chooses by

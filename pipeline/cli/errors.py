@@ -1,9 +1,9 @@
 """How a command fails: one line on standard error and an exit status, never a traceback for what can be expected.
 
-    0    done
-    1    what was asked for did not work out: a node did not start, a request failed, a check failed
-    2    the question was wrong: an option, a setting, a folder that is not there
-    130  Ctrl-C          143  SIGTERM
+0    done
+1    what was asked for did not work out: a node did not start, a request failed, a check failed
+2    the question was wrong: an option, a setting, a folder that is not there
+130  Ctrl-C          143  SIGTERM
 """
 
 from __future__ import annotations

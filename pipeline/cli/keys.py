@@ -9,8 +9,8 @@ import click
 from embridge.pipeline.cli.errors import expected_errors
 
 _ADDRESS_HELP = (
-    "Where the others reach the node: host, host:port, [ipv6]:port (the bootstrap port), or - if they never connect to it first, "
-    "as nobody does to a language node."
+    "Where the others reach the node: host, host:port, [ipv6]:port (the bootstrap port), "
+    "or - if they never connect to it first, as nobody does to a language node."
 )
 
 
@@ -18,8 +18,8 @@ _ADDRESS_HELP = (
 def command() -> None:
     """Make and look at the keys by which nodes know each other.
 
-    A node that others reach over a network has a secret key, and a list of the public keys that it talks with. Connections
-    are encrypted (CURVE), both ends prove their key, and whoever is not listed reaches nothing.
+    A node that others reach over a network has a secret key, and a list of the public keys that it talks with.
+    Connections are encrypted (CURVE), both ends prove their key, and whoever is not listed reaches nothing.
 
     \b
     On each node, once:
@@ -49,7 +49,10 @@ def new(key_file: Path, address: str, name: str) -> None:
         line = allow_line(address, pair.public, name)  # before the file: a wrong address leaves nothing behind
         write_key_file(key_file, pair)
         click.echo(line)
-        click.echo(f"{key_file}: the secret key, for this node alone; the line above goes into the allow-lists of the others", err=True)
+        click.echo(
+            f"{key_file}: the secret key, for this node alone; the line above goes into the allow-lists of the others",
+            err=True,
+        )
 
 
 @command.command("show", short_help="Print the public line of a secret key file.")
@@ -69,8 +72,9 @@ def show(key_file: Path, address: str, name: str) -> None:
 def check(allow_file: Path) -> None:
     """Read ALLOW_FILE as a node does, and list it. What is wrong is named with its line, and the exit status is 2.
 
-    One line a node: `<address> <public key> [name]`. Every listed key may connect. When a node connects, it wants the key beside
-    host:port, else the one beside the host; `-` stands for a node that nobody connects to first. `#` begins a comment.
+    One line a node: `<address> <public key> [name]`. Every listed key may connect. When a node connects, it wants the
+    key beside host:port, else the one beside the host; `-` stands for a node that nobody connects to first. `#` begins
+    a comment.
     """
     with expected_errors():
         from embridge.workers.keys import read_allow_list

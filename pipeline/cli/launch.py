@@ -55,9 +55,9 @@ def command(toml: Path | None, **given: Any) -> None:
 class _Signals:
     """Counts SIGINT and SIGTERM, for the loop to pass on: the node is a process group of its own. A context manager.
 
-    SIGHUP counts, too, where it says that the terminal is gone; otherwise it asks to read settings again, of which there
-    are none to read, and does nothing. SIGCHLD has its effect again where it was ignored by whoever started the command:
-    else the kernel would tell nobody how the node ended.
+    SIGHUP counts, too, where it says that the terminal is gone; otherwise it asks to read settings again, of which
+    there are none to read, and does nothing. SIGCHLD has its effect again where it was ignored by whoever started the
+    command: else the kernel would tell nobody how the node ended.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class NodeCommand(click.Command):
-    """A command that has a node's settings among its options; they are asked for when it runs, not when it is imported."""
+    """A command with a node's settings among its options, which are asked for when it runs, not when it is imported."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         *own, help_option = super().get_params(ctx)

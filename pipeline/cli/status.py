@@ -1,4 +1,7 @@
-"""`embridge status`: what a running node is doing, and why a request does not move, read from its shared memory without disturbing it."""
+"""`embridge status`: what a running node is doing, and why a request does not move.
+
+It reads shared memory and disturbs nobody.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,11 @@ IN_DETAIL = {
 @click.option("--request", "room", type=int, metavar="ROOM", help="One request, in detail.")
 @click.option("--watch", is_flag=True, help=f"Again each {REFRESH_S:g} s, until Ctrl-C.")
 def command(run_dir: Path | None, role: str | None, as_json: bool, room: int | None, watch: bool) -> None:
-    """Show a running node: its processes, blocks and requests, and for each request who owes its next step, and for how long.
+    """Show a running node: its processes, blocks and requests, and for each request who owes its next step, and for how
+    long.
 
-    Only looks: the node's memory is mapped read-only, and nobody is woken. Of a node that is dead it shows what its run directory tells,
-    with status 1.
+    Only looks: the node's memory is mapped read-only, and nobody is woken. Of a node that is dead it shows what its run
+    directory tells, with status 1.
     """
     with expected_errors():
         path = run_dir_of(run_dir, role)
@@ -69,7 +73,10 @@ def _status(path: Path, room: int | None) -> dict[str, Any]:
         return status
     found = [request for request in status["requests"] if request["room"] == room]
     if not found:
-        raise QuestionError(f"room {room}: no such request is in flight at this {status['role']} node; it has ended, or is not open here")
+        raise QuestionError(
+            f"room {room}: no such request is in flight at this {status['role']} node; "
+            "it has ended, or is not open here"
+        )
     return {"requests": found}
 
 

@@ -1,9 +1,9 @@
 """Why a request does not move: who owes its next step, what that step is, and since when it is owed.
 
-`explain` is a function of what is seen of one request in its node's control segment (`EncodeView`, `LanguageView`), and of nothing else.
-It is two tables, one a side, of rules that are tried from the top; the first that applies is the answer. A rule says who owes the step,
-and through which processes of this node it has to go: if one of them is in trouble (stopped, silent, being restarted), that one is
-named, with its trouble first.
+`explain` is a function of what is seen of one request in its node's control segment (`EncodeView`, `LanguageView`), and
+of nothing else. It is two tables, one a side, of rules that are tried from the top; the first that applies is the
+answer. A rule says who owes the step, and through which processes of this node it has to go: if one of them is in
+trouble (stopped, silent, being restarted), that one is named, with its trouble first.
 
 Nothing here decides anything in a node: it is for people, who see words that others are changing meanwhile.
 """
@@ -18,7 +18,10 @@ from embridge.pipeline.inspection.views import Actor, EncodeView, LanguageView
 
 
 class Explanation(NamedTuple):
-    """Who owes the next step of a request, which one it is, and since when (monotonic ns). `rule`: the table's name for it."""
+    """Who owes the next step of a request, which one it is, and since when (monotonic ns).
+
+    `rule`: the table's name for it.
+    """
 
     process: Actor
     reason: str
@@ -27,7 +30,10 @@ class Explanation(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One rule of a table. `who`, `since` and `through` name attributes of the view, `why` is formatted with it as `v`."""
+    """One rule of a table.
+
+    `who`, `since` and `through` name attributes of the view, `why` is formatted with it as `v`.
+    """
 
     name: str
     applies: Callable[[Any], bool]
@@ -44,8 +50,16 @@ _BOTH: Final = (
         "poller",
         "the client that opened it is gone; the request has to be ended as Failed",
     ),
-    Rule("failed", lambda v: not v.has_ended and v.has_failure, "poller", "the failure has to be published: {v.failure}"),
-    Rule("late", lambda v: not v.has_ended and v.is_late, "poller", "its deadline has passed; it has to be ended", "deadline_ns"),
+    Rule(
+        "failed", lambda v: not v.has_ended and v.has_failure, "poller", "the failure has to be published: {v.failure}"
+    ),
+    Rule(
+        "late",
+        lambda v: not v.has_ended and v.is_late,
+        "poller",
+        "its deadline has passed; it has to be ended",
+        "deadline_ns",
+    ),
 )
 
 _RELEASE: Final = Rule(
@@ -96,7 +110,8 @@ ENCODE: Final = (
         "grant",
         lambda v: not v.has_ended and v.slowest.sent >= v.slowest.granted,
         "other",
-        "it has to grant more: {v.slowest.granted} rows are granted, all sent, {v.ready} are ready (its pool: unknown here)",
+        "it has to grant more: {v.slowest.granted} rows are granted, all sent, {v.ready} are ready "
+        "(its pool: unknown here)",
         through=("bootstrap",),
     ),
     Rule(
@@ -151,7 +166,14 @@ ENCODE: Final = (
         "the request has ended; its library thread has to let go of the rows",
         "ended_ns",
     ),
-    Rule("close", lambda v: v.waiting, "not_closed", "the request has ended; that node has to close it", "ended_ns", ("poller",)),
+    Rule(
+        "close",
+        lambda v: v.waiting,
+        "not_closed",
+        "the request has ended; that node has to close it",
+        "ended_ns",
+        ("poller",),
+    ),
     _RELEASE,
 )
 
@@ -244,7 +266,8 @@ LANGUAGE: Final = (
         "grant",
         lambda v: not v.has_ended,
         "client",
-        "it has to grant more: {v.granted} rows are granted, all sent, {v.ready} are ready; {v.free_blocks} blocks are free, so others "
+        "it has to grant more: {v.granted} rows are granted, all sent, {v.ready} are ready; "
+        "{v.free_blocks} blocks are free, so others "
         "come first, or its host memory is full (results not released)",
     ),
     Rule(

@@ -88,7 +88,10 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
 
 def _unsent(control: Control) -> dict[str, int]:
     """Host memory of all clients with rows that wait to be sent, and its limit."""
-    return {"unsent_bytes": control.lanes.unsent_bytes(), "unsent_max_bytes": control.header.load(SegmentHeader.UNSENT_MAX_BYTES)}
+    return {
+        "unsent_bytes": control.lanes.unsent_bytes(),
+        "unsent_max_bytes": control.header.load(SegmentHeader.UNSENT_MAX_BYTES),
+    }
 
 
 def _memory(control: Control) -> str:
@@ -97,7 +100,10 @@ def _memory(control: Control) -> str:
 
 
 def _keys(seen: Look) -> dict[str, Any]:
-    """How the node's messages are protected. The allow-list is read as it stands in its file now; the key file is not touched."""
+    """How the node's messages are protected.
+
+    The allow-list is read as it stands in its file now; the key file is not touched.
+    """
     if seen.public_key is None:
         return {"messages": "unknown: the launcher does not answer"}
     if not seen.public_key:
@@ -213,7 +219,11 @@ def requests(control: Control, now_ns: int, *, sees_pids: bool = False) -> list[
             entry["destinations"] = [_destination(d) for d in view.destinations]
         else:
             entry["encode_node"] = str(view.other)
-            entry["blocks"] = {"granted": view.granted_blocks, "known_there": view.known_blocks, "drained": view.drained_blocks}
+            entry["blocks"] = {
+                "granted": view.granted_blocks,
+                "known_there": view.known_blocks,
+                "drained": view.drained_blocks,
+            }
         found.append(entry)
     return found
 

@@ -1,8 +1,8 @@
-"""Opening a node to look at it, without a seat and without a trace: its segments are mapped read-only.
+"""Opens a node to look at it, without a lane and without a trace: its segments are mapped read-only.
 
-The run socket hands them out. When the launcher does not answer, because it is stopped, say, they are found among its open files; it is
-found by the lock that it holds on its run directory. When there is no launcher any more, the segments are gone with it, and what can be
-said is what the run directory tells.
+The run socket hands them out. When the launcher does not answer, because it is stopped, say, they are found among its
+open files; it is found by the lock that it holds on its run directory. When there is no launcher any more, the segments
+are gone with it, and what can be said is what the run directory tells.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ANSWER_TIMEOUT_S: Final = 2.0
 class Look(NamedTuple):
     """A node as it can be looked at. `logs`: of its groups of ranks, by name.
 
-    `public_key` and `allow_file` are None where the launcher was not there to tell; `note` says so then. `sees_pids`: the node's pids
-    mean the same here as there.
+    `public_key` and `allow_file` are None where the launcher was not there to tell; `note` says so then. `sees_pids`:
+    the node's pids mean the same here as there.
     """
 
     control: Control
@@ -50,7 +50,10 @@ class Look(NamedTuple):
 
 
 def look(run_dir: Path) -> Look:
-    """Open the node that runs in `run_dir`. Raises AttachError, SegmentError: there is none, or it cannot be reached."""
+    """Open the node that runs in `run_dir`.
+
+    Raises AttachError, SegmentError: there is none, or it cannot be reached.
+    """
     try:
         sock, welcome, fds = knock(run_dir, run_socket.Observe(run_socket.PROTOCOL_VERSION), ANSWER_TIMEOUT_S)
     except AttachError as error:
@@ -135,7 +138,12 @@ def condition_of(pid: int) -> str:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return "it is dead"
-    return {"T": "it is stopped by a signal", "t": "it is stopped by a debugger", "Z": "it is dead", "X": "it is dead"}.get(state, "")
+    return {
+        "T": "it is stopped by a signal",
+        "t": "it is stopped by a debugger",
+        "Z": "it is dead",
+        "X": "it is dead",
+    }.get(state, "")
 
 
 def remains(run_dir: Path) -> dict[str, Any]:
@@ -162,8 +170,8 @@ def _remains(run_dir: Path, directory: int) -> dict[str, Any]:
     else:
         told["state"] = "GONE"
         told["why"] = (
-            "its launcher died without stopping the node (killed, perhaps for memory: see the kernel's log); requests of it are Failed on "
-            "the other side; start it again with the same run directory"
+            "its launcher died without stopping the node (killed, perhaps for memory: see the kernel's log); "
+            "requests of it are Failed on the other side; start it again with the same run directory"
             if (run_dir / run_socket.SOCKET_NAME).exists()
             else "it was stopped, or did not come up"
         )

@@ -138,7 +138,9 @@ def view_of(scene: Scene, slot: int) -> EncodeView | LanguageView:
         "worker": scene.process(f"worker{control.worker_of(get(slot, Slot.ROOM))}"),
     }
     if others:
-        common["held"] = ", ".join(f"{blocks} held by room {get(other, Slot.ROOM)}" for other, blocks in others[:MANY_HOLDERS])
+        common["held"] = ", ".join(
+            f"{blocks} held by room {get(other, Slot.ROOM)}" for other, blocks in others[:MANY_HOLDERS]
+        )
     if control.role == Role.ENCODE:
         return _encode_view(scene, slot, word.epoch, common)
     common["holder"] = scene.client(get(others[0][0], Slot.LANE)) if others else common["client"]
@@ -181,7 +183,9 @@ def _destination_view(scene: Scene, slot: int, d: int) -> DestinationView:
         granted=granted,
         issued=get(Destination.ISSUED),
         staged=_staged(control, slot, sent, min(granted, control.slots.get(slot, Slot.READY))),
-        is_fenced=sent < granted and engines.has_sessions(peers.get(peer, Peer.ENGINE)) and session != get(Destination.SESSION),
+        is_fenced=sent < granted
+        and engines.has_sessions(peers.get(peer, Peer.ENGINE))
+        and session != get(Destination.SESSION),
         failing_ns=get(Destination.FAILING_NS),
         is_closed=bool(get(Destination.CLOSED)),
     )

@@ -1,4 +1,4 @@
-"""A node's claim to its run directory: the folder is its own, locked for as long as it runs, with the node's identity."""
+"""A node's claim to its run directory: the folder is its own, locked while it runs, and holds its identity."""
 
 from __future__ import annotations
 

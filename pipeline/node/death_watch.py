@@ -1,12 +1,14 @@
 """When a process can write no more: that is before the kernel has buried it.
 
-SIGKILL ends the threads of a process one by one. Each lets go of the memory first, and the last one takes it apart, page table by page
-table: 15 ms for a process that has imported torch, 250 ms with 2 GiB of its own, seconds with a GPU's driver. Only then is its pidfd
-readable, and are its connections closed. But from the moment at which no thread has memory any more, nothing of it can write.
+SIGKILL ends the threads of a process one by one. Each lets go of the memory first, and the last one takes it apart,
+page table by page table: 15 ms for a process that has imported torch, 250 ms with 2 GiB of its own, seconds with a
+GPU's driver. Only then is its pidfd readable, and are its connections closed. But from the moment at which no thread
+has memory any more, nothing of it can write.
 
-That a thread has ended is told by a pidfd of the thread (Linux 6.9). Two of them are watched, for one may be the last, which tells no
-sooner than the process; the first thread of a process never does. A client of ours has two others of its own (`Client`): the library's, and
-one that is there for this. When one ends, the others are looked at until none has memory, or it is seen that the process lives on.
+That a thread has ended is told by a pidfd of the thread (Linux 6.9). Two of them are watched, for one may be the last,
+which tells no sooner than the process; the first thread of a process never does. A client of ours has two others of its
+own (`Client`): the library's, and one that is there for this. When one ends, the others are looked at until none has
+memory, or it is seen that the process lives on.
 """
 
 from __future__ import annotations
@@ -24,13 +26,18 @@ WATCHED_THREADS: Final = 2
 ARRIVAL_NS: Final = NS  # in which whoever has come starts its threads
 ARRIVAL_PAUSE_NS: Final = NS // 50
 LOOK_PAUSE_NS: Final = NS // 500
-LOOK_FOR_NS: Final = NS // 2  # after a thread has ended; a process that still has memory then has lost a thread, no more
+# after a thread has ended; a process that still has memory then has lost a thread, no more
+LOOK_FOR_NS: Final = NS // 2
 _VSIZE: Final = 20  # "Virtual memory size in bytes", among the fields of /proc/<pid>/stat that follow the name
 
 
 def has_memory(pid: int) -> bool:
-    """Whether any thread of a process still has its memory. Raises OSError: that cannot be seen, mostly for there is no such process."""
-    return any(_any_has_memory(pid) for _ in range(2))  # twice: a thread that had no memory the first time has begun no other since
+    """Whether any thread of a process still has its memory.
+
+    Raises OSError: that cannot be seen, mostly for there is no such process.
+    """
+    # twice: a thread that had no memory the first time has begun no other since
+    return any(_any_has_memory(pid) for _ in range(2))
 
 
 def _any_has_memory(pid: int) -> bool:
@@ -52,9 +59,14 @@ def _thread_has_memory(pid: int, thread: int) -> bool:
 
 
 class DeathWatch:
-    """Watches two threads of one process, for whoever owns the selector. `gone` is called at most once, from within it or from `tick`."""
+    """Watches two threads of one process, for whoever owns the selector.
 
-    def __init__(self, selector: selectors.BaseSelector, pid: int, gone: Callable[[], None], clock: Callable[[], int]) -> None:
+    `gone` is called at most once, from within it or from `tick`.
+    """
+
+    def __init__(
+        self, selector: selectors.BaseSelector, pid: int, gone: Callable[[], None], clock: Callable[[], int]
+    ) -> None:
         self._selector = selector
         self._pid = pid
         self._gone = gone
@@ -65,7 +77,7 @@ class DeathWatch:
         self._is_able = pid > 0  # of another pid namespace there is no number here
 
     def tick(self, now_ns: int) -> int | None:
-        """Several times a second, and when it is due: returns when that is, None for any time."""
+        """Look; called several times a second, and when it is due. Returns when that is; None: any time."""
         if self._look_until_ns:
             return self._look(now_ns)
         if self._is_able and len(self._watched) < WATCHED_THREADS:
@@ -75,7 +87,10 @@ class DeathWatch:
         return None
 
     def _watch_more(self) -> None:
-        """Of the oldest threads, which live longest. Where that is not possible, the death is noticed all the same, only later."""
+        """Of the oldest threads, which live longest.
+
+        Where that is not possible, the death is noticed all the same, only later.
+        """
         with contextlib.suppress(OSError):
             for thread in _threads(self._pid):
                 if len(self._watched) == WATCHED_THREADS:
@@ -126,7 +141,7 @@ class DeathWatch:
         os.close(pidfd)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._look_until_ns, self._is_able = 0, False
         for thread in list(self._watched):
             self._forget(thread)

@@ -1,9 +1,9 @@
 """`launch()`: start a node from any Python process, wait until it is READY, and end it.
 
-The node is a process group of its own: a launcher (`launcher_start` says how it begins), from which its processes are spawned.
-They are never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes a process
-where it imports torch). If the caller dies, or becomes another program, the node notices and stops: a pidfd says that it is
-dead, whatever it has forked, and the end of a pipe that it holds says that it has called `exec`.
+The node is a process group of its own: a launcher (`launcher_start` says how it begins), from which its processes are
+spawned. They are never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes
+a process where it imports torch). If the caller dies, or becomes another program, the node notices and stops: a pidfd
+says that it is dead, whatever it has forked, and the end of a pipe that it holds says that it has called `exec`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
         for fd in opened:
             if fd >= 0:
                 os.close(fd)
-        raise LaunchError(f"launcher: it cannot be started: {error.strerror}; check `ulimit -n` and `ulimit -u`") from error
+        raise LaunchError(
+            f"launcher: it cannot be started: {error.strerror}; check `ulimit -n` and `ulimit -u`"
+        ) from error
     for fd in (alive_read, ready_write, parent):
         os.close(fd)
     assert process.stdin is not None
@@ -145,7 +147,9 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
         process.wait()
         os.close(alive_write)
         if isinstance(error, OSError):
-            raise LaunchError(f"launcher: its answer cannot be read: {error.strerror}; launch the node again") from error
+            raise LaunchError(
+                f"launcher: its answer cannot be read: {error.strerror}; launch the node again"
+            ) from error
         raise
     finally:
         os.close(ready_read)

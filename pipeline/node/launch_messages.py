@@ -1,4 +1,4 @@
-"""What a process that launches a node and the launcher tell each other: the configuration one way, `Ready` the other."""
+"""What is said at a launch: the configuration goes to the launcher, and `Ready` comes back."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""The launcher, one a node: makes the segments, starts the processes, seats clients, and watches over all of them.
+"""The launcher, one a node: makes the segments, starts the processes, lets clients in, and watches over all of them.
 
-It reads its configuration as a line of JSON on standard input (`node.launch` writes it, `launcher_start` says what runs first).
-The processes are spawned from the context that `torch.multiprocessing` hands out, which is the very object of
+It reads its configuration as a line of JSON on standard input (`node.launch` writes it, `launcher_start` says what runs
+first). The processes are spawned from the context that `torch.multiprocessing` hands out, which is the very object of
 `multiprocessing` (a test says so): nobody here imports torch.
 
     STARTING ──all processes READY──▶ READY ──SIGTERM──▶ DRAINING ──nothing in flight, or drain_timeout──▶ STOPPED
                                                              └──────────── a second SIGTERM ──────────────▶
 
-SIGINT is as SIGTERM. SIGHUP changes nothing, for there is nothing that is read again on demand (an allow-list is when its
-file changes); a line of the log says so.
+SIGINT is as SIGTERM. SIGHUP changes nothing, for there is nothing that is read again on demand (an allow-list is when
+its file changes); a line of the log says so.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ class Launcher:
         if config.discovery:
             names.append("registrar")
         with naming("eventfds", LIMITS_REMEDY):
-            self._event_fds = {name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names}
+            self._event_fds = {
+                name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names
+            }
         self.control = Control(mapping, {name: d.fd for name, d in self._event_fds.items()})
         self.control.header.store(SegmentHeader.LAUNCHER_PID, os.getpid())
 
@@ -193,7 +195,9 @@ class Launcher:
                 raise LaunchError(f"{', '.join(waiting)}: not READY within {self.config.timing.ready_timeout_s:g} s")
             self._turn(0.01)
         self._supervisor.launched()
-        with naming(f"run socket {self.addresses.run_socket}", "check the run directory, or choose another with --run-dir"):
+        with naming(
+            f"run socket {self.addresses.run_socket}", "check the run directory, or choose another with --run-dir"
+        ):
             self._run_socket = RunSocketServer(
                 self.control,
                 self._recovery,
@@ -308,7 +312,9 @@ class Launcher:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=LAUNCHER, description=__doc__)
     parser.add_argument("--ready-fd", type=int, required=True, help="descriptor on which READY is announced")
-    parser.add_argument("--alive-fd", type=int, required=True, help="descriptor whose end means that the parent is gone")
+    parser.add_argument(
+        "--alive-fd", type=int, required=True, help="descriptor whose end means that the parent is gone"
+    )
     parser.add_argument("--parent-fd", type=int, help="pidfd of the parent")
     options = parser.parse_args(arguments)
     line = sys.stdin.buffer.readline()

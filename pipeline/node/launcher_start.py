@@ -96,7 +96,7 @@ def _working_directory() -> str:
 
 
 def prepare() -> None:
-    """Set anew what this process has inherited and a node must not depend on; the launcher is imported only after it."""
+    """Set anew what this process has inherited and a node must not depend on, before the launcher is imported."""
     _open_standard_descriptors()
     _reset_signals()
     os.umask(0o077)

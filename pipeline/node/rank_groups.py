@@ -1,7 +1,7 @@
-"""The door's part in the ranks of a language node: it passes on what rank 0 has left with it, and says who is gone.
+"""The launcher's part in the ranks of a language node: it passes on what rank 0 has left with it, and says who is gone.
 
-A group is a rank 0, which is a client with a lane, and the followers that have joined it. The door alone sees the ends of all their
-processes, whichever dies first: it writes them into the group's log, and rings whoever sleeps.
+A group is a rank 0, which is a client with a lane, and the followers that have joined it. The launcher alone sees the
+ends of all their processes, whichever dies first: it writes them into the group's log, and rings whoever sleeps.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Group:
 
 
 def descriptors_of(num_ranks: int) -> int:
-    """Of the launcher, for a group: its log and rows, an eventfd for each other rank, and of each a connection and a pidfd."""
+    """How many the launcher holds for a group: log, rows, and an eventfd, a connection and a pidfd a follower."""
     return 2 + 3 * (num_ranks - 1)
 
 
 class RankGroups:
-    """The groups of one node (launcher only). `descriptors_left`: how many they may have together."""
+    """The groups of one node (launcher only). All groups together may take `descriptors_left` descriptors."""
 
     def __init__(self, control: Control, descriptors_left: int) -> None:
         self._control = control
@@ -58,7 +58,10 @@ class RankGroups:
         return {group.name: group.fds[0] for group in self._groups.values()}
 
     def lead(self, sock: socket.socket, pid: int, lane: int, frame: Lead, fds: list[int]) -> None:
-        """A client is rank 0 of a group; the descriptors stay the caller's. Raises OSError where it cannot be answered."""
+        """A client is rank 0 of a group; the descriptors stay the caller's.
+
+        Raises OSError where it cannot be answered.
+        """
         reason = self._refusal(sock, frame)
         if not reason:
             try:
@@ -79,7 +82,8 @@ class RankGroups:
         if sock in self._leaders:
             return f"this client is rank 0 of group {self._leaders[sock].name!r} already"
         if frame.group in self._groups:
-            return f"process {self._groups[frame.group].pid} is rank 0 of group {frame.group!r}; give this group another name"
+            leader = self._groups[frame.group].pid
+            return f"process {leader} is rank 0 of group {frame.group!r}; give this group another name"
         return ""
 
     def _open(self, pid: int, lane: int, frame: Lead, fds: list[int]) -> Group:
@@ -106,7 +110,7 @@ class RankGroups:
         return Group(frame.group, lane, pid, RankLog(mapping, bells), frame.log_bytes, kept)
 
     def follow(self, sock: socket.socket, pid: int, frame: Follow) -> None:
-        """Seat one more rank. Raises OSError where it cannot be answered."""
+        """Let one more rank join. Raises OSError where it cannot be answered."""
         group = self._groups.get(frame.group)
         if group is None:
             reason = f"no rank 0 leads group {frame.group!r} here; its process calls attach(run_dir, num_ranks=...)"
@@ -158,7 +162,7 @@ class RankGroups:
             os.close(fd)
 
     def close(self) -> None:
-        """The node stops, and all groups end with it."""
+        """End all groups, as the node stops."""
         for group in self._leaders.values():
             self._end(group)
         self._leaders.clear()

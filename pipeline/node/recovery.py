@@ -1,13 +1,13 @@
 """The launcher's part in a death: it changes one word, and kicks the poller.
 
-`docs/design/recovery.md` has the other parts, case by case. They are taken by roles that look at the same words, so nobody
-sends anybody an order: the poller sees a lane that is DEAD, a transfer worker a request that is Failed.
+`docs/design/recovery.md` has the other parts, case by case. They are taken by roles that look at the same words, so
+nobody sends anybody an order: the poller sees a lane that is DEAD, a transfer worker a request that is Failed.
 
-Recovery may itself die at any instruction. What it goes by stands in the control segment: a lane stays DEAD until everything
-of it is reaped, a request Failed until it is released, a block exposed or quarantined until its cell says otherwise. So the
-successor of the dead looks at all of it at once (R25) and does again what was not finished; each step is a compare-and-swap,
-or a store of a value that only rises, and a second time it changes nothing. The launcher is the exception: when it dies, so
-does the node, and nothing is left to recover but the other nodes' view of it.
+Recovery may itself die at any instruction. What it goes by stands in the control segment: a lane stays DEAD until
+everything of it is reaped, a request Failed until it is released, a block exposed or quarantined until its cell says
+otherwise. So the successor of the dead looks at all of it at once (R25) and does again what was not finished; each step
+is a compare-and-swap, or a store of a value that only rises, and a second time it changes nothing. The launcher is the
+exception: when it dies, so does the node, and nothing is left to recover but the other nodes' view of it.
 """
 
 from __future__ import annotations
@@ -48,17 +48,18 @@ class Recovery:
         self.flush()
 
     def writer_died(self, entry: int) -> None:
-        """Remove a process that can write into our payload no more: what waits for it in quarantine may come free (R12)."""
+        """Remove a process that can write into our payload no more: quarantine that waits for it may end (R12)."""
         self._control.writers.remove(entry)
         self._to_poller.send(Kick.WRITER_GONE, 0, 0)
         self.flush()
 
     def fail_requests_of(self, name: str, why: str, *, poller_is_dead: bool) -> int:
-        """Fail the requests that need a process which cannot be kept alive, with that reason. Returns how many were told.
+        """Fail the requests that need a process which cannot be kept alive, with that reason. Returns how many were
+        told.
 
         Status words are the poller's to write. While there is no poller, and none is being started, the launcher raises
-        them to Failed itself, or nobody would, not even at their deadline (P8). Whatever else their end asks for is done by
-        the next poller, which finds them so.
+        them to Failed itself, or nobody would, not even at their deadline (P8). Whatever else their end asks for is
+        done by the next poller, which finds them so.
         """
         control, failed = self._control, 0
         needs = _needs(control, name)
@@ -85,9 +86,9 @@ class Recovery:
 def _needs(control: Control, name: str) -> Callable[[int], bool] | None:
     """Whether a slot's request needs that process of its own node; None where no request does.
 
-    All need the bootstrap, which grants and releases, and the poller, which ends. On the encode side the requests of its
-    shard need a transfer worker; on the language side only those of its shard that come over a network or are checked on
-    receipt, for rows that come through shared memory come without it.
+    All need the bootstrap, which grants and releases, and the poller, which ends. On the encode side the requests of
+    its shard need a transfer worker; on the language side only those of its shard that come over a network or are
+    checked on receipt, for rows that come through shared memory come without it.
     """
     if name in NOT_ESSENTIAL:
         return None

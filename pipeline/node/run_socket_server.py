@@ -1,13 +1,14 @@
-"""The launcher's end of the run socket: seats clients, hands descriptors out, and notices who is gone.
+"""The launcher's end of the run socket: gives clients their lanes, hands descriptors out, and notices who is gone.
 
-Somebody is alive while their connection is, and their pidfd, which a forked child that still holds the connection cannot keep up. Who
-is killed is dead for us as soon as nothing of it can write, which is earlier (`dying.py`); but not an encoder for which a device may
-write into our memory (CUDA): its driver is told with the connection's end, and not before.
+Somebody is alive while their connection is, and their pidfd, which a forked child that still holds the connection
+cannot keep up. Who is killed is dead for us as soon as nothing of it can write, that is earlier (`death_watch`), but not
+an encoder for which a device may write into our memory (CUDA): its driver is told with the connection's end, and not
+before.
 
-A client whose library thread has not taken a turn for `client_silent_after_s` is killed, and then it is dead. It may be stopped, and its
-memory is held: blocks that it granted, rows that it caches. Nobody else may use these while it lives, for it may wake between any two
-instructions and copy into a block, or out of it, in the belief that the block is still its own. Its requests end at their deadlines
-either way; its blocks come back with its death only.
+A client whose library thread has not taken a turn for `client_silent_after_s` is killed, and then it is dead. It may be
+stopped, and its memory is held: blocks that it granted, rows that it caches. Nobody else may use these while it lives,
+for it may wake between any two instructions and copy into a block, or out of it, in the belief that the block is still
+its own. Its requests end at their deadlines either way; its blocks come back with its death only.
 """
 
 from __future__ import annotations
@@ -35,7 +36,18 @@ from embridge.pipeline.node.rank_groups import RankGroups
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.supervisor import Silences
 from embridge.workers import run_socket
-from embridge.workers.run_socket import LOG_PREFIX, Follow, Hello, Here, Lead, Observe, PeerHello, Sorry, Welcome, WhoIsThere
+from embridge.workers.run_socket import (
+    LOG_PREFIX,
+    Follow,
+    Hello,
+    Here,
+    Lead,
+    Observe,
+    PeerHello,
+    Sorry,
+    Welcome,
+    WhoIsThere,
+)
 from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
@@ -57,7 +69,7 @@ class Guest:
 
 
 class RunSocketServer:
-    """Accepts, answers and watches. `descriptors_left`: how many this process may still open, for groups of ranks."""
+    """Accepts, answers and watches. Groups of ranks may take `descriptors_left` more descriptors of this process."""
 
     def __init__(
         self,
@@ -123,14 +135,18 @@ class RunSocketServer:
             sock.close()
 
     def _let_in(self, sock: socket.socket) -> None:
-        """Watch over a connection until it says what it wants. Raises OSError: it cannot be watched; the socket is the caller's again."""
+        """Watch over a connection until it says what it wants.
+
+        Raises OSError: it cannot be watched; the socket is the caller's again.
+        """
         pid, uid = run_socket.peer_credentials(sock)
         if uid != os.geteuid():
             log.warning("run socket: process %d of user %d refused", pid, uid)
             sock.close()
             return
         watch = DeathWatch(self._selector, pid, lambda: self._dying(guest), self._clock)
-        guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid), watch)  # fails, too, if it died between connecting and now
+        # fails, too, if it died between connecting and now
+        guest = Guest(sock, pid, run_socket.peer_pidfd(sock, pid), watch)
         try:
             self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._gone(guest))
             try:
@@ -149,7 +165,8 @@ class RunSocketServer:
         try:
             answer = run_socket.receive_frame(guest.sock)
         except (OSError, AttachError) as error:
-            log.warning("run socket: process %d: %s", guest.pid, str(error))  # a kept record would keep the error's frames
+            # a kept record would keep the error's frames
+            log.warning("run socket: process %d: %s", guest.pid, str(error))
             answer = None
         if answer is None:
             self._gone(guest)
@@ -159,23 +176,27 @@ class RunSocketServer:
             if guest.lane >= 0 and isinstance(frame, Lead):
                 self._groups.lead(guest.sock, guest.pid, guest.lane, frame, fds)
             elif guest.lane >= 0 or guest.writer >= 0 or self._groups.has(guest.sock):
-                self._gone(guest)  # it has its seat and nothing more to say
+                self._gone(guest)  # it has its lane and nothing more to say
             else:
                 self._answer(guest, frame)
         except OSError as error:
-            log.warning("run socket: process %d: %s", guest.pid, str(error))  # a kept record would keep the error's frames
+            # a kept record would keep the error's frames
+            log.warning("run socket: process %d: %s", guest.pid, str(error))
             self._gone(guest)
         finally:
             for fd in fds:
                 os.close(fd)
 
     def _answer(self, guest: Guest, frame: run_socket.Frame) -> None:
-        if isinstance(frame, Hello | PeerHello | Observe | Follow | WhoIsThere) and frame.version != run_socket.PROTOCOL_VERSION:
+        if (
+            isinstance(frame, Hello | PeerHello | Observe | Follow | WhoIsThere)
+            and frame.version != run_socket.PROTOCOL_VERSION
+        ):
             self._refuse(guest, f"run socket version {frame.version}, this node speaks {run_socket.PROTOCOL_VERSION}")
             return
         match frame:
             case Hello():
-                self._seat(guest)
+                self._let_client_in(guest)
             case PeerHello():
                 self._admit_writer(guest, frame)
             case Observe():
@@ -187,7 +208,7 @@ class RunSocketServer:
             case _:
                 self._refuse(guest, "unexpected message")
 
-    def _seat(self, guest: Guest) -> None:
+    def _let_client_in(self, guest: Guest) -> None:
         if self._control.state != NodeState.READY:
             self._refuse(guest, f"the node is {self._control.state.name}; it takes no new clients")
             return
@@ -216,7 +237,7 @@ class RunSocketServer:
         self._welcome(guest, ["payload"], -1)
 
     def _show(self, guest: Guest) -> None:
-        """To somebody who only looks: no seat, and nothing that wakes anybody."""
+        """Answer somebody who only looks: they get no lane, and nothing that wakes anybody."""
         logs = {f"{LOG_PREFIX}{name}": fd for name, fd in self._groups.logs().items()}
         shown = list(logs)[: run_socket.MAX_DESCRIPTORS - 1]
         self._welcome(guest, ["control", *shown], -1, logs)
@@ -241,12 +262,13 @@ class RunSocketServer:
         run_socket.send_frame(guest.sock, Sorry(reason))
 
     def _dying(self, guest: Guest) -> None:
-        """No thread of it has memory any more."""
-        if guest.lane < 0 or not self._control.lanes.get(guest.lane, Lane.PINNED) or self._control.role == Role.LANGUAGE:
+        """Treat a guest as gone when none of its threads has memory; not an encoder whose device may still write."""
+        is_pinned = guest.lane >= 0 and self._control.lanes.get(guest.lane, Lane.PINNED)
+        if not is_pinned or self._control.role == Role.LANGUAGE:
             self._gone(guest)
 
     def _gone(self, guest: Guest) -> None:
-        """A connection ended or its process died: its lane is reaped, its entry cleared."""
+        """Let go of a guest whose connection ended or whose process died: its lane is reaped, its entry cleared."""
         if guest not in self._guests:
             return
         self._guests.remove(guest)
@@ -263,7 +285,7 @@ class RunSocketServer:
             self._recovery.writer_died(guest.writer)
 
     def tick(self, now_ns: int) -> int | None:
-        """Several times a second, and when it is due: returns when that is, None for any time."""
+        """Look after guests, several times a second and when it is due. Returns when that is; None: any time."""
         if self._open_again_ns and now_ns >= self._open_again_ns:
             with contextlib.suppress(OSError):  # the next tick tries again
                 self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
@@ -273,7 +295,7 @@ class RunSocketServer:
         return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
     def _kill_silent(self, now_ns: int) -> None:
-        """Kill the clients whose library thread has been silent for too long; the pidfd then says that they are dead."""
+        """Kill the clients whose library thread was silent for too long; their pidfds then say that they are dead."""
         limit_ns = self._timing.client_silent_after_s * NS
         if not limit_ns:
             return
@@ -285,7 +307,9 @@ class RunSocketServer:
             silent_ns = self._silences.silent_ns(guest.lane, beat, now_ns)
             if silent_ns > limit_ns:
                 guest.is_killed = True
-                log.error("client %d (lane %d) is killed: it was silent for %.1f s", guest.pid, guest.lane, silent_ns / NS)
+                log.error(
+                    "client %d (lane %d) is killed: it was silent for %.1f s", guest.pid, guest.lane, silent_ns / NS
+                )
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(guest.pidfd, signal.SIGKILL)
 
@@ -293,7 +317,8 @@ class RunSocketServer:
         if not self._open_again_ns:
             self._selector.unregister(self._sock)
         with contextlib.suppress(OSError):  # the next node here removes it
-            if _inode(self._path) == self._made:  # another node's where somebody has removed the run directory meanwhile
+            # another node's where somebody has removed the run directory meanwhile
+            if _inode(self._path) == self._made:
                 self._path.unlink(missing_ok=True)
         self._sock.close()  # after it: an inode that is free may be that of the next socket
         self._groups.close()

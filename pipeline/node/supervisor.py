@@ -1,15 +1,15 @@
 """The processes of a node: born, watched by pidfd and by their beats, killed when they fall silent, restarted, stopped.
 
-A process that dies is reported with its name and how it ended, and started again, with a pause that grows. Its unfinished ring records are
-still in its rings, and what it was about stands in the control segment, so the new one goes on where it stopped (`recovery.py` says what
-each leaves).
+A process that dies is reported with its name and how it ended, and started again, with a pause that grows. Its
+unfinished ring records are still in its rings, and what it was about stands in the control segment, so the new one goes
+on where it stopped (`recovery.py` says what each leaves).
 
-A process that lives and does not beat (it hangs, or somebody has stopped it) is killed, by SIGKILL, which ends a stopped process, too.
-Nothing less makes it certain that it writes no more, and so that another may take its place.
+A process that lives and does not beat (it hangs, or somebody has stopped it) is killed, by SIGKILL, which ends a
+stopped process, too. Nothing less makes it certain that it writes no more, and so that another may take its place.
 
-A process that keeps dying makes the node *unhealthy*: that is logged, shown by `embridge status` and told to discovery, requests that need
-the process fail with the reason, new ones are refused with it. The process is tried again at a slow pace; once it has held for a
-while, the node is healthy again.
+A process that keeps dying makes the node *unhealthy*: that is logged, shown by `embridge status` and told to discovery,
+requests that need the process fail with the reason, new ones are refused with it. The process is tried again at a slow
+pace; once it has held for a while, the node is healthy again.
 
     born ──READY──▶ watched ──died──▶ pause, born again ──too often──▶ failing: born again each `retry_s`
       │                └── silent: killed ──▶ died                        │
@@ -43,8 +43,8 @@ STALLED_NS = NS  # a gap between two looks after which no silence is held agains
 class Silences:
     """How long others have not beaten, as far as this process was there to see it.
 
-    It looks several times a second. When it has not for longer than `STALLED_NS` (it was stopped, the machine was suspended, its container
-    throttled), the others may not have run either, so everybody's time begins anew.
+    It looks several times a second. When it has not for longer than `STALLED_NS` (it was stopped, the machine was
+    suspended, its container throttled), the others may not have run either, so everybody's time begins anew.
     """
 
     def __init__(self) -> None:
@@ -52,13 +52,13 @@ class Silences:
         self._looked_ns = 0
 
     def begin(self, now_ns: int) -> None:
-        """One look at everybody begins."""
+        """Begin one look at everybody."""
         if now_ns - self._looked_ns > STALLED_NS:
             self._heard.clear()
         self._looked_ns = now_ns
 
     def silent_ns(self, who: Hashable, mark: object, now_ns: int) -> int:
-        """Since when this `mark` has been the same; what it is does not matter, only that it changes."""
+        """How long this `mark` has been the same, in ns; what it is does not matter, only that it changes."""
         seen, since_ns = self._heard.get(who, (None, now_ns))
         if seen != mark:
             since_ns = now_ns
@@ -88,7 +88,10 @@ class Child:
 
 
 class Supervisor:
-    """Owns the children. `context` is a spawn context; `max_restarts`: of one process within a minute, before the node is unhealthy."""
+    """Owns the children.
+
+    `context` is a spawn context; `max_restarts`: of one process within a minute, before the node is unhealthy.
+    """
 
     def __init__(
         self,
@@ -148,7 +151,7 @@ class Supervisor:
         self._processes.set(name, Process.STARTED_NS, now)
 
     def launched(self) -> None:
-        """All have been READY: from now on, who dies is started again."""
+        """Say that all have been READY: from now on, a process that dies is started again."""
         self._is_launched = True
 
     # ---- deaths
@@ -165,7 +168,9 @@ class Supervisor:
             return
         reason = f"{exit_reason(code)}{f' because {child.killed}' if child.killed else ''}"
         if not self._is_launched:
-            self._launch_failure = self._launch_failure or f"{name} {reason} before it was ready; its messages are on standard error"
+            self._launch_failure = (
+                self._launch_failure or f"{name} {reason} before it was ready; its messages are on standard error"
+            )
             return
         now = self._clock()
         if code == RENEWED:
@@ -187,7 +192,7 @@ class Supervisor:
         self.tick(now)
 
     def _fail(self, child: Child, reason: str, pid: int) -> None:
-        """It keeps dying: say so, and end the requests that wait for it, those of clients that did not know yet, too."""
+        """Say that a process keeps dying, and end the requests that need it, of clients that did not know, too."""
         first, child.is_failing = not child.is_failing, True
         index = self._processes.names.index(child.name)
         self._control.header.set_bits(SegmentHeader.FAILING, 1 << index)
@@ -196,9 +201,12 @@ class Supervisor:
         if self._control.has_discovery and child.name != "registrar":
             self._control.bell("registrar").ring()
         if first:
-            effect = "discovery is without it, requests go on" if child.name in NOT_ESSENTIAL else "the node is UNHEALTHY"
+            effect = (
+                "discovery is without it, requests go on" if child.name in NOT_ESSENTIAL else "the node is UNHEALTHY"
+            )
             log.error(
-                "process %s (pid %d) %s; it was started %d times within a minute: %s, %d requests fail; it is tried again every %g s",
+                "process %s (pid %d) %s; it was started %d times within a minute: %s, %d requests fail; "
+                "it is tried again every %g s",
                 *(child.name, pid, reason, len(child.born_ns), effect, num_failed, self._timing.retry_s),
             )
         else:
@@ -275,13 +283,13 @@ class Supervisor:
         return [child.name for child in self._children if self._processes.get(child.name, Process.STATE) != READY]
 
     def first_failure(self) -> str:
-        """Before all were READY: the first process that ended, and how; empty while none has."""
+        """The first process that ended before all were READY, and how; empty while none has."""
         return self._launch_failure
 
     # ---- the end
 
     def stop(self, timeout_s: float) -> None:
-        """SIGTERM to all, wait, SIGKILL to what is left. A stopped process is continued by the kill."""
+        """Send SIGTERM to all, wait, and SIGKILL what is left, which ends a stopped process, too."""
         self._stopping = True
         alive = [child for child in self._children if child.process is not None and child.process.exitcode is None]
         for child in alive:

@@ -1185,8 +1185,8 @@ PIPELINE: Final = [
     Mutant(
         "the-dead-wait", "P3, P8", "a client that has died while it waited counts as one that waits until its peers let its slots go",
         "allocator/lanebits.py",
-        "if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) == LaneState.ATTACHED]",
-        "if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) != LaneState.FREE]",
+        "if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) == LaneState.ATTACHED\n",
+        "if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) != LaneState.FREE\n",
         ("tests/workers/test_waiting_for_slots.py::"
          "test_one_that_died_while_it_waited_counts_for_nothing_while_its_peers_still_hold_its_slots",),
     ),
@@ -1257,8 +1257,8 @@ PIPELINE: Final = [
     Mutant(
         "device-forgotten", "P6", "an encoder for which a device may write is dead before its driver hears of it",
         "pipeline/node/run_socket_server.py",
-        "if guest.lane < 0 or not self._control.lanes.get(guest.lane, Lane.PINNED) or",
-        "if guest.lane >= 0 or",
+        "        is_pinned = guest.lane >= 0 and self._control.lanes.get(guest.lane, Lane.PINNED)\n",
+        "        is_pinned = False\n",
         (f"{DYING}::test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told",),
     ),
     Mutant(
