@@ -178,8 +178,8 @@ def test_a_slot_of_a_peer_has_one_grant_waiting(encode: EncodeAlone) -> None:
         encode.init(1000 + epoch, [1], slot=5, epoch=epoch)
     for epoch in (1, 7, 198):
         encode.init(1000 + epoch, [2], slot=5, epoch=epoch)
-    assert len(role._pending) == len(role._pending_rooms) == 1  # type: ignore[attr-defined]
-    assert role._num_pending[encode.control.peers.find(10, 1)] == 1  # type: ignore[attr-defined]
+    assert len(role._pending) == len(role._pending.rooms()) == 1  # type: ignore[attr-defined]
+    assert role._pending.num_of(encode.control.peers.find(10, 1)) == 1  # type: ignore[attr-defined]
     assert encode.sender(1198, 4).poll() == Phase.Bootstrapping
     sender = encode.sender(1199, 4)
     assert sender.poll() == Phase.Success

@@ -374,14 +374,14 @@ TABLES: Final = [
 GRANTING: Final = [
     Mutant(
         "grant-without-expose", "D2, P7", "a grant leaves with blocks that are not exposed",
-        "workers/bootstrap/language.py",
+        "workers/bootstrap/granted_window.py",
         "self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) == len(array)",
         "len(array) > exposure - exposure",
         _rule("a_drain_frees_whole_blocks_only_and_at_the_end_all"),
     ),
     Mutant(
         "expose-not-looked-at", "D2", "a grant leaves though its request ended while it was exposed",
-        "workers/bootstrap/language.py",
+        "workers/bootstrap/granted_window.py",
         "self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) == len(array)",
         "self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) >= 0",
         _crossing("a_grant_does_not_leave_when_its_request_ends_while_it_is_exposed"),
@@ -433,7 +433,7 @@ ADMITTING: Final = [
     ),
     Mutant(
         "gap-not-checked", "R1", "a grant that leaves a gap is taken",
-        "workers/bootstrap/encode.py",
+        "workers/bootstrap/grant_applier.py",
         "if first > known:",
         "if first > known + len(grant.dst_embedding_indices) + self._control.limits.window_blocks:",
         _rule("a_grant_that_leaves_a_gap_is_ignored_until_the_whole_window_comes"),
@@ -447,35 +447,35 @@ ADMITTING: Final = [
     ),
     Mutant(
         "share-not-checked", "R1, B10", "a destination may grant the whole window of a request that has others",
-        "workers/bootstrap/encode.py",
+        "workers/bootstrap/grant_applier.py",
         "if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):",
         "if end > sent_block + self._control.limits.window_blocks:",
         _rule("the_destinations_of_a_request_share_its_window_and_no_entry_of_it"),
     ),
     Mutant(
         "grant-not-set-once", "R1", "another index under the same session replaces the first",
-        "workers/bootstrap/encode.py",
+        "workers/bootstrap/grant_applier.py",
         "if grant.session_id == old_session and index != old_index:",
         "if grant.session_id < old_session and index != old_index:",
         _rule("a_granted_block_keeps_its_index_under_one_session"),
     ),
     Mutant(
         "older-session-replaces", "R1, R10", "a late grant of an older session replaces the newer one's",
-        "workers/bootstrap/encode.py",
+        "workers/bootstrap/grant_applier.py",
         "                if grant.session_id <= old_session:\n                    continue\n",
         "",
         _rule("a_newer_session_replaces_what_is_not_sent_and_nothing_below"),
     ),
     Mutant(
         "grant-below-sent-changes", "R1", "a newer session replaces entries whose rows were sent",
-        "workers/bootstrap/encode.py",
+        "workers/bootstrap/grant_applier.py",
         "                if k < sent_block:\n                    continue\n",
         "",
         _rule("a_newer_session_replaces_what_is_not_sent_and_nothing_below"),
     ),
     Mutant(
         "granted-shrinks", "R1, P17", "an older grant of the same blocks lowers how many tokens are granted",
-        "workers/bootstrap/encode.py",
+        "workers/bootstrap/grant_applier.py",
         "self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens)",
         "self._dsts.set(slot, d, Destination.GRANTED_TOKENS, tokens)",
         _crossing("an_older_grant_of_the_same_blocks_lowers_nothing"),
@@ -503,9 +503,9 @@ ADMITTING: Final = [
     ),
     Mutant(
         "destination-counted-first", "P11, R25", "two stores swapped: a destination is counted before its record says who it is",
-        "workers/bootstrap/encode.py",
+        "workers/bootstrap/grant_applier.py",
         "        for field, value in (\n            (Destination.WINDOW, ",
-        "        self._slots.set(slot, Slot.NUM_DESTINATIONS, count + 1)\n"
+        "        self._slots.set(slot, Slot.NUM_DESTINATIONS, d + 1)\n"
         "        for field, value in (\n            (Destination.WINDOW, ",
         _crossing("a_bootstrap_that_dies_while_a_destination_joins_leaves_none_or_a_whole_one"),
     ),
@@ -545,7 +545,7 @@ TRANSFER: Final = [
     ),
     Mutant(
         "hold-without-cas", "R8", "a source block is read without being held",
-        "workers/transfer/encode.py",
+        "workers/transfer/staged_blocks.py",
         "if self._staging.replace(slot, k, word, entry._replace(state=STAGE_READING).pack()):",
         "if entry._replace(state=STAGE_READING).pack() != word:",
         _rule("a_source_block_is_not_freed_while_an_attempt_reads_it"),
@@ -749,7 +749,7 @@ RECEIVING: Final = [
     ),
     Mutant(
         "sent-in-a-resume-not-checked", "R2", "a resume that claims more than was sent is taken",
-        "workers/bootstrap/encode.py",
+        "workers/bootstrap/grant_applier.py",
         "            if grant.sent_tokens > sent:\n",
         "            if grant.sent_tokens > sent + (1 << 32):\n",
         _rule("a_resume_that_claims_more_than_was_sent_fails_its_request_alone"),

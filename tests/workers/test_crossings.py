@@ -177,7 +177,7 @@ def test_a_bootstrap_that_dies_while_a_destination_joins_leaves_none_or_a_whole_
     """P11, R25: it is counted last."""
     node = EncodeAlone()
     sender = node.sender(1, 8)
-    table = node.actor("bootstrap").role._dsts  # type: ignore[attr-defined]
+    table = node.actor("bootstrap").role._grants._dsts  # type: ignore[attr-defined]
 
     def dies(*_: Any) -> None:
         raise Killed

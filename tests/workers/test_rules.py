@@ -1049,7 +1049,7 @@ def test_a_kick_that_was_lost_is_repaired_by_the_slow_scan() -> None:
     """R25: `sent` below what is ready and granted is enough."""
     node = EncodeAlone()
     sender = node.sender(1, 8)
-    node.actor("bootstrap").role._kick = lambda slot, epoch: None  # type: ignore[attr-defined]
+    node.actor("bootstrap").role._grants.look = lambda slot, epoch: None  # type: ignore[attr-defined]
     node.init(1, [3, 4])
     node.advance(3.0, until=lambda: sender.progress().sent == 8)
     assert sender.progress().sent == 8
@@ -1060,7 +1060,7 @@ def test_a_restarted_bootstrap_looks_at_everything_at_once() -> None:
     node = EncodeAlone()
     sender = node.sender(1, 8)
     role = node.actor("bootstrap").role
-    role._kick = lambda slot, epoch: None  # type: ignore[attr-defined]
+    role._grants.look = lambda slot, epoch: None  # type: ignore[attr-defined]
     node.init(1, [3, 4])
     assert node.get(sender, Destination.SENT) == 0
     node.restart("bootstrap")
@@ -1273,14 +1273,15 @@ class Broken(EmbridgeError):
 
 
 @pytest.mark.parametrize("error", [ValueError, Broken])
-@pytest.mark.parametrize(("role", "method"), [("bootstrap", "_apply"), ("poller", "_advance"), ("worker0", "_submit")])
+@pytest.mark.parametrize(("role", "method"), [("bootstrap", "apply"), ("poller", "_advance"), ("worker0", "_submit")])
 def test_an_exception_in_one_item_ends_that_request_and_not_the_process(
     role: str, method: str, error: type[Exception]
 ) -> None:
     """D4: it is logged and counted, and the next item is served."""
     node = EncodeAlone()
     victim, other = node.sender(1, 8), node.sender(2, 8)
-    target = node.actor(role).role
+    target: object = node.actor(role).role
+    target = getattr(target, "_grants", target)
     real = getattr(target, method)
 
     def failing(first: object, *arguments: object) -> object:

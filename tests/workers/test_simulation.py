@@ -561,7 +561,7 @@ def _go_on_without_renewal(patch: pytest.MonkeyPatch) -> None:
         worker._renewing_ns = 0
         worker._may_read.clear()
         for block in attempt.blocks:
-            worker._release(attempt.slot, block)
+            worker._staged.release(attempt.slot, block)
 
     patch.setattr(TransferWorker, "_failed", mutant)
 

@@ -9,18 +9,17 @@ request is open (R15).
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from typing import NamedTuple
+from collections import deque
 
-from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Destination, Peer, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.ended_rooms import PATIENCE_NS, EndedRooms, Refusal, Remote
+from embridge.workers.bootstrap.grant_applier import GrantApplier, Open
+from embridge.workers.bootstrap.pending_grants import Grant, Pending, PendingGrants, RemoteSlot, wider
 from embridge.workers.bootstrap.registrations import LOOK_NS, Registrations
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.role import Arrival, Inbox, Out, Reply, RoleContext
@@ -29,27 +28,6 @@ from embridge.workers.timing import NS
 log = logging.getLogger(__name__)
 
 MAX_PENDING_A_PEER = 16384
-
-Grant = msg.Init | msg.Resume
-RemoteSlot = tuple[int, int]  # (peer, slot there)
-
-
-class Open(NamedTuple):
-    """A destination of a room that an encoder has opened here."""
-
-    remote_epoch: int
-    slot: int
-    epoch: int
-    destination: int
-
-
-class Pending(NamedTuple):
-    """A grant that came before the encoder's call."""
-
-    grant: Grant
-    peer: int
-    connection: bytes
-    since_ns: int
 
 
 class Admission:
@@ -63,9 +41,8 @@ class Admission:
         self._peers = ctx.control.peers
         self._rooms: dict[int, tuple[int, int]] = {}
         self._open: dict[RemoteSlot, Open] = {}
-        self._pending: dict[int, dict[RemoteSlot, Pending]] = {}
-        self._pending_rooms: dict[RemoteSlot, int] = {}
-        self._num_pending: Counter[int] = Counter()  # a peer
+        self._pending = PendingGrants()
+        self._grants = GrantApplier(ctx)
         self._ended = EndedRooms(ctx.timing.request_timeout_s, ctx.control.limits.max_destinations)
         self._asked: deque[tuple[int, int, Remote]] = deque()  # (until, room, who): destinations of rooms that are finished
         self._doubles: set[tuple[int, int]] = set()  # senders of a room that another one has
@@ -120,7 +97,7 @@ class Admission:
                 held = Open(self._dsts.get(slot, d, Destination.REMOTE_EPOCH), slot, epoch, d)
                 if key not in self._open or held.remote_epoch > self._open[key].remote_epoch:  # one before it may not be released yet
                     self._open[key] = held
-            self._kick(slot, epoch)
+            self._grants.look(slot, epoch)
 
     # ---- from the clients and the poller
 
@@ -151,9 +128,7 @@ class Admission:
         self._rooms[room] = (slot, epoch)
         if (refusal := self._ended.opened(room, self._now_ns)) is not None:
             self._ctx.fail(slot, epoch, *refusal)
-        for key, pending in self._pending.pop(room, {}).items():
-            self._pending_rooms.pop(key, None)
-            self._num_pending[key[0]] -= 1
+        for pending in self._pending.take_room(room):
             self._join(slot, epoch, pending.grant, pending.peer, pending.connection)
 
     def _release(self, slot: int, epoch: int) -> None:
@@ -190,10 +165,6 @@ class Admission:
         peer, incarnation = self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.INCARNATION)
         is_there = self._peers.is_alive(peer) and self._peers.get(peer, Peer.INCARNATION) == incarnation
         return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
-
-    def _kick(self, slot: int, epoch: int) -> None:
-        self._ctx.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)  # it has the longest way to go: not at the end of the step
-        self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
 
     # ---- from language nodes
 
@@ -253,54 +224,31 @@ class Admission:
         self._forget_pending_of(peer)
         for key, held in self._open.items():
             if key[0] == peer:
-                self._kick(held.slot, held.epoch)
+                self._grants.look(held.slot, held.epoch)
 
     def _peers_in_use(self) -> set[int]:
-        return {key[0] for key in self._open} | {key[0] for key in self._pending_rooms}
+        return {key[0] for key in self._open} | self._pending.peers()
 
     # ---- grants
-
-    def _check(self, grant: Grant, peer: int) -> str | None:
-        """What is wrong with a grant by the geometry its node registered; None when nothing is."""
-        count, bs = len(grant.dst_embedding_indices), self._ctx.bs
-        num_blocks, limits = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits
-        required, window = grant.required_dst_info_num, limits.window_blocks // grant.required_dst_info_num
-        if grant.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
-            return f"slot {grant.key.slot} is outside the {self._peers.get(peer, Peer.NUM_SLOTS)} slots registered"
-        if grant.endpoint != self._peers.poller_addr(peer):
-            return f"endpoint {grant.endpoint!r}, {self._peers.poller_addr(peer)!r} registered"
-        if isinstance(grant, msg.Init) and grant.first_block * bs > MAX_TOKENS:
-            return f"it begins at block {grant.first_block} of {bs} tokens, behind the {MAX_TOKENS} that a request may have"
-        if required > limits.max_destinations:
-            return f"required_dst_info_num {required} > max_destinations {limits.max_destinations}"
-        if count > window:
-            return f"{count} blocks granted > window of {window} blocks"
-        if any(index >= num_blocks for index in grant.dst_embedding_indices):
-            return f"block {max(grant.dst_embedding_indices)} granted, {num_blocks} blocks registered"
-        if len(set(grant.dst_embedding_indices)) != count:
-            return "a block is granted twice in one message"
-        if not ((count - 1) * bs < grant.allocated_tokens <= count * bs or count == grant.allocated_tokens == 0):
-            return f"allocated_tokens {grant.allocated_tokens} does not end in the last of {count} blocks of {bs} tokens"
-        return None
 
     def _take_grant(self, grant: Grant, peer: int, connection: bytes, now_ns: int) -> None:
         key = (peer, grant.key.slot)
         held = self._open.get(key)
-        wrong = self._check(grant, peer)
+        wrong = self._grants.why_wrong(grant, peer)
         if held is not None and held.remote_epoch == grant.key.epoch:
             if wrong:
                 self._ctx.fail(held.slot, held.epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
             else:
-                self._apply(held, grant)
+                self._grants.apply(held, grant, self._now_ns)
             return
         if wrong:
             self._refuse(connection, grant, FailureCode.PROTOCOL, f"grant refused: {wrong}")
             return
         room = grant.key.room
-        waiting = self._pending.get(self._pending_rooms.get(key, room), {}).get(key)
+        waiting = self._pending.of_slot(key)
         if waiting is not None and waiting.grant.key.epoch >= grant.key.epoch:
             if waiting.grant.key == grant.key:
-                self._pending[room][key] = waiting._replace(grant=_wider(waiting.grant, grant), connection=connection)
+                self._pending.replace(key, waiting._replace(grant=wider(waiting.grant, grant), connection=connection))
                 self._announce(room)  # once more: the client may have been too slow for the log
             else:
                 self._ctx.count(Metric.MESSAGES_STALE)  # of a request before the one that waits (P17)
@@ -315,17 +263,14 @@ class Admission:
         elif (refusal := self._ended.came(room, Remote(*key, grant.key.epoch), grant.required_dst_info_num, now_ns)) is not None:
             self._refuse(connection, grant, *refusal)
         elif room in self._rooms:
-            self._drop_pending(key)
+            self._pending.drop(key)
             self._join(*self._rooms[room], grant, peer, connection)
-        elif self._num_pending[peer] >= MAX_PENDING_A_PEER:
+        elif self._pending.num_of(peer) >= MAX_PENDING_A_PEER:
             self._refuse(connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait")
         else:
-            self._drop_pending(key)  # a slot has one request: the one before it is over
-            self._pending.setdefault(room, {})[key] = Pending(grant, peer, connection, now_ns)
-            self._pending_rooms[key] = room
+            self._pending.put(key, Pending(grant, peer, connection, now_ns))  # a slot has one request: the one before it is over
             if self._ended.finished(room, now_ns) is not None:
                 self._asked.append((now_ns + PATIENCE_NS, room, Remote(*key, grant.key.epoch)))
-            self._num_pending[peer] += 1
             self._announce(room)
 
     def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
@@ -346,86 +291,11 @@ class Admission:
         elif count >= required:
             self._refuse(connection, grant, FailureCode.REFUSED, f"room {grant.key.room} has all its {required} destinations")
             return
-        first = grant.first_block  # what is before it, another encode node has sent (R26)
-        for field, value in (
-            (Destination.WINDOW, self._control.limits.window_blocks // grant.required_dst_info_num),
-            (Destination.PEER, peer + 1),
-            (Destination.INCARNATION, grant.envelope.incarnation),
-            (Destination.REGISTRATION, self._peers.get(peer, Peer.REGISTRATION)),
-            (Destination.REMOTE_SLOT, grant.key.slot),
-            (Destination.REMOTE_EPOCH, grant.key.epoch),
-            (Destination.BEGIN, first * self._ctx.bs),
-            (Destination.SUMMED, RowSum(first * self._ctx.bs, 0).pack()),
-            (Destination.SENT, first * self._ctx.bs),
-            (Destination.GRANTED_TOKENS, first * self._ctx.bs),
-            (Destination.GRANTED_BLOCKS, first),
-        ):
-            self._dsts.set(slot, count, field, value)
+        self._grants.begin(slot, count, grant, peer)
         held = self._open[(peer, grant.key.slot)] = Open(grant.key.epoch, slot, epoch, count)
         self._slots.set(slot, Slot.NUM_DESTINATIONS, count + 1)
         self._peers.raise_tombstone(peer, grant.key.slot, grant.key.epoch)
-        self._apply(held, grant)
-
-    def _apply(self, held: Open, grant: Grant) -> None:
-        """R1: a set-once table; an entry at or above `sent` changes only for a newer session; no gap; a contiguous length."""
-        slot, epoch, d = held.slot, held.epoch, held.destination
-        if not self._ctx.is_live(slot, epoch):
-            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
-            return
-        wrong = self._check_progress(held, grant)
-        if wrong:
-            self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
-            return
-        known = self._dsts.get(slot, d, Destination.GRANTED_BLOCKS)
-        sent_block = self._dsts.get(slot, d, Destination.SENT) // self._ctx.bs
-        first, end = grant.first_block, grant.first_block + len(grant.dst_embedding_indices)
-        if first > known:
-            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
-            return  # a message before it is missing; its node will send the whole window again
-        if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):
-            self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
-            return
-        if grant.session_id > self._dsts.get(slot, d, Destination.SESSION):
-            self._dsts.set(slot, d, Destination.PORT, grant.dst_port)
-            self._dsts.set(slot, d, Destination.BASE, grant.base)
-            self._dsts.set(slot, d, Destination.SESSION, grant.session_id)
-        for i, index in enumerate(grant.dst_embedding_indices):
-            k = first + i
-            if k < known:
-                if k < sent_block:
-                    continue
-                old_index, old_session = self._dsts.grant(slot, d, k)
-                if grant.session_id == old_session and index != old_index:
-                    reason = f"block {k} was granted as {old_index} and as {index} under one session"
-                    self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, reason)
-                    return
-                if grant.session_id <= old_session:
-                    continue
-            self._dsts.set_grant(slot, d, k, index, grant.session_id)
-        self._dsts.raise_to(slot, d, Destination.GRANTED_BLOCKS, end)
-        if end >= known and grant.allocated_tokens:
-            tokens = first * self._ctx.bs + grant.allocated_tokens
-            if self._dsts.get(slot, d, Destination.FIRST_GRANT) == 0:
-                self._dsts.set(slot, d, Destination.FIRST_GRANT, tokens)
-            if self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens):
-                self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
-        self._kick(slot, epoch)
-
-    def _check_progress(self, held: Open, grant: Grant) -> str | None:
-        """What is wrong with a grant by what stands here about its request; None when nothing is.
-
-        R2: its node knows from our reports alone how much has been sent. Less is a message or a report that is late; more is
-        never true. Where nodes verify, a report may be ahead of `SENT` for a moment, for it carries `SUMMED` (R27).
-        """
-        slot, d = held.slot, held.destination
-        required = self._slots.get(slot, Slot.REQUIRED)
-        if grant.required_dst_info_num != required:
-            return f"required_dst_info_num {grant.required_dst_info_num}, it was {required}"
-        if isinstance(grant, msg.Resume):
-            sent = max(self._dsts.get(slot, d, Destination.SENT), RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens)
-            if grant.sent_tokens > sent:
-                return f"sent_tokens {grant.sent_tokens} > {sent} tokens that were sent to it"
-        return None
+        self._grants.apply(held, grant, self._now_ns)
 
     # ---- aborts
 
@@ -442,10 +312,10 @@ class Admission:
             self._ctx.to("poller").send(Kick.ABORTED, held.slot, held.epoch, held.destination)
             return
         remote, required = Remote(*key, abort.key.epoch), 0
-        waiting = self._pending.get(room, {}).get(key)
-        if waiting is not None and waiting.grant.key.epoch == abort.key.epoch:
+        waiting = self._pending.of_slot(key)
+        if waiting is not None and waiting.grant.key == abort.key:
             required = waiting.grant.required_dst_info_num
-            self._drop_pending(key)
+            self._pending.drop(key)
         is_news = self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch)
         if self._ended.aborted(room, remote, self._now_ns):
             pass  # it was told here that it comes too late
@@ -462,21 +332,22 @@ class Admission:
 
     def _refuse_pending(self, room: int) -> None:
         """Those who wait for an encoder of a room that has ended are told."""
-        for key, late in list(self._pending.get(room, {}).items()):
+        for key, late in self._pending.of_room(room):
             required = late.grant.required_dst_info_num
             refusal = self._ended.came(room, Remote(*key, late.grant.key.epoch), required, self._now_ns)
             if refusal is not None:
                 self._refuse(late.connection, late.grant, *refusal)
-                self._drop_pending(key)
+                self._pending.drop(key)
         self._announce(room)
 
     def _refuse_finished(self, room: int, remote: Remote) -> None:
         """It has waited for an encoder that opens a finished room again."""
         key = (remote.peer, remote.slot)
-        waiting, refusal = self._pending.get(room, {}).get(key), self._ended.finished(room, self._now_ns)
-        if waiting is not None and waiting.grant.key.epoch == remote.epoch and refusal is not None:
+        waiting, refusal = self._pending.of_slot(key), self._ended.finished(room, self._now_ns)
+        is_meant = waiting is not None and (waiting.grant.key.room, waiting.grant.key.epoch) == (room, remote.epoch)
+        if waiting is not None and is_meant and refusal is not None:
             self._refuse(waiting.connection, waiting.grant, *refusal)
-            self._drop_pending(key)
+            self._pending.drop(key)
 
     # ---- what waits for its encoder
 
@@ -487,38 +358,18 @@ class Admission:
         """
         if not self._control.room_waiters.lanes():
             return
-        grants = [waiting.grant for waiting in self._pending.get(room, {}).values()]
+        grants = [waiting.grant for _, waiting in self._pending.of_room(room)]
         is_over = room in self._rooms or self._ended.bars(room)
         if is_over or len(grants) >= max(min((grant.required_dst_info_num for grant in grants), default=1), 1):
             self._wanted.append(room, can_end=is_over or all(grant.dst_embedding_indices for grant in grants))
             self._has_announced = True
 
-    def _drop_pending(self, key: RemoteSlot) -> None:
-        room = self._pending_rooms.pop(key, None)
-        if room is not None:
-            self._num_pending[key[0]] -= 1
-            self._pending[room].pop(key, None)
-            if not self._pending[room]:
-                del self._pending[room]
-
     def _forget_pending_of(self, peer: int) -> None:
         self._ended.peer_gone(peer, self._now_ns)
-        for key in [key for key in self._pending_rooms if key[0] == peer]:
-            self._drop_pending(key)
+        self._pending.drop_peer(peer)
 
     def _drop_old_pending(self, now_ns: int) -> None:
         """A language node aborts what exceeds its deadline; this is for those whose abort never came."""
         self._ended.forget_old(now_ns)
-        limit = 2 * self._ctx.timing.request_timeout_s * NS
-        for room in list(self._pending):
-            for key, pending in list(self._pending.get(room, {}).items()):
-                if now_ns - pending.since_ns > limit:
-                    self._drop_pending(key)
+        self._pending.drop_before(now_ns - int(2 * self._ctx.timing.request_timeout_s * NS))
 
-
-def _wider(old: Grant, new: Grant) -> Grant:
-    """Of two grants of one request the one that reaches further; both begin where the request does, for nothing was sent yet."""
-    if new.first_block != old.first_block:
-        return old
-    reach = (len(new.dst_embedding_indices), new.allocated_tokens, new.session_id)
-    return new if reach >= (len(old.dst_embedding_indices), old.allocated_tokens, old.session_id) else old

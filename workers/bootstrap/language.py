@@ -14,8 +14,6 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
@@ -25,6 +23,7 @@ from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, e
 from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, host_of, numeric
+from embridge.workers.bootstrap.granted_window import GrantedWindow
 from embridge.workers.bootstrap.links import Link, Waiting
 from embridge.workers.bootstrap.registrations import why_not_numeric
 from embridge.workers.log_limit import LogLimit
@@ -43,7 +42,7 @@ class GrantSender:
         self._ctx = ctx
         self._control = ctx.control
         self._slots = ctx.slots
-        self._windows = ctx.control.windows
+        self._window = GrantedWindow(ctx)
         self._sessions = ctx.control.sessions
         self._links: dict[str, Link] = {}
         self._lookups: dict[str, Waiting] = {}  # for a name, by the address as the requests have it
@@ -363,15 +362,6 @@ class GrantSender:
     def _key(self, slot: int, epoch: int) -> msg.RequestKey:
         return msg.RequestKey(slot, epoch, self._slots.get(slot, Slot.ROOM))
 
-    def _window(self, slot: int) -> tuple[int, list[int], int]:
-        """(first block, indices, tokens granted) that belong together, though the client drains meanwhile."""
-        while True:
-            first = self._slots.get(slot, Slot.DRAINED_BLOCKS)
-            blocks, tokens = self._slots.granted(slot)
-            indices = [self._windows.get(slot, k) for k in range(first, blocks)]
-            if self._slots.get(slot, Slot.DRAINED_BLOCKS) == first:
-                return first, indices, tokens
-
     def _grant_anew(self, worker: int) -> None:
         """A worker is in a new session: every window that was granted under the one before is granted under it (R10)."""
         for slot, epoch in self._ctx.current_slots():
@@ -386,19 +376,6 @@ class GrantSender:
         session = self._sessions.live(self._control.worker_of(self._slots.get(slot, Slot.ROOM)))
         return session if session.number else None
 
-    def _exposed_window(self, slot: int, epoch: int, exposure: int) -> tuple[int, list[int], int] | None:
-        """The window, all of it exposed; None when the request ended meanwhile. A block drained meanwhile means: look again."""
-        while self._ctx.is_live(slot, epoch):
-            first, indices, tokens = self._window(slot)
-            array = np.array(indices, np.uint32)
-            if not indices or (
-                self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) == len(array)
-            ):
-                return first, indices, tokens
-            if self._slots.get(slot, Slot.DRAINED_BLOCKS) == first:
-                return None  # freed by the request's end, which its word will show
-        return None
-
     def _send_grant(self, slot: int, epoch: int) -> None:
         if not self._ctx.is_live(slot, epoch):
             return
@@ -411,7 +388,7 @@ class GrantSender:
         worker = self._control.worker_of(self._slots.get(slot, Slot.ROOM))
         self._slots.set(slot, Slot.CONTACTED_EPOCH, epoch)
         self._slots.raise_to(slot, Slot.SESSION, session.number)
-        window = self._exposed_window(slot, epoch, exposure_of(worker, session.number) if session.number else SHM_EXPOSURE)
+        window = self._window.expose(slot, epoch, exposure_of(worker, session.number) if session.number else SHM_EXPOSURE)
         if window is None:
             return
         first, indices, tokens = window

@@ -22,24 +22,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-
-from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode, SegmentError
-from embridge.allocator.geometry import AUX_WORDS
 from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.records import Destination, Peer, Slot
-from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers.role import Inbox, Out, Renew, RoleContext
 from embridge.workers.timing import NS
-from embridge.workers.transfer.engines.base import EngineError, Moves, NoAnswer, Outcome, OwnShortage, TransferEngine
+from embridge.workers.transfer.engines.base import EngineError, NoAnswer, Outcome, OwnShortage, TransferEngine
+from embridge.workers.transfer.moves import MovePlan
+from embridge.workers.transfer.pace import Pace
+from embridge.workers.transfer.staged_blocks import StagedBlocks
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +48,6 @@ MOST_RETRY_NS = NS // 2
 RENEW_WAIT_NS = NS // 5  # for healthy attempts to end before this process does
 WORN_WAIT_NS = 10 * NS  # for a moment in which no attempt is under way; then no more are submitted until there is one
 YOUNG_NS = 5 * NS  # a process that runs out of something so soon would not do better the next time
-LEAST_NAP_NS = 50_000  # between two looks at an attempt of a network engine; a 32nd of the time it should take, when that is more
-MOST_NAP_NS = 1_000_000
-MOST_LOOK_NS = 100_000_000
-LEAST_PACE_BYTES = 4 << 20
-FIRST_LOOK = 0.6  # of the time that an attempt should take: looks before that cost the engine's threads more than they tell
 
 
 @dataclass(slots=True)
@@ -86,11 +79,9 @@ class TransferWorker:
         self._control = ctx.control
         self._slots = ctx.slots
         self._dsts = ctx.control.destinations
-        self._staging = ctx.control.staging
         self._shard = shard
         self._engines = engines
         self._sums = sums
-        self._pools = pools(ctx.control.geometry)
         self._queue: deque[int] = deque()
         self._queued: dict[int, int] = {}
         self._attempts: dict[tuple[int, int], Attempt] = {}  # (slot, destination)
@@ -103,8 +94,10 @@ class TransferWorker:
         self._why_worn = ""
         self._renewing_ns = 0  # since when it wants to end
         self._may_read: set[int] = set()  # slots whose source blocks this process may still read though their attempt failed (R8)
-        self._ns_per_byte = 0.0  # of the network engine, as the last attempts had it; 0: not known
         self._batch_blocks = max(1, BATCH_BYTES // (ctx.bs * ctx.control.geometry.token_bytes))
+        self._staged = StagedBlocks(ctx, self._batch_blocks)
+        self._moves = MovePlan(ctx)
+        self._pace = Pace()
         for slot, _ in self._mine():
             self._end_reading(slot)
             self._take_what_is_done(slot)
@@ -165,11 +158,8 @@ class TransferWorker:
         for attempt in self._attempts.values():
             if not attempt.engine.late_writes:
                 return now_ns
-            due = min(due, max(attempt.look_ns, now_ns + self._nap_ns(attempt)))
+            due = min(due, max(attempt.look_ns, now_ns + self._pace.nap_ns(attempt.queued_bytes)))
         return due
-
-    def _nap_ns(self, attempt: Attempt) -> int:
-        return min(max(int(self._ns_per_byte * attempt.queued_bytes) // 32, LEAST_NAP_NS), MOST_NAP_NS)
 
     def _is_network_busy(self) -> bool:
         return any(attempt.engine.late_writes for attempt in self._attempts.values())
@@ -249,12 +239,12 @@ class TransferWorker:
             return 0
         if not self._is_granted_by(peer, slot, d):  # once more: its door may have opened for what it granted since
             return 0
-        blocks, end = self._hold(slot, sent, limit)
+        blocks, end = self._staged.hold(slot, sent, limit)
         if not blocks:
             self._ctx.wake_library(slot)
             return 0
         try:
-            moves = self._moves(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
+            moves = self._moves.of(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
             after = None
             if self._sums is not None:
                 after = self._sums.extend(RowSum.of(get(slot, d, Destination.SUMMED)), end, [source for _, source in blocks])
@@ -263,14 +253,27 @@ class TransferWorker:
             ticket = engine.submit(peer, session, moves)
         except Exception:  # nothing is under way: an engine that has begun does not raise
             for k, _ in blocks:
-                self._release(slot, k)
+                self._staged.release(slot, k)
             raise
         num_bytes = int(moves[:, 2].sum())
         held = [k for k, _ in blocks]
         queued_bytes = num_bytes + sum(other.num_bytes for other in self._attempts.values())
-        look_ns = self._now_ns + min(int(FIRST_LOOK * self._ns_per_byte * queued_bytes), MOST_LOOK_NS)
+        look_ns = self._now_ns + self._pace.first_look_ns(queued_bytes)
         self._attempts[slot, d] = Attempt(
-            slot, epoch, d, peer, sent, end, held, after, ticket, num_bytes, engine, self._now_ns, queued_bytes, look_ns
+            slot=slot,
+            epoch=epoch,
+            destination=d,
+            peer=peer,
+            first=sent,
+            end=end,
+            blocks=held,
+            sum=after,
+            ticket=ticket,
+            num_bytes=num_bytes,
+            engine=engine,
+            submitted_ns=self._now_ns,
+            queued_bytes=queued_bytes,
+            look_ns=look_ns,
         )
         return 1
 
@@ -334,41 +337,9 @@ class TransferWorker:
             and peers.get(peer, Peer.REGISTRATION) == get(slot, d, Destination.REGISTRATION)
         )
 
-    def _hold(self, slot: int, sent: int, limit: int) -> tuple[list[tuple[int, int]], int]:
-        """Hold the staged blocks from `sent` on for reading: ((request block, source block)...), and the row they reach."""
-        bs, end, held = self._ctx.bs, sent, []
-        for k in range(sent // bs, min(-(-limit // bs), sent // bs + self._batch_blocks)):
-            word = self._staging.load(slot, k)
-            entry = StageEntry.of(word)
-            while entry.state == STAGE_STAGED and entry.block == k and k * bs + entry.rows > end:
-                if self._staging.replace(slot, k, word, entry._replace(state=STAGE_READING).pack()):
-                    break
-                word = self._staging.load(slot, k)
-                entry = StageEntry.of(word)
-            else:
-                break
-            held.append((k, entry.source))
-            end = min(limit, k * bs + entry.rows)
-            if entry.rows < bs:
-                break
-        return held, end
-
-    def _release(self, slot: int, block: int) -> None:
-        """Let the stager have a source block back, with the rows it may have added meanwhile."""
-        while True:
-            word = self._staging.load(slot, block)
-            entry = StageEntry.of(word)
-            if entry.block != block or entry.state != STAGE_READING:
-                return
-            if self._staging.replace(slot, block, word, entry._replace(state=STAGE_STAGED).pack()):
-                return
-
     def _end_reading(self, slot: int) -> None:
-        """After a restart: what the dead worker was reading it reads no more."""
-        for k in range(self._staging.window):
-            word = self._staging.load(slot, k)
-            if word & 3 == STAGE_READING:
-                self._release(slot, StageEntry.of(word).block)
+        """After a restart: release what the dead worker was reading, for it reads it no more."""
+        self._staged.release_all(slot)
 
     def _take_what_is_done(self, slot: int) -> None:
         """After a restart: rows that the dead worker has summed when they were there, and not yet counted (R27)."""
@@ -394,43 +365,6 @@ class TransferWorker:
         self._dsts.raise_to(slot, d, Destination.TAINTED, tainted)
         self._control.peers.raise_to(self._dsts.get(slot, d, Destination.PEER) - 1, Peer.TAINTED, tainted)
 
-    def _moves(
-        self, slot: int, d: int, first: int, end: int, blocks: list[tuple[int, int]], num_blocks: int
-    ) -> Moves:
-        """The copies of rows [first, end); neighbours on both sides move as one. Indices are checked once, before use."""
-        bs = self._ctx.bs
-        runs: list[list[int]] = []
-        for k, source in blocks:
-            target, _ = self._dsts.grant(slot, d, k)
-            if target >= num_blocks or source >= self._control.geometry.num_blocks:
-                raise EngineError(f"block {target} of {num_blocks} there, {source} here: out of range")
-            low, high = max(first, k * bs), min(end, (k + 1) * bs)
-            to, start, rows = target * bs + low - k * bs, source * bs + low - k * bs, high - low
-            if runs and runs[-1][0] + runs[-1][2] == to and runs[-1][1] + runs[-1][2] == start:
-                runs[-1][2] += rows
-            else:
-                runs.append([to, start, rows])
-        moves = []
-        there_geometry = replace(self._control.geometry, num_blocks=num_blocks)
-        there = {pool.name: pool for pool in pools(there_geometry)}
-        for pool in self._pools:
-            base = there[pool.name].offset
-            moves += [
-                (base + to * pool.row_bytes, pool.offset + start * pool.row_bytes, rows * pool.row_bytes)
-                for to, start, rows in runs
-            ]
-        if first == 0:
-            k, source = blocks[0]
-            target, _ = self._dsts.grant(slot, d, k)
-            moves.append(
-                (
-                    aux_offset(there_geometry, target),
-                    aux_offset(self._control.geometry, source),
-                    4 * AUX_WORDS,
-                )
-            )
-        return np.array(moves, np.int64)
-
     # ---- attempts
 
     def _finish_attempts(self) -> None:
@@ -443,7 +377,7 @@ class TransferWorker:
             del self._attempts[at]
             slot, d = attempt.slot, attempt.destination
             if outcome is Outcome.DONE:
-                self._learn_pace(attempt)
+                self._pace.learn(attempt.queued_bytes, self._now_ns - attempt.submitted_ns)
                 if attempt.sum is not None:
                     self._dsts.set(slot, d, Destination.SUMMED, attempt.sum.pack())
                 self._dsts.raise_to(slot, d, Destination.SENT, attempt.end)
@@ -457,18 +391,10 @@ class TransferWorker:
                 self._failed(attempt)
             if outcome is Outcome.DONE or not attempt.engine.late_writes:
                 for block in attempt.blocks:
-                    self._release(slot, block)
+                    self._staged.release(slot, block)
             self._ctx.to("poller").send(Kick.LOOK, slot, attempt.epoch)
             self._ctx.wake_library(slot)
             self._enqueue(slot, attempt.epoch)
-
-    def _learn_pace(self, attempt: Attempt) -> None:
-        """A slow attempt counts for little: the next one is looked at too early rather than too late. Of a small one most is latency."""
-        if attempt.queued_bytes < LEAST_PACE_BYTES:
-            return
-        seen = (self._now_ns - attempt.submitted_ns) / max(attempt.queued_bytes, 1)
-        known = self._ns_per_byte or seen
-        self._ns_per_byte = known + (seen - known) / (16 if seen > known else 2)
 
     def _failed(self, attempt: Attempt) -> None:
         """An attempt ended other than done. Taint before retry (R6); a request whose attempts all fail for `peer_timeout_s` fails."""

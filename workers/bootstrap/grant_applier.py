@@ -1,0 +1,146 @@
+"""Grants, the last step: an encode node checks what a language node has granted, and writes it where its workers read it.
+
+A grant is decided by the client of the language node, which records it in its slot (`Slot.GRANTED` and the slot's window); the bootstrap
+process of that node sends it (`bootstrap/language.py: GrantSender`), and here it is applied to a destination of the encode node's slot.
+From there the transfer worker takes how far it may write.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from embridge.allocator.checksums import RowSum
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.geometry import MAX_TOKENS
+from embridge.allocator.records import Destination, Peer, Slot
+from embridge.allocator.rings import Kick
+from embridge.workers import messages as msg
+from embridge.workers.bootstrap.pending_grants import Grant
+from embridge.workers.role import RoleContext
+
+
+class Open(NamedTuple):
+    """A destination of a room that an encoder has opened here."""
+
+    remote_epoch: int
+    slot: int
+    epoch: int
+    destination: int
+
+
+class GrantApplier:
+    """Applies grants to destinations: the only writer of their tables of blocks (bootstrap process of an encode node)."""
+
+    def __init__(self, ctx: RoleContext) -> None:
+        self._ctx = ctx
+        self._control = ctx.control
+        self._slots = ctx.slots
+        self._dsts = ctx.control.destinations
+        self._peers = ctx.control.peers
+
+    def why_wrong(self, grant: Grant, peer: int) -> str | None:
+        """What is wrong with a grant by the geometry its node registered; None when nothing is."""
+        count, bs = len(grant.dst_embedding_indices), self._ctx.bs
+        num_blocks, limits = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits
+        required, window = grant.required_dst_info_num, limits.window_blocks // grant.required_dst_info_num
+        if grant.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
+            return f"slot {grant.key.slot} is outside the {self._peers.get(peer, Peer.NUM_SLOTS)} slots registered"
+        if grant.endpoint != self._peers.poller_addr(peer):
+            return f"endpoint {grant.endpoint!r}, {self._peers.poller_addr(peer)!r} registered"
+        if isinstance(grant, msg.Init) and grant.first_block * bs > MAX_TOKENS:
+            return f"it begins at block {grant.first_block} of {bs} tokens, behind the {MAX_TOKENS} that a request may have"
+        if required > limits.max_destinations:
+            return f"required_dst_info_num {required} > max_destinations {limits.max_destinations}"
+        if count > window:
+            return f"{count} blocks granted > window of {window} blocks"
+        if any(index >= num_blocks for index in grant.dst_embedding_indices):
+            return f"block {max(grant.dst_embedding_indices)} granted, {num_blocks} blocks registered"
+        if len(set(grant.dst_embedding_indices)) != count:
+            return "a block is granted twice in one message"
+        if not ((count - 1) * bs < grant.allocated_tokens <= count * bs or count == grant.allocated_tokens == 0):
+            return f"allocated_tokens {grant.allocated_tokens} does not end in the last of {count} blocks of {bs} tokens"
+        return None
+
+    def begin(self, slot: int, d: int, grant: Grant, peer: int) -> None:
+        """Fill the words of a new destination, before anybody can see it."""
+        first = grant.first_block  # what is before it, another encode node has sent (R26)
+        for field, value in (
+            (Destination.WINDOW, self._control.limits.window_blocks // grant.required_dst_info_num),
+            (Destination.PEER, peer + 1),
+            (Destination.INCARNATION, grant.envelope.incarnation),
+            (Destination.REGISTRATION, self._peers.get(peer, Peer.REGISTRATION)),
+            (Destination.REMOTE_SLOT, grant.key.slot),
+            (Destination.REMOTE_EPOCH, grant.key.epoch),
+            (Destination.BEGIN, first * self._ctx.bs),
+            (Destination.SUMMED, RowSum(first * self._ctx.bs, 0).pack()),
+            (Destination.SENT, first * self._ctx.bs),
+            (Destination.GRANTED_TOKENS, first * self._ctx.bs),
+            (Destination.GRANTED_BLOCKS, first),
+        ):
+            self._dsts.set(slot, d, field, value)
+
+    def apply(self, held: Open, grant: Grant, now_ns: int) -> None:
+        """R1: a set-once table; an entry at or above `sent` changes only for a newer session; no gap; a contiguous length."""
+        slot, epoch, d = held.slot, held.epoch, held.destination
+        if not self._ctx.is_live(slot, epoch):
+            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
+            return
+        wrong = self._check_progress(held, grant)
+        if wrong:
+            self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
+            return
+        known = self._dsts.get(slot, d, Destination.GRANTED_BLOCKS)
+        sent_block = self._dsts.get(slot, d, Destination.SENT) // self._ctx.bs
+        first, end = grant.first_block, grant.first_block + len(grant.dst_embedding_indices)
+        if first > known:
+            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
+            return  # a message before it is missing; its node will send the whole window again
+        if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):
+            self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
+            return
+        if grant.session_id > self._dsts.get(slot, d, Destination.SESSION):
+            self._dsts.set(slot, d, Destination.PORT, grant.dst_port)
+            self._dsts.set(slot, d, Destination.BASE, grant.base)
+            self._dsts.set(slot, d, Destination.SESSION, grant.session_id)
+        for i, index in enumerate(grant.dst_embedding_indices):
+            k = first + i
+            if k < known:
+                if k < sent_block:
+                    continue
+                old_index, old_session = self._dsts.grant(slot, d, k)
+                if grant.session_id == old_session and index != old_index:
+                    reason = f"block {k} was granted as {old_index} and as {index} under one session"
+                    self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, reason)
+                    return
+                if grant.session_id <= old_session:
+                    continue
+            self._dsts.set_grant(slot, d, k, index, grant.session_id)
+        self._dsts.raise_to(slot, d, Destination.GRANTED_BLOCKS, end)
+        if end >= known and grant.allocated_tokens:
+            tokens = first * self._ctx.bs + grant.allocated_tokens
+            if self._dsts.get(slot, d, Destination.FIRST_GRANT) == 0:
+                self._dsts.set(slot, d, Destination.FIRST_GRANT, tokens)
+            if self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens):
+                self._slots.raise_to(slot, Slot.MOVED_NS, now_ns)
+        self.look(slot, epoch)
+
+    def _check_progress(self, held: Open, grant: Grant) -> str | None:
+        """What is wrong with a grant by what stands here about its request; None when nothing is.
+
+        R2: its node knows from our reports alone how much has been sent. Less is a message or a report that is late; more is
+        never true. Where nodes verify, a report may be ahead of `SENT` for a moment, for it carries `SUMMED` (R27).
+        """
+        slot, d = held.slot, held.destination
+        required = self._slots.get(slot, Slot.REQUIRED)
+        if grant.required_dst_info_num != required:
+            return f"required_dst_info_num {grant.required_dst_info_num}, it was {required}"
+        if isinstance(grant, msg.Resume):
+            sent = max(self._dsts.get(slot, d, Destination.SENT), RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens)
+            if grant.sent_tokens > sent:
+                return f"sent_tokens {grant.sent_tokens} > {sent} tokens that were sent to it"
+        return None
+
+    def look(self, slot: int, epoch: int) -> None:
+        """Have the transfer worker and the poller look at a request."""
+        self._ctx.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)  # it has the longest way to go: not at the end of the step
+        self._ctx.to("poller").send(Kick.LOOK, slot, epoch)

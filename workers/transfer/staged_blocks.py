@@ -1,0 +1,59 @@
+"""The source blocks of an attempt: held while an engine reads them, so that the stager does not take them away (R8).
+
+A transfer worker takes a block by a CAS on its staging entry, STAGED -> READING, and gives it back by another, READING -> STAGED. The
+stager, a client's library thread, takes back only what is STAGED.
+"""
+
+from __future__ import annotations
+
+from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
+from embridge.workers.role import RoleContext
+
+
+class StagedBlocks:
+    """The staging entries of this node, as a transfer worker uses those of its rooms."""
+
+    def __init__(self, ctx: RoleContext, batch_blocks: int) -> None:
+        """`batch_blocks`: how many one attempt takes at most."""
+        self._staging = ctx.control.staging
+        self._bs = ctx.bs
+        self._batch_blocks = batch_blocks
+
+    def hold(self, slot: int, sent: int, limit: int) -> tuple[list[tuple[int, int]], int]:
+        """Hold the staged blocks from the row `sent` on, for one batch.
+
+        Returns [(block of the request, source block)...], and the row to which they reach, `limit` at most.
+        """
+        bs, end, held = self._bs, sent, []
+        for k in range(sent // bs, min(-(-limit // bs), sent // bs + self._batch_blocks)):
+            word = self._staging.load(slot, k)
+            entry = StageEntry.of(word)
+            while entry.state == STAGE_STAGED and entry.block == k and k * bs + entry.rows > end:
+                if self._staging.replace(slot, k, word, entry._replace(state=STAGE_READING).pack()):
+                    break
+                word = self._staging.load(slot, k)
+                entry = StageEntry.of(word)
+            else:
+                break
+            held.append((k, entry.source))
+            end = min(limit, k * bs + entry.rows)
+            if entry.rows < bs:
+                break
+        return held, end
+
+    def release(self, slot: int, block: int) -> None:
+        """Let the stager have a source block back, with the rows that it may have added meanwhile."""
+        while True:
+            word = self._staging.load(slot, block)
+            entry = StageEntry.of(word)
+            if entry.block != block or entry.state != STAGE_READING:
+                return
+            if self._staging.replace(slot, block, word, entry._replace(state=STAGE_STAGED).pack()):
+                return
+
+    def release_all(self, slot: int) -> None:
+        """Release all that is held of a slot, by whichever process."""
+        for k in range(self._staging.window):
+            word = self._staging.load(slot, k)
+            if word & 3 == STAGE_READING:
+                self.release(slot, StageEntry.of(word).block)
