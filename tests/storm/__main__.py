@@ -11,8 +11,9 @@ from pathlib import Path
 
 from storm.checker import Allowed, check, figures
 from storm.history import read
+from storm.places import Options
 from storm.plan import KINDS
-from storm.runner import Options, messages_in, raise_storm, tell
+from storm.runner import messages_in, raise_storm, tell
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The process that raises a storm: it keeps nodes and clients up, hands out requests, makes the faults, and measures recoveries.
+"""The process that raises a storm: over a load of requests, it makes the faults.
 
 Everything that it does and sees stands in the history; what that means is the checker's business.
 """
@@ -6,50 +6,32 @@ Everything that it does and sees stands in the history; what that means is the c
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import multiprocessing
 import os
-import queue
-import random
 import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.agents import FORKED, start_fork_server
+from support.agents import start_fork_server
 from support.cables import plug, pull
 from support.leaks import LeakCheck
 from support.nodes import alive, run_dirs
-from support.opening import open_control
 
-from embridge import Node, PipelineConfig, Timing, launch
 from embridge.allocator.blocks import EXPOSED, OWNED
-from embridge.allocator.control import Control
-from embridge.allocator.errors import EmbridgeError
-from embridge.allocator.geometry import SLOTS_PER_PAGE, Geometry, Limits
+from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.records import Lane, LaneState, Process
-from embridge.demo.hosts import Host, two_hosts
-from embridge.pipeline.inspection.observe import requests
-from embridge.workers.keys import allow_line, new_key_pair, write_key_file
+from embridge.demo.hosts import two_hosts
 from embridge.workers.process_spec import READY
-from storm import clients
 from storm.history import Recorder, messages_of, speak_into
-from storm.plan import KINDS, LONGEST, WEIGHTS, kinds_of
+from storm.load import Load
+from storm.places import NodeSeat, Options, Wait, nothing, send_signal
+from storm.plan import WEIGHTS
 
-NS = 1_000_000_000
-POOL_TOKENS, WINDOW_TOKENS = 768, 512
-START_S = 180.0  # for nodes and clients to be up, on a machine that is busy
 LONG_STOP = 1 / 12  # of the stops last longer than a peer's patience
-REPLACE_S = 0.2  # after which another client takes a dead one's seat
-GIVE_UP_S = 0.5  # a client whose partner died gives a request up after this
 FULL_S = 20.0
 ENDS_BETWEEN = 8  # sides of requests that end between two faults: on a machine that is slow, the storm is, too
 FAULT_BY_S = 5.0  # but a fault comes then in any case
@@ -57,463 +39,8 @@ EARLY = 1 / 8  # of the processes that are not READY again may be killed all the
 REST_BYTES = 1 << 20  # what a full /dev/shm has left
 
 
-@dataclass(kw_only=True)
-class Options:
-    """What a storm is to be like. It ends with `kills` SIGKILLs or after `seconds`, whichever is first."""
-
-    engine: str = "shm"
-    seed: int = 1
-    kills: int = 10
-    seconds: float = 60.0
-    history: Path = Path("storm.jsonl")
-    kinds: tuple[str, ...] | None = None  # these; None: those that the seed draws
-    encode_nodes: int = 1
-    encoders: int = 2  # of each encode node
-    schedulers: int = 2
-    in_flight: int = 10  # of each scheduler
-    longest: int = LONGEST  # tokens of a request
-    block_size: int = 32  # tokens; the pools keep their size
-    deadline_s: float = 30.0
-    peer_timeout_s: float = 5.0
-    pause_s: float = 0.6  # from one fault to the next, at most
-    bounded_memory: bool = False  # /dev/shm is this storm's own, and small
-    two_hosts: bool = False  # in two network namespaces, with a cable that can be pulled, and with keys (root)
-    without: frozenset[str] = frozenset()
-
-
-@dataclass(slots=True)
-class NodeSeat:
-    """A node of the storm, through all its lives."""
-
-    name: str
-    config: PipelineConfig
-    host: Host | None = None
-    node: Node | None = None
-    control: Control | None = None
-    generation: int = 0
-    cells: Any = None
-    down: bool = True  # it was killed, or was never up
-
-    @property
-    def run_dir(self) -> Path:
-        return self.config.directory
-
-    @property
-    def is_up(self) -> bool:
-        return self.node is not None and not self.down
-
-    def pids(self) -> dict[str, int]:
-        assert self.control is not None
-        table = self.control.processes
-        return {name: table.get(name, Process.PID) for name in table.names}
-
-
-@dataclass(slots=True)
-class ClientSeat:
-    """The place of a client; each time that it dies another process takes it, under the next number."""
-
-    base: str
-    side: str
-    node: str
-    number: int = 0
-    process: Any = None
-    connection: Connection | None = None
-    joined: bool = False
-    rooms: set[int] = field(default_factory=set)
-
-    @property
-    def name(self) -> str:
-        return f"{self.base}.{self.number}"
-
-
-@dataclass(slots=True)
-class Wait:
-    """Something that is measured from a kill on: `done` says when it is over, `node` whose death ends it."""
-
-    fault: int
-    event: str
-    node: NodeSeat
-    generation: int
-    since_ns: int
-    done: Callable[[], bool]
-    fields: dict[str, Any]
-
-
-class Storm:
-    """One seed. `run` returns when everything has ended; the history says how."""
-
-    def __init__(self, options: Options, path: Path, hosts: tuple[Host, Host] | None = None) -> None:
-        self.options = options
-        self._hosts = dict(zip(("encode", "language"), hosts, strict=True)) if hosts is not None else {}
-        self._keys = _write_keys(path, self._hosts)
-        self.note = Recorder(options.history, without=options.without)
-        self._rng = random.Random(f"storm {options.seed}")
-        possible = tuple(k for k in KINDS if (k != "full memory" or options.bounded_memory) and (k != "cut link" or hosts))
-        self.kinds = kinds_of(options.seed, options.kinds, possible)
-        names = ["e", *(f"e{i}" for i in range(2, options.encode_nodes + 1))]
-        self.nodes = {name: NodeSeat(name, self._config("encode", path / name), self._hosts.get("encode")) for name in names}
-        self.nodes["l"] = NodeSeat("l", self._config("language", path / "l"), self._hosts.get("language"))
-        self.seats = [ClientSeat(f"encoder-{n}-{i}", "encode", n) for n in names for i in range(options.encoders)]
-        self.seats += [ClientSeat(f"scheduler-{i}", "language", "l") for i in range(options.schedulers)]
-        self._spares: list[tuple[Any, Connection]] = []
-        self._rooms = itertools.count(options.seed * 1_000_000 + 1)
-        self._open: dict[int, dict[str, ClientSeat]] = {}  # room -> side -> who has yet to report its end
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._waits: list[Wait] = []
-        self._fault_ids = itertools.count(1)
-        self._dead: list[Any] = []  # clients that were killed, and that nobody has waited for
-        self._launched: queue.Queue[tuple[NodeSeat, Node | None, str, bool]] = queue.Queue()
-        self._launching: list[threading.Thread] = []
-        self._eased: dict[int, Callable[[], None]] = {}
-        self._is_cut = False
-        self._fill: Path | None = None
-        self._unfill: Callable[[], None] = _nothing
-        self._ending = False
-        self._num_ended = 0  # sides of requests, since the last fault
-        self._fault_by = 0.0
-        self.kills = 0
-        self.unexplained = 0  # requests that failed and that no client of theirs gave up
-        self.tally = {"arrived": 0, "failed": 0, "refused": 0}  # requests, as their schedulers saw them
-
-    def _config(self, role: str, run_dir: Path) -> PipelineConfig:
-        # one seed in two has nodes that come back at the address they had, one in two at another
-        ports = [_free_port(), _free_port()] if self.options.seed % 2 else [0, 0]
-        block_size = self.options.block_size
-        where: dict[str, Any] = {"host": self._hosts[role].address, **self._keys[role]} if self._hosts else {}
-        return PipelineConfig(
-            role=role,
-            run_dir=run_dir,
-            **where,
-            engine=self.options.engine,
-            geometry=Geometry(hidden_size=128, block_size=block_size, num_blocks=POOL_TOKENS // block_size, deepstack_layers=1),
-            limits=Limits(
-                num_slots=512,
-                max_clients=6,
-                window_blocks=WINDOW_TOKENS // block_size,
-                max_destinations=2,
-                max_peers=8,
-                max_peer_slots=512,
-                ring_records=512,
-            ),
-            timing=Timing(
-                request_timeout_s=self.options.deadline_s,
-                peer_timeout_s=self.options.peer_timeout_s,
-                fence_after_s=1.0,
-                ready_timeout_s=START_S,
-            ),
-            default_allocate_tokens=128,
-            max_restarts=1_000_000,  # a storm that kills a process every second is no crash loop
-            bootstrap_port=ports[0],
-            poller_port=ports[1],
-            lock_memory=False,
-            log_level="INFO",
-        )
-
-    # ---- the whole
-
-    def run(self) -> None:
-        self.note(
-            "begin",
-            seed=self.options.seed,
-            engine=self.options.engine,
-            kinds=self.kinds,
-            block_size=self.options.block_size,
-            deadline_s=self.options.deadline_s,
-            peer_timeout_s=self.options.peer_timeout_s,
-        )
-        try:
-            self._begin()
-            end = time.monotonic() + self.options.seconds
-            if self.kinds:
-                self._at(1.0, self._fault)
-            while time.monotonic() < end and (not self.kinds or self.kills < self.options.kills):
-                self.turn()
-            self._end()
-        finally:
-            self._clean_up()
-
-    def _begin(self) -> None:
-        ours, theirs = FORKED.Pipe()
-        self._observer = FORKED.Process(target=clients.watch, args=(theirs, self.options.history), name="observer", daemon=True)
-        self._observer.start()
-        theirs.close()
-        self._watching = ours
-        for _ in self.seats:
-            self._prepare_spare()
-        for node in self.nodes.values():
-            self._launch(node)
-        for seat in self.seats:
-            self._seat(seat)
-        deadline = time.monotonic() + START_S
-        while not all(seat.joined for seat in self.seats):
-            self.turn()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"clients not attached: {[seat.name for seat in self.seats if not seat.joined]}")
-
-    def _end(self) -> None:
-        """No more faults and no more requests: wait until all have ended, then until the nodes are idle."""
-        self._ending = True
-        for ease in list(self._eased.values()):
-            ease()
-        deadline = time.monotonic() + self.options.deadline_s + 10
-        while (self._open or self._waits or self._launching or any(node.down for node in self.nodes.values())) and (
-            time.monotonic() < deadline
-        ):
-            self.turn()
-        for seat in self.seats:
-            self._dismiss(seat)
-        idle_by = time.monotonic() + 15
-        for node in self.nodes.values():
-            if not node.is_up:
-                continue
-            while not self._is_idle(node) and time.monotonic() < idle_by:
-                time.sleep(0.01)
-            self._final(node)
-
-    def _is_idle(self, node: NodeSeat) -> bool:
-        control = node.control
-        assert control is not None
-        lanes = (control.lanes.get(lane, Lane.STATE) for lane in range(control.lanes.num_lanes))
-        return (
-            control.blocks.counts().free == control.blocks.num_blocks
-            and not requests(control, 0)
-            and all(state == LaneState.FREE for state in lanes)
-        )
-
-    def _final(self, node: NodeSeat) -> None:
-        control = node.control
-        assert control is not None
-        lanes = range(control.lanes.num_lanes)
-        self.note(
-            "final",
-            node=node.name,
-            counts=control.blocks.counts()._asdict(),
-            blocks=control.blocks.num_blocks,
-            in_flight=requests(control, time.monotonic_ns())[:8],
-            dead_lanes=[lane for lane in lanes if control.lanes.get(lane, Lane.STATE) == LaneState.DEAD],
-            metrics=control.metrics.all(),
-        )
-
-    def _clean_up(self) -> None:
-        for ease in list(self._eased.values()):
-            ease()
-        for thread in self._launching:
-            thread.join()
-        while not self._launched.empty():
-            launched, node, *_ = self._launched.get()
-            launched.node = node or launched.node
-        for seat in self.seats:
-            self._dismiss(seat)
-        for process in self._dead:
-            process.join()
-            process.close()
-        for process, connection in self._spares:
-            _end_process(process, connection, None)
-        for name in self.nodes:
-            with contextlib.suppress(OSError):
-                self._watching.send(("forget", name))
-        _end_process(self._observer, self._watching, ("stop",))
-        for place in self.nodes.values():
-            if place.node is not None:
-                pids = [] if place.control is None else list(place.pids().values())
-                place.node.stop()
-                _wait(lambda: not alive(pids), 5.0)  # noqa: B023
-                self.note("node_down", node=place.name, generation=place.generation, why="the end")
-            place.control = place.cells = None
-        self._waits.clear()
-
-    # ---- one turn
-
-    def turn(self) -> None:
-        """Hear the clients, do what is due, hand out requests, look at what is measured."""
-        busy = bool(self._waits)
-        connections = {seat.connection: seat for seat in self.seats if seat.connection is not None}
-        for connection in wait(list(connections), 0.0003 if busy else 0.002):
-            assert isinstance(connection, Connection)
-            self._hear(connections[connection], connection)
-        now = time.monotonic()
-        while self._due and self._due[0][0] <= now:
-            heapq.heappop(self._due)[2]()
-        self._look_at_waits()
-        self._look_at_nodes()
-        if not self._ending:
-            self._hand_out()
-
-    def _at(self, delay_s: float, do: Callable[[], None]) -> None:
-        heapq.heappush(self._due, (time.monotonic() + delay_s, next(self._order), do))
-
-    def _hear(self, seat: ClientSeat, connection: Connection) -> None:
-        try:
-            while connection.poll():
-                match connection.recv():
-                    case ("joined",):
-                        seat.joined = True
-                    case ("gone",):
-                        seat.joined = False
-                    case ("ended", room, verdict):
-                        if seat.side == "language":
-                            self.tally["refused" if verdict == "refused" else "failed" if verdict else "arrived"] += 1
-                        self.unexplained += verdict not in ("", clients.ABORTED)
-                        self._report(seat, room)
-        except (EOFError, OSError):  # it died; a death that was no fault of ours is noted as its own
-            if seat.connection is connection:
-                self._client_down(seat, "by itself")
-
-    def _report(self, seat: ClientSeat, room: int) -> None:
-        """One side of a request has ended."""
-        self._num_ended += 1
-        seat.rooms.discard(room)
-        sides = self._open.get(room)
-        if sides is not None and sides.get(seat.side) is seat:
-            del sides[seat.side]
-            if not sides:
-                del self._open[room]
-
-    def _hand_out(self) -> None:
-        """Keep every scheduler at its number of requests in flight; the encoders take turns."""
-        for scheduler in self.seats:
-            if scheduler.side != "language" or not scheduler.joined or not self.nodes["l"].is_up:
-                continue
-            while len(scheduler.rooms) < self.options.in_flight:
-                ready = [s for s in self.seats if s.side == "encode" and s.joined and self.nodes[s.node].is_up]
-                if not ready:
-                    return
-                room = next(self._rooms)
-                encoder = ready[room % len(ready)]
-                addr = self.nodes[encoder.node].node.bootstrap_addr  # type: ignore[union-attr]
-                self.note("asked", room=room, encoder=encoder.name, scheduler=scheduler.name, encode=encoder.node, language="l")
-                self._open[room] = {"encode": encoder, "language": scheduler}
-                order = [encoder, scheduler] if room % 3 else [scheduler, encoder]
-                for seat in order:
-                    seat.rooms.add(room)
-                    with contextlib.suppress(OSError):
-                        seat.connection.send(("open", room, addr))  # type: ignore[union-attr]
-
-    # ---- nodes
-
-    def _launch(self, seat: NodeSeat) -> None:
-        """Start it in a thread of its own, for the others go on."""
-        seat.generation += 1
-
-        def work() -> None:
-            try:
-                self._launched.put((seat, launch(seat.config, within=seat.host.within if seat.host else ()), "", False))
-            except EmbridgeError as error:  # two at once may have met the full memory that ends with the first of them
-                self._launched.put((seat, None, str(error), self._fill is not None))
-
-        thread = threading.Thread(target=work)
-        self._launching.append(thread)
-        thread.start()
-
-    def _look_at_nodes(self) -> None:
-        while not self._launched.empty():
-            seat, node, why, is_full = self._launched.get()
-            self._launching = [thread for thread in self._launching if thread.is_alive()]
-            if node is None:
-                self.note("not_up", node=seat.name, why=why, full=is_full)
-                self._unfill()
-                self._at(0.2, lambda seat=seat: self._launch(seat))  # type: ignore[misc]
-                continue
-            seat.node = node
-            try:
-                seat.control = open_control(seat.run_dir)
-            except EmbridgeError as error:
-                raise RuntimeError(f"node {seat.name} came up and is gone: {error}") from error
-            layout = seat.control.layout
-            seat.cells = np.frombuffer(seat.control.mapping, np.uint64, seat.control.blocks.num_blocks, layout.cells)
-            seat.down = False
-            self.note("node_up", node=seat.name, generation=seat.generation, processes=seat.pids())
-            self._watching.send(("watch", seat.name, seat.run_dir))
-        for seat in self.nodes.values():
-            if seat.is_up and seat.node is not None and seat.node.wait(0) is not None:
-                self._node_down(seat, "by itself")
-
-    def _node_down(self, seat: NodeSeat, why: str) -> None:
-        """It is dead or about to be: note when the last of it is gone, and start it again."""
-        node, pids, since = seat.node, list(seat.pids().values()), time.monotonic_ns()
-        assert node is not None
-        seat.down = True
-        self.note("node_down", node=seat.name, generation=seat.generation, why=why)
-        self._watching.send(("forget", seat.name))
-
-        def bury() -> None:
-            if alive(pids) and time.monotonic_ns() - since < 10 * NS:
-                self._at(0.005, bury)
-                return
-            self.note("gone", node=seat.name, generation=seat.generation, ns=time.monotonic_ns() - since, left=alive(pids))
-            node.stop()
-            seat.node = seat.control = seat.cells = None
-            self._launch(seat)
-
-        bury()
-
-    # ---- clients
-
-    def _prepare_spare(self) -> None:
-        """A process that has imported all it needs, so that a seat is empty for a moment only."""
-        ours, theirs = FORKED.Pipe()
-        process = FORKED.Process(target=clients.serve, args=(theirs, self.options.history), name="client", daemon=True)
-        process.start()
-        theirs.close()
-        self._spares.append((process, ours))
-
-    def _seat(self, seat: ClientSeat) -> None:
-        if not self._spares:
-            self._prepare_spare()
-        seat.process, seat.connection = self._spares.pop(0)
-        seat.number += 1
-        seat.joined = False
-        self.note("client_up", client=seat.name, pid=seat.process.pid)
-        options = self.options
-        seat.connection.send(
-            clients.Seat(
-                seat.name,
-                seat.side,
-                seat.node,
-                self.nodes[seat.node].run_dir,
-                options.history,
-                options.seed,
-                options.deadline_s,
-                options.longest,
-                options.without,
-            )
-        )
-
-    def _client_down(self, seat: ClientSeat, why: str) -> None:
-        """Its partners give the requests up that they had with it; another process takes its place."""
-        self.note("client_down", client=seat.name, why=why)
-        process, connection, rooms = seat.process, seat.connection, list(seat.rooms)
-        assert connection is not None
-        seat.process = seat.connection = None
-        seat.joined = False
-        connection.close()
-        self._dead.append(process)
-        for room in rooms:
-            self._report(seat, room)
-        partners = [(partner, room) for room in rooms for partner in self._open.get(room, {}).values()]
-        name = seat.name
-
-        def give_up() -> None:
-            for partner, room in partners:
-                if room in partner.rooms and partner.connection is not None:
-                    with contextlib.suppress(OSError):
-                        partner.connection.send(("abort", room, f"{name} died"))
-
-        def replace() -> None:
-            if not self._ending:
-                self._seat(seat)
-                self._prepare_spare()
-
-        self._at(GIVE_UP_S, give_up)
-        self._at(REPLACE_S, replace)  # not before the recovery was measured
-
-    def _dismiss(self, seat: ClientSeat) -> None:
-        if seat.process is not None:
-            process, connection = seat.process, seat.connection
-            seat.process = seat.connection = None
-            self.note("client_down", client=seat.name, why="the end")
-            _end_process(process, connection, ("leave",))
+class Storm(Load):
+    """One seed: the load, and faults in the middle of it. The history says how it went."""
 
     # ---- faults
 
@@ -547,7 +74,7 @@ class Storm:
         fault = next(self._fault_ids)
         processes = control.processes
         since = self.note("fault", id=fault, kind=f"kill {names[0]}", victim=name, node=node.name, pid=pid)
-        _signal(pid, signal.SIGKILL)
+        send_signal(pid, signal.SIGKILL)
         self.kills += 1
 
         def is_back() -> bool:
@@ -591,7 +118,7 @@ class Storm:
 
         fault, seen["held"] = next(self._fault_ids), held()
         since = self.note("fault", id=fault, kind="kill client", victim=seat.name, node=node.name, pid=pid)
-        _signal(pid, signal.SIGKILL)
+        send_signal(pid, signal.SIGKILL)
         self.kills += 1
         self._waits.append(Wait(fault, "recovered", node, node.generation, since, lambda: not held(), seen))
         self._client_down(seat, "killed")
@@ -639,9 +166,9 @@ class Storm:
         if node is None:
             return
         name, pid = self._rng.choice(list(node.pids().items()))
-        _signal(pid, signal.SIGSTOP)
+        send_signal(pid, signal.SIGSTOP)
         self._lasting(
-            "stop process", self._stop_for_s(), lambda: _signal(pid, signal.SIGCONT), victim=name, node=node.name, pid=pid
+            "stop process", self._stop_for_s(), lambda: send_signal(pid, signal.SIGCONT), victim=name, node=node.name, pid=pid
         )
 
     def _do_stop_client(self) -> None:
@@ -650,9 +177,9 @@ class Storm:
             return
         seat = self._rng.choice(seats)
         pid = seat.process.pid
-        _signal(pid, signal.SIGSTOP)
+        send_signal(pid, signal.SIGSTOP)
         self._lasting(
-            "stop client", self._stop_for_s(), lambda: _signal(pid, signal.SIGCONT), victim=seat.name, node=seat.node, pid=pid
+            "stop client", self._stop_for_s(), lambda: send_signal(pid, signal.SIGCONT), victim=seat.name, node=seat.node, pid=pid
         )
 
     def _do_slow_peer(self) -> None:
@@ -665,17 +192,17 @@ class Storm:
 
         def burst() -> None:
             if not over:
-                _signal(pid, signal.SIGSTOP)
+                send_signal(pid, signal.SIGSTOP)
                 self._at(self._rng.uniform(0.01, 0.06), rest)
 
         def rest() -> None:
-            _signal(pid, signal.SIGCONT)
+            send_signal(pid, signal.SIGCONT)
             if not over:
                 self._at(0.02, burst)
 
         def ease() -> None:
             over.append(True)
-            _signal(pid, signal.SIGCONT)
+            send_signal(pid, signal.SIGCONT)
 
         self._lasting("slow peer", self._rng.uniform(0.5, 2.0), ease, victim="poller", node=node.name, pid=pid)
         burst()
@@ -692,7 +219,7 @@ class Storm:
         def ease() -> None:
             assert self._fill is not None
             self._fill.unlink()
-            self._fill, self._unfill = None, _nothing
+            self._fill, self._unfill = None, nothing
 
         fault = self._lasting("full memory", FULL_S, ease, victim="", node="")
         self._unfill = self._eased[fault]  # when a launch has been refused; the time is but a bound
@@ -711,66 +238,6 @@ class Storm:
         self._is_cut = True
         pull(host)
         self._lasting("cut link", for_s, ease, victim="the cable", node="")
-
-    # ---- what is measured
-
-    def _look_at_waits(self) -> None:
-        for process in [process for process in self._dead if process.exitcode is not None]:
-            if not self._waits:
-                self._dead.remove(process)
-                process.close()
-        for it in list(self._waits):
-            if it.node.down or it.node.generation != it.generation:
-                self._waits.remove(it)
-            elif it.done():
-                self._waits.remove(it)
-                self.note(it.event, id=it.fault, ns=time.monotonic_ns() - it.since_ns, **it.fields)
-
-
-def _write_keys(path: Path, hosts: dict[str, Host]) -> dict[str, dict[str, Path]]:
-    """A key for each host, and one list of both: what a node that is bound to no loopback address needs."""
-    pairs, allow_file = {role: new_key_pair() for role in hosts}, path / "nodes.allow"
-    allow_file.write_text("".join(allow_line(host.address, pairs[role].public) + "\n" for role, host in hosts.items()))
-    for role, pair in pairs.items():
-        write_key_file(path / f"{role}.key", pair)
-    return {role: {"key_file": path / f"{role}.key", "allow_file": allow_file} for role in hosts}
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-def _nothing() -> None:
-    """There is nothing to ease."""
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-def _end_process(process: Any, connection: Connection | None, farewell: object) -> None:
-    """Tell it to end; by force, if it does not."""
-    assert connection is not None
-    with contextlib.suppress(OSError):
-        connection.send(farewell)
-    connection.close()
-    process.join(10)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    process.close()
 
 
 @contextlib.contextmanager
@@ -805,7 +272,7 @@ def raise_storm(options: Options, make: Callable[[Path], Storm] | None = None) -
     finally:
         check.restore()
         for pid in check.processes():
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
 
 
 def tell(text: str) -> None:

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from storm.checker import check, figures
 from storm.history import read
-from storm.runner import Options, Storm, messages_in, raise_storm, tell
+from storm.places import Options
+from storm.runner import Storm, messages_in, raise_storm, tell
 
 WARM_UP = 0.1
 TENTH = 10

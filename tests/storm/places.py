@@ -1,0 +1,148 @@
+"""Who takes part in a storm, and the little that is done to processes of all kinds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from embridge import Node, PipelineConfig
+from embridge.allocator.control import Control
+from embridge.allocator.records import Process
+from embridge.demo.hosts import Host
+from embridge.workers.keys import allow_line, new_key_pair, write_key_file
+from storm.plan import LONGEST
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What a storm is to be like. It ends with `kills` SIGKILLs or after `seconds`, whichever is first."""
+
+    engine: str = "shm"
+    seed: int = 1
+    kills: int = 10
+    seconds: float = 60.0
+    history: Path = Path("storm.jsonl")
+    kinds: tuple[str, ...] | None = None  # these; None: those that the seed draws
+    encode_nodes: int = 1
+    encoders: int = 2  # of each encode node
+    schedulers: int = 2
+    in_flight: int = 10  # of each scheduler
+    longest: int = LONGEST  # tokens of a request
+    block_size: int = 32  # tokens; the pools keep their size
+    deadline_s: float = 30.0
+    peer_timeout_s: float = 5.0
+    pause_s: float = 0.6  # from one fault to the next, at most
+    bounded_memory: bool = False  # /dev/shm is this storm's own, and small
+    two_hosts: bool = False  # in two network namespaces, with a cable that can be pulled, and with keys (root)
+    without: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class NodeSeat:
+    """A node of the storm, through all its lives."""
+
+    name: str
+    config: PipelineConfig
+    host: Host | None = None
+    node: Node | None = None
+    control: Control | None = None
+    generation: int = 0
+    cells: Any = None
+    down: bool = True  # it was killed, or was never up
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.directory
+
+    @property
+    def is_up(self) -> bool:
+        return self.node is not None and not self.down
+
+    def pids(self) -> dict[str, int]:
+        assert self.control is not None
+        table = self.control.processes
+        return {name: table.get(name, Process.PID) for name in table.names}
+
+
+@dataclass(slots=True)
+class ClientSeat:
+    """The place of a client; each time that it dies another process takes it, under the next number."""
+
+    base: str
+    side: str
+    node: str
+    number: int = 0
+    process: Any = None
+    connection: Connection | None = None
+    joined: bool = False
+    rooms: set[int] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return f"{self.base}.{self.number}"
+
+
+@dataclass(slots=True)
+class Wait:
+    """Something that is measured from a kill on: `done` says when it is over, `node` whose death ends it."""
+
+    fault: int
+    event: str
+    node: NodeSeat
+    generation: int
+    since_ns: int
+    done: Callable[[], bool]
+    fields: dict[str, Any]
+
+
+def write_keys(path: Path, hosts: dict[str, Host]) -> dict[str, dict[str, Path]]:
+    """A key for each host, and one list of both: what a node that is bound to no loopback address needs."""
+    pairs, allow_file = {role: new_key_pair() for role in hosts}, path / "nodes.allow"
+    allow_file.write_text("".join(allow_line(host.address, pairs[role].public) + "\n" for role, host in hosts.items()))
+    for role, pair in pairs.items():
+        write_key_file(path / f"{role}.key", pair)
+    return {role: {"key_file": path / f"{role}.key", "allow_file": allow_file} for role in hosts}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def nothing() -> None:
+    """There is nothing to ease."""
+
+
+def send_signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def end_process(process: Any, connection: Connection | None, farewell: object) -> None:
+    """Tell it to end; by force, if it does not."""
+    assert connection is not None
+    with contextlib.suppress(OSError):
+        connection.send(farewell)
+    connection.close()
+    process.join(10)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    process.close()
