@@ -1,4 +1,4 @@
-"""A node's pool of blocks: the owner cells, the reserve, and those who wait for a block.
+"""A node's pool of blocks: the owner cells, the reserve, and the clients that wait for a block.
 
 `RESERVE_BLOCK` is what keeps requests from waiting for each other for ever ("nobody holds blocks while waiting for
 blocks", on both sides): at a destination only a request whose rows are waiting may hold it, at a source only a read
@@ -56,7 +56,7 @@ class BlockPool:
         return BlockCounts(*self.cells.counts())
 
     def check(self) -> BlockCounts:
-        """The counts, having checked that no block is missing. Raises RuntimeError."""
+        """Count the blocks in each state, and check that none is missing. Raises RuntimeError."""
         counts = self.counts()
         if sum(counts) != self.num_blocks:
             raise RuntimeError(f"block pool: {counts} sum to {sum(counts)}, not to {self.num_blocks}")

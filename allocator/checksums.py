@@ -1,4 +1,4 @@
-"""Checksums over the rows of a request: how far they go, and how they go on.
+"""Running checksums over the rows of a request.
 
 Each (request, destination) has one running CRC-32C: first over `aux_datas`, then over the rows in order, all buffers of
 a row together. So one word says all, `tokens:32 | checksum:32`: that of the first so many rows. It needs no table of
@@ -33,7 +33,7 @@ class RowSum(NamedTuple):
 
 
 class RowSums:
-    """Computes them over the blocks of one payload."""
+    """Computes running checksums over the blocks of one payload."""
 
     def __init__(self, payload: Mapping, geometry: Geometry) -> None:
         self._payload = payload

@@ -158,7 +158,7 @@ class Control:
 
     @property
     def route_writer(self) -> RouteWriter:
-        """For the registrar alone."""
+        """The writer of the route table, for the registrar alone."""
         assert self.has_discovery
         return RouteWriter(self.mapping, self.layout)
 
@@ -222,7 +222,7 @@ class Control:
         self.bell(f"library{lane}").ring()
 
     def ring_block_waiters(self) -> None:
-        """Blocks came free: wake the library threads that wait for one."""
+        """Wake the library threads that wait for a block, as some came free."""
         for lane in self.blocks.waiters():
             self.bell(f"library{lane}").ring()
 
@@ -232,7 +232,7 @@ class Control:
             self.bell(f"library{lane}").ring()
 
     def ring_slot_waiters(self) -> None:
-        """Slots came free: wake the library threads that wait for one."""
+        """Wake the library threads that wait for a slot, as some came free."""
         for lane in self.slot_waiters.lanes():
             self.bell(f"library{lane}").ring()
 

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from embridge.allocator.geometry import Geometry, Limits, Role
-from embridge.allocator.layout import CONTROL_TABLES, HUGE_PAGE_BYTES, PAGE_BYTES, PAYLOAD_POOLS, ControlLayout, PayloadLayout
+from embridge.allocator.layout import (
+    CONTROL_TABLES,
+    HUGE_PAGE_BYTES,
+    PAGE_BYTES,
+    PAYLOAD_POOLS,
+    ControlLayout,
+    PayloadLayout,
+)
 
 _LIMITS: Final = Limits(max_routes=1)  # with these and this geometry, no table and no pool is empty in both roles
 _GEOMETRY: Final = Geometry(num_blocks=1, deepstack_layers=1)
@@ -42,7 +49,7 @@ def _spans(layout: ControlLayout | PayloadLayout, names: dict[str, str]) -> list
 
 
 def drawing() -> str:
-    """Both segments: what lies where, in which role, and what it is for."""
+    """Draw both segments: what lies where, in which role, and what it is for."""
     roles: dict[str, list[str]] = {name: [] for name in CONTROL_TABLES}
     for role in Role:
         for span in control_spans(ControlLayout.of(role, _GEOMETRY, _LIMITS)):
@@ -66,7 +73,7 @@ def drawing() -> str:
 
 
 def sizes(role: Role, geometry: Geometry, limits: Limits) -> str:
-    """Both segments of one node, with offsets and sizes in bytes."""
+    """Draw both segments of one node, with offsets and sizes in bytes."""
     control, payload = ControlLayout.of(role, geometry, limits), PayloadLayout.of(geometry)
     boxes = []
     for title, size, spans in (

@@ -9,9 +9,10 @@ from embridge.allocator.records import Lane, LaneState, SegmentHeader
 
 
 class LaneBits:
-    """Set and cleared by the lane's client, cleared by the poller with what else a dead one has left; read by whoever
-    may have what is waited for. What the dead have left may take as long as their peers do: until then their bits count
-    for nothing.
+    """A lane's client sets and clears its bit; whoever may have what is waited for reads them.
+
+    The poller clears the bit of a dead client with all else that it has left. That may take as long as the client's
+    peers do, so until then the bit counts for nothing.
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout, word: SegmentHeader) -> None:
@@ -29,7 +30,7 @@ class LaneBits:
         return bool(self._header.load(self._word) >> lane & 1)
 
     def lanes(self) -> list[int]:
-        """Those of living clients that wait; one load while none does."""
+        """The lanes of living clients that wait; one load while none does."""
         word = self._header.load(self._word)
         if not word:
             return []

@@ -35,7 +35,7 @@ class ProcessTable:
         self._words.store(self.names.index(name) * PROCESS_WORDS + field, value)
 
     def beat(self, index: int, now_ns: int) -> None:
-        """`index` counts in the order of `names`."""
+        """Beat for the process at `index` in `names`, which is the caller."""
         self._words.store(index * PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
     def beat_for(self, name: str, now_ns: int) -> None:
@@ -70,15 +70,15 @@ class LaneTable:
         return None
 
     def beat(self, lane: int, now_ns: int) -> None:
-        """A sign of life of that lane's client (its library thread only)."""
+        """Beat for the lane's client (its library thread only)."""
         self._words.store(lane * LANE_WORDS + Lane.BEAT_NS, now_ns)
 
     def pin(self, lane: int) -> None:
-        """From now on a device may copy for that lane's client (the client, before it lets one)."""
+        """Say that a device may copy for that lane's client from now on (the client, before it lets one)."""
         self._words.store(lane * LANE_WORDS + Lane.PINNED, 1)
 
     def leave(self, lane: int) -> None:
-        """That lane's client closes (the client, before its connection ends)."""
+        """Say that the lane's client leaves of its own accord (the client, before its connection ends)."""
         self._words.store(lane * LANE_WORDS + Lane.LEFT, 1)
 
     def add_unsent(self, lane: int, size: int) -> None:
@@ -93,16 +93,16 @@ class LaneTable:
         )
 
     def bury(self, lane: int) -> bool:
-        """The client is gone (launcher only); the poller reaps what it left and then frees the lane."""
+        """Mark the lane of a client that is gone DEAD, for the poller to reap (launcher only). True the first time."""
         return self._words.compare_exchange(lane * LANE_WORDS + Lane.STATE, LaneState.ATTACHED, LaneState.DEAD)
 
     def free(self, lane: int) -> bool:
-        """Everything of a dead client is reaped (poller only)."""
+        """Free the lane of a dead client of which everything is reaped (poller only)."""
         self._words.store(lane * LANE_WORDS + Lane.NUM_EARLY, 0)
         return self._words.compare_exchange(lane * LANE_WORDS + Lane.STATE, LaneState.DEAD, LaneState.FREE)
 
     def set_num_waiting(self, lane: int, count: int) -> None:
-        """How many requests of that lane's client wait for a slot (its library thread only)."""
+        """Say how many requests of the lane's client wait for a slot (its library thread only)."""
         self._words.store(lane * LANE_WORDS + Lane.NUM_WAITING, count)
 
     def num_waiting(self) -> int:
@@ -147,8 +147,7 @@ class ForeignWriter(NamedTuple):
 
 
 class WriterTable:
-    """Processes of other nodes that can write into our payload through shared memory; the launcher watches them by
-    pidfd.
+    """Processes of other nodes that can write into our payload through shared memory. The launcher watches them.
 
     As long as one of an incarnation is listed, a block that was exposed to that incarnation is not free to be used
     again (R12).
@@ -169,7 +168,7 @@ class WriterTable:
         return None
 
     def remove(self, entry: int) -> None:
-        """That process is dead or has unmapped our payload (launcher only)."""
+        """Remove a process that is dead or has unmapped our payload (launcher only)."""
         self._words.store(entry * WRITER_WORDS + Writer.NODE_ID, 0)
 
     def has(self, node_id: int, incarnation: int) -> bool:
@@ -177,7 +176,7 @@ class WriterTable:
         return any(True for _ in self._entries(node_id, incarnation))
 
     def pids(self, node_id: int, incarnation: int) -> list[int]:
-        """Its processes that can, by the pids that the launcher sees."""
+        """The processes of that incarnation that can write here, by the pids that the launcher sees."""
         return [self._words.load(at + Writer.PID) for at in self._entries(node_id, incarnation)]
 
     def _entries(self, node_id: int, incarnation: int) -> Iterator[int]:

@@ -105,11 +105,11 @@ class PeerTable:
         return False
 
     def key(self, peer: int) -> str:
-        """The public key that it registered with; "" on a plain connection."""
+        """The public key that a peer registered with; "" on a plain connection."""
         return self._text(peer, PEER_KEY_OFFSET)
 
     def poller_addr(self, peer: int) -> str:
-        """Where it takes reports and heartbeats."""
+        """Where a peer takes reports and heartbeats."""
         return self._text(peer, PEER_POLLER_OFFSET)
 
     def alive(self) -> list[int]:
@@ -182,6 +182,6 @@ class PeerTable:
         return self._tombstones.load(peer * self.num_slots + slot)
 
     def raise_tombstone(self, peer: int, slot: int, epoch: int) -> bool:
-        """True if the epoch is news (encode side, bootstrap only)."""
+        """Raise the highest epoch of this peer's slot. True if the epoch is news (encode side, bootstrap only)."""
         assert self._tombstones is not None
         return self._tombstones.raise_to(peer * self.num_slots + slot, epoch)

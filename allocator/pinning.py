@@ -1,4 +1,4 @@
-"""Pinning: keep the payload in memory, and let a GPU copy from it directly. An optimisation, never a requirement.
+"""Pins the payload in memory, and lets a GPU copy from it directly. An optimisation, never a requirement.
 
 What took effect is recorded and shown (`embridge doctor`, `embridge status`); what did not costs speed and nothing
 else.

@@ -1,5 +1,4 @@
-"""The log by which rank 0 of a language node tells the other ranks what it has handed over, and theirs of what they
-have released.
+"""The log of a group of ranks: rank 0 tells the others what it has handed over, and they tell it what they released.
 
     log segment (all may write)                             rows segment (rank 0 writes)
     ┌─────────────────────────────────────────────┐         ┌──────────────────────────────────────┐

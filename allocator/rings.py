@@ -88,7 +88,7 @@ class KickSender:
             self._doorbell.ring()
 
     def send_now(self, kick: int, slot: int, epoch: int, value: int = 0) -> None:
-        """One kick and the bell, from a thread that does not flush: a record that does not fit waits for the one that
+        """Send a kick and ring, from a thread that does not flush: a record that does not fit waits for the thread that
         does.
 
         `Producer.push` keeps the GIL, so the two threads of a client never push at the same time.

@@ -1,4 +1,4 @@
-"""Joining a node through its run socket: what a client is handed, checked and mapped."""
+"""Joins a node through its run socket: checks and maps what a client is handed."""
 
 from __future__ import annotations
 

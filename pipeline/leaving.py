@@ -1,5 +1,4 @@
-"""The end of a process's part in a node: the memory is let go of, and whoever still asks is told why there is no
-answer.
+"""Ends a process's part in a node: its memory is freed, and whoever still asks is told why there is no answer.
 
 What a process has mapped is free when it leaves, not when the last object that knew of it happens to be collected: a
 node with a large pool can then be launched again at once. Only what somebody still looks at stays, until the last such
@@ -32,7 +31,7 @@ class Refused:
 
 
 def refuse(owner: object, why: str, names: tuple[str, ...]) -> None:
-    """Have each of these attributes of `owner` that there are stand for nothing any more."""
+    """Replace those of these attributes that `owner` has by a `Refused` with this reason."""
     held: dict[str, Any] = vars(owner)
     refused = Refused(why)
     for name in names:

@@ -50,7 +50,7 @@ class _Child:
 
     @property
     def has_succeeded(self) -> bool:
-        """Its exit status is None where somebody else in this process has waited for it, and nobody is told twice."""
+        """Whether it ended well. The exit status is None where somebody else here has waited for it."""
         return self.process.exitcode == 0 or (self.process.exitcode is None and self.said == _RETURNED)
 
 
@@ -134,7 +134,7 @@ class _Group:
                 signal.pidfd_send_signal(child.pidfd, number)
 
     def wait(self) -> None:
-        """Until all have ended."""
+        """Wait until all have ended."""
         while self._alive:
             if self._ended_by_us_s and time.monotonic() - self._ended_by_us_s >= self._grace_s:
                 self.end(signal.SIGKILL)
@@ -161,7 +161,7 @@ class _Group:
             self.end()
 
     def close(self) -> None:
-        """Whatever happened: nothing of it runs any more."""
+        """End whatever still runs, and wait for it."""
         self.end()
         try:
             self.wait()
@@ -189,7 +189,7 @@ class _Group:
 
 
 def _hear(child: _Child) -> None:
-    """What it has to say, once: a traceback may be longer than a pipe, so it is read before the process has ended."""
+    """Read, once, what a process has to say; before it has ended, for a traceback may be longer than a pipe."""
     assert child.connection is not None
     with contextlib.suppress(OSError, EOFError):
         if child.connection.poll():
@@ -200,7 +200,7 @@ def _hear(child: _Child) -> None:
 
 @contextlib.contextmanager
 def _forwarding(group: _Group) -> Iterator[list[int]]:
-    """For a block: signals that would end this process end the group first. Gives those that have arrived.
+    """For a block: let signals that would end this process end the group first. Gives those that have arrived.
 
     SIGCHLD is not ignored meanwhile, or nobody would know how a process has ended.
     """
@@ -225,7 +225,7 @@ def _forwarding(group: _Group) -> Iterator[list[int]]:
 
 
 def _run(fn: Callable[..., object], args: tuple[Any, ...], index: int, connection: Connection, parent: int) -> None:
-    """The life of a process."""
+    """Live the life of one process."""
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != parent:
         return

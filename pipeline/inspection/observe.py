@@ -1,4 +1,4 @@
-"""Look at a node from outside, through a read of its control segment: for `embridge status` and for tests."""
+"""Looks at a node from outside, by reading its control segment: for `embridge status` and for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a process can write no more: that is before the kernel has buried it.
+"""Notices when a process can write no more, which is before the kernel has buried it.
 
 SIGKILL ends the threads of a process one by one. Each lets go of the memory first, and the last one takes it apart,
 page table by page table: 15 ms for a process that has imported torch, 250 ms with 2 GiB of its own, seconds with a
@@ -34,7 +34,7 @@ _VSIZE: Final = 20  # "Virtual memory size in bytes", among the fields of /proc/
 def has_memory(pid: int) -> bool:
     """Whether any thread of a process still has its memory.
 
-    Raises OSError: that cannot be seen, mostly for there is no such process.
+    Raises OSError if /proc cannot be read, usually because the process is gone.
     """
     # twice: a thread that had no memory the first time has begun no other since
     return any(_any_has_memory(pid) for _ in range(2))
@@ -45,7 +45,7 @@ def _any_has_memory(pid: int) -> bool:
 
 
 def _threads(pid: int) -> list[int]:
-    """Oldest first. Raises OSError."""
+    """The threads of a process, oldest first. Raises OSError."""
     return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
 
 
@@ -87,7 +87,7 @@ class DeathWatch:
         return None
 
     def _watch_more(self) -> None:
-        """Of the oldest threads, which live longest.
+        """Watch the oldest threads, which live longest.
 
         Where that is not possible, the death is noticed all the same, only later.
         """

@@ -20,7 +20,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 def encode_config(config: PipelineConfig) -> bytes:
-    """One line: its end is known though a process that was forked meanwhile holds the pipe open."""
+    """Encode as one line, whose end is known though a process that was forked meanwhile holds the pipe open."""
     return msgspec.json.encode(config, enc_hook=str) + b"\n"
 
 

@@ -221,7 +221,7 @@ class Launcher:
             self._start_locking()
 
     def _enter(self, state: NodeState) -> None:
-        """The node's next state, which the registrar publishes at once."""
+        """Enter the node's next state, which the registrar publishes at once."""
         self.control.header.store(SegmentHeader.NODE_STATE, state)
         if self.control.has_discovery:
             self.control.bell("registrar").ring()
@@ -234,7 +234,7 @@ class Launcher:
             log.warning("payload not locked: %s", str(error))  # a kept record would keep the error's frames
 
     def _lock_payload(self) -> None:
-        """After READY, for locking a large pool takes seconds; what took effect is shown by `embridge status`."""
+        """Lock the payload in memory: after READY, for it may take seconds. `embridge status` shows the effect."""
         code = lock(self._payload)
         self.control.header.store(SegmentHeader.LOCKED, code << 8 | 1)
         if code:
@@ -274,7 +274,7 @@ class Launcher:
             key.data()
 
     def run(self) -> int:
-        """Until the node is told to stop, and has. Returns the exit status."""
+        """Watch over the node until it is told to stop, and has. Returns the exit status."""
         assert self._run_socket is not None
         drain_until = None
         while self._stops < 2:
@@ -346,7 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A descriptor from which the numbers of signals can be read. Raises OSError."""
+    """Give a descriptor from which the numbers of signals can be read. Raises OSError."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)

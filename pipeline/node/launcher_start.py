@@ -1,4 +1,4 @@
-"""How the process of a launcher begins: with the import path of whoever launches, and nothing else that is inherited.
+"""Begins the process of a launcher: with the import path of whoever launches, and nothing else that is inherited.
 
 `command` is the launching side: the words of a command. `prepare` is the other side: the first that runs there, before
 the launcher is imported.
@@ -42,7 +42,7 @@ def command(ready_fd: int, alive_fd: int, parent_fd: int) -> list[str]:
 
 
 def _interpreter_flags() -> list[str]:
-    """Those that say what is imported from where."""
+    """Flags of this interpreter that say what is imported from where."""
     flags = sys.flags
     given = {"-I": flags.isolated, "-E": flags.ignore_environment, "-s": flags.no_user_site, "-S": flags.no_site}
     return [flag for flag, is_set in given.items() if is_set]

@@ -13,7 +13,7 @@ LIMITS_REMEDY: Final = "check `ulimit -n` and `ulimit -u`"
 
 @contextlib.contextmanager
 def naming(what: str, remedy: str) -> Iterator[None]:
-    """An OSError in this block becomes a LaunchError that names what failed."""
+    """Turn an OSError of this block into a LaunchError that names what failed."""
     try:
         yield
     except OSError as error:

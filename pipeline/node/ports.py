@@ -14,7 +14,7 @@ BIND_PAUSE_S: Final = 0.02
 
 
 def listen(name: str, host: str, port: int, until: float) -> tuple[int, str]:
-    """(descriptor, `tcp://` address) of a listening socket; an address in use is waited for until that monotonic time.
+    """Open a listening socket: (descriptor, `tcp://` address). An address in use is waited for until then (monotonic).
 
     Raises:
         LaunchError: the address cannot be had.

@@ -1,4 +1,4 @@
-"""What is looked at before anything of a node is made: what is missing is a LaunchError that says what to do."""
+"""Looks at what a node needs before anything of it is made: what is missing is a LaunchError that says what to do."""
 
 from __future__ import annotations
 

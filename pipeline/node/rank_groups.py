@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """One rank 0's. `fds`: the log, the rows, and an eventfd for each other rank, in that order."""
+    """A rank 0 and its followers. `fds`: the log, the rows, and an eventfd for each follower, in that order."""
 
     name: str
     lane: int
@@ -54,11 +54,11 @@ class RankGroups:
         return sock in self._followers
 
     def logs(self) -> dict[str, int]:
-        """The log of each group, by its name: for those who look."""
+        """The log of each group, by its name, for those who look."""
         return {group.name: group.fds[0] for group in self._groups.values()}
 
     def lead(self, sock: socket.socket, pid: int, lane: int, frame: Lead, fds: list[int]) -> None:
-        """A client is rank 0 of a group; the descriptors stay the caller's.
+        """Make a client rank 0 of a group; the descriptors stay the caller's.
 
         Raises OSError where it cannot be answered.
         """
@@ -144,7 +144,7 @@ class RankGroups:
         run_socket.send_frame(sock, Sorry(reason))
 
     def gone(self, sock: socket.socket) -> None:
-        """A connection ended, or its process died: if it was a rank's, say so in the log of its group."""
+        """Say in the log of its group that a rank is gone, if this connection, which has ended, was a rank's."""
         if sock in self._followers:
             group, rank = self._followers.pop(sock)
             group.log.leave(rank)

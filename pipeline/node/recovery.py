@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Recovery:
-    """The launcher's end of it: one control segment, and its ring to the poller."""
+    """The launcher's part in the deaths that one node sees."""
 
     def __init__(self, control: Control, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._control = control
@@ -54,8 +54,7 @@ class Recovery:
         self.flush()
 
     def fail_requests_of(self, name: str, why: str, *, poller_is_dead: bool) -> int:
-        """Fail the requests that need a process which cannot be kept alive, with that reason. Returns how many were
-        told.
+        """Fail the requests that need a process which cannot be kept alive, for that reason. Returns their number.
 
         Status words are the poller's to write. While there is no poller, and none is being started, the launcher raises
         them to Failed itself, or nobody would, not even at their deadline (P8). Whatever else their end asks for is

@@ -1,9 +1,9 @@
 """The launcher's end of the run socket: gives clients their lanes, hands descriptors out, and notices who is gone.
 
-Somebody is alive while their connection is, and their pidfd, which a forked child that still holds the connection
-cannot keep up. Who is killed is dead for us as soon as nothing of it can write, that is earlier (`death_watch`), but not
-an encoder for which a device may write into our memory (CUDA): its driver is told with the connection's end, and not
-before.
+A guest is alive while its connection is, and its pidfd, which a forked child that still holds the connection cannot
+keep up. A guest that is killed counts as dead as soon as nothing of it can write (`death_watch`), which is earlier; but
+not an encoder for which a device may write into our memory (CUDA): its driver is told with the connection's end, and
+not before.
 
 A client whose library thread has not taken a turn for `client_silent_after_s` is killed, and then it is dead. It may be
 stopped, and its memory is held: blocks that it granted, rows that it caches. Nobody else may use these while it lives,

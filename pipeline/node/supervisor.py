@@ -1,4 +1,4 @@
-"""The processes of a node: born, watched by pidfd and by their beats, killed when they fall silent, restarted, stopped.
+"""Starts, watches, restarts and stops the processes of a node, and kills those that fall silent.
 
 A process that dies is reported with its name and how it ended, and started again, with a pause that grows. Its
 unfinished ring records are still in its rings, and what it was about stands in the control segment, so the new one goes
@@ -41,7 +41,7 @@ STALLED_NS = NS  # a gap between two looks after which no silence is held agains
 
 
 class Silences:
-    """How long others have not beaten, as far as this process was there to see it.
+    """Measures how long others have not beaten, as far as this process was there to see it.
 
     It looks several times a second. When it has not for longer than `STALLED_NS` (it was stopped, the machine was
     suspended, its container throttled), the others may not have run either, so everybody's time begins anew.
