@@ -1427,6 +1427,27 @@ LAUNCH: Final = [
         (f"{INHERITS}::test_sighup_ends_nothing_and_is_answered_in_the_log",),
     ),
     Mutant(
+        "setting-range-unchecked", "P13", "a setting that is out of its range is taken",
+        "allocator/settings.py",
+        "            msgspec.convert(value, _type_of(it))\n",
+        "            _type_of(it)\n",
+        ("tests/pipeline/test_settings.py::test_a_value_from_a_file_that_is_refused_names_the_file",),
+    ),
+    Mutant(
+        "setting-origin-untold", "P13", "a setting that is refused does not say where its value came from",
+        "pipeline/config.py",
+        'return ConfigError(f"{error} (from {origin})") if origin else error',
+        "return error",
+        ("tests/pipeline/test_settings.py::test_a_value_from_a_file_that_is_refused_names_the_file",),
+    ),
+    Mutant(
+        "local-requests-failed", "P8", "requests through shared memory fail with a transfer worker that they do not need",
+        "pipeline/node/recovery.py",
+        "return control.role == Role.ENCODE or control.verify or crosses_network",
+        "return control.role == Role.ENCODE or control.verify or not crosses_network",
+        ("tests/pipeline/test_recovery.py::test_the_requests_that_need_a_process_are_those_that_fail_without_it",),
+    ),
+    Mutant(
         "launch-bind-once", "P10", "a port that a process of a node before still holds is not waited for",
         "pipeline/node/ports.py",
         "patient=time.monotonic() < until",
