@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from embridge.allocator.geometry import Geometry, Limits, Role
-from embridge.allocator.layout import CONTROL_TABLES, HUGE_PAGE_BYTES, PAGE_BYTES, PAYLOAD_POOLS, ControlLayout, PayloadLayout
+from embridge.allocator.layout import (
+    CONTROL_TABLES,
+    HUGE_PAGE_BYTES,
+    PAGE_BYTES,
+    PAYLOAD_POOLS,
+    ControlLayout,
+    PayloadLayout,
+)
 
 _LIMITS: Final = Limits(max_routes=1)  # with these and this geometry, no table and no pool is empty in both roles
 _GEOMETRY: Final = Geometry(num_blocks=1, deepstack_layers=1)
