@@ -29,6 +29,12 @@ from storm.plan import LONGEST, Request, request_of
 
 IDLE_S = 0.001
 ABORTED = "the storm gave it up"
+FAILED_BEFORE = " failed here before: "  # what a destination hears that comes after its encoder's side has ended
+
+
+def was_given_up(verdict: str) -> bool:
+    """Whether a request ended so because the storm gave it up, on whichever side."""
+    return verdict == ABORTED or f"{FAILED_BEFORE}{ABORTED};" in verdict
 
 
 @dataclass(slots=True)

@@ -256,7 +256,7 @@ class Load:
                     case ("ended", room, verdict):
                         if seat.side == "language":
                             self.tally["refused" if verdict == "refused" else "failed" if verdict else "arrived"] += 1
-                        self.unexplained += verdict not in ("", clients.ABORTED)
+                        self.unexplained += bool(verdict) and not clients.was_given_up(verdict)
                         self._report(seat, room)
         except (EOFError, OSError):  # it died; a death that was no fault of ours is noted as its own
             if seat.connection is connection:

@@ -8,6 +8,8 @@ import threading
 
 import pytest
 
+from embridge.workers.bootstrap.ended_rooms import EndedRooms, Remote
+from storm.clients import ABORTED, was_given_up
 from storm.soak import MORE_BYTES, Held, drift, held_by
 
 STEADY = Held(20, 4, 300, 50 << 20)
@@ -64,3 +66,18 @@ def test_what_a_process_holds_is_counted() -> None:
     assert during is not None
     assert (during.descriptors, during.threads) == (before.descriptors + 1, before.threads + 1)
     assert held_by(2**22 + 1) is None
+
+
+def test_a_request_that_one_side_gave_up_is_explained_also_to_a_destination_that_comes_after() -> None:
+    """R15: the encode node bars the room, and says why."""
+    rooms = EndedRooms(1.0, 1)
+    rooms.fail(3, 1, ABORTED, 0)
+    barred = rooms.came(3, Remote(0, 7, 1), 1, 0)
+    assert barred is not None
+    assert barred.reason != ABORTED
+    assert was_given_up(barred.reason)
+    assert was_given_up(ABORTED)
+    rooms.fail(4, 1, "the encoder process died", 0)
+    other = rooms.came(4, Remote(0, 8, 1), 1, 0)
+    assert other is not None
+    assert not was_given_up(other.reason)
