@@ -1,12 +1,12 @@
 """Addresses of nodes: `tcp://ip:port` between nodes and at sockets. A request may name a host; that is looked up here.
 
-libzmq would look a name up in its one I/O thread: until the resolver answers, nothing goes in or out for anybody. And of a
-name with addresses of both families it takes only the first. So no name reaches a socket. It is looked up in a thread,
-the answer kept for a while, or until nobody answers there, and where a name has several addresses, the first at which
-somebody speaks as our nodes do is the one.
+libzmq would look a name up in its one I/O thread: until the resolver answers, nothing goes in or out for anybody. And
+of a name with addresses of both families it takes only the first. So no name reaches a socket. It is looked up in a
+thread, the answer kept for a while, or until nobody answers there, and where a name has several addresses, the first at
+which somebody speaks as our nodes do is the one.
 
-A look-up cannot be broken off, and those that hang would keep the others from their threads. So there is a thread for each, up
-to a limit, and names that have taken long before come last, and have no more than half of the places.
+A look-up cannot be broken off, and those that hang would keep the others from their threads. So there is a thread for
+each, up to a limit, and names that have taken long before come last, and have no more than half of the places.
 """
 
 from __future__ import annotations
@@ -126,7 +126,10 @@ class Names:
                 del self._kept[address]
 
     def _start(self) -> str:
-        """One more thread, where somebody waits for one and may have it (under the lock). Returns why there can be none."""
+        """One more thread, where somebody waits for one and may have it (under the lock).
+
+        Returns why there can be none.
+        """
         if not self._may_begin() or self._num_threads >= MAX_THREADS:
             return ""
         try:

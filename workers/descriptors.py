@@ -8,7 +8,7 @@ import os
 import resource
 from typing import Final
 
-MOST: Final = 1 << 16  # more are of no use to a worker, and make whoever lists them slow
+MOST: Final = 1 << 16  # more are of no use to a process, and make whoever lists them slow
 SPARE: Final = 8  # as many as one contact with a peer takes, and some
 SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -55,4 +55,4 @@ def shortage(error: OSError) -> str:
         return ""
     if error.errno == errno.ENFILE:
         return "this machine has no descriptors left (ENFILE); raise fs.file-max"
-    return f"this worker has no descriptors left: it may have {limit()}; raise `ulimit -n`"
+    return f"this process has no descriptors left: it may have {limit()}; raise `ulimit -n`"

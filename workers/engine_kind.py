@@ -1,4 +1,5 @@
-"""What a node knows of an engine without running it: its properties, and what two nodes tell each other of it at a registration.
+"""What a node knows of an engine without running it: its properties, and what two nodes tell each other of it at a
+registration.
 
 The roles ask an engine these questions, and never which one it is. `transfer/engines/` has the engines themselves.
 """
@@ -19,14 +20,18 @@ class EngineKind(ABC):
     title: ClassVar[str]
     """As texts for people have it."""
     is_local: ClassVar[bool]
-    """Whether it reaches peers on this host only. Its offer is the path of the run socket then, and an encode node asks there, before it
-    accepts the offer, whether the language node listens."""
+    """Whether it reaches peers on this host only.
+
+    Its offer is the path of the run socket then, and an encode node asks there, before it accepts the offer, whether
+    the language node listens.
+    """
     is_automatic: ClassVar[bool]
     """Whether `engine = auto` offers it where it is available."""
     has_sessions: ClassVar[bool]
-    """Whether peers write through an engine that each transfer worker of the language node runs, under the session of that engine (R10).
-    An attempt that failed may land late only with such an engine: the end of the session is its fence. Without, the death of the writer is
-    (R12)."""
+    """Whether peers write through an engine that each transfer worker of the language node runs, under the session of
+    that engine (R10). An attempt that failed may land late only with such an engine: the end of the session is its
+    fence. Without, the death of the writer is (R12).
+    """
     writes_to_stderr: ClassVar[bool]
     """Whether its library writes on standard error; that goes to a file of its own then."""
 
@@ -36,7 +41,9 @@ class EngineKind(ABC):
 
     @abstractmethod
     def offer(self, run_socket: str) -> str:
-        """What a language node, whose run socket this is, tells of the engine when it registers: 128 characters at most."""
+        """What a language node, whose run socket this is, tells of the engine when it registers: 128 characters at
+        most.
+        """
 
     @abstractmethod
     def why_refused(self, offer: str, ours: str, theirs: str) -> str:

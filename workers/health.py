@@ -1,4 +1,5 @@
-"""What a node tells others of itself: how much it has to do, which of its processes do not beat, and which cannot be kept alive.
+"""What a node tells others of itself: how much it has to do, which of its processes do not beat, and which cannot be
+kept alive.
 
 All of it is read from words of the control segment: it takes no lock, changes nothing, and touches no payload (B13).
 """
@@ -41,7 +42,9 @@ def load_of(ctx: RoleContext) -> Load:
 
 
 def silent_processes(control: Control, now_ns: int, bound_s: float) -> list[tuple[str, float]]:
-    """(name, seconds since its last beat) of every process of the node that has not beaten for longer than the bound (D4)."""
+    """(name, seconds since its last beat) of every process of the node that has not beaten for longer than the bound
+    (D4).
+    """
     found = []
     for name in control.processes.names:
         silent_s = round((now_ns - control.processes.get(name, Process.BEAT_NS)) / NS, 3)
@@ -84,4 +87,7 @@ def why_unhealthy(control: Control) -> str:
 
 def why_refusing(control: Control) -> str:
     """Why the node takes no new requests: as `why_unhealthy`, of the processes that requests need."""
-    return "; ".join(f"process {name} cannot be kept alive ({reason}); it is tried again" for name, reason in failing_processes(control))
+    return "; ".join(
+        f"process {name} cannot be kept alive ({reason}); it is tried again"
+        for name, reason in failing_processes(control)
+    )

@@ -1,16 +1,17 @@
 """Keys of nodes: the secret key file of one, and the allow-list of those it talks with.
 
-A key is 32 bytes, written in Z85 as 40 printable characters; the public half is computed from the secret one. Whoever holds a secret
-key is the node that its public key stands for.
+A key is 32 bytes, written in Z85 as 40 printable characters; the public half is computed from the secret one. Whoever
+holds a secret key is the node that its public key stands for.
 
-The secret key file holds one line, `secret-key <40 characters>`, and belongs to its user alone. The allow-list has one line a node:
+The secret key file holds one line, `secret-key <40 characters>`, and belongs to its user alone. The allow-list has one
+line a node:
 
     <address> <public key> [name]
 
-An address is `host`, `host:port`, `[ipv6]:port`, or `-` for a node that we never connect to first. A line that begins with `#` is a
-comment; a key may hold that character, so it begins none elsewhere than before the first field or after the second. Every listed
-key may connect to us. When we connect, the server must prove the key that stands beside its address, or beside its host alone
-where that very port has no line.
+An address is `host`, `host:port`, `[ipv6]:port`, or `-` for a node that we never connect to first. A line that begins
+with `#` is a comment; a key may hold that character, so it begins none elsewhere than before the first field or after
+the second. Every listed key may connect to us. When we connect, the server must prove the key that stands beside its
+address, or beside its host alone where that very port has no line.
 """
 
 from __future__ import annotations
@@ -80,11 +81,14 @@ def write_key_file(path: Path, pair: KeyPair, mode: int = 0o600) -> None:
     Raises:
         KeyFileError: it exists, or cannot be written.
     """
-    text = f"# embridge: the secret key of one node; give it to nobody (embridge keys show {path})\n{_SECRET_FIELD} {pair.secret}\n"
+    comment = f"# embridge: the secret key of one node; give it to nobody (embridge keys show {path})"
+    text = f"{comment}\n{_SECRET_FIELD} {pair.secret}\n"
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError as error:
-        raise KeyFileError(f"key file {path}: it exists; choose another name, or remove it if no node uses it") from error
+        raise KeyFileError(
+            f"key file {path}: it exists; choose another name, or remove it if no node uses it"
+        ) from error
     except OSError as error:
         raise KeyFileError(f"key file {path}: {error.strerror}; choose a folder that you may write to") from error
     with os.fdopen(fd, "w") as file:
@@ -108,13 +112,17 @@ def read_key_file(path: Path) -> KeyPair:
     if mode & 0o077:
         raise KeyFileError(f"key file {path}: mode {mode:o}, others may use it; run `chmod 600 {path}`")
     if status.st_uid != os.geteuid():
-        raise KeyFileError(f"key file {path}: it belongs to user {status.st_uid}; it must belong to user {os.geteuid()}, who runs the node")
+        raise KeyFileError(
+            f"key file {path}: it belongs to user {status.st_uid}; "
+            f"it must belong to user {os.geteuid()}, who runs the node"
+        )
     for line in data.decode("utf-8", "replace").splitlines():
         words = line.split()
         if len(words) == 2 and words[0] == _SECRET_FIELD and is_key(words[1]):
             return KeyPair(zmq.curve_public(words[1].encode()).decode(), words[1])
     raise KeyFileError(
-        f"key file {path}: no line `{_SECRET_FIELD} <{KEY_LENGTH} characters>`; make a key file with `embridge keys new`"
+        f"key file {path}: no line `{_SECRET_FIELD} <{KEY_LENGTH} characters>`; "
+        "make a key file with `embridge keys new`"
     )
 
 
@@ -136,7 +144,9 @@ def allow_line(address: str, public: str, name: str = "") -> str:
     """
     _split_address(address)
     if name.startswith("#") or len(name.split()) > 1:
-        raise ValueError(f"name: {name!r} is not one word that begins with a letter; it is for people, and may be left out")
+        raise ValueError(
+            f"name: {name!r} is not one word that begins with a letter; it is for people, and may be left out"
+        )
     return f"{address} {public} {name}".rstrip()
 
 
@@ -198,13 +208,17 @@ def parse_allow_list(text: str, path: Path) -> AllowList:
             continue
         at = f"allow file {path}, line {number}"
         if len(words) < 2:
-            raise KeyFileError(f"{at}: {len(words)} field; write `<address> <public key> [name]`, as `embridge keys show` prints it")
+            raise KeyFileError(
+                f"{at}: {len(words)} field; write `<address> <public key> [name]`, as `embridge keys show` prints it"
+            )
         try:
             host, port = _split_address(words[0])
         except ValueError as error:
             raise KeyFileError(f"{at}: {error}") from error
         if not is_key(words[1]):
-            raise KeyFileError(f"{at}: its second field is no public key of {KEY_LENGTH} characters; copy it from `embridge keys show`")
+            raise KeyFileError(
+                f"{at}: its second field is no public key of {KEY_LENGTH} characters; copy it from `embridge keys show`"
+            )
         rest = words[2:]
         name = rest.pop(0) if rest and not rest[0].startswith("#") else ""
         if rest and not rest[0].startswith("#"):
@@ -230,12 +244,16 @@ def read_allow_list(path: Path) -> AllowList:
             status = os.fstat(file.fileno())
             data = file.read(MAX_ALLOW_BYTES + 1)
     except OSError as error:
-        raise KeyFileError(f"allow file {path}: {error.strerror}; it holds one line a node, as `embridge keys show` prints it") from error
+        raise KeyFileError(
+            f"allow file {path}: {error.strerror}; it holds one line a node, as `embridge keys show` prints it"
+        ) from error
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o022:
         raise KeyFileError(f"allow file {path}: mode {mode:o}, others may add themselves; run `chmod go-w {path}`")
     if status.st_uid not in (0, os.geteuid()):
-        raise KeyFileError(f"allow file {path}: it belongs to user {status.st_uid}; it must belong to user {os.geteuid()} or to root")
+        raise KeyFileError(
+            f"allow file {path}: it belongs to user {status.st_uid}; it must belong to user {os.geteuid()} or to root"
+        )
     if len(data) > MAX_ALLOW_BYTES:
         raise KeyFileError(f"allow file {path}: more than {MAX_ALLOW_BYTES} bytes; remove what is not needed")
     try:

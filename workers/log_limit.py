@@ -1,4 +1,6 @@
-"""Log lines about what others do wrong, bounded: so many a peer and so many of one cause within a minute, whatever they send."""
+"""Log lines about what others do wrong, bounded: so many a peer and so many of one cause within a minute, whatever they
+send.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ MAX_CAUSES: Final = 256
 
 
 class LogLimit:
-    """Counts lines a peer within a window of a minute; all counts begin again with each window, so it holds few of them."""
+    """Counts lines a peer within a window of a minute; all counts begin again with each window, so it holds few of
+    them.
+    """
 
     def __init__(self, lines_a_peer: int = LINES_A_PEER, lines_in_all: int = LINES_IN_ALL) -> None:
         self._most, self._most_in_all = lines_a_peer, lines_in_all
@@ -26,9 +30,18 @@ class LogLimit:
         self._held_back = 0
 
     def log(
-        self, logger: logging.Logger, level: int, peer: Hashable, now_ns: int, text: str, *values: object, exc_info: bool = False
+        self,
+        logger: logging.Logger,
+        level: int,
+        peer: Hashable,
+        now_ns: int,
+        text: str,
+        *values: object,
+        exc_info: bool = False,
     ) -> None:
-        """Write a line about one peer, unless it has had its share; the first line of a new window says how many were held back."""
+        """Write a line about one peer, unless it has had its share; the first line of a new window says how many were
+        held back.
+        """
         if not logger.isEnabledFor(level):
             return
         if self._began_ns is None or now_ns - self._began_ns >= WINDOW_NS:
@@ -47,9 +60,11 @@ class LogLimit:
 
 
 class CauseLimit:
-    """Counts log records of one cause within a window of a minute: of one text before its values stand in it, one logger and one error.
+    """Counts log records of one cause within a window of a minute: of one text before its values stand in it, one
+    logger and one error.
 
-    It stands before what all of a process's lines pass through, so no line that somebody else can cause is without a limit.
+    It stands before what all of a process's lines pass through, so no line that somebody else can cause is without a
+    limit.
     """
 
     def __init__(self, lines_a_cause: int = LINES_A_CAUSE) -> None:
@@ -59,10 +74,14 @@ class CauseLimit:
         self._held_back: dict[tuple[str, str, str], int] = {}
 
     def take(self, record: logging.LogRecord, now_ns: int) -> tuple[bool, bool, str]:
-        """(whether the record passes, whether it is the last one of its cause within this window, lines on what was held back before)."""
+        """(whether the record passes, whether it is the last one of its cause within this window, lines on what was
+        held back before).
+        """
         told = ""
         if self._began_ns is None or now_ns - self._began_ns >= WINDOW_NS:
-            told = "".join(f"{count} lines like {cause[1]!r} were held back\n" for cause, count in self._held_back.items())
+            told = "".join(
+                f"{count} lines like {cause[1]!r} were held back\n" for cause, count in self._held_back.items()
+            )
             self._began_ns = now_ns
             self._lines.clear()
             self._held_back.clear()

@@ -1,8 +1,8 @@
 """The wire schema between nodes: msgspec structs in msgpack, versioned, bounded, never pickle.
 
 Every message is idempotent and carries absolute values (a whole window, never a delta), so a lost, doubled, late or
-reordered one changes nothing but time. The envelope names who speaks and to which incarnation of whom (R14); a request is
-`(language node, its incarnation, its slot, its epoch)`, and the room joins that to the encoder's call.
+reordered one changes nothing but time. The envelope names who speaks and to which incarnation of whom (R14); a request
+is `(language node, its incarnation, its slot, its epoch)`, and the room joins that to the encoder's call.
 
     language bootstrap ──register, init, resume, abort──▶ encode bootstrap   (answers: registered, refused, stale)
     encode poller ──announce, status, abort_ack, heartbeat──▶ language poller
@@ -45,7 +45,9 @@ class _Fields(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Envelope(_Fields, frozen=True):
-    """Who speaks, and to which incarnation of whom; `for_incarnation` is 0 where the sender cannot know it yet (register)."""
+    """Who speaks, and to which incarnation of whom; `for_incarnation` is 0 where the sender cannot know it yet
+    (register).
+    """
 
     version: Annotated[int, msgspec.Meta(ge=0, le=255)]
     node_id: Id
@@ -54,7 +56,9 @@ class Envelope(_Fields, frozen=True):
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """What can be read of a message of another version: its tag, and of its envelope the fields of ours, which come first in each."""
+    """What can be read of a message of another version: its tag, and of its envelope the fields of ours, which come
+    first in each.
+    """
 
     tag: str
     envelope: Envelope
@@ -71,8 +75,8 @@ class RequestKey(_Fields, frozen=True):
 class Register(_Fields, frozen=True, tag="register"):
     """A language node introduces itself: geometry, where its poller listens, and how its payload is reached.
 
-    `offers`: by the name of each engine that it offers, what that engine tells of itself. The encode node chooses one of them.
-    `registration` rises with every connection it makes, and voids what was granted under a lesser one (R14).
+    `offers`: by the name of each engine that it offers, what that engine tells of itself. The encode node chooses one
+    of them. `registration` rises with every connection it makes, and voids what was granted under a lesser one (R14).
     `verify`: it checks the rows that it receives; both nodes do, or neither (R27).
     """
 
@@ -119,10 +123,13 @@ class Stale(_Fields, frozen=True, tag="stale"):
 
 
 class Init(_Fields, frozen=True, tag="init"):
-    """The first grant of a request; it may grant no block at all (R19). Rows before `first_block` another encode node has sent (R26).
+    """The first grant of a request; it may grant no block at all (R19).
 
-    `session_id`: under which the blocks may be written, with the port and the address of the payload in that session's engine (R10); all
-    three are 0 through shared memory. They stand in each grant and not in the registration, so that after a fence one message says it all.
+    Rows before `first_block` another encode node has sent (R26).
+
+    `session_id`: under which the blocks may be written, with the port and the address of the payload in that session's
+    engine (R10); all three are 0 through shared memory. They stand in each grant and not in the registration, so that
+    after a fence one message says it all.
     """
 
     envelope: Envelope
@@ -139,7 +146,10 @@ class Init(_Fields, frozen=True, tag="init"):
 
 
 class Resume(_Fields, frozen=True, tag="resume"):
-    """A later grant: the whole window still held, from `first_block` (R1). `sent_tokens` is checked, never obeyed (R2)."""
+    """A later grant: the whole window still held, from `first_block` (R1).
+
+    `sent_tokens` is checked, never obeyed (R2).
+    """
 
     envelope: Envelope
     key: RequestKey
@@ -164,7 +174,9 @@ class Abort(_Fields, frozen=True, tag="abort"):
 
 
 class AbortAck(_Fields, frozen=True, tag="abort_ack"):
-    """No attempt of this request is under way, and none will be; `tainted`: session + 1 under which one may still land (R7, R9)."""
+    """No attempt of this request is under way, and none will be; `tainted`: session + 1 under which one may still land
+    (R7, R9).
+    """
 
     envelope: Envelope
     key: RequestKey
@@ -174,8 +186,9 @@ class AbortAck(_Fields, frozen=True, tag="abort_ack"):
 class RoomState(_Fields, frozen=True):
     """One request as the encode side sees it, for one destination.
 
-    `resumed`: it has been Transferring, whatever its phase is now. `session`: the latest one of which it knows grants. `checksum`: of the
-    rows that are sent, where nodes verify. From a language node: `sent_tokens` is what it has checked (R27).
+    `resumed`: it has been Transferring, whatever its phase is now. `session`: the latest one of which it knows grants.
+    `checksum`: of the rows that are sent, where nodes verify. From a language node: `sent_tokens` is what it has
+    checked (R27).
     """
 
     key: RequestKey
@@ -222,18 +235,7 @@ class Heartbeat(_Fields, frozen=True, tag="heartbeat"):
 
 
 Message = (
-    Register
-    | Registered
-    | Refused
-    | Stale
-    | Init
-    | Resume
-    | Abort
-    | AbortAck
-    | Announce
-    | Status
-    | Close
-    | Heartbeat
+    Register | Registered | Refused | Stale | Init | Resume | Abort | AbortAck | Announce | Status | Close | Heartbeat
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -267,7 +269,9 @@ def decode_foreign(data: bytes) -> Foreign | None:
         return None
     try:
         tag, envelope, *_ = msgspec.msgpack.decode(data, type=list)
-        foreign = Foreign(msgspec.convert(tag, Text), msgspec.convert(envelope[: len(Envelope.__struct_fields__)], Envelope))
+        foreign = Foreign(
+            msgspec.convert(tag, Text), msgspec.convert(envelope[: len(Envelope.__struct_fields__)], Envelope)
+        )
     except (ValueError, TypeError, RecursionError):
         return None
     return None if foreign.envelope.version in ACCEPTED_VERSIONS else foreign

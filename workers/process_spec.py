@@ -1,4 +1,5 @@
-"""What a process of a node is born with, and what it says of itself: its state, that it is ready, that its launcher is gone.
+"""What a process of a node is born with, and what it says of itself: its state, that it is ready, that its launcher is
+gone.
 
 A process of a node goes STARTING -> READY -> STOPPED.
 """

@@ -1,7 +1,7 @@
 """What the roles of a node have in common: a step from an inbox to an outbox, so that two nodes can run in one thread.
 
-A role does no I/O of its own. It is given what arrived since the last step (ring records, messages, lost connections), changes
-words in shared memory, and returns what is to be sent. `start.py` puts the sockets and the waiting around it.
+A role does no I/O of its own. It is given what arrived since the last step (ring records, messages, lost connections),
+changes words in shared memory, and returns what is to be sent. `start.py` puts the sockets and the waiting around it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Denied(NamedTuple):
 class Inbox(NamedTuple):
     """All that came since the last step.
 
-    `refused` are addresses where nobody listens (any more), `denied` those where somebody listens, and the handshake fails.
+    `refused` are addresses where nobody listens (any more), `denied` those where somebody listens, and the handshake
+    fails.
     """
 
     records: list[tuple[str, Record]]
@@ -96,7 +97,7 @@ class Addresses(NamedTuple):
 
 
 class Renew(Exception):
-    """Raised by a role whose process is to end and be born again: only that ends what its engine still does (R8, R10)."""
+    """A role raises it when its process is to end and be born again: only that ends what its engine still does (R8)."""
 
 
 class Step(Protocol):
@@ -198,13 +199,17 @@ class RoleContext:
         self.control.bell(f"library{self.slots.get(slot, Slot.LANE)}").ring()
 
     def wake_reaper(self, slot: int) -> None:
-        """A slot is released: if its client is dead, the poller may now free its lane, and another client can have it (P3)."""
+        """A slot is released: if its client is dead, the poller may now free its lane, and another client can have it
+        (P3).
+        """
         if self.is_lane_dead(slot):
             self.to("poller").send(Kick.LOOK, slot, 0)
 
     @contextmanager
     def isolated(self, what: str, slot: int | None = None, epoch: int = 0) -> Iterator[None]:
-        """One item's bug ends that item: it is logged and counted, its request (if it has one) fails, the process goes on (D4)."""
+        """One item's bug ends that item: it is logged and counted, its request (if it has one) fails, the process goes
+        on (D4).
+        """
         try:
             yield
         except Exception as error:
@@ -218,5 +223,3 @@ class RoleContext:
         self.slots.claim_failure(slot, code, reason)
         if self.name != "poller":  # which finds what it has claimed itself in its next look at this request
             self.to("poller").send(Kick.FAIL, slot, epoch)
-
-

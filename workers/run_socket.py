@@ -1,10 +1,11 @@
 """The run socket of a node: how a process of the same user and host joins it and is handed its descriptors.
 
-AF_UNIX SEQPACKET in the 0700 run directory. One msgpack message a frame, with descriptors beside it. The connection stays open
-for as long as the one who joined lives: its end is how the launcher learns that a client, or a foreign writer, is gone.
+AF_UNIX SEQPACKET in the 0700 run directory. One msgpack message a frame, with descriptors beside it. The connection
+stays open for as long as the one who joined lives: its end is how the launcher learns that a client, or a foreign
+writer, is gone.
 
-That a node answers at this socket, and is the one that we mean, is also the definition of "on the same host". A boot id is shared by
-containers that share nothing else, and at the same path in another /tmp another node may listen.
+That a node answers at this socket, and is the one that we mean, is also the definition of "on the same host". A boot id
+is shared by containers that share nothing else, and at the same path in another /tmp another node may listen.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class PeerHello(msgspec.Struct, frozen=True, tag="peer", tag_field="kind"):
 
 
 class Observe(msgspec.Struct, frozen=True, tag="observe", tag_field="kind"):
-    """Somebody who only looks (`embridge status`): gets the control segment, and the logs of its groups of ranks by name."""
+    """Somebody who only looks (`embridge status`): gets the control segment, and the logs of its groups of ranks by
+    name.
+    """
 
     version: int
 
@@ -66,7 +69,10 @@ class Here(msgspec.Struct, frozen=True, tag="here", tag_field="kind"):
 
 
 class Lead(msgspec.Struct, frozen=True, tag="lead", tag_field="kind"):
-    """A client that has its lane: it is rank 0 of a group. The log, the rows and an eventfd for each other rank come beside it."""
+    """A client that has its lane: it is rank 0 of a group.
+
+    The log, the rows and an eventfd for each other rank come beside it.
+    """
 
     group: str
     log_bytes: int
@@ -156,7 +162,8 @@ def receive_welcome(sock: socket.socket) -> tuple[Welcome, dict[str, int]]:
     if isinstance(frame, Welcome) and len(fds) < len(frame.descriptors):
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         raise AttachError(
-            f"{len(fds)} of {len(frame.descriptors)} descriptors came over; this process may have {limit}: raise `ulimit -n`"
+            f"{len(fds)} of {len(frame.descriptors)} descriptors came over; "
+            f"this process may have {limit}: raise `ulimit -n`"
         )
     raise refusal(frame)
 
@@ -169,7 +176,9 @@ def refusal(frame: Frame) -> AttachError:
 
 
 class Question:
-    """Which node listens at a run socket: the one that we mean? It never waits; who asks looks for the answer again and again."""
+    """Which node listens at a run socket: the one that we mean? It never waits; who asks looks for the answer again and
+    again.
+    """
 
     _OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # says nothing about the other
 
@@ -204,7 +213,9 @@ class Question:
             os.close(fd)
         if not isinstance(frame, Here):
             return "no node of this version answers at its run socket"
-        return "" if (frame.node_id, frame.incarnation) == self._meant else "another node answers at its run socket here"
+        if (frame.node_id, frame.incarnation) == self._meant:
+            return ""
+        return "another node answers at its run socket here"
 
     def _ask(self) -> str | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)

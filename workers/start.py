@@ -1,7 +1,8 @@
 """The shell around a role: sockets, ring records, waiting, signs of life, and the end.
 
-A process of a node goes STARTING -> READY -> STOPPED. It ends on SIGTERM from the launcher, or when the launcher is gone: then the
-death pipe closes, and the kernel sends the parent-death signal besides. SIGINT and SIGHUP are the launcher's business.
+A process of a node goes STARTING -> READY -> STOPPED. It ends on SIGTERM from the launcher, or when the launcher is
+gone: then the death pipe closes, and the kernel sends the parent-death signal besides. SIGINT and SIGHUP are the
+launcher's business.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from embridge.workers.transfer.engines.base import SessionEngine
 
 log = logging.getLogger(__name__)
 
+
 def run(spec: ProcessSpec) -> None:
     """The life of one process of a node (what a spawned process runs)."""
     log_to_stderr(spec.log_level, spec.name)
@@ -51,7 +53,9 @@ def run(spec: ProcessSpec) -> None:
     control = Control(mapping, {name: descriptor.fd for name, descriptor in spec.event_fds.items()})
     names = Names(lambda: os.eventfd_write(spec.event_fds["bootstrap"].fd, 1))  # only the bootstrap process asks
     offered = engines.named(spec.engines)
-    ctx = RoleContext(control, spec.name, spec.timing, spec.addresses, engines=offered, find=names.find, forget=names.forget)
+    ctx = RoleContext(
+        control, spec.name, spec.timing, spec.addresses, engines=offered, find=names.find, forget=names.forget
+    )
     control.processes.set(spec.name, Process.STATE, STARTING)
     if spec.name in ("bootstrap", "poller"):
         from embridge.workers.wire.loop import run_on_wire
@@ -113,7 +117,9 @@ def _sums(spec: ProcessSpec, ctx: RoleContext) -> RowSums:
 
 
 def _keep_engine_messages_apart(path: Path) -> None:
-    """What the engine's library writes on standard error goes to a file of this process's life; what this package says stays there."""
+    """What the engine's library writes on standard error goes to a file of this process's life; what this package says
+    stays there.
+    """
     path.unlink(missing_ok=True)  # whatever stands there: a FIFO would be waited at, a link followed
     theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(theirs, 2)  # `log_to_stderr` has kept what it was
@@ -121,7 +127,10 @@ def _keep_engine_messages_apart(path: Path) -> None:
 
 
 def _begin_session(spec: ProcessSpec, ctx: RoleContext) -> LiveSession:
-    """A network engine with the payload registered, at an address and a port of its own (R10). It lives as long as this process."""
+    """A network engine with the payload registered, at an address and a port of its own (R10).
+
+    It lives as long as this process.
+    """
     global _target
     (engine,) = (engine for engine in engines.named(spec.engines) if engine.has_sessions)
     sessions = ctx.control.sessions

@@ -1,8 +1,10 @@
-"""What a process says on standard output and standard error: handed to a thread, never waited for, and so much of one cause and no more.
+"""What a process says on standard output and standard error: handed to a thread, never waited for, and so much of one
+cause and no more.
 
-Whoever reads them may have stopped reading: a pipe that is full blocks who writes into it for as long as it stays full. A process of a node
-must go on meanwhile. So a text goes into a bounded queue, and a thread of its own writes; where the queue is full, it is dropped, and
-counted: "... lines were dropped". What a crash prints takes the same way. At the end the process waits for the rest, a bounded time.
+Whoever reads them may have stopped reading: a pipe that is full blocks who writes into it for as long as it stays full.
+A process of a node must go on meanwhile. So a text goes into a bounded queue, and a thread of its own writes; where the
+queue is full, it is dropped, and counted: "... lines were dropped". What a crash prints takes the same way. At the end
+the process waits for the rest, a bounded time.
 
 Descriptors 1 and 2 belong to the user and are shared with others: nothing about them is changed, `O_NONBLOCK` neither.
 """
@@ -57,7 +59,9 @@ class Writer:
         self._queue.put(text)
 
     def flush(self) -> None:
-        """Wait until all is written that was put before, `FLUSH_S` at most; not at all while nothing moves since the last time."""
+        """Wait until all is written that was put before, `FLUSH_S` at most; not at all while nothing moves since the
+        last time.
+        """
         if not self._is_started or sys.is_finalizing() or self._stuck_at == self._num_taken:
             return
         done = threading.Event()
@@ -161,7 +165,9 @@ class Stream(io.TextIOBase):
 
 
 class Handler(logging.Handler):
-    """Log records into a `Writer`, no more of one cause than `CauseLimit` lets pass; DEBUG is passed whole: it was asked for."""
+    """Log records into a `Writer`, no more of one cause than `CauseLimit` lets pass; DEBUG is passed whole: it was
+    asked for.
+    """
 
     def __init__(self, writer: Writer) -> None:
         super().__init__()
@@ -185,7 +191,9 @@ class Handler(logging.Handler):
 
 
 def _stream_over(fd: int, now: object, original: object) -> Stream | None:
-    """A stream that never blocks over a descriptor; None where something else than the descriptor stands there, and has to stay."""
+    """A stream that never blocks over a descriptor; None where something else than the descriptor stands there, and has
+    to stay.
+    """
     if now is not original:
         return None
     writer = Writer(fd if original is not None else None)  # None: the descriptor was closed when the process began
@@ -194,7 +202,7 @@ def _stream_over(fd: int, now: object, original: object) -> Stream | None:
 
 
 def never_block_on_output() -> None:
-    """From now on, and until it ends, this process waits for nobody who reads its standard output and standard error."""
+    """From now until it ends, this process waits for nobody who reads its standard output and standard error."""
     if stream := _stream_over(1, sys.stdout, sys.__stdout__):
         sys.stdout = cast(TextIO, stream)
     if stream := _stream_over(2, sys.stderr, sys.__stderr__):
@@ -202,10 +210,15 @@ def never_block_on_output() -> None:
 
 
 def log_to_stderr(level: str, name: str) -> None:
-    """Log on standard error, as a process of the node: it never waits for who reads that, and each cause has so many lines a minute."""
+    """Log on standard error, as a process of the node: it never waits for who reads that, and each cause has so many
+    lines a minute.
+    """
     never_block_on_output()
     stream: object = sys.stderr
     if isinstance(stream, Stream):
-        stream.writer.start()  # not with the first line: whoever watches this process's threads would see one more, at some time
+        # not with the first line: whoever watches this process's threads would see one more, at some time
+        stream.writer.start()
     handler = Handler(stream.writer) if isinstance(stream, Stream) else logging.StreamHandler()
-    logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s embridge[{name}] %(message)s", handlers=[handler])
+    logging.basicConfig(
+        level=level, format=f"%(asctime)s %(levelname)s embridge[{name}] %(message)s", handlers=[handler]
+    )

@@ -77,8 +77,7 @@ class Timing:
     discovery_interval_s: float = _time(1.0, "Between two reports to the discovery server, while it answers.")
     discovery_ttl_s: float = _time(
         5.0,
-        "A node that has not reported for this long is not routed to any more; also the longest pause "
-        "after failures.",
+        "A node that has not reported for this long is not routed to any more; also the longest pause after failures.",
     )
     discovery_timeout_s: float = _time(2.0, "For one request to the discovery server.")
     ready_timeout_s: float = _time(30.0, "From the start of a node to READY of all its processes.")
@@ -88,9 +87,13 @@ class Timing:
     def __post_init__(self) -> None:
         check(self)
         if self.silent_after_s < 2 * self.beat_s:
-            raise ValueError(f"silent_after_s: {self.silent_after_s:g} s < 2 x beat_s ({self.beat_s:g} s); one late beat must kill nobody")
+            raise ValueError(
+                f"silent_after_s: {self.silent_after_s:g} s < 2 x beat_s ({self.beat_s:g} s); "
+                "one late beat must kill nobody"
+            )
         if self.discovery_ttl_s < 2 * self.discovery_interval_s:
             raise ValueError(
-                f"discovery_ttl_s: {self.discovery_ttl_s:g} s < 2 x discovery_interval_s ({self.discovery_interval_s:g} s); "
+                f"discovery_ttl_s: {self.discovery_ttl_s:g} s < 2 x discovery_interval_s "
+                f"({self.discovery_interval_s:g} s); "
                 "one late report must not end a registration"
             )

@@ -413,8 +413,8 @@ ADMITTING: Final = [
     Mutant(
         "tombstone-not-checked", "R15, P17", "an init of a request that is over opens it again",
         "workers/bootstrap/encode.py",
-        "            grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot)\n            or grant.registration",
-        "            grant.registration",
+        "elif grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot) or not",
+        "elif not",
         _rule("an_init_at_or_below_the_tombstone_opens_nothing"),
     ),
     Mutant(
@@ -427,8 +427,8 @@ ADMITTING: Final = [
     Mutant(
         "registration-not-checked", "R14, D2", "a grant from before its node registered again is opened",
         "workers/bootstrap/encode.py",
-        "            or grant.registration != self._peers.get(peer, Peer.REGISTRATION)\n",
-        "",
+        "return grant.registration == self._peers.get(peer, Peer.REGISTRATION)",
+        "return True",
         (f"{REGISTRATIONS}::test_a_grant_that_was_sent_before_a_node_registered_again_opens_nothing",),
     ),
     Mutant(
@@ -1342,8 +1342,8 @@ PIPELINE: Final = [
     Mutant(
         "who-listens-unasked", "D5", "whatever node listens at a run socket is taken for the one that names it",
         "workers/run_socket.py",
-        'return "" if (frame.node_id, frame.incarnation) == self._meant else',
-        'return "" if (frame.node_id, frame.incarnation) != (0, 0) else',
+        'if (frame.node_id, frame.incarnation) == self._meant:',
+        'if (frame.node_id, frame.incarnation) != (0, 0):',
         (f"{ADDRESSES}::test_a_node_at_whose_path_another_listens_is_not_taken_for_one_of_this_host",),
     ),
 ]

@@ -28,7 +28,8 @@ from embridge.workers.poller.encode import Publisher
 from embridge.workers.poller.language import StatusReceiver
 from embridge.workers.poller.verifier import Verifier
 from embridge.workers.timing import NS
-from embridge.workers.transfer.encode import Attempt, TransferWorker
+from embridge.workers.transfer.attempt import Attempt
+from embridge.workers.transfer.encode import TransferWorker
 
 BLOCK_SIZE = 4
 LIMIT_S = 400.0
@@ -593,7 +594,7 @@ def test_without_the_rules_for_late_writes_these_seeds_fail(
     """The runs above would see it if one of their rules were not kept."""
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
-        run_failing(range(5000, 5009))
+        run_failing(range(5000, 5040))
 
 
 # ---- rows that are damaged on their way

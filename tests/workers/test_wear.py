@@ -100,7 +100,7 @@ def test_when_there_is_no_quiet_moment_none_is_submitted_until_there_is_one(node
 
 def test_a_worker_without_descriptors_begins_anew_and_fails_no_request(node: EncodeAlone, engine: Wearing) -> None:
     """P23, D3: at its limit every request to a new session would fail, for ever."""
-    engine.short = "this worker has no descriptors left: it may have 256; raise `ulimit -n`"
+    engine.short = "this process has no descriptors left: it may have 256; raise `ulimit -n`"
     sender = node.sender(1, 8)
     node.init(1, [3, 4])
     node.advance(0.1)
@@ -111,7 +111,7 @@ def test_a_worker_without_descriptors_begins_anew_and_fails_no_request(node: Enc
 def test_where_a_new_process_has_none_either_the_request_fails_and_no_peer_is_blamed(engine: Wearing) -> None:
     """P13: it would only begin anew again and again."""
     node = EncodeAlone(engine=engine)
-    engine.short = "this worker has no descriptors left: it may have 256; raise `ulimit -n`"
+    engine.short = "this process has no descriptors left: it may have 256; raise `ulimit -n`"
     sender = node.sender(1, 8)
     node.init(1, [3, 4])
     failure = sender.failure_exception()
@@ -138,7 +138,7 @@ def few() -> Iterator[int]:
 
 def test_a_shortage_is_named_as_ours_before_the_last_descriptor_is_gone(few: int) -> None:
     open_before = descriptors.num_open()
-    assert descriptors.why_short() == f"this worker has no descriptors left: it may have {few + 7}; raise `ulimit -n`"
+    assert descriptors.why_short() == f"this process has no descriptors left: it may have {few + 7}; raise `ulimit -n`"
     assert descriptors.num_open() == open_before
     assert descriptors.shortage(OSError(errno.ENFILE, "")).startswith("this machine has no descriptors left")
     assert descriptors.shortage(OSError(errno.ECONNREFUSED, "")) == ""
@@ -182,7 +182,7 @@ def test_a_contact_that_fails_for_want_of_descriptors_is_no_fault_of_the_peer(
 ) -> None:
     """P23: nor of its firewall."""
     monkeypatch.setattr(Contact, "code", -101)
-    with pytest.raises(OwnShortage, match=r"no contact with 10.0.0.7:15001: this worker has no descriptors left"):
+    with pytest.raises(OwnShortage, match=r"no contact with 10.0.0.7:15001: this process has no descriptors left"):
         meet(keeper, 0, 1)
 
 

@@ -1,1 +1,1 @@
-"""The bootstrap process: registrations, and grants on their way to encode nodes; of the other rooms it imports poller."""
+"""The bootstrap process: registrations, and grants on their way to encode nodes; it imports poller and transfer."""

@@ -1,9 +1,10 @@
-"""Encode side of the bootstrap: takes grants and aborts of registered nodes, and joins them to the encoder's calls by room.
+"""Encode side of the bootstrap: takes grants and aborts of registered nodes, and joins them to the encoder's calls by
+room.
 
-What it trusts: nothing. A message is for this incarnation or it is answered "stale"; a node is registered or it is answered the
-same; indices and counts are checked against the geometry that the node registered. A message that breaks a rule fails one
-request and no process (B6). An init or resume that names a request at or below its slot's tombstone is refused unless that
-request is open (R15).
+What it trusts: nothing. A message is for this incarnation or it is answered "stale"; a node is registered or it is
+answered the same; indices and counts are checked against the geometry that the node registered. A message that breaks a
+rule fails one request and no process (B6). An init or resume that names a request at or below its slot's tombstone is
+refused unless that request is open (R15).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Admission:
         self._pending = PendingGrants()
         self._grants = GrantApplier(ctx)
         self._ended = EndedRooms(ctx.timing.request_timeout_s, ctx.control.limits.max_destinations)
-        self._asked: deque[tuple[int, int, Remote]] = deque()  # (until, room, who): destinations of rooms that are finished
+        # (until, room, who): destinations of rooms that are finished
+        self._asked: deque[tuple[int, int, Remote]] = deque()
         self._doubles: set[tuple[int, int]] = set()  # senders of a room that another one has
         self._out: list[Out] = []
         self._limit = LogLimit()
@@ -86,7 +88,9 @@ class Admission:
         return min(due_ns, self._asked[0][0]) if self._asked else due_ns
 
     def _rebuild(self) -> None:
-        """After a restart: everything that is open stands in the control segment; what was pending is sent again by its node."""
+        """After a restart: everything that is open stands in the control segment; what was pending is sent again by its
+        node.
+        """
         for slot, epoch in self._ctx.current_slots():
             room = self._slots.get(slot, Slot.ROOM)
             if room not in self._rooms or self._ctx.is_live(slot, epoch):
@@ -95,7 +99,8 @@ class Admission:
                 remote = self._dsts.get(slot, d, Destination.REMOTE_SLOT)
                 key = (self._dsts.get(slot, d, Destination.PEER) - 1, remote)
                 held = Open(self._dsts.get(slot, d, Destination.REMOTE_EPOCH), slot, epoch, d)
-                if key not in self._open or held.remote_epoch > self._open[key].remote_epoch:  # one before it may not be released yet
+                # one before it may not be released yet
+                if key not in self._open or held.remote_epoch > self._open[key].remote_epoch:
                     self._open[key] = held
             self._grants.look(slot, epoch)
 
@@ -136,7 +141,8 @@ class Admission:
             return
         room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
         if any(self._is_waiting(slot, d) for d in range(count)):
-            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)  # it joined while the poller ended the request: tell it (R23)
+            # it joined while the poller ended the request: tell it (R23)
+            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             return
         if (slot, epoch) in self._doubles:
             self._doubles.discard((slot, epoch))
@@ -157,12 +163,17 @@ class Admission:
         self._ctx.wake_reaper(slot)
 
     def _remote(self, slot: int, d: int) -> Remote:
-        peer, *request = (self._dsts.get(slot, d, f) for f in (Destination.PEER, Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH))
+        peer, *request = (
+            self._dsts.get(slot, d, f) for f in (Destination.PEER, Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH)
+        )
         return Remote(peer - 1, *request)
 
     def _is_waiting(self, slot: int, d: int) -> bool:
         """Whether a destination is still to hear how the request ended."""
-        peer, incarnation = self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.INCARNATION)
+        peer, incarnation = (
+            self._dsts.get(slot, d, Destination.PEER) - 1,
+            self._dsts.get(slot, d, Destination.INCARNATION),
+        )
         is_there = self._peers.is_alive(peer) and self._peers.get(peer, Peer.INCARNATION) == incarnation
         return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
 
@@ -199,9 +210,14 @@ class Admission:
         return self._ctx.envelope(message.envelope.incarnation)
 
     def _forged(self, envelope: msg.Envelope) -> None:
-        """It came over a connection of another node: one that is listed cannot speak for another (D15, P17). It is not answered."""
+        """It came over a connection of another node: one that is listed cannot speak for another (D15, P17).
+
+        It is not answered.
+        """
         self._ctx.count(Metric.MESSAGES_FORGED)
-        self._warn(envelope, "a message in the name of node %x came with another node's key; it is dropped", envelope.node_id)
+        self._warn(
+            envelope, "a message in the name of node %x came with another node's key; it is dropped", envelope.node_id
+        )
 
     def _warn(self, envelope: msg.Envelope, text: str, *values: object) -> None:
         self._limit.log(log, logging.WARNING, envelope.node_id, self._now_ns, text, *values)
@@ -220,7 +236,9 @@ class Admission:
         self._out.append(Reply(connection, answer.message))
 
     def _forget_granted_by(self, peer: int) -> None:
-        """It had taken us for dead, and given back what it had granted before: nothing of that is valid any more (R14, D2)."""
+        """It had taken us for dead, and given back what it had granted before: nothing of that is valid any more (R14,
+        D2).
+        """
         self._forget_pending_of(peer)
         for key, held in self._open.items():
             if key[0] == peer:
@@ -255,26 +273,35 @@ class Admission:
             return
         if isinstance(grant, msg.Resume):
             self._refuse(connection, grant, FailureCode.UNKNOWN_ROOM, f"room {room} is not known to the encode node")
-        elif (
-            grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot)
-            or grant.registration != self._peers.get(peer, Peer.REGISTRATION)
-        ):
+        elif grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot) or not self._is_newest(grant, peer):
             self._ctx.count(Metric.MESSAGES_STALE)
-        elif (refusal := self._ended.came(room, Remote(*key, grant.key.epoch), grant.required_dst_info_num, now_ns)) is not None:
+        elif (
+            refusal := self._ended.came(room, Remote(*key, grant.key.epoch), grant.required_dst_info_num, now_ns)
+        ) is not None:
             self._refuse(connection, grant, *refusal)
         elif room in self._rooms:
             self._pending.drop(key)
             self._join(*self._rooms[room], grant, peer, connection)
         elif self._pending.num_of(peer) >= MAX_PENDING_A_PEER:
-            self._refuse(connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait")
+            self._refuse(
+                connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait"
+            )
         else:
-            self._pending.put(key, Pending(grant, peer, connection, now_ns))  # a slot has one request: the one before it is over
+            # a slot has one request: the one before it is over
+            self._pending.put(key, Pending(grant, peer, connection, now_ns))
             if self._ended.finished(room, now_ns) is not None:
                 self._asked.append((now_ns + PATIENCE_NS, room, Remote(*key, grant.key.epoch)))
             self._announce(room)
 
+    def _is_newest(self, grant: msg.Init, peer: int) -> bool:
+        """Whether a first grant is of the node's latest registration, which voids those before it (R14, D2)."""
+        return grant.registration == self._peers.get(peer, Peer.REGISTRATION)
+
     def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
-        """One more destination of a room that is open here. The tombstone comes last: killed before it, all is found open."""
+        """One more destination of a room that is open here.
+
+        The tombstone comes last: killed before it, all is found open.
+        """
         if not self._ctx.is_live(slot, epoch):
             code = self._slots.get(slot, Slot.FAILURE) or FailureCode.REFUSED
             self._refuse(connection, grant, code, self._slots.reason(slot) or "the encoder's request has ended")
@@ -289,7 +316,9 @@ class Admission:
             self._refuse(connection, grant, FailureCode.PROTOCOL, reason)
             return
         elif count >= required:
-            self._refuse(connection, grant, FailureCode.REFUSED, f"room {grant.key.room} has all its {required} destinations")
+            self._refuse(
+                connection, grant, FailureCode.REFUSED, f"room {grant.key.room} has all its {required} destinations"
+            )
             return
         self._grants.begin(slot, count, grant, peer)
         held = self._open[(peer, grant.key.slot)] = Open(grant.key.epoch, slot, epoch, count)
@@ -326,7 +355,9 @@ class Admission:
             self._refuse_pending(room)
             if room in self._rooms:
                 self._ctx.fail(*self._rooms[room], *failure)
-        else:  # it was open here, and is forgotten: what it has tainted is not known any more, but what its peer has is (R7)
+        else:
+            # it was open here, and is forgotten: what it has tainted is not known any more, but what its peer has is
+            # (R7)
             tainted = self._peers.get(peer, Peer.TAINTED)
         self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, tainted)))
 
@@ -372,4 +403,3 @@ class Admission:
         """A language node aborts what exceeds its deadline; this is for those whose abort never came."""
         self._ended.forget_old(now_ns)
         self._pending.drop_before(now_ns - int(2 * self._ctx.timing.request_timeout_s * NS))
-

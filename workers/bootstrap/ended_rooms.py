@@ -1,13 +1,15 @@
-"""Rooms that have ended at an encode node: whoever still comes to one is told at once, and for no longer than that is needed.
+"""Rooms that have ended at an encode node: whoever still comes to one is told at once, and for no longer than that is
+needed.
 
-A room number is used once. A room that failed before all came who belong to it is *barred*: its encoder, if it is still to come, and each
-destination that comes late are told why (D11, R15). It is barred until the encoder has been told, and as many destinations as belong to it
-know: those that were refused say so with their aborts, which their nodes repeat until they are acknowledged (R23). An init that comes once
-more after that abort is below its tombstone. Where nobody knows how many belong to it, it is barred for `keep_s`; then, too, as long as
-one that was refused, and whose node lives, has not aborted. After that the number is as good as new.
+A room number is used once. A room that failed before all came who belong to it is *barred*: its encoder, if it is still
+to come, and each destination that comes late are told why (D11, R15). It is barred until the encoder has been told, and
+as many destinations as belong to it know: those that were refused say so with their aborts, which their nodes repeat
+until they are acknowledged (R23). An init that comes once more after that abort is below its tombstone. Where nobody
+knows how many belong to it, it is barred for `keep_s`; then, too, as long as one that was refused, and whose node
+lives, has not aborted. After that the number is as good as new.
 
-A destination that comes to a room that succeeded waits for its encoder for `PATIENCE_NS`, for some use a number again, and is then told
-(P24); that is so for `keep_s`, or until an encoder opens the room again.
+A destination that comes to a room that succeeded waits for its encoder for `PATIENCE_NS`, for some use a number again,
+and is then told (P24); that is so for `keep_s`, or until an encoder opens the room again.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class _Failed:
 
 
 class EndedRooms:
-    """The rooms that have ended, as far as somebody may still come to them; the oldest are forgotten where there are too many."""
+    """The rooms that have ended, as far as somebody may still come to them; the oldest are forgotten where there are
+    too many.
+    """
 
     def __init__(self, keep_s: float, max_destinations: int) -> None:
         self._keep_ns = int(keep_s * NS)
@@ -70,8 +74,13 @@ class EndedRooms:
     def __len__(self) -> int:
         return len(self._failed) + len(self._succeeded)
 
-    def fail(self, room: int, code: int, reason: str, now_ns: int, *, required: int = 0, told: Iterable[Remote] = ()) -> Refusal:
-        """It has failed before all came. What it failed of first stands, and how long it is barred. Returns what an encoder is told."""
+    def fail(
+        self, room: int, code: int, reason: str, now_ns: int, *, required: int = 0, told: Iterable[Remote] = ()
+    ) -> Refusal:
+        """It has failed before all came.
+
+        What it failed of first stands, and how long it is barred. Returns what an encoder is told.
+        """
         entry = self._failed.get(room)
         if entry is None:
             entry = self._failed[room] = _Failed(code, reason, now_ns + self._keep_ns)
@@ -107,7 +116,9 @@ class EndedRooms:
         entry = self._failed.get(room)
         if entry is None or self._end_if_over(room, entry, now_ns):
             return None
-        refusal = _before(room, entry) if entry.has_been_open or entry.is_encoder_told else Refusal(entry.code, entry.reason)
+        refusal = (
+            _before(room, entry) if entry.has_been_open or entry.is_encoder_told else Refusal(entry.code, entry.reason)
+        )
         entry.has_been_open = True
         return refusal
 
@@ -130,7 +141,8 @@ class EndedRooms:
         count, until_ns = self._succeeded.get(room, (0, 0))
         if now_ns >= until_ns:
             return None
-        what = f"room {room} was finished here before: {count} of {count} destinations have its rows; a room number is used once"
+        have = f"{count} of {count} destinations have its rows"
+        what = f"room {room} was finished here before: {have}; a room number is used once"
         return Refusal(FailureCode.REFUSED, what)
 
     def aborted(self, room: int, remote: Remote, now_ns: int) -> bool:
@@ -153,7 +165,8 @@ class EndedRooms:
 
     def forget_old(self, now_ns: int) -> None:
         """On a slow timer: what nobody asks about goes, too."""
-        due = list(takewhile(lambda item: item[1].until_ns <= now_ns, self._failed.items()))  # they run out in the order of their failures
+        # they run out in the order of their failures
+        due = list(takewhile(lambda item: item[1].until_ns <= now_ns, self._failed.items()))
         for room, entry in due:
             self._end_if_over(room, entry, now_ns)
         while self._succeeded and next(iter(self._succeeded.values()))[1] <= now_ns:

@@ -1,8 +1,9 @@
-"""Grants, the last step: an encode node checks what a language node has granted, and writes it where its workers read it.
+"""Grants, the last step: an encode node checks what a language node has granted, and writes it where its workers read
+it.
 
-A grant is decided by the client of the language node, which records it in its slot (`Slot.GRANTED` and the slot's window); the bootstrap
-process of that node sends it (`bootstrap/language.py: GrantSender`), and here it is applied to a destination of the encode node's slot.
-From there the transfer worker takes how far it may write.
+A grant is decided by the client of the language node, which records it in its slot (`Slot.GRANTED` and the slot's
+window); the bootstrap process of that node sends it (`bootstrap/language.py: GrantSender`), and here it is applied to a
+destination of the encode node's slot. From there the transfer worker takes how far it may write.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Open(NamedTuple):
 
 
 class GrantApplier:
-    """Applies grants to destinations: the only writer of their tables of blocks (bootstrap process of an encode node)."""
+    """Applies grants to destinations: the only writer of their tables of blocks (bootstrap of an encode node)."""
 
     def __init__(self, ctx: RoleContext) -> None:
         self._ctx = ctx
@@ -48,7 +49,8 @@ class GrantApplier:
         if grant.endpoint != self._peers.poller_addr(peer):
             return f"endpoint {grant.endpoint!r}, {self._peers.poller_addr(peer)!r} registered"
         if isinstance(grant, msg.Init) and grant.first_block * bs > MAX_TOKENS:
-            return f"it begins at block {grant.first_block} of {bs} tokens, behind the {MAX_TOKENS} that a request may have"
+            begins = f"it begins at block {grant.first_block} of {bs} tokens"
+            return f"{begins}, behind the {MAX_TOKENS} that a request may have"
         if required > limits.max_destinations:
             return f"required_dst_info_num {required} > max_destinations {limits.max_destinations}"
         if count > window:
@@ -58,7 +60,9 @@ class GrantApplier:
         if len(set(grant.dst_embedding_indices)) != count:
             return "a block is granted twice in one message"
         if not ((count - 1) * bs < grant.allocated_tokens <= count * bs or count == grant.allocated_tokens == 0):
-            return f"allocated_tokens {grant.allocated_tokens} does not end in the last of {count} blocks of {bs} tokens"
+            return (
+                f"allocated_tokens {grant.allocated_tokens} does not end in the last of {count} blocks of {bs} tokens"
+            )
         return None
 
     def begin(self, slot: int, d: int, grant: Grant, peer: int) -> None:
@@ -80,7 +84,9 @@ class GrantApplier:
             self._dsts.set(slot, d, field, value)
 
     def apply(self, held: Open, grant: Grant, now_ns: int) -> None:
-        """R1: a set-once table; an entry at or above `sent` changes only for a newer session; no gap; a contiguous length."""
+        """R1: a set-once table; an entry at or above `sent` changes only for a newer session; no gap; a contiguous
+        length.
+        """
         slot, epoch, d = held.slot, held.epoch, held.destination
         if not self._ctx.is_live(slot, epoch):
             self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
@@ -96,7 +102,9 @@ class GrantApplier:
             self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             return  # a message before it is missing; its node will send the whole window again
         if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):
-            self._ctx.fail(slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}")
+            self._ctx.fail(
+                slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}"
+            )
             return
         if grant.session_id > self._dsts.get(slot, d, Destination.SESSION):
             self._dsts.set(slot, d, Destination.PORT, grant.dst_port)
@@ -127,20 +135,24 @@ class GrantApplier:
     def _check_progress(self, held: Open, grant: Grant) -> str | None:
         """What is wrong with a grant by what stands here about its request; None when nothing is.
 
-        R2: its node knows from our reports alone how much has been sent. Less is a message or a report that is late; more is
-        never true. Where nodes verify, a report may be ahead of `SENT` for a moment, for it carries `SUMMED` (R27).
+        R2: its node knows from our reports alone how much has been sent. Less is a message or a report that is late;
+        more is never true. Where nodes verify, a report may be ahead of `SENT` for a moment, for it carries `SUMMED`
+        (R27).
         """
         slot, d = held.slot, held.destination
         required = self._slots.get(slot, Slot.REQUIRED)
         if grant.required_dst_info_num != required:
             return f"required_dst_info_num {grant.required_dst_info_num}, it was {required}"
         if isinstance(grant, msg.Resume):
-            sent = max(self._dsts.get(slot, d, Destination.SENT), RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens)
+            sent = max(
+                self._dsts.get(slot, d, Destination.SENT), RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens
+            )
             if grant.sent_tokens > sent:
                 return f"sent_tokens {grant.sent_tokens} > {sent} tokens that were sent to it"
         return None
 
     def look(self, slot: int, epoch: int) -> None:
         """Have the transfer worker and the poller look at a request."""
-        self._ctx.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)  # it has the longest way to go: not at the end of the step
+        # it has the longest way to go: not at the end of the step
+        self._ctx.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)
         self._ctx.to("poller").send(Kick.LOOK, slot, epoch)

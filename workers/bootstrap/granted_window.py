@@ -1,6 +1,7 @@
 """What a request's client has granted and its rows have not been drained from: the blocks that a grant message carries.
 
-The client records a grant in its slot (`Slot.GRANTED` and the windows); here its blocks are exposed before the message leaves.
+The client records a grant in its slot (`Slot.GRANTED` and the windows); here its blocks are exposed before the message
+leaves.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Language side of the bootstrap: registers with encode nodes, and sends grants and aborts to them.
 
-A grant is the whole window of blocks that a request still holds, absolute (R1), under the session of this node (R10). Before it
-leaves, each of its blocks moves from owned to exposed by one CAS, with the session noted: if the request was ended meanwhile, the CAS
-fails and the grant does not leave (D2). A message that is lost is sent again by whoever sees its peer behind (R24).
+A grant is the whole window of blocks that a request still holds, absolute (R1), under the session of this node (R10).
+Before it leaves, each of its blocks moves from owned to exposed by one CAS, with the session noted: if the request was
+ended meanwhile, the CAS fails and the grant does not leave (D2). A message that is lost is sent again by whoever sees
+its peer behind (R24).
 
-A link leads to a numeric address, however a request has spelt it: of two links to one node, each would void what is granted
-over the other (R14). What holds a name waits until that has been looked up; where a name leads is forgotten when nobody answers there.
+A link leads to a numeric address, however a request has spelt it: of two links to one node, each would void what is
+granted over the other (R14). What holds a name waits until that has been looked up; where a name leads is forgotten
+when nobody answers there.
 """
 
 from __future__ import annotations
@@ -183,7 +185,8 @@ class GrantSender:
         if not link.waiting:
             self._drop(link)
             return
-        if now_ns - link.since_ns > self._patience_ns:  # those who came later begin again: with no hint, and nothing queued in a socket
+        # those who came later begin again: with no hint, and nothing queued in a socket
+        if now_ns - link.since_ns > self._patience_ns:
             self._drop(link)
             again = self._new_link(link.address, now_ns)
             again.asked, again.waiting = link.asked, link.waiting
@@ -235,7 +238,10 @@ class GrantSender:
                 self._ctx.to("poller").send(Kick.ABORT_ACK, slot, epoch)
 
     def _refused(self, address: str, now_ns: int) -> None:
-        """Nobody listens there. A registered node whose port is closed is dead; one that never answered may be starting."""
+        """Nobody listens there.
+
+        A registered node whose port is closed is dead; one that never answered may be starting.
+        """
         self._ctx.forget(address)
         link = self._links.get(address)
         if link is not None and link.peer is not None:
@@ -243,7 +249,10 @@ class GrantSender:
             self._drop_link_of(link.peer)
 
     def _denied(self, denied: Denied) -> None:
-        """Somebody listens there, and is not let in, or does not let us in. Of a registered node, silence is the judge."""
+        """Somebody listens there, and is not let in, or does not let us in.
+
+        Of a registered node, silence is the judge.
+        """
         link = self._links.get(denied.address)
         if link is None or link.peer is not None:
             return
@@ -291,7 +300,10 @@ class GrantSender:
                 if self._is_ours(key, link):
                     self._ctx.to("poller").send(Kick.ABORT_ACK, key.slot, key.epoch, message.tainted)
             case msg.Stale():
-                if link.peer is not None and self._control.peers.get(link.peer, Peer.INCARNATION) == message.incarnation:
+                if (
+                    link.peer is not None
+                    and self._control.peers.get(link.peer, Peer.INCARNATION) == message.incarnation
+                ):
                     log.warning("encode node %s: its incarnation %d is gone", link.address, message.incarnation)
                     self._ctx.to("poller").send(Kick.PEER_DEAD, link.peer, message.incarnation)
                     self._drop_link_of(link.peer)
@@ -342,7 +354,9 @@ class GrantSender:
             )
             peer = peers.register(record, now_ns, in_use)
             if peer is None:
-                self._give_up(link, FailureCode.REFUSED, f"all {peers.num_peers} peer entries are taken; raise max_peers")
+                self._give_up(
+                    link, FailureCode.REFUSED, f"all {peers.num_peers} peer entries are taken; raise max_peers"
+                )
                 return
             log.info("registered with encode %s", record)
         peers.put(peer, Peer.REGISTRATION, link.registration)
@@ -363,9 +377,12 @@ class GrantSender:
         return msg.RequestKey(slot, epoch, self._slots.get(slot, Slot.ROOM))
 
     def _grant_anew(self, worker: int) -> None:
-        """A worker is in a new session: every window that was granted under the one before is granted under it (R10)."""
+        """A worker is in a new session: grant under it every window that was granted under the one before (R10)."""
         for slot, epoch in self._ctx.current_slots():
-            if self._slots.get(slot, Slot.SESSION) and self._control.worker_of(self._slots.get(slot, Slot.ROOM)) == worker:
+            if (
+                self._slots.get(slot, Slot.SESSION)
+                and self._control.worker_of(self._slots.get(slot, Slot.ROOM)) == worker
+            ):
                 self._send_grant(slot, epoch)
 
     def _session_for(self, slot: int, peer: int) -> LiveSession | None:
@@ -388,7 +405,9 @@ class GrantSender:
         worker = self._control.worker_of(self._slots.get(slot, Slot.ROOM))
         self._slots.set(slot, Slot.CONTACTED_EPOCH, epoch)
         self._slots.raise_to(slot, Slot.SESSION, session.number)
-        window = self._window.expose(slot, epoch, exposure_of(worker, session.number) if session.number else SHM_EXPOSURE)
+        window = self._window.expose(
+            slot, epoch, exposure_of(worker, session.number) if session.number else SHM_EXPOSURE
+        )
         if window is None:
             return
         first, indices, tokens = window
@@ -420,7 +439,9 @@ class GrantSender:
         record = self._control.peers.record(peer)
         code, reason = self._slots.get(slot, Slot.FAILURE), msg.clip(self._slots.reason(slot))
         envelope = self._ctx.envelope(record.incarnation)
-        self._out.append(Send(record.bootstrap_addr, msg.Abort(envelope, self._key(slot, epoch), code, reason), record.key))
+        self._out.append(
+            Send(record.bootstrap_addr, msg.Abort(envelope, self._key(slot, epoch), code, reason), record.key)
+        )
 
 
 def _other_version(message: msg.Foreign) -> str:

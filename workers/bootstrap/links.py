@@ -1,4 +1,5 @@
-"""The connections of a language node's bootstrap process to encode nodes, and who waits for one, or for the name of one.
+"""The connections of a language node's bootstrap process to encode nodes, and who waits for one, or for the name of
+one.
 
 Who joins those who wait already has a time of its own: else it would fail as soon as the first of them.
 """

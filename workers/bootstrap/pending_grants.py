@@ -1,4 +1,6 @@
-"""Grants that came to an encode node before its encoder's call: they wait here, by room, and one for each slot of a peer."""
+"""Grants that came to an encode node before its encoder's call: they wait here, by room, and one for each slot of a
+peer.
+"""
 
 from __future__ import annotations
 

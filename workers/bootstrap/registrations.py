@@ -1,10 +1,11 @@
 """Encode side of the bootstrap: which language nodes it serves, and how rows travel to each.
 
-A registration is refused with a reason that says what to change; one that is taken gives the node an entry in the peer table. A node that
-registers again had taken this one for dead: what it had granted before is valid no more (R14, D2).
+A registration is refused with a reason that says what to change; one that is taken gives the node an entry in the peer
+table. A node that registers again had taken this one for dead: what it had granted before is valid no more (R14, D2).
 
-Rows travel through shared memory to a node that listens at the run socket that it names, on this host. Who listens there is asked, and a
-registration waits for the answer, but nobody else does: at that path another node may listen, where each has a /tmp of its own.
+Rows travel through shared memory to a node that listens at the run socket that it names, on this host. Who listens
+there is asked, and a registration waits for the answer, but nobody else does: at that path another node may listen,
+where each has a /tmp of its own.
 """
 
 from __future__ import annotations
@@ -75,15 +76,22 @@ class Registrations:
         self._limit = limit
         self._waiting: dict[tuple[int, int, str], Waiting] = {}  # by node id, incarnation and key
 
-    def take(self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]) -> Answer | None:
-        """None: it waits, and `due` gives it back. `key`: the one that its connection has proved. `in_use`: entries that no other node
-        may have, dead as theirs may be."""
+    def take(
+        self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]
+    ) -> Answer | None:
+        """None: it waits, and `due` gives it back.
+
+        `key`: the one that its connection has proved. `in_use`: entries that no other node may have, dead as theirs may
+        be.
+        """
         answer = self._judge(message, key, connection, now_ns, in_use)
         if answer is not None:  # whatever it is: nothing of this node is asked about any more
             self._drop((message.envelope.node_id, message.envelope.incarnation, key))
         return answer
 
-    def _judge(self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]) -> Answer | None:
+    def _judge(
+        self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]
+    ) -> Answer | None:
         envelope = message.envelope
         why_not = self._why_not(message, key)
         if why_not:
@@ -111,19 +119,26 @@ class Registrations:
                 key=key,
             )
             if self._peers.register(record, now_ns, in_use()) is None:
-                return self._refuse(message, now_ns, f"all {self._peers.num_peers} peer entries are taken; raise max_peers")
+                return self._refuse(
+                    message, now_ns, f"all {self._peers.num_peers} peer entries are taken; raise max_peers"
+                )
             log.info("registered language %s; rows travel through %s", record, engine.name)
             return Answer(self._welcome(envelope, engine))
         begins_again = message.registration > self._peers.get(peer, Peer.REGISTRATION)
         if begins_again:
-            self._peers.put(peer, Peer.REGISTRATION, message.registration)  # before the answer: its door is open to us only after that
+            # before the answer: its door is open to us only after that
+            self._peers.put(peer, Peer.REGISTRATION, message.registration)
         chosen = self._ctx.engine_of(peer)
         assert chosen is not None, f"peer {peer} is registered, and no engine was agreed with it"
         return Answer(self._welcome(envelope, chosen), peer if begins_again else None)
 
     def due(self, now_ns: int) -> list[Waiting]:
         """The registrations that have waited, and are to be taken now."""
-        return [it for it in self._waiting.values() if it.question.answer() is not None or now_ns - it.since_ns > QUESTION_NS]
+        return [
+            it
+            for it in self._waiting.values()
+            if it.question.answer() is not None or now_ns - it.since_ns > QUESTION_NS
+        ]
 
     @property
     def is_waiting(self) -> bool:
@@ -134,7 +149,8 @@ class Registrations:
         if message.tag != msg.Register.__struct_config__.tag:
             return None
         theirs, ours = message.envelope.version, " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
-        reason = f"protocol version: the language node speaks {theirs}, this encode node {ours}; run the same embridge on both"
+        versions = f"the language node speaks {theirs}, this encode node {ours}"
+        reason = f"protocol version: {versions}; run the same embridge on both"
         return msg.Refused(self._ctx.envelope(message.envelope.incarnation), FailureCode.REFUSED, msg.clip(reason))
 
     # ---- why a node is not served
@@ -177,7 +193,8 @@ class Registrations:
         return [
             peer
             for peer in self._peers.alive()
-            if self._peers.get(peer, Peer.NODE_ID) == envelope.node_id and self._peers.get(peer, Peer.INCARNATION) != envelope.incarnation
+            if self._peers.get(peer, Peer.NODE_ID) == envelope.node_id
+            and self._peers.get(peer, Peer.INCARNATION) != envelope.incarnation
         ]
 
     # ---- how rows travel
@@ -207,7 +224,9 @@ class Registrations:
         whys += [f"this encode node offers no {engine.title}" for engine in engines.ENGINES if engine.name not in named]
         return f"no engine in common: {'; '.join(whys)}"
 
-    def _why_elsewhere(self, run_socket: str, message: msg.Register, key: str, connection: bytes, now_ns: int) -> str | None:
+    def _why_elsewhere(
+        self, run_socket: str, message: msg.Register, key: str, connection: bytes, now_ns: int
+    ) -> str | None:
         """Why that node is not on this host; empty if it is, None while its run socket is asked."""
         envelope = message.envelope
         identity = (envelope.node_id, envelope.incarnation, key)
@@ -246,5 +265,7 @@ class Registrations:
     def _refuse(self, message: msg.Register, now_ns: int, reason: str) -> Answer:
         envelope = message.envelope
         self._ctx.count(Metric.MESSAGES_REFUSED)
-        self._limit.log(log, logging.WARNING, envelope.node_id, now_ns, "language node %x refused: %s", envelope.node_id, reason)
+        self._limit.log(
+            log, logging.WARNING, envelope.node_id, now_ns, "language node %x refused: %s", envelope.node_id, reason
+        )
         return Answer(msg.Refused(self._ctx.envelope(envelope.incarnation), FailureCode.REFUSED, msg.clip(reason)))

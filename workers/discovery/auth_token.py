@@ -17,7 +17,8 @@ def read_token(path: str | Path) -> str:
     """The token in a file of this user, mode 0600 or stricter; white space around it does not count.
 
     Raises:
-        ValueError: the file is not there, others may read it, or what it holds is no token. The text never shows the token.
+        ValueError: the file is not there, others may read it, or what it holds is no token. The text never shows the
+    token.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:

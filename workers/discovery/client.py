@@ -1,4 +1,6 @@
-"""The registrar's requests to the discovery server: a deadline on each, a bound on every answer, no redirects, no proxies."""
+"""The registrar's requests to the discovery server: a deadline on each, a bound on every answer, no redirects, no
+proxies.
+"""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
     GET    /route[?role=encode]                          ->  RouteAnswer
     DELETE /route?node_id=..&incarnation=..  Leave       ->  Left
 
-A request with an unknown field is refused, so that a misspelt one is not silently lost; an answer may have more fields than this version
-knows, so that the server can be the newer one.
+A request with an unknown field is refused, so that a misspelt one is not silently lost; an answer may have more fields
+than this version knows, so that the server can be the newer one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Silent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A process of a node that has not beaten for longer than it may; or, where a `reason` stands, that cannot be kept alive."""
+    """A process of a node that has not beaten for longer than it may; or, where a `reason` stands, that cannot be kept
+    alive.
+    """
 
     process: Annotated[str, Meta(min_length=1, max_length=32)]
     silent_s: Seconds
@@ -72,8 +74,11 @@ class _Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteReport(_Node, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A node registers, or renews. `sequence` orders the reports of one incarnation: it only rises, across restarts of its
-    registrar, too. The registration ends `ttl_s` after the last of them."""
+    """A node registers, or renews.
+
+    `sequence` orders the reports of one incarnation: it only rises, across restarts of its registrar, too. The
+    registration ends `ttl_s` after the last of them.
+    """
 
     sequence: Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
     ttl_s: Annotated[float, Meta(ge=0.1, le=3600)]
@@ -93,7 +98,10 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The registered nodes. A server that has been up for less than a node's time to live may not have heard from it yet."""
+    """The registered nodes.
+
+    A server that has been up for less than a node's time to live may not have heard from it yet.
+    """
 
     routes: Annotated[list[RouteEntry], Meta(max_length=MAX_NODES)]
     server_up_s: Seconds

@@ -1,4 +1,4 @@
-"""What the discovery server tells Prometheus: each registered node's health and load, and what became of registrations."""
+"""What the discovery server tells Prometheus: health and load of each registered node, and what became of reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class _Collector:
         entries = self._registry.entries(self._now_ns)
         healthy = GaugeMetricFamily("embridge_node_healthy", "1: every process of the node beats.", labels=_LABELS)
         age = GaugeMetricFamily("embridge_node_report_age_seconds", "Since the node's last report.", labels=_LABELS)
-        loads = {name: GaugeMetricFamily(f"embridge_node_{name}", text, labels=_LABELS) for name, text in _GAUGES.items()}
+        loads = {
+            name: GaugeMetricFamily(f"embridge_node_{name}", text, labels=_LABELS) for name, text in _GAUGES.items()
+        }
         for entry in entries:
             labels = [entry.role, entry.node_id, entry.bootstrap_addr, entry.state]
             healthy.add_metric(labels, float(entry.healthy))
@@ -41,7 +43,9 @@ class _Collector:
             for name, family in loads.items():
                 family.add_metric(labels, float(getattr(entry, name)))
         yield from (healthy, age, *loads.values())
-        results = CounterMetricFamily("embridge_discovery_reports", "Reports and leaves, by what became of them.", labels=["result"])
+        results = CounterMetricFamily(
+            "embridge_discovery_reports", "Reports and leaves, by what became of them.", labels=["result"]
+        )
         for result in _RESULTS:
             results.add_metric([result], float(self._registry.counts[result]))
         yield results

@@ -1,12 +1,13 @@
 """The registrar: the one process of a node that talks to the discovery server, so that no client ever does (D10).
 
-Every second it reports the node (its load, and which processes do not beat), asks for the nodes of the other role, and writes them into
-the route table, where clients read them. When the node drains it says so at once, and when it stops it leaves.
+Every second it reports the node (its load, and which processes do not beat), asks for the nodes of the other role, and
+writes them into the route table, where clients read them. When the node drains it says so at once, and when it stops it
+leaves.
 
-Whatever the server does (it is down, it hangs, it talks nonsense), the node goes on: each request has a deadline, failures are retried
-after a pause that doubles up to the time to live, with jitter, and the reason is logged once a change and stands in the control segment
-for `embridge status`. The routes that were known stay: a node that was alive a moment ago is a better guess than none, and a dead one
-refuses the connection at once.
+Whatever the server does (it is down, it hangs, it talks nonsense), the node goes on: each request has a deadline,
+failures are retried after a pause that doubles up to the time to live, with jitter, and the reason is logged once a
+change and stands in the control segment for `embridge status`. The routes that were known stay: a node that was alive a
+moment ago is a better guess than none, and a dead one refuses the connection at once.
 """
 
 from __future__ import annotations
@@ -106,14 +107,18 @@ class Reporter:
         return msg.Leave(node_id=f"{self._control.node_id:x}", incarnation=self._control.incarnation)
 
     def take(self, answer: msg.RouteAnswer, now_ns: int) -> None:
-        """Write the routes that came into the table. What a server that has just started does not list is kept: the nodes
-        may only not have renewed there yet."""
+        """Write the routes that came into the table.
+
+        What a server that has just started does not list is kept: the nodes may only not have renewed there yet.
+        """
         routes = {route.node_id: route for route in (_record(entry, now_ns) for entry in answer.routes)}
         if answer.server_up_s < self._ctx.timing.discovery_ttl_s:
             routes = self._known | routes
         left_out = self._table.put_all(routes.values())
         if left_out and not self._told_full:
-            log.warning("%d nodes found no room among %d routes; raise max_routes", left_out, self._control.limits.max_routes)
+            log.warning(
+                "%d nodes found no room among %d routes; raise max_routes", left_out, self._control.limits.max_routes
+            )
         self._told_full = bool(left_out)
         self._known = routes
 
@@ -215,7 +220,9 @@ class Registrar:
         return self._control.state in PUBLISHED and self._control.state != self._published
 
     def _connected(self) -> DiscoveryClient:
-        """The client, made on first use and after a refusal: the token is then read again, for it may have been changed."""
+        """The client, made on first use and after a refusal: the token is then read again, for it may have been
+        changed.
+        """
         if self._client is None:
             file = self._spec.discovery_token_file
             try:

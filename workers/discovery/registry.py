@@ -1,12 +1,14 @@
 """Which nodes are registered: the discovery server's state, in memory, with no I/O and an injected clock.
 
-A node is known by its id, and an entry carries the incarnation (D5): a newer one replaces it, the same one renews it, an older one is
-refused with the reason. What has left, or has run out, leaves a mark behind for a while, so that a late report of it brings nothing
-back, and none older than it comes: one that has run out may return (its host was only slow).
+A node is known by its id, and an entry carries the incarnation (D5): a newer one replaces it, the same one renews it,
+an older one is refused with the reason. What has left, or has run out, leaves a mark behind for a while, so that a late
+report of it brings nothing back, and none older than it comes: one that has run out may return (its host was only
+slow).
 
-A leave removes the very incarnation that it names, if that is registered, and bars no other: where there is no token, anybody on the host
-may send one. No report that may have been made before it brings that incarnation back; one that the node makes a second later does, for
-then it was not the node that left. So a forged leave hides a node until its next report.
+A leave removes the very incarnation that it names, if that is registered, and bars no other: where there is no token,
+anybody on the host may send one. No report that may have been made before it brings that incarnation back; one that the
+node makes a second later does, for then it was not the node that left. So a forged leave hides a node until its next
+report.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Registry:
         self._max_nodes = max_nodes
         self._nodes: dict[str, _Registration] = {}
         self._marks: dict[str, tuple[int, int]] = {}  # node id -> (least incarnation that may come, until)
-        self._left: dict[tuple[str, int], tuple[int, int]] = {}  # (node, incarnation) -> (the last sequence that is late, until)
+        # (node, incarnation) -> (the last sequence that is late, until)
+        self._left: dict[tuple[str, int], tuple[int, int]] = {}
         self.counts: Counter[str] = Counter()
 
     def up_s(self, now_ns: int) -> float:
@@ -73,16 +76,22 @@ class Registry:
                 "stop the older node, or give each a run directory of its own"
             )
         if report.incarnation < least:
-            raise RouteConflict(f"incarnation: {report.incarnation} of node {node} < {least}; it has left, or was replaced")
+            raise RouteConflict(
+                f"incarnation: {report.incarnation} of node {node} < {least}; it has left, or was replaced"
+            )
         late, _ = self._left.get((node, report.incarnation), (-1, 0))
         if report.sequence <= late:
-            raise RouteConflict(f"incarnation: {report.incarnation} of node {node}: it has left, and this report was made before")
+            raise RouteConflict(
+                f"incarnation: {report.incarnation} of node {node}: it has left, and this report was made before"
+            )
         if held is not None and report.incarnation == held.report.incarnation:
             self._check_renewal(held.report, report)
         if held is None and len(self._nodes) >= self._max_nodes:
             raise RegistryFull(f"nodes: {len(self._nodes)} are registered, and no more than {self._max_nodes} may be")
         self._left.pop((node, report.incarnation), None)
-        result = "registered" if held is None else "renewed" if held.report.incarnation == report.incarnation else "replaced"
+        result = (
+            "registered" if held is None else "renewed" if held.report.incarnation == report.incarnation else "replaced"
+        )
         self._nodes[node] = _Registration(report, now_ns)
         self.counts[result] += 1
         return result
@@ -108,7 +117,8 @@ class Registry:
         held = self._nodes.get(leave.node_id)
         if held is not None and leave.incarnation < held.report.incarnation:
             raise RouteConflict(
-                f"incarnation: {leave.incarnation} of node {leave.node_id} < {held.report.incarnation}, which is registered"
+                f"incarnation: {leave.incarnation} of node {leave.node_id} < "
+                f"{held.report.incarnation}, which is registered"
             )
         if held is None or leave.incarnation != held.report.incarnation:  # it was not seen, or is forgotten
             self._keep_out(leave, MAX_SEQUENCE, now_ns + int(UNSEEN_KEPT_S * NS))

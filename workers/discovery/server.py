@@ -1,14 +1,18 @@
-"""The discovery server: which nodes there are, how they fare, and whom to send a request to. `embridge discovery` runs it.
+"""The discovery server: which nodes there are, how they fare, and whom to send a request to.
 
-Its state is in memory, and nodes renew it every second: after a restart it is whole again within one interval. It asks the nodes nothing,
-so a probe of `/health` costs them nothing and touches no payload (B13); what it answers is what every process's own beats say (D4).
+`embridge discovery` runs it.
+
+Its state is in memory, and nodes renew it every second: after a restart it is whole again within one interval. It asks
+the nodes nothing, so a probe of `/health` costs them nothing and touches no payload (B13); what it answers is what
+every process's own beats say (D4).
 
     PUT    /route    a node registers, or renews           GET /health    200 only if every process of every node beats
     GET    /route    the nodes, for registrars             GET /nodes     the nodes with health and load, for routers
     DELETE /route    a node leaves                         GET /metrics   the same for Prometheus
 
-Every body is decoded into a typed, ranged message before anything sees it; an answer that is no success is JSON with an `error` that says
-what was wrong. It binds one address; beyond loopback only where a token is configured, which every request must then bear.
+Every body is decoded into a typed, ranged message before anything sees it; an answer that is no success is JSON with an
+`error` that says what was wrong. It binds one address; beyond loopback only where a token is configured, which every
+request must then bear.
 """
 
 from __future__ import annotations
@@ -43,7 +47,9 @@ T = TypeVar("T")
 
 
 def check_binding(host: str, *, has_token: bool) -> None:
-    """Raises ValueError for an address that the server must not bind: every interface, or others than loopback without a token."""
+    """Raises ValueError for an address that the server must not bind: every interface, or others than loopback without
+    a token.
+    """
     try:
         address = ipaddress.ip_address(host)
     except ValueError as error:
@@ -51,7 +57,9 @@ def check_binding(host: str, *, has_token: bool) -> None:
     if address.is_unspecified:
         raise ValueError(f"host: {host} is every interface; give the one address that the server binds")
     if not address.is_loopback and not has_token:
-        raise ValueError(f"host: {host} is not a loopback address, and there is no token; give --token-file, or bind 127.0.0.1")
+        raise ValueError(
+            f"host: {host} is not a loopback address, and there is no token; give --token-file, or bind 127.0.0.1"
+        )
 
 
 def url_of(host: str, port: int) -> str:
@@ -59,7 +67,9 @@ def url_of(host: str, port: int) -> str:
 
 
 class _Malformed(logging.Filter):
-    """Of what is no HTTP, aiohttp logs a traceback before anybody has looked at the token: one line a cause is enough, and a count."""
+    """Of what is no HTTP, aiohttp logs a traceback before anybody has looked at the token: one line a cause is enough,
+    and a count.
+    """
 
     def __init__(self, count: Callable[[], None], clock: Callable[[], int]) -> None:
         super().__init__()
@@ -72,16 +82,21 @@ class _Malformed(logging.Filter):
         if not isinstance(error, HttpProcessingError):
             return True
         self._count()
-        kind, peer = type(error).__name__, record.args[0] if isinstance(record.args, tuple) and record.args else "somebody"
+        kind, peer = (
+            type(error).__name__,
+            record.args[0] if isinstance(record.args, tuple) and record.args else "somebody",
+        )
         self._limit.log(log, logging.INFO, kind, self._clock(), "a request of %s is no HTTP: %s", peer, kind)
         return False
 
 
 class Server:
-    """The handlers. `token`: what every request must bear, or "" where the address guards enough; `clock` is monotonic ns.
+    """The handlers.
 
-    `wall_s` is the time of day, which decides one thing: an incarnation is the millisecond of a node's launch, or a little more, and one of
-    days to come is nobody's; it would bar its node from being listed under its own (D5).
+    `token`: what every request must bear, or "" where the address guards enough; `clock` is monotonic ns.
+
+    `wall_s` is the time of day, which decides one thing: an incarnation is the millisecond of a node's launch, or a
+    little more, and one of days to come is nobody's; it would bar its node from being listed under its own (D5).
     """
 
     def __init__(
@@ -160,7 +175,10 @@ class Server:
         except web.HTTPRequestEntityTooLarge:
             return _refuse(413, f"body: more than {msg.MAX_BODY_BYTES} bytes")
         except web.HTTPException as error:
-            return _refuse(error.status, f"{request.method} {request.path[:64]}: {error.reason}; known: /route /health /nodes /metrics")
+            return _refuse(
+                error.status,
+                f"{request.method} {request.path[:64]}: {error.reason}; known: /route /health /nodes /metrics",
+            )
         except TimeoutError:
             return _refuse(408, f"body: not here within {REQUEST_TIMEOUT_S:g} s")
         except Exception:  # one request's bug ends that request (D4)
@@ -195,13 +213,19 @@ class Server:
         most = int((self._wall_s() + CLOCKS_APART_S) * 1000)
         if incarnation > most:
             raise msgspec.ValidationError(
-                f"incarnation: {incarnation} > {most}, which is a day from now in milliseconds; set the clocks of both hosts"
+                f"incarnation: {incarnation} > {most}, which is a day from now in milliseconds; "
+                "set the clocks of both hosts"
             )
 
     async def _health(self, request: web.Request) -> web.Response:
         entries = self.registry.entries(self._clock())
         sick = [
-            {"node_id": entry.node_id, "role": entry.role, "bootstrap_addr": entry.bootstrap_addr, **msgspec.to_builtins(silent)}
+            {
+                "node_id": entry.node_id,
+                "role": entry.role,
+                "bootstrap_addr": entry.bootstrap_addr,
+                **msgspec.to_builtins(silent),
+            }
             for entry in entries
             for silent in entry.unhealthy
         ]

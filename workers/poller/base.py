@@ -1,7 +1,8 @@
 """What the pollers of both sides share: which requests to look at in a step, how a word rises, and how a request fails.
 
-A request is looked at when a kick or a message names it, when its time has come, when a peer or its client died, and in the slow
-scan (R25). What is looked for is the side's own: `publishing` on the encode side, `receiving` on the language side.
+A request is looked at when a kick or a message names it, when its time has come, when a peer or its client died, and in
+the slow scan (R25). What is looked for is the side's own: `publishing` on the encode side, `receiving` on the language
+side.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Poller(ABC):
         return self._timers.next_ns(due)
 
     def _check_blocks(self, *, is_idle: bool) -> None:
-        """Integrity: with no request in flight, in two scans one after the other, every block is free (P1), or waits for a fence."""
+        """Integrity: with no request in flight, in two scans one after the other, every block is free (P1), or waits
+        for a fence.
+        """
         counts = self._control.blocks.check()
         waits_for_fence = counts.quarantined if self._ctx.has_sessions else 0
         held = sum(counts[1:]) - waits_for_fence if is_idle else 0

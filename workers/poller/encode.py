@@ -1,12 +1,14 @@
-"""Encode side of the poller: the only writer of the encode node's status words; it tells every destination what concerns it.
+"""Encode side of the poller: the only writer of the encode node's status words; it tells every destination what
+concerns it.
 
-The word is (phase, least `sent` of all required destinations, an absent one counting as 0), computed from the watermarks and never
-passed by a caller (B2, R18). A destination is told the common phase and its own progress. A request that has ended is told again
-with every heartbeat until its destination closes it or is dead (R23), and its slot is free only when the worker has said that
-nothing of it is under way and the client has cleared it.
+The word is (phase, least `sent` of all required destinations, an absent one counting as 0), computed from the
+watermarks and never passed by a caller (B2, R18). A destination is told the common phase and its own progress. A
+request that has ended is told again with every heartbeat until its destination closes it or is dead (R23), and its slot
+is free only when the worker has said that nothing of it is under way and the client has cleared it.
 
-Where nodes verify, `sent` and the checksum of those rows come from one word, and a request succeeds only when each destination has
-said, in its heartbeats, that it has checked all of it (R27): then a row that was damaged on its way fails the request on every side.
+Where nodes verify, `sent` and the checksum of those rows come from one word, and a request succeeds only when each
+destination has said, in its heartbeats, that it has checked all of it (R27): then a row that was damaged on its way
+fails the request on every side.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Publisher(Poller):
             slot, epoch, d = held
             sent = RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens
             if room.sent_tokens > sent:
-                reason = f"a destination says that it has checked {room.sent_tokens} tokens > {sent} tokens that were sent to it"
+                checked = f"{room.sent_tokens} tokens > {sent} tokens that were sent to it"
+                reason = f"a destination says that it has checked {checked}"
                 self._slots.claim_failure(slot, FailureCode.PROTOCOL, reason)
                 self._serve(slot, epoch)
             elif self._dsts.raise_to(slot, d, Destination.VERIFIED, room.sent_tokens):
@@ -111,7 +114,10 @@ class Publisher(Poller):
         required, total = slots.get(slot, Slot.REQUIRED), slots.get(slot, Slot.TOTAL)
         begin = max((self._dsts.get(slot, d, Destination.BEGIN) for d in range(count)), default=0)
         if 0 < total <= begin:
-            reason = f"a destination has {begin} rows from another encode node, and the encoder announces {total} tokens here"
+            reason = (
+                f"a destination has {begin} rows from another encode node, "
+                f"and the encoder announces {total} tokens here"
+            )
             self._fail(slot, epoch, FailureCode.PROTOCOL, reason)
             return
         if not required or count < required:
@@ -122,7 +128,9 @@ class Publisher(Poller):
         least = min(sent)
         if not total or not least:
             return
-        if any(grant < total for grant in first) and all(s >= min(g, total) > 0 for s, g in zip(sent, first, strict=True)):
+        if any(grant < total for grant in first) and all(
+            s >= min(g, total) > 0 for s, g in zip(sent, first, strict=True)
+        ):
             before = split(self._ctx.status.load(slot)).phase
             self._raise(slot, epoch, Phase.Transferring, min(least, total))
             if before < Phase.Transferring:
@@ -135,7 +143,9 @@ class Publisher(Poller):
 
     def _is_verified(self, slot: int, count: int, total: int) -> bool:
         """Whether every destination has checked every row, where nodes verify (R27)."""
-        return not self._control.verify or all(self._dsts.get(slot, d, Destination.VERIFIED) >= total for d in range(count))
+        return not self._control.verify or all(
+            self._dsts.get(slot, d, Destination.VERIFIED) >= total for d in range(count)
+        )
 
     def _failed(self, slot: int, epoch: int, count: int) -> bool:
         """End the request if something says so: a reason somebody claimed, its client, a peer, its deadline."""
@@ -146,7 +156,8 @@ class Publisher(Poller):
             peer = self._dsts.get(slot, d, Destination.PEER) - 1
             if not code and not (
                 self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION))
-                and self._control.peers.get(peer, Peer.REGISTRATION) == self._dsts.get(slot, d, Destination.REGISTRATION)
+                and self._control.peers.get(peer, Peer.REGISTRATION)
+                == self._dsts.get(slot, d, Destination.REGISTRATION)
             ):
                 code, reason = FailureCode.PEER_LOST, f"language {why_lost(self._control.peers, peer)}"
             if not code and self._dsts.get(slot, d, Destination.CLOSED):
@@ -176,7 +187,9 @@ class Publisher(Poller):
     # ---- telling
 
     def _state(self, slot: int, d: int, phase: int, sent: int) -> msg.RoomState:
-        """`sent` was read before `tainted`, so that what is reported clean is clean (R6); and with it the phase was computed."""
+        """`sent` was read before `tainted`, so that what is reported clean is clean (R6); and with it the phase was
+        computed.
+        """
         tainted = self._dsts.get(slot, d, Destination.TAINTED)
         key = msg.RequestKey(
             self._dsts.get(slot, d, Destination.REMOTE_SLOT),
@@ -225,8 +238,12 @@ class Publisher(Poller):
                 self._keys.setdefault(slot, []).append((peer, state.key.slot, state.key.epoch))
             envelope = self._ctx.envelope(record.incarnation)
             if told is None and phase < TERMINAL and not state.sent_tokens and state.total_tokens:
-                self._out.append(Send(record.poller_addr, msg.Announce(envelope, state.key, state.total_tokens), record.key))
-            self._out.append(Send(record.poller_addr, msg.Status(self._ctx.envelope(record.incarnation), state), record.key))
+                self._out.append(
+                    Send(record.poller_addr, msg.Announce(envelope, state.key, state.total_tokens), record.key)
+                )
+            self._out.append(
+                Send(record.poller_addr, msg.Status(self._ctx.envelope(record.incarnation), state), record.key)
+            )
         if (
             (slot, epoch, d) in self._acks_due
             and phase >= TERMINAL
@@ -245,9 +262,8 @@ class Publisher(Poller):
             phase = split(self._ctx.status.load(slot)).phase
             states = []
             for d, sent in enumerate(self._sent[slot]):
-                if (
-                    self._dsts.get(slot, d, Destination.PEER) == peer + 1
-                    and not self._dsts.get(slot, d, Destination.CLOSED)
+                if self._dsts.get(slot, d, Destination.PEER) == peer + 1 and not self._dsts.get(
+                    slot, d, Destination.CLOSED
                 ):
                     states.append(self._state(slot, d, phase, sent))
             if self._ctx.is_current(slot, epoch):  # still: what was read is its own (R16)

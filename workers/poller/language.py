@@ -1,10 +1,11 @@
 """Language side of the poller: the only writer of the language node's status words; it takes what encode nodes report.
 
-A report names the request by this node's incarnation, slot and epoch; whatever is about another one has no effect but that an ended
-request is closed at the sender (R14, R23). Success is taken from the phase, never from the counters (R20). Failed frees nothing
-by itself: blocks that were exposed are quarantined until the encode side acknowledges the abort, or until nobody is left who
-could write into them (R7, R12, D2). Over a network nobody but a fence can say that: the poller asks for one when a block has
-been quarantined for `fence_wait_s` while somebody waits for blocks, and at latest after `fence_after_s` (R11).
+A report names the request by this node's incarnation, slot and epoch; whatever is about another one has no effect but
+that an ended request is closed at the sender (R14, R23). Success is taken from the phase, never from the counters
+(R20). Failed frees nothing by itself: blocks that were exposed are quarantined until the encode side acknowledges the
+abort, or until nobody is left who could write into them (R7, R12, D2). Over a network nobody but a fence can say that:
+the poller asks for one when a block has been quarantined for `fence_wait_s` while somebody waits for blocks, and at
+latest after `fence_after_s` (R11).
 
 Where nodes verify, a report advances the word only when its rows have been checked (R27): see `verifying`.
 """
@@ -76,12 +77,16 @@ class StatusReceiver(Poller):
     # ---- the fence
 
     def _free_fenced(self, worker: int, number: int) -> None:
-        """What was quarantined under a lesser session of this worker is free: the engine that could write there is dead (R10)."""
+        """What was quarantined under a lesser session of this worker is free: the engine that could write there is dead
+        (R10).
+        """
         if self._control.blocks.cells.end_exposure(~_SESSION_MASK & (1 << 64) - 1, exposure_of(worker, 0), number):
             self._control.ring_block_waiters()
 
     def _look_at_quarantine(self) -> None:
-        """Free what a fence has passed, and have the other sessions fenced that keep blocks in quarantine for too long (R11)."""
+        """Free what a fence has passed, and have the other sessions fenced that keep blocks in quarantine for too long
+        (R11).
+        """
         held = self._sessions.quarantined() if self._control.blocks.counts().quarantined else {}
         held.pop(SHM_EXPOSURE, None)
         since = self._quarantined_ns = {
@@ -238,7 +243,9 @@ class StatusReceiver(Poller):
             self._end(slot, epoch)
 
     def _due(self, slot: int, epoch: int) -> None:
-        """A first grant or an abort that nobody has answered is sent again, ever more rarely (its encoder may come late)."""
+        """A first grant or an abort that nobody has answered is sent again, ever more rarely (its encoder may come
+        late).
+        """
         times = self._resends.get(slot, 0)
         pause_s = min(self._ctx.timing.resend_s * 2**times, MAX_RESEND_S)
         self._resends[slot] = min(times + 1, 8)
@@ -309,7 +316,9 @@ class StatusReceiver(Poller):
     def _is_tainted(self, slot: int) -> bool:
         """R7: an attempt under the session that still lives ended other than done; it may yet land."""
         worker = self._control.worker_of(self._slots.get(slot, Slot.ROOM))
-        return self._slots.get(slot, Slot.SESSION) != 0 and self._slots.get(slot, Slot.TAINTED) > self._sessions.number(worker)
+        return self._slots.get(slot, Slot.SESSION) != 0 and self._slots.get(slot, Slot.TAINTED) > self._sessions.number(
+            worker
+        )
 
     def _is_acked(self, slot: int, epoch: int, peer: int) -> bool:
         """Whether nobody will write into this request's blocks any more. If not, ask."""
@@ -324,7 +333,9 @@ class StatusReceiver(Poller):
             if session:  # over a network its death stops nothing that it has sent: only the fence does (R12)
                 self._acked(slot, epoch, session + 1)
                 return True
-            gone = not contacted or not self._control.writers.has(peers.get(peer, Peer.NODE_ID), peers.get(peer, Peer.INCARNATION))
+            gone = not contacted or not self._control.writers.has(
+                peers.get(peer, Peer.NODE_ID), peers.get(peer, Peer.INCARNATION)
+            )
             if gone:
                 self._slots.set(slot, Slot.ACKED_EPOCH, epoch)
             return gone
@@ -345,7 +356,9 @@ class StatusReceiver(Poller):
     def _send_close(self, key: msg.RequestKey, peer: int) -> None:
         record = self._control.peers.record(peer)
         if self._control.peers.is_alive(peer):
-            self._out.append(Send(record.poller_addr, msg.Close(self._ctx.envelope(record.incarnation), key), record.key))
+            self._out.append(
+                Send(record.poller_addr, msg.Close(self._ctx.envelope(record.incarnation), key), record.key)
+            )
 
     def _rooms_of(self, peer: int) -> list[msg.RoomState]:
         """What a heartbeat to an encode node lists: what is in flight with it."""

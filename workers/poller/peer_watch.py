@@ -1,8 +1,8 @@
 """Liveness of the other nodes: who was heard when, who is told that we are here, and when a peer is taken for dead.
 
-A port where nobody listens any more is death at once: the launcher holds a node's listening sockets, so they close only when the
-whole node is gone, not when one of its processes is restarted. Silence is death after `peer_timeout_s`. What this process did not
-hear while it was itself stopped is not held against anybody.
+A port where nobody listens any more is death at once: the launcher holds a node's listening sockets, so they close only
+when the whole node is gone, not when one of its processes is restarted. Silence is death after `peer_timeout_s`. What
+this process did not hear while it was itself stopped is not held against anybody.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class PeerWatch:
     def heard(self, envelope: msg.Envelope, now_ns: int, key: str = "") -> int | None:
         """Note a sign of life. Returns the peer, or None for what has no effect; the reason is counted.
 
-        A stranger, a dead incarnation and a message for another one of us are stale. `key` is what the connection has proved: a
-        message in the name of a node whose key is another is forged (D15, P17).
+        A stranger, a dead incarnation and a message for another one of us are stale. `key` is what the connection has
+        proved: a message in the name of a node whose key is another is forged (D15, P17).
         """
         identity = (envelope.node_id, envelope.incarnation)
         peer, peers_key = self._by_identity.get(identity, (None, ""))
@@ -113,7 +113,13 @@ class PeerWatch:
     def _beat(self, record: PeerRecord, rooms: list[msg.RoomState], out: list[Out]) -> None:
         envelope, most = self._ctx.envelope, 1024  # of some 100 bytes each: far below the limit of a message
         for first in range(0, max(len(rooms), 1), most):
-            out.append(Send(record.poller_addr, msg.Heartbeat(envelope(record.incarnation), rooms[first : first + most]), record.key))
+            out.append(
+                Send(
+                    record.poller_addr,
+                    msg.Heartbeat(envelope(record.incarnation), rooms[first : first + most]),
+                    record.key,
+                )
+            )
 
     def bury(self, peer: int, incarnation: int, why: str, out: list[Out]) -> bool:
         """Declare one incarnation dead. True the first time."""

@@ -1,4 +1,4 @@
-"""What a dead client leaves: its slots are ended one by one by the poller; then its pages and its lane are free again."""
+"""What a dead client leaves: the poller ends its slots one by one; then its pages and its lane are free again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ class Reaper:
         self.look()
 
     def look(self) -> None:
-        """Find the DEAD lanes: at its birth, for the poller before it may have died over them, and in the slow scan (R25)."""
+        """Find the DEAD lanes: at its birth, for the poller before it may have died over them, and in the slow scan
+        (R25).
+        """
         lanes = range(self._lanes.num_lanes)
         self._dying.update(lane for lane in lanes if self._lanes.get(lane, Lane.STATE) == LaneState.DEAD)
 

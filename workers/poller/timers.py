@@ -9,7 +9,10 @@ COMPACT_ABOVE = 1024
 
 
 class Timers:
-    """(time, slot, epoch) in order of time. `is_current(slot, epoch)` says which still matter, so that the heap stays small."""
+    """(time, slot, epoch) in order of time.
+
+    `is_current(slot, epoch)` says which still matter, so that the heap stays small.
+    """
 
     def __init__(self, is_current: Callable[[int, int], bool]) -> None:
         self._is_current = is_current

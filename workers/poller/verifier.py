@@ -1,9 +1,9 @@
 """Checks that rows have come as they were sent, before the status word says that they are there (R27).
 
-A report tells how many rows are sent, and their running checksum. The poller has the rows since the last ones that were checked
-summed by the room's transfer worker, a piece at a time, and compares; what is right stands in one word of the slot, `VERIFIED`, so
-a poller that is restarted goes on from there with the next report. The worker keeps nothing: a piece names its rows and the
-checksum to go on from, and is done again if nobody answers.
+A report tells how many rows are sent, and their running checksum. The poller has the rows since the last ones that were
+checked summed by the room's transfer worker, a piece at a time, and compares; what is right stands in one word of the
+slot, `VERIFIED`, so a poller that is restarted goes on from there with the next report. The worker keeps nothing: a
+piece names its rows and the checksum to go on from, and is done again if nobody answers.
 """
 
 from __future__ import annotations
@@ -34,10 +34,16 @@ class Check:
 
 
 class Verifier:
-    """The poller's part. `advance(slot, epoch, report)` is called once its rows are right, `corrupt(slot, epoch, reason)` if not."""
+    """The poller's part.
+
+    `advance(slot, epoch, report)` is called once its rows are right, `corrupt(slot, epoch, reason)` if not.
+    """
 
     def __init__(
-        self, ctx: RoleContext, advance: Callable[[int, int, msg.RoomState], None], corrupt: Callable[[int, int, str], None]
+        self,
+        ctx: RoleContext,
+        advance: Callable[[int, int, msg.RoomState], None],
+        corrupt: Callable[[int, int, str], None],
     ) -> None:
         self._ctx = ctx
         self._slots = ctx.slots
@@ -100,7 +106,8 @@ class Verifier:
         end = check.room.sent_tokens
         low, high = first // bs, (end - 1) // bs
         blocks = f"block {low}" if low == high else f"blocks {low} to {high}"
-        return f"{blocks}, rows {first} to {end - 1}: checksum {check.at.checksum:08x} on receipt, {check.room.checksum:08x} when sent"
+        sums = f"checksum {check.at.checksum:08x} on receipt, {check.room.checksum:08x} when sent"
+        return f"{blocks}, rows {first} to {end - 1}: {sums}"
 
     def forget(self, slot: int) -> None:
         self._checks.pop(slot, None)

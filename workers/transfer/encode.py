@@ -1,28 +1,29 @@
 """The transfer worker: moves what three watermarks allow, and nothing else.
 
-For one destination of one request, rows `[sent, min(ready, granted))` may move, from the source blocks in which the encoder's
-library thread has staged them, to the blocks that this destination has granted (B10). A kick says "look"; repeating one does
-nothing, a lost one is repaired by the slow scan, and resume, streaming and redoing after a crash are all this one path. A worker
-is the only one who submits for its rooms, so it alone can say that nothing is under way any more (R9).
+For one destination of one request, rows `[sent, min(ready, granted))` may move, from the source blocks in which the
+encoder's library thread has staged them, to the blocks that this destination has granted (B10). A kick says "look";
+repeating one does nothing, a lost one is repaired by the slow scan, and resume, streaming and redoing after a crash are
+all this one path. A worker is the only one who submits for its rooms, so it alone can say that nothing is under way any
+more (R9).
 
-A source block is read between two CAS on its staging entry (STAGED -> READING -> STAGED), so the stager never takes it away
-meanwhile (R8).
+A source block is read between two CAS on its staging entry (STAGED -> READING -> STAGED), so the stager never takes it
+away meanwhile (R8).
 
-An attempt that fails over a network may go on reading and writing. What it may have written is *tainted* before anything else (R6). Its
-source blocks stay in READING, and the worker *renews* itself: it submits nothing more over the network, lets what is under way there end,
-for `RENEW_WAIT_NS` at most, and ends its process. The one that is born in its place redoes the rows. So one failure taints no healthy
-transfer, and does not spread from node to node. A process that is *worn*, for its engine keeps something of every peer that
-has gone, renews itself as well, between two attempts.
+An attempt that fails over a network may go on reading and writing. What it may have written is *tainted* before
+anything else (R6). Its source blocks stay in READING, and the worker *renews* itself: it submits nothing more over the
+network, lets what is under way there end, for `RENEW_WAIT_NS` at most, and ends its process. The one that is born in
+its place redoes the rows. So one failure taints no healthy transfer, and does not spread from node to node. A process
+that is *worn*, for its engine keeps something of every peer that has gone, renews itself as well, between two attempts.
 
-Where nodes verify, an attempt's rows are summed in the source blocks before it is submitted. When it is done, the running checksum
-and how far it goes are stored in one word, then `sent`; a worker that is born between the two brings `sent` up to it (R27).
+Where nodes verify, an attempt's rows are summed in the source blocks before it is submitted. When it is done, the
+running checksum and how far it goes are stored in one word, then `sent`; a worker that is born between the two brings
+`sent` up to it (R27).
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass
 
 from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode, SegmentError
@@ -34,6 +35,7 @@ from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers.role import Inbox, Out, Renew, RoleContext
 from embridge.workers.timing import NS
+from embridge.workers.transfer.attempt import Attempt
 from embridge.workers.transfer.engines.base import EngineError, NoAnswer, Outcome, OwnShortage, TransferEngine
 from embridge.workers.transfer.moves import MovePlan
 from embridge.workers.transfer.pace import Pace
@@ -41,7 +43,8 @@ from embridge.workers.transfer.staged_blocks import StagedBlocks
 
 log = logging.getLogger(__name__)
 
-BATCH_BYTES = 16 << 20  # one attempt; small enough that requests take turns, and that rows are copied out while others come
+# one attempt; small enough that requests take turns, and that rows are copied out while others come
+BATCH_BYTES = 16 << 20
 STEP_ATTEMPTS = 16  # in one step, before kicks are looked at again
 LEAST_RETRY_NS = NS // 100  # after an attempt that failed; then half of the time for which all have, to `MOST_RETRY_NS`
 MOST_RETRY_NS = NS // 2
@@ -50,30 +53,12 @@ WORN_WAIT_NS = 10 * NS  # for a moment in which no attempt is under way; then no
 YOUNG_NS = 5 * NS  # a process that runs out of something so soon would not do better the next time
 
 
-@dataclass(slots=True)
-class Attempt:
-    """One submitted write: rows [first, end) of a request to one destination, from blocks held in READING."""
-
-    slot: int
-    epoch: int
-    destination: int
-    peer: int
-    first: int
-    end: int
-    blocks: list[int]
-    sum: RowSum | None
-    ticket: int
-    num_bytes: int
-    engine: TransferEngine
-    submitted_ns: int
-    queued_bytes: int  # under way with it, its own among them
-    look_ns: int = 0  # not before that, where the engine has threads of its own
-
-
 class TransferWorker:
     """The encode node's transfer role: one of several, each with the rooms of its shard."""
 
-    def __init__(self, ctx: RoleContext, shard: int, engines: dict[int, TransferEngine], sums: RowSums | None = None) -> None:
+    def __init__(
+        self, ctx: RoleContext, shard: int, engines: dict[int, TransferEngine], sums: RowSums | None = None
+    ) -> None:
         """`engines`: by number. `sums`: of this node's payload, where nodes verify."""
         self._ctx = ctx
         self._control = ctx.control
@@ -85,7 +70,8 @@ class TransferWorker:
         self._queue: deque[int] = deque()
         self._queued: dict[int, int] = {}
         self._attempts: dict[tuple[int, int], Attempt] = {}  # (slot, destination)
-        self._knocking: dict[tuple[int, int], tuple[int, int]] = {}  # (slot, destination) -> (epoch, since when it waits for contact)
+        # (slot, destination) -> (epoch, since when it waits for contact)
+        self._knocking: dict[tuple[int, int], tuple[int, int]] = {}
         self._opening: dict[int, int] = {}  # slots whose peer's door is not open yet, or whose next attempt is not due
         self._scanned_ns = 0
         self._now_ns = 0
@@ -93,7 +79,8 @@ class TransferWorker:
         self._worn_ns = 0  # since when this process had better end
         self._why_worn = ""
         self._renewing_ns = 0  # since when it wants to end
-        self._may_read: set[int] = set()  # slots whose source blocks this process may still read though their attempt failed (R8)
+        # slots whose source blocks this process may still read though their attempt failed (R8)
+        self._may_read: set[int] = set()
         self._batch_blocks = max(1, BATCH_BYTES // (ctx.bs * ctx.control.geometry.token_bytes))
         self._staged = StagedBlocks(ctx, self._batch_blocks)
         self._moves = MovePlan(ctx)
@@ -247,7 +234,9 @@ class TransferWorker:
             moves = self._moves.of(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
             after = None
             if self._sums is not None:
-                after = self._sums.extend(RowSum.of(get(slot, d, Destination.SUMMED)), end, [source for _, source in blocks])
+                after = self._sums.extend(
+                    RowSum.of(get(slot, d, Destination.SUMMED)), end, [source for _, source in blocks]
+                )
             self._dsts.set(slot, d, Destination.ATTEMPT_SESSION, session.number)
             self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)
             ticket = engine.submit(peer, session, moves)
@@ -280,8 +269,8 @@ class TransferWorker:
     def _open(self, engine: TransferEngine, slot: int, d: int, record: PeerRecord, session: LiveSession) -> bool:
         """Whether that session can be written to.
 
-        One that does not answer is tried for longer where rows have been written before: its worker is being restarted, perhaps, which
-        fails no request (P11).
+        One that does not answer is tried for longer where rows have been written before: its worker is being restarted,
+        perhaps, which fails no request (P11).
         """
         peer = self._dsts.get(slot, d, Destination.PEER) - 1
         try:
@@ -298,7 +287,10 @@ class TransferWorker:
                 return False
             since = self._dsts.get(slot, d, Destination.FAILING_NS) or self._now_ns
             self._dsts.set(slot, d, Destination.FAILING_NS, since)
-            if not self._control.peers.get(peer, Peer.REACHED) or self._now_ns - since > self._ctx.timing.peer_timeout_s * NS:
+            if (
+                not self._control.peers.get(peer, Peer.REACHED)
+                or self._now_ns - since > self._ctx.timing.peer_timeout_s * NS
+            ):
                 raise
             return False
 
@@ -312,7 +304,7 @@ class TransferWorker:
         return since_ns
 
     def _session_of(self, slot: int, d: int) -> LiveSession:
-        """The latest session of a destination's grants; its three words belong together, for each number is used once."""
+        """The latest session of a destination's grants; its three words belong together: each number is used once."""
         get = self._dsts.get
         while True:
             number = get(slot, d, Destination.SESSION)
@@ -321,7 +313,9 @@ class TransferWorker:
                 return session
 
     def _within(self, session: LiveSession, slot: int, d: int, sent: int, limit: int) -> int:
-        """How far the rows from `sent` on are granted under one session: a batch is written under it or not at all (R10)."""
+        """How far the rows from `sent` on are granted under one session: a batch is written under it or not at all
+        (R10).
+        """
         bs = self._ctx.bs
         for k in range(sent // bs, min(-(-limit // bs), sent // bs + self._batch_blocks)):
             if self._dsts.grant(slot, d, k)[1] != session.number:
@@ -344,7 +338,9 @@ class TransferWorker:
     def _take_what_is_done(self, slot: int) -> None:
         """After a restart: rows that the dead worker has summed when they were there, and not yet counted (R27)."""
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
-            self._dsts.raise_to(slot, d, Destination.SENT, RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens)
+            self._dsts.raise_to(
+                slot, d, Destination.SENT, RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens
+            )
 
     def _taint_unfinished(self, slot: int) -> None:
         """After a restart: what the dead worker was writing over a network may still land (R6)."""
@@ -360,7 +356,9 @@ class TransferWorker:
         return self._engines.get(self._control.peers.get(peer, Peer.ENGINE))
 
     def _taint(self, slot: int, d: int) -> None:
-        """The last attempt for this destination ended other than done; so for its peer, should the request be forgotten (R7)."""
+        """The last attempt for this destination ended other than done; so for its peer, should the request be forgotten
+        (R7).
+        """
         tainted = self._dsts.get(slot, d, Destination.ATTEMPT_SESSION) + 1
         self._dsts.raise_to(slot, d, Destination.TAINTED, tainted)
         self._control.peers.raise_to(self._dsts.get(slot, d, Destination.PEER) - 1, Peer.TAINTED, tainted)
@@ -397,7 +395,10 @@ class TransferWorker:
             self._enqueue(slot, attempt.epoch)
 
     def _failed(self, attempt: Attempt) -> None:
-        """An attempt ended other than done. Taint before retry (R6); a request whose attempts all fail for `peer_timeout_s` fails."""
+        """An attempt ended other than done.
+
+        Taint before retry (R6); a request whose attempts all fail for `peer_timeout_s` fails.
+        """
         slot, d = attempt.slot, attempt.destination
         self._ctx.count(Metric.WRITES_FAILED)
         if attempt.engine.late_writes:
@@ -411,7 +412,11 @@ class TransferWorker:
         if self._now_ns - since > self._ctx.timing.peer_timeout_s * NS:
             record = self._control.peers.record(attempt.peer)
             lasted_s = (self._now_ns - since) / NS
-            self._fail(slot, attempt.epoch, f"every write to {record} through {attempt.engine.name} has failed for {lasted_s:.1f} s")
+            self._fail(
+                slot,
+                attempt.epoch,
+                f"every write to {record} through {attempt.engine.name} has failed for {lasted_s:.1f} s",
+            )
 
     def _fail(self, slot: int, epoch: int, reason: str) -> None:
         log.warning("room %d: %s", self._slots.get(slot, Slot.ROOM), reason)

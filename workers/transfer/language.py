@@ -1,7 +1,8 @@
-"""The language node's transfer role: it keeps the engine through which others write into this node's payload, for one session.
+"""The language node's transfer role: it keeps the engine through which others write into this node's payload, for one
+session.
 
-Where nodes verify, it also sums rows that have come, for the poller to compare (R27). It keeps nothing of them: a record says all, and
-is there until its answer is in the ring back.
+Where nodes verify, it also sums rows that have come, for the poller to compare (R27). It keeps nothing of them: a
+record says all, and is there until its answer is in the ring back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class LanguageTransferWorker:
-    """One of several, each with a session of its own; number 0: rows come through shared memory only, and there is nothing to keep.
+    """One of several, each with a session of its own; number 0: rows come through shared memory only, and there is
+    nothing to keep.
 
     `sums`: of this node's payload, where nodes verify.
     """
@@ -31,7 +33,8 @@ class LanguageTransferWorker:
         self._windows = ctx.control.windows
         if session.number:
             ctx.control.sessions.begin(worker, session)
-            ctx.to("poller").send(Kick.SESSION, worker, session.number)  # quarantined blocks come free, windows are granted anew
+            # quarantined blocks come free, windows are granted anew
+            ctx.to("poller").send(Kick.SESSION, worker, session.number)
             log.info("session %d of worker %d has port %d", session.number, worker, session.port)
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
@@ -44,7 +47,10 @@ class LanguageTransferWorker:
         return []
 
     def _sum(self, sums: RowSums, record: Record) -> None:
-        """Rows of a request that has ended meanwhile are no more there, perhaps: the poller takes no answer for one."""
+        """Sum the rows of one record, and answer the poller.
+
+        If the request has ended meanwhile its blocks may hold other rows; the poller ignores the answer then.
+        """
         first, end = record.value >> 32, record.value & 0xFFFF_FFFF
         if self._ctx.is_live(record.slot, record.epoch):
             bs = self._ctx.bs

@@ -22,7 +22,8 @@ class MovePlan:
         self._pools = pools(ctx.control.geometry)
 
     def of(self, slot: int, d: int, first: int, end: int, blocks: list[tuple[int, int]], num_blocks: int) -> Moves:
-        """The copies of rows [first, end) to destination `d`, which has `num_blocks` blocks; neighbours on both sides move as one.
+        """The copies of rows [first, end) to destination `d`, which has `num_blocks` blocks; neighbours on both sides
+        move as one.
 
         Raises:
             EngineError: a block index is out of range, here or there.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-LEAST_NAP_NS: Final = 50_000  # between two looks at an attempt of a network engine; a 32nd of the time it should take, when that is more
+# between two looks at an attempt of a network engine; a 32nd of the time it should take, when that is more
+LEAST_NAP_NS: Final = 50_000
 MOST_NAP_NS: Final = 1_000_000
 MOST_LOOK_NS: Final = 100_000_000
 LEAST_PACE_BYTES: Final = 4 << 20
-FIRST_LOOK: Final = 0.6  # of the time that an attempt should take: looks before that cost the engine's threads more than they tell
+# of the time that an attempt should take: looks before that cost the engine's threads more than they tell
+FIRST_LOOK: Final = 0.6
 
 
 class Pace:
@@ -20,8 +22,8 @@ class Pace:
     def learn(self, queued_bytes: int, took_ns: int) -> None:
         """An attempt, with all that was under way beside it, took that long.
 
-        A slow one counts for little: the next one is looked at too early rather than too late. Attempts below LEAST_PACE_BYTES are
-        skipped: their time is mostly latency.
+        A slow one counts for little: the next one is looked at too early rather than too late. Attempts below
+        LEAST_PACE_BYTES are skipped: their time is mostly latency.
         """
         if queued_bytes < LEAST_PACE_BYTES:
             return

@@ -1,7 +1,7 @@
 """The source blocks of an attempt: held while an engine reads them, so that the stager does not take them away (R8).
 
-A transfer worker takes a block by a CAS on its staging entry, STAGED -> READING, and gives it back by another, READING -> STAGED. The
-stager, a client's library thread, takes back only what is STAGED.
+A transfer worker takes a block by a CAS on its staging entry, STAGED -> READING, and gives it back by another, READING
+-> STAGED. The stager, a client's library thread, takes back only what is STAGED.
 """
 
 from __future__ import annotations

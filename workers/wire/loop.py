@@ -1,10 +1,12 @@
 """The loop of a process with sockets: one ROUTER that others connect to, one DEALER to each address we talk to.
 
-The listening socket was opened by the launcher and is only borrowed, so the port outlives a restart of this process, connections
-wait in its backlog meanwhile, and it closes when the node is gone: that is what makes "connection refused" a proof of death.
+The listening socket was opened by the launcher and is only borrowed, so the port outlives a restart of this process,
+connections wait in its backlog meanwhile, and it closes when the node is gone: that is what makes "connection refused"
+a proof of death.
 
-With keys, every connection is CURVE: encrypted, and both ends proved. Who connects to us must be in the allow-list (`zap.py`); whom we
-connect to must prove the key that stands there, or that it registered with. A key that is taken off the list is not heard any more.
+With keys, every connection is CURVE: encrypted, and both ends proved. Who connects to us must be in the allow-list
+(`zap.py`); whom we connect to must prove the key that stands there, or that it registered with. A key that is taken off
+the list is not heard any more.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from embridge.workers.wire.zap import DOMAIN, Gatekeeper
 log = logging.getLogger(__name__)
 
 HIGH_WATER = 20_000  # messages queued for one peer; what exceeds it is dropped and repaired by heartbeats
-RECEIVE_HIGH_WATER = 512  # messages that came over one connection and wait for this process; what exceeds it waits at the sender
+# messages that came over one connection and wait for this process; what exceeds it waits at the sender
+RECEIVE_HIGH_WATER = 512
 RECONNECT_MS = 50
 HANDSHAKE_MS = 5000  # within which a connection says who it is, or ends
 KEEPALIVE_S = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10, zmq.TCP_KEEPALIVE_CNT: 3}
@@ -71,7 +74,7 @@ class Keyring:
         return key in self.allow.list.keys
 
     def key_of(self, address: str, key: str) -> str | None:
-        """The key that must be proved at an address: that of the peer, if it is known, else the one beside the address."""
+        """The key that must be proved at an address: the peer's if it is known, else the one beside the address."""
         self.allow.refresh()
         if key:
             return key if self.is_listed(key) else None
@@ -90,7 +93,9 @@ class Keyring:
 
 
 def set_limits(socket: zmq.Socket[bytes]) -> None:
-    """What both ends have in common: bounds on queues, messages and handshakes, and connections that end with their host."""
+    """What both ends have in common: bounds on queues, messages and handshakes, and connections that end with their
+    host.
+    """
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
     socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
@@ -102,9 +107,11 @@ def set_limits(socket: zmq.Socket[bytes]) -> None:
 
 
 class _Line:
-    """A DEALER to one address, and the monitor that tells when nobody listens there, or who listens is not who should."""
+    """A DEALER to one address, and the monitor that tells when nobody listens there, or not who should."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str, ctx: RoleContext) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str, ctx: RoleContext
+    ) -> None:
         self.key = key
         self.socket = context.socket(zmq.DEALER)
         set_limits(self.socket)
@@ -188,7 +195,11 @@ class Wire:
     def _say_of_descriptors(self, now_ns: int) -> None:
         """Few are left, or are not any more."""
         port, few = self._port, "few descriptors are left: whoever knocks is turned away; raise `ulimit -n`"
-        news = few if port.is_short else f"there are descriptors again; {port.num_turned_away} connections were turned away"
+        news = (
+            few
+            if port.is_short
+            else f"there are descriptors again; {port.num_turned_away} connections were turned away"
+        )
         self._limit.log(log, logging.WARNING, "port", now_ns, "port %s: %s", port.address, news)
 
     def receive(self, readable: Container[object]) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
@@ -221,7 +232,9 @@ class Wire:
     def _receive_connected(self, arrivals: list[Arrival]) -> None:
         for connection, body in self._messages(self._reader):
             identity = _user_id(body) if self._keys is not None else ""
-            if not self._may_speak(identity) or not self._decode(body.bytes, arrivals, connection.bytes, None, identity):
+            if not self._may_speak(identity) or not self._decode(
+                body.bytes, arrivals, connection.bytes, None, identity
+            ):
                 self._reader.refuse()
 
     def _receive_answers(self, address: str, line: _Line, arrivals: list[Arrival]) -> None:
@@ -230,7 +243,9 @@ class Wire:
                 line.reader.refuse()
 
     def _messages(self, reader: Reader) -> Iterator[list[zmq.Frame]]:
-        """What has come on a socket; one that is to rest then is not looked at until `wait` finds that its rest is over."""
+        """What has come on a socket; one that is to rest then is not looked at until `wait` finds that its rest is
+        over.
+        """
         yield from reader.messages()
         if reader.rests_until_ns > time.monotonic_ns():
             self._poller.unregister(reader.socket)
@@ -240,15 +255,22 @@ class Wire:
         """Whether it is still listed: a connection outlives the line that let it in."""
         return self._keys is None or (len(identity) == KEY_LENGTH and self._keys.is_listed(identity))
 
-    def _decode(self, data: bytes, arrivals: list[Arrival], connection: bytes | None, address: str | None, identity: str) -> bool:
-        """Add a message to the arrivals; False for one that is refused. Of one of another version the role hears nevertheless."""
+    def _decode(
+        self, data: bytes, arrivals: list[Arrival], connection: bytes | None, address: str | None, identity: str
+    ) -> bool:
+        """Add a message to the arrivals; False for one that is refused.
+
+        Of one of another version the role hears nevertheless.
+        """
         message: msg.Message | msg.Foreign | None
         try:
             message = msg.decode(data, address or "a connected peer")
         except ProtocolError as error:
             message = msg.decode_foreign(data)
             level = logging.WARNING if error.field == "version" else logging.DEBUG
-            self._limit.log(log, level, identity or address or connection, time.monotonic_ns(), "message refused: %s", str(error))
+            self._limit.log(
+                log, level, identity or address or connection, time.monotonic_ns(), "message refused: %s", str(error)
+            )
         if message is not None:
             arrivals.append(Arrival(message, connection, address, identity))
         return message is not None and not isinstance(message, msg.Foreign)
@@ -284,7 +306,11 @@ class Wire:
             return None
         expected = self._expected_key(address, key, asked)
         if expected is None:
-            why = "its key is not in the allow-list any more" if key else "no key for it in this node's allow-list; add its line"
+            why = (
+                "its key is not in the allow-list any more"
+                if key
+                else "no key for it in this node's allow-list; add its line"
+            )
             self._deny(address, why, True)
             return None
         line = self._lines[address] = _Line(self._context, address, self._keys, expected, self._ctx)
@@ -300,7 +326,10 @@ class Wire:
         return found or (self._keys.key_of(asked, "") if asked and not key else None)
 
     def _deny(self, address: str, reason: str, is_final: bool) -> None:
-        """There is no connection; the role is told with the next inbox. After a final word libzmq would not try again."""
+        """Tell the role, with the next inbox, that there is no connection.
+
+        After a final word libzmq would not try again.
+        """
         self._denied[address] = Denied(address, reason, is_final)
         level = logging.WARNING if is_final else logging.INFO  # a node that stops looks so, too
         self._limit.log(log, level, address, time.monotonic_ns(), "no connection to %s: %s", address, reason)
@@ -328,7 +357,7 @@ class Wire:
 
 
 def _user_id(frame: zmq.Frame) -> str:
-    """The key that whoever sent this frame has proved; "" where nobody was asked, which `ZAP_ENFORCE_DOMAIN` excludes."""
+    """The key that the sender of this frame has proved; "" where nobody was asked (`ZAP_ENFORCE_DOMAIN` excludes)."""
     try:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:

@@ -1,11 +1,11 @@
 """The listening end of a ROUTER: a borrowed socket, at which nobody new is let in while few descriptors are left.
 
-libzmq leaves a connection for which it has no descriptor in the backlog, and is told of it again at once, and again: its
-thread then takes most of a core for nothing. Taking the port from it would end the connections that came through there.
-So, when few descriptors are left, whoever knocks is taken out of the backlog here, with descriptors that were kept for
-this, and turned away; nodes knock again by themselves. Who is connected is served meanwhile. libzmq may be faster: then
-it has let somebody in, with one that was kept; where all are gone in this way, it looks again and again until one of its
-connections ends, as each does that has not said who it is within some seconds.
+libzmq leaves a connection for which it has no descriptor in the backlog, and is told of it again at once, and again:
+its thread then takes most of a core for nothing. Taking the port from it would end the connections that came through
+there. So, when few descriptors are left, whoever knocks is taken out of the backlog here, with descriptors that were
+kept for this, and turned away; nodes knock again by themselves. Who is connected is served meanwhile. libzmq may be
+faster: then it has let somebody in, with one that was kept; where all are gone in this way, it looks again and again
+until one of its connections ends, as each does that has not said who it is within some seconds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Port:
         self._looked_ns = 0
 
     def look(self, now_ns: int) -> bool:
-        """Look at the descriptors that are left, twice a second; True where there are too few, or enough, since just now."""
+        """Look at the descriptors that are left, twice a second; True where there are too few, or enough, since just
+        now.
+        """
         if now_ns - self._looked_ns < LOOK_NS:
             return False
         self._looked_ns = now_ns
@@ -62,7 +64,7 @@ class Port:
         return limit != resource.RLIM_INFINITY and least >= limit - SPARE
 
     def turn_away(self) -> None:
-        """Take those who knock out of the backlog, and close their connections; `TURN_AWAY_EVERY_S` where `is_short`."""
+        """Take those who knock out of the backlog and close their connections, each `TURN_AWAY_EVERY_S` while `is_short`."""
         for _ in range(TURNED_AWAY_AT_ONCE):
             if not self._kept:
                 return

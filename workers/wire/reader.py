@@ -1,4 +1,7 @@
-"""Taking messages off a socket, so many at a time, and so little of what is refused that those who behave are served beside it (P16)."""
+"""Reads a bounded batch of messages a step and throttles a socket that keeps sending refused ones (P16).
+
+So other peers are still served.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,14 @@ COST_NS = NS // REFUSED_A_SECOND
 
 
 class Reader:
-    """Takes messages off a socket. One of more frames than ours have is dropped, some frames a call, however many it has.
+    """Takes messages off a socket.
 
-    A socket that brings more than `REFUSED_A_SECOND` of what is refused rests for some milliseconds again and again, so refusing takes a
-    small share of this process, whatever is sent. Meanwhile a flood fills the queue of its own connection, and then stays with its sender;
-    messages of others wait for the end of a rest, and are then taken in turn with it, one for one, as libzmq reads its connections (P16).
+    One of more frames than ours have is dropped, some frames a call, however many it has.
+
+    A socket that brings more than `REFUSED_A_SECOND` of what is refused rests for some milliseconds again and again, so
+    refusing takes a small share of this process, whatever is sent. Meanwhile a flood fills the queue of its own
+    connection, and then stays with its sender; messages of others wait for the end of a rest, and are then taken in
+    turn with it, one for one, as libzmq reads its connections (P16).
     """
 
     def __init__(self, socket: zmq.Socket[bytes], num_frames: int, ctx: RoleContext) -> None:

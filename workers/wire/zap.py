@@ -1,8 +1,8 @@
 """Who may connect: the ZAP 1.0 handler of one process (rfc.zeromq.org/spec/27), a socket of its own loop (D19).
 
-libzmq asks it once a handshake, over `inproc://zeromq.zap.01`, and holds the connection back until it has answered: no byte of a
-stranger's messages reaches this process. The user id of the answer, the client's public key, comes with every message of that
-connection, so a role knows who speaks whatever a message claims.
+libzmq asks it once a handshake, over `inproc://zeromq.zap.01`, and holds the connection back until it has answered: no
+byte of a stranger's messages reaches this process. The user id of the answer, the client's public key, comes with every
+message of that connection, so a role knows who speaks whatever a message claims.
 
     request: version, request id, domain, address, routing id, mechanism, credentials...
     reply:   version, request id, status code, status text, user id, metadata
@@ -30,7 +30,10 @@ FINGERPRINT: Final = 8  # characters of a public key in a log line: enough to fi
 
 
 class Gatekeeper:
-    """Answers ZAP requests from the allow-list. Made before any socket with keys is bound: without it, libzmq asks nobody."""
+    """Answers ZAP requests from the allow-list.
+
+    Made before any socket with keys is bound: without it, libzmq asks nobody.
+    """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allow: AllowFile) -> None:
         self._allow = allow
@@ -68,7 +71,8 @@ class Gatekeeper:
         now_ns = time.monotonic_ns()
         where = address.decode("ascii", "replace")
         self._limit.log(
-            log, logging.WARNING, where, now_ns, "connection from %s refused: its key %s... is not in %s; add its line there",
+            log, logging.WARNING, where, now_ns,
+            "connection from %s refused: its key %s... is not in %s; add its line there",
             where, key[:FINGERPRINT], self._allow.path,
         )  # fmt: skip
         return None

@@ -1,6 +1,7 @@
 """The engines: one file each, behind the protocols in `base`. Importing them loads no engine's library.
 
-An engine is known by its line in `ENGINES`, and nowhere else: settings, registrations, roles and what looks at a node ask there.
+An engine is known by its line in `ENGINES`, and nowhere else: settings, registrations, roles and what looks at a node
+ask there.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def log_name(process: str, names: Iterable[str]) -> str:
 def engines_for(name: str, host: str) -> tuple[Engine, ...]:
     """The engines that a node with this setting, bound to this host, offers.
 
-    `auto` is every local engine, and, unless other hosts cannot come, the first other one that this machine can run: a transfer worker
-    has one session at a time, and so a node one engine with sessions.
+    `auto` is every local engine, and, unless other hosts cannot come, the first other one that this machine can run: a
+    transfer worker has one session at a time, and so a node one engine with sessions.
 
     Raises:
         ValueError: there is no such setting.
@@ -77,7 +78,13 @@ def engines_for(name: str, host: str) -> tuple[Engine, ...]:
 
 
 def make_writers(
-    offered: Iterable[Engine], payload: _core.Mapping, *, node_id: int, incarnation: int, host: str, settings: Mapping[str, object]
+    offered: Iterable[Engine],
+    payload: _core.Mapping,
+    *,
+    node_id: int,
+    incarnation: int,
+    host: str,
+    settings: Mapping[str, object],
 ) -> dict[int, TransferEngine]:
     """The engines of one transfer worker of an encode node, by number. `settings`: by name."""
     return {

@@ -1,7 +1,7 @@
 """What a transfer worker asks of an engine.
 
-An engine moves bytes from this node's payload segment into a peer's. It decides nothing: which rows, into which blocks, and what a
-failure means is the worker's. *Done* means applied at the destination (R13).
+An engine moves bytes from this node's payload segment into a peer's. It decides nothing: which rows, into which blocks,
+and what a failure means is the worker's. *Done* means applied at the destination (R13).
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ class TransferEngine(Protocol):
 
     name: str
     late_writes: bool
-    """Whether an attempt that ended other than done may still read and write. Then grants name the session that they are for, what it
-    may have written is quarantined until that session is fenced, and what it may still read is kept until this engine has ended (R8)."""
+    """Whether an attempt that ended other than done may still read and write.
+
+    Then grants name the session that they are for, what it may have written is quarantined until that session is
+    fenced, and what it may still read is kept until this engine has ended (R8).
+    """
 
     def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
         """Make a peer's session writable; True when it is. Never blocks: False means ask again.
@@ -67,11 +70,17 @@ class TransferEngine(Protocol):
         ...
 
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
-        """Start one attempt; returns its ticket. Only to a session that is open. What it raises says that nothing was begun."""
+        """Start one attempt; returns its ticket.
+
+        Only to a session that is open. What it raises says that nothing was begun.
+        """
         ...
 
     def poll(self, ticket: int) -> Outcome:
-        """How an attempt stands. A terminal answer is given once, and given at latest when the engine's own deadline has passed."""
+        """How an attempt stands.
+
+        A terminal answer is given once, and given at latest when the engine's own deadline has passed.
+        """
         ...
 
     def close(self, peer: int) -> None:
@@ -84,7 +93,10 @@ class TransferEngine(Protocol):
 
 
 class SessionEngine(Protocol):
-    """The language side of an engine with sessions: peers write through it. It ends with its process, and its session with it."""
+    """The language side of an engine with sessions: peers write through it.
+
+    It ends with its process, and its session with it.
+    """
 
     port: int
     """At which peers reach it, on the host that this node binds."""
@@ -94,11 +106,16 @@ class Engine(EngineKind):
     """An engine that transfer workers can run. Their `settings` are what `settings_of` returned to the launcher."""
 
     def settings_of(self, config: Any) -> object:
-        """What the engine needs of a `PipelineConfig`; it travels to each transfer worker. None for an engine without settings."""
+        """What the engine needs of a `PipelineConfig`; it travels to each transfer worker.
+
+        None for an engine without settings.
+        """
         return None
 
     @abstractmethod
-    def make_writer(self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object) -> TransferEngine:
+    def make_writer(
+        self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object
+    ) -> TransferEngine:
         """The engine of one transfer worker of an encode node, which has this payload and binds this host.
 
         Raises:
@@ -108,7 +125,8 @@ class Engine(EngineKind):
     def make_session_engine(
         self, payload: Mapping, *, host: str, settings: object, take_port: Callable[[int], bool]
     ) -> SessionEngine:
-        """The engine of one transfer worker of a language node, into whose payload peers may write at once (`has_sessions` only).
+        """The engine of one transfer worker of a language node, into whose payload peers may write at once
+        (`has_sessions` only).
 
         `take_port(port)` is False for a port that an earlier session had: this one must have another.
 

@@ -6,16 +6,17 @@ Two halves. `MooncakeTarget` is the language side's: an engine with the payload 
 What Mooncake does, as measured, and what is made of it here:
 
 - A write that it reports as failed, or that we gave up, may still land: `late_writes`.
-- A batch is *done* when it is applied at the destination only from 0.3.12 on, and only with its acknowledged TCP framing: an older
-  module, or `MC_TCP_PROTO=1`, is refused (R13).
-- The first contact with a stopped peer blocks until it wakes, without the GIL; later submits do not. So a session is opened, and its first
-  write submitted, in a thread. The call that asks for a peer's buffer address holds the GIL meanwhile and an empty batch aborts the
-  process: neither is used.
-- It talks over one family of addresses: IPv4, or with `MC_USE_IPV6` over IPv6, where an IPv4 address is written as a mapped one.
-- It keeps its sockets to an endpoint that has gone, four of them, for as long as its process lives. So sessions that are
-  over are counted, and the process begins anew before they fill its descriptors.
-- The status of a batch is that of its first descriptor alone, so each descriptor is submitted by itself. A terminal status may be read
-  once, for numbers are used again, and `submit` returning 0 is failure.
+- A batch is *done* when it is applied at the destination only from 0.3.12 on, and only with its acknowledged TCP
+  framing: an older module, or `MC_TCP_PROTO=1`, is refused (R13).
+- The first contact with a stopped peer blocks until it wakes, without the GIL; later submits do not. So a session is
+  opened, and its first write submitted, in a thread. The call that asks for a peer's buffer address holds the GIL
+  meanwhile and an empty batch aborts the process: neither is used.
+- It talks over one family of addresses: IPv4, or with `MC_USE_IPV6` over IPv6, where an IPv4 address is written as a
+  mapped one.
+- It keeps its sockets to an endpoint that has gone, four of them, for as long as its process lives. So sessions that
+  are over are counted, and the process begins anew before they fill its descriptors.
+- The status of a batch is that of its first descriptor alone, so each descriptor is submitted by itself. A terminal
+  status may be read once, for numbers are used again, and `submit` returning 0 is failure.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ from embridge.workers.transfer.engines.base import Engine, Moves, NoAnswer, Outc
 log = logging.getLogger(__name__)
 
 PROTO: Final = 2
-"""Framing with acknowledgements: done means applied. What a language node tells of its engine, and an encode node demands."""
+"""Framing with acknowledgements: done means applied.
+
+What a language node tells of its engine, and an encode node demands.
+"""
 
 MODULES: Final = ("mooncake-transfer-engine", "mooncake-transfer-engine-cuda13", "mooncake-transfer-engine-non-cuda")
 LEAST_VERSION: Final = (0, 3, 12)  # pyproject.toml asks for no less
@@ -60,7 +64,8 @@ _FORGOTTEN_NS: Final = 60 * NS  # unused, an older session of a peer counts as o
 class MooncakeSettings:
     """How a node's Mooncake engines travel.
 
-    For "tcp", `MC_FORCE_TCP` is set in the engines' processes, for the engine picks RDMA by itself where it sees a device.
+    For "tcp", `MC_FORCE_TCP` is set in the engines' processes, for the engine picks RDMA by itself where it sees a
+    device.
     """
 
     protocol: str = setting("tcp", "How engines travel.", choices=lambda: ("tcp", "rdma"))
@@ -89,16 +94,22 @@ def module_version() -> str | None:
 def why_unavailable() -> str:
     """Why this machine cannot run the engine, and what to install; empty if it can. Does not load it."""
     if importlib.util.find_spec("mooncake") is None:
-        return "Mooncake is not installed: pip install 'embridge[mooncake]' (with CUDA) or 'embridge[mooncake-non-cuda]'"
+        return (
+            "Mooncake is not installed: pip install 'embridge[mooncake]' (with CUDA) or 'embridge[mooncake-non-cuda]'"
+        )
     found = module_version()
     if found is not None:
         numbers = tuple(int(part) for part in found.split()[1].split(".")[:3] if part.isdigit())
         if numbers < LEAST_VERSION:
             least = ".".join(map(str, LEAST_VERSION))
-            return f"{found} says that a write is done before it has landed; at least {least} is needed: pip install -U {found.split()[0]}"
+            return (
+                f"{found} says that a write is done before it has landed; at least {least} is needed: "
+                f"pip install -U {found.split()[0]}"
+            )
     if os.environ.get("MC_TCP_PROTO", str(PROTO)) != str(PROTO):
         return (
-            f"MC_TCP_PROTO={os.environ['MC_TCP_PROTO']} is set: with that framing a write is reported done before it has landed; unset it"
+            f"MC_TCP_PROTO={os.environ['MC_TCP_PROTO']} is set: with that framing a write is reported done before it "
+            "has landed; unset it"
         )
     return ""
 
@@ -140,14 +151,18 @@ def start_engine(host: str, settings: MooncakeSettings) -> Any:
         from mooncake.engine import TransferEngine
     except ImportError as error:
         raise LaunchError(
-            f"mooncake: {module_version()} cannot be loaded: {error}; it needs libibverbs1 and libnuma1 (apt-get install libibverbs1 "
+            f"mooncake: {module_version()} cannot be loaded: {error}; it needs libibverbs1 and libnuma1 "
+            "(apt-get install libibverbs1 "
             "libnuma1), and CUDA unless it is the non-CUDA package (pip install 'embridge[mooncake-non-cuda]')"
         ) from error
     engine = TransferEngine()
-    code = engine.initialize(host_port(host, 0) if ":" in host else host, "P2PHANDSHAKE", settings.protocol, settings.device)
+    code = engine.initialize(
+        host_port(host, 0) if ":" in host else host, "P2PHANDSHAKE", settings.protocol, settings.device
+    )
     if code:
         raise LaunchError(
-            f"mooncake: it does not start on {host} with protocol {settings.protocol}, device {settings.device or 'any'} (code {code}); "
+            f"mooncake: it does not start on {host} with protocol {settings.protocol}, "
+            f"device {settings.device or 'any'} (code {code}); "
             "check that the address is this machine's, and for rdma that the device exists (ibv_devices)"
         )
     return engine
@@ -163,10 +178,17 @@ def _register(engine: Any, payload: Mapping) -> None:
 
 
 class MooncakeTarget:
-    """The language side: an engine into whose registered payload peers write. It ends with its process, and its session with it."""
+    """The language side: an engine into whose registered payload peers write.
 
-    def __init__(self, payload: Mapping, host: str, settings: MooncakeSettings, take_port: Callable[[int], bool]) -> None:
-        """`take_port(port)` is False for a port that an earlier session had: then another engine is made, with another port."""
+    It ends with its process, and its session with it.
+    """
+
+    def __init__(
+        self, payload: Mapping, host: str, settings: MooncakeSettings, take_port: Callable[[int], bool]
+    ) -> None:
+        """`take_port(port)` is False for a port that an earlier session had: then another engine is made, with another
+        port.
+        """
         self._payload = payload
         refused = []
         for _ in range(_PORT_TRIES):
@@ -205,7 +227,9 @@ class _Line:
 
 @dataclass(slots=True)
 class _Ticket:
-    """One attempt: descriptors that are under way, by Mooncake's numbers, once all have been submitted; or one has failed."""
+    """One attempt: descriptors that are under way, by Mooncake's numbers, once all have been submitted; or one has
+    failed.
+    """
 
     deadline_ns: int
     moves: list[tuple[int, int, int]]
@@ -285,12 +309,16 @@ class MooncakeEngine:
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         line = self._lines[peer][session.port]
         self._ticket += 1
-        ticket = _Ticket(time.monotonic_ns() + int(self._settings.write_timeout_s * NS), [(a, b, c) for a, b, c in moves.tolist()])
+        ticket = _Ticket(
+            time.monotonic_ns() + int(self._settings.write_timeout_s * NS), [(a, b, c) for a, b, c in moves.tolist()]
+        )
         self._tickets[self._ticket] = ticket
         if line.written:
             self._submit(line, ticket)
             return self._ticket
-        thread = threading.Thread(target=self._submit, args=(line, ticket), name=f"embridge-first-{line.name}", daemon=True)
+        thread = threading.Thread(
+            target=self._submit, args=(line, ticket), name=f"embridge-first-{line.name}", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError:  # no room for a thread now: nothing was submitted, and the attempt has failed
@@ -300,7 +328,9 @@ class MooncakeEngine:
     def _submit(self, line: _Line, ticket: _Ticket) -> None:
         pending = []
         for there, here, size in ticket.moves:
-            number = self._engine.transfer_submit_write(line.name, self._payload.address + here, line.base + there, size)
+            number = self._engine.transfer_submit_write(
+                line.name, self._payload.address + here, line.base + there, size
+            )
             if number <= 0:
                 line.opened = line.written = False  # its port is closed: the next attempt asks again
                 if short := descriptors.why_short():
@@ -382,7 +412,9 @@ class Mooncake(Engine):
     def settings_of(self, config: Any) -> object:
         return config.mooncake
 
-    def make_writer(self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object) -> MooncakeEngine:
+    def make_writer(
+        self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object
+    ) -> MooncakeEngine:
         assert isinstance(settings, MooncakeSettings)
         return MooncakeEngine(payload, host, settings)
 

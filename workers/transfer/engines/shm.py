@@ -1,7 +1,8 @@
 """Rows to a peer on this host: its payload segment, mapped here, and a copy without the GIL.
 
-A peer is on this host if connecting to its run socket works. Its launcher keeps the connection and a pidfd of this process: when the
-process is dead it cannot write any more, so for this engine a death is a fence, and no attempt lands late (R12).
+A peer is on this host if connecting to its run socket works. Its launcher keeps the connection and a pidfd of this
+process: when the process is dead it cannot write any more, so for this engine a death is a fence, and no attempt lands
+late (R12).
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ class SharedMemory(Engine):
     def why_refused(self, offer: str, ours: str, theirs: str) -> str:
         return "" if offer else "it has no run socket"
 
-    def make_writer(self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object) -> ShmEngine:
+    def make_writer(
+        self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object
+    ) -> ShmEngine:
         return ShmEngine(payload, node_id, incarnation)
 
 
