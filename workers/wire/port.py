@@ -64,7 +64,7 @@ class Port:
         return limit != resource.RLIM_INFINITY and least >= limit - SPARE
 
     def turn_away(self) -> None:
-        """Take those who knock out of the backlog and close their connections, each `TURN_AWAY_EVERY_S` while `is_short`."""
+        """Take who knocks out of the backlog and close the connections, each `TURN_AWAY_EVERY_S` while `is_short`."""
         for _ in range(TURNED_AWAY_AT_ONCE):
             if not self._kept:
                 return
