@@ -100,7 +100,7 @@ def test_a_bootstrap_that_is_killed_while_it_opens_a_destination_opens_the_next_
     node = EncodeAlone()
     sender = node.sender(1, 16)
     bootstrap = node.actor("bootstrap")
-    table = bootstrap.role._dsts  # type: ignore[attr-defined]
+    table = bootstrap.role._grants._dsts  # type: ignore[attr-defined]
     write = table.set
 
     def die_at_begin(slot: int, d: int, field: Destination, value: int) -> None:
