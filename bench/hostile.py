@@ -29,6 +29,7 @@ import zmq
 from _harness import Benchmark, Figures, percentile
 
 from embridge import Client, Geometry, PipelineConfig, attach, launch
+from embridge.pipeline.client.client import library_of
 from embridge.workers.keys import KeyPair, new_key_pair, write_key_file
 
 TOKENS, HIDDEN, NUM_BLOCKS = 300, 64, 16
@@ -117,7 +118,8 @@ class Requests:
         assert receiver.poll().name == "Success", receiver.failure_exception()
         sender.clear()
         receiver.clear()
-        until(lambda: all(client.control.blocks.counts().free == NUM_BLOCKS for client in (self._encode, self._language)))
+        pools = [library_of(client).attachment.control.blocks for client in (self._encode, self._language)]
+        until(lambda: all(pool.counts().free == NUM_BLOCKS for pool in pools))
         return took
 
     def turn(self, count: int, attack: Attack | None = None) -> Figures:

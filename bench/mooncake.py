@@ -23,7 +23,7 @@ from _harness import Benchmark, Figures
 
 from embridge import PipelineConfig, attach, launch
 from embridge.allocator.geometry import Geometry
-from embridge.pipeline.client.client import Client
+from embridge.pipeline.client.client import Client, library_of
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.client.sender import AHEAD_BLOCKS
 from embridge.workers.transfer.engines import mooncake
@@ -119,7 +119,7 @@ class Ours:
         until(lambda: receiver.handshake_done)
         if ahead:
             sender.send_embedding(*self._rows[tokens])
-            until(lambda: self._encode.control.blocks.counts().owned >= min(blocks, AHEAD_BLOCKS))
+            until(lambda: library_of(self._encode).attachment.control.blocks.counts().owned >= min(blocks, AHEAD_BLOCKS))
             begun = time.perf_counter()
             receiver.init(receiver.allocate(blocks), tokens)
         else:
@@ -131,7 +131,8 @@ class Ours:
         took = time.perf_counter() - begun
         sender.clear()
         receiver.clear()
-        until(lambda: all(client.control.blocks.counts().free == NUM_BLOCKS for client in (self._encode, self._language)))
+        pools = [library_of(client).attachment.control.blocks for client in (self._encode, self._language)]
+        until(lambda: all(pool.counts().free == NUM_BLOCKS for pool in pools))
         return took
 
     def _await_success(self, receiver: EmbeddingReceiver) -> None:

@@ -21,6 +21,7 @@ from _harness import Benchmark, Figures
 from embridge import Client, PipelineConfig, attach, launch
 from embridge.allocator._core import checksum, copy
 from embridge.allocator.geometry import Geometry
+from embridge.pipeline.client.client import library_of
 
 HIDDEN, BLOCK, NUM_BLOCKS = 3584, 128, 64
 MIB = 1 << 20
@@ -73,7 +74,7 @@ class Pair:
         took = time.perf_counter() - begun
         sender.clear()
         receiver.clear()
-        until(lambda: all(client.control.blocks.counts().free == NUM_BLOCKS for client in self._clients))
+        until(lambda: all(library_of(client).attachment.control.blocks.counts().free == NUM_BLOCKS for client in self._clients))
         return took
 
 

@@ -32,24 +32,24 @@ if TYPE_CHECKING:
     from embridge.allocator.geometry import Limits as Limits
     from embridge.allocator.routes import RouteRecord as RouteRecord
     from embridge.allocator.status import Phase as Phase
+    from embridge.pipeline.attach import attach as attach
     from embridge.pipeline.client.client import Client as Client
-    from embridge.pipeline.client.client import attach as attach
-    from embridge.pipeline.client.client import node_status as node_status
     from embridge.pipeline.client.receiver import EmbeddingReceiver as EmbeddingReceiver
     from embridge.pipeline.client.sender import EmbeddingSender as EmbeddingSender
     from embridge.pipeline.config import ConfigError as ConfigError
     from embridge.pipeline.config import PipelineConfig as PipelineConfig
+    from embridge.pipeline.inspection.node_status import node_status as node_status
     from embridge.pipeline.node.launch import Node as Node
     from embridge.pipeline.node.launch import launch as launch
     from embridge.pipeline.ranks.follower import FollowedRequest as FollowedRequest
     from embridge.pipeline.ranks.follower import Follower as Follower
     from embridge.pipeline.ranks.follower import follow as follow
     from embridge.pipeline.scheduler.queues import PreallocQueue as PreallocQueue
-    from embridge.pipeline.scheduler.queues import TransferQueue as TransferQueue
     from embridge.pipeline.scheduler.queues import WaitingQueue as WaitingQueue
     from embridge.pipeline.scheduler.request import EmbeddingChunk as EmbeddingChunk
     from embridge.pipeline.scheduler.request import EmbeddingRequest as EmbeddingRequest
     from embridge.pipeline.scheduler.request import EmbeddingResult as EmbeddingResult
+    from embridge.pipeline.scheduler.transfer_queue import TransferQueue as TransferQueue
     from embridge.pipeline.spawn import spawn as spawn
     from embridge.workers.timing import Timing as Timing
     from embridge.workers.transfer.engines.mooncake import MooncakeSettings as MooncakeSettings
@@ -64,14 +64,17 @@ _NAMES = {
     "embridge.allocator.geometry": ("Geometry", "Limits"),
     "embridge.allocator.routes": ("RouteRecord",),
     "embridge.allocator.status": ("Phase",),
-    "embridge.pipeline.client.client": ("Client", "attach", "node_status"),
+    "embridge.pipeline.attach": ("attach",),
+    "embridge.pipeline.client.client": ("Client",),
     "embridge.pipeline.client.receiver": ("EmbeddingReceiver",),
     "embridge.pipeline.client.sender": ("EmbeddingSender",),
     "embridge.pipeline.config": ("ConfigError", "PipelineConfig"),
+    "embridge.pipeline.inspection.node_status": ("node_status",),
     "embridge.pipeline.node.launch": ("Node", "launch"),
     "embridge.pipeline.ranks.follower": ("FollowedRequest", "Follower", "follow"),
-    "embridge.pipeline.scheduler.queues": ("PreallocQueue", "TransferQueue", "WaitingQueue"),
+    "embridge.pipeline.scheduler.queues": ("PreallocQueue", "WaitingQueue"),
     "embridge.pipeline.scheduler.request": ("EmbeddingChunk", "EmbeddingRequest", "EmbeddingResult"),
+    "embridge.pipeline.scheduler.transfer_queue": ("TransferQueue",),
     "embridge.pipeline.spawn": ("spawn",),
     "embridge.workers.timing": ("Timing",),
     "embridge.workers.transfer.engines.mooncake": ("MooncakeSettings",),

@@ -9,10 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("allocator", "workers", "pipeline")  # each may import those before it
 ABOVE = ("examples", "embridge")  # which may import all of them
 SOURCES = sorted(path for folder in (*PACKAGES, *ABOVE) for path in (ROOT / folder).rglob("*.py"))
+
+
+NAMED_TUPLE = ("_asdict", "_make", "_replace")  # which are public
 
 
 def parsed() -> Iterator[tuple[Path, ast.Module]]:
@@ -42,6 +47,92 @@ def test_imports_run_one_way() -> None:
             parts = name.split(".")
             if parts[0] == "embridge" and path.parts[0] in PACKAGES:
                 assert parts[1] in PACKAGES[: PACKAGES.index(path.parts[0]) + 1], f"{path} imports {name}"
+
+
+def module_of(path: Path) -> str:
+    """The full name of the module in a file of the sources."""
+    parts = list(path.with_suffix("").parts)
+    if parts[0] == "examples":
+        parts = parts[1:]
+    if parts[0] != "embridge":
+        parts = ["embridge", *parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Every module of ours with those that it imports, wherever in it: at its top, in a function, or for type checking alone."""
+    trees = {module_of(path): tree for path, tree in parsed()}
+    graph: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        graph[module] = set()
+        for name in imports(tree):
+            while name not in trees and "." in name:
+                name = name.rpartition(".")[0]
+            graph[module] |= {name} & (trees.keys() - {module})
+    return graph
+
+
+def rooms(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same of rooms: the folders in `pipeline`, `workers` and so on; a module that lies in none is one of its own."""
+    packages = {name.rpartition(".")[0] for name in graph}
+
+    def room(name: str) -> str:
+        of = name if name in packages else name.rpartition(".")[0]
+        return of if of.count(".") > 1 else name
+
+    found: dict[str, set[str]] = {room(name): set() for name in graph}
+    for name, imported in graph.items():
+        found[room(name)] |= {room(other) for other in imported} - {room(name)}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Those that reach themselves, together with all that they reach and that reach them."""
+    reached = {}
+    for name in graph:
+        seen: set[str] = set()
+        todo = list(graph[name])
+        while todo:
+            if (one := todo.pop()) not in seen:
+                seen.add(one)
+                todo += graph[one]
+        reached[name] = seen
+    found = {tuple(sorted(b for b in reached[a] if a in reached[b])) for a in graph if a in reached[a]}
+    return sorted(map(list, found))
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "c"}}) == [["b", "c"]]
+    graph = {"embridge.p.one.x": {"embridge.p.two.y"}, "embridge.p.two.z": {"embridge.p.one.w"}, "embridge.p.alone": {"embridge.p.one"}}
+    graph |= {"embridge.p.two.y": set(), "embridge.p.one.w": set(), "embridge.p.one": set(), "embridge.p.two": set()}
+    assert circles(graph) == []
+    assert circles(rooms(graph)) == [["embridge.p.one", "embridge.p.two"]]
+    assert "embridge.p.alone" in rooms(graph)
+
+
+@pytest.mark.parametrize("of", ["files", "rooms"])
+def test_no_import_goes_in_a_circle(of: str) -> None:
+    """Also none that is hidden in a function, or that only a type checker sees."""
+    graph = import_graph()
+    assert len(graph) == len(SOURCES)
+    assert circles(graph if of == "files" else rooms(graph)) == []
+
+
+def test_nothing_private_of_a_client_is_used_in_another_file() -> None:
+    """What begins with an underscore is of the file that defines it."""
+    for path, tree in parsed():
+        if path.parts[:2] not in {("pipeline", room) for room in ("client", "scheduler", "ranks")}:
+            continue
+        used: dict[str, int] = {}
+        own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                    own.add(node.attr)
+                else:
+                    used[node.attr] = node.lineno
+        foreign = {name: line for name, line in used.items() if name not in own and name not in NAMED_TUPLE}
+        assert foreign == {}, path
 
 
 def test_our_own_packages_are_imported_by_their_full_names() -> None:

@@ -59,7 +59,7 @@ def _status(path: Path, room: int | None) -> dict[str, Any]:
         QuestionError: no such request is in flight.
     """
     from embridge.allocator.errors import AttachError
-    from embridge.pipeline.client.client import node_status
+    from embridge.pipeline.inspection.node_status import node_status
     from embridge.pipeline.inspection.open_readonly import remains
 
     try:

@@ -15,7 +15,8 @@ import torch
 
 from embridge.allocator._core import Mapping, copy
 from embridge.allocator.buffers import pools
-from embridge.allocator.geometry import POSITION_AXES, Geometry
+from embridge.allocator.geometry import AUX_WORDS, POSITION_AXES, Geometry
+from embridge.pipeline.arguments import whole
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -100,6 +101,28 @@ def given_rows(
     elif deepstack_embeddings is not None:
         raise ValueError("deepstack_embeddings: given, but this node's geometry has no deepstack layers")
     return Given(first, first + count, data)
+
+
+def aux_words(aux_datas: Any, total_tokens: int, mrope_position_delta: int) -> npt.NDArray[np.int32]:
+    """The 16 auxiliary words: [0] total length, [1] mrope_position_delta, the rest the caller's.
+
+    Raises:
+        ValueError: a shape, a type or a value is none that fits.
+    """
+    words = np.zeros(AUX_WORDS, np.int32)
+    if aux_datas is not None:
+        try:
+            given = np.asarray(aux_datas)
+        except ValueError as error:
+            raise ValueError(f"aux_datas: {error}") from error
+        if given.shape != (AUX_WORDS,) or given.dtype.kind not in "iu":
+            raise ValueError(f"aux_datas: shape {given.shape} dtype {given.dtype} is not ({AUX_WORDS},) of integers")
+        if given.min() < INT32.min or given.max() > INT32.max:
+            raise ValueError(f"aux_datas: {given.min()} to {given.max()} is outside int32")
+        words[:] = given
+    delta = whole("mrope_position_delta", mrope_position_delta, INT32.min, INT32.max)
+    words[0], words[1] = min(total_tokens, INT32.max), delta
+    return words
 
 
 def num_rows(geometry: Geometry, input_embeddings: Any) -> int:

@@ -1,34 +1,44 @@
 """What a sender and a receiver have in common: a slot of one epoch, read without waiting, and its outcome once it is over.
 
-While all slots are in use a request waits for its own (`waiting`): `slot` is then `NO_SLOT`, it is Bootstrapping, and may be given up.
+While all slots are in use a request waits for its own (`is_waiting`): `slot` is then `NO_SLOT`, its phase is Bootstrapping, and it
+may be given up.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from embridge.allocator.errors import FailureCode, TransferError, failure
 from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase, Progress, phase_path, split
+from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.leaving import refuse
-
-if TYPE_CHECKING:
-    from embridge.pipeline.client.client import Client
 
 MAX_ROOM = (1 << 63) - 1
 NO_SLOT: Final = -1
+OWN_NODE_GONE: Final = "this client's own node is gone"
 LED_TO_MEMORY = ("_control", "_slots", "_status", "_windows", "_sessions", "_dsts", "_staging")
 
 
-class TransferHandle:
-    """One request of this client. Reading it is one memory load; nothing here blocks."""
+class HandleLibrary(Protocol):
+    """What a handle of either side needs of the client's library."""
 
-    def __init__(self, client: Client, room: int) -> None:
-        self._client = client
-        self._control = client.control
-        self._slots = client.control.slots
-        self._status = client.control.status
+    attachment: Attachment
+
+    def hurry(self, handle: TransferHandle) -> None:
+        """Have a request that waits for a slot, and was given up, end soon."""
+
+
+class TransferHandle:
+    """One request of this client. Reading it is one memory load; no method blocks. The caller's thread calls, unless it says who."""
+
+    def __init__(self, library: HandleLibrary, room: int) -> None:
+        self._library = library
+        self._attachment = library.attachment
+        self._control = library.attachment.control
+        self._slots = self._control.slots
+        self._status = self._control.status
         self.slot = NO_SLOT
         self.epoch = 0
         self.room = room
@@ -54,20 +64,20 @@ class TransferHandle:
         return self.slot == NO_SLOT and self._final is None
 
     def progress(self) -> Progress:
-        """(epoch, phase, sent), from one load; after the end, what it was then."""
+        """(epoch, phase, sent), from one load; after the end, what it was then. `sent` counts tokens."""
         if self._final is not None:
             return self._final
         if self.slot == NO_SLOT:
-            if not self._client.node_gone:
+            if not self._attachment.node_gone:
                 return _WAITING
-            self._settle_without_slot(FailureCode.PEER_LOST, "this client's own node is gone")
+            self._settle_without_slot(FailureCode.PEER_LOST, OWN_NODE_GONE)
             assert self._final is not None
             return self._final
         word = split(self._status.load(self.slot))
         if word.epoch != self.epoch:  # the library thread ended it between the two looks
             assert self._final is not None
             return self._final
-        if word.phase < Phase.Success and self._client.node_gone:
+        if word.phase < Phase.Success and self._attachment.node_gone:
             self._settle_as_lost()
             assert self._final is not None
             return self._final
@@ -82,6 +92,7 @@ class TransferHandle:
         return True
 
     def poll(self) -> Phase:
+        """The phase now; from one load. Raises RuntimeError once the client is closed, unless the request has ended before."""
         return Phase(self.progress().phase)
 
     @property
@@ -113,21 +124,27 @@ class TransferHandle:
         return self._final_failure
 
     def abort(self, reason: str = "aborted by the caller") -> None:
-        """Give the request up, in any phase; both sides end as Failed with this reason. Has no effect once it has ended."""
-        self._client.check_usable()
+        """Give the request up, in any phase; both sides end as Failed with this reason. Has no effect once it has ended.
+
+        Raises:
+            NodeGoneError: the node is gone.
+            RuntimeError: after `Client.close`, or in a forked child.
+        """
+        self._attachment.check_usable()
         if self.progress().phase >= Phase.Success:
             return
-        self._fail(FailureCode.ABORTED, str(reason))
+        self.fail(FailureCode.ABORTED, str(reason))
 
-    def _fail(self, code: FailureCode, reason: str) -> None:
+    def fail(self, code: FailureCode, reason: str) -> None:
+        """End the request as Failed for a reason of this side's own (either thread). The first reason stands."""
         if self.slot == NO_SLOT:
             self.give_up(code, reason)
             if self.slot == NO_SLOT:  # else it has been opened meanwhile
                 if self._final is None:
-                    self._client.hurry(self)
+                    self._library.hurry(self)
                 return
         self._slots.claim_failure(self.slot, code, reason, insist=False)  # if we die now, the node goes on
-        self._client.kick_bootstrap(Kick.FAIL, self.slot, self.epoch)
+        self._attachment.kick_bootstrap(Kick.FAIL, self.slot, self.epoch)
 
     def _read_failure(self) -> TransferError:
         code = self._slots.get(self.slot, Slot.FAILURE) or FailureCode.INTERNAL
@@ -146,15 +163,15 @@ class TransferHandle:
         self._final = word
 
     def _settle_without_slot(self, code: FailureCode, reason: str) -> None:
-        self._final_stamps = (self.opened_ns, 0, 0, 0, self._client.clock())
+        self._final_stamps = (self.opened_ns, 0, 0, 0, self._attachment.clock())
         self._final_failure = failure(code, reason, self.room)
         self._final = Progress(0, Phase.Failed, 0)
 
     def _settle_as_lost(self) -> None:
         word = split(self._status.load(self.slot))
         stamps = self._status.stamps(self.slot)
-        self._final_stamps = (*stamps[: Phase.Failed], self._client.clock())
-        self._final_failure = failure(FailureCode.PEER_LOST, "this client's own node is gone", self.room)
+        self._final_stamps = (*stamps[: Phase.Failed], self._attachment.clock())
+        self._final_failure = failure(FailureCode.PEER_LOST, OWN_NODE_GONE, self.room)
         self._final = Progress(self.epoch, Phase.Failed, word.sent)
 
     def refuse(self, why: str) -> None:
@@ -164,28 +181,28 @@ class TransferHandle:
     # ---- without a slot, and how it gets one
 
     def give_up(self, code: FailureCode, reason: str) -> None:
-        """It is to fail as soon as it has a slot, or without one; the first reason stands."""
+        """Have it fail as soon as it has a slot, or without one; the first reason stands (either thread)."""
         if self._given_up is None:
             self._given_up = (code, reason)
 
     def end_without_slot(self) -> None:
-        """There was none for it, though it was given up (library thread, or `Client.close`)."""
+        """End it as Failed: it was given up, and there was no slot for it (library thread, or `Client.close`)."""
         assert self._given_up is not None
         self._settle_without_slot(*self._given_up)
 
     def prepare(self, slot: int) -> None:
-        """Write what its side keeps in the slot's record, before its epoch is opened."""
+        """Write what its side keeps in the slot's record, before its epoch is opened (either thread)."""
         raise NotImplementedError
 
     def entered(self, slot: int, epoch: int) -> None:
-        """It has its slot."""
+        """Note the slot that it has (either thread)."""
         self.epoch = epoch
         self.slot = slot  # last: whoever sees it finds its epoch
 
     def catch_up(self) -> None:
-        """What the caller did before it saw the slot is done in it; the caller looks for the slot after it has noted what it did."""
+        """Do in its slot what the caller did before it saw the slot; the caller looks for the slot after it has noted what it did."""
         if self._given_up is not None:
-            self._fail(*self._given_up)
+            self.fail(*self._given_up)
 
     # ---- called by the library thread
 
@@ -200,6 +217,13 @@ class TransferHandle:
     def wants_block(self) -> bool:
         """Whether it waits for a block to come free."""
         return False
+
+    def evict(self, *, copying: bool = False) -> int:
+        """Drop source blocks that no destination can take now. Returns how many were dropped; a receiver has none.
+
+        `copying`: also one whose rows must be copied to host memory first.
+        """
+        return 0
 
 
 _WAITING: Final = Progress(0, Phase.Bootstrapping, 0)

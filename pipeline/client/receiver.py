@@ -8,23 +8,20 @@ shared memory, so a grant that is lost can be sent again by the node (R1, R24).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS
-from embridge.allocator.records import Peer, Slot
+from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS, Role
+from embridge.allocator.records import ADDRESS_BYTES, Peer, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import whole
 from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
-
-if TYPE_CHECKING:
-    from embridge.pipeline.client.client import Client
-
+from embridge.pipeline.client.library import Library
+from embridge.workers.addresses import split_address
 
 LOST = frozenset({FailureCode.PEER_LOST, FailureCode.UNREACHABLE, FailureCode.CLIENT_DIED, FailureCode.UNKNOWN_ROOM})
 """Codes that say: the encode node, its encoder, or what it knew of the request is gone."""
@@ -36,18 +33,26 @@ class EmbeddingReceiver(TransferHandle):
     `first_block`: the request block from which this encode node sends; not 0 where another one had sent those before it (`retry`).
     """
 
+    _library: Library
+
     def __init__(
-        self, client: Client, room: int, bootstrap_addr: str, required_dst_info_num: int, total: int = 0, first_block: int = 0
+        self,
+        library: Library,
+        room: int,
+        bootstrap_addr: str,
+        required_dst_info_num: int,
+        total: int = 0,
+        first_block: int = 0,
     ) -> None:
-        super().__init__(client, room)
+        super().__init__(library, room)
         self.bootstrap_addr = bootstrap_addr
         self.required_dst_info_num = required_dst_info_num
         self.first_block = first_block
         self._total = total  # as another encode node had told it
         self._has_asked = False
-        self._windows = client.windows
-        self._sessions = client.sessions
-        self._bs = client.geometry.block_size
+        self._windows = library.windows
+        self._sessions = library.sessions
+        self._bs = library.attachment.geometry.block_size
         self._cleared = False
         self.on_change: Callable[[], None] | None = None
 
@@ -126,7 +131,7 @@ class EmbeddingReceiver(TransferHandle):
 
         None while it waits for a slot.
         """
-        self._client.check_usable()
+        self._attachment.check_usable()
         want = whole("want", want, 0, MAX_BLOCKS)
         if self.slot == NO_SLOT:
             return np.empty(0, np.uint32)
@@ -165,7 +170,7 @@ class EmbeddingReceiver(TransferHandle):
         self._grant(embedding_indices, allocated_tokens)
 
     def _grant(self, embedding_indices: Sequence[int] | npt.NDArray[np.uint32], allocated_tokens: int | None) -> None:
-        self._client.check_usable()
+        self._attachment.check_usable()
         if self._cleared:
             raise ValueError(f"room {self.room}: this receiver was cleared; it takes no more grants")
         last = self._control.blocks.num_blocks - 1
@@ -197,9 +202,9 @@ class EmbeddingReceiver(TransferHandle):
         if count:
             self._slots.set(self.slot, Slot.NUM_ROUNDS, self.num_rounds + 1)
             self._slots.raise_to(self.slot, Slot.GRANTED, granted + count << 32 | granted * bs + tokens)
-            self._slots.raise_to(self.slot, Slot.MOVED_NS, self._client.clock())
+            self._slots.raise_to(self.slot, Slot.MOVED_NS, self._attachment.clock())
         self._slots.set(self.slot, Slot.INIT_ASKED, 1)
-        self._client.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
+        self._attachment.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
 
     def release_drained(self, num_tokens: int) -> int:
         """Rows [0, num_tokens) have been copied out: free the blocks that are wholly behind (R3). Returns how many.
@@ -222,12 +227,12 @@ class EmbeddingReceiver(TransferHandle):
             return 0
         blocks = np.array([self._windows.get(self.slot, k) for k in range(first, end)], np.uint32)
         self._slots.set(self.slot, Slot.DRAINED_BLOCKS, end)
-        self._slots.raise_to(self.slot, Slot.MOVED_NS, self._client.clock())
+        self._slots.raise_to(self.slot, Slot.MOVED_NS, self._attachment.clock())
         if self.is_tainted:
             self._control.blocks.cells.quarantine(blocks, 0, len(blocks), self.slot, self.epoch)
         else:
             self._control.blocks.release(blocks, self.slot, self.epoch)
-        self._client.blocks_freed()
+        self._library.blocks_freed()
         return end - first
 
     # ---- after a failure
@@ -247,7 +252,7 @@ class EmbeddingReceiver(TransferHandle):
             return "it has not failed"
         if self._cleared:
             return "it was cleared; retry before that"
-        if self._client.node_gone:
+        if self._attachment.node_gone:
             return "this client's own node is gone"
         is_silent = found.code == FailureCode.TIMEOUT and self.ready_tokens <= self.granted_tokens  # it was not we who kept it waiting
         if found.code in LOST or is_silent:
@@ -282,7 +287,8 @@ class EmbeddingReceiver(TransferHandle):
         landed = max(self.sent_tokens, self.first_block * self._bs)
         num_tokens = whole("num_tokens", num_tokens, 0, landed, f"0 to {landed}, the tokens that have landed")
         total = self.total_embedding_length
-        return self._client.open_receiver(
+        return open_receiver(
+            self._library,
             bootstrap_addr,
             self.room if room is None else room,
             self.required_dst_info_num if required_dst_info_num is None else required_dst_info_num,
@@ -299,11 +305,7 @@ class EmbeddingReceiver(TransferHandle):
         if self.poll() < Phase.Success:
             self.abort("cleared by the caller before its end")
         self._cleared = True
-        self._client.wake(self)
-
-    def fail(self, code: FailureCode, reason: str) -> None:
-        """End the request as Failed for a reason of this side's own."""
-        self._fail(code, reason)
+        self._library.wake(self)
 
     def prepare(self, slot: int) -> None:
         begin = self.first_block
@@ -317,7 +319,7 @@ class EmbeddingReceiver(TransferHandle):
     def catch_up(self) -> None:
         if self._has_asked:
             self._slots.set(self.slot, Slot.INIT_ASKED, 1)
-            self._client.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
+            self._attachment.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
         super().catch_up()
 
     def service(self) -> None:
@@ -328,7 +330,45 @@ class EmbeddingReceiver(TransferHandle):
             if self.poll() == Phase.Success:
                 self.release_drained(self.total_embedding_length)
             self._settle()
-            self._client.leave(self)
+            self._library.leave(self)
+
+
+def check_address(bootstrap_addr: str) -> None:
+    """Raises ValueError for what is no encode node's address."""
+    if not isinstance(bootstrap_addr, str):
+        raise ValueError(f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr")
+    try:
+        split_address(bootstrap_addr)
+    except ValueError as error:
+        raise ValueError(f"bootstrap_addr: {error}; see Node.bootstrap_addr") from None
+    size = len(bootstrap_addr.encode())
+    if size > ADDRESS_BYTES:
+        raise ValueError(f"bootstrap_addr: {size} bytes > {ADDRESS_BYTES} bytes")
+
+
+def open_receiver(
+    library: Library,
+    bootstrap_addr: str,
+    room: int,
+    required_dst_info_num: int,
+    timeout_s: float | None,
+    *,
+    begin: int = 0,
+    total: int = 0,
+    instead_of: EmbeddingReceiver | None = None,
+    may_wait: bool = True,
+) -> EmbeddingReceiver:
+    """Open a room to be received, as `Client.receiver` says, with what a retry adds to it.
+
+    Request blocks [0, `begin`) are here already, and the request has `total` tokens (0: its length is not known). The room may be
+    that of the request that it is `instead_of`, which has failed. If it may not wait for a slot, NodeBusyError says that there is none.
+    """
+    room = library.check_open(room, Role.LANGUAGE, "receiver", instead_of)
+    required_dst_info_num = whole("required_dst_info_num", required_dst_info_num, 1, 64)
+    check_address(bootstrap_addr)
+    receiver = EmbeddingReceiver(library, room, bootstrap_addr, required_dst_info_num, total, begin)
+    library.open(receiver, timeout_s, may_wait=may_wait)
+    return receiver
 
 
 def first_missing_block(num_tokens: int, total: int, block_size: int) -> int:

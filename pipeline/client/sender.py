@@ -21,48 +21,50 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from threading import Lock, get_ident
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from embridge.allocator.blocks import RESERVE_BLOCK
-from embridge.allocator.geometry import AUX_WORDS, MAX_TOKENS
+from embridge.allocator.geometry import MAX_TOKENS, Role
 from embridge.allocator.records import Destination, Slot
 from embridge.allocator.request_tables import STAGE_STAGED, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.pipeline.arguments import whole
-from embridge.pipeline.client.given_rows import Given, given_rows, num_rows, place
+from embridge.pipeline.client.given_rows import Given, aux_words, given_rows, num_rows, place
 from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
 from embridge.pipeline.client.kept_rows import KeptRows, Part
-
-if TYPE_CHECKING:
-    from embridge.pipeline.client.client import Client
+from embridge.pipeline.client.library import Library
+from embridge.pipeline.client.staged_blocks import StagedBlocks
 
 log = logging.getLogger(__name__)
 
 CLOSE_LOOK_S: Final = 0.001
 AHEAD_BLOCKS: Final = 32  # staged beyond what is sent, for each destination
 PIECE_BYTES: Final = 16 << 20  # copied by the caller's thread before the library thread is told: a worker's attempt
-INT32 = np.iinfo(np.int32)
 
 
 class EmbeddingSender(TransferHandle):
-    """Made by `Client.sender(room, total_tokens)`. All methods return at once."""
+    """Made by `Client.sender(room, total_tokens)`. All methods return at once; one thread at a time calls those that give rows."""
 
-    def __init__(self, client: Client, room: int, total_tokens: int, aux: npt.NDArray[np.int32]) -> None:
-        super().__init__(client, room)
+    _library: Library
+
+    def __init__(self, library: Library, room: int, total_tokens: int, aux: npt.NDArray[np.int32]) -> None:
+        super().__init__(library, room)
         self._aux = aux
         self._is_announced = False
         self.total_tokens = total_tokens
-        self._dsts = client.destinations
-        self._staging = client.staging
-        self._bs = client.geometry.block_size
-        self._kept = KeptRows(client.geometry, client.unsent, total_tokens)
+        self._geometry = geometry = library.attachment.geometry
+        self._dsts = library.destinations
+        self._staging = library.staging
+        self._bs = geometry.block_size
+        self._kept = KeptRows(geometry, library.unsent, total_tokens)
+        self._staged = StagedBlocks(library, self, self._kept)
         self._placed: deque[StageEntry] = deque()  # filled by the caller's thread, not shown to the worker yet
         self._ready = 0
         self._seen = 0  # `_ready`, as the library thread goes by it
@@ -71,28 +73,9 @@ class EmbeddingSender(TransferHandle):
         self._letting_go = Lock()
         self._done = False
         self._done_callbacks: deque[Callable[[EmbeddingSender], object]] = deque()
-        self._staged: dict[int, StageEntry] = {}  # request block -> its entry, as shown to the worker
         self._hungry = False
         self._told_ready = 0
-        self._piece_blocks = max(1, PIECE_BYTES // (self._bs * client.geometry.token_bytes))
-
-    @staticmethod
-    def aux_words(aux_datas: Any, total_tokens: int, mrope_position_delta: int) -> npt.NDArray[np.int32]:
-        """The 16 auxiliary words: [0] total length, [1] mrope_position_delta, the rest the caller's. Raises ValueError."""
-        words = np.zeros(AUX_WORDS, np.int32)
-        if aux_datas is not None:
-            try:
-                given = np.asarray(aux_datas)
-            except ValueError as error:
-                raise ValueError(f"aux_datas: {error}") from error
-            if given.shape != (AUX_WORDS,) or given.dtype.kind not in "iu":
-                raise ValueError(f"aux_datas: shape {given.shape} dtype {given.dtype} is not ({AUX_WORDS},) of integers")
-            if given.min() < INT32.min or given.max() > INT32.max:
-                raise ValueError(f"aux_datas: {given.min()} to {given.max()} is outside int32")
-            words[:] = given
-        delta = whole("mrope_position_delta", mrope_position_delta, INT32.min, INT32.max)
-        words[0], words[1] = min(total_tokens, INT32.max), delta
-        return words
+        self._piece_blocks = max(1, PIECE_BYTES // (self._bs * geometry.token_bytes))
 
     # ---- the caller's thread
 
@@ -101,7 +84,7 @@ class EmbeddingSender(TransferHandle):
         self._is_announced = True
         if self.slot != NO_SLOT and self._slots.get(self.slot, Slot.TOTAL) == 0:
             self._slots.set(self.slot, Slot.TOTAL, self.total_tokens)
-            self._client.kick_bootstrap(Kick.LOOK, self.slot, self.epoch)
+            self._attachment.kick_bootstrap(Kick.LOOK, self.slot, self.epoch)
 
     def write(
         self,
@@ -130,16 +113,16 @@ class EmbeddingSender(TransferHandle):
             NodeBusyError: source blocks and host memory (`unsent_max_bytes` of the node) are full. No row was taken; try
                 again when rows have been sent (a `Client.poll` names their senders), with fewer rows, or lend them.
         """
-        self._client.check_usable()
+        self._attachment.check_usable()
         start = whole("start", start, 0, MAX_TOKENS)
-        given = given_rows(self._client.geometry, start, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)
+        given = given_rows(self._geometry, start, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)
         if given.end > self.total_tokens:
             raise ValueError(f"rows: {given.end} > {self.total_tokens} tokens that this request was opened with")
         lent = given.lent() if borrow else None
         self._writing = True  # before the look at the phase: from here on the library thread does not end this request
         self._writer = get_ident()
         try:
-            self._client.check_usable()  # once more: nor does `Client.close` give up the seat from here on
+            self._attachment.check_usable()  # once more: nor does `Client.close` give up the seat from here on
             if self.poll() >= Phase.Success:
                 return False  # before the look at `start`: who streams on into a request that has failed did nothing wrong
             if start != self._ready:
@@ -150,13 +133,13 @@ class EmbeddingSender(TransferHandle):
             else:
                 self._take(given)
         except BufferError:  # the payload of a node that has gone meanwhile is no more
-            if not self._client.node_gone:
+            if not self._attachment.node_gone:
                 raise
             return False
         finally:
             self._writing = False
-            if not self._client.is_closed and self.poll() >= Phase.Success:  # the library thread may have waited for us
-                self._client.wake(self)
+            if not self._attachment.is_closed and self.poll() >= Phase.Success:  # the library thread may have waited for us
+                self._library.wake(self)
                 if self.slot == NO_SLOT:
                     self.let_go()
         return True
@@ -175,7 +158,7 @@ class EmbeddingSender(TransferHandle):
                 chunk = given.chunk(first, end)
                 here = {k: sources[k] for k in blocks if k in sources}
                 if here:
-                    place(self._client.payload, self._client.geometry, chunk, here)
+                    place(self._attachment.payload, self._geometry, chunk, here)
                 self._kept.put(chunk, rooms)
                 for k in here:
                     self._placed.append(StageEntry(k, sources.pop(k), min(self.total_tokens - k * bs, bs), STAGE_STAGED))
@@ -183,15 +166,15 @@ class EmbeddingSender(TransferHandle):
                 first = end
         except BaseException:
             self._kept.discard(rooms)
-            self._release(list(sources.values()))
+            self._staged.release(list(sources.values()))
             raise
 
     def _sources(self, given: Given) -> dict[int, int]:
         """Source blocks, by request block: for those that are given whole and may be staged now, if nobody waits for one."""
-        if self.slot == NO_SLOT or self._client.is_starving or self._control.blocks.waiters():
+        if self.slot == NO_SLOT or self._library.is_starving or self._control.blocks.waiters():
             return {}
         _, wanted, least = self._wanted(given.end)
-        bs, spare = self._bs, self._client.spare_blocks()
+        bs, spare = self._bs, self._library.spare_blocks()
         first, last = -(-given.first // bs), given.end // bs + (given.end == self.total_tokens and given.end % bs > 0)
         whole_blocks = []
         for k in range(first, min(last, least + self._staging.window)):
@@ -206,9 +189,9 @@ class EmbeddingSender(TransferHandle):
         self.announce()
         if self.slot != NO_SLOT:
             self._slots.raise_to(self.slot, Slot.READY, end)
-            self._slots.raise_to(self.slot, Slot.MOVED_NS, self._client.clock())
+            self._slots.raise_to(self.slot, Slot.MOVED_NS, self._attachment.clock())
         self._ready = end  # after the word: the library thread tells the worker once of what it finds here
-        self._client.wake(self)
+        self._library.wake(self)
 
     def send_embedding(
         self,
@@ -225,10 +208,10 @@ class EmbeddingSender(TransferHandle):
             ValueError: as `write`, or the rows are not as many as the request was opened with.
             NodeBusyError: as `write`.
         """
-        self._client.check_attached()
+        self._attachment.check_attached()
         if self._ready:
             return False
-        count = num_rows(self._client.geometry, input_embeddings)
+        count = num_rows(self._geometry, input_embeddings)
         if count != self.total_tokens:
             raise ValueError(f"input_embeddings: {count} rows, the request was opened with {self.total_tokens} tokens")
         return self.write(0, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings, borrow=borrow)
@@ -261,7 +244,11 @@ class EmbeddingSender(TransferHandle):
     def clear(self) -> None:
         """Let go of the rows once the request has ended; does nothing before (a sender clears itself then)."""
         if self.poll() >= Phase.Success:
-            self._client.wake(self)
+            self._library.wake(self)
+
+    def refuse(self, why: str) -> None:
+        super().refuse(why)
+        self._staged.refuse(why)
 
     # ---- the library thread
 
@@ -297,7 +284,7 @@ class EmbeddingSender(TransferHandle):
         if seen != self._told_ready:
             self._told_ready = seen
             self._slots.raise_to(self.slot, Slot.READY, seen)  # what was written before it had its slot
-            self._client.kick_worker(self.room, self.slot, self.epoch)
+            self._attachment.kick_worker(self.room, self.slot, self.epoch)
 
     def _end(self) -> None:
         """Give the source blocks back, except those that a worker is still reading (R8); it wakes us when it is done."""
@@ -305,19 +292,18 @@ class EmbeddingSender(TransferHandle):
             return
         self._hungry = False
         self.let_go()
-        for k in list(self._staged):
-            self._drop(k)
+        self._staged.drop_all()
         if not self._staged:
             self._settle()
-            self._client.leave(self)
+            self._library.leave(self)
 
     def let_go(self) -> None:
         """The request is over: no row of it is looked at any more (also `Client.close`, after the library thread's end)."""
-        while self._writing and self._client.is_closed and self._writer != get_ident():
+        while self._writing and self._attachment.is_closed and self._writer != get_ident():
             time.sleep(CLOSE_LOOK_S)  # the thread that closes waits for the one that writes
         if self._done or self._writing or not self._letting_go.acquire(blocking=False):  # once: either thread may come to it
             return
-        self._release([entry.source for entry in self._placed])
+        self._staged.release([entry.source for entry in self._placed])
         self._placed.clear()
         self._kept.clear()
         self._done = True
@@ -327,14 +313,11 @@ class EmbeddingSender(TransferHandle):
         """Enter the blocks that the caller's thread has filled."""
         while self._placed:
             entry = self._placed[0]
-            if self._make_place(entry.block, ()):
-                if entry.block == 0:
-                    self._client.buffers.aux_datas[entry.source] = self._slots.aux(self.slot)
-                self._publish(entry.block, entry)
-                self._staged[entry.block] = entry
+            if self._staged.make_place(entry.block, ()):
+                self._staged.show(entry.block, entry)
             else:  # what stands in its place is still being read
-                self._kept.bring_back(self._client.payload, entry.block, entry.source, entry.rows)
-                self._release([entry.source])
+                self._kept.bring_back(self._attachment.payload, entry.block, entry.source, entry.rows)
+                self._staged.release([entry.source])
             self._placed.popleft()
 
     def _demand(self, ready: int) -> tuple[dict[int, int], list[tuple[int, int]], int]:
@@ -370,10 +353,11 @@ class EmbeddingSender(TransferHandle):
         ready = self._seen
         heads, wanted, least = self._wanted(ready)
         self._kept.let_go(least)
-        for k, entry in list(self._staged.items()):
-            if k < least or (entry.source == RESERVE_BLOCK and k not in heads):
-                self._drop(k)
-        if not wanted and least * self._bs < ready and not self._client.blocks_are_short():
+        for k in self._staged:
+            held = self._staged.get(k)
+            if k < least or (held is not None and held.source == RESERVE_BLOCK and k not in heads):
+                self._staged.drop(k)
+        if not wanted and least * self._bs < ready and not self._library.blocks_are_short():
             end = min(-(-ready // self._bs), least + AHEAD_BLOCKS)
             wanted = set(range(least, end))  # nobody has granted yet: ahead of time, from what others do not need
         parts: list[Part] = []
@@ -384,7 +368,7 @@ class EmbeddingSender(TransferHandle):
             held = self._staged.get(k)
             rows = min(ready - k * self._bs, self._bs)
             if held is None:
-                if k % self._staging.window not in places and self._make_place(k, heads if k in heads else wanted):
+                if k % self._staging.window not in places and self._staged.make_place(k, heads if k in heads else wanted):
                     places.add(k % self._staging.window)
                     missing.append(k)
             elif held.rows < rows:
@@ -400,68 +384,22 @@ class EmbeddingSender(TransferHandle):
             self._hungry = any(k in heads for k in missing[len(blocks) :])
         if parts:
             self._copy(parts, fresh)
-            self._client.kick_worker(self.room, self.slot, self.epoch)
+            self._attachment.kick_worker(self.room, self.slot, self.epoch)
 
     def _acquire(self, missing: list[int], heads: dict[int, int]) -> list[int]:
         """Blocks for these; the reserve only for one that a destination needs next, when there is no other."""
         pool = self._control.blocks
         blocks: list[int] = pool.acquire(self.slot, self.epoch, len(missing), may_take_reserve=False).tolist()
-        if not blocks and missing[0] in heads and self._client.evict(self):
+        if not blocks and missing[0] in heads and self._library.evict(self):
             blocks = pool.acquire(self.slot, self.epoch, 1, may_take_reserve=False).tolist()
         if not blocks and missing[0] in heads:
             blocks = pool.acquire(self.slot, self.epoch, 1, may_take_reserve=True).tolist()
         return blocks
 
     def _copy(self, parts: list[Part], fresh: dict[int, StageEntry]) -> None:
-        self._kept.stage(self._client.payload, parts)
-        if 0 in fresh and 0 not in self._staged:
-            self._client.buffers.aux_datas[fresh[0].source] = self._slots.aux(self.slot)
+        self._kept.stage(self._attachment.payload, parts)
         for k, entry in fresh.items():
-            self._publish(k, entry)
-            self._staged[k] = entry
-
-    def _publish(self, k: int, entry: StageEntry) -> None:
-        """Show the worker the entry; if it is reading the block meanwhile, only the number of rows rises."""
-        while True:
-            word = self._staging.load(self.slot, k)
-            now = StageEntry.of(word)
-            same = now.block == k and now.state != 0
-            assert same or now.state == 0, f"the entry of block {k} holds block {now.block}"
-            if self._staging.replace(self.slot, k, word, (entry._replace(state=now.state) if same else entry).pack()):
-                return
-
-    def _make_place(self, k: int, keep: Container[int]) -> bool:
-        """The entry of block k is free, or can be freed: entries repeat after one window, and destinations may be further apart."""
-        for other in self._staged:
-            if other != k and (other - k) % self._staging.window == 0:
-                return other not in keep and self._free(other)
-        return True
-
-    def _free(self, k: int) -> bool:
-        """Take a block out of the cache although its rows may be needed again: they are kept in host memory then."""
-        if not self._kept.has(k) and not self._kept.is_over(k):
-            entry = self._staged[k]
-            try:
-                self._kept.bring_back(self._client.payload, k, entry.source, entry.rows)
-            except MemoryError:
-                return False
-        return self._drop(k)
-
-    def _drop(self, k: int) -> bool:
-        """Take a block out of the cache, unless the worker is reading it."""
-        entry = self._staged[k]
-        word = self._staging.load(self.slot, k)
-        if StageEntry.of(word).state != STAGE_STAGED or not self._staging.replace(self.slot, k, word, 0):
-            return False
-        del self._staged[k]
-        self._release([entry.source])
-        return True
-
-    def _release(self, sources: list[int]) -> None:
-        """Give source blocks back to the pool (either thread: those that it holds)."""
-        if sources:
-            self._control.blocks.release(np.array(sources, np.uint32), self.slot, self.epoch)
-            self._client.blocks_freed()
+            self._staged.show(k, entry)
 
     def evict(self, *, copying: bool = False) -> int:
         """Drop what no destination can take now: somebody else needs a block. Returns how many were dropped.
@@ -469,7 +407,25 @@ class EmbeddingSender(TransferHandle):
         First what is kept in host memory, too; one that is not, only if asked, for it must be copied there.
         """
         if self._done:
-            return sum(self._drop(k) for k in list(self._staged))
+            return self._staged.drop_all()
         _, wanted, _ = self._wanted(self._seen)
-        idle = [k for k in list(self._staged) if k not in wanted and self._kept.has(k) is not copying]
-        return sum(self._free(k) for k in (idle[-1:] if copying else idle))
+        idle = [k for k in self._staged if k not in wanted and self._kept.has(k) is not copying]
+        return sum(self._staged.free(k) for k in (idle[-1:] if copying else idle))
+
+
+def open_sender(
+    library: Library,
+    room: int,
+    total_tokens: int,
+    *,
+    aux_datas: Any = None,
+    mrope_position_delta: int = 0,
+    timeout_s: float | None = None,
+) -> EmbeddingSender:
+    """Open a room to be sent, as `Client.sender` says."""
+    room = library.check_open(room, Role.ENCODE, "sender")
+    total_tokens = whole("total_tokens", total_tokens, 1, MAX_TOKENS)
+    aux = aux_words(aux_datas, total_tokens, mrope_position_delta)
+    sender = EmbeddingSender(library, room, total_tokens, aux)
+    library.open(sender, timeout_s)
+    return sender

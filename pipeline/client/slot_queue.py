@@ -14,22 +14,21 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from embridge.allocator.errors import FailureCode, NodeBusyError
 from embridge.allocator.geometry import Role
+from embridge.pipeline.client.attachment import Attachment
+from embridge.pipeline.client.handle import OWN_NODE_GONE, TransferHandle
+from embridge.pipeline.client.open_requests import OpenRequests
 from embridge.workers.timing import NS
-
-if TYPE_CHECKING:
-    from embridge.pipeline.client.client import Client
-    from embridge.pipeline.client.handle import TransferHandle
 
 MAX_WAITING: Final = 16384
 LEAST_HINT_S, MOST_HINT_S = 0.05, 5.0
 
 
 def check_room(num_waiting: int, oldest_s: float) -> None:
-    """Whether one more may wait. The oldest has come through the whole line, so an eighth of it moves on in an eighth of that time.
+    """Whether one more may wait. The oldest has come through the whole queue, so an eighth of it moves on in an eighth of that time.
 
     Raises:
         NodeBusyError: none may.
@@ -39,53 +38,56 @@ def check_room(num_waiting: int, oldest_s: float) -> None:
         raise NodeBusyError(f"requests of this client that wait for a slot: {num_waiting} >= {MAX_WAITING}", hint_s)
 
 
-class Line:
-    """Those who wait, in the order of their calls. The caller's thread joins and hurries, the library thread serves."""
+class SlotQueue:
+    """The requests that wait for a slot, in the order of their calls. The caller's thread joins and hurries, the library thread serves."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._control = client.control
-        self._is_encode = client.control.role == Role.ENCODE
+    def __init__(self, attachment: Attachment, requests: OpenRequests) -> None:
+        self._attachment = attachment
+        self._requests = requests
+        self._control = attachment.control
+        self._is_encode = attachment.control.role == Role.ENCODE
         self._waiting: OrderedDict[TransferHandle, None] = OrderedDict()
         self._first: OrderedDict[TransferHandle, None] = OrderedDict()  # to take any slot: they can end at once
         self._wanted_ones: OrderedDict[TransferHandle, None] = OrderedDict()  # asked for, with no block yet
         self._is_marked = False
         if self._is_encode:
-            self._wanted = client.control.wanted
+            self._wanted = attachment.control.wanted
             self._read = self._wanted.end
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def handles(self) -> list[TransferHandle]:
+        """All of them, in their order (either thread)."""
         return list(self._waiting)
 
     # ---- the caller's thread
 
     def check_room(self) -> None:
-        """Raises NodeBusyError: the line is full."""
+        """Raises NodeBusyError: the queue is full."""
         first = _first(self._waiting)
-        check_room(len(self), (self._client.clock() - first.opened_ns) / NS if first is not None else 0.0)
+        check_room(len(self), (self._attachment.clock() - first.opened_ns) / NS if first is not None else 0.0)
 
     def join(self, handle: TransferHandle) -> None:
+        """Have a request wait, behind all others."""
         self._waiting[handle] = None
         if self._is_encode:  # in this order: who asks from now on is announced, and who has asked before is looked up
-            self._control.room_waiters.set(self._client.lane, True)
-            self._client.ask(handle.room)
-        self._client.wake()
+            self._control.room_waiters.set(self._attachment.lane, True)
+            self._attachment.ask(handle.room)
+        self._attachment.library_bell.ring()
 
     def hurry(self, handle: TransferHandle) -> None:
         """It is given up: it takes any slot, to end there, so that others hear of it; without one if a language node has none."""
         self._first[handle] = None
-        self._client.wake()
+        self._attachment.library_bell.ring()
 
     # ---- the library thread
 
     def turn(self, now_ns: int, *, is_slow: bool) -> bool:
         """Open what may be opened. True if there was no slot for somebody who might have one."""
-        if self._client.node_gone:
+        if self._attachment.node_gone:
             for handle in self.handles():
-                handle.give_up(FailureCode.PEER_LOST, "this client's own node is gone")
+                handle.give_up(FailureCode.PEER_LOST, OWN_NODE_GONE)
                 self._end(handle)
         end = self._wanted.end if self._is_encode else 0  # before the look: what is announced from here on is for those who join now
         if not self._waiting:
@@ -117,30 +119,30 @@ class Line:
             self._read = end
             if self._is_marked:
                 self._is_marked = False
-                self._control.room_waiters.set(self._client.lane, False)
+                self._control.room_waiters.set(self._attachment.lane, False)
                 for handle in self.handles():  # the caller's thread was in between: it may have asked while no mark stood
-                    self._control.room_waiters.set(self._client.lane, True)
-                    self._client.ask(handle.room)
+                    self._control.room_waiters.set(self._attachment.lane, True)
+                    self._attachment.ask(handle.room)
 
     def _look_who_is_wanted(self) -> None:
         if not self._is_marked:
             self._is_marked = True
-            self._control.room_waiters.set(self._client.lane, True)
+            self._control.room_waiters.set(self._attachment.lane, True)
         rooms, self._read = self._wanted.since(self._read)
         for room, can_end in rooms:
-            handle = self._client.waiting_for(room)
+            handle = self._requests.waiting_for(room)
             if handle is not None:
                 (self._first if can_end else self._wanted_ones)[handle] = None
 
-    def _open(self, line: OrderedDict[TransferHandle, None], *, is_early: bool = False, to_spare: bool = False) -> bool:
+    def _open(self, queue: OrderedDict[TransferHandle, None], *, is_early: bool = False, to_spare: bool = False) -> bool:
         """True if there was no slot for the first of them."""
-        while (handle := _first(line)) is not None:
+        while (handle := _first(queue)) is not None:
             if handle.is_waiting:
-                if to_spare and not self._client.has_slots_to_spare():
+                if to_spare and not self._requests.lease.has_some_to_spare():
                     return False
-                if not self._client.enter(handle, is_early=is_early):
+                if not self._requests.enter(handle, is_early=is_early):
                     return True
-            line.pop(handle)
+            queue.pop(handle)
             self._waiting.pop(handle, None)
         return False
 
@@ -148,7 +150,7 @@ class Line:
         self._waiting.pop(handle, None)
         self._first.pop(handle, None)
         self._wanted_ones.pop(handle, None)
-        self._client.end_without_slot(handle)
+        self._requests.end_without_slot(handle)
 
     def close(self) -> None:
         """The client leaves: nobody is waited for any more."""
@@ -157,7 +159,7 @@ class Line:
             self._end(handle)
 
 
-def _first(line: OrderedDict[TransferHandle, None]) -> TransferHandle | None:
+def _first(queue: OrderedDict[TransferHandle, None]) -> TransferHandle | None:
     while True:
         with contextlib.suppress(RuntimeError):  # the other thread has joined one between the two steps
-            return next(iter(line), None)
+            return next(iter(queue), None)

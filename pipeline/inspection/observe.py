@@ -24,7 +24,7 @@ from embridge.workers.wire.zap import FINGERPRINT
 
 
 def observe(run_dir: Path) -> dict[str, Any]:
-    """The node as plain data (see `client.node_status`)."""
+    """The node as plain data (see `node_status`)."""
     seen = look(run_dir)
     try:
         return _told(seen, time.monotonic_ns())

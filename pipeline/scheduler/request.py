@@ -11,7 +11,8 @@ import torch
 from embridge.allocator.errors import TransferError
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.receiver import EmbeddingReceiver
-from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
+from embridge.pipeline.scheduler.host_memory import HostRows
+from embridge.pipeline.scheduler.record import TransferRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class EmbeddingResult:
 
     @property
     def mrope_position_delta(self) -> int:
+        """What the encoder gave for it."""
         return int(self.aux_datas[1])
 
     @classmethod
@@ -77,20 +79,11 @@ class EmbeddingRequest:
     num_rounds: int = field(default=0, init=False)
     chunk_info: list[tuple[int, int]] = field(default_factory=list, init=False)
     receiver: EmbeddingReceiver | None = field(default=None, init=False)
-    _added: float = field(default=0.0, init=False)
-    _rows: HostRows | None = field(default=None, init=False)
-    _memory: HostMemory | None = field(default=None, init=False)
-    _reserved: int = field(default=0, init=False)
-    _arrival: int = field(default=0, init=False)
-    _abort_reason: str = field(default="", init=False)
-    _contacted: bool = field(default=False, init=False)
-    _has_share: bool = field(default=False, init=False)  # it gets no more until its length, or a row, is known
-    _has_rows_waiting: bool = field(default=False, init=False)
-    _released: bool = field(default=False, init=False)
-    _why_not_retryable: str = field(default="", init=False)
-    _first_block: int = field(default=0, init=False)  # what is before it has come from another encode node
-    _total: int = field(default=0, init=False)  # that one's
-    _failed_receiver: EmbeddingReceiver | None = field(default=None, init=False)
+    abort_reason: str = field(default="", init=False)
+    """Why its owner has given it up; empty while it has not."""
+    is_released: bool = field(default=False, init=False)
+    record: TransferRecord = field(default_factory=TransferRecord, init=False, repr=False)
+    """What its transfer queue keeps of it; its owner has no use for that."""
 
     def __post_init__(self) -> None:
         with suppress(TypeError):  # what is no whole number is refused when its turn comes, as the request's failure
@@ -98,17 +91,23 @@ class EmbeddingRequest:
 
     @property
     def why_not_retryable(self) -> str:
-        """Why `PreallocQueue.retry` would not take it; empty when it would: it has failed, its encode node is lost, its rows are kept."""
+        """Why `PreallocQueue.retry` would not take it.
+
+        Empty when it would: the request has failed because its encode node is lost, and its rows are kept.
+        """
         if self.failure is None:
             return "it has not failed"
-        if self._why_not_retryable or self._abort_reason:
-            return self._why_not_retryable or f"it was aborted: {self._abort_reason}"
+        if self.record.why_not_retryable:
+            return self.record.why_not_retryable
+        if self.abort_reason:
+            return f"it was aborted: {self.abort_reason}"
         if not self.keep_for_retry:
             return "nothing of it was kept; add it with keep_for_retry=True"
-        return "it was released" if self._released else ""
+        return "it was released" if self.is_released else ""
 
     @property
     def is_retryable(self) -> bool:
+        """Whether `PreallocQueue.retry` would take it."""
         return not self.why_not_retryable
 
     @property
@@ -119,7 +118,7 @@ class EmbeddingRequest:
     @property
     def buffered_chunks(self) -> list[EmbeddingChunk]:
         """What has been copied out so far, one chunk a drain, in token order."""
-        rows = self._rows
+        rows = self.record.rows
         if rows is None:
             return []
         return [
@@ -136,6 +135,7 @@ class EmbeddingRequest:
 
     @property
     def stamps_ns(self) -> tuple[int, ...]:
+        """Monotonic ns of the first entry into each phase; 0 where it was not entered."""
         return self.receiver.stamps_ns if self.receiver is not None else (0,) * 5
 
     def phase_path(self) -> list[Phase]:
@@ -144,23 +144,14 @@ class EmbeddingRequest:
 
     def abort(self, reason: str = "aborted by the scheduler") -> None:
         """Give it up; it comes out of `pop_transferred` as failed, unless it is finished already."""
-        self._abort_reason = reason
+        self.abort_reason = reason
         if self.receiver is not None:
             self.receiver.abort(reason)
 
-    def _begin_again(self, block_size: int) -> None:
-        """As it was when it was added, but for the whole blocks that have come."""
-        self.failure = self.receiver = None
-        self._contacted = self._has_share = self._has_rows_waiting = False
-        self.transferred_tokens = first = self._first_block * block_size
-        self.chunk_info = [(begin, min(end, first)) for begin, end in self.chunk_info if begin < first]
-
     def release(self) -> None:
         """Give the host memory back; `result` is gone after that. A second call does nothing."""
-        if self._released:
+        if self.is_released:
             return
-        self._released = True
-        self.result = self._failed_receiver = None
-        if self._memory is not None:
-            self._memory.give_back_later(self._rows, self._reserved)
-            self._rows = None
+        self.is_released = True
+        self.result = None
+        self.record.release()

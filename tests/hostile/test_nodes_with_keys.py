@@ -19,7 +19,7 @@ from support.waiting import wait_until
 from support.wires import dealer, register, say
 
 from embridge import attach
-from embridge.pipeline.client.client import node_status
+from embridge.pipeline.inspection.node_status import node_status
 from embridge.workers import messages as msg
 from embridge.workers.keys import new_key_pair, write_key_file
 

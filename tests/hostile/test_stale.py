@@ -18,8 +18,8 @@ from support.simulation import ROWS_A_ROOM, Flight, Network, SimulatedNode, Worl
 
 from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.status import Phase, split
-from embridge.pipeline.scheduler.queues import TransferQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers import messages as msg
 from embridge.workers.timing import NS
 

@@ -1,4 +1,4 @@
-"""The library thread's turn (`pipeline/client/client.py`): a slot that changes hands, its mark, its status word, and a word beside it.
+"""The library thread's turn (`pipeline/client/library.py`): a slot that changes hands, its mark, its status word, and a word beside it.
 
 The caller opens the slot's next epoch, enters its handle, and wakes the handle that has left. A writer raises the status word and
 another word that the handle waits for (its peer, its length, that rows are ready), each with a mark; it may come as soon as the epoch is

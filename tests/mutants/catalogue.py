@@ -292,23 +292,23 @@ TABLES: Final = [
     ),
     Mutant(
         "memory-kept-after-close", "P9", "what a client had mapped stays until it is collected",
-        "pipeline/client/client.py",
-        "        control.close()\n        if self._forked:\n",
-        "        if self._forked:\n",
+        "pipeline/client/attachment.py",
+        "        control.close()\n        if self.is_forked:\n",
+        "        if self.is_forked:\n",
         (f"{LEAVING}::test_a_client_that_closes_frees_memory_and_descriptors_whoever_still_holds_its_objects",),
     ),
     Mutant(
-        "seat-given-up-while-copying", "D2, R8", "a client leaves its seat though its library thread has not ended",
-        "pipeline/client/client.py",
-        "            late = self._leaves_late = not self._library_ended\n",
+        "lane-given-up-while-copying", "D2, R8", "a client gives its lane up though its library thread has not ended",
+        "pipeline/client/library.py",
+        "            late = self._leaves_late = not self._has_ended\n",
         "            late = self._leaves_late = False\n",
-        (f"{LEAVING}::test_the_seat_is_kept_while_the_library_thread_copies",),
+        (f"{LEAVING}::test_the_lane_is_kept_while_the_library_thread_copies",),
     ),
     Mutant(
         "lent-without-slot", "P22", "a client that closes lets go of the rows of those alone who have a slot",
-        "pipeline/client/client.py",
-        "        for handle in list(self._known):  # those",
-        "        for handle in list(self._handles.values()):  # those",
+        "pipeline/client/library.py",
+        "        for handle in list(self.requests.known):  # those",
+        "        for handle in list(self.requests.by_slot.values()):  # those",
         ("tests/workers/test_given_rows.py::"
          "test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_when_its_client_closes",),
     ),
@@ -321,14 +321,14 @@ TABLES: Final = [
     ),
     Mutant(
         "payload-kept-of-a-node-that-is-gone", "P9", "a client keeps the payload of a node that is gone until it closes",
-        "pipeline/client/client.py",
-        "        if self.node_gone and not self._payload_let_go:\n",
-        "        if self.node_gone and self._closed:\n",
+        "pipeline/client/library.py",
+        "        if not self.attachment.has_payload:\n",
+        "        if not self.attachment.is_closed:\n",
         (f"{LEAVING}::test_the_memory_of_a_node_that_is_gone_is_free_before_its_clients_have_closed",),
     ),
     Mutant(
         "armed-after-close", "P9", "`arm` reads a descriptor that may be another file's by now",
-        "pipeline/client/client.py",
+        "pipeline/client/attachment.py",
         "        self.check_attached()\n        return self._event_fds[f\"lane{self.lane}\"]\n",
         "        return self._event_fds.get(f\"lane{self.lane}\", 0)\n",
         (f"{LEAVING}::test_after_close_every_method_is_refused",),
@@ -975,9 +975,9 @@ PIPELINE: Final = [
     ),
     Mutant(
         "dropped-while-read", "R8, P6", "a source block is freed while the worker reads it",
-        "pipeline/client/sender.py",
-        "if StageEntry.of(word).state != STAGE_STAGED or not self._staging.replace(self.slot, k, word, 0):",
-        "if not self._staging.replace(self.slot, k, word, 0):",
+        "pipeline/client/staged_blocks.py",
+        "if StageEntry.of(word).state != STAGE_STAGED or not self._staging.replace(slot, block, word, FREE_ENTRY):",
+        "if not self._staging.replace(slot, block, word, FREE_ENTRY):",
         _rule("a_source_block_is_not_freed_while_an_attempt_reads_it"),
     ),
     Mutant(
@@ -1003,9 +1003,9 @@ PIPELINE: Final = [
     ),
     Mutant(
         "evicted-without-a-copy", "P22, R21", "a source block is freed though its rows stand nowhere else",
-        "pipeline/client/sender.py",
-        "        if not self._kept.has(k) and not self._kept.is_over(k):\n            entry",
-        "        if k < 0:\n            entry",
+        "pipeline/client/staged_blocks.py",
+        "        if not self._kept.has(block) and not self._kept.is_over(block):\n            entry",
+        "        if block < 0:\n            entry",
         (f"{GIVEN}::test_what_stands_in_a_block_alone_is_copied_to_host_memory_before_the_block_is_anothers",),
     ),
     Mutant(
@@ -1039,14 +1039,14 @@ PIPELINE: Final = [
     ),
     Mutant(
         "reserve-without-rows", "R21, D8", "a request at the destination takes the last block though it has no rows waiting",
-        "pipeline/scheduler/queues.py",
-        "may_take_reserve=request._has_rows_waiting)",
+        "pipeline/scheduler/transfer_queue.py",
+        "may_take_reserve=record.has_rows_waiting)",
         "may_take_reserve=True)",
         _crossing("a_request_without_rows_leaves_the_reserve_where_it_is"),
     ),
     Mutant(
         "waiting-rooms-take-all", "P21", "a request of which nothing is known is granted its default, whoever else waits",
-        "pipeline/scheduler/queues.py",
+        "pipeline/scheduler/transfer_queue.py",
         "            target = min(target, max((receiver.granted_blocks + self._share(missing)) * self._bs, granted))\n",
         "            target = max(target, 0 * self._share(missing), granted)\n",
         ("tests/workers/test_waiting_rooms.py::"
@@ -1054,7 +1054,7 @@ PIPELINE: Final = [
     ),
     Mutant(
         "announced-rooms-take-all", "P21", "a request is granted ahead of its rows as soon as its length is known, whoever else waits",
-        "pipeline/scheduler/queues.py",
+        "pipeline/scheduler/transfer_queue.py",
         "request.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens > 0\n",
         "request.total_embedding_length, receiver.granted_tokens, request.total_embedding_length + receiver.ready_tokens > 0\n",
         ("tests/workers/test_waiting_rooms.py::"
@@ -1062,9 +1062,9 @@ PIPELINE: Final = [
     ),
     Mutant(
         "share-after-share", "P21", "a request without rows takes a share once more whenever it is looked at",
-        "pipeline/scheduler/queues.py",
-        "        may_have_more = receiver.ready_tokens > 0 or not request._has_share\n",
-        "        may_have_more = receiver.ready_tokens >= 0 or not request._has_share\n",
+        "pipeline/scheduler/transfer_queue.py",
+        "        may_have_more = receiver.ready_tokens > 0 or not record.has_share\n",
+        "        may_have_more = receiver.ready_tokens >= 0 or not record.has_share\n",
         ("tests/workers/test_waiting_rooms.py::test_a_request_without_rows_takes_nothing_of_what_comes_free_later",),
     ),
     Mutant(
@@ -1105,32 +1105,32 @@ PIPELINE: Final = [
     ),
     Mutant(
         "youngest-first", "R22, D9", "those who wait for blocks are served last come, first served",
-        "pipeline/scheduler/queues.py",
+        "pipeline/scheduler/transfer_queue.py",
         "        for request in self._wanting:\n",
         "        for request in reversed(self._wanting):\n",
         _rule("those_whose_rows_wait_are_served_first_come_first_served"),
     ),
     Mutant(
         "finished-before-success", "R20, B2", "a request is handed over when its own rows have landed, not when all have all",
-        "pipeline/scheduler/queues.py",
+        "pipeline/scheduler/transfer_queue.py",
         "if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:",
         "if request.transferred_tokens == request.total_embedding_length > 0:",
         _crossing("what_has_landed_here_is_not_handed_over_before_it_has_landed_everywhere"),
     ),
     Mutant(
         "woken-by-slot", "P8, R16", "a handle that was woken takes the place of the one that a mark has named, if it has had the same slot",
-        "pipeline/client/client.py",
+        "pipeline/client/library.py",
         "            todo[self._to_serve.popleft()] = None\n",
         "            woken = self._to_serve.popleft()\n"
-        "            todo.pop(self._handles.get(woken.slot), None)\n"
+        "            todo.pop(requests.by_slot.get(woken.slot), None)\n"
         "            todo[woken] = None\n",
         (f"{MARKS}::test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_one_in_its_slot",),
     ),
     Mutant(
         "marks-are-certain", "P8", "the library thread looks at nothing that neither a mark nor a status word names",
-        "pipeline/client/client.py",
-        "dict.fromkeys(self._library_round.some())",
-        "dict.fromkeys(self._library_round.some()[:0])",
+        "pipeline/client/library.py",
+        "dict.fromkeys(self._round.some())",
+        "dict.fromkeys(self._round.some()[:0])",
         (f"{MARKS}::test_requests_arrive_though_every_mark_is_lost[0]",),
     ),
     Mutant(
@@ -1171,7 +1171,7 @@ PIPELINE: Final = [
     Mutant(
         "asked-unmarked", "P8", "who has asked while its lane had no mark does not ask again",
         "pipeline/client/slot_queue.py",
-        "                    self._client.ask(handle.room)\n",
+        "                    self._attachment.ask(handle.room)\n",
         "                    handle.room\n",
         (f"{WAITING}::test_a_call_that_asks_while_the_library_thread_takes_the_mark_away_is_asked_for_again",),
     ),

@@ -36,7 +36,7 @@ from embridge.allocator.pinning import lock_note
 from embridge.allocator.records import SegmentHeader
 from embridge.allocator.segment import create_segment, map_segment
 from embridge.pipeline import join as joining
-from embridge.pipeline.client.client import node_status
+from embridge.pipeline.inspection.node_status import node_status
 from embridge.pipeline.join import knock
 from embridge.workers import messages as msg
 from embridge.workers import run_socket

@@ -18,6 +18,7 @@ from embridge import Client, attach
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.records import Destination, Slot
+from embridge.pipeline.client.client import library_of
 
 pytestmark = [pytest.mark.process, every_engine]
 
@@ -94,7 +95,7 @@ def change(client: Client, language: Station, slot: int, buffer: str) -> None:
     geometry = language.geometry
     at = {pool.name: pool.offset + (block * BLOCK_SIZE + 77) * pool.row_bytes for pool in pools(geometry)}
     at["aux_datas"] = aux_offset(geometry, block) + 60
-    np.frombuffer(client.payload, np.uint8, 1, at[buffer])[:] ^= 4
+    np.frombuffer(library_of(client).attachment.payload, np.uint8, 1, at[buffer])[:] ^= 4
 
 
 def test_the_death_of_processes_fails_no_check(

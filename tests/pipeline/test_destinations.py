@@ -14,6 +14,7 @@ from support.scheduling import ByHand, Holder, Queues
 from support.waiting import wait_until
 
 from embridge import Client, Phase, attach
+from embridge.pipeline.client.client import library_of
 
 pytestmark = [pytest.mark.process, every_engine]
 
@@ -126,7 +127,7 @@ def test_a_destination_is_written_to_on_its_own_grant_only(
     eager.wait_sent(128)
     holder = Holder(other_client, encode.addr, next(rooms))
     holder.take(4)
-    buffers = other_client.buffers
+    buffers = library_of(other_client).attachment.buffers
     untouched = torch.tensor(holder.blocks)
     before = buffers.input_embeddings[untouched].view(torch.int16) ^ 0x5555
     buffers.input_embeddings[untouched] = before.view(torch.bfloat16)

@@ -347,7 +347,7 @@ def test_attach_tells_of_a_device_before_it_can_copy(encode: Station, monkeypatc
         seen.append([lane for lane in range(lanes.num_lanes) if lanes.get(lane, Lane.PINNED)])
         return False, "no device here"
 
-    monkeypatch.setattr("embridge.pipeline.client.client.register_with_cuda", register)
+    monkeypatch.setattr("embridge.pipeline.client.attachment.register_with_cuda", register)
     with attach(encode.run_dir, pin=True) as client:
         assert seen == [[client.lane]]
     with attach(encode.run_dir, pin=False) as client:

@@ -16,6 +16,7 @@ from support.waiting import wait_until
 from embridge import Client, EmbeddingReceiver, EmbeddingSender, attach
 from embridge.allocator.errors import NodeGoneError
 from embridge.allocator.records import Slot
+from embridge.pipeline.client.client import library_of
 
 pytestmark = [pytest.mark.process, every_engine]
 
@@ -104,7 +105,7 @@ def test_a_resume_for_a_room_that_the_encode_side_does_not_know_fails_the_langua
     """SPEC "Messages": it is answered, not ignored."""
     transfer = ByHand(receiving.client, encode.addr, room)
     wait_until(lambda: transfer.receiver.handshake_done)
-    slots = receiving.client.control.slots
+    slots = library_of(receiving.client).attachment.control.slots
     slots.set(transfer.receiver.slot, Slot.HEARD_EPOCH, transfer.receiver.epoch)  # as if an encode side had answered before
     transfer.grant(1, 128)
     outcome = ended(transfer.receiver)

@@ -20,7 +20,7 @@ from support.waiting import wait_until
 
 from embridge import attach
 from embridge.allocator.blocks import QUARANTINED
-from embridge.allocator.buffers import PayloadBuffers
+from embridge.pipeline.client.client import library_of
 from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 
@@ -52,8 +52,8 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
         queues.add(encode.addr, first)
         assert give(open_sender(sending, first, 100))  # the session is open from here on
         assert queues.take(first, 30).difference == ""
-        payload = PayloadBuffers(client.payload, client.geometry).input_embeddings.view(torch.uint8)  # a late write may end within a number
-        cells = client.control.sessions._cells
+        payload = library_of(client).attachment.buffers.input_embeddings.view(torch.uint8)  # a late write may end within a number
+        cells = library_of(client).attachment.control.sessions._cells
         request = queues.add(encode.addr, late, timeout_s=3.0)
         wait_until(lambda: request.receiver is not None and request.receiver.granted_tokens == TOKENS)
         with stopped(target):

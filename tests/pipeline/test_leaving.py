@@ -1,4 +1,4 @@
-"""Leaving a node: what was mapped is free at once, the seat is kept while somebody copies, and whoever still asks is refused (P9)."""
+"""Leaving a node: what was mapped is free at once, the lane is kept while somebody copies, and whoever still asks is refused (P9)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from support.waiting import wait_until
 
 from embridge import Client, EmbeddingRequest, WaitingQueue, attach, follow
 from embridge.allocator.records import Lane, LaneState
-from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
-from embridge.pipeline.client import client as client_module
+from embridge.pipeline.client import library as library_module
+from embridge.pipeline.client.client import library_of
+from embridge.pipeline.inspection.node_status import node_status
 from embridge.pipeline.scheduler.host_memory import HostRows
 
 pytestmark = pytest.mark.process
@@ -90,7 +91,7 @@ def test_what_is_still_looked_at_stays_until_it_is_gone_and_a_warning_says_so(
     """P9, B12: the only exception."""
     maps = shared()
     client = attach(language.run_dir)
-    buffers, payload = client.buffers, client.payload
+    buffers, payload = library_of(client).attachment.buffers, library_of(client).attachment.payload
     view = {"a tensor": buffers.input_embeddings, "an array": buffers.fill_ids, "a slice": buffers.input_embeddings[1][2:4]}[kind]
     before = torch.as_tensor(view).view(torch.uint8).clone()
     client.close()
@@ -109,7 +110,7 @@ def test_the_memory_of_a_node_that_is_gone_is_free_before_its_clients_have_close
         maps, files = shared(), open_descriptors()
         sending, queues = attach(there.run_dir), Queues(attach(here.run_dir))
         receiving = queues.client
-        addresses = sending.payload.address, receiving.payload.address
+        addresses = library_of(sending).attachment.payload.address, library_of(receiving).attachment.payload.address
         assert all(is_shared_at(address) for address in addresses)
         queues.add(encode.addr, room)
         sender = open_sender(sending, room, 2000)
@@ -121,7 +122,7 @@ def test_the_memory_of_a_node_that_is_gone_is_free_before_its_clients_have_close
         assert "node is gone" in str(sender.failure_exception())
         assert "node is gone" in str(queues.wait(room, 20).failure)
         with pytest.raises(BufferError, match="closed"):
-            _ = sending.buffers.fill_ids
+            _ = library_of(sending).attachment.buffers.fill_ids
         for client in (sending, receiving):
             client.close()
         assert shared() == maps
@@ -138,14 +139,14 @@ def test_looking_at_a_node_leaves_nothing_mapped(language: Station, no_collector
     """P9: not even until the next collection."""
     maps = shared()
     for _ in range(3):
-        assert client_module.node_status(language.run_dir)["role"] == "language"
+        assert node_status(language.run_dir)["role"] == "language"
     assert shared() == maps
 
 
-# ---- the seat
+# ---- the lane
 
 
-def test_the_seat_is_kept_while_the_library_thread_copies(
+def test_the_lane_is_kept_while_the_library_thread_copies(
     encode: Station, language: Station, sending: Client, room: int, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:
     """D2, R8: blocks are not another's while somebody reads them, however long it takes; what was mapped stays as long."""
@@ -158,7 +159,7 @@ def test_the_seat_is_kept_while_the_library_thread_copies(
         drain(*args)
 
     monkeypatch.setattr(HostRows, "drain", slow)
-    monkeypatch.setattr(client_module, "END_WAIT_S", 0.01)
+    monkeypatch.setattr(library_module, "END_WAIT_S", 0.01)
     maps = shared()
     queues = Queues(attach(language.run_dir))
     client, lane = queues.client, queues.client.lane
@@ -168,7 +169,7 @@ def test_the_seat_is_kept_while_the_library_thread_copies(
     held = language.counts()
     assert held.free < sum(held)
     client.close()
-    assert "its library thread has not ended in 0.01 s; it keeps its seat until then" in said()
+    assert "its library thread has not ended in 0.01 s; it keeps its lane until then" in said()
     assert language.control.lanes.get(lane, Lane.STATE) == LaneState.ATTACHED
     assert language.counts() == held
     assert shared() - maps
@@ -183,31 +184,27 @@ def test_the_seat_is_kept_while_the_library_thread_copies(
 # ---- refused
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "sender": (1, 8), "receiver": ("tcp://127.0.0.1:1", 1), "open_receiver": ("tcp://127.0.0.1:1", 1, 1, None),
+    "sender": (1, 8), "receiver": ("tcp://127.0.0.1:1", 1),
     "allocate": (1,), "init": ([],), "resume_transfer": ([], 0), "release_drained": (0,), "block_of": (0,), "holds": (0,),
     "fail": (1, "no"),
-    "kick_bootstrap": (Kick.LOOK, 0, 1), "kick_worker": (0, 0, 1),
 }  # fmt: skip
 ANSWERED = {
     "close": "ends nothing a second time",
     "is_forked": "a fact about this process",
-    "check_address": "looks at an address alone",
-    "aux_words": "makes words of arguments alone",
-    "over": "makes another one",
     "refuse": "refuses once more",
     "evict": "there is nothing left to be dropped",
     "wants_block": "what the library thread has noted last",
-    "add_turn": "is for a queue that is being made",
     "retry": "looks at the request first, which has not failed",
-    "is_starving": "what the library thread has noted last",
     "let_go": "gives the caller's rows back once",
     "done": "whether lent rows are the caller's again",
     "add_done_callback": "the same, and is called at once",
-    **dict.fromkeys(("ask", "end_without_slot", "enter", "hurry", "lack_slots", "waiting_for"), "is between a client and its handles"),
-    **dict.fromkeys(("entered", "prepare", "give_up", "catch_up", "check_room"), "the same, of a handle that waits for a slot"),
+    **dict.fromkeys(
+        ("end_without_slot", "entered", "prepare", "give_up", "catch_up", "check_room"), "is between a library and its handles"
+    ),
     "is_waiting": "as it was",
     "is_closed": "a fact about this client",
-    "service": "is the library thread's", "leave": "is the library thread's",
+    "node_gone": "a fact about the node",
+    "service": "is the library thread's",
     "pinned": "as it was", "pin_note": "as it was", "ranks": "as it was: its methods are refused",
     "num_ranks": "as it was", "geometry": "as it was",
 }  # fmt: skip

@@ -23,6 +23,7 @@ from support.waiting import wait_until
 from embridge import Client, EmbeddingRequest, Phase
 from embridge.allocator.records import Destination, Slot
 from embridge.allocator.rings import Kick
+from embridge.pipeline.client.client import library_of
 from embridge.workers.stderr import THREAD_NAME
 
 pytestmark = pytest.mark.process
@@ -108,10 +109,10 @@ def test_b4_what_is_sent_twice_or_kicked_a_thousand_times_moves_once(
     assert sender.send_embedding(*rows)
     assert not sender.send_embedding(*rows)
     while not sender.poll().is_terminal:
-        sending.kick_worker(room, sender.slot, sender.epoch)
-        sending.kick_bootstrap(Kick.LOOK, sender.slot, sender.epoch)
+        library_of(sending).attachment.kick_worker(room, sender.slot, sender.epoch)
+        library_of(sending).attachment.kick_bootstrap(Kick.LOOK, sender.slot, sender.epoch)
         if request.receiver is not None:
-            receiving.client.kick_bootstrap(Kick.GRANT, request.receiver.slot, request.receiver.epoch)
+            library_of(receiving.client).attachment.kick_bootstrap(Kick.GRANT, request.receiver.slot, request.receiver.epoch)
     assert receiving.take(room, 20).difference == ""
     assert not sender.send_embedding(*rows)
     assert sum(written(encode).values()) == before + 10_000
@@ -128,10 +129,10 @@ def test_b6_a_wrong_grant_fails_its_request_and_nothing_else(
     assert give(sender)
     transfer.grant(1, 128)
     transfer.wait_sent(128)
-    slot, slots = transfer.receiver.slot, receiving.client.control.slots
-    receiving.client.windows.set(slot, 1, int(transfer.receiver.allocate(1)[0]))
+    slot, slots = transfer.receiver.slot, library_of(receiving.client).attachment.control.slots
+    library_of(receiving.client).windows.set(slot, 1, int(transfer.receiver.allocate(1)[0]))
     slots.raise_to(slot, Slot.GRANTED, 2 << 32 | 999)
-    receiving.client.kick_bootstrap(Kick.GRANT, slot, transfer.receiver.epoch)
+    library_of(receiving.client).attachment.kick_bootstrap(Kick.GRANT, slot, transfer.receiver.epoch)
     for outcome in (ended(transfer.receiver), ended(sender)):
         assert "allocated_tokens 999 does not end in the last of 2 blocks of 128 tokens" in outcome.reason
     transfer.receiver.clear()
@@ -145,7 +146,7 @@ def test_b7_the_length_is_known_before_any_block_and_whatever_blocks_hold(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
     """B7, R19: every block's aux says 99 tokens; the length comes with the messages, to a request that was granted no block."""
-    receiving.client.buffers.aux_datas[:] = 99
+    library_of(receiving.client).attachment.buffers.aux_datas[:] = 99
     transfer = ByHand(receiving.client, encode.addr, room)
     receiver = transfer.receiver
     wait_until(lambda: receiver.handshake_done)
@@ -224,10 +225,11 @@ def test_b12_a_result_does_not_change_when_its_blocks_are_used_again(
     held = receiving.add(encode.addr, first)
     assert give(open_sender(sending, first, 3000))
     receiving.wait(first, 20)
-    wait_until(lambda: receiving.client.control.blocks.counts().free == receiving.client.control.blocks.num_blocks)
+    pool = library_of(receiving.client).attachment.control.blocks
+    wait_until(lambda: pool.counts().free == pool.num_blocks)
     assert held.result is not None
-    receiving.client.buffers.input_embeddings.view(torch.uint8).fill_(0xA5)
-    receiving.client.buffers.fill_ids[:] = -1
+    library_of(receiving.client).attachment.buffers.input_embeddings.view(torch.uint8).fill_(0xA5)
+    library_of(receiving.client).attachment.buffers.fill_ids[:] = -1
     receiving.add(encode.addr, second)
     assert give(open_sender(sending, second, 3000))
     assert receiving.take(second, 20).difference == ""
@@ -283,7 +285,7 @@ def test_d6_slots_and_blocks_of_300_requests_are_used_again(
             ended(sender)
     for station, client in ((encode, sending), (language, receiving.client)):
         station.wait_idle()
-        assert len(client.control.lanes.pages_of(client.lane)) == 1
+        assert len(library_of(client).attachment.control.lanes.pages_of(client.lane)) == 1
 
 
 def test_d7_the_same_room_after_its_end_is_a_new_request(
@@ -354,10 +356,10 @@ def test_d14_a_block_is_free_as_soon_as_its_rows_are_copied(
     assert give(sender)
     transfer.grant(8, 1024)
     transfer.wait_sent(1024)
-    free = receiving.client.control.blocks.counts().free
+    free = library_of(receiving.client).attachment.control.blocks.counts().free
     for k in range(1, 8):
         assert transfer.copy_out(k * 128) == 1
-        assert receiving.client.control.blocks.counts().free == free + k
+        assert library_of(receiving.client).attachment.control.blocks.counts().free == free + k
     assert transfer.finish(1024).difference == ""
     wait_until(lambda: encode.counts().free == 16)
 
@@ -373,7 +375,7 @@ def test_d18_the_rooms_of_one_pair_of_nodes_are_shared_among_its_workers(
         assert give(open_sender(sending, room, 500))
     for room in numbers:
         assert receiving.take(room, 20).difference == ""
-    after = sending.control.metrics.all()
+    after = library_of(sending).attachment.control.metrics.all()
     assert {name: after[name]["tokens_written"] - before[name] for name in before} == {"worker0": 1000, "worker1": 1000}
 
 
@@ -424,7 +426,7 @@ def test_d20_deepstack_rows_of_every_round_arrive(encode: Station, sending: Clie
     transfer = ByHand(receiving.client, encode.addr, room)
     sender = open_sender(sending, room, 300)
     assert give(sender)
-    buffers = receiving.client.buffers
+    buffers = library_of(receiving.client).attachment.buffers
     for first, end in ((0, 128), (128, 256), (256, 300)):
         transfer.grant(1, end - first)
         transfer.wait_sent(end)
@@ -443,12 +445,12 @@ def test_the_tail_of_a_partly_filled_block_is_not_touched(
 ) -> None:
     """R3: rows that the request does not have do not travel; what stood in the block stays."""
     client = receiving.client
-    client.buffers.fill_ids[:] = -5
+    library_of(client).attachment.buffers.fill_ids[:] = -5
     transfer = ByHand(client, encode.addr, room)
     sender = open_sender(sending, room, 200)
     assert give(sender)
     transfer.grant(2, 256)
     transfer.wait_sent(200)
-    assert np.all(client.buffers.fill_ids[transfer.receiver.block_of(1)][200 - 128 :] == -5)
-    assert sending.control.destinations.get(sender.slot, 0, Destination.SENT) in (0, 200)
+    assert np.all(library_of(client).attachment.buffers.fill_ids[transfer.receiver.block_of(1)][200 - 128 :] == -5)
+    assert library_of(sending).attachment.control.destinations.get(sender.slot, 0, Destination.SENT) in (0, 200)
     assert transfer.finish(200).difference == ""

@@ -24,6 +24,7 @@ from support.waiting import wait_until
 from embridge import Client, EmbeddingRequest, Phase, attach, launch
 from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.records import NodeState, Process
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.node.launch_messages import encode_config
 from embridge.pipeline.node.launcher_start import command
 from embridge.workers.process_spec import READY
@@ -300,5 +301,5 @@ def test_wrong_arguments_are_named_with_what_they_should_be(
     with pytest.raises(ValueError, match="was added before"):
         receiving.prealloc.add(request)
     assert receiving.prealloc is not None
-    give(sending._rooms[room])  # type: ignore[arg-type]
+    give(library_of(sending).requests.by_room[room])  # type: ignore[arg-type]
     assert receiving.take(room, 20).difference == ""

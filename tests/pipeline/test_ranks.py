@@ -18,7 +18,7 @@ from support import encoding, ranks, scheduling
 from support.agents import Agent, running
 from support.encoding import ended, give, open_sender
 from support.nodes import Settings, Station, station
-from support.ranks import Seen, seen
+from support.ranks import Seen, ranks_of, seen
 from support.rows import DELTA
 from support.scheduling import Queues
 from support.waiting import wait_until
@@ -26,7 +26,7 @@ from support.waiting import wait_until
 from embridge import Client, FollowedRequest, Follower, TransferQueue, attach, follow
 from embridge.allocator import ranklog
 from embridge.allocator.errors import AttachError, NodeGoneError, SegmentError, TransferTimeout
-from embridge.pipeline.client.client import node_status
+from embridge.pipeline.inspection.node_status import node_status
 from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
 
 pytestmark = pytest.mark.process
@@ -297,8 +297,7 @@ class Pair:
 
     def expire(self, room: int) -> None:
         """Once a request has arrived, and waits for room: let its deadline pass."""
-        ranks = self.client.ranks
-        assert ranks is not None
+        ranks = ranks_of(self.client)
         wait_until(lambda: len(ranks) == 1)
         self.queues.step()
         assert room not in self.queues.done
@@ -320,13 +319,11 @@ class Pair:
 
     @property
     def used_bytes(self) -> int:
-        assert self.client.ranks is not None
-        return self.client.ranks.memory.num_used_bytes
+        return ranks_of(self.client).memory.num_used_bytes
 
     def collected(self) -> int:
         """What is in use after rank 0 has looked at what was released."""
-        assert self.client.ranks is not None
-        memory = self.client.ranks.memory
+        memory = ranks_of(self.client).memory
         wait_until(lambda: not memory._returned)
         return self.used_bytes
 
@@ -431,8 +428,7 @@ def test_a_result_that_no_piece_of_shared_memory_can_hold_yet_is_copied_in_when_
     assert larger not in pair.queues.done
     pair.release(large)
     assert pair.take(larger).difference == ""
-    assert pair.client.ranks is not None
-    assert pair.client.ranks.memory.num_moved == 1
+    assert ranks_of(pair.client).memory.num_moved == 1
     request = pair.followed()
     assert seen(pair.client.geometry, larger, request.result, None).difference == ""
     pair.release(larger)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.encoding import ended, give, open_sender
 from support.nodes import Settings, Station, every_engine, station
-from support.ranks import seen
+from support.ranks import ranks_of, seen
 from support.rows import DELTA
 from support.scheduling import ByHand, Queues
 from support.waiting import wait_until
@@ -49,7 +49,7 @@ def test_a_request_whose_encode_node_dies_goes_on_from_another_one_at_what_was_c
 ) -> None:
     """R26, P6: the same room on another node; the bytes that had come stay where they are, and are not sent twice."""
     request = lose(own_dir, language, receiving, room, engine)
-    came, rows, rounds = request.transferred_tokens, request._rows, request.num_rounds
+    came, rows, rounds = request.transferred_tokens, request.record.rows, request.num_rounds
     assert request.is_retryable
     assert request.buffered_chunks[-1].end == came
     before, kept = tokens_written(encode), came // 128 * 128
@@ -62,7 +62,7 @@ def test_a_request_whose_encode_node_dies_goes_on_from_another_one_at_what_was_c
     assert received.rounds > rounds
     assert [end for _, end in received.chunks][-1] == TOTAL
     assert ended(sender).error == ""
-    assert request._rows is None, "released"
+    assert request.record.rows is None, "released"
     assert rows is not None
     wait_until(lambda: tokens_written(encode) - before == TOTAL - kept, 5, lambda: f"{tokens_written(encode) - before} of {TOTAL} - {kept}")
 
@@ -167,7 +167,6 @@ def test_ranks_that_follow_see_the_failure_and_later_the_whole_of_the_same_reque
         followed.release()
         assert queues.take(room, 1).difference == ""
         assert ended(sender).error == ""
-        assert client.ranks is not None
-        memory = client.ranks.memory
+        memory = ranks_of(client).memory
         wait_until(lambda: not memory.num_used_bytes, 20, lambda: memory.num_used_bytes)
     encode.wait_idle()

@@ -16,9 +16,10 @@ from support.waiting import grows, wait_until
 
 from embridge import Client, EmbeddingSender, NodeBusyError, attach
 from embridge.allocator.records import Lane, LaneState
-from embridge.pipeline.client.client import node_status
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.given_rows import Chunk
 from embridge.pipeline.client.kept_rows import Piece
+from embridge.pipeline.inspection.node_status import node_status
 
 pytestmark = [pytest.mark.process, every_engine]
 
@@ -187,7 +188,7 @@ def test_a_seat_is_not_given_up_while_another_thread_writes(plain: Pair, rooms: 
     writer.start()
     assert is_writing.wait(30)
     closer.start()
-    wait_until(lambda: not any(thread.is_alive() for thread in client._threads))
+    wait_until(lambda: not any(thread.is_alive() for thread in library_of(client).attachment.threads))
     held = encode.counts().owned
     assert (closer.is_alive(), held > 0) == (True, True)
     assert encode.control.lanes.get(client.lane, Lane.STATE) == LaneState.ATTACHED

@@ -12,6 +12,7 @@ from support.scheduling import Holder, Queues
 from support.waiting import wait_until
 
 from embridge import Client, EmbeddingRequest, EmbeddingSender
+from embridge.pipeline.client.client import library_of
 
 pytestmark = [pytest.mark.process, every_engine]
 
@@ -35,9 +36,9 @@ def out_of_blocks(
     holder.take_whatever_comes_free()
     sender = open_sender(sending, room, TOTAL, timeout_s=timeouts_s[1])
     assert give(sender)
-    num_blocks = receiving.client.control.blocks.num_blocks
+    num_blocks = library_of(receiving.client).attachment.control.blocks.num_blocks
     wait_until(lambda: request.transferred_tokens == FIRST and len(holder.blocks) == num_blocks)
-    wait_until(lambda: receiving.client.lane in receiving.client.control.blocks.waiters())
+    wait_until(lambda: receiving.client.lane in library_of(receiving.client).attachment.control.blocks.waiters())
     return request, sender
 
 

@@ -28,8 +28,9 @@ from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import LANE_WORDS, Lane, Slot
 from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.pipeline.cli import main
-from embridge.pipeline.client.client import node_status
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.inspection import open_readonly as looking
+from embridge.pipeline.inspection.node_status import node_status
 from embridge.pipeline.inspection.open_readonly import look, remains
 from embridge.pipeline.inspection.scene import Scene, view_of
 
@@ -310,5 +311,5 @@ def test_a_client_is_shown_with_the_kicks_that_found_a_ring_full(encode: Station
     before = rings_full()
     with stopped(encode.pid_of("worker0")):
         for slot in range(encode.control.limits.ring_records + 1):
-            sending.kick_worker(0, slot, 0)  # of no request, so it changes nothing
+            library_of(sending).attachment.kick_worker(0, slot, 0)  # of no request, so it changes nothing
     assert rings_full() > before

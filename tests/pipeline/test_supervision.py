@@ -32,7 +32,7 @@ from embridge.allocator.records import NodeState, Peer, Process, SegmentHeader, 
 from embridge.allocator.rings import Kick
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
-from embridge.pipeline.client.client import node_status
+from embridge.pipeline.inspection.node_status import node_status
 from embridge.pipeline.node.rank_groups import RankGroups, descriptors_of
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.supervisor import STALLED_NS, Silences, Supervisor

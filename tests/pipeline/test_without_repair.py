@@ -17,6 +17,8 @@ from support.waiting import wait_until
 from embridge import Client, attach
 from embridge.allocator.records import Slot
 from embridge.pipeline.client import client as client_module
+from embridge.pipeline.client import library as library_module
+from embridge.pipeline.client.client import library_of
 
 pytestmark = pytest.mark.process
 
@@ -40,8 +42,9 @@ def pair() -> Iterator[tuple[Station, Station]]:
 
 @pytest.fixture
 def clients(pair: tuple[Station, Station], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, Queues]]:
-    monkeypatch.setattr(client_module, "SLOW_LOOK_NS", int(NEVER_S * 1e9))
-    monkeypatch.setattr(client_module, "LIBRARY_WAIT_S", NEVER_S)
+    for module in (client_module, library_module):
+        monkeypatch.setattr(module, "SLOW_LOOK_NS", int(NEVER_S * 1e9))
+    monkeypatch.setattr(library_module, "LIBRARY_WAIT_S", NEVER_S)
     with attach(pair[0].run_dir) as sending, attach(pair[1].run_dir) as client:
         yield sending, Queues(client)
         for node in pair:
@@ -107,7 +110,7 @@ def test_rows_are_sent_though_the_library_thread_comes_between_the_steps_of_a_wr
 
         def set(self, slot: int, field: Slot, value: int) -> None:
             before = len(turns)
-            sending.wake(sender)
+            library_of(sending).wake(sender)
             wait_until(lambda: len(turns) > before, 10)
             slots.set(slot, field, value)
 

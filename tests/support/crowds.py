@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from embridge import Client, EmbeddingRequest, EmbeddingSender, PreallocQueue, TransferQueue, attach
+from embridge.pipeline.client.client import library_of
 from support.rows import Rows, difference, rows_of
 
 
@@ -39,7 +40,7 @@ def receive(
         def take() -> int:
             nonlocal most
             client.poll()
-            most = max(most, client._num_lacking)
+            most = max(most, library_of(client)._num_lacking)
             finished, failed = transfer.pop_transferred()
             for request in (*finished, *failed):
                 wrong = str(request.failure or "") or _difference(client, request)
@@ -74,7 +75,7 @@ def send(state: SimpleNamespace, run_dir: Path, rooms: Sequence[int], total: int
 
         def take() -> int:
             nonlocal num_ended, most
-            most = max(most, len(client._line))
+            most = max(most, len(library_of(client).slot_queue))
             for sender in client.poll():
                 assert isinstance(sender, EmbeddingSender)
                 if sender.poll().is_terminal and sender in rising:

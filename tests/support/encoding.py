@@ -53,7 +53,7 @@ def open_sender(
 def give(sender: EmbeddingSender, first: int = 0, end: int | None = None) -> bool:
     """Write rows [first, end) of the sender's room; all that remain, if no end is given."""
     end = sender.total_tokens if end is None else end
-    return sender.write(first, *rows_of(sender._client.geometry, sender.room, first, end))
+    return sender.write(first, *rows_of(sender._attachment.geometry, sender.room, first, end))
 
 
 def ended(handle: TransferHandle, timeout_s: float = 30.0) -> Outcome:
@@ -85,7 +85,7 @@ def send(state: SimpleNamespace, run_dir: Path, room: int, total: int, *, timeou
 
 def send_all(state: SimpleNamespace, room: int) -> bool:
     sender = _sender(state, room)
-    return sender.send_embedding(*rows_of(sender._client.geometry, room, 0, sender.total_tokens))
+    return sender.send_embedding(*rows_of(sender._attachment.geometry, room, 0, sender.total_tokens))
 
 
 def send_many(state: SimpleNamespace, run_dir: Path, totals: dict[int, int], *, timeout_s: float | None = None) -> None:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from embridge import FollowedRequest, Follower, attach, follow
+from embridge import Client, FollowedRequest, Follower, attach, follow
 from embridge.allocator.errors import NodeGoneError
+from embridge.pipeline.ranks.leader import Ranks
 from embridge.pipeline.scheduler.request import EmbeddingResult
 from support.rows import Rows, difference
 from support.scheduling import Queues, queues_of
@@ -47,10 +48,15 @@ def lead(state: SimpleNamespace, run_dir: Path, num_ranks: int, group: str = "")
     state.queues[run_dir] = Queues(attach(run_dir, num_ranks=num_ranks, group=group))
 
 
+def ranks_of(client: Client) -> Ranks:
+    """What this rank 0 keeps for the others."""
+    ranks = client.ranks
+    assert isinstance(ranks, Ranks)
+    return ranks
+
+
 def states(state: SimpleNamespace, run_dir: Path) -> dict[int, str]:
-    ranks = queues_of(state, run_dir).client.ranks
-    assert ranks is not None
-    return ranks.states()
+    return ranks_of(queues_of(state, run_dir).client).states()
 
 
 def wait_state(state: SimpleNamespace, run_dir: Path, rank: int, what: str) -> None:
@@ -83,7 +89,7 @@ def release(state: SimpleNamespace, run_dir: Path, room: int) -> None:
 
 def memory(state: SimpleNamespace, run_dir: Path) -> tuple[int, int]:
     """(bytes of shared memory that are in use, requests that were copied into it at their end)."""
-    it = queues_of(state, run_dir).client.ranks.memory  # type: ignore[union-attr]
+    it = ranks_of(queues_of(state, run_dir).client).memory
     return it.num_used_bytes, it.num_moved
 
 

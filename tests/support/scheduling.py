@@ -12,6 +12,7 @@ import torch
 
 from embridge import Client, EmbeddingReceiver, EmbeddingRequest, PreallocQueue, TransferQueue, attach
 from embridge.allocator.status import Phase
+from embridge.pipeline.client.client import library_of
 from support.encoding import Outcome, ended
 from support.rows import DELTA, Rows, difference
 from support.waiting import wait_until
@@ -217,7 +218,7 @@ class ByHand:
         receiver = self.receiver
 
         def landed() -> bool:
-            self.words.append(self.client.control.status.load(receiver.slot))
+            self.words.append(library_of(self.client).attachment.control.status.load(receiver.slot))
             return receiver.sent_tokens >= tokens or receiver.poll().is_terminal
 
         wait_until(landed, timeout_s, lambda: f"{receiver} sent {tokens}")
@@ -236,7 +237,7 @@ class ByHand:
 
     def copy_out(self, end: int) -> int:
         """Keep rows up to `end`, and release the blocks behind them. Returns how many blocks came free."""
-        receiver, bs, buffers = self.receiver, self.client.geometry.block_size, self.client.buffers
+        receiver, bs, buffers = self.receiver, self.client.geometry.block_size, library_of(self.client).attachment.buffers
         if self.first == 0:
             aux = buffers.aux_datas[receiver.block_of(0)]
             self.aux = (int(aux[0]), int(aux[1]))
@@ -332,7 +333,7 @@ class Holder:
         self.receiver = client.receiver(addr, room)
         wait_until(lambda: self.receiver.handshake_done, 20.0, lambda: f"{self.receiver} handshake")
         self.blocks: list[int] = []
-        self._freed = client.blocks_freed
+        self._freed = library_of(client).blocks_freed
 
     def take(self, most: int) -> int:
         """Take up to so many free blocks; how many it got."""
@@ -344,22 +345,22 @@ class Holder:
         """From now on, before anybody else can have it."""
 
         def freed() -> None:
-            self.take(self._client.control.blocks.num_blocks)
+            self.take(library_of(self._client).attachment.control.blocks.num_blocks)
             self._freed()
 
-        self.take(self._client.control.blocks.num_blocks)
-        self._client.blocks_freed = freed  # type: ignore[method-assign]
+        self.take(library_of(self._client).attachment.control.blocks.num_blocks)
+        library_of(self._client).blocks_freed = freed  # type: ignore[method-assign]
 
     def give_back(self, block: int) -> None:
         """Let others have one block."""
         self.blocks.remove(block)
         held = np.array([block], np.uint32)
-        assert self._client.control.blocks.release(held, self.receiver.slot, self.receiver.epoch) == 1
+        assert library_of(self._client).attachment.control.blocks.release(held, self.receiver.slot, self.receiver.epoch) == 1
         self._freed()
 
     def end(self) -> None:
         """Let others have all of them."""
-        self._client.blocks_freed = self._freed  # type: ignore[method-assign]
+        library_of(self._client).blocks_freed = self._freed  # type: ignore[method-assign]
         self.receiver.clear()
 
 

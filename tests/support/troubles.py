@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from embridge import Client
+from embridge.pipeline.client.client import library_of
 from support import encoding
 from support.agents import running
 from support.nodes import Station
@@ -23,7 +24,7 @@ def waiting_rooms(encode: Station, queues: Queues, rooms: Iterator[int]) -> Iter
     waiting = [next(rooms) for _ in range(NUM_WAITING)]
     for room in waiting:
         queues.add(encode.addr, room)
-    wait_until(lambda: all(queues.requests[room]._contacted for room in waiting))
+    wait_until(lambda: all(queues.requests[room].record.is_contacted for room in waiting))
     yield
     queues.step()
     assert not set(waiting) & set(queues.done)  # they waited all the while
@@ -37,7 +38,7 @@ def waiting_rooms(encode: Station, queues: Queues, rooms: Iterator[int]) -> Iter
 def silent_encoder(encode: Station, queues: Queues, rooms: Iterator[int]) -> Iterator[None]:
     """An encoder stops in the middle of a request that is longer than the pool."""
     room = next(rooms)
-    total = 2 * queues.client.control.blocks.num_blocks * queues.client.geometry.block_size
+    total = 2 * library_of(queues.client).attachment.control.blocks.num_blocks * queues.client.geometry.block_size
     with running("silent encoder") as agent:
         agent.call(encoding.open_room, encode.run_dir, room, total, announce=True)
         queues.add(encode.addr, room)
@@ -83,7 +84,7 @@ def carry(
     """A steady load; each request has to arrive, right. Returns how many ns each took, from its room to its end."""
     began: dict[int, int] = {}
     took: list[int] = []
-    left, clock = count, queues.client.clock
+    left, clock = count, library_of(queues.client).attachment.clock
     while left or began:
         while left and len(began) < in_flight:
             room = next(rooms)

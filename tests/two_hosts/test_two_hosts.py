@@ -23,6 +23,7 @@ from support.waiting import wait_until
 
 from embridge import Client, EmbeddingSender, attach
 from embridge.demo.hosts import Host, two_hosts, why_impossible
+from embridge.pipeline.client.client import library_of
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 from embridge.workers.transfer.engines import mooncake
 
@@ -113,8 +114,9 @@ def out_of_blocks(
     holder.take_whatever_comes_free()
     sender = open_sender(sending, room, 2000)
     assert give(sender)
-    wait_until(lambda: request.transferred_tokens == 1024 and len(holder.blocks) == queues.client.control.blocks.num_blocks)
-    wait_until(lambda: queues.client.lane in queues.client.control.blocks.waiters())
+    pool = library_of(queues.client).attachment.control.blocks
+    wait_until(lambda: request.transferred_tokens == 1024 and len(holder.blocks) == pool.num_blocks)
+    wait_until(lambda: queues.client.lane in pool.waiters())
     return room, sender, holder
 
 

@@ -19,8 +19,9 @@ from embridge.allocator.records import Destination, Lane, LaneState, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Phase
-from embridge.pipeline.scheduler.queues import TransferQueue
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers import messages as msg
 from embridge.workers.transfer.engines.base import Outcome
 
@@ -280,7 +281,7 @@ def test_the_slots_of_a_scheduler_that_died_are_nobodys_until_its_requests_are_a
 def test_an_epoch_is_opened_after_its_record_was_written() -> None:
     """P11, R16: a client that dies between leaves a slot that nobody takes for open."""
     node = LanguageAlone()
-    status, seen = node.client.control.status, []
+    status, seen = library_of(node.client).attachment.control.status, []
     real = status.open
 
     def watched(slot: int, now_ns: int) -> int:

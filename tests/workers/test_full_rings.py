@@ -6,6 +6,7 @@ from support.alone import EncodeAlone
 from support.simulation import LIMITS
 
 from embridge.allocator.rings import FULL_RING_WAIT_S, Kick
+from embridge.pipeline.client.client import library_of
 
 
 def test_a_process_whose_kicks_wait_for_room_looks_again_soon() -> None:
@@ -32,12 +33,12 @@ def test_a_call_whose_kick_finds_no_room_wakes_the_library_thread_which_then_loo
     node = EncodeAlone()
     client = node.client
     for slot in range(LIMITS.ring_records):
-        client.kick_bootstrap(Kick.LOOK, slot, 1)
-    seen = client._library_bell.sequence()
-    assert not client._has_kicks_left
-    client.kick_bootstrap(Kick.LOOK, 99, 1)
-    assert client._library_bell.sequence() != seen
+        library_of(client).attachment.kick_bootstrap(Kick.LOOK, slot, 1)
+    seen = library_of(client).attachment.library_bell.sequence()
+    assert not library_of(client).attachment.has_kicks_left
+    library_of(client).attachment.kick_bootstrap(Kick.LOOK, 99, 1)
+    assert library_of(client).attachment.library_bell.sequence() != seen
     assert node.control.num_refused("lane0") == 1
-    assert client._has_kicks_left
+    assert library_of(client).attachment.has_kicks_left
     node.settle()
-    assert not client._has_kicks_left
+    assert not library_of(client).attachment.has_kicks_left

@@ -18,6 +18,7 @@ from support.rows import Rows, difference, rows_of
 from embridge import EmbeddingSender, NodeBusyError
 from embridge.allocator.records import Destination, Lane, LaneState
 from embridge.pipeline.client import unsent_memory
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.given_rows import Chunk
 from embridge.pipeline.client.kept_rows import Piece
 from embridge.pipeline.client.unsent_memory import UnsentMemory
@@ -42,8 +43,8 @@ def spoil(rows: Rows) -> None:
 
 def staged_difference(node: EncodeAlone, sender: EmbeddingSender) -> str:
     """How the rows that stand in the request's source blocks differ from those that were given."""
-    for k, entry in sender._staged.items():
-        buffers = node.client.buffers
+    for k, entry in sender._staged._entries.items():
+        buffers = library_of(node.client).attachment.buffers
         where = slice(0, entry.rows)
         got = Rows(
             buffers.input_embeddings[entry.source][where],
@@ -125,7 +126,7 @@ def test_beyond_the_nodes_limit_no_row_is_taken_and_a_later_write_is() -> None:
     other = node.new_client()
     size = node.node.geometry.token_bytes
     for client in (node.client, other):
-        client.unsent.limit_bytes = 10 * size
+        library_of(client).unsent.limit_bytes = 10 * size
     mine, theirs = node.sender(1, 8, rows=0), other.sender(2, 8)
     node.settle()
     assert write_and_spoil(node, mine, 0, 8)
@@ -203,11 +204,11 @@ def test_a_block_whose_rows_are_everywhere_is_evicted_without_a_copy() -> None:
     sender = node.sender(1, 4 * BLOCK_SIZE, rows=0)
     write_and_spoil(node, sender, 0, 4 * BLOCK_SIZE)
     node.settle()
-    assert 0 in sender._staged
+    assert 0 in list(sender._staged)
     sender._kept.let_go(1)
-    assert sender._free(0)
+    assert sender._staged.free(0)
     assert unsent(node) == 0
-    sender._kept.bring_back(node.client.payload, 0, sender._staged[1].source, BLOCK_SIZE)
+    sender._kept.bring_back(library_of(node.client).attachment.payload, 0, sender._staged._entries[1].source, BLOCK_SIZE)
     assert unsent(node) > 0
     sender._kept.clear()
     assert unsent(node) == 0
@@ -219,7 +220,7 @@ def test_a_write_that_crosses_the_end_of_the_node_says_that_the_request_has_ende
     sender = node.sender(1, 2 * BLOCK_SIZE, rows=0)
 
     def gone(*_: object) -> None:
-        node.client.node_gone = True
+        library_of(node.client).attachment.node_gone = True
         raise BufferError("the mapping is closed")
 
     monkeypatch.setattr("embridge.pipeline.client.sender.place", gone)
@@ -251,11 +252,12 @@ def test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_w
 ) -> None:
     """P22: it has ended, and left the line, while another thread was in `write`, which sees that the client is closed by then."""
     node = EncodeAlone()
-    while node.client._lease._take() is not None:
+    library = library_of(node.client)
+    while library.requests.lease._take() is not None:
         pass
     sender = node.client.sender(1, 40, timeout_s=1.0)
     is_lending, may_go_on = threading.Event(), threading.Event()
-    lend, leave_node = sender._kept.lend, node.client._leave_node
+    lend, leave_node = sender._kept.lend, library._leave_node
 
     def lend_slowly(chunk: Chunk) -> None:
         lend(chunk)
@@ -269,14 +271,14 @@ def test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_w
         leave_node()
 
     monkeypatch.setattr(sender._kept, "lend", lend_slowly)
-    monkeypatch.setattr(node.client, "_leave_node", leave_after_the_write)
+    monkeypatch.setattr(library, "_leave_node", leave_after_the_write)
     rows = rows_of(node.node.geometry, 1, 0, 40)
     writer = threading.Thread(target=lambda: sender.write(0, *rows, borrow=True))
     writer.start()
     assert is_lending.wait(WATCHDOG_S)
     node.advance(1.5)
     assert sender.poll().name == "Failed"
-    assert (sender.is_waiting, len(node.client._line), node.client._handles) == (False, 0, {})
+    assert (sender.is_waiting, len(library.slot_queue), library.requests.by_slot) == (False, 0, {})
     called: list[EmbeddingSender] = []
     sender.add_done_callback(called.append)
     node.client.close()
@@ -350,7 +352,7 @@ def test_what_is_kept_warm_does_not_drift_though_two_threads_take_and_give_back(
     size, client = unsent_memory.LEAST_WARM_BYTES, EncodeAlone(num_blocks=1).client
     for is_taken in (True, False):
         for at in count(1):
-            memory = UnsentMemory(client.control, client.lane)
+            memory = UnsentMemory(library_of(client).attachment.control, client.lane)
             memory._warm_limit = 10 * size
             for _ in range(4):
                 memory.give_back(np.empty(size, np.uint8))
@@ -389,7 +391,7 @@ def test_a_row_a_write_costs_the_same_for_every_row(borrow: bool) -> None:
         def write_all(node: EncodeAlone = node, sender: EmbeddingSender = sender, rows: list[Rows] = rows) -> None:
             for row, given in enumerate(rows):
                 sender.write(row, *given, borrow=borrow)
-                node.client._turn()
+                library_of(node.client).turn()
 
         def send_all(node: EncodeAlone = node, total: int = total) -> None:
             for k in range(0, total // BLOCK_SIZE, 8):

@@ -17,6 +17,7 @@ from embridge.allocator.errors import FailureCode
 from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase
+from embridge.pipeline.client.client import library_of
 from embridge.workers import addresses
 from embridge.workers import messages as msg
 from embridge.workers.addresses import MAX_ASKED, MAX_THREADS, Found, Names, look_up, numeric, split_address
@@ -180,7 +181,7 @@ def test_who_joins_those_who_wait_for_a_name_has_as_long_as_they_had() -> None:
     first = node.client.receiver(NAME, 1)
     node.advance(timeout_s - 1)
     second = node.client.receiver(NAME, 2)
-    node.client.kick_bootstrap(Kick.OPEN, first.slot, first.epoch)
+    library_of(node.client).attachment.kick_bootstrap(Kick.OPEN, first.slot, first.epoch)
     node.advance(1.7)
     assert (first.poll(), second.poll()) == (Phase.Failed, Phase.Bootstrapping)
     node.advance(timeout_s - 2)
@@ -196,7 +197,7 @@ def test_who_joins_those_who_wait_for_a_connection_has_as_long_as_they_had() -> 
     first = node.client.receiver(ENCODE_ADDRESS, 1)
     node.advance(timeout_s - 1)
     second = node.client.receiver(ENCODE_ADDRESS, 2)
-    node.client.kick_bootstrap(Kick.OPEN, first.slot, first.epoch)
+    library_of(node.client).attachment.kick_bootstrap(Kick.OPEN, first.slot, first.epoch)
     node.advance(1.7)
     assert why(first) == (
         FailureCode.UNREACHABLE,

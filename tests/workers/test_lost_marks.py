@@ -21,11 +21,12 @@ from embridge.allocator.records import Destination, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import Phase
 from embridge.pipeline.client import rounds
-from embridge.pipeline.client.client import Client
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.handle import TransferHandle
+from embridge.pipeline.client.open_requests import OpenRequests
 from embridge.pipeline.client.sender import EmbeddingSender
-from embridge.pipeline.scheduler.queues import TransferQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers import messages as msg
 from embridge.workers.poller.encode import Publisher
 from embridge.workers.timing import NS
@@ -126,7 +127,7 @@ def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_o
     pair.run(lambda: old.poll() == Phase.Success)
     old.clear()
     pair.run(lambda: old._final is not None and pair.language.control.slots.get(old.slot, Slot.RELEASED_EPOCH) >= old.epoch)
-    pair.scheduler.client._lease._free[0] = deque([old.slot])  # so that its slot is the next to be taken
+    library_of(pair.scheduler.client).requests.lease._free[0] = deque([old.slot])  # so that its slot is the next to be taken
     new = receiver_of(address, 2)
     assert new.slot == old.slot
     served: list[TransferHandle] = []
@@ -134,8 +135,8 @@ def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_o
     pair.scheduler.lose_marks(1)
     pair.language.control.status.mark(new.slot, 1)
     old.clear()
-    pair.scheduler.client._library_slow_ns = pair.world.now_ns + 10**12  # no slow look: the mark alone
-    pair.scheduler.client._turn()
+    library_of(pair.scheduler.client)._slow_ns = pair.world.now_ns + 10**12  # no slow look: the mark alone
+    library_of(pair.scheduler.client).turn()
     assert served == [new]
     new.abort()
 
@@ -143,7 +144,7 @@ def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_o
 def test_a_slot_is_given_back_once_though_two_threads_collect_it(pairs: Any) -> None:
     """P3, R16: who saw the release of an earlier epoch, and comes late, takes back nothing of a later one."""
     pair = pairs()
-    lease = pair.scheduler.client._lease
+    lease: Any = library_of(pair.scheduler.client).requests.lease
     slot, epoch = lease.open(1, 1, 2, lambda _: None)
     lease.leave(slot, epoch)
     slots = pair.language.control.slots
@@ -172,16 +173,16 @@ def test_a_rise_that_came_before_the_request_was_entered_is_made_up_for(pairs: A
     """P8: another thread took the bit, and compared the word, between the opening of the slot and the entry of its handle."""
     pair = pairs()
     client, actor = pair.scheduler.client, pair.scheduler
-    enter = Client._enter
+    enter = OpenRequests._enter
 
-    def late(self: Client, handle: TransferHandle) -> None:
+    def late(self: OpenRequests, handle: TransferHandle) -> None:
         pair.language.control.status.advance(handle.slot, handle.epoch, Phase.WaitingForInput, 0, pair.world.now_ns)
         _let_time_pass(pair, actor)
         assert client.poll() == []
-        client._turn()
+        library_of(client).turn()
         enter(self, handle)
 
-    monkeypatch.setattr(Client, "_enter", late)
+    monkeypatch.setattr(OpenRequests, "_enter", late)
     receiver = client.receiver(pair.encode.own_addresses.bootstrap_addr, 1)
     pair.run(lambda: receiver in client.poll(), limit_s=1.0)
 
@@ -204,7 +205,7 @@ def test_what_a_poller_keeps_of_a_request_is_not_the_next_ones(pairs: Any) -> No
     poller._tell_all(slot, epoch, Phase.Success, poller._sent[slot])
     assert list(poller._by_key.values()) == [(slot, epoch, 0)]
     del poller._ctx.is_current
-    pair.encoder.client._lease._free[0] = deque([slot])  # so that its slot is the next to be taken
+    library_of(pair.encoder.client).requests.lease._free[0] = deque([slot])  # so that its slot is the next to be taken
     again = pair.encoder.client.sender(2, TOTAL)
     assert (again.slot, again.epoch) == (slot, epoch + 1)
     pair.run(lambda: poller._live.get(slot) == epoch + 1)
@@ -239,7 +240,7 @@ def test_a_round_comes_by_everything_and_takes_a_share_at_a_time() -> None:
 def test_a_bootstrap_that_is_restarted_finds_the_latest_request_of_a_slot_there(pairs: Any) -> None:
     """R15, R16, P11: one before it has ended, and is not released yet; it stands behind the new one in the table of slots."""
     node = EncodeAlone()
-    lease = node.client._lease
+    lease = library_of(node.client).requests.lease
     lease._lease_page()
     lease._free[0] = deque([5, 1])
     old = node.sender(1, 4)
@@ -263,8 +264,8 @@ def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     The next one's destination would hear that all of its rows have come.
     """
     node = EncodeAlone()
-    node.client._lease._lease_page()
-    node.client._lease._free[0] = deque([5])
+    library_of(node.client).requests.lease._lease_page()
+    library_of(node.client).requests.lease._free[0] = deque([5])
     old = node.sender(1, 4)
     node.init(1, [3])
     assert old.poll() == Phase.Success
@@ -272,8 +273,8 @@ def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     poller = node.actor("poller").role
     assert isinstance(poller, Publisher)
     assert node.slots.get(old.slot, Slot.RELEASED_EPOCH) == old.epoch
-    node.client._lease.collect()
-    node.client._lease._free[0] = deque([5])
+    library_of(node.client).requests.lease.collect()
+    library_of(node.client).requests.lease._free[0] = deque([5])
     new = node.sender(2, 8, rows=0)
     node.init(2, [4])
     assert (new.slot, new.epoch) == (old.slot, old.epoch + 1)

@@ -12,9 +12,11 @@ from embridge.allocator.errors import FailureCode, TransferTimeout
 from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.records import Destination
 from embridge.allocator.status import Phase
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.receiver import EmbeddingReceiver, first_missing_block
-from embridge.pipeline.scheduler.queues import PreallocQueue, TransferQueue
+from embridge.pipeline.scheduler.queues import PreallocQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers import messages as msg
 
 ELSEWHERE = "tcp://10.0.0.21:1"
@@ -138,10 +140,10 @@ def add(node: LanguageAlone, prealloc: PreallocQueue, room: int) -> tuple[Embedd
 
 def fill(node: LanguageAlone, receiver: EmbeddingReceiver, num_tokens: int) -> None:
     """Rows land: each row's id is its number; and the request's auxiliary words with the first."""
-    ids = np.asarray(node.client.buffers.fill_ids)
+    ids = np.asarray(library_of(node.client).attachment.buffers.fill_ids)
     for row in range(num_tokens):
         ids[receiver.block_of(row // BLOCK_SIZE), row % BLOCK_SIZE] = row
-    node.client.buffers.aux_datas[receiver.block_of(0)][:2] = (16, -5)
+    library_of(node.client).attachment.buffers.aux_datas[receiver.block_of(0)][:2] = (16, -5)
 
 
 def land_and_fail(node: LanguageAlone, receiver: EmbeddingReceiver, sent: int) -> None:
@@ -173,7 +175,7 @@ def test_rows_that_have_landed_when_the_request_fails_are_copied_out_of_their_bl
     assert (init.key.room, init.first_block, init.allocated_tokens) == (1, 2, 8)
     assert (init.key.slot, init.key.epoch) != (receiver.slot, receiver.epoch)
     assert not old_blocks & set(init.dst_embedding_indices)
-    ids = np.asarray(node.client.buffers.fill_ids)
+    ids = np.asarray(library_of(node.client).attachment.buffers.fill_ids)
     for block, first in zip(init.dst_embedding_indices, (8, 12), strict=True):
         ids[block] = range(first, first + 4)
     node.status(again, Phase.Success, 16, known_blocks=4)
@@ -184,7 +186,7 @@ def test_rows_that_have_landed_when_the_request_fails_are_copied_out_of_their_bl
     assert request.num_rounds == 2
     request.release()
     node.abort_ack(receiver)
-    node.client._turn()
+    library_of(node.client).turn()
     assert transfer.memory.reserved_bytes == 0
     assert node.counts() == {"free": 8}
 
@@ -220,7 +222,7 @@ def test_a_request_that_is_kept_for_a_retry_and_released_gives_its_memory_back()
     assert transfer.memory.reserved_bytes > 0
     request.release()
     node.settle()
-    node.client._turn()
+    library_of(node.client).turn()
     assert transfer.memory.reserved_bytes == 0
     assert request.why_not_retryable == "it was released"
 

@@ -18,8 +18,9 @@ from embridge.allocator.request_tables import STAGE_READING, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.allocator.status import Phase
-from embridge.pipeline.scheduler.queues import TransferQueue
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers import messages as msg
 from embridge.workers.role import Send
 from embridge.workers.transfer.engines.base import EngineError, Outcome
@@ -689,7 +690,7 @@ def test_a_ring_record_of_an_epoch_that_is_over_does_nothing() -> None:
     assert (receiver.slot, receiver.epoch) == (old.slot, old.epoch + 1)
     word = node.word(receiver.slot)
     node.forget_sent()
-    to_bootstrap = node.client._to_bootstrap
+    to_bootstrap = library_of(node.client).attachment._to_bootstrap
     for kick in Kick:
         if kick not in (Kick.PEER_DEAD, Kick.LANE_DEAD, Kick.WRITER_GONE):  # these name no slot
             to_bootstrap.send(kick, old.slot, old.epoch)
@@ -719,12 +720,12 @@ def test_a_slot_is_not_used_again_before_the_node_has_released_it() -> None:
     node = LanguageAlone()
     client, slots, num_slots = node.client, node.control.slots, node.control.limits.num_slots
     first, *_ = [client.receiver(ENCODE_ADDRESS, room) for room in range(num_slots)]
-    client._lease.leave(first.slot, first.epoch)
+    library_of(client).requests.lease.leave(first.slot, first.epoch)
     again = client.receiver(ENCODE_ADDRESS, num_slots)
-    client._turn()
+    library_of(client).turn()
     assert again.is_waiting
     slots.set(first.slot, Slot.RELEASED_EPOCH, first.epoch)
-    client._turn()
+    library_of(client).turn()
     assert (again.slot, again.epoch) == (first.slot, first.epoch + 1)
 
 
@@ -1162,12 +1163,12 @@ def test_a_kick_that_comes_twice_sends_nothing_twice() -> None:
     sender = node.sender(1, 8)
     node.init(1, [3, 4])
     for _ in range(3):
-        node.client.kick_worker(sender.room, sender.slot, sender.epoch)
+        library_of(node.client).attachment.kick_worker(sender.room, sender.slot, sender.epoch)
         node.settle()
     engine.outcome = Outcome.DONE
     node.advance(0.1)
     for _ in range(3):
-        node.client.kick_worker(sender.room, sender.slot, sender.epoch)
+        library_of(node.client).attachment.kick_worker(sender.room, sender.slot, sender.epoch)
         node.settle()
     assert len(engine.submitted) == 1
 

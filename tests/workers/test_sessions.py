@@ -13,6 +13,7 @@ from embridge.allocator.layout import PayloadLayout
 from embridge.allocator.records import Destination, Peer
 from embridge.allocator.sessions import LiveSession, SessionTable
 from embridge.allocator.status import Phase
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.workers import messages as msg
 from embridge.workers.engine_kind import EngineKind
@@ -203,7 +204,7 @@ def test_a_window_of_which_only_a_part_has_come_in_the_new_session_waits() -> No
     node.sender(1, 16, rows=0)
     node.init(1, [3, 4, 5, 6], session=1)
     node.resume(1, [9, 10], first=2, session=2)
-    node.write(next(iter(node.client._handles.values())), 0, 16)  # type: ignore[arg-type]
+    node.write(next(iter(library_of(node.client).requests.by_slot.values())), 0, 16)  # type: ignore[arg-type]
     node.advance(0.3)
     assert node.engine.submitted == []
     node.resume(1, [7, 8, 9, 10], first=0, session=2)

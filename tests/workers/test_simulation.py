@@ -20,10 +20,12 @@ from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, 
 
 from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.status import Phase
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.client.sender import EmbeddingSender
-from embridge.pipeline.scheduler.queues import PreallocQueue, TransferQueue
+from embridge.pipeline.scheduler.queues import PreallocQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers.poller.encode import Publisher
 from embridge.workers.poller.language import StatusReceiver
 from embridge.workers.poller.verifier import Verifier
@@ -406,7 +408,7 @@ class Scenario:
                 assert str(sender.failure_exception())
         for scheduler in self.schedulers:
             if not scheduler.actor.is_dead:
-                scheduler.actor.client._turn()
+                library_of(scheduler.actor.client).turn()
                 assert scheduler.queue.memory.reserved_bytes == 0
 
 

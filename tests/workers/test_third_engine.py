@@ -17,8 +17,8 @@ from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.records import Peer
 from embridge.allocator.status import Phase
 from embridge.pipeline.config import PipelineConfig
-from embridge.pipeline.scheduler.queues import TransferQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers import messages as msg
 from embridge.workers.transfer import engines
 from embridge.workers.transfer.engines.base import Engine, SessionEngine, TransferEngine

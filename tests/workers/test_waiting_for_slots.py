@@ -22,11 +22,13 @@ from embridge.allocator.geometry import SLOTS_PER_PAGE, Geometry, Role
 from embridge.allocator.records import Lane, LaneState, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client import slot_queue as waiting
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.handle import MAX_ROOM, NO_SLOT
 from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.pipeline.client.slot_lease import SlotLease
-from embridge.pipeline.scheduler.queues import PreallocQueue, TransferQueue
+from embridge.pipeline.scheduler.queues import PreallocQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers import messages as msg
 from embridge.workers.timing import NS
 
@@ -182,7 +184,7 @@ def test_a_client_with_nothing_to_do_keeps_no_slots_from_another(nodes: Any) -> 
     pair.send(1, encoder=0)
     pair.request(1)
     pair.run(lambda: pair.num_finished() == 1 and pair.is_clean())
-    while pair.encoders[0].client._lease._lease_page() is not None:
+    while library_of(pair.encoders[0].client).requests.lease._lease_page() is not None:
         pass
     assert pair.encode.control.lanes.pages_of(pair.encoders[0].lane) == [0, 1]
     pair.send(2, encoder=1)
@@ -217,7 +219,7 @@ class FullLanguage(LanguageAlone):
 
     def __init__(self) -> None:
         super().__init__()
-        slot = self.client._lease._take()
+        slot = library_of(self.client).requests.lease._take()
         assert slot is not None
         self.spared = slot
         for room in range(1, self.control.limits.num_slots):
@@ -275,7 +277,7 @@ def test_a_call_that_joins_while_the_library_thread_finds_nobody_hears_that_it_i
     """P8: it is announced after the look at who waits, and so not among what is taken for read."""
     node, _ = full_encode()
     node.init(1, [3])
-    line, senders = node.client._line, []
+    line, senders = library_of(node.client).slot_queue, []
     stop = line._stop_listening
 
     def joined(*args: Any) -> None:
@@ -286,7 +288,7 @@ def test_a_call_that_joins_while_the_library_thread_finds_nobody_hears_that_it_i
         stop(*args)
 
     monkeypatch.setattr(line, "_stop_listening", joined)
-    node.client._turn()
+    library_of(node.client).turn()
     node.settle()
     assert not senders[0].is_waiting
 
@@ -301,10 +303,10 @@ def test_a_call_that_asks_while_the_library_thread_takes_the_mark_away_is_asked_
     node.init(2, [4])
     assert not before.is_waiting
     node.init(1, [3])
-    line, senders = node.client._line, []
+    line, senders = library_of(node.client).slot_queue, []
     assert not len(line)
     line._is_marked = True
-    set_mark = node.client.control.room_waiters.set
+    set_mark = library_of(node.client).attachment.control.room_waiters.set
 
     def asked(lane: int, waits: bool) -> None:
         monkeypatch.undo()
@@ -312,8 +314,8 @@ def test_a_call_that_asks_while_the_library_thread_takes_the_mark_away_is_asked_
         set_mark(lane, waits)
         node.actor("bootstrap").step()
 
-    monkeypatch.setattr(node.client.control.room_waiters, "set", asked)
-    node.client._turn()
+    monkeypatch.setattr(library_of(node.client).attachment.control.room_waiters, "set", asked)
+    library_of(node.client).turn()
     node.settle()
     assert not senders[0].is_waiting
 
@@ -359,7 +361,7 @@ def test_the_deadline_of_a_call_counts_while_it_waits(nodes: Any, is_full: bool)
     """D1, P8: for a slot that it may have, or when every slot is in use."""
     node, _ = full_encode()
     if is_full:
-        while (slot := node.client._lease._take()) is not None:
+        while (slot := library_of(node.client).requests.lease._take()) is not None:
             assert slot >= 0
     sender = node.client.sender(1, 4, timeout_s=1.0)
     node.write(sender, 0, 4)
@@ -423,7 +425,7 @@ def test_a_receiver_that_waits_and_is_given_up_ends_in_the_next_turn(nodes: Any,
     given_up.init([])
     node.forget_sent()
     getattr(given_up, how)()
-    node.client._turn()
+    library_of(node.client).turn()
     failure = given_up.failure_exception()
     assert failure is not None
     assert failure.code == FailureCode.ABORTED
@@ -443,7 +445,7 @@ def test_a_receiver_that_waits_and_is_given_up_takes_a_slot_that_has_come_free(n
     node = FullLanguage()
     given_up = node.client.receiver(ENCODE_ADDRESS, 1)
     node.forget_sent()
-    node.client._lease._free[0].append(node.spared)
+    library_of(node.client).requests.lease._free[0].append(node.spared)
     given_up.abort("no image after all")
     node.settle()
     assert given_up.slot == node.spared
@@ -460,13 +462,13 @@ def test_a_receiver_whose_time_ends_while_it_is_given_up_has_ended_once(nodes: A
     def too_late(code: FailureCode, reason: str) -> None:
         monkeypatch.undo()
         node.world.now_ns += 2 * NS
-        node.client._turn()
+        library_of(node.client).turn()
         give_up(code, reason)
 
     monkeypatch.setattr(receiver, "give_up", too_late)
     receiver.abort()
     assert isinstance(receiver.failure_exception(), TransferTimeout)
-    assert not node.client._line._first
+    assert not library_of(node.client).slot_queue._first
 
 
 def test_requests_in_a_queue_end_in_time_whatever_waits_before_them(nodes: Any) -> None:
@@ -492,7 +494,7 @@ def test_requests_in_a_queue_end_in_time_whatever_waits_before_them(nodes: Any) 
 def test_only_a_full_line_is_an_error_which_says_when_to_try_again(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """P12: so many a client; it is a RuntimeError, too."""
     monkeypatch.setattr(waiting, "MAX_WAITING", 8)
-    monkeypatch.setattr("embridge.pipeline.scheduler.queues.MAX_WAITING", 8)
+    monkeypatch.setattr("embridge.pipeline.scheduler.transfer_queue.MAX_WAITING", 8)
     node, _ = full_encode()
     for room in range(8):
         node.client.sender(room, 4)
@@ -501,7 +503,7 @@ def test_only_a_full_line_is_an_error_which_says_when_to_try_again(nodes: Any, m
         node.client.sender(8, 4)
     assert isinstance(busy.value, RuntimeError)
     assert busy.value.retry_after_s == 1.0
-    assert node.client.waiting_for(8) is None
+    assert library_of(node.client).requests.waiting_for(8) is None
     language = LanguageAlone()
     prealloc = PreallocQueue(language.client, TransferQueue(language.client))
     for room in range(8):
@@ -509,7 +511,7 @@ def test_only_a_full_line_is_an_error_which_says_when_to_try_again(nodes: Any, m
     refused = EmbeddingRequest(room=8, bootstrap_addr=ENCODE_ADDRESS)
     with pytest.raises(NodeBusyError, match="wait for a slot: 8 >= 8"):
         prealloc.add(refused)
-    language.client._turn()
+    library_of(language.client).turn()
     prealloc.add(refused)
 
 
@@ -517,11 +519,11 @@ def test_those_who_wait_when_the_client_closes_or_its_node_goes_have_failed(node
     """P5."""
     node, _ = full_encode()
     sender = node.client.sender(1, 4)
-    node.client._line.close()
+    library_of(node.client).slot_queue.close()
     assert "this client was closed" in str(sender.failure_exception())
     node, _ = full_encode()
     sender = node.client.sender(1, 4)
-    node.client.node_gone = True
+    library_of(node.client).attachment.node_gone = True
     assert "own node is gone" in str(sender.failure_exception())
     assert sender in node.client.poll()
 
@@ -530,9 +532,9 @@ def test_those_who_have_left_the_line_when_the_node_has_gone_are_named_by_the_ne
     """P8: a caller that goes by `poll` hears of their end, though the library thread has ended them first."""
     node, _ = full_encode()
     sender = node.client.sender(1, 4)
-    node.client.node_gone = True
-    node.client._turn()
-    assert len(node.client._line) == 0
+    library_of(node.client).attachment.node_gone = True
+    library_of(node.client).turn()
+    assert len(library_of(node.client).slot_queue) == 0
     assert sender in node.client.poll()
 
 

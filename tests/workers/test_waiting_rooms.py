@@ -38,7 +38,7 @@ def test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_th
     assert [blocks_of(request) for request in silent] == [16, 8, 0, 0, 0, 0, 0, 0, 0, 0]
     node.advance(5.0)  # it takes no more because time passes
     assert sum(blocks_of(request) for request in silent) == 24
-    assert all(request._contacted for request in silent)
+    assert all(request.record.is_contacted for request in silent)
     busy = waiting(node, queue, 11)
     assert busy.receiver is not None
     assert blocks_of(busy) == 0
@@ -78,8 +78,8 @@ def test_a_retry_whose_new_encoder_is_silent_has_a_share_too() -> None:
     silent = waiting(node, queue, 1)
     announced(node, silent, 16)
     again = EmbeddingRequest(room=2, bootstrap_addr=ENCODE_ADDRESS)
-    again._first_block, again._total = 10, 40 * BLOCK_SIZE
-    again.total_embedding_length = again._total
+    again.record.first_block, again.record.total_there = 10, 40 * BLOCK_SIZE
+    again.total_embedding_length = again.record.total_there
     queue.add(again)
     node.settle()
     assert (blocks_of(silent), blocks_of(again) - 10) == (16, 8)
@@ -157,8 +157,8 @@ def test_a_retry_that_begins_behind_more_than_half_of_the_pool_is_granted_from_t
     node = LanguageAlone(num_blocks=16)
     queue = queue_of(node, 4)
     request = EmbeddingRequest(room=1, bootstrap_addr=ENCODE_ADDRESS)
-    request._first_block, request._total = 30, 40 * BLOCK_SIZE
-    request.total_embedding_length = request._total
+    request.record.first_block, request.record.total_there = 30, 40 * BLOCK_SIZE
+    request.total_embedding_length = request.record.total_there
     queue.add(request)
     node.settle()
     node.registered()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,9 @@ from embridge.allocator.checksums import RowSums
 from embridge.allocator.geometry import SLOTS_PER_PAGE, Role
 from embridge.allocator.records import LIBRARY_VIEW
 from embridge.allocator.rings import Kick
-from embridge.pipeline.client.client import Client
+from embridge.pipeline.client.attachment import Attachment
+from embridge.pipeline.client.client import Client, library_of
+from embridge.pipeline.client.library import Library
 from embridge.workers.bootstrap.encode import Admission
 from embridge.workers.bootstrap.language import GrantSender
 from embridge.workers.poller.encode import Publisher
@@ -211,7 +214,10 @@ class ClientActor(Actor):
         )
         self.sock = sock
         control = FusedControl(node.control_map, self.fuse)
-        self.client = Client.over(control, node.payload, sock, welcome, lambda: self.world.now_ns)
+        attachment = Attachment(
+            Path(), control, node.payload, sock, welcome, lambda: self.world.now_ns, event_fds={}, owns_memory=False
+        )
+        self.client = Client(Library(attachment))
         self.bell = control.bell(f"library{lane}")
         self.seen = -1
 
@@ -225,7 +231,7 @@ class ClientActor(Actor):
         if self.world.chance(self.world.faults.lost_marks):
             self.lose_marks(LIBRARY_VIEW)
         try:
-            starving = self.client._turn()
+            starving = library_of(self.client).turn()
         except Killed:
             self.die()
             return
@@ -233,7 +239,7 @@ class ClientActor(Actor):
 
     def lose_marks(self, view: int) -> None:
         """Whoever set these dirty bits died just before, as it were."""
-        lease = self.client._lease
+        lease = library_of(self.client).requests.lease
         out = np.empty(SLOTS_PER_PAGE * max(len(lease.pages), 1), np.uint32)
         self.node.control.status.changed(view, lease.pages, len(lease.pages), out)
 

@@ -1,0 +1,391 @@
+"""The library: what a client does behind its public face, for its handles and for the queues and ranks over it.
+
+A client has two threads. The caller's only reads words, appends to queues and rings bells: it never waits, takes no lock and does no
+I/O. The library thread stages, drains, grants and frees; it sleeps on its own doorbell, without the GIL.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from embridge.allocator.errors import FailureCode, NodeBusyError, NodeGoneError, NodeUnhealthyError
+from embridge.allocator.geometry import Role
+from embridge.allocator.records import LIBRARY_VIEW, NodeState
+from embridge.allocator.rings import FULL_RING_WAIT_S
+from embridge.pipeline.arguments import is_time, whole
+from embridge.pipeline.client.attachment import CLOSED, FORKED, Attachment
+from embridge.pipeline.client.handle import MAX_ROOM, TransferHandle
+from embridge.pipeline.client.open_requests import OpenRequests
+from embridge.pipeline.client.rounds import Round
+from embridge.pipeline.client.routing import RoutePicker
+from embridge.pipeline.client.slot_queue import MAX_WAITING, SlotQueue
+from embridge.pipeline.client.unsent_memory import UnsentMemory
+from embridge.pipeline.leaving import refuse
+from embridge.workers.health import why_refusing
+from embridge.workers.log_limit import LogLimit
+from embridge.workers.timing import NS
+
+log = logging.getLogger(__name__)
+
+SLOW_LOOK_NS = NS // 10  # a full compare of the status words, and a share of a round: a mark is a hint, which may be lost
+LIBRARY_WAIT_S = 0.1
+STARVING_WAIT_S = 0.005
+MAX_TIMEOUT_S = 1e9
+END_WAIT_S = 5.0  # for the library thread to finish what it copies
+LED_TO_MEMORY = ("destinations", "staging", "windows", "sessions", "unsent", "slot_queue", "_picker")
+
+_libraries: weakref.WeakSet[Library] = weakref.WeakSet()  # those that have threads, to be told of a fork
+
+
+class LeadingRanks(Protocol):
+    """The other ranks of a client that was attached with `num_ranks`; they follow what this process, rank 0, decides."""
+
+    group: str
+    """Which group of ranks of its node this is."""
+    num_batches: int
+    """Batches that rank 0 has popped; each follower counts the same way."""
+
+    @property
+    def num_ranks(self) -> int:
+        """How many ranks there are, with this one."""
+
+    def states(self) -> dict[int, str]:
+        """What has become of each other rank: awaited, joined, left, or cut off. Raises RuntimeError once the client is closed."""
+
+    def close(self) -> None:
+        """Let go of memory and descriptors (`Client.close`, after the lane was given up)."""
+
+
+class Library:
+    """One client's handles, and the turns of the thread that serves them.
+
+    Without `start` there is no such thread, and whoever made the library calls `turn`.
+    """
+
+    ranks: LeadingRanks | None = None
+
+    def __init__(self, attachment: Attachment) -> None:
+        control = attachment.control
+        num_slots = control.limits.num_slots
+        self.attachment = attachment
+        self.requests = OpenRequests(attachment, num_slots + MAX_WAITING)
+        self.slot_queue = SlotQueue(attachment, self.requests)
+        if control.role == Role.ENCODE:
+            self.destinations, self.staging = control.destinations, control.staging
+            self.unsent = UnsentMemory(control, attachment.lane)
+        else:
+            self.windows, self.sessions = control.windows, control.sessions
+        self._limit = LogLimit()
+        self._stop = threading.Event()
+        self._has_ended = True  # until it begins
+        self._leaves_late = False
+        self._end_lock = threading.Lock()
+        self._ends: list[Callable[[], None]] = []
+        self._turns: list[Callable[[], bool]] = []
+        self._out = np.empty(num_slots, np.uint32)
+        self._words = np.zeros(num_slots, np.uint64)
+        self._slow_ns = 0
+        self._round = Round(self.requests.by_slot)
+        self._starving: OrderedDict[TransferHandle, None] = OrderedDict()
+        self._to_serve: deque[TransferHandle] = deque()
+        self._num_waiting = 0  # for a slot, as the lane's word has it
+        self._num_lacking = 0  # of them, those that wait in a transfer queue
+        self._is_slot_waiter = False
+        self._picker: RoutePicker | None = None
+
+    def start(self) -> None:
+        """Start the library thread. Raises RuntimeError: no thread can be started."""
+        thread = threading.Thread(target=self._live, name="embridge-library", daemon=True)
+        witness = threading.Thread(target=self._stop.wait, name="embridge-witness", daemon=True)  # see `death_watch`
+        self.attachment.threads = (thread, witness)
+        self._has_ended = False
+        try:
+            witness.start()
+            thread.start()
+        except BaseException:
+            self._stop.set()
+            raise
+        _libraries.add(self)
+
+    # ---- the caller's thread
+
+    def check_open(self, room: int, role: Role, what: str, instead_of: TransferHandle | None = None) -> int:
+        """The room as an int, if a request of it may be opened here now; raises as `Client.sender` does.
+
+        `instead_of`: a request of the same room, which has failed.
+        """
+        attachment, control = self.attachment, self.attachment.control
+        attachment.check_usable()
+        if control.role != role:
+            ours, theirs = control.role.name.lower(), role.name.lower()
+            raise ValueError(f"{what}: this client is attached to a {ours} node; attach to the {theirs} node")
+        room = whole("room", room, 0, MAX_ROOM, "0 to 2**63 - 1")
+        if self.requests.by_room.get(room, instead_of) is not instead_of:
+            raise ValueError(f"room: {room} is in use; a room is one request, use a new number")
+        if control.state != NodeState.READY:
+            raise NodeGoneError(f"the node is {control.state.name}; it takes no new requests")
+        if why := why_refusing(control):
+            raise NodeUnhealthyError(f"the node is unhealthy; it takes no new requests: {why}")
+        return room
+
+    def open(self, handle: TransferHandle, timeout_s: float | None, *, may_wait: bool = True) -> None:
+        """Give a request a slot, or have it wait for one. `timeout_s` counts from now; None is the node's.
+
+        Raises:
+            ValueError: `timeout_s` is out of range.
+            NodeBusyError: there is no slot, and it may not wait, or as many requests as may wait do.
+        """
+        attachment = self.attachment
+        timeout_s = attachment.request_timeout_s if timeout_s is None else timeout_s
+        if not is_time(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s: {timeout_s!r} s must be positive, and at most {MAX_TIMEOUT_S:g} s")
+        handle.opened_ns = attachment.clock()
+        handle.deadline_ns = handle.opened_ns + int(float(timeout_s) * NS)
+        is_early = attachment.control.role == Role.ENCODE
+        if not len(self.slot_queue) and self.requests.enter(handle, is_early=is_early):
+            return
+        if not may_wait:
+            raise NodeBusyError(f"all {attachment.control.limits.num_slots} slots are in use", LIBRARY_WAIT_S)
+        self.slot_queue.check_room()
+        self.requests.add(handle)
+        self.slot_queue.join(handle)
+
+    def hurry(self, handle: TransferHandle) -> None:
+        """Have a request that waits for a slot, and was given up, end soon (either thread)."""
+        self.slot_queue.hurry(handle)
+
+    def wake(self, handle: TransferHandle | None = None) -> None:
+        """Have the library thread take a turn, and serve one request in it (either thread)."""
+        if handle is not None:
+            self._to_serve.append(handle)
+        self.attachment.library_bell.ring()
+
+    def route_picker(self, what: str) -> RoutePicker:
+        """What this client knows of the encode nodes, for the method `what`. Raises as `Client.encode_nodes` does."""
+        attachment, control = self.attachment, self.attachment.control
+        attachment.check_usable()
+        if control.role != Role.LANGUAGE:
+            raise ValueError(f"{what}: this client is attached to an encode node; attach to the language node")
+        if self._picker is None:
+            if not control.has_discovery:
+                where = f"the node in {attachment.run_dir}"
+                raise ValueError(f"{what}: {where} has no discovery; launch it with --discovery http://host:port")
+            self._picker = RoutePicker(control.routes, attachment.clock)
+        return self._picker
+
+    # ---- for handles and queues, on the library thread
+
+    def add_turn(self, turn: Callable[[], bool], end: Callable[[], None]) -> None:
+        """Have `turn` called once a turn; it says whether it waits for a block. `end` is called once, when the client leaves."""
+        self._turns.append(turn)
+        self._ends.append(end)
+
+    def lack_slots(self, count: int) -> None:
+        """Count requests that wait for a slot in a transfer queue; it does so in each of its turns."""
+        self._num_lacking += count
+
+    def leave(self, handle: TransferHandle) -> None:
+        """Give a request's slot back: the client needs nothing of it any more."""
+        self._starving.pop(handle, None)
+        self.requests.leave(handle)
+
+    @property
+    def is_starving(self) -> bool:
+        """Whether a request of this client waits for a block (either thread)."""
+        return bool(self._starving)
+
+    def spare_blocks(self) -> int:
+        """How many blocks are free beyond a quarter of the pool: so many may be filled ahead of a grant (either thread)."""
+        blocks = self.attachment.control.blocks
+        return blocks.cells.num_free(blocks.num_blocks) - (blocks.num_blocks // 4 + 1)
+
+    def blocks_are_short(self) -> bool:
+        """Whether less than a quarter of the pool is free: then nothing is staged ahead of a grant."""
+        blocks = self.attachment.control.blocks
+        quarter = blocks.num_blocks // 4 + 1
+        return bool(self._starving) or blocks.cells.num_free(quarter) < quarter
+
+    def evict(self, needy: TransferHandle) -> bool:
+        """Have this client's other requests drop what nobody can take now. True if a block came free."""
+        others = [handle for handle in list(self.requests.by_slot.values()) if handle is not needy]
+        return sum(other.evict() for other in others) > 0 or any(other.evict(copying=True) for other in others)
+
+    def blocks_freed(self) -> None:
+        """Wake those who wait for a block: other clients' library threads, and this one's, for one more turn (either thread)."""
+        self.attachment.control.ring_block_waiters()
+        if self._starving:
+            self.attachment.library_bell.ring()
+
+    # ---- the library thread
+
+    def _live(self) -> None:
+        try:
+            self._take_turns()
+        finally:
+            with self._end_lock:
+                self._has_ended = True
+            if self._leaves_late:
+                self._leave_node()
+
+    def _take_turns(self) -> None:
+        attachment, bell = self.attachment, self.attachment.library_bell
+        while not self._stop.is_set():
+            seen = bell.sequence()
+            try:
+                starving = self.turn()
+            except Exception:
+                self._limit.log(log, logging.ERROR, "turn", attachment.clock(), "library thread: a turn failed", exc_info=True)
+                starving = True
+            if not self._stop.is_set():
+                wait_s = STARVING_WAIT_S if starving else LIBRARY_WAIT_S
+                bell.wait(seen, FULL_RING_WAIT_S if attachment.has_kicks_left else wait_s)
+
+    def turn(self) -> bool:
+        """Serve what changed, what was asked for, and those who wait for a block, in that order. True if somebody waits."""
+        attachment, control, requests = self.attachment, self.attachment.control, self.requests
+        now = attachment.clock()
+        control.lanes.beat(attachment.lane, now)
+        status, pages, out = control.status, requests.lease.pages, self._out
+        count = status.changed(LIBRARY_VIEW, pages, len(pages), out)
+        changed = out[:count].tolist()
+        todo: dict[TransferHandle, None] = {}  # not by slot: one that was woken may have left, and its slot be another's
+        if is_slow := now >= self._slow_ns:
+            self._slow_ns = now + SLOW_LOOK_NS
+            self._look_at_node()
+            count = status.compare(pages, len(pages), self._words, out)
+            changed += out[:count].tolist()
+            todo.update(dict.fromkeys(self._round.some()))
+        for slot in changed:
+            if (handle := requests.by_slot.get(slot)) is not None:
+                todo[handle] = None
+        while self._to_serve:
+            todo[self._to_serve.popleft()] = None
+        for handle in list(self._starving):
+            if not control.blocks.cells.num_free(1):
+                break  # first come, first served: those behind wait, too
+            if handle not in todo and requests.is_open(handle):
+                self._serve(handle)
+        for handle in todo:
+            if requests.is_open(handle):
+                self._serve(handle)
+        requests.lease.collect()
+        self._num_lacking = 0
+        lacks = self.slot_queue.turn(now, is_slow=is_slow)
+        starving = bool(self._starving)
+        for turn in self._turns:
+            starving |= turn()
+        control.blocks.set_waiting(attachment.lane, starving)
+        waits = self._say_who_waits(lacks or self._num_lacking > 0)
+        attachment.flush()
+        if attachment.node_gone:
+            self._let_go_of_payload()
+        return starving or waits
+
+    def _say_who_waits(self, lacks_slot: bool) -> bool:
+        """Have other clients give pages back while there is no slot for this one. True while requests wait for a slot."""
+        control, lane = self.attachment.control, self.attachment.lane
+        count = len(self.slot_queue) + self._num_lacking
+        if count or self._num_waiting:
+            self._num_waiting = count
+            control.lanes.set_num_waiting(lane, count)
+        if lacks_slot != self._is_slot_waiter:
+            self._is_slot_waiter = lacks_slot
+            control.slot_waiters.set(lane, lacks_slot)
+            if lacks_slot:
+                control.ring_libraries()
+        self.requests.lease.share(is_needy=lacks_slot)
+        return count > 0
+
+    def _serve(self, handle: TransferHandle) -> None:
+        try:
+            handle.service()
+        except Exception as error:
+            text = "room %d: the library thread failed"
+            self._limit.log(log, logging.ERROR, "serve", self.attachment.clock(), text, handle.room, exc_info=True)
+            handle.fail(FailureCode.INTERNAL, f"{type(error).__name__}: {error}")
+        if handle.wants_block and self.requests.is_open(handle):
+            self._starving.setdefault(handle)
+        else:
+            self._starving.pop(handle, None)
+
+    def _look_at_node(self) -> None:
+        """Once the node is gone, whoever polls finds Failed."""
+        if self.attachment.has_lost_node():
+            for handle in list(self.requests.by_slot.values()):
+                handle.let_go()  # rows that were lent are the caller's again
+            self.attachment.user_bell.ring()
+
+    def _let_go_of_payload(self) -> None:
+        """The node is gone: all that was in flight has ended, and nobody needs the payload."""
+        if not self.attachment.has_payload:
+            return
+        for handle in list(self.requests.by_slot.values()):
+            handle.progress()
+        self.attachment.let_go_of_payload()
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Leave the node, as `Client.close` says."""
+        attachment = self.attachment
+        if attachment.is_closed or attachment.is_forked:
+            attachment.is_closed = True
+            return
+        attachment.is_closed = True
+        self._stop.set()
+        attachment.library_bell.ring()
+        for thread in attachment.threads:
+            if thread is not threading.current_thread():
+                thread.join(END_WAIT_S)
+        with self._end_lock:
+            late = self._leaves_late = not self._has_ended
+        if late:
+            text = "client of %s: its library thread has not ended in %g s; it keeps its lane until then"
+            log.warning(text, attachment.run_dir, END_WAIT_S)
+        else:
+            self._leave_node()
+
+    def _leave_node(self) -> None:
+        """Nobody copies any more: give up the lane, and all that came with it."""
+        for handle in list(self.requests.known):  # those that ended without a slot, too
+            handle.let_go()
+        self.attachment.unpin()
+        self.slot_queue.close()
+        for end in self._ends:
+            end()
+        self.attachment.leave()
+        if self.ranks is not None:
+            self.ranks.close()
+        _libraries.discard(self)
+        self._let_go(CLOSED)
+
+    def _let_go(self, why: str) -> None:
+        """Let go of the memory and the descriptors, and of whatever leads there."""
+        self.requests.refuse(why)
+        for held in (self._turns, self._ends, self._starving, self._to_serve):
+            held.clear()
+        refuse(self, why, LED_TO_MEMORY)
+        self.attachment.let_go()
+
+    def end_in_child(self) -> None:
+        """After a fork the lane is the parent's: the child gives nothing up, and keeps nothing."""
+        self.attachment.hang_up()
+        if self.ranks is not None:
+            self.ranks.close()
+        self._let_go(FORKED)
+
+
+def _mark_forked() -> None:
+    for library in list(_libraries):
+        library.end_in_child()
+
+
+os.register_at_fork(after_in_child=_mark_forked)

@@ -1,0 +1,392 @@
+"""`TransferQueue`: requests on their way, from the opened room to the result, driven by the client's library thread.
+
+The documents resume inside `pop_transferred`, once a step of the scheduler. Here the library thread does it, as rows land: a resume then
+waits for a block and not for a step, and `pop_transferred` only takes what is finished off a queue: it copies nothing, waits for
+nothing, and needs no lock, for all of a request's state belongs to the library thread until it is finished.
+
+First come, first served, among those who can use a block now: a request at the head that has no rows waiting does not stop those
+behind it (R22), and the reserve goes only to one whose rows are waiting (R21). What has landed can always be copied out, because no more
+is granted than host memory is reserved for: so blocks are never held by a request that waits for something else (D8).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+
+from embridge.allocator.errors import FailureCode, failure
+from embridge.allocator.geometry import MAX_TOKENS
+from embridge.allocator.records import NodeState
+from embridge.allocator.status import Phase
+from embridge.pipeline.arguments import is_time, whole
+from embridge.pipeline.client.client import Client, library_of
+from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
+from embridge.pipeline.client.slot_queue import MAX_WAITING, check_room
+from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, free_for_all_of, most_ahead, share_without_rows
+from embridge.pipeline.scheduler.delivery import Delivery
+from embridge.pipeline.scheduler.draining import Draining
+from embridge.pipeline.scheduler.host_memory import HostMemory
+from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResult
+from embridge.workers.timing import NS
+
+LOOK_BEHIND_NS = NS // 10
+NO_SLOT_IN_TIME = "deadline passed while waiting for a slot"
+
+
+class TransferQueue:
+    """Requests on their way. `add` is `PreallocQueue`'s; the caller uses `pop_transferred`, `abort`, `len`."""
+
+    def __init__(self, client: Client, *, default_allocate_tokens: int | None = None, adaptive: bool = True) -> None:
+        """`default_allocate_tokens` are granted while a length is not known; where it is not given, what the node says.
+
+        If `adaptive`, a better number is learned from the lengths that are seen.
+
+        Raises:
+            ValueError: the tokens are out of range, or the client has ranks, which follow another queue.
+        """
+        library = library_of(client)
+        attachment = library.attachment
+        settings = attachment.settings
+        self._library = library
+        self._attachment = attachment
+        self._bs = attachment.geometry.block_size
+        ranks = library.ranks
+        assert ranks is None or isinstance(ranks, Delivery)
+        self._ranks = ranks
+        if ranks is None:
+            self.memory = HostMemory(attachment.geometry, settings["host_buffer_bytes"])
+        else:
+            ranks.take()
+            self.memory = ranks.memory
+        self._draining = Draining(attachment, self.memory)
+        given = settings["default_allocate_tokens"] if default_allocate_tokens is None else default_allocate_tokens
+        start = whole("default_allocate_tokens", given, 1, MAX_TOKENS)
+        self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
+        self._incoming: deque[EmbeddingRequest] = deque()
+        self._refused: set[EmbeddingRequest] = set()  # of those: ended before they had a slot
+        self._look_ns = 0
+        self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
+        self._wanting: list[EmbeddingRequest] = []  # those that could use a block, in the order of arrival
+        self._wanted: set[EmbeddingRequest] = set()
+        self._num_arrived = 0
+        self._finished: deque[EmbeddingRequest] = deque()
+        self._failed: deque[EmbeddingRequest] = deque()
+        library.add_turn(self._turn, self._abandon)
+
+    def __len__(self) -> int:
+        return len(self._incoming) - len(self._refused) + len(self._active) + (len(self._ranks) if self._ranks is not None else 0)
+
+    # ---- the scheduler's thread
+
+    def add(self, request: EmbeddingRequest) -> None:
+        """Hand a request over (any thread). Raises NodeBusyError as `check_room`."""
+        self.check_room()
+        request.record.added_s = self._attachment.clock() / NS
+        self._incoming.append(request)
+        self._library.wake()
+
+    def check_room(self) -> None:
+        """Whether one more request may be handed over.
+
+        Raises:
+            NodeBusyError: every slot of the node is in use, and as many requests as may wait for one do.
+        """
+        num_waiting = len(self._incoming)
+        if num_waiting >= MAX_WAITING:
+            check_room(num_waiting, self._attachment.clock() / NS - self._incoming[0].record.added_s)
+
+    def pop_transferred(self) -> tuple[list[EmbeddingRequest], list[EmbeddingRequest]]:
+        """(finished, failed) since the last call. Finished ones have their `result`, failed ones their `failure`.
+
+        With ranks, the others' `pop_transferred` return the same, batch for batch.
+        """
+        self._attachment.check_attached()
+        finished, failed = list(_taken(self._finished)), list(_taken(self._failed))
+        if self._ranks is not None and (finished or failed):
+            self._ranks.publish(finished, failed)
+        return finished, failed
+
+    def _abandon(self) -> None:
+        """The client leaves: nobody can pop what is still here."""
+        waiting = self._ranks.abandon() if self._ranks is not None else []
+        for request in (*self._incoming, *self._active, *self._finished, *self._failed, *waiting):
+            request.release()
+        for held in (self._incoming, self._active, self._wanting, self._wanted, self._finished, self._failed):
+            held.clear()
+        self.memory.end()
+
+    # ---- the library thread
+
+    def _turn(self) -> bool:
+        """Open what came, then grant what is possible, in order of arrival. True if somebody waits for a block."""
+        self.memory.collect()
+        waits = False
+        while self._incoming:
+            request = self._incoming[0]
+            if request not in self._refused and not self._open(request):
+                self._look_behind()
+                break
+            self._incoming.popleft()
+            self._refused.discard(request)
+        if self._attachment.node_gone:
+            for request in list(self._active):
+                self._end_failed(request, lost=True)
+        if self._ranks is not None:
+            waits |= self._ranks.turn(self._pass_on)
+        return self._grant_all() or waits
+
+    def _look_behind(self) -> None:
+        """There is no slot for the first: those behind may be over all the same."""
+        self._library.lack_slots(len(self._incoming) - len(self._refused))
+        now_ns = self._attachment.clock()
+        if now_ns < self._look_ns:
+            return
+        self._look_ns = now_ns + LOOK_BEHIND_NS
+        for request in list(self._incoming):
+            timeout_s = self._timeout_s(request)
+            if request in self._refused or not is_time(timeout_s):
+                continue
+            if request.abort_reason:
+                self._refuse(request, FailureCode.ABORTED, request.abort_reason)
+            elif request.record.added_s + timeout_s <= now_ns / NS:
+                self._refuse(request, FailureCode.TIMEOUT, NO_SLOT_IN_TIME)
+            else:
+                continue
+            self._refused.add(request)
+
+    def _timeout_s(self, request: EmbeddingRequest) -> float:
+        return self._attachment.request_timeout_s if request.timeout_s is None else request.timeout_s
+
+    def _want(self, request: EmbeddingRequest) -> None:
+        """Enter a request among those that could use a block, at the place of its arrival; once."""
+        if request not in self._wanted:
+            self._wanted.add(request)
+            insort(self._wanting, request, key=_arrival)
+
+    def _grant_all(self) -> bool:
+        """Blocks to those who can use one now, first come, first served. True if somebody waits for a block."""
+        waits = False
+        keep: list[EmbeddingRequest] = []
+        cells = self._attachment.control.blocks.cells
+        may_exceed = {next(iter(self._active), None), self._lowest_room()}
+        for request in self._wanting:
+            free, record = cells.num_free(2), request.record
+            if request not in self._active:
+                self._wanted.discard(request)
+                continue
+            if record.is_contacted and (free == 0 or (free == 1 and not record.has_rows_waiting)):
+                keep.append(request)
+                waits = True
+                continue
+            is_begun = record.reserved_tokens > 0 or request.required_dst_info_num > 1
+            if self._grant(request, request in may_exceed and (self.memory.admits or is_begun)):
+                keep.append(request)
+                waits |= record.has_rows_waiting or not cells.num_free(2)
+            else:
+                self._wanted.discard(request)
+        self._wanting = keep
+        return waits
+
+    def _lowest_room(self) -> EmbeddingRequest | None:
+        """Of the requests with other destinations the one that all of these agree on to be first, whatever came first where.
+
+        A request that has landed here keeps its host memory until it has landed everywhere: if each node let only its own oldest exceed
+        the limit, two nodes could wait for each other (D8).
+        """
+        shared = (request for request in self._active if request.required_dst_info_num > 1)
+        return min(shared, key=_room, default=None)
+
+    def _open(self, request: EmbeddingRequest) -> bool:
+        """False when no slot is free: the request stays where it is, as long as its time lasts."""
+        timeout_s = self._timeout_s(request)
+        if not is_time(timeout_s):  # it would stop those behind it, too
+            return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {timeout_s!r} is no number of seconds")
+        record = request.record
+        left_s = record.added_s + float(timeout_s) - self._attachment.clock() / NS
+        if left_s <= 0:
+            return self._refuse(request, FailureCode.TIMEOUT, NO_SLOT_IN_TIME)
+        try:
+            receiver = open_receiver(
+                self._library,
+                request.bootstrap_addr,
+                request.room,
+                request.required_dst_info_num,
+                left_s,
+                begin=record.first_block,
+                total=record.total_there,
+                instead_of=record.failed_receiver,
+                may_wait=False,
+            )
+        except RuntimeError:
+            if request.abort_reason:  # without a slot there is no way to tell its encoder, which waits for its own deadline
+                return self._refuse(request, FailureCode.ABORTED, request.abort_reason)
+            if self._attachment.control.state == NodeState.READY and not self._attachment.node_gone:
+                return False
+            return self._refuse(request, FailureCode.REFUSED, "this client's node is gone, or is being stopped")
+        except Exception as error:  # a bad request is the request's failure, not the queue's
+            return self._refuse(request, FailureCode.REFUSED, str(error))
+        request.receiver = receiver
+        record.failed_receiver = None
+        record.memory = self.memory
+        self._num_arrived += 1
+        record.arrival = self._num_arrived
+        self._active[request] = None
+        receiver.on_change = partial(self._serve, request)
+        if request.abort_reason:  # opened all the same: so its encoder hears why
+            receiver.abort(request.abort_reason)
+        return True
+
+    def _refuse(self, request: EmbeddingRequest, code: FailureCode, reason: str) -> bool:
+        """It ends before it had a slot."""
+        request.failure = failure(code, reason, request.room)
+        request.record.why_not_retryable = f"it never had a slot: {reason}"
+        request.release()
+        self._end(request)
+        return True
+
+    def _serve(self, request: EmbeddingRequest) -> None:
+        """Its words changed: learn the length, copy out what landed, notice the end."""
+        receiver = request.receiver
+        if receiver is None or request not in self._active:
+            return
+        now = receiver.progress()
+        if now.phase == Phase.Failed:
+            self._end_failed(request)
+            return
+        self._learn(request, receiver)
+        granted, record = receiver.granted_tokens, request.record
+        record.has_rows_waiting = receiver.ready_tokens > granted
+        may_have_more = receiver.ready_tokens > 0 or not record.has_share
+        if receiver.handshake_done and may_have_more and granted < (request.total_embedding_length or self.default.tokens()):
+            self._want(request)
+        if now.sent > request.transferred_tokens:
+            self._draining.drain(request, receiver, now.sent)
+        if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:
+            self._end_finished(request)
+
+    def _learn(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
+        total = receiver.total_embedding_length
+        if not total or request.total_embedding_length:
+            return
+        request.total_embedding_length = total
+        request.record.has_share = False  # which was one of the default
+        self.default.observe(total)
+        need = self.memory.bytes_for(total)
+        if need > self.memory.limit_bytes:
+            receiver.fail(
+                FailureCode.TOO_LARGE,
+                f"{total} tokens need {need} bytes of host memory > {self.memory.limit_bytes}; raise host_buffer_bytes",
+            )
+
+    # ---- granting
+
+    def _grant(self, request: EmbeddingRequest, may_exceed: bool) -> bool:
+        """Give a request the blocks it can use. True if it could use more."""
+        receiver = request.receiver
+        assert receiver is not None
+        if not receiver.handshake_done or receiver.progress().phase >= Phase.Success:
+            return False
+        total, granted, shows_rows = request.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens > 0
+        rows = max(receiver.ready_tokens, receiver.progress().sent, receiver.first_block * self._bs)
+        most = rows // self._bs + most_ahead(self._attachment.control.blocks.num_blocks)
+        target = min(total or max(self.default.tokens(), granted), most * self._bs)
+        if not shows_rows:
+            missing = max(-(-target // self._bs) - receiver.granted_blocks, 0)
+            target = min(target, max((receiver.granted_blocks + self._share(missing)) * self._bs, granted))
+        if self.memory.bytes_for(total) > self.memory.limit_bytes:
+            return False
+        record = request.record
+        record.has_share = True
+        if record.is_contacted and granted >= target:
+            return False
+        reserved = min(target, max(self._draining.reserve(request, target, may_exceed=may_exceed), granted))
+        held = receiver.granted_blocks - receiver.drained_blocks
+        missing = min(-(-reserved // self._bs) - receiver.granted_blocks, receiver.max_window_blocks - held)
+        blocks = receiver.allocate(max(missing, 0), may_take_reserve=record.has_rows_waiting)
+        end = receiver.granted_blocks + len(blocks)
+        tokens = min(end * self._bs, reserved) - receiver.granted_blocks * self._bs
+        if receiver.granted_blocks > receiver.first_block and len(blocks):
+            receiver.resume_transfer(blocks, receiver.progress().sent, tokens)
+        elif len(blocks) or not record.is_contacted:
+            receiver.init(blocks, tokens if len(blocks) else 0)
+        record.is_contacted = True
+        record.has_rows_waiting = receiver.ready_tokens > receiver.granted_tokens
+        return shows_rows and receiver.granted_tokens < target
+
+    def _share(self, blocks: int) -> int:
+        """How many of these blocks a request may have that has shown no row; the rest comes with its rows."""
+        pool = self._attachment.control.blocks
+        enough = free_for_all_of(blocks, pool.num_blocks)
+        free = pool.cells.num_free(enough)
+        return blocks if free >= enough and enough < pool.num_blocks else min(blocks, share_without_rows(free, pool.num_blocks))
+
+    # ---- the end
+
+    def _end_finished(self, request: EmbeddingRequest) -> None:
+        receiver, rows = request.receiver, request.record.rows
+        assert receiver is not None
+        assert rows is not None
+        total = request.total_embedding_length
+        if rows.capacity_tokens < total:
+            rows = self._draining.rows_for(request)
+        request.num_rounds += receiver.num_rounds
+        self._leave(request)
+        self._end(request)
+
+    def _end_failed(self, request: EmbeddingRequest, *, lost: bool = False) -> None:
+        receiver = request.receiver
+        assert receiver is not None
+        request.num_rounds += receiver.num_rounds
+        request.failure = receiver.failure_exception()
+        request.record.why_not_retryable = receiver.why_not_retryable
+        if request.is_retryable:
+            try:
+                self._draining.keep(request, receiver)
+            except MemoryError as error:
+                request.record.why_not_retryable = f"no memory to keep its rows in: {error}"
+        if not lost:
+            self._leave(request)
+        else:
+            self._active.pop(request, None)
+        if not request.is_retryable:
+            request.release()
+        self._end(request)
+
+    def _end(self, request: EmbeddingRequest) -> None:
+        """It has its outcome: hand it over, with ranks as soon as all of them can have it."""
+        if self._ranks is None:
+            self._pass_on(request)
+        else:
+            self._ranks.enter(request)  # which `_turn` asks, next
+
+    def _pass_on(self, request: EmbeddingRequest) -> None:
+        """To `pop_transferred`."""
+        if request.failure is not None:
+            self._failed.append(request)
+        else:
+            assert request.record.rows is not None
+            request.result = EmbeddingResult.of(request.record.rows, request.total_embedding_length)
+            self._finished.append(request)
+        self._attachment.user_bell.ring()
+
+    def _leave(self, request: EmbeddingRequest) -> None:
+        """Its blocks and its slot go back; what was received stays in its host memory."""
+        assert request.receiver is not None
+        self._active.pop(request, None)
+        request.receiver.on_change = None
+        request.receiver.clear()
+
+
+def _taken(queue: deque[EmbeddingRequest]) -> Iterator[EmbeddingRequest]:
+    while queue:
+        yield queue.popleft()
+
+
+def _arrival(request: EmbeddingRequest) -> int:
+    return request.record.arrival
+
+
+def _room(request: EmbeddingRequest) -> int:
+    return request.room
