@@ -85,10 +85,18 @@ class TransferError(EmbridgeError):
     """A request failed. `code` is for programs, `reason` for people."""
 
     def __init__(self, code: FailureCode, reason: str, room: int) -> None:
-        super().__init__(f"room {room}: {reason}")
+        super().__init__(f"room {_said(room)}: {reason}")
         self.code = code
         self.reason = reason
         self.room = room
+
+
+def _said(room: object) -> str:
+    """A room as text. What is refused as no room may be anything, and an int of 5000 digits has no text."""
+    try:
+        return str(room)
+    except Exception:
+        return f"(a {type(room).__name__})"
 
 
 class TransferTimeout(TransferError):

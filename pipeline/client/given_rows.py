@@ -140,7 +140,7 @@ class _Rows(NamedTuple):
     def of(cls, name: str, value: Any, dtype: torch.dtype | None = None) -> _Rows:
         """Of that dtype, or of integers. Nothing is copied, but one row, to see that it can be."""
         try:
-            tensor = value if isinstance(value, torch.Tensor) else _tensor_of(value)
+            tensor = value if isinstance(value, torch.Tensor) else _tensor_of(value, is_integer=dtype is None)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name}: {_said(error)}") from error
         if dtype is None and tensor.dtype not in INTEGERS:
@@ -167,8 +167,13 @@ def _said(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:MAX_SAID] or type(error).__name__
 
 
-def _tensor_of(value: Any) -> torch.Tensor:
+def _tensor_of(value: Any, *, is_integer: bool) -> torch.Tensor:
+    """Raises ValueError for what torch has no dtype for, of which it would name many that are none of ours."""
     array = np.ascontiguousarray(value)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if is_integer and array.dtype.kind not in "iubfc":
+        raise ValueError(f"dtype {array.dtype} is no integer; give torch.int32")
     return torch.as_tensor(array if array.flags.writeable else array.copy())  # torch warns of what is read-only
 
 

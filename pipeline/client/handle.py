@@ -174,6 +174,11 @@ class TransferHandle:
         self._final_failure = failure(FailureCode.PEER_LOST, OWN_NODE_GONE, self.room)
         self._final = Progress(self.epoch, Phase.Failed, word.sent)
 
+    def keep_outcome(self) -> None:
+        """Settle the outcome of a request that has ended before the library thread came to it (`Client.close`)."""
+        if self._final is None and self.slot != NO_SLOT and self.progress().phase >= Phase.Success:
+            self._settle()
+
     def refuse(self, why: str) -> None:
         """The client has left its node: what has ended can still be asked how, all else is a RuntimeError."""
         refuse(self, why, LED_TO_MEMORY)

@@ -20,7 +20,7 @@ from embridge.allocator.errors import FailureCode, NodeBusyError, NodeGoneError,
 from embridge.allocator.geometry import Role
 from embridge.allocator.records import LIBRARY_VIEW, NodeState
 from embridge.allocator.rings import FULL_RING_WAIT_S
-from embridge.pipeline.arguments import is_time, whole
+from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.attachment import CLOSED, FORKED, Attachment
 from embridge.pipeline.client.handle import MAX_ROOM, TransferHandle
 from embridge.pipeline.client.open_requests import OpenRequests
@@ -146,7 +146,7 @@ class Library:
         attachment = self.attachment
         timeout_s = attachment.request_timeout_s if timeout_s is None else timeout_s
         if not is_time(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s: {timeout_s!r} s must be positive, and at most {MAX_TIMEOUT_S:g} s")
+            raise ValueError(f"timeout_s: {said(timeout_s)} s must be positive, and at most {MAX_TIMEOUT_S:g} s")
         handle.opened_ns = attachment.clock()
         handle.deadline_ns = handle.opened_ns + int(float(timeout_s) * NS)
         is_early = attachment.control.role == Role.ENCODE
@@ -347,16 +347,17 @@ class Library:
                 thread.join(END_WAIT_S)
         with self._end_lock:
             late = self._leaves_late = not self._has_ended
-        if late:
+        if not late:
+            self._leave_node()
+        elif threading.current_thread() not in attachment.threads:  # in a callback it has not been waited for
             text = "client of %s: its library thread has not ended in %g s; it keeps its lane until then"
             log.warning(text, attachment.run_dir, END_WAIT_S)
-        else:
-            self._leave_node()
 
     def _leave_node(self) -> None:
         """Nobody copies any more: give up the lane, and all that came with it."""
         for handle in list(self.requests.known):  # those that ended without a slot, too
             handle.let_go()
+            handle.keep_outcome()
         self.attachment.unpin()
         self.slot_queue.close()
         for end in self._ends:

@@ -22,6 +22,7 @@ oldest request exceeds the limit so that it need not wait), the rows land in pri
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 from collections import deque
@@ -191,7 +192,7 @@ class Ranks(Delivery):
 
     def _deadline_ns(self, request: EmbeddingRequest) -> int:
         timeout_s = request.timeout_s
-        if not is_time(timeout_s):
+        if not is_time(timeout_s) or not math.isfinite(timeout_s):  # it was refused for that, and is still to be passed on
             timeout_s = self._attachment.request_timeout_s
         return int((request.record.added_s + float(timeout_s)) * NS)
 

@@ -144,6 +144,7 @@ class EmbeddingRequest:
 
     def abort(self, reason: str = "aborted by the scheduler") -> None:
         """Give it up; it comes out of `pop_transferred` as failed, unless it is finished already."""
+        reason = str(reason or "") or "aborted by the scheduler"  # an empty one says that nobody has given it up
         self.abort_reason = reason
         if self.receiver is not None:
             self.receiver.abort(reason)

@@ -20,7 +20,7 @@ from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.records import NodeState
 from embridge.allocator.status import Phase
-from embridge.pipeline.arguments import is_time, whole
+from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.client import Client, library_of
 from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
 from embridge.pipeline.client.slot_queue import MAX_WAITING, check_room
@@ -202,7 +202,7 @@ class TransferQueue:
         """False when no slot is free: the request stays where it is, as long as its time lasts."""
         timeout_s = self._timeout_s(request)
         if not is_time(timeout_s):  # it would stop those behind it, too
-            return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {timeout_s!r} is no number of seconds")
+            return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {said(timeout_s)} is no number of seconds")
         record = request.record
         left_s = record.added_s + float(timeout_s) - self._attachment.clock() / NS
         if left_s <= 0:

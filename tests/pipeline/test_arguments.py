@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from embridge.pipeline.arguments import is_time, whole
+from embridge.pipeline.arguments import is_time, said, whole
 
 
 @pytest.mark.parametrize("number", [7, np.int64(7), np.uint8(7), torch.tensor(7), torch.tensor([7])[0], True])
@@ -31,4 +31,10 @@ def test_what_is_none_or_out_of_range_is_a_value_error_that_names_it(number: Any
 
 def test_seconds_may_be_of_any_real_type() -> None:
     assert all(map(is_time, (1, 1.5, np.float32(1), np.int64(1))))
-    assert not any(map(is_time, ("1", None, 1j)))
+    assert not any(map(is_time, ("1", None, 1j, 10**400, 10**5000)))
+
+
+def test_a_value_is_said_whatever_it_is() -> None:
+    assert said(7) == "7"
+    assert said("x" * 999) == "'" + "x" * 199 + "..."
+    assert said(10**5000) == "a int"

@@ -25,7 +25,7 @@ from support.scheduling import ByHand, Queues
 from support.waiting import wait_until
 from support.watched import is_all_watched
 
-from embridge import Client, attach
+from embridge import Client, EmbeddingRequest, attach
 from embridge.allocator.geometry import MAX_TOKENS, Geometry
 from embridge.pipeline.client.given_rows import given_rows
 
@@ -183,6 +183,9 @@ QUEUED: dict[str, tuple[str, dict[str, Any]]] = {
     "no destination": ("required_dst_info_num: 0 is outside", {"required": 0}),
     "time that is no number": ("timeout_s: 'long' is no number of seconds", {"timeout_s": "long"}),
     "time without end": ("timeout_s: inf s must be positive", {"timeout_s": float("inf")}),
+    "time that no float can hold": ("timeout_s: 1000...000... is no number of seconds", {"timeout_s": 10**400}),
+    "time that has no text": ("timeout_s: a int is no number of seconds", {"timeout_s": 10**5000}),
+    "a room that has no text": ("room: a int is outside", {"room": 10**5000}),
     "no time": ("deadline passed while waiting for a slot", {"timeout_s": 0}),
     "more destinations than the encode node takes": ("required_dst_info_num 5 > max_destinations 4", {"required": 5}),
 }
@@ -201,6 +204,18 @@ def test_a_bad_request_in_the_queue_comes_out_as_failed_and_stops_nobody_behind_
         received = bench.queues.take(request.room, 20)
         assert re.search(says(text), received.reason)
         assert request.result is None
+
+
+@pytest.mark.parametrize("reason", ["", None])
+def test_a_request_that_is_given_up_for_no_reason_is_given_up(bench: Bench, reason: Any) -> None:
+    """P5: before it has a slot, too."""
+    with bench.unharmed():
+        request = EmbeddingRequest(room=next(bench.rooms), bootstrap_addr=bench.addr)
+        request.abort(reason)
+        bench.queues.prealloc.add(request)
+        bench.queues.requests[request.room] = request
+        received = bench.queues.take(request.room, 20)
+        assert received.reason == "aborted by the scheduler"
 
 
 def test_two_encoders_of_one_room_are_told_apart(bench: Bench) -> None:
@@ -280,6 +295,10 @@ WRITES = {
     "ids without data": ("fill_ids: a meta tensor, which has no data", but(fill_ids=lambda t: t.to("meta"))),
     "sparse positions": ("mrope_positions: a tensor of layout torch.sparse_coo", but(mrope_positions=lambda t: t.to_sparse())),
     "fewer ids than rows": ("fill_ids: shape (299,) is not (300,)", but(fill_ids=lambda t: t[1:])),
+    "ids that are words": (
+        "fill_ids: dtype <U1 is no integer; give torch.int32",
+        but(fill_ids=lambda t: ["a"] * len(t)),
+    ),
     "ids that are no numbers": ("fill_ids: ...object", but(fill_ids=lambda t: [None] * len(t))),
     "two position axes": ("mrope_positions: shape (300, 2) is not (300, 3)", but(mrope_positions=lambda t: t[:, :2])),
     "positions that are fractions": (
@@ -474,3 +493,13 @@ def test_any_reason_for_an_abort_reaches_the_other_side(bench: Bench, reason: An
         sending.abort(reason)
         assert ended(sending).error == "TransferAborted"
         assert bench.queues.take(room, 20).error == "TransferAborted"
+
+
+def test_integers_of_the_other_byte_order_are_taken() -> None:
+    """They convert without loss."""
+    geometry = Geometry(hidden_size=8, block_size=4, num_blocks=1)
+    rows = rows_of(geometry, 1, 0, 5)
+    ids = rows.fill_ids.numpy()
+    given = given_rows(geometry, 0, rows.input_embeddings, ids.astype(">i4"), rows.mrope_positions.numpy().astype(">i8"), None)
+    assert given.chunk(0, 5).data["fill_ids"].tobytes() == ids.tobytes()
+    assert given.chunk(0, 5).data["mrope_positions"].tobytes() == rows.mrope_positions.numpy().tobytes()

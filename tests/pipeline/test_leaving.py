@@ -333,6 +333,21 @@ def test_what_has_ended_can_be_asked_how_after_close(encode: Station, language: 
         it.wait_idle()
 
 
+def test_what_was_seen_to_have_ended_can_be_asked_how_though_the_library_has_not_come_to_it(
+    encode: Station, language: Station, rooms: Iterator[int]
+) -> None:
+    """P5: a receiver that nobody has cleared stands in its slot until the client is closed."""
+    client = attach(language.run_dir)
+    receiver = client.receiver(encode.addr, next(rooms))
+    receiver.abort("enough")
+    wait_until(lambda: receiver.poll() == Phase.Failed)
+    client.close()
+    assert receiver.poll() == Phase.Failed
+    assert "enough" in str(receiver.failure_exception())
+    assert receiver.phase_path()[-1] == Phase.Failed
+    language.wait_idle()
+
+
 # ---- ranks
 
 

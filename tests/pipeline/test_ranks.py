@@ -580,6 +580,17 @@ def test_groups_of_one_node_are_told_apart(place: Station) -> None:
             attach(place.run_dir, num_ranks=2, group="a")
 
 
+@pytest.mark.parametrize("timeout_s", [float("inf"), float("nan"), 10**400], ids=["inf", "nan", "huge"])
+def test_a_request_with_a_time_that_is_none_comes_out_as_failed_with_ranks(pair: Pair, rooms: Iterator[int], timeout_s: float) -> None:
+    """P5: it is passed on, though it has no deadline."""
+    room, behind = next(rooms), next(rooms)
+    pair.queues.add(pair.encode.addr, room, timeout_s=timeout_s)
+    pair.send(behind, 100)
+    assert "timeout_s" in pair.take(room).reason
+    assert pair.take(behind).reason == ""
+    pair.release(behind)
+
+
 def test_who_cannot_be_a_rank_is_told_why(place: Station, encode: Station, pair: Pair) -> None:
     """P13: one clear message for each mistake, at the start."""
     with pytest.raises(ValueError, match="num_ranks: 33 is outside 2 to 32"):

@@ -1386,6 +1386,21 @@ def test_who_is_silent_is_dead_and_who_was_stopped_itself_holds_nothing_against_
     assert isinstance(sender.failure_exception(), PeerLost)
 
 
+def test_a_poller_that_has_just_begun_holds_no_silence_against_others() -> None:
+    """P4, P14: nobody heard what came while its predecessor hung, and its peer has registered again meanwhile."""
+    node = EncodeAlone()
+    sender = node.sender(1, 8)
+    node.init(1, [3])
+    node.world.now_ns += 60 * 10**9
+    node.actor("poller").start()
+    node.settle()
+    assert sender.poll() < Phase.Success
+    node.advance(4.9)
+    assert sender.poll() < Phase.Success
+    node.advance(0.5)
+    assert isinstance(sender.failure_exception(), PeerLost)
+
+
 def test_rooms_are_spread_over_the_workers() -> None:
     """D18: one pair of nodes uses them all."""
     node = EncodeAlone()

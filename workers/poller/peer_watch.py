@@ -2,7 +2,7 @@
 
 A port where nobody listens any more is death at once: the launcher holds a node's listening sockets, so they close only
 when the whole node is gone, not when one of its processes is restarted. Silence is death after `peer_timeout_s`. What
-this process did not hear while it was itself stopped is not held against anybody.
+this process did not hear while it was itself stopped, or had not begun, is not held against anybody.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class PeerWatch:
         if not refused and now_ns < self._next_ns:
             return False
         timing = self._ctx.timing
-        stalled = self._stepped_ns and now_ns - self._stepped_ns > STALLED_NS + self._longest_sleep_ns()
+        stalled = not self._stepped_ns or now_ns - self._stepped_ns > STALLED_NS + self._longest_sleep_ns()
         self._stepped_ns = now_ns
         died = False
         soonest = timing.idle_heartbeat_s
