@@ -87,7 +87,7 @@ wheelcheck: wheel  ## install the wheel apart, and run the tests of the allocato
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$site/zz_tools.pth" && \
 	cd $(APART)/folder && EMBRIDGE_TEST_SITE="$$site" ../venv/bin/python -m pytest -c "$(CURDIR)/pyproject.toml" \
 		--rootdir "$(CURDIR)" -p no:cacheprovider -n auto -m "not storm" $(ARGS) \
-		"$(CURDIR)/tests/test_package.py" "$(CURDIR)/tests/allocator" "$(CURDIR)/tests/pipeline"
+		"$(CURDIR)/tests/test_package.py" "$(CURDIR)/tests/allocator" "$(CURDIR)/tests/pipeline" "$(CURDIR)/tests/transfers"
 
 clean:  ## remove what was built, .venv too
 	rm -rf $(VENV) .build build dist embridge.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis allocator/*.so

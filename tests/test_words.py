@@ -1,7 +1,7 @@
 """What the product defines it also uses: words of shared memory, kicks, counters, states, settings and functions.
 
 A word that is written and never read is a promise that nobody keeps (or a check that is missing), and one that is read and never written is
-always 0. What only a test calls is the test's. (Fields of messages: `tests/workers/test_wire_fields.py`.)
+always 0. What only a test calls is the test's. (Fields of messages: `tests/workers/wire/test_wire_fields.py`.)
 """
 
 from __future__ import annotations

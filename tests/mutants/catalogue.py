@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from typing import Final
 
 RULES: Final = "tests/workers/test_rules.py"
-GIVEN: Final = "tests/workers/test_given_rows.py"
+GIVEN: Final = "tests/pipeline/client/test_given_rows.py"
 CROSSINGS: Final = "tests/workers/test_crossings.py"
-SESSIONS: Final = "tests/workers/test_sessions.py"
-REGISTRATIONS: Final = "tests/workers/test_registrations.py"
+SESSIONS: Final = "tests/workers/transfer/test_sessions.py"
+REGISTRATIONS: Final = "tests/workers/bootstrap/test_registrations.py"
 STRANGERS: Final = "tests/hostile/test_strangers.py"
-WEAR: Final = "tests/workers/test_wear.py"
-LEAVING: Final = "tests/pipeline/test_leaving.py"
+WEAR: Final = "tests/workers/transfer/test_wear.py"
+LEAVING: Final = "tests/pipeline/client/test_leaving.py"
 LOOKUPS: Final = "tests/workers/test_looked_up_names.py"
-ADDRESSES: Final = "tests/pipeline/test_addresses.py"
-DYING: Final = "tests/pipeline/test_dying.py"
-WAITING: Final = "tests/workers/test_waiting_for_slots.py"
-MARKS: Final = "tests/workers/test_lost_marks.py"
-INHERITS: Final = "tests/pipeline/test_what_a_node_inherits.py"
-RUN_DIR: Final = "tests/pipeline/test_run_dir.py"
+ADDRESSES: Final = "tests/transfers/test_addresses.py"
+DYING: Final = "tests/pipeline/node/test_dying.py"
+WAITING: Final = "tests/pipeline/client/test_waiting_for_slots.py"
+MARKS: Final = "tests/workers/poller/test_lost_marks.py"
+INHERITS: Final = "tests/pipeline/node/test_what_a_node_inherits.py"
+RUN_DIR: Final = "tests/pipeline/node/test_run_dir.py"
 NAMES: Final = "tests/allocator/test_segment_names.py"
-SIZING: Final = "tests/pipeline/test_sizing.py"
+SIZING: Final = "tests/pipeline/node/test_sizing.py"
 BLOCKS: Final = "tests/allocator/test_core_blocks.py"
 STATUS: Final = "tests/allocator/test_core_status.py"
 LITMUS: Final = "tests/native/test_litmus.py"
@@ -309,7 +309,7 @@ TABLES: Final = [
         "pipeline/client/library.py",
         "        for handle in list(self.requests.known):  # those",
         "        for handle in list(self.requests.by_slot.values()):  # those",
-        ("tests/workers/test_given_rows.py::"
+        ("tests/pipeline/client/test_given_rows.py::"
          "test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_when_its_client_closes",),
     ),
     Mutant(
@@ -1049,7 +1049,7 @@ PIPELINE: Final = [
         "pipeline/scheduler/transfer_queue.py",
         "            target = min(target, max((receiver.granted_blocks + self._share(missing)) * self._bs, granted))\n",
         "            target = max(target, 0 * self._share(missing), granted)\n",
-        ("tests/workers/test_waiting_rooms.py::"
+        ("tests/pipeline/scheduler/test_waiting_rooms.py::"
          "test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_those_whose_rows_come",),
     ),
     Mutant(
@@ -1057,7 +1057,7 @@ PIPELINE: Final = [
         "pipeline/scheduler/transfer_queue.py",
         "request.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens > 0\n",
         "request.total_embedding_length, receiver.granted_tokens, request.total_embedding_length + receiver.ready_tokens > 0\n",
-        ("tests/workers/test_waiting_rooms.py::"
+        ("tests/pipeline/scheduler/test_waiting_rooms.py::"
          "test_requests_whose_lengths_are_announced_leave_that_quarter_as_long_as_they_have_shown_no_row",),
     ),
     Mutant(
@@ -1065,21 +1065,21 @@ PIPELINE: Final = [
         "pipeline/scheduler/transfer_queue.py",
         "        may_have_more = receiver.ready_tokens > 0 or not record.has_share\n",
         "        may_have_more = receiver.ready_tokens >= 0 or not record.has_share\n",
-        ("tests/workers/test_waiting_rooms.py::test_a_request_without_rows_takes_nothing_of_what_comes_free_later",),
+        ("tests/pipeline/scheduler/test_waiting_rooms.py::test_a_request_without_rows_takes_nothing_of_what_comes_free_later",),
     ),
     Mutant(
         "all-ahead-of-the-rows", "P21", "one whose encoder stops holds the whole pool, once its length is known",
         "pipeline/scheduler/default_grant.py",
         "    return max(num_blocks // 2, SMALL_POOL // 2)\n",
         "    return num_blocks\n",
-        ("tests/workers/test_waiting_rooms.py::test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows",),
+        ("tests/pipeline/scheduler/test_waiting_rooms.py::test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows",),
     ),
     Mutant(
         "quarter-of-the-blocks", "P21", "nothing of the pool stays for those whose rows come",
         "pipeline/scheduler/default_grant.py",
         "    return max(0, min(free // 2, free - num_blocks // 4))\n",
         "    return free // 2\n",
-        ("tests/workers/test_waiting_rooms.py::test_however_many_wait_a_quarter_stays",),
+        ("tests/pipeline/scheduler/test_waiting_rooms.py::test_however_many_wait_a_quarter_stays",),
     ),
     Mutant(
         "quarter-of-the-slots", "P8, D8", "rooms that are asked for with no block take the last slots",
@@ -1093,7 +1093,7 @@ PIPELINE: Final = [
         "workers/bootstrap/ended_rooms.py",
         "        all_know = self.is_encoder_told and 0 < self.required <= len(self.told)\n",
         "        all_know = self.is_encoder_told and 0 > self.required\n",
-        ("tests/workers/test_ended_rooms.py::"
+        ("tests/workers/bootstrap/test_ended_rooms.py::"
          "test_a_room_that_failed_before_its_destination_came_is_free_when_that_one_knows",),
     ),
     Mutant(
@@ -1187,7 +1187,7 @@ PIPELINE: Final = [
         "allocator/lanebits.py",
         "if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) == LaneState.ATTACHED\n",
         "if word >> lane & 1 and self._lanes.get(lane, Lane.STATE) != LaneState.FREE\n",
-        ("tests/workers/test_waiting_for_slots.py::"
+        ("tests/pipeline/client/test_waiting_for_slots.py::"
          "test_one_that_died_while_it_waited_counts_for_nothing_while_its_peers_still_hold_its_slots",),
     ),
     Mutant(
@@ -1230,7 +1230,7 @@ PIPELINE: Final = [
         "pipeline/node/supervisor.py",
         "        child.restart_ns = now + int(pause_s * NS)\n",
         "        child.restart_ns = 0 * int(pause_s * NS)\n",
-        ("tests/pipeline/test_node_restarts.py::"
+        ("tests/pipeline/node/test_node_restarts.py::"
          "test_a_process_that_is_restarted_takes_requests_that_were_opened_while_it_was_away",),
     ),
     Mutant(
@@ -1238,7 +1238,7 @@ PIPELINE: Final = [
         "pipeline/node/recovery.py",
         "        if self._control.lanes.bury(lane):",
         "        if self._control.lanes.num_lanes < 0:",
-        ("tests/pipeline/test_failures.py::test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back",),
+        ("tests/transfers/test_failures.py::test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back",),
     ),
     Mutant(
         "thread-is-process", "P6, P3", "a process counts as dead when one of its threads has ended",
@@ -1316,7 +1316,7 @@ PIPELINE: Final = [
         "workers/transfer/encode.py",
         "self._now_ns - self._knocks_since(slot, d) <= error.patience_ns",
         "self._now_ns - self._knocks_since(slot, d) <= 0",
-        ("tests/workers/test_contact.py::test_a_request_that_comes_while_a_peer_does_not_answer_has_as_long_as_the_first",),
+        ("tests/workers/transfer/test_contact.py::test_a_request_that_comes_while_a_peer_does_not_answer_has_as_long_as_the_first",),
     ),
     Mutant(
         "worn-for-ever", "P23", "a worker whose engine keeps something of every peer that has gone goes on as it is",
@@ -1445,7 +1445,7 @@ LAUNCH: Final = [
         "pipeline/node/recovery.py",
         "return control.role == Role.ENCODE or control.verify or crosses_network",
         "return control.role == Role.ENCODE or control.verify or not crosses_network",
-        ("tests/pipeline/test_recovery.py::test_the_requests_that_need_a_process_are_those_that_fail_without_it",),
+        ("tests/pipeline/node/test_recovery.py::test_the_requests_that_need_a_process_are_those_that_fail_without_it",),
     ),
     Mutant(
         "launch-bind-once", "P10", "a port that a process of a node before still holds is not waited for",

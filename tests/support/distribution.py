@@ -11,23 +11,32 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-OVER_EVERY_ENGINE = ("failures", "retry", "destinations", "scenarios", "shortage", "reused_buffers")
-OVER_SHARED_MEMORY = ("ranks", "leaving", "bad_nodes", "bad_input", "lessons", "dying", "status")
+OVER_EVERY_ENGINE = (
+    *("transfers/test_failures.py", "transfers/test_destinations.py", "transfers/test_scenarios.py"),
+    *("pipeline/scheduler/test_retry.py", "pipeline/scheduler/test_shortage.py"),
+    "pipeline/client/test_reused_buffers.py",
+)
+OVER_SHARED_MEMORY = (
+    "pipeline/ranks/test_ranks.py",
+    *("pipeline/client/test_leaving.py", "pipeline/client/test_bad_input.py"),
+    *("pipeline/node/test_bad_nodes.py", "pipeline/node/test_dying.py"),
+    *("pipeline/inspection/test_status.py", "transfers/test_lessons.py"),
+)
 TOGETHER = {
-    f"tests/pipeline/test_{name}.py": names[0] for names in (OVER_EVERY_ENGINE, OVER_SHARED_MEMORY) for name in names
+    f"tests/{name}": f"tests/{names[0]}" for names in (OVER_EVERY_ENGINE, OVER_SHARED_MEMORY) for name in names
 }
 """File -> which of them it goes with."""
 
 LONG = (
-    "tests/pipeline/test_failures.py",
-    "tests/pipeline/test_ranks.py",
-    "tests/pipeline/test_stress.py",
+    "tests/transfers/test_failures.py",
+    "tests/pipeline/ranks/test_ranks.py",
+    "tests/transfers/test_stress.py",
     "tests/two_hosts/test_two_hosts.py",
     "tests/demo/test_run.py",
-    "tests/pipeline/test_more_rooms_than_slots.py",
-    "tests/pipeline/test_visits.py",
+    "tests/pipeline/client/test_more_rooms_than_slots.py",
+    "tests/pipeline/node/test_visits.py",
     "tests/pipeline/test_spawning.py",
-    "tests/pipeline/test_discovery.py",
+    "tests/transfers/test_discovery.py",
 )
 """What is begun first, longest first; it costs time, and nothing else, when this is no longer so."""
 

@@ -1,6 +1,6 @@
 """Nobody's trouble is everybody's: beside each trouble that one of a node's users may have, a steady load goes on.
 
-A slow name is in `tests/workers/test_addresses.py`, a peer that floods a node in `tests/hostile/test_strangers.py`, a log that
+A slow name is in `tests/transfers/test_addresses.py`, a peer that floods a node in `tests/hostile/test_strangers.py`, a log that
 nobody reads also in `test_full_stderr.py`. A scheduler that spins is not among them: its rows still go through a
 thread of its own process. How much slower others get is measured by `bench/trouble.py`.
 """

@@ -18,7 +18,7 @@ from embridge.allocator.records import Lane, LaneState, SegmentHeader, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.node.recovery import Recovery
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 # ---- the cases
