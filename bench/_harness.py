@@ -1,12 +1,13 @@
 """What the benchmarks share: interleaved rounds, medians, goals, a table, and one JSON file each.
 
-Only ratios within one run mean anything, for absolute figures move by a factor of two between machines, and on one machine from
-minute to minute. So the contenders take turns, round by round, and a ratio is the median of the ratios of each round. Peers are
-optional: one that is not installed gets a row that says so.
+Only ratios within one run mean anything, for absolute figures move by a factor of two between machines, and on one
+machine from minute to minute. So the contenders take turns, round by round, and a ratio is the median of the ratios of
+each round. Peers are optional: one that is not installed gets a row that says so.
 
-Two processes that spin need both cores. What other work took of the machine meanwhile is printed and kept. On a machine that is
-not quiet, root may give the cases (each lasts a fraction of a second) precedence with `--nice -20`; they then pause as long as
-they ran. With `--patience`, a case that lost more than 3 % of the machine to others is repeated until that time is used up.
+Two processes that spin need both cores. What other work took of the machine meanwhile is printed and kept. On a machine
+that is not quiet, root may give the cases (each lasts a fraction of a second) precedence with `--nice -20`; they then
+pause as long as they ran. With `--patience`, a case that lost more than 3 % of the machine to others is repeated until
+that time is used up.
 
 Processes are forked and not spawned: a benchmark has no threads when it forks, and a round lasts less than an import.
 """
@@ -111,12 +112,20 @@ class Benchmark:
     def __init__(self, file: str, question: str | None, *, rounds: int = 8, quick_rounds: int = 3) -> None:
         self.name = Path(file).stem
         self.question = (question or "").strip()
-        parser = argparse.ArgumentParser(description=self.question, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(
+            description=self.question, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         parser.add_argument("--rounds", type=int, help=f"interleaved rounds (default: {rounds})")
         parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds; results/ is left as it is")
-        parser.add_argument("--json", type=Path, help=f"where to write the figures (default: bench/results/{self.name}.json)")
-        parser.add_argument("--patience", type=float, default=0.0, metavar="S", help="spend up to so long on waiting for quiet moments")
-        parser.add_argument("--nice", type=int, default=0, metavar="N", help="the cases' priority, from -20 (root only) to 19")
+        parser.add_argument(
+            "--json", type=Path, help=f"where to write the figures (default: bench/results/{self.name}.json)"
+        )
+        parser.add_argument(
+            "--patience", type=float, default=0.0, metavar="S", help="spend up to so long on waiting for quiet moments"
+        )
+        parser.add_argument(
+            "--nice", type=int, default=0, metavar="N", help="the cases' priority, from -20 (root only) to 19"
+        )
         options = parser.parse_args()
         self._nice: int = options.nice
         self._patience_s: float = options.patience
@@ -196,7 +205,11 @@ class Benchmark:
                 values = results.rounds(case, metric)
                 cells.append(_cell(values))
                 if values:
-                    row[heading] = {"median": _short(statistics.median(values)), "min": _short(min(values)), "max": _short(max(values))}
+                    row[heading] = {
+                        "median": _short(statistics.median(values)),
+                        "min": _short(min(values)),
+                        "max": _short(max(values)),
+                    }
             failures = results.failures.get(case, [])
             if failures:
                 row["failed_rounds"] = failures
@@ -225,7 +238,12 @@ class Benchmark:
         for goal in self._goals:
             seen = "-" if goal.seen is None else f"{_figure(goal.seen)} {goal.unit}"
             style = {"met": "green", "MISSED": "bold red"}.get(goal.verdict, "dim")
-            table.add_row(goal.text, seen, f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.unit}", f"[{style}]{goal.verdict}[/]")
+            table.add_row(
+                goal.text,
+                seen,
+                f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.unit}",
+                f"[{style}]{goal.verdict}[/]",
+            )
         self._console.print(table)
         load = " → ".join(f"{value:.1f}" for value in self._load)
         summary = f"{self.rounds} rounds, {time.monotonic() - self._begun:.0f} s, load average {load}"
@@ -236,7 +254,9 @@ class Benchmark:
         self._console.print(f"{summary}\n", style="dim")
         if self.json is None:
             return
-        goals = [asdict(goal) | {"seen": goal.seen and _short(goal.seen), "verdict": goal.verdict} for goal in self._goals]
+        goals = [
+            asdict(goal) | {"seen": goal.seen and _short(goal.seen), "verdict": goal.verdict} for goal in self._goals
+        ]
         report = {
             "benchmark": self.name,
             "question": self.question.partition("\n")[0],
@@ -269,7 +289,11 @@ def _cell(values: Sequence[float]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -279,7 +303,9 @@ def machine() -> dict[str, Any]:
 
 
 def set_nice(nice: int) -> None:
-    """Give this process and those it forks that priority, also (where sessions share the cores equally) their session."""
+    """Give this process and those it forks that priority, also (where sessions share the cores equally) their
+    session.
+    """
     os.setpriority(os.PRIO_PROCESS, 0, nice)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(nice))
@@ -326,14 +352,16 @@ def shared(size: int) -> Mapping:
 def together(*calls: Callable[[Start], Any], pinned: bool = False) -> list[Any]:
     """Run each call in a forked process of its own, and return what they returned.
 
-    Each gets a function that returns when all have called it. `pinned`: each keeps to a core of its own, for two who spin on one
-    core are each other's noise. Raises: Failed.
+    Each gets a function that returns when all have called it. `pinned`: each keeps to a core of its own, for two who
+    spin on one core are each other's noise. Raises: Failed.
     """
     cores = sorted(os.sched_getaffinity(0)) if pinned else []
     barrier = FORK.Barrier(len(calls))
     pipes = [FORK.Pipe(duplex=False) for _ in calls]
     processes = [
-        FORK.Process(target=_report, args=(call, barrier, pipe[1], cores[number % len(cores)] if cores else None), daemon=True)
+        FORK.Process(
+            target=_report, args=(call, barrier, pipe[1], cores[number % len(cores)] if cores else None), daemon=True
+        )
         for number, (call, pipe) in enumerate(zip(calls, pipes, strict=True))
     ]
     for process in processes:

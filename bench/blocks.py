@@ -1,8 +1,8 @@
 """What does it cost to take blocks that have an owner, and to give them back, while another process does the same?
 
-1, 8 and 64 of 65 536 blocks, two processes, p50 of acquire and release together. The peer is a free list in shared memory under
-a `multiprocessing.Lock`; the floors are the same cells in C, and in C a bitmap that keeps no owner. Then: how many grants of 64
-blocks come as one run of neighbours, after churn in mixed sizes at 80 % use?
+1, 8 and 64 of 65 536 blocks, two processes, p50 of acquire and release together. The peer is a free list in shared
+memory under a `multiprocessing.Lock`; the floors are the same cells in C, and in C a bitmap that keeps no owner. Then:
+how many grants of 64 blocks come as one run of neighbours, after churn in mixed sizes at 80 % use?
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class Stack:
 
 
 def churn(make: type[Cells] | type[Stack], steps: int, sizes: tuple[int, ...]) -> Figures:
-    """Requests of mixed sizes come and go in random order, with four fifths of the blocks in use; every 64 of them are watched."""
+    """Requests of mixed sizes come and go in random order, with four fifths of the blocks in use; every 64 of them are
+    watched.
+    """
     pool, dice, held = make(), random.Random(7), []
     used = grants = one_run = 0
     for step in range(steps):
@@ -139,7 +141,9 @@ def main() -> None:
         text = f"acquire and release {want} block{'s' * (want > 1)}, p50"
         bench.at_most(text, results.median("embridge, owner cells", "p50"), GOALS_US[want], "µs")
     mixed, steps = (1, 2, 4, 8, 16, 32, 64), count(40_000)
-    runs = bench.interleave({"owner cells": partial(churn, Cells, steps, mixed), "a stack": partial(churn, Stack, steps, mixed)}, rounds=1)
+    runs = bench.interleave(
+        {"owner cells": partial(churn, Cells, steps, mixed), "a stack": partial(churn, Stack, steps, mixed)}, rounds=1
+    )
     bench.show("grants of 64 that came as one run, 1 to 64 blocks a request, 80 % in use", runs, {"runs": "%"})
     bench.at_least("grants of 64 blocks as one run after churn", runs.median("owner cells", "runs"), 95, "%")
     bench.finish()

@@ -1,7 +1,8 @@
 """How fast are bytes copied from one shared-memory segment to another?
 
-Cold: pieces of 64 KiB to 64 MiB in scattered order, out of segments far larger than the cache. Hot: the same small piece again and
-again. The peer is numpy's copyto, which is memcpy; the floors are memcpy and the non-temporal copy in C, with one thread and two.
+Cold: pieces of 64 KiB to 64 MiB in scattered order, out of segments far larger than the cache. Hot: the same small
+piece again and again. The peer is numpy's copyto, which is memcpy; the floors are memcpy and the non-temporal copy in
+C, with one thread and two.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """What does an attack on the control ports cost those who behave (P16)?
 
-Two nodes with keys; one request of 300 tokens after the other, each timed from its grant to `Success`, without an attack and
-under each kind, in turns. *Strangers*: one process opens connections to all four ports, sends noise, half a greeting, a greeting or
-nothing, and leaves some open; none gets beyond the handshake. *Listed node*: one whose key is listed sends frames that the schema
-refuses. Each at the pace that is named, and as fast as one process can send.
+Two nodes with keys; one request of 300 tokens after the other, each timed from its grant to `Success`, without an
+attack and under each kind, in turns. *Strangers*: one process opens connections to all four ports, sends noise, half a
+greeting, a greeting or nothing, and leaves some open; none gets beyond the handshake. *Listed node*: one whose key is
+listed sends frames that the schema refuses. Each at the pace that is named, and as fast as one process can send.
 
-An attacker has a machine of its own, so here it has a core of its own, the last one: nodes and clients keep to the others, with an
-attack and without. Else the figure would be what a lost core costs, which is as much when the attack is aimed elsewhere.
+An attacker has a machine of its own, so here it has a core of its own, the last one: nodes and clients keep to the
+others, with an attack and without. Else the figure would be what a lost core costs, which is as much when the attack is
+aimed elsewhere.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ def listed(count: np.ndarray, address: str, pair: KeyPair, server: str, pace: in
     rng, due = random.Random(16), time.monotonic()
     sock = zmq.Context().socket(zmq.DEALER)
     sock.setsockopt(zmq.SNDHWM, 1000)
-    sock.curve_secretkey, sock.curve_publickey, sock.curve_serverkey = pair.secret.encode(), pair.public.encode(), server.encode()
+    sock.curve_secretkey, sock.curve_publickey, sock.curve_serverkey = (
+        pair.secret.encode(),
+        pair.public.encode(),
+        server.encode(),
+    )
     sock.connect(address)
     while True:
         sock.send(rng.randbytes(rng.randint(1, 400)))
@@ -74,7 +79,9 @@ def wait(due: float, pace: int) -> float:
 
 
 class Attack:
-    """A process that attacks while a turn lasts, on a core of its own; `pace`, connections or frames a second, is what it then did."""
+    """A process that attacks while a turn lasts, on a core of its own; `pace`, connections or frames a second, is what
+    it then did.
+    """
 
     def __init__(self, file: Path, core: int, *words: object) -> None:
         self._words = [sys.executable, __file__, "--attack", *map(str, (file, core, *words))]
@@ -153,7 +160,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="eb-") as root:
         path, pairs = Path(root), {name: new_key_pair() for name in ("encode", "language", "listed")}
         allow_file = path / "nodes.allow"
-        allow_file.write_text("".join(f"127.0.0.1 {pair.public} {name}\n" for name, pair in pairs.items() if name == "encode"))
+        allow_file.write_text(
+            "".join(f"127.0.0.1 {pair.public} {name}\n" for name, pair in pairs.items() if name == "encode")
+        )
         with allow_file.open("a") as file:
             file.writelines(f"- {pairs[name].public} {name}\n" for name in ("language", "listed"))
         os.environ["EB_BENCH_SECRET"] = pairs["listed"].secret
@@ -178,7 +187,9 @@ def main() -> None:
             attach(target.run_dir) as here,
         ):
             requests = Requests(there, here, source.bootstrap_addr)
-            addresses = [node_addr for node in (source, target) for node_addr in (node.bootstrap_addr, node.poller_addr)]
+            addresses = [
+                node_addr for node in (source, target) for node_addr in (node.bootstrap_addr, node.poller_addr)
+            ]
             ports = [address.rsplit(":", 1)[1] for address in addresses]
             requests.turn(20)
             keys = pairs["listed"].public, pairs["encode"].public
@@ -186,7 +197,10 @@ def main() -> None:
             for words, pace in PACES.items():
                 for name, attack in (
                     (f"strangers, {words}", Attack(path / f"strangers {pace}", core, "strangers", pace, *ports)),
-                    (f"listed node, {words}", Attack(path / f"listed {pace}", core, "listed", pace, source.bootstrap_addr, *keys)),
+                    (
+                        f"listed node, {words}",
+                        Attack(path / f"listed {pace}", core, "listed", pace, source.bootstrap_addr, *keys),
+                    ),
                 ):
                     cases[name] = lambda attack=attack: requests.turn(bench.scaled(200), attack)
             results = bench.interleave(cases)

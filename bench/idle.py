@@ -1,7 +1,9 @@
-"""What do two idle nodes cost? CPU time of all processes of an encode and a language node with a client each, nothing in flight.
+"""What do two idle nodes cost? CPU time of all processes of an encode and a language node with a client each, nothing
+in flight.
 
-The goal is under 1 % of one core for a node: processes sleep on futexes and eventfds, and wake for heartbeats and signs of life only.
-With --discovery each node has a registrar besides, which reports to a discovery server every second; the server is counted apart.
+The goal is under 1 % of one core for a node: processes sleep on futexes and eventfds, and wake for heartbeats and signs
+of life only. With --discovery each node has a registrar besides, which reports to a discovery server every second; the
+server is counted apart.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch")
     parser.add_argument("--quick", action="store_true", help="watch for 5 s only")
-    parser.add_argument("--discovery", action="store_true", help="with a discovery server, and a registrar in each node")
+    parser.add_argument(
+        "--discovery", action="store_true", help="with a discovery server, and a registrar in each node"
+    )
     options = parser.parse_args()
     options.seconds = 5.0 if options.quick else options.seconds
     geometry = Geometry(hidden_size=64, num_blocks=16)
@@ -79,7 +83,9 @@ def main() -> None:
             time.sleep(options.seconds)
             own, served = time.process_time() - own, own_seconds(server) - served
             after = {name: cpu_seconds(node) for name, node in nodes.items()}
-    shares = {name: sum(after[name][pid] - before[name][pid] for pid in before[name]) / options.seconds for name in nodes}
+    shares = {
+        name: sum(after[name][pid] - before[name][pid] for pid in before[name]) / options.seconds for name in nodes
+    }
     result = {f"{name}_node_percent_of_a_core": round(100 * share, 2) for name, share in shares.items()}
     result["two_clients_percent_of_a_core"] = round(100 * own / options.seconds, 2)
     if options.discovery:

@@ -1,8 +1,8 @@
 """Is a channel still of use after one of its two processes was killed?
 
-SIGKILL at a random moment while records flow, to the producer or to the consumer; then a new process takes its place. The channel
-is stuck when the two who live now pass fewer than 2000 records in 2 s. Every record of ours carries its check; a record that does
-not fit it counts as torn.
+SIGKILL at a random moment while records flow, to the producer or to the consumer; then a new process takes its place.
+The channel is stuck when the two who live now pass fewer than 2000 records in 2 s. Every record of ours carries its
+check; a record that does not fit it counts as torn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from typing import Any
 
 from _harness import FORK, Benchmark, Missing, Results, need, shared
 
-from embridge.allocator._core import DOORBELL_BYTES, RECORD_BYTES, RING_HEADER_BYTES, Consumer, Doorbell, Producer, Words, format_ring
+from embridge.allocator._core import (
+    DOORBELL_BYTES,
+    RECORD_BYTES,
+    RING_HEADER_BYTES,
+    Consumer,
+    Doorbell,
+    Producer,
+    Words,
+    format_ring,
+)
 
 CAPACITY, BATCH = 64, 32
 MORE_RECORDS, STUCK_S = 2000, 2.0  # more than any of the channels holds
@@ -152,7 +161,12 @@ def main() -> None:
     bench.show("SIGKILL at random moments, then a new process in its place", results, {name: name for name in columns})
     for role in ROLES:
         kills = results.median("embridge ring", f"{role} killed") or 0
-        bench.at_most(f"stuck after {kills:.0f} kills of the {role}", results.median("embridge ring", f"stuck, {role}"), 0, "rings")
+        bench.at_most(
+            f"stuck after {kills:.0f} kills of the {role}",
+            results.median("embridge ring", f"stuck, {role}"),
+            0,
+            "rings",
+        )
     bench.at_most("torn records", results.median("embridge ring", "torn"), 0, "records")
     bench.finish()
 

@@ -1,9 +1,10 @@
 """How close do requests over Mooncake come to Mooncake itself?
 
-The floor is Mooncake alone: one engine writes the same bytes, in the same descriptors, from its registered memory into that of an engine in
-another process, and polls until all are done. Ours is a whole request between two nodes over the same protocol (TCP): from the grant to the
-scheduler's `Success`, with control messages, status words and pollers in between. The rows are staged before the grant, as those of
-an encoder that is ahead; a second figure begins at `send_embedding` with the blocks granted before, so staging is in it, too.
+The floor is Mooncake alone: one engine writes the same bytes, in the same descriptors, from its registered memory into
+that of an engine in another process, and polls until all are done. Ours is a whole request between two nodes over the
+same protocol (TCP): from the grant to the scheduler's `Success`, with control messages, status words and pollers in
+between. The rows are staged before the grant, as those of an encoder that is ahead; a second figure begins at
+`send_embedding` with the blocks granted before, so staging is in it, too.
 """
 
 from __future__ import annotations
@@ -70,7 +71,11 @@ class Floor:
         assert self._engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
         assert self._engine.register_memory(self._memory.ctypes.data, size) == 0
         self._target = subprocess.Popen(
-            [sys.executable, "-c", TARGET, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-c", TARGET, str(size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         assert self._target.stdout is not None
         port, base = self._target.stdout.readline().split()
@@ -111,7 +116,9 @@ class Ours:
         }
 
     def request(self, tokens: int, *, ahead: bool) -> float:
-        """Seconds from the grant (`ahead`: of rows that are staged) or from `send_embedding` to the scheduler's Success."""
+        """Seconds from the grant (`ahead`: of rows that are staged) or from `send_embedding` to the scheduler's
+        Success.
+        """
         self._room += 1
         blocks = -(-tokens // BLOCK)
         receiver = self._language.receiver(self._addr, self._room)
@@ -119,7 +126,9 @@ class Ours:
         until(lambda: receiver.handshake_done)
         if ahead:
             sender.send_embedding(*self._rows[tokens])
-            until(lambda: library_of(self._encode).attachment.control.blocks.counts().owned >= min(blocks, AHEAD_BLOCKS))
+            until(
+                lambda: library_of(self._encode).attachment.control.blocks.counts().owned >= min(blocks, AHEAD_BLOCKS)
+            )
             begun = time.perf_counter()
             receiver.init(receiver.allocate(blocks), tokens)
         else:
@@ -181,7 +190,12 @@ def main() -> None:
             PipelineConfig(role=role, run_dir=Path(root, role), engine="mooncake", geometry=geometry, lock_memory=False)
             for role in ("encode", "language")
         )
-        with launch(encode) as source, launch(language) as target, attach(source.run_dir) as there, attach(target.run_dir) as here:
+        with (
+            launch(encode) as source,
+            launch(language) as target,
+            attach(source.run_dir) as there,
+            attach(target.run_dir) as here,
+        ):
             floor, ours = Floor(), Ours(there, here, source.bootstrap_addr)
             for name, size in SIZES.items():
                 measure(bench, name, size, floor, ours)

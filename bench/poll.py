@@ -1,8 +1,8 @@
 """What does a scheduler's look at 10 000 requests in flight cost, and raising the status of one?
 
-`StatusTable.changed` takes dirty bits; beside it are a look at every word in C (`compare`, the slow and certain look), numpy, and
-a loop in Python. Nothing changed, 1 % (scattered), all changed. `advance` is the raise of one status word with its stamp and
-its dirty bits in two views; beside it is a `multiprocessing.Value` with its lock.
+`StatusTable.changed` takes dirty bits; beside it are a look at every word in C (`compare`, the slow and certain look),
+numpy, and a loop in Python. Nothing changed, 1 % (scattered), all changed. `advance` is the raise of one status word
+with its stamp and its dirty bits in two views; beside it is a `multiprocessing.Value` with its lock.
 """
 
 from __future__ import annotations
@@ -80,7 +80,11 @@ def timed_look(make: Callable[[], Callable[[], int]], times: int) -> Figures:
     dice = random.Random(1)
     look()
     figures: Figures = {}
-    for metric, num, repeat in (("none", 0, times), ("few", IN_FLIGHT // 100, times), ("all", IN_FLIGHT, max(3, times // 20))):
+    for metric, num, repeat in (
+        ("none", 0, times),
+        ("few", IN_FLIGHT // 100, times),
+        ("all", IN_FLIGHT, max(3, times // 20)),
+    ):
         samples = []
         for _ in range(repeat):
             change(dice.sample(range(IN_FLIGHT), num))  # others each time, or the branches would be learnt by heart
@@ -147,7 +151,9 @@ def main() -> None:
         "Python loop over a memoryview": lambda: timed_look(look_in_python, count(40)),
     }
     found = bench.interleave(looks)
-    bench.show("a look at 10 000 in flight, p50", found, {"none": "none changed, µs", "few": "1 %, µs", "all": "all, µs"})
+    bench.show(
+        "a look at 10 000 in flight, p50", found, {"none": "none changed, µs", "few": "1 %, µs", "all": "all, µs"}
+    )
     raises: dict[str, Case] = {
         "advance: word, stamp, two dirty bits": lambda: advance(count(200_000)),
         "multiprocessing.Value with its lock": lambda: locked_value(count(100_000)),

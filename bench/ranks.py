@@ -1,12 +1,14 @@
 """How long after rank 0 popped a request does the last of the other ranks have it?
 
-Requests of 9 MB (1250 tokens of hidden size 3584, bf16) arrive one after the other at rank 0, this process; three more processes follow
-it, each asleep on its `fileno()` as an idle scheduler is. Timed: from before rank 0's `pop_transferred` until the last follower has the
-tensors, and what that call costs rank 0. Beside it, in the same run: the floor, three processes asleep in a read of a pipe, a byte
-written to each; and what the copies would cost that no follower makes.
+Requests of 9 MB (1250 tokens of hidden size 3584, bf16) arrive one after the other at rank 0, this process; three more
+processes follow it, each asleep on its `fileno()` as an idle scheduler is. Timed: from before rank 0's
+`pop_transferred` until the last follower has the tensors, and what that call costs rank 0. Beside it, in the same run:
+the floor, three processes asleep in a read of a pipe, a byte written to each; and what the copies would cost that no
+follower makes.
 
-What bounds it: rank 0 wakes one follower after the other, a system call each, and then each has to be given a core. No byte of a request
-moves, so its size does not matter. With fewer cores than ranks, the last follower also waits for the others.
+What bounds it: rank 0 wakes one follower after the other, a system call each, and then each has to be given a core. No
+byte of a request moves, so its size does not matter. With fewer cores than ranks, the last follower also waits for the
+others.
 """
 
 from __future__ import annotations
@@ -24,7 +26,17 @@ from pathlib import Path
 
 import torch
 
-from embridge import Client, EmbeddingRequest, Geometry, PipelineConfig, PreallocQueue, TransferQueue, attach, follow, launch
+from embridge import (
+    Client,
+    EmbeddingRequest,
+    Geometry,
+    PipelineConfig,
+    PreallocQueue,
+    TransferQueue,
+    attach,
+    follow,
+    launch,
+)
 
 HIDDEN, BLOCK = 3584, 128
 
@@ -62,7 +74,13 @@ def figures(samples_ns: list[int]) -> dict[str, float]:
 
 
 def measure(
-    client: Client, encoder: Client, addr: str, num: int, tokens: int, pipes: list[Connection], results: list[Connection]
+    client: Client,
+    encoder: Client,
+    addr: str,
+    num: int,
+    tokens: int,
+    pipes: list[Connection],
+    results: list[Connection],
 ) -> dict[str, object]:
     """One request after the other, popped as soon as it is there; then the bytes in the pipes."""
     transfer = TransferQueue(client)
@@ -128,7 +146,9 @@ def main() -> None:
             attach(target.run_dir, num_ranks=len(ranks) + 1) as client,
         ):
             children = [
-                context.Process(target=follower, args=(str(target.run_dir), rank, num, pipes[rank - 1][0], results[rank - 1][1]))
+                context.Process(
+                    target=follower, args=(str(target.run_dir), rank, num, pipes[rank - 1][0], results[rank - 1][1])
+                )
                 for rank in ranks
             ]
             for child in children:

@@ -1,10 +1,11 @@
 """How long after a SIGKILL are blocks usable again, or quarantined? (P3)
 
-Two nodes of this machine carry requests; at a random moment one process is killed. For a client, timed is from the kill until no block
-of its node is held in its name any more but in quarantine, and until all are free; also with the worker or the poller of that node killed
-in the same moment, so that a new one has to do it; and with 2 GiB of the client's own memory, which the kernel takes apart before it says
-that the process is dead. For a process of a node, whose blocks belong to living requests all the while: until
-rows move again (a worker), or a status word rises again (a poller), and no request may be lost.
+Two nodes of this machine carry requests; at a random moment one process is killed. For a client, timed is from the kill
+until no block of its node is held in its name any more but in quarantine, and until all are free; also with the worker
+or the poller of that node killed in the same moment, so that a new one has to do it; and with 2 GiB of the client's own
+memory, which the kernel takes apart before it says that the process is dead. For a process of a node, whose blocks
+belong to living requests all the while: until rows move again (a worker), or a status word rises again (a poller), and
+no request may be lost.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from typing import Any
 import torch
 from _harness import FORK, WATCHDOG_S, Benchmark, Failed, Figures, Results, percentile
 
-from embridge import EmbeddingRequest, Geometry, Limits, Node, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
+from embridge import (
+    EmbeddingRequest,
+    Geometry,
+    Limits,
+    Node,
+    PipelineConfig,
+    PreallocQueue,
+    TransferQueue,
+    attach,
+    launch,
+)
 from embridge.allocator.control import Control
 from embridge.allocator.records import Process
 from embridge.allocator.status import split
@@ -53,7 +64,9 @@ def encoder(run_dir: Path, orders: Connection, own_bytes: int) -> None:
             kept = [*kept[-2 * IN_FLIGHT :], sender]
 
 
-def scheduler(run_dir: Path, addr: str, orders: Connection, to_encoder: Connection, first_room: int, own_bytes: int) -> None:
+def scheduler(
+    run_dir: Path, addr: str, orders: Connection, to_encoder: Connection, first_room: int, own_bytes: int
+) -> None:
     """Keep so many requests in flight; say how many have ended, and why one has failed."""
     torch.set_num_threads(1)
     own = torch.ones(own_bytes, dtype=torch.uint8)  # noqa: F841
@@ -124,12 +137,16 @@ def nodes() -> Iterator[Pair]:
             for role in ("encode", "language")
         ]
         with launch(configs[0]) as encode, launch(configs[1]) as language:
-            yield Pair(encode, language, {"encode": look(encode.run_dir).control, "language": look(language.run_dir).control})
+            yield Pair(
+                encode, language, {"encode": look(encode.run_dir).control, "language": look(language.run_dir).control}
+            )
 
 
 @contextmanager
 def clients(pair: Pair, own_bytes: int = 0) -> Iterator[tuple[Any, Any, Connection]]:
-    """An encoder and a scheduler with requests under way, each with so much memory of its own, and the scheduler's end of its pipe."""
+    """An encoder and a scheduler with requests under way, each with so much memory of its own, and the scheduler's end
+    of its pipe.
+    """
     to_encoder, from_scheduler = FORK.Pipe()
     ours, theirs = FORK.Pipe()
     source = FORK.Process(target=encoder, args=(pair.encode.run_dir, from_scheduler, own_bytes), daemon=True)
@@ -203,7 +220,11 @@ def kill_process(pair: Pair, side: str, process: str) -> Figures:
         while ended.poll(WATCHDOG_S) and (reason := ended.recv()) != "stopped":
             reasons.append(reason)
     pair.wait_idle()
-    return {"settled": (moves - begun) / 1e6, "ready": (min(ready, moves) - begun) / 1e6, "lost": sum(map(bool, reasons))}
+    return {
+        "settled": (moves - begun) / 1e6,
+        "ready": (min(ready, moves) - begun) / 1e6,
+        "lost": sum(map(bool, reasons)),
+    }
 
 
 def main() -> None:
@@ -229,7 +250,12 @@ def main() -> None:
                 samples[name].append(case(pair))
     for name, figures in samples.items():
         settled = [one["settled"] for one in figures]
-        row = {"kills": float(len(settled)), "p50": percentile(settled, 50), "p99": percentile(settled, 99), "max": max(settled)}
+        row = {
+            "kills": float(len(settled)),
+            "p50": percentile(settled, 50),
+            "p99": percentile(settled, 99),
+            "max": max(settled),
+        }
         for other in ("free", "ready"):
             if other in figures[0]:
                 row[other] = percentile([one[other] for one in figures], 99)
@@ -239,7 +265,9 @@ def main() -> None:
         results.figures[name] = [row]
     columns = {"kills": "kills", "p50": "p50, ms", "p99": "p99, ms", "max": "max, ms"}
     columns |= {"free": "all free, p99, ms", "ready": "READY, p99, ms", "buried": "the kernel says so, p50, ms"}
-    bench.show("from SIGKILL to blocks usable or quarantined; for a process of a node, to its work going on", results, columns)
+    bench.show(
+        "from SIGKILL to blocks usable or quarantined; for a process of a node, to its work going on", results, columns
+    )
     for name in ("encoder", "scheduler", "encoder of 2 GiB", "scheduler of 2 GiB"):
         bench.at_most(f"{name} killed: p99", results.median(name, "p99"), 100, "ms")
     for name in cases:

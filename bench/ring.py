@@ -1,9 +1,9 @@
 """How fast do 64-byte records pass from one process to another, one producer and one consumer?
 
-One way: million messages a second. Ours pushed one at a time while the reader takes what is there, as a node's processes do; one
-at a time at both ends, as most of the peers; and in batches of 32. Round trip: one record there and one back, both ends
-spinning, p50 and p99 of single trips. The floors are two C processes over the same ring, and one cache line that two C processes
-write in turns.
+One way: million messages a second. Ours pushed one at a time while the reader takes what is there, as a node's
+processes do; one at a time at both ends, as most of the peers; and in batches of 32. Round trip: one record there and
+one back, both ends spinning, p50 and p99 of single trips. The floors are two C processes over the same ring, and one
+cache line that two C processes write in turns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ bench = Benchmark(__file__, __doc__)
 
 
 def timed(num: int, send: Callable[[Start], int], receive: Callable[[Start], int], *, spins: bool = False) -> Figures:
-    """Both return a time: of the first message's departure, of the last one's arrival. Those who spin are pinned, as in C."""
+    """Both return a time: of the first message's departure, of the last one's arrival.
+
+    Those who spin are pinned, as in C.
+    """
     begun_ns, ended_ns = together(send, receive, pinned=spins)
     return {"rate": num / (ended_ns - begun_ns) * 1e3}
 
@@ -403,13 +406,23 @@ def main() -> None:
     trips = bench.interleave(round_trip)
     bench.show("round trip, both ends spin (the last three sleep)", trips, {"p50": "p50, µs", "p99": "p99, µs"})
     single, batched = "embridge, one at a time", "embridge, batches of 32"
-    bench.at_least("one at a time against multiprocessing.Queue", rates.ratio("rate", single, "multiprocessing.Queue"), 40)
+    bench.at_least(
+        "one at a time against multiprocessing.Queue", rates.ratio("rate", single, "multiprocessing.Queue"), 40
+    )
     bench.at_least("one at a time against pyzmq", rates.ratio("rate", single, "pyzmq ipc PUSH/PULL"), 5)
-    bench.at_least("one at a time against iceoryx2", rates.ratio("rate", single, "iceoryx2, publish/subscribe, polled"), 20)
-    bench.at_least("batches against faster-fifo's batches", rates.ratio("rate", batched, "faster-fifo, batches of 32"), 20)
-    bench.at_least("round trip p50 against iceoryx2", trips.ratio("p50", "iceoryx2, publish/subscribe, polled", "embridge"), 12)
+    bench.at_least(
+        "one at a time against iceoryx2", rates.ratio("rate", single, "iceoryx2, publish/subscribe, polled"), 20
+    )
+    bench.at_least(
+        "batches against faster-fifo's batches", rates.ratio("rate", batched, "faster-fifo, batches of 32"), 20
+    )
+    bench.at_least(
+        "round trip p50 against iceoryx2", trips.ratio("p50", "iceoryx2, publish/subscribe, polled", "embridge"), 12
+    )
     bench.at_most("round trip p50 over the C ring's", trips.ratio("p50", "embridge", "C ring"), 1.6)
-    tails = [p99 / p50 for p50, p99 in zip(trips.rounds("embridge", "p50"), trips.rounds("embridge", "p99"), strict=True)]
+    tails = [
+        p99 / p50 for p50, p99 in zip(trips.rounds("embridge", "p50"), trips.rounds("embridge", "p99"), strict=True)
+    ]
     bench.at_most("round trip p99 over p50", sorted(tails)[len(tails) // 2], 2)
     bench.finish()
 

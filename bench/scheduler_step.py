@@ -1,9 +1,10 @@
 """What does embridge cost the scheduler's thread while embeddings arrive?
 
-100 requests of 9 MB each (1250 tokens of hidden size 3584, bf16) travel from an encoder process to this one. Meanwhile this process
-plays the scheduler: step after step it calls `client.poll()` and `transfer.pop_transferred()`, as an engine's loop would, and then
-sleeps in place of a forward pass (a scheduler waits for its GPU without the GIL). Timed is only the two calls. Beside it, in the
-same run: the same step with nothing in flight, and what one request's copy would cost on this thread.
+100 requests of 9 MB each (1250 tokens of hidden size 3584, bf16) travel from an encoder process to this one. Meanwhile
+this process plays the scheduler: step after step it calls `client.poll()` and `transfer.pop_transferred()`, as an
+engine's loop would, and then sleeps in place of a forward pass (a scheduler waits for its GPU without the GIL). Timed
+is only the two calls. Beside it, in the same run: the same step with nothing in flight, and what one request's copy
+would cost on this thread.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def main() -> None:
                 time.sleep(options.forward_ms / 1e3)
             context = multiprocessing.get_context("spawn")
             barrier = context.Barrier(2)
-            child = context.Process(target=encoder, args=(str(source.run_dir), options.requests, options.tokens, barrier))
+            child = context.Process(
+                target=encoder, args=(str(source.run_dir), options.requests, options.tokens, barrier)
+            )
             child.start()
             barrier.wait()
             begun = time.perf_counter()

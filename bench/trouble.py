@@ -1,8 +1,8 @@
 """How much slower are others while one of a node's users is in trouble? (P21)
 
 A steady load of small requests, eight in flight, through two nodes of 64 blocks; then the same beside each trouble of
-`tests/support/troubles.py`, in turn, so that what other work takes of the machine meets both alike. Small requests are announced, and
-their rows are there at once. The goal: p99 at most doubles.
+`tests/support/troubles.py`, in turn, so that what other work takes of the machine meets both alike. Small requests are
+announced, and their rows are there at once. The goal: p99 at most doubles.
 
     PYTHONPATH=tests python bench/trouble.py [rounds]
 """
@@ -28,7 +28,13 @@ def p99(took: list[int]) -> float:
 
 
 def main(rounds: int) -> None:
-    settings = {"engine": "shm", "num_blocks": 64, "block_size": 16, "connect_timeout_s": 3.0, "client_silent_after_s": 0.0}
+    settings = {
+        "engine": "shm",
+        "num_blocks": 64,
+        "block_size": 16,
+        "connect_timeout_s": 3.0,
+        "client_silent_after_s": 0.0,
+    }
     rooms = itertools.count(1)
     with (
         run_dirs() as path,
@@ -48,7 +54,9 @@ def main(rounds: int) -> None:
                     beside.append(carry(encode, sending, queues, rooms, COUNT))
             p50s = [statistics.median(itertools.chain(*took)) / 1e6 for took in (before, beside)]
             p99s = [statistics.median(p99(took) for took in rows) for rows in (before, beside)]
-            print(f"{name}: p50 {p50s[0]:.2f} -> {p50s[1]:.2f} ms, p99 {p99s[0]:.2f} -> {p99s[1]:.2f} ms ({p99s[1] / p99s[0]:.2f} times)")
+            print(
+                f"{name}: p50 {p50s[0]:.2f} -> {p50s[1]:.2f} ms, p99 {p99s[0]:.2f} -> {p99s[1]:.2f} ms ({p99s[1] / p99s[0]:.2f} times)"
+            )
 
 
 if __name__ == "__main__":

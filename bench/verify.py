@@ -1,8 +1,8 @@
 """What does it cost a request that its rows are checked on receipt?
 
-Two pairs of nodes on this machine, with `verify` and without, take turns: whole requests through shared memory, one at a time, from
-`send_embedding` (blocks granted before) to the scheduler's `Success`. Beside them what it is made of: the checksum of the same rows, by
-the processor's instruction, against a copy of as many bytes.
+Two pairs of nodes on this machine, with `verify` and without, take turns: whole requests through shared memory, one at
+a time, from `send_embedding` (blocks granted before) to the scheduler's `Success`. Beside them what it is made of: the
+checksum of the same rows, by the processor's instruction, against a copy of as many bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ class Pair:
             role: stack.enter_context(
                 launch(
                     PipelineConfig(
-                        role=role, run_dir=root / f"{role}-{verify:d}", engine="shm", geometry=GEOMETRY, lock_memory=False, verify=verify
+                        role=role,
+                        run_dir=root / f"{role}-{verify:d}",
+                        engine="shm",
+                        geometry=GEOMETRY,
+                        lock_memory=False,
+                        verify=verify,
                     )
                 )
             )
@@ -74,7 +79,11 @@ class Pair:
         took = time.perf_counter() - begun
         sender.clear()
         receiver.clear()
-        until(lambda: all(library_of(client).attachment.control.blocks.counts().free == NUM_BLOCKS for client in self._clients))
+        until(
+            lambda: all(
+                library_of(client).attachment.control.blocks.counts().free == NUM_BLOCKS for client in self._clients
+            )
+        )
         return took
 
 
@@ -87,9 +96,16 @@ def timed(call: Callable[[], object]) -> float:
 def measure(bench: Benchmark, name: str, size: int, plain: Pair, verifying: Pair) -> None:
     """One size: the contenders take turns, and each figure is the median of its turn."""
     tokens = size // GEOMETRY.token_bytes
-    rows = torch.randn(tokens, HIDDEN).bfloat16(), torch.zeros(tokens, dtype=torch.int32), torch.zeros(tokens, 3, dtype=torch.int32)
+    rows = (
+        torch.randn(tokens, HIDDEN).bfloat16(),
+        torch.zeros(tokens, dtype=torch.int32),
+        torch.zeros(tokens, 3, dtype=torch.int32),
+    )
     source, target = np.ones(64 * MIB, np.uint8), np.ones(64 * MIB, np.uint8)
-    columns, moves = np.array([(0, HIDDEN * 2), (40 * MIB, 12), (50 * MIB, 4)], np.int64), np.array([(0, 0, size)], np.int64)
+    columns, moves = (
+        np.array([(0, HIDDEN * 2), (40 * MIB, 12), (50 * MIB, 4)], np.int64),
+        np.array([(0, 0, size)], np.int64),
+    )
 
     def turn(once: Callable[[], float]) -> Figures:
         median = statistics.median(once() for _ in range(bench.scaled(8)))

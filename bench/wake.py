@@ -1,7 +1,8 @@
 """How long until a process that waits for a record has it?
 
-Round trip between two processes that both sleep on a futex; the floor is two C programs that do nothing else. Then sparse traffic,
-a record a millisecond, while two busy processes take all the time they can get: one way, p50, for each manner of waiting.
+Round trip between two processes that both sleep on a futex; the floor is two C programs that do nothing else. Then
+sparse traffic, a record a millisecond, while two busy processes take all the time they can get: one way, p50, for each
+manner of waiting.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from typing import Any
 
 from _harness import FORK, Benchmark, Case, Figures, Start, native, quantiles, quantiles_between, shared, together
 
-from embridge.allocator._core import DOORBELL_BYTES, RECORD_BYTES, RING_HEADER_BYTES, Consumer, Doorbell, Producer, Words, format_ring
+from embridge.allocator._core import (
+    DOORBELL_BYTES,
+    RECORD_BYTES,
+    RING_HEADER_BYTES,
+    Consumer,
+    Doorbell,
+    Producer,
+    Words,
+    format_ring,
+)
 
 CAPACITY = 64
 BELL = RING_HEADER_BYTES + CAPACITY * RECORD_BYTES
@@ -173,9 +183,13 @@ def main() -> None:
         "multiprocessing.Queue": lambda: sparse_queue(count(300), FORK.Queue),
     }
     ways = bench.interleave(busy)
-    bench.show(f"one way, a record a millisecond, {NUM_BUSY} busy neighbours", ways, {"p50": "p50, µs", "p99": "p99, µs"})
+    bench.show(
+        f"one way, a record a millisecond, {NUM_BUSY} busy neighbours", ways, {"p50": "p50, µs", "p99": "p99, µs"}
+    )
     bench.at_most("a sleeping peer woken, p50 over C's", trips.ratio("p50", "embridge, futex only", "C, futex"), 1.2)
-    bench.at_most("sparse traffic beside busy neighbours, p50", ways.median("embridge, spin 20 µs, then futex", "p50"), 25, "µs")
+    bench.at_most(
+        "sparse traffic beside busy neighbours, p50", ways.median("embridge, spin 20 µs, then futex", "p50"), 25, "µs"
+    )
     bench.finish()
 
 

@@ -2,9 +2,10 @@
 
     from embridge import PipelineConfig, attach, launch
 
-A node is started by `launch` (or by `embridge launch`), and joined by `attach`. On an encode node, `Client.sender` sends the rows of one
-request. On a language node, `PreallocQueue`, `TransferQueue` and `WaitingQueue` carry requests to their end, or `Client.receiver`
-receives one by hand; `follow` is for the other ranks of a scheduler. `spawn` starts processes of the caller's own.
+A node is started by `launch` (or by `embridge launch`), and joined by `attach`. On an encode node, `Client.sender`
+sends the rows of one request. On a language node, `PreallocQueue`, `TransferQueue` and `WaitingQueue` carry requests to
+their end, or `Client.receiver` receives one by hand; `follow` is for the other ranks of a scheduler. `spawn` starts
+processes of the caller's own.
 
 Names are loaded when they are first used: the processes of a node import only what they need.
 """
@@ -58,7 +59,15 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "embridge.allocator.errors": (
-        *("AttachError", "EmbridgeError", "FailureCode", "LaunchError", "NoRouteError", "NodeBusyError", "NodeGoneError"),
+        *(
+            "AttachError",
+            "EmbridgeError",
+            "FailureCode",
+            "LaunchError",
+            "NoRouteError",
+            "NodeBusyError",
+            "NodeGoneError",
+        ),
         *("NodeUnhealthyError", "PeerLost", "SegmentError", "TransferAborted", "TransferError", "TransferTimeout"),
     ),
     "embridge.allocator.geometry": ("Geometry", "Limits"),

@@ -21,7 +21,9 @@ def whole(name: str, value: Any, low: int, high: int, limits: str = "") -> int:
 
 
 def said(value: Any) -> str:
-    """`value` as an error names it, shortened; its type alone where it has no text, as an int of 5000 digits has none."""
+    """`value` as an error names it, shortened; its type alone where it has no text, as an int of 5000 digits
+    has none.
+    """
     try:
         text = repr(value)
     except Exception:

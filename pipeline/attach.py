@@ -19,22 +19,27 @@ from embridge.pipeline.ranks.leader import Ranks
 
 
 def attach(
-    run_dir: str | Path | None = None, *, role: str = "language", pin: bool | None = None, num_ranks: int = 1, group: str = ""
+    run_dir: str | Path | None = None,
+    *,
+    role: str = "language",
+    pin: bool | None = None,
+    num_ranks: int = 1,
+    group: str = "",
 ) -> Client:
     """Join the node that runs in `run_dir` (default: the default directory of that role).
 
-    `num_ranks`: this process is rank 0 of so many on this node (at most 32); the others call `follow(run_dir, rank=...)`. What it
-    receives then lies in shared memory, `host_buffer_bytes` of it, reserved here (a third of a second a GiB). `group` tells several
-    rank 0s of one node apart.
+    `num_ranks`: this process is rank 0 of so many on this node (at most 32); the others call `follow(run_dir,
+    rank=...)`. What it receives then lies in shared memory, `host_buffer_bytes` of it, reserved here (a third of a
+    second a GiB). `group` tells several rank 0s of one node apart.
 
-    `pin`: register the payload with CUDA in this process; by default where this process uses CUDA already. What took effect
-    stands in `Client.pinned`, and why not in `Client.pin_note`; without it everything works, only slower.
-    An encoder must not register it by itself: the node must know of the device, and waits for it before a killed encoder's blocks are
-    another's.
+    `pin`: register the payload with CUDA in this process; by default where this process uses CUDA already. What took
+    effect stands in `Client.pinned`, and why not in `Client.pin_note`; without it everything works, only slower. An
+    encoder must not register it by itself: the node must know of the device, and waits for it before a killed encoder's
+    blocks are another's.
 
     Raises:
-        AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is another one;
-            with ranks: this group has a rank 0 already.
+        AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is
+            another one; with ranks: this group has a rank 0 already.
         SegmentError: /dev/shm has no room for what the ranks are to share.
         ValueError: `num_ranks` is out of range.
     """

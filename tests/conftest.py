@@ -1,4 +1,7 @@
-"""For every test: what it leaves behind is its failure (P9). For those that need them: nodes and processes that tests share."""
+"""For every test: what it leaves behind is its failure (P9).
+
+For those that need them: nodes and processes that tests share.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The tracker that `multiprocessing` starts on first use lives as long as this process: have it before any test begins."""
+    """The tracker that `multiprocessing` starts on first use lives as long as this process: have it before any test
+    begins.
+    """
     multiprocessing.resource_tracker.ensure_running()
 
 
@@ -57,7 +62,10 @@ def fork_server() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """P9: no process, segment, run directory, descriptor or mapping is left of a test. What a failed one left is killed."""
+    """P9: no process, segment, run directory, descriptor or mapping is left of a test.
+
+    What a failed one left is killed.
+    """
     check = LeakCheck()
     try:
         yield
@@ -107,14 +115,18 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def stations(shared_dir: Path) -> Iterator[Callable[..., Station]]:
-    """The shared nodes by name and engine, each started when it is first asked for, and there until the last test has ended."""
+    """The shared nodes by name and engine, each started when it is first asked for, and there until the last test has
+    ended.
+    """
     made: dict[tuple[str, str], Station] = {}
     with contextlib.ExitStack() as stack:
 
         def get(role: str, name: str, engine: str, **settings: Any) -> Station:
             if (name, engine) not in made:
                 path = shared_dir / f"{name}-{engine}"
-                made[name, engine] = stack.enter_context(station(role, path, engine=engine, deepstack_layers=3, **settings))
+                made[name, engine] = stack.enter_context(
+                    station(role, path, engine=engine, deepstack_layers=3, **settings)
+                )
             return made[name, engine]
 
         yield get

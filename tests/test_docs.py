@@ -1,4 +1,6 @@
-"""The README and the pages of `docs/` hold: lines, links, files, names, commands and examples that they show are there, and run."""
+"""The README and the pages of `docs/` hold: lines, links, files, names, commands and examples that they show are there,
+and run.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +71,16 @@ def quoted(page: Path) -> list[str]:
 
 
 PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
-SHELL = [line.strip() for page in PAGES for block in blocks(page) if not block.language for line in block.text.splitlines()]
+SHELL = [
+    line.strip() for page in PAGES for block in blocks(page) if not block.language for line in block.text.splitlines()
+]
 
 
 @every_page
 def test_no_line_is_longer_than_120_columns(page: Path) -> None:
-    assert not [f"{number}: {len(line)}" for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > COLUMNS]
+    assert not [
+        f"{number}: {len(line)}" for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > COLUMNS
+    ]
 
 
 def anchor(heading: str) -> str:
@@ -91,7 +97,9 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> 
     for link in links(page):
         path, _, fragment = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        headings = re.findall(r"(?m)^#+ (.*)$", target.read_text()) if target.suffix == ".md" and target.exists() else []
+        headings = (
+            re.findall(r"(?m)^#+ (.*)$", target.read_text()) if target.suffix == ".md" and target.exists() else []
+        )
         if not target.exists() or (fragment and fragment not in map(anchor, headings)):
             broken.append(link)
     assert not broken
@@ -104,7 +112,11 @@ def test_every_page_is_found_from_the_readme() -> None:
         if page in found:
             continue
         found.add(page)
-        waiting += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if link.partition("#")[0].endswith(".md")]
+        waiting += [
+            (page.parent / link.partition("#")[0]).resolve()
+            for link in links(page)
+            if link.partition("#")[0].endswith(".md")
+        ]
     assert not set(PAGES) - found
 
 
@@ -117,7 +129,9 @@ def files() -> set[str]:
 @every_page
 def test_every_file_that_is_named_is_there(page: Path) -> None:
     """A path from the root, or the bare name of a test or module; `file::test` names a test in it."""
-    names = {name for path in files() for name in (path, path.rpartition("/")[2])} | {path.name for path in ROOT.iterdir()}
+    names = {name for path in files() for name in (path, path.rpartition("/")[2])} | {
+        path.name for path in ROOT.iterdir()
+    }
     missing = []
     for text in quoted(page):
         path, _, test = text.partition("::")
@@ -196,7 +210,9 @@ def test_every_make_target_that_is_named_is_there(page: Path) -> None:
 
 def test_contributing_says_when_to_run_each_make_target() -> None:
     listed = set(re.findall(r"(?m)^([a-z]+):.*## ", (ROOT / "Makefile").read_text())) - {"help"}
-    said = re.findall(r"`make ([a-z]+)", re.findall(r"(?ms)^\| target .*?\n\n", (ROOT / "docs" / "contributing.md").read_text())[0])
+    said = re.findall(
+        r"`make ([a-z]+)", re.findall(r"(?ms)^\| target .*?\n\n", (ROOT / "docs" / "contributing.md").read_text())[0]
+    )
     assert listed == set(said)
 
 
@@ -213,7 +229,9 @@ def test_every_command_that_is_shown_has_its_options() -> None:
         if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
             command = command.get_command(context, rest[0])
             assert command is not None, text
-        known = {option for param in command.get_params(context) for option in (*param.opts, *param.secondary_opts)} | {"--help"}
+        known = {option for param in command.get_params(context) for option in (*param.opts, *param.secondary_opts)} | {
+            "--help"
+        }
         assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, text
         shown += 1
     assert shown > 10
@@ -237,14 +255,18 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     program = tmp_path / "example.py"
     program.write_text(example().text)
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=100, check=False, env=environ)
+    result = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=100, check=False, env=environ
+    )
     assert result.returncode == 0, result.stderr
     assert re.match(r"5000 tokens in \d+ rounds: Bootstrapping .*Success\n", result.stdout), result.stdout
 
 
 @pytest.mark.timeout(600)
 def test_the_example_of_the_readme_passes_mypy_strict(tmp_path: Path) -> None:
-    """Seen as it is installed, over the links of `make types`; the cache is the one of that, so this takes some seconds after it."""
+    """Seen as it is installed, over the links of `make types`; the cache is the one of that, so this takes some seconds
+    after it.
+    """
     typing = ROOT / ".build" / "typing" / "embridge"
     typing.mkdir(parents=True, exist_ok=True)
     for target in (*(ROOT / "embridge").iterdir(), *(ROOT / name for name in ("pipeline", "workers", "allocator"))):
@@ -271,7 +293,9 @@ def test_every_exception_and_failure_code_has_its_cause_and_remedy() -> None:
     public = [getattr(embridge, name) for name in embridge.__all__]
     exceptions = [it.__name__ for it in public if isinstance(it, type) and issubclass(it, Exception)]
     wanted = [*exceptions, *(code.name for code in FailureCode if code)]
-    assert not [name for name in wanted if not {"*Cause*", "*Remedy*"} <= set(re.findall(r"\*\w+\*", sections.get(name, "")))]
+    assert not [
+        name for name in wanted if not {"*Cause*", "*Remedy*"} <= set(re.findall(r"\*\w+\*", sections.get(name, "")))
+    ]
 
 
 def test_the_page_of_mutants_names_those_of_the_catalogue_and_tests_of_theirs() -> None:
@@ -282,5 +306,9 @@ def test_the_page_of_mutants_names_those_of_the_catalogue_and_tests_of_theirs() 
             named[name] = f"{file}::{test}"
     catalogue = {mutant.name: mutant for mutant in MUTANTS}
     assert named.keys() <= catalogue.keys()
-    wrong = [name for name, test in named.items() if not any(test.startswith(given.split("[")[0]) for given in catalogue[name].tests)]
+    wrong = [
+        name
+        for name, test in named.items()
+        if not any(test.startswith(given.split("[")[0]) for given in catalogue[name].tests)
+    ]
     assert not wrong

@@ -60,7 +60,9 @@ def module_of(path: Path) -> str:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """Every module of ours with those that it imports, wherever in it: at its top, in a function, or for type checking alone."""
+    """Every module of ours with those that it imports, wherever in it: at its top, in a function, or for type checking
+    alone.
+    """
     trees = {module_of(path): tree for path, tree in parsed()}
     graph: dict[str, set[str]] = {}
     for module, tree in trees.items():
@@ -73,7 +75,9 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def rooms(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The same of rooms: the folders in `pipeline`, `workers` and so on; a module that lies in none is one of its own."""
+    """The same of rooms: the folders in `pipeline`, `workers` and so on; a module that lies in none is one of
+    its own.
+    """
     packages = {name.rpartition(".")[0] for name in graph}
 
     def room(name: str) -> str:
@@ -103,7 +107,11 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "c"}}) == [["b", "c"]]
-    graph = {"embridge.p.one.x": {"embridge.p.two.y"}, "embridge.p.two.z": {"embridge.p.one.w"}, "embridge.p.alone": {"embridge.p.one"}}
+    graph = {
+        "embridge.p.one.x": {"embridge.p.two.y"},
+        "embridge.p.two.z": {"embridge.p.one.w"},
+        "embridge.p.alone": {"embridge.p.one"},
+    }
     graph |= {"embridge.p.two.y": set(), "embridge.p.one.w": set(), "embridge.p.one": set(), "embridge.p.two": set()}
     assert circles(graph) == []
     assert circles(rooms(graph)) == [["embridge.p.one", "embridge.p.two"]]
@@ -146,7 +154,9 @@ def test_nothing_that_runs_what_it_reads_is_used() -> None:
     """P16: no pickle, marshal or shelve, no eval or exec, no torch.load."""
     for path, tree in parsed():
         for name in imports(tree):
-            assert name.split(".")[0] not in {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}, f"{path}: {name}"
+            assert name.split(".")[0] not in {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}, (
+                f"{path}: {name}"
+            )
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"eval", "exec", "compile"}, f"{path}:{node.lineno} calls {node.func.id}"
@@ -160,14 +170,28 @@ def test_who_uses_zeromq_starts_no_thread() -> None:
     for path, tree in parsed():
         names = set(imports(tree))
         if any(name.split(".")[0] == "zmq" for name in names):
-            users[str(path)] = {name.split(".")[0] for name in names} & {"threading", "_thread", "concurrent", "asyncio", "multiprocessing"}
-    assert users == {f"workers/wire/{name}.py": set() for name in ("loop", "port", "reader", "zap")} | {"workers/keys.py": set()}
+            users[str(path)] = {name.split(".")[0] for name in names} & {
+                "threading",
+                "_thread",
+                "concurrent",
+                "asyncio",
+                "multiprocessing",
+            }
+    assert users == {f"workers/wire/{name}.py": set() for name in ("loop", "port", "reader", "zap")} | {
+        "workers/keys.py": set()
+    }
 
 
 def test_the_environment_is_read_in_one_place() -> None:
-    """But for the variables of Mooncake and numpy, which they read themselves: they are set, and checked, where those are started."""
+    """But for the variables of Mooncake and numpy, which they read themselves: they are set, and checked, where those
+    are started.
+    """
     for path, tree in parsed():
-        if path in (Path("pipeline/config.py"), Path("pipeline/node/launcher_start.py"), Path("workers/transfer/engines/mooncake.py")):
+        if path in (
+            Path("pipeline/config.py"),
+            Path("pipeline/node/launcher_start.py"),
+            Path("workers/transfer/engines/mooncake.py"),
+        ):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute | ast.Name):
@@ -176,8 +200,10 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 
 def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
-    """P14: a jump of it changes nothing. The launcher reads it, for an incarnation, and the discovery server, to refuse one
-    of days to come."""
+    """P14: a jump of it changes nothing.
+
+    The launcher reads it, for an incarnation, and the discovery server, to refuse one of days to come.
+    """
     for path, tree in parsed():
         if path in (Path("pipeline/node/claim.py"), Path("workers/discovery/server.py")):
             continue
@@ -214,7 +240,11 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
 
 def reads_clock(node: ast.AST) -> bool:
     called = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
-    found = {it.attr for it in called if isinstance(it, ast.Attribute) and isinstance(it.value, ast.Name) and it.value.id == "time"}
+    found = {
+        it.attr
+        for it in called
+        if isinstance(it, ast.Attribute) and isinstance(it.value, ast.Name) and it.value.id == "time"
+    }
     return any(name.removesuffix("_ns") in {"monotonic", "perf_counter", "time", "clock_gettime"} for name in found)
 
 
@@ -229,10 +259,16 @@ def test_the_clock_is_injected() -> None:
     trees = {str(path): tree for path, tree in parsed() if path.parts[1] not in ("cli", "demo")}
     found = {path: tree for path, tree in trees.items() if reads_clock(tree)}
     assert set(found) == set(OF_REAL_THINGS)
-    beside = {path: {it.name for it in functions(tree) if reads_clock(it)} for path, tree in found.items() if knows_clock(tree)}
+    beside = {
+        path: {it.name for it in functions(tree) if reads_clock(it)}
+        for path, tree in found.items()
+        if knows_clock(tree)
+    }
     assert beside == BESIDE_A_CLOCK
     for path, tree in trees.items():
-        assert not any(name.startswith("time.") for name in imports(tree)), f"{path}: what it imports of time by name is not found here"
+        assert not any(name.startswith("time.") for name in imports(tree)), (
+            f"{path}: what it imports of time by name is not found here"
+        )
 
 
 def test_the_word_for_a_transfer_that_goes_on_is_resume() -> None:
@@ -257,7 +293,9 @@ CHILDREN = [
 
 
 def test_a_process_of_a_node_does_not_import_what_it_does_not_use() -> None:
-    """Torch costs a second and hundreds of megabytes a process; the parser of letters, which comes with the versions of packages, 10 ms."""
+    """Torch costs a second and hundreds of megabytes a process; the parser of letters, which comes with the versions of
+    packages, 10 ms.
+    """
     heavy = {"torch", "rich", "click"}
     children = [name for name in CHILDREN if name != "discovery.registrar"]
     lines = ["import embridge.pipeline.node.launcher", *(f"import embridge.workers.{name}" for name in children)]
@@ -289,3 +327,28 @@ def test_a_package_that_is_imported_by_its_bare_name_says_so(tmp_path: Path) -> 
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
         )
         assert f"import embridge.{package}" in result.stderr
+
+
+def test_a_file_has_at_most_450_lines_of_at_most_120_columns() -> None:
+    """What is longer has two purposes; what is wider nobody reads beside something else."""
+    texts = {path.relative_to(ROOT): path.read_text().splitlines() for path in SOURCES}
+    assert {str(path): len(lines) for path, lines in texts.items() if len(lines) > 450} == {}
+    assert [f"{path}:{at}" for path, lines in texts.items() for at, line in enumerate(lines, 1) if len(line) > 120] == []
+
+
+def test_a_class_has_at_most_20_public_methods() -> None:
+    """Properties are none: they are read like attributes."""
+    seen = {}
+    for _, tree in parsed():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                methods = [
+                    it.name
+                    for it in node.body
+                    if isinstance(it, ast.FunctionDef)
+                    and not it.name.startswith("_")
+                    and not any(isinstance(mark, ast.Name) and mark.id.endswith("property") for mark in it.decorator_list)
+                ]
+                if len(methods) > 20:
+                    seen[node.name] = len(methods)
+    assert seen == {}

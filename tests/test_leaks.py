@@ -36,7 +36,9 @@ def test_a_library_under_a_folder_that_is_called_embridge_is_nothing_left(check:
 
 
 @pytest.mark.parametrize("made", ["segment", "memfd"])
-def test_shared_memory_that_is_still_mapped_is_found(check: LeakCheck, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_memory_that_is_still_mapped_is_found(
+    check: LeakCheck, made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """P9."""
     monkeypatch.setattr("support.leaks.SETTLE_S", 0.0)
     if made == "segment":

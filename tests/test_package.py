@@ -49,7 +49,12 @@ class Built(NamedTuple):
 def build(what: str, source: Path, target: Path) -> Path:
     """Call the build backend in a source tree, as pip does without isolation."""
     result = subprocess.run(
-        [sys.executable, "-c", BUILD, what, str(target)], cwd=source, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", BUILD, what, str(target)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return target / result.stdout.split()[-1]
@@ -81,7 +86,10 @@ class TestPackage:
             for place, folder in folders.items()
             for path in (ROOT / folder).rglob("*.py")
         }
-        typing = {*(f"embridge/{place}py.typed" for place in folders if place != "demo/"), "embridge/allocator/_core.pyi"}
+        typing = {
+            *(f"embridge/{place}py.typed" for place in folders if place != "demo/"),
+            "embridge/allocator/_core.pyi",
+        }
         shipped = {name for name in built.shipped() if ".dist-info/" not in name}
         assert shipped == modules | typing | {"embridge/allocator/_core.abi3.so"}
 
@@ -95,13 +103,25 @@ class TestPackage:
         }
         assert needed == {"torch", "numpy", "posix-ipc", "pyzmq", "msgspec", "click", "rich"}
 
-    def test_the_sdist_holds_the_sources_of_the_core_the_tests_and_the_documents_and_nothing_built(self, built: Built) -> None:
+    def test_the_sdist_holds_the_sources_of_the_core_the_tests_and_the_documents_and_nothing_built(
+        self, built: Built
+    ) -> None:
         with tarfile.open(built.sdist) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
-        core = {str(path.relative_to(ROOT)) for pattern in ("*.c", "*.h") for path in (ROOT / "allocator").rglob(pattern)}
+        core = {
+            str(path.relative_to(ROOT)) for pattern in ("*.c", "*.h") for path in (ROOT / "allocator").rglob(pattern)
+        }
         assert any(name.endswith(".h") for name in core)
         assert core <= names
-        assert {"pyproject.toml", "setup.py", "Makefile", "README.md", "LICENSE", "tests/conftest.py", "docs/invariants.md"} <= names
+        assert {
+            "pyproject.toml",
+            "setup.py",
+            "Makefile",
+            "README.md",
+            "LICENSE",
+            "tests/conftest.py",
+            "docs/invariants.md",
+        } <= names
         assert not {name for name in names if name.endswith((".so", ".pyc"))}
 
     def test_the_core_of_the_wheel_exports_its_entry_and_nothing_else(self, built: Built, tmp_path: Path) -> None:
@@ -115,7 +135,9 @@ class TestPackage:
             "loader.exec_module(core)\n"
             "assert core.Mapping and core.__file__ == sys.argv[1], core\n"
         )
-        result = subprocess.run([sys.executable, "-I", "-c", code, str(core)], capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(
+            [sys.executable, "-I", "-c", code, str(core)], capture_output=True, text=True, timeout=60, check=False
+        )
         assert result.returncode == 0, result.stderr
 
 
@@ -140,7 +162,9 @@ def test_an_extra_brings_no_mooncake_that_the_node_then_refuses(extra: str, monk
 
 
 def test_what_this_tree_is_tested_with_is_what_it_asks_for() -> None:
-    """Each package that is asked for has a version in constraints.txt, within its range; the lowest Python is one, too."""
+    """Each package that is asked for has a version in constraints.txt, within its range; the lowest Python is
+    one, too.
+    """
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     pins = {canonicalize_name(name): version for name, version in pins.items()}
     for extra, wishes in wanted().items():
@@ -170,12 +194,16 @@ def test_from_the_root_of_the_sources_a_folder_is_no_package(package: str, how: 
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     said = result.stderr.strip().splitlines()[-1]
-    assert f"{package!r} is the folder of embridge.{package}, imported by its bare name; import embridge.{package}" in said
+    assert (
+        f"{package!r} is the folder of embridge.{package}, imported by its bare name; import embridge.{package}" in said
+    )
 
 
 def test_from_the_root_of_the_sources_the_package_is_found_by_its_full_name() -> None:
     code = "import embridge.allocator as a, embridge as e; print(a.__name__, e.PipelineConfig.__name__)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert result.stdout.split() == ["embridge.allocator", "PipelineConfig"], result.stderr
 
 
@@ -193,9 +221,16 @@ class TestDoor:
     def test_who_checks_types_sees_the_same_names(self) -> None:
         """And no others: a module's `__getattr__` that it saw would give it whatever is asked for."""
         tree = ast.parse(Path(embridge.__file__).read_text())
-        (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        (block,) = (
+            node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        )
         assert not any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body)
-        seen = {f"{node.module}.{alias.asname}" for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        seen = {
+            f"{node.module}.{alias.asname}"
+            for node in block.body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
         assert seen == {f"{module}.{name}" for module, names in embridge._NAMES.items() for name in names}
 
     def test_every_exception_that_the_package_defines_for_callers_is_among_them(self) -> None:
@@ -211,10 +246,14 @@ class TestDoor:
         assert embridge.__version__ == metadata.version("embridge")
 
     def test_the_import_alone_loads_nothing(self) -> None:
-        code = "import sys, embridge; dir(embridge); print([name for name in sys.modules if name.startswith('embridge.')])"
+        code = (
+            "import sys, embridge; dir(embridge); print([name for name in sys.modules if name.startswith('embridge.')])"
+        )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
         assert result.stdout == "[]\n", result.stderr
 
     def test_python_m_is_the_command(self) -> None:
-        result = subprocess.run([sys.executable, "-m", "embridge", "--version"], capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(
+            [sys.executable, "-m", "embridge", "--version"], capture_output=True, text=True, timeout=60, check=False
+        )
         assert result.stdout == f"embridge, version {embridge.__version__}\n", result.stderr

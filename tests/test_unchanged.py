@@ -1,4 +1,6 @@
-"""`--changed`: tests of which nothing has changed since they passed are left out, never silently, and never where all are to run."""
+"""`--changed`: tests of which nothing has changed since they passed are left out, never silently, and never where all
+are to run.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def tree(tmp_path: Path) -> Path:
 def run(tree: Path, *arguments: str, option: str = "--changed", **environment: str) -> tuple[int, str]:
     """How many tests passed, and what pytest said."""
     command = [sys.executable, "-m", "pytest", "-p", "support.unchanged", "-p", "no:cacheprovider", *option.split()]
-    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "EMBRIDGE_ALL_TESTS", "PYTEST_ADDOPTS")}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("CI", "EMBRIDGE_ALL_TESTS", "PYTEST_ADDOPTS")
+    }
     result = subprocess.run(
         [*command, *arguments],
         cwd=tree,
@@ -71,7 +75,14 @@ def test_what_has_passed_is_left_out_and_the_summary_says_so(tree: Path, process
 
 @pytest.mark.parametrize(
     ("path", "num_passed"),
-    [("core/ring.c", 4), ("slow/model.py", 4), ("lib/client.py", 4), ("core/new.c", 4), ("lib/other.py", 1), ("quick/test_other.py", 1)],
+    [
+        ("core/ring.c", 4),
+        ("slow/model.py", 4),
+        ("lib/client.py", 4),
+        ("core/new.c", 4),
+        ("lib/other.py", 1),
+        ("quick/test_other.py", 1),
+    ],
 )
 def test_they_run_again_when_what_they_depend_on_has_changed(tree: Path, path: str, num_passed: int) -> None:
     """A source, one that is new, and a file that a source names; nothing else."""

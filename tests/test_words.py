@@ -1,7 +1,8 @@
 """What the product defines it also uses: words of shared memory, kicks, counters, states, settings and functions.
 
-A word that is written and never read is a promise that nobody keeps (or a check that is missing), and one that is read and never written is
-always 0. What only a test calls is the test's. (Fields of messages: `tests/workers/wire/test_wire_fields.py`.)
+A word that is written and never read is a promise that nobody keeps (or a check that is missing), and one that is read
+and never written is always 0. What only a test calls is the test's. (Fields of messages:
+`tests/workers/wire/test_wire_fields.py`.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from embridge.workers.timing import Timing
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for package in ("allocator", "workers", "pipeline", "examples") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(
+    path for package in ("allocator", "workers", "pipeline", "examples") for path in (ROOT / package).rglob("*.py")
+)
 MODULES = (errors, geometry, metrics, ranklog, records, rings, status)
 
 WRITE = {"set", "put", "store", "raise_to", "count", "set_bits", "clear_bits", "compare_exchange", "add"}
@@ -76,7 +79,9 @@ class Use:
                     return
             if isinstance(parent, ast.For | ast.comprehension) and child is parent.iter:
                 body = parent.body if isinstance(parent, ast.For) else [parents[parent]]
-                self.calls |= {called(inner) for part in body for inner in ast.walk(part) if isinstance(inner, ast.Call)}
+                self.calls |= {
+                    called(inner) for part in body for inner in ast.walk(part) if isinstance(inner, ast.Call)
+                }
                 return
             if isinstance(parent, ast.stmt):
                 return
@@ -113,7 +118,9 @@ def _names(path: Path, tree: ast.Module) -> dict[str, type[enum.Enum]]:
     names: dict[str, type[enum.Enum]] = {}
     own = f"embridge.{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}"
     for module in MODULES:
-        classes = {name: it for name, it in vars(module).items() if isinstance(it, type) and it.__module__ == module.__name__}
+        classes = {
+            name: it for name, it in vars(module).items() if isinstance(it, type) and it.__module__ == module.__name__
+        }
         here = {name: it for name, it in classes.items() if issubclass(it, enum.Enum)}
         if module.__name__ == own:
             names.update(here)
@@ -131,7 +138,10 @@ def _names(path: Path, tree: ast.Module) -> dict[str, type[enum.Enum]]:
 # ---- words, kicks, counters, states
 
 ALIKE = {
-    (records.Discovery, "GENERATION"): "the registrar's own record is read and written as a route's, by `Route.GENERATION`",
+    (
+        records.Discovery,
+        "GENERATION",
+    ): "the registrar's own record is read and written as a route's, by `Route.GENERATION`",
     (records.SegmentHeader, "SLOT_WAITERS"): "a `LaneBits` reads and writes it",
     (records.SegmentHeader, "ROOM_WAITERS"): "a `LaneBits` reads and writes it",
     (records.Lane, "NUM_EARLY"): "it is read of all lanes at once, as a range from the first",
@@ -193,7 +203,10 @@ def test_a_word_that_is_not_used_would_be_found(monkeypatch: pytest.MonkeyPatch)
         ROOM = 0
         NOWHERE = 1
 
-    found = {(Slot, "ROOM"): [use for use in uses()[records.Slot, "ROOM"] if "get" not in use.calls], (Slot, "NOWHERE"): []}
+    found = {
+        (Slot, "ROOM"): [use for use in uses()[records.Slot, "ROOM"] if "get" not in use.calls],
+        (Slot, "NOWHERE"): [],
+    }
     monkeypatch.setattr("test_words.WORDS", (Slot,))
     monkeypatch.setattr("test_words.uses", lambda: found)
     assert [problem.partition(".Slot.")[2] for problem in unused()] == [
@@ -216,7 +229,9 @@ THROUGH = {"run_dir": "directory"}  # the property that reads it: never None
 
 @cache
 def readers() -> dict[str, set[str]]:
-    """Field name -> what it is taken from, wherever the product reads an attribute, but for a dataclass's look at itself."""
+    """Field name -> what it is taken from, wherever the product reads an attribute, but for a dataclass's look at
+    itself.
+    """
     found: dict[str, set[str]] = defaultdict(set)
     for path in SOURCES:
         for node in ast.walk(parsed(path)):
@@ -302,9 +317,13 @@ def test_what_the_product_defines_it_uses_or_offers() -> None:
         if name not in mentioned | excused | set(embridge.__all__) and not (name.startswith("__") or is_member(name))
     ]
     assert dead == []
-    assert excused <= {name for names in seen.values() for name in names.defined} - mentioned, "an excuse that nobody needs"
+    assert excused <= {name for names in seen.values() for name in names.defined} - mentioned, (
+        "an excuse that nobody needs"
+    )
 
 
 def is_member(name: str) -> bool:
     """Members of the enums of `MODULES` have tests of their own."""
-    return any(name in it.__members__ for module in MODULES for it in vars(module).values() if isinstance(it, enum.EnumType))
+    return any(
+        name in it.__members__ for module in MODULES for it in vars(module).values() if isinstance(it, enum.EnumType)
+    )

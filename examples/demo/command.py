@@ -26,7 +26,9 @@ from embridge.pipeline.cli.errors import CommandError, expected_errors
 )
 @click.option("--engine", default="shm", show_default=True, help="How rows travel between the nodes: shm or mooncake.")
 @click.option(
-    "--two-hosts", is_flag=True, help="The nodes in two network namespaces, joined by a cable; implies --engine mooncake. Needs root."
+    "--two-hosts",
+    is_flag=True,
+    help="The nodes in two network namespaces, joined by a cable; implies --engine mooncake. Needs root.",
 )
 @click.option("--verify", is_flag=True, help="Have the nodes check rows on receipt, too.")
 @click.option(

@@ -139,7 +139,13 @@ def summary_table(lines: Sequence[Line], *, width: int) -> Table:
     if wide:
         table.add_column("size", no_wrap=True)
         table.add_column("sent", no_wrap=True)
-    for heading in ("tokens", "rounds", "MB", "latency\nms", *(["last row to\nSuccess, ms", "GB/s from\nfirst row"] if wide else [])):
+    for heading in (
+        "tokens",
+        "rounds",
+        "MB",
+        "latency\nms",
+        *(["last row to\nSuccess, ms", "GB/s from\nfirst row"] if wide else []),
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status path")
     table.add_column("bytes", no_wrap=True)

@@ -1,10 +1,10 @@
 """The encoder process of the demo: attaches to the encode node, embeds photographs, and streams them as it goes.
 
-It is an ordinary client, and shows both ways to send. Streamed: the length is announced as soon as the job arrives, long
-before its turn with the tower, and rows are written a band at a time. At once: nothing is said before the whole request
-is embedded, so the language side has granted its default by then and resumes from there. Either way the tensors are kept
-until the request has ended, because the library reads from them. One request is embedded at a time, any number may be
-under way behind it.
+It is an ordinary client, and shows both ways to send. Streamed: the length is announced as soon as the job arrives,
+long before its turn with the tower, and rows are written a band at a time. At once: nothing is said before the whole
+request is embedded, so the language side has granted its default by then and resumes from there. Either way the tensors
+are kept until the request has ended, because the library reads from them. One request is embedded at a time, any number
+may be under way behind it.
 """
 
 from __future__ import annotations
@@ -152,12 +152,17 @@ class _Encoder:
             self._waiting.append(request)
 
     def _begin(self, request: _Request) -> None:
-        """Read its photograph. One that cannot be read, though its header could, fails this request by name, and no other."""
+        """Read its photograph.
+
+        One that cannot be read, though its header could, fails this request by name, and no other.
+        """
         try:
             self._current = (request, self._chunks(request.job))
         except Exception as error:  # PIL's readers raise what they like
             name = request.job.photograph.path.name
-            request.sender.abort(f"image {name} cannot be read: {error or type(error).__name__}; take it out of the folder")
+            request.sender.abort(
+                f"image {name} cannot be read: {error or type(error).__name__}; take it out of the folder"
+            )
 
     def _chunks(self, job: Job) -> Iterator[Chunk]:
         grid = job.prompt.grid
@@ -168,7 +173,9 @@ class _Encoder:
         return stream.chunks(pixels)
 
     def _step(self, request: _Request, chunks: Iterator[Chunk]) -> None:
-        """Embed one band, and write it if the request is streamed; with the last, tell the parent what should arrive."""
+        """Embed one band, and write it if the request is streamed; with the last, tell the parent what should
+        arrive.
+        """
         chunk = next(chunks)
         request.digests.add(chunk)
         is_last = chunk.start + len(chunk.fill_ids) == request.job.prompt.num_tokens
@@ -196,7 +203,9 @@ class _Encoder:
         )
 
     def _give(self, write: Callable[..., bool], *rows: int | torch.Tensor | None) -> None:
-        """Write rows. Where the node has no room for them, wait until rows have been sent, here or by another encoder."""
+        """Write rows. Where the node has no room for them, wait until rows have been sent, here or by another
+        encoder.
+        """
         while True:
             try:
                 write(*rows)  # False if it has failed meanwhile: `_end_requests` sees that

@@ -61,7 +61,20 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             _ip("netns", "add", host.namespace)
             stack.callback(_ip, "netns", "delete", host.namespace)
         one, other = hosts
-        _ip("-n", one.namespace, "link", "add", one.cable, "type", "veth", "peer", "name", other.cable, "netns", other.namespace)
+        _ip(
+            "-n",
+            one.namespace,
+            "link",
+            "add",
+            one.cable,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            other.cable,
+            "netns",
+            other.namespace,
+        )
         for host in hosts:
             inside = ("-n", host.namespace)
             _ip(*inside, "link", "set", "lo", "up")

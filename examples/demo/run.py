@@ -83,7 +83,9 @@ def _items(settings: DemoSettings) -> list[Item]:
 def _start(stack: ExitStack, settings: DemoSettings, console: Console) -> Scheduler:
     """Start both nodes and the encoder; `stack` stops them in the opposite order."""
     run_dir = settings.run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embridge-demo-")))
-    hosts = dict(zip(("encode", "language"), stack.enter_context(two_hosts()), strict=True)) if settings.two_hosts else {}
+    hosts = (
+        dict(zip(("encode", "language"), stack.enter_context(two_hosts()), strict=True)) if settings.two_hosts else {}
+    )
     keys = stack.enter_context(tempfile.TemporaryDirectory(prefix="embridge-keys-"))
     places = _places(hosts, Path(keys))
     encode_node = stack.enter_context(_launch(settings, "encode", run_dir, hosts, places))
@@ -97,17 +99,24 @@ def _start(stack: ExitStack, settings: DemoSettings, console: Console) -> Schedu
 
 
 def _places(hosts: dict[str, Host], folder: Path) -> dict[str, dict[str, Any]]:
-    """Where each node is: nothing to say on one host; on two its address, and, for control messages leave the host, its keys."""
+    """Where each node is: nothing to say on one host; on two its address, and, for control messages leave the host, its
+    keys.
+    """
     allow_file, lines = folder / "nodes.allow", []
     for role, host in hosts.items():
         pair = new_key_pair()
         write_key_file(folder / f"{role}.key", pair)
         lines.append(allow_line(host.address, pair.public, role))
     allow_file.write_text("\n".join(lines) + "\n")
-    return {role: {"host": host.address, "key_file": folder / f"{role}.key", "allow_file": allow_file} for role, host in hosts.items()}
+    return {
+        role: {"host": host.address, "key_file": folder / f"{role}.key", "allow_file": allow_file}
+        for role, host in hosts.items()
+    }
 
 
-def _launch(settings: DemoSettings, role: str, run_dir: Path, hosts: dict[str, Host], places: dict[str, dict[str, Any]]) -> Node:
+def _launch(
+    settings: DemoSettings, role: str, run_dir: Path, hosts: dict[str, Host], places: dict[str, dict[str, Any]]
+) -> Node:
     config = _node_config(settings, role, run_dir, **places.get(role, {}))
     return launch(config, within=hosts[role].within if role in hosts else ())
 

@@ -1,6 +1,8 @@
-"""A client's attachment to its node: one lane, the segments, bells and rings that come with it, and whether they may be used still.
+"""A client's attachment to its node: one lane, the segments, bells and rings that come with it, and whether they may be
+used still.
 
-Reading its words takes no lock. Rings are pushed to by the caller's thread and by the library thread; the GIL serialises the pushes.
+Reading its words takes no lock. Rings are pushed to by the caller's thread and by the library thread; the GIL
+serialises the pushes.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ LED_TO_MEMORY = ("control", "buffers", "payload", "user_bell", "library_bell", "
 
 
 class Attachment:
-    """One lane of a node, as this process has it. The lane is this process's for as long as the run socket stays open."""
+    """One lane of a node, as this process has it. The lane is this process's for as long as the run socket
+    stays open.
+    """
 
     node_gone = False
     """Whether the node is gone; it never comes back to this attachment."""
@@ -99,7 +103,9 @@ class Attachment:
             raise NodeGoneError(f"the node in {self.run_dir} is gone; attach() again once it is back")
 
     def has_lost_node(self) -> bool:
-        """Look at the run socket and at the node's state; True once, when either says for the first time that the node is gone."""
+        """Look at the run socket and at the node's state; True once, when either says for the first time that the node
+        is gone.
+        """
         if self.node_gone:
             return False
         gone = self.control.state == NodeState.STOPPED
@@ -121,7 +127,10 @@ class Attachment:
         return self._sock
 
     def fileno(self) -> int:
-        """The eventfd of the caller's bell. Raises RuntimeError as `check_attached`: the number may be another file's by now."""
+        """The eventfd of the caller's bell.
+
+        Raises RuntimeError as `check_attached`: the number may be another file's by now.
+        """
         self.check_attached()
         return self._event_fds[f"lane{self.lane}"]
 
@@ -142,7 +151,9 @@ class Attachment:
         self._to_bootstrap.send_now(Kick.ASK, self.lane, 0, room)
 
     def tell_left(self, slot: int, epoch: int) -> None:
-        """Tell the bootstrap, with the next `flush`, that the client needs nothing of an epoch any more (library thread)."""
+        """Tell the bootstrap, with the next `flush`, that the client needs nothing of an epoch any more (library
+        thread).
+        """
         self._to_bootstrap.send(Kick.LOOK, slot, epoch)
 
     def flush(self) -> None:

@@ -24,7 +24,8 @@ from embridge.pipeline.client.sender import EmbeddingSender, open_sender
 class Client:
     """One lane of a node. Close it, or use it as a context manager; requests still in flight are then aborted.
 
-    One thread at a time calls it. What it opens is an `EmbeddingSender` on an encode node, an `EmbeddingReceiver` on a language node.
+    One thread at a time calls it. What it opens is an `EmbeddingSender` on an encode node, an `EmbeddingReceiver` on a
+    language node.
     """
 
     def __init__(self, library: Library) -> None:
@@ -95,9 +96,9 @@ class Client:
     ) -> EmbeddingSender:
         """Open a room on an encode node: `total_tokens` rows will be written (see `EmbeddingSender`).
 
-        `aux_datas` are 16 integers within int32, of which the first two are replaced by the length and `mrope_position_delta`.
-        `timeout_s` is the request's deadline in seconds from now. While there is no slot for the request it waits for one: all of its
-        methods may be called.
+        `aux_datas` are 16 integers within int32, of which the first two are replaced by the length and
+        `mrope_position_delta`. `timeout_s` is the request's deadline in seconds from now. While there is no slot for
+        the request it waits for one: all of its methods may be called.
 
         Raises:
             ValueError: the room or the length is out of range, the room is in use here, or this is no encode node.
@@ -118,7 +119,8 @@ class Client:
     def receiver(
         self, bootstrap_addr: str, room: int, *, required_dst_info_num: int = 1, timeout_s: float | None = None
     ) -> EmbeddingReceiver:
-        """Open a room on a language node, to be received from the encode node at `bootstrap_addr` (see `EmbeddingReceiver`).
+        """Open a room on a language node, to be received from the encode node at `bootstrap_addr` (see
+        `EmbeddingReceiver`).
 
         `required_dst_info_num` is the number of language nodes that receive it. Raises as `sender` does.
         """
@@ -139,9 +141,9 @@ class Client:
     def pick_encode_node(self, tokens: int = 0, *, other_than: str = "") -> str:
         """The `bootstrap_addr` of the healthy, READY encode node with the least to do; ties go round.
 
-        It counts there as `tokens` (0: unknown) more, until a report can show it. Whoever picks also tells the encoder of that node the
-        room. A request that is retried goes to one that is `other_than` the address on which it failed, of which discovery may not have
-        heard yet. Microseconds, no network.
+        It counts there as `tokens` (0: unknown) more, until a report can show it. Whoever picks also tells the encoder
+        of that node the room. A request that is retried goes to one that is `other_than` the address on which it
+        failed, of which discovery may not have heard yet. Microseconds, no network.
 
         Raises:
             NoRouteError: no encode node is READY and healthy.
@@ -179,7 +181,9 @@ class Client:
             looks = self._round.some()
         else:
             count = status.changed(USER_VIEW, pages, len(pages), out)
-        rose = [handle for slot in out[:count].tolist() if (handle := by_slot.get(slot)) is not None and handle.has_risen()]
+        rose = [
+            handle for slot in out[:count].tolist() if (handle := by_slot.get(slot)) is not None and handle.has_risen()
+        ]
         rose += [handle for handle in looks if handle.has_risen()]
         return rose + self._departed_that_rose()
 
@@ -198,7 +202,9 @@ class Client:
         return self._attachment.fileno()
 
     def arm(self) -> bool:
-        """Before sleeping on `fileno()`: True when nothing has risen since the last `poll()`; False: poll first. Raises as `fileno`."""
+        """Before sleeping on `fileno()`: True when nothing has risen since the last `poll()`; False: poll first. Raises
+        as `fileno`.
+        """
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._attachment.fileno())
         return self._seen >= 0 and self._attachment.user_bell.arm(self._seen)
@@ -208,10 +214,10 @@ class Client:
     def close(self) -> None:
         """Leave the node: requests in flight end as Failed on both sides, and every block and slot is given back.
 
-        What this process had mapped is free afterwards; tensors and arrays over it that are still alive are the only exception, and a
-        warning says so. The lane is not given up while the library thread copies: if that takes longer than some seconds, a warning says
-        so, and the thread leaves the node when it has ended. What has ended before can still be asked how (`poll`,
-        `failure_exception`); all else is refused.
+        What this process had mapped is free afterwards; tensors and arrays over it that are still alive are the only
+        exception, and a warning says so. The lane is not given up while the library thread copies: if that takes longer
+        than some seconds, a warning says so, and the thread leaves the node when it has ended. What has ended before
+        can still be asked how (`poll`, `failure_exception`); all else is refused.
         """
         self._library.close()
 
@@ -225,5 +231,7 @@ class Client:
 
 
 def library_of(client: Client) -> Library:
-    """What lies behind a client: for the other rooms of the package, and for tests; an application has no use for it."""
+    """What lies behind a client: for the other rooms of the package, and for tests; an application has no use
+    for it.
+    """
     return client._library

@@ -1,8 +1,8 @@
 """The rows that a caller gives: checked against the node's geometry, and seen as bytes per token and buffer.
 
 What converts without loss is taken: ids and positions of any integer type whose values are within int32, positions the
-other way round (3, n), tensors on a device, with a gradient, with any strides. All else is a ValueError that says what to
-give.
+other way round (3, n), tensors on a device, with a gradient, with any strides. All else is a ValueError that says what
+to give.
 """
 
 from __future__ import annotations

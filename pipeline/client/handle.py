@@ -1,7 +1,8 @@
-"""What a sender and a receiver have in common: a slot of one epoch, read without waiting, and its outcome once it is over.
+"""What a sender and a receiver have in common: a slot of one epoch, read without waiting, and its outcome once it is
+over.
 
-While all slots are in use a request waits for its own (`is_waiting`): `slot` is then `NO_SLOT`, its phase is Bootstrapping, and it
-may be given up.
+While all slots are in use a request waits for its own (`is_waiting`): `slot` is then `NO_SLOT`, its phase is
+Bootstrapping, and it may be given up.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class HandleLibrary(Protocol):
 
 
 class TransferHandle:
-    """One request of this client. Reading it is one memory load; no method blocks. The caller's thread calls, unless it says who."""
+    """One request of this client.
+
+    Reading it is one memory load; no method blocks. The caller's thread calls, unless it says who.
+    """
 
     def __init__(self, library: HandleLibrary, room: int) -> None:
         self._library = library
@@ -92,7 +96,10 @@ class TransferHandle:
         return True
 
     def poll(self) -> Phase:
-        """The phase now; from one load. Raises RuntimeError once the client is closed, unless the request has ended before."""
+        """The phase now; from one load.
+
+        Raises RuntimeError once the client is closed, unless the request has ended before.
+        """
         return Phase(self.progress().phase)
 
     @property
@@ -124,7 +131,9 @@ class TransferHandle:
         return self._final_failure
 
     def abort(self, reason: str = "aborted by the caller") -> None:
-        """Give the request up, in any phase; both sides end as Failed with this reason. Has no effect once it has ended.
+        """Give the request up, in any phase; both sides end as Failed with this reason.
+
+        Has no effect once it has ended.
 
         Raises:
             NodeGoneError: the node is gone.
@@ -205,7 +214,9 @@ class TransferHandle:
         self.slot = slot  # last: whoever sees it finds its epoch
 
     def catch_up(self) -> None:
-        """Do in its slot what the caller did before it saw the slot; the caller looks for the slot after it has noted what it did."""
+        """Do in its slot what the caller did before it saw the slot; the caller looks for the slot after it has noted
+        what it did.
+        """
         if self._given_up is not None:
             self.fail(*self._given_up)
 

@@ -1,8 +1,8 @@
 """The rows of one request that its sender keeps in host memory, by block of the request: copies, or the caller's own.
 
-The caller's thread adds rows, at the end; the library thread stages them and lets them go, from the front. A row is read
-by the library thread only after `ready` has passed it, which the caller's thread raises last. So a piece may grow while
-another part of it is read, and what either thread does costs the same however many rows and pieces there are.
+The caller's thread adds rows, at the end; the library thread stages them and lets them go, from the front. A row is
+read by the library thread only after `ready` has passed it, which the caller's thread raises last. So a piece may grow
+while another part of it is read, and what either thread does costs the same however many rows and pieces there are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The library: what a client does behind its public face, for its handles and for the queues and ranks over it.
 
-A client has two threads. The caller's only reads words, appends to queues and rings bells: it never waits, takes no lock and does no
-I/O. The library thread stages, drains, grants and frees; it sleeps on its own doorbell, without the GIL.
+A client has two threads. The caller's only reads words, appends to queues and rings bells: it never waits, takes no
+lock and does no I/O. The library thread stages, drains, grants and frees; it sleeps on its own doorbell, without the
+GIL.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
-SLOW_LOOK_NS = NS // 10  # a full compare of the status words, and a share of a round: a mark is a hint, which may be lost
+# a full compare of the status words, and a share of a round: a mark is a hint, which may be lost
+SLOW_LOOK_NS = NS // 10
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
@@ -46,7 +48,9 @@ _libraries: weakref.WeakSet[Library] = weakref.WeakSet()  # those that have thre
 
 
 class LeadingRanks(Protocol):
-    """The other ranks of a client that was attached with `num_ranks`; they follow what this process, rank 0, decides."""
+    """The other ranks of a client that was attached with `num_ranks`; they follow what this process, rank 0,
+    decides.
+    """
 
     group: str
     """Which group of ranks of its node this is."""
@@ -58,7 +62,10 @@ class LeadingRanks(Protocol):
         """How many ranks there are, with this one."""
 
     def states(self) -> dict[int, str]:
-        """What has become of each other rank: awaited, joined, left, or cut off. Raises RuntimeError once the client is closed."""
+        """What has become of each other rank: awaited, joined, left, or cut off.
+
+        Raises RuntimeError once the client is closed.
+        """
 
     def close(self) -> None:
         """Let go of memory and descriptors (`Client.close`, after the lane was given up)."""
@@ -184,7 +191,10 @@ class Library:
     # ---- for handles and queues, on the library thread
 
     def add_turn(self, turn: Callable[[], bool], end: Callable[[], None]) -> None:
-        """Have `turn` called once a turn; it says whether it waits for a block. `end` is called once, when the client leaves."""
+        """Have `turn` called once a turn; it says whether it waits for a block.
+
+        `end` is called once, when the client leaves.
+        """
         self._turns.append(turn)
         self._ends.append(end)
 
@@ -203,7 +213,9 @@ class Library:
         return bool(self._starving)
 
     def spare_blocks(self) -> int:
-        """How many blocks are free beyond a quarter of the pool: so many may be filled ahead of a grant (either thread)."""
+        """How many blocks are free beyond a quarter of the pool: so many may be filled ahead of a grant (either
+        thread).
+        """
         blocks = self.attachment.control.blocks
         return blocks.cells.num_free(blocks.num_blocks) - (blocks.num_blocks // 4 + 1)
 
@@ -219,7 +231,9 @@ class Library:
         return sum(other.evict() for other in others) > 0 or any(other.evict(copying=True) for other in others)
 
     def blocks_freed(self) -> None:
-        """Wake those who wait for a block: other clients' library threads, and this one's, for one more turn (either thread)."""
+        """Wake those who wait for a block: other clients' library threads, and this one's, for one more turn (either
+        thread).
+        """
         self.attachment.control.ring_block_waiters()
         if self._starving:
             self.attachment.library_bell.ring()
@@ -242,21 +256,27 @@ class Library:
             try:
                 starving = self.turn()
             except Exception:
-                self._limit.log(log, logging.ERROR, "turn", attachment.clock(), "library thread: a turn failed", exc_info=True)
+                self._limit.log(
+                    log, logging.ERROR, "turn", attachment.clock(), "library thread: a turn failed", exc_info=True
+                )
                 starving = True
             if not self._stop.is_set():
                 wait_s = STARVING_WAIT_S if starving else LIBRARY_WAIT_S
                 bell.wait(seen, FULL_RING_WAIT_S if attachment.has_kicks_left else wait_s)
 
     def turn(self) -> bool:
-        """Serve what changed, what was asked for, and those who wait for a block, in that order. True if somebody waits."""
+        """Serve what changed, what was asked for, and those who wait for a block, in that order.
+
+        True if somebody waits.
+        """
         attachment, control, requests = self.attachment, self.attachment.control, self.requests
         now = attachment.clock()
         control.lanes.beat(attachment.lane, now)
         status, pages, out = control.status, requests.lease.pages, self._out
         count = status.changed(LIBRARY_VIEW, pages, len(pages), out)
         changed = out[:count].tolist()
-        todo: dict[TransferHandle, None] = {}  # not by slot: one that was woken may have left, and its slot be another's
+        # not by slot: one that was woken may have left, and its slot be another's
+        todo: dict[TransferHandle, None] = {}
         if is_slow := now >= self._slow_ns:
             self._slow_ns = now + SLOW_LOOK_NS
             self._look_at_node()
@@ -290,7 +310,9 @@ class Library:
         return starving or waits
 
     def _say_who_waits(self, lacks_slot: bool) -> bool:
-        """Have other clients give pages back while there is no slot for this one. True while requests wait for a slot."""
+        """Have other clients give pages back while there is no slot for this one. True while requests wait for
+        a slot.
+        """
         control, lane = self.attachment.control, self.attachment.lane
         count = len(self.slot_queue) + self._num_lacking
         if count or self._num_waiting:

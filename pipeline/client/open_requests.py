@@ -13,7 +13,9 @@ from embridge.pipeline.leaving import refuse
 
 
 class OpenRequests:
-    """One client's. The caller's thread opens, the library thread opens and ends; each step on a table is one that the GIL makes atomic.
+    """One client's.
+
+    The caller's thread opens, the library thread opens and ends; each step on a table is one that the GIL makes atomic.
 
     `departed` keeps those that have left before the caller had seen their end, as many as `num_departed`.
     """
@@ -32,7 +34,10 @@ class OpenRequests:
         self.by_room[handle.room] = handle
 
     def enter(self, handle: TransferHandle, *, is_early: bool = False) -> bool:
-        """Give a request its slot. False if there is none for it. `is_early`: nobody has asked for its room yet (either thread)."""
+        """Give a request its slot.
+
+        False if there is none for it. `is_early`: nobody has asked for its room yet (either thread).
+        """
         at = self.lease.open(handle.room, handle.opened_ns, handle.deadline_ns, handle.prepare, is_early=is_early)
         if at is None:
             return False

@@ -1,8 +1,8 @@
 """`EmbeddingReceiver`: the scheduler's side of one request, without the queues' policy.
 
-It holds a window of destination blocks, block-aligned and absolute: `init` grants the first of them, `resume_transfer` appends more,
-and `release_drained` frees those whose rows have been copied out. What stands in the window, and how far it is granted, are words in
-shared memory, so a grant that is lost can be sent again by the node (R1, R24).
+It holds a window of destination blocks, block-aligned and absolute: `init` grants the first of them, `resume_transfer`
+appends more, and `release_drained` frees those whose rows have been copied out. What stands in the window, and how far
+it is granted, are words in shared memory, so a grant that is lost can be sent again by the node (R1, R24).
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ LOST = frozenset({FailureCode.PEER_LOST, FailureCode.UNREACHABLE, FailureCode.CL
 
 
 class EmbeddingReceiver(TransferHandle):
-    """Made by `Client.receiver(bootstrap_addr, room)`. All methods return at once; grants come from one thread at a time.
+    """Made by `Client.receiver(bootstrap_addr, room)`.
 
-    `first_block`: the request block from which this encode node sends; not 0 where another one had sent those before it (`retry`).
+    All methods return at once; grants come from one thread at a time.
+
+    `first_block`: the request block from which this encode node sends; not 0 where another one had sent those before it
+    (`retry`).
     """
 
     _library: Library
@@ -141,8 +144,11 @@ class EmbeddingReceiver(TransferHandle):
             return blocks[:0]
         return blocks
 
-    def init(self, embedding_indices: Sequence[int] | npt.NDArray[np.uint32], allocated_tokens: int | None = None) -> None:
-        """The initial transfer: grant the first blocks; none at all is allowed, and tells the encode side that we are here (R19).
+    def init(
+        self, embedding_indices: Sequence[int] | npt.NDArray[np.uint32], allocated_tokens: int | None = None
+    ) -> None:
+        """The initial transfer: grant the first blocks; none at all is allowed, and tells the encode side that we are
+        here (R19).
 
         `allocated_tokens` (default: all that fits) is what is granted: more than one block less than the blocks hold.
 
@@ -159,7 +165,9 @@ class EmbeddingReceiver(TransferHandle):
         sent_tokens: int,
         allocated_tokens: int | None = None,
     ) -> None:
-        """The resumed transfer: append *new* blocks. `sent_tokens` is what the caller has seen sent; it is checked, not obeyed (R2).
+        """The resumed transfer: append *new* blocks.
+
+        `sent_tokens` is what the caller has seen sent; it is checked, not obeyed (R2).
 
         Raises:
             ValueError: as `init`, or `sent_tokens` exceeds what has been sent.
@@ -184,19 +192,26 @@ class EmbeddingReceiver(TransferHandle):
             )
         if self.slot == NO_SLOT:
             if count:
-                raise ValueError(f"embedding_indices: {indices} are not blocks of this request, which waits for a slot; use allocate()")
+                raise ValueError(
+                    f"embedding_indices: {indices} are not blocks of this request, which waits for a slot; "
+                    "use allocate()"
+                )
             self._has_asked = True
             if self.slot == NO_SLOT:  # else it was opened meanwhile
                 return
         granted, drained = self.granted_blocks, self.drained_blocks
         if granted + count - drained > self.max_window_blocks:
-            raise ValueError(f"embedding_indices: {granted + count - drained} blocks held > window of {self.max_window_blocks}")
+            raise ValueError(
+                f"embedding_indices: {granted + count - drained} blocks held > window of {self.max_window_blocks}"
+            )
         holder = (self.slot, self.epoch)
         foreign = [index for index in indices if self._control.blocks.cells.cell(index)[1:3] != holder]
         if foreign or len(set(indices)) < count:
             if self.poll() >= Phase.Success:
                 return  # it ended meanwhile, and what it held was taken back
-            raise ValueError(f"embedding_indices: {foreign or indices} are not blocks of this request, each once; use allocate()")
+            raise ValueError(
+                f"embedding_indices: {foreign or indices} are not blocks of this request, each once; use allocate()"
+            )
         for i, index in enumerate(indices):
             self._windows.set(self.slot, granted + i, index)
         if count:
@@ -238,15 +253,20 @@ class EmbeddingReceiver(TransferHandle):
     # ---- after a failure
 
     def holds(self, block: int) -> bool:
-        """Whether a destination block is still this request's. After a failure it may be taken back at any moment, and be another's.
+        """Whether a destination block is still this request's.
 
-        So who copies committed rows out of it then asks this *afterwards*: if it is still ours, what was read is what had landed.
+        After a failure it may be taken back at any moment, and be another's.
+
+        So who copies committed rows out of it then asks this *afterwards*: if it is still ours, what was read is what
+        had landed.
         """
         return self._control.blocks.cells.cell(block)[1:3] == (self.slot, self.epoch)
 
     @property
     def why_not_retryable(self) -> str:
-        """Why another encode node could not do better; empty when the request has failed because this one, or its encoder, is lost."""
+        """Why another encode node could not do better; empty when the request has failed because this one, or its
+        encoder, is lost.
+        """
         found = self.failure_exception()
         if found is None:
             return "it has not failed"
@@ -254,7 +274,8 @@ class EmbeddingReceiver(TransferHandle):
             return "it was cleared; retry before that"
         if self._attachment.node_gone:
             return "this client's own node is gone"
-        is_silent = found.code == FailureCode.TIMEOUT and self.ready_tokens <= self.granted_tokens  # it was not we who kept it waiting
+        # it was not we who kept it waiting
+        is_silent = found.code == FailureCode.TIMEOUT and self.ready_tokens <= self.granted_tokens
         if found.code in LOST or is_silent:
             return ""
         return f"it failed as {found.code.name}, which is not for want of the encode node: {found.reason}"
@@ -270,16 +291,18 @@ class EmbeddingReceiver(TransferHandle):
     ) -> EmbeddingReceiver:
         """A new request, to another encode node, for the rows that are missing; to be called before `clear()` (R26).
 
-        Rows [0, `num_tokens`) have been copied out: at most `sent_tokens` of them, and those that were copied after the failure from blocks
-        that this request still `holds`. The new request begins at the last whole block of them (and sends the last block of all in any
-        case). Its own blocks are new ones: those of this request stay out of use until nobody can write into them any more.
+        Rows [0, `num_tokens`) have been copied out: at most `sent_tokens` of them, and those that were copied after the
+        failure from blocks that this request still `holds`. The new request begins at the last whole block of them (and
+        sends the last block of all in any case). Its own blocks are new ones: those of this request stay out of use
+        until nobody can write into them any more.
 
-        The room may stay the same on a node that has not seen it, which a node that was restarted has not; else it needs another
-        number. The encoder there sends the whole request, of the same length. `required_dst_info_num`: the destinations that retry, if
-        others have finished. `timeout_s` counts from now.
+        The room may stay the same on a node that has not seen it, which a node that was restarted has not; else it
+        needs another number. The encoder there sends the whole request, of the same length. `required_dst_info_num`:
+        the destinations that retry, if others have finished. `timeout_s` counts from now.
 
         Raises:
-            ValueError: it may not be retried, for the reason `why_not_retryable`, or `num_tokens` exceeds what has landed.
+            ValueError: it may not be retried, for the reason `why_not_retryable`, or `num_tokens` exceeds what has
+                landed.
             NodeBusyError: every slot is in use, and as many requests as may wait for one do.
         """
         if why_not := self.why_not_retryable:
@@ -301,7 +324,10 @@ class EmbeddingReceiver(TransferHandle):
     # ---- the end
 
     def clear(self) -> None:
-        """The caller needs nothing of this request any more: its blocks and its slot go back. Before the end, this aborts it."""
+        """The caller needs nothing of this request any more: its blocks and its slot go back.
+
+        Before the end, this aborts it.
+        """
         if self.poll() < Phase.Success:
             self.abort("cleared by the caller before its end")
         self._cleared = True
@@ -336,7 +362,9 @@ class EmbeddingReceiver(TransferHandle):
 def check_address(bootstrap_addr: str) -> None:
     """Raises ValueError for what is no encode node's address."""
     if not isinstance(bootstrap_addr, str):
-        raise ValueError(f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr")
+        raise ValueError(
+            f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr"
+        )
     try:
         split_address(bootstrap_addr)
     except ValueError as error:
@@ -360,8 +388,9 @@ def open_receiver(
 ) -> EmbeddingReceiver:
     """Open a room to be received, as `Client.receiver` says, with what a retry adds to it.
 
-    Request blocks [0, `begin`) are here already, and the request has `total` tokens (0: its length is not known). The room may be
-    that of the request that it is `instead_of`, which has failed. If it may not wait for a slot, NodeBusyError says that there is none.
+    Request blocks [0, `begin`) are here already, and the request has `total` tokens (0: its length is not known). The
+    room may be that of the request that it is `instead_of`, which has failed. If it may not wait for a slot,
+    NodeBusyError says that there is none.
     """
     room = library.check_open(room, Role.LANGUAGE, "receiver", instead_of)
     required_dst_info_num = whole("required_dst_info_num", required_dst_info_num, 1, 64)
@@ -372,7 +401,8 @@ def open_receiver(
 
 
 def first_missing_block(num_tokens: int, total: int, block_size: int) -> int:
-    """From where a request is sent again, of which rows [0, num_tokens) are here: whole blocks are kept, but never the last of all.
+    """From where a request is sent again, of which rows [0, num_tokens) are here: whole blocks are kept, but never the
+    last of all.
 
     So each retry has rows to wait for, and ends as every request does, by what its encode node says (R20).
     """

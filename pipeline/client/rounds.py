@@ -15,8 +15,9 @@ LOOKS_A_ROUND: Final = 64  # at most, however many there are
 class Round(Generic[T]):
     """Every value of a table in turn; one that is entered during a round comes with the next. One thread's own.
 
-    A mark says which request has changed. It is a hint: its writer may have died before it, or whoever took it before the request was
-    entered here. So each look takes some that nobody has named, all of them within `LOOKS_A_ROUND` looks.
+    A mark says which request has changed. It is a hint: its writer may have died before it, or whoever took it before
+    the request was entered here. So each look takes some that nobody has named, all of them within `LOOKS_A_ROUND`
+    looks.
     """
 
     def __init__(self, table: Mapping[int, T]) -> None:

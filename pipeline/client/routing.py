@@ -1,7 +1,8 @@
 """Choosing an encode node by load, from the route table in shared memory: for those who have no router.
 
-A report is up to a second old, and a scheduler that picks a hundred times within that second would send all hundred requests to the node
-that was idle at its beginning. So what this client has just sent somewhere counts there, until a report is in that can show it.
+A report is up to a second old, and a scheduler that picks a hundred times within that second would send all hundred
+requests to the node that was idle at its beginning. So what this client has just sent somewhere counts there, until a
+report is in that can show it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ TOGETHER_NS: Final = NS // 20  # picks this close are kept as one
 
 @dataclass(slots=True)
 class _Sent:
-    """What this client has sent to one node and no report shows yet: (when, tokens, requests), and when it was last picked."""
+    """What this client has sent to one node and no report shows yet: (when, tokens, requests), and when it was last
+    picked.
+    """
 
     picks: list[tuple[int, int, int]] = field(default_factory=list)
     last_pick: int = 0
@@ -53,7 +56,8 @@ class RoutePicker:
         return self._reader.routes()
 
     def pick(self, tokens: int, other_than: str = "") -> RouteRecord:
-        """The node with the least to do, of those that are READY and healthy; among equals the one that was picked longest ago.
+        """The node with the least to do, of those that are READY and healthy; among equals the one that was picked
+        longest ago.
 
         `other_than`: an address that is not picked.
 
@@ -61,10 +65,16 @@ class RoutePicker:
             NoRouteError: there is none; the text says what there is.
         """
         nodes, now = self.nodes(), self._clock()
-        usable = [node for node in nodes if node.state == NodeState.READY and node.healthy and node.bootstrap_addr != other_than]
+        usable = [
+            node
+            for node in nodes
+            if node.state == NodeState.READY and node.healthy and node.bootstrap_addr != other_than
+        ]
         if not usable:
             but = f" and other than {other_than}" if other_than else ""
-            raise NoRouteError(f"encode nodes: none of {len(nodes)} is READY and healthy{but}{_listed(nodes)}{self._why()}")
+            raise NoRouteError(
+                f"encode nodes: none of {len(nodes)} is READY and healthy{but}{_listed(nodes)}{self._why()}"
+            )
         keys = {(node.node_id, node.incarnation) for node in nodes}
         self._sent = {key: sent for key, sent in self._sent.items() if key in keys}
         best = min(usable, key=lambda node: self._load(node, now))
@@ -86,7 +96,9 @@ class RoutePicker:
         record = self._reader.discovery()
         if record is None:
             return ""
-        return f"; discovery: {record.reason}" if record.reason else f"; discovery is {record.state.name} at {record.url}"
+        return (
+            f"; discovery: {record.reason}" if record.reason else f"; discovery is {record.state.name} at {record.url}"
+        )
 
 
 def _listed(nodes: list[RouteRecord]) -> str:

@@ -1,19 +1,20 @@
 """`EmbeddingSender`: the encoder's side of one request.
 
-The sender is told once and knows nothing of resumes: it keeps the rows until the request has ended. The caller's rows are
-the caller's again when `write` returns (P22): its thread copies them, straight into source blocks where whole blocks of the
-request may be staged now, else into host memory, of which a node has a limit (`unsent`). Or the caller lends them
-(`borrow=True`), and is told when it has them back.
+The sender is told once and knows nothing of resumes: it keeps the rows until the request has ended. The caller's rows
+are the caller's again when `write` returns (P22): its thread copies them, straight into source blocks where whole
+blocks of the request may be staged now, else into host memory, of which a node has a limit (`unsent`). Or the caller
+lends them (`borrow=True`), and is told when it has them back.
 
-The library thread copies rows from host memory into source blocks as destinations grant room. Source blocks are a cache, not
-a place to wait in: a row that nobody can take yet, or that was written already, is staged only in blocks above the reserve,
-and the reserve holds a row only while a write needs it; what stands in a block alone goes to host memory before the block
-goes to somebody else. So any length passes through any pool of at least one block a side (R21, D8).
+The library thread copies rows from host memory into source blocks as destinations grant room. Source blocks are a
+cache, not a place to wait in: a row that nobody can take yet, or that was written already, is staged only in blocks
+above the reserve, and the reserve holds a row only while a write needs it; what stands in a block alone goes to host
+memory before the block goes to somebody else. So any length passes through any pool of at least one block a side (R21,
+D8).
 
-Who does what: the caller's thread takes blocks for its request and fills them, makes pieces of host memory and fills them,
-and hands both over: they are entered first, then `_ready` rises. The library thread reads `_ready` first, then what was
-entered. It alone shows blocks to the worker, drops them, and ends the request; not while the caller's thread is in `write`
-(`_writing`), for the slot may be another request's at once.
+Who does what: the caller's thread takes blocks for its request and fills them, makes pieces of host memory and fills
+them, and hands both over: they are entered first, then `_ready` rises. The library thread reads `_ready` first, then
+what was entered. It alone shows blocks to the worker, drops them, and ends the request; not while the caller's thread
+is in `write` (`_writing`), for the slot may be another request's at once.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ PIECE_BYTES: Final = 16 << 20  # copied by the caller's thread before the librar
 
 
 class EmbeddingSender(TransferHandle):
-    """Made by `Client.sender(room, total_tokens)`. All methods return at once; one thread at a time calls those that give rows."""
+    """Made by `Client.sender(room, total_tokens)`.
+
+    All methods return at once; one thread at a time calls those that give rows.
+    """
 
     _library: Library
 
@@ -80,7 +84,7 @@ class EmbeddingSender(TransferHandle):
     # ---- the caller's thread
 
     def announce(self) -> None:
-        """Send the length ahead of the rows: the language side can then grant all of it, and most requests need one round."""
+        """Send the length ahead of the rows, so that the language side can grant all of it in one round."""
         self._is_announced = True
         if self.slot != NO_SLOT and self._slots.get(self.slot, Slot.TOTAL) == 0:
             self._slots.set(self.slot, Slot.TOTAL, self.total_tokens)
@@ -98,20 +102,21 @@ class EmbeddingSender(TransferHandle):
     ) -> bool:
         """Give rows [start, start + n), as the encoder makes them; never waits.
 
-        `input_embeddings` (n, hidden) and `deepstack_embeddings` (n, D, hidden) in the node's dtype, `fill_ids` (n,) and
-        `mrope_positions` (n, 3), or (3, n), integers within int32. Rows come in order: `start` is the number of rows given so far.
+        `input_embeddings` (n, hidden) and `deepstack_embeddings` (n, D, hidden) in the node's dtype, `fill_ids` (n,)
+        and `mrope_positions` (n, 3), or (3, n), integers within int32. Rows come in order: `start` is the number of
+        rows given so far.
 
-        They are copied, and the caller's again when this returns. With `borrow` they are not: they must stay as they are
-        until `done`.
+        They are copied, and the caller's again when this returns. With `borrow` they are not: they must stay as they
+        are until `done`.
 
         Returns:
             False, with no effect, when the request has already ended (see `failure_exception`).
 
         Raises:
-            ValueError: a shape or dtype is not the geometry's, rows are out of order, or exceed the total; with `borrow`,
-                embeddings are not contiguous in host memory.
-            NodeBusyError: source blocks and host memory (`unsent_max_bytes` of the node) are full. No row was taken; try
-                again when rows have been sent (a `Client.poll` names their senders), with fewer rows, or lend them.
+            ValueError: a shape or dtype is not the geometry's, rows are out of order, or exceed the total; with
+                `borrow`, embeddings are not contiguous in host memory.
+            NodeBusyError: source blocks and host memory (`unsent_max_bytes` of the node) are full. No row was taken;
+                try again when rows have been sent (a `Client.poll` names their senders), with fewer rows, or lend them.
         """
         self._attachment.check_usable()
         start = whole("start", start, 0, MAX_TOKENS)
@@ -124,7 +129,8 @@ class EmbeddingSender(TransferHandle):
         try:
             self._attachment.check_usable()  # once more: nor does `Client.close` give up the seat from here on
             if self.poll() >= Phase.Success:
-                return False  # before the look at `start`: who streams on into a request that has failed did nothing wrong
+                # before the look at `start`: who streams on into a request that has failed did nothing wrong
+                return False
             if start != self._ready:
                 raise ValueError(f"start: {start} is not {self._ready}, the number of rows given so far")
             if lent is not None:
@@ -138,7 +144,8 @@ class EmbeddingSender(TransferHandle):
             return False
         finally:
             self._writing = False
-            if not self._attachment.is_closed and self.poll() >= Phase.Success:  # the library thread may have waited for us
+            # the library thread may have waited for us
+            if not self._attachment.is_closed and self.poll() >= Phase.Success:
                 self._library.wake(self)
                 if self.slot == NO_SLOT:
                     self.let_go()
@@ -150,7 +157,9 @@ class EmbeddingSender(TransferHandle):
         sources = self._sources(given)
         rooms = {}
         try:
-            rooms = self._kept.make_room(given.first, given.end, sources, f"room {self.room}, rows {given.first} to {given.end - 1}")
+            rooms = self._kept.make_room(
+                given.first, given.end, sources, f"room {self.room}, rows {given.first} to {given.end - 1}"
+            )
             first = given.first
             while first < given.end:
                 end = min(given.end, (first // bs + self._piece_blocks) * bs)
@@ -161,7 +170,9 @@ class EmbeddingSender(TransferHandle):
                     place(self._attachment.payload, self._geometry, chunk, here)
                 self._kept.put(chunk, rooms)
                 for k in here:
-                    self._placed.append(StageEntry(k, sources.pop(k), min(self.total_tokens - k * bs, bs), STAGE_STAGED))
+                    self._placed.append(
+                        StageEntry(k, sources.pop(k), min(self.total_tokens - k * bs, bs), STAGE_STAGED)
+                    )
                 self._tell(end)
                 first = end
         except BaseException:
@@ -170,7 +181,7 @@ class EmbeddingSender(TransferHandle):
             raise
 
     def _sources(self, given: Given) -> dict[int, int]:
-        """Source blocks, by request block: for those that are given whole and may be staged now, if nobody waits for one."""
+        """Source blocks by request block, for blocks given whole that may be staged now; none if somebody waits."""
         if self.slot == NO_SLOT or self._library.is_starving or self._control.blocks.waiters():
             return {}
         _, wanted, least = self._wanted(given.end)
@@ -202,7 +213,9 @@ class EmbeddingSender(TransferHandle):
         *,
         borrow: bool = False,
     ) -> bool:
-        """Give all rows at once; to be called once. A second call, or one after the end, has no effect and returns False.
+        """Give all rows at once; to be called once.
+
+        A second call, or one after the end, has no effect and returns False.
 
         Raises:
             ValueError: as `write`, or the rows are not as many as the request was opened with.
@@ -218,14 +231,15 @@ class EmbeddingSender(TransferHandle):
 
     @property
     def done(self) -> bool:
-        """Whether the request has ended and no row that was lent is looked at any more: all of them are the caller's again.
+        """Whether the request has ended and no row that was lent is looked at any more: all of them are the caller's
+        again.
 
         That is later than the end in `poll()`, by a copy at most.
         """
         return self._done
 
     def add_done_callback(self, callback: Callable[[EmbeddingSender], object]) -> None:
-        """Have `callback(sender)` called once when it is `done`, by the library thread, so briefly; at once if it is."""
+        """The library thread calls `callback(sender)` once when it is `done`, or this does at once; keep it brief."""
         self._done_callbacks.append(callback)
         if self._done:
             self._call_back()
@@ -287,7 +301,7 @@ class EmbeddingSender(TransferHandle):
             self._attachment.kick_worker(self.room, self.slot, self.epoch)
 
     def _end(self) -> None:
-        """Give the source blocks back, except those that a worker is still reading (R8); it wakes us when it is done."""
+        """Give the source blocks back, but those that a worker still reads (R8); it wakes us when it is done."""
         if self._writing:  # it wakes us, too
             return
         self._hungry = False
@@ -298,10 +312,11 @@ class EmbeddingSender(TransferHandle):
             self._library.leave(self)
 
     def let_go(self) -> None:
-        """The request is over: no row of it is looked at any more (also `Client.close`, after the library thread's end)."""
+        """The request is over: no row of it is looked at any more; `Client.close` calls it, too."""
         while self._writing and self._attachment.is_closed and self._writer != get_ident():
             time.sleep(CLOSE_LOOK_S)  # the thread that closes waits for the one that writes
-        if self._done or self._writing or not self._letting_go.acquire(blocking=False):  # once: either thread may come to it
+        # once: either thread may come to it
+        if self._done or self._writing or not self._letting_go.acquire(blocking=False):
             return
         self._staged.release([entry.source for entry in self._placed])
         self._placed.clear()
@@ -324,8 +339,8 @@ class EmbeddingSender(TransferHandle):
         """What destinations can take of `ready` rows now.
 
         Returns:
-            heads: the block each destination needs next, and to which row; ranges of blocks behind them; the least block that
-            some destination has yet to get.
+            heads, the block each destination needs next, and to which row; ranges of blocks behind them; the least
+            block that some destination has yet to get.
         """
         get, bs = self._dsts.get, self._bs
         count = self._slots.get(self.slot, Slot.NUM_DESTINATIONS)
@@ -368,7 +383,9 @@ class EmbeddingSender(TransferHandle):
             held = self._staged.get(k)
             rows = min(ready - k * self._bs, self._bs)
             if held is None:
-                if k % self._staging.window not in places and self._staged.make_place(k, heads if k in heads else wanted):
+                if k % self._staging.window not in places and self._staged.make_place(
+                    k, heads if k in heads else wanted
+                ):
                     places.add(k % self._staging.window)
                     missing.append(k)
             elif held.rows < rows:

@@ -1,7 +1,8 @@
 """The slots that a client has leased, in pages of 64: who may take one, and when a page goes back.
 
-On an encode node a slot may be opened *early*, before anybody has asked for its room; it may then be held for long. Such slots lie in no
-more than half of the node's pages, so that pages of the others come free, for whichever client is asked (`waiting`).
+On an encode node a slot may be opened *early*, before anybody has asked for its room; it may then be held for long.
+Such slots lie in no more than half of the node's pages, so that pages of the others come free, for whichever client is
+asked (`waiting`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 class SlotLease:
     """One client's slots. `pages` are its pages, as the scans of the status table want them.
 
-    The caller's thread and the library thread open; the library thread leaves, collects and shares. Each step on the shared containers is
-    one that the GIL makes atomic.
+    The caller's thread and the library thread open; the library thread leaves, collects and shares. Each step on the
+    shared containers is one that the GIL makes atomic.
     """
 
     def __init__(self, control: Control, lane: int) -> None:
@@ -42,9 +43,11 @@ class SlotLease:
     def open(
         self, room: int, opened_ns: int, deadline_ns: int, prepare: Callable[[int], None], *, is_early: bool = False
     ) -> tuple[int, int] | None:
-        """Write a slot's record, then open its next epoch: whoever is killed between leaves a slot that nobody takes for open.
+        """Write a slot's record, then open its next epoch: whoever is killed between leaves a slot that nobody takes
+        for open.
 
-        `prepare(slot)` writes what belongs to one side. Returns (slot, epoch), or None when there is no free slot to be had.
+        `prepare(slot)` writes what belongs to one side. Returns (slot, epoch), or None when there is no free slot to be
+        had.
         """
         while (slot := self._take_early() if is_early else self._take()) is not None:
             self._slots.reset(slot)
@@ -115,7 +118,9 @@ class SlotLease:
         return page
 
     def _make_early(self) -> int | None:
-        """One more page in which early slots may lie, one with a free slot; None when half of the node's pages are such."""
+        """One more page in which early slots may lie, one with a free slot; None when half of the node's pages are
+        such.
+        """
         self._lanes.add_early(self._lane, 1)  # first: of two clients that cross, at least one sees the other
         if self._lanes.num_early() <= self._lanes.num_pages // 2:
             held = [page for page in list(self._free) if page not in self._early and page not in self._leaving]
@@ -166,17 +171,20 @@ class SlotLease:
     def share(self, *, is_needy: bool) -> None:
         """Give back pages that other clients of the node wait for; `is_needy`: so does this one (library thread only).
 
-        Who needs none gives back those that are wholly free. Who holds more than its share, be it all that it has where there are fewer
-        pages than clients, takes no more slots of one page at a time, until that is wholly free.
+        Who needs none gives back those that are wholly free. Who holds more than its share, be it all that it has where
+        there are fewer pages than clients, takes no more slots of one page at a time, until that is wholly free.
         """
+        # the threads have crossed: one has made it early, or put it back, and the other has no slot of it
         for page, early in list(self._early.items()):
-            if not early:  # the threads have crossed: one has made it early, or put it back, and the other has no slot of it
+            if not early:
                 self._end_early(page, early)
         others = [lane for lane in self._control.slot_waiters.lanes() if lane != self._lane]
         if not others:
             self._leaving.clear()
             return
-        unused = [page for page, free in list(self._free.items()) if len(free) == SLOTS_PER_PAGE and page not in self._early]
+        unused = [
+            page for page, free in list(self._free.items()) if len(free) == SLOTS_PER_PAGE and page not in self._early
+        ]
         gone = [page for page in unused if (page in self._leaving or not is_needy) and self._give_back(page)]
         if gone:
             self._control.ring_slot_waiters()

@@ -1,13 +1,14 @@
 """Requests of a client that wait for a slot, and who of them is next.
 
-A slot of an encode node is held by a call of an encoder, and was asked for by a scheduler or was not. If every slot could be held by rooms
-that nobody has asked for, and every slot of the language node by rooms of which these are none, the two would wait for each other until
-their deadlines. So no more than half of an encode node's pages of slots hold rooms that nobody has asked for; the other half is taken by
-rooms that have all their destinations, which end (`tests/model/slots_model.py`). Calls beyond that wait here, without a slot, and hear by
-a log of rooms that theirs is wanted. On a language node the slots are taken first come, first served.
+A slot of an encode node is held by a call of an encoder, and was asked for by a scheduler or was not. If every slot
+could be held by rooms that nobody has asked for, and every slot of the language node by rooms of which these are none,
+the two would wait for each other until their deadlines. So no more than half of an encode node's pages of slots hold
+rooms that nobody has asked for; the other half is taken by rooms that have all their destinations, which end
+(`tests/model/slots_model.py`). Calls beyond that wait here, without a slot, and hear by a log of rooms that theirs is
+wanted. On a language node the slots are taken first come, first served.
 
-Rooms that are asked for with no block yet leave a quarter of a client's slots to those whose blocks are there, and so hold no block while
-they wait for a slot whose holders wait for a block.
+Rooms that are asked for with no block yet leave a quarter of a client's slots to those whose blocks are there, and so
+hold no block while they wait for a slot whose holders wait for a block.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ LEAST_HINT_S, MOST_HINT_S = 0.05, 5.0
 
 
 def check_room(num_waiting: int, oldest_s: float) -> None:
-    """Whether one more may wait. The oldest has come through the whole queue, so an eighth of it moves on in an eighth of that time.
+    """Whether one more may wait.
+
+    The oldest has come through the whole queue, so an eighth of it moves on in an eighth of that time.
 
     Raises:
         NodeBusyError: none may.
@@ -39,7 +42,10 @@ def check_room(num_waiting: int, oldest_s: float) -> None:
 
 
 class SlotQueue:
-    """The requests that wait for a slot, in the order of their calls. The caller's thread joins and hurries, the library thread serves."""
+    """The requests that wait for a slot, in the order of their calls.
+
+    The caller's thread joins and hurries, the library thread serves.
+    """
 
     def __init__(self, attachment: Attachment, requests: OpenRequests) -> None:
         self._attachment = attachment
@@ -77,7 +83,9 @@ class SlotQueue:
         self._attachment.library_bell.ring()
 
     def hurry(self, handle: TransferHandle) -> None:
-        """It is given up: it takes any slot, to end there, so that others hear of it; without one if a language node has none."""
+        """It is given up: it takes any slot, to end there, so that others hear of it; without one if a language node
+        has none.
+        """
         self._first[handle] = None
         self._attachment.library_bell.ring()
 
@@ -89,7 +97,8 @@ class SlotQueue:
             for handle in self.handles():
                 handle.give_up(FailureCode.PEER_LOST, OWN_NODE_GONE)
                 self._end(handle)
-        end = self._wanted.end if self._is_encode else 0  # before the look: what is announced from here on is for those who join now
+        # before the look: what is announced from here on is for those who join now
+        end = self._wanted.end if self._is_encode else 0
         if not self._waiting:
             self._stop_listening(end)
             return False
@@ -120,7 +129,8 @@ class SlotQueue:
             if self._is_marked:
                 self._is_marked = False
                 self._control.room_waiters.set(self._attachment.lane, False)
-                for handle in self.handles():  # the caller's thread was in between: it may have asked while no mark stood
+                # the caller's thread was in between: it may have asked while no mark stood
+                for handle in self.handles():
                     self._control.room_waiters.set(self._attachment.lane, True)
                     self._attachment.ask(handle.room)
 
@@ -134,7 +144,9 @@ class SlotQueue:
             if handle is not None:
                 (self._first if can_end else self._wanted_ones)[handle] = None
 
-    def _open(self, queue: OrderedDict[TransferHandle, None], *, is_early: bool = False, to_spare: bool = False) -> bool:
+    def _open(
+        self, queue: OrderedDict[TransferHandle, None], *, is_early: bool = False, to_spare: bool = False
+    ) -> bool:
         """True if there was no slot for the first of them."""
         while (handle := _first(queue)) is not None:
             if handle.is_waiting:

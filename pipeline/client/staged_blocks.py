@@ -1,4 +1,6 @@
-"""The source blocks of one request that its transfer worker may read, by block of the request: a cache, not a place to wait in."""
+"""The source blocks of one request that its transfer worker may read, by block of the request: a cache, not a place to
+wait in.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class StagedBlocks:
         return self._entries.get(block)
 
     def show(self, block: int, entry: StageEntry) -> None:
-        """Show the worker a block with more rows than before, or a new one; if the worker is reading it, only its rows rise."""
+        """Show the worker a block with more rows than before, or a new one; if the worker is reading it, only its rows
+        rise.
+        """
         handle = self._handle
         if block == 0 and 0 not in self._entries:
             self._attachment.buffers.aux_datas[entry.source] = self._attachment.control.slots.aux(handle.slot)
@@ -56,7 +60,9 @@ class StagedBlocks:
         self._entries[block] = entry
 
     def make_place(self, block: int, keep: Container[int]) -> bool:
-        """Whether the entry of a block is free, or could be freed. Entries repeat after one window, and destinations may be further apart.
+        """Whether the entry of a block is free, or could be freed.
+
+        Entries repeat after one window, and destinations may be further apart.
 
         `keep`: request blocks that are not to be freed.
         """

@@ -32,7 +32,8 @@ class UnsentMemory:
         self._lane = lane
         self.limit_bytes = control.header.load(SegmentHeader.UNSENT_MAX_BYTES)
         self._warm_limit = min(WARM_BYTES, self.limit_bytes // 8)
-        self._warm: dict[int, deque[Bytes]] = {}  # by size; how much that is, is counted there: a sum of its own would drift
+        # by size; how much that is, is counted there: a sum of its own would drift
+        self._warm: dict[int, deque[Bytes]] = {}
 
     def reserve(self, size: int, what: str) -> None:
         """Count `size` bytes in, before one of them is used; `what` is named in the error.

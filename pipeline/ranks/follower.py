@@ -1,7 +1,8 @@
 """`follow()`: be one more rank of a language node, and get what rank 0 gets, without a copy and without asking anybody.
 
-Rank 0 decides. A follower pops the batches that rank 0 popped, in the same order, with the same requests in each, from a log in shared
-memory; the rows are views of the memory into which they were received. It has no thread of its own, opens no request and grants nothing.
+Rank 0 decides. A follower pops the batches that rank 0 popped, in the same order, with the same requests in each, from
+a log in shared memory; the rows are views of the memory into which they were received. It has no thread of its own,
+opens no request and grants nothing.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 class FollowedRequest:
     """What rank 0 popped. Finished: `result`, whose tensors are views of shared memory; failed: `failure`.
 
-    The tensors are read-only: writing into them is a segmentation fault. They are valid until `release()`; without it, this rank holds the
-    memory until the last of them is gone.
+    The tensors are read-only: writing into them is a segmentation fault. They are valid until `release()`; without it,
+    this rank holds the memory until the last of them is gone.
     """
 
     room: int
@@ -69,12 +70,14 @@ class FollowedRequest:
 def follow(
     run_dir: str | Path | None = None, *, rank: int, group: str = "", role: str = "language", timeout_s: float = 60.0
 ) -> Follower:
-    """Join the node that runs in `run_dir` as one more rank; rank 0 is who called `attach(run_dir, num_ranks=...)` there.
+    """Join the node that runs in `run_dir` as one more rank; rank 0 is who called `attach(run_dir, num_ranks=...)`
+    there.
 
     Either may come first: until rank 0 is there, this waits.
 
     Raises:
-        AttachError: no node answers there, rank 0 has not come within `timeout_s`, the rank is out of range or taken, or has left before.
+        AttachError: no node answers there, rank 0 has not come within `timeout_s`, the rank is out of range or taken,
+            or has left before.
         SegmentError: what was handed over is not of this version.
     """
     rank = whole("rank", rank, 1, MAX_RANKS - 1, f"1 to {MAX_RANKS - 1}; rank 0 calls attach(run_dir, num_ranks=...)")
@@ -112,7 +115,9 @@ class Follower:
             self._sock.close()
             self._let_go(CLOSED)
             if isinstance(error, OSError):
-                raise AttachError(f"node in {run_dir}: rank {rank} cannot wait for it: {error.strerror}; raise `ulimit -n`") from error
+                raise AttachError(
+                    f"node in {run_dir}: rank {rank} cannot wait for it: {error.strerror}; raise `ulimit -n`"
+                ) from error
             raise
         finally:
             for fd in fds.values():
@@ -154,7 +159,8 @@ class Follower:
         return bool(gone)
 
     def pop_transferred(self) -> tuple[list[FollowedRequest], list[FollowedRequest]]:
-        """(finished, failed): one batch, exactly what one call of rank 0's `pop_transferred` returned; two empty lists if none is there.
+        """(finished, failed): one batch, exactly what one call of rank 0's `pop_transferred` returned; two empty lists
+        if none is there.
 
         Raises as `poll` does.
         """
@@ -179,15 +185,20 @@ class Follower:
         if not count:
             items, count = unpack_batch(self._consumer.peek_bytes(self._consumer.capacity))
         if not count:
-            raise SegmentError("log of the ranks: a batch without an end; rank 0 runs another version, or its memory is damaged")
+            raise SegmentError(
+                "log of the ranks: a batch without an end; rank 0 runs another version, or its memory is damaged"
+            )
         self._consumer.commit(count)
         return items
 
     def _finished(self, item: Item) -> FollowedRequest:
         size = HostRows.size_of(self._log.geometry, item.capacity_tokens)
         if item.total_tokens > item.capacity_tokens or item.offset + size > self._rows.size:
-            raise SegmentError(f"log of the ranks: room {item.room}: rows outside the {self._rows.size} bytes that are shared")
-        # One array a request, under all of its tensors: when the last of them is gone, so is the array, and the hold ends.
+            raise SegmentError(
+                f"log of the ranks: room {item.room}: rows outside the {self._rows.size} bytes that are shared"
+            )
+        # One array a request, under all of its tensors: when the last of them is gone, so is the array, and the hold
+        # ends.
         memory = np.frombuffer(self._rows, np.uint8, size, item.offset)
         end = weakref.finalize(memory, _release, self._log, os.getpid(), self.rank, item)
         end.atexit = False
@@ -197,8 +208,10 @@ class Follower:
     # ---- sleeping, and the end
 
     def fileno(self) -> int:
-        """For the caller's own select or epoll: after `arm()` it becomes readable when a batch comes, or the end. Raises RuntimeError
-        after `close()`, and in a forked child: the number may be another file's by now."""
+        """For the caller's own select or epoll: after `arm()` it becomes readable when a batch comes, or the end.
+
+        Raises RuntimeError after `close()`, and in a forked child: the number may be another file's by now.
+        """
         self._check_usable()
         return self._wake_fd.fileno()
 
@@ -221,8 +234,8 @@ class Follower:
                 self._gone = f"rank 0 (process {self._log.leader_pid}) is gone; start the whole group again"
             elif is_cut:
                 self._gone = (
-                    f"rank {self.rank} was cut off: it left its log full until a request's deadline, and the others went on; "
-                    "close it, and start the whole group again"
+                    f"rank {self.rank} was cut off: it left its log full until a request's deadline, and the others "
+                    "went on; close it, and start the whole group again"
                 )
         return self._gone
 
@@ -241,7 +254,8 @@ class Follower:
     def close(self) -> None:
         """Leave the group: all that this rank holds goes back, so its tensors must not be read any more.
 
-        What this process had mapped is free afterwards; tensors that are still alive are the only exception, and a warning says so.
+        What this process had mapped is free afterwards; tensors that are still alive are the only exception, and a
+        warning says so.
         """
         self._end(CLOSED)
 
@@ -290,7 +304,9 @@ def _map_read_only(fd: int, size: int) -> Mapping:
 
 
 def _quieten_torch() -> None:
-    """Torch warns, once a process, that a view of read-only memory must not be written to. That is why it is read-only."""
+    """Torch warns, once a process, that a view of read-only memory must not be written to. That is why it is
+    read-only.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.from_numpy(np.frombuffer(b"\0", np.uint8))

@@ -1,8 +1,9 @@
-"""Rank 0 of a language node's ranks: what it receives lies in memory that all of them see, and what it hands over is logged for them.
+"""Rank 0 of a language node's ranks: what it receives lies in memory that all of them see, and what it hands over is
+logged for them.
 
-One copy comes to the node, whatever the number of ranks (D16). Rank 0 alone grants, resumes and admits; the others learn what its
-`pop_transferred` returned, batch for batch, from a log in shared memory, so no collective is needed to agree (B8). See
-`allocator/ranklog.py` for the log and `pipeline/ranks/follower.py` for the other end.
+One copy comes to the node, whatever the number of ranks (D16). Rank 0 alone grants, resumes and admits; the others
+learn what its `pop_transferred` returned, batch for batch, from a log in shared memory, so no collective is needed to
+agree (B8). See `allocator/ranklog.py` for the log and `pipeline/ranks/follower.py` for the other end.
 
     library thread                                          caller's thread
     request ended ─▶ placed in shared memory, if it         pop_transferred: one batch into each rank's log,
@@ -10,13 +11,15 @@ One copy comes to the node, whatever the number of ranks (D16). Rank 0 alone gra
                   ─▶ room claimed in every rank's log ────▶
     memory free again  ◀── released by rank 0, and by every rank that was told of it and lives
 
-A rank that is slow, or never comes, holds nobody up but by what it occupies, and that is bounded. A request that finds no room, in memory
-or in a log, waits until its own deadline. Then it fails and names the rank that holds the memory; a rank whose log is still full is cut
-off: its log ends there, always at a whole batch, and the others go on. Waiting comes first, because a step of the model needs all ranks
-anyhow; and as a rank is cut off rather than passed over, what it has seen is always what rank 0 did, up to some point.
+A rank that is slow, or never comes, holds nobody up but by what it occupies, and that is bounded. A request that finds
+no room, in memory or in a log, waits until its own deadline. Then it fails and names the rank that holds the memory; a
+rank whose log is still full is cut off: its log ends there, always at a whole batch, and the others go on. Waiting
+comes first, because a step of the model needs all ranks anyhow; and as a rank is cut off rather than passed over, what
+it has seen is always what rank 0 did, up to some point.
 
-Requests are received straight into shared memory, each in one piece. Where no piece is large enough (the space is in fragments, or the
-oldest request exceeds the limit so that it need not wait), the rows land in private memory and are copied once more at the end.
+Requests are received straight into shared memory, each in one piece. Where no piece is large enough (the space is in
+fragments, or the oldest request exceeds the limit so that it need not wait), the rows land in private memory and are
+copied once more at the end.
 """
 
 from __future__ import annotations
@@ -83,7 +86,10 @@ class Ranks(Delivery):
         self._claimed_records = 0
         self._published_records = 0
         self.num_batches = 0
-        """Batches that rank 0 has popped. Followers count the same way: where ranks act in step, rank 0 says which one a step is about."""
+        """Batches that rank 0 has popped.
+
+        Followers count the same way: where ranks act in step, rank 0 says which one a step is about.
+        """
 
     def _make(self, attachment: Attachment) -> None:
         remedy = "lower host_buffer_bytes"
@@ -127,9 +133,13 @@ class Ranks(Delivery):
         return self.log.num_ranks
 
     def states(self) -> dict[int, str]:
-        """What has become of each other rank: awaited, joined, left, or cut off. Raises RuntimeError once the client is closed."""
+        """What has become of each other rank: awaited, joined, left, or cut off.
+
+        Raises RuntimeError once the client is closed.
+        """
         return {
-            rank: "cut off" if self.log.is_cut(rank) else self.log.state(rank).name.lower() for rank in self.log.followers
+            rank: "cut off" if self.log.is_cut(rank) else self.log.state(rank).name.lower()
+            for rank in self.log.followers
         }
 
     def take(self) -> None:
@@ -139,7 +149,9 @@ class Ranks(Delivery):
             ValueError: another queue does; there is one order, so there is one queue.
         """
         if self._taken:
-            raise ValueError("TransferQueue: this client's ranks follow another one already; use one queue a client with ranks")
+            raise ValueError(
+                "TransferQueue: this client's ranks follow another one already; use one queue a client with ranks"
+            )
         self._taken = True
 
     def __len__(self) -> int:
@@ -163,7 +175,9 @@ class Ranks(Delivery):
         return self.memory.is_short or bool(self._waiting)
 
     def _may_go(self, request: EmbeddingRequest) -> bool:
-        """Whether a request has its memory and its room in the logs; at its deadline it has to go, and this says how."""
+        """Whether a request has its memory and its room in the logs; at its deadline it has to go, and this
+        says how.
+        """
         expired = self._attachment.clock() >= self._deadline_ns(request)
         num_records = Item(room=0, ticket=0, reason=request.failure.reason if request.failure else "").num_records
         full = [rank for rank in self._open() if self._room(rank) < num_records]
@@ -192,7 +206,8 @@ class Ranks(Delivery):
 
     def _deadline_ns(self, request: EmbeddingRequest) -> int:
         timeout_s = request.timeout_s
-        if not is_time(timeout_s) or not math.isfinite(timeout_s):  # it was refused for that, and is still to be passed on
+        # it was refused for that, and is still to be passed on
+        if not is_time(timeout_s) or not math.isfinite(timeout_s):
             timeout_s = self._attachment.request_timeout_s
         return int((request.record.added_s + float(timeout_s)) * NS)
 
@@ -209,7 +224,9 @@ class Ranks(Delivery):
             return
         self._cut.add(rank)
         self.log.cut(rank)
-        log.warning("%s left its log full until a request's deadline; nothing more is logged for it", self.memory.named(rank))
+        log.warning(
+            "%s left its log full until a request's deadline; nothing more is logged for it", self.memory.named(rank)
+        )
 
     # ---- the caller's thread
 
@@ -238,7 +255,9 @@ class Ranks(Delivery):
     # ---- the end
 
     def close(self) -> None:
-        """Let go of memory and descriptors; the run socket's server tells the others when the client's connection has ended."""
+        """Let go of memory and descriptors; the run socket's server tells the others when the client's connection has
+        ended.
+        """
         while self._fds:
             os.close(self._fds.pop())
         if "memory" in vars(self):

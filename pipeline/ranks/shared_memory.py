@@ -28,7 +28,10 @@ class SharedRows(HostRows):
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """Shared memory that was handed over, and the ranks that were told of it. Rank 0 needs it until `SharedMemory` has it as released."""
+    """Shared memory that was handed over, and the ranks that were told of it.
+
+    Rank 0 needs it until `SharedMemory` has it as released.
+    """
 
     rows: SharedRows
     entry: int
@@ -61,7 +64,9 @@ class SharedMemory(HostMemory):
 
     @property
     def admits(self) -> bool:
-        """Whether the oldest request may exceed the limit; not while a finished one waits for room, so memory stays bounded."""
+        """Whether the oldest request may exceed the limit; not while a finished one waits for room, so memory stays
+        bounded.
+        """
         return not self._wants_room and bool(self._entries)
 
     @property
@@ -178,7 +183,8 @@ class SharedMemory(HostMemory):
         if not counts:
             return f"rank 0 itself holds {len(self._holds)} results and has not released them"
         rank, count = counts.most_common(1)[0]
-        return f"{self.named(rank)} holds {count} results that rank 0 has released; have it pop and release them, or end it"
+        remedy = "have it pop and release them, or end it"
+        return f"{self.named(rank)} holds {count} results that rank 0 has released; {remedy}"
 
     def named(self, rank: int) -> str:
         """A rank, for people."""

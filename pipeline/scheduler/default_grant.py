@@ -1,14 +1,14 @@
 """How much to allocate for a request whose length is not known yet.
 
-The documents grant a fixed default (8192 tokens). Too little costs a round, too much keeps others waiting; so the default is learned:
-it is the length that nine of ten recent requests did not exceed, between one block and the configured start value's fourfold. An
-encoder that announces the length makes the guess unnecessary.
+The documents grant a fixed default (8192 tokens). Too little costs a round, too much keeps others waiting; so the
+default is learned: it is the length that nine of ten recent requests did not exceed, between one block and the
+configured start value's fourfold. An encoder that announces the length makes the guess unnecessary.
 
-A request that has shown no row yet, be its length announced or not, may wait for its encoder until its deadline, and holds what it was
-granted all that time. So its grant is a share of what is free, which shrinks with the number who wait; a quarter of the pool stays for
-those whose rows have come. It has its share once, of the default or of its length, and once more when its length becomes known; what it
-is short of, it is granted with its rows. And whatever its length, a request has no more than half of the pool granted ahead of its
-rows: their encoder may stop at any time.
+A request that has shown no row yet, be its length announced or not, may wait for its encoder until its deadline, and
+holds what it was granted all that time. So its grant is a share of what is free, which shrinks with the number who
+wait; a quarter of the pool stays for those whose rows have come. It has its share once, of the default or of its
+length, and once more when its length becomes known; what it is short of, it is granted with its rows. And whatever its
+length, a request has no more than half of the pool granted ahead of its rows: their encoder may stop at any time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SMALL_POOL: Final = 16  # blocks; in one of fewer, a request that is alone may h
 
 
 class AdaptiveDefault:
-    """Tokens to grant before the length is known, in whole blocks: a partly granted block could only grow with a new one behind it.
+    """Tokens to grant before the length is known, in whole blocks: a partly granted block could only grow with a new
+    one behind it.
 
     `start_tokens`, rounded up, until enough requests were seen.
     """
@@ -49,14 +50,17 @@ class AdaptiveDefault:
 
 
 def free_for_all_of(blocks: int, num_blocks: int) -> int:
-    """So many free blocks are enough for a request to be given these, though it has shown no row; no more need be counted."""
+    """So many free blocks are enough for a request to be given these, though it has shown no row; no more need be
+    counted.
+    """
     return min(max(2 * blocks, blocks + num_blocks // 4), num_blocks)
 
 
 def share_without_rows(free: int, num_blocks: int) -> int:
     """Blocks, at most, for a request that has shown no row, of a pool of which so many are free.
 
-    The first one of an idle pool has half of it, the next one a half of what is left, and so on; where a quarter is left, they have none.
+    The first one of an idle pool has half of it, the next one a half of what is left, and so on; where a quarter is
+    left, they have none.
     """
     if free == num_blocks:
         return most_ahead(num_blocks)

@@ -1,4 +1,6 @@
-"""How landed rows get out of destination blocks: into a request's host memory, which is counted before anything is granted."""
+"""How landed rows get out of destination blocks: into a request's host memory, which is counted before anything is
+granted.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,11 @@ class Draining:
         request.chunk_info.append((begun, sent))
 
     def keep(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
-        """A request has failed: copy out the whole blocks that are committed and were not drained, for a retry to begin behind them.
+        """A request has failed: copy out the whole blocks that are committed and were not drained, for a retry to begin
+        behind them.
 
-        They are quarantined, and may be freed and filled with another request's rows at any moment. A copy counts if its block was
-        still this request's afterwards; what may have landed late by then were the same rows (R8).
+        They are quarantined, and may be freed and filled with another request's rows at any moment. A copy counts if
+        its block was still this request's afterwards; what may have landed late by then were the same rows (R8).
         """
         bs, total = self._bs, receiver.total_embedding_length
         begun = request.transferred_tokens

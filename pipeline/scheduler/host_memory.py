@@ -16,7 +16,9 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class HostRows:
-    """Room for the rows of one request: one array of `size_of` bytes or more, with `aux_datas` and a section for each buffer."""
+    """Room for the rows of one request: one array of `size_of` bytes or more, with `aux_datas` and a section for each
+    buffer.
+    """
 
     def __init__(self, geometry: Geometry, capacity_tokens: int, memory: Bytes) -> None:
         self.geometry = geometry
@@ -36,7 +38,9 @@ class HostRows:
         return 4 * AUX_WORDS + capacity_tokens * geometry.token_bytes
 
     def drain(self, payload: Mapping, parts: list[tuple[int, int, int]]) -> None:
-        """Copy landed rows out of destination blocks: each part is (block, first row, end row), within one block of the request."""
+        """Copy landed rows out of destination blocks: each part is (block, first row, end row), within one block of the
+        request.
+        """
         bs = self.geometry.block_size
         for pool, section in self._sections.values():
             moves: list[list[int]] = []
@@ -88,10 +92,10 @@ class HostRows:
 class HostMemory:
     """Warm, recycled host memory for received requests, up to a limit in bytes.
 
-    Fresh memory costs a page fault every 4 KiB (six times a warm copy), so what is given back is kept, by size class, within the
-    limit. The oldest request (of this node, and of all nodes that receive it) may exceed the limit by its own need: then no two
-    half-received requests wait for each other.
-    Library thread only, but `give_back_later`, which any thread may call.
+    Fresh memory costs a page fault every 4 KiB (six times a warm copy), so what is given back is kept, by size class,
+    within the limit. The oldest request (of this node, and of all nodes that receive it) may exceed the limit by its
+    own need: then no two half-received requests wait for each other. Library thread only, but `give_back_later`, which
+    any thread may call.
     """
 
     def __init__(self, geometry: Geometry, limit_bytes: int) -> None:

@@ -21,7 +21,9 @@ from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 
 
 class PreallocQueue:
-    """Where requests enter: waits for the handshake, allocates the default, sends init, and hands over to the transfer queue."""
+    """Where requests enter: waits for the handshake, allocates the default, sends init, and hands over to the transfer
+    queue.
+    """
 
     def __init__(self, client: Client, transfer: TransferQueue) -> None:
         self._attachment = library_of(client).attachment
@@ -52,14 +54,15 @@ class PreallocQueue:
     ) -> None:
         """Have a request that has failed, because its encode node is lost, go on from another one; never blocks.
 
-        Whole blocks that have come are kept and not sent again; the rest comes from `bootstrap_addr`, where an encoder sends the whole
-        request in the same room, of the same length. It comes out of `pop_transferred` once more, finished or failed. A node that has
-        seen the room already needs another number, `room`. `required_dst_info_num`: the destinations that retry, if others have
-        finished. `timeout_s` counts from now; what is not given is as it was. The ranks that follow see the failure, and later the end of
-        the same request.
+        Whole blocks that have come are kept and not sent again; the rest comes from `bootstrap_addr`, where an encoder
+        sends the whole request in the same room, of the same length. It comes out of `pop_transferred` once more,
+        finished or failed. A node that has seen the room already needs another number, `room`. `required_dst_info_num`:
+        the destinations that retry, if others have finished. `timeout_s` counts from now; what is not given is as it
+        was. The ranks that follow see the failure, and later the end of the same request.
 
         Raises:
-            ValueError: it is not to be retried, for the reason `EmbeddingRequest.why_not_retryable`, or the address or the room is none.
+            ValueError: it is not to be retried, for the reason `EmbeddingRequest.why_not_retryable`, or the address or
+                the room is none.
             NodeBusyError: as `add`.
         """
         if why_not := request.why_not_retryable:

@@ -10,7 +10,10 @@ from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
 
 @dataclass(eq=False, slots=True)
 class TransferRecord:
-    """One request's, through all its attempts. The library thread's, but for `release`, and for `added_s`, which `add` sets."""
+    """One request's, through all its attempts.
+
+    The library thread's, but for `release`, and for `added_s`, which `add` sets.
+    """
 
     added_s: float = 0.0  # when it was added, or retried, on the client's monotonic clock; 0: never
     arrival: int = 0  # its place among those that had a slot, from 1

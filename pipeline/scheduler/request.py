@@ -62,8 +62,9 @@ class EmbeddingResult:
 class EmbeddingRequest:
     """What a scheduler wants: the embeddings of `room`, from the encode node at `bootstrap_addr`.
 
-    `payload` is the caller's own (its request object, say). `timeout_s` counts from `PreallocQueue.add`, or from `retry`.
-    `keep_for_retry`: what has come is kept if the encode node is lost, until `PreallocQueue.retry` or `release()`.
+    `payload` is the caller's own (its request object, say). `timeout_s` counts from `PreallocQueue.add`, or from
+    `retry`. `keep_for_retry`: what has come is kept if the encode node is lost, until `PreallocQueue.retry` or
+    `release()`.
     """
 
     room: int

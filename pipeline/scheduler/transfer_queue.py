@@ -1,12 +1,14 @@
 """`TransferQueue`: requests on their way, from the opened room to the result, driven by the client's library thread.
 
-The documents resume inside `pop_transferred`, once a step of the scheduler. Here the library thread does it, as rows land: a resume then
-waits for a block and not for a step, and `pop_transferred` only takes what is finished off a queue: it copies nothing, waits for
-nothing, and needs no lock, for all of a request's state belongs to the library thread until it is finished.
+The documents resume inside `pop_transferred`, once a step of the scheduler. Here the library thread does it, as rows
+land: a resume then waits for a block and not for a step, and `pop_transferred` only takes what is finished off a queue:
+it copies nothing, waits for nothing, and needs no lock, for all of a request's state belongs to the library thread
+until it is finished.
 
-First come, first served, among those who can use a block now: a request at the head that has no rows waiting does not stop those
-behind it (R22), and the reserve goes only to one whose rows are waiting (R21). What has landed can always be copied out, because no more
-is granted than host memory is reserved for: so blocks are never held by a request that waits for something else (D8).
+First come, first served, among those who can use a block now: a request at the head that has no rows waiting does not
+stop those behind it (R22), and the reserve goes only to one whose rows are waiting (R21). What has landed can always be
+copied out, because no more is granted than host memory is reserved for: so blocks are never held by a request that
+waits for something else (D8).
 """
 
 from __future__ import annotations
@@ -76,7 +78,12 @@ class TransferQueue:
         library.add_turn(self._turn, self._abandon)
 
     def __len__(self) -> int:
-        return len(self._incoming) - len(self._refused) + len(self._active) + (len(self._ranks) if self._ranks is not None else 0)
+        return (
+            len(self._incoming)
+            - len(self._refused)
+            + len(self._active)
+            + (len(self._ranks) if self._ranks is not None else 0)
+        )
 
     # ---- the scheduler's thread
 
@@ -190,10 +197,11 @@ class TransferQueue:
         return waits
 
     def _lowest_room(self) -> EmbeddingRequest | None:
-        """Of the requests with other destinations the one that all of these agree on to be first, whatever came first where.
+        """Of the requests with other destinations the one that all of these agree on to be first, whatever came first
+        where.
 
-        A request that has landed here keeps its host memory until it has landed everywhere: if each node let only its own oldest exceed
-        the limit, two nodes could wait for each other (D8).
+        A request that has landed here keeps its host memory until it has landed everywhere: if each node let only its
+        own oldest exceed the limit, two nodes could wait for each other (D8).
         """
         shared = (request for request in self._active if request.required_dst_info_num > 1)
         return min(shared, key=_room, default=None)
@@ -220,7 +228,8 @@ class TransferQueue:
                 may_wait=False,
             )
         except RuntimeError:
-            if request.abort_reason:  # without a slot there is no way to tell its encoder, which waits for its own deadline
+            # without a slot there is no way to tell its encoder, which waits for its own deadline
+            if request.abort_reason:
                 return self._refuse(request, FailureCode.ABORTED, request.abort_reason)
             if self._attachment.control.state == NodeState.READY and not self._attachment.node_gone:
                 return False
@@ -259,7 +268,11 @@ class TransferQueue:
         granted, record = receiver.granted_tokens, request.record
         record.has_rows_waiting = receiver.ready_tokens > granted
         may_have_more = receiver.ready_tokens > 0 or not record.has_share
-        if receiver.handshake_done and may_have_more and granted < (request.total_embedding_length or self.default.tokens()):
+        if (
+            receiver.handshake_done
+            and may_have_more
+            and granted < (request.total_embedding_length or self.default.tokens())
+        ):
             self._want(request)
         if now.sent > request.transferred_tokens:
             self._draining.drain(request, receiver, now.sent)
@@ -320,7 +333,11 @@ class TransferQueue:
         pool = self._attachment.control.blocks
         enough = free_for_all_of(blocks, pool.num_blocks)
         free = pool.cells.num_free(enough)
-        return blocks if free >= enough and enough < pool.num_blocks else min(blocks, share_without_rows(free, pool.num_blocks))
+        return (
+            blocks
+            if free >= enough and enough < pool.num_blocks
+            else min(blocks, share_without_rows(free, pool.num_blocks))
+        )
 
     # ---- the end
 

@@ -56,7 +56,9 @@ class Arena:
         self.event_fd = event_fd
         self.words = Words(self.mapping, self.WORDS, 1024)
         self.cells = BlockCells(self.mapping, self.CELLS, self.EXPOSURE, self.NUM_BLOCKS)
-        self.status = StatusTable(self.mapping, self.STATUS, self.STAMPS, self.DIRTY, self.NUM_SLOTS, num_views=self.NUM_VIEWS)
+        self.status = StatusTable(
+            self.mapping, self.STATUS, self.STAMPS, self.DIRTY, self.NUM_SLOTS, num_views=self.NUM_VIEWS
+        )
 
     @classmethod
     def new(cls) -> tuple[SharedMemory, Arena]:

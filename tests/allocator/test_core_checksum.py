@@ -65,7 +65,11 @@ def test_rows_go_on_from_any_row(data: st.DataObject) -> None:
     rows = data.draw(st.integers(0, 6))
     memory = data.draw(st.binary(min_size=rows * sum(widths), max_size=rows * sum(widths)))
     starts = [rows * sum(widths[:i]) for i in range(len(widths))]
-    whole = b"".join(memory[at + r * width : at + (r + 1) * width] for r in range(rows) for at, width in zip(starts, widths, strict=True))
+    whole = b"".join(
+        memory[at + r * width : at + (r + 1) * width]
+        for r in range(rows)
+        for at, width in zip(starts, widths, strict=True)
+    )
     assert checksum(memory, columns(*zip(starts, widths, strict=True)), rows, 0) == slowly(whole)
     cut = data.draw(st.integers(0, rows))
     first = checksum(memory, columns(*zip(starts, widths, strict=True)), cut, 0)
@@ -164,7 +168,9 @@ def payload(blocks: list[int], total: int) -> Any:
 
 @settings(deadline=None, max_examples=20)
 @given(st.permutations(range(6)), st.permutations(range(6)), st.lists(st.integers(0, 22), max_size=5))
-def test_the_sum_of_rows_is_the_same_wherever_and_however_they_came(ours: list[int], theirs: list[int], cuts: list[int]) -> None:
+def test_the_sum_of_rows_is_the_same_wherever_and_however_they_came(
+    ours: list[int], theirs: list[int], cuts: list[int]
+) -> None:
     """P6: two nodes sum the same rows in other blocks, in other rounds."""
     total = 22
     here, there = payload(ours, total), payload(theirs, total)

@@ -25,7 +25,9 @@ def pattern(size: int, seed: int = 1) -> Bytes:
 
 
 @pytest.mark.parametrize("shift", [0, 1, 63])
-@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 4096, NON_TEMPORAL_BYTES - 1, NON_TEMPORAL_BYTES, NON_TEMPORAL_BYTES + 333])
+@pytest.mark.parametrize(
+    "size", [0, 1, 63, 64, 65, 4096, NON_TEMPORAL_BYTES - 1, NON_TEMPORAL_BYTES, NON_TEMPORAL_BYTES + 333]
+)
 def test_every_byte_arrives_and_none_beside(size: int, shift: int) -> None:
     """P6: at every alignment, on both sides of the size from which moves go past the cache."""
     source = pattern(size + 200)

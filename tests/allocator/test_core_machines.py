@@ -1,4 +1,6 @@
-"""Owner cells and rings against plain Python models, step by step, with the death of owners and ends among the steps."""
+"""Owner cells and rings against plain Python models, step by step, with the death of owners and ends among the
+steps.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ class OwnerCells(RuleBasedStateMachine):
     def fence(self, handle: int, peer: int, below: int) -> None:
         """R10: the lowest bit of an exposure is the peer here, the others are the session."""
         blocks = [
-            b for b in range(NUM_BLOCKS) if self.state[b] == QUARANTINED and self.exposure[b] & 1 == peer and self.exposure[b] & ~1 < below
+            b
+            for b in range(NUM_BLOCKS)
+            if self.state[b] == QUARANTINED and self.exposure[b] & 1 == peer and self.exposure[b] & ~1 < below
         ]
         assert self.handles[handle].end_exposure(1, peer, below) == len(blocks)
         for block in blocks:

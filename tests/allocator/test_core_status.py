@@ -271,7 +271,9 @@ def test_what_is_out_of_range_is_refused_before_anything_changes(table: Table) -
     assert changed(status, 0) == [0]
 
 
-steps = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=60)
+steps = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=60
+)
 
 
 @given(steps)

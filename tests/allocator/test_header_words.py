@@ -1,4 +1,6 @@
-"""P13: a control segment whose header is damaged, or of another version, is refused with one clear error before an offset is trusted."""
+"""P13: a control segment whose header is damaged, or of another version, is refused with one clear error before an
+offset is trusted.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from embridge.allocator.records import NodeState, SegmentHeader
 from embridge.allocator.segment import create_segment, map_segment
 
 GEOMETRY = Geometry(hidden_size=8, num_blocks=4, deepstack_layers=1)
-LIMITS = Limits(num_slots=64, max_clients=2, num_workers=1, window_blocks=64, max_peers=4, max_peer_slots=64, ring_records=64, max_routes=2)
+LIMITS = Limits(
+    num_slots=64,
+    max_clients=2,
+    num_workers=1,
+    window_blocks=64,
+    max_peers=4,
+    max_peer_slots=64,
+    ring_records=64,
+    max_routes=2,
+)
 HIGHEST = (1 << 64) - 1
 NUM_WORDS = 64
 
@@ -83,6 +94,12 @@ def test_whatever_stands_in_a_word_of_the_header_opening_it_ends_in_a_segment_er
     """P16: no other exception, and nothing outside of the mapping is touched."""
     for word in range(NUM_WORDS):
         value = Control(mapping).header.load(word)
-        changed = {"zero": 0, "one more": value + 1 & HIGHEST, "one bit": value ^ 1 << 33, "sign": 1 << 63, "all bits": HIGHEST}[what]
+        changed = {
+            "zero": 0,
+            "one more": value + 1 & HIGHEST,
+            "one bit": value ^ 1 << 33,
+            "sign": 1 << 63,
+            "all bits": HIGHEST,
+        }[what]
         with_word(mapping, word, changed)
     assert with_word(mapping, SegmentHeader.NODE_ID, 1) == ""

@@ -12,7 +12,14 @@ from click.testing import CliRunner
 from embridge.allocator import layout
 from embridge.allocator.drawing import control_spans, drawing, payload_spans
 from embridge.allocator.geometry import Geometry, Limits, Role
-from embridge.allocator.layout import CONTROL_TABLES, HUGE_PAGE_BYTES, PAGE_BYTES, PAYLOAD_POOLS, ControlLayout, PayloadLayout
+from embridge.allocator.layout import (
+    CONTROL_TABLES,
+    HUGE_PAGE_BYTES,
+    PAGE_BYTES,
+    PAYLOAD_POOLS,
+    ControlLayout,
+    PayloadLayout,
+)
 from embridge.allocator.records import LINE_BYTES
 from embridge.pipeline.cli import main
 

@@ -40,7 +40,9 @@ def longest_gap(owned: list[tuple[int, int]], size: int) -> int:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 6 * PAGE)), max_size=60))
 def test_no_byte_has_two_owners_and_none_is_lost(steps: list[tuple[bool, int]]) -> None:
-    """P1's promise, for memory of one process: after any takes and returns, free and owned together are the whole, each once."""
+    """P1's promise, for memory of one process: after any takes and returns, free and owned together are the whole, each
+    once.
+    """
     size = 16 * PAGE
     ranges = Ranges(size)
     owned: list[tuple[int, int]] = []

@@ -11,12 +11,23 @@ from hypothesis import strategies as st
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.geometry import Geometry
-from embridge.allocator.ranklog import MAX_REASON_BYTES, Item, RankLog, RankLogLayout, RankState, format_log, pack_batch, unpack_batch
+from embridge.allocator.ranklog import (
+    MAX_REASON_BYTES,
+    Item,
+    RankLog,
+    RankLogLayout,
+    RankState,
+    format_log,
+    pack_batch,
+    unpack_batch,
+)
 from embridge.allocator.records import RECORD_BYTES
 
 WORD = st.integers(0, (1 << 64) - 1)
 FINISHED = st.builds(Item, room=WORD, ticket=WORD, entry=WORD, offset=WORD, capacity_tokens=WORD, total_tokens=WORD)
-FAILED = st.builds(Item, room=WORD, ticket=WORD, code=st.integers(1, 99), reason=st.text(max_size=100), total_tokens=WORD)
+FAILED = st.builds(
+    Item, room=WORD, ticket=WORD, code=st.integers(1, 99), reason=st.text(max_size=100), total_tokens=WORD
+)
 LAYOUT = RankLogLayout(num_ranks=3, num_entries=4, ring_records=8)
 
 

@@ -81,9 +81,13 @@ records = st.builds(
 
 
 @settings(max_examples=30, deadline=None)
-@given(steps=st.lists(st.tuples(st.lists(records, max_size=6, unique_by=lambda r: r.node_id), st.booleans()), max_size=4))
+@given(
+    steps=st.lists(st.tuples(st.lists(records, max_size=6, unique_by=lambda r: r.node_id), st.booleans()), max_size=4)
+)
 def test_the_table_holds_what_was_put_last_as_far_as_there_is_room(steps: list[tuple[list[RouteRecord], bool]]) -> None:
-    """A node that is in it keeps its place before one that is new, and a writer that starts again knows who is in it (D3)."""
+    """A node that is in it keeps its place before one that is new, and a writer that starts again knows who is in it
+    (D3).
+    """
     with segment(LAYOUT.size) as mapping:
         writer, reader, held = RouteWriter(mapping, LAYOUT), RouteReader(mapping, LAYOUT), set[int]()
         for routes, restarted in steps:
@@ -140,7 +144,9 @@ class _MortalWords:
 def test_wherever_the_writer_is_killed_a_reader_sees_the_old_or_the_new_record_or_none(
     mapping: Mapping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D3: before every single store. And the next registrar repairs what it left, so the node can be routed to again."""
+    """D3: before every single store. And the next registrar repairs what it left, so the node can be routed to
+    again.
+    """
     monkeypatch.setattr(routes_module, "Words", _MortalWords)
     old, new, stays = route(1, 1), route(1, 2), route(2, 3)
     outcomes = set()

@@ -147,7 +147,9 @@ def test_a_name_that_cannot_be_removed_is_an_error_while_it_is_empty(monkeypatch
         raise posix_ipc.PermissionsError("No permission to remove this")
 
     monkeypatch.setattr(posix_ipc, "unlink_shared_memory", denied)
-    with pytest.raises(SegmentError, match=r"shared memory for payload: No permission .*; check that /dev/shm is a writ"):
+    with pytest.raises(
+        SegmentError, match=r"shared memory for payload: No permission .*; check that /dev/shm is a writ"
+    ):
         create_segment("payload", 4096)
     path = Path(f"{SHARED_MEMORY}{made[0]}")
     assert path.stat().st_size == 0
@@ -164,7 +166,9 @@ def test_the_next_start_removes_it(place: Any, own_dir: Path) -> None:
 
 def test_doctor_removes_it_and_says_so(place: Any) -> None:
     """P9."""
-    assert "left names" in {check["name"] for check in json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)}
+    assert "left names" in {
+        check["name"] for check in json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)
+    }
     for _ in range(100):  # a node that starts beside this test may be quicker
         left = place(name_of())
         seen = left_names().seen

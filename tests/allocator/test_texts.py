@@ -9,7 +9,14 @@ from embridge.allocator.texts import packed, unpacked
 
 @pytest.mark.parametrize(
     ("text", "back"),
-    [("", ""), ("tcp://h", "tcp://h"), ("12345678", "12345678"), ("123456789", "12345678"), ("1234567é", "1234567"), ("\udcff", "?")],
+    [
+        ("", ""),
+        ("tcp://h", "tcp://h"),
+        ("12345678", "12345678"),
+        ("123456789", "12345678"),
+        ("1234567é", "1234567"),
+        ("\udcff", "?"),
+    ],
 )
 def test_a_text_comes_back_whole_or_cut_at_a_character(text: str, back: str) -> None:
     raw = packed(text, 8)

@@ -27,7 +27,9 @@ LAUNCH = (sys.executable, "-m", "embridge", "launch")
 
 @contextmanager
 def launched(run_dir: Path, role: str, before: str = "true") -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """The command, running, and what its READY line said. `before`: what its shell does before it becomes the command."""
+    """The command, running, and what its READY line said. `before`: what its shell does before it becomes the
+    command.
+    """
     options = ("--role", role, "--run-dir", str(run_dir), "--hidden-size", "64", "--num-blocks", "4")
     process = subprocess.Popen(
         ["bash", "-c", f'{before}; exec "$0" "$@"', *LAUNCH, *options],
@@ -77,7 +79,17 @@ def test_a_second_signal_ends_a_drain_that_has_something_to_wait_for(tmp_path: P
 def test_sighup_ends_a_node_when_it_says_that_the_terminal_is_gone(tmp_path: Path) -> None:
     """P18: drained, as by SIGTERM. With its terminal, or without one from the start, there is nothing to read again."""
     terminal, theirs = os.openpty()
-    words = [*LAUNCH, "--role", "encode", "--run-dir", str(tmp_path / "node"), "--hidden-size", "64", "--num-blocks", "4"]
+    words = [
+        *LAUNCH,
+        "--role",
+        "encode",
+        "--run-dir",
+        str(tmp_path / "node"),
+        "--hidden-size",
+        "64",
+        "--num-blocks",
+        "4",
+    ]
     log = tmp_path / "log"
     with open(log, "wb") as file:
         program = subprocess.Popen(

@@ -54,11 +54,15 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_arrive(images: Pat
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(("--deepstack", "2"), id="one host", marks=unless("" if NO_TWO_HOSTS else "two hosts show it, too")),
+        pytest.param(
+            ("--deepstack", "2"), id="one host", marks=unless("" if NO_TWO_HOSTS else "two hosts show it, too")
+        ),
         pytest.param(("--deepstack", "2", "--two-hosts"), id="two hosts", marks=unless(NO_TWO_HOSTS)),
     ],
 )
-def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(images: Path, options: tuple[str, ...]) -> None:
+def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(
+    images: Path, options: tuple[str, ...]
+) -> None:
     run = subprocess.run(
         [
             *(*COMMAND, "--images", str(images), "--requests", "5", *options),

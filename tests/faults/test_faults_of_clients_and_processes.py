@@ -1,7 +1,7 @@
 """P15, P9: each external call of a client, and of the processes that serve its request, fails once, at each n.
 
-A request may fail, with a reason; a process may be started again. Nothing hangs, nothing is left, and the next request is served. One pair
-of nodes serves all points; their processes are told while they run what is to fail.
+A request may fail, with a reason; a process may be started again. Nothing hangs, nothing is left, and the next request
+is served. One pair of nodes serves all points; their processes are told while they run what is to fail.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def pair() -> Iterator[Pair]:
     with (
         run_dirs() as path,
         faulty_station("encode", path / "e") as (encode, encode_faults),
-        faulty_station("language", path / "l", default_allocate_tokens=512, host_buffer_bytes=1 << 20) as (language, language_faults),
+        faulty_station("language", path / "l", default_allocate_tokens=512, host_buffer_bytes=1 << 20) as (
+            language,
+            language_faults,
+        ),
     ):
         yield Pair(encode, language, encode_faults, language_faults)
 
@@ -170,7 +173,9 @@ class Strikes:
         self._pace = Pace()
         self.problems: list[str] = []
 
-    def at(self, it: Station, fault_dir: FaultDir, process: str, point: Point, act: Callable[[], None], room: int) -> None:
+    def at(
+        self, it: Station, fault_dir: FaultDir, process: str, point: Point, act: Callable[[], None], room: int
+    ) -> None:
         """Have one call of one process fail while `act` is done; the next request is to be served."""
         self._pace.wait(it, process)
         self._pair.wait_idle()
@@ -178,7 +183,8 @@ class Strikes:
         where = f"{it.control.role.name.lower()} {process} {point.call} {point.n}"
         try:
             for attempt in range(ATTEMPTS):
-                if attempt and process != "launcher":  # what a process calls once, as for its first peer: have a new one do it
+                # what a process calls once, as for its first peer: have a new one do it
+                if attempt and process != "launcher":
                     self._pace.wait(it, process)
                     again(it, process)
                 with suppress(EmbridgeError):  # the door may have refused the client
@@ -201,8 +207,12 @@ class Strikes:
 
 
 @pytest.mark.parametrize("share", [9, pytest.param(1, marks=STORM)])
-def test_each_call_for_a_request_may_fail_in_the_processes_of_both_nodes(pair: Pair, rooms: Iterator[int], share: int) -> None:
-    """P15: that costs this request at most; if a process dies of it, it is started again, and the next request is served."""
+def test_each_call_for_a_request_may_fail_in_the_processes_of_both_nodes(
+    pair: Pair, rooms: Iterator[int], share: int
+) -> None:
+    """P15: that costs this request at most; if a process dies of it, it is started again, and the next request is
+    served.
+    """
     assert exchange(pair, next(rooms)) == ""
     strikes = Strikes(pair)
     for it, fault_dir in pair.sides():
@@ -260,7 +270,13 @@ def test_a_node_one_of_whose_processes_cannot_start_says_which(own_dir: Path, pr
     """P15, P9: the node is not up, and nothing of it is left; its messages say why."""
     fault_dir = FaultDir(own_dir / "faults")
     fault_dir.arm(process, Point(call, 1))
-    with fault_dir.environment(), pytest.raises(LaunchError, match=f"{process} exited with 1 before it was ready; its messages"):
+    with (
+        fault_dir.environment(),
+        pytest.raises(LaunchError, match=f"{process} exited with 1 before it was ready; its messages"),
+    ):
         start_node(config_of("encode", own_dir / "n", ready_timeout_s=90.0), own_dir / "n.log")
     assert fault_dir.was_hit
-    assert "Too many open files" in (own_dir / "n.log").read_text() or "Cannot allocate memory" in (own_dir / "n.log").read_text()
+    assert (
+        "Too many open files" in (own_dir / "n.log").read_text()
+        or "Cannot allocate memory" in (own_dir / "n.log").read_text()
+    )

@@ -1,4 +1,6 @@
-"""P15: a Mooncake engine that gets no thread for a moment goes on when it gets one; no request waits for ever, and no peer is lost (D3)."""
+"""P15: a Mooncake engine that gets no thread for a moment goes on when it gets one; no request waits for ever, and no
+peer is lost (D3).
+"""
 
 from __future__ import annotations
 

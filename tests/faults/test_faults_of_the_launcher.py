@@ -1,4 +1,6 @@
-"""P15, P9: each external call of the launcher fails once, at each n. There is one clear error, or the node serves; nothing is left.
+"""P15, P9: each external call of the launcher fails once, at each n.
+
+There is one clear error, or the node serves; nothing is left.
 
 The launcher is the real one, in this process; its children only sleep, so that a node costs some milliseconds.
 """
@@ -36,7 +38,8 @@ from embridge.workers.process_spec import READY
 
 FEW = Limits(num_slots=64, max_clients=4, num_workers=1, window_blocks=64, max_peers=4, ring_records=64)
 STORM = pytest.mark.storm
-ATTEMPTS = 6  # to have a call come that comes the more often the longer a node lives, as who is connected is looked at by the clock
+# to have a call come that comes the more often the longer a node lives, as who is connected is looked at by the clock
+ATTEMPTS = 6
 RAW = re.compile(r"^\w*(Error|Exception)\b|^\[Errno")  # what no user should have to read
 
 
@@ -84,7 +87,9 @@ class Run:
 
 
 def run_launcher(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, point: Point | None = None) -> Run:
-    """A node's whole life: up, two clients one after the other, and stopped by the end of the process that launched it."""
+    """A node's whole life: up, two clients one after the other, and stopped by the end of the process that
+    launched it.
+    """
     alive_read, alive_write = os.pipe()
     ready_read, ready_write = os.pipe()
     stdin = SimpleNamespace(buffer=SimpleNamespace(readline=lambda: encode_config(config)))
@@ -151,7 +156,12 @@ def wrong_with(run: Run) -> str:
     [("encode", 8), ("language", 8), pytest.param("encode", 1, marks=STORM), pytest.param("language", 1, marks=STORM)],
 )
 def test_each_call_of_the_launcher_and_its_door_may_fail(
-    own_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sleepers: None, what: str, share: int
+    own_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    sleepers: None,
+    what: str,
+    share: int,
 ) -> None:
     """P15: with a share of k, every k-th point."""
     first = run_launcher(config_for(what, own_dir / "n"), monkeypatch)
@@ -192,7 +202,11 @@ def test_each_call_of_the_process_that_launches_may_fail(own_dir: Path) -> None:
                     problems.append(f"{point}: it says {error}")
             except Exception as error:
                 problems.append(f"{point}: raised {error!r}")
-        problems += [f"{point}: {problem}" for problem in (left_since(before), "" if plan.hit else "the point was not reached") if problem]
+        problems += [
+            f"{point}: {problem}"
+            for problem in (left_since(before), "" if plan.hit else "the point was not reached")
+            if problem
+        ]
     assert not problems, "\n".join(problems)
 
 

@@ -1,4 +1,5 @@
-"""P16: bytes that no node would send, to every role of a node: none is a crash or a caught error, and good requests end well meanwhile.
+"""P16: bytes that no node would send, to every role of a node: none is a crash or a caught error, and good requests end
+well meanwhile.
 
 The hostile node is the worst there can be: it is listed, and registered, and it speaks in the name of others.
 """
@@ -28,7 +29,9 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def attack(node: Alone, role: str, maker: FrameMaker, count: int, *, address: str | None = None) -> tuple[int, int]:
-    """Frames as the wire would hand them over, over the hostile node's connection. (came through the schema, refused by it)."""
+    """Frames as the wire would hand them over, over the hostile node's connection. (came through the schema, refused by
+    it).
+    """
     passed = refused = 0
     arrivals = node.actor(role).arrivals
     for number, frame in enumerate(maker.frames(count)):
@@ -54,7 +57,9 @@ def no_error(node: Alone) -> bool:
 def attack_encode(role: str, count: int) -> None:
     node = EncodeAlone(identities={10: GOOD, 11: HOSTILE})
     node.register(node_id=11)
-    maker = FrameMaker(random.Random(16), node.control.incarnation, [(11, 1), (11, 1), (10, 1), (12, 1), (2**63 - 2, 5)])
+    maker = FrameMaker(
+        random.Random(16), node.control.incarnation, [(11, 1), (11, 1), (10, 1), (12, 1), (2**63 - 2, 5)]
+    )
     passed = refused = room = 0
     while passed + refused < count:
         room += 1
@@ -85,7 +90,8 @@ def attack_language(role: str, count: int) -> None:
     passed = refused = room = 0
     while passed + refused < count:
         room += 1
-        victim = node.client.receiver(ELSEWHERE, room)  # there is a line to the hostile node, and a request that it may end
+        # there is a line to the hostile node, and a request that it may end
+        victim = node.client.receiver(ELSEWHERE, room)
         node.settle()
         node.hears("bootstrap", registered(node), address=ELSEWHERE)
         assert victim.handshake_done

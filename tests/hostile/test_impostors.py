@@ -134,7 +134,9 @@ def test_what_an_encode_node_says_in_the_name_of_another_has_no_effect(language:
 
 
 def test_an_encode_node_cannot_register_as_another(language: LanguageAlone) -> None:
-    """D15: it answers at its own address in the name of 20, under a later incarnation: 20 lives on, and the request fails with a reason."""
+    """D15: it answers at its own address in the name of 20, under a later incarnation: 20 lives on, and the request
+    fails with a reason.
+    """
     receiver = language.receiver(1)
     other = language.client.receiver(ELSEWHERE, 2)
     language.settle()
@@ -172,7 +174,9 @@ def test_an_answer_of_another_version_fails_the_request_with_both_versions(langu
 
 
 def test_a_slot_of_a_peer_has_one_grant_waiting(encode: EncodeAlone) -> None:
-    """P12, P17: a later request of the slot replaces the one before it, and an earlier one that comes late has no effect."""
+    """P12, P17: a later request of the slot replaces the one before it, and an earlier one that comes late has no
+    effect.
+    """
     role = encode.actor("bootstrap").role
     for epoch in range(1, 200):
         encode.init(1000 + epoch, [1], slot=5, epoch=epoch)

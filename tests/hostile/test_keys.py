@@ -1,4 +1,6 @@
-"""D15: key files and allow-lists: what is wrong with one is an error that names file and line, and a secret is shown nowhere."""
+"""D15: key files and allow-lists: what is wrong with one is an error that names file and line, and a secret is shown
+nowhere.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def test_a_key_file_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyt
         read_key_file(path)
 
 
-@pytest.mark.parametrize("text", ["", "secret-key\n", f"secret-key {KEY[:-1]}\n", f"public-key {KEY}\n", "secret-key " + "\x7f" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "secret-key\n", f"secret-key {KEY[:-1]}\n", f"public-key {KEY}\n", "secret-key " + "\x7f" * 40]
+)
 def test_a_file_without_a_key_is_refused_and_not_shown(tmp_path: Path, text: str) -> None:
     path = tmp_path / "node.key"
     path.write_text(text)
@@ -135,7 +139,8 @@ def test_the_line_of_the_port_goes_over_that_of_the_host() -> None:
         ("10.0.0.1", "1 field; write `<address> <public key> [name]`"),
         ("10.0.0.1 short", "its second field is no public key of 40 characters"),
         (f"10.0.0.1 {KEY[:-1]}~", "its second field is no public key"),
-        ("10.0.0.1 " + "#" * 40, "its second field is no public key"),  # every character is allowed, the number is too large
+        # every character is allowed, the number is too large
+        ("10.0.0.1 " + "#" * 40, "its second field is no public key"),
         (f"10.0.0.1:0 {KEY}", "port '0' is outside 1 to 65535"),
         (f"10.0.0.1:x {KEY}", "port 'x' is outside"),
         (f"10.0.0.1: {KEY}", "port '' is outside"),

@@ -1,4 +1,6 @@
-"""D15, P16, P17: whole nodes with keys: they serve each other, refuse who is not listed, and drop what is said in another's name."""
+"""D15, P16, P17: whole nodes with keys: they serve each other, refuse who is not listed, and drop what is said in
+another's name.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,11 @@ def test_a_listed_node_that_speaks_for_another_is_dropped(pair: tuple[Station, S
     peer = encode.control.peers.record(encode.control.peers.alive()[0])
     target = encode.control.incarnation
     room, before = next(rooms), metric(encode, "messages_forged")
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as receiving, dealer(encode.addr, LISTED, ENCODE.public) as sock:
+    with (
+        attach(encode.run_dir) as sending,
+        attach(language.run_dir) as receiving,
+        dealer(encode.addr, LISTED, ENCODE.public) as sock,
+    ):
         queues = Queues(receiving)
         queues.add(encode.addr, room)
         sender = open_sender(sending, room, 2000)
@@ -117,7 +123,9 @@ def test_a_listed_node_that_speaks_for_another_is_dropped(pair: tuple[Station, S
     assert not any(encode.restarts().values())
 
 
-def test_strangers_at_both_ports_of_both_nodes_reach_nobody(pair: tuple[Station, Station], rooms: Iterator[int]) -> None:
+def test_strangers_at_both_ports_of_both_nodes_reach_nobody(
+    pair: tuple[Station, Station], rooms: Iterator[int]
+) -> None:
     """P16: plain clients, unlisted keys, half-open connections and a storm of them; a request is served meanwhile."""
     encode, language = pair
     assert transfer(encode, language, next(rooms)) == ""
@@ -159,7 +167,13 @@ def test_a_node_with_a_key_that_is_not_listed_fails_its_requests_with_the_reason
     port = encode.addr.rpartition(":")[2]
     lines = f"127.0.0.1:{port} {ENCODE.public}\n127.0.0.1:1 {STRANGER.public}\n"
     with (
-        station("language", own_dir / "s", connect_timeout_s=5.0, ready_timeout_s=80.0, **keys_of(own_dir, "stranger", lines)) as other,
+        station(
+            "language",
+            own_dir / "s",
+            connect_timeout_s=5.0,
+            ready_timeout_s=80.0,
+            **keys_of(own_dir, "stranger", lines),
+        ) as other,
         attach(other.run_dir) as client,
     ):
         queues = Queues(client)
@@ -194,6 +208,9 @@ def test_nodes_at_ipv6_addresses_carry_a_request(own_dir: Path, room: int) -> No
     except OSError as error:
         pytest.skip(f"this machine has no ::1: {error}")
     settings: dict[str, Any] = {"host": "::1", "ready_timeout_s": 80.0}
-    with station("encode", own_dir / "e", **settings) as encode, station("language", own_dir / "l", **settings) as language:
+    with (
+        station("encode", own_dir / "e", **settings) as encode,
+        station("language", own_dir / "l", **settings) as language,
+    ):
         assert encode.addr.startswith("tcp://[::1]:")
         assert transfer(encode, language, room) == ""

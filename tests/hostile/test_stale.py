@@ -1,7 +1,8 @@
-"""P17: messages that are late have no effect: of an older epoch, incarnation, registration or room; all of them, in any order, twice.
+"""P17: messages that are late have no effect: of an older epoch, incarnation, registration or room; all of them, in any
+order, twice.
 
-Two whole nodes in one thread (`support.simulation`), each with its key. A third party keeps every message that was ever on its way,
-and delivers all of them again: while later requests run, and after everything has ended.
+Two whole nodes in one thread (`support.simulation`), each with its key. A third party keeps every message that was ever
+on its way, and delivers all of them again: while later requests run, and after everything has ended.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Pair:
         self.language = self.born(1)
 
     def born(self, incarnation: int) -> SimulatedNode:
-        node = self.world.node("language", Role.LANGUAGE, GEOMETRY, node_id=10, incarnation=incarnation, key="key of language")
+        node = self.world.node(
+            "language", Role.LANGUAGE, GEOMETRY, node_id=10, incarnation=incarnation, key="key of language"
+        )
         self.client = node.new_client()
         self.queue = TransferQueue(self.client)
         return node
@@ -115,7 +118,9 @@ class Pair:
         for node in self.world.nodes:
             control = node.control
             state[f"{node.name} words"] = [control.status.load(slot) for slot in range(control.limits.num_slots)]
-            state[f"{node.name} blocks"] = [value for block in range(GEOMETRY.num_blocks) for value in control.blocks.cells.cell(block)[:1]]
+            state[f"{node.name} blocks"] = [
+                value for block in range(GEOMETRY.num_blocks) for value in control.blocks.cells.cell(block)[:1]
+            ]
         return state
 
     def run_on(self, seconds: float) -> None:
@@ -125,7 +130,9 @@ class Pair:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_everything_that_was_ever_sent_comes_again_and_changes_nothing(seed: int) -> None:
-    """P17, R14, R15, R16: after the end no word and no block changes; while later requests run, they end with their own rows."""
+    """P17, R14, R15, R16: after the end no word and no block changes; while later requests run, they end with their own
+    rows.
+    """
     pair = Pair(seed)
     for total, aborted in ((8, False), (20, False), (12, True), (5, False)):
         pair.transfer(total, aborted=aborted)

@@ -83,7 +83,9 @@ def half_open(port: Wired) -> ExitStack:
     greeting = b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x00CURVE".ljust(64, b"\x00")
     for number in range(40):
         sock = stack.enter_context(socket.create_connection(("127.0.0.1", port.port), timeout=5))
-        sock.sendall((b"", greeting[: 1 + number % 60], greeting, b"GET / HTTP/1.1\r\n\r\n", os.urandom(500))[number % 5])
+        sock.sendall(
+            (b"", greeting[: 1 + number % 60], greeting, b"GET / HTTP/1.1\r\n\r\n", os.urandom(500))[number % 5]
+        )
     return stack
 
 
@@ -102,7 +104,9 @@ STRANGERS = (plain, unlisted, to_another_server, half_open, storm)
 
 
 @pytest.mark.parametrize("attack", STRANGERS, ids=lambda call: call.__name__)
-def test_a_stranger_reaches_no_role_and_a_listed_node_is_served_meanwhile(port: Wired, attack: Callable[[Wired], ExitStack]) -> None:
+def test_a_stranger_reaches_no_role_and_a_listed_node_is_served_meanwhile(
+    port: Wired, attack: Callable[[Wired], ExitStack]
+) -> None:
     """P16, D15: not one message, and the process lives."""
     with attack(port):
         for node_id in range(50, 53):
@@ -114,7 +118,9 @@ def test_a_stranger_reaches_no_role_and_a_listed_node_is_served_meanwhile(port: 
     assert port.metrics()["messages_refused"] == port.metrics()["errors"] == 0  # not even to be dropped
 
 
-def test_strangers_are_counted_and_the_lines_about_them_are_bounded(port: Wired, caplog: pytest.LogCaptureFixture) -> None:
+def test_strangers_are_counted_and_the_lines_about_them_are_bounded(
+    port: Wired, caplog: pytest.LogCaptureFixture
+) -> None:
     """P16: nobody fills the disk of a node by knocking."""
     for _ in range(30):
         before = port.metrics()["connections_refused"]
@@ -144,7 +150,9 @@ def test_without_a_handler_nobody_is_let_in(port: Wired) -> None:
     port.wire._gatekeeper.close()
     port.wire._gatekeeper = None
     with dealer(port.address, LISTED, NODE.public) as sock:
-        monitor = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        monitor = sock.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
         sock.send(register())
         port.turn_until(lambda: monitor.poll(0))
         for _ in range(10):
@@ -162,7 +170,14 @@ def test_frames_over_sockets_are_refused_and_counted(allow_file: Path, keys: boo
     """P16: too long, too many, too few parts, noise; and a registration is answered after each."""
     node = EncodeAlone().actor("bootstrap")
     with wired(node, NODE if keys else None, allow_file if keys else None) as port:
-        odd: list[list[bytes]] = [[b"x"] * 2, [b""], [b"\xc1"], [register()[:-1]], [os.urandom(1000)], [register(), register()]]
+        odd: list[list[bytes]] = [
+            [b"x"] * 2,
+            [b""],
+            [b"\xc1"],
+            [register()[:-1]],
+            [os.urandom(1000)],
+            [register(), register()],
+        ]
         for number, frames in enumerate(odd):
             with dealer(port.address, LISTED if keys else None, NODE.public) as sock:
                 sock.send_multipart(frames)
@@ -176,14 +191,18 @@ def test_frames_over_sockets_are_refused_and_counted(allow_file: Path, keys: boo
             with dealer(port.address, LISTED if keys else None, NODE.public) as other:
                 other.send(register(70))
                 assert isinstance(answer(port, other), msg.Registered)
-        assert all(len(msg.encode(a.message)) < 1000 for a in port.arrivals[came:] if not isinstance(a.message, msg.Foreign))
+        assert all(
+            len(msg.encode(a.message)) < 1000 for a in port.arrivals[came:] if not isinstance(a.message, msg.Foreign)
+        )
         assert port.metrics()["errors"] == 0
 
 
 def test_a_flood_of_what_is_refused_is_read_slowly_and_whoever_else_is_there_is_served(
     port: Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P21, P16: the port rests once it has refused its share; then the flood and others are read in turn, one for one."""
+    """P21, P16: the port rests once it has refused its share; then the flood and others are read in turn, one
+    for one.
+    """
     monkeypatch.setattr(reader_module, "COST_NS", 10**12)  # so that no rest ends by itself
     with dealer(port.address, LISTED, NODE.public) as flood, dealer(port.address, OTHER, NODE.public) as good:
         good.send(register(70))
@@ -204,8 +223,12 @@ def test_a_flood_of_what_is_refused_is_read_slowly_and_whoever_else_is_there_is_
 
 
 @pytest.mark.parametrize("keys", [False, True])
-def test_a_message_of_endless_frames_is_dropped_a_few_at_a_time(allow_file: Path, keys: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P12, P16: it is counted once and costs no step more than its share of frames; whoever else is there is served after it."""
+def test_a_message_of_endless_frames_is_dropped_a_few_at_a_time(
+    allow_file: Path, keys: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P12, P16: it is counted once and costs no step more than its share of frames; whoever else is there is served
+    after it.
+    """
     monkeypatch.setattr(reader_module, "MESSAGES_AT_ONCE", 4)
     num_frames = 4000  # about 16 steps of 4 x 64
     with wired(EncodeAlone().actor("bootstrap"), NODE if keys else None, allow_file if keys else None) as port:
@@ -258,8 +281,12 @@ def test_a_registration_of_another_version_is_answered_with_both_versions(port: 
         assert isinstance(answer(port, sock), msg.Registered)
 
 
-def test_a_key_that_is_taken_off_the_list_is_not_heard_any_more(port: Wired, allow_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """D15: new connections are refused at once, and what comes over old ones is dropped; a key that is added may connect."""
+def test_a_key_that_is_taken_off_the_list_is_not_heard_any_more(
+    port: Wired, allow_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D15: new connections are refused at once, and what comes over old ones is dropped; a key that is added may
+    connect.
+    """
     monkeypatch.setattr(wire_module, "LOOK_AT_LIST_NS", 0)
     with dealer(port.address, LISTED, NODE.public) as sock:
         sock.send(register())
@@ -352,7 +379,10 @@ def test_the_limits_of_a_socket_are_set_on_both_ends() -> None:
 
 
 def test_a_node_at_an_ipv6_address_is_reached(allow_file: Path) -> None:
-    if not os.path.exists("/proc/net/if_inet6") or "00000000000000000000000000000001" not in Path("/proc/net/if_inet6").read_text():
+    if (
+        not os.path.exists("/proc/net/if_inet6")
+        or "00000000000000000000000000000001" not in Path("/proc/net/if_inet6").read_text()
+    ):
         pytest.skip("this machine has no ::1")
     with wired(EncodeAlone().actor("bootstrap"), NODE, allow_file, "::1") as port:
         assert port.address.startswith("tcp://[::1]:")

@@ -1,11 +1,13 @@
-"""One request with two destinations, each of which may give up or be lost: every interleaving, until everybody knows how it ended.
+"""One request with two destinations, each of which may give up or be lost: every interleaving, until everybody knows
+how it ended.
 
-Modelled: the encode node's word (phase and the least progress of the required destinations), each destination's word, grants of a
-window of one block, rows (one a block) that flow on each destination's own grant, reports, aborts and their acknowledgements, closes, a
-destination that comes after the end, one whose deadline passes, one whose node is lost. Messages are never forgotten.
+Modelled: the encode node's word (phase and the least progress of the required destinations), each destination's word,
+grants of a window of one block, rows (one a block) that flow on each destination's own grant, reports, aborts and their
+acknowledgements, closes, a destination that comes after the end, one whose deadline passes, one whose node is lost.
+Messages are never forgotten.
 
-Not modelled: writes that last (`transfer_model`), who gets a block when several want it (`supply_model`), stale identities
-(`identity_model`).
+Not modelled: writes that last (`transfer_model`), who gets a block when several want it (`supply_model`), stale
+identities (`identity_model`).
 """
 
 from __future__ import annotations
@@ -112,7 +114,9 @@ class Model:
             if fault := fell(name, old, new):
                 return fault
         if after.sent > min(seat.sent for seat in after.seats):
-            return f"word: the encode node says {after.sent}, a destination has {min(seat.sent for seat in after.seats)}"
+            return (
+                f"word: the encode node says {after.sent}, a destination has {min(seat.sent for seat in after.seats)}"
+            )
         for d, language in enumerate(after.languages):
             if language.phase == SUCCESS and after.phase != SUCCESS:
                 return f"split: d{d} ends in Success, the encode node may yet fail"
@@ -191,7 +195,10 @@ class Model:
                 yield "the encoder aborts", world._replace(failing=True, encoder_aborts=world.encoder_aborts - 1)
             for d, seat in enumerate(world.seats):
                 if seat.sent < min(world.ready, seat.granted) and not seat.buried:
-                    yield f"row {seat.sent} is written to d{d}", self.with_seat(world, d, seat._replace(sent=seat.sent + 1))
+                    yield (
+                        f"row {seat.sent} is written to d{d}",
+                        self.with_seat(world, d, seat._replace(sent=seat.sent + 1)),
+                    )
         for d, seat in enumerate(world.seats):
             if world.languages[d].lost and seat.joined and not seat.buried:
                 buried = self.with_seat(world, d, seat._replace(buried=True))
@@ -209,7 +216,9 @@ class Model:
     def look(self, world: World) -> World:
         """Raise the word to what the watermarks say, and tell the destinations."""
         total, seats = self.setting.total, world.seats
-        counted = seats if self.rules.r18_an_absent_destination_counts_as_nothing else [s for s in seats if s.joined] or seats
+        counted = (
+            seats if self.rules.r18_an_absent_destination_counts_as_nothing else [s for s in seats if s.joined] or seats
+        )
         least = min(seat.sent for seat in counted)
         most = max(seat.sent for seat in seats)
         if world.phase == OPEN:

@@ -1,11 +1,14 @@
-"""Who a message is from and about: every interleaving of one slot's requests, two nodes that restart, and burials on both sides.
+"""Who a message is from and about: every interleaving of one slot's requests, two nodes that restart, and burials on
+both sides.
 
-Modelled: a language node with one slot and one block, an encode node that opens whatever room it is asked for, registration, the
-incarnations of both, epochs, tombstones, aborts, closes, "stale" answers, a node that is taken for dead although it lives and
-registers again under the same incarnation, and a transfer worker that writes through shared memory by way of the language node's
-door. Messages are never forgotten, so each may come at any later time, or be answered twice.
+Modelled: a language node with one slot and one block, an encode node that opens whatever room it is asked for,
+registration, the incarnations of both, epochs, tombstones, aborts, closes, "stale" answers, a node that is taken for
+dead although it lives and registers again under the same incarnation, and a transfer worker that writes through shared
+memory by way of the language node's door. Messages are never forgotten, so each may come at any later time, or be
+answered twice.
 
-Not modelled: watermarks (each request is one row), writes that land after their process has ended (`transfer_model`), more than one peer.
+Not modelled: watermarks (each request is one row), writes that land after their process has ended (`transfer_model`),
+more than one peer.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ FREE, WAITING, LIVE, FAILED, SUCCESS = "free", "waiting", "live", "failed", "suc
 
 
 class Entry(NamedTuple):
-    """What a node knows of the other one: its incarnation, whether it lives, and under which registration they speak."""
+    """What a node knows of the other one: its incarnation, whether it lives, and under which registration they
+    speak.
+    """
 
     incarnation: int
     alive: bool
@@ -28,7 +33,10 @@ class Entry(NamedTuple):
 
 
 class Language(NamedTuple):
-    """The language node. `block` is the epoch that holds the block (0: free, perhaps anybody else's), `peer` whom the request joined."""
+    """The language node.
+
+    `block` is the epoch that holds the block (0: free, perhaps anybody else's), `peer` whom the request joined.
+    """
 
     incarnation: int = 1
     epoch: int = 0
@@ -52,7 +60,10 @@ class Request(NamedTuple):
 
 
 class Encode(NamedTuple):
-    """The encode node. `door` is the language incarnation whose memory the worker has mapped, `worker` what it is about."""
+    """The encode node.
+
+    `door` is the language incarnation whose memory the worker has mapped, `worker` what it is about.
+    """
 
     incarnation: int = 1
     entry: Entry | None = None
@@ -167,7 +178,11 @@ class Model:
             yield f"L: grants the block to epoch {me.epoch}", world._replace(
                 language=joined, messages=world.messages | {init}
             )
-        elif me.entry is None or self.rules.d3_the_dead_may_register_again or me.entry.incarnation != world.encode.incarnation:
+        elif (
+            me.entry is None
+            or self.rules.d3_the_dead_may_register_again
+            or me.entry.incarnation != world.encode.incarnation
+        ):
             number = me.registrations + 1
             if ("register", me.incarnation, number) not in world.messages:
                 yield f"L: registers, number {number}", self.say(world, "register", me.incarnation, number)
@@ -234,7 +249,10 @@ class Model:
         if not about_us:
             close = ("close", me.incarnation, source, epoch, me.entry.registration, message[4])
             if close not in world.messages:
-                yield f"L: closes epoch {epoch}, which it does not know", world._replace(messages=world.messages | {close})
+                yield (
+                    f"L: closes epoch {epoch}, which it does not know",
+                    world._replace(messages=world.messages | {close}),
+                )
             return
         wrong = message[4] != self.serial(world)
         if (kind, me.state) in (("ack", FAILED), ("success", LIVE)):
@@ -389,7 +407,9 @@ class Model:
                 inside = me._replace(door=request.incarnation, worker=("writes", request) if go else None)
                 yield f"L: the door is opened for {name}", world._replace(encode=inside)
         else:
-            done = self.with_request(world, request, request._replace(state=SUCCESS)) if request.state == LIVE else world
+            done = (
+                self.with_request(world, request, request._replace(state=SUCCESS)) if request.state == LIVE else world
+            )
             done = done._replace(encode=done.encode._replace(worker=None))
             if there.incarnation == request.incarnation and there.block != request.epoch:
                 holder = f"epoch {there.block}" if there.block else "nobody"

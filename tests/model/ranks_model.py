@@ -1,12 +1,13 @@
-"""Rank 0 and those who follow it on one node: every interleaving of a few requests, with any of the processes killed at any moment.
+"""Rank 0 and those who follow it on one node: every interleaving of a few requests, with any of the processes killed at
+any moment.
 
-Modelled: the library thread of rank 0, which places a finished request in shared memory and passes it on when every rank's log has room;
-its caller's `pop_transferred`, which writes one batch into one log after the other, each in two steps (the records, then the tail), and
-then releases what it popped; followers that join, pop batches, release and die; the door, which notices a death some time after it; and
-deadlines, which may come at any moment to a request that waits.
+Modelled: the library thread of rank 0, which places a finished request in shared memory and passes it on when every
+rank's log has room; its caller's `pop_transferred`, which writes one batch into one log after the other, each in two
+steps (the records, then the tail), and then releases what it popped; followers that join, pop batches, release and die;
+the door, which notices a death some time after it; and deadlines, which may come at any moment to a request that waits.
 
-Not modelled: the ring below the log (`test_ring_model`), wake-ups (`test_status_doorbell_model`), bytes and fragments of shared memory: it
-is a few places of one request each.
+Not modelled: the ring below the log (`test_ring_model`), wake-ups (`test_status_doorbell_model`), bytes and fragments
+of shared memory: it is a few places of one request each.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Place(NamedTuple):
 
 
 class Follower(NamedTuple):
-    """One more rank. `seen` is how much of its log it has popped; `marks` are its words, one a place: the last ticket it released."""
+    """One more rank.
+
+    `seen` is how much of its log it has popped; `marks` are its words, one a place: the last ticket it released.
+    """
 
     state: str = "outside"  # outside, inside, dead, ended
     log: tuple[Batch, ...] = ()
@@ -85,7 +89,9 @@ class World(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """`kinds` of the requests, in the order in which they end; `absent` ranks never come; so many processes may be killed."""
+    """`kinds` of the requests, in the order in which they end; `absent` ranks never come; so many processes may be
+    killed.
+    """
 
     kinds: tuple[str, ...] = (FINISHED, FAILED, FINISHED)
     num_followers: int = 1
@@ -223,7 +229,10 @@ class Model:
         if not self.rules.a_batch_is_published_in_one_step and len(batch) > 1:
             done = follower._replace(log=(*follower.log, batch[:1]))
             rest = pop._replace(batch=batch[1:])
-            yield f"the first of a batch is published to {name}", with_follower(world, pop.rank, done)._replace(pop=rest)
+            yield (
+                f"the first of a batch is published to {name}",
+                with_follower(world, pop.rank, done)._replace(pop=rest),
+            )
             return
         if not pop.wrote and follower.unread + len(batch) > self.setting.log_items:
             yield f"{name} has no room", world._replace(fault=f"{name} has no room for what rank 0 pops")

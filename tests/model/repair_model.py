@@ -1,9 +1,11 @@
-"""One request between nodes whose messages are really lost, doubled and reordered, and whose processes are killed between two words.
+"""One request between nodes whose messages are really lost, doubled and reordered, and whose processes are killed
+between two words.
 
-Modelled: grants of a window of one block, a kick from bootstrap to worker that dies with the bootstrap, the slow scan, reports when
-something changes, heartbeats that list what is open and what has ended until it is closed, aborts sent until they are acknowledged,
-`close`, which ends the request at the sender, and the release of both slots. Each message is delivered once; it may be doubled or lost
-while the budget lasts. Nobody has a deadline but the one abort, so what is not repaired stays.
+Modelled: grants of a window of one block, a kick from bootstrap to worker that dies with the bootstrap, the slow scan,
+reports when something changes, heartbeats that list what is open and what has ended until it is closed, aborts sent
+until they are acknowledged, `close`, which ends the request at the sender, and the release of both slots. Each message
+is delivered once; it may be doubled or lost while the budget lasts. Nobody has a deadline but the one abort, so what is
+not repaired stays.
 
 Not modelled: blocks and late writes (`transfer_model`), who a message is about (`identity_model`).
 """
@@ -128,7 +130,9 @@ class Model:
             takes = self.encode_takes if message[0] in ("grant", "abort", "close") else self.language_takes
             yield from takes(rest, message, f"takes {name}")
             if world.doubles:
-                yield from takes(world._replace(doubles=world.doubles - 1), message, f"takes {name}, which comes again later")
+                yield from takes(
+                    world._replace(doubles=world.doubles - 1), message, f"takes {name}, which comes again later"
+                )
 
     # ---- the language node
 
@@ -193,7 +197,10 @@ class Model:
         if me.kick:
             if can_move:
                 sent = me.sent + 1
-                yield f"E: row {me.sent} is written", now(sent=sent, phase=SUCCESS if sent == self.setting.total else OPEN)
+                yield (
+                    f"E: row {me.sent} is written",
+                    now(sent=sent, phase=SUCCESS if sent == self.setting.total else OPEN),
+                )
             else:
                 yield "E: the kick finds nothing to do", now(kick=False)
         elif can_move and self.rules.r25_slow_scan:
@@ -247,5 +254,9 @@ def explore_repair(setting: Setting, rules: Rules | None = None, max_states: int
     """Explore one setting; a fault is `word` or `stuck`."""
     model = Model(setting, rules or Rules())
     return explore(
-        model.initial(), model.checked_steps, violated=lambda world: world.fault, goal=model.is_over, max_states=max_states
+        model.initial(),
+        model.checked_steps,
+        violated=lambda world: world.fault,
+        goal=model.is_over,
+        max_states=max_states,
     )

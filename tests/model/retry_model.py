@@ -1,12 +1,14 @@
-"""A request whose encode node A is lost, or is taken for lost, and which goes on from encode node B at what was committed.
+"""A request whose encode node A is lost, or is taken for lost, and which goes on from encode node B at what was
+committed.
 
-Modelled: A's grants, attempts and what lands of them late; the failure, at any moment, of a request of which some blocks are drained,
-some have landed, and some are being written; the copying of committed rows out of blocks that may be taken back meanwhile and be given
-to somebody else; quarantine, acknowledgement, fence and, through shared memory, the end of A's process; the new request, which begins
-behind what is kept, in blocks of its own; an encoder at B that announces another length. A block holds one row.
+Modelled: A's grants, attempts and what lands of them late; the failure, at any moment, of a request of which some
+blocks are drained, some have landed, and some are being written; the copying of committed rows out of blocks that may
+be taken back meanwhile and be given to somebody else; quarantine, acknowledgement, fence and, through shared memory,
+the end of A's process; the new request, which begins behind what is kept, in blocks of its own; an encoder at B that
+announces another length. A block holds one row.
 
-Not modelled: what a failed attempt does while its node lives (`transfer_model`), who a message is about (`identity_model`), messages that
-are lost (`repair_model`).
+Not modelled: what a failed attempt does while its node lives (`transfer_model`), who a message is about
+(`identity_model`), messages that are lost (`repair_model`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ class Cell(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The language side of one of the two requests: rows below `begin` are here already. `held`: from the first block not drained."""
+    """The language side of one of the two requests: rows below `begin` are here already.
+
+    `held`: from the first block not drained.
+    """
 
     phase: int = OPEN
     begin: int = 0
@@ -45,7 +50,10 @@ class Request(NamedTuple):
 
 
 class Encode(NamedTuple):
-    """`grants`: (block, session) of each request block that it knows, from `begin` on. `writing`: the row under way, and where to."""
+    """`grants`: (block, session) of each request block that it knows, from `begin` on.
+
+    `writing`: the row under way, and where to.
+    """
 
     begin: int = 0
     sent: int = 0
@@ -64,7 +72,8 @@ class World(NamedTuple):
     rows: tuple[int | None, ...] = ()  # what stands in each block
     host: tuple[int | None, ...] = ()  # what was copied out
     kept: int = 0
-    copied: int | None = None  # a block's row was copied after the failure, and it is to be looked whose the block still is
+    # a block's row was copied after the failure, and it is to be looked whose the block still is
+    copied: int | None = None
     is_kept: bool = False  # the copying after the failure is over
     late: tuple[tuple[int, int, int], ...] = ()
     session: int = FIRST_SESSION
@@ -146,7 +155,10 @@ class Model:
                 yield f"A: submits row {a.sent}", world._replace(a=a._replace(writing=(a.sent, *a.grants[a.sent])))
             if not a.is_told and len(a.grants) < world.first.granted:
                 window = tuple((block, FIRST_SESSION) for block in world.first.held)
-                yield "A: learns of the window", world._replace(a=a._replace(grants=a.grants[: world.first.drained] + window))
+                yield (
+                    "A: learns of the window",
+                    world._replace(a=a._replace(grants=a.grants[: world.first.drained] + window)),
+                )
         for write in world.late:
             rest = world._replace(late=tuple(other for other in world.late if other != write))
             yield f"network: row {write[0]} lands late in block {write[1]}", self.land(rest, write)
@@ -156,7 +168,9 @@ class Model:
         return world._replace(a=a._replace(is_dead=True, writing=None), late=late)
 
     def land(self, world: World, write: tuple[int, int, int]) -> World:
-        """A write of A: nothing, once its session is fenced; else it may hit only a block that is kept for the first request."""
+        """A write of A: nothing, once its session is fenced; else it may hit only a block that is kept for the first
+        request.
+        """
         row, block, session = write
         if session < world.session:
             return world
@@ -174,10 +188,15 @@ class Model:
         at = world.kept
         if world.copied is not None:
             cell = world.cells[world.copied]
-            if (cell is not None and cell.owner == FIRST) or not self.rules.r26_a_copy_counts_if_its_block_is_still_ours:
+            if (
+                cell is not None and cell.owner == FIRST
+            ) or not self.rules.r26_a_copy_counts_if_its_block_is_still_ours:
                 yield f"first: its block is still its own: row {at} is kept", world._replace(kept=at + 1, copied=None)
             else:
-                yield f"first: its block was taken back: row {at} is not kept", world._replace(copied=None, is_kept=True)
+                yield (
+                    f"first: its block was taken back: row {at} is not kept",
+                    world._replace(copied=None, is_kept=True),
+                )
             return
         end = mine.sent if self.rules.r26_only_what_has_landed_is_kept else mine.granted
         if at < end:
@@ -200,7 +219,9 @@ class Model:
                 yield "language: sees the end of A's process", world._replace(cells=free)
             if not self.setting.shared_memory:
                 fenced = tuple(
-                    None if cell is not None and cell.owner == FIRST else cell and cell._replace(session=world.session + 1)
+                    None
+                    if cell is not None and cell.owner == FIRST
+                    else cell and cell._replace(session=world.session + 1)
                     for cell in world.cells
                 )
                 yield "language: fences the session", world._replace(cells=fenced, session=world.session + 1)
@@ -208,7 +229,10 @@ class Model:
             begin = min(world.kept, self.setting.total - 1)
             request = Request(begin=begin, granted=begin, sent=0)
             told = begin if self.rules.r26_begins_behind_what_is_kept else 0
-            yield f"second: is opened at B from row {begin}", world._replace(second=request, b=Encode(begin=told, sent=told))
+            yield (
+                f"second: is opened at B from row {begin}",
+                world._replace(second=request, b=Encode(begin=told, sent=told)),
+            )
 
     # ---- the second request, and B
 
@@ -231,7 +255,9 @@ class Model:
         if mine.sent == min(self.setting.total, self.setting.other_total) and not mine.held:
             after = world._replace(second=mine._replace(phase=SUCCESS))
             if self.setting.other_total != self.setting.total:
-                after = after._replace(fault=f"short: {self.setting.total} rows of A's request, {self.setting.other_total} of B's")
+                after = after._replace(
+                    fault=f"short: {self.setting.total} rows of A's request, {self.setting.other_total} of B's"
+                )
             elif world.host != tuple(range(self.setting.total)):
                 after = after._replace(fault=f"torn: {world.host} was received")
             yield "second: succeeds", after
@@ -244,7 +270,10 @@ class Model:
                 now = mine._replace(granted=mine.granted + 1, held=(*mine.held, block))
                 cells = put(world.cells, block, Cell(owner, world.session))
                 after = world._replace(cells=cells)
-                yield f"{self.name(owner)}: grants block {block} for row {mine.granted}", self.with_request(after, owner, now)
+                yield (
+                    f"{self.name(owner)}: grants block {block} for row {mine.granted}",
+                    self.with_request(after, owner, now),
+                )
                 return
 
     def drain(self, world: World, mine: Request, owner: int) -> Iterator[Step]:
@@ -257,7 +286,10 @@ class Model:
             host=put(world.host, row, row),
             kept=row + 1 if owner == FIRST else world.kept,
         )
-        yield f"{self.name(owner)}: drains row {row}", self.with_request(after, owner, mine._replace(held=mine.held[1:]))
+        yield (
+            f"{self.name(owner)}: drains row {row}",
+            self.with_request(after, owner, mine._replace(held=mine.held[1:])),
+        )
 
     def with_request(self, world: World, owner: int, request: Request) -> World:
         return world._replace(first=request) if owner == FIRST else world._replace(second=request)
@@ -284,4 +316,6 @@ class Model:
 def explore_retry(setting: Setting, rules: Rules | None = None, max_states: int = 200_000) -> Finding:
     """Explore one setting; a fault is `stray`, `torn`, `short` or `stuck`."""
     model = Model(setting, rules or Rules())
-    return explore(model.initial(), model.steps, violated=lambda world: world.fault, goal=model.is_over, max_states=max_states)
+    return explore(
+        model.initial(), model.steps, violated=lambda world: world.fault, goal=model.is_over, max_states=max_states
+    )

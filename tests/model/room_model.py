@@ -1,10 +1,12 @@
-"""A room number that is used twice at one encode node, after its first use has failed there: every interleaving of what is late.
+"""A room number that is used twice at one encode node, after its first use has failed there: every interleaving of what
+is late.
 
 Modelled: the encoder's senders of the room, one for each use; one destination, with one request a use, that comes
-before its encoder, after it, or after it has failed; the room's bar (`workers/bootstrap/ended_rooms.py`), the destination's
-tombstone, inits that are sent again, refusals, aborts and their acknowledgements. Messages are never forgotten, so each
-may come at any later time, and again; what is lost is what comes late. The second use begins when the first has ended
-on both sides, as far as its users can see: both words are terminal, and the destination's slot is free.
+before its encoder, after it, or after it has failed; the room's bar (`workers/bootstrap/ended_rooms.py`), the
+destination's tombstone, inits that are sent again, refusals, aborts and their acknowledgements. Messages are never
+forgotten, so each may come at any later time, and again; what is lost is what comes late. The second use begins when
+the first has ended on both sides, as far as its users can see: both words are terminal, and the destination's slot is
+free.
 
 Not modelled: time (a bar also ends with it, and only so where nobody says how many destinations belong to the room),
 several destinations, grants (`destinations_model`).
@@ -81,7 +83,10 @@ def steps(rules: Rules, world: World) -> Iterator[Step]:
         if may_begin and world.senders[i] == NEW:
             yield f"encoder opens use {use}", opened(rules, world, use)
         if may_begin and world.requests[i] == NEW:
-            yield f"destination comes, use {use}", said(world._replace(requests=put(world.requests, i, OPEN)), ("init", use))
+            yield (
+                f"destination comes, use {use}",
+                said(world._replace(requests=put(world.requests, i, OPEN)), ("init", use)),
+            )
     if world.senders[0] == OPEN:
         yield "encoder gives up use 1", fail_sender(rules, world, 1)
     if world.requests[0] == OPEN and world.gives_up:
@@ -185,4 +190,6 @@ def explore_room(rules: Rules | None = None, *, gives_up: int = 1) -> Finding:
     `gives_up`: whether the destination has a deadline.
     """
     active = rules or Rules()
-    return explore(World(gives_up=gives_up), lambda world: steps(active, world), violated=lambda world: world.fault, goal=is_over)
+    return explore(
+        World(gives_up=gives_up), lambda world: steps(active, world), violated=lambda world: world.fault, goal=is_over
+    )

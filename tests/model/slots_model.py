@@ -1,11 +1,13 @@
-"""Two nodes with few slots each, and more rooms than slots, opened in opposite orders: who may hold a slot, and who waits without one.
+"""Two nodes with few slots each, and more rooms than slots, opened in opposite orders: who may hold a slot, and who
+waits without one.
 
-A room ends when it has a slot on both sides. The language side has nothing but its slots: a room is asked for (init) when it has one. The
-encode side has calls of encoders, which wait in a queue of their client without a slot, and knows by the inits which rooms are asked for.
-A slot of the language side names its request to the encode side by its number and epoch; the tombstones there refuse what is over (R15).
+A room ends when it has a slot on both sides. The language side has nothing but its slots: a room is asked for (init)
+when it has one. The encode side has calls of encoders, which wait in a queue of their client without a slot, and knows
+by the inits which rooms are asked for. A slot of the language side names its request to the encode side by its number
+and epoch; the tombstones there refuse what is over (R15).
 
-Messages are lost, doubled and late; the scheduler aborts a room at any time; what is announced to the client (a log of one entry here) may
-be overrun before it is read.
+Messages are lost, doubled and late; the scheduler aborts a room at any time; what is announced to the client (a log of
+one entry here) may be overrun before it is read.
 """
 
 from __future__ import annotations
@@ -67,7 +69,10 @@ def scheduler_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
         if room == NOTHING and world.opened_there < rules.num_rooms:
             following, number = (world.opened_there, epoch + 1), world.opened_there + 1
             opened = world._replace(opened_there=number, here=put(world.here, at, following))
-            yield f"the scheduler opens room {following[0]}", opened._replace(inits=world.inits | {(following[0], at, epoch + 1)})
+            yield (
+                f"the scheduler opens room {following[0]}",
+                opened._replace(inits=world.inits | {(following[0], at, epoch + 1)}),
+            )
             return  # slots are alike
     for at, (room, epoch) in enumerate(world.here):
         if room == NOTHING or (room, True) in world.slots:
@@ -75,7 +80,10 @@ def scheduler_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
         if rules.ask_or_resend and (room, at, epoch) not in world.inits:
             yield f"the init of room {room} is sent again", world._replace(inits=world.inits | {(room, at, epoch)})
         if world.aborts:
-            yield f"the scheduler aborts room {room}", abort(rules, world._replace(aborts=world.aborts - 1), at, room, epoch)
+            yield (
+                f"the scheduler aborts room {room}",
+                abort(rules, world._replace(aborts=world.aborts - 1), at, room, epoch),
+            )
 
 
 def abort(rules: Rules, world: World, at: int, room: int, epoch: int) -> World:
@@ -113,7 +121,10 @@ def network_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
         if world.losses:
             yield f"the init of room {room} is lost", gone._replace(losses=world.losses - 1)
         if world.doubles:
-            yield f"the init of room {room} comes, and again later", take(rules, world._replace(doubles=world.doubles - 1), init)
+            yield (
+                f"the init of room {room} comes, and again later",
+                take(rules, world._replace(doubles=world.doubles - 1), init),
+            )
 
 
 def take(rules: Rules, world: World, init: Init) -> World:
@@ -147,7 +158,10 @@ def encoder_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
         if may_open and not world.queue:
             yield f"the encoder opens room {room}", open_here(called, room)
         elif rules.calls_wait_without_slot:
-            yield f"the call for room {room} waits", called._replace(queue=(*world.queue, room), asks=world.asks | {room})
+            yield (
+                f"the call for room {room} waits",
+                called._replace(queue=(*world.queue, room), asks=world.asks | {room}),
+            )
     for room in sorted(world.asks):
         is_known = any(other == room for other, _, _ in world.pending) or room == world.aborted
         asked = world._replace(asks=world.asks - {room})

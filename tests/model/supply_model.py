@@ -1,11 +1,12 @@
 """Who may take which block, on both sides at once: every interleaving of several requests in pools of one block or two.
 
-Modelled: each request's rows (one a block) at the encoder, source blocks that cache them, each destination's blocks, grants, writes,
-drains, and the rules by which a block is given: block 0 of each side is the reserve, at a destination for a request whose rows wait, at
-a source for a row that a write needs next; other blocks for rows and grants ahead of their time, which their own client evicts when
-it is short; first come first served among those who can use a block; requests of which nothing is known hold no more than a
-half. A source belongs to one of several clients, who cannot evict
-each other's rows. Some encoders may make no row, and some destinations may never grant: the others must end all the same.
+Modelled: each request's rows (one a block) at the encoder, source blocks that cache them, each destination's blocks,
+grants, writes, drains, and the rules by which a block is given: block 0 of each side is the reserve, at a destination
+for a request whose rows wait, at a source for a row that a write needs next; other blocks for rows and grants ahead of
+their time, which their own client evicts when it is short; first come first served among those who can use a block;
+requests of which nothing is known hold no more than a half. A source belongs to one of several clients, who cannot
+evict each other's rows. Some encoders may make no row, and some destinations may never grant: the others must end all
+the same.
 
 Not modelled: faults, messages (what one side knows, the other knows at once), host memory, blocks of several rows.
 """
@@ -86,7 +87,10 @@ class Model:
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
         for r, request in enumerate(world):
             if request.ready < self.setting.totals[r] and r not in self.setting.silent:
-                yield f"the encoder makes row {request.ready} of r{r}", put(world, r, request._replace(ready=request.ready + 1))
+                yield (
+                    f"the encoder makes row {request.ready} of r{r}",
+                    put(world, r, request._replace(ready=request.ready + 1)),
+                )
             yield from self.staging_steps(world, r, request)
             for d in self.destinations:
                 yield from self.destination_steps(world, r, request, d)
@@ -120,7 +124,9 @@ class Model:
         if not world:
             return "unfair"  # no world is left where a later request was served first
         blocks = self.setting.destination_blocks
-        return "hoard" if blocks > 1 and any(self.num_unknown(world, d) > blocks / 2 for d in self.destinations) else None
+        return (
+            "hoard" if blocks > 1 and any(self.num_unknown(world, d) > blocks / 2 for d in self.destinations) else None
+        )
 
     def destination_steps(self, world: World, r: int, request: Request, d: int) -> Iterator[tuple[str, World]]:
         there = request.destinations[d]
@@ -138,7 +144,10 @@ class Model:
         if not self.rules.r18_each_destination_is_told_its_own_progress:
             told = min(other.sent for other in others)
         if there.drained < told:
-            yield f"d{d} drains row {there.drained} of r{r}", now(there._replace(drained=there.drained + 1, held=there.held[1:]))
+            yield (
+                f"d{d} drains row {there.drained} of r{r}",
+                now(there._replace(drained=there.drained + 1, held=there.held[1:])),
+            )
         flows = self.rules.r19_rows_flow_on_each_destinations_own_grant or all(other.granted for other in others)
         if flows and there.sent < there.granted and any(row == there.sent for row, _ in request.staged):
             yield f"row {there.sent} of r{r} is written to d{d}", now(there._replace(sent=there.sent + 1))
@@ -173,11 +182,16 @@ class Model:
         for row in sorted(self.useful(request) - staged):
             for block in free:
                 if block != RESERVE or row in heads or not self.rules.r21_source_reserve_for_heads:
-                    yield f"row {row} of r{r} is staged in {block}", self.with_staged(world, r, (*request.staged, (row, block)))
+                    yield (
+                        f"row {row} of r{r} is staged in {block}",
+                        self.with_staged(world, r, (*request.staged, (row, block))),
+                    )
         for entry in request.staged:
             row, block = entry
             reserve_over = block == RESERVE and row not in heads
-            reserve_over &= self.rules.r21_source_reserve_for_heads and self.rules.r21_source_reserve_is_dropped_after_the_write
+            reserve_over &= (
+                self.rules.r21_source_reserve_for_heads and self.rules.r21_source_reserve_is_dropped_after_the_write
+            )
             written = all(there.sent > row for there in request.destinations)
             evicted = row not in self.wanted(request) and self.is_short(world, r)
             if reserve_over or written or evicted:
@@ -215,7 +229,9 @@ class Model:
 
 
 def explore_supply(setting: Setting, rules: Rules | None = None, max_states: int = 200_000) -> Finding:
-    """Explore one setting; a fault is `stuck` (some request can never have all its rows), `unfair` (one was passed over) or `hoard`."""
+    """Explore one setting; a fault is `stuck` (some request can never have all its rows), `unfair` (one was passed
+    over) or `hoard`.
+    """
     model = Model(setting, rules or Rules())
     return explore(
         model.initial(),

@@ -1,4 +1,6 @@
-"""A request with two destinations (see `destinations_model`): Success only when all have all, and everybody hears how it ended."""
+"""A request with two destinations (see `destinations_model`): Success only when all have all, and everybody hears how
+it ended.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +52,9 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_rule_of_several_destinations_is_needed(rule: str, kind: str, setting: Setting) -> None:
-    """D11, B2: without it, a destination ends otherwise than the others, or never hears the outcome. With it all hold (above)."""
+    """D11, B2: without it, a destination ends otherwise than the others, or never hears the outcome.
+
+    With it all hold (above).
+    """
     finding = explore_destinations(setting, Rules(**{rule: False}))
     assert (finding.fault or "holds").startswith(kind), finding

@@ -1,10 +1,12 @@
-"""A page in which early slots may lie (`pipeline/client/slot_lease.py`): two threads, no lock; who adds a slot to it, and who ends it.
+"""A page in which early slots may lie (`pipeline/client/slot_lease.py`): two threads, no lock; who adds a slot to it,
+and who ends it.
 
-The caller's thread takes a free slot of an early page, notes it in the page's set, and looks whether the page is early still, with that
-very set; if not, it gives the slot back. Or it makes a page early: counts it, then enters an empty set. The library thread takes slots
-out of the set as they leave, and ends the page when none is in it; it looks again afterwards, for the caller's may just have added one.
-It gives a page away that is wholly free and not early, which the caller's thread may just make early. Each step is one that the GIL makes
-atomic. One page of two slots, which the node allows to be early.
+The caller's thread takes a free slot of an early page, notes it in the page's set, and looks whether the page is early
+still, with that very set; if not, it gives the slot back. Or it makes a page early: counts it, then enters an empty
+set. The library thread takes slots out of the set as they leave, and ends the page when none is in it; it looks again
+afterwards, for the caller's may just have added one. It gives a page away that is wholly free and not early, which the
+caller's thread may just make early. Each step is one that the GIL makes atomic. One page of two slots, which the node
+allows to be early.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ Slots = frozenset[int]
 
 
 class World(NamedTuple):
-    """`early`: which of `sets` stands for the page, if it is early. `num_early`: early pages, as the node's other clients have it."""
+    """`early`: which of `sets` stands for the page, if it is early.
+
+    `num_early`: early pages, as the node's other clients have it.
+    """
 
     calls: int = 0  # to come
     early: int = 0
@@ -59,7 +64,10 @@ def caller_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
     elif world.caller == "take":
         if world.early != NONE and world.free:
             slot = min(world.free)
-            yield "the caller takes a free slot of the early page", world._replace(caller="get", slot=slot, free=world.free - {slot})
+            yield (
+                "the caller takes a free slot of the early page",
+                world._replace(caller="get", slot=slot, free=world.free - {slot}),
+            )
         else:
             yield "the caller counts one more early page", world._replace(caller="make", num_early=world.num_early + 1)
     elif world.caller == "make":
@@ -75,7 +83,10 @@ def caller_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
     elif world.caller == "take made":
         if world.free:
             slot = min(world.free)
-            yield "the caller takes a slot of the page", world._replace(caller="get", slot=slot, free=world.free - {slot})
+            yield (
+                "the caller takes a slot of the page",
+                world._replace(caller="get", slot=slot, free=world.free - {slot}),
+            )
         else:
             yield "the library was faster", world._replace(caller="take")
     elif world.caller == "get":
@@ -86,12 +97,20 @@ def caller_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
         yield "the caller adds the slot", after if rules.looks_after_adding else opened(after)
     elif world.caller == "look":
         is_early = world.early == world.seen
-        yield "the caller looks whether the page is early", opened(world) if is_early else world._replace(caller="take out")
+        yield (
+            "the caller looks whether the page is early",
+            opened(world) if is_early else world._replace(caller="take out"),
+        )
     elif world.caller == "take out":
-        after = world._replace(caller="give back", sets=changed(world, world.seen, world.sets[world.seen] - {world.slot}))
+        after = world._replace(
+            caller="give back", sets=changed(world, world.seen, world.sets[world.seen] - {world.slot})
+        )
         yield "the caller takes the slot out", after
     elif world.caller == "give back":
-        yield "the caller gives the slot back", world._replace(caller="take", free=world.free | {world.slot}, slot=NONE, seen=NONE)
+        yield (
+            "the caller gives the slot back",
+            world._replace(caller="take", free=world.free | {world.slot}, slot=NONE, seen=NONE),
+        )
 
 
 def opened(world: World) -> World:
@@ -111,7 +130,9 @@ def library_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
             yield "it was not early", left(world)
         else:
             slots = world.sets[world.early] - {world.leaves}
-            after = world._replace(sets=changed(world, world.early, slots), library="release" if slots else "end", ends=world.early)
+            after = world._replace(
+                sets=changed(world, world.early, slots), library="release" if slots else "end", ends=world.early
+            )
             yield "the library takes it out", after
     elif world.library == "end":
         yield "the library ends the page", world._replace(library="look again", early=NONE)
@@ -182,7 +203,12 @@ def test_early_slots_lie_in_counted_pages_and_no_page_is_counted_for_ever() -> N
         (Rules(sweeps=False), "stuck"),
         (Rules(sweeps=False, gives=False), "stuck"),
     ],
-    ids=["adds without a look", "ends without a look", "a page that is given away is made early", "both threads take it back"],
+    ids=[
+        "adds without a look",
+        "ends without a look",
+        "a page that is given away is made early",
+        "both threads take it back",
+    ],
 )
 def test_each_step_of_ending_a_page_is_needed(rules: Rules, fault: str) -> None:
     """P8: without it a page is counted for ever though none of its slots is early, or is not though one is."""

@@ -1,9 +1,9 @@
 """How rows go from the caller's thread to the library thread, and into the node's limit, in every interleaving.
 
-`giving`: one `write` of two blocks (`pipeline/client/sender.py`). The caller's thread takes a source block for the first, fills it,
-enters it, keeps the second in host memory, and then raises `ready`. The library thread reads `ready`, shows what was entered,
-and stages what is kept. Meanwhile the request may fail; then the library thread frees the blocks that were entered, and leaves
-the slot, which is another request's at once.
+`giving`: one `write` of two blocks (`pipeline/client/sender.py`). The caller's thread takes a source block for the
+first, fills it, enters it, keeps the second in host memory, and then raises `ready`. The library thread reads `ready`,
+shows what was entered, and stages what is kept. Meanwhile the request may fail; then the library thread frees the
+blocks that were entered, and leaves the slot, which is another request's at once.
 
 `limit`: clients count what they take in a word of their own, and look at all words, one after the other
 (`pipeline/client/unsent_memory.py`).
@@ -97,7 +97,10 @@ def library(rules: Rules, w: Giving) -> Iterator[tuple[str, Giving]]:
             yield "the library thread waits for the write", w._replace(library=0)
         else:
             still = w.is_held and not (w.shown or w.entered)
-            yield "the library thread ends the request", w._replace(library=0, ended=True, is_held=still, shown=False, entered=False)
+            yield (
+                "the library thread ends the request",
+                w._replace(library=0, ended=True, is_held=still, shown=False, entered=False),
+            )
     if w.library == 3 and not w.has_failed:
         wrong = w.wrong
         if w.seen and not w.shown:
@@ -148,7 +151,8 @@ LIMIT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class LimitRules:
-    is_counted_first: bool = True  # a client counts its rows in, then looks at all words; else it looks, then counts them in
+    # a client counts its rows in, then looks at all words; else it looks, then counts them in
+    is_counted_first: bool = True
     is_taken_back: bool = True  # by a client that was refused
     is_dead_word_left_out: bool = True
 

@@ -1,9 +1,10 @@
-"""Grants: a window of blocks that is drained and granted anew, told in messages that are lost, doubled, late and out of order.
+"""Grants: a window of blocks that is drained and granted anew, told in messages that are lost, doubled, late and out of
+order.
 
-One request of some blocks, a language node with fewer. A message carries the whole window that is held when it is sent, absolute (R1);
-once sent it may be delivered at any time and any number of times, and so it also stands for those that are late; what is lost is taken
-away. The encode node keeps its table of request block -> index, and writes what the table allows. A write that lands in a block that
-is not held for that very request block is what must never be.
+One request of some blocks, a language node with fewer. A message carries the whole window that is held when it is sent,
+absolute (R1); once sent it may be delivered at any time and any number of times, and so it also stands for those that
+are late; what is lost is taken away. The encode node keeps its table of request block -> index, and writes what the
+table allows. A write that lands in a block that is not held for that very request block is what must never be.
 """
 
 from __future__ import annotations

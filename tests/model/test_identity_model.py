@@ -1,4 +1,6 @@
-"""Slots, epochs, incarnations, registrations (see `identity_model`): nothing is taken for something else, and each rule is needed."""
+"""Slots, epochs, incarnations, registrations (see `identity_model`): nothing is taken for something else, and each rule
+is needed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ LARGE = {
 
 @pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
 def test_a_stale_message_has_no_effect_and_every_request_ends(setting: Setting) -> None:
-    """P17, D3, D5, D7: no report ends another request, no row lands in a block that was given back, no slot is stuck."""
+    """P17, D3, D5, D7: no report ends another request, no row lands in a block that was given back, no slot is
+    stuck.
+    """
     finding = explore_identity(setting)
     assert finding.fault is None, finding
 
@@ -55,7 +59,9 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_rule_of_identity_is_needed(rule: str, kind: str, setting: Setting) -> None:
-    """P17, D2: with all rules this world holds; without this one, a request ends as another, or its row lands in another's block."""
+    """P17, D2: with all rules this world holds; without this one, a request ends as another, or its row lands in
+    another's block.
+    """
     assert explore_identity(setting).fault is None
     finding = explore_identity(setting, Rules(**{rule: False}))
     assert (finding.fault or "holds").startswith(kind), finding

@@ -2,9 +2,10 @@
 
 The two sides are `pipeline/client/slot_queue.py` and `workers/bootstrap/encode.py`.
 
-Nobody waits any more, so the library thread stops to listen: it takes what stands in the log for read, and the mark of its lane away.
-Meanwhile the caller's thread joins one: enters it, marks the lane, asks. The bootstrap announces the room in the log when its init comes,
-and when it is asked afterwards, if the mark stands then. The init comes once here: nothing is sent again.
+Nobody waits any more, so the library thread stops to listen: it takes what stands in the log for read, and the mark of
+its lane away. Meanwhile the caller's thread joins one: enters it, marks the lane, asks. The bootstrap announces the
+room in the log when its init comes, and when it is asked afterwards, if the mark stands then. The init comes once here:
+nothing is sent again.
 """
 
 from __future__ import annotations
@@ -66,9 +67,15 @@ def library_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
     elif world.library == "look" and not world.waits:
         yield "the library finds nobody", world._replace(library="stop")
     elif world.library == "look":
-        yield "the library listens", world._replace(library="listen", is_marked=True, mark=world.mark or not world.is_marked)
+        yield (
+            "the library listens",
+            world._replace(library="listen", is_marked=True, mark=world.mark or not world.is_marked),
+        )
     elif world.library == "listen":
-        yield "the library reads the log", world._replace(library="idle", read=world.log, heard=world.heard or world.log > world.read)
+        yield (
+            "the library reads the log",
+            world._replace(library="idle", read=world.log, heard=world.heard or world.log > world.read),
+        )
     elif world.library == "stop":
         end = world.end if rules.reads_the_end_before_it_looks else world.log
         yield "the library has read all", world._replace(library="clear" if world.is_marked else "idle", read=end)

@@ -1,4 +1,6 @@
-"""The log that ranks follow (see `ranks_model`): one order everywhere, nothing reused under a reader, nobody stuck; each rule is needed."""
+"""The log that ranks follow (see `ranks_model`): one order everywhere, nothing reused under a reader, nobody stuck;
+each rule is needed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ LARGE = {
 
 @pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
 def test_every_rank_sees_one_order_and_no_memory_is_reused_under_it(setting: Setting) -> None:
-    """B8, D14, P8, P9: whoever is killed, and whenever: no torn record, a prefix of rank 0's order at each rank, all memory back."""
+    """B8, D14, P8, P9: whoever is killed, and whenever: no torn record, a prefix of rank 0's order at each rank, all
+    memory back.
+    """
     finding = explore_ranks(setting)
     assert finding.fault is None, finding
     assert finding.num_states > 200
@@ -46,7 +50,11 @@ BROKEN = [
     ("a_record_is_written_before_it_is_published", "a record was read before", ALIVE),
     ("a_batch_is_published_in_one_step", "order", ALIVE),
     ("the_log_is_written_by_the_pop", "order", Setting(kinds=(FAILED, FINISHED), deadlines=False, kills=0)),
-    ("room_is_claimed_before_a_request_is_passed_on", "rank 1 has no room", Setting(log_items=1, num_places=2, deadlines=False)),
+    (
+        "room_is_claimed_before_a_request_is_passed_on",
+        "rank 1 has no room",
+        Setting(log_items=1, num_places=2, deadlines=False),
+    ),
     ("memory_waits_for_every_living_rank", "reused", ALIVE),
     ("a_rank_that_was_cut_off_keeps_its_holds", "reused", Setting(kinds=(FINISHED, FINISHED), log_items=1, kills=0)),
     ("a_release_names_what_it_releases", "reused", Setting(kinds=(FINISHED,) * 3, deadlines=False, kills=0)),
@@ -59,7 +67,9 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_rule_of_the_ranks_is_needed(rule: str, kind: str, setting: Setting) -> None:
-    """B8, D14, P8: with all rules this world holds; without this one, ranks differ, read another's bytes, or wait for ever."""
+    """B8, D14, P8: with all rules this world holds; without this one, ranks differ, read another's bytes, or wait for
+    ever.
+    """
     assert explore_ranks(setting).fault is None
     finding = explore_ranks(setting, Rules(**{rule: False}))
     assert (finding.fault or "holds").startswith(kind), finding

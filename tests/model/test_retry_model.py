@@ -15,7 +15,9 @@ SMALL = {
 
 
 @pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_a_retried_request_is_received_whole_and_no_block_is_used_while_its_first_encode_node_may_write(setting: Setting) -> None:
+def test_a_retried_request_is_received_whole_and_no_block_is_used_while_its_first_encode_node_may_write(
+    setting: Setting,
+) -> None:
     """R26, P6, P7, D2: whatever is copied, freed, taken and written in between, and whether A is dead or not."""
     finding = explore_retry(setting)
     assert finding.fault is None, finding
@@ -32,7 +34,9 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_part_of_the_rule_of_the_retry_is_needed(rule: str, kind: str, setting: Setting) -> None:
-    """R26: with all of it this world holds; without this part, its shortest trace ends in a stray or wrong row, or nowhere."""
+    """R26: with all of it this world holds; without this part, its shortest trace ends in a stray or wrong row, or
+    nowhere.
+    """
     assert explore_retry(setting).fault is None
     finding = explore_retry(setting, Rules(**{rule: False}))
     assert (finding.fault or "holds").startswith(kind), finding

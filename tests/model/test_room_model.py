@@ -1,4 +1,6 @@
-"""A room number that is used twice (see `room_model`): the first use bars the second no longer than its late comers need."""
+"""A room number that is used twice (see `room_model`): the first use bars the second no longer than its late comers
+need.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from room_model import Rules, explore_room
 
 
 def test_a_room_that_has_failed_is_free_again_when_everybody_who_belongs_to_it_knows() -> None:
-    """R15, D11: each late comer hears of the failure, nothing of the first use reaches the second, and that one succeeds."""
+    """R15, D11: each late comer hears of the failure, nothing of the first use reaches the second, and that one
+    succeeds.
+    """
     for gives_up in (0, 1):
         finding = explore_room(gives_up=gives_up)
         assert finding.fault is None, finding

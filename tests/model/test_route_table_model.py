@@ -1,8 +1,9 @@
-"""A record of `allocator/routes.py`, every interleaving of one writer and one reader, with the writer killed between any two stores.
+"""A record of `allocator/routes.py`, every interleaving of one writer and one reader, with the writer killed between
+any two stores.
 
-A record is two words behind a generation; a writing gives both words its number, so a record is torn when they differ. The writer is
-killed, and the next registrar starts: it frees a record that it finds half written, and goes on writing. The reader takes what it read only
-between two equal, even generations.
+A record is two words behind a generation; a writing gives both words its number, so a record is torn when they differ.
+The writer is killed, and the next registrar starts: it frees a record that it finds half written, and goes on writing.
+The reader takes what it read only between two equal, even generations.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ class Rules:
     """The protocol, and the ways to get it wrong."""
 
     odd_first: bool = True  # the generation is odd before the first word changes; else it only steps at the end
-    goes_on_from_odd: bool = True  # a new writer leaves an odd generation odd until it has written; else it steps it to even first
+    # a new writer leaves an odd generation odd until it has written; else it steps it to even first
+    goes_on_from_odd: bool = True
     second_look: bool = True  # the reader compares the generation again
     rejects_odd: bool = True  # the reader does not begin at an odd generation
-    freed_at_start: bool = True  # a new writer frees what was half written at once; else only when it next writes that record
+    # a new writer frees what was half written at once; else only when it next writes that record
+    freed_at_start: bool = True
 
 
 def begin(record: Record, number: int, rules: Rules, what: str) -> Iterator[tuple[str, Record]]:
@@ -110,7 +113,9 @@ def explore_record(rules: Rules) -> Finding:
 
 
 def test_a_reader_takes_whole_records_only_and_never_an_old_one_and_always_gets_one() -> None:
-    """D3, D5: whatever the registrar's process dies of, and wherever, no client reads a route that was never reported."""
+    """D3, D5: whatever the registrar's process dies of, and wherever, no client reads a route that was never
+    reported.
+    """
     finding = explore_record(Rules())
     assert finding.fault is None, finding
     assert finding.num_states > 500

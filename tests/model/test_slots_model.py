@@ -12,7 +12,9 @@ from slots_model import Rules, explore_slots
     ids=["lost, doubled and late", "aborted"],
 )
 def test_rooms_that_are_opened_in_opposite_orders_all_end(rules: Rules) -> None:
-    """P8, D8, R15: on both sides, whatever is lost, doubled, late, overrun or aborted, and though neither side has slots for all."""
+    """P8, D8, R15: on both sides, whatever is lost, doubled, late, overrun or aborted, and though neither side has
+    slots for all.
+    """
     finding = explore_slots(rules)
     assert finding.fault is None, finding
     assert finding.num_states > 1000

@@ -1,11 +1,11 @@
 """The source cache: stager, worker and two language nodes over one source block, in every interleaving.
 
-Three requests of some blocks each go to two destinations that hold one block each. The stager (`pipeline/client/sender.py`) copies a
-request's blocks into source blocks and takes them out again; the worker
-(`workers/transfer/encode.py`) reads one from the moment at which its
-entry goes STAGED -> READING until it goes back. Source block 0 is the reserve: only a block that a destination needs next may stand there.
-The caller gives a request's blocks in order, each into host memory, or straight into a source block that is not the reserve; such a one is
-copied to host memory before the source block goes to somebody else.
+Three requests of some blocks each go to two destinations that hold one block each. The stager
+(`pipeline/client/sender.py`) copies a request's blocks into source blocks and takes them out again; the worker
+(`workers/transfer/encode.py`) reads one from the moment at which its entry goes STAGED -> READING until it goes back.
+Source block 0 is the reserve: only a block that a destination needs next may stand there. The caller gives a request's
+blocks in order, each into host memory, or straight into a source block that is not the reserve; such a one is copied to
+host memory before the source block goes to somebody else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Progress(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Request block `block` stands in source block `source`; `reader` is the destination for which the worker reads it."""
+    """Request block `block` stands in source block `source`; `reader` is the destination for which the worker
+    reads it.
+    """
 
     block: int
     source: int
@@ -125,9 +127,15 @@ def destinations(rules: Rules, world: World, r: int, request: Request) -> Iterat
             continue
         is_free = all(other.to[d].granted == other.to[d].drained for other in world.requests)
         if is_free and to.granted < rules.num_blocks:
-            yield f"language {d} grants block {to.granted} of {r}", put(world, r, moved(request, d, granted=to.granted + 1))
+            yield (
+                f"language {d} grants block {to.granted} of {r}",
+                put(world, r, moved(request, d, granted=to.granted + 1)),
+            )
         if to.drained < to.sent:
-            yield f"language {d} drains block {to.drained} of {r}", put(world, r, moved(request, d, drained=to.drained + 1))
+            yield (
+                f"language {d} drains block {to.drained} of {r}",
+                put(world, r, moved(request, d, drained=to.drained + 1)),
+            )
 
 
 def worker(world: World, r: int, request: Request) -> Iterator[tuple[str, World]]:
@@ -142,7 +150,11 @@ def worker(world: World, r: int, request: Request) -> Iterator[tuple[str, World]
                     yield f"worker reads {r}:{entry.block} for {d}", put(world, r, with_entry(entry._replace(reader=d)))
         else:
             after = moved(with_entry(entry._replace(reader=None)), entry.reader, sent=entry.block + 1)
-            wrong = "" if world.contents[entry.source] == (r, entry.block) else f"{r}:{entry.block} was read from a block that was dropped"
+            wrong = (
+                ""
+                if world.contents[entry.source] == (r, entry.block)
+                else f"{r}:{entry.block} was read from a block that was dropped"
+            )
             yield f"worker has sent {r}:{entry.block} to {entry.reader}", put(world, r, after)._replace(wrong=wrong)
 
 
@@ -153,7 +165,9 @@ def stager(rules: Rules, world: World, r: int, request: Request) -> Iterator[tup
         is_over = request.is_aborted or entry.block < least(request)
         is_misplaced = rules.is_reserve_kept and entry.source == RESERVE and entry.block not in heads(request)
         is_evicted = rules.is_evicting and entry.block not in heads(request)
-        if is_over or ((is_misplaced or is_evicted) and (entry.block in request.kept or not rules.is_kept_before_the_drop)):
+        if is_over or (
+            (is_misplaced or is_evicted) and (entry.block in request.kept or not rules.is_kept_before_the_drop)
+        ):
             yield f"stager drops {r}:{entry.block}", without(world, r, entry)
         elif is_evicted and entry.block not in request.kept:
             kept = tuple(sorted((*request.kept, entry.block)))
@@ -215,7 +229,13 @@ def is_over(rules: Rules, request: Request) -> bool:
         Rules(num_sources=2, num_requests=2, is_evicting=False),
         Rules(num_requests=2, aborts=1),
     ],
-    ids=["three requests", "two of two blocks", "one more source block", "what was given into a block stays there", "an abort"],
+    ids=[
+        "three requests",
+        "two of two blocks",
+        "one more source block",
+        "what was given into a block stays there",
+        "an abort",
+    ],
 )
 def test_any_request_passes_through_one_block_a_side_and_no_read_is_disturbed(rules: Rules) -> None:
     """R8, R21, D8: from every state all requests can still come to their end."""

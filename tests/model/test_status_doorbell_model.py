@@ -1,8 +1,10 @@
-"""Status word, dirty bit and doorbell (`allocator/native/status.h`, `allocator/native/doorbell.h`), every interleaving, with kills.
+"""Status word, dirty bit and doorbell (`allocator/native/status.h`, `allocator/native/doorbell.h`), every interleaving,
+with kills.
 
 Writers raise the word, set the bit and ring. The one waiter notes the sequence, takes the bit, looks at the word, and
 sleeps: on the futex, or in a poll loop of its own on an armed eventfd. Writers are killed between any two steps; then
-recovery marks the slot and rings once more. What else waits behind a mark, beside the status word, is `test_waited_word_model`'s.
+recovery marks the slot and rings once more. What else waits behind a mark, beside the status word, is
+`test_waited_word_model`'s.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Who may take which block, on both sides at once (see `supply_model`): nobody waits for ever, and each rule is needed."""
+"""Who may take which block, on both sides at once (see `supply_model`): nobody waits for ever, and each rule
+is needed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ LARGE = {
 
 @pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
 def test_every_request_passes_through_pools_of_one_block(setting: Setting) -> None:
-    """D8, D9, P8: from every state each request can still end, and nobody is given a block that an earlier one could use."""
+    """D8, D9, P8: from every state each request can still end, and nobody is given a block that an earlier one could
+    use.
+    """
     finding = explore_supply(setting)
     assert finding.fault is None, finding
 
@@ -63,7 +67,9 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_rule_of_supply_is_needed(rule: str, kind: str, setting: Setting) -> None:
-    """D8, D9: with all rules this world holds; without this one, requests wait for each other for ever, or one is passed over."""
+    """D8, D9: with all rules this world holds; without this one, requests wait for each other for ever, or one is
+    passed over.
+    """
     assert explore_supply(setting).fault is None
     finding = explore_supply(setting, Rules(**{rule: False}))
     assert (finding.fault or "holds").startswith(kind), finding

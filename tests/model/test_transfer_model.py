@@ -1,4 +1,6 @@
-"""The transfer protocol between an encode node and one destination (see `transfer_model`): it holds, and it needs each of its rules."""
+"""The transfer protocol between an encode node and one destination (see `transfer_model`): it holds, and it needs each
+of its rules.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SMALL = {
 }
 
 LARGE = {
-    "two blocks, three rows, a kill and a failure": Setting(totals=(2, 1), blocks=2, kills=1, failures=1, all_succeed=True),
+    "two blocks, three rows, a kill and a failure": Setting(
+        totals=(2, 1), blocks=2, kills=1, failures=1, all_succeed=True
+    ),
     "three rows, aborts from both sides, and a kill": Setting(
         totals=(2, 1), deadlines=1, encoder_aborts=1, kills=1, spare_fences=1
     ),
@@ -33,9 +37,7 @@ LARGE = {
     "one source block for two, a failure and a deadline": Setting(
         totals=(2, 1), blocks=2, sources=1, failures=1, deadlines=1
     ),
-    "reports word by word, a failure and a deadline": Setting(
-        totals=(2, 1), fine_steps=True, failures=1, deadlines=1
-    ),
+    "reports word by word, a failure and a deadline": Setting(totals=(2, 1), fine_steps=True, failures=1, deadlines=1),
     "shared memory, two blocks, everything": Setting(
         totals=(2, 1), blocks=2, shared_memory=True, deaths=1, kills=1, deadlines=1, encoder_aborts=1
     ),
@@ -89,7 +91,9 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_rule_of_the_transfer_is_needed(rule: str, kind: str, setting: Setting) -> None:
-    """D2, P6: with all rules this world holds; without this one, its shortest trace ends in a stray, torn, or lost row."""
+    """D2, P6: with all rules this world holds; without this one, its shortest trace ends in a stray, torn, or
+    lost row.
+    """
     assert explore_transfer(setting).fault is None
     finding = explore_transfer(setting, Rules(**{rule: False}))
     assert (finding.fault or "holds").startswith(kind), finding

@@ -1,4 +1,6 @@
-"""A request between nodes that verify (see `verify_model`): no damaged row is ever said to be there, and no good one to be damaged."""
+"""A request between nodes that verify (see `verify_model`): no damaged row is ever said to be there, and no good one to
+be damaged.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""The library thread's turn (`pipeline/client/library.py`): a slot that changes hands, its mark, its status word, and a word beside it.
+"""The library thread's turn (`pipeline/client/library.py`): a slot that changes hands, its mark, its status word, and a
+word beside it.
 
-The caller opens the slot's next epoch, enters its handle, and wakes the handle that has left. A writer raises the status word and
-another word that the handle waits for (its peer, its length, that rows are ready), each with a mark; it may come as soon as the epoch is
-open, and be killed between a word and its mark. The library thread takes the mark, finds out whose the slot is, takes what was woken,
-and serves. Its slow look comes by itself.
+The caller opens the slot's next epoch, enters its handle, and wakes the handle that has left. A writer raises the
+status word and another word that the handle waits for (its peer, its length, that rows are ready), each with a mark; it
+may come as soon as the epoch is open, and be killed between a word and its mark. The library thread takes the mark,
+finds out whose the slot is, takes what was woken, and serves. Its slow look comes by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ STATUS, OTHER = 0, 1
 
 
 class World(NamedTuple):
-    """`raised`, `served`: the status word and the other one of the new epoch, as they stand, and as its handle has seen them."""
+    """`raised`, `served`: the status word and the other one of the new epoch, as they stand, and as its handle has seen
+    them.
+    """
 
     caller: str = "open"
     open: bool = False
@@ -73,7 +76,10 @@ def writer_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
     else:
         yield "the writer marks", world._replace(writer=rest, bit=True)
         if world.kills:
-            yield "the writer is killed before its mark; another goes on", world._replace(writer=rest, kills=world.kills - 1)
+            yield (
+                "the writer is killed before its mark; another goes on",
+                world._replace(writer=rest, kills=world.kills - 1),
+            )
 
 
 def library_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:

@@ -1,14 +1,14 @@
 """The transfer protocol between an encode node and one destination: every interleaving of a few requests in tiny pools.
 
-Modelled: grants as whole windows under a session, the set-once table they fill, attempts (intended, submitted, landed, failed),
-writes that land after they were given up, drains, reports with `tainted`, aborts from both sides with tombstones and acknowledgements,
-fences, streaming, staging with READING, a worker or a whole encode node killed, and a node that is taken for dead and is not.
-Messages are never forgotten, so any of them may come late, twice, or out of order, and not receiving it for long is losing it until it is
-repaired.
+Modelled: grants as whole windows under a session, the set-once table they fill, attempts (intended, submitted, landed,
+failed), writes that land after they were given up, drains, reports with `tainted`, aborts from both sides with
+tombstones and acknowledgements, fences, streaming, staging with READING, a worker or a whole encode node killed, and a
+node that is taken for dead and is not. Messages are never forgotten, so any of them may come late, twice, or out of
+order, and not receiving it for long is losing it until it is repaired.
 
-Not modelled: several destinations, who waits for a block (`supply_model`), which message belongs to whom (`identity_model`), messages
-that are really lost (`repair_model`), rows of a partly staged source block, and the single steps on a block's cell, a ring or a doorbell,
-which have models of their own.
+Not modelled: several destinations, who waits for a block (`supply_model`), which message belongs to whom
+(`identity_model`), messages that are really lost (`repair_model`), rows of a partly staged source block, and the single
+steps on a block's cell, a ring or a doorbell, which have models of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ NEVER = -1  # no session
 
 
 class Cell(NamedTuple):
-    """A destination block's owner: the request, the session under which it was exposed last, whether it is quarantined."""
+    """A destination block's owner: the request, the session under which it was exposed last, whether it is
+    quarantined.
+    """
 
     request: int
     session: int
@@ -33,7 +35,10 @@ class Cell(NamedTuple):
 
 
 class Receiver(NamedTuple):
-    """The language side of one request. `held` are its blocks, from the first that is not drained; `storing` is half a report."""
+    """The language side of one request.
+
+    `held` are its blocks, from the first that is not drained; `storing` is half a report.
+    """
 
     phase: int = OPEN
     sent: int = 0
@@ -61,7 +66,10 @@ class Attempt(NamedTuple):
 
 
 class Sender(NamedTuple):
-    """The encode side of one request. `grants` is the table request block -> (block, session), `staged` the cached source blocks."""
+    """The encode side of one request.
+
+    `grants` is the table request block -> (block, session), `staged` the cached source blocks.
+    """
 
     phase: int = OPEN
     known: bool = False
@@ -258,7 +266,10 @@ class Model:
             cells = world.cells
             for block in mine.held:
                 cells = put(cells, block, Cell(r, world.session))
-            yield f"r{r}: grants its window again under session {world.session}", self.send_grant(world._replace(cells=cells), r)
+            yield (
+                f"r{r}: grants its window again under session {world.session}",
+                self.send_grant(world._replace(cells=cells), r),
+            )
 
     def send_grant(self, world: World, r: int) -> World:
         mine = world.receivers[r]
@@ -341,7 +352,10 @@ class Model:
             cells = tuple(
                 None if cell is not None and cell.quarantined and cell.session < old else cell for cell in world.cells
             )
-            yield f"fence to session {world.session}: frees what was quarantined", world._replace(cells=cells, fencing=False)
+            yield (
+                f"fence to session {world.session}: frees what was quarantined",
+                world._replace(cells=cells, fencing=False),
+            )
             return
         if not self.rules.r11_fence_runs_by_itself or self.setting.shared_memory:
             return
@@ -433,7 +447,10 @@ class Model:
                 yield f"r{r}: the encoder gives row {mine.ready}", after
             if world.encoder_aborts and mine.known:
                 failed = self.with_sender(world, r, mine._replace(phase=FAILED))
-                yield f"r{r}: the encoder aborts", self.told(failed._replace(encoder_aborts=world.encoder_aborts - 1), r)
+                yield (
+                    f"r{r}: the encoder aborts",
+                    self.told(failed._replace(encoder_aborts=world.encoder_aborts - 1), r),
+                )
         if self.setting.fine_steps and mine.known:
             yield from self.publish_steps(world, r, mine)
         if self.setting.sources:
@@ -452,7 +469,10 @@ class Model:
         if mine.publishing is None:
             name = "sent" if sent_first else "tainted"
             value = mine.sent if sent_first else mine.tainted
-            yield f"r{r}: the publisher reads {name}", self.with_sender(world, r, mine._replace(publishing=(name, value)))
+            yield (
+                f"r{r}: the publisher reads {name}",
+                self.with_sender(world, r, mine._replace(publishing=(name, value))),
+            )
         else:
             sent, tainted = (mine.publishing[1], mine.tainted) if sent_first else (mine.sent, mine.publishing[1])
             phase = mine.phase if mine.phase != SUCCESS or sent == self.setting.totals[r] else OPEN
@@ -462,7 +482,9 @@ class Model:
             )
 
     def staging_steps(self, world: World, r: int, mine: Sender) -> Iterator[Step]:
-        """One row a block: stage what is sent next; drop, at any time, what is not being read: somebody else may need the block."""
+        """One row a block: stage what is sent next; drop, at any time, what is not being read: somebody else may need
+        the block.
+        """
         staged = {k for k, _, _ in mine.staged}
         if mine.phase == OPEN and mine.sent < mine.ready and mine.sent not in staged:
             for source in [b for b, owner in enumerate(world.source_owners) if owner is None][:1]:
@@ -507,7 +529,10 @@ class Model:
     def attempt_steps(self, world: World, r: int, mine: Sender, attempt: Attempt) -> Iterator[Step]:
         rows = f"rows [{attempt.first}, {attempt.end}) of r{r}"
         if attempt.at == INTENDED:
-            yield f"{rows} are submitted", self.with_sender(world, r, mine._replace(attempt=attempt._replace(at=SUBMITTED)))
+            yield (
+                f"{rows} are submitted",
+                self.with_sender(world, r, mine._replace(attempt=attempt._replace(at=SUBMITTED))),
+            )
         elif attempt.at == SUBMITTED:
             passes = attempt.session == world.session or not self.rules.r10_new_port or self.setting.shared_memory
             if passes:
@@ -521,7 +546,10 @@ class Model:
             if not self.rules.r13_done_is_applied:
                 yield f"{rows} are done, says the engine", self.done(self.give_up(world, r), r)
             if world.failures and passes and not self.setting.shared_memory:
-                yield f"{rows} fail, says the engine", self.break_attempt(world._replace(failures=world.failures - 1), r)
+                yield (
+                    f"{rows} fail, says the engine",
+                    self.break_attempt(world._replace(failures=world.failures - 1), r),
+                )
         elif attempt.at == LANDED:
             yield f"{rows} are done", self.done(world, r)
         elif attempt.at == BROKEN:
@@ -569,7 +597,9 @@ class Model:
         cell = world.cells[write.block]
         if cell is None or cell.request != write.request:
             owner = "free" if cell is None else f"of r{cell.request}"
-            return world._replace(fault=f"stray: rows of r{write.request} land in block {write.block}, which is {owner}")
+            return world._replace(
+                fault=f"stray: rows of r{write.request} land in block {write.block}, which is {owner}"
+            )
         bs = self.setting.block_rows
         content = list(world.rows[write.block])
         for row in range(write.first, write.end):

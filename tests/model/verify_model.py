@@ -1,9 +1,11 @@
-"""One request between nodes that verify, with rows that may be damaged on their way: every interleaving, until all know how it ended.
+"""One request between nodes that verify, with rows that may be damaged on their way: every interleaving, until all know
+how it ended.
 
-Modelled: attempts of one row, whose end is stored in two words by a worker that may be killed between them; reports of how many rows
-are sent and what their checksum is (here: which rows it went over, and that they were good); the check by the language node, whose
-poller may be killed before and after it has stored what was checked; drained rows, whose places get other bytes; what each destination
-says it has checked; Success, aborts, a deadline. Messages are never forgotten, and come in any order, any number of times.
+Modelled: attempts of one row, whose end is stored in two words by a worker that may be killed between them; reports of
+how many rows are sent and what their checksum is (here: which rows it went over, and that they were good); the check by
+the language node, whose poller may be killed before and after it has stored what was checked; drained rows, whose
+places get other bytes; what each destination says it has checked; Success, aborts, a deadline. Messages are never
+forgotten, and come in any order, any number of times.
 
 Not modelled: lost messages (`repair_model`), late writes (`transfer_model`), grants: a window holds all rows.
 """
@@ -17,12 +19,15 @@ from typing import Any, NamedTuple
 from explorer import Finding, explore, put
 from phases import FAILED, OPEN, SUCCESS, fell
 
-IDLE, WRITTEN, HALF = 0, 1, 2  # how far the worker is with an attempt: nothing, the row is there, one of the two words is stored
+# how far the worker is with an attempt: nothing, the row is there, one of the two words is stored
+IDLE, WRITTEN, HALF = 0, 1, 2
 DAMAGED, OTHERS = -1, -2  # instead of a row's number: not as it was sent; some other request's
 
 
 class Language(NamedTuple):
-    """A destination. `rows`: what stands in its blocks; `checked`: what `VERIFIED` holds; `check`: a report under way."""
+    """A destination. `rows`: what stands in its blocks; `checked`: what `VERIFIED` holds; `check`: a report
+    under way.
+    """
 
     phase: int = OPEN
     sent: int = 0
@@ -155,7 +160,10 @@ class Model:
                 yield f"worker: d{d} summed", now(stage=IDLE, summed=(*seat.summed, row - 1))
         if seat.stage != IDLE and world.kills:
             sent = max(seat.sent, len(seat.summed)) if self.rules.r27_new_worker_counts_what_is_summed else seat.sent
-            yield f"worker: killed, and born again, d{d} sent {sent}", now(stage=IDLE, sent=sent)._replace(kills=world.kills - 1)
+            yield (
+                f"worker: killed, and born again, d{d} sent {sent}",
+                now(stage=IDLE, sent=sent)._replace(kills=world.kills - 1),
+            )
 
     def encode_poller_steps(self, world: World) -> Iterator[Step]:
         total = self.setting.total
@@ -198,7 +206,10 @@ class Model:
         if me.check is not None:
             yield from self.check_steps(world, d, me, now)
         if world.deadlines:
-            yield f"d{d}: deadline", now(me._replace(phase=FAILED, check=None), ("abort", d, 0))._replace(deadlines=world.deadlines - 1)
+            yield (
+                f"d{d}: deadline",
+                now(me._replace(phase=FAILED, check=None), ("abort", d, 0))._replace(deadlines=world.deadlines - 1),
+            )
 
     def check_steps(self, world: World, d: int, me: Language, now: Any) -> Iterator[Step]:
         assert me.check is not None
@@ -210,7 +221,10 @@ class Model:
             elif here == summed:
                 yield f"d{d}: the word rises to {sent}", now(me._replace(sent=max(me.sent, sent), answered=True))
             else:
-                yield f"d{d}: rows up to {sent} are wrong", now(me._replace(phase=FAILED, check=None, found_damage=True), ("abort", d, 0))
+                yield (
+                    f"d{d}: rows up to {sent} are wrong",
+                    now(me._replace(phase=FAILED, check=None, found_damage=True), ("abort", d, 0)),
+                )
         else:
             word = me._replace(check=None, answered=False, sent=max(me.sent, sent), checked=summed, phase=phase)
             yield f"d{d}: the word rises to {sent}, checked", now(word, ("verified", d, sent))

@@ -1,4 +1,6 @@
-"""Mutants: the product with one promise broken on purpose. Each must turn a test red; one that survives names a test that is missing.
+"""Mutants: the product with one promise broken on purpose.
+
+Each must turn a test red; one that survives names a test that is missing.
 
 `catalogue` lists them, `run` makes one and runs its tests, `python -m mutants` (in `tests/`; `make mutants`) runs all.
 """

@@ -46,11 +46,17 @@ def _stopped(number: int, _frame: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
     parser.add_argument("--list", action="store_true", help="list the mutants and run none")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="those whose name holds this; may be given again")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="those whose name holds this; may be given again"
+    )
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="S", help="a run that takes longer hangs, which is red, too")
-    parser.add_argument("--no-baseline", action="store_true", help="skip the run without a mutant; it proves nothing then")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT_S, metavar="S", help="a run that takes longer hangs, which is red, too"
+    )
+    parser.add_argument(
+        "--no-baseline", action="store_true", help="skip the run without a mutant; it proves nothing then"
+    )
     options = parser.parse_args()
     try:
         mutants = chosen(options.only, options.shard)
@@ -85,7 +91,9 @@ def main() -> int:
             print(f"{word} {verdict.mutant.name:32} {verdict.seconds:6.1f} s  {verdict.killer}", flush=True)
     print("\n" + page([verdicts[mutant.name] for mutant in mutants if mutant.name in verdicts]))
     survivors = [verdict for verdict in verdicts.values() if verdict.survived]
-    print(f"\n{len(verdicts) - len(survivors)} of {len(mutants)} killed, {len(survivors)} survived, {len(errors)} could not be run")
+    print(
+        f"\n{len(verdicts) - len(survivors)} of {len(mutants)} killed, {len(survivors)} survived, {len(errors)} could not be run"
+    )
     return 2 if errors else int(bool(survivors))
 
 

@@ -1,9 +1,9 @@
 """The mutants: what each breaks, where, and the tests that are to turn red.
 
-A mutant is one change of text. `old` must stand exactly once in its file (a test in `make test` checks it), so that the list cannot rot:
-who changes that line changes its mutant, too. The tests are the cheapest that notice; a broken rule should be noticed by one that cites it.
-Where two steps of the C core are swapped or torn apart, the mutant yields the processor between them: else which run hits those few
-instructions would be chance.
+A mutant is one change of text. `old` must stand exactly once in its file (a test in `make test` checks it), so that the
+list cannot rot: who changes that line changes its mutant, too. The tests are the cheapest that notice; a broken rule
+should be noticed by one that cites it. Where two steps of the C core are swapped or torn apart, the mutant yields the
+processor between them: else which run hits those few instructions would be chance.
 """
 
 from __future__ import annotations

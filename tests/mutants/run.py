@@ -1,8 +1,9 @@
 """Making a mutant in a copy of the sources, and running the tests that are to notice it.
 
-A copy is a tree of its own, with the tests in it, and a folder of links that makes `embridge.*` that tree. What a run leaves behind,
-whatever sessions and groups its processes are in, is found by a word in their environment, and killed: a mutant may hang. Where the system
-lets us, a run has a /dev/shm of its own: tests look there for what is left behind, and other runs leave theirs meanwhile.
+A copy is a tree of its own, with the tests in it, and a folder of links that makes `embridge.*` that tree. What a run
+leaves behind, whatever sessions and groups its processes are in, is found by a word in their environment, and killed: a
+mutant may hang. Where the system lets us, a run has a /dev/shm of its own: tests look there for what is left behind,
+and other runs leave theirs meanwhile.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def mutated(mutant: Mutant, root: Path = ROOT) -> str:
     text = (root / mutant.file).read_text()
     count = text.count(mutant.old)
     if count != 1:
-        raise MutantError(f"{mutant.name}: its old text stands {count} times in {mutant.file}, not once; bring the catalogue up to date")
+        raise MutantError(
+            f"{mutant.name}: its old text stands {count} times in {mutant.file}, not once; bring the catalogue up to date"
+        )
     if mutant.old == mutant.new:
         raise MutantError(f"{mutant.name}: it changes nothing")
     return text.replace(mutant.old, mutant.new)
@@ -108,7 +111,12 @@ def check_syntax(mutant: Mutant, text: str, root: Path = ROOT) -> None:
 
 
 def _compiler() -> list[str]:
-    return [*(shlex.split(os.environ.get("CC", "")) or ["cc"]), "-std=c11", "-D_GNU_SOURCE", f"-I{sysconfig.get_path('include')}"]
+    return [
+        *(shlex.split(os.environ.get("CC", "")) or ["cc"]),
+        "-std=c11",
+        "-D_GNU_SOURCE",
+        f"-I{sysconfig.get_path('include')}",
+    ]
 
 
 class Copy:
@@ -120,7 +128,8 @@ class Copy:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, self.tree / name)  # what is compiled, too: it is valid as long as its source is as old
+                # what is compiled, too: it is valid as long as its source is as old
+                shutil.copytree(source, self.tree / name)
             else:
                 shutil.copy2(source, self.tree / name)
         (self.site / "embridge").mkdir(parents=True)
@@ -130,7 +139,8 @@ class Copy:
     def apply(self, mutant: Mutant) -> None:
         text = mutated(mutant, self.tree)
         (self.tree / mutant.file).write_text(text)
-        if mutant.is_native and not all(test.startswith("tests/native/") for test in mutant.tests):  # which compile the headers themselves
+        # which compile the headers themselves
+        if mutant.is_native and not all(test.startswith("tests/native/") for test in mutant.tests):
             self.build()
 
     def build(self) -> None:
@@ -141,8 +151,18 @@ class Copy:
         """
         core = self.tree / "allocator"
         sources = sorted(str(path) for path in core.glob("_core*.c"))
-        command = [*_compiler(), "-shared", "-fPIC", "-O0", "-DPy_LIMITED_API=0x030B0000", "-fvisibility=hidden", *sources]
-        done = subprocess.run([*command, "-o", str(core / "new")], capture_output=True, text=True, timeout=300, check=False)
+        command = [
+            *_compiler(),
+            "-shared",
+            "-fPIC",
+            "-O0",
+            "-DPy_LIMITED_API=0x030B0000",
+            "-fvisibility=hidden",
+            *sources,
+        ]
+        done = subprocess.run(
+            [*command, "-o", str(core / "new")], capture_output=True, text=True, timeout=300, check=False
+        )
         if done.returncode:
             raise MutantError(f"the core does not build: {done.stderr[-2000:]}")
         (core / "new").rename(core / "_core.abi3.so")  # not written over: another process may have the old one mapped
@@ -166,7 +186,9 @@ class Copy:
         return status, self._said.read_text(errors="replace") if self._said.exists() else ""
 
     def end(self, pid: int) -> None:
-        """Kill whoever is left of a run, found by its environment: a launcher and its children are in a session of their own."""
+        """Kill whoever is left of a run, found by its environment: a launcher and its children are in a session of
+        their own.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         word = f"{MARK}={self._mark}".encode()
@@ -206,7 +228,9 @@ def _be_pytest(tree: Path, site: Path, said: Path, mark: str, arguments: list[st
         spec = importlib.util.find_spec(f"embridge.{package}")
         assert spec is not None
         assert spec.origin is not None
-        assert Path(spec.origin).resolve().is_relative_to(tree.resolve()), f"embridge.{package} is {spec.origin}, not of the copy"
+        assert Path(spec.origin).resolve().is_relative_to(tree.resolve()), (
+            f"embridge.{package} is {spec.origin}, not of the copy"
+        )
     status = int(pytest.main(arguments))
     sys.stdout.flush()
     os._exit(status)  # threads that a broken product has left do not keep it alive

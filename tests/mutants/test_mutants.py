@@ -1,4 +1,6 @@
-"""The catalogue of mutants: that it fits the sources is checked always; that each mutant turns a test red is `make mutants`."""
+"""The catalogue of mutants: that it fits the sources is checked always; that each mutant turns a test red is `make
+mutants`.
+"""
 
 from __future__ import annotations
 

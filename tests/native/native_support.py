@@ -25,7 +25,11 @@ WARNINGS = ["-Wall", "-Wextra"]
 def _shipped() -> list[str]:
     """How `setup.py` has the core compiled, so that what is stepped through are the instructions that are shipped."""
     setup = ast.parse((HERE.parents[1] / "setup.py").read_text())
-    own = [ast.literal_eval(node.value) for node in ast.walk(setup) if isinstance(node, ast.keyword) and node.arg == "extra_compile_args"]
+    own = [
+        ast.literal_eval(node.value)
+        for node in ast.walk(setup)
+        if isinstance(node, ast.keyword) and node.arg == "extra_compile_args"
+    ]
     inherited = [shlex.split(sysconfig.get_config_var(name) or "") for name in ("CFLAGS", "CCSHARED")]
     # The linker's: symbols are looked up before the start, not in the middle of the first call.
     return [*itertools.chain(*inherited, *own), "-Wl,-z,now"]
@@ -65,7 +69,9 @@ def _compile(source: Path, program: Path, kind: str, defines: tuple[str, ...] = 
 
 
 def _run(command: list[str], limit_s: float) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env={**os.environ, **SANITIZER_OPTIONS})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=limit_s, env={**os.environ, **SANITIZER_OPTIONS}
+    )
 
 
 @functools.cache

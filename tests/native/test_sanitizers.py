@@ -1,7 +1,9 @@
-"""The core's structures as threads, under the sanitizers: no data race, no access out of bounds, no undefined behaviour.
+"""The core's structures as threads, under the sanitizers: no data race, no access out of bounds, no undefined
+behaviour.
 
-What ThreadSanitizer sees is the C11 model, not what this processor happens to do: an order that x86 gives for nothing and a header
-forgot is a race. Payloads are read and written by plain accesses, so each race-free run says that they are ordered.
+What ThreadSanitizer sees is the C11 model, not what this processor happens to do: an order that x86 gives for nothing
+and a header forgot is a race. Payloads are read and written by plain accesses, so each race-free run says that they are
+ordered.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ KINDS = ["thread", "address"]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("program", "size", "_long"), PROGRAMS)
 def test_clean(program: str, size: int, _long: int, kind: str, tmp_path: Path) -> None:
-    """P1, P5, D12, R16, R17: one owner a block, words that only rise, terminal phases that absorb, retirement at the last epoch."""
+    """P1, P5, D12, R16, R17: one owner a block, words that only rise, terminal phases that absorb, retirement at the
+    last epoch.
+    """
     succeed(build(tmp_path, program, kind), size, 1, limit_s=100)
 
 
@@ -41,7 +45,9 @@ def test_clean_for_long(program: str, _short: int, size: int, kind: str, tmp_pat
 
 @pytest.mark.parametrize("program", ["ring", "cells", "status"])
 def test_a_missing_release_is_reported(program: str, tmp_path: Path) -> None:
-    """P1, P6: these runs would notice a structure that published without an order, even where the processor keeps it."""
+    """P1, P6: these runs would notice a structure that published without an order, even where the processor
+    keeps it.
+    """
     size = {"ring": 18_000, "cells": 20_000, "status": 8}[program]
     done = run(build(tmp_path, program, "thread", "BREAK_RELEASE"), size, 1, limit_s=100)
     assert done.returncode == REPORT, done.stderr

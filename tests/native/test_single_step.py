@@ -1,4 +1,5 @@
-"""SIGKILL between any two instructions of the core's operations, and of the recovery from that: `single_step.c` says how.
+"""SIGKILL between any two instructions of the core's operations, and of the recovery from that: `single_step.c` says
+how.
 
 Among the scenes are structures that are broken in one place each; those must be found out, or the others prove nothing.
 """
@@ -13,7 +14,20 @@ from native_support import build, run
 
 CANNOT = 77
 LINE = re.compile(r"(.+): (\d+) boundaries, (\d+) states, (\d+) kills, (\d+) boundaries in recovery, (\d+) violations")
-OPERATIONS = ["acquire", "release", "expose", "quarantine", "reclaim", "push", "pop", "advance", "raise", "mark", "take bits", "open"]
+OPERATIONS = [
+    "acquire",
+    "release",
+    "expose",
+    "quarantine",
+    "reclaim",
+    "push",
+    "pop",
+    "advance",
+    "raise",
+    "mark",
+    "take bits",
+    "open",
+]
 OF_THE_BELL = ["ring", "sleep", "arm"]
 
 
@@ -32,7 +46,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return build(tmp_path_factory.mktemp("single_step"), "single_step", "shipped")
 
 
-def stepped(program: list[str], mode: str, limit: int, inner: int, prefix: str = "", *, limit_s: float = 100) -> dict[str, Scene]:
+def stepped(
+    program: list[str], mode: str, limit: int, inner: int, prefix: str = "", *, limit_s: float = 100
+) -> dict[str, Scene]:
     """What was seen, scene by scene, of the sound structures; the broken ones have been found out."""
     done = run(program, mode, limit, inner, prefix, limit_s=limit_s)
     if done.returncode == CANNOT:
@@ -52,7 +68,9 @@ def assert_all_have_a_scene(scenes: dict[str, Scene], operations: list[str]) -> 
 
 
 def test_what_a_death_leaves_is_recovered_however_often_recovery_dies(program: list[str]) -> None:
-    """P1, P2, P5, P7, P8: every boundary of each operation; every boundary of recovery from each state that one leaves."""
+    """P1, P2, P5, P7, P8: every boundary of each operation; every boundary of recovery from each state that
+    one leaves.
+    """
     scenes = stepped(program, "boundaries", 0, 0)
     assert_all_have_a_scene(scenes, OPERATIONS + OF_THE_BELL)
     for name, scene in scenes.items():
@@ -62,7 +80,9 @@ def test_what_a_death_leaves_is_recovered_however_often_recovery_dies(program: l
 
 
 def test_a_killed_process_leaves_what_was_seen_where_it_died(program: list[str]) -> None:
-    """P1, P2, P8: really killed, the small operations everywhere and the large ones at some places; then the recovery, too."""
+    """P1, P2, P8: really killed, the small operations everywhere and the large ones at some places; then the recovery,
+    too.
+    """
     scenes = stepped(program, "kills", 2000, 0)
     assert_all_have_a_scene(scenes, OPERATIONS + OF_THE_BELL)
     assert all(scene.kills == scene.boundaries > 1 for scene in scenes.values())
@@ -72,7 +92,9 @@ def test_a_killed_process_leaves_what_was_seen_where_it_died(program: list[str])
 
 def test_another_process_comes_between(program: list[str]) -> None:
     """P1, P5, R16: it takes, frees, reclaims, raises or consumes in the middle, and neither loses what it has."""
-    assert_all_have_a_scene(stepped(program, "rivals", 300, 0), ["acquire", "release", "reclaim", "push", "pop", "advance", "open"])
+    assert_all_have_a_scene(
+        stepped(program, "rivals", 300, 0), ["acquire", "release", "reclaim", "push", "pop", "advance", "open"]
+    )
     [everywhere] = stepped(program, "rivals", 1 << 20, 0, "acquire one").values()
     assert everywhere.boundaries > 3 * 100
 
@@ -81,5 +103,7 @@ def test_another_process_comes_between(program: list[str]) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("mode", "inner"), [("kills", 0), ("rivals", 0), ("nested", 3)])
 def test_everywhere(program: list[str], mode: str, inner: int) -> None:
-    """P1, P2, P5, P8: the same with no boundary left out; nested, recovery is walked from each, and killed at some of its own."""
+    """P1, P2, P5, P8: the same with no boundary left out; nested, recovery is walked from each, and killed at some of
+    its own.
+    """
     stepped(program, mode, 0, inner, limit_s=1700)

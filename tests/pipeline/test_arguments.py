@@ -21,7 +21,18 @@ def test_a_whole_number_of_any_type_is_an_int(number: Any) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [8, -1, 7.0, np.float32(7), "7", None, [7], torch.tensor([7, 7]), torch.tensor(7, device="meta"), torch.tensor(7.0)],
+    [
+        8,
+        -1,
+        7.0,
+        np.float32(7),
+        "7",
+        None,
+        [7],
+        torch.tensor([7, 7]),
+        torch.tensor(7, device="meta"),
+        torch.tensor(7.0),
+    ],
     ids=repr,
 )
 def test_what_is_none_or_out_of_range_is_a_value_error_that_names_it(number: Any) -> None:

@@ -21,7 +21,9 @@ PATHS = ("run_dir", "key_file", "allow_file", "discovery_token_file")
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     path = tmp_path / "node.toml"
-    path.write_text('role = "encode"\nlog_level = "INFO"\n[geometry]\nnum_blocks = 5\nblock_size = 32\n[timing]\nscan_s = 2.5\n')
+    path.write_text(
+        'role = "encode"\nlog_level = "INFO"\n[geometry]\nnum_blocks = 5\nblock_size = 32\n[timing]\nscan_s = 2.5\n'
+    )
     return path
 
 
@@ -66,12 +68,15 @@ def test_the_environment_covers_every_setting() -> None:
         },
         Geometry: {"hidden_size": 9, "block_size": 8, "num_blocks": 7, "dtype": "float32", "deepstack_layers": 3},
         Limits: {field.name: 64 for field in dataclasses.fields(Limits)} | {"num_workers": 3},
-        Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)} | {"discovery_ttl_s": 3.0, "silent_after_s": 3.5},
+        Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)}
+        | {"discovery_ttl_s": 3.0, "silent_after_s": 3.5},
         MooncakeSettings: {"protocol": "rdma", "device": "mlx5_0", "write_timeout_s": 2.5, "connect_timeout_s": 3.5},
     }
     prefixes: dict[type, str] = {MooncakeSettings: "EMBRIDGE_MOONCAKE_"}
     environ = {
-        prefixes.get(kind, "EMBRIDGE_") + name.upper(): str(value) for kind, group in values.items() for name, value in group.items()
+        prefixes.get(kind, "EMBRIDGE_") + name.upper(): str(value)
+        for kind, group in values.items()
+        for name, value in group.items()
     }
     config = PipelineConfig.from_env(environ)
     groups = ("geometry", "limits", "timing", "mooncake")
@@ -191,7 +196,10 @@ KEYS: dict[str, Any] = {"key_file": "/tmp/a.key", "allow_file": "/tmp/nodes.allo
 @pytest.mark.parametrize("host", ["192.168.1.4", "8.8.8.8", "2001:db8::1", "::ffff:10.0.0.1"])
 def test_a_host_that_others_can_reach_wants_keys(host: str) -> None:
     """D15: what is not encrypted is not exposed."""
-    with pytest.raises(ConfigError, match=f"host: {host} is no loopback address, and without keys .* make a key with `embridge keys new`"):
+    with pytest.raises(
+        ConfigError,
+        match=f"host: {host} is no loopback address, and without keys .* make a key with `embridge keys new`",
+    ):
         PipelineConfig(host=host)
     assert PipelineConfig(host=host, **KEYS).key_file == Path("/tmp/a.key")
 
@@ -256,7 +264,9 @@ def test_a_discovery_server_is_a_plain_url_and_beyond_loopback_there_is_a_token(
         PipelineConfig(discovery=url)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8998", "http://[::1]:8998/", "http://localhost:1", "https://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8998", "http://[::1]:8998/", "http://localhost:1", "https://127.0.0.1:1"]
+)
 def test_discovery_brings_a_route_table_and_none_is_there_without(url: str) -> None:
     assert PipelineConfig().limits.max_routes == 0
     assert PipelineConfig(discovery=url).limits.max_routes == DEFAULT_ROUTES
@@ -297,5 +307,7 @@ def test_a_run_directory_is_absolute_and_each_role_has_its_own(monkeypatch: pyte
 
 
 def test_a_configuration_reaches_the_launcher_as_it_is() -> None:
-    config = PipelineConfig(role="encode", run_dir=Path("/tmp/x"), **KEYS, geometry=Geometry(deepstack_layers=3), timing=Timing(scan_s=0.5))
+    config = PipelineConfig(
+        role="encode", run_dir=Path("/tmp/x"), **KEYS, geometry=Geometry(deepstack_layers=3), timing=Timing(scan_s=0.5)
+    )
     assert decode_config(encode_config(config)) == config

@@ -1,4 +1,6 @@
-"""`spawn`: a caller's own processes begin together, and whatever happens to one of them, or to the caller, none is left."""
+"""`spawn`: a caller's own processes begin together, and whatever happens to one of them, or to the caller, none is
+left.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,10 @@ def test_each_process_runs_the_function_with_its_index_and_shares_tensors_with_t
     [
         ("raises", ProcessRaisedException, r"process 2 of 3 \(pid \d+\) raised:\n\nTraceback [^$]*ValueError: no such"),
         pytest.param(
-            "exits", ProcessExitedException, r"process 2 of 3 \(pid \d+\) exited with 7 before its function", marks=pytest.mark.storm
+            "exits",
+            ProcessExitedException,
+            r"process 2 of 3 \(pid \d+\) exited with 7 before its function",
+            marks=pytest.mark.storm,
         ),
         ("is killed", ProcessExitedException, r"process 2 of 3 \(pid \d+\) killed by SIGKILL before its function"),
     ],
@@ -116,7 +121,9 @@ def test_where_an_exit_status_is_lost_what_the_process_has_said_counts(said: byt
     """A handler of SIGCHLD that waits for every child gets what is meant for us."""
     child = _Child(0, SimpleNamespace(exitcode=None, pid=7), None, -1, said)
     assert child.has_succeeded is has_succeeded
-    with pytest.raises((ProcessRaisedException, ProcessExitedException), match=r"process 0 of 1 \(pid 7\) (raised|ended \(somebody)"):
+    with pytest.raises(
+        (ProcessRaisedException, ProcessExitedException), match=r"process 0 of 1 \(pid 7\) (raised|ended \(somebody)"
+    ):
         _Group(spawned.leave, (), 1, 0.0).raise_failure(child)
 
 

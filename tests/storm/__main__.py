@@ -23,17 +23,31 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="so many storms, with this seed and those that follow")
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs, after which a storm ends")
     parser.add_argument("--seconds", type=float, default=120.0, help="after which a storm ends in any case")
-    parser.add_argument("--kinds", default="", help=f"these and not those that the seed draws, by comma; or 'all': {', '.join(KINDS)}")
-    parser.add_argument("--history", type=Path, default=Path("storm.jsonl"), help="where events go; the nodes' messages go beside it")
-    parser.add_argument("--results", type=Path, help="a line is appended for each storm; seeds that are in it are left out")
+    parser.add_argument(
+        "--kinds", default="", help=f"these and not those that the seed draws, by comma; or 'all': {', '.join(KINDS)}"
+    )
+    parser.add_argument(
+        "--history", type=Path, default=Path("storm.jsonl"), help="where events go; the nodes' messages go beside it"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="a line is appended for each storm; seeds that are in it are left out"
+    )
     parser.add_argument("--check", type=Path, help="raise no storm: check this history again")
     for name in ("encode-nodes", "encoders", "schedulers", "in-flight", "longest", "block-size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Options, name.replace("-", "_")))
-    parser.add_argument("--pause", type=float, default=Options.pause_s, help="seconds from one fault to the next, at most")
+    parser.add_argument(
+        "--pause", type=float, default=Options.pause_s, help="seconds from one fault to the next, at most"
+    )
     parser.add_argument("--deadline", type=float, default=Options.deadline_s, help="seconds that a request may take")
-    parser.add_argument("--peer-timeout", type=float, default=Options.peer_timeout_s, help="seconds of silence that are taken for death")
-    parser.add_argument("--two-hosts", action="store_true", help="nodes in two network namespaces, with keys (root; engine mooncake)")
-    parser.add_argument("--shm-size", default="", help="raise it in a mount namespace with a /dev/shm of this size (root): 64M, say")
+    parser.add_argument(
+        "--peer-timeout", type=float, default=Options.peer_timeout_s, help="seconds of silence that are taken for death"
+    )
+    parser.add_argument(
+        "--two-hosts", action="store_true", help="nodes in two network namespaces, with keys (root; engine mooncake)"
+    )
+    parser.add_argument(
+        "--shm-size", default="", help="raise it in a mount namespace with a /dev/shm of this size (root): 64M, say"
+    )
     for name in Allowed.__dataclass_fields__:
         option = name.removesuffix("_s").replace("_", "-")
         parser.add_argument(f"--allow-{option}", type=float, default=getattr(Allowed(), name), metavar="S", dest=name)
@@ -90,7 +104,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def one(args: argparse.Namespace, seed: int, kinds: tuple[str, ...], allowed: Allowed) -> bool:
     """One storm. True if something went wrong."""
-    history = args.history.with_name(f"{args.history.stem}-{args.engine}-{seed}{args.history.suffix}") if args.seeds > 1 else args.history
+    history = (
+        args.history.with_name(f"{args.history.stem}-{args.engine}-{seed}{args.history.suffix}")
+        if args.seeds > 1
+        else args.history
+    )
     history.unlink(missing_ok=True)
     options = Options(
         engine=args.engine,

@@ -1,12 +1,10 @@
 """What a history must not contain: a pure function of it, and the figures that it shows.
 
-    P5    every accepted request ends once, in time, and its status only rises; no status word did otherwise
-    P6    Success means every byte
-    P11   a request fails only if it was given up, or a client or node of its own was killed, or silent for longer than a peer's patience
-    P3    the blocks of a killed client are free or quarantined again in time
-    P4    a process that was killed is READY again, a node that was killed leaves no process
-    P1    at the end every block is free, or counted as quarantined; no request, no seat is left
-    P9    nothing else is left
+    P5    every accepted request ends once, in time, and its status only rises; no status word did otherwise P6
+    Success means every byte P11   a request fails only if it was given up, or a client or node of its own was killed,
+    or silent for longer than a peer's patience P3    the blocks of a killed client are free or quarantined again in
+    time P4    a process that was killed is READY again, a node that was killed leaves no process P1    at the end every
+    block is free, or counted as quarantined; no request, no seat is left P9    nothing else is left
 """
 
 from __future__ import annotations
@@ -30,13 +28,15 @@ class Allowed:
 
     slack_s: float = 2.0  # beyond a deadline
     grace_s: float = 1.5  # how long after a node is up again its requests may still fail for its death
-    patience_s: float = 2.0  # a process that is stopped, or not up again, for longer is one that a peer may take for dead
+    # a process that is stopped, or not up again, for longer is one that a peer may take for dead
+    patience_s: float = 2.0
     recovery_p99_s: float = 0.1
     recovery_s: float = 1.0
     recovery_disturbed_s: float = 10.0  # while another process of the node is down or stopped
     restart_s: float = 15.0
     gone_s: float = 1.0
-    gone_disturbed_s: float = 5.0  # while one of its processes is being started: it hears of the launcher's death when it is up
+    # while one of its processes is being started: it hears of the launcher's death when it is up
+    gone_disturbed_s: float = 5.0
 
 
 PROMISED = Allowed()
@@ -80,7 +80,9 @@ class _Told:
         for side in self.sides.values():
             side.sort(key=lambda event: event["t"])
         self.given_up = {event["room"] for event in self.of["aborting"]}
-        self.client_died = {event["client"]: event["t"] for event in self.of["client_down"] if event["why"] != "the end"}
+        self.client_died = {
+            event["client"]: event["t"] for event in self.of["client_down"] if event["why"] != "the end"
+        }
         for fault in self.of["fault"]:
             if fault["kind"] == "kill client":  # others hear of it within milliseconds, before `client_down` is noted
                 self.client_died[fault["victim"]] = fault["t"]
@@ -127,12 +129,16 @@ class _Told:
                 return f"node {node} was down"
         grace = int(self.allowed.grace_s * NS)
         for fault, silence in self.silences:
-            if fault["node"] in (asked["encode"], asked["language"], "") and Span(silence.first, silence.last + grace).meets(span):
+            if fault["node"] in (asked["encode"], asked["language"], "") and Span(
+                silence.first, silence.last + grace
+            ).meets(span):
                 return f"{fault['victim']} of {fault['node']} was silent"
         return ""
 
     def _silences(self) -> list[tuple[Event, Span]]:
-        """When a process of a node said nothing for so long that a peer may take it for dead: stopped, or killed and not up again yet."""
+        """When a process of a node said nothing for so long that a peer may take it for dead: stopped, or killed and
+        not up again yet.
+        """
         kinds = ("stop process", "cut link", "kill worker", "kill poller", "kill bootstrap")
         spans = [(f, Span(f["t"], self.ends.get(f["id"], self.last))) for f in self.of["fault"] if f["kind"] in kinds]
         return [(fault, span) for fault, span in spans if span.last - span.first > self.allowed.patience_s * NS]
@@ -140,11 +146,16 @@ class _Told:
     def disturbed(self, fault: Event, span: Span) -> bool:
         """Whether another process of that node was down or stopped meanwhile; over a network, of any node.
 
-        There a write that failed with its peer may still read source blocks, until the worker that made it has begun again (R8).
+        There a write that failed with its peer may still read source blocks, until the worker that made it has begun
+        again (R8).
         """
         is_network = any(begin["engine"] == "mooncake" for begin in self.of["begin"])
         for other in self.of["fault"]:
-            if other["id"] == fault["id"] or "client" in other["kind"] or (other["node"] != fault["node"] and not is_network):
+            if (
+                other["id"] == fault["id"]
+                or "client" in other["kind"]
+                or (other["node"] != fault["node"] and not is_network)
+            ):
                 continue
             if Span(other["t"], self.ends.get(other["id"], self.last)).meets(span):
                 return True
@@ -170,7 +181,9 @@ def _words(told: _Told) -> list[Violation]:
     kills = sum(1 for event in told.of["fault"] if event["kind"] == "kill client")
     for event in told.of["torn"]:
         if event["lines"] > kills:
-            found.append(Violation("history", f"{event['lines']} lines are torn, {kills} clients were killed", event["t"]))
+            found.append(
+                Violation("history", f"{event['lines']} lines are torn, {kills} clients were killed", event["t"])
+            )
     return found
 
 
@@ -186,11 +199,17 @@ def _nodes(told: _Told) -> list[Violation]:
         if not (event.get("full") and "/dev/shm" in event["why"]):
             found.append(Violation("P13", f"node {event['node']} did not come up: {event['why']}", event["t"]))
     for event in told.of["gone"]:
-        before = [f for f in told.of["fault"] if (f.get("node"), f["victim"]) == (event["node"], "launcher") and f["t"] <= event["t"]]
+        before = [
+            f
+            for f in told.of["fault"]
+            if (f.get("node"), f["victim"]) == (event["node"], "launcher") and f["t"] <= event["t"]
+        ]
         disturbed = bool(before) and told.disturbed(before[-1], Span(before[-1]["t"], before[-1]["t"]))
         limit = told.allowed.gone_disturbed_s if disturbed else told.allowed.gone_s
         if event["left"] or event["ns"] > limit * NS:
-            text = f"processes {event['left']} of node {event['node']} are left {event['ns'] / NS:.2f} s after its death"
+            text = (
+                f"processes {event['left']} of node {event['node']} are left {event['ns'] / NS:.2f} s after its death"
+            )
             found.append(Violation("P10", text, event["t"]))
     return found
 
@@ -209,7 +228,14 @@ def _recoveries(told: _Told) -> list[Violation]:
             continue  # what was to be recovered is gone
         took = (span.last - span.first) / NS
         disturbed = told.disturbed(fault, span)
-        held_up = sum(max(0, min(s.last, span.last) - max(s.first, span.first)) for f, s in told.stops if f["node"] == fault["node"]) / NS
+        held_up = (
+            sum(
+                max(0, min(s.last, span.last) - max(s.first, span.first))
+                for f, s in told.stops
+                if f["node"] == fault["node"]
+            )
+            / NS
+        )
         name, allowed = f"{fault['victim']} of {fault['node']} (fault {fault['id']})", told.allowed
         if is_client:
             limit, rule = (allowed.recovery_disturbed_s + held_up if disturbed else allowed.recovery_s), "P3"
@@ -237,7 +263,9 @@ def _end(told: _Told) -> list[Violation]:
         if event["in_flight"]:
             found.append(Violation("P5", f"node {node}: in flight at the end: {event['in_flight'][:2]}", event["t"]))
         if event["dead_lanes"]:
-            found.append(Violation("P1", f"node {node}: seats of the dead are not free: {event['dead_lanes']}", event["t"]))
+            found.append(
+                Violation("P1", f"node {node}: seats of the dead are not free: {event['dead_lanes']}", event["t"])
+            )
     found += [Violation("P9", f"left behind: {event['what']}", event["t"]) for event in told.of["left"]]
     return found
 
@@ -256,7 +284,9 @@ def _side(told: _Told, room: int, side: str) -> list[Violation]:
         if seen[0] >= 0 and ORDER[seen[0]] in TERMINAL:
             found.append(Violation("P5", f"{name}: {now} ({event['sent']}) after {ORDER[seen[0]]}", event["t"]))
         elif (rank, event["sent"]) < seen:
-            found.append(Violation("P5", f"{name}: {now} ({event['sent']}) after {ORDER[seen[0]]} ({seen[1]})", event["t"]))
+            found.append(
+                Violation("P5", f"{name}: {now} ({event['sent']}) after {ORDER[seen[0]]} ({seen[1]})", event["t"])
+            )
         seen = (rank, event["sent"])
     found += [Violation("P6", f"{name}: {event['difference']}", event["t"]) for event in ended if event["difference"]]
     if opened is None:
@@ -273,11 +303,16 @@ def _side(told: _Told, room: int, side: str) -> list[Violation]:
     asked = told.asked[room]
     until = ended[0]["t"] if ended else told.last
     died = told.client_died.get(opened["client"])
-    if not ended and (died is not None or any(e["client"] == opened["client"] for e in told.of["client_down"] if e["why"] != "the end")):
+    if not ended and (
+        died is not None
+        or any(e["client"] == opened["client"] for e in told.of["client_down"] if e["why"] != "the end")
+    ):
         return found
     limit = opened["deadline_s"] * NS + told.allowed.slack_s * NS + told.held_up_ns(asked, Span(opened["t"], until))
     if not ended:
-        found.append(Violation("P5", f"{name}: never ended, {(until - opened['t']) / NS:.1f} s after it was opened", until))
+        found.append(
+            Violation("P5", f"{name}: never ended, {(until - opened['t']) / NS:.1f} s after it was opened", until)
+        )
     elif until - opened["t"] > limit:
         text = f"{name}: ended {(until - opened['t']) / NS:.1f} s after it was opened, at most {limit / NS:.1f} s"
         found.append(Violation("P5", text, until))
@@ -287,7 +322,10 @@ def _side(told: _Told, room: int, side: str) -> list[Violation]:
 def _both(told: _Told, room: int) -> list[Violation]:
     """Both sides of one request together."""
     asked, found = told.asked[room], []
-    ends = {side: next((e for e in told.sides.get((room, side), ()) if e["event"] == "ended"), None) for side in ("encode", "language")}
+    ends = {
+        side: next((e for e in told.sides.get((room, side), ()) if e["event"] == "ended"), None)
+        for side in ("encode", "language")
+    }
     for side, event in ends.items():
         if event is not None and event["phase"] == "Failed" and not told.excuse(asked, Span(asked["t"], event["t"])):
             text = f"room {room}, {side} side: failed for no fault of its own: {event['error']}: {event['reason']}"
@@ -336,7 +374,9 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
         "succeeded": sum(event["phase"] == "Success" for event in language),
         "failed": sum(event["phase"] == "Failed" for event in language),
         "tokens": sum(event["tokens"] for event in language),
-        "blocks": sum(math.ceil(event["tokens"] / begin["block_size"]) for begin in told.of["begin"] for event in language),
+        "blocks": sum(
+            math.ceil(event["tokens"] / begin["block_size"]) for begin in told.of["begin"] for event in language
+        ),
         "looks": sum(event["looks"] for event in told.of["observed"]),
         "recoveries": len(all_of_them),
         "undisturbed": len(calm),
@@ -344,7 +384,10 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
     }
     for name, values in (("recovery", calm), ("recovery_all", all_of_them), ("exit", exits)):
         if values:
-            result |= {f"{name}_{label}_ms": round(1e3 * percentile(values, p), 1) for label, p in (("p50", 50), ("p99", 99), ("max", 100))}
+            result |= {
+                f"{name}_{label}_ms": round(1e3 * percentile(values, p), 1)
+                for label, p in (("p50", 50), ("p99", 99), ("max", 100))
+            }
     for event_name in ("restarted", "gone"):
         values = [event["ns"] / NS for event in told.of[event_name]]
         if values:

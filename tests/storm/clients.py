@@ -1,7 +1,7 @@
 """The processes that put load on the nodes: an encoder or a scheduler, each of which writes down all that it sees.
 
-The runner sends ("open", room, address), ("abort", room, why) and ("leave",) through a pipe; it hears ("joined",), ("gone",) and
-("ended", room, verdict), where a verdict is "" for a request that arrived with every byte, else a word.
+The runner sends ("open", room, address), ("abort", room, why) and ("leave",) through a pipe; it hears ("joined",),
+("gone",) and ("ended", room, verdict), where a verdict is "" for a request that arrived with every byte, else a word.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class Load(ABC):
     def _saw(self, room: int, phase: int, sent: int) -> None:
         if self._seen.get(room) != (phase, sent):
             self._seen[room] = (phase, sent)
-            self._note("phase", room=room, side=self._seat.side, client=self._seat.name, phase=Phase(phase).name, sent=sent)
+            self._note(
+                "phase", room=room, side=self._seat.side, client=self._seat.name, phase=Phase(phase).name, sent=sent
+            )
 
     def _aborting(self, room: int, why: str) -> None:
         self._note("aborting", room=room, side=self._seat.side, why=why)
@@ -177,7 +179,9 @@ class Encoder(Load):
         now = time.monotonic()
         sender = open_sender(self._client, room, request.total, timeout_s=self._seat.deadline_s)
         self._opened(room)
-        self._rooms[room] = Sending(sender, request, now, now + request.abort_after_s if request.abort_by == "encode" else None)
+        self._rooms[room] = Sending(
+            sender, request, now, now + request.abort_after_s if request.abort_by == "encode" else None
+        )
 
     def _pending(self) -> bool:
         return bool(getattr(self, "_rooms", None))
@@ -297,7 +301,9 @@ class Scheduler(Load):
 
 
 def watch(connection: Connection, history: Path) -> None:
-    """The observer's process: it looks at every status word of the nodes that it is told of (`support.observer.Sampler`)."""
+    """The observer's process: it looks at every status word of the nodes that it is told of
+    (`support.observer.Sampler`).
+    """
     from support.observer import Sampler
 
     speak_into(messages_of(history))

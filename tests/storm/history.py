@@ -1,32 +1,23 @@
-"""The history of a storm: one JSON line an event, appended by every process that saw something, in monotonic nanoseconds.
+"""The history of a storm: one JSON line an event, appended by every process that saw something, in monotonic
+nanoseconds.
 
 What the events are, and who writes them (`runner`: the process that raises the storm):
 
-    event       by        fields
-    begin       runner    seed, engine, kinds, block_size, deadline_s, peer_timeout_s
-    node_up     runner    node, generation, processes {name: pid}
-    node_down   runner    node, generation, why: "killed", "by itself", "the end"
-    gone        runner    node, generation, ns: from its kill until none of its processes is left
-    not_up      runner    node, why: a launch that was refused
-    client_up   runner    client, pid
-    joined      client    client, node
-    client_down runner    client, why
-    asked       runner    room, encoder, scheduler, encode, language: who is to open it, and on which nodes
-    opened      client    room, side, client, deadline_s
-    refused     client    room, side, client, why: nothing was accepted
-    phase       client    room, side, client, phase, sent
-    grant       client    room, tokens, blocks
-    aborting    client    room, side, why
-    ended       client    room, side, client, phase, error, reason, tokens, difference
-    fault       runner    kind, victim, node, pid, and what the kind needs; `id` is its number
-    eased       runner    id: the end of a fault that lasts
-    recovered   runner    id, held: blocks of the dead client, ns: until none of them was held by it; exit_ns: until it was a zombie
-    restarted   runner    id, ns: until the process that was killed was READY again
-    word        observer  node, what: a status word that did what none may do
-    observed    observer  node, looks, changes
-    final       runner    node, counts, blocks, in_flight, dead_lanes
-    left        runner    what: what the storm left behind
-    torn        reader    lines that were not written to their end: their writer was killed
+    event       by        fields begin       runner    seed, engine, kinds, block_size, deadline_s, peer_timeout_s
+    node_up     runner    node, generation, processes {name: pid} node_down   runner    node, generation, why: "killed",
+    "by itself", "the end" gone        runner    node, generation, ns: from its kill until none of its processes is left
+    not_up      runner    node, why: a launch that was refused client_up   runner    client, pid joined      client
+    client, node client_down runner    client, why asked       runner    room, encoder, scheduler, encode, language: who
+    is to open it, and on which nodes opened      client    room, side, client, deadline_s refused     client    room,
+    side, client, why: nothing was accepted phase       client    room, side, client, phase, sent grant       client
+    room, tokens, blocks aborting    client    room, side, why ended       client    room, side, client, phase, error,
+    reason, tokens, difference fault       runner    kind, victim, node, pid, and what the kind needs; `id` is its
+    number eased       runner    id: the end of a fault that lasts recovered   runner    id, held: blocks of the dead
+    client, ns: until none of them was held by it; exit_ns: until it was a zombie restarted   runner    id, ns: until
+    the process that was killed was READY again word        observer  node, what: a status word that did what none may
+    do observed    observer  node, looks, changes final       runner    node, counts, blocks, in_flight, dead_lanes left
+    runner    what: what the storm left behind torn        reader    lines that were not written to their end: their
+    writer was killed
 """
 
 from __future__ import annotations
@@ -41,7 +32,10 @@ Event = dict[str, Any]
 
 
 class Recorder:
-    """Appends events. Every process opens the file itself; a line is one `write`, so lines of several writers do not mix."""
+    """Appends events.
+
+    Every process opens the file itself; a line is one `write`, so lines of several writers do not mix.
+    """
 
     def __init__(self, path: Path, *, without: frozenset[str] = frozenset()) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -38,7 +38,10 @@ GIVE_UP_S = 0.5  # a client whose partner died gives a request up after this
 
 
 class Load:
-    """Nodes and clients, all that they are asked for, and what is measured of them. `run` returns when everything has ended."""
+    """Nodes and clients, all that they are asked for, and what is measured of them.
+
+    `run` returns when everything has ended.
+    """
 
     def __init__(self, options: Options, path: Path, hosts: tuple[Host, Host] | None = None) -> None:
         self.options = options
@@ -46,10 +49,14 @@ class Load:
         self._keys = write_keys(path, self._hosts)
         self.note = Recorder(options.history, without=options.without)
         self._rng = random.Random(f"storm {options.seed}")
-        possible = tuple(k for k in KINDS if (k != "full memory" or options.bounded_memory) and (k != "cut link" or hosts))
+        possible = tuple(
+            k for k in KINDS if (k != "full memory" or options.bounded_memory) and (k != "cut link" or hosts)
+        )
         self.kinds = kinds_of(options.seed, options.kinds, possible)
         names = ["e", *(f"e{i}" for i in range(2, options.encode_nodes + 1))]
-        self.nodes = {name: NodeSeat(name, self._config("encode", path / name), self._hosts.get("encode")) for name in names}
+        self.nodes = {
+            name: NodeSeat(name, self._config("encode", path / name), self._hosts.get("encode")) for name in names
+        }
         self.nodes["l"] = NodeSeat("l", self._config("language", path / "l"), self._hosts.get("language"))
         self.seats = [ClientSeat(f"encoder-{n}-{i}", "encode", n) for n in names for i in range(options.encoders)]
         self.seats += [ClientSeat(f"scheduler-{i}", "language", "l") for i in range(options.schedulers)]
@@ -84,7 +91,9 @@ class Load:
             run_dir=run_dir,
             **where,
             engine=self.options.engine,
-            geometry=Geometry(hidden_size=128, block_size=block_size, num_blocks=POOL_TOKENS // block_size, deepstack_layers=1),
+            geometry=Geometry(
+                hidden_size=128, block_size=block_size, num_blocks=POOL_TOKENS // block_size, deepstack_layers=1
+            ),
             limits=Limits(
                 num_slots=512,
                 max_clients=6,
@@ -133,7 +142,9 @@ class Load:
 
     def _begin(self) -> None:
         ours, theirs = FORKED.Pipe()
-        self._observer = FORKED.Process(target=clients.watch, args=(theirs, self.options.history), name="observer", daemon=True)
+        self._observer = FORKED.Process(
+            target=clients.watch, args=(theirs, self.options.history), name="observer", daemon=True
+        )
         self._observer.start()
         theirs.close()
         self._watching = ours
@@ -284,7 +295,14 @@ class Load:
                 room = next(self._rooms)
                 encoder = ready[room % len(ready)]
                 addr = self.nodes[encoder.node].node.bootstrap_addr  # type: ignore[union-attr]
-                self.note("asked", room=room, encoder=encoder.name, scheduler=scheduler.name, encode=encoder.node, language="l")
+                self.note(
+                    "asked",
+                    room=room,
+                    encoder=encoder.name,
+                    scheduler=scheduler.name,
+                    encode=encoder.node,
+                    language="l",
+                )
                 self._open[room] = {"encode": encoder, "language": scheduler}
                 order = [encoder, scheduler] if room % 3 else [scheduler, encoder]
                 for seat in order:
@@ -343,7 +361,9 @@ class Load:
             if alive(pids) and time.monotonic_ns() - since < 10 * NS:
                 self._at(0.005, bury)
                 return
-            self.note("gone", node=seat.name, generation=seat.generation, ns=time.monotonic_ns() - since, left=alive(pids))
+            self.note(
+                "gone", node=seat.name, generation=seat.generation, ns=time.monotonic_ns() - since, left=alive(pids)
+            )
             node.stop()
             seat.node = seat.control = seat.cells = None
             self._launch(seat)

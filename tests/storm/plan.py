@@ -9,7 +9,8 @@ from dataclasses import dataclass
 KILLS = ("kill worker", "kill poller", "kill bootstrap", "kill client", "kill node", "kill launcher")
 OTHERS = ("stop process", "stop client", "slow peer", "full memory", "cut link")
 KINDS = (*KILLS, *OTHERS)
-WEIGHTS = {"kill node": 0.4, "kill launcher": 0.4, "full memory": 0.25, "cut link": 0.3}  # those that cost a restart of a node: rarer
+# those that cost a restart of a node: rarer
+WEIGHTS = {"kill node": 0.4, "kill launcher": 0.4, "full memory": 0.25, "cut link": 0.3}
 
 LONGEST = 2000  # tokens of a request; the window of a destination holds 512
 
@@ -35,7 +36,9 @@ def request_of(seed: int, room: int, longest: int = LONGEST) -> Request:
 
 
 def kinds_of(seed: int, forced: tuple[str, ...] | None, possible: tuple[str, ...] = KINDS) -> list[str]:
-    """Those that are forced, as far as they are possible; else each with probability 1/4, and one kind of kill at least."""
+    """Those that are forced, as far as they are possible; else each with probability 1/4, and one kind of kill at
+    least.
+    """
     if forced is not None:
         return [kind for kind in KINDS if kind in forced and kind in possible]
     rng = random.Random(f"kinds {seed}")

@@ -1,11 +1,12 @@
 """Peers that come and go, and what the nodes that stay have of the machine meanwhile (P23).
 
 Two nodes stay, one of each role. In every round a new language node comes, is sent one request by the encode node that
-stays, and is killed; then a new encode node, which sends one to the language node that stays. Or, much quicker, the workers
-of one node that stays are killed, with which the other's have to do: they map its payload, or begin new sessions.
+stays, and is killed; then a new encode node, which sends one to the language node that stays. Or, much quicker, the
+workers of one node that stays are killed, with which the other's have to do: they map its payload, or begin new
+sessions.
 
-What a process keeps for a while, and then lets go at once, makes a saw: so the least of the first third of the rounds is
-compared with the least of the last.
+What a process keeps for a while, and then lets go at once, makes a saw: so the least of the first third of the rounds
+is compared with the least of the last.
 """
 
 from __future__ import annotations
@@ -212,8 +213,8 @@ WORKERS = 5
 def soak(engine: str, restarts: int, seconds: float, *, of: str) -> int:
     """So many nodes of each role, or workers, that come and go, until the time is over; 1 if something grows.
 
-    The workers are those with which the other side's processes have to do: an encode node's map the payload of a language
-    node, through Mooncake a language node's begin new sessions.
+    The workers are those with which the other side's processes have to do: an encode node's map the payload of a
+    language node, through Mooncake a language node's begin new sessions.
 
     Raises:
         AssertionError: a request failed.

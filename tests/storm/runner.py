@@ -168,7 +168,12 @@ class Storm(Load):
         name, pid = self._rng.choice(list(node.pids().items()))
         send_signal(pid, signal.SIGSTOP)
         self._lasting(
-            "stop process", self._stop_for_s(), lambda: send_signal(pid, signal.SIGCONT), victim=name, node=node.name, pid=pid
+            "stop process",
+            self._stop_for_s(),
+            lambda: send_signal(pid, signal.SIGCONT),
+            victim=name,
+            node=node.name,
+            pid=pid,
         )
 
     def _do_stop_client(self) -> None:
@@ -179,7 +184,12 @@ class Storm(Load):
         pid = seat.process.pid
         send_signal(pid, signal.SIGSTOP)
         self._lasting(
-            "stop client", self._stop_for_s(), lambda: send_signal(pid, signal.SIGCONT), victim=seat.name, node=seat.node, pid=pid
+            "stop client",
+            self._stop_for_s(),
+            lambda: send_signal(pid, signal.SIGCONT),
+            victim=seat.name,
+            node=seat.node,
+            pid=pid,
         )
 
     def _do_slow_peer(self) -> None:
@@ -208,7 +218,9 @@ class Storm(Load):
         burst()
 
     def _do_full_memory(self) -> None:
-        """/dev/shm is full while a node starts: it is refused with one clear message, and starts when there is room again."""
+        """/dev/shm is full while a node starts: it is refused with one clear message, and starts when there is room
+        again.
+        """
         if self._fill is not None or not all(node.is_up for node in self.nodes.values()):
             return
         self._fill = Path("/dev/shm/storm-fills-it")

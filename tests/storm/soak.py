@@ -1,8 +1,10 @@
-"""`python -m storm.soak`, with tests/ on the path: full load without faults for an hour, and what each process has of the machine.
+"""`python -m storm.soak`, with tests/ on the path: full load without faults for an hour, and what each process has of
+the machine.
 
-Every few seconds the descriptors, threads, mappings and resident memory of every process are written down. After a warm-up (a tenth of
-the time, if nothing else is said) the medians of the first tenth and of the last are compared: descriptors, threads and mappings must
-not differ, memory may by little. A median does not see what one process had open for the moment in which it was looked at.
+Every few seconds the descriptors, threads, mappings and resident memory of every process are written down. After a
+warm-up (a tenth of the time, if nothing else is said) the medians of the first tenth and of the last are compared:
+descriptors, threads and mappings must not differ, memory may by little. A median does not see what one process had open
+for the moment in which it was looked at.
 
 With `--restarts`, peers come and go instead (`storm/restarts.py`).
 """
@@ -49,7 +51,8 @@ def held_by(pid: int) -> Held | None:
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
     except (OSError, IndexError):
         return None
-    mappings = sum(int(words[4]) != 0 for words in maps)  # of files and shared memory: the others are malloc's, and count as memory
+    # of files and shared memory: the others are malloc's, and count as memory
+    mappings = sum(int(words[4]) != 0 for words in maps)
     return Held(descriptors, threads, mappings, resident)
 
 
@@ -76,7 +79,12 @@ class Samples:
     of: dict[str, list[Held]] = field(default_factory=dict)
 
     def take(self, storm: Storm) -> None:
-        pids = {f"{name}/{process}": pid for name, node in storm.nodes.items() if node.is_up for process, pid in node.pids().items()}
+        pids = {
+            f"{name}/{process}": pid
+            for name, node in storm.nodes.items()
+            if node.is_up
+            for process, pid in node.pids().items()
+        }
         pids |= {seat.name: seat.process.pid for seat in storm.seats if seat.process is not None}
         for name, pid in pids.items():
             held = held_by(pid)
@@ -116,12 +124,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
     parser.add_argument("--warm-up", type=float, default=WARM_UP, help="the part of the samples that is left out")
-    parser.add_argument("--in-flight", type=int, default=40, help="requests of each of two schedulers; the pool has room for some ten")
+    parser.add_argument(
+        "--in-flight", type=int, default=40, help="requests of each of two schedulers; the pool has room for some ten"
+    )
     parser.add_argument("--longest", type=int, default=Options.longest, help="tokens of a request, at most")
-    parser.add_argument("--block-size", type=int, default=Options.block_size, help="tokens of a block; the pools keep their size")
+    parser.add_argument(
+        "--block-size", type=int, default=Options.block_size, help="tokens of a block; the pools keep their size"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--history", type=Path, default=Path("soak.jsonl"))
-    parser.add_argument("--restarts", type=int, default=0, help="no load, but so many peers of each role that come and go")
+    parser.add_argument(
+        "--restarts", type=int, default=0, help="no load, but so many peers of each role that come and go"
+    )
     parser.add_argument("--of", choices=["nodes", "workers"], default="nodes", help="what --restarts restarts")
     args = parser.parse_args(argv)
     if args.restarts:
@@ -142,7 +156,9 @@ def main(argv: list[str] | None = None) -> int:
         without=QUIET,
     )
     samples = Samples(args.warm_up)
-    tell(f"soak: engine {args.engine}, seed {args.seed}, {args.seconds:g} s, a sample every {args.every:g} s, history {args.history}")
+    tell(
+        f"soak: engine {args.engine}, seed {args.seed}, {args.seconds:g} s, a sample every {args.every:g} s, history {args.history}"
+    )
     with messages_in(args.history):
         storm = raise_storm(options, lambda path: Soak(options, path, every_s=args.every, samples=samples))
     events = read(args.history)
@@ -158,7 +174,9 @@ def main(argv: list[str] | None = None) -> int:
     for text in problems:
         tell(f"DRIFT {text}")
     tell(f"soak: {figures(events)['blocks']} blocks of {args.block_size} tokens, every byte checked")
-    tell(f"soak: {storm.tally}, {len(first)} samples of {len(samples.of)} processes: {'drift' if problems else 'no drift'}")
+    tell(
+        f"soak: {storm.tally}, {len(first)} samples of {len(samples.of)} processes: {'drift' if problems else 'no drift'}"
+    )
     return 1 if problems else 0
 
 

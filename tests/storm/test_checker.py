@@ -27,7 +27,16 @@ def one_side(side: str, client: str, room: int, at: float, end: str = "Success",
         event(at + 0.2, "phase", **who, phase="WaitingForInput", sent=0),
         event(at + 0.3, "phase", **who, phase="Transferring", sent=64),
         event(at + 0.4, "phase", **who, phase=end, sent=100),
-        event(at + 0.4, "ended", **who, phase=end, error="PeerLost" if reason else "", reason=reason, tokens=100, difference=""),
+        event(
+            at + 0.4,
+            "ended",
+            **who,
+            phase=end,
+            error="PeerLost" if reason else "",
+            reason=reason,
+            tokens=100,
+            difference="",
+        ),
     ]
 
 
@@ -38,10 +47,14 @@ def request(room: int, at: float, end: str = "Success", reason: str = "") -> lis
 
 
 def good() -> list[Event]:
-    """Two requests that arrive and one that is given up; a worker, a client and a node are killed, each after the requests."""
+    """Two requests that arrive and one that is given up; a worker, a client and a node are killed, each after the
+    requests.
+    """
     counts = {"free": 24, "owned": 0, "exposed": 0, "quarantined": 0}
     return [
-        event(0, "begin", seed=1, engine="shm", kinds=["kill worker"], block_size=32, deadline_s=10.0, peer_timeout_s=5.0),
+        event(
+            0, "begin", seed=1, engine="shm", kinds=["kill worker"], block_size=32, deadline_s=10.0, peer_timeout_s=5.0
+        ),
         *(event(0.1, "node_up", node=node, generation=1, processes={"launcher": 1}) for node in "el"),
         *(event(0.2, "joined", client=client, node="e") for client in ("encoder-0.1", "scheduler-0.1")),
         *request(1, 1.0),
@@ -99,7 +112,8 @@ def both(*changes: Change) -> Change:
 
 def stopped(kind: str, victim: str, node: str, at: float, for_s: float) -> Change:
     return added(
-        event(at, "fault", id=9, kind=kind, victim=victim, node=node, pid=9, for_s=for_s), event(at + for_s, "eased", id=9)
+        event(at, "fault", id=9, kind=kind, victim=victim, node=node, pid=9, for_s=for_s),
+        event(at + for_s, "eased", id=9),
     )
 
 
@@ -122,7 +136,10 @@ BAD: dict[str, tuple[Change, str]] = {
         added(*(e for e in one_side("language", "scheduler-0.1", 1, 1.0) if e["event"] == "ended")),
         "P5: room 1, language side: ended 2 times",
     ),
-    "one that ends and was never opened": (without("opened", **ENDED), "P5: room 1, language side: ended and never opened"),
+    "one that ends and was never opened": (
+        without("opened", **ENDED),
+        "P5: room 1, language side: ended and never opened",
+    ),
     "one that ends in no terminal phase": (
         changed("ended", ENDED, phase="Transferring"),
         "P5: room 1, language side: ended as Transferring",
@@ -131,9 +148,14 @@ BAD: dict[str, tuple[Change, str]] = {
         changed("opened", ENDED, t=-20 * NS),
         "P5: room 1, language side: ended 21.4 s after it was opened, at most 12.0 s",
     ),
-    "a phase that goes back": (changed("phase", SENT, phase="Bootstrapping"), "P5: room 1, encode side: Bootstrapping (64) after"),
+    "a phase that goes back": (
+        changed("phase", SENT, phase="Bootstrapping"),
+        "P5: room 1, encode side: Bootstrapping (64) after",
+    ),
     "a watermark that goes back": (
-        both(changed("phase", SENT, sent=200), added(event(1.35, "phase", **{**SENT, "client": "encoder-0.1"}, sent=100))),
+        both(
+            changed("phase", SENT, sent=200), added(event(1.35, "phase", **{**SENT, "client": "encoder-0.1"}, sent=100))
+        ),
         "P5: room 1, encode side: Transferring (100) after Transferring (200)",
     ),
     "a terminal phase that changes": (
@@ -163,9 +185,11 @@ BAD: dict[str, tuple[Change, str]] = {
         "P6: room 1, language side: input_embeddings: 1 of 100 rows",
     ),
     "a request that fails when only a worker was killed": (
-        both(FAILS, added(event(2.1, "fault", id=8, kind="kill worker", victim="worker1", node="l", pid=8)), added(
-            event(2.4, "restarted", id=8, ns=int(0.3 * NS))
-        )),
+        both(
+            FAILS,
+            added(event(2.1, "fault", id=8, kind="kill worker", victim="worker1", node="l", pid=8)),
+            added(event(2.4, "restarted", id=8, ns=int(0.3 * NS))),
+        ),
         "P11: room 2, encode side: failed for no fault of its own: PeerLost: somebody is lost",
     ),
     "a request that fails for a short stop": (
@@ -177,25 +201,43 @@ BAD: dict[str, tuple[Change, str]] = {
         "P11: room 2, encode side: failed for no fault of its own",
     ),
     "a request that fails long after a node was back": (
-        both(FAILS, added(event(0.02, "node_up", node="l", generation=0), event(0.01, "node_down", node="l", generation=0, why="killed"))),
+        both(
+            FAILS,
+            added(
+                event(0.02, "node_up", node="l", generation=0),
+                event(0.01, "node_down", node="l", generation=0, why="killed"),
+            ),
+        ),
         "P11: room 2, encode side: failed for no fault of its own",
     ),
     "a request that is refused": (
         added(event(2.0, "refused", room=2, side="encode", client="encoder-0.1", why="no slot")),
         "P11: room 2, encode side: refused: no slot",
     ),
-    "a node that ends by itself": (changed("node_down", {"why": "killed"}, why="by itself"), "P11: node e ended by itself"),
+    "a node that ends by itself": (
+        changed("node_down", {"why": "killed"}, why="by itself"),
+        "P11: node e ended by itself",
+    ),
     "a client that ends by itself": (
         changed("client_down", {"why": "killed"}, why="by itself"),
         "P8: client encoder-0.1 ended by itself",
     ),
-    "a node that does not come up": (added(event(6.5, "not_up", node="e", why="poller exited with 1")), "P13: node e did not come up"),
+    "a node that does not come up": (
+        added(event(6.5, "not_up", node="e", why="poller exited with 1")),
+        "P13: node e did not come up",
+    ),
     "a node that does not come up and says nothing of the memory": (
         added(event(6.5, "not_up", node="e", why="SIGBUS", full=True)),
         "P13: node e did not come up: SIGBUS",
     ),
-    "an orphan": (changed("gone", {}, left=[99], ns=10 * NS), "P10: processes [99] of node e are left 10.00 s after its death"),
-    "a slow end of a node": (changed("gone", {}, ns=int(1.5 * NS)), "P10: processes [] of node e are left 1.50 s after its death"),
+    "an orphan": (
+        changed("gone", {}, left=[99], ns=10 * NS),
+        "P10: processes [99] of node e are left 10.00 s after its death",
+    ),
+    "a slow end of a node": (
+        changed("gone", {}, ns=int(1.5 * NS)),
+        "P10: processes [] of node e are left 1.50 s after its death",
+    ),
     "a slow recovery": (
         both(changed("recovered", {}, ns=int(1.2 * NS)), *NO_NODE_WAS_KILLED),
         "P3: encoder-0.1 of e (fault 2): recovered after 1.200 s, at most",
@@ -220,10 +262,22 @@ BAD: dict[str, tuple[Change, str]] = {
         changed("final", FINAL, counts={"free": 23, "owned": 0, "exposed": 1, "quarantined": 0}),
         "P1: node l: blocks are held at the end",
     ),
-    "a request in flight at the end": (changed("final", FINAL, in_flight=[{"room": 1}]), "P5: node l: in flight at the end"),
-    "a seat that is not free": (changed("final", FINAL, dead_lanes=[2]), "P1: node l: seats of the dead are not free: [2]"),
-    "something that is left": (added(event(9.5, "left", what="/dev/shm/embridge-1")), "P9: left behind: /dev/shm/embridge-1"),
-    "lines that nobody was killed in": (added(event(9.5, "torn", lines=2)), "history: 2 lines are torn, 1 clients were killed"),
+    "a request in flight at the end": (
+        changed("final", FINAL, in_flight=[{"room": 1}]),
+        "P5: node l: in flight at the end",
+    ),
+    "a seat that is not free": (
+        changed("final", FINAL, dead_lanes=[2]),
+        "P1: node l: seats of the dead are not free: [2]",
+    ),
+    "something that is left": (
+        added(event(9.5, "left", what="/dev/shm/embridge-1")),
+        "P9: left behind: /dev/shm/embridge-1",
+    ),
+    "lines that nobody was killed in": (
+        added(event(9.5, "torn", lines=2)),
+        "history: 2 lines are torn, 1 clients were killed",
+    ),
 }
 
 
@@ -253,7 +307,8 @@ EXCUSED: dict[str, Change] = {
         event(0.3, "node_down", node="l", generation=0, why="killed"), event(0.9, "node_up", node="l", generation=2)
     ),
     "its peer's poller was killed and not up again for longer than one is patient": added(
-        event(0.2, "fault", id=8, kind="kill poller", victim="poller", node="l", pid=8), event(2.4, "restarted", id=8, ns=int(2.2 * NS))
+        event(0.2, "fault", id=8, kind="kill poller", victim="poller", node="l", pid=8),
+        event(2.4, "restarted", id=8, ns=int(2.2 * NS)),
     ),
     "its peer's poller was silent for longer than one is patient": stopped("stop process", "poller", "l", 0.0, 2.3),
 }
@@ -286,7 +341,12 @@ def test_the_figures_count_what_a_history_holds() -> None:
     seen = figures(good())
     assert (seen["kills"], seen["requests"], seen["succeeded"], seen["failed"]) == (3, 3, 2, 1)
     assert (seen["tokens"], seen["blocks"]) == (300, 12)
-    assert (seen["recoveries"], seen["undisturbed"], seen["undisturbed_with_blocks"], seen["recovery_p99_ms"]) == (1, 1, 1, 30.0)
+    assert (seen["recoveries"], seen["undisturbed"], seen["undisturbed_with_blocks"], seen["recovery_p99_ms"]) == (
+        1,
+        1,
+        1,
+        30.0,
+    )
     assert seen["looks"] == 1000
 
 

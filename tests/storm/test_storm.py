@@ -1,4 +1,6 @@
-"""Storms as tests: a bounded share of each engine here, 500 kills an engine in `make storm`; longer ones from the command line."""
+"""Storms as tests: a bounded share of each engine here, 500 kills an engine in `make storm`; longer ones from the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ pytestmark = pytest.mark.process
 TESTS = Path(__file__).parents[1]
 KILLS = "kill worker,kill poller,kill bootstrap,kill client"
 SHARED_MACHINE = [
-    *("--allow-recovery-p99", "2", "--allow-recovery", "5", "--allow-recovery-disturbed", "30", "--allow-restart", "60"),
+    *(
+        "--allow-recovery-p99",
+        "2",
+        "--allow-recovery",
+        "5",
+        "--allow-recovery-disturbed",
+        "30",
+        "--allow-restart",
+        "60",
+    ),
     *("--allow-gone", "5", "--allow-gone-disturbed", "20", "--deadline", "90", "--peer-timeout", "20"),
 ]
 """Other tests run at the same time: what is measured in milliseconds is for a machine that is quiet."""
@@ -42,7 +53,9 @@ def command(module: str, *words: str, folder: Path, timeout_s: float) -> str:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("engine", ["shm", pytest.param("mooncake", marks=pytest.mark.storm)])
 def test_a_short_storm_breaks_no_promise(engine: str, tmp_path: Path) -> None:
-    """P3, P5, P6, P8, P11: four kills of processes and clients under load, or as many as eight seconds have room for."""
+    """P3, P5, P6, P8, P11: four kills of processes and clients under load, or as many as eight seconds have
+    room for.
+    """
     said = command(
         "storm",
         *("--engine", engine, "--seed", "11", "--kills", "4", "--seconds", "8", "--pause", "0.25", "--kinds", KILLS),
@@ -62,11 +75,24 @@ def test_a_short_storm_breaks_no_promise(engine: str, tmp_path: Path) -> None:
 @every_engine
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_storms_of_all_kinds_break_no_promise(engine: str, seed: int, tmp_path: Path) -> None:
-    """P1, P3, P5, P6, P8, P9, P10, P11, P13: 50 kills a seed, with the faults that the seed draws; odd seeds have two encode nodes."""
+    """P1, P3, P5, P6, P8, P9, P10, P11, P13: 50 kills a seed, with the faults that the seed draws; odd seeds have two
+    encode nodes.
+    """
     bounded = ["--shm-size", "128M"] if os.geteuid() == 0 and shutil.which("unshare") else []
     said = command(
         "storm",
-        *("--engine", engine, "--seed", str(seed), "--kills", "50", "--seconds", "900", "--encode-nodes", str(1 + seed % 2)),
+        *(
+            "--engine",
+            engine,
+            "--seed",
+            str(seed),
+            "--kills",
+            "50",
+            "--seconds",
+            "900",
+            "--encode-nodes",
+            str(1 + seed % 2),
+        ),
         *("--encoders", "1", *bounded, *SHARED_MACHINE),
         folder=tmp_path,
         timeout_s=1700,
@@ -78,7 +104,10 @@ def test_storms_of_all_kinds_break_no_promise(engine: str, seed: int, tmp_path: 
 @pytest.mark.timeout(300)
 @every_engine
 def test_a_short_soak_drifts_nowhere(engine: str, tmp_path: Path) -> None:
-    """P12, P20: a minute of full load; `make soak` is an hour of it. What malloc takes for a scheduler's rows grows for that long."""
+    """P12, P20: a minute of full load; `make soak` is an hour of it.
+
+    What malloc takes for a scheduler's rows grows for that long.
+    """
     words = ("--engine", engine, "--seconds", "60", "--warm-up", "0.6", "--every", "0.25")
     said = command("storm.soak", *words, folder=tmp_path, timeout_s=200)
     assert "no drift" in said

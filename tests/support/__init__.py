@@ -1,4 +1,6 @@
-"""What tests that run real processes have in common: nodes, processes that attach to them, rows that can be recomputed."""
+"""What tests that run real processes have in common: nodes, processes that attach to them, rows that can be
+recomputed.
+"""
 
 import os
 

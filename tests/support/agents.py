@@ -15,7 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 FORKED = multiprocessing.get_context("forkserver")
-"""Agents are forked from a process that has imported torch and done nothing else: each would need two seconds of a core for that."""
+"""Agents are forked from a process that has imported torch and done nothing else: each would need two seconds of a core
+for that.
+"""
 
 
 class AgentError(AssertionError):

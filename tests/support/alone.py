@@ -150,7 +150,11 @@ class Alone:
 
     def sent(self, kind: type[Kind]) -> list[Kind]:
         """What the node has sent of this kind since the last `forget_sent`."""
-        return [item.message for _, item in self.wire.sent if isinstance(item, Send | Reply) and isinstance(item.message, kind)]
+        return [
+            item.message
+            for _, item in self.wire.sent
+            if isinstance(item, Send | Reply) and isinstance(item.message, kind)
+        ]
 
     def forget_sent(self) -> None:
         self.wire.sent.clear()
@@ -170,7 +174,9 @@ class Alone:
 
 
 class StubEngine:
-    """An engine whose attempts end as the test says; what it is given to move it moves at the end, if it has where to."""
+    """An engine whose attempts end as the test says; what it is given to move it moves at the end, if it has
+    where to.
+    """
 
     name = "stub"
     worn = ""
@@ -259,7 +265,9 @@ class EncodeAlone(Alone):
         envelope = self.envelope(node_id=node_id, incarnation=incarnation, for_incarnation=for_incarnation)
         key = msg.RequestKey(room if slot is None else slot, epoch, room)
         own, base = f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2", session << 32
-        self.hears("bootstrap", msg.Init(envelope, key, own, 7, session, base, blocks, first, required, tokens, registration))
+        self.hears(
+            "bootstrap", msg.Init(envelope, key, own, 7, session, base, blocks, first, required, tokens, registration)
+        )
 
     def resume(
         self,

@@ -1,7 +1,7 @@
 """A network between two real nodes that loses, doubles, delays and so reorders their control messages.
 
-It stands before the three ports that they talk to, in a thread of its own. Each message is decoded, the addresses in it are replaced
-by its own, so that answers come this way, too, and then the seed says what becomes of it.
+It stands before the three ports that they talk to, in a thread of its own. Each message is decoded, the addresses in it
+are replaced by its own, so that answers come this way, too, and then the seed says what becomes of it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class BadNetwork:
             poller = zmq.Poller()
             for socket in (*(front for front, _ in self._fronts), *self._backs.values()):
                 poller.register(socket, zmq.POLLIN)
-            wait_ms = TURN_MS if not self._due else min(TURN_MS, max(0, int((self._due[0][0] - time.monotonic()) * 1000)))
+            wait_ms = (
+                TURN_MS if not self._due else min(TURN_MS, max(0, int((self._due[0][0] - time.monotonic()) * 1000)))
+            )
             poller.poll(wait_ms)
             self._take()
             while self._due and self._due[0][0] <= time.monotonic():

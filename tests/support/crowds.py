@@ -61,7 +61,9 @@ def _difference(client: Client, request: EmbeddingRequest) -> str:
     return difference(client.geometry, request.room, 0, rows)
 
 
-def send(state: SimpleNamespace, run_dir: Path, rooms: Sequence[int], total: int, at_once: int, timeout_s: float) -> Crowd:
+def send(
+    state: SimpleNamespace, run_dir: Path, rooms: Sequence[int], total: int, at_once: int, timeout_s: float
+) -> Crowd:
     """Open these rooms in their order, so many at once, and give all rows."""
     with attach(run_dir) as client:
         rising: set[EmbeddingSender] = set()
@@ -90,7 +92,12 @@ def send(state: SimpleNamespace, run_dir: Path, rooms: Sequence[int], total: int
 
 
 def _go_through(
-    client: Client, rooms: Sequence[int], at_once: int, timeout_s: float, open_room: Callable[[int], None], take: Callable[[], int]
+    client: Client,
+    rooms: Sequence[int],
+    at_once: int,
+    timeout_s: float,
+    open_room: Callable[[int], None],
+    take: Callable[[], int],
 ) -> float:
     began = time.monotonic()
     num_opened = num_ended = 0

@@ -40,7 +40,8 @@ class Discovery:
             [sys.executable, "-m", "embridge", "discovery", "--port", str(self._port)],
             stdout=subprocess.PIPE,
             text=True,
-            env={name: value for name, value in os.environ.items() if name != MARK},  # it may outlive the test that restarts it
+            # it may outlive the test that restarts it
+            env={name: value for name, value in os.environ.items() if name != MARK},
         )
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
@@ -80,7 +81,9 @@ def discovery() -> Iterator[Discovery]:
 
 
 class FakeServer:
-    """Listens on one port, and treats each connection as `behave(connection)` does: slow, silent, or full of nonsense."""
+    """Listens on one port, and treats each connection as `behave(connection)` does: slow, silent, or full of
+    nonsense.
+    """
 
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))

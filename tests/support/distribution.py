@@ -1,7 +1,7 @@
 """How `-n` deals the tests out: whole files, so that a file's nodes are started once, and the long ones first.
 
-Files whose tests share the nodes of `conftest.py` go to one process together, for each process would start its own. Where
-something else than `-n` alone is asked for (`--dist worksteal`), that holds.
+Files whose tests share the nodes of `conftest.py` go to one process together, for each process would start its own.
+Where something else than `-n` alone is asked for (`--dist worksteal`), that holds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | Non
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In each of pytest's processes: the order in which units are dealt out, those that start nodes before all others."""
+    """In each of pytest's processes: the order in which units are dealt out, those that start nodes before all
+    others.
+    """
     if not hasattr(config, "workerinput"):
         return
     first = {unit_of(path): place for place, path in enumerate(LONG)}

@@ -70,7 +70,13 @@ def leave(state: SimpleNamespace, run_dir: Path) -> None:
 
 
 def open_room(
-    state: SimpleNamespace, run_dir: Path, room: int, total: int, *, announce: bool = False, timeout_s: float | None = None
+    state: SimpleNamespace,
+    run_dir: Path,
+    room: int,
+    total: int,
+    *,
+    announce: bool = False,
+    timeout_s: float | None = None,
 ) -> None:
     """Open a room; its rows are sent by `send`, or in parts by `write`."""
     client = client_of(state, run_dir)

@@ -1,14 +1,17 @@
 """Fail points: one call of an external function, by embridge's own code, fails (P15).
 
-Production code holds no fail points. The functions that it calls are wrapped from outside; a wrapper looks at who calls, counts the calls
-of embridge's modules (not those of the interpreter, of the libraries, or of the test), and makes the n-th one fail as the system would. A
-first run without a failure counts the calls, so a test takes each n of each call, and not those that somebody thought of.
+Production code holds no fail points. The functions that it calls are wrapped from outside; a wrapper looks at who
+calls, counts the calls of embridge's modules (not those of the interpreter, of the libraries, or of the test), and
+makes the n-th one fail as the system would. A first run without a failure counts the calls, so a test takes each n of
+each call, and not those that somebody thought of.
 
 - In the test's own process: `in_force(point)`.
-- In the processes of a node: `fault_site/sitecustomize.py` stands first in their path and puts the wrappers in; a `FaultDir` tells them,
-  while they run, which process is to fail where, and shows that the point was hit. So one node serves many points.
+- In the processes of a node: `fault_site/sitecustomize.py` stands first in their path and puts the wrappers in; a
+  `FaultDir` tells them, while they run, which process is to fail where, and shows that the point was hit. So one node
+  serves many points.
 
-Left out are calls that fail only for a wrong argument (`close`, `fstat` of an open descriptor, `eventfd_read`, `set_blocking`, ...).
+Left out are calls that fail only for a wrong argument (`close`, `fstat` of an open descriptor, `eventfd_read`,
+`set_blocking`, ...).
 """
 
 from __future__ import annotations
@@ -171,7 +174,8 @@ def _wrapped(call: Call, real: Callable[..., Any]) -> Callable[..., Any]:
             return outcome
         return real(*arguments, **named)
 
-    return wrapper if "." in call.attribute else functools.partial(wrapper)  # a class may keep what is no method: it must not bind
+    # a class may keep what is no method: it must not bind
+    return wrapper if "." in call.attribute else functools.partial(wrapper)
 
 
 def _place(call: Call) -> tuple[Any, str]:
@@ -213,7 +217,9 @@ def _in_force(plan: Plan) -> Iterator[Plan]:
 
 
 def in_force(point: Point | None = None, thread: int | None = None) -> contextlib.AbstractContextManager[Plan]:
-    """The calls of a block (of one thread, if it is given) are counted; with a point, that one fails, and `hit` tells whether it did."""
+    """The calls of a block (of one thread, if it is given) are counted; with a point, that one fails, and `hit` tells
+    whether it did.
+    """
     return _in_force(Plan(point, thread))
 
 
@@ -234,7 +240,9 @@ class FaultDir:
         """Nodes that are launched in this block have fail points."""
         before = {name: os.environ.get(name) for name in (DIR_VARIABLE, "PYTHONPATH")}
         os.environ[DIR_VARIABLE] = str(self.path)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), str(SITE.parent.parent), before["PYTHONPATH"])))
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(SITE), str(SITE.parent.parent), before["PYTHONPATH"]))
+        )
         try:
             yield
         finally:
@@ -250,7 +258,9 @@ class FaultDir:
         self._recorded = self._number
 
     def arm(self, process: str, point: Point) -> None:
-        """The n-th such call of this process from now on fails, once; of a new process too, which then counts from its start."""
+        """The n-th such call of this process from now on fails, once; of a new process too, which then counts from its
+        start.
+        """
         self._say(f"fail {process} {point.call} {point.n}")
 
     def disarm(self) -> None:

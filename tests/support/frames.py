@@ -19,7 +19,9 @@ DEEP = b"\x91" * 20_000  # arrays in arrays
 
 
 class FrameMaker:
-    """Draws frames; `target` is the incarnation they are for, `nodes` are the (node id, incarnation) in whose names they come."""
+    """Draws frames; `target` is the incarnation they are for, `nodes` are the (node id, incarnation) in whose names
+    they come.
+    """
 
     def __init__(self, rng: random.Random, target: int, nodes: list[tuple[int, int]]) -> None:
         self._rng = rng
@@ -71,7 +73,9 @@ class FrameMaker:
         return self._rng.choice(self._sent) if self._sent else self.lie()
 
     def lie(self) -> bytes:
-        """A message of the schema: of another incarnation, an older epoch, an unknown room, a block that is not the sender's."""
+        """A message of the schema: of another incarnation, an older epoch, an unknown room, a block that is not the
+        sender's.
+        """
         data = msg.encode(self._message())
         if len(self._sent) < 2000:
             self._sent.append(data)
@@ -84,7 +88,9 @@ class FrameMaker:
         node_id, incarnation = rng.choice(self._nodes)
         target = self._target if rng.random() < 0.8 else rng.choice((0, 1, self._target + 1, 2**63 - 1))
         envelope = msg.Envelope(msg.VERSION, node_id, incarnation + (rng.random() < 0.05), target)
-        key = msg.RequestKey(rng.choice((0, 1, 2, 3, 63, 64, 65535)), rng.choice((1, 2, 3, (1 << 28) - 1)), rng.randrange(40))
+        key = msg.RequestKey(
+            rng.choice((0, 1, 2, 3, 63, 64, 65535)), rng.choice((1, 2, 3, (1 << 28) - 1)), rng.randrange(40)
+        )
         blocks = [rng.choice((0, 1, 2, 15, 16, 2**32 - 1)) for _ in range(rng.choice((0, 1, 2, 3, 20)))]
         some = rng.choice((0, 1, 4, 8, 16, 2**32 - 1))
         state = msg.RoomState(
@@ -93,7 +99,11 @@ class FrameMaker:
             known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)), code=rng.choice((0, 99)),
             reason="no", checksum=rng.randrange(1 << 32),
         )  # fmt: skip
-        endpoint = f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2" if rng.random() < 0.9 else rng.choice(("", "tcp://x:2"))
+        endpoint = (
+            f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2"
+            if rng.random() < 0.9
+            else rng.choice(("", "tcp://x:2"))
+        )
         first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
         match rng.randrange(12):
             case 0:
@@ -107,13 +117,17 @@ class FrameMaker:
                 )  # fmt: skip
             case 1:
                 announced = rng.choice(("tcp://10.0.0.22:2", "tcp://x:2"))
-                return msg.Registered(envelope, "tcp://10.0.0.22:1", announced, rng.choice(("shm", "mooncake", "other")), 16, 16)
+                return msg.Registered(
+                    envelope, "tcp://10.0.0.22:1", announced, rng.choice(("shm", "mooncake", "other")), 16, 16
+                )
             case 2:
                 return msg.Refused(envelope, 7, "no", key if rng.random() < 0.5 else None)
             case 3:
                 return msg.Stale(envelope, target)
             case 4 | 5:
-                return msg.Init(envelope, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2)))
+                return msg.Init(
+                    envelope, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2))
+                )
             case 6:
                 return msg.Resume(envelope, key, endpoint, 0, 1, 0, blocks, first, required, sent, len(blocks) * 4)
             case 7:

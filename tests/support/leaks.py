@@ -1,8 +1,8 @@
 """What a test may leave behind: nothing (P9).
 
-Before a test, what is there is noted, and a mark is put into the environment, which every process started from then on inherits, orphans
-included. After it: no marked process runs, no memory has a name, no run directory stands, and this process has the
-descriptors and the mappings of shared memory that it had.
+Before a test, what is there is noted, and a mark is put into the environment, which every process started from then on
+inherits, orphans included. After it: no marked process runs, no memory has a name, no run directory stands, and this
+process has the descriptors and the mappings of shared memory that it had.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def _run_dirs() -> set[str]:
 
 
 def open_descriptors() -> Counter[str]:
-    """What this process has open: by file, for numbers are used again; sockets and pipes by kind, for they have no names."""
+    """What this process has open: by file, for numbers are used again; sockets and pipes by kind, for they have no
+    names.
+    """
     found: Counter[str] = Counter()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -135,7 +137,10 @@ def _mappings() -> Counter[str]:
 
 
 def is_shared_memory(name: str) -> bool:
-    """Whether what a line of `maps` names is memory of ours. A library is not, whatever the folder is called in which it lies."""
+    """Whether what a line of `maps` names is memory of ours.
+
+    A library is not, whatever the folder is called in which it lies.
+    """
     prefix = next((prefix for prefix in ("/dev/shm/", "/memfd:") if name.startswith(prefix)), None)
     file = name.removeprefix(prefix or "")
     return prefix is not None and "/" not in file and ("embridge" in file or file.startswith("#"))

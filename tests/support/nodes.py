@@ -30,13 +30,24 @@ Settings = dict[str, Any]
 """What `station` and `config_of` take by name."""
 
 RUN_DIR_PREFIX = "eb-"  # in /tmp: a socket's path has 107 bytes at most
-LIMITS = Limits(num_slots=512, max_clients=6, max_destinations=4, window_blocks=64, max_peers=8, max_peer_slots=512, ring_records=512)
+LIMITS = Limits(
+    num_slots=512,
+    max_clients=6,
+    max_destinations=4,
+    window_blocks=64,
+    max_peers=8,
+    max_peer_slots=512,
+    ring_records=512,
+)
 
 
 _NO_MOONCAKE = mooncake.why_unavailable()
 every_engine = pytest.mark.parametrize(
     "engine",
-    ["shm", pytest.param("mooncake", marks=pytest.mark.skipif(bool(_NO_MOONCAKE), reason=_NO_MOONCAKE or "it is there"))],
+    [
+        "shm",
+        pytest.param("mooncake", marks=pytest.mark.skipif(bool(_NO_MOONCAKE), reason=_NO_MOONCAKE or "it is there")),
+    ],
     indirect=True,
     scope="session",
 )
@@ -74,7 +85,9 @@ class Station:
         return self.control.geometry
 
     def log(self) -> str:
-        """What its processes have written on standard error: a thread of each writes it, some time after what it is about."""
+        """What its processes have written on standard error: a thread of each writes it, some time after what it is
+        about.
+        """
         return self.log_path.read_text()
 
     def says(self, text: str) -> bool:
@@ -111,7 +124,9 @@ class Station:
     def wait_idle(self, timeout_s: float = 20.0) -> None:
         """Until every block is free, every slot released and every client that has left forgotten (D6)."""
         wait_until(
-            lambda: self.counts().free == self.control.blocks.num_blocks and not self.in_flight() and not self.dead_lanes(),
+            lambda: (
+                self.counts().free == self.control.blocks.num_blocks and not self.in_flight() and not self.dead_lanes()
+            ),
             timeout_s,
             lambda: f"{self.control.role.name} node idle: {self.counts()}, {self.dead_lanes()}, {self.in_flight()[:4]}",
         )
@@ -136,10 +151,16 @@ def config_of(role: str, run_dir: Path, **settings: Any) -> PipelineConfig:
 
 
 def start_node(config: PipelineConfig, log: Path | int, *, within: Sequence[str] = ()) -> Node:
-    """`launch`, with what the node writes on standard error appended to a file, or to a descriptor (its processes inherit ours)."""
+    """`launch`, with what the node writes on standard error appended to a file, or to a descriptor (its processes
+    inherit ours).
+    """
     sys.stderr.flush()
     ours = os.dup(2)
-    theirs = os.dup(log) if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    theirs = (
+        os.dup(log)
+        if isinstance(log, int)
+        else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    )
     try:
         os.dup2(theirs, 2)
         return launch(config, within=within)
@@ -166,7 +187,9 @@ def station(
         yield it
     finally:
         node.stop()
-        wait_until(lambda: not alive(list(pids.values())), 5.0, lambda: f"{role} node gone: {alive(list(pids.values()))}")
+        wait_until(
+            lambda: not alive(list(pids.values())), 5.0, lambda: f"{role} node gone: {alive(list(pids.values()))}"
+        )
 
 
 def alive(pids: list[int]) -> list[int]:

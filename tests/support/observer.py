@@ -14,7 +14,10 @@ from support.opening import open_control
 
 
 class Sampler:
-    """Looks at all status words of one node at once. They are copied in pieces of whole, aligned words, so none is torn."""
+    """Looks at all status words of one node at once.
+
+    They are copied in pieces of whole, aligned words, so none is torn.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         control = open_control(run_dir)

@@ -1,4 +1,6 @@
-"""Opening a node without a seat, and so that what stands there can be changed; `embridge.pipeline.inspection.open_readonly` only looks."""
+"""Opening a node without a seat, and so that what stands there can be changed;
+`embridge.pipeline.inspection.open_readonly` only looks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the ranks of a language node do for a test: functions that an `Agent` calls. Rank 0 uses `support.scheduling`, too."""
+"""What the ranks of a language node do for a test: functions that an `Agent` calls.
+
+Rank 0 uses `support.scheduling`, too.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,9 @@ def wait_state(state: SimpleNamespace, run_dir: Path, rank: int, what: str) -> N
     wait_until(lambda: states(state, run_dir)[rank] == what, 20.0, lambda: states(state, run_dir))
 
 
-def pop(state: SimpleNamespace, run_dir: Path, count: int, timeout_s: float = 30.0, *, keep: bool = False) -> list[list[Seen]]:
+def pop(
+    state: SimpleNamespace, run_dir: Path, count: int, timeout_s: float = 30.0, *, keep: bool = False
+) -> list[list[Seen]]:
     """Pop until `count` requests have come; the batches, as they came. Released, but for those that are to be kept."""
     queues = queues_of(state, run_dir)
     batches: list[list[Seen]] = []

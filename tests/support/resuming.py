@@ -1,4 +1,6 @@
-"""A long run that was interrupted goes on where it was: tests that have passed are noted in a file, and left out when it is resumed."""
+"""A long run that was interrupted goes on where it was: tests that have passed are noted in a file, and left out when
+it is resumed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ PASSED: Final = "passed"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("resuming")
     group.addoption("--passed", type=Path, metavar="FILE", help="note in this file which tests have passed")
-    group.addoption("--resume", action="store_true", help="leave out the tests that are noted there; without it, the file begins anew")
+    group.addoption(
+        "--resume",
+        action="store_true",
+        help="leave out the tests that are noted there; without it, the file begins anew",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,7 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Resuming:
-    """In each of pytest's processes; only the first of them reads and writes the file, and the others have its list from that."""
+    """In each of pytest's processes; only the first of them reads and writes the file, and the others have its list
+    from that.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._file: Path = config.getoption("--passed")

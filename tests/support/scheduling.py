@@ -82,7 +82,9 @@ class Queues:
         result, failure = request.result, request.failure
         if result is None:
             assert failure is not None
-            return Received(path, 0, request.num_rounds, "", (0, 0), [], type(failure).__name__, failure.reason, ended_ns)
+            return Received(
+                path, 0, request.num_rounds, "", (0, 0), [], type(failure).__name__, failure.reason, ended_ns
+            )
         assert failure is None
         rows = Rows(result.input_embeddings, result.fill_ids, result.mrope_positions, result.deepstack_embeddings)
         wrong = difference(self.client.geometry, request.room, 0, rows)
@@ -122,7 +124,13 @@ def request(
 
 
 def request_many(
-    state: SimpleNamespace, run_dir: Path, addr: str, rooms: list[int], *, required: int = 1, timeout_s: float | None = None
+    state: SimpleNamespace,
+    run_dir: Path,
+    addr: str,
+    rooms: list[int],
+    *,
+    required: int = 1,
+    timeout_s: float | None = None,
 ) -> None:
     for room in rooms:
         request(state, run_dir, addr, room, required=required, timeout_s=timeout_s)
@@ -171,7 +179,9 @@ def take_many(state: SimpleNamespace, run_dir: Path, rooms: list[int], timeout_s
             left.discard(room)
         if left and time.monotonic() > deadline:
             first = queues.requests[min(left)].receiver
-            raise AssertionError(f"{len(left)} of {len(rooms)} requests not done within {timeout_s:g} s, {first} among them")
+            raise AssertionError(
+                f"{len(left)} of {len(rooms)} requests not done within {timeout_s:g} s, {first} among them"
+            )
         time.sleep(0.001)
     return out
 
@@ -180,12 +190,18 @@ def take_many(state: SimpleNamespace, run_dir: Path, rooms: list[int], timeout_s
 
 
 class ByHand:
-    """One request, received without the queues: each round is granted, awaited, copied out and released by the caller."""
+    """One request, received without the queues: each round is granted, awaited, copied out and released by the
+    caller.
+    """
 
-    def __init__(self, client: Client, addr: str, room: int, *, required: int = 1, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, client: Client, addr: str, room: int, *, required: int = 1, timeout_s: float | None = None
+    ) -> None:
         self.client = client
         self.room = room
-        self.receiver: EmbeddingReceiver = client.receiver(addr, room, required_dst_info_num=required, timeout_s=timeout_s)
+        self.receiver: EmbeddingReceiver = client.receiver(
+            addr, room, required_dst_info_num=required, timeout_s=timeout_s
+        )
         self.chunks: list[Rows] = []
         self.first = 0
         self.aux: tuple[int, int] = (0, 0)
@@ -232,12 +248,18 @@ class ByHand:
         """
         receiver, total = self.receiver, self.receiver.total_embedding_length
         self.wait_sent(min(receiver.granted_tokens, total) if total else receiver.granted_tokens, timeout_s)
-        wait_until(lambda: receiver.poll() >= Phase.Transferring, timeout_s, lambda: f"{receiver} at the end of a round")
+        wait_until(
+            lambda: receiver.poll() >= Phase.Transferring, timeout_s, lambda: f"{receiver} at the end of a round"
+        )
         return receiver.poll().name
 
     def copy_out(self, end: int) -> int:
         """Keep rows up to `end`, and release the blocks behind them. Returns how many blocks came free."""
-        receiver, bs, buffers = self.receiver, self.client.geometry.block_size, library_of(self.client).attachment.buffers
+        receiver, bs, buffers = (
+            self.receiver,
+            self.client.geometry.block_size,
+            library_of(self.client).attachment.buffers,
+        )
         if self.first == 0:
             aux = buffers.aux_datas[receiver.block_of(0)]
             self.aux = (int(aux[0]), int(aux[1]))
@@ -260,7 +282,10 @@ class ByHand:
     def merged(self) -> Rows:
         embeddings, ids, positions, deepstack = zip(*self.chunks, strict=True)
         return Rows(
-            torch.cat(embeddings), torch.cat(ids), torch.cat(positions), None if deepstack[0] is None else torch.cat(deepstack)
+            torch.cat(embeddings),
+            torch.cat(ids),
+            torch.cat(positions),
+            None if deepstack[0] is None else torch.cat(deepstack),
         )
 
     def finish(self, total: int) -> Received:
@@ -289,7 +314,9 @@ def by_hand(
     *,
     required: int = 1,
 ) -> tuple[Received, list[str]]:
-    """Receive a request in rounds of (blocks, tokens). Returns what came, and the phase seen at the end of each round."""
+    """Receive a request in rounds of (blocks, tokens). Returns what came, and the phase seen at the end of
+    each round.
+    """
     transfer = ByHand(queues_of(state, run_dir).client, addr, room, required=required)
     granted, phases = 0, []
     for i, (blocks, tokens) in enumerate(grants):
@@ -355,7 +382,10 @@ class Holder:
         """Let others have one block."""
         self.blocks.remove(block)
         held = np.array([block], np.uint32)
-        assert library_of(self._client).attachment.control.blocks.release(held, self.receiver.slot, self.receiver.epoch) == 1
+        assert (
+            library_of(self._client).attachment.control.blocks.release(held, self.receiver.slot, self.receiver.epoch)
+            == 1
+        )
         self._freed()
 
     def end(self) -> None:

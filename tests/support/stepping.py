@@ -3,8 +3,8 @@
 `python -m support.stepping create` forks a child that makes a segment, stops it by ptrace before and after each of its
 system calls, and kills it there: at the first of these stops, then another child at the second, and so on, until one
 gets through. `remove` does the same to whoever removes the name of a dead process. What stands in /dev/shm changes by
-system calls alone, so these are all the states that a kill can leave. It prints, as JSON, what was left after each kill,
-and after the next start has cleaned up.
+system calls alone, so these are all the states that a kill can leave. It prints, as JSON, what was left after each
+kill, and after the next start has cleaned up.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from support.waiting import wait_until
 def stop(*pids: int) -> None:
     """SIGSTOP, and wait until every thread has stopped.
 
-    The signal goes to one thread, which stops the others when it is next scheduled: on a busy machine they go on for some 10 ms, in which a
-    transfer of megabytes succeeds.
+    The signal goes to one thread, which stops the others when it is next scheduled: on a busy machine they go on for
+    some 10 ms, in which a transfer of megabytes succeeds.
     """
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)

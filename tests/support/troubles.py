@@ -1,4 +1,6 @@
-"""What may be wrong with one of a node's users, or with who reads it, while the others go on: each as a context manager (P21)."""
+"""What may be wrong with one of a node's users, or with who reads it, while the others go on: each as a context manager
+(P21).
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,14 @@ TROUBLES: dict[str, Trouble] = {
 
 
 def carry(
-    encode: Station, sending: Client, queues: Queues, rooms: Iterator[int], count: int, *, in_flight: int = 8, tokens: int = 100
+    encode: Station,
+    sending: Client,
+    queues: Queues,
+    rooms: Iterator[int],
+    count: int,
+    *,
+    in_flight: int = 8,
+    tokens: int = 100,
 ) -> list[int]:
     """A steady load; each request has to arrive, right. Returns how many ns each took, from its room to its end."""
     began: dict[int, int] = {}

@@ -1,10 +1,12 @@
-"""With `--changed`, as `make test` has it, some tests run only when what they depend on has changed since they last passed.
+"""With `--changed`, as `make test` has it, some tests run only when what they depend on has changed since they last
+passed.
 
-Which, and what they depend on, is said by `run_if_changed` in pyproject.toml, a line each: `<tests>: <sources> <sources> ...`, as
-patterns of paths. A test depends, too, on each file that its own sources name in backquotes by its path from the root: a model names
-what it is a model of. What has passed is kept under `.build`, by test, with a digest of the sources: after any change of them each of
-these tests runs again, as one does that has failed or was skipped. `--all` runs every test, as continuous integration does (`CI` or
-`EMBRIDGE_ALL_TESTS` in the environment). How many were left out, and how to run them, is said at the end.
+Which, and what they depend on, is said by `run_if_changed` in pyproject.toml, a line each: `<tests>: <sources>
+<sources> ...`, as patterns of paths. A test depends, too, on each file that its own sources name in backquotes by its
+path from the root: a model names what it is a model of. What has passed is kept under `.build`, by test, with a digest
+of the sources: after any change of them each of these tests runs again, as one does that has failed or was skipped.
+`--all` runs every test, as continuous integration does (`CI` or `EMBRIDGE_ALL_TESTS` in the environment). How many were
+left out, and how to run them, is said at the end.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Rule:
         for pattern in self.sources:
             found = {path for path in root.glob(pattern) if path.is_file()}
             if not found:
-                raise pytest.UsageError(f"run_if_changed: {self.tests}: no file is called {pattern}; name what these tests depend on")
+                raise pytest.UsageError(
+                    f"run_if_changed: {self.tests}: no file is called {pattern}; name what these tests depend on"
+                )
             files |= found
         for path in [path for path in files if path.suffix in (".py", ".c", ".h")]:
             files |= {root / name for name in NAMED.findall(path.read_text()) if (root / name).is_file()}
@@ -65,9 +69,13 @@ class Rule:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("unchanged")
-    group.addoption("--changed", action="store_true", help="leave out what has passed since its sources changed (run_if_changed)")
+    group.addoption(
+        "--changed", action="store_true", help="leave out what has passed since its sources changed (run_if_changed)"
+    )
     group.addoption("--all", action="store_true", help="leave none of them out")
-    parser.addini("run_if_changed", "tests that run when their sources have changed: '<tests>: <sources> ...'", type="linelist")
+    parser.addini(
+        "run_if_changed", "tests that run when their sources have changed: '<tests>: <sources> ...'", type="linelist"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -76,7 +84,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Unchanged:
-    """In each of pytest's processes; only the first of them reads and writes the file, and the others have its list from that."""
+    """In each of pytest's processes; only the first of them reads and writes the file, and the others have its list
+    from that.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._root = config.rootpath
@@ -99,7 +109,10 @@ class Unchanged:
         except (OSError, ValueError):
             kept = {}
         known = {tests: kept.get(tests, {}) for tests in self._digests}
-        return {tests: set(it["passed"]) if it.get("digest") == self._digests[tests] else set() for tests, it in known.items()}
+        return {
+            tests: set(it["passed"]) if it.get("digest") == self._digests[tests] else set()
+            for tests, it in known.items()
+        }
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -119,7 +132,9 @@ class Unchanged:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not self._is_first:
             return
-        rule = next((rule for rule in self._rules if fnmatch.fnmatch(report.nodeid.partition("::")[0], rule.tests)), None)
+        rule = next(
+            (rule for rule in self._rules if fnmatch.fnmatch(report.nodeid.partition("::")[0], rule.tests)), None
+        )
         if rule is not None and self._passes.hear(report):
             self._passed[rule.tests].add(report.nodeid)
         elif rule is not None and report.failed:
@@ -127,7 +142,10 @@ class Unchanged:
 
     def pytest_sessionfinish(self) -> None:
         if self._is_first:
-            kept = {tests: {"digest": self._digests[tests], "passed": sorted(passed)} for tests, passed in self._passed.items()}
+            kept = {
+                tests: {"digest": self._digests[tests], "passed": sorted(passed)}
+                for tests, passed in self._passed.items()
+            }
             file = self._root / FILE
             file.parent.mkdir(parents=True, exist_ok=True)
             new = file.with_suffix(f".{os.getpid()}")

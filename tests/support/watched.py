@@ -1,7 +1,8 @@
 """Whether the launcher of a node watches as many threads as it will of everybody who is connected.
 
-It watches two threads of each (`dying`): those it finds, and another some time later in place of one that was not there yet or has ended.
-Whoever counts the launcher's descriptors begins when it has them all: one that comes later is late, and no leak.
+It watches two threads of each (`dying`): those it finds, and another some time later in place of one that was not there
+yet or has ended. Whoever counts the launcher's descriptors begins when it has them all: one that comes later is late,
+and no leak.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ def is_all_watched(station: Station) -> bool:
         return True
     try:
         processes, num_threads = _pidfds(station.pid_of("launcher"))
-        processes.subtract([os.getpid(), *(pid for name, pid in station.pids().items() if name != "launcher")])  # its parent, its own
-        due = [num * min(WATCHED_THREADS, len(os.listdir(f"/proc/{pid}/task")) - 1) for pid, num in processes.items() if num]
+        # its parent, its own
+        processes.subtract([os.getpid(), *(pid for name, pid in station.pids().items() if name != "launcher")])
+        due = [
+            num * min(WATCHED_THREADS, len(os.listdir(f"/proc/{pid}/task")) - 1)
+            for pid, num in processes.items()
+            if num
+        ]
     except (FileNotFoundError, ProcessLookupError):  # something was closed, or somebody died, meanwhile
         return False
     return num_threads == sum(due)

@@ -1,4 +1,6 @@
-"""Roles behind their real sockets, turned by the test's own thread: what comes through the sockets, without a process a node."""
+"""Roles behind their real sockets, turned by the test's own thread: what comes through the sockets, without a process a
+node.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ class Wired:
 
 
 @contextmanager
-def wired(actor: RoleActor, keys: KeyPair | None = None, allow_file: Path | None = None, host: str = "127.0.0.1") -> Iterator[Wired]:
+def wired(
+    actor: RoleActor, keys: KeyPair | None = None, allow_file: Path | None = None, host: str = "127.0.0.1"
+) -> Iterator[Wired]:
     """A role on its wire for the length of a block."""
     it = Wired(actor, keys, allow_file, host)
     try:
@@ -90,7 +94,9 @@ def wired(actor: RoleActor, keys: KeyPair | None = None, allow_file: Path | None
 
 
 @contextmanager
-def dealer(address: str, keys: KeyPair | None = None, server_key: str = "", **options: int) -> Iterator[zmq.Socket[bytes]]:
+def dealer(
+    address: str, keys: KeyPair | None = None, server_key: str = "", **options: int
+) -> Iterator[zmq.Socket[bytes]]:
     """Somebody who connects there: plain, or with a key to one that must prove `server_key`."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
@@ -121,6 +127,8 @@ def register(node_id: int = 50, *, registration: int = 1, incarnation: int = 1, 
 
 
 def say(sock: zmq.Socket[bytes], frame: bytes) -> None:
-    """For who is being refused, perhaps: between two tries to connect there is nowhere to put the frame, and `send` would wait for ever."""
+    """For who is being refused, perhaps: between two tries to connect there is nowhere to put the frame, and `send`
+    would wait for ever.
+    """
     with contextlib.suppress(zmq.Again):
         sock.send(frame, zmq.NOBLOCK)

@@ -125,7 +125,10 @@ def test_a_name_that_is_slow_to_resolve_is_the_trouble_of_its_request_alone(
             assert give(open_sender(sending, room, 300))
             assert queues.take(room, 20).difference == ""
         received = queues.take(10, 20)
-        assert received.reason == f"no encode node answers at {slow} for 5 s; name slow.example does not resolve: no answer yet"
+        assert (
+            received.reason
+            == f"no encode node answers at {slow} for 5 s; name slow.example does not resolve: no answer yet"
+        )
 
 
 def _has_ipv6() -> bool:

@@ -20,7 +20,10 @@ NO_MOONCAKE = mooncake.why_unavailable()
 pytestmark = pytest.mark.process
 
 SEEDS_A_TEST = 10
-PATHS = (["Bootstrapping", "WaitingForInput", "Success"], ["Bootstrapping", "WaitingForInput", "Transferring", "Success"])
+PATHS = (
+    ["Bootstrapping", "WaitingForInput", "Success"],
+    ["Bootstrapping", "WaitingForInput", "Transferring", "Success"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,9 @@ def clients(pair: tuple[Station, Station], network: BadNetwork) -> Iterator[tupl
 def test_lost_doubled_delayed_and_reordered_messages_change_nothing_but_time(
     pair: tuple[Station, Station], network: BadNetwork, clients: tuple[Client, Queues], rooms: Iterator[int], first: int
 ) -> None:
-    """R24, P17, B4, D12: ten seeds, each with requests of several rounds at once, and one that is aborted on its way."""
+    """R24, P17, B4, D12: ten seeds, each with requests of several rounds at once, and one that is aborted on
+    its way.
+    """
     sending, queues = clients
     for seed in range(first, first + SEEDS_A_TEST):
         network.begin(seed)

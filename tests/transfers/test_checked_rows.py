@@ -123,7 +123,10 @@ def test_a_node_that_verifies_refuses_one_that_does_not(encode: Station, plain: 
         queues = Queues(client)
         queues.add(encode.addr, room)
         received = queues.take(room, 20)
-    assert received.reason == f"encode node {encode.addr} refused: verify: language False, encode True; launch both with the same"
+    assert (
+        received.reason
+        == f"encode node {encode.addr} refused: verify: language False, encode True; launch both with the same"
+    )
     plain.wait_idle()
 
 

@@ -56,7 +56,9 @@ def test_every_destination_gets_every_byte_in_the_rounds_that_it_grants(
     grants: list[tuple[int, int]],
     path: list[str],
 ) -> None:
-    """Scenario 7, B8: schedulers in processes of their own, on one language node or on two, take the same path to the same end."""
+    """Scenario 7, B8: schedulers in processes of their own, on one language node or on two, take the same path to the
+    same end.
+    """
     agents = [scheduler, other_scheduler]
     for agent, place in zip(agents, places, strict=True):
         agent.start(scheduling.by_hand, place.run_dir, encode.addr, room, total, grants, required=2)
@@ -89,7 +91,9 @@ def test_destinations_that_compete_for_blocks_all_get_every_byte(
 def test_success_comes_only_when_all_destinations_have_all_rows(
     encode: Station, sending: Client, receiving: Queues, other_client: Client, room: int
 ) -> None:
-    """Scenario 7, R18: one destination has all 300 rows and is told so; the request goes on until the other has them, too."""
+    """Scenario 7, R18: one destination has all 300 rows and is told so; the request goes on until the other has them,
+    too.
+    """
     quick = ByHand(receiving.client, encode.addr, room, required=2)
     slow = ByHand(other_client, encode.addr, room, required=2)
     sender = open_sender(sending, room, 300)
@@ -114,7 +118,9 @@ def test_success_comes_only_when_all_destinations_have_all_rows(
 def test_a_destination_is_written_to_on_its_own_grant_only(
     encode: Station, sending: Client, receiving: Queues, other_client: Client, rooms: Iterator[int]
 ) -> None:
-    """B10: one destination resumes twice; the blocks that the other has given back, and all others, keep every byte they had."""
+    """B10: one destination resumes twice; the blocks that the other has given back, and all others, keep every byte
+    they had.
+    """
     room = next(rooms)
     eager = ByHand(receiving.client, encode.addr, room, required=2)
     waiting = ByHand(other_client, encode.addr, room, required=2)
@@ -143,7 +149,9 @@ def test_a_destination_is_written_to_on_its_own_grant_only(
     assert ended(sender).error == ""
 
 
-@pytest.mark.parametrize("moment", ["before the other came", "while the other waits for rows", "when the other has all rows"])
+@pytest.mark.parametrize(
+    "moment", ["before the other came", "while the other waits for rows", "when the other has all rows"]
+)
 def test_one_destination_that_gives_up_fails_all_and_all_are_told_why(
     encode: Station, sending: Client, receiving: Queues, other_client: Client, room: int, moment: str
 ) -> None:

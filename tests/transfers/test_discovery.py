@@ -68,9 +68,13 @@ def test_a_registered_node_is_listed_with_its_health_and_load_and_found_by_the_o
     assert (entry["healthy"], entry["free_blocks"], entry["outstanding_requests"]) == (True, 8, 0)
     with attach(cluster.encode.run_dir) as encoder:
         open_sender(encoder, room, 300, announce=True)
-        wait_until(lambda: [(n["outstanding_tokens"], n["outstanding_requests"]) for n in cluster.server.nodes()] == [(300, 1)])
+        wait_until(
+            lambda: [(n["outstanding_tokens"], n["outstanding_requests"]) for n in cluster.server.nodes()] == [(300, 1)]
+        )
         wait_until(lambda: [n.outstanding_tokens for n in scheduler_client.encode_nodes()] == [300])
-        with pytest.raises(ValueError, match="encode_nodes: this client is attached to an encode node; attach to the language node"):
+        with pytest.raises(
+            ValueError, match="encode_nodes: this client is attached to an encode node; attach to the language node"
+        ):
             encoder.encode_nodes()
     wait_until(lambda: [n["outstanding_requests"] for n in cluster.server.nodes()] == [0])
     assert scheduler_client.pick_encode_node(100) == cluster.encode.addr
@@ -92,7 +96,9 @@ def test_the_registrar_maps_no_payload_and_a_probe_changes_nothing(cluster: Clus
     assert [cluster.encode.control.blocks.cells.cell(block) for block in range(8)] == before
 
 
-def test_a_process_that_does_not_beat_makes_its_node_unhealthy_until_it_does(cluster: Cluster, scheduler_client: Client) -> None:
+def test_a_process_that_does_not_beat_makes_its_node_unhealthy_until_it_does(
+    cluster: Cluster, scheduler_client: Client
+) -> None:
     """D4: a stopped worker is named; nothing is routed there meanwhile."""
     pid = cluster.encode.pid_of("worker1")
     os.kill(pid, signal.SIGSTOP)
@@ -100,7 +106,9 @@ def test_a_process_that_does_not_beat_makes_its_node_unhealthy_until_it_does(clu
         wait_until(lambda: "worker1 of encode node" in cluster.server.get("/health")[1]["error"], 10)
         answer = cluster.server.get("/health")
         assert answer[0] == 503
-        assert ("worker1", cluster.encode.addr) in [(it["process"], it["bootstrap_addr"]) for it in answer[1]["unhealthy"]]
+        assert ("worker1", cluster.encode.addr) in [
+            (it["process"], it["bootstrap_addr"]) for it in answer[1]["unhealthy"]
+        ]
         wait_until(lambda: not scheduler_client.encode_nodes()[0].healthy)
         with pytest.raises(NoRouteError, match="worker1 silent"):
             scheduler_client.pick_encode_node()
@@ -111,8 +119,12 @@ def test_a_process_that_does_not_beat_makes_its_node_unhealthy_until_it_does(clu
     assert scheduler_client.pick_encode_node() == cluster.encode.addr
 
 
-def test_a_registrar_that_dies_is_started_again_and_the_routes_stay_meanwhile(cluster: Cluster, scheduler_client: Client) -> None:
-    """D3, D4: a "dead registrar": the table is in shared memory, and the registration outlives it by its time to live."""
+def test_a_registrar_that_dies_is_started_again_and_the_routes_stay_meanwhile(
+    cluster: Cluster, scheduler_client: Client
+) -> None:
+    """D3, D4: a "dead registrar": the table is in shared memory, and the registration outlives it by its time
+    to live.
+    """
     pid = cluster.language.pid_of("registrar")
     reported_ns = scheduler_client.encode_nodes()[0].reported_ns
     os.kill(pid, signal.SIGKILL)
@@ -125,7 +137,9 @@ def test_a_registrar_that_dies_is_started_again_and_the_routes_stay_meanwhile(cl
 
 
 def test_after_a_restart_of_the_server_the_nodes_are_there_again(cluster: Cluster, scheduler_client: Client) -> None:
-    """Its state is in memory; a scheduler does not notice, for its last routes stay, as does what a young server does not list yet."""
+    """Its state is in memory; a scheduler does not notice, for its last routes stay, as does what a young server does
+    not list yet.
+    """
     assert cluster.server.stop() == 0
     wait_until(lambda: said(cluster.language).state == DiscoveryState.UNREACHABLE)
     assert "Connection refused; is `embridge discovery` running?" in said(cluster.language).reason
@@ -138,7 +152,9 @@ def test_after_a_restart_of_the_server_the_nodes_are_there_again(cluster: Cluste
 
     def is_back() -> bool:
         seen.add(len(scheduler_client.encode_nodes()))
-        return said(cluster.language).state == DiscoveryState.REGISTERED and cluster.server.states("encode") == ["READY"]
+        return said(cluster.language).state == DiscoveryState.REGISTERED and cluster.server.states("encode") == [
+            "READY"
+        ]
 
     wait_until(is_back)
     assert seen == {1}
@@ -154,7 +170,9 @@ def test_a_node_that_drains_is_told_at_once_and_gone_when_it_stops_and_a_killed_
         return [n for n in cluster.server.nodes() if n["node_id"] == f"{second.control.node_id:x}"]
 
     def seen_draining() -> bool:
-        return [n.state for n in scheduler_client.encode_nodes() if n.bootstrap_addr == again.addr] == [NodeState.DRAINING]
+        return [n.state for n in scheduler_client.encode_nodes() if n.bootstrap_addr == again.addr] == [
+            NodeState.DRAINING
+        ]
 
     run_dir = cluster.run_dirs / "second"
     settings: Settings = {"discovery": cluster.server.url, **QUICK, "discovery_ttl_s": 3.0}
@@ -193,15 +211,22 @@ def test_whatever_the_server_does_the_node_goes_on_and_registers_when_it_is_back
         assert said(it).state in (DiscoveryState.UNREACHABLE, DiscoveryState.REFUSED)
 
     write_token("correct-horse-battery")
-    timing: Settings = {**QUICK, "discovery_ttl_s": 1.0, "discovery_timeout_s": 0.3}  # the longest pause is the time to live
-    with fake_server() as server, station("encode", own_dir / "e", discovery=server.url, discovery_token_file=token, **timing) as it:
+    # the longest pause is the time to live
+    timing: Settings = {**QUICK, "discovery_ttl_s": 1.0, "discovery_timeout_s": 0.3}
+    with (
+        fake_server() as server,
+        station("encode", own_dir / "e", discovery=server.url, discovery_token_file=token, **timing) as it,
+    ):
         for behave, reason in (
             (FakeServer.hang, "no answer within 0.3 s"),
             (server.answer(b"\x00\xff garbage \r\n\r\n"), server.url),
             (server.answer(json_answer([1, 2])), "its answer is not that of a discovery server"),
             (server.answer(json_answer({}, "302 Found\r\nLocation: http://127.0.0.1:1/")), "answered 302"),
             (server.answer(json_answer("x" * (3 << 20))), "its answer has more than"),
-            (server.answer(json_answer({"error": "token\n\x1b[31mexpected"}, "401 No")), "answered 401: token??[31mexpected"),
+            (
+                server.answer(json_answer({"error": "token\n\x1b[31mexpected"}, "401 No")),
+                "answered 401: token??[31mexpected",
+            ),
         ):
             server.behave = behave
             refused_for(reason)
@@ -230,7 +255,9 @@ def test_a_token_that_cannot_be_read_stops_the_launch_before_any_process_is_star
     token = own_dir / "token"
     token.write_text("correct-horse-battery")
     token.chmod(0o644)
-    config = PipelineConfig(role="encode", run_dir=own_dir / "e", discovery="http://10.0.0.1:1", discovery_token_file=token)
+    config = PipelineConfig(
+        role="encode", run_dir=own_dir / "e", discovery="http://10.0.0.1:1", discovery_token_file=token
+    )
     assert config.limits.max_routes == DEFAULT_ROUTES
     with pytest.raises(LaunchError, match=r"discovery_token_file: token file .* mode 644 .* must be 600"):
         launch(config)

@@ -1,4 +1,6 @@
-"""Scenario 6: whatever dies or is given up, in whatever phase, both sides end as Failed with the reason, and all blocks come back."""
+"""Scenario 6: whatever dies or is given up, in whatever phase, both sides end as Failed with the reason, and all blocks
+come back.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def bring_to(
         give(sender, 0, 2000)
     if phase == "Bootstrapping":  # its other destination is missing, but this one has joined
         wait_until(lambda: encode.control.slots.get(sender.slot, Slot.NUM_DESTINATIONS) == 1)
-    wait_until(lambda: sender.poll().name == receiver.poll().name == phase, 20, lambda: f"{sender} {receiver} in {phase}")
+    wait_until(
+        lambda: sender.poll().name == receiver.poll().name == phase, 20, lambda: f"{sender} {receiver} in {phase}"
+    )
     return sender, receiver
 
 
@@ -57,7 +61,9 @@ def test_an_abort_from_either_side_in_any_phase_fails_both_with_its_reason(
 def test_rows_for_a_request_that_has_failed_are_not_taken(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """Scenario 6: `write` and `send_embedding` say so, with no effect, and an abort after the end changes nothing (D12)."""
+    """Scenario 6: `write` and `send_embedding` say so, with no effect, and an abort after the end changes nothing
+    (D12).
+    """
     sender, _ = bring_to("WaitingForInput", encode, sending, receiving, room)
     sender.abort("first reason")
     sent = ended(sender)
@@ -106,7 +112,8 @@ def test_a_resume_for_a_room_that_the_encode_side_does_not_know_fails_the_langua
     transfer = ByHand(receiving.client, encode.addr, room)
     wait_until(lambda: transfer.receiver.handshake_done)
     slots = library_of(receiving.client).attachment.control.slots
-    slots.set(transfer.receiver.slot, Slot.HEARD_EPOCH, transfer.receiver.epoch)  # as if an encode side had answered before
+    # as if an encode side had answered before
+    slots.set(transfer.receiver.slot, Slot.HEARD_EPOCH, transfer.receiver.epoch)
     transfer.grant(1, 128)
     outcome = ended(transfer.receiver)
     assert outcome.reason == f"room {room} is not known to the encode node"
@@ -116,7 +123,9 @@ def test_a_resume_for_a_room_that_the_encode_side_does_not_know_fails_the_langua
 def test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back(
     encode: Station, language: Station, receiving: Queues, room: int
 ) -> None:
-    """Scenario 6, P4: a "dead encoder client", by SIGKILL in the middle of a transfer; the node and its other clients go on."""
+    """Scenario 6, P4: a "dead encoder client", by SIGKILL in the middle of a transfer; the node and its other clients
+    go on.
+    """
     receiving.add(encode.addr, room)
     with running("doomed encoder") as doomed:
         doomed.call(encoding.open_room, encode.run_dir, room, 3000)
@@ -177,7 +186,9 @@ def test_when_the_scheduler_process_is_killed_the_encoder_is_told_and_every_bloc
 def test_when_the_whole_encode_node_is_killed_its_requests_fail_and_one_in_its_place_is_served(
     own_dir: Path, receiving: Queues, language: Station, rooms: Iterator[int], engine: str
 ) -> None:
-    """Scenario 6, P4, D3, D5: both clients are told; the node that takes its run directory and port is another incarnation."""
+    """Scenario 6, P4, D3, D5: both clients are told; the node that takes its run directory and port is another
+    incarnation.
+    """
     room, later = next(rooms), next(rooms)
     with station("encode", own_dir / "e", deepstack_layers=3, engine=engine) as doomed:
         port = int(doomed.addr.rpartition(":")[2])
@@ -206,8 +217,13 @@ def test_when_the_whole_encode_node_is_killed_its_requests_fail_and_one_in_its_p
 def test_when_the_whole_language_node_is_killed_its_requests_fail_on_both_sides(
     own_dir: Path, encode: Station, sending: Client, room: int, engine: str
 ) -> None:
-    """Scenario 6, P4: a "dead peer": the encoder hears that the node is lost, its own scheduler that its node is gone."""
-    with station("language", own_dir / "l", deepstack_layers=3, engine=engine) as doomed, attach(doomed.run_dir) as client:
+    """Scenario 6, P4: a "dead peer": the encoder hears that the node is lost, its own scheduler that its node
+    is gone.
+    """
+    with (
+        station("language", own_dir / "l", deepstack_layers=3, engine=engine) as doomed,
+        attach(doomed.run_dir) as client,
+    ):
         queues = Queues(client)
         sender, _ = bring_to("Transferring", encode, sending, queues, room)
         doomed.kill_group()
@@ -230,7 +246,10 @@ def test_a_client_that_closes_with_requests_in_flight_fails_them_on_both_sides(
     (sending if side == "encoder" else receiving.client).close()
     for room, (sender, _) in zip(numbers, handles, strict=True):
         outcome = receiving.take(room, 20) if side == "encoder" else ended(sender)
-        assert (outcome.error, outcome.reason) == ("PeerLost", f"the {side} closed its client before the request had ended")
+        assert (outcome.error, outcome.reason) == (
+            "PeerLost",
+            f"the {side} closed its client before the request had ended",
+        )
     sending.close()
     receiving.client.close()
     encode.wait_idle()

@@ -1,7 +1,7 @@
 """P7: a write that was given up, and that lands when its receiver wakes, reaches only blocks that are kept for it.
 
-Mooncake reports a write to a stopped process as failed, and a part of it lands after that process has woken: *failed* is not *will not
-write*. Here it is provoked, with another request that waits for the very blocks.
+Mooncake reports a write to a stopped process as failed, and a part of it lands after that process has woken: *failed*
+is not *will not write*. Here it is provoked, with another request that waits for the very blocks.
 """
 
 from __future__ import annotations
@@ -37,13 +37,19 @@ def pair() -> Iterator[tuple[Station, Station]]:
     with (
         run_dirs() as path,
         station("encode", path / "e", **settings) as encode,
-        station("language", path / "l", default_allocate_tokens=TOKENS, fence_wait_s=4.0, fence_after_s=4.0, **settings) as language,
+        station(
+            "language", path / "l", default_allocate_tokens=TOKENS, fence_wait_s=4.0, fence_after_s=4.0, **settings
+        ) as language,
     ):
         yield encode, language
 
 
-def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_quarantine(pair: tuple[Station, Station]) -> None:
-    """P7, R6, R7, R10, R11, D2: and the request that waits for those blocks gets them after the fence, and its own bytes in them."""
+def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_quarantine(
+    pair: tuple[Station, Station],
+) -> None:
+    """P7, R6, R7, R10, R11, D2: and the request that waits for those blocks gets them after the fence, and its own
+    bytes in them.
+    """
     encode, language = pair
     first, late, second = 2, 4, 6  # of one transfer worker, so of one session
     target = language.pid_of(f"worker{first % 2}")
@@ -52,7 +58,8 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
         queues.add(encode.addr, first)
         assert give(open_sender(sending, first, 100))  # the session is open from here on
         assert queues.take(first, 30).difference == ""
-        payload = library_of(client).attachment.buffers.input_embeddings.view(torch.uint8)  # a late write may end within a number
+        # a late write may end within a number
+        payload = library_of(client).attachment.buffers.input_embeddings.view(torch.uint8)
         cells = library_of(client).attachment.control.sessions._cells
         request = queues.add(encode.addr, late, timeout_s=3.0)
         wait_until(lambda: request.receiver is not None and request.receiver.granted_tokens == TOKENS)
@@ -70,8 +77,13 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
             assert give(other)
         wait_until(lambda: not payload[kept].equal(before), 3, lambda: f"a late write: {language.counts()}")
         assert language.counts().quarantined == len(kept)
-        rows = rows_of(client.geometry, late, 0, TOKENS).input_embeddings.view(torch.uint8).view(len(kept), 128, 2 * HIDDEN)
-        for was, now in zip(before, payload[kept], strict=True):  # the write that was given up, as far as it came, and nothing else
+        rows = (
+            rows_of(client.geometry, late, 0, TOKENS)
+            .input_embeddings.view(torch.uint8)
+            .view(len(kept), 128, 2 * HIDDEN)
+        )
+        # the write that was given up, as far as it came, and nothing else
+        for was, now in zip(before, payload[kept], strict=True):
             assert any(((now == was) | (now == row)).all() for row in rows)
         received = queues.take(second, 30)
         assert (received.error, received.difference) == ("", "")

@@ -1,6 +1,7 @@
 """What went wrong in systems of this kind before, by its label, and a test that would fail if it came back.
 
-Those that a scenario, a shortage, a destination or a death proves are in the files of those names; labels are cited there.
+Those that a scenario, a shortage, a destination or a death proves are in the files of those names; labels are cited
+there.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def test_b2_a_partial_round_is_never_success(encode: Station, sending: Client, r
     transfer.wait_sent(128)
     wait_until(lambda: sender.sent_tokens == 128)
     beats = encode.control.metrics.row(2)["messages_out"]
-    wait_until(lambda: encode.control.metrics.row(2)["messages_out"] >= beats + 3)  # heartbeats repeat what is, and no more
+    # heartbeats repeat what is, and no more
+    wait_until(lambda: encode.control.metrics.row(2)["messages_out"] >= beats + 3)
     assert sender.poll() == transfer.receiver.poll() == Phase.Transferring
     transfer.grant(1, 1)
     assert transfer.finish(129).path == ended(sender).path == RESUMED
@@ -81,7 +83,9 @@ def test_b2_a_partial_round_is_never_success(encode: Station, sending: Client, r
 def test_b3_a_grant_is_what_the_message_says_and_no_default(
     encode: Station, sending: Client, receiving: Queues, room: int, total: int, grants: list[tuple[int, int]]
 ) -> None:
-    """B3, B6, R3: grants of any size, ending inside a block; what is granted there later lands behind what is there already."""
+    """B3, B6, R3: grants of any size, ending inside a block; what is granted there later lands behind what is there
+    already.
+    """
     transfer = ByHand(receiving.client, encode.addr, room)
     sender = open_sender(sending, room, total)
     assert give(sender)
@@ -94,14 +98,20 @@ def test_b3_a_grant_is_what_the_message_says_and_no_default(
             freed = transfer.copy_out(end)
             assert freed == held - (end % 128 > 0 and end < total)
     received = transfer.finish(total)
-    assert (received.difference, received.path, received.rounds) == ("", RESUMED if len(grants) > 1 else ONE_ROUND, len(grants))
+    assert (received.difference, received.path, received.rounds) == (
+        "",
+        RESUMED if len(grants) > 1 else ONE_ROUND,
+        len(grants),
+    )
     assert ended(sender).error == ""
 
 
 def test_b4_what_is_sent_twice_or_kicked_a_thousand_times_moves_once(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """B4, R16: a second `send_embedding` is refused, and a kick only says "look": every token is written exactly once."""
+    """B4, R16: a second `send_embedding` is refused, and a kick only says "look": every token is written
+    exactly once.
+    """
     before = sum(written(encode).values())
     request = receiving.add(encode.addr, room)
     sender = open_sender(sending, room, 10_000)
@@ -112,7 +122,9 @@ def test_b4_what_is_sent_twice_or_kicked_a_thousand_times_moves_once(
         library_of(sending).attachment.kick_worker(room, sender.slot, sender.epoch)
         library_of(sending).attachment.kick_bootstrap(Kick.LOOK, sender.slot, sender.epoch)
         if request.receiver is not None:
-            library_of(receiving.client).attachment.kick_bootstrap(Kick.GRANT, request.receiver.slot, request.receiver.epoch)
+            library_of(receiving.client).attachment.kick_bootstrap(
+                Kick.GRANT, request.receiver.slot, request.receiver.epoch
+            )
     assert receiving.take(room, 20).difference == ""
     assert not sender.send_embedding(*rows)
     assert sum(written(encode).values()) == before + 10_000
@@ -145,7 +157,9 @@ def test_b6_a_wrong_grant_fails_its_request_and_nothing_else(
 def test_b7_the_length_is_known_before_any_block_and_whatever_blocks_hold(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """B7, R19: every block's aux says 99 tokens; the length comes with the messages, to a request that was granted no block."""
+    """B7, R19: every block's aux says 99 tokens; the length comes with the messages, to a request that was granted no
+    block.
+    """
     library_of(receiving.client).attachment.buffers.aux_datas[:] = 99
     transfer = ByHand(receiving.client, encode.addr, room)
     receiver = transfer.receiver
@@ -162,7 +176,9 @@ def test_b7_the_length_is_known_before_any_block_and_whatever_blocks_hold(
     assert (received.difference, received.path) == ("", ONE_ROUND)
 
 
-def test_b9_progress_is_an_event_that_is_seen_once(encode: Station, sending: Client, receiving: Queues, room: int) -> None:
+def test_b9_progress_is_an_event_that_is_seen_once(
+    encode: Station, sending: Client, receiving: Queues, room: int
+) -> None:
     """B9: each rise of the status comes out of one `poll`, though every round lands in the very same block."""
     client = receiving.client
     transfer = ByHand(client, encode.addr, room)
@@ -197,7 +213,9 @@ def test_b9_progress_is_an_event_that_is_seen_once(encode: Station, sending: Cli
 def test_b9_every_row_is_copied_out_once_and_in_order(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """B9, D20: the chunks of a request with many resumes are its rows, each once; deepstack rows are among them in every round."""
+    """B9, D20: the chunks of a request with many resumes are its rows, each once; deepstack rows are among them in
+    every round.
+    """
     request = receiving.add(encode.addr, room)
     sender = open_sender(sending, room, 7777)
     assert give(sender)
@@ -220,7 +238,9 @@ def test_b9_every_row_is_copied_out_once_and_in_order(
 def test_b12_a_result_does_not_change_when_its_blocks_are_used_again(
     encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]
 ) -> None:
-    """B12, D14: all blocks are free again while the result is held, and filling them with something else leaves it as it is."""
+    """B12, D14: all blocks are free again while the result is held, and filling them with something else leaves it as
+    it is.
+    """
     first, second = next(rooms), next(rooms)
     held = receiving.add(encode.addr, first)
     assert give(open_sender(sending, first, 3000))
@@ -238,7 +258,9 @@ def test_b12_a_result_does_not_change_when_its_blocks_are_used_again(
     assert held.result is None
 
 
-def test_d1_a_sender_whose_destination_never_comes_fails_at_its_deadline(encode: Station, sending: Client, room: int) -> None:
+def test_d1_a_sender_whose_destination_never_comes_fails_at_its_deadline(
+    encode: Station, sending: Client, room: int
+) -> None:
     """D1: the deadline begins when the request is opened, not when it gets somewhere."""
     sender = open_sender(sending, room, 10, timeout_s=0.3)
     assert give(sender)
@@ -279,7 +301,8 @@ def test_d6_slots_and_blocks_of_300_requests_are_used_again(
         senders[-1].abort("not needed")
         for room, sender in zip(numbers, senders, strict=True):
             received = receiving.take(room, 20)
-            late = f"room {room} failed here before: not needed; a room number is used once"  # its init came after the end
+            # its init came after the end
+            late = f"room {room} failed here before: not needed; a room number is used once"
             assert received.difference == ""
             assert received.reason in (("not needed", late) if room == numbers[-1] else ("",)), turn
             ended(sender)
@@ -312,7 +335,9 @@ def test_d7_the_same_room_after_its_end_is_a_new_request(
 def test_d12_nothing_that_comes_late_changes_how_a_request_ended(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """D12, P17: Failed stays Failed though Success is stored over it, though rows land, though heartbeats repeat the phase before."""
+    """D12, P17: Failed stays Failed though Success is stored over it, though rows land, though heartbeats repeat the
+    phase before.
+    """
     transfer = ByHand(receiving.client, encode.addr, room)
     receiver = transfer.receiver
     sender = open_sender(sending, room, 2000)
@@ -334,7 +359,9 @@ def test_d12_nothing_that_comes_late_changes_how_a_request_ended(
 def test_d13_blocks_are_not_held_while_an_encoder_encodes(
     encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]
 ) -> None:
-    """D13, D14: of a request that has got 1024 tokens and waits for its encoder, one block at most is not free to others' rows."""
+    """D13, D14: of a request that has got 1024 tokens and waits for its encoder, one block at most is not free to
+    others' rows.
+    """
     slow, quick = next(rooms), next(rooms)
     request = receiving.add(encode.addr, slow)
     slow_sender = open_sender(sending, slow, 5000)
@@ -350,7 +377,9 @@ def test_d13_blocks_are_not_held_while_an_encoder_encodes(
 def test_d14_a_block_is_free_as_soon_as_its_rows_are_copied(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """D14: by hand, block by block; the receiver does not hold them until its end, nor the sender's side what was sent."""
+    """D14: by hand, block by block; the receiver does not hold them until its end, nor the sender's side what
+    was sent.
+    """
     transfer = ByHand(receiving.client, encode.addr, room)
     sender = open_sender(sending, room, 8 * 128)
     assert give(sender)
@@ -400,8 +429,10 @@ def connections_of(pid: int) -> set[str]:
 def test_d19_a_connection_is_one_processs_and_one_threads(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """D19: of all processes of two nodes under way, only bootstrap and poller have connections, each its own; and they run no thread but
-    ZeroMQ's own, and those that every process has (numpy's, of one that has no connection; the one that writes standard error)."""
+    """D19: of all processes of two nodes under way, only bootstrap and poller have connections, each its own; and they
+    run no thread but ZeroMQ's own, and those that every process has (numpy's, of one that has no connection; the one
+    that writes standard error).
+    """
     receiving.add(encode.addr, room)
     sender = open_sender(sending, room, 2000)
     assert give(sender, 0, 1000)
@@ -415,13 +446,17 @@ def test_d19_a_connection_is_one_processs_and_one_threads(
                 owner = f"{it.control.role.name} {name}"
                 assert held.setdefault(connection, owner) == owner
             if connections:
-                assert threads_of(pid) == sorted(["ZMQbg/IO/0", "ZMQbg/Reaper", *threads_of(it.pid_of("worker0"))]), name
+                assert threads_of(pid) == sorted(["ZMQbg/IO/0", "ZMQbg/Reaper", *threads_of(it.pid_of("worker0"))]), (
+                    name
+                )
     assert len(held) >= 4  # both ends of: bootstrap to bootstrap, poller to poller
     assert give(sender, 1000)
     assert receiving.take(room, 20).difference == ""
 
 
-def test_d20_deepstack_rows_of_every_round_arrive(encode: Station, sending: Client, receiving: Queues, room: int) -> None:
+def test_d20_deepstack_rows_of_every_round_arrive(
+    encode: Station, sending: Client, receiving: Queues, room: int
+) -> None:
     """D20: what comes with each round is looked at in the blocks themselves, deepstack rows first among them."""
     transfer = ByHand(receiving.client, encode.addr, room)
     sender = open_sender(sending, room, 300)

@@ -1,8 +1,8 @@
 """Nobody's trouble is everybody's: beside each trouble that one of a node's users may have, a steady load goes on.
 
-A slow name is in `tests/transfers/test_addresses.py`, a peer that floods a node in `tests/hostile/test_strangers.py`, a log that
-nobody reads also in `test_full_stderr.py`. A scheduler that spins is not among them: its rows still go through a
-thread of its own process. How much slower others get is measured by `bench/trouble.py`.
+A slow name is in `tests/transfers/test_addresses.py`, a peer that floods a node in `tests/hostile/test_strangers.py`, a
+log that nobody reads also in `test_full_stderr.py`. A scheduler that spins is not among them: its rows still go through
+a thread of its own process. How much slower others get is measured by `bench/trouble.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ COUNT = 60
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Station, Station]]:
     """Two nodes of 64 blocks, with a default as large as the pool, that speak into a pipe which nobody reads."""
-    settings: Settings = {"engine": "shm", "num_blocks": 64, "block_size": 16, "connect_timeout_s": 3.0, "client_silent_after_s": 0.0}
+    settings: Settings = {
+        "engine": "shm",
+        "num_blocks": 64,
+        "block_size": 16,
+        "connect_timeout_s": 3.0,
+        "client_silent_after_s": 0.0,
+    }
     with (
         run_dirs() as path,
         full_pipe() as pipe,
@@ -36,7 +42,9 @@ def pair() -> Iterator[tuple[Station, Station]]:
 
 
 @pytest.mark.parametrize("name", TROUBLES)
-def test_beside_the_trouble_of_one_all_others_arrive(pair: tuple[Station, Station], rooms: Iterator[int], name: str) -> None:
+def test_beside_the_trouble_of_one_all_others_arrive(
+    pair: tuple[Station, Station], rooms: Iterator[int], name: str
+) -> None:
     """P21: in the same client, the same nodes and the same pool, no other request fails while the trouble lasts."""
     encode, language = pair
     with attach(encode.run_dir) as sending, attach(language.run_dir) as client:

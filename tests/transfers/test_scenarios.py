@@ -1,6 +1,7 @@
 """The documents' scenarios 1 to 4 across real processes: an encoder, a scheduler, and a node for each of them.
 
-Every test names the exact path of phases on both sides and compares every byte: embeddings, ids, positions, deepstack, aux.
+Every test names the exact path of phases on both sides and compares every byte: embeddings, ids, positions, deepstack,
+aux.
 """
 
 from __future__ import annotations
@@ -43,9 +44,18 @@ def idle_after(encode: Station, language: Station) -> Iterator[None]:
     ids=["scenario 1", "scenario 3", "scenario 2", "scenario 4"],
 )
 def test_a_request_arrives_through_the_queues_whatever_its_length(
-    encode: Station, language: Station, encoder: Agent, scheduler: Agent, room: int, total: int, path: list[str], rounds: int
+    encode: Station,
+    language: Station,
+    encoder: Agent,
+    scheduler: Agent,
+    room: int,
+    total: int,
+    path: list[str],
+    rounds: int,
 ) -> None:
-    """Scenarios 1, 2, 3, 4, D20: the default of 1024 tokens is granted before the length is known, the rest as blocks come free."""
+    """Scenarios 1, 2, 3, 4, D20: the default of 1024 tokens is granted before the length is known, the rest as blocks
+    come free.
+    """
     scheduler.call(scheduling.request, language.run_dir, encode.addr, room)
     assert scheduler.call(scheduling.wait_granted, language.run_dir, room, 1024) == 1024
     encoder.call(encoding.send, encode.run_dir, room, total)
@@ -71,9 +81,16 @@ def test_a_request_arrives_through_the_queues_whatever_its_length(
     ids=["scenario 1", "scenario 3", "scenario 2", "scenario 4", "one token", "a block a round"],
 )
 def test_a_request_arrives_in_exactly_the_rounds_that_are_granted(
-    encode: Station, language: Station, encoder: Agent, scheduler: Agent, room: int, total: int, grants: list[tuple[int, int]]
+    encode: Station,
+    language: Station,
+    encoder: Agent,
+    scheduler: Agent,
+    room: int,
+    total: int,
+    grants: list[tuple[int, int]],
 ) -> None:
-    """Scenarios 1, 2, 3, 4, B1, B2, D20: by hand, each round lands before the next is granted, and only the last is Success.
+    """Scenarios 1, 2, 3, 4, B1, B2, D20: by hand, each round lands before the next is granted, and only the last is
+    Success.
 
     The status word of the language side is read all the while and never decreases.
     """
@@ -107,7 +124,9 @@ def test_a_request_arrives_through_a_pool_of_eight_blocks(
 def test_an_announced_length_is_granted_whole_and_takes_one_round(
     encode: Station, language: Station, encoder: Agent, scheduler: Agent, room: int
 ) -> None:
-    """B3: what is granted follows from the request's own length, not from a default of 1024 tokens; B7: known before any row."""
+    """B3: what is granted follows from the request's own length, not from a default of 1024 tokens; B7: known before
+    any row.
+    """
     encoder.call(encoding.open_room, encode.run_dir, room, 700, announce=True)
     scheduler.call(scheduling.request, language.run_dir, encode.addr, room)
     scheduler.call(scheduling.wait_granted, language.run_dir, room, 700)

@@ -1,4 +1,6 @@
-"""Many requests at once through little memory, with a process that watches every status word all the while (P5, P6, D8)."""
+"""Many requests at once through little memory, with a process that watches every status word all the while (P5, P6,
+D8).
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,17 @@ STORM = pytest.mark.storm
 @pytest.fixture(scope="module")
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Station, Station]]:
     """Two nodes with pools of that many blocks of 128 tokens, hidden 64."""
-    geometry: Settings = {"num_blocks": request.param, "deepstack_layers": 1, "log_level": "WARNING", "request_timeout_s": TIMEOUT_S}
-    with run_dirs() as path, station("encode", path / "e", **geometry) as e, station("language", path / "l", **geometry) as lang:
+    geometry: Settings = {
+        "num_blocks": request.param,
+        "deepstack_layers": 1,
+        "log_level": "WARNING",
+        "request_timeout_s": TIMEOUT_S,
+    }
+    with (
+        run_dirs() as path,
+        station("encode", path / "e", **geometry) as e,
+        station("language", path / "l", **geometry) as lang,
+    ):
         yield e, lang
 
 
@@ -53,7 +64,9 @@ def watched(watcher: Agent, *stations: Station) -> Iterator[None]:
 
 
 def lengths(num_blocks: int, destinations: int, rooms: Iterator[int]) -> dict[int, int]:
-    """64 requests of 1 to 20 000 tokens: any length as likely as any other, or, where that takes long, any order of magnitude."""
+    """64 requests of 1 to 20 000 tokens: any length as likely as any other, or, where that takes long, any order of
+    magnitude.
+    """
     rng = random.Random(10 * num_blocks + destinations)
     if num_blocks > destinations == 1:
         totals = [rng.randint(1, LONGEST) for _ in range(REQUESTS - 2)]
@@ -106,12 +119,17 @@ def test_64_requests_at_once_all_arrive_with_every_byte(
 
 
 @pytest.mark.parametrize(
-    "pair", [1, pytest.param(16, marks=STORM)], ids=["one block a side", "16 blocks a side"], indirect=True, scope="module"
+    "pair",
+    [1, pytest.param(16, marks=STORM)],
+    ids=["one block a side", "16 blocks a side"],
+    indirect=True,
+    scope="module",
 )
 def test_requests_given_up_at_any_moment_end_once_and_leave_no_block_behind(
     pair: tuple[Station, Station], encoder: Agent, scheduler: Agent, watcher: Agent, rooms: Iterator[int]
 ) -> None:
-    """P5, D6, D12, B12: half of 48 requests are aborted somewhere on their way, from either side; the others arrive whole.
+    """P5, D6, D12, B12: half of 48 requests are aborted somewhere on their way, from either side; the others arrive
+    whole.
 
     Which of them arrive before their abort is the machine's affair; what an aborted one ends as is not.
     """
@@ -133,7 +151,8 @@ def test_requests_given_up_at_any_moment_end_once_and_leave_no_block_behind(
     for room, total in totals.items():
         if received[room].error:
             reason = f"the {doomed[room]} has other plans"
-            late = f"room {room} failed here before: {reason}; a room number is used once"  # its init came after the end
+            # its init came after the end
+            late = f"room {room} failed here before: {reason}; a room number is used once"
             assert received[room].error == "TransferAborted"
             assert received[room].reason in (reason, late)
             assert sent[room].path[-1] == "Success" or sent[room].reason == reason  # it may have crossed the last row
@@ -147,9 +166,14 @@ def test_requests_given_up_at_any_moment_end_once_and_leave_no_block_behind(
 def test_a_request_of_full_size_rows_arrives_with_every_byte(
     own_dir: Path, encoder: Agent, scheduler: Agent, room: int
 ) -> None:
-    """Scenario 2 at the size of a real model: hidden 3584, 3000 tokens through 24 blocks, of which 1024 tokens are granted at first."""
+    """Scenario 2 at the size of a real model: hidden 3584, 3000 tokens through 24 blocks, of which 1024 tokens are
+    granted at first.
+    """
     geometry: Settings = {"hidden_size": 3584, "num_blocks": 24, "default_allocate_tokens": 1024}
-    with station("encode", own_dir / "e", **geometry) as encode, station("language", own_dir / "l", **geometry) as language:
+    with (
+        station("encode", own_dir / "e", **geometry) as encode,
+        station("language", own_dir / "l", **geometry) as language,
+    ):
         scheduler.call(scheduling.request, language.run_dir, encode.addr, room)
         assert scheduler.call(scheduling.wait_granted, language.run_dir, room, 1024) == 1024
         encoder.call(encoding.send, encode.run_dir, room, 3000)

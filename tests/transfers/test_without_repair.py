@@ -1,7 +1,7 @@
 """B5: everything that makes a transfer runnable does so by itself. Here nothing is found by looking again later.
 
-The nodes of these tests never scan their slots, send no heartbeat and repeat no message within the length of a test, and their
-clients' library threads wake for nothing but their bell.
+The nodes of these tests never scan their slots, send no heartbeat and repeat no message within the length of a test,
+and their clients' library threads wake for nothing but their bell.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ NEVER_S = 1000.0
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Station, Station]]:
     timing: Settings = dict.fromkeys(
-        ("heartbeat_s", "idle_heartbeat_s", "resend_s", "beat_s", "scan_s", "peer_timeout_s", "request_timeout_s"), NEVER_S
+        ("heartbeat_s", "idle_heartbeat_s", "resend_s", "beat_s", "scan_s", "peer_timeout_s", "request_timeout_s"),
+        NEVER_S,
     )
     timing["silent_after_s"] = 3 * NEVER_S
     timing["stop_timeout_s"] = 0.5  # who sleeps that long does not hear that it should stop
@@ -89,7 +90,9 @@ def test_rows_that_are_written_one_block_at_a_time_are_each_sent_at_once(
 def test_rows_are_sent_though_the_library_thread_comes_between_the_steps_of_a_write(
     pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B5: it must not find rows before the word that the worker goes by says that they are ready, and tell the worker too early."""
+    """B5: it must not find rows before the word that the worker goes by says that they are ready, and tell the worker
+    too early.
+    """
     sending, queues = clients
     room = next(rooms)
     request = queues.add(pair[0].addr, room)

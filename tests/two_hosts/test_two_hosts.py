@@ -1,6 +1,8 @@
-"""Two nodes on two hosts: network namespaces that share nothing but a cable, rows through Mooncake over TCP, messages under keys.
+"""Two nodes on two hosts: network namespaces that share nothing but a cable, rows through Mooncake over TCP, messages
+under keys.
 
-Here nothing on one side can see the other's processes: what it learns of a death it learns through the cable, or from its silence.
+Here nothing on one side can see the other's processes: what it learns of a death it learns through the cable, or from
+its silence.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 from embridge.workers.transfer.engines import mooncake
 
 WHY_NOT = why_impossible() or mooncake.why_unavailable()
-pytestmark = [pytest.mark.process, pytest.mark.timeout(200), pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is possible")]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is possible"),
+]
 
 ONE_ROUND = ["Bootstrapping", "WaitingForInput", "Success"]
 RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]
@@ -44,7 +50,9 @@ class Places:
         self.hosts = {"encode": one, "language": other}
         self.allow_file = path / "nodes.allow"
         pairs = {role: new_key_pair() for role in self.hosts}
-        self.allow_file.write_text("".join(allow_line(host.address, pairs[role].public) + "\n" for role, host in self.hosts.items()))
+        self.allow_file.write_text(
+            "".join(allow_line(host.address, pairs[role].public) + "\n" for role, host in self.hosts.items())
+        )
         for role, pair in pairs.items():
             write_key_file(path / f"{role}.key", pair)
 
@@ -89,7 +97,12 @@ def clients(pair: tuple[Station, Station]) -> Iterator[tuple[Client, Queues]]:
     ids=["scenario 1", "scenario 3", "scenario 2", "scenario 4"],
 )
 def test_a_request_arrives_from_another_host(
-    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int], total: int, path: list[str], rounds: int
+    pair: tuple[Station, Station],
+    clients: tuple[Client, Queues],
+    rooms: Iterator[int],
+    total: int,
+    path: list[str],
+    rounds: int,
 ) -> None:
     """Scenarios 1 to 4, with the very path of phases, and every byte."""
     sending, queues = clients
@@ -143,7 +156,9 @@ def test_out_of_blocks_a_request_fails_at_its_deadline_on_both_hosts(
     received, sent = queues.take(room, 20), ended(sender)
     assert (received.error, sent.error) == ("TransferTimeout", "TransferTimeout")
     assert received.reason == sent.reason
-    assert "deadline passed on the language side: sent 1024 granted 1024 of 2000 tokens, no block free" in received.reason
+    assert (
+        "deadline passed on the language side: sent 1024 granted 1024 of 2000 tokens, no block free" in received.reason
+    )
     holder.end()
 
 
@@ -237,7 +252,8 @@ def half_way(encode: Station, sending: Client, queues: Queues, room: int) -> Emb
 def test_when_a_node_is_lost_the_other_fails_its_requests_in_time(
     places: Places, pair: tuple[Station, Station], rooms: Iterator[int], how: str, lost: str
 ) -> None:
-    """Scenario 6, P4, D10, R12: 1 s after a kill, `peer_timeout_s` + 1 s after it falls silent; with the reason, and no block is lost.
+    """Scenario 6, P4, D10, R12: 1 s after a kill, `peer_timeout_s` + 1 s after it falls silent; with the reason, and no
+    block is lost.
 
     Blocks that the lost node may still write to over the network are quarantined and counted, until a fence.
     """

@@ -1,6 +1,8 @@
-"""Steps of two processes that cross, messages that are late, and words that somebody dies between: one by one, at one node.
+"""Steps of two processes that cross, messages that are late, and words that somebody dies between: one by one, at one
+node.
 
-Each is the direct and certain proof that a mutant in `tests/mutants` needs; what noticed it before, if anything did, was a random run.
+Each is the direct and certain proof that a mutant in `tests/mutants` needs; what noticed it before, if anything did,
+was a random run.
 """
 
 from __future__ import annotations
@@ -46,8 +48,13 @@ class Watched:
 
 
 def test_whoever_looks_while_a_session_begins_sees_one_session_or_none() -> None:
-    """R10: a grant with the number of the old session and the port of the new one would let a write land in blocks of neither."""
-    geometry, limits = Geometry(hidden_size=2, block_size=4, num_blocks=2), Limits(num_slots=64, num_workers=2, max_clients=1)
+    """R10: a grant with the number of the old session and the port of the new one would let a write land in blocks of
+    neither.
+    """
+    geometry, limits = (
+        Geometry(hidden_size=2, block_size=4, num_blocks=2),
+        Limits(num_slots=64, num_workers=2, max_clients=1),
+    )
     mapping = segment(ControlLayout.of(Role.LANGUAGE, geometry, limits).size)
     format_control(mapping, Role.LANGUAGE, geometry, limits, node_id=1, incarnation=1, now_ns=1)
     writer, reader = (Control(mapping).sessions for _ in range(2))
@@ -157,7 +164,9 @@ def test_blocks_that_come_when_the_request_has_ended_go_back_at_once() -> None:
 
 
 def test_an_abort_of_what_is_forgotten_is_told_of_a_taint_also_after_its_node_registered_again() -> None:
-    """R7, R15: a node that was taken for dead keeps its tombstones, so its aborts are still known to be of what was here."""
+    """R7, R15: a node that was taken for dead keeps its tombstones, so its aborts are still known to be of what was
+    here.
+    """
     node = EncodeAlone(engine=StubEngine(late_writes=True, outcome=Outcome.FAILED))
     sender = node.sender(1, 8)
     node.init(1, [3, 4], session=4)
@@ -192,7 +201,9 @@ def test_a_bootstrap_that_dies_while_a_destination_joins_leaves_none_or_a_whole_
 
 
 def test_a_destination_that_joins_while_the_request_ends_hears_of_the_end() -> None:
-    """R23: the poller has not seen it when it asked for the release; the slot is kept until the destination has closed it."""
+    """R23: the poller has not seen it when it asked for the release; the slot is kept until the destination has closed
+    it.
+    """
     node = EncodeAlone()
     sender = node.sender(1, 8)
     bootstrap = node.actor("bootstrap")
@@ -239,7 +250,9 @@ def test_rows_count_as_sent_when_the_engine_says_that_they_are() -> None:
 
 
 def test_a_failure_whose_kick_was_lost_is_found_by_the_slow_scan() -> None:
-    """R25: whoever claimed it died before the kick; no timer and no message looks at the request before its deadline."""
+    """R25: whoever claimed it died before the kick; no timer and no message looks at the request before its
+    deadline.
+    """
     node = EncodeAlone()
     sender = node.sender(1, 8, rows=0)
     node.slots.claim_failure(sender.slot, FailureCode.ABORTED, "said, and then dead")
@@ -285,7 +298,11 @@ def test_an_epoch_is_opened_after_its_record_was_written() -> None:
     real = status.open
 
     def watched(slot: int, now_ns: int) -> int:
-        record = node.slots.get(slot, Slot.EPOCH), node.slots.get(slot, Slot.ROOM), node.slots.get(slot, Slot.DEADLINE_NS) > now_ns
+        record = (
+            node.slots.get(slot, Slot.EPOCH),
+            node.slots.get(slot, Slot.ROOM),
+            node.slots.get(slot, Slot.DEADLINE_NS) > now_ns,
+        )
         epoch = int(real(slot, now_ns))
         seen.append((epoch, record))
         return epoch

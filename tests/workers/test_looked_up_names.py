@@ -117,7 +117,10 @@ def test_an_encode_node_that_announces_a_name_fails_the_requests_that_ask_it(fie
     name = ("bootstrap_addr", "poller_addr")[field - 1]
     failure = receiver.failure_exception()
     assert failure is not None
-    assert failure.reason == f"encode node {ENCODE_ADDRESS} announces what is no address: {name}: '{NAME}' is no tcp://ip:port"
+    assert (
+        failure.reason
+        == f"encode node {ENCODE_ADDRESS} announces what is no address: {name}: '{NAME}' is no tcp://ip:port"
+    )
 
 
 def test_no_name_reaches_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +194,9 @@ def test_who_joins_those_who_wait_for_a_name_has_as_long_as_they_had() -> None:
 
 
 def test_who_joins_those_who_wait_for_a_connection_has_as_long_as_they_had() -> None:
-    """P21, P8: here the node starts late: too late for the first, in time for the second, in a registration after the first one's (R14)."""
+    """P21, P8: here the node starts late: too late for the first, in time for the second, in a registration after the
+    first one's (R14).
+    """
     node = LanguageAlone()
     timeout_s = node.world.timing.connect_timeout_s
     first = node.client.receiver(ENCODE_ADDRESS, 1)
@@ -258,7 +263,9 @@ def test_where_a_name_leads_is_forgotten_when_nobody_answers_there(how: str) -> 
 def test_a_name_that_does_not_resolve_may_do_so_later_until_the_time_to_connect_is_over() -> None:
     """P8: a node's name may come with the node."""
     node = LanguageAlone()
-    found: dict[str, Found | None] = {NAME: Found("", "name encoder.example does not resolve: Name or service not known")}
+    found: dict[str, Found | None] = {
+        NAME: Found("", "name encoder.example does not resolve: Name or service not known")
+    }
     names(node, found)
     first = node.client.receiver(NAME, 1)
     node.advance(1.0)
@@ -454,7 +461,9 @@ def test_without_a_thread_a_name_is_asked_for_again_later(resolver: Resolver, mo
     """P15."""
     it = Names()
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start new thread")))
+        patch.setattr(
+            threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start new thread"))
+        )
         assert it.find("tcp://quick:1") == Found("", "its name cannot be looked up: can't start new thread")
     assert found_soon(it, "tcp://quick:1").endpoint
 

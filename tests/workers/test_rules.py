@@ -1,4 +1,7 @@
-"""The rules of a transfer, one by one, at one node whose peers are played by the test. `docs/invariants.md` says what each label means."""
+"""The rules of a transfer, one by one, at one node whose peers are played by the test.
+
+`docs/invariants.md` says what each label means.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, EncodeAlone, LanguageAlone, StubEngine, failure_of, leave_one_epoch
+from support.alone import (
+    BLOCK_SIZE,
+    ENCODE_ADDRESS,
+    EncodeAlone,
+    LanguageAlone,
+    StubEngine,
+    failure_of,
+    leave_one_epoch,
+)
 from support.simulation import LIMITS
 
 from embridge.allocator.errors import EmbridgeError, FailureCode, PeerLost, TransferAborted, TransferTimeout
@@ -168,8 +179,14 @@ WRONG_REPORTS: dict[str, tuple[dict[str, Any], str]] = {
     "a session that never was": ({"sent": 8, "session": 5}, "a grant under session 5, the latest was under 0"),
     "more sent than there are": ({"sent": 8, "total_tokens": 7}, "8 tokens sent and 7 ready of 7"),
     "more ready than there are": ({"sent": 8, "ready_tokens": 17}, "8 tokens sent and 17 ready of 16"),
-    "Success before all was sent": ({"phase": Phase.Success, "sent": 4, "total_tokens": 8}, "Success with 4 of 8 tokens sent"),
-    "Success of an unknown length": ({"phase": Phase.Success, "sent": 8, "total_tokens": 0}, "Success with 8 of 0 tokens sent"),
+    "Success before all was sent": (
+        {"phase": Phase.Success, "sent": 4, "total_tokens": 8},
+        "Success with 4 of 8 tokens sent",
+    ),
+    "Success of an unknown length": (
+        {"phase": Phase.Success, "sent": 8, "total_tokens": 0},
+        "Success with 8 of 0 tokens sent",
+    ),
 }
 
 
@@ -420,7 +437,10 @@ class OneByOne(StubEngine):
 
 
 def test_the_source_blocks_of_a_failed_attempt_are_kept_while_its_engine_may_read_them() -> None:
-    """R8: until the worker has ended, and its engine with it. It waits for an attempt of another request, and renews itself then."""
+    """R8: until the worker has ended, and its engine with it.
+
+    It waits for an attempt of another request, and renews itself then.
+    """
     engine = OneByOne()
     node = EncodeAlone(engine=engine)
     sender, other = node.sender(1, 8), node.sender(2, 8)
@@ -439,7 +459,9 @@ def test_the_source_blocks_of_a_failed_attempt_are_kept_while_its_engine_may_rea
 
 
 def test_two_blocks_that_share_a_staging_entry_are_staged_one_after_the_other() -> None:
-    """R8: destinations may be further apart than the window; the entry that one attempt reads is not given to another block."""
+    """R8: destinations may be further apart than the window; the entry that one attempt reads is not given to another
+    block.
+    """
     node = EncodeAlone(num_blocks=24, limits=replace(LIMITS, window_blocks=32))
     assert node.control.staging.window == 24
     node.register(node_id=11)
@@ -609,7 +631,10 @@ def test_two_nodes_with_a_copied_identity_are_told_so() -> None:
     node.register(node_id=node.control.node_id)
     node.register(poller_addr="tcp://10.0.0.10:7")
     assert node.sent(msg.Refused)[0].reason == "node id 1 is this encode node's own: its `identity` file was copied"
-    assert node.sent(msg.Refused)[1].reason == "that start of its node is registered from elsewhere: its `identity` file was copied"
+    assert (
+        node.sent(msg.Refused)[1].reason
+        == "that start of its node is registered from elsewhere: its `identity` file was copied"
+    )
     assert node.sent(msg.Registered) == []
     assert sender.failure_exception() is None
     node.register(incarnation=3)
@@ -904,11 +929,17 @@ def test_those_whose_rows_wait_are_served_first_come_first_served() -> None:
     assert [r.granted_blocks for r in receivers if r] == [2, 0, 0]
     assert receivers[0] is not None
     node.status(receivers[0], Phase.Transferring, 4)
-    assert [r.granted_blocks for r in receivers if r] == [3, 0, 0] or [r.granted_blocks for r in receivers if r] == [2, 1, 0]
+    assert [r.granted_blocks for r in receivers if r] == [3, 0, 0] or [r.granted_blocks for r in receivers if r] == [
+        2,
+        1,
+        0,
+    ]
 
 
 def test_two_nodes_agree_on_whose_rows_may_exceed_the_limit_of_host_memory() -> None:
-    """D8: a request that has landed here waits for its other destination, which may wait for host memory on behalf of another one."""
+    """D8: a request that has landed here waits for its other destination, which may wait for host memory on behalf of
+    another one.
+    """
     node = LanguageAlone(settings={"host_buffer_bytes": 400, "default_allocate_tokens": 4})
     assert 16 * node.node.geometry.token_bytes < 400 < 32 * node.node.geometry.token_bytes
     queue = _queue(node, default_tokens=4)
@@ -1074,8 +1105,12 @@ def test_a_restarted_bootstrap_looks_at_everything_at_once() -> None:
 # ---- what went wrong elsewhere
 
 
-def test_a_session_that_does_not_answer_fails_a_request_at_once_or_where_rows_have_come_before_only_when_that_lasts() -> None:
-    """P11, D3: a worker that is being restarted there is given `peer_timeout_s`, for this node has proved that it can be reached."""
+def test_a_session_that_does_not_answer_fails_a_request_at_once_or_where_rows_have_come_before_only_when_that_lasts() -> (
+    None
+):
+    """P11, D3: a worker that is being restarted there is given `peer_timeout_s`, for this node has proved that it can
+    be reached.
+    """
     node = EncodeAlone()
     node.engine.open = refuse_to_open  # type: ignore[method-assign]
     early = node.sender(1, 8, rows=8)
@@ -1444,7 +1479,9 @@ def test_a_block_that_nobodys_request_holds_is_reported_once() -> None:
 
 
 def test_a_failure_is_seen_with_its_reason_or_not_at_all() -> None:
-    """P5: who claims it writes the reason, then the code; a node's process finishes for one that died between the two."""
+    """P5: who claims it writes the reason, then the code; a node's process finishes for one that died between
+    the two.
+    """
     node = LanguageAlone()
     receiver = node.receiver(1)
     slots, seen = node.slots, []
@@ -1467,7 +1504,9 @@ def test_a_failure_is_seen_with_its_reason_or_not_at_all() -> None:
 
 @pytest.mark.parametrize(("network", "errors"), [(False, 1), (True, 0)])
 def test_a_quarantine_that_no_fence_can_end_is_a_leak(network: bool, errors: int) -> None:
-    """P1: through shared memory nothing stays in quarantine once no request is in flight; over a network a fence ends it."""
+    """P1: through shared memory nothing stays in quarantine once no request is in flight; over a network a fence ends
+    it.
+    """
     node = LanguageAlone(late_writes=network)
     receiver = node.receiver(1)
     receiver.abort()
@@ -1477,7 +1516,9 @@ def test_a_quarantine_that_no_fence_can_end_is_a_leak(network: bool, errors: int
     node.advance(3)
     node.node.may_leak = True
     blocks = node.control.blocks.acquire(receiver.slot, receiver.epoch, 1, may_take_reserve=True)
-    node.control.blocks.cells.expose(blocks, 0, 1, receiver.slot, receiver.epoch, exposure_of(0, 1) if network else SHM_EXPOSURE)
+    node.control.blocks.cells.expose(
+        blocks, 0, 1, receiver.slot, receiver.epoch, exposure_of(0, 1) if network else SHM_EXPOSURE
+    )
     node.control.blocks.cells.quarantine(blocks, 0, 1, receiver.slot, receiver.epoch)
     node.advance(4)
     assert node.metric("poller", "errors") == errors

@@ -1,4 +1,5 @@
-"""Two and three whole nodes under a seed: whatever the network, the scheduling and the deaths of processes do, rows arrive whole.
+"""Two and three whole nodes under a seed: whatever the network, the scheduling and the deaths of processes do, rows
+arrive whole.
 
 A failing seed prints the end of its trace; `run_seed` with the same arguments makes the same steps again (P19).
 """
@@ -239,7 +240,9 @@ class Scenario:
         for name, rows in expected._asdict().items():
             got = getattr(result, name)
             assert (rows is None) == (got is None), name
-            assert rows is None or torch.equal(rows.view(torch.uint8), got.view(torch.uint8)), f"room {transfer.room}: {name}"
+            assert rows is None or torch.equal(rows.view(torch.uint8), got.view(torch.uint8)), (
+                f"room {transfer.room}: {name}"
+            )
         assert result.aux_datas[:2].tolist() == [transfer.total, -transfer.room]
 
     # ---- what disturbs them
@@ -336,7 +339,9 @@ class Scenario:
     def _retry(self, transfer: Transfer) -> None:
         """As a router does: once it is known who has all rows, and who is to get them from the other node."""
         lost, addr = self.lost[transfer], self.encode.own_addresses.bootstrap_addr
-        waiting = [r for r in transfer.requests if r not in transfer.outcomes and r not in lost and r.bootstrap_addr == addr]
+        waiting = [
+            r for r in transfer.requests if r not in transfer.outcomes and r not in lost and r.bootstrap_addr == addr
+        ]
         finished = [r for r in transfer.requests if transfer.outcomes.get(r) == "Success"]
         if transfer.num_due or len(lost) + len(waiting) + len(finished) < self.num_languages:
             return
@@ -423,7 +428,8 @@ def run_seed(seed: int, faults: str, disturbance: str = "none", engine: str = "s
 
 
 SEEDS_A_TEST = 1
-MIX = sorted(itertools.product(FAULTS, DISTURBANCES), key=lambda mixture: mixture[1] == "retries")  # so that the others keep their seeds
+# so that the others keep their seeds
+MIX = sorted(itertools.product(FAULTS, DISTURBANCES), key=lambda mixture: mixture[1] == "retries")
 ENGINES = ("shm", "network")
 
 
@@ -438,7 +444,9 @@ def _quiet() -> Iterator[None]:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("faults", "disturbance"), MIX)
 def test_rows_arrive_whole_and_everything_is_given_back(faults: str, disturbance: str, engine: str) -> None:
-    """R24, P5, P6, P7, P8, P11, P17, D8, D12: what `World.check`, the engine and `Scenario` say, for some seeds of every mixture."""
+    """R24, P5, P6, P7, P8, P11, P17, D8, D12: what `World.check`, the engine and `Scenario` say, for some seeds of
+    every mixture.
+    """
     for seed in range(SEEDS_A_TEST):
         run_seed(1000 * MIX.index((faults, disturbance)) + seed, faults, disturbance, engine)
 
@@ -470,13 +478,16 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize(("seed", "faults", "disturbance"), [found[:3] for found in FOUND], ids=[found[3] for found in FOUND])
+@pytest.mark.parametrize(
+    ("seed", "faults", "disturbance"), [found[:3] for found in FOUND], ids=[found[3] for found in FOUND]
+)
 def test_what_a_seed_has_found_stays_away(seed: int, faults: str, disturbance: str) -> None:
     run_seed(seed, faults, disturbance)
 
 
 @pytest.mark.parametrize(
-    ("faults", "disturbance", "engine"), [("calm", "none", "shm"), ("deadly", "cuts", "shm"), ("deadly", "clients", "network")]
+    ("faults", "disturbance", "engine"),
+    [("calm", "none", "shm"), ("deadly", "cuts", "shm"), ("deadly", "clients", "network")],
 )
 def test_a_seed_makes_the_same_steps_again(faults: str, disturbance: str, engine: str) -> None:
     """P19: so a failure that a seed has found can be looked at."""
@@ -504,7 +515,10 @@ def _damage(node: SimulatedNode) -> None:
 
 
 def run_retries(seeds: range, engine: str) -> tuple[int, int]:
-    """Runs in which the encode node goes for good. Returns how many blocks were kept for the other one, and in how many runs."""
+    """Runs in which the encode node goes for good.
+
+    Returns how many blocks were kept for the other one, and in how many runs.
+    """
     kept = []
     for seed in seeds:
         world = World(seed, faults=CALM, late_writes=engine == "network", verify=seed % 2 == 0)
@@ -608,7 +622,10 @@ DAMAGING = {
 
 
 def run_damaged(seeds: range, faults: str) -> tuple[int, int]:
-    """Runs in which bytes of what an engine writes are changed. Returns how many were, and how many requests failed for it."""
+    """Runs in which bytes of what an engine writes are changed.
+
+    Returns how many were, and how many requests failed for it.
+    """
     num_damaged = num_corrupt = 0
     for seed in seeds:
         world = World(seed, faults=DAMAGING[faults], late_writes=seed % 2 == 1, verify=True)

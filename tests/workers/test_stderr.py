@@ -1,4 +1,6 @@
-"""What a process says is never waited for: neither its log lines nor a crash's traceback, whatever its standard error is."""
+"""What a process says is never waited for: neither its log lines nor a crash's traceback, whatever its standard error
+is.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from embridge.workers.stderr import MAX_TEXT_LENGTH, MAX_TEXTS, Handler, Stream,
 
 @contextmanager
 def writer_into(fd: int) -> Iterator[Writer]:
-    """A writer, whose descriptor and thread are gone afterwards; the other end of a pipe is to be read, or closed, by then."""
+    """A writer, whose descriptor and thread are gone afterwards; the other end of a pipe is to be read, or closed, by
+    then.
+    """
     writer = Writer(fd)
     before = set(threading.enumerate())
     yield writer
@@ -41,7 +45,9 @@ def test_who_writes_into_a_full_pipe_goes_on_and_what_was_dropped_is_counted() -
             said += pipe.drain()
             lines = said[: said.rfind(b"\n") + 1].decode().lstrip(".").splitlines()
             kept = sum(line.startswith("line ") for line in lines)
-            return kept, sum(int(line.split()[0]) for line in lines if line.endswith("dropped: nobody read them in time"))
+            return kept, sum(
+                int(line.split()[0]) for line in lines if line.endswith("dropped: nobody read them in time")
+            )
 
         wait_until(lambda: sum(kept_and_dropped()) == 3 * MAX_TEXTS, what=kept_and_dropped)
         assert said.lstrip(b".").startswith(b"line 0\n")
@@ -49,7 +55,9 @@ def test_who_writes_into_a_full_pipe_goes_on_and_what_was_dropped_is_counted() -
 
 
 def test_a_reader_that_is_gone_or_a_descriptor_that_does_not_wait_stops_nobody() -> None:
-    """P21: a broken pipe loses lines, and a pipe that somebody has made non-blocking takes them all the same, when it can."""
+    """P21: a broken pipe loses lines, and a pipe that somebody has made non-blocking takes them all the same, when it
+    can.
+    """
     read, write = os.pipe()
     os.close(read)
     with writer_into(write) as writer:
@@ -81,7 +89,9 @@ def test_a_text_without_end_is_cut() -> None:
 
 
 def test_lines_of_one_cause_are_limited_and_those_of_others_are_not() -> None:
-    """P12, P21: a cause is the text before its values stand in it; what was held back is counted when a new minute begins."""
+    """P12, P21: a cause is the text before its values stand in it; what was held back is counted when a new minute
+    begins.
+    """
     limit, now = CauseLimit(), 5 * WINDOW_NS
 
     def record(text: str, room: int) -> logging.LogRecord:
@@ -147,7 +157,9 @@ def crash(stderr: int) -> subprocess.Popen[bytes]:
 
 
 def test_the_traceback_of_a_crash_comes_out() -> None:
-    """P21: what goes through a thread is written before the process is gone: log lines, and tracebacks of its threads."""
+    """P21: what goes through a thread is written before the process is gone: log lines, and tracebacks of its
+    threads.
+    """
     process = crash(subprocess.PIPE)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -170,7 +182,9 @@ def test_a_process_ends_though_nobody_can_take_what_it_says(kind: str) -> None:
 
 
 def test_the_thread_that_writes_is_there_before_the_first_line() -> None:
-    """P20: whoever watches the threads of a process, as the launcher does, sees none come later, and holds no more for it."""
+    """P20: whoever watches the threads of a process, as the launcher does, sees none come later, and holds no more for
+    it.
+    """
     code = (
         "import logging, threading; from embridge.workers.stderr import log_to_stderr; log_to_stderr('INFO', 'x');"
         "before = threading.active_count(); logging.getLogger().warning('a line'); print(before, threading.active_count(), flush=True)"

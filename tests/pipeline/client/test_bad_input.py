@@ -1,7 +1,8 @@
-"""P15, B6: every bad input is one clear error that says what was seen, and leaves nothing behind: the same clients go on.
+"""P15, B6: every bad input is one clear error that says what was seen, and leaves nothing behind: the same clients go
+on.
 
-Each table reads: what is wrong | what the error says | how it is done. Settings are in `test_config.py`, nodes that do not fit together
-and places that cannot be used in `test_bad_nodes.py`.
+Each table reads: what is wrong | what the error says | how it is done. Settings are in `test_config.py`, nodes that do
+not fit together and places that cannot be used in `test_bad_nodes.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ WATCHED = ("launcher", "bootstrap", "poller")
 class Bench:
     """A client on either side of the shared nodes, and room numbers."""
 
-    def __init__(self, encode: Station, language: Station, sending: Client, queues: Queues, rooms: Iterator[int]) -> None:
+    def __init__(
+        self, encode: Station, language: Station, sending: Client, queues: Queues, rooms: Iterator[int]
+    ) -> None:
         self.encode = encode
         self.language = language
         self.sending = sending
@@ -52,9 +55,13 @@ class Bench:
 
     @contextmanager
     def unharmed(self) -> Iterator[None]:
-        """What is done meanwhile takes no block, slot or descriptor for good, ends no process, and the next good request arrives."""
+        """What is done meanwhile takes no block, slot or descriptor for good, ends no process, and the next good
+        request arrives.
+        """
         nodes = (self.encode, self.language)
-        wait_until(lambda: all(map(is_all_watched, nodes)), what="two threads watched of each who is connected, no other")
+        wait_until(
+            lambda: all(map(is_all_watched, nodes)), what="two threads watched of each who is connected, no other"
+        )
         before, restarts = self._descriptors(), self._restarts()
         yield
         self.good_request()
@@ -108,7 +115,9 @@ def sender(*, room: Any = None, total: Any = 10, **named: Any) -> Opening:
 
 
 def receiver(*, room: Any = None, addr: Any = None, **named: Any) -> Opening:
-    return lambda b: b.receiving.receiver(b.addr if addr is None else addr, next(b.rooms) if room is None else room, **named)
+    return lambda b: b.receiving.receiver(
+        b.addr if addr is None else addr, next(b.rooms) if room is None else room, **named
+    )
 
 
 def twice(opening: Callable[[Bench, int], Any]) -> Opening:
@@ -135,22 +144,40 @@ OPENINGS = {
     "a room below 0": ("room: -1 is outside 0 to 2**63 - 1", sender(room=-1)),
     "a room over 2^63 - 1": ("room: 9223372036854775808 is outside 0 to 2**63 - 1", receiver(room=1 << 63)),
     "a room that is no number": ("room: 'r' is outside 0 to 2**63 - 1", receiver(room="r")),
-    "a sender's room that lives": ("is in use; a room is one request", twice(lambda b, room: b.sending.sender(room, 10))),
-    "a receiver's room that lives": ("is in use; a room is one request", twice(lambda b, room: b.receiving.receiver(b.addr, room))),
+    "a sender's room that lives": (
+        "is in use; a room is one request",
+        twice(lambda b, room: b.sending.sender(room, 10)),
+    ),
+    "a receiver's room that lives": (
+        "is in use; a room is one request",
+        twice(lambda b, room: b.receiving.receiver(b.addr, room)),
+    ),
     "no time": ("timeout_s: 0 s must be positive", sender(timeout_s=0)),
     "time without end": ("timeout_s: inf s must be positive, and at most 1e+09 s", receiver(timeout_s=float("inf"))),
     "time that is no number": ("timeout_s: 'long' s must be positive", sender(timeout_s="long")),
     "15 auxiliary words": ("aux_datas: shape (15,) dtype int64 is not (16,) of integers", sender(aux_datas=AUX[:15])),
     "auxiliary fractions": ("aux_datas: shape (16,) dtype float32 is not", sender(aux_datas=AUX.astype(np.float32))),
     "ragged auxiliary words": ("aux_datas: ...inhomogeneous", sender(aux_datas=[[1], [2, 3]])),
-    "an auxiliary word over int32": ("aux_datas: 2147483648 to 2147483648 is outside int32", sender(aux_datas=AUX + (1 << 31))),
-    "a delta over int32": ("mrope_position_delta: 2147483648 is outside -2147483648 to 2147483647", sender(mrope_position_delta=1 << 31)),
-    "a delta that is a fraction": ("mrope_position_delta: 1.5 is outside -2147483648 to", sender(mrope_position_delta=1.5)),
+    "an auxiliary word over int32": (
+        "aux_datas: 2147483648 to 2147483648 is outside int32",
+        sender(aux_datas=AUX + (1 << 31)),
+    ),
+    "a delta over int32": (
+        "mrope_position_delta: 2147483648 is outside -2147483648 to 2147483647",
+        sender(mrope_position_delta=1 << 31),
+    ),
+    "a delta that is a fraction": (
+        "mrope_position_delta: 1.5 is outside -2147483648 to",
+        sender(mrope_position_delta=1.5),
+    ),
     "no destination": ("required_dst_info_num: 0 is outside 1 to 64", receiver(required_dst_info_num=0)),
     "65 destinations": ("required_dst_info_num: 65 is outside 1 to 64", receiver(required_dst_info_num=65)),
     "an address that is none": ("bootstrap_addr: 'here' is not of the form tcp://host:port", receiver(addr="here")),
     "an address that is no text": ("bootstrap_addr: 5 is not of the form", receiver(addr=5)),
-    "an address without a port": ("bootstrap_addr: 'tcp://127.0.0.1' is not of the form", receiver(addr="tcp://127.0.0.1")),
+    "an address without a port": (
+        "bootstrap_addr: 'tcp://127.0.0.1' is not of the form",
+        receiver(addr="tcp://127.0.0.1"),
+    ),
     "an address without a host": ("bootstrap_addr: 'tcp://:80' is not of the form", receiver(addr="tcp://:80")),
     "port 0": ("bootstrap_addr: 'tcp://127.0.0.1:0' is not", receiver(addr="tcp://127.0.0.1:0")),
     "a port over 65535": ("bootstrap_addr: 'tcp://127.0.0.1:65536' is not", receiver(addr="tcp://127.0.0.1:65536")),
@@ -274,9 +301,18 @@ WRITES = {
         "input_embeddings: shape (64, 300) is not (n, 64); these are columns: give input_embeddings.T",
         but(input_embeddings=lambda t: t.T),
     ),
-    "embeddings without data": ("input_embeddings: a meta tensor, which has no data", but(input_embeddings=lambda t: t.to("meta"))),
-    "sparse embeddings": ("input_embeddings: a tensor of layout torch.sparse_coo", but(input_embeddings=lambda t: t.to_sparse())),
-    "compressed embeddings": ("input_embeddings: a tensor of layout torch.sparse_csr", but(input_embeddings=lambda t: t.to_sparse_csr())),
+    "embeddings without data": (
+        "input_embeddings: a meta tensor, which has no data",
+        but(input_embeddings=lambda t: t.to("meta")),
+    ),
+    "sparse embeddings": (
+        "input_embeddings: a tensor of layout torch.sparse_coo",
+        but(input_embeddings=lambda t: t.to_sparse()),
+    ),
+    "compressed embeddings": (
+        "input_embeddings: a tensor of layout torch.sparse_csr",
+        but(input_embeddings=lambda t: t.to_sparse_csr()),
+    ),
     "quantized embeddings": (
         "input_embeddings: dtype torch.quint8 is not torch.bfloat16",
         but(input_embeddings=lambda t: torch.quantize_per_tensor(torch.zeros(t.shape), 0.1, 0, torch.quint8)),
@@ -286,14 +322,23 @@ WRITES = {
         but(input_embeddings=lambda t: torch.zeros(t.shape, dtype=torch.complex64).conj()),
     ),
     "nested embeddings": ("input_embeddings: ", but(input_embeddings=lambda t: torch.nested.nested_tensor([t, t[1:]]))),
-    "ids beyond 32 bits": ("fill_ids: 2147483648 is outside int32", but(fill_ids=lambda t: torch.full((len(t),), 1 << 31))),
+    "ids beyond 32 bits": (
+        "fill_ids: 2147483648 is outside int32",
+        but(fill_ids=lambda t: torch.full((len(t),), 1 << 31)),
+    ),
     "ids without a sign beyond 32 bits": (
         "fill_ids: 18446744073709551615 is outside int32",
         but(fill_ids=lambda t: np.full(len(t), (1 << 64) - 1, np.uint64)),
     ),
-    "ids that are truths": ("fill_ids: dtype torch.bool is no integer; give torch.int32", but(fill_ids=lambda t: t > 0)),
+    "ids that are truths": (
+        "fill_ids: dtype torch.bool is no integer; give torch.int32",
+        but(fill_ids=lambda t: t > 0),
+    ),
     "ids without data": ("fill_ids: a meta tensor, which has no data", but(fill_ids=lambda t: t.to("meta"))),
-    "sparse positions": ("mrope_positions: a tensor of layout torch.sparse_coo", but(mrope_positions=lambda t: t.to_sparse())),
+    "sparse positions": (
+        "mrope_positions: a tensor of layout torch.sparse_coo",
+        but(mrope_positions=lambda t: t.to_sparse()),
+    ),
     "fewer ids than rows": ("fill_ids: shape (299,) is not (300,)", but(fill_ids=lambda t: t[1:])),
     "ids that are words": (
         "fill_ids: dtype <U1 is no integer; give torch.int32",
@@ -322,7 +367,8 @@ WRITES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested", "ignore:.*quantiz")  # torch's, as they are made
+# torch's, as they are made
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested", "ignore:.*quantiz")
 @pytest.mark.parametrize("what", WRITES)
 def test_rows_that_do_not_fit_are_a_value_error_and_the_request_goes_on_with_good_ones(bench: Bench, what: str) -> None:
     text, make = WRITES[what]
@@ -338,7 +384,9 @@ def test_rows_that_do_not_fit_are_a_value_error_and_the_request_goes_on_with_goo
     bench.language.wait_idle()
 
 
-@pytest.mark.parametrize("number", [np.int64, np.uint32, torch.tensor], ids=["numpy", "numpy, without a sign", "a tensor's element"])
+@pytest.mark.parametrize(
+    "number", [np.int64, np.uint32, torch.tensor], ids=["numpy", "numpy, without a sign", "a tensor's element"]
+)
 def test_any_type_of_integer_is_taken_for_a_number(bench: Bench, number: Callable[[int], Any]) -> None:
     """By sender, receiver and queues alike, from the room to the last grant."""
     with bench.unharmed():
@@ -370,7 +418,10 @@ def test_all_rows_at_once_must_be_as_many_as_announced(bench: Bench) -> None:
     rows = rows_of(bench.sending.geometry, room, 0, TOTAL)
     bench.queues.add(bench.addr, room)
     sending = open_sender(bench.sending, room, TOTAL)
-    for given, text in ((rows.input_embeddings[1:], "299 rows, the request was opened with 300"), (rows[0].T, "these are columns")):
+    for given, text in (
+        (rows.input_embeddings[1:], "299 rows, the request was opened with 300"),
+        (rows[0].T, "these are columns"),
+    ):
         with pytest.raises(ValueError, match=text):
             sending.send_embedding(given, *rows[1:])
     with pytest.raises(ValueError, match="input_embeddings: NoneType is no tensor"):
@@ -382,7 +433,9 @@ def test_all_rows_at_once_must_be_as_many_as_announced(bench: Bench) -> None:
 def test_deepstack_rows_for_a_node_that_has_none_are_a_value_error() -> None:
     geometry = Geometry(hidden_size=64, deepstack_layers=0)
     rows = rows_of(geometry, 1, 0, 5)
-    with pytest.raises(ValueError, match="deepstack_embeddings: given, but this node's geometry has no deepstack layers"):
+    with pytest.raises(
+        ValueError, match="deepstack_embeddings: given, but this node's geometry has no deepstack layers"
+    ):
         given_rows(geometry, 0, *rows[:3], torch.zeros(5, 3, 64, dtype=torch.bfloat16))
 
 
@@ -397,9 +450,13 @@ LAYOUTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "every second element": lambda rows: Rows(*(strided(t) for t in rows)),
     "columns first": lambda rows: Rows(*(t.T.contiguous().T if t.ndim == 2 else strided(t) for t in rows)),
     "one row of a larger tensor": lambda rows: Rows(*(torch.stack([t, t + 1], 1)[:, 0] for t in rows)),
-    "numpy, backwards": lambda rows: Rows(rows[0], rows[1].numpy()[::-1].copy()[::-1], rows[2].numpy()[::-1].copy()[::-1], rows[3]),
+    "numpy, backwards": lambda rows: Rows(
+        rows[0], rows[1].numpy()[::-1].copy()[::-1], rows[2].numpy()[::-1].copy()[::-1], rows[3]
+    ),
     "positions the other way round": lambda rows: Rows(rows[0], rows[1], rows[2].T.contiguous(), rows[3]),
-    "ids and positions of 64 bits": lambda rows: Rows(rows[0], rows[1].long(), rows[2].numpy().astype(np.int64).T, rows[3]),
+    "ids and positions of 64 bits": lambda rows: Rows(
+        rows[0], rows[1].long(), rows[2].numpy().astype(np.int64).T, rows[3]
+    ),
     "numpy, read-only": lambda rows: (
         rows[0],
         *(np.frombuffer(t.numpy().tobytes(), np.int32).reshape(t.shape) for t in rows[1:3]),
@@ -428,26 +485,40 @@ GRANTS: dict[str, tuple[str, Callable[[ByHand, list[int]], Any]]] = {
         "are not blocks of this request, each once; use allocate()",
         lambda t, own: t.receiver.init([next(k for k in range(9) if k not in own)], 128),
     ),
-    "a block twice": ("embedding_indices: ... are not blocks of this request, each once", lambda t, own: t.receiver.init([own[0]] * 2)),
+    "a block twice": (
+        "embedding_indices: ... are not blocks of this request, each once",
+        lambda t, own: t.receiver.init([own[0]] * 2),
+    ),
     "more blocks than the window": ("65 blocks held > window of 9", lambda t, own: t.receiver.init(own[:1] * 65)),
     "more tokens than the blocks hold": (
         "allocated_tokens: 257 does not end in the last of 2 blocks of 128 tokens; expected 129 to 256",
         lambda t, own: t.receiver.init(own, 257),
     ),
-    "tokens that leave a block empty": ("allocated_tokens: 128 does not end in the last of 2", lambda t, own: t.receiver.init(own, 128)),
-    "tokens without a block": ("allocated_tokens: 1 does not end in the last of 0 blocks", lambda t, own: t.receiver.init([], 1)),
+    "tokens that leave a block empty": (
+        "allocated_tokens: 128 does not end in the last of 2",
+        lambda t, own: t.receiver.init(own, 128),
+    ),
+    "tokens without a block": (
+        "allocated_tokens: 1 does not end in the last of 0 blocks",
+        lambda t, own: t.receiver.init([], 1),
+    ),
     "fewer tokens than 0": ("allocated_tokens: -1 is outside 0 to 4294967295", lambda t, own: t.receiver.init(own, -1)),
     "more sent than has landed": (
         "sent_tokens: 129 > 0 tokens that have landed",
         lambda t, own: t.receiver.resume_transfer(own, 129),
     ),
     "less sent than nothing": ("sent_tokens: -1 is outside 0 to", lambda t, own: t.receiver.resume_transfer(own, -1)),
-    "rows given back that never came": ("num_tokens: 1 > 0 tokens that have landed", lambda t, own: t.receiver.release_drained(1)),
+    "rows given back that never came": (
+        "num_tokens: 1 > 0 tokens that have landed",
+        lambda t, own: t.receiver.release_drained(1),
+    ),
 }
 
 
 @pytest.mark.parametrize("what", GRANTS)
-def test_a_grant_that_does_not_fit_is_a_value_error_and_the_request_goes_on_with_a_good_one(bench: Bench, what: str) -> None:
+def test_a_grant_that_does_not_fit_is_a_value_error_and_the_request_goes_on_with_a_good_one(
+    bench: Bench, what: str
+) -> None:
     """R1, R2, D15."""
     text, grant = GRANTS[what]
     room = next(bench.rooms)
@@ -483,7 +554,9 @@ def test_a_receiver_that_was_cleared_takes_no_grant_and_frees_nothing(bench: Ben
         assert len(receiver.allocate(1)) == 0
 
 
-@pytest.mark.parametrize("reason", ["\udcff", "x" * 1000, "é" * 100, None], ids=["no UTF-8", "too long", "cut in a letter", "no text"])
+@pytest.mark.parametrize(
+    "reason", ["\udcff", "x" * 1000, "é" * 100, None], ids=["no UTF-8", "too long", "cut in a letter", "no text"]
+)
 def test_any_reason_for_an_abort_reaches_the_other_side(bench: Bench, reason: Any) -> None:
     with bench.unharmed():
         room = next(bench.rooms)
@@ -500,6 +573,8 @@ def test_integers_of_the_other_byte_order_are_taken() -> None:
     geometry = Geometry(hidden_size=8, block_size=4, num_blocks=1)
     rows = rows_of(geometry, 1, 0, 5)
     ids = rows.fill_ids.numpy()
-    given = given_rows(geometry, 0, rows.input_embeddings, ids.astype(">i4"), rows.mrope_positions.numpy().astype(">i8"), None)
+    given = given_rows(
+        geometry, 0, rows.input_embeddings, ids.astype(">i4"), rows.mrope_positions.numpy().astype(">i8"), None
+    )
     assert given.chunk(0, 5).data["fill_ids"].tobytes() == ids.tobytes()
     assert given.chunk(0, 5).data["mrope_positions"].tobytes() == rows.mrope_positions.numpy().tobytes()

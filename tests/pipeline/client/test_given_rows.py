@@ -1,4 +1,6 @@
-"""What a sender does with the rows that it is given, at one node: where they go, what that costs, whose they are (P22)."""
+"""What a sender does with the rows that it is given, at one node: where they go, what that costs, whose they
+are (P22).
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,12 @@ def unsent(node: EncodeAlone) -> int:
 
 @pytest.mark.parametrize("step", [1, 3, 4, 7, 100])
 @pytest.mark.parametrize("num_blocks", [1, 2, 8, 64])
-def test_rows_that_were_given_are_the_callers_again_and_the_memory_for_them_goes_back(step: int, num_blocks: int) -> None:
-    """P22, R21: whatever the pool, and in whatever steps they come; and in a block is never anything but what was given."""
+def test_rows_that_were_given_are_the_callers_again_and_the_memory_for_them_goes_back(
+    step: int, num_blocks: int
+) -> None:
+    """P22, R21: whatever the pool, and in whatever steps they come; and in a block is never anything but what was
+    given.
+    """
     node = EncodeAlone(num_blocks=num_blocks)
     total = 100
     sender = node.sender(1, total, rows=0)
@@ -199,7 +205,9 @@ def test_a_request_is_not_ended_while_its_rows_are_being_written() -> None:
 
 
 def test_a_block_whose_rows_are_everywhere_is_evicted_without_a_copy() -> None:
-    """P22: the worker still read it when its rows were let go; a copy of them would be counted for as long as the client lives."""
+    """P22: the worker still read it when its rows were let go; a copy of them would be counted for as long as the
+    client lives.
+    """
     node = EncodeAlone(num_blocks=8)
     sender = node.sender(1, 4 * BLOCK_SIZE, rows=0)
     write_and_spoil(node, sender, 0, 4 * BLOCK_SIZE)
@@ -208,13 +216,17 @@ def test_a_block_whose_rows_are_everywhere_is_evicted_without_a_copy() -> None:
     sender._kept.let_go(1)
     assert sender._staged.free(0)
     assert unsent(node) == 0
-    sender._kept.bring_back(library_of(node.client).attachment.payload, 0, sender._staged._entries[1].source, BLOCK_SIZE)
+    sender._kept.bring_back(
+        library_of(node.client).attachment.payload, 0, sender._staged._entries[1].source, BLOCK_SIZE
+    )
     assert unsent(node) > 0
     sender._kept.clear()
     assert unsent(node) == 0
 
 
-def test_a_write_that_crosses_the_end_of_the_node_says_that_the_request_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_crosses_the_end_of_the_node_says_that_the_request_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """P8: the client lets go of the payload of a node that is gone, also between two pieces of a write."""
     node = EncodeAlone(num_blocks=8)
     sender = node.sender(1, 2 * BLOCK_SIZE, rows=0)
@@ -250,7 +262,9 @@ def test_rows_are_let_go_once_though_two_threads_come_to_it(monkeypatch: pytest.
 def test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_when_its_client_closes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """P22: it has ended, and left the line, while another thread was in `write`, which sees that the client is closed by then."""
+    """P22: it has ended, and left the line, while another thread was in `write`, which sees that the client is closed
+    by then.
+    """
     node = EncodeAlone()
     library = library_of(node.client)
     while library.requests.lease._take() is not None:
@@ -314,7 +328,10 @@ def test_a_write_that_fails_half_way_gives_back_what_it_took() -> None:
 
 
 def crossed(at: int, do: Callable[[], object], other: Callable[[], object]) -> bool:
-    """Do one thing, and another, as a second thread, between two of its instructions. False where it has fewer than `at`."""
+    """Do one thing, and another, as a second thread, between two of its instructions.
+
+    False where it has fewer than `at`.
+    """
     done = 0
 
     def seen(frame: Any, event: str, arg: Any) -> Any:

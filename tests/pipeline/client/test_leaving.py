@@ -1,4 +1,6 @@
-"""Leaving a node: what was mapped is free at once, the lane is kept while somebody copies, and whoever still asks is refused (P9)."""
+"""Leaving a node: what was mapped is free at once, the lane is kept while somebody copies, and whoever still asks is
+refused (P9).
+"""
 
 from __future__ import annotations
 
@@ -92,11 +94,18 @@ def test_what_is_still_looked_at_stays_until_it_is_gone_and_a_warning_says_so(
     maps = shared()
     client = attach(language.run_dir)
     buffers, payload = library_of(client).attachment.buffers, library_of(client).attachment.payload
-    view = {"a tensor": buffers.input_embeddings, "an array": buffers.fill_ids, "a slice": buffers.input_embeddings[1][2:4]}[kind]
+    view = {
+        "a tensor": buffers.input_embeddings,
+        "an array": buffers.fill_ids,
+        "a slice": buffers.input_embeddings[1][2:4],
+    }[kind]
     before = torch.as_tensor(view).view(torch.uint8).clone()
     client.close()
     assert sum((shared() - maps).values()) == 1
-    assert f"{payload.size} bytes of its payload stay in use until the last tensor or array over them is gone (1 are left)" in said()
+    assert (
+        f"{payload.size} bytes of its payload stay in use until the last tensor or array over them is gone (1 are left)"
+        in said()
+    )
     assert torch.equal(torch.as_tensor(view).view(torch.uint8), before)
     del view
     assert shared() == maps
@@ -147,9 +156,16 @@ def test_looking_at_a_node_leaves_nothing_mapped(language: Station, no_collector
 
 
 def test_the_lane_is_kept_while_the_library_thread_copies(
-    encode: Station, language: Station, sending: Client, room: int, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+    encode: Station,
+    language: Station,
+    sending: Client,
+    room: int,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], str],
 ) -> None:
-    """D2, R8: blocks are not another's while somebody reads them, however long it takes; what was mapped stays as long."""
+    """D2, R8: blocks are not another's while somebody reads them, however long it takes; what was mapped stays
+    as long.
+    """
     copies, may_go_on = threading.Event(), threading.Event()
     drain = HostRows.drain
 
@@ -211,11 +227,17 @@ ANSWERED = {
 
 
 def rows() -> tuple[Any, ...]:
-    return torch.zeros(4, 64, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int32), torch.zeros(4, 3, dtype=torch.int32)
+    return (
+        torch.zeros(4, 64, dtype=torch.bfloat16),
+        torch.zeros(4, dtype=torch.int32),
+        torch.zeros(4, 3, dtype=torch.int32),
+    )
 
 
 def answers(*objects: Any) -> dict[str, str]:
-    """What each public method and property says: the text of its RuntimeError, or that it answers, or what else it raises."""
+    """What each public method and property says: the text of its RuntimeError, or that it answers, or what else it
+    raises.
+    """
     said: dict[str, str] = {}
     for it in objects:
         for name in (name for name in dir(type(it)) if not name.startswith("_")):
@@ -285,7 +307,9 @@ def test_after_close_every_method_is_refused(in_flight: tuple[list[Any], list[An
 def test_in_a_forked_child_every_method_is_refused(in_flight: tuple[list[Any], list[Any]]) -> None:
     """DESIGN: a client is one process; the child has no mapping and no descriptor of it, and the parent goes on."""
     maps, files = shared(), open_descriptors()
-    said, left, open_here = in_a_fork(lambda: ([answers(*objects) for objects in in_flight], shared(), open_descriptors()))
+    said, left, open_here = in_a_fork(
+        lambda: ([answers(*objects) for objects in in_flight], shared(), open_descriptors())
+    )
     for those in said:
         all_refused(those, "this client was attached before a fork; attach() again in the child")
     assert sum(left.values()) == sum(maps.values()) - 4
@@ -352,7 +376,12 @@ def test_what_was_seen_to_have_ended_can_be_asked_how_though_the_library_has_not
 
 
 def test_ranks_that_leave_free_memory_and_are_refused(
-    encode: Station, other_language: Station, sending: Client, rooms: Iterator[int], no_collector: None, said: Callable[[], str]
+    encode: Station,
+    other_language: Station,
+    sending: Client,
+    rooms: Iterator[int],
+    no_collector: None,
+    said: Callable[[], str],
 ) -> None:
     """P9: the log, and the rows but for results that somebody holds."""
     maps, files = shared(), open_descriptors()

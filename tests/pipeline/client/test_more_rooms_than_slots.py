@@ -1,4 +1,6 @@
-"""More requests than a node has slots for: none is refused, none waits for a deadline, every byte arrives (P8, P12, D8)."""
+"""More requests than a node has slots for: none is refused, none waits for a deadline, every byte arrives (P8, P12,
+D8).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def pair() -> Iterator[tuple[Station, Station]]:
         yield from nodes(path, FEW)
 
 
-def go(pair: tuple[Station, Station], encoder: Agent, scheduler: Agent, opened: range, sent: range, at_once: int) -> tuple[Crowd, Crowd]:
+def go(
+    pair: tuple[Station, Station], encoder: Agent, scheduler: Agent, opened: range, sent: range, at_once: int
+) -> tuple[Crowd, Crowd]:
     """Both sides open their rooms at once, in these orders."""
     encode, language = pair
     timeout_s = 120.0
@@ -45,7 +49,9 @@ def go(pair: tuple[Station, Station], encoder: Agent, scheduler: Agent, opened: 
     return sending, receiving
 
 
-def test_rooms_that_are_opened_in_opposite_orders_all_arrive(pair: tuple[Station, Station], encoder: Agent, scheduler: Agent) -> None:
+def test_rooms_that_are_opened_in_opposite_orders_all_arrive(
+    pair: tuple[Station, Station], encoder: Agent, scheduler: Agent
+) -> None:
     """P8, D8: three times as many as either side has slots for; two full tables do not wait for each other."""
     count = 3 * FEW.num_slots
     for crowd in go(pair, encoder, scheduler, range(count), range(count)[::-1], count):
@@ -53,7 +59,9 @@ def test_rooms_that_are_opened_in_opposite_orders_all_arrive(pair: tuple[Station
         assert crowd.most_waiting > FEW.num_slots
 
 
-def test_slots_that_are_used_again_and_again_lose_no_request(pair: tuple[Station, Station], encoder: Agent, scheduler: Agent) -> None:
+def test_slots_that_are_used_again_and_again_lose_no_request(
+    pair: tuple[Station, Station], encoder: Agent, scheduler: Agent
+) -> None:
     """P8: four times through all slots, with as many in flight as there are."""
     count = 4 * FEW.num_slots
     rooms = range(10_000, 10_000 + count)  # others than before
@@ -73,7 +81,11 @@ def test_thousands_of_small_requests_all_arrive(
     """P8, P12, D8: at the limits that a node has by default."""
     with run_dirs() as path:
         for pair in nodes(path, Limits(), num_blocks=64):
-            sending, receiving = go(pair, encoder, scheduler, range(count), range(count)[:: -1 if is_opposite else 1], at_once)
-    print(f"{count} with {at_once} at once: {receiving.seconds:.1f} s, waiting at most {sending.most_waiting}, {receiving.most_waiting}")
+            sending, receiving = go(
+                pair, encoder, scheduler, range(count), range(count)[:: -1 if is_opposite else 1], at_once
+            )
+    print(
+        f"{count} with {at_once} at once: {receiving.seconds:.1f} s, waiting at most {sending.most_waiting}, {receiving.most_waiting}"
+    )
     for crowd in (sending, receiving):
         assert (crowd.num_arrived, crowd.failures) == (count, [])

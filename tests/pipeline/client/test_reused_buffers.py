@@ -1,4 +1,6 @@
-"""P22, between two nodes: rows are the caller's again when the call returns, or the call said that they are lent and tells when not."""
+"""P22, between two nodes: rows are the caller's again when the call returns, or the call said that they are lent and
+tells when not.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def test_buffers_that_are_overwritten_at_once_harm_no_byte(
 def test_one_buffer_serves_many_requests_that_wait_for_one_another(
     nodes: Pair, rooms: Iterator[int]
 ) -> None:
-    """P22, R21, D8: all are written before any has a destination; more than the pool holds, and taken in another order."""
+    """P22, R21, D8: all are written before any has a destination; more than the pool holds, and taken in
+    another order.
+    """
     encode, language = nodes
     ours = [next(rooms) for _ in range(6)]
     with attach(encode.run_dir) as sending, attach(language.run_dir) as receiving:

@@ -37,7 +37,20 @@ class Table:
 
 
 def node(number: int, tokens: int = 0, reported_ns: int = 0, **changes: object) -> RouteRecord:
-    made = RouteRecord(number, 1, NodeState.READY, True, "", f"tcp://127.0.0.1:{number}", "tcp://127.0.0.1:9", tokens, 0, 8, 8, reported_ns)
+    made = RouteRecord(
+        number,
+        1,
+        NodeState.READY,
+        True,
+        "",
+        f"tcp://127.0.0.1:{number}",
+        "tcp://127.0.0.1:9",
+        tokens,
+        0,
+        8,
+        8,
+        reported_ns,
+    )
     return made._replace(**changes)  # type: ignore[arg-type]
 
 
@@ -62,7 +75,8 @@ def test_what_was_just_sent_counts_until_a_report_can_show_it() -> None:
     table = Table(0, 1000)
     picker = table.picker()
     assert [picker.pick(600).node_id for _ in range(4)] == [1, 1, 2, 1]
-    table.now_ns += 3 * NS  # long enough for the encoder to have opened the rooms; but this report is of before the picks
+    # long enough for the encoder to have opened the rooms; but this report is of before the picks
+    table.now_ns += 3 * NS
     assert picker.pick(600).node_id == 2
     table.nodes = [node(1, 100, table.now_ns), node(2, 5000, table.now_ns)]
     assert picker.pick(0).node_id == 1  # 1800 + 100 would still be less: what counts is that they are not counted twice
@@ -80,7 +94,9 @@ def test_what_was_sent_to_an_incarnation_does_not_count_against_the_next() -> No
     assert picker.pick(0).node_id == 1
 
 
-@pytest.mark.parametrize("why", [{"state": NodeState.DRAINING}, {"healthy": False, "unhealthy": "worker0 silent 3.0 s"}])
+@pytest.mark.parametrize(
+    "why", [{"state": NodeState.DRAINING}, {"healthy": False, "unhealthy": "worker0 silent 3.0 s"}]
+)
 def test_a_node_that_drains_or_is_unhealthy_is_never_picked(why: dict[str, object]) -> None:
     """D4, P18: and where there is no other, the error says how each of them is."""
     table = Table(0, 1000)
@@ -97,7 +113,9 @@ def test_no_node_at_all_says_how_discovery_fares() -> None:
     table = Table()
     with pytest.raises(NoRouteError, match="none of 0 is READY and healthy; discovery is REGISTERED at http"):
         table.picker().pick(0)
-    table.record = table.record._replace(state=DiscoveryState.UNREACHABLE, reason="http://127.0.0.1:8998: no answer within 2 s")
+    table.record = table.record._replace(
+        state=DiscoveryState.UNREACHABLE, reason="http://127.0.0.1:8998: no answer within 2 s"
+    )
     with pytest.raises(NoRouteError, match="no answer within 2 s"):
         table.picker().pick(0)
 

@@ -43,7 +43,9 @@ LOSSY = Faults(lost=0.1, doubled=0.1, delayed=0.3, kill_role=0.002)
 class Nodes:
     """One encode node, and language nodes with a scheduler each."""
 
-    def __init__(self, world: World, *, num_languages: int = 1, num_encoders: int = 1, num_slots: int = NUM_SLOTS) -> None:
+    def __init__(
+        self, world: World, *, num_languages: int = 1, num_encoders: int = 1, num_slots: int = NUM_SLOTS
+    ) -> None:
         self.world = world
         self.limits = replace(FEW, num_slots=num_slots)
         self.encode = self._node("encode", Role.ENCODE, 1)
@@ -88,7 +90,9 @@ class Nodes:
         self.world.run(done, limit_s=limit_s)
 
     def is_clean(self) -> bool:
-        lanes = [(node.control.lanes, client.lane) for node in (self.encode, *self.languages) for client in node.clients]
+        lanes = [
+            (node.control.lanes, client.lane) for node in (self.encode, *self.languages) for client in node.clients
+        ]
         waiting = [table.get(lane, word) for table, lane in lanes for word in (Lane.NUM_WAITING, Lane.NUM_EARLY)]
         return self.world.is_clean() and not any(waiting) and all(sender._final is not None for sender in self.senders)
 
@@ -142,7 +146,9 @@ def test_without_the_other_half_they_wait_for_each_other(nodes: Any, monkeypatch
 
 
 def test_with_a_single_page_of_slots_rooms_are_opened_when_they_are_asked_for(nodes: Any) -> None:
-    """P8: an encoder's call always waits, for no page may be full of rooms that nobody has asked for; and they all arrive."""
+    """P8: an encoder's call always waits, for no page may be full of rooms that nobody has asked for; and they all
+    arrive.
+    """
     pair = nodes(num_slots=SLOTS_PER_PAGE, num_encoders=2)
     count = 4 * SLOTS_PER_PAGE
     for room in range(count):
@@ -387,7 +393,12 @@ def test_a_receiver_that_waits_can_be_used(nodes: Any) -> None:
     assert receiver.is_waiting
     assert not receiver.handshake_done
     assert not receiver.needs_resume
-    assert (receiver.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens, receiver.num_rounds) == (0, 0, 0, 0)
+    assert (receiver.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens, receiver.num_rounds) == (
+        0,
+        0,
+        0,
+        0,
+    )
     assert receiver.allocate(4).tolist() == []
     assert receiver.current_allocation().tolist() == []
     assert receiver.release_drained(0) == 0
@@ -419,7 +430,9 @@ def test_a_receiver_that_waits_and_is_late_goes(nodes: Any) -> None:
 
 @pytest.mark.parametrize("how", ["abort", "clear"])
 def test_a_receiver_that_waits_and_is_given_up_ends_in_the_next_turn(nodes: Any, how: str) -> None:
-    """P5, P8: nobody was told that it is there, so nobody has to be told that it is not; those behind wait on, the room is free."""
+    """P5, P8: nobody was told that it is there, so nobody has to be told that it is not; those behind wait on, the room
+    is free.
+    """
     node = FullLanguage()
     given_up, behind = (node.client.receiver(ENCODE_ADDRESS, room) for room in (1, 2))
     given_up.init([])
@@ -453,7 +466,9 @@ def test_a_receiver_that_waits_and_is_given_up_takes_a_slot_that_has_come_free(n
     assert [(message.key.room, message.reason) for message in node.sent(msg.Abort)] == [(1, "no image after all")]
 
 
-def test_a_receiver_whose_time_ends_while_it_is_given_up_has_ended_once(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_whose_time_ends_while_it_is_given_up_has_ended_once(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """P5: the library thread may end it between the two looks of the caller's thread; the first reason stands."""
     node = FullLanguage()
     receiver = node.client.receiver(ENCODE_ADDRESS, 1, timeout_s=1.0)
@@ -478,7 +493,9 @@ def test_requests_in_a_queue_end_in_time_whatever_waits_before_them(nodes: Any) 
     for room in range(node.control.limits.num_slots):
         node.receiver(100 + room, None)
     times_s = ((1, 99), (2, 1), (3, 99))
-    patient, late, unwanted = (EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS, timeout_s=s) for room, s in times_s)
+    patient, late, unwanted = (
+        EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS, timeout_s=s) for room, s in times_s
+    )
     for request in (patient, late, unwanted):
         queue.add(request)
     unwanted.abort("not needed")
@@ -551,7 +568,9 @@ def test_marks_of_a_client_that_died_while_it_waited_are_gone(nodes: Any) -> Non
 
 
 def test_one_that_died_while_it_waited_counts_for_nothing_while_its_peers_still_hold_its_slots(nodes: Any) -> None:
-    """P3, P8: others would give pages away, ring, and ask for fences, for somebody who is gone, as long as a peer says nothing."""
+    """P3, P8: others would give pages away, ring, and ask for fences, for somebody who is gone, as long as a peer says
+    nothing.
+    """
     node = EncodeAlone()
     other = node.new_client()
     lane, control = node.client.lane, node.control
@@ -600,7 +619,9 @@ def test_nobody_writes_the_log_while_nobody_waits(nodes: Any) -> None:
 
 
 def test_pages_go_round_and_no_slot_is_lost_or_doubled(nodes: Any) -> None:
-    """P1, R16: two clients take, leave and share at random; each slot is held by one of them, or free with one, or in a free page."""
+    """P1, R16: two clients take, leave and share at random; each slot is held by one of them, or free with one, or in a
+    free page.
+    """
     node = EncodeAlone()
     control = node.control
     other = node.new_client()
@@ -668,7 +689,10 @@ def test_a_page_that_is_given_away_while_it_is_made_early_is_not_counted(nodes: 
 
 
 class Crossed(set[int]):
-    """The early slots of a page. The caller's thread adds one when the library thread has found it empty, and takes it out at once."""
+    """The early slots of a page.
+
+    The caller's thread adds one when the library thread has found it empty, and takes it out at once.
+    """
 
     def __init__(self, slots: set[int], caller: threading.Thread) -> None:
         super().__init__(slots)

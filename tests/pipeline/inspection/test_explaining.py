@@ -13,7 +13,9 @@ from embridge.pipeline.inspection.explain import ENCODE, LANGUAGE, Explanation, 
 from embridge.pipeline.inspection.views import Actor, DestinationView, EncodeView, LanguageView
 
 NOW = 100_000
-CLIENT, BOOTSTRAP, POLLER, WORKER = (Actor(name, pid) for pid, name in enumerate(["client", "bootstrap", "poller", "worker1"], 11))
+CLIENT, BOOTSTRAP, POLLER, WORKER = (
+    Actor(name, pid) for pid, name in enumerate(["client", "bootstrap", "poller", "worker1"], 11)
+)
 LAUNCHER, FENCING, HOLDER = Actor("launcher", 10), Actor("worker0", 20), Actor("client", 21)
 THERE, THIRD = Actor("language node 3f at tcp://h:1"), Actor("language node 40 at tcp://h:2")
 ENCODER = Actor("encode node 2e at tcp://h:3")
@@ -71,22 +73,52 @@ ENCODE_CASES: dict[str, tuple[EncodeView, Actor, int, str]] = {
     "client gone": (encode(is_client_gone=True), POLLER, 50, "is gone"),
     "failed": (encode(has_failure=True, failure="the image is broken"), POLLER, 50, "the image is broken"),
     "late": (encode(deadline_ns=80), POLLER, 80, "deadline has passed"),
-    "no init": (encode(destinations=(), required=0, ready=5), Actor("language node"), 10, "no init came.*5 of 2000 rows are ready"),
+    "no init": (
+        encode(destinations=(), required=0, ready=5),
+        Actor("language node"),
+        10,
+        "no init came.*5 of 2000 rows are ready",
+    ),
     "inits missing": (encode(required=3), Actor("language node"), 50, "1 of 3 inits came"),
     "destination lost": (encode(destination(is_lost=True)), POLLER, 50, "destination is lost"),
     "delivered": (encode(destination(sent=2000, granted=2000)), POLLER, 50, "Success has to be published"),
     "encode": (encode(destination(sent=300), ready=300), CLIENT, 50, "has to embed more: 300 of 2000 rows"),
-    "grant": (encode(destination(sent=1024)), THERE, 50, "has to grant more: 1024 rows.*2000 are ready.*pool: unknown here"),
-    "writes fail": (encode(destination(failing_ns=30, issued=512)), WORKER, 30, "every write to language node 3f .* fails"),
+    "grant": (
+        encode(destination(sent=1024)),
+        THERE,
+        50,
+        "has to grant more: 1024 rows.*2000 are ready.*pool: unknown here",
+    ),
+    "writes fail": (
+        encode(destination(failing_ns=30, issued=512)),
+        WORKER,
+        30,
+        "every write to language node 3f .* fails",
+    ),
     "fenced": (encode(destination(is_fenced=True)), THERE, 50, "is fenced"),
-    "writing": (encode(destination(sent=128, issued=512)), WORKER, 50, r"its write of rows \[128, 512\) .* is under way"),
+    "writing": (
+        encode(destination(sent=128, issued=512)),
+        WORKER,
+        50,
+        r"its write of rows \[128, 512\) .* is under way",
+    ),
     "write": (encode(destination(sent=128, staged=512)), WORKER, 50, r"has to write rows \[128, 512\)"),
-    "source blocks": (encode(waits_for_block=True, held="15 held by room 8"), CLIENT, 50, "source block: none is free, 15 held by room 8"),
+    "source blocks": (
+        encode(waits_for_block=True, held="15 held by room 8"),
+        CLIENT,
+        50,
+        "source block: none is free, 15 held by room 8",
+    ),
     "stage": (encode(), CLIENT, 50, r"has to stage rows \[0, 1024\)"),
     "under way": (encode(**ENDED), WORKER, 90, "nothing of it is under way"),
     "rows kept": (encode(**ENDED, is_quiet=True), CLIENT, 90, "let go of the rows"),
     "close": (encode(**ENDED, is_quiet=True, is_cleared=True), THERE, 90, "has to close it"),
-    "release": (encode(destination(is_closed=True), **ENDED, is_quiet=True, is_cleared=True), BOOTSTRAP, 90, "has to be released"),
+    "release": (
+        encode(destination(is_closed=True), **ENDED, is_quiet=True, is_cleared=True),
+        BOOTSTRAP,
+        90,
+        "has to be released",
+    ),
 }
 
 LANGUAGE_CASES: dict[str, tuple[LanguageView, Actor, int, str]] = {
@@ -111,7 +143,12 @@ LANGUAGE_CASES: dict[str, tuple[LanguageView, Actor, int, str]] = {
         50,
         "wants 8 blocks, none is free; 5 are in quarantine under session 3 of worker0",
     ),
-    "blocks": (language(**ROUND_OVER, free_blocks=0, held="9 held by room 8"), HOLDER, 50, "wants 8 blocks, none is free.*9 held by"),
+    "blocks": (
+        language(**ROUND_OVER, free_blocks=0, held="9 held by room 8"),
+        HOLDER,
+        50,
+        "wants 8 blocks, none is free.*9 held by",
+    ),
     "grant": (language(**ROUND_OVER), CLIENT, 50, "4 blocks are free"),
     "no encode node": (language(**ENDED, has_peer=False), BOOTSTRAP, 90, "looks for the encode node"),
     "writers": (language(**ENDED, is_peer_lost=True), LAUNCHER, 90, "still maps the payload"),
@@ -139,7 +176,9 @@ def test_every_rule_of_the_language_side_says_who_what_and_since_when(rule: str)
 
 
 @pytest.mark.parametrize(("table", "cases"), [(ENCODE, ENCODE_CASES), (LANGUAGE, LANGUAGE_CASES)])
-def test_no_rule_is_without_a_case_and_each_has_a_name_and_a_text_of_its_own(table: tuple[Rule, ...], cases: dict[str, Any]) -> None:
+def test_no_rule_is_without_a_case_and_each_has_a_name_and_a_text_of_its_own(
+    table: tuple[Rule, ...], cases: dict[str, Any]
+) -> None:
     assert [rule.name for rule in table] == list(cases)
     assert len({rule.why for rule in table}) == len(table)
 
@@ -152,10 +191,14 @@ def test_no_rule_is_without_a_case_and_each_has_a_name_and_a_text_of_its_own(tab
     ],
     ids=lambda value: value.name if isinstance(value, Rule) else type(value).__name__,
 )
-def test_a_process_in_trouble_is_named_first_wherever_the_step_has_to_go_through_it(view: EncodeView | LanguageView, rule: Rule) -> None:
+def test_a_process_in_trouble_is_named_first_wherever_the_step_has_to_go_through_it(
+    view: EncodeView | LanguageView, rule: Rule
+) -> None:
     usual = explain(view)
     for name in rule.through:
-        troubled = replace(view, **{name: getattr(view, name)._replace(trouble="its last beat was 3.2 s ago", trouble_ns=60)})
+        troubled = replace(
+            view, **{name: getattr(view, name)._replace(trouble="its last beat was 3.2 s ago", trouble_ns=60)}
+        )
         said = explain(troubled)
         assert said.process.name == name
         assert said.reason == f"its last beat was 3.2 s ago; behind it, {usual.process}: {usual.reason}"
@@ -163,12 +206,18 @@ def test_a_process_in_trouble_is_named_first_wherever_the_step_has_to_go_through
     if rule.who in ("client", "bootstrap", "poller", "worker", "launcher", "fencing", "holder"):
         troubled = replace(view, **{rule.who: getattr(view, rule.who)._replace(trouble="it is stopped", trouble_ns=70)})
         said = explain(troubled)
-        assert (said.process.pid, said.reason, said.since_ns) == (usual.process.pid, f"it is stopped; {usual.reason}", 70)
+        assert (said.process.pid, said.reason, said.since_ns) == (
+            usual.process.pid,
+            f"it is stopped; {usual.reason}",
+            70,
+        )
 
 
 def test_of_several_destinations_the_one_furthest_behind_is_explained() -> None:
     ahead = destination(node=THIRD, sent=1024, granted=2000, staged=2000)
-    assert explain(encode(ahead, destination(sent=128, staged=256))).reason.startswith("it has to write rows [128, 256)")
+    assert explain(encode(ahead, destination(sent=128, staged=256))).reason.startswith(
+        "it has to write rows [128, 256)"
+    )
     assert explain(encode(ahead, destination(sent=1000, granted=1000))).process == THERE
 
 

@@ -1,4 +1,6 @@
-"""`embridge status` on real nodes: why a request is stuck, in one line; and what it tells of nodes that do not answer or are dead."""
+"""`embridge status` on real nodes: why a request is stuck, in one line; and what it tells of nodes that do not answer
+or are dead.
+"""
 
 from __future__ import annotations
 
@@ -198,7 +200,9 @@ def test_a_node_all_of_whose_processes_are_stopped_can_be_looked_at(
 
 @node
 def test_looking_changes_nothing(encode: Station) -> None:
-    """The mapping is read-only, nobody is seated, and no word of the node's requests, blocks and doorbells differs afterwards."""
+    """The mapping is read-only, nobody is seated, and no word of the node's requests, blocks and doorbells differs
+    afterwards.
+    """
     seen = look(encode.run_dir)
     assert memoryview(seen.control.mapping).readonly
     with pytest.raises(ValueError, match="read-only"):
@@ -272,8 +276,13 @@ def test_a_request_that_is_not_there_is_one_line_and_status_2(encode: Station) -
 
 
 def test_quarantined_blocks_are_told_by_the_session_whose_end_frees_them(tmp_path: Path) -> None:
-    """R10, R12: of a worker's session, of one that is over, of writers through shared memory; a request that wants blocks says which."""
-    geometry, limits = Geometry(hidden_size=8, num_blocks=9), Limits(num_slots=64, max_clients=1, window_blocks=4, max_peers=1)
+    """R10, R12: of a worker's session, of one that is over, of writers through shared memory; a request that wants
+    blocks says which.
+    """
+    geometry, limits = (
+        Geometry(hidden_size=8, num_blocks=9),
+        Limits(num_slots=64, max_clients=1, window_blocks=4, max_peers=1),
+    )
     size = ControlLayout.of(Role.LANGUAGE, geometry, limits).size
     with open(tmp_path / "control", "wb+") as file:
         file.truncate(size)

@@ -56,7 +56,9 @@ DIFFER: dict[str, tuple[Settings, str]] = {
 
 
 @pytest.mark.parametrize("what", DIFFER)
-def test_peers_that_differ_are_refused_with_both_values_named(encode: Station, own_dir: Path, room: int, what: str) -> None:
+def test_peers_that_differ_are_refused_with_both_values_named(
+    encode: Station, own_dir: Path, room: int, what: str
+) -> None:
     settings, text = DIFFER[what]
     with station("language", own_dir / "l", limits=FEW, connect_timeout_s=1.0, **settings) as other:
         with attach(other.run_dir) as client:
@@ -72,12 +74,20 @@ def test_peers_that_differ_are_refused_with_both_values_named(encode: Station, o
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Station]:
-    """A language node that fits the shared encode node, waits half a second for a peer, and receives 1000 tokens at most."""
+    """A language node that fits the shared encode node, waits half a second for a peer, and receives 1000 tokens at
+    most.
+    """
     tokens = Geometry(hidden_size=64, deepstack_layers=3).token_bytes * 1000
     with (
         run_dirs() as path,
         station(
-            "language", path / "l", limits=FEW, num_blocks=9, deepstack_layers=3, connect_timeout_s=0.5, host_buffer_bytes=tokens
+            "language",
+            path / "l",
+            limits=FEW,
+            num_blocks=9,
+            deepstack_layers=3,
+            connect_timeout_s=0.5,
+            host_buffer_bytes=tokens,
         ) as it,
     ):
         yield it
@@ -100,7 +110,9 @@ def silent() -> Iterator[str]:
 def test_an_address_where_no_encode_node_answers_fails_the_request_and_no_other(
     encode: Station, hasty: Station, sending: Client, waiting: Queues, rooms: Iterator[int]
 ) -> None:
-    """Nobody; a server of something else; the other port of an encode node; a language node; a host that has no address."""
+    """Nobody; a server of something else; the other port of an encode node; a language node; a host that has no
+    address.
+    """
     with silent() as elsewhere:
         wrong = [
             "tcp://127.0.0.1:1",
@@ -146,9 +158,16 @@ def test_a_request_over_host_buffer_bytes_is_refused_at_once_on_both_sides(
 def test_a_message_of_another_version_is_refused_and_named_in_the_log(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """P16: among bytes that are no message at all. The node answers the registration alone, and serves the next request."""
+    """P16: among bytes that are no message at all.
+
+    The node answers the registration alone, and serves the next request.
+    """
     envelope = msg.Envelope(msg.VERSION, 77, 1, 0)
-    fields: dict[str, Any] = dict.fromkeys(msg.Register.__struct_fields__, 1) | {"envelope": envelope, "offers": {}, "verify": True}
+    fields: dict[str, Any] = dict.fromkeys(msg.Register.__struct_fields__, 1) | {
+        "envelope": envelope,
+        "offers": {},
+        "verify": True,
+    }
     texts = ("bootstrap_addr", "poller_addr", "dtype")
     register = msg.Register(**(fields | dict.fromkeys(texts, "x")))
     good = msg.encode(register)
@@ -213,7 +232,11 @@ SEGMENTS = {
         None,
         f"control segment: layout version {LAYOUT_VERSION + 1}, this process speaks {LAYOUT_VERSION}; run the same embridge version",
     ),
-    "a header that says more": ({SegmentHeader.CONTROL_BYTES: 1 << 40}, None, "control segment: ... bytes mapped, its header says more"),
+    "a header that says more": (
+        {SegmentHeader.CONTROL_BYTES: 1 << 40},
+        None,
+        "control segment: ... bytes mapped, its header says more",
+    ),
     "a segment without its end": ({}, 8192, "control segment: 8192 bytes mapped, its header says more"),
     "a segment that is too short": (
         {},
@@ -292,7 +315,10 @@ ALL = ["control", "payload", "lane0", "bootstrap"]
 IMPOSTORS: dict[str, tuple[str, Answer]] = {
     "one who hangs up": ("refused this process: it hung up", lambda s: s.shutdown(socket.SHUT_RDWR)),
     "one who says nothing": (r"timed out; is `embridge launch` running?", lambda s: None),
-    "one who talks of something else": ("the other side runs another version of embridge", lambda s: void(s.send(b"HTTP/1.1 400"))),
+    "one who talks of something else": (
+        "the other side runs another version of embridge",
+        lambda s: void(s.send(b"HTTP/1.1 400")),
+    ),
     "an older node": (
         "refused this process: run socket version 2, this node speaks 1",
         lambda s: run_socket.send_frame(s, run_socket.Sorry("run socket version 2, this node speaks 1")),
@@ -342,7 +368,9 @@ def test_attaching_without_room_for_descriptors_says_so(encode: Station) -> None
         os.close(fd)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1, limits[1]))
     try:
-        with pytest.raises(AttachError, match=r"of 4 descriptors came over; this process may have \d+: raise `ulimit -n`"):
+        with pytest.raises(
+            AttachError, match=r"of 4 descriptors came over; this process may have \d+: raise `ulimit -n`"
+        ):
             attach(encode.run_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -385,7 +413,10 @@ PLACES: dict[str, tuple[str, Callable[[Path], PipelineConfig]]] = {
         too_large,
     ),
     "a port in use": ("bootstrap port: 127.0.0.1:...: Address already in use; choose another", used_port),
-    "a run directory open to others": ("run directory ...: mode 750 of user ...; it must be 700 and belong to user", open_to_others),
+    "a run directory open to others": (
+        "run directory ...: mode 750 of user ...; it must be 700 and belong to user",
+        open_to_others,
+    ),
     "a run directory that is a file": ("run directory ...: Not a directory; choose another with --run-dir", a_file),
     "a run directory under a file": (
         "run directory ...: Not a directory; choose another with --run-dir",
@@ -427,7 +458,9 @@ def _limited(state: SimpleNamespace, run_dir: Path, number: int, soft: int, drop
     _, hard = resource.getrlimit(number)
     resource.setrlimit(number, (soft, hard if dropped is None else soft))
     try:
-        config = PipelineConfig(role="encode", run_dir=run_dir, geometry=Geometry(hidden_size=8, num_blocks=2), limits=LIMITS)
+        config = PipelineConfig(
+            role="encode", run_dir=run_dir, geometry=Geometry(hidden_size=8, num_blocks=2), limits=LIMITS
+        )
         with start_node(config, run_dir.with_suffix(".log")) as node:
             wait_until(lambda: node_status(node.run_dir)["memory"] != "not locked")
             return str(node_status(node.run_dir)["memory"])
@@ -441,11 +474,16 @@ def _limited(state: SimpleNamespace, run_dir: Path, number: int, soft: int, drop
 @pytest.mark.parametrize(
     ("soft", "says"),
     [
-        (70, "LaunchError: descriptors: a process may have 70, a node of 6 clients and 2 workers needs 86; raise `ulimit -n`"),
+        (
+            70,
+            "LaunchError: descriptors: a process may have 70, a node of 6 clients and 2 workers needs 86; raise `ulimit -n`",
+        ),
         (-3, "LaunchError: launcher: it cannot be started: Too many open files; check `ulimit -n`"),
     ],
 )
-def test_a_node_that_would_run_out_of_descriptors_is_not_started(own_dir: Path, encoder: Agent, soft: int, says: str) -> None:
+def test_a_node_that_would_run_out_of_descriptors_is_not_started(
+    own_dir: Path, encoder: Agent, soft: int, says: str
+) -> None:
     """P13, P15."""
     said = encoder.call(_limited, own_dir / "n", resource.RLIMIT_NOFILE, soft, None)
     assert said.startswith(says)
@@ -456,7 +494,8 @@ def test_a_limit_of_the_size_of_files_is_named(own_dir: Path, encoder: Agent) ->
     """P13: segments are files; that there is room enough in /dev/shm does not help."""
     said = encoder.call(_limited, own_dir / "n", resource.RLIMIT_FSIZE, 1 << 16, None)
     assert re.fullmatch(
-        r"LaunchError: shared memory for control: .* \(File too large\); lower num_slots or raise `ulimit -f` \(0 left\)", said
+        r"LaunchError: shared memory for control: .* \(File too large\); lower num_slots or raise `ulimit -f` \(0 left\)",
+        said,
     ), said
 
 

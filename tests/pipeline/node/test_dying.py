@@ -279,7 +279,9 @@ def test_of_a_process_of_another_pid_namespace_nothing_is_watched(selector: sele
 
 
 @pytest.fixture
-def at_the_door(own_dir: Path, selector: selectors.DefaultSelector) -> Iterator[Callable[[Alone], tuple[RunSocketServer, Guest]]]:
+def at_the_door(
+    own_dir: Path, selector: selectors.DefaultSelector
+) -> Iterator[Callable[[Alone], tuple[RunSocketServer, Guest]]]:
     """A door of such a node, and this very process as its only guest, seated in lane 1."""
     doors: list[RunSocketServer] = []
     ends: list[socket.socket] = []
@@ -329,7 +331,9 @@ def test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told
     assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
 
 
-def test_a_scheduler_whose_device_reads_is_dead_at_once(at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]]) -> None:
+def test_a_scheduler_whose_device_reads_is_dead_at_once(
+    at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]],
+) -> None:
     """P3: what its device reads when the rows are another's already, nobody uses."""
     made = LanguageAlone()
     door, guest = at_the_door(made)

@@ -35,7 +35,10 @@ def pipe() -> Iterator[FullPipe]:
 def pair(own_dir: Path, pipe: FullPipe) -> Iterator[tuple[Station, Station]]:
     """Two nodes that speak into the pipe, from their first line on: `log_level` is INFO."""
     settings: Settings = {"stderr": pipe.write, "engine": "shm", "connect_timeout_s": 3.0}
-    with station("encode", own_dir / "e", **settings) as encode, station("language", own_dir / "l", **settings) as language:
+    with (
+        station("encode", own_dir / "e", **settings) as encode,
+        station("language", own_dir / "l", **settings) as language,
+    ):
         yield encode, language
 
 
@@ -50,8 +53,12 @@ def serve(pair: tuple[Station, Station], rooms: Iterator[int], count: int) -> No
             assert (received.total, received.difference) == (200, ""), received
 
 
-def test_failures_whose_lines_nobody_reads_stop_no_other_request(pair: tuple[Station, Station], rooms: Iterator[int]) -> None:
-    """P21, P8: each of many failures of requests to nodes that are not there has its line; those to one that is there are served."""
+def test_failures_whose_lines_nobody_reads_stop_no_other_request(
+    pair: tuple[Station, Station], rooms: Iterator[int]
+) -> None:
+    """P21, P8: each of many failures of requests to nodes that are not there has its line; those to one that is there
+    are served.
+    """
     serve(pair, rooms, FEW)
     with attach(pair[1].run_dir) as client:
         queues, failing = Queues(client), []
@@ -66,7 +73,9 @@ def test_failures_whose_lines_nobody_reads_stop_no_other_request(pair: tuple[Sta
     serve(pair, rooms, FEW)
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.storm) for name in ("bootstrap", "poller")), "worker0"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.storm) for name in ("bootstrap", "poller")), "worker0"]
+)
 def test_a_process_that_dies_is_started_again_though_nobody_reads_of_it(
     pair: tuple[Station, Station], rooms: Iterator[int], name: str
 ) -> None:

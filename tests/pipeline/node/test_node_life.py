@@ -41,7 +41,9 @@ def test_when_launch_returns_every_process_is_ready_and_gives_signs_of_life(enco
         processes = it.control.processes
         assert it.control.state == NodeState.READY
         assert processes.names == ["launcher", "bootstrap", "poller", "worker0", "worker1"]
-        assert {name: processes.get(name, Process.STATE) for name in processes.names} == dict.fromkeys(processes.names, READY)
+        assert {name: processes.get(name, Process.STATE) for name in processes.names} == dict.fromkeys(
+            processes.names, READY
+        )
         assert alive(list(it.pids().values())) == list(it.pids().values())
         beats = {name: processes.get(name, Process.BEAT_NS) for name in processes.names}
         wait_until(lambda: all(processes.get(name, Process.BEAT_NS) > beat for name, beat in beats.items()))  # noqa: B023
@@ -83,7 +85,9 @@ def test_opening_a_request_on_the_wrong_side_says_which_one_is_right(
 def test_sigterm_lets_accepted_requests_end_and_refuses_new_ones(
     own_dir: Path, encode: Station, sending: Client, rooms: Iterator[int]
 ) -> None:
-    """P18: on the language side, a request in the middle of its transfer arrives whole; then the node is gone, with status 0."""
+    """P18: on the language side, a request in the middle of its transfer arrives whole; then the node is gone, with
+    status 0.
+    """
     room, late = next(rooms), next(rooms)
     with station("language", own_dir / "l", deepstack_layers=3) as draining, attach(draining.run_dir) as client:
         queues = Queues(client)
@@ -110,7 +114,9 @@ def test_sigterm_lets_accepted_requests_end_and_refuses_new_ones(
 def test_an_encode_node_that_drains_finishes_what_it_has_and_a_second_sigterm_ends_it_at_once(
     own_dir: Path, language: Station, receiving: Queues, rooms: Iterator[int]
 ) -> None:
-    """P18: of two requests one ends while the node drains; the other never would, and fails on both sides with the node."""
+    """P18: of two requests one ends while the node drains; the other never would, and fails on both sides with the
+    node.
+    """
     room, endless, late = next(rooms), next(rooms), next(rooms)
     with station("encode", own_dir / "e", deepstack_layers=3) as draining, attach(draining.run_dir) as client:
         for number in (room, endless):
@@ -205,7 +211,12 @@ def _fork(state: SimpleNamespace, run_dir: Path, addr: str, room: int) -> list[s
     pid = os.fork()
     if pid == 0:
         said = []
-        for call in (client.poll, lambda: client.receiver(addr, room + 1), receiver.abort, lambda: receiver.init([], 0)):
+        for call in (
+            client.poll,
+            lambda: client.receiver(addr, room + 1),
+            receiver.abort,
+            lambda: receiver.init([], 0),
+        ):
             try:
                 call()
                 said.append("nothing")
@@ -237,7 +248,9 @@ def test_a_client_is_refused_after_a_fork_and_goes_on_in_the_parent(
 def test_a_scheduler_sleeps_in_its_own_select_until_a_status_rises(
     encode: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
-    """DESIGN: `arm` before sleeping on `fileno`; a rise before arming makes it refuse, one after it wakes the sleeper."""
+    """DESIGN: `arm` before sleeping on `fileno`; a rise before arming makes it refuse, one after it wakes the
+    sleeper.
+    """
     client = receiving.client
     request = receiving.add(encode.addr, room)
     wait_until(lambda: request.receiver is not None and request.receiver.handshake_done)
@@ -291,7 +304,10 @@ def test_wrong_arguments_are_named_with_what_they_should_be(
         (f"room: {room} is in use", lambda: sending.sender(room, 10)),
         ("timeout_s: 0 s must be positive", lambda: sending.sender(next(rooms), 10, timeout_s=0)),
         ("bootstrap_addr: 'here' is not of the form", lambda: receiving.client.receiver("here", next(rooms))),
-        ("required_dst_info_num: 0", lambda: receiving.client.receiver(encode.addr, next(rooms), required_dst_info_num=0)),
+        (
+            "required_dst_info_num: 0",
+            lambda: receiving.client.receiver(encode.addr, next(rooms), required_dst_info_num=0),
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             call()

@@ -1,4 +1,6 @@
-"""D4, P11: any process of a node may be killed in the middle of a transfer; it is started again, and no request notices."""
+"""D4, P11: any process of a node may be killed in the middle of a transfer; it is started again, and no request
+notices.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,9 @@ def kill(it: Station, process: str) -> int:
 def test_a_process_that_is_killed_in_the_middle_of_a_transfer_is_restarted_and_the_request_succeeds(
     pair: tuple[Station, Station], rooms: Iterator[int], side: str, process: str
 ) -> None:
-    """D4, P11, R25: a "dead bootstrap", a "dead poller", a "dead transfer worker (encode)", one of the language side. 20 000 tokens through
-    four blocks; it is killed under way, twice, and the log says which process it was."""
+    """D4, P11, R25: a "dead bootstrap", a "dead poller", a "dead transfer worker (encode)", one of the language side.
+    20 000 tokens through four blocks; it is killed under way, twice, and the log says which process it was.
+    """
     encode, language = pair
     it = encode if side == "encode" else language
     room = next(rooms)

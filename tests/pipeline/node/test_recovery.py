@@ -1,4 +1,6 @@
-"""Who dies, and what is done: the cases name what there is, each has its test, and each recovery may die and be run again."""
+"""Who dies, and what is done: the cases name what there is, each has its test, and each recovery may die and be run
+again.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,12 @@ def test_every_process_of_a_node_has_its_case() -> None:
 
 
 @pytest.mark.parametrize("make", [EncodeAlone, LanguageAlone])
-def test_the_requests_that_need_a_process_are_those_that_fail_without_it(make: type[EncodeAlone | LanguageAlone]) -> None:
-    """P8: none needs the registrar, all need bootstrap and poller; a language node's through shared memory need no worker."""
+def test_the_requests_that_need_a_process_are_those_that_fail_without_it(
+    make: type[EncodeAlone | LanguageAlone],
+) -> None:
+    """P8: none needs the registrar, all need bootstrap and poller; a language node's through shared memory need no
+    worker.
+    """
     alone = make()
     for room in (1, 2):
         if isinstance(alone, EncodeAlone):
@@ -91,8 +97,9 @@ class Scene:
         self.alone.node.clients[0].die()
 
     def kill_at(self, role: str, change: int) -> list[str]:
-        """That process dies before its change of shared memory number `change` from now, or at the end of the step that makes fewer.
-        Returns where it died."""
+        """That process dies before its change of shared memory number `change` from now, or at the end of the step that makes
+        fewer. Returns where it died.
+        """
         actor, places = self.alone.actor(role), []
         kill = type(actor).kill
 
@@ -156,7 +163,9 @@ SCENES = {"encoder": encoder_scene, "scheduler": scheduler_scene}
 
 @pytest.mark.parametrize("client", list(SCENES))
 def test_what_a_dead_client_leaves_is_free_without_waiting_for_any_scan(client: str) -> None:
-    """P3, D6: a "dead encoder client", a "dead scheduler client"; blocks, slots, pages, waiter's bit and seat, while the clock stands."""
+    """P3, D6: a "dead encoder client", a "dead scheduler client"; blocks, slots, pages, waiter's bit and seat, while
+    the clock stands.
+    """
     scene = SCENES[client]()
     scene.kill_client()
     scene.settle()
@@ -185,9 +194,13 @@ def test_what_a_dead_scheduler_had_granted_is_quarantined_before_anybody_answers
         ("scheduler", "bootstrap", True),
     ],
 )
-def test_recovery_that_dies_at_any_change_it_makes_is_done_again_by_who_comes_after(client: str, role: str, is_answered: bool) -> None:
-    """P1, P2, R25: the poller in the middle of burying a lane, the bootstrap in the middle of a release; before every change of the step
-    that begins it, or of the one after the peer's answer, and then with a second kill in the new one."""
+def test_recovery_that_dies_at_any_change_it_makes_is_done_again_by_who_comes_after(
+    client: str, role: str, is_answered: bool
+) -> None:
+    """P1, P2, R25: the poller in the middle of burying a lane, the bootstrap in the middle of a release; before every
+    change of the step that begins it, or of the one after the peer's answer, and then with a second kill in the new
+    one.
+    """
     for again in (0, 1, 3):
         places, change = ["in the middle of a step"], 0
         while places == ["in the middle of a step"]:

@@ -1,4 +1,6 @@
-"""P13: the run directory is this user's, whatever others may have put in its place; and what stands in it is one clear message or none."""
+"""P13: the run directory is this user's, whatever others may have put in its place; and what stands in it is one clear
+message or none.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def test_a_folder_of_somebody_else_is_refused(own_dir: Path, whose: str) -> None
     path.mkdir(parents=True, mode=0o700)
     path.chmod(0o700)
     os.chown(own_dir / whose, SOMEBODY, SOMEBODY)
-    refused_everywhere(path, rf"run directory {path}: {own_dir / whose} belongs to user {SOMEBODY}, not to user 0; have it removed")
+    refused_everywhere(
+        path, rf"run directory {path}: {own_dir / whose} belongs to user {SOMEBODY}, not to user 0; have it removed"
+    )
     assert list(path.iterdir()) == []
 
 
@@ -129,7 +133,9 @@ def test_elsewhere_a_link_of_somebody_else_is_not_followed() -> None:
         (home / "there" / "n").mkdir()
         with opened(home / "ours" / "there" / "n"):
             pass
-        with pytest.raises(RunDirError, match=rf"theirs is a symbolic link of user {SOMEBODY}, not of user 0; choose another"):
+        with pytest.raises(
+            RunDirError, match=rf"theirs is a symbolic link of user {SOMEBODY}, not of user 0; choose another"
+        ):
             open_run_dir(home / "theirs" / "n")
     finally:
         shutil.rmtree(home)
@@ -181,9 +187,15 @@ def huge(path: Path) -> None:
 
 WRONG: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a huge number": ("it does not hold two numbers", huge),
-    "a node id beyond a word": ("node id 9223372036854775808 is outside 1 to 9223372036854775807", lambda p: p.write_text(f"{1 << 63} 5")),
+    "a node id beyond a word": (
+        "node id 9223372036854775808 is outside 1 to 9223372036854775807",
+        lambda p: p.write_text(f"{1 << 63} 5"),
+    ),
     "no node id": ("node id 0 is outside 1 to", lambda p: p.write_text("0 5")),
-    "an incarnation without a next one": ("incarnation 9223372036854775807 is outside 1 to", lambda p: p.write_text(f"7 {(1 << 63) - 1}")),
+    "an incarnation without a next one": (
+        "incarnation 9223372036854775807 is outside 1 to",
+        lambda p: p.write_text(f"7 {(1 << 63) - 1}"),
+    ),
     "something else": ("it does not hold two numbers", lambda p: p.write_bytes(b"\xff\xfe")),
     "a FIFO": ("it is no regular file", os.mkfifo),
     "a folder": ("it is no regular file", os.mkdir),
@@ -196,7 +208,9 @@ def test_an_identity_that_is_none_is_named_with_the_remedy(own_dir: Path, what: 
     text, make = WRONG[what]
     with opened(own_dir / "n", create=True):
         make(own_dir / "n" / "identity")
-    with pytest.raises(LaunchError, match=rf"^run directory {own_dir}/n: identity: {text}.*; (remove that file|choose another)"):
+    with pytest.raises(
+        LaunchError, match=rf"^run directory {own_dir}/n: identity: {text}.*; (remove that file|choose another)"
+    ):
         launcher_in(own_dir / "n")
     assert "node_id" not in remains(own_dir / "n")
 
@@ -228,7 +242,9 @@ def test_nothing_is_waited_for_and_nothing_written_through_in_a_run_directory(
     with opened(own_dir / "n", create=True):
         make(own_dir / "n" / name)
     if name == "lock":
-        with pytest.raises(LaunchError, match=r"run directory .*/n: lock: (it is no regular file|Too many levels).*; choose another"):
+        with pytest.raises(
+            LaunchError, match=r"run directory .*/n: lock: (it is no regular file|Too many levels).*; choose another"
+        ):
             launcher_in(own_dir / "n")
     else:
         node = launcher_in(own_dir / "n")
@@ -271,7 +287,9 @@ def answers(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("removed", ["the folder", "its files"])
-def test_the_end_of_a_node_leaves_the_socket_of_the_next_one(own_dir: Path, doors: Callable[[Path], RunSocketServer], removed: str) -> None:
+def test_the_end_of_a_node_leaves_the_socket_of_the_next_one(
+    own_dir: Path, doors: Callable[[Path], RunSocketServer], removed: str
+) -> None:
     """D5: somebody has removed the run directory of a node that runs, and launched another one there."""
     path = own_dir / "n" / "embridge.sock"
     path.parent.mkdir()
@@ -287,7 +305,9 @@ def test_the_end_of_a_node_leaves_the_socket_of_the_next_one(own_dir: Path, door
     assert not path.exists()
 
 
-def test_a_node_whose_lock_was_removed_keeps_its_socket(own_dir: Path, doors: Callable[[Path], RunSocketServer]) -> None:
+def test_a_node_whose_lock_was_removed_keeps_its_socket(
+    own_dir: Path, doors: Callable[[Path], RunSocketServer]
+) -> None:
     """Whoever answers there is alive; a socket that nobody listens at is replaced."""
     path = own_dir / "embridge.sock"
     first = doors(path)

@@ -44,7 +44,9 @@ from embridge.workers.timing import NS, Timing
 from embridge.workers.transfer.engines.mooncake import MOONCAKE
 from embridge.workers.transfer.engines.shm import SHARED_MEMORY
 
-LIMITS = Limits(num_slots=128, max_clients=2, num_workers=2, ring_records=64, max_peers=2, max_peer_slots=64, max_routes=2)
+LIMITS = Limits(
+    num_slots=128, max_clients=2, num_workers=2, ring_records=64, max_peers=2, max_peer_slots=64, max_routes=2
+)
 GEOMETRY = Geometry(hidden_size=8, num_blocks=4)
 TIMING = Timing()
 STEP_NS = NS // 4
@@ -192,7 +194,9 @@ def node() -> Iterator[Node]:
 # ---- silence
 
 
-def test_a_process_that_does_not_beat_for_its_time_is_killed_named_and_born_again(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_process_that_does_not_beat_for_its_time_is_killed_named_and_born_again(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
     """D4, P8: it alone; the others go on."""
     node.quiet.add("worker1")
     node.advance(TIMING.silent_after_s)
@@ -210,8 +214,12 @@ def test_a_process_that_does_not_beat_for_its_time_is_killed_named_and_born_agai
     assert (get("poller", Process.NUM_SILENT), get("poller", Process.NUM_RESTARTS)) == (1, 1)
 
 
-def test_before_ready_a_process_need_not_beat_and_the_launcher_beats_for_it_but_its_start_has_a_deadline(node: Node) -> None:
-    """D4: discovery is not told of a process that is being started again; one that hangs in its start is killed in its turn."""
+def test_before_ready_a_process_need_not_beat_and_the_launcher_beats_for_it_but_its_start_has_a_deadline(
+    node: Node,
+) -> None:
+    """D4: discovery is not told of a process that is being started again; one that hangs in its start is killed in its
+    turn.
+    """
     node.unborn.add("bootstrap")
     node.of("bootstrap").end(1)
     node.turn()
@@ -227,7 +235,10 @@ def test_before_ready_a_process_need_not_beat_and_the_launcher_beats_for_it_but_
 
 @pytest.mark.parametrize("gap_s", [1.5, 30.0, 4000.0])
 def test_a_launcher_that_was_stopped_itself_kills_nobody_for_it(node: Node, gap_s: float) -> None:
-    """P14: a suspended machine, a stopped container. Everybody's time begins anew; who stays silent from then on is killed."""
+    """P14: a suspended machine, a stopped container.
+
+    Everybody's time begins anew; who stays silent from then on is killed.
+    """
     node.quiet.add("worker0")
     node.advance(TIMING.silent_after_s - 1)
     node.now_ns += int(gap_s * NS)
@@ -264,7 +275,9 @@ def test_a_process_that_keeps_dying_makes_the_node_unhealthy_loudly_and_is_tried
     loud = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(loud) == 1
     assert "process worker1 (pid " in loud[0]
-    assert f"killed by SIGABRT; it was started {MAX_RESTARTS + 1} times within a minute: the node is UNHEALTHY" in loud[0]
+    assert (
+        f"killed by SIGABRT; it was started {MAX_RESTARTS + 1} times within a minute: the node is UNHEALTHY" in loud[0]
+    )
     assert why_unhealthy(node.control) == "process worker1 cannot be kept alive (killed by SIGABRT)"
     births = node.births("worker1")
     node.advance(TIMING.retry_s - 1)
@@ -308,7 +321,11 @@ def test_while_no_poller_can_be_kept_alive_the_launcher_ends_the_requests_itself
     assert node.control.status.advance(slots[0], 1, Phase.Success, 5, node.now_ns)
     sequence = node.control.bell("lane0").sequence()
     node.keep_dying("poller")
-    assert [split(node.control.status.load(slot)) for slot in slots] == [(1, Phase.Success, 5), (1, Phase.Failed, 0), (1, Phase.Failed, 0)]
+    assert [split(node.control.status.load(slot)) for slot in slots] == [
+        (1, Phase.Success, 5),
+        (1, Phase.Failed, 0),
+        (1, Phase.Failed, 0),
+    ]
     assert [node.control.status.stamps(slot)[Phase.Failed] for slot in slots[1:]] == [node.now_ns] * 2
     assert node.control.slots.reason(slots[1]) == "process poller cannot be kept alive (exited with 1)"
     assert node.control.bell("lane0").sequence() > sequence
@@ -350,7 +367,10 @@ def test_what_cannot_be_kept_alive_is_told_to_discovery_though_it_beats(node: No
 
 
 def reporter(node: Node) -> Reporter:
-    return Reporter(RoleContext(node.control, "registrar", TIMING, Addresses("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "")), "http://127.0.0.1:1")
+    return Reporter(
+        RoleContext(node.control, "registrar", TIMING, Addresses("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "")),
+        "http://127.0.0.1:1",
+    )
 
 
 def test_a_process_that_begins_again_by_itself_is_not_counted(node: Node) -> None:
@@ -369,7 +389,9 @@ def test_a_process_that_dies_before_all_were_ready_ends_the_launch_and_is_named(
     it.of("worker0").end(1)
     it.turn()
     it.advance(5)
-    assert it.supervisor.first_failure() == "worker0 exited with 1 before it was ready; its messages are on standard error"
+    assert (
+        it.supervisor.first_failure() == "worker0 exited with 1 before it was ready; its messages are on standard error"
+    )
     assert it.births("worker0") == 1
     it.close()
 
@@ -386,7 +408,9 @@ def test_a_group_of_ranks_for_which_the_node_has_no_descriptors_is_refused() -> 
         layout = RankLogLayout(num_ranks=2, num_entries=8, ring_records=64)
         os.ftruncate(log_fd, layout.size)
         format_log(map_segment(log_fd, layout.size), layout, GEOMETRY, rows_bytes=4096, pid=1)
-        with pytest.raises(SegmentError, match=r"a group of 2 ranks needs 5 descriptors of the node, 4 are left; raise its `ulimit -n`"):
+        with pytest.raises(
+            SegmentError, match=r"a group of 2 ranks needs 5 descriptors of the node, 4 are left; raise its `ulimit -n`"
+        ):
             groups._open(1, 0, SimpleNamespace(group="", log_bytes=layout.size), [log_fd] * 3)  # type: ignore[arg-type]
     finally:
         os.close(log_fd)
@@ -417,7 +441,9 @@ def _is_said_by_one(pair: tuple[Station, Station], text: str) -> bool:
 def test_stopped_processes_are_killed_after_their_time_and_their_requests_succeed(
     pair: tuple[Station, Station], rooms: Iterator[int]
 ) -> None:
-    """P11, P8, D4: the poller, the bootstrap and the worker of both nodes are stopped in the middle of a transfer, for ever."""
+    """P11, P8, D4: the poller, the bootstrap and the worker of both nodes are stopped in the middle of a transfer, for
+    ever.
+    """
     encode, language = pair
     room = next(rooms)
     with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
@@ -444,7 +470,9 @@ def test_stopped_processes_are_killed_after_their_time_and_their_requests_succee
 
 
 @pytest.mark.process
-def test_a_node_that_is_stopped_as_a_whole_for_longer_than_that_kills_nobody_when_it_goes_on(pair: tuple[Station, Station]) -> None:
+def test_a_node_that_is_stopped_as_a_whole_for_longer_than_that_kills_nobody_when_it_goes_on(
+    pair: tuple[Station, Station],
+) -> None:
     """P14: as a suspended machine, or a frozen container."""
     encode, _ = pair
     before, pids = encode.restarts(), encode.pids()
@@ -471,7 +499,11 @@ def test_a_client_that_is_stopped_is_killed_after_its_time_if_the_node_says_so_a
     """P3, P4, D6: nothing less makes it certain that it copies into no block any more. 0: the node waits for it."""
     encode, language = pair
     room = next(rooms)
-    with running("stopped encoder") as encoder, running("stopped scheduler") as scheduler, attach(language.run_dir) as client:
+    with (
+        running("stopped encoder") as encoder,
+        running("stopped scheduler") as scheduler,
+        attach(language.run_dir) as client,
+    ):
         queues = Queues(client)
         queues.add(encode.addr, room)
         encoder.call(encoding.open_room, encode.run_dir, room, 3000)
@@ -510,8 +542,14 @@ def test_a_node_whose_poller_cannot_be_kept_alive_says_so_fails_and_refuses_requ
             wait_until(lambda: it.pid_of("poller") != pid or it.control.failing())  # noqa: B023
         wait_until(it.control.failing)
         outcome = ended(sender)
-        assert (outcome.error, outcome.reason) == ("TransferError", "process poller cannot be kept alive (killed by SIGKILL)")
-        with pytest.raises(NodeUnhealthyError, match=r"takes no new requests: process poller cannot be kept alive \(killed by SIGKILL\)"):
+        assert (outcome.error, outcome.reason) == (
+            "TransferError",
+            "process poller cannot be kept alive (killed by SIGKILL)",
+        )
+        with pytest.raises(
+            NodeUnhealthyError,
+            match=r"takes no new requests: process poller cannot be kept alive \(killed by SIGKILL\)",
+        ):
             client.sender(refused, 10)
         assert "UNHEALTHY: process poller cannot be kept alive" in node_status(it.run_dir)["health"]
         assert receiving.take(room, 30).reason == outcome.reason

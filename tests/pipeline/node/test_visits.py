@@ -1,4 +1,6 @@
-"""P23: peers that come and go leave nothing with the nodes that stay; `make soak ARGS="--restarts 1000"` has more of them."""
+"""P23: peers that come and go leave nothing with the nodes that stay; `make soak ARGS="--restarts 1000"` has more of
+them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""P13, P9, P10: whoever launches a node may be unusual; the node has its import path, and nothing else that it could stumble on."""
+"""P13, P9, P10: whoever launches a node may be unusual; the node has its import path, and nothing else that it could
+stumble on.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,28 @@ from embridge.workers.health import exit_reason
 
 pytestmark = pytest.mark.process
 
-TRAPS = ("secrets", "argparse", "socket", "selectors", "tempfile", "logging", "zmq", "numpy", "msgspec", "torch", "mooncake")
+TRAPS = (
+    "secrets",
+    "argparse",
+    "socket",
+    "selectors",
+    "tempfile",
+    "logging",
+    "zmq",
+    "numpy",
+    "msgspec",
+    "torch",
+    "mooncake",
+)
 
 
 def set_traps(folder: Path, names: tuple[str, ...] = TRAPS) -> Path:
     """Modules of a user, who had no thought of ours; whoever imports one leaves a mark."""
     folder.mkdir()
     for name in names:
-        (folder / f"{name}.py").write_text(f"open({str(folder / 'marks')!r}, 'a').write({name + ' '!r})\nraise SystemExit(9)\n")
+        (folder / f"{name}.py").write_text(
+            f"open({str(folder / 'marks')!r}, 'a').write({name + ' '!r})\nraise SystemExit(9)\n"
+        )
     return folder
 
 
@@ -120,7 +136,9 @@ def test_the_import_path_is_that_of_the_process_the_standard_library_first(
 def test_descriptors_that_whoever_launches_has_closed_are_not_used_for_anything_else(
     own_dir: Path, closed: tuple[int, ...]
 ) -> None:
-    """Else what somebody prints is written into a segment; and the launcher's own input takes the place of what it watches."""
+    """Else what somebody prints is written into a segment; and the launcher's own input takes the place of what it
+    watches.
+    """
     with launched_by("\n".join(f"os.close({fd})" for fd in closed), own_dir / "n") as it:
         for name, pid in it.pids().items():
             held = {fd: os.readlink(f"/proc/{pid}/fd/{fd}").partition("[")[0] for fd in closed}
@@ -129,7 +147,9 @@ def test_descriptors_that_whoever_launches_has_closed_are_not_used_for_anything_
 
 
 def test_a_client_whose_process_has_closed_standard_output_holds_nothing_there(own_dir: Path) -> None:
-    """What a library prints would be written into a segment, or to the launcher, which would take the client for one of another version."""
+    """What a library prints would be written into a segment, or to the launcher, which would take the client for one of
+    another version.
+    """
     prelude = """
 def attached(run_dir):
     from embridge import attach
@@ -182,7 +202,8 @@ signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 def signals_of(pid: int, field: str) -> set[int]:
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
     bits = int(line.split()[1], 16)
-    return {number for number in signal.valid_signals() if bits >> (number - 1) & 1}  # the others are the C library's own
+    # the others are the C library's own
+    return {number for number in signal.valid_signals() if bits >> (number - 1) & 1}
 
 
 def test_a_working_directory_that_is_gone_and_an_unusual_umask_do_not_matter(own_dir: Path) -> None:

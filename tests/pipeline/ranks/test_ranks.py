@@ -1,4 +1,6 @@
-"""The ranks of a language node: one copy for all of them, one order everywhere, and memory that waits for the last reader."""
+"""The ranks of a language node: one copy for all of them, one order everywhere, and memory that waits for the last
+reader.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ SHARED_BYTES = 4 << 20  # 7900 tokens
 
 
 def language_station(run_dir: Path) -> AbstractContextManager[Station]:
-    settings: Settings = {"num_blocks": 16, "deepstack_layers": 3, "default_allocate_tokens": 512, "host_buffer_bytes": SHARED_BYTES}
+    settings: Settings = {
+        "num_blocks": 16,
+        "deepstack_layers": 3,
+        "default_allocate_tokens": 512,
+        "host_buffer_bytes": SHARED_BYTES,
+    }
     return station("language", run_dir, **settings)
 
 
@@ -111,7 +118,9 @@ def check(batches: list[list[Seen]], totals: dict[int, int]) -> None:
 def test_all_ranks_get_every_byte_in_rank_0s_order_from_one_copy(
     encode: Station, place: Station, group: Callable[..., list[Agent]], rooms: Iterator[int]
 ) -> None:
-    """B8, D16: four ranks; each saw rank 0's batches, failures among them, and what crossed between the nodes is one copy."""
+    """B8, D16: four ranks; each saw rank 0's batches, failures among them, and what crossed between the nodes is one
+    copy.
+    """
     members = group(4)
     totals = {next(rooms): total for total in (1, 128, 500, 700, 1300, 2000, 90, 1024)}
     doomed = next(rooms)
@@ -128,7 +137,9 @@ def test_all_ranks_get_every_byte_in_rank_0s_order_from_one_copy(
     members[0].call(ranks.wait_memory_free, place.run_dir)
 
 
-def test_status_shows_the_ranks_and_how_far_each_is_behind(encode: Station, place: Station, rooms: Iterator[int]) -> None:
+def test_status_shows_the_ranks_and_how_far_each_is_behind(
+    encode: Station, place: Station, rooms: Iterator[int]
+) -> None:
     """B8: who is awaited, has joined, or has left; and what it has not taken from its log."""
     attached = attach(place.run_dir, num_ranks=3, group="shown")
     with attached as leader, attach(encode.run_dir) as sending:
@@ -203,7 +214,10 @@ def test_two_nodes_with_ranks_are_two_destinations(
 def test_a_follower_that_is_killed_holds_nothing_any_more(
     encode: Station, place: Station, agents: list[Agent], rooms: Iterator[int]
 ) -> None:
-    """D14, P9: a "dead follower rank", by SIGKILL; it held results and had not read others. The rest go on, all memory comes back."""
+    """D14, P9: a "dead follower rank", by SIGKILL; it held results and had not read others.
+
+    The rest go on, all memory comes back.
+    """
     leader, survivor, sender = agents[:3]
     totals = {next(rooms): 600 for _ in range(6)}
     first, later = list(totals)[:3], list(totals)[3:]
@@ -416,7 +430,9 @@ def test_a_forked_child_lets_go_of_nothing(pair: Pair, room: int) -> None:
     pair.wait_free()
 
 
-def test_a_result_that_no_piece_of_shared_memory_can_hold_yet_is_copied_in_when_one_can(pair: Pair, rooms: Iterator[int]) -> None:
+def test_a_result_that_no_piece_of_shared_memory_can_hold_yet_is_copied_in_when_one_can(
+    pair: Pair, rooms: Iterator[int]
+) -> None:
     """D8, P8: the oldest request exceeds the limit rather than wait; its rows are moved once others have let go."""
     pair.join()
     large, larger = next(rooms), next(rooms)
@@ -576,12 +592,16 @@ def test_groups_of_one_node_are_told_apart(place: Station) -> None:
     with attach(place.run_dir, num_ranks=2, group="a"), attach(place.run_dir, num_ranks=three, group="b"):
         with follow(place.run_dir, rank=two, group="b") as third, follow(place.run_dir, rank=1, group="a") as second:
             assert (third.num_ranks, second.num_ranks) == (3, 2)
-        with pytest.raises(AttachError, match=rf"process {os.getpid()} is rank 0 of group 'a'; give this group another name"):
+        with pytest.raises(
+            AttachError, match=rf"process {os.getpid()} is rank 0 of group 'a'; give this group another name"
+        ):
             attach(place.run_dir, num_ranks=2, group="a")
 
 
 @pytest.mark.parametrize("timeout_s", [float("inf"), float("nan"), 10**400], ids=["inf", "nan", "huge"])
-def test_a_request_with_a_time_that_is_none_comes_out_as_failed_with_ranks(pair: Pair, rooms: Iterator[int], timeout_s: float) -> None:
+def test_a_request_with_a_time_that_is_none_comes_out_as_failed_with_ranks(
+    pair: Pair, rooms: Iterator[int], timeout_s: float
+) -> None:
     """P5: it is passed on, though it has no deadline."""
     room, behind = next(rooms), next(rooms)
     pair.queues.add(pair.encode.addr, room, timeout_s=timeout_s)

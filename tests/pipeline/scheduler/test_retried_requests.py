@@ -1,4 +1,6 @@
-"""R26, one node at a time: where a retried request begins, what is kept of the one before it, and what is not believed."""
+"""R26, one node at a time: where a retried request begins, what is kept of the one before it, and what is not
+believed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def test_a_destination_begins_where_its_first_grant_does() -> None:
-    """R26: the rows before are never staged, nor sent; the first round is over when what it granted has landed (R18)."""
+    """R26: the rows before are never staged, nor sent; the first round is over when what it granted has landed
+    (R18).
+    """
     node = EncodeAlone(num_blocks=1)
     sender = node.sender(1, 40, rows=10)
     node.init(1, [3], first=4)
@@ -84,7 +88,9 @@ def test_a_destination_that_has_more_rows_than_there_are_fails_the_request(annou
         assert sender.poll() == Phase.WaitingForInput
         node.write(sender, 0, 16)
     assert sender.poll() == Phase.Failed
-    assert "has 16 rows from another encode node, and the encoder announces 16 tokens here" in str(sender.failure_exception())
+    assert "has 16 rows from another encode node, and the encoder announces 16 tokens here" in str(
+        sender.failure_exception()
+    )
     assert node.engine.submitted == []
 
 
@@ -97,7 +103,9 @@ def test_a_first_grant_behind_the_longest_request_is_refused() -> None:
     assert sender.poll() == Phase.Bootstrapping
 
 
-def test_a_bootstrap_that_is_killed_while_it_opens_a_destination_opens_the_next_one_there_from_its_own_beginning() -> None:
+def test_a_bootstrap_that_is_killed_while_it_opens_a_destination_opens_the_next_one_there_from_its_own_beginning() -> (
+    None
+):
     """R26, P1: what it had written of a retry is not taken for another destination's."""
     node = EncodeAlone()
     sender = node.sender(1, 16)
@@ -263,7 +271,9 @@ def test_the_total_of_the_first_encode_node_holds_for_the_second_whatever_its_fi
 
 
 @pytest.mark.parametrize(("ready", "is_ours"), [(16, True), (8, False)])
-def test_a_request_that_ran_out_of_time_is_retried_if_it_was_its_encode_node_that_kept_it_waiting(ready: int, is_ours: bool) -> None:
+def test_a_request_that_ran_out_of_time_is_retried_if_it_was_its_encode_node_that_kept_it_waiting(
+    ready: int, is_ours: bool
+) -> None:
     """R26: rows that waited for a block of ours would wait for it again."""
     node = LanguageAlone()
     receiver = node.client.receiver(ENCODE_ADDRESS, 1, timeout_s=0.5)

@@ -1,4 +1,6 @@
-"""R26: a request whose encode node is lost goes on from another one, at what was committed; and why another request may not."""
+"""R26: a request whose encode node is lost goes on from another one, at what was committed; and why another request may
+not.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ def tokens_written(encode: Station) -> int:
 
 
 def lose(
-    own_dir: Path, language: Station, receiving: Queues, room: int, engine: str, *, keep: bool = True, total: int = TOTAL
+    own_dir: Path,
+    language: Station,
+    receiving: Queues,
+    room: int,
+    engine: str,
+    *,
+    keep: bool = True,
+    total: int = TOTAL,
 ) -> EmbeddingRequest:
     """A request of which some rows have come when every process of its encode node is killed."""
     with (
@@ -64,7 +73,11 @@ def test_a_request_whose_encode_node_dies_goes_on_from_another_one_at_what_was_c
     assert ended(sender).error == ""
     assert request.record.rows is None, "released"
     assert rows is not None
-    wait_until(lambda: tokens_written(encode) - before == TOTAL - kept, 5, lambda: f"{tokens_written(encode) - before} of {TOTAL} - {kept}")
+    wait_until(
+        lambda: tokens_written(encode) - before == TOTAL - kept,
+        5,
+        lambda: f"{tokens_written(encode) - before} of {TOTAL} - {kept}",
+    )
 
 
 def test_a_request_that_is_received_by_hand_goes_on_behind_what_its_caller_has_copied_out(
@@ -163,7 +176,14 @@ def test_ranks_that_follow_see_the_failure_and_later_the_whole_of_the_same_reque
         give(sender)
         assert queues.wait(room, 60).failure is None
         (followed,) = wait_until(lambda: follower.pop_transferred()[0])
-        assert seen(client.geometry, room, followed.result, followed.failure) == (room, TOTAL, "", (TOTAL, DELTA), "", "")
+        assert seen(client.geometry, room, followed.result, followed.failure) == (
+            room,
+            TOTAL,
+            "",
+            (TOTAL, DELTA),
+            "",
+            "",
+        )
         followed.release()
         assert queues.take(room, 1).difference == ""
         assert ended(sender).error == ""

@@ -1,4 +1,6 @@
-"""Scenario 5 and what else happens when blocks or host memory are short: waiting, in order, with a deadline, losing nothing."""
+"""Scenario 5 and what else happens when blocks or host memory are short: waiting, in order, with a deadline, losing
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def test_a_request_that_waits_for_blocks_beyond_its_deadline_fails_on_both_sides
     side: str,
     timeouts_s: tuple[float, float],
 ) -> None:
-    """Scenario 5, D1: whichever side's deadline passes first, both are Failed and say which one it was and what it waited for."""
+    """Scenario 5, D1: whichever side's deadline passes first, both are Failed and say which one it was and what it
+    waited for.
+    """
     room = next(rooms)
     _, sender = out_of_blocks(encode, sending, receiving, holder, room, timeouts_s=timeouts_s)
     received, sent = receiving.take(room, 20), ended(sender)
@@ -91,7 +95,9 @@ def test_a_request_that_waits_for_blocks_beyond_its_deadline_fails_on_both_sides
 def test_of_those_who_wait_for_blocks_the_first_to_come_is_the_first_to_be_served(
     encode: Station, sending: Client, receiving: Queues, holder: Holder, rooms: Iterator[int]
 ) -> None:
-    """D9, R22: one block comes free; a request of 3000 tokens goes through it before one of 100 tokens that came later."""
+    """D9, R22: one block comes free; a request of 3000 tokens goes through it before one of 100 tokens that
+    came later.
+    """
     holder.take(64)
     large, small = next(rooms), next(rooms)
     requests = [receiving.add(encode.addr, room) for room in (large, small)]

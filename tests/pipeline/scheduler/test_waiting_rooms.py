@@ -31,7 +31,9 @@ def queue_of(node: LanguageAlone, default_blocks: int) -> TransferQueue:
 
 
 def test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_those_whose_rows_come() -> None:
-    """P21, D13: each has half of what is left, and contact with its encode node; one whose rows come has its blocks at once."""
+    """P21, D13: each has half of what is left, and contact with its encode node; one whose rows come has its blocks at
+    once.
+    """
     node = LanguageAlone(num_blocks=32)
     queue = queue_of(node, 16)
     silent = [waiting(node, queue, room) for room in range(1, 11)]
@@ -119,14 +121,20 @@ def test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows() -> None:
     assert long.receiver is not None
     node.status(long.receiver, Phase.WaitingForInput, 0, total_tokens=40 * BLOCK_SIZE, ready_tokens=0)
     assert blocks_of(long) == 10
-    node.status(long.receiver, Phase.WaitingForInput, 2 * BLOCK_SIZE, total_tokens=40 * BLOCK_SIZE, ready_tokens=3 * BLOCK_SIZE)
+    node.status(
+        long.receiver, Phase.WaitingForInput, 2 * BLOCK_SIZE, total_tokens=40 * BLOCK_SIZE, ready_tokens=3 * BLOCK_SIZE
+    )
     assert blocks_of(long) == 13
-    node.status(long.receiver, Phase.WaitingForInput, 2 * BLOCK_SIZE, total_tokens=40 * BLOCK_SIZE, ready_tokens=40 * BLOCK_SIZE)
+    node.status(
+        long.receiver, Phase.WaitingForInput, 2 * BLOCK_SIZE, total_tokens=40 * BLOCK_SIZE, ready_tokens=40 * BLOCK_SIZE
+    )
     assert blocks_of(long) == 2 + 16  # a window
 
 
 def test_a_request_that_is_alone_has_its_default_where_that_is_no_more_than_half_of_the_pool() -> None:
-    """D13: most requests need one round, as long as the pool is not full of others; in a small pool a single one may have most of it."""
+    """D13: most requests need one round, as long as the pool is not full of others; in a small pool a single one may
+    have most of it.
+    """
     for num_blocks, default, granted in ((32, 8, 8), (32, 16, 16), (9, 8, 8), (8, 4, 4), (8, 8, 7)):
         node = LanguageAlone(num_blocks=num_blocks)
         assert blocks_of(waiting(node, queue_of(node, default), 1)) == granted

@@ -19,7 +19,9 @@ Piece = tuple[int, int, int]  # offset there, offset here, bytes
 
 
 class Late(NamedTuple):
-    """A write that was given up and may land: read from its engine's payload then, or, if that has died, as it was read before."""
+    """A write that was given up and may land: read from its engine's payload then, or, if that has died, as it was read
+    before.
+    """
 
     target: SimulatedNode
     session: int
@@ -31,11 +33,12 @@ class Late(NamedTuple):
 
 
 class SimulatedEngine:
-    """Copies between the payloads of two nodes, in as many polls as the seed says, and checks every block that it writes (P7).
+    """Copies between the payloads of two nodes, in as many polls as the seed says, and checks every block that it
+    writes (P7).
 
-    As shared memory it ends with its process, and so do its attempts. As a network (`world.late_writes`) it writes into a session of its
-    peer; what an attempt that failed has not written yet it may still read and write for as long as it lives, and what a dead one had in
-    its connections may land as long as the session lives.
+    As shared memory it ends with its process, and so do its attempts. As a network (`world.late_writes`) it writes into
+    a session of its peer; what an attempt that failed has not written yet it may still read and write for as long as it
+    lives, and what a dead one had in its connections may land as long as the session lives.
     """
 
     name = "simulated"
@@ -119,7 +122,9 @@ class SimulatedEngine:
         return self.worn
 
     def shutdown(self) -> None:
-        """Its process ends: it reads nothing any more; about half of what it had yet to write is in its connections, and lands."""
+        """Its process ends: it reads nothing any more; about half of what it had yet to write is in its connections,
+        and lands.
+        """
         for peer in list(self._targets):
             self.close(peer)
         if not self.late_writes:

@@ -1,4 +1,6 @@
-"""A process dies between any two changes of shared memory: its view of the segment counts them, and raises before the last."""
+"""A process dies between any two changes of shared memory: its view of the segment counts them, and raises before the
+last.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,15 @@ class FusedControl(Control):
         fuse.guard(self.lanes, "lease_page", "return_page", "free")
         self.status: Any = _Guarded(self.status, fuse, "advance", "open", "mark")
         self.blocks.cells = _Guarded(  # type: ignore[assignment]
-            self.blocks.cells, fuse, "acquire", "expose", "release", "quarantine", "reclaim", "end_quarantine", "end_exposure"
+            self.blocks.cells,
+            fuse,
+            "acquire",
+            "expose",
+            "release",
+            "quarantine",
+            "reclaim",
+            "end_quarantine",
+            "end_exposure",
         )
 
     @property

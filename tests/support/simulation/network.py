@@ -105,7 +105,9 @@ class Network:
         world, prefix = self._world, actor.connection_prefix
         keep = []
         for flight in self._flights:
-            ours = flight.target == actor.address or flight.origin.startswith(prefix) or flight.target.startswith(prefix)
+            ours = (
+                flight.target == actor.address or flight.origin.startswith(prefix) or flight.target.startswith(prefix)
+            )
             if not ours or world.chance(0.5):
                 keep.append(flight)
         self._flights = keep

@@ -125,14 +125,19 @@ class SimulatedNode:
     # ---- what must hold
 
     def check(self) -> None:
-        """P5, D12: words never decrease and terminal ones absorb. Every block that is not free belongs to an open request."""
+        """P5, D12: words never decrease and terminal ones absorb.
+
+        Every block that is not free belongs to an open request.
+        """
         changed = np.nonzero(self._words != self._seen_words)[0]
         for slot in changed.tolist():
             old, new = split(int(self._seen_words[slot])), split(int(self._words[slot]))
             assert new > old, f"{self.name}: slot {slot} went from {old} to {new}"
             assert new.epoch > old.epoch or old.phase < 3, f"{self.name}: slot {slot} left its end {old} for {new}"
             released = self.control.slots.get(slot, Slot.RELEASED_EPOCH)
-            assert new.epoch == old.epoch or old.epoch in (0, released), f"{self.name}: slot {slot} reused before it was released"
+            assert new.epoch == old.epoch or old.epoch in (0, released), (
+                f"{self.name}: slot {slot} reused before it was released"
+            )
             self._seen_words[slot] = self._words[slot]
             self.world.note(f"{self.name} word {slot}: {new}")
         if self.control.role == Role.ENCODE:
@@ -147,7 +152,9 @@ class SimulatedNode:
                 granted = destinations.get(slot, d, Destination.GRANTED_TOKENS)
                 begin = destinations.get(slot, d, Destination.BEGIN)
                 may = max(begin, min(ready, granted))
-                assert begin <= sent <= may, f"{self.name}: slot {slot}.{d} begin {begin} sent {sent} ready {ready} granted {granted}"
+                assert begin <= sent <= may, (
+                    f"{self.name}: slot {slot}.{d} begin {begin} sent {sent} ready {ready} granted {granted}"
+                )
 
     @functools.cached_property
     def control_destinations(self) -> Any:
@@ -159,7 +166,9 @@ class SimulatedNode:
         for block in range(self.geometry.num_blocks):
             state, slot, epoch, _ = self.control.blocks.cells.cell(block)
             if state and not (state == QUARANTINED and self.world.late_writes):
-                assert split(self.control.status.load(slot)).epoch == epoch, f"{self.name}: block {block} is of an older epoch"
+                assert split(self.control.status.load(slot)).epoch == epoch, (
+                    f"{self.name}: block {block} is of an older epoch"
+                )
                 released = self.control.slots.get(slot, Slot.RELEASED_EPOCH)
                 assert released < epoch or self.may_leak, f"{self.name}: block {block} leaked by slot {slot}.{epoch}"
 
@@ -182,12 +191,16 @@ class SimulatedNode:
         np.frombuffer(self.payload, np.uint8, 1, at)[:] ^= 1 << self.world.rng.randrange(8)
 
     def _check_write(self, block: int, to: int, data: bytes) -> None:
-        """P7, B10, D2: they hit only a block that is exposed (or quarantined) for the very request whose rows they are."""
+        """P7, B10, D2: they hit only a block that is exposed (or quarantined) for the very request whose rows
+        they are.
+        """
         state, slot, epoch, _ = self.control.blocks.cells.cell(block)
         if state == QUARANTINED and self.world.late_writes:
             return  # that is what it is for
         assert state >= 2, f"{self.name}: a write hit block {block} in state {state}"
-        assert split(self.control.status.load(slot)).epoch == epoch, f"{self.name}: a write hit block {block} of an old epoch"
+        assert split(self.control.status.load(slot)).epoch == epoch, (
+            f"{self.name}: a write hit block {block} of an old epoch"
+        )
         at = PayloadLayout.of(self.geometry)
         if at.ids <= to < at.aux:
             self._check_rows(slot, block, (to - at.ids) // 4, np.frombuffer(data, np.int32).tolist())
@@ -207,12 +220,18 @@ class SimulatedNode:
         for place, value in enumerate(ids, first):
             if place // bs != block:
                 continue
-            assert value // ROWS_A_ROOM == room, f"{self.name}: a row of room {value // ROWS_A_ROOM} in a block of room {room}"
+            assert value // ROWS_A_ROOM == room, (
+                f"{self.name}: a row of room {value // ROWS_A_ROOM} in a block of room {room}"
+            )
             row = value % ROWS_A_ROOM
-            assert row % bs == place % bs, f"{self.name}: row {row} of room {room} at place {place % bs} of block {block}"
+            assert row % bs == place % bs, (
+                f"{self.name}: row {row} of room {room} at place {place % bs} of block {block}"
+            )
             held = self.control_windows.get(slot, row // bs)
             is_drained = row // bs < self.control.slots.get(slot, Slot.DRAINED_BLOCKS)  # only a late write comes then
-            assert is_drained or held == block, f"{self.name}: row {row} of room {room} in block {block}, its block is {held}"
+            assert is_drained or held == block, (
+                f"{self.name}: row {row} of room {room} in block {block}, its block is {held}"
+            )
 
     @functools.cached_property
     def control_windows(self) -> Any:

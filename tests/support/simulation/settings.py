@@ -37,4 +37,5 @@ class Faults:
     failed_attempt: float = 0.0
     slow_attempt: float = 0.5
     damage: float = 0.0  # of a byte of what an engine writes
-    lost_marks: float = 0.0  # of a turn of a library thread: the dirty bits that it would take are gone, and not the bell
+    # of a turn of a library thread: the dirty bits that it would take are gone, and not the bell
+    lost_marks: float = 0.0

@@ -125,7 +125,9 @@ class World:
     # ---- running
 
     def run(self, done: Callable[[], bool], *, limit_s: float, max_steps: int = 400_000) -> None:
-        """Until `done`. Raises AssertionError, with the end of the trace, when something is wrong or it takes too long."""
+        """Until `done`. Raises AssertionError, with the end of the trace, when something is wrong or it takes
+        too long.
+        """
         end_ns = self.now_ns + int(limit_s * NS)
 
         def until_done() -> None:
@@ -158,7 +160,9 @@ class World:
             if late.target.is_in_session(late.session):
                 self.num_late += 1
                 self.note(f"a late write lands in {late.target.name}")
-                late.target.write(late.to, late.data if late.engine is None else late.engine.read(late.start, late.size))
+                late.target.write(
+                    late.to, late.data if late.engine is None else late.engine.read(late.start, late.size)
+                )
         runnable = [actor for actor in self._actors if actor.is_runnable(now)]
         if not runnable:
             self.now_ns = max(now + 1, self._next_ns())
@@ -198,17 +202,23 @@ class World:
 
     def describe(self) -> str:
         """What is still open, for people."""
-        lines = [f"at {(self.now_ns - self.started_ns) / NS:.3f} s after {self.num_steps} steps, {self.num_kills} kills"]
+        lines = [
+            f"at {(self.now_ns - self.started_ns) / NS:.3f} s after {self.num_steps} steps, {self.num_kills} kills"
+        ]
         for node in self.nodes:
             slots = node.control.slots
             lines.append(f"{node.name}: {node.control.blocks.counts()} lanes {_lanes(node)}")
             for slot, epoch in node.open_slots():
                 words = {f.name: slots.get(slot, f) for f in Slot if slots.get(slot, f)}
-                lines.append(f"  slot {slot}.{epoch} {split(node.control.status.load(slot))} {words} {slots.reason(slot)!r}")
+                lines.append(
+                    f"  slot {slot}.{epoch} {split(node.control.status.load(slot))} {words} {slots.reason(slot)!r}"
+                )
                 if node.control.role == Role.ENCODE:
                     for d in range(slots.get(slot, Slot.NUM_DESTINATIONS)):
                         get = node.control_destinations.get
-                        lines.append(f"    {d}: " + str({f.name: get(slot, d, f) for f in Destination if get(slot, d, f)}))
+                        lines.append(
+                            f"    {d}: " + str({f.name: get(slot, d, f) for f in Destination if get(slot, d, f)})
+                        )
         return "\n".join(lines)
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""A room that has ended: whoever still comes to it is told at once, and its number is free again as soon as nobody is to come."""
+"""A room that has ended: whoever still comes to it is told at once, and its number is free again as soon as nobody is
+to come.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def refusals(node: EncodeAlone) -> list[str]:
 
 
 def test_a_room_that_failed_before_its_destination_came_is_free_when_that_one_knows() -> None:
-    """R15, D11: it is told, again and again, until it says that it knows; then the number is as good as new, whoever comes first."""
+    """R15, D11: it is told, again and again, until it says that it knows; then the number is as good as new, whoever
+    comes first.
+    """
     node = EncodeAlone()
     failed(node)
     node.init(3, [3, 4])
@@ -117,7 +121,9 @@ def test_a_destination_that_gives_up_first_bars_the_room_until_its_encoder_has_c
 
 
 def test_a_destination_that_comes_to_a_finished_room_is_told_within_a_second() -> None:
-    """P24, D7: it does not wait for its deadline, unless an encoder opens the room again meanwhile: then it is a new request."""
+    """P24, D7: it does not wait for its deadline, unless an encoder opens the room again meanwhile: then it is a new
+    request.
+    """
     node = EncodeAlone()
     sender = node.sender(3, 8)
     node.init(3, [3, 4])

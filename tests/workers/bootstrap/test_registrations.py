@@ -1,4 +1,6 @@
-"""A node that takes another for dead gives back what it had granted to it; nothing of that is valid when the two meet again."""
+"""A node that takes another for dead gives back what it had granted to it; nothing of that is valid when the two meet
+again.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def test_a_registration_that_comes_twice_or_late_changes_nothing(number: int) ->
 
 
 def test_each_registration_has_a_greater_number_and_a_grant_carries_that_of_its_own() -> None:
-    """R14, D3: also when the node that was taken for dead comes back under the same incarnation, and after a restart."""
+    """R14, D3: also when the node that was taken for dead comes back under the same incarnation, and after a
+    restart.
+    """
     node = LanguageAlone()
     numbers = []
     for room in (1, 2, 3):

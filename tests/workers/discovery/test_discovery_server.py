@@ -68,7 +68,9 @@ class Caller:
 @asynccontextmanager
 async def serving(token: str = "") -> AsyncIterator[Caller]:
     clock, urls, stop = Clock(), asyncio.Queue[str](), asyncio.Event()
-    task = asyncio.create_task(Server(token=token, clock=clock, wall_s=lambda: WALL_MS / 1000).serve("127.0.0.1", 0, urls.put_nowait, stop))
+    task = asyncio.create_task(
+        Server(token=token, clock=clock, wall_s=lambda: WALL_MS / 1000).serve("127.0.0.1", 0, urls.put_nowait, stop)
+    )
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
         yield Caller(session, await urls.get(), clock)
     stop.set()
@@ -99,7 +101,10 @@ def test_a_node_registers_is_listed_with_health_and_load_and_leaves() -> None:
         status, answer = await caller.ask("GET", "/nodes")
         assert [node["node_id"] for node in answer["nodes"]] == ["a1", "b2"]
         assert (answer["nodes"][0]["outstanding_tokens"], answer["nodes"][0]["free_blocks"]) == (300, 5)
-        assert await caller.ask("GET", "/health") == (200, {"healthy": True, "num_nodes": 2, "error": "", "unhealthy": []})
+        assert await caller.ask("GET", "/health") == (
+            200,
+            {"healthy": True, "num_nodes": 2, "error": "", "unhealthy": []},
+        )
         assert (await caller.put(incarnation=6))[0] == 409
         assert await caller.put(incarnation=8) == (200, {"result": "replaced"})
         assert (await caller.ask("DELETE", "/route?node_id=a1&incarnation=7"))[0] == 409
@@ -113,7 +118,9 @@ def test_a_node_registers_is_listed_with_health_and_load_and_leaves() -> None:
 
 
 def test_health_names_the_node_and_the_process_that_does_not_beat() -> None:
-    """D4, B13: one silent process of one node is enough; the probe is answered from reports, and asks no node anything."""
+    """D4, B13: one silent process of one node is enough; the probe is answered from reports, and asks no node
+    anything.
+    """
 
     async def body(caller: Caller) -> None:
         await caller.put(unhealthy=[{"process": "worker1", "silent_s": 2.25}])
@@ -129,7 +136,10 @@ def test_health_names_the_node_and_the_process_that_does_not_beat() -> None:
         status, answer = await caller.ask("GET", "/health")
         assert (status, [(it["node_id"], it["process"]) for it in answer["unhealthy"]]) == (503, [("a1", "registrar")])
         caller.clock.now_ns = 5 * NS + NS // 5
-        assert await caller.ask("GET", "/health") == (200, {"healthy": True, "num_nodes": 1, "error": "", "unhealthy": []})
+        assert await caller.ask("GET", "/health") == (
+            200,
+            {"healthy": True, "num_nodes": 1, "error": "", "unhealthy": []},
+        )
 
     against(body)
 
@@ -214,8 +224,16 @@ def test_bad_input_is_400_and_names_the_field() -> None:
 def test_without_the_token_nothing_is_answered_and_nothing_changed() -> None:
     async def body(caller: Caller) -> None:
         for headers in ({}, {"Authorization": TOKEN}, {"Authorization": f"Bearer {TOKEN}x"}):
-            for method, path in (("PUT", "/route"), ("GET", "/route"), ("DELETE", "/route"), ("GET", "/health"), ("GET", "/metrics")):
-                status, answer = await caller.ask(method, path, headers=headers, json=REPORT if method == "PUT" else None)
+            for method, path in (
+                ("PUT", "/route"),
+                ("GET", "/route"),
+                ("DELETE", "/route"),
+                ("GET", "/health"),
+                ("GET", "/metrics"),
+            ):
+                status, answer = await caller.ask(
+                    method, path, headers=headers, json=REPORT if method == "PUT" else None
+                )
                 assert (status, "Authorization" in answer["error"]) == (401, True)
                 assert TOKEN not in str(answer)
         good = {"Authorization": f"Bearer {TOKEN}"}
@@ -256,7 +274,10 @@ def test_what_is_no_http_has_no_traceback_in_the_log_and_is_counted(caplog: pyte
             assert (await reader.read()).startswith(b"HTTP/1.0 400")
             writer.close()
         good = {"Authorization": f"Bearer {TOKEN}"}
-        assert 'embridge_discovery_reports_total{result="malformed"} 60.0' in (await caller.ask("GET", "/metrics", headers=good))[1]
+        assert (
+            'embridge_discovery_reports_total{result="malformed"} 60.0'
+            in (await caller.ask("GET", "/metrics", headers=good))[1]
+        )
 
     against(body, TOKEN)
     assert not [record for record in caplog.records if record.exc_info]
@@ -311,7 +332,11 @@ def test_a_token_is_read_from_a_file_that_nobody_else_may_read(token_file: Path)
         with pytest.raises(ValueError, match=f"mode {mode:o} .* must be 600"):
             read_token(token_file)
     token_file.chmod(0o600)
-    bad = {"short": "of 5 bytes is outside 16 to 512", "x" * 600: "outside 16 to 512", "two words, both long": "one word"}
+    bad = {
+        "short": "of 5 bytes is outside 16 to 512",
+        "x" * 600: "outside 16 to 512",
+        "two words, both long": "one word",
+    }
     for text, match in bad.items():
         token_file.write_text(text)
         with pytest.raises(ValueError, match=match) as raised:

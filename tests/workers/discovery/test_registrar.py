@@ -138,15 +138,21 @@ def test_what_a_young_server_does_not_list_is_kept_and_what_an_old_one_does_not_
     assert listed() == {2: 2}
 
 
-def test_more_nodes_than_the_table_holds_are_left_out_and_told_of_once(ctx: RoleContext, caplog: pytest.LogCaptureFixture) -> None:
+def test_more_nodes_than_the_table_holds_are_left_out_and_told_of_once(
+    ctx: RoleContext, caplog: pytest.LogCaptureFixture
+) -> None:
     reporter = Reporter(ctx, "http://127.0.0.1:1")
     for _ in range(3):
         reporter.take(msg.RouteAnswer(routes=[entry(n) for n in (1, 2, 3)], server_up_s=100.0), NS)
     assert len(ctx.control.routes.routes()) == 2
-    assert [record.getMessage() for record in caplog.records] == ["1 nodes found no room among 2 routes; raise max_routes"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 nodes found no room among 2 routes; raise max_routes"
+    ]
 
 
-def test_a_reason_is_logged_when_it_changes_and_shown_all_the_time(ctx: RoleContext, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reason_is_logged_when_it_changes_and_shown_all_the_time(
+    ctx: RoleContext, caplog: pytest.LogCaptureFixture
+) -> None:
     reporter, reader = Reporter(ctx, "http://127.0.0.1:1"), ctx.control.routes
     for failures, reason in enumerate(["no answer", "no answer", "no answer", "refused", "refused"], 1):
         reporter.say(DiscoveryState.UNREACHABLE, reason, failures, failures * NS)
@@ -180,5 +186,7 @@ def test_a_name_that_is_slow_to_resolve_keeps_no_exchange_waiting_and_no_end(mon
         asyncio.run(exchange(0.1))
     assert asked.is_set()
     answers.set()
-    with pytest.raises(DiscoveryError, match=r"its name does not resolve: Name or service not known; is `embridge discovery` running"):
+    with pytest.raises(
+        DiscoveryError, match=r"its name does not resolve: Name or service not known; is `embridge discovery` running"
+    ):
         asyncio.run(exchange(10.0))

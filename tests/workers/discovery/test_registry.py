@@ -1,4 +1,6 @@
-"""The registry of the discovery server: identity is (node, incarnation), and what is overtaken is refused with the reason."""
+"""The registry of the discovery server: identity is (node, incarnation), and what is overtaken is refused with the
+reason.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from embridge.workers.discovery.messages import Leave, RouteReport, Silent
-from embridge.workers.discovery.registry import LATE_REPORT_S, MARK_KEPT_S, UNSEEN_KEPT_S, Registry, RegistryFull, RouteConflict
+from embridge.workers.discovery.registry import (
+    LATE_REPORT_S,
+    MARK_KEPT_S,
+    UNSEEN_KEPT_S,
+    Registry,
+    RegistryFull,
+    RouteConflict,
+)
 from embridge.workers.timing import NS
 
 
@@ -118,7 +127,10 @@ def test_a_node_that_does_not_renew_is_unhealthy_first_and_then_gone() -> None:
     registry = Registry(0)
     registry.put(report(unhealthy=[Silent("worker0", 3.0)]), 0)
     registry.put(report("b"), 0)
-    assert [(entry.healthy, entry.unhealthy) for entry in registry.entries(1)] == [(False, [Silent("worker0", 3.0)]), (True, [])]
+    assert [(entry.healthy, entry.unhealthy) for entry in registry.entries(1)] == [
+        (False, [Silent("worker0", 3.0)]),
+        (True, []),
+    ]
     assert [entry.unhealthy[-1] for entry in registry.entries(3 * NS)] == [Silent("registrar", 3.0)] * 2
     assert registry.entries(5 * NS)
     assert not registry.entries(5 * NS + 1)
@@ -208,7 +220,9 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 TestRegistryMachine = RegistryMachine.TestCase
-TestRegistryMachine.__doc__ = "D3, D5: whatever the order, the newest incarnation that reports and has not left is the one that is listed."
+TestRegistryMachine.__doc__ = (
+    "D3, D5: whatever the order, the newest incarnation that reports and has not left is the one that is listed."
+)
 
 
 def test_a_report_reaches_the_registry_as_it_was_sent() -> None:

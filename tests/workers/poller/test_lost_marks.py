@@ -1,7 +1,8 @@
 """A mark that is lost delays a request and loses none: whatever word was behind it, the slow look finds it.
 
-A mark is a dirty bit of a slot. Its writer may die before it, or it may be taken when the request is not entered yet. Status words are
-compared all the same; what else a request waits for (its peer, its length, that rows are ready) shows itself in no status word.
+A mark is a dirty bit of a slot. Its writer may die before it, or it may be taken when the request is not entered yet.
+Status words are compared all the same; what else a request waits for (its peer, its length, that rows are ready) shows
+itself in no status word.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Pair:
 
     def __init__(self, seed: int, faults: Faults) -> None:
         self.world = World(seed, faults=faults)
-        self.encode, self.language = (self._node(name, role) for name, role in (("encode", Role.ENCODE), ("language", Role.LANGUAGE)))
+        self.encode, self.language = (
+            self._node(name, role) for name, role in (("encode", Role.ENCODE), ("language", Role.LANGUAGE))
+        )
         self.encoder, self.scheduler = self.encode.clients[0], self.language.clients[0]
         self.queue = TransferQueue(self.scheduler.client)
         self.finished: list[EmbeddingRequest] = []
@@ -126,8 +129,11 @@ def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_o
     old.init(old.allocate(2))
     pair.run(lambda: old.poll() == Phase.Success)
     old.clear()
-    pair.run(lambda: old._final is not None and pair.language.control.slots.get(old.slot, Slot.RELEASED_EPOCH) >= old.epoch)
-    library_of(pair.scheduler.client).requests.lease._free[0] = deque([old.slot])  # so that its slot is the next to be taken
+    pair.run(
+        lambda: old._final is not None and pair.language.control.slots.get(old.slot, Slot.RELEASED_EPOCH) >= old.epoch
+    )
+    # so that its slot is the next to be taken
+    library_of(pair.scheduler.client).requests.lease._free[0] = deque([old.slot])
     new = receiver_of(address, 2)
     assert new.slot == old.slot
     served: list[TransferHandle] = []
@@ -169,8 +175,12 @@ def test_a_slot_is_given_back_once_though_two_threads_collect_it(pairs: Any) -> 
     assert list(lease._free[0]) == [slot]
 
 
-def test_a_rise_that_came_before_the_request_was_entered_is_made_up_for(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P8: another thread took the bit, and compared the word, between the opening of the slot and the entry of its handle."""
+def test_a_rise_that_came_before_the_request_was_entered_is_made_up_for(
+    pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: another thread took the bit, and compared the word, between the opening of the slot and the entry of its
+    handle.
+    """
     pair = pairs()
     client, actor = pair.scheduler.client, pair.scheduler
     enter = OpenRequests._enter
@@ -238,7 +248,9 @@ def test_a_round_comes_by_everything_and_takes_a_share_at_a_time() -> None:
 
 
 def test_a_bootstrap_that_is_restarted_finds_the_latest_request_of_a_slot_there(pairs: Any) -> None:
-    """R15, R16, P11: one before it has ended, and is not released yet; it stands behind the new one in the table of slots."""
+    """R15, R16, P11: one before it has ended, and is not released yet; it stands behind the new one in the table of
+    slots.
+    """
     node = EncodeAlone()
     lease = library_of(node.client).requests.lease
     lease._lease_page()
@@ -259,7 +271,8 @@ def test_a_bootstrap_that_is_restarted_finds_the_latest_request_of_a_slot_there(
 
 
 def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
-    """R16, P6: a request is looked at once more while it is released, and its slot is opened, joined and read meanwhile.
+    """R16, P6: a request is looked at once more while it is released, and its slot is opened, joined and read
+    meanwhile.
 
     The next one's destination would hear that all of its rows have come.
     """

@@ -47,7 +47,9 @@ def sum_of(node: Alone, room: int, tokens: int) -> RowSum:
         view = getattr(buffers, name)
         flat = view.reshape(-1, *view.shape[2:])
         flat[:tokens] = data if name == "input_embeddings" else data.numpy()
-    return RowSums(it.node.payload, it.node.geometry).extend(RowSum(0, 0), tokens, list(range(-(-tokens // BLOCK_SIZE))))
+    return RowSums(it.node.payload, it.node.geometry).extend(
+        RowSum(0, 0), tokens, list(range(-(-tokens // BLOCK_SIZE)))
+    )
 
 
 def without_aux(node: EncodeAlone, sender: EmbeddingSender) -> None:
@@ -119,7 +121,9 @@ def test_it_succeeds_only_when_every_destination_has_checked_every_row() -> None
 
 
 def test_rows_that_a_dead_worker_has_summed_and_not_counted_are_not_sent_again() -> None:
-    """R27, P2, P11: it is killed between the two words; before the first it redoes the rows from where the sum stands."""
+    """R27, P2, P11: it is killed between the two words; before the first it redoes the rows from where the sum
+    stands.
+    """
     for kill_at, attempts in (("SENT", 1), ("SUMMED", 2)):
         node = encode_alone()
         sender = node.sender(1, 8)
@@ -212,7 +216,10 @@ def test_rows_that_are_not_those_that_were_sent_fail_the_request() -> None:
     failure = receiver.failure_exception()
     assert failure is not None
     assert failure.code == FailureCode.CORRUPT
-    assert failure.reason == f"block 1, rows 6 to 7: checksum {wrong.checksum:08x} on receipt, {right.checksum:08x} when sent"
+    assert (
+        failure.reason
+        == f"block 1, rows 6 to 7: checksum {wrong.checksum:08x} on receipt, {right.checksum:08x} when sent"
+    )
     (abort,) = node.sent(msg.Abort)
     assert (abort.code, abort.reason) == (FailureCode.CORRUPT, failure.reason)
     assert node.metric("poller", "corrupt") == 1
@@ -246,7 +253,12 @@ def test_reports_that_come_meanwhile_are_checked_in_their_turn() -> None:
     assert receiver.sent_tokens == 0
     node.advance(0.02)
     assert receiver.poll() == Phase.Success
-    assert [phase.name for phase in receiver.phase_path()] == ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]
+    assert [phase.name for phase in receiver.phase_path()] == [
+        "Bootstrapping",
+        "WaitingForInput",
+        "Transferring",
+        "Success",
+    ]
     assert node.slots.get(receiver.slot, Slot.VERIFIED) == right.pack()
 
 

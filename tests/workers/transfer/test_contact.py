@@ -1,4 +1,6 @@
-"""First contact of an encode worker with its peers: each request has the whole time for it, whoever has asked before."""
+"""First contact of an encode worker with its peers: each request has the whole time for it, whoever has asked
+before.
+"""
 
 from __future__ import annotations
 

@@ -119,7 +119,9 @@ def test_when_somebody_waits_for_a_block_the_fence_comes_soon() -> None:
 
 
 def test_quarantines_that_end_in_time_bring_no_fence_however_many_follow_one_another() -> None:
-    """R11: a fence breaks off what others are sending; here there is always some block in quarantine, and none for long."""
+    """R11: a fence breaks off what others are sending; here there is always some block in quarantine, and none for
+    long.
+    """
     node = network_language()
     somebody_waits(node)
     node.advance(1.0)
@@ -240,7 +242,9 @@ def test_a_request_whose_writes_all_fail_ends_with_the_reason_and_the_next_is_tr
         node.hears("poller", msg.Heartbeat(node.envelope(), []))
         node.advance(1.0)
     assert sender.poll() == Phase.Failed
-    assert "every write to node a at tcp://10.1.0.10:1 through stub has failed for 5." in str(sender.failure_exception())
+    assert "every write to node a at tcp://10.1.0.10:1 through stub has failed for 5." in str(
+        sender.failure_exception()
+    )
     node.engine.outcome = Outcome.DONE
     later = node.sender(2, 8)
     node.init(2, [5, 6])
@@ -295,7 +299,11 @@ def test_the_engine_is_chosen_by_where_the_peer_is(
 @pytest.mark.parametrize(
     ("engines", "offered", "reason"),
     [
-        ((SHARED_MEMORY,), {"mooncake": "2"}, "its run socket does not answer here; this encode node offers no Mooncake"),
+        (
+            (SHARED_MEMORY,),
+            {"mooncake": "2"},
+            "its run socket does not answer here; this encode node offers no Mooncake",
+        ),
         ((MOONCAKE,), {}, "it offers no Mooncake; this encode node offers no shared memory"),
         (BOTH, {}, "its run socket does not answer here; it offers no Mooncake"),
         (BOTH, {"mooncake": "1"}, "its Mooncake has framing 1, which reports writes done before they land"),
@@ -352,6 +360,6 @@ def test_an_older_framing_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatc
 def test_the_payload_layout_is_the_same_in_every_session() -> None:
     """A peer computes addresses from the geometry that was registered and the base of the session."""
     node = network_language()
-    assert PayloadLayout.of(node.node.geometry).size <= SessionTable.base_of(2, node.node.payload.size) - SessionTable.base_of(
-        1, node.node.payload.size
-    )
+    assert PayloadLayout.of(node.node.geometry).size <= SessionTable.base_of(
+        2, node.node.payload.size
+    ) - SessionTable.base_of(1, node.node.payload.size)

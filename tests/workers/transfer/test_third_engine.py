@@ -1,4 +1,6 @@
-"""An engine that the product does not know: one class, as its file would have it, and its line in the list of engines."""
+"""An engine that the product does not know: one class, as its file would have it, and its line in the list of
+engines.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Cable(Engine):
     def why_refused(self, offer: str, ours: str, theirs: str) -> str:
         return "" if offer == f"gauge {self.gauge}" else f"its cable has {offer}, ours gauge {self.gauge}"
 
-    def make_writer(self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object) -> TransferEngine:
+    def make_writer(
+        self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object
+    ) -> TransferEngine:
         self.made.append((node_id, incarnation, host, settings))
         return SimulatedEngine.__new__(SimulatedEngine)
 
@@ -85,7 +89,9 @@ def test_the_setting_names_it() -> None:
 
 def test_a_transfer_worker_is_given_its_writer_with_its_settings() -> None:
     payload = EncodeAlone().node.payload
-    made = engines.make_writers([CABLE], payload, node_id=1, incarnation=2, host="10.0.0.7", settings={"cable": "red", "shm": None})
+    made = engines.make_writers(
+        [CABLE], payload, node_id=1, incarnation=2, host="10.0.0.7", settings={"cable": "red", "shm": None}
+    )
     assert list(made) == [3]
     assert CABLE.made[-1] == (1, 2, "10.0.0.7", "red")
 

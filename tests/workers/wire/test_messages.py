@@ -20,7 +20,21 @@ KEY = msg.RequestKey(5, 6, 7)
 STATE = msg.RoomState(KEY, 2, True, 8, 9, 10, 11, 5, 12, 13, "why", 14)
 
 EXAMPLES: list[msg.Message] = [
-    msg.Register(HEADER, "tcp://a:1", "tcp://a:2", {"shm": "/run/a.sock", "mooncake": "2"}, 2, 3, 4, "bfloat16", 5, 64, 16, 7, True),
+    msg.Register(
+        HEADER,
+        "tcp://a:1",
+        "tcp://a:2",
+        {"shm": "/run/a.sock", "mooncake": "2"},
+        2,
+        3,
+        4,
+        "bfloat16",
+        5,
+        64,
+        16,
+        7,
+        True,
+    ),
     msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", "shm", 4, 16),
     msg.Refused(HEADER, 7, "no", KEY),
     msg.Refused(HEADER, 7, "no"),
@@ -105,7 +119,17 @@ def test_a_frame_of_version_1_is_refused_and_its_version_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "offers", [{"Shm": ""}, {"": ""}, {"a" * 17: ""}, {"shm\n": ""}, {"shm": "x" * 129}, {"shm": 1}, {str(i): "" for i in range(17)}, []]
+    "offers",
+    [
+        {"Shm": ""},
+        {"": ""},
+        {"a" * 17: ""},
+        {"shm\n": ""},
+        {"shm": "x" * 129},
+        {"shm": 1},
+        {str(i): "" for i in range(17)},
+        [],
+    ],
 )
 def test_offers_of_engines_are_bounded(offers: object) -> None:
     """P12, P16: their number, their names and what they say; a name may stand in a line of the log."""
@@ -132,7 +156,22 @@ def test_an_unknown_kind_is_refused(tag: object) -> None:
     refused(packed([tag, *RAW[5][1:]]))
 
 
-WRONG: list[object] = [-1, 1 << 63, (1 << 64) - 1, -(1 << 63), 1.5, float("nan"), None, True, "x" * 5000, b"bytes", [], [[]], {}, {"a": 1}]
+WRONG: list[object] = [
+    -1,
+    1 << 63,
+    (1 << 64) - 1,
+    -(1 << 63),
+    1.5,
+    float("nan"),
+    None,
+    True,
+    "x" * 5000,
+    b"bytes",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+]
 
 
 def places(value: Any) -> list[tuple[int, ...]]:
@@ -234,7 +273,9 @@ def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
 
 @given(st.sampled_from(EXAMPLES), st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_message_with_some_bytes_changed_is_a_message_or_a_protocol_error(example: msg.Message, data: st.DataObject) -> None:
+def test_a_message_with_some_bytes_changed_is_a_message_or_a_protocol_error(
+    example: msg.Message, data: st.DataObject
+) -> None:
     raw = bytearray(msg.encode(example))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -242,7 +283,12 @@ def test_a_message_with_some_bytes_changed_is_a_message_or_a_protocol_error(exam
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text(max_size=20) | st.binary(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=20),
     lambda children: st.lists(children, max_size=4),
     max_leaves=6,
 )

@@ -1,4 +1,6 @@
-"""Every field of every message is read by whoever it is sent to: what nobody reads is a number that nobody checks, and costs on the way."""
+"""Every field of every message is read by whoever it is sent to: what nobody reads is a number that nobody checks, and
+costs on the way.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from embridge.workers import messages as msg
 from embridge.workers.role import Arrival
 
 ROLES = str(Path(msg.__file__).resolve().parent)
-STRUCTS: tuple[type[msgspec.Struct], ...] = (msg.Envelope, msg.Foreign, msg.RequestKey, msg.RoomState, *msg.Message.__args__)
+STRUCTS: tuple[type[msgspec.Struct], ...] = (
+    msg.Envelope,
+    msg.Foreign,
+    msg.RequestKey,
+    msg.RoomState,
+    *msg.Message.__args__,
+)
 
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -43,7 +51,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
 
 def foreign(message: msg.Message) -> msg.Foreign:
     """As it comes from a node of another version."""
-    found = msg.decode_foreign(msg.encode(msgspec.structs.replace(message, envelope=msgspec.structs.replace(message.envelope, version=99))))
+    found = msg.decode_foreign(
+        msg.encode(msgspec.structs.replace(message, envelope=msgspec.structs.replace(message.envelope, version=99)))
+    )
     assert found is not None
     return found
 
