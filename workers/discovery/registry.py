@@ -8,7 +8,8 @@ slow).
 A leave removes the very incarnation that it names, if that is registered, and bars no other: where there is no token,
 anybody on the host may send one. No report that may have been made before it brings that incarnation back; one that the
 node makes a second later does, for then it was not the node that left. So a forged leave hides a node until its next
-report.
+report. Where a forged report came before it, whose sequence is far ahead, it is `LEFT_KEPT_S`: who left ten seconds ago
+has no report on its way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from embridge.workers.timing import NS
 MARK_KEPT_S: Final = 600.0  # longer than any report can be on its way
 MAX_MARKS: Final = 4 * MAX_NODES
 LATE_REPORT_S: Final = 1.0  # by which a report may be younger than the last one, and the time since that came, make it
-UNSEEN_KEPT_S: Final = 10.0  # as long as an incarnation that has left, and was not registered, may not register
+LEFT_KEPT_S: Final = 10.0  # how long the late reports of what has left are refused: twice a request's time
 LATE_PART: Final = 0.5  # of its time to live, after which a node that has not reported counts as unhealthy
 
 
@@ -121,10 +122,10 @@ class Registry:
                 f"{held.report.incarnation}, which is registered"
             )
         if held is None or leave.incarnation != held.report.incarnation:  # it was not seen, or is forgotten
-            self._keep_out(leave, MAX_SEQUENCE, now_ns + int(UNSEEN_KEPT_S * NS))
+            self._keep_out(leave, MAX_SEQUENCE, now_ns + int(LEFT_KEPT_S * NS))
             return False
         late = held.report.sequence + now_ns - held.heard_ns + int(LATE_REPORT_S * NS)
-        self._keep_out(leave, late, now_ns + int(MARK_KEPT_S * NS))
+        self._keep_out(leave, late, now_ns + int(LEFT_KEPT_S * NS))
         self._mark(leave.node_id, leave.incarnation, now_ns)
         self.counts["left"] += 1
         del self._nodes[leave.node_id]

@@ -16,7 +16,7 @@ from embridge.workers.discovery.messages import Leave, RouteReport, Silent
 from embridge.workers.discovery.registry import (
     LATE_REPORT_S,
     MARK_KEPT_S,
-    UNSEEN_KEPT_S,
+    LEFT_KEPT_S,
     Registry,
     RegistryFull,
     RouteConflict,
@@ -88,6 +88,19 @@ def test_a_leave_that_is_not_the_nodes_own_hides_it_until_its_next_report_and_no
             registry.put(made_at(now_ns), now_ns + 1)
         again_ns = now_ns + NS + 1
         assert registry.put(made_at(again_ns), again_ns) == "registered"
+
+
+def test_a_forged_report_from_far_ahead_and_a_leave_after_it_hide_a_node_no_longer_than_its_late_reports_last() -> None:
+    """P16, D5: the sequence of whoever is not the node may be any."""
+    registry = Registry(0)
+    registry.put(report(incarnation=7, sequence=1 * NS), 0)
+    registry.put(report(incarnation=7, sequence=1 << 50), 1 * NS)
+    assert registry.leave(Leave(node_id="a", incarnation=7), 2 * NS)
+    with pytest.raises(RouteConflict, match="has left"):
+        registry.put(report(incarnation=7, sequence=4 * NS), 3 * NS)
+    assert not registry.leave(Leave(node_id="a", incarnation=7), 11 * NS)  # who says it again makes it no longer
+    back_ns = int((2 + LEFT_KEPT_S) * NS) + 1
+    assert registry.put(report(incarnation=7, sequence=14 * NS), back_ns) == "registered"
 
 
 @pytest.mark.parametrize("incarnation", [8, 1 << 52])
@@ -205,8 +218,8 @@ class RegistryMachine(RuleBasedStateMachine):
                 del self.listed[node]
                 self.least[node] = max(self.least.get(node, 0), incarnation)
             if self.now_ns > self.left.get((node, incarnation), (-1, -1))[1]:
-                late_s, kept_s = (LATE_REPORT_S, MARK_KEPT_S) if left else (UNSEEN_KEPT_S, UNSEEN_KEPT_S)
-                self.left[node, incarnation] = self.now_ns + int(late_s * NS), self.now_ns + int(kept_s * NS)
+                late_s = LATE_REPORT_S if left else LEFT_KEPT_S
+                self.left[node, incarnation] = self.now_ns + int(late_s * NS), self.now_ns + int(LEFT_KEPT_S * NS)
 
     @rule(seconds=st.integers(1, 4))
     def time_passes(self, seconds: int) -> None:
