@@ -371,7 +371,20 @@ class StatusReceiver(Poller):
 
     def _state(self, slot: int, epoch: int) -> msg.RoomState:
         word, (blocks, _) = split(self._ctx.status.load(slot)), self._slots.granted(slot)
-        return msg.RoomState(self._key(slot, epoch), word.phase, False, word.sent, 0, 0, blocks, 0, 0, 0, "", 0)
+        return msg.RoomState(
+            key=self._key(slot, epoch),
+            phase=word.phase,
+            resumed=False,
+            sent_tokens=word.sent,
+            total_tokens=0,
+            ready_tokens=0,
+            known_blocks=blocks,
+            session=0,
+            tainted=0,
+            code=0,
+            reason="",
+            checksum=0,
+        )
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)

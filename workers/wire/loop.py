@@ -106,7 +106,7 @@ def set_limits(socket: zmq.Socket[bytes]) -> None:
         socket.setsockopt(option, value)
 
 
-class _Line:
+class _Dealer:
     """A DEALER to one address, and the monitor that tells when nobody listens there, or not who should."""
 
     def __init__(
@@ -161,7 +161,7 @@ class Wire:
         self._port = Port(self._router, spec.listen.fd, spec.bind_addr)
         self._reader = Reader(self._router, 2, ctx)
         self._resting: list[Reader] = []
-        self._lines: dict[str, _Line] = {}
+        self._dealers: dict[str, _Dealer] = {}
         self._poller.register(self._router, zmq.POLLIN)
 
     def has_news(self) -> bool:
@@ -214,16 +214,16 @@ class Wire:
         if self._router in readable:
             self._receive_connected(arrivals)
         refused = []
-        for address, line in list(self._lines.items()):
-            if line.socket in readable:
-                self._receive_answers(address, line, arrivals)
-            events = line.events() if line.monitor in readable else set()
+        for address, dealer in list(self._dealers.items()):
+            if dealer.socket in readable:
+                self._receive_answers(address, dealer, arrivals)
+            events = dealer.events() if dealer.monitor in readable else set()
             if zmq.EVENT_CLOSED in events:
                 refused.append(address)
             for event in events & FAILED_HANDSHAKES.keys():
                 reason, is_final = FAILED_HANDSHAKES[event]
                 self._deny(address, reason if self._keys is not None or is_final else PLAIN_ENDED, is_final)
-            if self._keys is not None and not self._keys.is_listed(line.key):
+            if self._keys is not None and not self._keys.is_listed(dealer.key):
                 self._deny(address, "its key is not in the allow-list any more", True)
         denied, self._denied = self._denied, {}
         self._ctx.count(Metric.MESSAGES_IN, len(arrivals))
@@ -237,10 +237,10 @@ class Wire:
             ):
                 self._reader.refuse()
 
-    def _receive_answers(self, address: str, line: _Line, arrivals: list[Arrival]) -> None:
-        for (body,) in self._messages(line.reader):
-            if not self._decode(body.bytes, arrivals, None, address, line.key):
-                line.reader.refuse()
+    def _receive_answers(self, address: str, dealer: _Dealer, arrivals: list[Arrival]) -> None:
+        for (body,) in self._messages(dealer.reader):
+            if not self._decode(body.bytes, arrivals, None, address, dealer.key):
+                dealer.reader.refuse()
 
     def _messages(self, reader: Reader) -> Iterator[list[zmq.Frame]]:
         """What has come on a socket; one that is to rest then is not looked at until `wait` finds that its rest is
@@ -281,9 +281,9 @@ class Wire:
             try:
                 match item:
                     case Send(address, message, key, asked):
-                        line = self._line(address, key, asked)
-                        if line is not None:
-                            line.socket.send(msg.encode(message), zmq.NOBLOCK)
+                        dealer = self._dealer_to(address, key, asked)
+                        if dealer is not None:
+                            dealer.socket.send(msg.encode(message), zmq.NOBLOCK)
                     case Reply(connection, message):
                         self._router.send_multipart([connection, msg.encode(message)], zmq.NOBLOCK)
                     case Disconnect(address):
@@ -293,11 +293,11 @@ class Wire:
                 self._limit.log(log, logging.WARNING, where, time.monotonic_ns(), "message not sent: %s", str(error))
         self._ctx.count(Metric.MESSAGES_OUT, len(out))
 
-    def _line(self, address: str, key: str, asked: str) -> _Line | None:
-        """The line to an address, made if there is none; None where no key is listed for it, or it holds a name."""
-        line = self._lines.get(address)
-        if line is not None and (not key or key == line.key):
-            return line
+    def _dealer_to(self, address: str, key: str, asked: str) -> _Dealer | None:
+        """The dealer to an address, made if there is none; None where no key is listed for it, or it holds a name."""
+        dealer = self._dealers.get(address)
+        if dealer is not None and (not key or key == dealer.key):
+            return dealer
         self._drop(address)  # another node has that address now
         try:
             numeric(address)  # a name would be looked up in libzmq's one I/O thread, and everybody would wait
@@ -313,10 +313,10 @@ class Wire:
             )
             self._deny(address, why, True)
             return None
-        line = self._lines[address] = _Line(self._context, address, self._keys, expected, self._ctx)
-        self._poller.register(line.socket, zmq.POLLIN)
-        self._poller.register(line.monitor, zmq.POLLIN)
-        return line
+        dealer = self._dealers[address] = _Dealer(self._context, address, self._keys, expected, self._ctx)
+        self._poller.register(dealer.socket, zmq.POLLIN)
+        self._poller.register(dealer.monitor, zmq.POLLIN)
+        return dealer
 
     def _expected_key(self, address: str, key: str, asked: str) -> str | None:
         """What whoever listens there must prove: "" without keys, None where nothing is listed."""
@@ -337,17 +337,17 @@ class Wire:
             self._drop(address)
 
     def _drop(self, address: str) -> None:
-        line = self._lines.pop(address, None)
-        if line is not None:
-            if line.reader in self._resting:
-                self._resting.remove(line.reader)
+        dealer = self._dealers.pop(address, None)
+        if dealer is not None:
+            if dealer.reader in self._resting:
+                self._resting.remove(dealer.reader)
             else:
-                self._poller.unregister(line.socket)
-            self._poller.unregister(line.monitor)
-            line.close()
+                self._poller.unregister(dealer.socket)
+            self._poller.unregister(dealer.monitor)
+            dealer.close()
 
     def close(self) -> None:
-        for address in list(self._lines):
+        for address in list(self._dealers):
             self._drop(address)
         self._port.close()
         self._router.close(0)

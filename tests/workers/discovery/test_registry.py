@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from embridge.workers.discovery.messages import Leave, RouteReport, Silent
 from embridge.workers.discovery.registry import (
     LATE_REPORT_S,
-    MARK_KEPT_S,
     LEFT_KEPT_S,
+    MARK_KEPT_S,
     Registry,
     RegistryFull,
     RouteConflict,

@@ -79,16 +79,16 @@ def test_a_peer_that_does_not_answer_is_tried_by_every_call_and_each_is_told(mon
     session = LiveSession(1, 15_001, 1 << 32)
     assert not engine.open(0, record, session)
     for _ in range(3):
-        wait_until(lambda: engine._lines[0][session.port].thread is None, 10)
+        wait_until(lambda: engine._remotes[0][session.port].thread is None, 10)
         now[0] += 4 * NS
         for _ in range(2):
             with pytest.raises(NoAnswer, match=r"10\.0\.0\.7:15001 does not answer for 3 s") as raised:
                 engine.open(0, record, session)
             assert raised.value.patience_ns == 3 * NS
     assert all(asked.acquire(timeout=10) for _ in range(4))
-    wait_until(lambda: engine._lines[0][session.port].thread is None, 10)
+    wait_until(lambda: engine._remotes[0][session.port].thread is None, 10)
     code[0], now[0] = 0, now[0] + NS
     with pytest.raises(NoAnswer):
         engine.open(0, record, session)
-    wait_until(lambda: engine._lines[0][session.port].opened, 10)
+    wait_until(lambda: engine._remotes[0][session.port].opened, 10)
     assert engine.open(0, record, session)

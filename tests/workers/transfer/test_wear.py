@@ -213,7 +213,7 @@ def test_a_session_that_a_later_one_has_taken_the_place_of_is_over(
     now[0] = 61 * NS
     meet(keeper, 0, 2)
     assert keeper.wear() == ""
-    assert len(keeper._lines[0]) == 2
+    assert len(keeper._remotes[0]) == 2
     meet(keeper, 0, 4)
     now[0] = 122 * NS
     assert keeper.wear() == "3 sessions of peers are over, and Mooncake keeps its sockets to them"

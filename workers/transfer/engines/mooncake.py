@@ -208,7 +208,7 @@ class MooncakeTarget:
 
 
 @dataclass(slots=True)
-class _Line:
+class _RemoteSession:
     """One session of a peer, and how far contact with it is."""
 
     session: int
@@ -249,7 +249,7 @@ class MooncakeEngine:
         self._settings = settings
         self._engine = start_engine(host, settings)
         _register(self._engine, payload)
-        self._lines: dict[int, dict[int, _Line]] = {}  # peer -> session -> its line
+        self._remotes: dict[int, dict[int, _RemoteSession]] = {}  # peer -> port -> its session there
         self._tickets: dict[int, _Ticket] = {}
         self._ticket = 0
         self._num_over = 0  # sessions that are over, with which there was contact
@@ -257,67 +257,67 @@ class MooncakeEngine:
     # ---- contact
 
     def open(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
-        line = self._line(peer, record, session)
-        line.used_ns = now = time.monotonic_ns()
-        if line.opened:
+        remote = self._remote(peer, record, session)
+        remote.used_ns = now = time.monotonic_ns()
+        if remote.opened:
             return True
-        if line.is_short:
-            line.is_short = False  # if this process goes on, it tries again
-            raise OwnShortage(f"no contact with {line.name}: {line.why}")
-        if line.thread is None and now >= line.next_try_ns:
-            self._try(line, now)
-        if now - line.failing_ns > self._settings.connect_timeout_s * NS:
+        if remote.is_short:
+            remote.is_short = False  # if this process goes on, it tries again
+            raise OwnShortage(f"no contact with {remote.name}: {remote.why}")
+        if remote.thread is None and now >= remote.next_try_ns:
+            self._try(remote, now)
+        if now - remote.failing_ns > self._settings.connect_timeout_s * NS:
             raise NoAnswer(
-                f"{record}: its Mooncake port {line.name} does not answer for {self._settings.connect_timeout_s:g} s"
-                f"{f': {line.why}' if line.why else ''}; check that a firewall lets all its ports through",
+                f"{record}: its Mooncake port {remote.name} does not answer for {self._settings.connect_timeout_s:g} s"
+                f"{f': {remote.why}' if remote.why else ''}; check that a firewall lets all its ports through",
                 int(self._settings.connect_timeout_s * NS),
             )
         return False
 
-    def _try(self, line: _Line, now_ns: int) -> None:
-        line.num_tries += 1
-        line.failing_ns = line.failing_ns or now_ns
-        line.next_try_ns = now_ns + min(10 << min(line.num_tries, 6), 500) * NS // 1000
-        thread = threading.Thread(target=self._probe, args=(line,), name=f"embridge-open-{line.name}", daemon=True)
-        line.thread = thread
+    def _try(self, remote: _RemoteSession, now_ns: int) -> None:
+        remote.num_tries += 1
+        remote.failing_ns = remote.failing_ns or now_ns
+        remote.next_try_ns = now_ns + min(10 << min(remote.num_tries, 6), 500) * NS // 1000
+        thread = threading.Thread(target=self._probe, args=(remote,), name=f"embridge-open-{remote.name}", daemon=True)
+        remote.thread = thread
         try:
             thread.start()
         except RuntimeError as error:  # no room for a thread now; the next try makes one
-            line.why = str(error)
-            line.thread = None
+            remote.why = str(error)
+            remote.thread = None
 
-    def _line(self, peer: int, record: PeerRecord, session: LiveSession) -> _Line:
-        lines = self._lines.setdefault(peer, {})
-        line, name = lines.get(session.port), session_name(self._host, host_of(record.poller_addr), session.port)
-        if line is None or (line.session, line.name, line.base) != (session.number, name, session.base):
-            self._count_over(line)
-            line = lines[session.port] = _Line(session.number, name, session.base)
-        return line
+    def _remote(self, peer: int, record: PeerRecord, session: LiveSession) -> _RemoteSession:
+        remotes = self._remotes.setdefault(peer, {})
+        remote, name = remotes.get(session.port), session_name(self._host, host_of(record.poller_addr), session.port)
+        if remote is None or (remote.session, remote.name, remote.base) != (session.number, name, session.base):
+            self._count_over(remote)
+            remote = remotes[session.port] = _RemoteSession(session.number, name, session.base)
+        return remote
 
-    def _probe(self, line: _Line) -> None:
+    def _probe(self, remote: _RemoteSession) -> None:
         """In a thread of its own: it blocks for as long as the peer does not answer."""
-        code = self._engine.send_probe(line.name)
+        code = self._engine.send_probe(remote.name)
         if code == 0:
-            line.opened = True
+            remote.opened = True
         else:
             short = descriptors.why_short()
-            line.why, line.is_short = short or f"its handshake fails (code {code})", bool(short)
-        line.thread = None
+            remote.why, remote.is_short = short or f"its handshake fails (code {code})", bool(short)
+        remote.thread = None
 
     # ---- attempts
 
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
-        line = self._lines[peer][session.port]
+        remote = self._remotes[peer][session.port]
         self._ticket += 1
         ticket = _Ticket(
             time.monotonic_ns() + int(self._settings.write_timeout_s * NS), [(a, b, c) for a, b, c in moves.tolist()]
         )
         self._tickets[self._ticket] = ticket
-        if line.written:
-            self._submit(line, ticket)
+        if remote.written:
+            self._submit(remote, ticket)
             return self._ticket
         thread = threading.Thread(
-            target=self._submit, args=(line, ticket), name=f"embridge-first-{line.name}", daemon=True
+            target=self._submit, args=(remote, ticket), name=f"embridge-first-{remote.name}", daemon=True
         )
         try:
             thread.start()
@@ -325,19 +325,19 @@ class MooncakeEngine:
             ticket.pending, ticket.failed = [], True
         return self._ticket
 
-    def _submit(self, line: _Line, ticket: _Ticket) -> None:
+    def _submit(self, remote: _RemoteSession, ticket: _Ticket) -> None:
         pending = []
         for there, here, size in ticket.moves:
             number = self._engine.transfer_submit_write(
-                line.name, self._payload.address + here, line.base + there, size
+                remote.name, self._payload.address + here, remote.base + there, size
             )
             if number <= 0:
-                line.opened = line.written = False  # its port is closed: the next attempt asks again
+                remote.opened = remote.written = False  # its port is closed: the next attempt asks again
                 if short := descriptors.why_short():
-                    log.warning("a write to %s was not submitted: %s", line.name, short)
+                    log.warning("a write to %s was not submitted: %s", remote.name, short)
                 ticket.failed = True
                 break
-            line.written = True
+            remote.written = True
             pending.append(number)
         ticket.pending = pending
 
@@ -358,27 +358,27 @@ class MooncakeEngine:
         return outcome
 
     def close(self, peer: int) -> None:
-        for line in self._lines.pop(peer, {}).values():
-            self._count_over(line)
+        for remote in self._remotes.pop(peer, {}).values():
+            self._count_over(remote)
 
-    def _count_over(self, line: _Line | None) -> None:
-        self._num_over += line is not None and line.num_tries > 0
+    def _count_over(self, remote: _RemoteSession | None) -> None:
+        self._num_over += remote is not None and remote.num_tries > 0
 
     def wear(self) -> str:
-        now, limit, num_idle, num_lines = time.monotonic_ns(), descriptors.limit(), 0, 0
-        for lines in self._lines.values():
-            latest = max(line.session for line in lines.values())
-            for port, line in list(lines.items()):
-                unused_ns = now - line.used_ns
-                if line.session < latest and line.thread is None and unused_ns > _FORGOTTEN_NS:
-                    self._count_over(lines.pop(port))
+        now, limit, num_idle, num_remotes = time.monotonic_ns(), descriptors.limit(), 0, 0
+        for remotes in self._remotes.values():
+            latest = max(remote.session for remote in remotes.values())
+            for port, remote in list(remotes.items()):
+                unused_ns = now - remote.used_ns
+                if remote.session < latest and remote.thread is None and unused_ns > _FORGOTTEN_NS:
+                    self._count_over(remotes.pop(port))
                     continue
-                num_lines += 1
+                num_remotes += 1
                 num_idle += unused_ns > _IDLE_NS
         some = max(1, limit // _PART)
         if self._num_over >= min(some, _MOST_OVER):
             return f"{self._num_over} sessions of peers are over, and Mooncake keeps its sockets to them"
-        if _SOCKETS * (self._num_over + num_lines) > limit // 2 and self._num_over + num_idle >= some:
+        if _SOCKETS * (self._num_over + num_remotes) > limit // 2 and self._num_over + num_idle >= some:
             num_open = descriptors.num_open()
             if num_open > limit * 3 // 4:
                 return f"{num_open} of {limit} descriptors are open, some of them to sessions that nobody uses"
