@@ -21,9 +21,7 @@ from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 
 
 class PreallocQueue:
-    """Where requests enter: waits for the handshake, allocates the default, sends init, and hands over to the transfer
-    queue.
-    """
+    """Where requests enter: it checks them and hands them to the transfer queue, which opens and grants."""
 
     def __init__(self, client: Client, transfer: TransferQueue) -> None:
         self._attachment = library_of(client).attachment
