@@ -244,7 +244,8 @@ class Benchmark:
                 f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.unit}",
                 f"[{style}]{goal.verdict}[/]",
             )
-        self._console.print(table)
+        if self._goals:
+            self._console.print(table)
         load = " → ".join(f"{value:.1f}" for value in self._load)
         summary = f"{self.rounds} rounds, {time.monotonic() - self._begun:.0f} s, load average {load}"
         others: Figures = {}

@@ -27,8 +27,6 @@ import numpy as np
 import torch
 from _carriers import (
     Carrier,
-    Embridge,
-    EmbridgeMooncake,
     Job,
     PlainCopy,
     RawMooncake,
@@ -40,6 +38,7 @@ from _carriers import (
     ZeroMQTcp,
 )
 from _harness import FORK, Benchmark, Case, Figures, Start, percentile, together
+from _ours import Embridge, EmbridgeMooncake
 
 HIDDEN = 3584
 MB = 1_000_000
