@@ -70,7 +70,7 @@ mutants: $(BUILT)  ## break promises on purpose, one at a time: each must turn a
 	cd tests && ../$(BIN)/python -m mutants $(ARGS)
 
 bench: $(BUILT) $(PEERS)  ## every benchmark in bench/, one after another; ARGS=--quick for a first look
-	@set -e; for file in $(sort $(wildcard bench/[!_]*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+	@set -e; for file in $(sort $(filter-out bench/compare.py, $(wildcard bench/[!_]*.py))); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 wheel: $(BUILT)  ## build a wheel into dist/
 	@rm -rf build/lib.* build/bdist.*  # else modules that are no more would be packed, too

@@ -5,14 +5,18 @@
 //
 //   native/shared.h     atomic words, the clock, when to spin
 //   native/status.h     status words, stamps, dirty bits     bound in _core_words.c
+//   native/rows.h       which records have changed           bound in _core_words.c
 //   native/blocks.h     owner cells                          bound in _core_blocks.c
 //   native/doorbell.h   waking a waiter                      bound in _core_ring.c
 //   native/ring.h       records from one to one              bound in _core_ring.c
 //   native/copy.h       copies past the cache                bound here
 //   native/checksum.h   CRC-32C of rows                      bound here
+//   native/claims.h     claims, as their writers move them   bound in _core_claims.c
+//   native/direct.h     a write into another node's blocks   bound in _core_direct_write.c
 //
 // _core_mapping.c has the mappings that all of these lie in, and _core_arguments.c checks what callers pass;
-// `_core.pyi` is the contract. What holds for all of them:
+// `_core.pyi` is the contract. _core_direct.c makes the handle of direct writes; _core_turn.c is for the threads of one
+// process. What holds for all of them:
 //
 //   - Shared state is in 64-bit (doorbells: 32-bit) words, each with one writer, or moved by one compare-and-swap.
 //     There are no locks: nobody's death leaves one held.
@@ -188,6 +192,8 @@ static PyMethodDef core_functions[] = {
     {"copy", (PyCFunction)(void (*)(void))core_copy, METH_FASTCALL, NULL},
     {"checksum", (PyCFunction)(void (*)(void))core_checksum, METH_FASTCALL, NULL},
     {"set_parent_death_signal", core_set_parent_death_signal, METH_O, NULL},
+    {"claim_take", (PyCFunction)(void (*)(void))core_claim_take, METH_FASTCALL, NULL},
+    {"claim_give_back", (PyCFunction)(void (*)(void))core_claim_give_back, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -202,7 +208,8 @@ static int core_exec(PyObject *module)
         {&mapping_spec, &state->mapping},           {&words_spec, &state->words},
         {&status_table_spec, &state->status_table}, {&block_cells_spec, &state->block_cells},
         {&producer_spec, &state->producer},         {&consumer_spec, &state->consumer},
-        {&doorbell_spec, &state->doorbell},
+        {&doorbell_spec, &state->doorbell},         {&turn_spec, &state->turn},
+        {&turn_taker_spec, &state->turn_taker},     {&direct_writer_spec, &state->direct_writer},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
@@ -222,6 +229,8 @@ static int core_exec(PyObject *module)
         {"MAX_EPOCH", (long)MAX_EPOCH},
         {"NON_TEMPORAL_BYTES", NON_TEMPORAL_BYTES},
     };
+    if (add_direct_constants(module) < 0)
+        return -1;
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)
             return -1;
@@ -239,6 +248,9 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->producer);
     Py_VISIT(state->consumer);
     Py_VISIT(state->doorbell);
+    Py_VISIT(state->turn);
+    Py_VISIT(state->turn_taker);
+    Py_VISIT(state->direct_writer);
     return 0;
 }
 
@@ -252,6 +264,9 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->producer);
     Py_CLEAR(state->consumer);
     Py_CLEAR(state->doorbell);
+    Py_CLEAR(state->turn);
+    Py_CLEAR(state->turn_taker);
+    Py_CLEAR(state->direct_writer);
     return 0;
 }
 

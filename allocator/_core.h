@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "native/status.h"
+
 #define HIDDEN __attribute__((visibility("hidden")))
 
 typedef struct {
@@ -18,6 +20,9 @@ typedef struct {
     PyTypeObject *producer;
     PyTypeObject *consumer;
     PyTypeObject *doorbell;
+    PyTypeObject *turn;
+    PyTypeObject *turn_taker;
+    PyTypeObject *direct_writer;
 } core_state;
 
 typedef struct {
@@ -37,11 +42,26 @@ typedef struct {
     Mapping *mapping; // owned: the handle's pointers go into it
 } Handle;
 
+// Words and StatusTable, for those who go on from them.
+typedef struct {
+    PyObject_HEAD
+    Mapping *mapping;
+    unsigned char *first;
+    size_t count;
+    size_t stride;
+} Words;
+
+typedef struct {
+    PyObject_HEAD
+    Mapping *mapping;
+    struct status_table table;
+} StatusTable;
+
 // Not to be subclassed (`state_of_type` relies on it) nor changed.
 #define CORE_TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
 
 HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec,
-    doorbell_spec;
+    doorbell_spec, direct_writer_spec, turn_spec, turn_taker_spec;
 
 // ---- handles (_core_mapping.c)
 
@@ -54,6 +74,15 @@ HIDDEN unsigned char *mapping_range(const Mapping *mapping, const char *what, Py
                                     size_t alignment);
 // 0, or -1 with ValueError: what is about to be written belongs to a read-only mapping.
 HIDDEN int require_writable(const Mapping *mapping);
+
+// ---- claims (_core_claims.c)
+
+HIDDEN PyObject *core_claim_take(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+HIDDEN PyObject *core_claim_give_back(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+// ---- direct writes (_core_direct.c)
+
+HIDDEN int add_direct_constants(PyObject *module);
 
 // ---- arguments (_core_arguments.c)
 

@@ -7,6 +7,8 @@ read-only mapping. Arrays are contiguous buffers whose items have the size that 
 No call blocks but `Doorbell.wait` and `Consumer.wait`.
 """
 
+from collections.abc import Callable
+
 from typing_extensions import Buffer
 
 PHASE_BITS: int  # 4
@@ -18,17 +20,41 @@ DOORBELL_BYTES: int  # 64
 MAX_EPOCH: int  # 2**28 - 1
 NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cache
 
+# where `DirectWriter` finds words, as `records` and `metrics` name them
+CLAIM_WORDS: int
+SLOT_TOTAL: int
+SLOT_READY: int
+SLOT_MOVED_NS: int
+DESTINATION_REMOTE_SLOT: int
+DESTINATION_REMOTE_EPOCH: int
+DESTINATION_GRANTED_TOKENS: int
+DESTINATION_FIRST_GRANT: int
+DESTINATION_SENT: int
+DESTINATION_WINDOW: int
+DESTINATION_WORDS: int
+METRIC_WRITES: int
+METRIC_BYTES_WRITTEN: int
+METRIC_TOKENS_WRITTEN: int
+
 class Mapping:
-    """A MAP_SHARED mapping of `size` bytes of descriptor `fd`, aligned to `alignment` (over-mapped beyond a page).
+    """A MAP_SHARED mapping of `size` bytes of descriptor `fd` from `offset` on (whole pages), aligned to `alignment`
+    (over-mapped beyond a page).
 
     Exports the buffer protocol (writable unless `writable=False`); every view keeps the mapping. It is unmapped with
     the last reference, or let go of before by `close` or `discard`. With an `address` it lies there or (OSError)
     nowhere. The descriptor may be closed after construction. Raises OSError, also (ENXIO) where the file is shorter
-    than `size`: touching what lies beyond it would be a SIGBUS.
+    than `offset + size`: touching what lies beyond it would be a SIGBUS.
     """
 
     def __init__(
-        self, fd: int, size: int, *, writable: bool = True, alignment: int = 4096, address: int = 0
+        self,
+        fd: int,
+        size: int,
+        *,
+        offset: int = 0,
+        writable: bool = True,
+        alignment: int = 4096,
+        address: int = 0,
     ) -> None: ...
     @property
     def size(self) -> int: ...
@@ -37,7 +63,10 @@ class Mapping:
     def populate(self, offset: int, size: int) -> None:
         """Touch the pages without the GIL and without changing a byte. Raises OSError."""
     def lock(self, offset: int, size: int) -> int:
-        """mlock without the GIL; 0, or the errno."""
+        """Lock the pages that this mapping has, and each that it gets (mlock2, MLOCK_ONFAULT); 0, or the errno.
+
+        What the limits allow is asked for all of them at once. `populate` gets the rest of the pages.
+        """
     def advise_huge(self) -> int:
         """madvise(MADV_HUGEPAGE); 0, or the errno."""
     def close(self) -> int:
@@ -59,6 +88,16 @@ class Words:
     def __len__(self) -> int: ...
     def load(self, index: int, /) -> int: ...
     def store(self, index: int, value: int, /) -> None: ...
+    def fill(self, index: int, count: int, value: int, /) -> None:
+        """Store `value` in `count` words from `index` on, one after the other: for words that nobody looks at."""
+    def sum(self, index: int, count: int, step: int, /) -> int:
+        """The sum modulo 2**64 of `count` words, every `step`-th from `index` on, each as it is when it is loaded."""
+    def load_many(self, index: int, count: int, /) -> list[int]:
+        """`count` words from `index` on, loaded one after the other. Raises ValueError where they are not all there."""
+    def store_many(self, index: int, values: Buffer, /) -> None:
+        """Store u64 `values` from `index` on, one after the other. Raises IndexError, with nothing stored, where they
+        do not fit.
+        """
     def add(self, index: int, value: int, /) -> int:
         """fetch-and-add modulo 2**64; returns the value before."""
     def set_bits(self, index: int, bits: int, /) -> int:
@@ -68,6 +107,13 @@ class Words:
     def raise_to(self, index: int, value: int, /) -> bool:
         """Store `value` if it is greater than what stands there; True if it was."""
     def compare_exchange(self, index: int, expected: int, value: int, /) -> bool: ...
+    def changed_rows(
+        self, row_words: int, first: int, count: int, pages: Buffer, num_pages: int, seen: Buffer, out: Buffer, /
+    ) -> int:
+        """Compare `count` words from the `first` on of each row of the pages with what `seen` holds of them (u64, one a
+        row, zeroes at the beginning, updated here); the rows that differ go into `out` (u32), until that is full. The
+        words are rows of `row_words`, 64 of them a page of `pages` (u32), with a stride of 8. Returns how many. A row
+        is held as a hash: words that differ are overlooked once in 2**64."""
 
 class StatusTable:
     """One status word a slot: `epoch:28 | phase:4 | sent:32`, which only ever increases, with stamps and dirty bits.
@@ -189,7 +235,8 @@ class Doorbell:
 
     def __init__(self, mapping: Mapping, offset: int, event_fd: int = -1) -> None: ...
     def sequence(self) -> int: ...
-    def ring(self) -> None: ...
+    def ring(self) -> bool:
+        """True: the waiter slept, and was woken. False: it is awake, or has armed an eventfd that this process has not."""
     def wait(self, seen: int, timeout_s: float, spin_s: float = 20e-6) -> int:
         """Without the GIL, until the sequence differs from `seen` or the time is over (or a signal: returns early);
         returns the sequence. A timeout of 0 or less only looks."""
@@ -197,6 +244,88 @@ class Doorbell:
         """Have the next ring written to the eventfd. False, and not armed, when the sequence is no longer `seen`; the
         eventfd may be readable all the same, from a ring that crossed."""
     def disarm(self) -> None: ...
+
+class Turn:
+    """What one thread of a process has at a time (`TurnTaker`). Nobody waits for it."""
+
+    def __init__(self) -> None: ...
+
+class TurnTaker:
+    """Takes a turn for a `with` block, and gives it back however the block ends, a signal handler's exception included.
+
+    Entering says whether it has it: False while another taker does, of this thread or another. One block each.
+    """
+
+    def __init__(self, turn: Turn) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *of_exception: object) -> None: ...
+
+def claim_take(claims: Words, slot: int, epoch: int, writer: int, /) -> bool:
+    """Move a slot's claim (two words a slot) from open of that epoch to writing, by `writer` (u32)."""
+
+def claim_give_back(claims: Words, slot: int, epoch: int, writer: int, /) -> bool:
+    """Move a slot's claim from writing, by `writer`, to open. False: it was revoked, and ends, or it is another's."""
+
+class DirectWriter:
+    """Writes rows of an encode node's requests into blocks of one language node of this host (`native/direct.h`).
+
+    `slots`, `destinations`, `grants`, `metrics` and `status` are the encode node's, `claims`, `there` (status words)
+    and `payload` the language node's. Several threads may use it at the same time.
+    """
+
+    def __init__(
+        self,
+        slots: Words,
+        destinations: Words,
+        grants: Words,
+        metrics: Words,
+        claims: Words,
+        status: StatusTable,
+        there: StatusTable,
+        payload: Mapping,
+        writer: int,
+        slot_words: int,
+        aux_at: int,
+        window_blocks: int,
+        num_destinations: int,
+        metrics_at: int,
+        block_size: int,
+        num_blocks: int,
+        aux_offset: int,
+        aux_bytes: int,
+        bells: int,
+        num_lanes: int,
+        clock: Callable[[], int],
+    ) -> None:
+        """`slot_words`: words of a slot's record, whose auxiliary words (`aux_bytes`) lie `aux_at` bytes behind its
+        beginning, and `aux_offset + block * aux_bytes` in the payload. `metrics_at`: where the row of counters begins.
+        `bells`: where the bells of the language node's lanes begin in the mapping of `there`, those of their callers
+        first.
+        Raises ValueError where a table is too small for its slots.
+        """
+    def write(
+        self, slot: int, epoch: int, total: int, columns: Buffer, spans: Buffer, is_held: bool = False, /
+    ) -> int:
+        """Write what is granted of these rows of (slot, epoch), which has `total`, to its first destination, under the
+        claim of the destination's slot. Without the GIL, if there are many bytes.
+
+        `columns`: u64 pairs, of each buffer (its offset in the payload, bytes of a row). `spans`: u64, of rows that lie
+        somewhere as one (first row, end row, and for each column the address of the first row), in order and without a
+        gap; what lies at the addresses must stay until this returns. Whom it concerns there is rung. `is_held`: the
+        claim was taken before (`claim_take`), and is given back here unless this returns 0. Rows that lie where they
+        are to be are not copied.
+
+        Returns up to which row; negative where the request has failed, so that its destination was told nothing; 0
+        where nothing was written: the request has ended before, the claim is not to be had, nothing is granted, these
+        are not the next rows, or it is closed. Raises IndexError for a granted block that is outside of the pool.
+        """
+    def watch(self, before: Callable[[int, int, int, int, int], object] | None, /) -> None:
+        """Have `before(step, slot, a, b, c)` called before each step of each write from now on (`enum direct_step`),
+        and blocks copied one by one. If it raises, the write ends there, but for giving the claim back, of which
+        `before` is asked, too; then `write` raises the first of these.
+        """
+    def close(self) -> bool:
+        """Have nobody begin to write from now on. True once nobody is in `write`."""
 
 def copy(destination: Buffer, source: Buffer, moves: Buffer, count: int, /) -> int:
     """`count` moves of (destination offset, source offset, bytes), int64 triples, one after the other, without the GIL

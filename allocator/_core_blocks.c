@@ -4,7 +4,7 @@
 #include "native/blocks.h"
 
 #define MAX_SLOT ((UINT64_C(1) << CELL_SLOT_BITS) - 1)
-#define MAX_EPOCH ((UINT64_C(1) << CELL_EPOCH_BITS) - 1)
+_Static_assert(CELL_EPOCH_BITS == EPOCH_BITS, "a cell names any epoch of a slot");
 
 typedef struct {
     PyObject_HEAD

@@ -12,12 +12,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "native/populate.h"
 #include "native/shared.h"
 
-#ifndef MADV_POPULATE_READ // Linux 5.14
-#define MADV_POPULATE_READ 22
-#define MADV_POPULATE_WRITE 23
-#endif
 
 // ---- handles
 
@@ -66,18 +63,18 @@ int require_writable(const Mapping *mapping)
 
 // ---- Mapping
 
-static void *map_aligned(int fd, size_t mapped, size_t alignment, int protection)
+static void *map_aligned(int fd, off_t offset, size_t mapped, size_t alignment, int protection)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     if (alignment <= page)
-        return mmap(NULL, mapped, protection, MAP_SHARED, fd, 0);
+        return mmap(NULL, mapped, protection, MAP_SHARED, fd, offset);
     // Reserve more than is needed, put the mapping on the aligned address inside, give the rest back.
     const size_t reserved = mapped + alignment - page;
     unsigned char *base = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED)
         return MAP_FAILED;
     unsigned char *address = base + (-(uintptr_t)base & (alignment - 1)), *end = address + mapped;
-    if (mmap(address, mapped, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+    if (mmap(address, mapped, protection, MAP_SHARED | MAP_FIXED, fd, offset) == MAP_FAILED) {
         const int error = errno;
         munmap(base, reserved);
         errno = error;
@@ -91,9 +88,9 @@ static void *map_aligned(int fd, size_t mapped, size_t alignment, int protection
 }
 
 // At just this address, or not at all: nothing that is mapped there is replaced.
-static void *map_at(int fd, size_t mapped, void *address, int protection)
+static void *map_at(int fd, off_t offset, size_t mapped, void *address, int protection)
 {
-    void *got = mmap(address, mapped, protection, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0);
+    void *got = mmap(address, mapped, protection, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, offset);
     if (got != MAP_FAILED && got != address) { // a kernel before 4.17 takes the address for advice
         munmap(got, mapped);
         errno = EEXIST;
@@ -104,15 +101,18 @@ static void *map_at(int fd, size_t mapped, void *address, int protection)
 
 static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "size", "writable", "alignment", "address", NULL};
+    static char *names[] = {"fd", "size", "offset", "writable", "alignment", "address", NULL};
     const Py_ssize_t page = sysconf(_SC_PAGESIZE);
-    Py_ssize_t size, alignment = page;
+    Py_ssize_t size, offset = 0, alignment = page;
     int fd, writable = 1;
     unsigned long long wanted = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "in|$pnK:Mapping", names, &fd, &size, &writable, &alignment, &wanted))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "in|$npnK:Mapping", names, &fd, &size, &offset, &writable, &alignment,
+                                     &wanted))
         return NULL;
     if (size < 1 || size > PY_SSIZE_T_MAX / 4)
         return PyErr_Format(PyExc_ValueError, "size: %zd bytes, not a size", size);
+    if (offset < 0 || offset > PY_SSIZE_T_MAX / 4 || offset % page != 0)
+        return PyErr_Format(PyExc_ValueError, "offset: %zd is not a multiple of a page of %zd bytes", offset, page);
     if (alignment < 1 || alignment > PY_SSIZE_T_MAX / 4 || (alignment & (alignment - 1)) != 0)
         return PyErr_Format(PyExc_ValueError, "alignment: %zd is not a power of two", alignment);
     if ((wanted & (unsigned long long)(alignment - 1)) != 0 || wanted % (unsigned long long)page != 0)
@@ -120,8 +120,9 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     struct stat file;
     if (fstat(fd, &file) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
-    if (file.st_size < size) { // mmap would succeed, and the first touch beyond the end be a SIGBUS
-        PyObject *text = PyUnicode_FromFormat("mapping of %zd bytes: the file has %lld", size, (long long)file.st_size);
+    if (file.st_size < offset + size) { // mmap would succeed, and the first touch beyond the end be a SIGBUS
+        PyObject *text =
+            PyUnicode_FromFormat("mapping of %zd bytes: the file has %lld", offset + size, (long long)file.st_size);
         PyObject *arguments = text == NULL ? NULL : Py_BuildValue("(iN)", ENXIO, text);
         PyErr_SetObject(PyExc_OSError, arguments);
         Py_XDECREF(arguments);
@@ -131,8 +132,8 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     void *address;
     Py_BEGIN_ALLOW_THREADS
     const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    address = wanted != 0 ? map_at(fd, mapped, (void *)(uintptr_t)wanted, protection)
-                          : map_aligned(fd, mapped, (size_t)alignment, protection);
+    address = wanted != 0 ? map_at(fd, (off_t)offset, mapped, (void *)(uintptr_t)wanted, protection)
+                          : map_aligned(fd, (off_t)offset, mapped, (size_t)alignment, protection);
     Py_END_ALLOW_THREADS
     if (address == MAP_FAILED)
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -233,10 +234,7 @@ static int take_pages(const Mapping *mapping, const char *function, PyObject *co
 
 static int populate(unsigned char *address, size_t bytes, bool writable)
 {
-    int error = 0;
-    do
-        error = madvise(address, bytes, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0 ? errno : 0;
-    while (error == EINTR || error == EAGAIN);
+    const int error = populate_pages(address, bytes, writable);
     if (error != EINVAL)
         return error;
     // A kernel before 5.14: touch each page by an operation that changes nothing, even while others write there.
@@ -270,6 +268,7 @@ static PyObject *mapping_populate(PyObject *self, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
+// Pages are locked as they come. So what the limits say is known at once, and no page is waited for.
 static PyObject *mapping_lock(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names_given)
 {
     unsigned char *address;
@@ -278,7 +277,7 @@ static PyObject *mapping_lock(PyObject *self, PyObject *const *args, Py_ssize_t 
         return NULL;
     int error = 0;
     Py_BEGIN_ALLOW_THREADS
-    if (bytes != 0 && mlock(address, bytes) < 0)
+    if (bytes != 0 && mlock2(address, bytes, MLOCK_ONFAULT) < 0)
         error = errno;
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(error);
@@ -319,7 +318,7 @@ static PyGetSetDef mapping_properties[] = {
 };
 
 static PyType_Slot mapping_slots[] = {
-    {Py_tp_doc, "A shared mapping of a descriptor's first bytes; every view and handle keeps it."},
+    {Py_tp_doc, "A shared mapping of a range of a descriptor's bytes; every view and handle keeps it."},
     {Py_tp_new, mapping_new},
     {Py_tp_dealloc, mapping_dealloc},
     {Py_bf_getbuffer, mapping_getbuffer},

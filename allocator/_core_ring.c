@@ -183,12 +183,13 @@ static PyObject *doorbell_get_sequence(PyObject *self, PyObject *unused)
 static PyObject *doorbell_ring_it(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    const int error = doorbell_ring(((Doorbell *)self)->bell, ((Doorbell *)self)->event_fd);
+    bool woke;
+    const int error = doorbell_ring_sleeper(((Doorbell *)self)->bell, ((Doorbell *)self)->event_fd, &woke);
     if (error != 0) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    Py_RETURN_NONE;
+    return PyBool_FromLong(woke);
 }
 
 // The optional spin_s, and the deadline that timeout_s gives; a deadline of 0: look, do not wait.

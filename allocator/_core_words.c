@@ -1,17 +1,9 @@
-// Words and StatusTable: the bindings of native/status.h, and of single atomic words.
+// Words and StatusTable: the bindings of native/status.h, of native/rows.h, and of single atomic words.
 #include "_core.h"
 
-#include "native/status.h"
+#include "native/rows.h"
 
 // ---- Words
-
-typedef struct {
-    PyObject_HEAD
-    Mapping *mapping;
-    unsigned char *first;
-    size_t count;
-    size_t stride;
-} Words;
 
 static PyObject *words_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -74,6 +66,75 @@ static PyObject *words_store(PyObject *self, PyObject *const *args, Py_ssize_t n
     Py_RETURN_NONE;
 }
 
+static PyObject *words_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    const Words *words = (Words *)self;
+    uint64_t first, count, value;
+    if (take_count("fill", nargs, 3) < 0 || require_writable(words->mapping) < 0 ||
+        take_up_to(args[0], "index", words->count, &first) < 0 ||
+        take_up_to(args[1], "count", words->count - first, &count) < 0 || take_u64(args[2], &value) < 0)
+        return NULL;
+    for (uint64_t i = first; i < first + count; i++)
+        atomic_store_explicit((word64 *)(void *)(words->first + i * words->stride), value, memory_order_release);
+    Py_RETURN_NONE;
+}
+
+static PyObject *words_sum(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    const Words *words = (Words *)self;
+    uint64_t first, count, step, sum = 0;
+    if (take_count("sum", nargs, 3) < 0 || take_up_to(args[0], "index", words->count, &first) < 0 ||
+        take_up_to(args[1], "count", words->count, &count) < 0 || take_up_to(args[2], "step", words->count, &step) < 0)
+        return NULL;
+    if (count != 0 && (first >= words->count || step * (count - 1) >= words->count - first))
+        return PyErr_Format(PyExc_IndexError, "%llu words, every %llu-th from %llu on, are not among %zu",
+                            (unsigned long long)count, (unsigned long long)step, (unsigned long long)first,
+                            words->count);
+    for (uint64_t i = 0; i < count; i++)
+        sum += atomic_load_explicit((word64 *)(void *)(words->first + (first + i * step) * words->stride),
+                                    memory_order_acquire);
+    return PyLong_FromUnsignedLongLong(sum);
+}
+
+static PyObject *words_load_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    const Words *words = (Words *)self;
+    uint64_t first, count;
+    if (take_count("load_many", nargs, 2) < 0 || take_up_to(args[0], "index", words->count, &first) < 0 ||
+        take_up_to(args[1], "count", words->count - first, &count) < 0)
+        return NULL;
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (uint64_t i = 0; list != NULL && i < count; i++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(atomic_load_explicit(
+            (word64 *)(void *)(words->first + (first + i) * words->stride), memory_order_acquire));
+        if (value == NULL || PyList_SetItem(list, (Py_ssize_t)i, value) < 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *words_store_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    const Words *words = (Words *)self;
+    uint64_t first;
+    Array values;
+    if (take_count("store_many", nargs, 2) < 0 || require_writable(words->mapping) < 0 ||
+        take_up_to(args[0], "index", words->count, &first) < 0 || array_open(&values, args[1], "values", 8, false) < 0)
+        return NULL;
+    const bool fits = values.length <= words->count - first;
+    const uint64_t *items = values.data;
+    for (uint64_t i = 0; fits && i < values.length; i++)
+        atomic_store_explicit((word64 *)(void *)(words->first + (first + i) * words->stride), items[i],
+                              memory_order_release);
+    if (!fits)
+        PyErr_Format(PyExc_IndexError, "%zu words from %llu on are not among %zu", values.length,
+                     (unsigned long long)first, words->count);
+    PyBuffer_Release(&values.view);
+    if (!fits)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 #define WORDS_FETCH(name, operation)                                                                                   \
     static PyObject *words_##name(PyObject *self, PyObject *const *args, Py_ssize_t nargs)                             \
     {                                                                                                                  \
@@ -105,14 +166,69 @@ static PyObject *words_compare_exchange(PyObject *self, PyObject *const *args, P
         atomic_compare_exchange_strong_explicit(word, &expected, value, memory_order_acq_rel, memory_order_acquire));
 }
 
+// The first `num_pages` of `pages`, each below `limit`.
+static int take_pages(PyObject *buffer, PyObject *num_pages, uint32_t limit, Array *pages, uint64_t *count)
+{
+    if (array_open(pages, buffer, "pages", 4, false) < 0)
+        return -1;
+    if (take_up_to(num_pages, "num_pages", pages->length, count) == 0) {
+        const uint32_t *items = pages->data;
+        uint32_t highest = 0;
+        for (uint64_t i = 0; i < *count; i++)
+            highest = items[i] > highest ? items[i] : highest;
+        if (*count == 0 || highest < limit)
+            return 0;
+        PyErr_Format(PyExc_IndexError, "pages: %lu is outside 0 to %ld", (unsigned long)highest, (long)limit - 1);
+    }
+    PyBuffer_Release(&pages->view);
+    return -1;
+}
+
+static PyObject *words_changed_rows(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    const Words *words = (Words *)self;
+    uint64_t row_words, first, count, num_pages;
+    if (take_count("changed_rows", nargs, 7) < 0 || take_up_to(args[0], "row_words", UINT32_MAX, &row_words) < 0 ||
+        take_up_to(args[1], "first", row_words, &first) < 0 ||
+        take_up_to(args[2], "count", row_words - first, &count) < 0)
+        return NULL;
+    if (words->stride != 8 || row_words == 0 || words->count % row_words != 0)
+        return PyErr_Format(PyExc_ValueError, "row_words: %zu words of stride %zu are no rows of %llu", words->count,
+                            words->stride, (unsigned long long)row_words);
+    const struct row_table table = {.words = (const word64 *)(const void *)words->first,
+                                    .num_rows = (uint32_t)(words->count / row_words),
+                                    .row_words = (uint32_t)row_words};
+    Array pages, seen, out;
+    if (take_pages(args[3], args[4], table.num_rows / ROWS_A_PAGE, &pages, &num_pages) < 0)
+        return NULL;
+    PyObject *result = NULL;
+    if (array_open(&seen, args[5], "seen", 8, true) == 0) {
+        if (seen.length < table.num_rows) {
+            PyErr_Format(PyExc_ValueError, "seen: %zu words < %lu rows", seen.length, (unsigned long)table.num_rows);
+        } else if (array_open(&out, args[6], "out", 4, true) == 0) {
+            result = PyLong_FromSize_t(rows_changed(&table, (uint32_t)first, (uint32_t)count, pages.data, num_pages,
+                                                    seen.data, out.data, out.length));
+            PyBuffer_Release(&out.view);
+        }
+        PyBuffer_Release(&seen.view);
+    }
+    PyBuffer_Release(&pages.view);
+    return result;
+}
+
 static PyMethodDef words_methods[] = {
     {"load", words_load, METH_O, NULL},
     {"store", (PyCFunction)(void (*)(void))words_store, METH_FASTCALL, NULL},
+    {"fill", (PyCFunction)(void (*)(void))words_fill, METH_FASTCALL, NULL},
+    {"sum", (PyCFunction)(void (*)(void))words_sum, METH_FASTCALL, NULL},
+    {"load_many", (PyCFunction)(void (*)(void))words_load_many, METH_FASTCALL, NULL},
+    {"store_many", (PyCFunction)(void (*)(void))words_store_many, METH_FASTCALL, NULL},
     {"add", (PyCFunction)(void (*)(void))words_add, METH_FASTCALL, NULL},
     {"set_bits", (PyCFunction)(void (*)(void))words_set_bits, METH_FASTCALL, NULL},
     {"clear_bits", (PyCFunction)(void (*)(void))words_clear_bits, METH_FASTCALL, NULL},
     {"raise_to", (PyCFunction)(void (*)(void))words_raise_to, METH_FASTCALL, NULL},
     {"compare_exchange", (PyCFunction)(void (*)(void))words_compare_exchange, METH_FASTCALL, NULL},
+    {"changed_rows", (PyCFunction)(void (*)(void))words_changed_rows, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -128,12 +244,6 @@ static PyType_Slot words_slots[] = {
 PyType_Spec words_spec = {"embridge.allocator._core.Words", sizeof(Words), 0, CORE_TYPE_FLAGS, words_slots};
 
 // ---- StatusTable
-
-typedef struct {
-    PyObject_HEAD
-    Mapping *mapping;
-    struct status_table table;
-} StatusTable;
 
 static PyObject *status_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -229,26 +339,6 @@ static PyObject *status_mark_slot(PyObject *self, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
-// The first `num_pages` of `pages`, each checked.
-static int take_pages(const struct status_table *table, PyObject *buffer, PyObject *num_pages, Array *pages,
-                      uint64_t *count)
-{
-    if (array_open(pages, buffer, "pages", 4, false) < 0)
-        return -1;
-    if (take_up_to(num_pages, "num_pages", pages->length, count) == 0) {
-        const uint32_t *items = pages->data;
-        uint32_t highest = 0;
-        for (uint64_t i = 0; i < *count; i++)
-            highest = items[i] > highest ? items[i] : highest;
-        if (highest < table->num_slots / SLOTS_PER_PAGE)
-            return 0;
-        PyErr_Format(PyExc_IndexError, "pages: %lu is outside 0 to %lu", (unsigned long)highest,
-                     (unsigned long)table->num_slots / SLOTS_PER_PAGE - 1);
-    }
-    PyBuffer_Release(&pages->view);
-    return -1;
-}
-
 static PyObject *status_take_changed(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     StatusTable *status = (StatusTable *)self;
@@ -257,7 +347,7 @@ static PyObject *status_take_changed(PyObject *self, PyObject *const *args, Py_s
     Array pages, out;
     if (take_count("changed", nargs, 4) < 0 || require_writable(status->mapping) < 0 ||
         take_index(args[0], "view", status->table.num_views, &view) < 0 ||
-        take_pages(&status->table, args[1], args[2], &pages, &num_pages) < 0)
+        take_pages(args[1], args[2], status->table.num_slots / SLOTS_PER_PAGE, &pages, &num_pages) < 0)
         return NULL;
     PyObject *result = NULL;
     if (array_open(&out, args[3], "out", 4, true) == 0) {
@@ -277,7 +367,7 @@ static PyObject *status_compare_words(PyObject *self, PyObject *const *args, Py_
     const struct status_table *table = &((StatusTable *)self)->table;
     uint64_t num_pages;
     Array pages, seen, out;
-    if (take_count("compare", nargs, 4) < 0 || take_pages(table, args[0], args[1], &pages, &num_pages) < 0)
+    if (take_count("compare", nargs, 4) < 0 || take_pages(args[0], args[1], table->num_slots / SLOTS_PER_PAGE, &pages, &num_pages) < 0)
         return NULL;
     PyObject *result = NULL;
     if (array_open(&seen, args[2], "seen", 8, true) == 0) {

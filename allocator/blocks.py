@@ -1,21 +1,23 @@
 """A node's pool of blocks: the owner cells, the reserve, and the clients that wait for a block.
 
-`RESERVE_BLOCK` is what keeps requests from waiting for each other for ever ("nobody holds blocks while waiting for
-blocks", on both sides): at a destination only a request whose rows are waiting may hold it, at a source only a read
-that a write needs. Rows that nobody can use yet, or that are kept for later, take the other blocks.
+`RESERVE_BLOCK` keeps requests from waiting for each other for ever, on both sides: no request holds blocks while it
+waits for blocks (R21). At a destination only a request whose rows are waiting may hold it, at a source only rows that a
+write needs. Rows that nobody can use yet, or that are kept for later, take the other blocks.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from array import array
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embridge.allocator._core import BlockCells, Mapping
 from embridge.allocator.lanebits import LaneBits
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import SegmentHeader
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 RESERVE_BLOCK: Final = 0
 
@@ -39,31 +41,42 @@ class BlockPool:
         self.cells = BlockCells(mapping, layout.cells, layout.exposure, layout.num_blocks)
         self._waiters = LaneBits(mapping, layout, SegmentHeader.BLOCK_WAITERS)
 
-    def acquire(self, slot: int, epoch: int, want: int, *, may_take_reserve: bool) -> npt.NDArray[np.uint32]:
-        """Up to `want` blocks for a request, neighbours where possible; empty when there is none it may have."""
-        out = np.empty(max(want, 1), np.uint32)
+    def acquire(
+        self, slot: int, epoch: int, want: int, *, may_take_reserve: bool, behind: int = RESERVE_BLOCK
+    ) -> array[int]:
+        """Take up to `want` blocks for a request, neighbours where possible; empty if there is none it may have.
+
+        If all blocks right `behind` one that it has are free, it has those, and its blocks stay one run.
+        """
+        out = array("I", bytes(4 * max(want, 0)))
         if want <= 0:
-            return out[:0]
-        got = self.cells.acquire(slot, epoch, want, RESERVE_BLOCK + 1, out, 0)
+            return out
+        goes_on = behind != RESERVE_BLOCK and self._are_free(behind + 1, want)
+        lowest = behind + 1 if goes_on else RESERVE_BLOCK + 1
+        got = self.cells.acquire(slot, epoch, want, lowest, out, 0)
         if got < want and may_take_reserve:
             got += self.cells.acquire(slot, epoch, 1, RESERVE_BLOCK, out, got)
         return out[:got]
 
-    def release(self, blocks: npt.NDArray[np.uint32], slot: int, epoch: int) -> int:
+    def _are_free(self, first: int, count: int) -> bool:
+        fits = first + count <= self.num_blocks
+        return fits and all(self.cells.cell(block)[0] == FREE for block in range(first, first + count))
+
+    def release(self, blocks: array[int] | npt.NDArray[np.uint32], slot: int, epoch: int) -> int:
         return self.cells.release(blocks, 0, len(blocks), slot, epoch)
 
     def counts(self) -> BlockCounts:
         return BlockCounts(*self.cells.counts())
 
     def check(self) -> BlockCounts:
-        """Count the blocks in each state, and check that none is missing. Raises RuntimeError."""
+        """Count the blocks in each state, and check that none is missing. Raises RuntimeError if one is."""
         counts = self.counts()
         if sum(counts) != self.num_blocks:
             raise RuntimeError(f"block pool: {counts} sum to {sum(counts)}, not to {self.num_blocks}")
         return counts
 
     def set_waiting(self, lane: int, waiting: bool) -> None:
-        """Say that this lane's library thread waits for a block (or no longer does); whoever frees one rings it."""
+        """Say whether this lane's library thread waits for a block. Whoever frees one rings it."""
         self._waiters.set(lane, waiting)
 
     def waiters(self) -> list[int]:

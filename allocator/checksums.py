@@ -1,17 +1,16 @@
 """Running checksums over the rows of a request.
 
 Each (request, destination) has one running CRC-32C: first over `aux_datas`, then over the rows in order, all buffers of
-a row together. So one word says all, `tokens:32 | checksum:32`: that of the first so many rows. It needs no table of
-blocks, is absolute whatever rounds and attempts the rows came in, and goes on from any row in both nodes, wherever
-their blocks are. A retry that begins at a later row begins with 0 there, on both sides: what came before was checked
-with the encode node that is lost.
+a row together. So one word, `tokens:32 | checksum:32`, says all: the checksum of the first `tokens` rows. It needs no
+table of blocks, is absolute whatever rounds and attempts the rows came in, and goes on from any row in both nodes,
+wherever their blocks are. A retry that begins at a later row begins with 0 there, on both sides, because the rows
+before it were checked with the encode node that is lost.
 """
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
-
-import numpy as np
 
 from embridge.allocator._core import Mapping, checksum
 from embridge.allocator.buffers import aux_offset, pools
@@ -19,7 +18,7 @@ from embridge.allocator.geometry import AUX_WORDS, Geometry
 
 
 class RowSum(NamedTuple):
-    """The checksum of a request's first `tokens` rows; of none, 0."""
+    """The checksum of a request's first `tokens` rows; 0 for no rows."""
 
     tokens: int
     checksum: int
@@ -39,22 +38,23 @@ class RowSums:
         self._payload = payload
         self._geometry = geometry
         self._bs = geometry.block_size
-        self._columns = np.array([(pool.offset, pool.row_bytes) for pool in pools(geometry)], np.int64)
+        self._columns = [(pool.offset, pool.row_bytes) for pool in pools(geometry)]
 
     def extend(self, before: RowSum, end: int, blocks: list[int]) -> RowSum:
-        """The checksum of rows [0, end), from that of the rows before and the blocks with rows [before.tokens, end).
+        """The checksum of rows [0, end).
+
+        `before` is the one of the rows so far, and `blocks` hold rows [before.tokens, end).
 
         Raises:
             IndexError: a block is none of this payload.
         """
         first, value = before
         if first == 0 and end:
-            value = checksum(
-                self._payload, np.array([(aux_offset(self._geometry, blocks[0]), 4 * AUX_WORDS)], np.int64), 1, value
-            )
-        columns = self._columns.copy()
+            aux = array("q", [aux_offset(self._geometry, blocks[0]), 4 * AUX_WORDS])
+            value = checksum(self._payload, aux, 1, value)
         for k, block in enumerate(blocks, first // self._bs):
             low, high = max(first, k * self._bs), min(end, (k + 1) * self._bs)
-            columns[:, 0] = self._columns[:, 0] + (block * self._bs + low - k * self._bs) * self._columns[:, 1]
+            row = block * self._bs + low - k * self._bs
+            columns = array("q", [word for offset, size in self._columns for word in (offset + row * size, size)])
             value = checksum(self._payload, columns, high - low, value)
         return RowSum(end, value)

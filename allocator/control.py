@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Mapping as MappingType
 from dataclasses import fields
 
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
 from embridge.allocator.blocks import BlockPool
+from embridge.allocator.claims import ClaimTable
 from embridge.allocator.errors import SegmentError
-from embridge.allocator.geometry import SLOTS_PER_PAGE, Geometry, Limits, Role, pack, unpack_geometry, unpack_limits
+from embridge.allocator.geometry import (
+    GEOMETRY_WORDS,
+    SLOTS_PER_PAGE,
+    Geometry,
+    Limits,
+    Role,
+    pack,
+    unpack_geometry,
+    unpack_limits,
+)
 from embridge.allocator.lanebits import LaneBits
 from embridge.allocator.lanes_and_processes import LaneTable, ProcessTable, WriterTable
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.metrics import Metrics
 from embridge.allocator.peertable import PeerTable
-from embridge.allocator.records import NUM_VIEWS, RING_HEADER_BYTES, RING_REFUSED, NodeState, SegmentHeader, Slot
+from embridge.allocator.posts import PostTable
+from embridge.allocator.records import (
+    NUM_VIEWS,
+    RING_HEADER_BYTES,
+    RING_REFUSED,
+    Lane,
+    LaneState,
+    NodeState,
+    SegmentHeader,
+    Slot,
+    Told,
+)
 from embridge.allocator.request_tables import DestinationTable, SlotTable, StagingTable, WindowTable
 from embridge.allocator.rings import KickInbox, KickSender
 from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
 from embridge.allocator.status import StatusTable, split
-from embridge.allocator.wanted import WantedLog
+from embridge.allocator.wanted import RoomCounts, WantedLog
 
 _HEADER_WORDS = 64
 
@@ -65,7 +86,7 @@ def format_control(
 
 
 class Control:
-    """Everything in one control segment. `event_fds` are the eventfds by doorbell name that this process was given."""
+    """All tables of one control segment. `event_fds` are the eventfds that this process was given, by doorbell name."""
 
     def __init__(self, mapping: Mapping, event_fds: MappingType[str, int] | None = None) -> None:
         self.mapping = mapping
@@ -76,14 +97,15 @@ class Control:
         self._check()
         try:
             self.role = Role(self.header.load(SegmentHeader.ROLE))
-            self.geometry = unpack_geometry([self.header.load(SegmentHeader.GEOMETRY + i) for i in range(5)])
-            self.limits = unpack_limits(
-                [self.header.load(SegmentHeader.LIMITS + i) for i in range(len(fields(Limits)))]
+            self.geometry = unpack_geometry(
+                [self.header.load(SegmentHeader.GEOMETRY + i) for i in range(GEOMETRY_WORDS)]
             )
+            limits = unpack_limits([self.header.load(SegmentHeader.LIMITS + i) for i in range(len(fields(Limits)))])
             NodeState(self.header.load(SegmentHeader.NODE_STATE))
         except ValueError as error:
             raise SegmentError(f"control segment: its header cannot be right: {error}; restart the node") from error
-        self.layout = at = ControlLayout.of(self.role, self.geometry, self.limits)
+        self.layout = at = ControlLayout.of(self.role, self.geometry, limits)
+        self.limits = at.limits
         if at.size > mapping.size:
             raise SegmentError(f"control segment: {mapping.size} bytes < {at.size} bytes that its header describes")
         payload_bytes, described = self.header.load(SegmentHeader.PAYLOAD_BYTES), PayloadLayout.of(self.geometry).size
@@ -109,7 +131,7 @@ class Control:
     def close(self) -> None:
         """Let go of the memory, and of the copies of eventfds that its doorbells keep.
 
-        Whatever was taken from here finds zeroes.
+        What was taken from here before reads as zeroes from now on.
         """
         self._bells.clear()
         self.mapping.discard()
@@ -142,6 +164,28 @@ class Control:
         return WantedLog(self.mapping, self.layout)
 
     @property
+    def claims(self) -> ClaimTable:
+        assert self.role == Role.LANGUAGE
+        return ClaimTable(self.mapping, self.layout.claims, self.limits.num_slots)
+
+    @property
+    def asked(self) -> RoomCounts:
+        """Grants that wait in the bootstrap for an encoder."""
+        assert self.role == Role.ENCODE
+        return RoomCounts(self.mapping, self.layout.asked, self.limits.num_slots)
+
+    @property
+    def untold(self) -> RoomCounts:
+        """Requests of encoders of which the node's processes were not told."""
+        assert self.role == Role.ENCODE
+        return RoomCounts(self.mapping, self.layout.untold, self.limits.num_slots)
+
+    @property
+    def posts(self) -> PostTable:
+        assert self.role == Role.LANGUAGE
+        return PostTable(self.mapping, self.layout.posts, self.layout.meetings, self.limits.num_slots)
+
+    @property
     def windows(self) -> WindowTable:
         assert self.role == Role.LANGUAGE
         return WindowTable(self.mapping, self.layout)
@@ -167,12 +211,28 @@ class Control:
         return NodeState(self.header.load(SegmentHeader.NODE_STATE))
 
     def failing(self) -> list[str]:
-        """The processes that cannot be kept alive, by name; one load while there are none."""
+        """The names of the processes that cannot be kept alive; one load while there are none."""
         word = self.header.load(SegmentHeader.FAILING)
         return [name for index, name in enumerate(self.processes.names) if word >> index & 1] if word else []
 
     def is_current(self, slot: int, epoch: int) -> bool:
-        """Whether a slot's word and record are both about this epoch, and it has not been released."""
+        """Whether the node's processes have this epoch of a slot: its status word and record are both about it, it has
+        not been released, and its client has told of it or is dead (R78).
+        """
+        if not self._has_epoch(slot, epoch):
+            return False
+        told = self.slots.told(slot, epoch)
+        return told == Told.TOLD or (told == Told.UNTOLD and not self._has_client(slot))
+
+    def _has_client(self, slot: int) -> bool:
+        return self.lanes.get(self.slots.get(slot, Slot.LANE), Lane.STATE) == LaneState.ATTACHED
+
+    def is_open(self, slot: int, epoch: int) -> bool:
+        """Whether this epoch of a slot has not been released, whoever has it."""
+        return self._has_epoch(slot, epoch) and self.slots.told(slot, epoch) != Told.RELEASED
+
+    def _has_epoch(self, slot: int, epoch: int) -> bool:
+        """Whether a slot's status word and record are both about this epoch, and `RELEASED_EPOCH` is below it."""
         return (
             0 <= slot < self.limits.num_slots
             and split(self.status.load(slot)).epoch == epoch
@@ -181,13 +241,20 @@ class Control:
         )
 
     def current_slots(self) -> Iterator[tuple[int, int]]:
-        """(slot, epoch) of everything that is not released: the slow look, after a restart and on a timer."""
+        """(slot, epoch) of all that the node's processes have: the slow look, after a restart and on a timer."""
+        return self._slots_that(self.is_current)
+
+    def open_slots(self) -> Iterator[tuple[int, int]]:
+        """(slot, epoch) of every slot that is not released, also of those that only their clients have."""
+        return self._slots_that(self.is_open)
+
+    def _slots_that(self, is_meant: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
         for page in range(self.lanes.num_pages):
             if self.lanes.page_lane(page) is None:
                 continue
             for slot in range(page * SLOTS_PER_PAGE, (page + 1) * SLOTS_PER_PAGE):
                 epoch = split(self.status.load(slot)).epoch
-                if epoch and self.is_current(slot, epoch):
+                if epoch and is_meant(slot, epoch):
                     yield slot, epoch
 
     @property
@@ -205,7 +272,7 @@ class Control:
         return KickSender(Producer(self.mapping, self.layout.ring(source, target)), self.bell(target))
 
     def num_refused(self, source: str) -> int:
-        """How often a ring of this process or lane had no room for a kick of it, which then had to wait."""
+        """How often a ring of this process or lane had no room for a kick, which then had to wait."""
         pairs = [pair for pair in lay.ring_pairs(self.limits) if pair[0] == source]
         words = RING_HEADER_BYTES // 8
         return sum(Words(self.mapping, self.layout.ring(*pair), words).load(RING_REFUSED) for pair in pairs)
@@ -222,7 +289,7 @@ class Control:
         self.bell(f"library{lane}").ring()
 
     def ring_block_waiters(self) -> None:
-        """Wake the library threads that wait for a block, as some came free."""
+        """Wake the library threads that wait for a block, because blocks came free."""
         for lane in self.blocks.waiters():
             self.bell(f"library{lane}").ring()
 
@@ -232,7 +299,7 @@ class Control:
             self.bell(f"library{lane}").ring()
 
     def ring_slot_waiters(self) -> None:
-        """Wake the library threads that wait for a slot, as some came free."""
+        """Wake the library threads that wait for a slot, because slots came free."""
         for lane in self.slot_waiters.lanes():
             self.bell(f"library{lane}").ring()
 

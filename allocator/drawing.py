@@ -1,4 +1,4 @@
-"""Draws the segments from their layout: for the docstring of `layout`, and, with sizes, `embridge doctor --layout`."""
+"""Draws the segments from their layout: for the docstring of `layout`; and, with sizes, `embridge doctor --layout`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from embridge.allocator.layout import (
     PayloadLayout,
 )
 
-_LIMITS: Final = Limits(max_routes=1)  # with these and this geometry, no table and no pool is empty in both roles
+_LIMITS: Final = Limits(max_routes=1)  # with these and `_GEOMETRY`, no table and no pool is empty in both roles
 _GEOMETRY: Final = Geometry(num_blocks=1, deepstack_layers=1)
 _ALIGNMENTS: Final = {HUGE_PAGE_BYTES: "2 MiB", PAGE_BYTES: "a page"}
 
 
 class Span(NamedTuple):
-    """A table or a pool in its segment. `size` has the padding behind it; it is 0 where there is no such table."""
+    """A table or a pool in its segment. `size` includes the padding behind it; it is 0 if there is no such table."""
 
     name: str
     offset: int
@@ -49,7 +49,7 @@ def _spans(layout: ControlLayout | PayloadLayout, names: dict[str, str]) -> list
 
 
 def drawing() -> str:
-    """Draw both segments: what lies where, in which role, and what it is for."""
+    """Draw both segments: what lies where, which role has it, and what it is for."""
     roles: dict[str, list[str]] = {name: [] for name in CONTROL_TABLES}
     for role in Role:
         for span in control_spans(ControlLayout.of(role, _GEOMETRY, _LIMITS)):

@@ -43,16 +43,16 @@ class NodeGoneError(AttachError):
 
 
 class NodeUnhealthyError(EmbridgeError):
-    """This node takes no new requests now: one of its processes cannot be kept alive.
+    """This node takes no new requests now, because one of its processes cannot be kept alive.
 
-    It is tried again, so the caller may, too.
+    The node goes on trying to start it, so the caller may try again, too.
     """
 
 
 class NodeBusyError(EmbridgeError, RuntimeError):
     """Something of this node is used up for now, and nothing was taken; the text says what, and when to try again.
 
-    `retry_after_s`: after about so long, where that is known.
+    `retry_after_s` is after how many seconds to try again, if that is known.
     """
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
@@ -65,7 +65,7 @@ class NoRouteError(EmbridgeError):
 
 
 class FailureCode(IntEnum):
-    """Why a request failed: what travels in messages and stands in the slot's record."""
+    """Why a request failed. The code travels in messages and stands in the slot's record."""
 
     NONE = 0
     INTERNAL = 1
@@ -92,7 +92,7 @@ class TransferError(EmbridgeError):
 
 
 def _said(room: object) -> str:
-    """A room as text. What is refused as no room may be anything, and an int of 5000 digits has no text."""
+    """A room as text. A value that is refused as a room may be anything, and an int of 5000 digits has no text."""
     try:
         return str(room)
     except Exception:
@@ -121,13 +121,13 @@ _FAILURES: dict[FailureCode, type[TransferError]] = {
 
 
 def failure(code: int, reason: str, room: int) -> TransferError:
-    """The exception for a failed request's code and reason; an unknown code (a newer peer's) is INTERNAL."""
+    """The exception for a failed request's code and reason. An unknown code (a newer peer's) becomes INTERNAL."""
     known = FailureCode(code) if code in FailureCode._value2member_map_ else FailureCode.INTERNAL
     return _FAILURES.get(known, TransferError)(known, reason, room)
 
 
 class ProtocolError(EmbridgeError):
-    """A peer's message breaks a rule: `field` held `value`, and `limit` says what it may hold."""
+    """A peer's message breaks a rule: `field` held `value`; `limit` says what it may hold."""
 
     def __init__(self, peer: str, field: str, value: object, limit: str) -> None:
         super().__init__(f"{peer}: {field} is {value!r}; expected {limit}")

@@ -1,4 +1,4 @@
-"""The shape of a node: whose side it is, how its blocks look, and how much of everything it holds."""
+"""The shape of a node: which side it is, how its blocks look, and how much of everything it holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from embridge.allocator.settings import check, setting
 SLOTS_PER_PAGE: Final = 64  # one word of a dirty bitmap
 AUX_WORDS: Final = 16  # int32 a request: [0] total length, [1] mrope_position_delta
 POSITION_AXES: Final = 3
-DTYPE_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPE_BYTES: Final = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int8": 1,
+}
 MAX_BLOCK_SIZE: Final = (1 << 14) - 1  # rows in a staging entry
 MAX_BLOCKS: Final = (1 << 24) - 1  # block index in a staging entry
 MAX_TOKENS: Final = (1 << 32) - 1  # `sent` in a status word
@@ -26,9 +33,9 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """The shape of one node's blocks. Two nodes that exchange rows agree on all of it but `num_blocks`.
+    """The shape of one node's blocks. Two nodes that exchange rows agree on all of it, except `num_blocks`.
 
-    `num_blocks` 0 leaves it to the launcher (`pipeline.node.sizing`), which chooses one before anything is laid out.
+    With `num_blocks` 0 the launcher chooses a number (`pipeline.node.sizing`) before anything is laid out.
     """
 
     hidden_size: int = setting(3584, "Elements of a token's row.", ge=1, le=1 << 20, is_flag=True)
@@ -38,6 +45,8 @@ class Geometry:
     )
     dtype: str = setting("bfloat16", "Type of a row's elements.", choices=lambda: tuple(DTYPE_BYTES), is_flag=True)
     deepstack_layers: int = setting(0, "Deepstack rows a token; 0: none, Qwen3-VL: 3.", ge=0, le=64, is_flag=True)
+    fill_ids: bool = setting(True, "Whether a row has its token's id.")
+    mrope_positions: bool = setting(True, "Whether a row has its token's three positions.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -53,18 +62,28 @@ class Geometry:
         return self.embedding_bytes * self.deepstack_layers
 
     @property
+    def id_bytes(self) -> int:
+        """Bytes of one token's id; 0 where rows have none."""
+        return 4 if self.fill_ids else 0
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one token's positions; 0 where rows have none."""
+        return 4 * POSITION_AXES if self.mrope_positions else 0
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of one token in all per-token buffers together."""
-        return self.embedding_bytes + self.deepstack_bytes + 4 + 4 * POSITION_AXES
+        return self.embedding_bytes + self.deepstack_bytes + self.id_bytes + self.position_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much of everything a node holds; fixed when it is launched.
 
-    Of the pages of 64 slots of an encode node half, rounded down, are for rooms that nobody has asked for yet, so with
+    On an encode node half of the pages of 64 slots, rounded down, are for rooms that nobody has asked for yet. So with
     a single page an encoder's room has a slot only once it was asked for. A full ring costs no kick: its producer keeps
-    what did not fit, and looks again within a millisecond or two.
+    the kicks that did not fit, and tries again within a millisecond or two.
     """
 
     num_slots: int = setting(
@@ -74,8 +93,9 @@ class Limits:
     num_workers: int = setting(2, "Transfer workers.", ge=1, le=16, is_flag=True)
     max_destinations: int = setting(4, "Language nodes that may ask for one room.", ge=1, le=64)
     window_blocks: int = setting(
-        128, "Blocks that one request may hold at one time, at all its destinations together.", ge=1, le=4096
-    )
+        0, "Blocks that one request may hold at one time, at all its destinations together; 0: half of the pool, from "
+        "128 to 256.", ge=0, le=4096,
+    )  # fmt: skip
     max_peers: int = setting(32, "Other nodes that may be registered.", ge=1, le=256)
     max_peer_slots: int = setting(
         2048, "The most `num_slots` that another node may have.", ge=SLOTS_PER_PAGE, le=1 << 16
@@ -94,14 +114,23 @@ class Limits:
             raise ValueError(f"num_slots: {self.num_slots} is no multiple of {SLOTS_PER_PAGE}")
         if self.ring_records & (self.ring_records - 1):
             raise ValueError(f"ring_records: {self.ring_records} is no power of two")
-        if self.window_blocks < self.max_destinations:
+        if 0 < self.window_blocks < self.max_destinations:
             raise ValueError(
                 f"window_blocks: {self.window_blocks} < max_destinations {self.max_destinations}, which share it"
             )
 
+    def window_in(self, num_blocks: int) -> int:
+        """How many blocks one request may hold in a pool of so many."""
+        return self.window_blocks or min(max(num_blocks // 2, LEAST_WINDOW), MOST_WINDOW)
+
+
+LEAST_WINDOW: Final = 128
+MOST_WINDOW: Final = 256  # of 128 tokens: what half of a large pool would take in tables is never needed
+GEOMETRY_WORDS: Final = len(fields(Geometry))
+
 
 def pack(value: Geometry | Limits) -> list[int]:
-    """The words that describe a geometry or limits in the header; a dtype is its position in `DTYPE_BYTES`."""
+    """The words that describe a geometry or limits in the header. A dtype is its position in `DTYPE_BYTES`."""
     words = []
     for field in fields(value):
         item = getattr(value, field.name)
@@ -111,14 +140,23 @@ def pack(value: Geometry | Limits) -> list[int]:
 
 def unpack_geometry(words: list[int]) -> Geometry:
     """The geometry that `pack` wrote. Raises ValueError for words that describe none."""
-    hidden, block, blocks, dtype, deepstack = words[:5]
+    hidden, block, blocks, dtype, deepstack, ids, positions = words
     names = list(DTYPE_BYTES)
+    for name, word in (("fill_ids", ids), ("mrope_positions", positions)):
+        if word > 1:
+            raise ValueError(f"{name}: {word} is neither 0 nor 1")
     if dtype >= len(names):
         raise ValueError(f"dtype: code {dtype} is outside 0 to {len(names) - 1}")
     if not blocks:
         raise ValueError("num_blocks: 0 < 1")
     return Geometry(
-        hidden_size=hidden, block_size=block, num_blocks=blocks, dtype=names[dtype], deepstack_layers=deepstack
+        hidden_size=hidden,
+        block_size=block,
+        num_blocks=blocks,
+        dtype=names[dtype],
+        deepstack_layers=deepstack,
+        fill_ids=bool(ids),
+        mrope_positions=bool(positions),
     )
 
 

@@ -1,4 +1,4 @@
-"""A word of the header with a bit a lane: the clients that wait for something, so that whoever has it can ring them."""
+"""A header word with one bit a lane: the clients that wait for something, so that whoever has it can ring them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from embridge.allocator.records import Lane, LaneState, SegmentHeader
 
 
 class LaneBits:
-    """A lane's client sets and clears its bit; whoever may have what is waited for reads them.
+    """The bits of the lanes that wait.
 
-    The poller clears the bit of a dead client with all else that it has left. That may take as long as the client's
-    peers do, so until then the bit counts for nothing.
+    A lane's client sets and clears its bit; a process that frees something reads it.
+
+    The poller clears the bit of a dead client with all else that the client has left. That may take as long as the
+    client's peers do, so until then the bit counts for nothing.
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout, word: SegmentHeader) -> None:

@@ -1,4 +1,4 @@
-"""The node's processes, the clients' lanes and the pages of slots that they lease, the payload's foreign writers."""
+"""The node's processes, the clients' lanes and the pages of slots that they lease, and the foreign writers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Mapping, Words
+from embridge.allocator.claims import MAX_GENERATION, WriterId
 from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import (
@@ -22,7 +23,7 @@ from embridge.allocator.records import (
 
 
 class ProcessTable:
-    """One entry a process of the node. A process that is READY writes its own beat; the launcher writes the rest."""
+    """One entry for each process of the node. A READY process writes its own beat; the launcher writes the rest."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.names = lay.process_names(layout.limits)
@@ -39,7 +40,7 @@ class ProcessTable:
         self._words.store(index * PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
     def beat_for(self, name: str, now_ns: int) -> None:
-        """Beat for a process that is being started (launcher only); a later beat of its own stands."""
+        """Beat for a process that is being started (launcher only). A later beat of its own stands."""
         self._words.raise_to(self.names.index(name) * PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
 
@@ -56,14 +57,15 @@ class LaneTable:
         return self._words.load(lane * LANE_WORDS + field)
 
     def take(self, pid: int, now_ns: int) -> int | None:
-        """Give a client a lane (launcher only). Returns it, or None when all are taken."""
+        """Give a client a lane (launcher only). Returns the lane, or None if all are taken."""
         for lane in range(self.num_lanes):
             at = lane * LANE_WORDS
             if self._words.load(at + Lane.STATE) == LaneState.FREE:
                 self._words.store(at + Lane.PID, pid)
                 self._words.store(at + Lane.ATTACHED_NS, now_ns)
                 self._words.store(at + Lane.BEAT_NS, 0)
-                for field in (Lane.PINNED, Lane.LEFT, Lane.UNSENT_BYTES, Lane.NUM_EARLY, Lane.NUM_WAITING):
+                zeroed = (Lane.PINNED, Lane.LEFT, Lane.UNSENT_BYTES, Lane.NUM_EARLY, Lane.NUM_WAITING, Lane.NUM_LENT)
+                for field in zeroed:
                     self._words.store(at + field, 0)
                 self._words.store(at + Lane.STATE, LaneState.ATTACHED)
                 return lane
@@ -74,30 +76,36 @@ class LaneTable:
         self._words.store(lane * LANE_WORDS + Lane.BEAT_NS, now_ns)
 
     def pin(self, lane: int) -> None:
-        """Say that a device may copy for that lane's client from now on (the client, before it lets one)."""
+        """Say that from now on a device may copy for that lane's client (that client, before it lets one copy)."""
         self._words.store(lane * LANE_WORDS + Lane.PINNED, 1)
 
     def leave(self, lane: int) -> None:
-        """Say that the lane's client leaves of its own accord (the client, before its connection ends)."""
+        """Say that the lane's client leaves of its own accord (that client, before its connection ends)."""
         self._words.store(lane * LANE_WORDS + Lane.LEFT, 1)
 
     def add_unsent(self, lane: int, size: int) -> None:
-        """Count host memory for rows that wait to be sent in, or (less than 0) out (that lane's client only)."""
+        """Add to the bytes of host memory that hold the lane's unsent rows; below 0 takes away (that client only)."""
         self._words.add(lane * LANE_WORDS + Lane.UNSENT_BYTES, size % (1 << 64))
 
     def unsent_bytes(self) -> int:
-        """Host memory with rows that wait to be sent, of all clients that live: a dead one's is gone with it."""
+        """Bytes of host memory that hold unsent rows, over all living clients.
+
+        A dead client's memory is gone with it.
+        """
         lanes = range(self.num_lanes)
         return sum(
             self.get(lane, Lane.UNSENT_BYTES) for lane in lanes if self.get(lane, Lane.STATE) == LaneState.ATTACHED
         )
 
     def bury(self, lane: int) -> bool:
-        """Mark the lane of a client that is gone DEAD, for the poller to reap (launcher only). True the first time."""
+        """Mark the client's lane DEAD, so that the poller reaps what the client has left (launcher only).
+
+        True the first time.
+        """
         return self._words.compare_exchange(lane * LANE_WORDS + Lane.STATE, LaneState.ATTACHED, LaneState.DEAD)
 
     def free(self, lane: int) -> bool:
-        """Free the lane of a dead client of which everything is reaped (poller only)."""
+        """Free the lane of a dead client when all that it left is reaped (poller only)."""
         self._words.store(lane * LANE_WORDS + Lane.NUM_EARLY, 0)
         return self._words.compare_exchange(lane * LANE_WORDS + Lane.STATE, LaneState.DEAD, LaneState.FREE)
 
@@ -106,20 +114,30 @@ class LaneTable:
         self._words.store(lane * LANE_WORDS + Lane.NUM_WAITING, count)
 
     def num_waiting(self) -> int:
-        """Requests of all living clients that wait for a slot."""
+        """How many requests of all living clients wait for a slot."""
         attached = [lane for lane in range(self.num_lanes) if self.get(lane, Lane.STATE) == LaneState.ATTACHED]
         return sum([self.get(lane, Lane.NUM_WAITING) for lane in attached])
 
     def add_early(self, lane: int, change: int) -> None:
-        """Count a page more (1) or less (-1) in which that lane's client opens slots before rooms are asked for."""
+        """Count one page more (1) or less (-1) in which that lane's client opens slots before rooms are asked for."""
         self._words.add(lane * LANE_WORDS + Lane.NUM_EARLY, change & (1 << 64) - 1)
 
     def num_early(self) -> int:
-        """How many such pages the node has."""
-        return sum([self._words.load(at) for at in range(Lane.NUM_EARLY, self.num_lanes * LANE_WORDS, LANE_WORDS)])
+        """How many pages of the node early slots may lie in."""
+        return self._words.sum(Lane.NUM_EARLY, self.num_lanes, LANE_WORDS)
+
+    def add_lent(self, lane: int, num_blocks: int) -> None:
+        """Add to the blocks that are lent to the lane's scheduler; below 0 takes away (that client only)."""
+        self._words.add(lane * LANE_WORDS + Lane.NUM_LENT, num_blocks % (1 << 64))
+
+    def num_lent(self) -> int:
+        """Blocks that living clients have lent."""
+        words = self._words.load_many(0, self.num_lanes * LANE_WORDS)
+        states, lent = words[Lane.STATE :: LANE_WORDS], words[Lane.NUM_LENT :: LANE_WORDS]
+        return sum([count for state, count in zip(states, lent, strict=True) if state == LaneState.ATTACHED])
 
     def lease_page(self, lane: int) -> int | None:
-        """Lease one more page of slots to a lane (that lane's client only). None when all are leased."""
+        """Lease one more page of slots to a lane (that lane's client only). None if all are leased."""
         for page in range(self.num_pages):
             if self._pages.load(page) == 0 and self._pages.compare_exchange(page, 0, lane + 1):
                 return page
@@ -134,50 +152,73 @@ class LaneTable:
         return [page for page in range(self.num_pages) if self._pages.load(page) == lane + 1]
 
     def return_page(self, page: int, lane: int) -> bool:
-        """End a lease when no slot of it is in use: a dead lane's (poller only), or one's own that others wait for."""
+        """End a lease of which no slot is in use.
+
+        The poller calls it for a dead lane, and a client for a page of its own for which others wait.
+        """
         return self._pages.compare_exchange(page, lane + 1, 0)
 
 
 class ForeignWriter(NamedTuple):
-    """A process of another node that has our payload mapped."""
+    """A process of another node that has our payload mapped. `has_claims`: it writes only under claims."""
 
     node_id: int
     incarnation: int
     pid: int
+    has_claims: bool = False
 
 
 class WriterTable:
     """Processes of other nodes that can write into our payload through shared memory. The launcher watches them.
 
-    As long as one of an incarnation is listed, a block that was exposed to that incarnation is not free to be used
-    again (R12).
+    As long as a transfer worker of an incarnation is listed, a block that was exposed to that incarnation is not free
+    to be used again (R12). A client of another node is listed for its claims, which say what it may write.
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self._words = Words(mapping, layout.writers, MAX_WRITERS * WRITER_WORDS)
+        num_workers = layout.limits.max_peers * layout.limits.num_workers
+        self._first_for_clients = min(num_workers, MAX_WRITERS // 2)  # without a worker, no row would come at all
 
-    def add(self, writer: ForeignWriter) -> int | None:
-        """List a writer (launcher only). Returns its entry, or None when the table is full."""
-        for entry in range(MAX_WRITERS):
+    def add(self, writer: ForeignWriter) -> WriterId | None:
+        """List a writer (launcher only). Returns what names it, or None when there is no entry for it.
+
+        An entry that has had all its generations retires: a claim of its first owner would be the next one's, too
+        (R33).
+        """
+        for entry in range(self._first_for_clients if writer.has_claims else 0, MAX_WRITERS):
             at = entry * WRITER_WORDS
-            if self._words.load(at + Writer.NODE_ID) == 0:
+            generation = self._words.load(at + Writer.GENERATION) + 1
+            if self._words.load(at + Writer.NODE_ID) == 0 and generation <= MAX_GENERATION:
                 self._words.store(at + Writer.PID, writer.pid)
                 self._words.store(at + Writer.INCARNATION, writer.incarnation)
+                self._words.store(at + Writer.HAS_CLAIMS, writer.has_claims)
+                self._words.store(at + Writer.GENERATION, generation)
                 self._words.store(at + Writer.NODE_ID, writer.node_id)
-                return entry
+                return WriterId(entry, generation)
         return None
 
     def remove(self, entry: int) -> None:
-        """Remove a process that is dead or has unmapped our payload (launcher only)."""
+        """Remove a process that is dead or has unmapped our payload (launcher only), after its claims were ended."""
         self._words.store(entry * WRITER_WORDS + Writer.NODE_ID, 0)
 
     def has(self, node_id: int, incarnation: int) -> bool:
-        """Whether a process of that incarnation of that node can still write here."""
-        return any(True for _ in self._entries(node_id, incarnation))
+        """Whether a transfer worker of that incarnation of that node can still write here."""
+        return any(not self._words.load(at + Writer.HAS_CLAIMS) for at in self._entries(node_id, incarnation))
 
-    def pids(self, node_id: int, incarnation: int) -> list[int]:
-        """The processes of that incarnation that can write here, by the pids that the launcher sees."""
-        return [self._words.load(at + Writer.PID) for at in self._entries(node_id, incarnation)]
+    def pid_of(self, writer: WriterId) -> int | None:
+        """The process that a claim names, by the pid that the launcher sees; None when it is not listed any more."""
+        at = writer.entry * WRITER_WORDS
+        is_it = self._words.load(at + Writer.NODE_ID) and self._words.load(at + Writer.GENERATION) == writer.generation
+        return self._words.load(at + Writer.PID) if is_it else None
+
+    def pids(self, node_id: int, incarnation: int, *, has_claims: bool = False) -> list[int]:
+        """The transfer workers of that incarnation that can write here, or with `has_claims` its clients that can, by
+        the pids that the launcher sees.
+        """
+        load = self._words.load
+        entries = self._entries(node_id, incarnation)
+        return [load(at + Writer.PID) for at in entries if bool(load(at + Writer.HAS_CLAIMS)) == has_claims]
 
     def _entries(self, node_id: int, incarnation: int) -> Iterator[int]:
         for entry in range(MAX_WRITERS):

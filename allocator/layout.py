@@ -3,19 +3,24 @@
     control segment, with the role that alone has a table
     ┌─────────────────────────────────────────────────────────────────────────────────┐
     │ header                  magic, version, size, identity, geometry, limits, state │
-    │ processes               pid, beat, state, restarts of each process              │
     │ doorbells               a line for whoever can be woken                         │
-    │ lanes                   a record a client                                       │
-    │ pages                   which lane leases a page of 64 slots                    │
+    │ claims        language  who may write into the blocks of a slot                 │
+    │ meetings      language  what an encoder reads of the grant of a slot            │
+    │ posts         language  grants and offers, by which both find each other        │
+    │ windows       language  blocks granted for a slot                               │
     │ words                   a status word a slot                                    │
     │ stamps                  when it first entered each phase                        │
     │ dirty                   a bit a slot and view: the word has changed             │
+    │ processes               pid, beat, state, restarts of each process              │
+    │ lanes                   a record a client                                       │
+    │ pages                   which lane leases a page of 64 slots                    │
     │ slots                   a record a slot                                         │
     │ destinations  encode    watermarks of each destination of a slot                │
     │ grants        encode    blocks granted by the destinations of a slot            │
     │ staging       encode    source blocks that cache rows of a slot                 │
     │ wanted        encode    rooms that somebody has asked for                       │
-    │ windows       language  blocks granted for a slot                               │
+    │ asked         encode    how many grants wait for an encoder, by room            │
+    │ untold        encode    how many requests only clients know of, by room         │
     │ sessions      language  the engine of each worker                               │
     │ ports         language  a bit a port that an engine had                         │
     │ cells                   the owner of each block                                 │
@@ -24,7 +29,7 @@
     │ tombstones    encode    the highest epoch of each slot of each peer             │
     │ writers                 processes of other nodes that map the payload           │
     │ routes                  the registrar's record; nodes that discovery tells of   │
-    │ metrics                 a row of counters a process                             │
+    │ metrics                 a row of counters a process, and one of all clients     │
     │ rings                   one from each process or lane to each that it kicks     │
     └─────────────────────────────────────────────────────────────────────────────────┘
 
@@ -38,6 +43,8 @@
     └────────────────────────────────────────────────────────────────────────┘
 
 `allocator.drawing` draws this, and a test compares them. A table begins on a line of 64 bytes, the rings on a page.
+The tables from doorbells to dirty are the *writers' part*, pages of their own: it is all that a writer of another node
+maps of this segment, so that a wild store of its process hits no ring, no peer and no lane.
 
 Every word is 64 bits, little-endian, and has one writer (or is moved by CAS); `docs/design/words.md` says who. A
 process that attaches checks `MAGIC`, `LAYOUT_VERSION` and the size before it trusts any offset.
@@ -45,20 +52,23 @@ process that attaches checks `MAGIC`, `LAYOUT_VERSION` and the size before it tr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from embridge.allocator.geometry import AUX_WORDS, POSITION_AXES, SLOTS_PER_PAGE, Geometry, Limits, Role
+from embridge.allocator.geometry import AUX_WORDS, SLOTS_PER_PAGE, Geometry, Limits, Role
 from embridge.allocator.records import (
+    CLAIM_WORDS,
     DESTINATION_WORDS,
     DOORBELL_BYTES,
     LANE_WORDS,
     LINE_BYTES,
     MAX_WRITERS,
+    MEETING_WORDS,
     METRIC_WORDS,
     NUM_VIEWS,
     PEER_BYTES,
     PORT_WORDS,
+    POSTS_A_SLOT,
     PROCESS_WORDS,
     RECORD_BYTES,
     RING_HEADER_BYTES,
@@ -69,7 +79,7 @@ from embridge.allocator.records import (
 )
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 5
+LAYOUT_VERSION: Final = 7
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
 
@@ -91,7 +101,7 @@ class _Map:
 
 
 class Pool(NamedTuple):
-    """What a pool of the payload holds, and on what it begins."""
+    """What a pool of the payload holds, and on which boundary it begins."""
 
     what: str
     alignment: int
@@ -108,19 +118,24 @@ PAYLOAD_POOLS: Final = {
 
 CONTROL_TABLES: Final = {
     "header": "magic, version, size, identity, geometry, limits, state",
-    "processes": "pid, beat, state, restarts of each process",
     "doorbells": "a line for whoever can be woken",
-    "lanes": "a record a client",
-    "pages": "which lane leases a page of 64 slots",
+    "claims": "who may write into the blocks of a slot",
+    "meetings": "what an encoder reads of the grant of a slot",
+    "posts": "grants and offers, by which both find each other",
+    "windows": "blocks granted for a slot",
     "words": "a status word a slot",
     "stamps": "when it first entered each phase",
     "dirty": "a bit a slot and view: the word has changed",
+    "processes": "pid, beat, state, restarts of each process",
+    "lanes": "a record a client",
+    "pages": "which lane leases a page of 64 slots",
     "slots": "a record a slot",
     "destinations": "watermarks of each destination of a slot",
     "grants": "blocks granted by the destinations of a slot",
     "staging": "source blocks that cache rows of a slot",
     "wanted": "rooms that somebody has asked for",
-    "windows": "blocks granted for a slot",
+    "asked": "how many grants wait for an encoder, by room",
+    "untold": "how many requests only clients know of, by room",
     "sessions": "the engine of each worker",
     "ports": "a bit a port that an engine had",
     "cells": "the owner of each block",
@@ -129,7 +144,7 @@ CONTROL_TABLES: Final = {
     "tombstones": "the highest epoch of each slot of each peer",
     "writers": "processes of other nodes that map the payload",
     "routes": "the registrar's record; nodes that discovery tells of",
-    "metrics": "a row of counters a process",
+    "metrics": "a row of counters a process, and one of all clients",
     "rings": "one from each process or lane to each that it kicks",
 }
 """The tables of the control segment, as `drawing` shows them."""
@@ -155,8 +170,8 @@ class PayloadLayout:
             for name, size in {
                 "embeddings": tokens * geometry.embedding_bytes,
                 "deepstack": tokens * geometry.deepstack_bytes,
-                "positions": tokens * 4 * POSITION_AXES,
-                "ids": tokens * 4,
+                "positions": tokens * geometry.position_bytes,
+                "ids": tokens * geometry.id_bytes,
                 "aux": geometry.num_blocks * 4 * AUX_WORDS,
             }.items()
         }
@@ -168,23 +183,28 @@ class ControlLayout:
     """Byte offsets of the tables in the control segment."""
 
     role: Role
-    limits: Limits
+    limits: Limits  # with the window that this pool has
     num_blocks: int
-    own_window: int  # blocks of this pool that one request can hold: staging and windows repeat after so many
+    own_window: int  # blocks of this pool that one request can hold; staging and windows repeat after this number
     header: int
-    processes: int
     doorbells: int
-    lanes: int
-    pages: int
+    claims: int
+    meetings: int
+    posts: int
+    windows: int
     words: int
     stamps: int
     dirty: int
+    processes: int
+    lanes: int
+    pages: int
     slots: int
     destinations: int
     grants: int
     staging: int
     wanted: int
-    windows: int
+    asked: int
+    untold: int
     sessions: int
     ports: int
     cells: int
@@ -203,22 +223,28 @@ class ControlLayout:
         encode, language = role == Role.ENCODE, role == Role.LANGUAGE
         num_processes = len(process_names(limits))
         assert geometry.num_blocks, "the launcher chooses the size of the pool first"
+        limits = replace(limits, window_blocks=limits.window_in(geometry.num_blocks))
         own_window = min(limits.window_blocks, geometry.num_blocks)
         offsets = {
             "header": m.take(PAGE_BYTES),
-            "processes": m.take(num_processes * PROCESS_WORDS * 8),
-            "doorbells": m.take((num_processes + 2 * limits.max_clients) * DOORBELL_BYTES),
-            "lanes": m.take(limits.max_clients * LANE_WORDS * 8),
-            "pages": m.take(n // SLOTS_PER_PAGE * 8),
+            "doorbells": m.take((num_processes + 2 * limits.max_clients) * DOORBELL_BYTES, PAGE_BYTES),
+            "claims": m.take(n * CLAIM_WORDS * 8 * language),
+            "meetings": m.take(n * MEETING_WORDS * 8 * language),
+            "posts": m.take(n * POSTS_A_SLOT * 8 * language),
+            "windows": m.take(n * own_window * 8 * language),
             "words": m.take(n * 8),
             "stamps": m.take(n * 5 * 8),
             "dirty": m.take(NUM_VIEWS * n // SLOTS_PER_PAGE * 8),
+            "processes": m.take(num_processes * PROCESS_WORDS * 8, PAGE_BYTES),
+            "lanes": m.take(limits.max_clients * LANE_WORDS * 8),
+            "pages": m.take(n // SLOTS_PER_PAGE * 8),
             "slots": m.take(n * SLOT_BYTES),
             "destinations": m.take(n * limits.max_destinations * DESTINATION_WORDS * 8 * encode),
             "grants": m.take(n * limits.window_blocks * 8 * encode),
             "staging": m.take(n * own_window * 8 * encode),
             "wanted": m.take((LINE_BYTES + n * 8) * encode),
-            "windows": m.take(n * own_window * 8 * language),
+            "asked": m.take(n * 8 * encode),
+            "untold": m.take(n * 8 * encode),
             "sessions": m.take(limits.num_workers * SESSION_WORDS * 8 * language),
             "ports": m.take(PORT_WORDS * 8 * language),
             "cells": m.take(geometry.num_blocks * 8),
@@ -227,7 +253,7 @@ class ControlLayout:
             "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
             "routes": m.take((1 + limits.max_routes) * ROUTE_WORDS * 8 * (limits.max_routes > 0)),
-            "metrics": m.take(num_processes * METRIC_WORDS * 8),
+            "metrics": m.take(len(metric_names(limits)) * METRIC_WORDS * 8),
         }
         ring = RING_HEADER_BYTES + limits.ring_records * RECORD_BYTES
         rings = m.take(len(ring_pairs(limits)) * ring, PAGE_BYTES)
@@ -240,6 +266,11 @@ class ControlLayout:
             rings=rings,
             size=_up(m.end, PAGE_BYTES),
         )
+
+    @property
+    def writers_part(self) -> tuple[int, int]:
+        """Where the writers' part begins, and its size in bytes."""
+        return self.doorbells, self.processes - self.doorbells
 
     def ring(self, source: str, target: str) -> int:
         """Offset of the ring from one process (or lane) to another, named as in `ring_pairs`."""
@@ -262,18 +293,24 @@ def process_names(limits: Limits) -> list[str]:
     return ["launcher", "bootstrap", "poller", *(f"worker{w}" for w in range(limits.num_workers)), *registrar]
 
 
+def metric_names(limits: Limits) -> list[str]:
+    """The rows of counters: each process of a node has one, and its clients have one together."""
+    return [*process_names(limits), "clients"]
+
+
 def doorbell_names(limits: Limits) -> list[str]:
-    """Who can be woken, in the order of the doorbells."""
+    """The names of all who can be woken, in the order of the doorbells."""
     lanes = range(limits.max_clients)
     return [*process_names(limits), *(f"lane{i}" for i in lanes), *(f"library{i}" for i in lanes)]
 
 
 def ring_pairs(limits: Limits) -> list[tuple[str, str]]:
-    """(producer, consumer) of every ring: one a pair, so that each has one writer and one reader."""
+    """(producer, consumer) of every ring: one ring for each pair, so that each has one writer and one reader."""
     workers = [f"worker{w}" for w in range(limits.num_workers)]
     pairs = [("launcher", "poller"), ("bootstrap", "poller"), ("poller", "bootstrap")]
     for worker in workers:
         pairs += [("bootstrap", worker), ("poller", worker), (worker, "poller")]
     for lane in range(limits.max_clients):
-        pairs += [(f"lane{lane}", "bootstrap"), *((f"lane{lane}", worker) for worker in workers)]
+        targets = ["bootstrap", "poller", *workers]
+        pairs += [(f"lane{lane}", target) for target in targets]
     return pairs

@@ -1,4 +1,7 @@
-"""Counters in the control segment: 64 bits, upwards only, one writer each; reading them costs the writer nothing."""
+"""Counters in the control segment: 64 bits, only rising, added to by one process each, or by all clients together.
+
+Reading them costs the writer nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from embridge.allocator.records import METRIC_WORDS
 
 
 class Metric(IntEnum):
-    """A process's counters; each process has a row of its own."""
+    """A process's counters; each process has a row of its own, and the clients have one together."""
 
     MESSAGES_IN = 0
     MESSAGES_OUT = 1
@@ -23,25 +26,29 @@ class Metric(IntEnum):
     TOKENS_WRITTEN = 7
     SUCCEEDED = 8
     FAILED = 9
-    RESENT = 10  # language: grants and aborts that were not answered, or that a heartbeat showed missing
-    RINGS_FULL = 11  # kicks of this process that waited for room in a ring
+    RESENT = 10  # language: grants and aborts sent again: not answered, or missing by a heartbeat
+    RINGS_FULL = 11  # kicks of this process that had to wait for room in a ring
     ERRORS = 12
     WRITES_FAILED = 13
     SESSIONS = 14
-    CONNECTIONS_REFUSED = 15  # of strangers: their key is not listed
-    MESSAGES_FORGED = 16  # in the name of a node whose key is another
+    CONNECTIONS_REFUSED = 15  # connections of strangers, whose key is not listed
+    MESSAGES_FORGED = 16  # messages in the name of a node that has another key
     CORRUPT = 17  # requests whose rows were not those that were sent
+    SNAPSHOTS = 18  # encode: all requests in flight with a peer told anew, for it had missed something
 
 
 class Metrics:
-    """One process's row of counters, to write; or all rows, to read."""
+    """One process's row of counters, to write; or the rows of all processes, to read."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
-        self.names = lay.process_names(layout.limits)
+        self.names = lay.metric_names(layout.limits)
         self._words = Words(mapping, layout.metrics, len(self.names) * METRIC_WORDS)
 
     def add(self, process: int, metric: Metric, count: int = 1) -> None:
         self._words.add(process * METRIC_WORDS + metric, count)
+
+    def add_for_client(self, metric: Metric, count: int = 1) -> None:
+        self.add(len(self.names) - 1, metric, count)
 
     def row(self, process: int) -> dict[str, int]:
         return {m.name.lower(): self._words.load(process * METRIC_WORDS + m) for m in Metric}

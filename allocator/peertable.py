@@ -1,16 +1,14 @@
 """The other nodes that this one exchanges rows with, and the tombstones of their requests (R15).
 
-An entry is one incarnation of one node. The bootstrap process writes it and then sets its state; the poller declares it
-dead. A dead entry is used again when no slot refers to it, or at once by the same incarnation, if that turns out to be
-alive after all (D3): it then finds its tombstones, so nothing that was over begins again.
+An entry is one incarnation of one node. The bootstrap writes it and then sets its state; the poller declares it dead. A
+dead entry is used again when no slot refers to it. The same incarnation gets it again at once, if that turns out to be
+alive after all (D3); it then finds its tombstones, so nothing that was over begins again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
 from typing import NamedTuple
-
-import numpy as np
 
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.geometry import Role
@@ -39,7 +37,7 @@ class PeerRecord(NamedTuple):
     engine: int
     bootstrap_addr: str
     poller_addr: str
-    offer: str  # what the engine needs to know of it, as it said when it registered (encode side)
+    offer: str  # what the engine needs to know of the peer, from its registration (encode side)
     registration: int = 0
     key: str = ""  # the public key that it registered with; "" on a plain connection
 
@@ -64,9 +62,7 @@ class PeerTable:
         self.num_slots = layout.limits.max_peer_slots
         self._stride = PEER_BYTES // 8
         self._words = Words(mapping, layout.peers, self.num_peers * self._stride)
-        self._bytes = np.frombuffer(
-            mapping, dtype=np.uint8, count=self.num_peers * PEER_BYTES, offset=layout.peers
-        ).reshape(self.num_peers, PEER_BYTES)
+        self._bytes = memoryview(mapping)[layout.peers : layout.peers + self.num_peers * PEER_BYTES]
         self._tombstones = None
         if layout.role == Role.ENCODE:
             self._tombstones = Words(mapping, layout.tombstones, self.num_peers * self.num_slots)
@@ -83,6 +79,11 @@ class PeerTable:
     def is_alive(self, peer: int) -> bool:
         return self.get(peer, Peer.STATE) == PeerState.REGISTERED
 
+    def is_here(self, peer: int, node: tuple[int, int]) -> bool:
+        """Whether this incarnation (id, incarnation) has the entry, and lives."""
+        state, *now = self._words.load_many(peer * self._stride, Peer.INCARNATION + 1)
+        return state == PeerState.REGISTERED and tuple(now) == node
+
     def bury(self, peer: int) -> bool:
         """Declare a peer dead (poller only). True the first time."""
         at = peer * self._stride + Peer.STATE
@@ -96,7 +97,10 @@ class PeerTable:
         return None
 
     def belongs_to_another(self, node_id: int, incarnation: int, key: str) -> bool:
-        """Whether this node has another key here: a living incarnation, or this one, dead or alive (D15, P17)."""
+        """Whether this node is known here with another key (D15, P17).
+
+        A living incarnation of it counts, and this one, alive or dead.
+        """
         for peer in range(self.num_peers):
             if self.get(peer, Peer.NODE_ID) != node_id or self.get(peer, Peer.STATE) == PeerState.EMPTY:
                 continue
@@ -116,9 +120,9 @@ class PeerTable:
         return [peer for peer in range(self.num_peers) if self.is_alive(peer)]
 
     def register(self, record: PeerRecord, now_ns: int, in_use: Container[int]) -> int | None:
-        """Enter one incarnation (bootstrap only); `in_use` are dead entries that slots still refer to.
+        """Enter one incarnation (bootstrap only). Returns its entry, or None if the table is full.
 
-        None when full.
+        `in_use` are dead entries that slots still refer to.
         """
         for peer in range(self.num_peers):
             if self._identity(peer) == (record.node_id, record.incarnation):
@@ -137,8 +141,7 @@ class PeerTable:
     def _write(self, peer: int, record: PeerRecord, now_ns: int, *, keep_tombstones: bool) -> None:
         self.put(peer, Peer.STATE, PeerState.EMPTY)
         for name, offset in _TEXTS.items():
-            raw = packed(getattr(record, name), TEXT_BYTES)
-            self._bytes[peer, offset : offset + TEXT_BYTES] = np.frombuffer(raw, np.uint8)
+            self._at(peer, offset)[:] = packed(getattr(record, name), TEXT_BYTES)
         for field, value in (
             (Peer.NODE_ID, record.node_id),
             (Peer.INCARNATION, record.incarnation),
@@ -173,15 +176,21 @@ class PeerTable:
         )
 
     def _text(self, peer: int, offset: int) -> str:
-        raw = self._bytes[peer, offset : offset + TEXT_BYTES].tobytes()
-        return unpacked(raw)
+        return unpacked(bytes(self._at(peer, offset)))
+
+    def _at(self, peer: int, offset: int) -> memoryview[int]:
+        """The bytes of one text of an entry."""
+        if not 0 <= peer < self.num_peers:
+            raise IndexError(f"peer {peer} of {self.num_peers}")
+        first = peer * PEER_BYTES + offset
+        return self._bytes[first : first + TEXT_BYTES]
 
     def tombstone(self, peer: int, slot: int) -> int:
-        """The highest epoch that this peer's slot was seen with (encode side)."""
+        """The highest epoch that was seen of a peer's slot (encode side)."""
         assert self._tombstones is not None
         return self._tombstones.load(peer * self.num_slots + slot)
 
     def raise_tombstone(self, peer: int, slot: int, epoch: int) -> bool:
-        """Raise the highest epoch of this peer's slot. True if the epoch is news (encode side, bootstrap only)."""
+        """Raise the highest epoch of a peer's slot. True if the epoch is news (encode side, bootstrap only)."""
         assert self._tombstones is not None
         return self._tombstones.raise_to(peer * self.num_slots + slot, epoch)

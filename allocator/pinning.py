@@ -1,7 +1,7 @@
-"""Pins the payload in memory, and lets a GPU copy from it directly. An optimisation, never a requirement.
+"""Pins the payload in memory, and lets a GPU copy from it directly: an optimisation, never a requirement.
 
-What took effect is recorded and shown (`embridge doctor`, `embridge status`); what did not costs speed and nothing
-else.
+What took effect is recorded and shown (`embridge doctor`, `embridge status`). A step that does not take effect costs
+speed and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from embridge.allocator._core import Mapping
 
 
 def lock(mapping: Mapping) -> int:
-    """Keep a mapping's pages in memory (mlock). 0, or the errno; takes about 2 s a GiB, without the GIL."""
+    """Have a mapping's pages kept in memory, each from when this mapping has it. Returns 0 or the errno, at once."""
     return mapping.lock(0, mapping.size)
 
 
@@ -28,7 +28,7 @@ def lock_note(code: int) -> str:
 
 
 def is_cuda_in_use() -> bool:
-    """Whether this process has a CUDA context already; asking makes none, and imports no torch."""
+    """Whether this process already has a CUDA context. The question creates none and imports no torch."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
 
@@ -36,7 +36,7 @@ def is_cuda_in_use() -> bool:
 def register_with_cuda(mapping: Mapping) -> tuple[bool, str]:
     """Register the mapping with CUDA in this process (cudaHostRegister), for asynchronous copies to and from a GPU.
 
-    Source: `torch.cuda.cudart().cudaHostRegister(ptr, size, flags)`. Returns whether it took effect, and a note.
+    It calls `torch.cuda.cudart().cudaHostRegister(ptr, size, flags)`. Returns whether it took effect, and a note.
     """
     import torch
 
@@ -47,7 +47,7 @@ def register_with_cuda(mapping: Mapping) -> tuple[bool, str]:
 
 
 def unregister_from_cuda(mapping: Mapping) -> None:
-    """Undo `register_with_cuda`; to be called before the mapping goes."""
+    """Undo `register_with_cuda`. Call it before the mapping is closed."""
     import torch
 
     if torch.cuda.is_available():

@@ -13,10 +13,10 @@
     └─────────────────────────────────────────────┘
 
 Rank 0 writes one batch of items, which is what one `pop_transferred` returned, into one ring after the other, each with
-a single store of its tail: a rank sees a whole batch or nothing of it, all ranks see the same batches in the same
-order, and what a killed rank 0 leaves is a prefix of that order at each of them. A finished request's memory is named
-by an *entry*; a rank that needs it no more stores the item's ticket there. Tickets only rise, so a release of the
-entry's last use says nothing about this one, and repeating it does nothing.
+a single store of its tail. So a rank sees a whole batch or nothing of it, and all ranks see the same batches in the
+same order. A killed rank 0 leaves a prefix of that order at each rank. An *entry* names the memory of a finished
+request; a rank that needs it no more stores the item's ticket there. Tickets only rise, so a release of the entry's
+last use says nothing about this one, and repeating it does nothing.
 
 Every word has one writer: the launcher of the node (`STATE`, `PID`, `LEADER`), rank 0 (`CUT`, ring tails), or that rank
 (`NUM_RELEASED`, tickets, ring head). The interleavings, with everybody killed anywhere, are explored in
@@ -34,25 +34,25 @@ from typing import Final
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
 from embridge.allocator.errors import SegmentError
-from embridge.allocator.geometry import Geometry, pack, unpack_geometry
+from embridge.allocator.geometry import GEOMETRY_WORDS, Geometry, pack, unpack_geometry
 from embridge.allocator.records import DOORBELL_BYTES, LINE_BYTES, RECORD_BYTES, RING_HEAD, RING_HEADER_BYTES, RING_TAIL
 from embridge.allocator.texts import cut
 
 MAGIC: Final = 0x31474F4C_4B4E4152  # "RANKLOG1"
 MAX_RANKS: Final = 32
-NUM_ENTRIES: Final = 1024  # results that ranks may hold at one time
+NUM_ENTRIES: Final = 1024  # finished requests that ranks may hold at one time
 RING_RECORDS: Final = 4096
 MAX_REASON_BYTES: Final = 512
 
 _HEADER_WORDS: Final = 32
-_RANK_WORDS: Final = 24  # a line for each writer
+_RANK_WORDS: Final = 24  # one cache line for each writer
 _ITEM = struct.Struct("<8Q")
 _FAILED: Final = 1
-_LAST: Final = 2  # of its batch
+_LAST: Final = 2  # the last item of its batch
 
 
 class LogHeader(IntEnum):
-    """Words of the header; rank 0 writes them before anybody else sees the segment, but for `LEADER`."""
+    """Words of the header. Rank 0 writes them before anybody else sees the segment; the launcher writes `LEADER`."""
 
     MAGIC = 0
     NUM_RANKS = 1
@@ -72,7 +72,7 @@ class LeaderState(IntEnum):
 
 
 class Rank(IntEnum):
-    """Words of one rank, a line for each writer."""
+    """Words of one rank, one cache line for each writer."""
 
     STATE = 0  # launcher: `RankState`
     PID = 1  # launcher
@@ -81,7 +81,7 @@ class Rank(IntEnum):
 
 
 class RankState(IntEnum):
-    """`Rank.STATE`; only rises: a rank that has left does not come back, for it has missed items."""
+    """`Rank.STATE`; it only rises: a rank that has left does not come back, because it has missed items."""
 
     AWAITED = 0
     JOINED = 1
@@ -112,7 +112,7 @@ class Item:
 
     @property
     def num_records(self) -> int:
-        """Ring records that it takes."""
+        """How many ring records the item takes."""
         return 1 + -(-len(self.text) // RECORD_BYTES)
 
 
@@ -132,7 +132,7 @@ def pack_batch(items: list[Item]) -> bytes:
 
 
 def unpack_batch(records: bytes) -> tuple[list[Item], int]:
-    """The first batch in these records, and how many records it takes; nothing and 0 if its end is not among them."""
+    """The first batch in these records, and how many records it takes; ([], 0) if its end is not among them."""
     items: list[Item] = []
     at = 0
     while at < len(records):
@@ -154,7 +154,7 @@ def unpack_batch(records: bytes) -> tuple[list[Item], int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLogLayout:
-    """Byte offsets in a log segment; `rank(k)` is where rank k's part begins (k from 1)."""
+    """Byte offsets in a log segment; rank k's part begins at `rank(k)` (k from 1)."""
 
     num_ranks: int
     num_entries: int
@@ -215,7 +215,7 @@ def format_log(mapping: Mapping, layout: RankLogLayout, geometry: Geometry, rows
 class RankLog:
     """A mapped log segment, checked. Rank 0, the launcher and followers each use the methods that are theirs.
 
-    `event_fds`: by rank, those of the doorbells that this process rings or arms.
+    `event_fds` are, by rank, the eventfds of the doorbells that this process rings or arms.
 
     Raises:
         SegmentError: it is no log, or its header does not fit its size.
@@ -238,7 +238,7 @@ class RankLog:
                 num_entries=self._header.load(LogHeader.NUM_ENTRIES),
                 ring_records=self._header.load(LogHeader.RING_RECORDS),
             )
-            self.geometry = unpack_geometry([self._header.load(LogHeader.GEOMETRY + i) for i in range(5)])
+            self.geometry = unpack_geometry([self._header.load(LogHeader.GEOMETRY + i) for i in range(GEOMETRY_WORDS)])
         except ValueError as error:
             raise SegmentError(f"log of the ranks: {error}") from error
         if self.layout.size > mapping.size:
@@ -259,7 +259,7 @@ class RankLog:
     def close(self) -> None:
         """Let go of the memory, and of the copies of eventfds that its doorbells keep.
 
-        Whatever was taken from here finds zeroes.
+        What was taken from here before reads as zeroes from now on.
         """
         self._bells.clear()
         self._mapping.discard()
@@ -274,24 +274,24 @@ class RankLog:
         return RankState(min(self._words[rank].load(Rank.STATE), RankState.LEFT))
 
     def pid(self, rank: int) -> int:
-        """The process that has joined as this rank; 0 before."""
+        """The process that has joined as this rank; 0 before that."""
         return self._words[rank].load(Rank.PID)
 
     def is_cut(self, rank: int) -> bool:
         return self._words[rank].load(Rank.CUT) != 0
 
     def num_released(self, rank: int) -> int:
-        """How many results it has let go of."""
+        """How many finished requests this rank has released."""
         return self._words[rank].load(Rank.NUM_RELEASED)
 
     def unread(self, rank: int) -> int:
-        """Count the records that a rank has not taken yet, as a look: what moves meanwhile may be missed."""
+        """How many records a rank has not taken yet: a look only, which may miss what changes meanwhile."""
         ring = Words(self._mapping, self.layout.rank(rank) + self.layout.ring, RING_HEADER_BYTES // 8)
         head = ring.load(RING_HEAD)
         return max(ring.load(RING_TAIL) - head, 0)
 
     def bell(self, rank: int) -> Doorbell:
-        """That rank's doorbell: rank 0 and the door ring it, the rank waits."""
+        """That rank's doorbell. Rank 0 and the run socket's server ring it, and the rank waits for it."""
         if rank not in self._bells:
             at = self.layout.rank(rank) + self.layout.bell
             self._bells[rank] = Doorbell(self._mapping, at, self._event_fds.get(rank, -1))
@@ -304,11 +304,11 @@ class RankLog:
         self._words[rank].raise_to(Rank.STATE, RankState.JOINED)
 
     def leave(self, rank: int) -> None:
-        """That rank's process is dead, or closed its connection: it holds nothing any more."""
+        """Note that a rank's process is dead or has closed its connection, so that it holds nothing any more."""
         self._words[rank].raise_to(Rank.STATE, RankState.LEFT)
 
     def end(self) -> None:
-        """Rank 0 is gone: tell all others."""
+        """Tell all other ranks that rank 0 is gone."""
         self._header.store(LogHeader.LEADER, LeaderState.GONE)
         for rank in self.followers:
             self.bell(rank).ring()
@@ -319,12 +319,12 @@ class RankLog:
         return Producer(self._mapping, self.layout.rank(rank) + self.layout.ring)
 
     def cut(self, rank: int) -> None:
-        """Log nothing more for a rank; what it holds stays its own until it releases it or leaves."""
+        """Log nothing more for a rank. What it holds stays its own until it releases it or leaves."""
         self._words[rank].store(Rank.CUT, 1)
         self.bell(rank).ring()
 
     def releases(self) -> tuple[int, ...]:
-        """Changes whenever a rank has released something, or has left."""
+        """How far each rank has released; it changes whenever a rank has released something, or has left."""
         counts = []
         for words in self._words.values():
             counts += [words.load(Rank.NUM_RELEASED), words.load(Rank.STATE)]

@@ -1,6 +1,6 @@
-"""The records of the control segment, word by word, each with the process that writes it; their order is the layout's.
+"""The records of the control segment, word by word, each with the process that writes it, in the layout's order.
 
-A word is 64 bits. A word that several processes write says how (a compare-and-swap, an addition).
+A word is 64 bits. If several processes write a word, its comment says how (a compare-and-swap, an addition).
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ class SegmentHeader(IntEnum):
     ROLE = 6
     NODE_STATE = 7
     LAST_SESSION = 8  # language: the highest session number given to an engine (add)
-    BLOCK_WAITERS = 9  # bit a lane that waits for a block
+    BLOCK_WAITERS = 9  # one bit for each lane that waits for a block
     LAUNCHER_PID = 10
     STARTED_NS = 11
-    LOCKED = 12  # what pinning took effect: 0 not tried, 1 locked, else errno << 8 | 1
-    FAILING = 13  # launcher: bit a process (as in the table) that cannot be kept alive
+    LOCKED = 12  # whether the payload may be locked: 0 not asked for, 1 each page as it is touched, else errno << 8 | 1
+    FAILING = 13  # launcher: one bit for each process (as in the table) that cannot be kept alive
     VERIFY = 14  # 1: rows are checked on receipt
     UNSENT_MAX_BYTES = 15  # encode: of all clients together
     GEOMETRY = 16
-    SLOT_WAITERS = 24  # bit a lane that finds no slot
-    ROOM_WAITERS = 25  # encode: bit a lane whose calls wait for a slot; it reads the log of wanted rooms
+    SLOT_WAITERS = 24  # one bit for each lane that finds no slot
+    ROOM_WAITERS = 25  # encode: one bit for each lane whose calls wait for a slot; it reads the log of wanted rooms
+    TOUCHED_BYTES = 26  # launcher: so much of the payload, from its beginning, was touched after READY
     LIMITS = 32
 
 
@@ -51,10 +52,10 @@ class NodeState(IntEnum):
 
 
 class Process(IntEnum):
-    """Words of one entry of the process table; the launcher writes them, but for what the comments say."""
+    """Words of one entry of the process table; the launcher writes them, except where a comment says otherwise."""
 
     PID = 0
-    BEAT_NS = 1  # that process; before it is READY the launcher, for it
+    BEAT_NS = 1  # that process; the launcher for it, before it is READY
     STATE = 2  # that process; 0 by the launcher before it is born
     STARTED_NS = 3
     NUM_RESTARTS = 4
@@ -63,7 +64,7 @@ class Process(IntEnum):
 
 
 class Lane(IntEnum):
-    """Words of one lane, which is a client's. The launcher writes them, but for those that say otherwise."""
+    """Words of one lane, which is a client's. The launcher writes them, except where a comment says otherwise."""
 
     STATE = 0
     NUM_WAITING = 1  # the client: its requests that wait for a slot
@@ -73,8 +74,10 @@ class Lane(IntEnum):
     PINNED = 5  # the client: from now on a device may copy between its memory and our payload
     LEFT = 6  # the client: it leaves of its own accord
     UNSENT_BYTES = 7  # encode, the client: host memory with rows that wait to be sent
-    # encode: the client, pages in which it opens slots before anybody has asked for their rooms; the poller at the end
+    # the client, pages in which its slots may be held for long: on an encode node rooms that nobody has asked for yet,
+    # on a language node results that are lent; the poller at the end
     NUM_EARLY = 8
+    NUM_LENT = 9  # language, the client: blocks that are lent to its scheduler, or will be once it pops them
 
 
 class LaneState(IntEnum):
@@ -88,7 +91,7 @@ class LaneState(IntEnum):
 class Slot(IntEnum):
     """Words of a slot's record; the comment names who writes.
 
-    All but `RELEASED_EPOCH` are reset by the client before it opens the epoch.
+    The client resets all of them, except `RELEASED_EPOCH`, before it opens the epoch.
     """
 
     ROOM = 0  # client
@@ -98,28 +101,34 @@ class Slot(IntEnum):
     OPENED_NS = 4  # client
     DEADLINE_NS = 5  # client
     READY = 6  # encode: client
-    REQUIRED = 7  # encode: bootstrap, language: client
+    REQUIRED = 7  # encode: bootstrap, or the client that has joined its first destination; language: client
+    LENT = 8  # language: client, `Lent`: whether its scheduler has views of its blocks, until it says so (R35, R82)
     CLEARED_EPOCH = 9  # client: it needs nothing of this epoch any more
-    RELEASED_EPOCH = 10  # bootstrap: nobody touches this epoch any more
+    # bootstrap, or the client where `TOLD` says that the epoch is RELEASED: nobody touches this epoch any more
+    RELEASED_EPOCH = 10
     FAILURE = 11  # the code of the failure, written after its reason by whoever has `FAILURE_CLAIMED`
     PEER = 12  # language: bootstrap, index of the encode node + 1 once the handshake is done
     GRANTED = 13  # language: client, `blocks:32 | tokens:32` in one word
-    FAILURE_CLAIMED = 14  # CAS: who finds the failure first says why
+    FAILURE_CLAIMED = 14  # CAS: the first process to find the failure says why
     DRAINED_BLOCKS = 15  # language: client
-    MOVED_NS = 16  # CAS, whoever moves a watermark: when one moved last; only `embridge status` reads it
+    MOVED_NS = 16  # CAS, by whoever moves a watermark: when one moved last; only `embridge status` reads it
     KNOWN_BLOCKS = 17  # language: poller, how much of the grant the encode side has said it knows
     PEER_READY = 18  # language: poller, rows that the encode side has ready
     TAINTED = 19  # language: poller, tainted session + 1 (R6, R7)
-    NUM_DESTINATIONS = 20  # encode: bootstrap
+    NUM_DESTINATIONS = 20  # encode: bootstrap, or the client that has joined its first destination
     QUIESCED_EPOCH = 21  # encode: worker, no attempt of this epoch can read or write any more
     CONTACTED_EPOCH = 22  # language: bootstrap, before the first grant or abort leaves
     ACKED_EPOCH = 23  # language: poller, the abort was acknowledged, or nobody is left who could write
     NUM_ROUNDS = 24  # language: client
     HEARD_EPOCH = 25  # language: poller, the encode side has answered for this epoch
-    INIT_ASKED = 26  # language: client, it has called init, if only with no blocks
+    INIT_ASKED = 26  # language: client, it has called init, perhaps with no blocks
     SESSION = 27  # language: bootstrap, the latest session under which a grant left; 0: through shared memory only
     # language: poller (client: before it opens a retry), `tokens:32 | checksum:32` of the rows that were checked (R27)
     VERIFIED = 28
+    MAY_WRITE = 29  # encode: client, 1: it says of each destination who writes its rows (`Destination.WRITTEN_BY`)
+    # `epoch << 2 | Told`, CAS: whether the node's processes have this epoch; of any other epoch, they have it (R78)
+    TOLD = 30
+    JOINED_BY = 31  # encode, CAS from 0: who has entered its first destination (`JoinedBy`, R79)
 
 
 SLOT_WORDS: Final = 32
@@ -131,8 +140,35 @@ ADDRESS_BYTES: Final = 128
 SLOT_BYTES: Final = ADDRESS_OFFSET + ADDRESS_BYTES
 
 
+class Told(IntEnum):
+    """`Slot.TOLD`: whether the node's bootstrap, poller and workers have a request; told once, it stays so."""
+
+    UNTOLD = 1  # its client alone has it, unless that is dead
+    TOLD = 2
+    RELEASED = 3  # its client alone has had it, and has released it
+
+
+class Lent(IntEnum):
+    """`Slot.LENT`: of what its scheduler has views, in the blocks of a request."""
+
+    NOTHING = 0
+    RESULT = 1  # of all rows: it needs nothing of its peer any more
+    STREAM = 2  # of those that have landed: it is on its way, or has failed
+
+
+class JoinedBy(IntEnum):
+    """`Slot.JOINED_BY`: who has entered the first destination of a slot on the encode side."""
+
+    NOBODY = 0
+    CLIENT = 1  # it has found the grant, and has bound itself to it
+    BOOTSTRAP = 2
+
+
 class Destination(IntEnum):
-    """Words of one destination of a slot, on the encode side; the comment names who writes."""
+    """Words of one destination of a slot, on the encode side; the comment names who writes.
+
+    Where that is the bootstrap, it is the client for a destination to whose grant that has bound itself (R79).
+    """
 
     PEER = 0  # bootstrap: index of the language node + 1
     INCARNATION = 1  # bootstrap: of that node
@@ -141,25 +177,34 @@ class Destination(IntEnum):
     GRANTED_TOKENS = 4  # bootstrap: rows that may be written, contiguous from 0
     GRANTED_BLOCKS = 5  # bootstrap: blocks known, contiguous from 0
     FIRST_GRANT = 6  # bootstrap: tokens of the first grant that had blocks
-    SENT = 7  # worker; first the bootstrap, where the destination begins, before anybody can see it
+    SENT = 7  # worker, or client where it writes; first the bootstrap, where it begins, before anybody can see it
     ISSUED = 8  # worker: upper end of the attempt under way (R6)
     TAINTED = 9  # worker: session + 1 whose attempt ended other than done (R6)
     CLOSED = 10  # poller: the destination has acknowledged the end
     ATTEMPT_SESSION = 12  # worker
-    REGISTRATION = 13  # bootstrap: under which that node had registered
+    REGISTRATION = 13  # bootstrap: the registration of that node under which it granted
     SESSION = 14  # bootstrap: the latest session of its grants, written after the two that follow
     PORT = 15  # bootstrap: of that session's engine
     BASE = 16  # bootstrap: where its payload lies there
     FAILING_NS = 17  # worker: since when no attempt has succeeded; 0: the last one did
     RETRY_NS = 18  # worker: when the next attempt may be made
-    BEGIN = 19  # bootstrap: rows that it has from another encode node; they are not sent again (R26)
+    BEGIN = 19  # bootstrap: rows that the destination has from another encode node; they are not sent again (R26)
     # worker, first the bootstrap as `SENT`: `tokens:32 | checksum:32` of the rows that are there, before `SENT` (R27)
     SUMMED = 20
     VERIFIED = 21  # poller: rows that the destination has checked (R27)
     WINDOW = 22  # bootstrap: entries that it has of the slot's grants, which its destinations share evenly
+    WRITTEN_BY = 23  # client, CAS from 0: who writes its rows (`WrittenBy`); looked at where the slot has `MAY_WRITE`
 
 
 DESTINATION_WORDS: Final = 24
+
+
+class WrittenBy(IntEnum):
+    """`Destination.WRITTEN_BY`: who writes the rows of one destination, from its first row to its last (R28)."""
+
+    UNDECIDED = 0
+    CLIENT = 1  # the client itself, into the destination's blocks
+    WORKER = 2  # the room's transfer worker
 
 
 class Peer(IntEnum):
@@ -172,7 +217,7 @@ class Peer(IntEnum):
     WINDOW = 4
     NUM_BLOCKS = 5
     NUM_SLOTS = 6
-    ENGINE = 7  # bootstrap: how rows travel between us, the number of the engine, as the engines state theirs
+    ENGINE = 7  # bootstrap: the number of the engine through which rows travel (`EngineKind.number`)
     REGISTERED_NS = 8
     REGISTRATION = 9  # bootstrap: which of the registrations of this incarnation counts; only rises (R14)
     TAINTED = 10  # encode: workers raise it, session + 1 of the latest attempt to it that ended other than done (R7)
@@ -202,15 +247,21 @@ class Writer(IntEnum):
     NODE_ID = 0  # 0: entry free
     INCARNATION = 1
     PID = 2
+    GENERATION = 3  # how many owners the entry has had
+    HAS_CLAIMS = 4  # 1: a client, which writes only under claims; 0: a transfer worker
 
 
-WRITER_WORDS: Final = 4
+WRITER_WORDS: Final = 8
+CLAIM_WORDS: Final = 2
+MEETING_WORDS: Final = 8
+POSTS_A_SLOT: Final = 4
+BUCKET_POSTS: Final = 8  # a line
 
 
 class Session(IntEnum):
     """Words of one transfer worker's engine on the language side; that worker writes them, `NUMBER` last."""
 
-    NUMBER = 0  # 0: it has none
+    NUMBER = 0  # 0: the worker has no session
     PORT = 1
     BASE = 2  # where the payload lies in its process
 
@@ -234,7 +285,7 @@ class Route(IntEnum):
     OUTSTANDING_REQUESTS = 6
     FREE_BLOCKS = 7
     NUM_BLOCKS = 8
-    REPORTED_NS = 9  # when it was measured, by this host's clock
+    REPORTED_NS = 9  # when the load was measured, by this host's clock
 
 
 class Discovery(IntEnum):
@@ -243,8 +294,8 @@ class Discovery(IntEnum):
     GENERATION = 0
     STATE = 1
     SINCE_NS = 2
-    HEARD_NS = 3  # the last answer that was as it should be; 0: none yet
-    NUM_FAILURES = 4  # since then
+    HEARD_NS = 3  # the last good answer; 0: none yet
+    NUM_FAILURES = 4  # since `HEARD_NS`
 
 
 class DiscoveryState(IntEnum):
@@ -252,7 +303,7 @@ class DiscoveryState(IntEnum):
 
     STARTING = 0
     REGISTERED = 1
-    REFUSED = 2  # the server answers, and does not take our registration
+    REFUSED = 2  # the server answers and refuses our registration
     UNREACHABLE = 3
     LEFT = 4
 

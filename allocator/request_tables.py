@@ -1,16 +1,15 @@
 """The slots' records, the destinations' watermarks, the grant windows and the staging entries.
 
-Who writes which word stands in `records` beside its name; here is how they are read and written. A record is about the
-epoch that its word `EPOCH` names. A client resets it before it opens that epoch, and nobody else touches the slot until
-then: the epoch before was released by all of them.
+`records` says beside each word who writes it; this module reads and writes them. A record is about the epoch that its
+word `EPOCH` names. A client resets it before it opens that epoch. No other process touches the slot until then, because
+all of them have released the epoch before.
 """
 
 from __future__ import annotations
 
+from array import array
+from functools import lru_cache
 from typing import Final, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.geometry import AUX_WORDS
@@ -23,11 +22,17 @@ from embridge.allocator.records import (
     REASON_BYTES,
     REASON_OFFSET,
     SLOT_BYTES,
+    SLOT_WORDS,
     Destination,
+    JoinedBy,
+    Lent,
     Slot,
+    Told,
 )
 from embridge.allocator.texts import packed, unpacked
 
+_TOLD_BITS: Final = 2
+_BLANK: Final = bytes(SLOT_BYTES)
 STAGE_STAGED: Final = 1  # 0: the entry is empty
 STAGE_READING: Final = 2
 
@@ -35,8 +40,8 @@ STAGE_READING: Final = 2
 class StageEntry(NamedTuple):
     """One cached source block: rows [0, rows) of request block `block` stand in block `source`.
 
-    Packed `block:24 | source:24 | rows:14 | state:2`, so that one CAS decides between the stager, who drops it, and the
-    worker, who reads it.
+    It is packed as `block:24 | source:24 | rows:14 | state:2`. So one CAS decides between the stager, who drops it, and
+    the transfer worker, who reads it.
     """
 
     block: int
@@ -52,6 +57,34 @@ class StageEntry(NamedTuple):
         return cls(word >> 40, word >> 16 & 0xFF_FFFF, word >> 2 & 0x3FFF, word & 3)
 
 
+class SlotRecord:
+    """The record of a slot's next epoch, before it is written. What is not set is 0."""
+
+    __slots__ = ("words",)
+
+    def __init__(self) -> None:
+        self.words = array("Q", _BLANK)
+
+    def set_untold(self, epoch: int) -> None:
+        """Say that no process of the node has this epoch (R78)."""
+        self.words[Slot.TOLD] = epoch << _TOLD_BITS | Told.UNTOLD
+
+    def set_address(self, text: str) -> None:
+        """Raises ValueError: it is too long."""
+        self.words[ADDRESS_OFFSET // 8 :] = _address_words(text)
+
+    def set_aux(self, aux: array[int]) -> None:
+        """The request's 16 auxiliary words, int32 (encode side)."""
+        self.words[AUX_OFFSET // 8 : ADDRESS_OFFSET // 8] = array("Q", aux.tobytes())
+
+
+@lru_cache(maxsize=256)
+def _address_words(text: str) -> array[int]:
+    if len(text.encode()) > ADDRESS_BYTES:
+        raise ValueError(f"bootstrap_addr: {len(text.encode())} bytes > {ADDRESS_BYTES} bytes")
+    return array("Q", packed(text, ADDRESS_BYTES))
+
+
 class SlotTable:
     """The record of every slot."""
 
@@ -59,9 +92,7 @@ class SlotTable:
         self.num_slots = layout.limits.num_slots
         self._stride = SLOT_BYTES // 8
         self._words = Words(mapping, layout.slots, self.num_slots * self._stride)
-        self._bytes = np.frombuffer(
-            mapping, dtype=np.uint8, count=self.num_slots * SLOT_BYTES, offset=layout.slots
-        ).reshape(self.num_slots, SLOT_BYTES)
+        self._bytes = memoryview(mapping)[layout.slots : layout.slots + self.num_slots * SLOT_BYTES]
 
     def get(self, slot: int, field: Slot) -> int:
         return self._words.load(slot * self._stride + field)
@@ -69,15 +100,52 @@ class SlotTable:
     def set(self, slot: int, field: Slot, value: int) -> None:
         self._words.store(slot * self._stride + field, value)
 
+    def get_all(self, slot: int) -> list[int]:
+        """The words of a slot's record, loaded one after the other."""
+        return self._words.load_many(slot * self._stride, SLOT_WORDS)
+
     def raise_to(self, slot: int, field: Slot, value: int) -> bool:
         return self._words.raise_to(slot * self._stride + field, value)
 
-    def reset(self, slot: int) -> None:
-        """Zero the record but for `RELEASED_EPOCH`, which only rises."""
-        for field in Slot:
-            if field != Slot.RELEASED_EPOCH:
-                self.set(slot, field, 0)
-        self._bytes[slot, REASON_OFFSET:] = 0
+    def is_lent(self, slot: int) -> bool:
+        """Whether its scheduler has views of all rows of a request, which needs nothing of its peer any more."""
+        return self.get(slot, Slot.LENT) == Lent.RESULT
+
+    def write(self, slot: int, record: SlotRecord) -> None:
+        """Write the whole record, except for `RELEASED_EPOCH`, which only rises (the slot's client only)."""
+        first, kept = slot * self._stride, int(Slot.RELEASED_EPOCH)
+        self._words.store_many(first, record.words[:kept])
+        self._words.store_many(first + kept + 1, record.words[kept + 1 :])
+
+    # ---- who has the slot
+
+    def told(self, slot: int, epoch: int) -> Told:
+        """Whether the node's processes have this epoch, by one look; TOLD where the word is about another one."""
+        word = self.get(slot, Slot.TOLD)
+        return Told(word & (1 << _TOLD_BITS) - 1) if word >> _TOLD_BITS == epoch else Told.TOLD
+
+    def is_untold(self, slot: int, epoch: int) -> bool:
+        """Whether the client alone has this epoch."""
+        return 0 <= slot < self.num_slots and self.get(slot, Slot.TOLD) == epoch << _TOLD_BITS | Told.UNTOLD
+
+    def tell(self, slot: int, epoch: int) -> bool:
+        """Give the node's processes a request that its client alone had (R78). True for the one who has done it."""
+        return self._leave_untold(slot, epoch, Told.TOLD)
+
+    def release_untold(self, slot: int, epoch: int) -> bool:
+        """Release a request of which no process of the node has heard (its client only). False: one has (R78)."""
+        return self._leave_untold(slot, epoch, Told.RELEASED)
+
+    def _leave_untold(self, slot: int, epoch: int, told: Told) -> bool:
+        head = epoch << _TOLD_BITS
+        return self._words.compare_exchange(slot * self._stride + Slot.TOLD, head | Told.UNTOLD, head | told)
+
+    def join(self, slot: int, who: JoinedBy) -> bool:
+        """Be the one who enters the first destination of a slot, and those that follow it (R79)."""
+        is_first = self._words.compare_exchange(slot * self._stride + Slot.JOINED_BY, JoinedBy.NOBODY, who)
+        return is_first or self.get(slot, Slot.JOINED_BY) == who
+
+    # ---- why it has failed
 
     def reason(self, slot: int) -> str:
         return self._text(slot, REASON_OFFSET, REASON_BYTES)
@@ -86,11 +154,11 @@ class SlotTable:
         self._set_text(slot, REASON_OFFSET, REASON_BYTES, text)
 
     def claim_failure(self, slot: int, code: int, reason: str, *, insist: bool = True) -> bool:
-        """Be the one who says why this request fails. False when somebody else was first; the first reason stands.
+        """Claim to say why this request fails. False if another process has claimed it before; the first reason stands.
 
-        The code comes last: whoever sees it finds the reason there. Somebody who was first and has not come to the code
-        may have died: to `insist` is to finish for them. Should they live, both reasons are true, and one of them
-        stays.
+        The code is written last, so whoever sees it finds the reason, too. A process that has claimed the failure and
+        written no code may have died; with `insist` the caller finishes for it. If that process lives after all, both
+        reasons are true, and one of them stays.
         """
         first = self._words.compare_exchange(slot * self._stride + Slot.FAILURE_CLAIMED, 0, 1)
         if not first and (not insist or self.get(slot, Slot.FAILURE)):
@@ -107,29 +175,30 @@ class SlotTable:
     def address(self, slot: int) -> str:
         return self._text(slot, ADDRESS_OFFSET, ADDRESS_BYTES)
 
-    def set_address(self, slot: int, text: str) -> None:
-        if len(text.encode()) > ADDRESS_BYTES:
-            raise ValueError(f"bootstrap_addr: {len(text.encode())} bytes > {ADDRESS_BYTES} bytes")
-        self._set_text(slot, ADDRESS_OFFSET, ADDRESS_BYTES, text)
-
-    def aux(self, slot: int) -> npt.NDArray[np.int32]:
-        """A view of the request's 16 auxiliary words (encode side)."""
-        raw = self._bytes[slot, AUX_OFFSET : AUX_OFFSET + 4 * AUX_WORDS]
-        return raw.view(np.int32)
+    def aux(self, slot: int) -> memoryview[int]:
+        """A view of the request's 16 auxiliary words, int32 (encode side)."""
+        return self._at(slot, AUX_OFFSET, 4 * AUX_WORDS).cast("i")
 
     def _text(self, slot: int, offset: int, size: int) -> str:
-        raw = self._bytes[slot, offset : offset + size].tobytes()
-        return unpacked(raw)
+        return unpacked(bytes(self._at(slot, offset, size)))
 
     def _set_text(self, slot: int, offset: int, size: int, text: str) -> None:
-        self._bytes[slot, offset : offset + size] = np.frombuffer(packed(text, size), np.uint8)
+        self._at(slot, offset, size)[:] = packed(text, size)
+
+    def _at(self, slot: int, offset: int, size: int) -> memoryview[int]:
+        """Bytes of a slot's record."""
+        if not 0 <= slot < self.num_slots:
+            raise IndexError(f"slot {slot} of {self.num_slots}")
+        first = slot * SLOT_BYTES + offset
+        return self._bytes[first : first + size]
 
 
 class DestinationTable:
     """Encode side: each slot's destinations, with their watermarks and the set-once table of granted blocks (R1).
 
-    The destinations of a slot share its entries of that table: each has as many as the first one's grant, which says
-    how many there will be, leaves it. So a slot has all that its request can need from the start, and waits for none.
+    The destinations of a slot share the slot's entries of that table. The grant of the first destination says how many
+    destinations there will be, and so how many entries each has. So a slot has from its start all that its request can
+    need, and waits for none.
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
@@ -148,16 +217,29 @@ class DestinationTable:
     def set(self, slot: int, destination: int, field: Destination, value: int) -> None:
         self._words.store(self._at(slot, destination) + field, value)
 
+    def get_all(self, slot: int, destination: int) -> list[int]:
+        """Its words, loaded one after the other."""
+        return self._words.load_many(self._at(slot, destination), DESTINATION_WORDS)
+
+    def write(self, slot: int, destination: int, words: array[int], blocks: list[int]) -> None:
+        """Write a destination that nobody looks at yet, and the first of the blocks that were granted to it."""
+        self._grants.store_many(slot * self.window_blocks + destination * words[Destination.WINDOW], array("Q", blocks))
+        self._words.store_many(self._at(slot, destination), words)
+
     def raise_to(self, slot: int, destination: int, field: Destination, value: int) -> bool:
         return self._words.raise_to(self._at(slot, destination) + field, value)
 
+    def settle(self, slot: int, destination: int, field: Destination, value: int) -> int:
+        """Store a value where there is none yet. Returns the one that stands there now, whoever has stored it."""
+        at = self._at(slot, destination) + field
+        self._words.compare_exchange(at, 0, value)
+        return self._words.load(at)
+
     def reset(self, slot: int) -> None:
-        for destination in range(self.num_destinations):
-            for field in Destination:
-                self.set(slot, destination, field, 0)
+        self._words.fill(self._at(slot, 0), self.num_destinations * DESTINATION_WORDS, 0)
 
     def grant(self, slot: int, destination: int, block: int) -> tuple[int, int]:
-        """(block index, session) that request block `block` was granted; meaningful within the window only."""
+        """(block index, session) that were granted for request block `block`; meaningful within the window only."""
         word = self._grants.load(self._entry(slot, destination, block))
         return word & 0xFFFF_FFFF, word >> 32
 
@@ -165,7 +247,7 @@ class DestinationTable:
         self._grants.store(self._entry(slot, destination, block), session << 32 | index)
 
     def _entry(self, slot: int, destination: int, block: int) -> int:
-        window = self.get(slot, destination, Destination.WINDOW) or 1  # 0: who only looks is faster than who joins it
+        window = self.get(slot, destination, Destination.WINDOW) or 1  # 0: it has not joined yet
         return slot * self.window_blocks + destination * window + block % window
 
 
@@ -183,23 +265,27 @@ class StagingTable:
         return self._words.compare_exchange(slot * self.window + block % self.window, expected, word)
 
     def reset(self, slot: int) -> None:
-        for entry in range(self.window):
-            self._words.store(slot * self.window + entry, 0)
+        self._words.fill(slot * self.window, self.window, 0)
 
 
 class WindowTable:
-    """Language side: the destination block of each granted request block.
+    """Language side: the destination block of each granted request block. Writers of other nodes map it, too.
 
     Entry `k % window` is written before `GRANTED_BLOCKS` rises above k, and again only after `DRAINED_BLOCKS` has
-    passed k; a reader takes the entries, then looks at `DRAINED_BLOCKS` again and drops those below it.
+    passed k. A reader takes the entries, then reads `DRAINED_BLOCKS` again and drops the entries below it.
     """
 
-    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+    def __init__(self, mapping: Mapping, layout: ControlLayout, begin: int = 0) -> None:
+        """`begin`: where the mapping begins in the control segment."""
         self.window = layout.own_window
-        self._words = Words(mapping, layout.windows, layout.limits.num_slots * self.window)
+        self._words = Words(mapping, layout.windows - begin, layout.limits.num_slots * self.window)
 
     def get(self, slot: int, block: int) -> int:
         return self._words.load(slot * self.window + block % self.window)
+
+    def get_first(self, slot: int, count: int) -> list[int]:
+        """The entries of the first `count` request blocks, at most a window."""
+        return self._words.load_many(slot * self.window, min(count, self.window))
 
     def set(self, slot: int, block: int, index: int) -> None:
         self._words.store(slot * self.window + block % self.window, index)

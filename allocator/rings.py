@@ -1,8 +1,8 @@
 """Rings between the processes of a node, what their records say, and a sender that keeps what did not fit.
 
-A record is a *kick*: it names a slot and its epoch and says "look there"; what to do stands in the slot's words. So
-repeating one does nothing, a stale one does nothing (its epoch has passed), and one that is lost is repaired by the
-slow scan (R16, R25).
+A record is a *kick*: it names a slot and its epoch and says "look there". What to do stands in the slot's words. So a
+repeated kick does nothing, a stale one does nothing (its epoch has passed), and the slow scan makes up for a lost one
+(R16, R25).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from embridge.allocator._core import Consumer, Doorbell, Producer
 
-FULL_RING_WAIT_S: Final = 0.001  # until a producer looks again whether its kicks fit; who takes them says nothing
+FULL_RING_WAIT_S: Final = 0.001  # until a producer tries again; the consumer does not tell it that there is room
 
 
 class Kick(IntEnum):
@@ -21,11 +21,11 @@ class Kick(IntEnum):
 
     LOOK = 1  # at this slot
     OPEN = 2  # a client opened this slot
-    GRANT = 3  # language: blocks were granted, or the encode side seems not to know
+    GRANT = 3  # language: blocks were granted, or the encode side seems not to know of them
     FAIL = 4  # this request failed; `FAILURE` and the reason are in its record
     ABORTED = 5  # encode: destination `value` asked for an abort, and wants an answer
-    SEND_ABORT = 6  # poller to bootstrap: tell the encode side
-    ABORT_ACK = 7  # language bootstrap to poller: an answer that came on its connection; `value` is what is tainted
+    SEND_ABORT = 6  # poller to bootstrap: send the encode side the abort
+    ABORT_ACK = 7  # language bootstrap to poller: an answer came; `value` is what is tainted
     RELEASE = 8  # poller to bootstrap: forget this epoch, then mark it released
     LANE_DEAD = 10  # launcher to poller; slot is the lane
     PEER_DEAD = 11  # this peer (slot) is gone
@@ -52,7 +52,7 @@ class Record(NamedTuple):
 
 
 class KickSender:
-    """The writing end to one process: what does not fit is kept, once each, and goes with the next flush."""
+    """The writing end to one process. Kicks that do not fit are kept, each once, and go with the next flush."""
 
     def __init__(self, ring: Producer, doorbell: Doorbell) -> None:
         self._ring = ring
@@ -74,12 +74,12 @@ class KickSender:
             self._backlog.append(record)
 
     def take_num_full(self) -> int:
-        """Kicks that found no room since this was asked last."""
+        """How many kicks have found no room since this was asked last."""
         count, self._num_full = self._num_full, 0
         return count
 
     def flush(self) -> None:
-        """Push what was kept, as far as it fits, and ring once if anything went out since the last flush."""
+        """Push the kicks that were kept, as far as they fit, and ring once if any went out since the last flush."""
         while self._backlog and self._ring.push(*self._backlog[0]):
             self._queued.discard(self._backlog.popleft())
             self._rang = False
@@ -88,29 +88,29 @@ class KickSender:
             self._doorbell.ring()
 
     def send_now(self, kick: int, slot: int, epoch: int, value: int = 0) -> None:
-        """Send a kick and ring, from a thread that does not flush: a record that does not fit waits for the thread that
-        does.
+        """Send a kick and ring, from a thread that does not flush.
 
-        `Producer.push` keeps the GIL, so the two threads of a client never push at the same time.
+        A kick that does not fit waits for the thread that flushes. `Producer.push` keeps the GIL, so the two threads of
+        a client never push at the same time.
         """
         self.send(kick, slot, epoch, value)
         self._doorbell.ring()
 
     @property
     def backlog(self) -> int:
-        """Kicks that found the ring full, and go with the next flush."""
+        """How many kicks have found the ring full, and go with the next flush."""
         return len(self._backlog)
 
 
 class KickInbox:
-    """The reading ends of one process's rings. Records are committed when `done` says their work is."""
+    """The reading ends of one process's rings. `done` commits the records when their work is done."""
 
     def __init__(self, rings: dict[str, Consumer]) -> None:
         self._rings = rings
         self._taken: dict[str, int] = {}
 
     def take(self, most: int = 256) -> list[tuple[str, Record]]:
-        """Peek at what is pending, up to `most` a ring, each with the name of its producer."""
+        """Peek at the pending records, up to `most` a ring, each with the name of its producer."""
         records: list[tuple[str, Record]] = []
         for name, ring in self._rings.items():
             taken = ring.peek(most)
@@ -120,10 +120,10 @@ class KickInbox:
         return records
 
     def done(self) -> None:
-        """The work of all that was taken is done."""
+        """Commit the records that were taken, because their work is done."""
         for name, count in self._taken.items():
             self._rings[name].commit(count)
         self._taken.clear()
 
     def pending(self) -> bool:
-        return any(ring.pending() for ring in self._rings.values())
+        return any(map(Consumer.pending, self._rings.values()))

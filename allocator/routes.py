@@ -1,20 +1,21 @@
 """The route table: the nodes of the other role that discovery knows, and how the registrar itself fares.
 
-One process writes it, the registrar; any client reads it, at any time, without a lock and without holding the writer
-up. Each record is guarded by a generation word, which is odd while the record is being written:
+The registrar alone writes it. Any client reads it, at any time, without a lock and without holding the writer up. Each
+record is guarded by a generation word, which is odd while the record is being written:
 
     writer   generation odd ── the other words ── generation even, and greater
     reader   generation ── the other words ── generation again: the same, and even, or what was read is thrown away
 
-Why a reader never takes a record that is half old and half new. Every word is stored with release and loaded with
-acquire. If a reader has loaded any word of a newer writing, then it sees, in its second look, the odd generation that
-was stored before that word, or a later one: so the two looks differ. If its first look saw the even generation at the
-end of a writing, it sees all words of that writing, or newer ones, and for the newer ones the first argument holds.
-Generations only rise, so "the same" means that nothing was written in between.
+A reader never takes a record that is half old and half new. Every word is stored with release and loaded with acquire.
+If a reader has loaded any word of a newer writing, its second look sees the odd generation that was stored before that
+word, or a later one, so the two looks differ. If its first look saw the even generation at the end of a writing, it
+sees all words of that writing, or newer ones, and for the newer ones the first argument holds. Generations only rise,
+so "the same" means that nothing was written in between.
 
-A writer that is killed half way leaves an odd generation: the record is not readable until the next registrar, which
-starts by freeing such records, has written it. It goes on from the odd one: to step to an even one first would declare
-the half-written record whole. `tests/model/test_route_table_model.py` explores every interleaving, with kills.
+A writer that is killed half way leaves an odd generation. The record is not readable until the next registrar has
+written it; that one starts by freeing such records. It goes on from the odd generation, because a step to an even one
+would declare the half-written record whole. `tests/model/test_route_table_model.py` explores every interleaving, with
+kills.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from embridge.allocator.records import (
 )
 from embridge.allocator.texts import packed, unpacked
 
-READ_TRIES: Final = 64  # a writing takes some 10 µs: who finds one at every look does not find the same one
+READ_TRIES: Final = 64  # a writing takes some 10 µs, so these many looks do not all find the same one
 
 
 class RouteRecord(NamedTuple):
-    """One node of the other role, as discovery last told. `reported_ns` is in this host's monotonic clock."""
+    """One node of the other role, as discovery told last. `reported_ns` is in this host's monotonic clock."""
 
     node_id: int
     incarnation: int
@@ -64,7 +65,7 @@ class RouteRecord(NamedTuple):
 
 
 class DiscoveryRecord(NamedTuple):
-    """How the registrar fares: `reason` says why it is not REGISTERED, `since_ns` for how long it has been as it is."""
+    """How the registrar fares: `reason` says why it is not REGISTERED, `since_ns` since when it is in this state."""
 
     state: DiscoveryState
     since_ns: int
@@ -75,7 +76,7 @@ class DiscoveryRecord(NamedTuple):
 
 
 class RouteWriter:
-    """The registrar's end; one process at a time. Opening it frees what a killed one left half written."""
+    """The registrar's end; one process at a time. Opening it frees the records that a killed one left half written."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self._records = _Records(mapping, layout)
@@ -117,9 +118,9 @@ class RouteWriter:
 
 
 class RouteReader:
-    """Anybody's end.
+    """Any process's end.
 
-    What it returns was whole at one moment, record by record; nothing it does is seen by the writer.
+    Each record that it returns was whole at one moment. The writer sees nothing of a reader.
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
@@ -127,7 +128,10 @@ class RouteReader:
         self._known: dict[int, tuple[int, RouteRecord | None]] = {}  # record -> (generation, what it held)
 
     def routes(self) -> list[RouteRecord]:
-        """List the nodes that discovery has told of; of two records of one node, which has moved, the later report."""
+        """The nodes that discovery has told of.
+
+        A node that has moved may have two records; the later report counts.
+        """
         found: dict[int, RouteRecord] = {}
         for index in range(1, self._records.count):
             route = self._route(index)
@@ -142,14 +146,14 @@ class RouteReader:
         if known is not None and known[0] == self._records.generation(index):
             return known[1]
         words = self._records.read(index)
-        if words is None:  # a killed registrar's, or one that is being written whenever we look
+        if words is None:  # a killed registrar left it, or it is being written whenever we look
             return None
         route = _route_of(words)
         self._known[index] = (words[Route.GENERATION], route)
         return route
 
     def discovery(self) -> DiscoveryRecord | None:
-        """How the registrar fares; None while it is writing that, or was killed when it did."""
+        """How the registrar fares; None while it writes that, or if it was killed when it did."""
         words = self._records.read(0)
         if words is None:
             return None
@@ -175,16 +179,16 @@ class _Records:
         return self._words.load(index * ROUTE_WORDS + Route.GENERATION)
 
     def write(self, index: int, words: list[int]) -> None:
-        """Replace a record; the generation in `words` is not looked at."""
+        """Replace a record. The generation in `words` is ignored."""
         at = index * ROUTE_WORDS
-        generation = self._words.load(at + Route.GENERATION) | 1  # odd already, where a writer was killed
+        generation = self._words.load(at + Route.GENERATION) | 1  # it is odd already if a writer was killed
         self._words.store(at + Route.GENERATION, generation)
         for i in range(1, ROUTE_WORDS):
             self._words.store(at + i, words[i])
         self._words.store(at + Route.GENERATION, generation + 1)
 
     def read(self, index: int) -> list[int] | None:
-        """A record as it was at one moment, its generation first; None when every look found it being written."""
+        """A record as it was at one moment, its generation first; None if every look found it being written."""
         at, load = index * ROUTE_WORDS, self._words.load
         for _ in range(READ_TRIES):
             generation = load(at + Route.GENERATION)
@@ -214,7 +218,7 @@ def _words_of(route: RouteRecord) -> list[int]:
 
 
 def _route_of(words: list[int]) -> RouteRecord | None:
-    """None where the record is free, or holds a state that no node is in."""
+    """The node of a record; None if the record is free, or holds a state that no node is in."""
     state = words[Route.STATE]
     if not state or state not in NodeState._value2member_map_:
         return None

@@ -1,12 +1,14 @@
-"""Segments: created with a name that is gone at once, sized and reserved after that, then handed on as descriptors.
+"""Segments: created under a name that is removed at once, sized and reserved after that, then handed on as descriptors.
 
-A segment is a file of /dev/shm of mode 0600, created by `posix_ipc` (`O_CREX`), and unlinked before it has a size. So
-it lives as long as somebody holds a descriptor or a mapping. Whoever is killed between these two calls leaves a name
-and no memory; the name says whose it was, and the next node that starts on this host, and `embridge doctor`, remove it.
+A segment is a file of /dev/shm of mode 0600. `posix_ipc` creates it (`O_CREX`), and it is unlinked before it has a
+size. So it lives as long as somebody holds a descriptor or a mapping. A process that is killed between these two calls
+leaves a name and no memory. The name says whose it was; the next node that starts on this host, and `embridge doctor`,
+remove it.
 
-Its space is reserved with `posix_fallocate` before anything maps it: a full /dev/shm is a clear error here, and not a
-SIGBUS at the first touch. Where /dev/shm gives huge pages to who asks for them, the payload is first touched through a
-mapping that asks: what `posix_fallocate` reserves is in small pages, and stays so.
+The space of a segment is reserved with `posix_fallocate` before anything maps it, so a full /dev/shm is a clear error
+here and not a SIGBUS at the first touch. Where /dev/shm gives huge pages to whoever asks for them, and only there, the
+payload is first touched through a mapping that asks, because what `posix_fallocate` reserves is in small pages and
+stays so. Where it gives huge pages to everybody, `posix_fallocate` has them, too.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import re
 import stat
 import sys
+import threading
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,13 +31,14 @@ from embridge.allocator.errors import SegmentError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 
 SHARED_MEMORY: Final = "/dev/shm"
+MAX_FILLERS: Final = 8  # threads that fill a payload with huge pages
 _NAME: Final = re.compile(r"embridge-(\d+)-(\d+)-(\d+)-[a-z]+-[0-9a-f]{16}")  # user, process, its start; what, which
 
 
 class Descriptor:
     """A file descriptor that survives being an argument of a spawned process.
 
-    A bare integer would name another open file in the child; this one is duplicated into it.
+    A bare integer would name another open file in the child. This one is duplicated into it.
     """
 
     __slots__ = ("fd",)
@@ -56,16 +60,16 @@ def _rebuild(handle: Any) -> Descriptor:
 
 
 def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", huge: bool = False) -> Descriptor:
-    """A new, zeroed, reserved segment of `size` bytes that has no name, of huge pages (`huge`) where there are any.
+    """A new, zeroed, reserved segment of `size` bytes that has no name; with `huge`, of huge pages where there are any.
 
-    `label`, a word, says in errors and in /proc/PID/maps what it is for, `remedy` what makes it smaller.
+    `label`, a word, says in errors and in /proc/PID/maps what it is for; `remedy` says what makes it smaller.
 
     Raises:
-        SegmentError: /dev/shm has not enough room, or shared memory is not to be had.
+        SegmentError: /dev/shm has not enough room, or shared memory cannot be had.
     """
     fd = _new_file(label)
     try:
-        if huge and shared_memory_space().free > size:
+        if huge and huge_pages() == "advise" and shared_memory_space().free > size:
             _fill_with_huge_pages(fd, size)
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
@@ -87,7 +91,7 @@ def _new_file(label: str) -> int:
         try:
             posix_ipc.unlink_shared_memory(name)
         except posix_ipc.ExistentialError:
-            pass  # somebody who does not see this process took it for a dead one's, and has removed it
+            pass  # a process that does not see this one took it for a dead one's, and has removed it
         except (OSError, posix_ipc.Error):
             os.close(fd)
             raise
@@ -99,10 +103,11 @@ def _new_file(label: str) -> int:
 
 
 def remove_left_names() -> list[str]:
-    """Remove the names that creators of this user left in /dev/shm when they were killed. Returns those removed.
+    """Remove the names that creators of this user left in /dev/shm when they were killed. Returns the removed names.
 
-    Nothing else is touched: what has a size, belongs to somebody else, or to a process that lives. Removing the name of
-    one that lives (in another container, say) would do it no harm, for it is about to do so itself.
+    Nothing else is touched: nothing that has a size, belongs to another user, or to a process that lives. Removing the
+    name of a process that lives (in another container, say) would do it no harm, because it is about to remove it
+    itself.
     """
     removed = []
     with contextlib.suppress(OSError):
@@ -111,7 +116,7 @@ def remove_left_names() -> list[str]:
             if found is None or int(found[1]) != os.geteuid():
                 continue
             if int(found[3]) and _started(int(found[2])) == int(found[3]):
-                continue  # whoever made it lives
+                continue  # its creator lives
             with contextlib.suppress(OSError):
                 path = Path(SHARED_MEMORY, name)
                 status = path.lstat()
@@ -122,7 +127,7 @@ def remove_left_names() -> list[str]:
 
 
 def _started(pid: int) -> int:
-    """When a process started, in ticks since the machine did: with its number, who it is. 0 for one that has ended."""
+    """When a process started, in ticks since the machine did; 0 if it has ended. With its number it says who it is."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return 0 if words[0] in "ZX" else int(words[19])
@@ -131,12 +136,50 @@ def _started(pid: int) -> int:
 
 
 def _fill_with_huge_pages(fd: int, size: int) -> None:
-    """As far as they are to be had; what is left is filled with small ones."""
+    """Fill with huge pages as far as there are any; what is left is filled with small ones.
+
+    They are zeroed with that, so each core fills its share: the kernel lets pages of one file be made side by side.
+    """
     os.ftruncate(fd, size)
     with contextlib.suppress(OSError):
         mapping = Mapping(fd, size, alignment=HUGE_PAGE_BYTES)
-        if mapping.advise_huge() == 0:
-            mapping.populate(0, size)
+        if mapping.advise_huge() != 0:
+            return
+        num_shares = min(len(os.sched_getaffinity(0)), MAX_FILLERS)
+        share = -(-size // (num_shares * HUGE_PAGE_BYTES)) * HUGE_PAGE_BYTES
+
+        def fill(first: int) -> None:
+            with contextlib.suppress(OSError):
+                mapping.populate(first, min(share, size - first))
+
+        fillers = []
+        for first in range(share, size, share):
+            filler = threading.Thread(target=fill, args=(first,))
+            try:
+                filler.start()
+            except RuntimeError:  # no room for a thread
+                fill(first)
+            else:
+                fillers.append(filler)
+        fill(0)
+        for filler in fillers:
+            filler.join()
+
+
+def huge_pages(mounts: str | None = None) -> str:
+    """To whom /dev/shm gives huge pages, as its mount says: "never", "advise", "within_size", "always".
+
+    The kernel's `shmem_enabled` is about other shared memory. `mounts` is what /proc/mounts holds; where that cannot be
+    read, nobody is said to get them.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/mounts").read_text()
+        except OSError:
+            return "never"
+    options = [line.split()[3] for line in mounts.splitlines() if line.split()[1:3] == [SHARED_MEMORY, "tmpfs"]]
+    chosen = re.search(r"\bhuge=(\w+)", options[-1]) if options else None
+    return chosen[1] if chosen else "never"
 
 
 class Space(NamedTuple):
@@ -147,27 +190,30 @@ class Space(NamedTuple):
 
 
 def shared_memory_space() -> Space:
-    """What /dev/shm has; one without a limit counts as endless. Raises OSError."""
+    """The space of /dev/shm; without a limit it counts as endless. Raises OSError."""
     status = os.statvfs(SHARED_MEMORY)
     if not status.f_blocks:
         return Space(sys.maxsize, sys.maxsize)
     return Space(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize)
 
 
-def map_segment(fd: int, size: int, *, writable: bool = True, alignment: int = 4096, address: int = 0) -> Mapping:
-    """Map a segment that somebody handed over; with an `address`, there and nowhere else.
+def map_segment(
+    fd: int, size: int, *, offset: int = 0, writable: bool = True, alignment: int = 4096, address: int = 0
+) -> Mapping:
+    """Map a segment that somebody handed over, or `size` bytes of it from `offset` on; with an `address`, there and
+    nowhere else.
 
-    Not `writable`: to look at it; then even a bug changes nothing in it.
+    Without `writable` the mapping is read-only, so that even a bug changes nothing in it.
 
     Raises:
-        SegmentError: it is smaller than `size` (touching its end would be SIGBUS), or cannot be mapped.
+        SegmentError: it is smaller (touching its end would be SIGBUS), or cannot be mapped.
     """
     try:
         actual = os.fstat(fd).st_size
-        if actual < size:
+        if actual < offset + size:
             raise SegmentError(
-                f"segment: {actual} bytes < {size} bytes expected; the node that made it has another layout"
+                f"segment: {actual} bytes < {offset + size} bytes expected; the node that made it has another layout"
             )
-        return Mapping(fd, size, writable=writable, alignment=alignment, address=address)
+        return Mapping(fd, size, offset=offset, writable=writable, alignment=alignment, address=address)
     except (OSError, ValueError, OverflowError) as error:
         raise SegmentError(f"segment of {size} bytes cannot be mapped: {error}") from error

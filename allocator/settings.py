@@ -1,7 +1,7 @@
-"""Settings: dataclass fields that say their help, their range and their choices, once, for whoever reads or shows them.
+"""Settings: dataclass fields that state their help, their range and their choices once, for all who read or show them.
 
 A group is a frozen dataclass whose fields are made by `setting`. `check` looks at a group's values (in its
-`__post_init__`), `settings_of` lists its fields: environment, TOML, command line and `docs/settings.md` go by that
+`__post_init__`). `settings_of` lists its fields; environment, TOML, command line and `docs/settings.md` go by that
 list.
 """
 
@@ -19,30 +19,39 @@ _BOOLEANS: Final = {"yes": "true", "no": "false"}  # beside true, false, 1 and 0
 
 
 class Setting(NamedTuple):
-    """One field of a group. `limits`: those of `msgspec.Meta`, by name. `is_flag`: the command line has it, too."""
+    """One field of a group.
+
+    `given_help` is its help, or a function that makes it. `limits` are those of `msgspec.Meta`, by name. With `is_flag`
+    the command line has the setting, too.
+    """
 
     name: str
     kind: type
     is_optional: bool
     default: Any
-    help: str
+    given_help: str | Callable[[], str]
     limits: tuple[tuple[str, float], ...]
     choices: Callable[[], Sequence[str]] | None
     is_flag: bool
 
     @property
+    def help(self) -> str:
+        """What the setting is for, as one or more sentences."""
+        return self.given_help if isinstance(self.given_help, str) else self.given_help()
+
+    @property
     def low(self) -> float | None:
-        """The least value, or what values are above of."""
+        """The least value, or the value that all are above."""
         return next((limit for name, limit in self.limits if name in ("ge", "gt")), None)
 
     @property
     def high(self) -> float | None:
-        """The greatest value, or what values are below of."""
+        """The greatest value, or the value that all are below."""
         return next((limit for name, limit in self.limits if name in ("le", "lt")), None)
 
     @property
     def unit(self) -> str:
-        """The last word of the name, where that is a unit, with a space before it."""
+        """The last word of the name, with a space before it, if that word is a unit; else empty."""
         return {"s": " s", "bytes": " bytes"}.get(self.name.rpartition("_")[2], "")
 
     def error(self, value: object) -> str:
@@ -57,7 +66,7 @@ class Setting(NamedTuple):
         return f"{self.name}: {value!r}{self.unit} is outside {shown(self.low)} to {shown(self.high)}{self.unit}"
 
     def from_text(self, text: str) -> Any:
-        """The value that a text stands for; its range is not looked at. Raises ValueError."""
+        """The value that a text stands for; its range is not checked. Raises ValueError."""
         if self.kind is bool:
             return msgspec.convert(_BOOLEANS.get(text.lower(), text), bool, strict=False)
         return self.kind(text)
@@ -70,7 +79,7 @@ def shown(limit: float) -> str:
 
 def setting(
     default: Any,
-    help: str,
+    help: str | Callable[[], str],
     *,
     ge: float | None = None,
     gt: float | None = None,
@@ -79,21 +88,24 @@ def setting(
     choices: Callable[[], Sequence[str]] | None = None,
     is_flag: bool = False,
 ) -> Any:
-    """A dataclass field that is a setting; see `Setting`. `choices` is called when it is needed."""
+    """A dataclass field that is a setting (see `Setting`).
+
+    `choices`, and `help` where it is a function, are called each time they are shown or checked, not before.
+    """
     limits = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     given = tuple((name, limit) for name, limit in limits.items() if limit is not None)
     return dataclasses.field(
-        default=default, metadata={"help": help, "limits": given, "choices": choices, "is_flag": is_flag}
+        default=default, metadata={"given_help": help, "limits": given, "choices": choices, "is_flag": is_flag}
     )
 
 
 @cache
 def settings_of(group: Hashable) -> dict[str, Setting]:
-    """The settings of a group, by name, in their order; fields without help, such as other groups, are none."""
+    """The settings of a group, by name, in their order. Fields without help, such as other groups, are left out."""
     kind: Any = group
     found, hints = {}, get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if "help" in field.metadata:
+        if "given_help" in field.metadata:
             kinds = get_args(hints[field.name]) or (hints[field.name],)
             found[field.name] = Setting(
                 name=field.name, kind=kinds[0], is_optional=type(None) in kinds, default=field.default, **field.metadata
@@ -112,7 +124,7 @@ def _type_of(setting: Setting) -> Any:
 
 
 def check(group: Any) -> None:
-    """Look at every setting of a group.
+    """Check every setting of a group.
 
     Raises:
         ValueError: a value is of another type, out of its range, or none of its choices; the text begins with its name.

@@ -1,8 +1,8 @@
 """Status words: one 64-bit word a slot that only increases, and what its parts mean.
 
 `epoch:28 | phase:4 | sent:32`, compared as one integer. A new request in a slot takes the next epoch, so whatever a
-late writer of an old epoch does loses by arithmetic. Success and Failed absorb. `sent` counts tokens: at a destination
-what has landed there, on the encode side the least of all destinations.
+late writer of an old epoch does loses by arithmetic. Success and Failed never change. `sent` counts tokens: at a
+destination those that have landed there, on the encode side the least of all destinations.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Phase(IntEnum):
         return self >= Phase.Success
 
 
-TERMINAL: Final = int(Phase.Success)  # phases from here on absorb
+TERMINAL: Final = int(Phase.Success)  # phases from here on never change
 
 
 class Progress(NamedTuple):
-    """A status word taken apart; one load, so never torn."""
+    """A status word taken apart; it comes from one load, so it is never torn."""
 
     epoch: int
     phase: int
@@ -45,5 +45,5 @@ def split(word: int) -> Progress:
 
 
 def phase_path(stamps: tuple[int, ...]) -> list[Phase]:
-    """The phases that a slot's stamps say were entered, in order."""
+    """The phases that were entered, in order, by the stamps of a slot."""
     return [phase for phase in Phase if stamps[phase]]

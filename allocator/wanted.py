@@ -1,25 +1,30 @@
 """Encode side: a log of rooms that somebody has asked for, for clients whose calls wait for a slot.
 
-One writer, the bootstrap; any number of readers, each with its own place. A reader that falls behind by more than the
-log holds loses what was overwritten, or reads newer rooms in place of older ones: each is one that was asked for. A
-language node sends an init that is not answered again, and then the room is announced again.
+It has one writer, the bootstrap, and any number of readers, each with its own place. A reader that falls behind by more
+than the log holds loses what was overwritten, or reads newer rooms in place of older ones; each of them is a room that
+was asked for. A language node repeats an init that is not answered, and then the room is announced again.
 
-An entry is the room, and above its 63 bits whether it can end at once: blocks wait for its rows, or it has failed.
+An entry is the room and, above its 63 bits, whether the room can end at once: because blocks wait for its rows, or
+because it has failed.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import LINE_BYTES
 
 _FIRST = LINE_BYTES // 8
+_SPREAD: Final = 0x9E37_79B9_7F4A_7C15
+_WORD: Final = (1 << 64) - 1
 _ROOM_BITS = 63
 _ROOM_MASK = (1 << _ROOM_BITS) - 1
 
 
 class WantedLog:
-    """Words: how many rooms were written so far, and the latest of them."""
+    """The words of the log: how many rooms were written so far, and the latest of them."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.capacity = layout.limits.num_slots
@@ -27,17 +32,48 @@ class WantedLog:
 
     @property
     def end(self) -> int:
-        """How many were written so far."""
+        """How many rooms were written so far."""
         return self._words.load(0)
 
     def append(self, room: int, *, can_end: bool) -> None:
-        """Bootstrap only. Killed between the two stores, it leaves an entry that nobody reads."""
+        """Write a room (bootstrap only).
+
+        If it is killed between the two stores, it leaves an entry that nobody reads.
+        """
         end = self._words.load(0)
         self._words.store(_FIRST + end % self.capacity, room | can_end << _ROOM_BITS)
         self._words.store(0, end + 1)
 
     def since(self, first: int) -> tuple[list[tuple[int, bool]], int]:
-        """([(room, whether it can end)], the place to go on from): those from place `first` on that are still there."""
+        """([(room, whether it can end)], next place): the rooms from place `first` on that are still in the log."""
         end, load, capacity = self.end, self._words.load, self.capacity
         words = [load(_FIRST + at % capacity) for at in range(max(first, end - capacity), end)]
         return [(word & _ROOM_MASK, word > _ROOM_MASK) for word in words], end
+
+
+class RoomCounts:
+    """How many of something there are of each room, by a part of the room's hash: rooms may share a word (R80).
+
+    An encode node has two. One counts grants that wait in the bootstrap for an encoder, the other requests that only
+    their clients know of. A client opens such a request, counts it, and looks for a grant; the bootstrap has a grant
+    wait, counts it, and looks for a request. So one of the two sees the other.
+    """
+
+    def __init__(self, mapping: Mapping, offset: int, num_slots: int) -> None:
+        self._count = num_slots
+        self._words = Words(mapping, offset, num_slots)
+
+    def _at(self, room: int) -> int:
+        return ((room * _SPREAD & _WORD) >> 32) % self._count
+
+    def clear(self) -> None:
+        """Begin with none."""
+        self._words.fill(0, self._count, 0)
+
+    def add(self, room: int, change: int) -> None:
+        """Count more, or less, of this room (any thread)."""
+        self._words.add(self._at(room), change & _WORD)
+
+    def get(self, room: int) -> int:
+        """How many there may be of this room (any thread); 0: none."""
+        return self._words.load(self._at(room))

@@ -4,15 +4,18 @@ A carrier is made in the benchmark's own process, where it may set up what both 
 encoder's process and returns what sends one request's rows; `receiver` in the scheduler's, and returns what waits for
 the next request, and what is called when its rows are not needed any more. Rows are bf16 tensors (tokens, hidden) of
 the sender's own memory; what is received is a tensor whose every element may be read.
+
+One more way to carry rows is one more subclass of `Carrier`, and its place in a list of `end_to_end`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import queue
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -24,11 +27,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from _harness import FORK, HERE, Missing, _build_directory, need, shared
+from _harness import FORK, need, shared
+from _native import functions
 
 Send = Callable[[int, torch.Tensor], None]
 Receive = Callable[[], tuple[int, torch.Tensor]]
 Release = Callable[[int], None]
+Look = Callable[[], list[tuple[int, torch.Tensor]]]
+Sleep = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class Carrier:
     """One way to carry rows."""
 
     name = ""
+    has_rows = True  # else what is received is not looked at
+    copied: Any = None  # where a copy was timed by itself: when each had been made, in ns
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -60,13 +68,37 @@ class Carrier:
     def begin(self, total: int) -> None:
         """In the benchmark's own process, before each round of so many requests."""
 
-    def adopt(self, sources: list[torch.Tensor]) -> None:
-        """In the encoder's process, after `sender`: the tensors whose rows will be sent."""
-
     def sender(self) -> Send:
         raise NotImplementedError
 
+    def adopt(self, sources: list[torch.Tensor]) -> None:
+        """In the encoder's process, after `sender`: the tensors whose rows will be sent."""
+
+    def source(self, number: int, own: torch.Tensor) -> torch.Tensor:
+        """In the encoder's process: where the rows of that request are to be written before it begins; they are what
+        is given to `sender`'s function.
+
+        That is a tensor of the encoder's `own`; a carrier that sends in place answers with memory that the scheduler
+        has, too.
+        """
+        return own
+
     def receiver(self) -> tuple[Receive, Release]:
+        look, sleep, release = self.looker()
+        done: deque[tuple[int, torch.Tensor]] = deque()
+
+        def receive() -> tuple[int, torch.Tensor]:
+            while not done:
+                sleep()
+                done.extend(look())
+            return done.popleft()
+
+        return receive, release
+
+    def looker(self) -> tuple[Look, Sleep, Release]:
+        """In the scheduler's process, in place of `receiver`: what has come, without waiting; what waits until
+        something may have come, at most 100 ms; and as above.
+        """
         raise NotImplementedError
 
     def pids(self) -> list[int]:
@@ -77,118 +109,72 @@ class Carrier:
         """All of it is gone."""
 
 
-def one_copy() -> Any:
-    """The floor's two ways to copy (`native/one_copy.c`). Raises: Missing, where there is no compiler."""
-    library = _build_directory() / "one_copy.so"
-    if not library.exists():
-        source = HERE / "native" / "one_copy.c"
-        try:
-            subprocess.run(["gcc", "-O3", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-        except FileNotFoundError:
-            raise Missing("gcc is not installed") from None
-    functions = ctypes.CDLL(str(library))
-    for name in ("copy_plain", "copy_streaming"):
-        getattr(functions, name).argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-        getattr(functions, name).restype = None
-    return functions
-
-
 class Slots(Carrier):
-    """What the carriers over a block of shared memory have in common: a slot a request in flight, and an eventfd each
-    way.
-    """
+    """What carriers over a block of shared memory have in common: a slot a request in flight."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._stride = -(-job.size // 4096) * 4096
         self._memory = shared(self._stride * job.in_flight)
+        self.order = FORK.RawArray(ctypes.c_int64, job.in_flight)  # the numbers of the requests that were sent last
+        self.copy = functions().copy_plain
+
+    def slots(self) -> list[torch.Tensor]:
+        shape = (self.job.tokens, self.job.hidden)
+        return [
+            torch.frombuffer(self._memory, dtype=torch.bfloat16, count=self.job.size // 2, offset=at).view(shape)
+            for at in range(0, self._stride * self.job.in_flight, self._stride)
+        ]
+
+
+class SharedBlock(Slots):
+    """What one writes by hand in an hour: a copy into a slot of shared memory, an eventfd, and a copy out of the slot
+    into the scheduler's own memory.
+    """
+
+    name = "shared block, by hand"
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
         self._there = os.eventfd(0)
-        self._order = FORK.RawArray(ctypes.c_int64, job.in_flight)
-        self._sent = FORK.RawValue(ctypes.c_int64, 0)
-
-    def slot(self, number: int) -> torch.Tensor:
-        at = number % self.job.in_flight * self._stride
-        flat = torch.frombuffer(self._memory, dtype=torch.bfloat16, count=self.job.size // 2, offset=at)
-        return flat.view(self.job.tokens, self.job.hidden)
-
-    def _slots(self) -> list[torch.Tensor]:
-        return [self.slot(number) for number in range(self.job.in_flight)]
-
-    def close(self) -> None:
-        os.close(self._there)
-
-
-class OneCopy(Slots):
-    """The floor: one copy into shared memory and one wake-up, and the rows are used where they are."""
-
-    how = ""
 
     def sender(self) -> Send:
-        slots, size = [slot.data_ptr() for slot in self._slots()], self.job.size
-        copy = getattr(one_copy(), self.how)
-        there, order, in_flight = self._there, self._order, self.job.in_flight
-        sent = 0
+        slots, size, copy = [slot.data_ptr() for slot in self.slots()], self.job.size, self.copy
+        there, order, in_flight = self._there, self.order, self.job.in_flight
 
         def send(number: int, rows: torch.Tensor) -> None:
-            nonlocal sent
             copy(slots[number % in_flight], rows.data_ptr(), size)
-            order[sent % in_flight] = number
-            sent += 1
+            order[number % in_flight] = number
             os.eventfd_write(there, 1)
 
         return send
 
     def receiver(self) -> tuple[Receive, Release]:
-        slots, there, order, in_flight = self._slots(), self._there, self._order, self.job.in_flight
-        ready: deque[int] = deque()
-        received = 0
+        slots, size, copy = [slot.data_ptr() for slot in self.slots()], self.job.size, self.copy
+        there, order, in_flight = self._there, self.order, self.job.in_flight
+        own = [self.job.empty() for _ in range(in_flight)]
+        addresses = [rows.data_ptr() for rows in own]
+        received = known = 0
 
         def receive() -> tuple[int, torch.Tensor]:
-            nonlocal received
-            while not ready:
-                for _ in range(os.eventfd_read(there)):
-                    ready.append(order[received % in_flight])
-                    received += 1
-            number = ready.popleft()
-            return number, slots[number % in_flight]
+            nonlocal received, known
+            if received == known:
+                known += os.eventfd_read(there)
+            slot = received % in_flight
+            received += 1
+            copy(addresses[slot], slots[slot], size)
+            return order[slot], own[slot]
 
         return receive, lambda number: None
 
-
-class PlainCopy(OneCopy):
-    name = "floor: one memcpy"
-    how = "copy_plain"
-
-
-class StreamingCopy(OneCopy):
-    name = "floor: one non-temporal copy"
-    how = "copy_streaming"
-
-
-class SharedBlock(OneCopy):
-    """What one writes by hand in an hour: a copy into a slot of shared memory, and a copy out of it into the
-    scheduler's own memory.
-    """
-
-    name = "shared block, by hand"
-    how = "copy_plain"
-
-    def receiver(self) -> tuple[Receive, Release]:
-        receive_slot, _ = super().receiver()
-        own = [self.job.empty() for _ in range(self.job.in_flight)]
-        copy, size = one_copy().copy_plain, self.job.size
-
-        def receive() -> tuple[int, torch.Tensor]:
-            number, slot = receive_slot()
-            mine = own[number % self.job.in_flight]
-            copy(mine.data_ptr(), slot.data_ptr(), size)
-            return number, mine
-
-        return receive, lambda number: None
+    def close(self) -> None:
+        os.close(self._there)
 
 
 class ZeroMQ(Carrier):
     """PUSH to PULL without pyzmq's copies: the tensor's memory is the message, and the message's memory the tensor."""
+
+    is_tuned = False
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -197,11 +183,13 @@ class ZeroMQ(Carrier):
         self.address = self._address()
 
     def _address(self) -> str:
-        raise NotImplementedError
+        return f"ipc://{self._folder}/socket"
 
     def sender(self) -> Send:
         import zmq
 
+        if self.is_tuned:
+            keep_pages(self.job)
         push = zmq.Context().socket(zmq.PUSH)
         push.set_hwm(0)
         push.connect(self.address)
@@ -213,13 +201,17 @@ class ZeroMQ(Carrier):
 
         return send
 
-    def receiver(self) -> tuple[Receive, Release]:
+    def _pull(self) -> Any:
         import zmq
 
+        if self.is_tuned:
+            keep_pages(self.job)
         pull = zmq.Context().socket(zmq.PULL)
         pull.set_hwm(0)
         pull.bind(self.address)
-        held: dict[int, Any] = {}
+        return pull
+
+    def _receive(self, pull: Any, held: dict[int, Any]) -> Receive:
         shape = (self.job.tokens, self.job.hidden)
 
         def receive() -> tuple[int, torch.Tensor]:
@@ -227,7 +219,36 @@ class ZeroMQ(Carrier):
             frame = held[number] = pull.recv(copy=False)
             return number, torch.frombuffer(frame.buffer, dtype=torch.bfloat16).view(shape)
 
-        return receive, held.pop
+        return receive
+
+    def receiver(self) -> tuple[Receive, Release]:
+        held: dict[int, Any] = {}
+        return self._receive(self._pull(), held), held.pop
+
+    def looker(self) -> tuple[Look, Sleep, Release]:
+        """A thread of the scheduler's process receives, and the scheduler's own looks into its queue."""
+        held: dict[int, Any] = {}
+        receive = self._receive(self._pull(), held)
+        come: queue.SimpleQueue[tuple[int, torch.Tensor]] = queue.SimpleQueue()
+        first: list[tuple[int, torch.Tensor]] = []
+
+        def receive_all() -> None:
+            while True:
+                come.put(receive())
+
+        def look() -> list[tuple[int, torch.Tensor]]:
+            found = first[:]
+            first.clear()
+            while not come.empty():
+                found.append(come.get_nowait())
+            return found
+
+        def sleep() -> None:
+            with contextlib.suppress(queue.Empty):
+                first.append(come.get(timeout=0.1))
+
+        threading.Thread(target=receive_all, daemon=True).start()
+        return look, sleep, held.pop
 
     def close(self) -> None:
         shutil.rmtree(self._folder)
@@ -236,15 +257,34 @@ class ZeroMQ(Carrier):
 class ZeroMQIpc(ZeroMQ):
     name = "ZeroMQ, ipc"
 
-    def _address(self) -> str:
-        return f"ipc://{self._folder}/socket"
+
+class TunedZeroMQIpc(ZeroMQ):
+    name = "ZeroMQ, ipc, malloc tuned"
+    is_tuned = True
 
 
-class ZeroMQTcp(ZeroMQ):
-    name = "ZeroMQ, tcp"
+class TunedZeroMQTcp(ZeroMQ):
+    name = "ZeroMQ, tcp, malloc tuned"
+    is_tuned = True
 
     def _address(self) -> str:
         return f"tcp://127.0.0.1:{free_port()}"
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
+
+
+def keep_pages(job: Job) -> None:
+    """Tell this process's malloc never to give memory back, and let it have what so many requests need.
+
+    Else each message of 128 KiB or more is mapped anew, and every page of it zeroed. (M_MMAP_THRESHOLD would not do: it
+    ends at 32 MiB.)
+    """
+    libc = ctypes.CDLL(None)
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
+        libc.mallopt(option, value)
+    kept = [job.empty() for _ in range(job.in_flight + 1)]
+    del kept
 
 
 class Safetensors(Carrier):
@@ -283,7 +323,10 @@ class Safetensors(Carrier):
 
 
 class TorchQueue(Carrier):
-    """`torch.multiprocessing.Queue`: the tensor goes into shared memory, its handle through a pipe."""
+    """`torch.multiprocessing` by one who knows it: a copy into one of a few tensors that were shared once, and the
+    tensor through a queue. By file names and to one who keeps the tensors that come, it carries no descriptor and maps
+    nothing anew.
+    """
 
     name = "torch.multiprocessing"
 
@@ -294,14 +337,27 @@ class TorchQueue(Carrier):
         self._queue = torch.multiprocessing.get_context("fork").SimpleQueue()
 
     def sender(self) -> Send:
+        torch.multiprocessing.set_sharing_strategy("file_system")
+        torch.set_num_threads(1)  # a second one would have to find the other core idle
+        tensors = [self.job.empty().share_memory_() for _ in range(self.job.in_flight)]
+
         def send(number: int, rows: torch.Tensor) -> None:
-            # what is put is shared from then on, and the caller goes on writing
-            self._queue.put((number, rows.clone()))
+            mine = tensors[number % len(tensors)]
+            mine.copy_(rows)
+            self._queue.put((number, mine))
 
         return send
 
     def receiver(self) -> tuple[Receive, Release]:
-        return self._queue.get, lambda number: None
+        torch.multiprocessing.set_sharing_strategy("file_system")
+        kept: dict[int, torch.Tensor] = {}
+
+        def receive() -> tuple[int, torch.Tensor]:
+            number, rows = self._queue.get()
+            kept[number % self.job.in_flight] = rows
+            return number, rows
+
+        return receive, lambda number: None
 
 
 class RawMooncake(Carrier):
@@ -317,7 +373,7 @@ class RawMooncake(Carrier):
 
     @staticmethod
     def _engine() -> Any:
-        os.environ["MC_FORCE_TCP"] = "1"
+        os.environ |= {"MC_FORCE_TCP": "1", "MC_LOG_LEVEL": "ERROR"}
         from mooncake.engine import TransferEngine
 
         engine = TransferEngine()

@@ -15,24 +15,20 @@ Processes are forked and not spawned: a benchmark has no threads when it forks, 
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import gc
 import importlib.util
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import resource
-import shutil
 import statistics
-import subprocess
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,6 +42,7 @@ HERE = Path(__file__).parent
 FORK = multiprocessing.get_context("fork")
 WATCHDOG_S = 20.0
 MAX_FAILURES = 2  # rounds of one contender; then it is left out
+OF_FLOOR = "of the floor's"  # in the JSON: heading -> ratio; `compare.py` reads it
 QUIET = 0.03  # the share of the machine that others may take without spoiling a measurement
 
 Figures = dict[str, float]  # of one round: metric -> value
@@ -99,17 +96,31 @@ class Results:
         values = self.rounds(case, metric)
         return statistics.median(values) if values else None
 
-    def ratio(self, metric: str, over: str, under: str) -> float | None:
-        """The median over the rounds of `over`'s figure divided by `under`'s of the same round."""
+    def ratios(self, metric: str, over: str, under: str, under_metric: str = "") -> list[float]:
+        """Round by round, `over`'s figure divided by `under`'s of the same round."""
+        of = under_metric or metric
         rounds = zip(self.figures.get(over, []), self.figures.get(under, []), strict=False)
-        ratios = [a[metric] / b[metric] for a, b in rounds if metric in a and b.get(metric)]
+        return [a[metric] / b[of] for a, b in rounds if metric in a and b.get(of)]
+
+    def ratio(self, metric: str, over: str, under: str, under_metric: str = "") -> float | None:
+        """The median of `ratios`."""
+        ratios = self.ratios(metric, over, under, under_metric)
         return statistics.median(ratios) if ratios else None
 
 
 class Benchmark:
     """One benchmark: its options, what it measured, and its report."""
 
-    def __init__(self, file: str, question: str | None, *, rounds: int = 8, quick_rounds: int = 3) -> None:
+    def __init__(
+        self,
+        file: str,
+        question: str | None,
+        *,
+        rounds: int = 8,
+        quick_rounds: int = 3,
+        options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    ) -> None:
+        """`options` adds a benchmark's own, to be found in `self.options`."""
         self.name = Path(file).stem
         self.question = (question or "").strip()
         parser = argparse.ArgumentParser(
@@ -126,13 +137,14 @@ class Benchmark:
         parser.add_argument(
             "--nice", type=int, default=0, metavar="N", help="the cases' priority, from -20 (root only) to 19"
         )
-        options = parser.parse_args()
-        self._nice: int = options.nice
-        self._patience_s: float = options.patience
-        self.quick: bool = options.quick
-        self.rounds: int = options.rounds or (quick_rounds if options.quick else rounds)
-        self.json: Path | None = options.json or (None if options.quick else HERE / "results" / f"{self.name}.json")
-        self._console = Console(width=120 if not os.isatty(1) else None)
+        options(parser)
+        given = self.options = parser.parse_args()
+        self._nice: int = given.nice
+        self._patience_s: float = given.patience
+        self.quick: bool = given.quick
+        self.rounds: int = given.rounds or (quick_rounds if given.quick else rounds)
+        self.json: Path | None = given.json or (None if given.quick else HERE / "results" / f"{self.name}.json")
+        self._console = Console(width=160 if not os.isatty(1) else None)
         self._sections: dict[str, Any] = {}
         self._goals: list[Goal] = []
         self._load = [os.getloadavg()[0]]
@@ -191,25 +203,36 @@ class Benchmark:
             if others_cpu_s() - others <= QUIET * 0.1 * (os.cpu_count() or 1):
                 return
 
-    def show(self, title: str, results: Results, metrics: dict[str, str]) -> None:
-        """A row a case: the median of each metric (`metric -> heading with its unit`), least and greatest behind it."""
+    def show(self, title: str, results: Results, metrics: dict[str, str], *, floor: str = "", by: str = "") -> None:
+        """A row a case: the median of each metric (`metric -> heading with its unit`), least and greatest behind it
+        where there is room.
+
+        With a `floor`, one of the cases, the last column has the ratio of the metric `by` to the floor's, and the JSON
+        those of all metrics, which `compare.py` holds against another run's. A p99 is held against the floor's p50: the
+        floor's own tail is chance.
+        """
         table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column("")
         for heading in metrics.values():
             table.add_column(heading, justify="right")
+        if floor:
+            table.add_column(f"{metrics[by]}, of the floor's", justify="right")
         section: dict[str, Any] = {}
+        has_room = len(metrics) <= 4
         for case in results.figures:
             cells: list[str] = []
             row: dict[str, Any] = {}
             for metric, heading in metrics.items():
                 values = results.rounds(case, metric)
-                cells.append(_cell(values))
+                cells.append(_cell(values, has_room))
                 if values:
-                    row[heading] = {
-                        "median": _short(statistics.median(values)),
-                        "min": _short(min(values)),
-                        "max": _short(max(values)),
-                    }
+                    row[heading] = _spread(values)
+            if floor:
+                ratios = {
+                    metric: results.ratios(metric, case, floor, "p50" if metric == "p99" else "") for metric in metrics
+                }
+                cells.append(_cell(ratios[by], has_room))
+                row[OF_FLOOR] = {metrics[metric]: _spread(values) for metric, values in ratios.items() if values}
             failures = results.failures.get(case, [])
             if failures:
                 row["failed_rounds"] = failures
@@ -218,7 +241,7 @@ class Benchmark:
         for case, reason in results.missing.items():
             if case in section:
                 continue
-            table.add_row(case, f"[dim]{reason}[/]", *[""] * (len(metrics) - 1))
+            table.add_row(case, f"[dim]{reason}[/]", *[""] * (len(metrics) - (0 if floor else 1)))
             section[case] = {"missing": reason}
         self._console.print(table)
         self._sections[title] = section
@@ -277,15 +300,23 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def _spread(values: Sequence[float]) -> Figures:
+    return {
+        "median": _short(statistics.median(values)),
+        "min": _short(min(values)),
+        "max": _short(max(values)),
+    }
+
+
 def _figure(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(values: Sequence[float], has_spread: bool) -> str:
     if not values:
         return ""
     text = _figure(statistics.median(values))
-    return text if len(values) == 1 else f"{text} [dim]({_figure(min(values))} to {_figure(max(values))})[/]"
+    return text if len(values) == 1 or not has_spread else f"{text} [dim]({_figure(min(values))} to {_figure(max(values))})[/]"
 
 
 def machine() -> dict[str, Any]:
@@ -350,7 +381,7 @@ def shared(size: int) -> Mapping:
     return mapping
 
 
-def together(*calls: Callable[[Start], Any], pinned: bool = False) -> list[Any]:
+def together(*calls: Callable[[Start], Any], pinned: bool = False, within_s: float = WATCHDOG_S) -> list[Any]:
     """Run each call in a forked process of its own, and return what they returned.
 
     Each gets a function that returns when all have called it. `pinned`: each keeps to a core of its own, for two who
@@ -367,17 +398,25 @@ def together(*calls: Callable[[Start], Any], pinned: bool = False) -> list[Any]:
     ]
     for process in processes:
         process.start()
-    end = time.monotonic() + WATCHDOG_S
+    end = time.monotonic() + within_s
+    outcomes: dict[int, Any] = {}
     try:
-        outcomes = []
-        for receive, _ in pipes:
-            if not receive.poll(max(0.0, end - time.monotonic())):
-                raise Failed(f"did not end within {WATCHDOG_S:.0f} s")
-            result, error = receive.recv()
-            if error:
-                raise Failed(f"failed:\n{error}")
-            outcomes.append(result)
-        return outcomes
+        while len(outcomes) < len(calls):
+            missing = [number for number in range(len(calls)) if number not in outcomes]
+            handles = [handle for number in missing for handle in (pipes[number][0], processes[number].sentinel)]
+            if not multiprocessing.connection.wait(handles, max(0.0, end - time.monotonic())):
+                raise Failed(f"did not end within {within_s:.0f} s")
+            for number in missing:
+                has_ended = not processes[number].is_alive()
+                if pipes[number][0].poll():
+                    outcomes[number], error = pipes[number][0].recv()
+                elif has_ended:
+                    error = f"exit code {processes[number].exitcode}"
+                else:
+                    continue
+                if error:
+                    raise Failed(f"failed:\n{error}")
+        return [outcomes[number] for number in range(len(calls))]
     finally:
         for process, pipe in zip(processes, pipes, strict=True):
             process.join(1.0)
@@ -396,39 +435,3 @@ def _report(call: Callable[[Start], Any], barrier: Any, pipe: Any, core: int | N
     except BaseException:
         barrier.abort()
         pipe.send((None, traceback.format_exc()))
-
-
-# ---- programs in C
-
-
-@cache
-def _build_directory() -> Path:
-    directory = tempfile.mkdtemp(prefix="embridge-bench-")
-    owner = os.getpid()
-    atexit.register(lambda: shutil.rmtree(directory) if os.getpid() == owner else None)
-    return Path(directory)
-
-
-@cache
-def _compiled(name: str) -> Path:
-    program = _build_directory() / name
-    include = HERE.parent / "allocator" / "native"
-    command = ["gcc", "-std=gnu11", "-O3", "-Wall", "-Wextra", "-pthread", f"-I{include}", "-o", str(program)]
-    try:
-        subprocess.run([*command, str(HERE / "native" / f"{name}.c")], check=True)
-    except FileNotFoundError:
-        raise Missing("gcc is not installed") from None
-    return program
-
-
-def native(name: str, *arguments: object) -> Figures:
-    """Run bench/native/`name`.c, compiled on first use; its output is lines of `metric value`.
-
-    Raises: Missing, where there is no compiler; Failed; CalledProcessError, where the program failed.
-    """
-    command = [str(_compiled(name)), *map(str, arguments)]
-    try:
-        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=WATCHDOG_S).stdout
-    except subprocess.TimeoutExpired:
-        raise Failed(f"did not end within {WATCHDOG_S:.0f} s") from None
-    return {metric: float(value) for metric, value in (line.split() for line in text.splitlines())}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-import select
 import tempfile
-from collections import deque
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from _carriers import Carrier, Job, Receive, Release, Send
+from _carriers import Carrier, Job, Look, Release, Send, Sleep
 
 import embridge
+
+OURS = "embridge"
+IN_PLACE = "embridge, in place"
+DEFAULT_TOKENS = 8192
+TOUCHED_WITHIN_S = 60.0
 
 
 class Embridge(Carrier):
@@ -21,8 +25,8 @@ class Embridge(Carrier):
     A request is opened on both sides ahead of its rows, as a router has it.
     """
 
+    name = OURS
     engine = "auto"
-    name = "embridge"
     pool_bytes = 3 << 30
 
     def __init__(self, job: Job) -> None:
@@ -44,14 +48,16 @@ class Embridge(Carrier):
                         engine=self.engine,
                         geometry=geometry,
                         lock_memory=False,
-                        default_allocate_tokens=min(8192, job.tokens),
+                        default_allocate_tokens=min(DEFAULT_TOKENS, job.tokens),
                         host_buffer_bytes=max(1 << 30, 2 * job.size * job.in_flight),
                     )
                 )
             )
             for role in ("encode", "language")
         ]
-        self._numbers = 0
+        for role in ("encode", "language"):
+            wait_touched(root / role)
+        self._numbers = self._total = 0
 
     def pids(self) -> list[int]:
         return [child for node in self.nodes for child in (node.pid, *children(node.pid))]
@@ -60,34 +66,44 @@ class Embridge(Carrier):
         client = embridge.attach(self.nodes[0].run_dir)
         tokens = self.job.tokens
         ids, positions = torch.zeros(tokens, dtype=torch.int32), torch.zeros(tokens, 3, dtype=torch.int32)
-        first = self._first_room()
+        first, total, ahead = self._first_room(), self._total, self.job.in_flight
         self._client = client
 
+        def opened(number: int) -> embridge.EmbeddingSender:
+            sender = client.sender(first + number, tokens)
+            if tokens > DEFAULT_TOKENS:  # so that all of it is granted before its rows come
+                sender.announce()
+            return sender
+
+        senders = {number: opened(number) for number in range(min(ahead, total))}
+
         def send(number: int, rows: torch.Tensor) -> None:
-            client.sender(first + number, tokens).send_embedding(rows, ids, positions)
+            senders.pop(number).send_embedding(rows, ids, positions)
+            if number + ahead < total:  # an encoder opens the room of its next request before it encodes
+                senders[number + ahead] = opened(number + ahead)
 
         return send
 
     def _first_room(self) -> int:
-        return 1 + (os.getppid() << 32) + self._numbers
+        return 1 + (os.getppid() << 32) + self._numbers - self._total
 
     def begin(self, total: int) -> None:
         """In the benchmark's own process, before each round: rooms are used once."""
         self._numbers += total
+        self._total = total
 
-    def receiver(self) -> tuple[Receive, Release]:
+    def looker(self) -> tuple[Look, Sleep, Release]:
         client = embridge.attach(self.nodes[1].run_dir)
         transfer = embridge.TransferQueue(client)
         prealloc = embridge.PreallocQueue(client, transfer)
         first, addr = self._first_room(), self.nodes[0].bootstrap_addr
         requests: dict[int, embridge.EmbeddingRequest] = {}
-        done: deque[embridge.EmbeddingRequest] = deque()
-        poller = select.poll()
-        poller.register(client.fileno(), select.POLLIN)
         opened = 0
 
         def open_next() -> None:
             nonlocal opened
+            if opened == self._total:
+                return
             request = embridge.EmbeddingRequest(room=first + opened, bootstrap_addr=addr)
             prealloc.add(request)
             requests[opened] = request
@@ -96,24 +112,21 @@ class Embridge(Carrier):
         for _ in range(self.job.in_flight):
             open_next()
 
-        def receive() -> tuple[int, torch.Tensor]:
-            while not done:
-                if client.arm() and not len(done):
-                    poller.poll(100)
-                client.poll()
-                finished, failed = transfer.pop_transferred()
-                assert not failed, failed[0].failure
-                done.extend(finished)
-            request = done.popleft()
-            assert request.result is not None
-            return request.room - first, request.result.input_embeddings
+        def look() -> list[tuple[int, torch.Tensor]]:
+            client.poll()
+            finished, failed = transfer.pop_transferred()
+            assert not failed, failed[0].failure
+            return [(request.room - first, rows_of(request)) for request in finished]
+
+        def sleep() -> None:
+            client.wait(0.1)
 
         def release(number: int) -> None:
             requests.pop(number).release()
             open_next()
 
         self._client = client
-        return receive, release
+        return look, sleep, release
 
     def close(self) -> None:
         self._stack.close()
@@ -122,6 +135,26 @@ class Embridge(Carrier):
 class EmbridgeMooncake(Embridge):
     name = "embridge, Mooncake (tcp)"
     engine = "mooncake"
+
+
+# Carriers of one host are compared with other carriers of one host, those of several with raw Mooncake.
+HERE: tuple[type[Carrier], ...] = (Embridge,)
+NETWORK: tuple[type[Carrier], ...] = (EmbridgeMooncake,)
+
+
+def wait_touched(run_dir: Path) -> None:
+    """Until a node has touched the memory of its pool, as it does in the background once it is up; what other carriers
+    use was touched, too.
+    """
+    deadline = time.monotonic() + TOUCHED_WITHIN_S
+    while len(set(embridge.node_status(run_dir)["touched"].removesuffix(" MiB").split(" of "))) > 1:
+        assert time.monotonic() < deadline, "the pool's memory is not touched yet"
+        time.sleep(0.05)
+
+
+def rows_of(request: embridge.EmbeddingRequest) -> torch.Tensor:
+    assert request.result is not None
+    return request.result.input_embeddings
 
 
 def children(pid: int) -> list[int]:

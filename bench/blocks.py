@@ -13,7 +13,8 @@ from time import monotonic_ns
 from typing import Any
 
 import numpy as np
-from _harness import FORK, Benchmark, Case, Figures, Start, native, quantiles_between, shared, together
+from _harness import FORK, Benchmark, Case, Figures, Start, quantiles_between, shared, together
+from _native import native
 
 from embridge.allocator._core import BlockCells
 

@@ -11,7 +11,8 @@ from functools import partial
 from time import perf_counter_ns
 
 import numpy as np
-from _harness import Benchmark, Case, Figures, native, shared
+from _harness import Benchmark, Case, Figures, shared
+from _native import native
 
 from embridge.allocator._core import NON_TEMPORAL_BYTES, copy
 

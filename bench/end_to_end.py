@@ -2,197 +2,157 @@
 
 Two processes: one has rows in memory of its own, the other waits for them. A request begins when its rows are complete
 and ends when the scheduler holds a tensor with all of them. One at a time, the rows are written anew before each
-request; several at a time, there are as many tensors as requests in flight. Every contender is written as its users
-would write it (`_carriers.py`), none is slowed down, and both ends check the first and the last row of each request.
-The floor is the faster of two ways to copy once, with one thread, into the same kind of memory, and one wake-up.
+request; several at a time, there are as many tensors as requests in flight, and the first and the last row are. Every
+carrier is written as its users would write it (`_carriers.py`), none is slowed down, and the corners of the rows of
+each request are checked. The floors (`_floors.py`) are one copy with one thread into the same kind of memory, one
+wake-up, and the two together: what is possible.
 
 CPU time is that of both processes, and of the nodes' where there are any. Nothing is kept warm that would not be warm
 in use: all memory has its pages, and what is received lies where it was received last time.
+
+`compare.py` holds a run against another one.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
-import resource
-import sys
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
+import _ours
+import _plot
 from _carriers import (
     Carrier,
     Job,
-    PlainCopy,
     RawMooncake,
     Safetensors,
     SharedBlock,
-    StreamingCopy,
     TorchQueue,
+    TunedZeroMQIpc,
+    TunedZeroMQTcp,
     ZeroMQIpc,
-    ZeroMQTcp,
 )
-from _harness import FORK, Benchmark, Case, Figures, Start, percentile, together
-from _ours import Embridge, EmbridgeMooncake
+from _floors import COPIES, ONE_COPY, POSSIBLE, WAKE_UP, WakeUp, add_floors
+from _harness import HERE, Benchmark, Results
+from _ours import IN_PLACE, OURS
+from _round import GREAT_BYTES, cases
 
 HIDDEN = 3584
 MB = 1_000_000
-ROW = HIDDEN * 2
-FLOORS: tuple[type[Carrier], ...] = (PlainCopy, StreamingCopy)
-HERE_ONLY: tuple[type[Carrier], ...] = (SharedBlock, ZeroMQIpc, ZeroMQTcp, Safetensors, TorchQueue, Embridge)
-NETWORK: tuple[type[Carrier], ...] = (RawMooncake, EmbridgeMooncake)
-SIZES = {"0.45 MB": 64, "1 MB": 140, "9 MB": 1250, "42 MB": 5859, "200 MB": 27902}
+Kinds = tuple[type[Carrier], ...]
+QUICK_PEERS: Kinds = (SharedBlock, TunedZeroMQIpc, TunedZeroMQTcp, TorchQueue)
+PEERS: Kinds = (*QUICK_PEERS, ZeroMQIpc, Safetensors)
+SIZES = {"0.45 MB": 64, "1 MB": 140, "9 MB": 1250, "42 MB": 5859, "200 MB": 27902}  # name -> tokens
+SMALL = (64, HIDDEN)  # hidden sizes of 64 tokens, in a closed loop
 AT_ONCE = (1, 8, 64)
 MOST_BYTES = 3_000 * MB  # in flight
 ROUND_BYTES = 1_200 * MB
-
-
-class Round:
-    """One contender, one round: what both processes write down for the benchmark's own."""
-
-    def __init__(self, carrier: Carrier, total: int) -> None:
-        self.carrier = carrier
-        self.job = carrier.job
-        self.total = total
-        self.credits = FORK.Semaphore(self.job.in_flight)
-        self.begun = FORK.RawArray(ctypes.c_int64, total)
-        self.ended = FORK.RawArray(ctypes.c_int64, total)
-        self.freed = FORK.RawArray(ctypes.c_int64, total + self.job.in_flight)
-        self.is_ready = FORK.Event()
-        for tensor in range(self.job.in_flight):
-            self.freed[tensor] = tensor
-
-    def encoder(self, start: Start) -> float:
-        self.is_ready.wait(20)
-        send, job = self.carrier.sender(), self.job
-        sources = [job.empty() for _ in range(job.in_flight)]
-        self.carrier.adopt(sources)
-        words = [source.view(torch.int16) for source in sources]
-        tensor_of = [0] * self.total
-        credits, begun, freed = self.credits, self.begun, self.freed
-        start()
-        cpu = _cpu_s()
-        for number in range(self.total):
-            credits.acquire()
-            tensor = freed[number] if number < job.in_flight else tensor_of[freed[number]]
-            tensor_of[number] = tensor
-            tag = number % 30_000 + 1
-            if job.in_flight == 1:
-                words[tensor].fill_(tag)
-            else:
-                words[tensor][0] = words[tensor][-1] = tag
-            begun[number] = time.monotonic_ns()
-            send(number, sources[tensor])
-        for _ in range(job.in_flight):  # all have come
-            credits.acquire()
-        return _cpu_s() - cpu
-
-    def scheduler(self, start: Start) -> float:
-        receive, release = self.carrier.receiver()
-        in_flight, credits, ended, freed = self.job.in_flight, self.credits, self.ended, self.freed
-        self.is_ready.set()
-        start()
-        cpu = _cpu_s()
-        for count in range(self.total):
-            number, rows = receive()
-            ended[number] = time.monotonic_ns()
-            words = rows.view(torch.int16)
-            tag = number % 30_000 + 1
-            assert words[0, 0] == words[0, -1] == words[-1, 0] == words[-1, -1] == tag, f"request {number}: wrong rows"
-            release(number)
-            freed[in_flight + count] = number
-            credits.release()
-        return _cpu_s() - cpu
-
-    def run(self) -> Figures:
-        before = _cpu_of(self.carrier.pids())
-        self.carrier.begin(self.total)
-        encoder_s, scheduler_s = together(self.encoder, self.scheduler)
-        nodes_s = _cpu_of(self.carrier.pids()) - before
-        begun, ended = np.array(self.begun), np.array(self.ended)
-        skip = min(self.total // 10, 2 * self.job.in_flight)  # what comes first finds nothing warm
-        took = ended[skip:] - begun[skip:]
-        seconds = (ended.max() - begun[skip]) / 1e9
-        count = self.total - skip
-        return {
-            "p50": percentile(took.tolist(), 50) / 1e3,
-            "p99": percentile(took.tolist(), 99) / 1e3,
-            "gb_per_s": self.job.size * count / seconds / 1e9
-            if self.job.in_flight > 1
-            else self.job.size / percentile(took.tolist(), 50),
-            "per_s": count / seconds,
-            "cpu_us": (encoder_s + scheduler_s + nodes_s) / self.total * 1e6,
-        }
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _cpu_of(pids: list[int]) -> float:
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def cases(job: Job, total: int, kinds: tuple[type[Carrier], ...]) -> tuple[dict[str, Case], Callable[[], None]]:
-    """The contenders for one job, made when each is first measured, and what ends them."""
-    made: dict[type[Carrier], Carrier] = {}
-
-    def once(kind: type[Carrier]) -> Figures:
-        if kind not in made:
-            made[kind] = kind(job)
-        return Round(made[kind], total).run()
-
-    def close() -> None:
-        for carrier in made.values():
-            carrier.close()
-
-    return {kind.name: partial(once, kind) for kind in kinds}, close
-
-
 METRICS = {"p50": "p50, µs", "p99": "p99, µs", "gb_per_s": "GB/s", "per_s": "requests/s", "cpu_us": "CPU µs/request"}
 
 
-def compare(bench: Benchmark, title: str, job: Job, total: int, kinds: tuple[type[Carrier], ...]) -> Any:
-    contenders, close = cases(job, total, kinds)
+def compare(bench: Benchmark, title: str, job: Job, total: int, kinds: Kinds) -> Results:
+    carriers, close = cases(job, total, kinds)
     try:
-        results = bench.interleave(contenders)
+        results = bench.interleave(carriers)
     finally:
         close()
-    bench.show(title, results, METRICS)
+    add_floors(results)
+    bench.show(title, results, METRICS, floor=POSSIBLE, by="gb_per_s")
     return results
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
+def title_of(size: str, in_flight: int) -> str:
+    return f"{size}, {in_flight} at once" if in_flight > 1 else f"{size}, one at a time"
+
+
+def small_title(hidden: int) -> str:
+    return f"64 x {hidden}, 256 in flight"
+
+
+def ask_for_goals(bench: Benchmark, seen: dict[str, Results]) -> None:
+    """What was measured beside what it should be, of the cases that were not left out."""
+    for size in ("0.45 MB", "1 MB", "9 MB", "42 MB"):
+        for in_flight in AT_ONCE:
+            title = title_of(size, in_flight)
+            if title not in seen:
+                continue
+            results = seen[title]
+            goal = {"1 MB": 0.65 if in_flight == 1 else None, "9 MB": 0.9, "42 MB": 0.9}.get(size)
+            if goal:
+                bench.at_least(f"{title}: of one copy's GB/s", results.ratio("gb_per_s", OURS, ONE_COPY), goal)
+            by_hand = results.ratio("gb_per_s", OURS, SharedBlock.name)
+            bench.at_least(f"{title}: of the hand-written block's", by_hand, 1)
+            goal = 4 if size == "42 MB" else 2.5
+            zeromq = results.ratio("gb_per_s", OURS, TunedZeroMQIpc.name)
+            bench.at_least(f"{title}: of tuned ZeroMQ's (ipc)", zeromq, goal)
+            if title == title_of("1 MB", 1):
+                bench.at_most(f"{title}: p99 over p50", results.ratio("p99", OURS, OURS, "p50"), 3)
+            if in_flight == 1:
+                in_place = results.ratio("p50", IN_PLACE, WAKE_UP)
+                bench.at_most(f"{title}, in place: p50 over a wake-up's", in_place, 2)
+    if (title := small_title(64)) in seen:
+        zeromq = seen[title].ratio("per_s", OURS, TunedZeroMQIpc.name)
+        bench.at_least(f"{title}: of ZeroMQ's requests/s (ipc)", zeromq, 1)
+        cpu = seen[title].ratio("cpu_us", OURS, TunedZeroMQIpc.name)
+        bench.at_most(f"{title}: CPU a request over ZeroMQ's (ipc)", cpu, 1)
+    if (title := small_title(HIDDEN)) in seen:
+        by_hand = seen[title].ratio("per_s", OURS, SharedBlock.name)
+        bench.at_least(f"{title}: of the hand-written block's requests/s", by_hand, 1)
+
+
+def plot(file: Path, seen: dict[str, Results]) -> None:
+    """One at a time: size against GB/s and against latency, a line a carrier."""
+    names = list(dict.fromkeys(name for results in seen.values() for name in results.figures))
+    hidden = {kind.name for kind in COPIES}
+    panels = []
+    for metric, heading in (("gb_per_s", "GB/s"), ("p50", "latency, p50, µs")):
+        series = {}
+        for name in names:
+            points = [
+                (tokens * HIDDEN * 2 / MB, value)
+                for size, tokens in SIZES.items()
+                if (value := seen.get(title_of(size, 1), Results()).median(name, metric)) is not None
+            ]
+            if points and name not in hidden:
+                series[name] = points
+        panels.append(_plot.Panel(heading, series))
+    styles = {name: "floor" if name.startswith("floor") else "ours" for name in names if name.startswith(("f", OURS))}
+    text = _plot.draw("From the encoder's tensor to rows that the scheduler can use", "MB", panels, styles)
+    file.write_text(text)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", help="cases whose title has this text")
     parser.add_argument("--engines", default="shm,mooncake", help="shm, mooncake or both")
-    own, rest = parser.parse_known_args()
-    sys.argv[1:] = rest
-    bench = Benchmark(__file__, __doc__, rounds=5, quick_rounds=2)
-    kinds = (*FLOORS, *(HERE_ONLY if "shm" in own.engines else ()), *(NETWORK if "mooncake" in own.engines else ()))
-    for name, tokens in SIZES.items():
+    parser.add_argument(
+        "--plot", type=Path, help="where to draw size against GB/s and latency (default: docs/performance.svg)"
+    )
+
+
+def main() -> None:
+    bench = Benchmark(__file__, __doc__, rounds=5, quick_rounds=2, options=add_options)
+    options = bench.options
+    is_whole = not options.only and not bench.quick
+    if not is_whole:
+        bench.json = options.json  # what has been recorded is a whole run
+    here = (*PEERS, *_ours.HERE) if "shm" in options.engines else ()
+    network = (RawMooncake, *_ours.NETWORK) if "mooncake" in options.engines else ()
+    seen: dict[str, Results] = {}
+    for size, tokens in SIZES.items():
         for in_flight in AT_ONCE:
-            title = f"{name}, {in_flight} at once" if in_flight > 1 else f"{name}, one at a time"
-            job = Job(tokens, HIDDEN, in_flight)
-            if own.only not in title or job.size * in_flight > MOST_BYTES:
+            title, job = title_of(size, in_flight), Job(tokens, HIDDEN, in_flight)
+            if options.only not in title or job.size * in_flight > MOST_BYTES:
                 continue
-            total = max(12, 4 * in_flight, min(400, bench.scaled(ROUND_BYTES // job.size)))
-            compare(bench, title, job, total, kinds)
-    for tokens, hidden in ((64, 64), (64, HIDDEN)):
-        title = f"{tokens} x {hidden}, 256 in flight"
-        if own.only in title:
-            small = (*FLOORS, SharedBlock, ZeroMQIpc, ZeroMQTcp, TorchQueue, Embridge)
-            compare(bench, title, Job(tokens, hidden, 256), bench.scaled(8000 if hidden == 64 else 2000), small)
+            least = in_flight * (2 if job.size * in_flight > GREAT_BYTES else 4)
+            total = max(12, least, min(bench.scaled(600), bench.scaled(ROUND_BYTES // job.size)))
+            floors = (WakeUp, *COPIES) if in_flight == 1 else COPIES
+            seen[title] = compare(bench, title, job, total, (*floors, *here, *network))
+    for hidden in SMALL:
+        title, total = small_title(hidden), bench.scaled(12_000 if hidden < HIDDEN else 6_000)
+        if options.only in title and here:
+            seen[title] = compare(bench, title, Job(64, hidden, 256), total, (*COPIES, *QUICK_PEERS, *_ours.HERE))
+    ask_for_goals(bench, seen)
+    if options.plot or is_whole:
+        plot(options.plot or HERE.parent / "docs" / "performance.svg", seen)
     bench.finish()
 
 

@@ -18,7 +18,8 @@ from itertools import count
 from time import monotonic_ns
 from typing import Any
 
-from _harness import FORK, Benchmark, Case, Figures, Start, native, need, quantiles_between, shared, together
+from _harness import FORK, Benchmark, Case, Figures, Start, need, quantiles_between, shared, together
+from _native import native
 
 from embridge.allocator._core import RECORD_BYTES, RING_HEADER_BYTES, Consumer, Producer, format_ring
 

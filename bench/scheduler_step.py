@@ -1,123 +1,168 @@
-"""What does embridge cost the scheduler's thread while embeddings arrive?
+"""What does it cost the scheduler's thread that embeddings arrive, and how soon does it have them?
 
-100 requests of 9 MB each (1250 tokens of hidden size 3584, bf16) travel from an encoder process to this one. Meanwhile
-this process plays the scheduler: step after step it calls `client.poll()` and `transfer.pop_transferred()`, as an
-engine's loop would, and then sleeps in place of a forward pass (a scheduler waits for its GPU without the GIL). Timed
-is only the two calls. Beside it, in the same run: the same step with nothing in flight, and what one request's copy
-would cost on this thread.
+Requests of 9 MB (1250 tokens of hidden size 3584, bf16), eight at once, travel from an encoder's process to three kinds
+of scheduler: one that sleeps until something has come; one that works for a millisecond (the GPU does, the thread waits
+for it without the GIL) and then looks; one that looks all the time, so that its process's other threads get the GIL
+only when the interpreter takes it away. Beside embridge stands what one would write instead: a thread of the
+scheduler's process that receives from ZeroMQ without copies and hands on through a queue.
+
+A look is everything that the scheduler does to find what has come; a step is from one look to the next. Each is also
+measured while nothing arrives ("idle"). The floor of what arrives is one copy and one wake-up, that of a step the same
+step without a look.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
-import statistics
-import tempfile
+import ctypes
 import time
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-import torch
+import _ours
+import numpy as np
+from _carriers import Carrier, Job, Look, Release, Send, Sleep, TunedZeroMQIpc
+from _floors import COPIES, POSSIBLE, add_floors
+from _harness import FORK, Benchmark, Case, Figures, Results, Start
+from _ours import OURS
+from _round import Round, spread_of
 
-from embridge import EmbeddingRequest, Geometry, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
-
-HIDDEN, BLOCK = 3584, 128
-
-
-def encoder(run_dir: str, num_requests: int, tokens: int, barrier: object) -> None:
-    embeddings = torch.randn(tokens, HIDDEN).bfloat16()
-    ids = torch.arange(tokens, dtype=torch.int32)
-    positions = torch.zeros(tokens, 3, dtype=torch.int32)
-    with attach(run_dir) as client:
-        barrier.wait()  # type: ignore[attr-defined]
-        senders = []
-        for room in range(1, num_requests + 1):
-            sender = client.sender(room, tokens)
-            sender.send_embedding(embeddings, ids, positions, borrow=True)  # they never change
-            senders.append(sender)
-        while any(sender.poll() < 3 for sender in senders):
-            time.sleep(0.01)
-
-
-def step(client: object, transfer: TransferQueue) -> tuple[int, list[EmbeddingRequest]]:
-    begun = time.perf_counter_ns()
-    client.poll()  # type: ignore[attr-defined]
-    finished, failed = transfer.pop_transferred()
-    took = time.perf_counter_ns() - begun
-    assert not failed, failed[0].failure
-    return took, finished
+HIDDEN, TOKENS, AT_ONCE = 3584, 1250, 8
+FORWARD_S = 1e-3
+MOST_STEPS = 1_000_000  # that are written down
+SLEEPS, POLLS, SPINS = "sleeps until something has come", "looks each millisecond", "looks all the time"
+METRICS = {
+    "step_p50": "step p50, µs",
+    "step_p99": "step p99, µs",
+    "step_max": "step max, µs",
+    "look_p50": "look p50, µs",
+    "look_p99": "look p99, µs",
+    "p50": "request p50, µs",
+    "p99": "request p99, µs",
+    "gb_per_s": "GB/s",
+    "cpu_us": "CPU µs/request",
+}
 
 
-def figures(samples_ns: list[int]) -> dict[str, float]:
-    ordered = sorted(samples_ns)
-    return {
-        "steps": len(ordered),
-        "p50_us": round(statistics.median(ordered) / 1e3, 2),
-        "p99_us": round(ordered[int(len(ordered) * 0.99)] / 1e3, 2),
-        "max_us": round(ordered[-1] / 1e3, 1),
-        "mean_us": round(statistics.fmean(ordered) / 1e3, 2),
-    }
+class Steps(Round):
+    """A round whose scheduler steps in its own manner and writes down when it looked.
+
+    Without requests it takes `num_steps`, with nothing to find.
+    """
+
+    def __init__(self, carrier: Carrier, manner: str, total: int, num_steps: int = 0) -> None:
+        super().__init__(carrier, total)
+        self._manner = manner
+        self._num_idle = num_steps
+        self._stamps = FORK.RawArray(ctypes.c_int64, 2 * MOST_STEPS)
+        self._num_steps = FORK.RawValue(ctypes.c_int64, 0)
+
+    def scheduler(self, start: Start) -> float:
+        look, sleep, release = self.carrier.looker()
+        between = {SLEEPS: sleep, POLLS: partial(time.sleep, FORWARD_S), SPINS: lambda: None}[self._manner]
+        ended, stamps, now = self.ended, self._stamps, time.monotonic_ns
+        self.is_ready.set()
+        start()
+        cpu = time.process_time()
+        count = steps = 0
+        while count < self.total or steps < self._num_idle:
+            begun = now()
+            found = look()
+            seen = now()
+            if steps < MOST_STEPS:
+                stamps[2 * steps], stamps[2 * steps + 1] = begun, seen
+                steps += 1
+            for number, rows in found:
+                ended[number] = seen
+                self.end(count, number, rows)
+                release(number)
+                self.credit(count, number)
+                count += 1
+            between()
+        self._num_steps.value = steps
+        return time.process_time() - cpu
+
+    def figures(self, cpu_s: float) -> Figures:
+        begun, ended = np.frombuffer(self._stamps, np.int64)[: 2 * self._num_steps.value].reshape(-1, 2).T
+        steps, looks = spread_of(np.diff(begun)), spread_of(ended - begun)
+        of_steps = {f"step_{name}": value for name, value in steps.items()}
+        of_steps |= {f"look_{name}": value for name, value in looks.items()}
+        of_steps["step_max"] = float(np.diff(begun).max()) / 1e3
+        return of_steps | (super().figures(cpu_s) if self.total else {})
+
+
+def add_steps(results: Results) -> None:
+    """The floor of a step, into the row that has the floor of a request."""
+    for floor, steps in zip(results.figures.get(POSSIBLE, []), results.figures.get(Nothing.name, []), strict=False):
+        floor |= {metric: value for metric, value in steps.items() if metric.startswith("step_")}
+
+
+class Contenders:
+    """The carriers, each made when it is first measured, for all three schedulers."""
+
+    def __init__(self, kinds: tuple[type[Carrier], ...]) -> None:
+        self._job = Job(TOKENS, HIDDEN, AT_ONCE)
+        self._kinds = kinds
+        self._made: dict[type[Carrier], Carrier] = {}
+
+    def _carrier(self, kind: type[Carrier]) -> Carrier:
+        if kind not in self._made:
+            self._made[kind] = kind(self._job)
+        return self._made[kind]
+
+    def cases(self, manner: str, total: int, num_steps: int) -> dict[str, Case]:
+        found: dict[str, Case] = {kind.name: partial(self._copy, kind, total) for kind in COPIES}
+        if manner != SLEEPS:
+            found[Nothing.name] = partial(self._run, Nothing, manner, 0, num_steps)
+        for kind in self._kinds:
+            if manner != SLEEPS:
+                found[f"{kind.name}, idle"] = partial(self._run, kind, manner, 0, num_steps)
+            found[kind.name] = partial(self._run, kind, manner, total)
+        return found
+
+    def _copy(self, kind: type[Carrier], total: int) -> Figures:
+        return Round(self._carrier(kind), total).run()
+
+    def _run(self, kind: type[Carrier], *arguments: Any) -> Figures:
+        return Steps(self._carrier(kind), *arguments).run()
+
+    def close(self) -> None:
+        for carrier in self._made.values():
+            carrier.close()
+
+
+class ZeroMQThread(TunedZeroMQIpc):
+    name = "ZeroMQ thread"
+
+
+class Nothing(Carrier):
+    """A scheduler that has nobody to look for: the floor of a step."""
+
+    name = "floor: a step without a look"
+
+    def looker(self) -> tuple[Look, Sleep, Release]:
+        return list, lambda: None, lambda number: None
+
+    def sender(self) -> Send:
+        return lambda number, rows: None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--tokens", type=int, default=1250)
-    parser.add_argument("--blocks", type=int, default=128, help="blocks a side")
-    parser.add_argument("--forward-ms", type=float, default=1.0, help="sleep in place of a forward pass")
-    parser.add_argument("--quick", action="store_true", help="20 requests only")
-    options = parser.parse_args()
-    options.requests = 20 if options.quick else options.requests
-    geometry = Geometry(hidden_size=HIDDEN, block_size=BLOCK, num_blocks=options.blocks)
-    with tempfile.TemporaryDirectory(prefix="eb-") as root:
-        encode = PipelineConfig(role="encode", run_dir=Path(root, "e"), geometry=geometry, lock_memory=False)
-        language = PipelineConfig(role="language", run_dir=Path(root, "l"), geometry=geometry, lock_memory=False)
-        with launch(encode) as source, launch(language) as target, attach(target.run_dir) as client:
-            transfer = TransferQueue(client)
-            prealloc = PreallocQueue(client, transfer)
-            idle = []
-            for _ in range(500):
-                idle.append(step(client, transfer)[0])
-                time.sleep(options.forward_ms / 1e3)
-            context = multiprocessing.get_context("spawn")
-            barrier = context.Barrier(2)
-            child = context.Process(
-                target=encoder, args=(str(source.run_dir), options.requests, options.tokens, barrier)
-            )
-            child.start()
-            barrier.wait()
-            begun = time.perf_counter()
-            for room in range(1, options.requests + 1):
-                prealloc.add(EmbeddingRequest(room=room, bootstrap_addr=source.bootstrap_addr))
-            busy: list[int] = []
-            done = 0
-            while done < options.requests:
-                took, finished = step(client, transfer)
-                busy.append(took)
-                for request in finished:
-                    done += 1
-                    request.release()
-                time.sleep(options.forward_ms / 1e3)
-            wall_s = time.perf_counter() - begun
-            child.join()
-    chunk = torch.randn(options.tokens, HIDDEN).bfloat16()
-    copies, kept = [], []
-    for _ in range(10):
-        begun_ns = time.perf_counter_ns()
-        kept.append(chunk.clone())  # kept, as a scheduler would: each goes into fresh memory
-        copies.append(time.perf_counter_ns() - begun_ns)
-    size = options.requests * options.tokens * geometry.token_bytes
-    result = {
-        "requests": options.requests,
-        "mb_each": round(options.tokens * geometry.token_bytes / 1e6, 2),
-        "wall_s": round(wall_s, 2),
-        "gb_per_s": round(size / wall_s / 1e9, 2),
-        "step_idle": figures(idle),
-        "step_arriving": figures(busy),
-        "share_of_scheduler_thread": round(sum(busy) / 1e9 / wall_s, 4),
-        "clone_of_one_request_us": round(statistics.median(copies) / 1e3, 1),
-    }
-    print(json.dumps(result, indent=2))
+    bench = Benchmark(__file__, __doc__, rounds=5, quick_rounds=2)
+    contenders = Contenders((ZeroMQThread, *_ours.HERE))
+    try:
+        for manner in (SLEEPS, POLLS, SPINS):
+            num_steps = bench.scaled(500) if manner == POLLS else bench.scaled(100_000)
+            results = bench.interleave(contenders.cases(manner, bench.scaled(200), num_steps))
+            add_floors(results)
+            add_steps(results)
+            bench.show(f"a scheduler that {manner}", results, METRICS, floor=POSSIBLE, by="gb_per_s")
+            for metric in ("step_p99", "p50") if manner == POLLS else ("p50",):
+                ratio = results.ratio(metric, OURS, ZeroMQThread.name)
+                what = METRICS[metric].partition(",")[0]
+                bench.at_most(f"{manner}: {what} over that beside a ZeroMQ thread", ratio, 1)
+    finally:
+        contenders.close()
+    bench.finish()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
-from _harness import FORK, Benchmark, Case, Figures, Start, native, quantiles, quantiles_between, shared, together
+from _harness import FORK, Benchmark, Case, Figures, Start, quantiles, quantiles_between, shared, together
+from _native import native
 
 from embridge.allocator._core import (
     DOORBELL_BYTES,

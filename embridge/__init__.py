@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from embridge.allocator.status import Phase as Phase
     from embridge.pipeline.attach import attach as attach
     from embridge.pipeline.client.client import Client as Client
+    from embridge.pipeline.client.in_place import WritableRows as WritableRows
     from embridge.pipeline.client.receiver import EmbeddingReceiver as EmbeddingReceiver
     from embridge.pipeline.client.sender import EmbeddingSender as EmbeddingSender
     from embridge.pipeline.config import ConfigError as ConfigError
@@ -75,6 +76,7 @@ _NAMES = {
     "embridge.allocator.status": ("Phase",),
     "embridge.pipeline.attach": ("attach",),
     "embridge.pipeline.client.client": ("Client",),
+    "embridge.pipeline.client.in_place": ("WritableRows",),
     "embridge.pipeline.client.receiver": ("EmbeddingReceiver",),
     "embridge.pipeline.client.sender": ("EmbeddingSender",),
     "embridge.pipeline.config": ("ConfigError", "PipelineConfig"),

@@ -1,10 +1,17 @@
-"""Numbers as callers give them: Python's own, NumPy's, or one element of a tensor; else a ValueError that names it."""
+"""What callers give: numbers, which are Python's own, NumPy's, or one element of a tensor; and addresses.
+
+All else is a ValueError that names it.
+"""
 
 from __future__ import annotations
 
 import operator
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Final, TypeGuard
+
+from embridge.allocator.records import ADDRESS_BYTES
+from embridge.workers.addresses import split_address
 
 MAX_SAID: Final = 200
 
@@ -21,8 +28,9 @@ def whole(name: str, value: Any, low: int, high: int, limits: str = "") -> int:
 
 
 def said(value: Any) -> str:
-    """`value` as an error names it, shortened; its type alone where it has no text, as an int of 5000 digits
-    has none.
+    """`value` as an error names it, shortened.
+
+    It is its type alone if the value has no text, as an int of 5000 digits has none.
     """
     try:
         text = repr(value)
@@ -33,10 +41,34 @@ def said(value: Any) -> str:
 
 def is_time(value: Any) -> TypeGuard[float]:
     """Whether this is a number of seconds, of Python's or NumPy's types, that a float can hold."""
+    if type(value) is float:
+        return True
     if not isinstance(value, Real):
         return False
     try:
         float(value)
     except (OverflowError, ValueError):
         return False
+    return True
+
+
+def check_address(bootstrap_addr: str) -> None:
+    """Raise ValueError if this is not an encode node's address."""
+    if not isinstance(bootstrap_addr, str):
+        raise ValueError(
+            f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr"
+        )
+    try:
+        _is_address(bootstrap_addr)
+    except ValueError as error:
+        raise ValueError(f"bootstrap_addr: {error}; see Node.bootstrap_addr") from None
+    size = len(bootstrap_addr.encode())
+    if size > ADDRESS_BYTES:
+        raise ValueError(f"bootstrap_addr: {size} bytes > {ADDRESS_BYTES} bytes")
+
+
+@lru_cache(maxsize=256)
+def _is_address(bootstrap_addr: str) -> bool:
+    """Raises ValueError as `split_address` does. Whoever names nodes names the same ones over and over."""
+    split_address(bootstrap_addr)
     return True

@@ -1,6 +1,6 @@
-"""Configuration: flags over environment over a TOML file over defaults; a bad value is an error that names it.
+"""Configuration: flags go over the environment, this over a TOML file, this over defaults. Errors name the bad value.
 
-The environment is read here and nowhere else; `node/launcher_start.py` sets a variable of numpy's.
+No other module reads the environment for settings of embridge.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from urllib.parse import urlsplit
 from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
 from embridge.allocator.settings import Setting, check, setting, settings_of
 from embridge.workers.timing import Timing
-from embridge.workers.transfer.engines import choices
-from embridge.workers.transfer.engines.mooncake import MooncakeSettings
+from embridge.workers.transfer import engines
 
 GIB: Final = 1 << 30
 DEFAULT_ROUTES: Final = 128  # nodes of the other role, where discovery is set and `max_routes` is not
 MAX_URL_CHARS: Final = 120
-MAX_UNSENT_BYTES: Final = 1 << 62  # a sum of it and of one more request fits into a word
+MAX_UNSENT_BYTES: Final = 1 << 62  # the sum of it and of one more request fits into a word of 64 bits
 ROLES: Final = {"encode": Role.ENCODE, "language": Role.LANGUAGE}
 
 
@@ -41,7 +40,12 @@ def default_run_dir(role: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig:
-    """One node. Sizes in blocks and tokens, times in `timing`. `docs/settings.md` lists every setting."""
+    """The settings of one node: sizes in blocks and tokens, times in `timing`. `docs/settings.md` lists every setting.
+
+    `engine_settings` holds, by an engine's name, the settings of each engine that has some, such as `MooncakeSettings`;
+    an engine that is not named has its defaults. A TOML file, the environment, `from_env` and `from_toml` take an
+    engine's settings as a group like the others: `from_env(mooncake={"protocol": "rdma"})`.
+    """
 
     role: str = setting("language", "Which side of the transfer.", choices=lambda: tuple(ROLES), is_flag=True)
     run_dir: Path | None = setting(
@@ -61,11 +65,8 @@ class PipelineConfig:
     allow_file: Path | None = setting(
         None, "Public keys of the other nodes, one line each. A node has both files or neither.", is_flag=True
     )
-    engine: str = setting(
-        "auto", "How rows travel; auto: shared memory to peers on this host, Mooncake to others.",
-        choices=choices, is_flag=True,
-    )  # fmt: skip
-    mooncake: MooncakeSettings = field(default_factory=MooncakeSettings)
+    engine: str = setting("auto", engines.how_rows_travel, choices=engines.choices, is_flag=True)
+    engine_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)  # by the name of the engine
     discovery: str = setting("", "URL of `embridge discovery`, http://host:port; default: none.", is_flag=True)
     discovery_token_file: Path | None = setting(None, "File, mode 0600, of the token it expects.", is_flag=True)
     geometry: Geometry = field(default_factory=Geometry)
@@ -89,6 +90,10 @@ class PipelineConfig:
         False, "Sum rows (CRC-32C) before they are sent and check them on receipt; the nodes of both roles, or none.",
         is_flag=True,
     )  # fmt: skip
+    direct: bool = setting(
+        True, "On one host, let encoders write straight into the blocks of language nodes, if both nodes have it so; "
+        "false: rows go through the transfer workers.", is_flag=True,
+    )  # fmt: skip
     lock_memory: bool = setting(True, "Lock the pool in memory (mlock).", is_flag=True)
     log_level: str = setting(
         "WARNING", "What the node's processes log.",
@@ -103,6 +108,7 @@ class PipelineConfig:
         for name, group in GROUPS.items():
             if not isinstance(getattr(self, name), group):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is no {group.__name__}")
+        object.__setattr__(self, "engine_settings", _engine_settings(self.engine_settings))
         if self.run_dir is None:
             object.__setattr__(self, "run_dir", default_run_dir(self.role))
         object.__setattr__(self, "run_dir", Path(self.run_dir or "").absolute())
@@ -122,7 +128,7 @@ class PipelineConfig:
         self._check_discovery()
 
     def _check_paths(self) -> None:
-        """They go to the launcher, and to other nodes, as text."""
+        """Refuse paths that are no UTF-8 text: they go to the launcher, and to other nodes, as text."""
         for name in ("run_dir", "key_file", "allow_file", "discovery_token_file"):
             value = getattr(self, name)
             raw = os.fsencode(value) if value is not None else b""
@@ -177,12 +183,18 @@ class PipelineConfig:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **over: Any) -> PipelineConfig:
-        """Defaults, then the environment, then `over` (nested groups as dataclasses, or as dicts of their fields)."""
+        """The configuration from defaults, then the environment, then `over`.
+
+        A group in `over` is its dataclass, or a dict of some of its fields.
+
+        Raises:
+            ConfigError: a name or a value is wrong; the text names it, and where it came from.
+        """
         return cls.of_layers(environment(environ), Layer(over))
 
     @classmethod
     def from_toml(cls, path: str | Path, environ: Mapping[str, str] | None = None, **over: Any) -> PipelineConfig:
-        """Defaults, then a TOML file, then the environment, then `over`.
+        """The configuration from defaults, then a TOML file, then the environment, then `over`.
 
         Raises:
             ConfigError: the file cannot be read, or a key or value in it is wrong.
@@ -191,14 +203,14 @@ class PipelineConfig:
 
     @classmethod
     def of_layers(cls, *layers: Layer) -> PipelineConfig:
-        """Later layers go over earlier ones.
+        """The configuration from these layers over the defaults; later layers go over earlier ones.
 
         Raises:
             ConfigError: a key or a value is wrong; the text names it, and where it came from.
         """
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
-        pool_tokens = None
+        pool_tokens, known = None, groups()
         for layer in layers:
             pool_tokens = layer.values.get(POOL_TOKENS, pool_tokens)
             for key, value in layer.values.items():
@@ -206,7 +218,7 @@ class PipelineConfig:
                     pool_tokens = None
                 if key == POOL_TOKENS:
                     continue
-                names = [f"{key}.{name}" for name in value] if key in GROUPS and isinstance(value, Mapping) else [key]
+                names = [f"{key}.{name}" for name in value] if key in known and isinstance(value, Mapping) else [key]
                 origins |= {name: layer.origin_of(name) for name in names}
                 try:
                     values[key] = _laid_over(values, key, value)
@@ -215,12 +227,14 @@ class PipelineConfig:
         try:
             if pool_tokens is not None:
                 values["geometry"] = _with_pool(values.get("geometry", Geometry()), pool_tokens)
-            return cls(**values)
+            of_engines = {name: values.pop(name) for name in _engine_groups() if name in values}
+            return cls(**values, engine_settings=of_engines)
         except ConfigError as error:
             raise _with_origin(error, origins) from error
 
 
-GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing, "mooncake": MooncakeSettings}
+GROUPS: Final[dict[str, Any]] = {"geometry": Geometry, "limits": Limits, "timing": Timing}
+"""The groups of the node itself; `groups` has those of its engines, too."""
 POOL_TOKENS: Final = "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE"  # becomes `num_blocks` once the block size is known
 DOCUMENTED: Final = {
     "default_allocate_tokens": "SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE",
@@ -231,7 +245,7 @@ DOCUMENTED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values from one place. `origins`: where those came from, by name; else all of them came from `origin`."""
+    """Values from one place. `origins` has, by name, where a value came from; the others came from `origin`."""
 
     values: Mapping[str, Any]
     origin: str = ""
@@ -241,16 +255,36 @@ class Layer:
         return self.origins.get(name, self.origin)
 
 
+def _engine_groups() -> dict[str, Any]:
+    return {it.name: it.settings_class for it in engines.ENGINES if it.settings_class is not None}
+
+
+def groups() -> dict[str, Any]:
+    """The class of each group of settings, by its name: first the node's own, then those of its engines."""
+    return GROUPS | _engine_groups()
+
+
 def all_settings() -> Iterator[tuple[str, Setting]]:
     """Every setting, with its group's name ("": of the node itself)."""
-    for group, kind in {"": PipelineConfig, **GROUPS}.items():
+    for group, kind in {"": PipelineConfig, **groups()}.items():
         for it in settings_of(kind).values():
             yield group, it
 
 
+def long_name(group: str, name: str) -> str:
+    """A setting's name where its group is not named beside it; that of an engine's setting begins with the engine's."""
+    return f"{group}_{name}".replace("-", "_") if group in _engine_groups() else name
+
+
 def variable_of(group: str, name: str) -> str:
-    """The variable of the environment that sets it."""
-    return f"EMBRIDGE_{'MOONCAKE_' if group == 'mooncake' else ''}{name.upper()}"
+    """The variable of the environment that sets this setting of this group."""
+    return f"EMBRIDGE_{long_name(group, name)}".upper()
+
+
+def flags_of(group: str, it: Setting) -> list[str]:
+    """The flags of `embridge launch` that set this setting of this group; a truth value has one for each value."""
+    name = long_name(group, it.name).replace("_", "-")
+    return [f"--{name}", f"--no-{name}"][: 1 + (it.kind is bool)] if it.is_flag else []
 
 
 def toml_file(path: str | Path) -> Layer:
@@ -294,24 +328,53 @@ def _parsed(variable: str, text: str, kind: type, parse: Callable[[str], Any]) -
 
 def _laid_over(values: Mapping[str, Any], key: str, value: Any) -> Any:
     """A value of a setting, or a group with some of its settings replaced."""
-    if key in GROUPS and isinstance(value, Mapping):
-        base = values.get(key, GROUPS[key]())
-        known = settings_of(GROUPS[key])
-        for name in value:
-            if name not in known:
-                raise ConfigError(f"{key}.{name}: unknown setting; known: {', '.join(sorted(known))}")
-        try:
-            return replace(base, **value)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{key}.{error}") from error
-    names = [it.name for it in fields(PipelineConfig)]
+    group = groups().get(key)
+    if group is not None and isinstance(value, Mapping):
+        return _replaced(key, group, values.get(key, group()), value)
+    names = [it.name for it in fields(PipelineConfig) if it.name != "engine_settings"] + list(_engine_groups())
     if key not in names:
         raise ConfigError(f"{key}: unknown setting; known: {', '.join(names)}")
     return value
 
 
+def _replaced(key: str, group: Any, base: Any, given: Mapping[str, Any]) -> Any:
+    """The group of this name and class with some of its settings replaced."""
+    known = settings_of(group)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{key}.{name}: unknown setting; known: {', '.join(sorted(known))}")
+    try:
+        return replace(base, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}.{error}") from error
+
+
+def _engine_settings(given: object) -> dict[str, Any]:
+    """The settings of every engine that has some, by name, from those that were given.
+
+    The settings of an engine may come as its settings class or as a mapping of names to values, which is what the
+    launcher, who reads the configuration as text, has.
+
+    Raises:
+        ConfigError: an engine has no settings, or a setting or its value is wrong.
+    """
+    known = _engine_groups()
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"engine_settings: {given!r} is no mapping of engines to their settings")
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"engine_settings: {name!r} has no settings; known: {', '.join(known)}")
+    found = {}
+    for name, group in known.items():
+        value = given.get(name, {})
+        found[name] = _replaced(name, group, group(), value) if isinstance(value, Mapping) else value
+        if not isinstance(found[name], group):
+            raise ConfigError(f"{name}: {value!r} is no {group.__name__}")
+    return found
+
+
 def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:
-    """The error with the place from which the value came that it begins with, where there is such a place."""
+    """The error with the origin of the setting that its text begins with, where that origin is known."""
     origin = origins.get(str(error).partition(":")[0])
     return ConfigError(f"{error} (from {origin})") if origin else error
 

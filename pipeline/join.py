@@ -73,11 +73,11 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
 
 
 def check_run_dir(run_dir: Path) -> None:
-    """Whether it is a folder in which a node of this user may stand.
+    """Check that this folder may be the run directory of a node of this user.
 
     Raises:
-        RunDirError: somebody else may have put it there.
-        OSError: it is not there, or cannot be reached.
+        RunDirError: another user may have put the folder there.
+        OSError: the folder is not there, or cannot be reached.
     """
     os.close(open_run_dir(run_dir.absolute()))
 

@@ -1,16 +1,18 @@
-"""The run directory: who may have made each folder of its path, and the identity that stands in it.
+"""The run directory: which folders may be on its path, and the node's identity in it.
 
-Whoever can put another folder, or a link, in its place decides where a node writes and who is asked for its memory. So
-the path is walked from the root, one folder at a time, each held open while the next one is looked up in it:
+A user who can put another folder, or a link, in place of the run directory decides where a node writes and whom a
+client asks for the node's memory. So the path is walked from the root, one folder at a time, and each folder is held
+open while the next one is looked up in it:
 
-- each belongs to this user, to root, or to whom the root directory belongs (root, as a user namespace shows it);
-- none may be written by everybody, but for sticky ones (/tmp), where each may remove only what is his own. Below such a
-  folder each is this user's or root's, and no symbolic link is followed, for anybody may have put one there;
-- elsewhere a link of this user or of root is followed (/var/run is one), but never as the last of the path;
-- the last one is this user's. What is missing is made, with mode 0700, by a launcher alone.
+- each folder belongs to this user, to root, or to the owner of the root directory (root, as a user namespace shows it);
+- no folder may be written by everybody, except sticky ones (/tmp), where users may remove only what is their own. Below
+  such a folder each one belongs to this user or to root, and no symbolic link is followed, for anybody may have put one
+  there;
+- elsewhere a link of this user or of root is followed (/var/run is one), but never as the last part of the path;
+- the last folder belongs to this user. Only a launcher makes folders that are missing, with mode 0700.
 
-What has been walked stays as it is: nobody but this user and root can change it. Files in it are opened by its
-descriptor, as regular files or not at all.
+A path that has been walked stays as it is: nobody but this user and root can change it. Files in the run directory are
+opened by its descriptor, and only as regular files.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from embridge.workers.files import open_regular
 
 IDENTITY_NAME: Final = "identity"
 MAX_IDENTITY: Final = (1 << 63) - 1  # an id is a word of the control segment, and of messages
-MAX_INCARNATION: Final = 1 << 62  # of which half is left for those that follow
+MAX_INCARNATION: Final = 1 << 62  # half of the range is left for later incarnations
 MAX_LINKS: Final = 40  # the kernel's own limit
 _FOLDER: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _IDENTITY: Final = re.compile(rb"\s*(\d{1,20})\s+(\d{1,20})\s*")
@@ -36,15 +38,15 @@ _ELSEWHERE: Final = "choose another with --run-dir (run_dir)"
 
 
 class RunDirError(EmbridgeError):
-    """A run directory that cannot be trusted; the text names the folder, whose it is, and what to do."""
+    """A run directory that cannot be trusted; the text names the folder, its owner, and what to do."""
 
 
 def open_run_dir(path: Path, *, create: bool = False) -> int:
-    """A descriptor (O_PATH) of the run directory at this absolute path; with `create`, what is missing is made.
+    """A descriptor (O_PATH) of the run directory at this absolute path; with `create`, missing folders are made.
 
     Raises:
-        RunDirError: it, or a folder above it, is not what it must be.
-        OSError: it is not there, is no folder, or cannot be reached.
+        RunDirError: the run directory, or a folder above it, cannot be trusted.
+        OSError: the run directory is not there, is no folder, or cannot be reached.
     """
     return _Walk(path).walk(create)
 
@@ -110,7 +112,7 @@ class _Walk:
         except FileNotFoundError:
             if not create:
                 raise
-        with contextlib.suppress(FileExistsError):  # made meanwhile, by whomever: it is looked at like any other
+        with contextlib.suppress(FileExistsError):  # made meanwhile, by any user: it is checked like the others
             os.mkdir(name, 0o700, dir_fd=self._fd)
         return os.open(name, _FOLDER, dir_fd=self._fd)
 
@@ -149,8 +151,8 @@ def read_identity(directory: int) -> tuple[int, int]:
     """(node id, last incarnation) of the node whose run directory this is; (0, 0) where none has been.
 
     Raises:
-        ValueError: what stands there is no identity.
-        OSError: it cannot be read.
+        ValueError: the file holds no identity.
+        OSError: the file cannot be read.
     """
     try:
         fd = open_regular(IDENTITY_NAME, os.O_RDONLY | os.O_NOFOLLOW, directory=directory)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from embridge.allocator.settings import Setting, settings_of, shown
-from embridge.pipeline.config import DOCUMENTED, GROUPS, POOL_TOKENS, PipelineConfig, variable_of
+from embridge.pipeline.config import DOCUMENTED, POOL_TOKENS, PipelineConfig, flags_of, groups, variable_of
+from embridge.workers.transfer import engines
 
 WIDTH: Final = 120
 _HEAD: Final = f"""# Settings
@@ -31,23 +32,24 @@ A value comes from the first of these places that has one:
 A value that cannot be used is an error that names the setting, the value, what is allowed, and where it came from.
 `{POOL_TOKENS}` is the pool in tokens; it becomes `geometry.num_blocks`.
 
-To add a setting, add one field (`pipeline/config.py`, or the group's class) with `setting(default, help, ...)`. Flag,
-variable, TOML key, check and this page follow from it.
+To add a setting, add one field (`pipeline/config.py`, the group's class, or an engine's file) with `setting(default,
+help, ...)`. Flag, variable, TOML key, check and this page follow from it.
 """
 _TITLES: Final = {
     "": "The node",
     "geometry": "Blocks: `[geometry]`",
     "limits": "How much of everything: `[limits]`",
     "timing": "Times: `[timing]`",
-    "mooncake": "Mooncake: `[mooncake]`",
 }
+"""Of the node's own groups; an engine's has its title."""
 
 
 def page() -> str:
     """The text of the page."""
     parts = [_HEAD]
-    for group, kind in {"": PipelineConfig, **GROUPS}.items():
-        parts.append(f"## {_TITLES[group]}\n")
+    titles = _TITLES | {it.name: f"{it.title}: `[{it.name}]`" for it in engines.ENGINES}
+    for group, kind in {"": PipelineConfig, **groups()}.items():
+        parts.append(f"## {titles[group]}\n")
         parts.append("\n".join(_entry(group, it) for it in settings_of(kind).values()) + "\n")
     return "\n".join(parts)
 
@@ -57,9 +59,7 @@ def _entry(group: str, it: Setting) -> str:
     places = [f"`{variable_of(group, it.name)}`"]
     if documented := DOCUMENTED.get(f"{group}.{it.name}" if group else it.name):
         places.append(f"`{documented}`")
-    if it.is_flag:
-        flag = it.name.replace("_", "-")
-        places.insert(0, f"`--{flag}`" + (f", `--no-{flag}`" if it.kind is bool else ""))
+    places[:0] = [f"`{flag}`" for flag in flags_of(group, it)]
     text = f"**`{it.name}`** ({facts}): {it.help} {', '.join(places)}."
     return textwrap.fill(
         text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False

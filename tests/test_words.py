@@ -31,7 +31,7 @@ SOURCES = sorted(
 )
 MODULES = (errors, geometry, metrics, ranklog, records, rings, status)
 
-WRITE = {"set", "put", "store", "raise_to", "count", "set_bits", "clear_bits", "compare_exchange", "add"}
+WRITE = {"set", "put", "store", "raise_to", "count", "set_bits", "clear_bits", "compare_exchange", "add", "settle"}
 READ = {"get", "load", "compare_exchange", "_word"}
 ACCESSORS = {"LaneBits"}  # classes that set, clear and read the word that they are given
 SEND = {"send", "send_now", "kick_bootstrap", "kick_worker"}
@@ -221,7 +221,7 @@ SETTINGS: dict[Any, set[str]] = {
     Timing: {"timing", "_timing"},
     geometry.Limits: {"limits", "_limits"},
     geometry.Geometry: {"geometry", "_geometry"},
-    MooncakeSettings: {"settings", "_settings", "mooncake"},
+    MooncakeSettings: {"settings", "_settings"},
 }
 """And what a variable is called that holds one."""
 THROUGH = {"run_dir": "directory"}  # the property that reads it: never None
@@ -253,9 +253,12 @@ def test_every_setting_is_read(group: Any) -> None:
 
 PUBLIC = {
     "from_toml": "of a configuration, for who launches a node from Python",
-    "current_allocation": "of a receiver, for who drives it without the queues",
     "buffered_chunks": "of a request, for who looks at it before its end",
+    "copy_to": "of a result, for who needs its rows elsewhere",
+    "pop_available": "of a transfer queue, for who reads rows as they land",
     "retry": "of a receiver, without the queues",
+    "allocate": "the same",
+    "resume_transfer": "the same",
 }
 CALLED_BY_OTHERS = {
     "emit": "logging",

@@ -1,12 +1,13 @@
-"""Addresses of nodes: `tcp://ip:port` between nodes and at sockets. A request may name a host; that is looked up here.
+"""Addresses of nodes: `tcp://ip:port` between nodes and at sockets; a host name in a request is looked up here.
 
-libzmq would look a name up in its one I/O thread: until the resolver answers, nothing goes in or out for anybody. And
-of a name with addresses of both families it takes only the first. So no name reaches a socket. It is looked up in a
-thread, the answer kept for a while, or until nobody answers there, and where a name has several addresses, the first at
-which somebody speaks as our nodes do is the one.
+libzmq would look a name up in its one I/O thread: until the resolver answers, no message goes in or out for any peer.
+It also takes only the first address of a name that has addresses of both families. So no name reaches a socket. A name
+is looked up in a thread, and the answer is kept for a while, or until nobody answers at that address. If a name has
+several addresses, the first at which a node speaks is taken.
 
-A look-up cannot be broken off, and those that hang would keep the others from their threads. So there is a thread for
-each, up to a limit, and names that have taken long before come last, and have no more than half of the places.
+A look-up cannot be broken off, and look-ups that hang would keep others from their threads. So each look-up has a
+thread of its own, up to a limit. Names that have taken long before come last, and have no more than half of the
+threads.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ MAX_THREADS: Final = 64
 LONG_NS: Final = NS  # a look-up that takes longer makes its name one of those that come last
 MAX_KEPT: Final = 1024  # answers
 MAX_ADDRESSES: Final = 8  # of one name that are tried
-FOUND_NS: Final = 10 * NS  # for which an answer is kept
+FOUND_NS: Final = 10 * NS  # how long an answer is kept
 NOT_FOUND_NS: Final = NS
-TRY_S: Final = 0.5  # for one of several addresses to answer; all of them take less than the time to connect
+TRY_S: Final = 0.5  # how long one of several addresses has to answer; all together take less than `connect_timeout_s`
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def split_address(address: str) -> tuple[str, int]:
     """(host, port) of `tcp://host:port`, an IPv6 address without its brackets.
 
     Raises:
-        ValueError: it leads to no node.
+        ValueError: this is no address of a node.
     """
     form = _FORM.fullmatch(address)
     if form is None or int(form[2]) > 65535:
@@ -76,7 +77,7 @@ def host_of(address: str) -> str:
 
 
 class Found(NamedTuple):
-    """What has come of a name: where its node is reached, numeric; else why there is none."""
+    """The result of a look-up: the numeric address of the name's node, or why there is none."""
 
     endpoint: str
     why: str = ""
@@ -94,13 +95,13 @@ class Names:
         self._kept: dict[str, tuple[Found, int]] = {}  # address -> its answer, and until when it holds
         self._asked: set[str] = set()
         self._queue: deque[str] = deque()
-        self._last: deque[str] = deque()  # those that have taken long before
+        self._last: deque[str] = deque()  # names that have taken long before
         self._begun: dict[str, int] = {}  # look-ups under way, and since when
         self._slow: dict[str, None] = {}  # names whose last look-up took long
         self._num_threads = 0
 
     def find(self, address: str) -> Found | None:
-        """What has come of `tcp://name:port`; None while it is looked up."""
+        """The result for `tcp://name:port`; None while it is looked up."""
         with self._lock:
             found, until_ns = self._kept.get(address, (None, 0))
             if found is not None and self._clock() < until_ns:
@@ -120,15 +121,18 @@ class Names:
         return None
 
     def forget(self, endpoint: str) -> None:
-        """Nobody answers there any more: whatever name led there is looked up again when it is asked for next."""
+        """Forget the answers that lead to this endpoint, because nobody answers there any more.
+
+        Their names are looked up again when a request next has one of them.
+        """
         with self._lock:
             for address in [address for address, (found, _) in self._kept.items() if found.endpoint == endpoint]:
                 del self._kept[address]
 
     def _start(self) -> str:
-        """One more thread, where somebody waits for one and may have it (under the lock).
+        """Start one more thread, if a name waits for one and may have it (under the lock).
 
-        Returns why there can be none.
+        Returns why none can be started.
         """
         if not self._may_begin() or self._num_threads >= MAX_THREADS:
             return ""
@@ -145,7 +149,7 @@ class Names:
         return bool(self._last) and sum([address in self._slow for address in self._begun]) < MAX_THREADS // 2
 
     def _work(self) -> None:
-        """A thread, until nothing is left to look up."""
+        """Look names up until none is left (what a thread runs)."""
         while True:
             with self._lock:
                 if not self._may_begin():
@@ -168,7 +172,7 @@ class Names:
 
 
 def _put(table: dict[str, T], address: str, value: T) -> None:
-    """As the latest entry; the oldest make room."""
+    """Enter as the latest; the oldest entries make room."""
     table.pop(address, None)
     table[address] = value
     while len(table) > MAX_KEPT:
@@ -176,7 +180,7 @@ def _put(table: dict[str, T], address: str, value: T) -> None:
 
 
 def look_up(address: str) -> Found:
-    """Ask the resolver, and where it knows several addresses, these. Takes as long as they take."""
+    """Ask the resolver and, if it knows several addresses, try those, one after the other. Waits for the answers."""
     host, port = split_address(address)
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
@@ -194,7 +198,7 @@ def look_up(address: str) -> Found:
 
 
 def _first_that_answers(host: str, endpoints: list[str]) -> Found:
-    """Else the first that is silent: it may be slow. One where nobody listens is none yet."""
+    """The first endpoint that answers, else the first that is silent: it may be slow. Closed ones do not count."""
     silent, why = "", "no address"
     for endpoint in endpoints:
         try:
@@ -211,7 +215,7 @@ def _first_that_answers(host: str, endpoints: list[str]) -> Found:
 
 
 def _speaks(endpoint: str) -> bool:
-    """Whether who listens there speaks as a node does. Raises TimeoutError, or OSError where nobody listens."""
+    """Whether a node answers there. Raises TimeoutError, or OSError if nobody listens."""
     with socket.create_connection(split_address(endpoint), timeout=TRY_S) as sock:
         said = b""
         while len(said) < 10:

@@ -1,4 +1,4 @@
-"""How many descriptors this process has, and may have: what is short is named as ours, and blamed on no peer."""
+"""Counts the descriptors that this process has and may have, so that no peer is blamed for a shortage of its own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import resource
 from typing import Final
 
-MOST: Final = 1 << 16  # more are of no use to a process, and make whoever lists them slow
-SPARE: Final = 8  # as many as one contact with a peer takes, and some
+MOST: Final = 1 << 16  # more are of no use, and make listing them slow
+SPARE: Final = 8  # more than one contact with a peer takes
 SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -19,16 +19,16 @@ def limit() -> int:
 
 
 def raise_limit() -> None:
-    """Let this process open as many as it may allow itself."""
+    """Raise this process's limit of descriptors as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
     if soft != resource.RLIM_INFINITY and soft < most:
-        with contextlib.suppress(OSError, ValueError):  # it goes on with what it has
+        with contextlib.suppress(OSError, ValueError):  # the limit stays as it is
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def num_open() -> int:
-    """All that it may have, where the list itself needs one that is not there."""
+    """How many descriptors are open; the limit if none is free with which to list them."""
     try:
         return len(os.listdir("/proc/self/fd")) - 1
     except OSError:
@@ -36,7 +36,7 @@ def num_open() -> int:
 
 
 def why_short() -> str:
-    """Why this process can open no more, and what to do; empty if it can."""
+    """Why this process can open no more descriptors, and what to do; empty if it can."""
     opened: list[int] = []
     try:
         for _ in range(SPARE):
@@ -50,7 +50,7 @@ def why_short() -> str:
 
 
 def shortage(error: OSError) -> str:
-    """What an error says about this process, or this machine; empty when it is about something else."""
+    """The shortage of this process or machine that an error tells of; empty when it is about something else."""
     if error.errno not in SHORTAGE:
         return ""
     if error.errno == errno.ENFILE:

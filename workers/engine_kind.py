@@ -1,13 +1,15 @@
-"""What a node knows of an engine without running it: its properties, and what two nodes tell each other of it at a
-registration.
+"""What a node knows of an engine without running it: its properties, and what two nodes tell each other of it.
 
-The roles ask an engine these questions, and never which one it is. `transfer/engines/` has the engines themselves.
+They tell it at a registration. Roles, configuration and `embridge doctor` ask an engine these questions, and never
+which one it is. `transfer/engines/` has the engines themselves.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from embridge.workers.checks import Check
 
 
 class EngineKind(ABC):
@@ -18,7 +20,14 @@ class EngineKind(ABC):
     number: ClassVar[int]
     """As the peer table has it, at least 1; no other engine has this number."""
     title: ClassVar[str]
-    """As texts for people have it."""
+    """As texts for people have it: reasons of failures, `embridge doctor`, and its part of the page of settings."""
+    settings_class: ClassVar[type[Any] | None] = None
+    """The group of its settings (`allocator/settings.py`), or None.
+
+    With it the node has a table of the engine's name in TOML, the variables `EMBRIDGE_<NAME>_...`, the flags
+    `--<name>-...` where a setting has one, and the values in `PipelineConfig.engine_settings`. They go to the transfer
+    workers as they are.
+    """
     is_local: ClassVar[bool]
     """Whether it reaches peers on this host only.
 
@@ -39,10 +48,19 @@ class EngineKind(ABC):
     def why_unavailable(self) -> str:
         """Why this machine cannot run the engine, and what to install; empty if it can. Does not load its library."""
 
+    def check_machine(self, settings: Any) -> Check | None:
+        """What `embridge doctor` says of the engine, its name the engine's title; None if there is nothing to say.
+
+        `settings`: those of the environment, None for an engine without. It may take seconds; an exception is shown as
+        a check that has failed.
+        """
+        return None
+
     @abstractmethod
     def offer(self, run_socket: str) -> str:
-        """What a language node, whose run socket this is, tells of the engine when it registers: 128 characters at
-        most.
+        """What a language node tells of the engine when it registers, in at most 128 characters.
+
+        `run_socket` is that node's own.
         """
 
     @abstractmethod

@@ -23,8 +23,9 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, directory: int |
 
 
 def above_standard(fd: int) -> int:
-    """The descriptor, or one above 2 in its place: where a process has closed standard error, whoever prints writes
-    there.
+    """The descriptor, or one above 2 in its place.
+
+    Where a process has closed standard error, whoever prints writes into descriptor 2, whatever that is.
 
     Raises:
         OSError: there is none; this one is closed then.

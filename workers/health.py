@@ -1,7 +1,6 @@
-"""What a node tells others of itself: how much it has to do, which of its processes do not beat, and which cannot be
-kept alive.
+"""The load and health of a node, for others: what is in flight, which processes do not beat or cannot be kept alive.
 
-All of it is read from words of the control segment: it takes no lock, changes nothing, and touches no payload (B13).
+The functions read words of the control segment. They take no lock, change nothing, and touch no payload (B13).
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ class Load(NamedTuple):
 
 
 def load_of(ctx: RoleContext) -> Load:
-    """Over the live slots: the sum of total - sent, and their number; and the free blocks."""
+    """The load of this node: over its live slots the sum of total - sent, and their number; and the free blocks."""
     tokens = requests = 0
-    for slot, _ in ctx.current_slots():
+    for slot, _ in ctx.control.open_slots():
         word = split(ctx.status.load(slot))
         if word.phase < TERMINAL:
             requests += 1
@@ -42,8 +41,9 @@ def load_of(ctx: RoleContext) -> Load:
 
 
 def silent_processes(control: Control, now_ns: int, bound_s: float) -> list[tuple[str, float]]:
-    """(name, seconds since its last beat) of every process of the node that has not beaten for longer than the bound
-    (D4).
+    """Every process of the node that has not beaten for longer than `bound_s` (D4).
+
+    Each is (name, seconds since its last beat).
     """
     found = []
     for name in control.processes.names:
@@ -71,12 +71,12 @@ def last_exit(control: Control, name: str) -> str:
 
 
 def failing_processes(control: Control) -> list[tuple[str, str]]:
-    """(name, how it ended last) of every process that cannot be kept alive, and without which requests do not go on."""
+    """(name, how it ended last) of every process that cannot be kept alive and that requests need."""
     return [(name, last_exit(control, name)) for name in control.failing() if name not in NOT_ESSENTIAL]
 
 
 def why_unhealthy(control: Control) -> str:
-    """In words, which processes cannot be kept alive; empty while none is. One load then."""
+    """In words, which processes cannot be kept alive; empty while there is none, which costs one load."""
     said = [
         f"process {name} cannot be kept alive ({last_exit(control, name)})"
         f"{': requests go on without it, discovery does not' if name in NOT_ESSENTIAL else ''}"
@@ -87,7 +87,6 @@ def why_unhealthy(control: Control) -> str:
 
 def why_refusing(control: Control) -> str:
     """Why the node takes no new requests: as `why_unhealthy`, of the processes that requests need."""
-    return "; ".join(
-        f"process {name} cannot be kept alive ({reason}); it is tried again"
-        for name, reason in failing_processes(control)
-    )
+    failing = failing_processes(control)
+    said = [f"process {name} cannot be kept alive ({reason}); it is tried again" for name, reason in failing]
+    return "; ".join(said)

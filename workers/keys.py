@@ -1,17 +1,17 @@
-"""Keys of nodes: the secret key file of one, and the allow-list of those it talks with.
+"""Keys of nodes: the file with the secret key of a node, and its allow-list of the nodes that it talks with.
 
-A key is 32 bytes, written in Z85 as 40 printable characters; the public half is computed from the secret one. Whoever
-holds a secret key is the node that its public key stands for.
+A key is 32 bytes, written in Z85 as 40 printable characters; the public key is computed from the secret one. A process
+that holds a secret key counts as the node for which the public key stands.
 
 The secret key file holds one line, `secret-key <40 characters>`, and belongs to its user alone. The allow-list has one
 line a node:
 
     <address> <public key> [name]
 
-An address is `host`, `host:port`, `[ipv6]:port`, or `-` for a node that we never connect to first. A line that begins
-with `#` is a comment; a key may hold that character, so it begins none elsewhere than before the first field or after
-the second. Every listed key may connect to us. When we connect, the server must prove the key that stands beside its
-address, or beside its host alone where that very port has no line.
+An address is `host`, `host:port`, `[ipv6]:port`, or `-` for a node to which this one never connects first. A `#` begins
+a comment before the first field or after the second; elsewhere it may be part of a key. A node with any listed key may
+connect to this one. When this node connects, the other end must prove the key that stands beside its address, or beside
+its host alone where no line has that port.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
-
-import zmq
-from zmq.utils import z85
 
 from embridge.workers.files import open_regular
 
@@ -71,6 +68,8 @@ class Entry(NamedTuple):
 
 
 def new_key_pair() -> KeyPair:
+    import zmq  # imported here, because processes of a node without sockets do without zmq
+
     public, secret = zmq.curve_keypair()
     return KeyPair(public.decode(), secret.decode())
 
@@ -79,7 +78,7 @@ def write_key_file(path: Path, pair: KeyPair, mode: int = 0o600) -> None:
     """Write a secret key file that is new; one that exists is never overwritten.
 
     Raises:
-        KeyFileError: it exists, or cannot be written.
+        KeyFileError: the file exists, or cannot be written.
     """
     comment = f"# embridge: the secret key of one node; give it to nobody (embridge keys show {path})"
     text = f"{comment}\n{_SECRET_FIELD} {pair.secret}\n"
@@ -92,7 +91,7 @@ def write_key_file(path: Path, pair: KeyPair, mode: int = 0o600) -> None:
     except OSError as error:
         raise KeyFileError(f"key file {path}: {error.strerror}; choose a folder that you may write to") from error
     with os.fdopen(fd, "w") as file:
-        os.fchmod(fd, mode)  # whatever the umask took away
+        os.fchmod(fd, mode)  # the umask may have taken bits away
         file.write(text)
 
 
@@ -100,7 +99,7 @@ def read_key_file(path: Path) -> KeyPair:
     """The key pair of a secret key file.
 
     Raises:
-        KeyFileError: it is missing, somebody else may read it, or it holds no secret key.
+        KeyFileError: the file is missing, other users may read it, or it holds no secret key.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -116,6 +115,8 @@ def read_key_file(path: Path) -> KeyPair:
             f"key file {path}: it belongs to user {status.st_uid}; "
             f"it must belong to user {os.geteuid()}, who runs the node"
         )
+    import zmq
+
     for line in data.decode("utf-8", "replace").splitlines():
         words = line.split()
         if len(words) == 2 and words[0] == _SECRET_FIELD and is_key(words[1]):
@@ -130,6 +131,8 @@ def is_key(text: str) -> bool:
     """Whether this is 32 bytes in Z85."""
     if len(text) != KEY_LENGTH or not text.isascii():
         return False
+    from zmq.utils import z85
+
     try:
         return len(z85.decode(text)) == 32
     except (KeyError, ValueError, struct.error):
@@ -137,10 +140,10 @@ def is_key(text: str) -> bool:
 
 
 def allow_line(address: str, public: str, name: str = "") -> str:
-    """The line that others put into their allow-list.
+    """The line that other nodes put into their allow-lists for the node with this public key.
 
     Raises:
-        ValueError: the address or the name cannot stand in one.
+        ValueError: the address or the name cannot stand in such a line.
     """
     _split_address(address)
     if name.startswith("#") or len(name.split()) > 1:
@@ -151,7 +154,7 @@ def allow_line(address: str, public: str, name: str = "") -> str:
 
 
 def _split_address(text: str) -> tuple[str, int]:
-    """(host in its one form, port or 0); ("", 0) for no address. Raises ValueError."""
+    """(host as `_one_form` writes it, port or 0); ("", 0) for no address. Raises ValueError."""
     if text == NO_ADDRESS:
         return "", 0
     host, colon, port = text, "", ""
@@ -168,7 +171,7 @@ def _split_address(text: str) -> tuple[str, int]:
 
 
 def _one_form(host: str, text: str) -> str:
-    """An IP address as the library writes it, a name in lower case."""
+    """The form in which hosts are compared: an IP address as `ipaddress` writes it, a name in lower case."""
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
@@ -178,7 +181,7 @@ def _one_form(host: str, text: str) -> str:
 
 
 class AllowList:
-    """The parsed lines, to be asked who may connect and which key stands beside an address."""
+    """The parsed lines of an allow-list: which keys may connect, and which key stands beside an address."""
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
@@ -196,7 +199,8 @@ class AllowList:
 
 
 def parse_allow_list(text: str, path: Path) -> AllowList:
-    """
+    """The allow-list that this text holds; errors name `path`.
+
     Raises:
         KeyFileError: a line is malformed, or gives an address a second key.
     """
@@ -235,9 +239,10 @@ def parse_allow_list(text: str, path: Path) -> AllowList:
 
 
 def read_allow_list(path: Path) -> AllowList:
-    """
+    """The allow-list in a file.
+
     Raises:
-        KeyFileError: it cannot be read, others may write it, or a line is malformed.
+        KeyFileError: the file cannot be read, other users may write it, or a line is malformed.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -267,7 +272,8 @@ def read_allow_list(path: Path) -> AllowList:
 class AllowFile:
     """An allow-list that is read again when its file has changed, so that nodes come and go without a restart.
 
-    What cannot be read at first is an error. Later the list that was good stays in force, and the log says why.
+    A file that cannot be used is an error (KeyFileError) when the object is made. Later the last good list stays in
+    force, and the log says why.
     """
 
     def __init__(self, path: Path) -> None:
@@ -276,7 +282,7 @@ class AllowFile:
         self.list = read_allow_list(path)
 
     def refresh(self) -> bool:
-        """Look at the file, and read it if it is another. True if the list is a new one."""
+        """Read the file again if it has changed. True if the list is a new one."""
         stamp = self._stamp()
         if stamp == self._seen:
             return False

@@ -1,6 +1,4 @@
-"""Log lines about what others do wrong, bounded: so many a peer and so many of one cause within a minute, whatever they
-send.
-"""
+"""Log lines about what others do wrong, bounded within each minute by peer and by cause, whatever the peers send."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ MAX_CAUSES: Final = 256
 
 
 class LogLimit:
-    """Counts lines a peer within a window of a minute; all counts begin again with each window, so it holds few of
-    them.
+    """Counts the log lines about each peer within a window of a minute.
+
+    All counts begin again with each window, so few of them are held.
     """
 
     def __init__(self, lines_a_peer: int = LINES_A_PEER, lines_in_all: int = LINES_IN_ALL) -> None:
@@ -39,8 +38,9 @@ class LogLimit:
         *values: object,
         exc_info: bool = False,
     ) -> None:
-        """Write a line about one peer, unless it has had its share; the first line of a new window says how many were
-        held back.
+        """Write a line about one peer, unless the peer has had its share of this window.
+
+        The first line of a new window says how many were held back.
         """
         if not logger.isEnabledFor(level):
             return
@@ -60,11 +60,10 @@ class LogLimit:
 
 
 class CauseLimit:
-    """Counts log records of one cause within a window of a minute: of one text before its values stand in it, one
-    logger and one error.
+    """Counts the log records of each cause within a window of a minute.
 
-    It stands before what all of a process's lines pass through, so no line that somebody else can cause is without a
-    limit.
+    A cause is a logger, a text before its values are put in, and the type of an error. All lines of a process pass
+    through this count, so every line that somebody else can cause has a limit.
     """
 
     def __init__(self, lines_a_cause: int = LINES_A_CAUSE) -> None:
@@ -74,8 +73,10 @@ class CauseLimit:
         self._held_back: dict[tuple[str, str, str], int] = {}
 
     def take(self, record: logging.LogRecord, now_ns: int) -> tuple[bool, bool, str]:
-        """(whether the record passes, whether it is the last one of its cause within this window, lines on what was
-        held back before).
+        """Count one record. Returns (passes, is last, held back).
+
+        The record passes; it is the last one of its cause that passes within this window; lines about what was held
+        back in the window before.
         """
         told = ""
         if self._began_ns is None or now_ns - self._began_ns >= WINDOW_NS:

@@ -5,8 +5,8 @@ reordered one changes nothing but time. The envelope names who speaks and to whi
 is `(language node, its incarnation, its slot, its epoch)`, and the room joins that to the encoder's call.
 
     language bootstrap ──register, init, resume, abort──▶ encode bootstrap   (answers: registered, refused, stale)
-    encode poller ──announce, status, abort_ack, heartbeat──▶ language poller
-    language poller ──close, heartbeat──▶ encode poller
+    encode poller ──announce, status, abort_ack, heartbeat, snapshot──▶ language poller
+    language poller ──checked, close, heartbeat, resync──▶ encode poller
 
 `decode` checks the type and range of every field before anything else sees it; what depends on a peer's geometry (block
 indices, slots) is checked by the role that knows it.
@@ -14,14 +14,15 @@ indices, slots) is checked by the role that knows it.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Annotated, Final
 
 import msgspec
 
 from embridge.allocator.errors import ProtocolError
 
-VERSION: Final = 3
-ACCEPTED_VERSIONS: Final = (3,)  # those that `decode` can read: a field more or less is no message of it
+VERSION: Final = 6
+ACCEPTED_VERSIONS: Final = (6,)  # those that `decode` can read: a field more or less is no message of it
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 128
 MAX_WINDOW: Final = 4096
@@ -45,8 +46,9 @@ class _Fields(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Envelope(_Fields, frozen=True):
-    """Who speaks, and to which incarnation of whom; `for_incarnation` is 0 where the sender cannot know it yet
-    (register).
+    """Who speaks, and to which incarnation of whom.
+
+    `for_incarnation` is 0 if the sender cannot know it yet (register).
     """
 
     version: Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -56,8 +58,9 @@ class Envelope(_Fields, frozen=True):
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """What can be read of a message of another version: its tag, and of its envelope the fields of ours, which come
-    first in each.
+    """What can be read of a message of another version.
+
+    That is its tag, and the fields of our envelope, which come first in the envelope of each version.
     """
 
     tag: str
@@ -89,6 +92,8 @@ class Register(_Fields, frozen=True, tag="register"):
     num_blocks: U32
     dtype: Text
     deepstack_layers: U32
+    fill_ids: bool
+    mrope_positions: bool
     num_slots: U32
     window_blocks: U32
     registration: U63
@@ -174,8 +179,9 @@ class Abort(_Fields, frozen=True, tag="abort"):
 
 
 class AbortAck(_Fields, frozen=True, tag="abort_ack"):
-    """No attempt of this request is under way, and none will be; `tainted`: session + 1 under which one may still land
-    (R7, R9).
+    """No attempt of this request is under way, and none will be.
+
+    `tainted` is session + 1 under which one may still land (R7, R9).
     """
 
     envelope: Envelope
@@ -187,8 +193,7 @@ class RoomState(_Fields, frozen=True):
     """One request as the encode side sees it, for one destination.
 
     `resumed`: it has been Transferring, whatever its phase is now. `session`: the latest one of which it knows grants.
-    `checksum`: of the rows that are sent, where nodes verify. From a language node: `sent_tokens` is what it has
-    checked (R27).
+    `checksum`: of the rows that are sent, where nodes verify (R27).
     """
 
     key: RequestKey
@@ -203,6 +208,13 @@ class RoomState(_Fields, frozen=True):
     code: U32
     reason: Text
     checksum: U32
+
+
+class CheckedRows(_Fields, frozen=True):
+    """How many rows of one request, counted from its first, its destination has found right (R27)."""
+
+    key: RequestKey
+    checked_tokens: U32
 
 
 class Announce(_Fields, frozen=True, tag="announce"):
@@ -220,6 +232,17 @@ class Status(_Fields, frozen=True, tag="status"):
     room: RoomState
 
 
+class Checked(_Fields, frozen=True, tag="checked"):
+    """Where nodes verify: what a language node has checked (R27).
+
+    It is told as soon as rows were checked, and instead of each heartbeat; then it lists every request in flight with
+    that encode node of which rows were checked.
+    """
+
+    envelope: Envelope
+    rooms: Annotated[list[CheckedRows], msgspec.Meta(max_length=MAX_ROOMS_A_HEARTBEAT)]
+
+
 class Close(_Fields, frozen=True, tag="close"):
     """The destination has the outcome and holds nothing of the request any more (R23)."""
 
@@ -228,14 +251,59 @@ class Close(_Fields, frozen=True, tag="close"):
 
 
 class Heartbeat(_Fields, frozen=True, tag="heartbeat"):
-    """I am alive; and from an encode node, the state of every request in flight for the peer that it is sent to."""
+    """A sign of life.
+
+    An encode node's tells of the requests in flight with that peer what has changed and was not told, and all that have
+    ended and are not closed (R23). `num_rooms` and `digest` are of all that have not ended, as they were told last,
+    these included: how many, and the sum of `hash_of` each modulo 2**63 (R77). `bootstrap_restarts`: how often that
+    node's bootstrap was restarted, which forgets the grants that wait there for their encoders (R24). A language node's
+    lists none.
+    """
 
     envelope: Envelope
+    rooms: Annotated[list[RoomState], msgspec.Meta(max_length=MAX_ROOMS_A_HEARTBEAT)]
+    num_rooms: U32
+    digest: U63
+    bootstrap_restarts: U32
+
+
+class Resync(_Fields, frozen=True, tag="resync"):
+    """What a language node has heard does not add up to the digest of a heartbeat: it wants to be told all (R77).
+
+    It asks again with each heartbeat for which that is so.
+    """
+
+    envelope: Envelope
+
+
+class Snapshot(_Fields, frozen=True, tag="snapshot"):
+    """All requests in flight with that peer that have not ended and whose slots there are in [first_slot, end_slot).
+
+    One piece of the answer to `Resync`; a piece that is lost is missed by the digest.
+    """
+
+    envelope: Envelope
+    first_slot: SlotNumber
+    end_slot: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
     rooms: Annotated[list[RoomState], msgspec.Meta(max_length=MAX_ROOMS_A_HEARTBEAT)]
 
 
 Message = (
-    Register | Registered | Refused | Stale | Init | Resume | Abort | AbortAck | Announce | Status | Close | Heartbeat
+    Register
+    | Registered
+    | Refused
+    | Stale
+    | Init
+    | Resume
+    | Abort
+    | AbortAck
+    | Announce
+    | Status
+    | Checked
+    | Close
+    | Heartbeat
+    | Resync
+    | Snapshot
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -244,6 +312,11 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 def encode(message: Message) -> bytes:
     return _encoder.encode(message)
+
+
+def hash_of(room: RoomState) -> int:
+    """63 bits of what is told of a request; both nodes take them of the same message."""
+    return int.from_bytes(blake2b(_encoder.encode(room), digest_size=8).digest(), "little") >> 1
 
 
 def decode(data: bytes, peer: str) -> Message:

@@ -1,5 +1,4 @@
-"""What a process of a node is born with, and what it says of itself: its state, that it is ready, that its launcher is
-gone.
+"""What a process of a node is told when it is born, and how it reports its state.
 
 A process of a node goes STARTING -> READY -> STOPPED.
 """
@@ -30,9 +29,10 @@ RENEWED: Final = 75
 
 @dataclass(kw_only=True)
 class ProcessSpec:
-    """What a process of a node is born with. Its descriptors survive the way into a spawned process.
+    """What a process of a node is told when it is born. Its descriptors survive the way into a spawned process.
 
-    `engines` are names, `engine_settings` by name. `stop` is set when the process is told to end.
+    `engines` are names of engines, and `engine_settings` has the settings of each by its name. `stop` is set when the
+    process is told to end.
     """
 
     name: str
@@ -61,7 +61,8 @@ class ProcessSpec:
 def begin(spec: ProcessSpec, control: Control) -> None:
     """Set the state READY.
 
-    Garbage collection no longer looks at what has been imported, which is there for good: that took it 10 ms and more.
+    From now on garbage collection leaves out the objects of the imported modules, which live as long as the process: a
+    look at them takes 10 ms and more.
     """
     gc.freeze()
     control.processes.set(spec.name, Process.STATE, READY)

@@ -1,7 +1,8 @@
-"""What the roles of a node have in common: a step from an inbox to an outbox, so that two nodes can run in one thread.
+"""What all roles have in common: a step from an inbox to an outbox, so that two nodes can run in one thread.
 
-A role does no I/O of its own. It is given what arrived since the last step (ring records, messages, lost connections),
-changes words in shared memory, and returns what is to be sent. `start.py` puts the sockets and the waiting around it.
+A role does no I/O of its own. A step gets what arrived since the last one (ring records, messages, lost connections),
+changes words in shared memory, and returns the messages to be sent. `start.py` puts the sockets and the waiting around
+the role.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Arrival(NamedTuple):
-    """A message, and where it came from: a connection that others opened to us, or the address that we connected to.
+    """A message, and where it came from: a connection to this node, or an address to which this node connected.
 
     `identity` is the public key that the other end has proved; "" on a plain connection.
     """
@@ -39,7 +40,7 @@ class Arrival(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """There is no connection to this address, and why. `is_final`: it was told so, and trying again is of no use."""
+    """An address to which there is no connection, and why. With `is_final` trying again is of no use."""
 
     address: str
     reason: str
@@ -49,8 +50,7 @@ class Denied(NamedTuple):
 class Inbox(NamedTuple):
     """All that came since the last step.
 
-    `refused` are addresses where nobody listens (any more), `denied` those where somebody listens, and the handshake
-    fails.
+    Nobody listens at the addresses in `refused` (any more); at those in `denied` the handshake fails.
     """
 
     records: list[tuple[str, Record]]
@@ -62,8 +62,8 @@ class Inbox(NamedTuple):
 class Send(NamedTuple):
     """A message to an address; the connection is made when there is none.
 
-    `key` is the public key that whoever listens there must prove; "" where only the allow-list knows it, and on plain
-    connections. In the allow-list the address may stand as it was `asked` for, with a name.
+    `key` is the public key that the node at that address must prove; "" where only the allow-list knows it, and on
+    plain connections. The allow-list may have the address in the form in which it was `asked` for, with a name.
     """
 
     address: str
@@ -73,14 +73,14 @@ class Send(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A message back on a connection that somebody opened to us."""
+    """A message back on a connection that another node has opened."""
 
     connection: bytes
     message: msg.Message
 
 
 class Disconnect(NamedTuple):
-    """Nothing more goes to this address; what is queued for it is dropped."""
+    """Send nothing more to this address, and drop what is queued for it."""
 
     address: str
 
@@ -97,7 +97,7 @@ class Addresses(NamedTuple):
 
 
 class Renew(Exception):
-    """A role raises it when its process is to end and be born again: only that ends what its engine still does (R8)."""
+    """Raised by a role whose process is to end and be born again: only that ends what its engine still does (R8)."""
 
 
 class Step(Protocol):
@@ -106,7 +106,7 @@ class Step(Protocol):
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]: ...
 
     def next_step_ns(self, now_ns: int) -> int:
-        """When it wants its next step at the latest."""
+        """When the role wants its next step at the latest (monotonic ns)."""
         ...
 
 
@@ -125,9 +125,11 @@ class RoleContext:
         find: Callable[[str], Found | None] | None = None,
         forget: Callable[[str], None] | None = None,
     ) -> None:
-        """`engines`: what this node offers, in order of preference. `ask_at` asks at a run socket whether the node with
-        this id and incarnation listens there. `find` looks the name in an address up, `forget` drops what was found to
-        lead to an address."""
+        """`engines` are those that this node offers, in order of preference.
+
+        `ask_at` asks at a run socket whether the node with this id and incarnation listens there. `find` looks the name
+        in an address up; `forget` drops what was found to lead to an address.
+        """
         self.control = control
         self.name = name
         self.timing = timing
@@ -159,7 +161,7 @@ class RoleContext:
             sender.flush()
 
     def nap_s(self, wait_s: float) -> float:
-        """How long this process may wait: hardly at all while a kick waits for room in its ring."""
+        """How long this process may wait, in seconds: hardly at all while a kick waits for room in its ring."""
         return min(wait_s, FULL_RING_WAIT_S) if any(sender.backlog for sender in self._senders.values()) else wait_s
 
     def envelope(self, for_incarnation: int) -> msg.Envelope:
@@ -173,11 +175,11 @@ class RoleContext:
         return self.control.is_current(slot, epoch)
 
     def is_live(self, slot: int, epoch: int) -> bool:
-        """Current, and not at its end."""
+        """Whether a request is current and has not ended."""
         return self.is_current(slot, epoch) and split(self.status.load(slot)).phase < TERMINAL
 
     def engine_of(self, peer: int) -> EngineKind | None:
-        """How rows travel between a peer and this node; None for one with which no engine has been agreed."""
+        """The engine through which rows travel to or from a peer; None if none has been agreed on with it."""
         number = self.control.peers.get(peer, Peer.ENGINE)
         return next((engine for engine in self.engines if engine.number == number), None)
 
@@ -185,30 +187,32 @@ class RoleContext:
         return self.control.lanes.get(self.slots.get(slot, Slot.LANE), Lane.STATE) != LaneState.ATTACHED
 
     def why_lane_is_dead(self, slot: int, who: str) -> str:
-        """Of a slot whose client is gone: whether it left or died."""
+        """Whether the client of a slot left or died, in words."""
         has_left = self.control.lanes.get(self.slots.get(slot, Slot.LANE), Lane.LEFT)
         return f"the {who} closed its client before the request had ended" if has_left else f"the {who} process died"
 
     def current_slots(self) -> Iterable[tuple[int, int]]:
-        """(slot, epoch) of everything that is not released: the slow look, after a restart and on a timer."""
+        """(slot, epoch) of every request that is not released: for the scan, after a restart and on a timer."""
         return self.control.current_slots()
 
     def wake_library(self, slot: int) -> None:
-        """Have the library thread of the slot's client look at it."""
+        """Have the library thread of the slot's client look at the slot."""
         self.status.mark(slot, LIBRARY_VIEW)
         self.control.bell(f"library{self.slots.get(slot, Slot.LANE)}").ring()
 
     def wake_reaper(self, slot: int) -> None:
-        """A slot is released: if its client is dead, the poller may now free its lane, and another client can have it
-        (P3).
+        """Have the poller look at a dead client whose slot was released.
+
+        It may now free the client's lane, so that another client can have it (P3).
         """
         if self.is_lane_dead(slot):
             self.to("poller").send(Kick.LOOK, slot, 0)
 
     @contextmanager
     def isolated(self, what: str, slot: int | None = None, epoch: int = 0) -> Iterator[None]:
-        """One item's bug ends that item: it is logged and counted, its request (if it has one) fails, the process goes
-        on (D4).
+        """Let an exception end one item and not the process (D4).
+
+        The exception is logged and counted, and the item's request fails, if the item has one.
         """
         try:
             yield
@@ -221,5 +225,5 @@ class RoleContext:
     def fail(self, slot: int, epoch: int, code: int, reason: str) -> None:
         """Claim why a request fails and have the poller end it (for roles that do not write status words)."""
         self.slots.claim_failure(slot, code, reason)
-        if self.name != "poller":  # which finds what it has claimed itself in its next look at this request
+        if self.name != "poller":  # the poller finds its own claim when it next looks at this request
             self.to("poller").send(Kick.FAIL, slot, epoch)

@@ -1,11 +1,12 @@
 """The run socket of a node: how a process of the same user and host joins it and is handed its descriptors.
 
-AF_UNIX SEQPACKET in the 0700 run directory. One msgpack message a frame, with descriptors beside it. The connection
-stays open for as long as the one who joined lives: its end is how the launcher learns that a client, or a foreign
-writer, is gone.
+The socket is AF_UNIX SEQPACKET, in the run directory, whose mode is 0700. Each frame is one msgpack message, with
+descriptors beside it. The connection stays open while the process that joined lives: by its end the launcher learns
+that a client, or a foreign writer, is gone.
 
-That a node answers at this socket, and is the one that we mean, is also the definition of "on the same host". A boot id
-is shared by containers that share nothing else, and at the same path in another /tmp another node may listen.
+Two nodes are on the same host if the one answers the other at its run socket, and is the node that was meant. A boot id
+would not do, because containers share it that share nothing else; nor would the path alone, because another node may
+listen at the same path in another /tmp.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from embridge.allocator.errors import AttachError
 SOCKET_NAME = "embridge.sock"
 MAX_FRAME_BYTES = 1 << 16
 MAX_DESCRIPTORS = 64
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 LOG_PREFIX = "log of "  # before a group's name, in the names of an observer's descriptors
 SO_PEERPIDFD = 77  # Linux 6.5; not in Python's socket module
 
@@ -39,24 +40,30 @@ class Hello(msgspec.Struct, frozen=True, tag="client", tag_field="kind"):
 
 
 class PeerHello(msgspec.Struct, frozen=True, tag="peer", tag_field="kind"):
-    """A transfer worker of another node: gets the payload, to write into the blocks that it is granted."""
+    """A process of another node that gets the payload, to write into the blocks that it is granted.
+
+    It is a transfer worker; or, with `wants_claims`, a client that writes its rows itself and gets the control segment
+    beside the payload, for the claims in it.
+    """
 
     version: int
     node_id: Id
     incarnation: Id
-    for_incarnation: Id = msgspec.field(name="target")  # of the node that it means
+    for_incarnation: Id = msgspec.field(name="target")  # the incarnation of the node that is meant
+    wants_claims: bool = False
 
 
 class Observe(msgspec.Struct, frozen=True, tag="observe", tag_field="kind"):
-    """Somebody who only looks (`embridge status`): gets the control segment, and the logs of its groups of ranks by
-    name.
+    """An observer (`embridge status`).
+
+    It gets the control segment, and the logs of the node's groups of ranks, by name.
     """
 
     version: int
 
 
 class WhoIsThere(msgspec.Struct, frozen=True, tag="who", tag_field="kind"):
-    """Somebody who wants to know which node listens here, and gets no seat."""
+    """A process that asks which node listens here, and gets no lane."""
 
     version: int
 
@@ -69,9 +76,9 @@ class Here(msgspec.Struct, frozen=True, tag="here", tag_field="kind"):
 
 
 class Lead(msgspec.Struct, frozen=True, tag="lead", tag_field="kind"):
-    """A client that has its lane: it is rank 0 of a group.
+    """A client that has its lane becomes rank 0 of a group.
 
-    The log, the rows and an eventfd for each other rank come beside it.
+    The descriptors of the log, of the rows and of an eventfd for each other rank come beside the message.
     """
 
     group: str
@@ -79,7 +86,7 @@ class Lead(msgspec.Struct, frozen=True, tag="lead", tag_field="kind"):
 
 
 class Follow(msgspec.Struct, frozen=True, tag="follow", tag_field="kind"):
-    """One more rank of a group: gets the log, the rows and its eventfd, which rank 0 has left at the door."""
+    """One more rank of a group: it gets the log, the rows and its eventfd, which rank 0 has left with the launcher."""
 
     version: int
     group: str
@@ -91,7 +98,10 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="kind"):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="kind"):
-    """The answer; descriptors come beside it, in the order of `descriptors`. The last two are for those who look."""
+    """The answer that lets a process in; `descriptors` names the descriptors that come beside it, in their order.
+
+    Observers are told `public_key` and `allow_file`.
+    """
 
     control_bytes: int
     payload_bytes: int
@@ -102,17 +112,18 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="kind"):
     settings: dict[str, int]
     public_key: str = ""  # "": the node has no keys
     allow_file: str = ""
+    writer: tuple[int, int] = (0, 0)  # entry and generation of a foreign writer, by which its claims name it
 
 
 class Sorry(msgspec.Struct, frozen=True, tag="sorry", tag_field="kind"):
-    """The answer when there is no seat. `later`: asking again may help."""
+    """The answer that refuses a process. `later`: asking again may help."""
 
     reason: str
     later: bool = False
 
 
 class NotYet(AttachError):
-    """No seat now; asking again may help."""
+    """No lane is free now; asking again may help."""
 
 
 Frame = Hello | PeerHello | Observe | WhoIsThere | Here | Lead | Follow | Accepted | Welcome | Sorry
@@ -149,7 +160,7 @@ def receive_welcome(sock: socket.socket) -> tuple[Welcome, dict[str, int]]:
 
     Raises:
         BlockingIOError: the socket does not block, and no answer is there yet.
-        AttachError: the node hung up, or has no seat; the text says why.
+        AttachError: the node ended the connection or refused; the text says why.
     """
     answer = receive_frame(sock)
     if answer is None:
@@ -169,18 +180,19 @@ def receive_welcome(sock: socket.socket) -> tuple[Welcome, dict[str, int]]:
 
 
 def refusal(frame: Frame) -> AttachError:
-    """What an answer that is not the one that was hoped for means."""
+    """The error that stands for an answer other than the expected one."""
     if isinstance(frame, Sorry):
         return NotYet(frame.reason) if frame.later else AttachError(frame.reason)
     return AttachError("it does not answer as a node of this version does")
 
 
 class Question:
-    """Which node listens at a run socket: the one that we mean? It never waits; who asks looks for the answer again and
-    again.
+    """The question at a run socket whether a node of this id and incarnation listens there.
+
+    No method waits: the caller asks for the answer again and again.
     """
 
-    _OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # says nothing about the other
+    _OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # no fault of the other node's
 
     def __init__(self, path: str, node_id: int, incarnation: int) -> None:
         self._path = path
@@ -189,7 +201,7 @@ class Question:
         self._answer: str | None = None
 
     def answer(self) -> str | None:
-        """Empty: it is that node, on this host and of this user. Else why not; None: there is no answer yet."""
+        """Empty if that node listens there, on this host and as this user; else why not. None: no answer yet."""
         if self._answer is None:
             self._answer = self._look()
         return self._answer
@@ -236,14 +248,14 @@ class Question:
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int]:
-    """(pid, uid) of who connected."""
+    """(pid, uid) of the process that connected."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", raw)
     return pid, uid
 
 
 def peer_pidfd(sock: socket.socket, pid: int) -> int:
-    """A pidfd of who connected: from the kernel's memory of the connection where it has one, else by pid."""
+    """A pidfd of the process that connected: from the connection, where the kernel has it; else by `pid`."""
     try:
         return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError:

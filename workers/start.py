@@ -7,6 +7,7 @@ launcher's business.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -35,9 +36,12 @@ from embridge.workers.transfer.engines.base import SessionEngine
 
 log = logging.getLogger(__name__)
 
+SHORT_S = 0.002  # a nap between two looks at what is under way
+TIMER_SLACK = Path("/proc/self/timerslack_ns")
+
 
 def run(spec: ProcessSpec) -> None:
-    """The life of one process of a node (what a spawned process runs)."""
+    """Live the life of one process of a node (what a spawned process runs)."""
     log_to_stderr(spec.log_level, spec.name)
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != spec.launcher_pid:
@@ -117,19 +121,20 @@ def _sums(spec: ProcessSpec, ctx: RoleContext) -> RowSums:
 
 
 def _keep_engine_messages_apart(path: Path) -> None:
-    """What the engine's library writes on standard error goes to a file of this process's life; what this package says
-    stays there.
+    """Have the engine's library write to a file of this process's life instead of standard error.
+
+    Texts of this package stay on standard error.
     """
-    path.unlink(missing_ok=True)  # whatever stands there: a FIFO would be waited at, a link followed
+    path.unlink(missing_ok=True)  # whatever has that name: opening a FIFO would wait, and a link would be followed
     theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(theirs, 2)  # `log_to_stderr` has kept what it was
     os.close(theirs)
 
 
 def _begin_session(spec: ProcessSpec, ctx: RoleContext) -> LiveSession:
-    """A network engine with the payload registered, at an address and a port of its own (R10).
+    """Begin a session: an engine with the payload registered, at an address and a port of its own (R10).
 
-    It lives as long as this process.
+    The session lives as long as this process.
     """
     global _target
     (engine,) = (engine for engine in engines.named(spec.engines) if engine.has_sessions)
@@ -146,8 +151,10 @@ _target: SessionEngine | None = None  # kept: its end is the end of the session
 
 
 def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
-    """The loop of a process without sockets: it sleeps on its doorbell."""
+    """Run a role of a process without sockets, which sleeps on its doorbell, until the process is told to stop."""
     inbox, bell = ctx.control.inbox(spec.name), ctx.control.bell(spec.name)
+    with contextlib.suppress(OSError):
+        TIMER_SLACK.write_text("1")  # of this thread; by default a short sleep lasts 50 us longer than asked for
     begin(spec, ctx.control)
     while not spec.stop and not is_launcher_gone(spec):
         seen = bell.sequence()
@@ -166,5 +173,7 @@ def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
         ctx.count(Metric.RECORDS, len(records))
         now = time.monotonic_ns()
         wait_s = ctx.nap_s(min(spec.timing.beat_s, (role.next_step_ns(now) - now) / NS))
-        if wait_s > 0 and not inbox.pending():
+        if wait_s > SHORT_S and not inbox.pending():
             bell.wait(seen, wait_s)
+        elif wait_s > 0 and not inbox.pending():
+            bell.wait(seen, wait_s, 0.0)  # an engine's own threads need the core

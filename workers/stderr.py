@@ -1,12 +1,12 @@
-"""What a process says on standard output and standard error: handed to a thread, never waited for, and so much of one
-cause and no more.
+"""Standard output and standard error of a process: a thread writes what it says, so that the process never waits.
 
-Whoever reads them may have stopped reading: a pipe that is full blocks who writes into it for as long as it stays full.
-A process of a node must go on meanwhile. So a text goes into a bounded queue, and a thread of its own writes; where the
-queue is full, it is dropped, and counted: "... lines were dropped". What a crash prints takes the same way. At the end
-the process waits for the rest, a bounded time.
+Whoever reads them may have stopped reading, and a pipe that is full blocks its writer for as long as it stays full. A
+process of a node must go on meanwhile. So a text goes into a bounded queue, and a thread of its own writes it. A text
+that finds the queue full is dropped and counted: "... lines were dropped". What a crash prints takes the same way. Log
+records are limited for each cause. At its end the process waits for what is left, for a bounded time.
 
-Descriptors 1 and 2 belong to the user and are shared with others: nothing about them is changed, `O_NONBLOCK` neither.
+Descriptors 1 and 2 belong to the user and are shared with others, so nothing about them is changed, not even
+`O_NONBLOCK`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from typing import Final, TextIO, cast
 
 from embridge.workers.log_limit import CauseLimit
 
-MAX_TEXTS: Final = 1000  # that wait to be written; one is a line, or a traceback
+MAX_TEXTS: Final = 1000  # waiting to be written; a text is a line, or a traceback
 MAX_TEXT_LENGTH: Final = 8192
 FLUSH_S: Final = 0.5
-THREAD_NAME: Final = "embridge-stderr"  # 15 characters are what the kernel shows
+THREAD_NAME: Final = "embridge-stderr"  # the kernel shows 15 characters
 
 
 class Writer:
-    """A bounded queue before one descriptor. `put` may be called by any thread, and by a collection of garbage."""
+    """A bounded queue in front of one descriptor. Any thread may call `put`, and so may a garbage collection."""
 
     def __init__(self, fd: int | None) -> None:
-        """`fd`: duplicated, so that it stays what it is now; None writes nothing at all."""
-        with contextlib.suppress(OSError):  # without a descriptor of its own, that very one
+        """`fd` is duplicated, so that it stays what it is now; with None nothing is written at all."""
+        with contextlib.suppress(OSError):  # if there is no descriptor left, that very one is used
             fd = os.dup(fd) if fd is not None else None
         self._fd = fd
         self._queue: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
@@ -45,10 +45,10 @@ class Writer:
         self._is_started = False
         self._num_dropped = 0
         self._num_taken = 0
-        self._stuck_at = -1  # how many had been taken when a flush was given up
+        self._stuck_at = -1  # `_num_taken` when the last flush was given up
 
     def put(self, text: str) -> None:
-        """Have a text written, as soon as that is possible; it is dropped where too many wait."""
+        """Queue a text to be written as soon as possible; drop it if too many are queued."""
         if self._fd is None:
             return
         if self._queue.qsize() >= MAX_TEXTS or not (self._is_started or self.start()):
@@ -59,8 +59,9 @@ class Writer:
         self._queue.put(text)
 
     def flush(self) -> None:
-        """Wait until all is written that was put before, `FLUSH_S` at most; not at all while nothing moves since the
-        last time.
+        """Wait until all texts that were put before are written, for at most `FLUSH_S`.
+
+        It does not wait at all if nothing has been written since the last flush was given up.
         """
         if not self._is_started or sys.is_finalizing() or self._stuck_at == self._num_taken:
             return
@@ -70,12 +71,12 @@ class Writer:
             self._stuck_at = self._num_taken
 
     def close(self) -> None:
-        """Write the rest, as `flush` does, and end the thread; nothing is written any more."""
+        """Write what is left, as `flush` does, and end the thread. Nothing is written after that."""
         self.flush()
         self._queue.put(None)
 
     def start(self) -> bool:
-        """Have the thread run; False if there is no room for one: the next text tries again."""
+        """Start the thread. False if it cannot be started now; the next text tries again."""
         if self._fd is None:
             return False
         if not self._starting.acquire(blocking=False):
@@ -107,13 +108,13 @@ class Writer:
             os.close(fd)
 
     def _write(self, text: str) -> bool:
-        """Write all of it, however long that takes. False if it is lost, which is counted."""
+        """Write the whole text, however long that takes. False if it is lost, which is counted."""
         assert self._fd is not None
         data = text.encode("utf-8", "backslashreplace")
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # whoever shares it has made it so
+            except BlockingIOError:  # somebody who shares the descriptor has set O_NONBLOCK
                 poller = select.poll()
                 poller.register(self._fd, select.POLLOUT)
                 poller.poll()
@@ -124,7 +125,7 @@ class Writer:
 
 
 class Stream(io.TextIOBase):
-    """A text stream over a `Writer`, line by line: what stands in for `sys.stderr` and `sys.stdout`."""
+    """A text stream over a `Writer`, line by line. It takes the place of `sys.stderr` and `sys.stdout`."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
@@ -133,7 +134,7 @@ class Stream(io.TextIOBase):
         self.writer = writer
         self._fd_shown = fd
         self._part = ""
-        self._lock = threading.RLock()  # which a collection of garbage may come upon in its own thread
+        self._lock = threading.RLock()  # reentrant: a garbage collection may write while its own thread holds it
 
     def writable(self) -> bool:
         return True
@@ -165,8 +166,9 @@ class Stream(io.TextIOBase):
 
 
 class Handler(logging.Handler):
-    """Log records into a `Writer`, no more of one cause than `CauseLimit` lets pass; DEBUG is passed whole: it was
-    asked for.
+    """Passes log records to a `Writer`, as many of one cause as `CauseLimit` lets pass.
+
+    DEBUG records all pass, because somebody has asked for them.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -191,8 +193,9 @@ class Handler(logging.Handler):
 
 
 def _stream_over(fd: int, now: object, original: object) -> Stream | None:
-    """A stream that never blocks over a descriptor; None where something else than the descriptor stands there, and has
-    to stay.
+    """A stream over a descriptor that never blocks.
+
+    None if `now` is no longer the interpreter's `original` stream: what stands there instead has to stay.
     """
     if now is not original:
         return None
@@ -202,7 +205,7 @@ def _stream_over(fd: int, now: object, original: object) -> Stream | None:
 
 
 def never_block_on_output() -> None:
-    """From now until it ends, this process waits for nobody who reads its standard output and standard error."""
+    """Have this process, from now on, never wait for whoever reads its standard output and standard error."""
     if stream := _stream_over(1, sys.stdout, sys.__stdout__):
         sys.stdout = cast(TextIO, stream)
     if stream := _stream_over(2, sys.stderr, sys.__stderr__):
@@ -210,13 +213,14 @@ def never_block_on_output() -> None:
 
 
 def log_to_stderr(level: str, name: str) -> None:
-    """Log on standard error, as a process of the node: it never waits for who reads that, and each cause has so many
-    lines a minute.
+    """Log on standard error, as every process of a node does.
+
+    The process never waits for whoever reads it, and each cause has a limited number of lines a minute.
     """
     never_block_on_output()
     stream: object = sys.stderr
     if isinstance(stream, Stream):
-        # not with the first line: whoever watches this process's threads would see one more, at some time
+        # now and not with the first line: the number of this process's threads stays the same after its start
         stream.writer.start()
     handler = Handler(stream.writer) if isinstance(stream, Stream) else logging.StreamHandler()
     logging.basicConfig(

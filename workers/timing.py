@@ -68,7 +68,7 @@ class Timing:
         "A process that cannot be kept alive is tried again this often; when it has then held for as "
         "long, the node is healthy again.",
     )
-    scan_s: float = _time(1.0, "Every slot is looked at this often, whatever the kicks said.")
+    scan_s: float = _time(1.0, "Every slot is looked at this often for what has changed, whatever the kicks said.")
     health_s: float = _time(
         2.0,
         "A process that has not beaten for this long is told to discovery as unhealthy; a busy machine "

@@ -90,20 +90,23 @@ static inline void copy_past_cache(unsigned char *to, const unsigned char *from,
 static inline void copy_finish(void) {}
 #endif
 
-// Carry out moves that were checked. Ranges may overlap: two views of one mapping are common.
+// Copy one piece; what is large goes past the cache. The two may overlap: two views of one mapping are common. Before it
+// is told to anybody: `copy_finish`.
+static inline void copy_bytes(unsigned char *to, const unsigned char *from, size_t bytes)
+{
+    const uintptr_t distance = to > from ? (uintptr_t)to - (uintptr_t)from : (uintptr_t)from - (uintptr_t)to;
+    if (bytes >= NON_TEMPORAL_BYTES && distance >= bytes)
+        copy_past_cache(to, from, bytes);
+    else
+        memmove(to, from, bytes);
+}
+
+// Carry out moves that were checked.
 static inline void copy_moves(unsigned char *destination, const unsigned char *source, const struct move *moves,
                               size_t count)
 {
-    for (size_t i = 0; i < count; i++) {
-        unsigned char *to = destination + moves[i].destination;
-        const unsigned char *from = source + moves[i].source;
-        const size_t bytes = (size_t)moves[i].bytes;
-        const uintptr_t distance = to > from ? (uintptr_t)to - (uintptr_t)from : (uintptr_t)from - (uintptr_t)to;
-        if (bytes >= NON_TEMPORAL_BYTES && distance >= bytes)
-            copy_past_cache(to, from, bytes);
-        else
-            memmove(to, from, bytes);
-    }
+    for (size_t i = 0; i < count; i++)
+        copy_bytes(destination + moves[i].destination, source + moves[i].source, (size_t)moves[i].bytes);
     copy_finish();
 }
 

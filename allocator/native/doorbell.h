@@ -57,20 +57,24 @@ static inline bool doorbell_set_kind(struct doorbell *bell, enum doorbell_kind k
     return (state & DOORBELL_KIND_MASK) == DOORBELL_ARMED;
 }
 
-// Wake the waiter, if it sleeps. Returns 0, or the errno of a system call that failed.
-static inline int doorbell_ring(struct doorbell *bell, int event_fd)
+// Wake the waiter, if it sleeps. Returns 0, or the errno of a system call that failed; `woke` says whether it slept
+// where this process can wake it.
+static inline int doorbell_ring_sleeper(struct doorbell *bell, int event_fd, bool *woke)
 {
+    *woke = false;
     // SYNC bell: release (part of seq_cst), publishes what the waiter is woken for.
     // SYNC sleep: seq_cst, before the read of `state`.
     atomic_fetch_add_explicit(&bell->sequence, 1, memory_order_seq_cst);
     uint32_t state = atomic_load_explicit(&bell->state, memory_order_seq_cst);
     switch (state & DOORBELL_KIND_MASK) {
     case DOORBELL_ASLEEP:
+        *woke = true;
         return syscall(SYS_futex, &bell->sequence, FUTEX_WAKE, INT_MAX, NULL, NULL, 0) < 0 ? errno : 0;
     case DOORBELL_ARMED: {
         const uint64_t one = 1;
         if (event_fd < 0)
             return 0; // this process has no descriptor for it: left for one that has
+        *woke = true;
         while (write(event_fd, &one, sizeof one) < 0) {
             if (errno == EAGAIN)
                 break; // the counter is full, so it is readable
@@ -86,6 +90,12 @@ static inline int doorbell_ring(struct doorbell *bell, int event_fd)
     default:
         return 0;
     }
+}
+
+static inline int doorbell_ring(struct doorbell *bell, int event_fd)
+{
+    bool woke;
+    return doorbell_ring_sleeper(bell, event_fd, &woke);
 }
 
 // Sleep until the sequence is not `seen`, the deadline (CLOCK_MONOTONIC) is over, or a signal comes. Returns 0,

@@ -24,7 +24,7 @@ from embridge.pipeline.cli.errors import CommandError, expected_errors
 @click.option(
     "--images", type=click.Path(path_type=Path), help="Folder of images; default: photographs that scikit-image ships."
 )
-@click.option("--engine", default="shm", show_default=True, help="How rows travel between the nodes: shm or mooncake.")
+@click.option("--engine", default="shm", show_default=True, help="How rows travel; see embridge launch.")
 @click.option(
     "--two-hosts",
     is_flag=True,

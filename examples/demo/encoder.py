@@ -173,8 +173,9 @@ class _Encoder:
         return stream.chunks(pixels)
 
     def _step(self, request: _Request, chunks: Iterator[Chunk]) -> None:
-        """Embed one band, and write it if the request is streamed; with the last, tell the parent what should
-        arrive.
+        """Embed one band, and write it if the request is streamed.
+
+        With the last band, tell the parent what should arrive.
         """
         chunk = next(chunks)
         request.digests.add(chunk)
@@ -203,9 +204,7 @@ class _Encoder:
         )
 
     def _give(self, write: Callable[..., bool], *rows: int | torch.Tensor | None) -> None:
-        """Write rows. Where the node has no room for them, wait until rows have been sent, here or by another
-        encoder.
-        """
+        """Write rows. If the node has no room for them, wait until rows have been sent, here or by another encoder."""
         while True:
             try:
                 write(*rows)  # False if it has failed meanwhile: `_end_requests` sees that

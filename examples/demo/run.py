@@ -99,8 +99,10 @@ def _start(stack: ExitStack, settings: DemoSettings, console: Console) -> Schedu
 
 
 def _places(hosts: dict[str, Host], folder: Path) -> dict[str, dict[str, Any]]:
-    """Where each node is: nothing to say on one host; on two its address, and, for control messages leave the host, its
-    keys.
+    """Where each node is.
+
+    On one host there is nothing to say. On two hosts it is the node's address and, because control messages leave the
+    host, its keys.
     """
     allow_file, lines = folder / "nodes.allow", []
     for role, host in hosts.items():

@@ -18,9 +18,9 @@ class Received(Protocol):
     @property
     def input_embeddings(self) -> Tensor: ...
     @property
-    def fill_ids(self) -> Tensor: ...
+    def fill_ids(self) -> Tensor | None: ...
     @property
-    def mrope_positions(self) -> Tensor: ...
+    def mrope_positions(self) -> Tensor | None: ...
     @property
     def deepstack_embeddings(self) -> Tensor | None: ...
     @property
@@ -41,6 +41,8 @@ def problem_with(
         ("aux_datas", received.aux_datas, prompt.aux_datas()),
     )
     for name, seen, right in expected:
+        if seen is None:
+            return f"{name} are missing"
         if seen.shape != right.shape or not torch.equal(seen, right):
             return f"{name} differ: {_difference(seen, right)}"
     rows = received.input_embeddings

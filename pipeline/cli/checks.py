@@ -5,42 +5,26 @@ They change nothing, but for `left_names`, which removes what nobody has any use
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import re
 import resource
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+from embridge.workers.checks import Check
 
 GIB: Final = 1 << 30
 MIN_DESCRIPTORS: Final = 1024  # a node with 16 clients holds some 300
-IMPORT_TIMEOUT_S: Final = 60.0
-START_ENGINE: Final = (
-    "import sys; from embridge.workers.transfer.engines.mooncake import MooncakeSettings, start_engine; "
-    "start_engine('127.0.0.1', MooncakeSettings(protocol=sys.argv[1], device=sys.argv[2]))"
-)
-# What the distributions call the libraries that Mooncake links against.
-LIBRARY_PACKAGES: Final = {"libibverbs": "libibverbs1", "libnuma": "libnuma1", "libcudart": "the CUDA runtime"}
-
-
-class Check(NamedTuple):
-    """What one check found. `state`: ok, note (as it is), warn (slower, or less), fail (a node would not run)."""
-
-    name: str
-    state: str
-    seen: str
-    advice: str = ""
 
 
 def run_checks() -> list[Check]:
     """Every check in order; one that breaks is reported as failed and does not stop the others."""
-    return [_guarded(check) for check in CHECKS]
+    return [check for look in CHECKS for check in _guarded(look.__name__.replace("_", " "), look)]
 
 
 def core() -> Check:
@@ -134,12 +118,10 @@ def descriptors() -> Check:
 
 
 def huge_pages(mounts: str | None = None) -> Check:
-    """Whether /dev/shm gives them, which its mount says; the kernel's `shmem_enabled` is about other shared memory."""
-    if mounts is None:
-        mounts = Path("/proc/mounts").read_text()
-    options = [line.split()[3] for line in mounts.splitlines() if line.split()[1:3] == ["/dev/shm", "tmpfs"]]
-    chosen = re.search(r"\bhuge=(\w+)", options[-1]) if options else None
-    state = chosen.group(1) if chosen else "never"
+    """Whether /dev/shm gives them, which its mount says."""
+    from embridge.allocator import segment
+
+    state = segment.huge_pages(mounts)
     if state == "never":
         advice = "for faster copies and starts, as root: mount -o remount,huge=advise /dev/shm"
         return Check("huge pages", "note", "/dev/shm: never", advice)
@@ -158,30 +140,14 @@ def cuda() -> Check:
     return Check("CUDA", "note", "no device", "rows stay in host memory")
 
 
-def mooncake() -> Check:
-    """An engine starts with the settings of the environment, and what took effect; if not, what is missing."""
+def engines() -> list[Check]:
+    """What each engine says of this machine, with its settings of the environment."""
     from embridge.pipeline.config import PipelineConfig
-    from embridge.workers.transfer.engines.mooncake import PROTO, module_version, why_unavailable
+    from embridge.workers.transfer.engines import ENGINES
 
-    if importlib.util.find_spec("mooncake") is None:
-        extra = "mooncake" if Path("/dev/nvidiactl").exists() else "mooncake-non-cuda"
-        advice = f"for peers on other machines: pip install 'embridge[{extra}]'"
-        return Check("Mooncake", "warn", "not installed", advice)
-    version = module_version() or "?"
-    why = why_unavailable()
-    if why:
-        return Check("Mooncake", "warn", version, why)
-    settings = PipelineConfig.from_env().mooncake
-    # In a process of its own: a driver that does not fit can abort it, and what it opens stays open.
-    script = [sys.executable, "-P", "-c", START_ENGINE, settings.protocol, settings.device]
-    loaded = subprocess.run(script, capture_output=True, text=True, errors="replace", timeout=IMPORT_TIMEOUT_S)
-    if loaded.returncode == 0:
-        way = (
-            "tcp, forced by MC_FORCE_TCP" if settings.protocol == "tcp" else f"rdma, device {settings.device or 'any'}"
-        )
-        return Check("Mooncake", "ok", f"{version}: an engine starts ({way}); done means applied (framing {PROTO})")
-    said = (loaded.stderr.strip().splitlines() or [f"exit status {loaded.returncode}"])[-1]
-    return Check("Mooncake", "warn", f"{version} does not load: {said}", _library_advice(said))
+    settings = PipelineConfig.from_env().engine_settings
+    looks = {it.title: partial(it.check_machine, settings.get(it.name)) for it in ENGINES}
+    return [check for title, look in looks.items() for check in _guarded(title, look)]
 
 
 def keys() -> Check:
@@ -209,7 +175,7 @@ def rdma() -> Check:
     return Check("RDMA", "ok", ", ".join(devices))
 
 
-CHECKS: Final[tuple[Callable[[], Check], ...]] = (
+CHECKS: Final[tuple[Callable[[], Check | list[Check]], ...]] = (
     interpreter,
     core,
     kernel,
@@ -219,26 +185,19 @@ CHECKS: Final[tuple[Callable[[], Check], ...]] = (
     descriptors,
     huge_pages,
     cuda,
-    mooncake,
+    engines,
     rdma,
     keys,
 )
 
 
-def _guarded(check: Callable[[], Check]) -> Check:
+def _guarded(name: str, look: Callable[[], Check | list[Check] | None]) -> list[Check]:
     try:
-        return check()
+        found = look()
     except Exception as error:
-        name = check.__name__.replace("_", " ")
-        advice = "reinstall embridge: `make setup` or pip install" if check is core else ""
-        return Check(name, "fail", f"{type(error).__name__}: {error}", advice)
-
-
-def _library_advice(error: str) -> str:
-    for library, package in LIBRARY_PACKAGES.items():
-        if library in error:
-            return f"install {package} with the system's package manager"
-    return "install the library that it names with the system's package manager"
+        advice = "reinstall embridge: `make setup` or pip install" if look is core else ""
+        return [Check(name, "fail", f"{type(error).__name__}: {error}", advice)]
+    return found if isinstance(found, list) else [found] if found is not None else []
 
 
 def _version(distribution: str) -> str | None:

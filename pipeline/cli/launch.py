@@ -13,7 +13,7 @@ import click
 from embridge.pipeline.cli.errors import FAILED, CommandError, expected_errors
 from embridge.pipeline.cli.options import NodeCommand, node_config
 
-# While it waits, the interpreter still has to come round to run signal handlers.
+# How long one wait may take: the interpreter runs signal handlers only between two waits.
 WAKE_S = 0.2
 
 
@@ -29,7 +29,7 @@ def command(toml: Path | None, **given: Any) -> None:
     from embridge.pipeline.node.launch import launch
     from embridge.workers.stderr import never_block_on_output
 
-    never_block_on_output()  # signals are passed on, whoever reads what is said here
+    never_block_on_output()  # signals are passed on also while nobody reads the output
     with expected_errors():
         config = node_config(toml, given)
         with _Signals() as signals, launch(config) as node:
@@ -55,9 +55,9 @@ def command(toml: Path | None, **given: Any) -> None:
 class _Signals:
     """Counts SIGINT and SIGTERM, for the loop to pass on: the node is a process group of its own. A context manager.
 
-    SIGHUP counts, too, where it says that the terminal is gone; otherwise it asks to read settings again, of which
-    there are none to read, and does nothing. SIGCHLD has its effect again where it was ignored by whoever started the
-    command: else the kernel would tell nobody how the node ended.
+    A SIGHUP counts, too, when the terminal is gone. Otherwise it asks to read settings again, and there are none to
+    read. SIGCHLD gets its default effect back where the command was started with SIGCHLD ignored: else the kernel would
+    tell nobody how the node ended.
     """
 
     def __init__(self) -> None:

@@ -26,23 +26,20 @@ class NodeCommand(click.Command):
 
 @cache
 def _setting_options() -> list[click.Option]:
-    from embridge.pipeline.config import all_settings
+    from embridge.pipeline.config import all_settings, flags_of
 
-    return [_option(it) for _, it in all_settings() if it.is_flag]
+    return [_option("/".join(flags_of(group, it)), it) for group, it in all_settings() if it.is_flag]
 
 
-def _option(it: Setting) -> click.Option:
+def _option(flags: str, it: Setting) -> click.Option:
     """An option that is not given is None, and leaves the setting to the environment, the file, or the default."""
-    name = it.name.replace("_", "-")
-    if it.kind is bool:
-        return click.Option([f"--{name}/--no-{name}"], default=None, help=it.help)
     kind: Any = it.kind
     if it.choices is not None:
         choices = it.choices()
         kind = click.Choice(choices, case_sensitive=not all(choice.isupper() for choice in choices))
     elif it.kind is Path:
         kind = click.Path(path_type=Path)
-    return click.Option([f"--{name}"], type=kind, default=None, help=it.help)
+    return click.Option([flags], type=kind, default=None, help=it.help)
 
 
 def node_config(toml: Path | None, given: dict[str, Any]) -> PipelineConfig:
@@ -51,19 +48,20 @@ def node_config(toml: Path | None, given: dict[str, Any]) -> PipelineConfig:
     Raises:
         ConfigError: names the setting that can't be used, and where its value came from.
     """
-    from embridge.pipeline.config import Layer, PipelineConfig, all_settings, environment, toml_file
+    from embridge.pipeline import config
 
-    groups = {it.name: group for group, it in all_settings() if it.is_flag}
+    settings = {config.long_name(group, it.name): (group, it) for group, it in config.all_settings() if it.is_flag}
     values: dict[str, Any] = {}
     origins = {}
-    for name, value in given.items():
+    for option, value in given.items():
         if value is None:
             continue
-        group = groups[name]
-        (values.setdefault(group, {}) if group else values)[name] = value
-        origins[f"{group}.{name}" if group else name] = f"--{name.replace('_', '-')}"
-    files = [] if toml is None else [toml_file(toml)]
-    return PipelineConfig.of_layers(*files, environment(), Layer(values, origins=origins))
+        group, it = settings[option]
+        (values.setdefault(group, {}) if group else values)[it.name] = value
+        origins[f"{group}.{it.name}" if group else it.name] = config.flags_of(group, it)[0]
+    files = [] if toml is None else [config.toml_file(toml)]
+    flags = config.Layer(values, origins=origins)
+    return config.PipelineConfig.of_layers(*files, config.environment(), flags)
 
 
 def run_dir_of(run_dir: Path | None, role: str | None) -> Path:

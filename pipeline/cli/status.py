@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REFRESH_S = 1.0
 IN_DETAIL = {
     *("slot", "epoch", "deadline_in_s", "moved_s_ago", "reason", "client", "process", "pid", "line", "stamps_s"),
-    *("required", "destinations", "encode_node", "blocks"),
+    *("required", "destinations", "encode_node", "blocks", "claim_holder"),
 }
 """What is shown of a request in detail, and in JSON, but not in the table of all."""
 
@@ -34,11 +34,9 @@ IN_DETAIL = {
 @click.option("--request", "room", type=int, metavar="ROOM", help="One request, in detail.")
 @click.option("--watch", is_flag=True, help=f"Again each {REFRESH_S:g} s, until Ctrl-C.")
 def command(run_dir: Path | None, role: str | None, as_json: bool, room: int | None, watch: bool) -> None:
-    """Show a running node: its processes, blocks and requests, and for each request who owes its next step, and for how
-    long.
+    """Show a running node: its processes, blocks and requests.
 
-    Only looks: the node's memory is mapped read-only, and nobody is woken. Of a node that is dead it shows what its run
-    directory tells, with status 1.
+    For each request it says who owes its next step, and for how long.
     """
     with expected_errors():
         path = run_dir_of(run_dir, role)

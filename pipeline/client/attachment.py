@@ -1,8 +1,7 @@
-"""A client's attachment to its node: one lane, the segments, bells and rings that come with it, and whether they may be
-used still.
+"""A client's attachment to its node: a lane, its segments, bells and rings, and whether they may still be used.
 
-Reading its words takes no lock. Rings are pushed to by the caller's thread and by the library thread; the GIL
-serialises the pushes.
+Reading its words takes no lock. The caller's thread and the library thread both push to rings; the GIL serialises the
+pushes.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from embridge.allocator._core import Doorbell, Mapping
 from embridge.allocator.buffers import PayloadBuffers
 from embridge.allocator.control import Control
 from embridge.allocator.errors import NodeGoneError
+from embridge.allocator.geometry import Role
 from embridge.allocator.pinning import register_with_cuda, unregister_from_cuda
 from embridge.allocator.records import NodeState
 from embridge.allocator.rings import Kick
@@ -28,12 +28,16 @@ log = logging.getLogger(__name__)
 
 CLOSED = "this client is closed"
 FORKED = "this client was attached before a fork; attach() again in the child"
-LED_TO_MEMORY = ("control", "buffers", "payload", "user_bell", "library_bell", "_to_bootstrap", "_to_workers", "_sock")
+LED_TO_MEMORY = (
+    *("control", "buffers", "payload", "user_bell", "library_bell"),
+    *("_to_bootstrap", "_to_poller", "_to_workers", "_untold_rooms", "_sock"),
+)
 
 
 class Attachment:
-    """One lane of a node, as this process has it. The lane is this process's for as long as the run socket
-    stays open.
+    """One lane of a node, as this process has it.
+
+    The lane belongs to this process for as long as the run socket stays open.
     """
 
     node_gone = False
@@ -61,9 +65,9 @@ class Attachment:
         event_fds: dict[str, int],
         owns_memory: bool = True,
     ) -> None:
-        """`sock` is the connection to the node's run socket; it does not block. `clock` gives monotonic nanoseconds.
+        """`sock` is the non-blocking connection to the node's run socket. `clock` gives monotonic nanoseconds.
 
-        Without `owns_memory` the segments are somebody else's, who lets go of them.
+        Without `owns_memory` the segments are somebody else's, who also unmaps them.
 
         Raises:
             LookupError, ValueError: what the node handed over does not fit together.
@@ -82,7 +86,9 @@ class Attachment:
         self.user_bell: Doorbell = control.bell(f"lane{lane}")
         self.library_bell: Doorbell = control.bell(f"library{lane}")
         self._to_bootstrap = control.sender(f"lane{lane}", "bootstrap")
+        self._to_poller = control.sender(f"lane{lane}", "poller")
         self._to_workers = [control.sender(f"lane{lane}", f"worker{w}") for w in range(control.limits.num_workers)]
+        self._untold_rooms = control.untold if control.role == Role.ENCODE else None
         self._sock = sock
         self._event_fds = event_fds
         self._owns_memory = owns_memory
@@ -103,8 +109,9 @@ class Attachment:
             raise NodeGoneError(f"the node in {self.run_dir} is gone; attach() again once it is back")
 
     def has_lost_node(self) -> bool:
-        """Look at the run socket and at the node's state; True once, when either says for the first time that the node
-        is gone.
+        """Look at the run socket and at the node's state.
+
+        True once, when either says for the first time that the node is gone.
         """
         if self.node_gone:
             return False
@@ -136,14 +143,36 @@ class Attachment:
 
     # ---- kicks to the node's processes
 
+    def tell(self, room: int, slot: int, epoch: int) -> bool:
+        """Give the node's processes a request that this client alone has had, if it is one (either thread, R78).
+
+        True if it was.
+        """
+        if not self.control.slots.tell(slot, epoch):
+            return False
+        if self._untold_rooms is not None:
+            self._untold_rooms.add(room, -1)
+        self.kick_bootstrap(Kick.OPEN, slot, epoch)
+        return True
+
     def kick_bootstrap(self, kick: Kick, slot: int, epoch: int) -> None:
-        """Tell the bootstrap about a slot at once (either thread)."""
+        """Tell the bootstrap about a slot at once, but for a look at one that it has not (either thread)."""
+        if kick == Kick.LOOK and self.control.slots.is_untold(slot, epoch):
+            return
         self._to_bootstrap.send_now(kick, slot, epoch)
         if self._to_bootstrap.backlog:
             self.library_bell.ring()  # the library thread flushes it
 
+    def kick_poller(self, slot: int, epoch: int) -> None:
+        """Have the poller look at a slot at once, if it has it (either thread)."""
+        if self.control.slots.is_untold(slot, epoch):
+            return  # what was changed before this look is seen by whoever it is told to after it
+        self._to_poller.send_now(Kick.LOOK, slot, epoch)
+
     def kick_worker(self, room: int, slot: int, epoch: int) -> None:
-        """Have the transfer worker of a room look at a slot at once (either thread)."""
+        """Have the transfer worker of a room look at a slot at once, if it has it (either thread)."""
+        if self.control.slots.is_untold(slot, epoch):
+            return
         self._to_workers[self.control.worker_of(room)].send_now(Kick.LOOK, slot, epoch)
 
     def ask(self, room: int) -> None:
@@ -151,20 +180,18 @@ class Attachment:
         self._to_bootstrap.send_now(Kick.ASK, self.lane, 0, room)
 
     def tell_left(self, slot: int, epoch: int) -> None:
-        """Tell the bootstrap, with the next `flush`, that the client needs nothing of an epoch any more (library
-        thread).
-        """
+        """Tell the bootstrap, with the next `flush`, that the client is done with an epoch (library thread)."""
         self._to_bootstrap.send(Kick.LOOK, slot, epoch)
 
     def flush(self) -> None:
-        """Send the kicks that have waited (library thread)."""
-        for sender in (self._to_bootstrap, *self._to_workers):
+        """Send the kicks that did not fit before (library thread)."""
+        for sender in (self._to_bootstrap, self._to_poller, *self._to_workers):
             sender.flush()
 
     @property
     def has_kicks_left(self) -> bool:
         """Whether a kick waits for room in its ring."""
-        return any(sender.backlog for sender in (self._to_bootstrap, *self._to_workers))
+        return any(sender.backlog for sender in (self._to_bootstrap, self._to_poller, *self._to_workers))
 
     # ---- the payload and CUDA
 
@@ -174,30 +201,30 @@ class Attachment:
         self.pinned, self.pin_note = register_with_cuda(self.payload)
 
     def unpin(self) -> None:
-        """Take the registration back, if there is one."""
+        """Take the registration with CUDA back, if there is one."""
         if self.pinned:
             unregister_from_cuda(self.payload)
 
     # ---- the end
 
     def let_go_of_payload(self) -> None:
-        """Free the payload of a node that is gone: a node that is to come may need the room."""
+        """Unmap the payload of a node that is gone, because the node that takes its place may need the room."""
         self.has_payload = False
         if self._owns_memory and not self.pinned:
             let_go(self.payload, "payload", f"client of {self.run_dir}, whose node is gone")
 
     def leave(self) -> None:
-        """Give the lane up. Nobody of this process may write into the node's memory after that."""
+        """Give the lane up. No thread of this process may write into the node's memory after that."""
         self.control.lanes.leave(self.lane)
         self._sock.close()
 
     def hang_up(self) -> None:
-        """Close a forked child's copy of the connection: the lane is the parent's."""
+        """Close a forked child's copy of the connection; the lane is the parent's."""
         self.is_forked = True
         self._sock.close()
 
     def let_go(self) -> None:
-        """Free the memory and the descriptors; what is asked of them from now on is a RuntimeError."""
+        """Free the memory and the descriptors; any use of them raises RuntimeError from now on."""
         control, payload = self.control, self.payload
         refuse(self, FORKED if self.is_forked else CLOSED, LED_TO_MEMORY)
         for fd in self._event_fds.values():

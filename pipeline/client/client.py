@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from embridge.allocator.geometry import MAX_TOKENS
-from embridge.allocator.records import USER_VIEW
 from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.arguments import whole
 from embridge.pipeline.client.handle import TransferHandle
-from embridge.pipeline.client.library import SLOW_LOOK_NS, LeadingRanks, Library
+from embridge.pipeline.client.leading_ranks import LeadingRanks
+from embridge.pipeline.client.library import Library
+from embridge.pipeline.client.opening import open_sender
 from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
-from embridge.pipeline.client.rounds import Round
-from embridge.pipeline.client.sender import EmbeddingSender, open_sender
+from embridge.pipeline.client.sender import EmbeddingSender
 
 
 class Client:
@@ -46,12 +44,6 @@ class Client:
         """Where language nodes reach this encode node, as tcp://host:port."""
         self.request_timeout_s = attachment.request_timeout_s
         """Seconds until a request's deadline, where `timeout_s` is not given."""
-        num_slots = self.limits.num_slots
-        self._out = np.empty(num_slots, np.uint32)
-        self._words = np.zeros(num_slots, np.uint64)
-        self._round = Round(library.requests.by_slot)
-        self._seen = -1
-        self._slow_ns = 0
 
     @property
     def node_gone(self) -> bool:
@@ -119,10 +111,14 @@ class Client:
     def receiver(
         self, bootstrap_addr: str, room: int, *, required_dst_info_num: int = 1, timeout_s: float | None = None
     ) -> EmbeddingReceiver:
-        """Open a room on a language node, to be received from the encode node at `bootstrap_addr` (see
-        `EmbeddingReceiver`).
+        """Open a room on a language node, whose rows come from the encode node at `bootstrap_addr`.
 
-        `required_dst_info_num` is the number of language nodes that receive it. Raises as `sender` does.
+        `required_dst_info_num` is the number of language nodes that receive the room. `timeout_s` is the request's
+        deadline in seconds from now.
+
+        Raises:
+            ValueError, NodeBusyError, NodeUnhealthyError, NodeGoneError, RuntimeError: as `sender`, on a language node;
+                ValueError also for an address or a number of destinations that is not valid.
         """
         return open_receiver(self._library, bootstrap_addr, room, required_dst_info_num, timeout_s)
 
@@ -141,9 +137,9 @@ class Client:
     def pick_encode_node(self, tokens: int = 0, *, other_than: str = "") -> str:
         """The `bootstrap_addr` of the healthy, READY encode node with the least to do; ties go round.
 
-        It counts there as `tokens` (0: unknown) more, until a report can show it. Whoever picks also tells the encoder
-        of that node the room. A request that is retried goes to one that is `other_than` the address on which it
-        failed, of which discovery may not have heard yet. Microseconds, no network.
+        From now on that node counts as having `tokens` (0: unknown) more to do, until a report can show it. The caller
+        also tells the encoder of that node the room. A request that is retried goes to a node `other_than` the address
+        at which it failed; discovery may not have heard of that failure yet. It takes microseconds and no network.
 
         Raises:
             NoRouteError: no encode node is READY and healthy.
@@ -161,35 +157,30 @@ class Client:
         Raises:
             RuntimeError: after `close()`, or in a forked child.
         """
-        attachment = self._attachment
-        sequence = attachment.user_bell.sequence()
-        now = attachment.clock()
-        if sequence == self._seen and now < self._slow_ns:
+        view, attachment, requests = self._library.view, self._attachment, self._library.requests
+        if not view.look() and not view.has_looked_at_some:
             return ()
-        requests = self._library.requests
         if attachment.node_gone:  # every request that was in flight has failed
             open_now = [*list(requests.by_slot.values()), *self._library.slot_queue.handles()]
-            return [handle for handle in open_now if handle.has_risen()] + self._departed_that_rose()
-        attachment.check_usable()
-        self._seen = sequence
-        status, pages, out, by_slot = attachment.control.status, requests.lease.pages, self._out, requests.by_slot
-        looks: list[TransferHandle] = []
-        if now >= self._slow_ns:
-            self._slow_ns = now + SLOW_LOOK_NS
-            status.changed(USER_VIEW, pages, len(pages), out)
-            count = status.compare(pages, len(pages), self._words, out)
-            looks = self._round.some()
+            rose = [handle for handle in open_now if handle.has_risen()]
         else:
-            count = status.changed(USER_VIEW, pages, len(pages), out)
-        rose = [
-            handle for slot in out[:count].tolist() if (handle := by_slot.get(slot)) is not None and handle.has_risen()
-        ]
-        rose += [handle for handle in looks if handle.has_risen()]
-        return rose + self._departed_that_rose()
+            rose = view.rose()
+        departed = requests.departed
+        return rose + [handle for handle in [departed.popleft() for _ in range(len(departed))] if handle.has_risen()]
 
-    def _departed_that_rose(self) -> list[TransferHandle]:
-        departed = self._library.requests.departed
-        return [handle for handle in [departed.popleft() for _ in range(len(departed))] if handle.has_risen()]
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep, without the GIL, until a status rises or a transfer queue has a request to hand over: poll then.
+
+        True at once if something has risen since the last `poll()`. False if nothing has within `timeout_s` seconds, or
+        when a signal has come. A loop that waits for nothing else wakes up sooner with this than with `fileno()`: who
+        writes a request's last rows wakes this thread itself.
+
+        Raises:
+            ValueError: `timeout_s` is no number of seconds.
+            RuntimeError: after `close()`, or in a forked child.
+        """
+        self._attachment.check_attached()
+        return self._library.view.wait(timeout_s)
 
     def fileno(self) -> int:
         """An eventfd for the caller's own select or epoll.
@@ -202,22 +193,23 @@ class Client:
         return self._attachment.fileno()
 
     def arm(self) -> bool:
-        """Before sleeping on `fileno()`: True when nothing has risen since the last `poll()`; False: poll first. Raises
-        as `fileno`.
+        """Call this before sleeping on `fileno()`. False: something has risen since the last `poll()`, so poll first.
+
+        Raises RuntimeError as `fileno`.
         """
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._attachment.fileno())
-        return self._seen >= 0 and self._attachment.user_bell.arm(self._seen)
+        return self._library.view.arm()
 
     # ---- the end
 
     def close(self) -> None:
         """Leave the node: requests in flight end as Failed on both sides, and every block and slot is given back.
 
-        What this process had mapped is free afterwards; tensors and arrays over it that are still alive are the only
-        exception, and a warning says so. The lane is not given up while the library thread copies: if that takes longer
-        than some seconds, a warning says so, and the thread leaves the node when it has ended. What has ended before
-        can still be asked how (`poll`, `failure_exception`); all else is refused.
+        What this process had mapped is free afterwards, except under tensors and arrays over it that are still alive; a
+        warning says so. The lane is not given up while the library thread copies. If that takes longer than some
+        seconds, a warning says so, and the thread leaves the node when it has ended. The outcome of requests that have
+        ended before can still be asked for (`poll`, `failure_exception`); all else is refused.
         """
         self._library.close()
 
@@ -231,7 +223,8 @@ class Client:
 
 
 def library_of(client: Client) -> Library:
-    """What lies behind a client: for the other rooms of the package, and for tests; an application has no use
-    for it.
+    """The `Library` behind a client, for the other rooms of the package and for tests.
+
+    An application has no use for it.
     """
     return client._library

@@ -1,12 +1,13 @@
 """The rows that a caller gives: checked against the node's geometry, and seen as bytes per token and buffer.
 
-What converts without loss is taken: ids and positions of any integer type whose values are within int32, positions the
-other way round (3, n), tensors on a device, with a gradient, with any strides. All else is a ValueError that says what
-to give.
+Whatever converts without loss is taken: ids and positions of any integer type whose values are within int32, positions
+the other way round (3, n), tensors on a device, with a gradient, with any strides. Anything else raises ValueError,
+which says what to give.
 """
 
 from __future__ import annotations
 
+from array import array
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Chunk(NamedTuple):
 class Given(NamedTuple):
     """Rows [first, end) as the caller gave them: checked, and not copied yet.
 
-    `data`, by pool name: the bytes themselves where they lie one after the other in host memory; else the tensor.
+    `data` has for each pool name the bytes themselves if they lie contiguous in host memory, else the tensor.
     """
 
     first: int
@@ -46,10 +47,10 @@ class Given(NamedTuple):
     data: dict[str, Bytes | torch.Tensor]
 
     def lent(self) -> Chunk:
-        """All of them, as they lie; ids and positions that are none of the caller's int32 are ours already.
+        """All of the rows, as they lie. Ids and positions that are not the caller's int32 are ours already.
 
         Raises:
-            ValueError: embeddings do not lie in host memory one after the other, so there is nothing to lend.
+            ValueError: the embeddings do not lie contiguous in host memory, so there is nothing to lend.
         """
         for name in ("input_embeddings", "deepstack_embeddings"):
             if isinstance(self.data.get(name), torch.Tensor):
@@ -58,8 +59,22 @@ class Given(NamedTuple):
                 )
         return self.chunk(self.first, self.end)
 
+    def since(self, first: int) -> Given:
+        """Those from row `first` on."""
+        if first == self.first:
+            return self
+        num_rows, low = self.end - self.first, first - self.first
+        data: dict[str, Bytes | torch.Tensor] = {
+            name: rows[low:] if isinstance(rows, torch.Tensor) else rows[low * (rows.nbytes // num_rows) :]
+            for name, rows in self.data.items()
+        }
+        return Given(first, self.end, data)
+
     def chunk(self, first: int, end: int) -> Chunk:
-        """Rows [first, end) of them as bytes. What is not contiguous, or on a device, is copied to the host here."""
+        """Rows [first, end) of them as bytes.
+
+        Rows that are not contiguous, or on a device, are copied to the host here.
+        """
         num_rows, low, high = self.end - self.first, first - self.first, end - self.first
         data: dict[str, Bytes] = {}
         for name, rows in self.data.items():
@@ -79,7 +94,7 @@ def given_rows(
     mrope_positions: Any,
     deepstack_embeddings: Any,
 ) -> Given:
-    """Check what a caller gave.
+    """Check the rows that a caller gave.
 
     Raises:
         ValueError: a dtype, shape, length or kind of tensor is none that the node's geometry can take.
@@ -87,11 +102,11 @@ def given_rows(
     hidden, layers = geometry.hidden_size, geometry.deepstack_layers
     rows = _embeddings(geometry, input_embeddings)
     count = len(rows.tensor)
-    data = {
-        "input_embeddings": rows.data,
-        "fill_ids": _integers("fill_ids", fill_ids, (count,)),
-        "mrope_positions": _integers("mrope_positions", mrope_positions, (count, POSITION_AXES)),
-    }
+    data = {"input_embeddings": rows.data}
+    if _has(geometry.fill_ids, "fill_ids", fill_ids):
+        data["fill_ids"] = _integers("fill_ids", fill_ids, (count,))
+    if _has(geometry.mrope_positions, "mrope_positions", mrope_positions):
+        data["mrope_positions"] = _integers("mrope_positions", mrope_positions, (count, POSITION_AXES))
     if layers:
         if deepstack_embeddings is None:
             raise ValueError(f"deepstack_embeddings: missing; this node's geometry has {layers} deepstack layers")
@@ -103,13 +118,68 @@ def given_rows(
     return Given(first, first + count, data)
 
 
-def aux_words(aux_datas: Any, total_tokens: int, mrope_position_delta: int) -> npt.NDArray[np.int32]:
+def kinds_of(geometry: Geometry) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Of each buffer that rows have: its dtype, and the shape of one row."""
+    dtype = getattr(torch, geometry.dtype)
+    kinds = {
+        "input_embeddings": (dtype, (geometry.hidden_size,)),
+        "deepstack_embeddings": (dtype, (geometry.deepstack_layers, geometry.hidden_size)),
+        "mrope_positions": (torch.int32, (POSITION_AXES,)),
+        "fill_ids": (torch.int32, ()),
+    }
+    return {pool.name: kinds[pool.name] for pool in pools(geometry)}
+
+
+class PlainRows:
+    """Finds rows that need no second look: plain tensors of the node's types, dense, contiguous and in host memory."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        kinds = kinds_of(geometry)
+        names = ("input_embeddings", "deepstack_embeddings", "mrope_positions", "fill_ids")
+        self._wanted = [kinds.get(name) for name in names]
+
+    def span(
+        self,
+        first: int,
+        input_embeddings: Any,
+        fill_ids: Any,
+        mrope_positions: Any,
+        deepstack_embeddings: Any,
+    ) -> list[int] | None:
+        """The rows from `first` on, as `DirectWriter.write` takes them. None: they are to be looked at more closely
+        (`given_rows`), and may be wrong.
+        """
+        if type(input_embeddings) is not torch.Tensor:
+            return None
+        try:
+            num_rows = input_embeddings.shape[0]
+            span = [first, first + num_rows]
+            given = (input_embeddings, deepstack_embeddings, mrope_positions, fill_ids)
+            for tensor, wanted in zip(given, self._wanted, strict=True):
+                if wanted is None:
+                    if tensor is not None:
+                        return None
+                    continue
+                dtype, tail = wanted
+                if type(tensor) is not torch.Tensor or tensor.dtype is not dtype or tensor.shape != (num_rows, *tail):
+                    return None
+                if not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_neg():
+                    return None
+                if not tensor.is_contiguous():
+                    return None
+                span.append(tensor.data_ptr())
+        except (IndexError, RuntimeError):  # no rows, or no data at all
+            return None
+        return span if all(span[1:]) else None  # zeroes that lie nowhere, or no rows
+
+
+def aux_words(aux_datas: Any, total_tokens: int, mrope_position_delta: int) -> array[int]:
     """The 16 auxiliary words: [0] total length, [1] mrope_position_delta, the rest the caller's.
 
     Raises:
         ValueError: a shape, a type or a value is none that fits.
     """
-    words = np.zeros(AUX_WORDS, np.int32)
+    words = array("i", bytes(4 * AUX_WORDS))
     if aux_datas is not None:
         try:
             given = np.asarray(aux_datas)
@@ -119,7 +189,7 @@ def aux_words(aux_datas: Any, total_tokens: int, mrope_position_delta: int) -> n
             raise ValueError(f"aux_datas: shape {given.shape} dtype {given.dtype} is not ({AUX_WORDS},) of integers")
         if given.min() < INT32.min or given.max() > INT32.max:
             raise ValueError(f"aux_datas: {given.min()} to {given.max()} is outside int32")
-        words[:] = given
+        words = array("i", given.tolist())
     delta = whole("mrope_position_delta", mrope_position_delta, INT32.min, INT32.max)
     words[0], words[1] = min(total_tokens, INT32.max), delta
     return words
@@ -131,14 +201,17 @@ def num_rows(geometry: Geometry, input_embeddings: Any) -> int:
 
 
 class _Rows(NamedTuple):
-    """A tensor whose bytes can be had, and the bytes, where they lie one after the other in host memory."""
+    """A tensor, and its bytes if they lie contiguous in host memory."""
 
     tensor: torch.Tensor
     data: Bytes | torch.Tensor
 
     @classmethod
     def of(cls, name: str, value: Any, dtype: torch.dtype | None = None) -> _Rows:
-        """Of that dtype, or of integers. Nothing is copied, but one row, to see that it can be."""
+        """Check that this is a tensor of that dtype, or of integers.
+
+        Nothing is copied but one row, to see that it can be.
+        """
         try:
             tensor = value if isinstance(value, torch.Tensor) else _tensor_of(value, is_integer=dtype is None)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -163,18 +236,22 @@ class _Rows(NamedTuple):
 
 
 def _said(error: Exception) -> str:
-    """The first line of an error of torch's, which may be pages long."""
+    """The first line of one of torch's errors, which may be pages long."""
     return str(error).strip().partition("\n")[0][:MAX_SAID] or type(error).__name__
 
 
 def _tensor_of(value: Any, *, is_integer: bool) -> torch.Tensor:
-    """Raises ValueError for what torch has no dtype for, of which it would name many that are none of ours."""
-    array = np.ascontiguousarray(value)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if is_integer and array.dtype.kind not in "iubfc":
-        raise ValueError(f"dtype {array.dtype} is no integer; give torch.int32")
-    return torch.as_tensor(array if array.flags.writeable else array.copy())  # torch warns of what is read-only
+    """Make a tensor of a value.
+
+    Raises ValueError for a value that torch has no dtype for; torch's own error would name many dtypes that are not
+    ours.
+    """
+    given = np.ascontiguousarray(value)
+    if not given.dtype.isnative:
+        given = given.astype(given.dtype.newbyteorder("="))
+    if is_integer and given.dtype.kind not in "iubfc":
+        raise ValueError(f"dtype {given.dtype} is no integer; give torch.int32")
+    return torch.as_tensor(given if given.flags.writeable else given.copy())  # torch warns of what is read-only
 
 
 def _embeddings(geometry: Geometry, input_embeddings: Any) -> _Rows:
@@ -190,13 +267,22 @@ def _embeddings(geometry: Geometry, input_embeddings: Any) -> _Rows:
     return rows
 
 
+def _has(is_in_geometry: bool, name: str, value: Any) -> bool:
+    """Whether the node's rows have this buffer. Raises ValueError where that is not what was given."""
+    if is_in_geometry and value is None:
+        raise ValueError(f"{name}: missing; give them, or launch both nodes with a geometry of {name}=False")
+    if not is_in_geometry and value is not None:
+        raise ValueError(f"{name}: given, but this node's geometry has none")
+    return is_in_geometry
+
+
 def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: shape {tuple(tensor.shape)} is not {shape}")
 
 
 def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Bytes | torch.Tensor:
-    """(n,) or (n, axes) int32, from integers of any type that are within it; (axes, n), too, unless n is the axes."""
+    """(n,) or (n, axes) int32, from integers of any type within int32; also from (axes, n), unless n equals axes."""
     tensor, data = _Rows.of(name, value)
     if tuple(tensor.shape) == shape[::-1] != shape:
         tensor = data = tensor.mT
@@ -211,7 +297,7 @@ def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Bytes | torch.Te
 
 
 def _bytes_of(tensor: torch.Tensor) -> Bytes:
-    """Its bytes, in the host's memory: a view where they lie there one after the other."""
+    """A tensor's bytes in host memory: a view if they lie contiguous there, else a copy."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         tensor = tensor.to("cpu").contiguous()
     if not tensor.ndim or tensor.stride(-1) != 1:  # of one element: contiguous whatever its stride, but `view` asks
@@ -220,12 +306,23 @@ def _bytes_of(tensor: torch.Tensor) -> Bytes:
     return data
 
 
+def address_of(data: Bytes) -> int:
+    """Where the first of these bytes lies in this process."""
+    address: int = data.__array_interface__["data"][0]
+    return address
+
+
 def place(payload: Mapping, geometry: Geometry, chunk: Chunk, blocks: dict[int, int]) -> None:
-    """Copy what a chunk has of these request blocks into their source blocks, without the GIL."""
-    bs, moves = geometry.block_size, []
-    for k, source in blocks.items():
+    """Copy what a chunk has of these request blocks into blocks of a payload of that geometry, without the GIL."""
+    bs = geometry.block_size
+    moves: list[list[int]] = []
+    for k, block in blocks.items():
         low, high = max(chunk.first, k * bs), min(chunk.end, (k + 1) * bs)
-        moves.append((source * bs + low % bs, low - chunk.first, high - low))
+        at = block * bs + low % bs
+        if moves and moves[-1][0] + moves[-1][2] == at and moves[-1][1] + moves[-1][2] == low - chunk.first:
+            moves[-1][2] += high - low  # neighbours move as one
+        else:
+            moves.append([at, low - chunk.first, high - low])
     rows = np.array(moves, np.int64)
     for pool in pools(geometry):
         scaled = rows * pool.row_bytes

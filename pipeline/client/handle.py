@@ -1,8 +1,7 @@
-"""What a sender and a receiver have in common: a slot of one epoch, read without waiting, and its outcome once it is
-over.
+"""What a sender and a receiver have in common: a slot of one epoch, read without waiting, and the outcome at the end.
 
-While all slots are in use a request waits for its own (`is_waiting`): `slot` is then `NO_SLOT`, its phase is
-Bootstrapping, and it may be given up.
+While all slots are in use a request waits for one (`is_waiting`). Until then `slot` is `NO_SLOT`, the phase is
+Bootstrapping, and the request may be given up.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Final, Protocol
 
 from embridge.allocator.errors import FailureCode, TransferError, failure
 from embridge.allocator.records import Slot
+from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import Phase, Progress, phase_path, split
 from embridge.pipeline.client.attachment import Attachment
@@ -19,7 +19,7 @@ from embridge.pipeline.leaving import refuse
 MAX_ROOM = (1 << 63) - 1
 NO_SLOT: Final = -1
 OWN_NODE_GONE: Final = "this client's own node is gone"
-LED_TO_MEMORY = ("_control", "_slots", "_status", "_windows", "_sessions", "_dsts", "_staging")
+LED_TO_MEMORY = ("_control", "_slots", "_status", "_windows", "_sessions", "_claims", "posting")
 
 
 class HandleLibrary(Protocol):
@@ -28,13 +28,14 @@ class HandleLibrary(Protocol):
     attachment: Attachment
 
     def hurry(self, handle: TransferHandle) -> None:
-        """Have a request that waits for a slot, and was given up, end soon."""
+        """End a request soon that waits for a slot and was given up."""
 
 
 class TransferHandle:
     """One request of this client.
 
-    Reading it is one memory load; no method blocks. The caller's thread calls, unless it says who.
+    Reading it is one memory load, and no method blocks. The caller's thread calls the methods, unless they say
+    otherwise.
     """
 
     def __init__(self, library: HandleLibrary, room: int) -> None:
@@ -49,7 +50,7 @@ class TransferHandle:
         self.opened_ns = 0
         self.deadline_ns = 0
         self.reported = (0, 0)
-        self._given_up: tuple[FailureCode, str] | None = None  # before it had a slot
+        self._given_up: tuple[FailureCode, str] | None = None  # if it was given up before it had a slot
         self._final: Progress | None = None
         self._final_stamps: tuple[int, ...] = (0,) * 5
         self._final_failure: TransferError | None = None
@@ -64,11 +65,11 @@ class TransferHandle:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it has no slot yet, and has not ended without one."""
+        """Whether the request has no slot yet, and has not ended without one."""
         return self.slot == NO_SLOT and self._final is None
 
     def progress(self) -> Progress:
-        """(epoch, phase, sent), from one load; after the end, what it was then. `sent` counts tokens."""
+        """(epoch, phase, sent), from one load; after the end, the last values. `sent` counts tokens."""
         if self._final is not None:
             return self._final
         if self.slot == NO_SLOT:
@@ -88,7 +89,7 @@ class TransferHandle:
         return word
 
     def has_risen(self) -> bool:
-        """Whether the status is higher than when this was last asked (by `Client.poll`)."""
+        """Whether the status is higher than when this was asked last (by `Client.poll`)."""
         now = self.progress()
         if (now.phase, now.sent) <= self.reported:
             return False
@@ -96,20 +97,20 @@ class TransferHandle:
         return True
 
     def poll(self) -> Phase:
-        """The phase now; from one load.
+        """The phase now, from one load.
 
-        Raises RuntimeError once the client is closed, unless the request has ended before.
+        Raises RuntimeError after `Client.close`, unless the request had ended before.
         """
-        return Phase(self.progress().phase)
+        return _PHASES[self.progress().phase]
 
     @property
     def sent_tokens(self) -> int:
-        """Rows that have landed: at this destination (receiver), at all of them (sender)."""
+        """How many rows have landed: at this destination (receiver), or at every destination (sender)."""
         return self.progress().sent
 
     @property
     def stamps_ns(self) -> tuple[int, ...]:
-        """Monotonic ns of the first entry into each phase; 0 where it was not entered."""
+        """When the request first entered each phase, in monotonic nanoseconds; 0 for a phase that it did not enter."""
         if self._final is not None:
             return self._final_stamps
         if self.slot == NO_SLOT:
@@ -122,18 +123,18 @@ class TransferHandle:
         return phase_path(self.stamps_ns)
 
     def failure_exception(self) -> TransferError | None:
-        """Why it failed; None while it has not."""
-        phase = self.poll()  # first: it may find that the node is gone, and settle the outcome
+        """The exception that says why the request failed; None while it has not."""
+        phase = self.poll()  # first, because it may find that the node is gone, and settle the outcome
         if self._final is None and phase == Phase.Failed:
             found = self._read_failure()
-            if self._final is None:  # else the slot may have been another's while we looked
+            if self._final is None:  # else the slot may have been another request's while we looked
                 return found
         return self._final_failure
 
     def abort(self, reason: str = "aborted by the caller") -> None:
         """Give the request up, in any phase; both sides end as Failed with this reason.
 
-        Has no effect once it has ended.
+        It has no effect once the request has ended.
 
         Raises:
             NodeGoneError: the node is gone.
@@ -145,14 +146,15 @@ class TransferHandle:
         self.fail(FailureCode.ABORTED, str(reason))
 
     def fail(self, code: FailureCode, reason: str) -> None:
-        """End the request as Failed for a reason of this side's own (either thread). The first reason stands."""
+        """End the request as Failed for a reason of this side's own; the first reason stands (either thread)."""
         if self.slot == NO_SLOT:
             self.give_up(code, reason)
-            if self.slot == NO_SLOT:  # else it has been opened meanwhile
+            if self.slot == NO_SLOT:  # else it has got its slot meanwhile
                 if self._final is None:
                     self._library.hurry(self)
                 return
         self._slots.claim_failure(self.slot, code, reason, insist=False)  # if we die now, the node goes on
+        self.tell()
         self._attachment.kick_bootstrap(Kick.FAIL, self.slot, self.epoch)
 
     def _read_failure(self) -> TransferError:
@@ -160,7 +162,7 @@ class TransferHandle:
         return failure(code, self._slots.reason(self.slot) or FailureCode(code).name.lower(), self.room)
 
     def _settle(self) -> None:
-        """Keep the outcome here: the slot may be used again from now on (library thread only)."""
+        """Keep the outcome in the handle, because the slot may be used again from now on (whoever has the turn)."""
         if self._final is not None:
             return
         word = split(self._status.load(self.slot))
@@ -184,62 +186,96 @@ class TransferHandle:
         self._final = Progress(self.epoch, Phase.Failed, word.sent)
 
     def keep_outcome(self) -> None:
-        """Settle the outcome of a request that has ended before the library thread came to it (`Client.close`)."""
+        """Settle the outcome of a request that ended before the library thread looked at it (`Client.close`)."""
         if self._final is None and self.slot != NO_SLOT and self.progress().phase >= Phase.Success:
             self._settle()
 
     def refuse(self, why: str) -> None:
-        """The client has left its node: what has ended can still be asked how, all else is a RuntimeError."""
+        """Have every use of the node's memory raise RuntimeError, because the client has left its node.
+
+        The outcome of a request that has ended can still be asked for.
+        """
         refuse(self, why, LED_TO_MEMORY)
 
     # ---- without a slot, and how it gets one
 
     def give_up(self, code: FailureCode, reason: str) -> None:
-        """Have it fail as soon as it has a slot, or without one; the first reason stands (either thread)."""
+        """Have the request fail as soon as it has a slot, or without one; the first reason stands (either thread)."""
         if self._given_up is None:
             self._given_up = (code, reason)
 
     def end_without_slot(self) -> None:
-        """End it as Failed: it was given up, and there was no slot for it (library thread, or `Client.close`)."""
+        """End a given-up request as Failed, for which there was no slot (library thread, or `Client.close`)."""
         assert self._given_up is not None
         self._settle_without_slot(*self._given_up)
 
-    def prepare(self, slot: int) -> None:
-        """Write what its side keeps in the slot's record, before its epoch is opened (either thread)."""
+    def prepare(self, slot: int, record: SlotRecord) -> None:
+        """Write this side's words of the slot's record, before its epoch is opened (either thread)."""
         raise NotImplementedError
 
     def entered(self, slot: int, epoch: int) -> None:
-        """Note the slot that it has (either thread)."""
+        """Note the slot that the request has got (either thread)."""
         self.epoch = epoch
-        self.slot = slot  # last: whoever sees it finds its epoch
+        self.slot = slot  # last, so that whoever sees the slot finds its epoch
 
     def catch_up(self) -> None:
-        """Do in its slot what the caller did before it saw the slot; the caller looks for the slot after it has noted
-        what it did.
+        """Do in the slot what the caller did before it saw the slot.
+
+        The caller notes what it does first and looks for the slot then, so one of the two sees the other.
         """
         if self._given_up is not None:
             self.fail(*self._given_up)
 
-    # ---- called by the library thread
+    # ---- whether the node has it
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether the client alone has this request."""
+        return self.slot != NO_SLOT and self._final is None and self._slots.is_untold(self.slot, self.epoch)
+
+    def tell(self) -> bool:
+        """Give the request to the node's processes, if this client alone has it (either thread, R78). True: it had."""
+        return self.slot != NO_SLOT and self._attachment.tell(self.room, self.slot, self.epoch)
+
+    def release_untold(self) -> bool:
+        """Release the slot of a request that has ended and of which the node was not told. False: the node has to."""
+        return False
+
+    # ---- called by the library thread, or whoever has the turn
 
     def service(self) -> None:
         """Do what the words ask for; cheap and idempotent."""
         raise NotImplementedError
 
     def let_go(self) -> None:
-        """It is over, however it ended: what it keeps of the caller's is the caller's again."""
+        """Give the caller's rows back to it, because the request is over, however it ended."""
+
+    @property
+    def may_end_here(self) -> bool:
+        """Whether `end_here` is worth a try (caller's thread)."""
+        return False
+
+    def end_here(self) -> bool:
+        """End a request that has succeeded, if that needs a look and no copy (by whoever has the turn)."""
+        return False
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether the caller drives it, and has to know of each change (library thread)."""
+        return False
 
     @property
     def wants_block(self) -> bool:
-        """Whether it waits for a block to come free."""
+        """Whether the request waits for a block to come free."""
         return False
 
     def evict(self, *, copying: bool = False) -> int:
         """Drop source blocks that no destination can take now. Returns how many were dropped; a receiver has none.
 
-        `copying`: also one whose rows must be copied to host memory first.
+        With `copying`, blocks are dropped, too, whose rows must be copied to host memory first.
         """
         return 0
 
 
+_PHASES: Final = tuple(Phase)
 _WAITING: Final = Progress(0, Phase.Bootstrapping, 0)

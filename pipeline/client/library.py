@@ -1,8 +1,8 @@
 """The library: what a client does behind its public face, for its handles and for the queues and ranks over it.
 
-A client has two threads. The caller's only reads words, appends to queues and rings bells: it never waits, takes no
-lock and does no I/O. The library thread stages, drains, grants and frees; it sleeps on its own doorbell, without the
-GIL.
+A client has two threads. The caller's reads words, appends to queues, rings bells and ends what has landed
+(`callers_view.py`): it never waits, holds nothing that is waited for, and does no I/O. The library thread stages,
+drains, grants and frees; it sleeps on its own doorbell, without the GIL.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
+from embridge.allocator._core import Turn, TurnTaker
 from embridge.allocator.errors import FailureCode, NodeBusyError, NodeGoneError, NodeUnhealthyError
 from embridge.allocator.geometry import Role
 from embridge.allocator.records import LIBRARY_VIEW, NodeState
 from embridge.allocator.rings import FULL_RING_WAIT_S
+from embridge.allocator.slot_changes import SlotChanges
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.attachment import CLOSED, FORKED, Attachment
+from embridge.pipeline.client.callers_view import SLOW_LOOK_NS, CallersView
+from embridge.pipeline.client.doors import Doors
 from embridge.pipeline.client.handle import MAX_ROOM, TransferHandle
+from embridge.pipeline.client.leading_ranks import LeadingRanks
+from embridge.pipeline.client.neighbours import Neighbours
 from embridge.pipeline.client.open_requests import OpenRequests
 from embridge.pipeline.client.rounds import Round
 from embridge.pipeline.client.routing import RoutePicker
@@ -36,39 +41,15 @@ from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
-# a full compare of the status words, and a share of a round: a mark is a hint, which may be lost
-SLOW_LOOK_NS = NS // 10
 LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
 END_WAIT_S = 5.0  # for the library thread to finish what it copies
-LED_TO_MEMORY = ("destinations", "staging", "windows", "sessions", "unsent", "slot_queue", "_picker")
+LED_TO_MEMORY = (
+    *("destinations", "staging", "windows", "sessions", "unsent", "slot_queue", "_picker", "_changes", "neighbours"),
+)
 
-_libraries: weakref.WeakSet[Library] = weakref.WeakSet()  # those that have threads, to be told of a fork
-
-
-class LeadingRanks(Protocol):
-    """The other ranks of a client that was attached with `num_ranks`; they follow what this process, rank 0,
-    decides.
-    """
-
-    group: str
-    """Which group of ranks of its node this is."""
-    num_batches: int
-    """Batches that rank 0 has popped; each follower counts the same way."""
-
-    @property
-    def num_ranks(self) -> int:
-        """How many ranks there are, with this one."""
-
-    def states(self) -> dict[int, str]:
-        """What has become of each other rank: awaited, joined, left, or cut off.
-
-        Raises RuntimeError once the client is closed.
-        """
-
-    def close(self) -> None:
-        """Let go of memory and descriptors (`Client.close`, after the lane was given up)."""
+_libraries: weakref.WeakSet[Library] = weakref.WeakSet()  # libraries that have threads, to be told of a fork
 
 
 class Library:
@@ -78,6 +59,8 @@ class Library:
     """
 
     ranks: LeadingRanks | None = None
+    doors: Doors | None = None
+    """Where this client may write rows straight into a destination's blocks; None where it does not."""
 
     def __init__(self, attachment: Attachment) -> None:
         control = attachment.control
@@ -85,11 +68,16 @@ class Library:
         self.attachment = attachment
         self.requests = OpenRequests(attachment, num_slots + MAX_WAITING)
         self.slot_queue = SlotQueue(attachment, self.requests)
+        self._turn = Turn()
+        self.view = CallersView(attachment, self.requests, self._turn)
         if control.role == Role.ENCODE:
             self.destinations, self.staging = control.destinations, control.staging
             self.unsent = UnsentMemory(control, attachment.lane)
+            if attachment.settings.get("direct") and not control.verify:
+                self.doors = Doors(attachment)
         else:
             self.windows, self.sessions = control.windows, control.sessions
+            self.neighbours = Neighbours(control)
         self._limit = LogLimit()
         self._stop = threading.Event()
         self._has_ended = True  # until it begins
@@ -101,11 +89,12 @@ class Library:
         self._words = np.zeros(num_slots, np.uint64)
         self._slow_ns = 0
         self._round = Round(self.requests.by_slot)
+        self._changes = SlotChanges(control)
         self._starving: OrderedDict[TransferHandle, None] = OrderedDict()
         self._to_serve: deque[TransferHandle] = deque()
-        self._num_waiting = 0  # for a slot, as the lane's word has it
-        self._num_lacking = 0  # of them, those that wait in a transfer queue
-        self._is_slot_waiter = False
+        self._num_waiting = 0  # requests that wait for a slot, as the lane's word says
+        self._num_lacking = 0  # how many of them wait in a transfer queue
+        self._is_slot_waiter = self._is_block_waiter = False
         self._picker: RoutePicker | None = None
 
     def start(self) -> None:
@@ -143,8 +132,11 @@ class Library:
             raise NodeUnhealthyError(f"the node is unhealthy; it takes no new requests: {why}")
         return room
 
-    def open(self, handle: TransferHandle, timeout_s: float | None, *, may_wait: bool = True) -> None:
-        """Give a request a slot, or have it wait for one. `timeout_s` counts from now; None is the node's.
+    def open(
+        self, handle: TransferHandle, timeout_s: float | None, *, may_wait: bool = True, may_be_untold: bool = False
+    ) -> None:
+        """Give a request a slot, or have it wait for one. `timeout_s` counts from now; None is the node's. The node is
+        told of it when it is late, if it `may_be_untold` (R78).
 
         Raises:
             ValueError: `timeout_s` is out of range.
@@ -157,7 +149,7 @@ class Library:
         handle.opened_ns = attachment.clock()
         handle.deadline_ns = handle.opened_ns + int(float(timeout_s) * NS)
         is_early = attachment.control.role == Role.ENCODE
-        if not len(self.slot_queue) and self.requests.enter(handle, is_early=is_early):
+        if not len(self.slot_queue) and self.requests.enter(handle, is_early=is_early, untold=may_be_untold):
             return
         if not may_wait:
             raise NodeBusyError(f"all {attachment.control.limits.num_slots} slots are in use", LIBRARY_WAIT_S)
@@ -203,7 +195,7 @@ class Library:
         self._num_lacking += count
 
     def leave(self, handle: TransferHandle) -> None:
-        """Give a request's slot back: the client needs nothing of it any more."""
+        """Give a request's slot back, because the client needs nothing of it any more."""
         self._starving.pop(handle, None)
         self.requests.leave(handle)
 
@@ -213,30 +205,40 @@ class Library:
         return bool(self._starving)
 
     def spare_blocks(self) -> int:
-        """How many blocks are free beyond a quarter of the pool: so many may be filled ahead of a grant (either
-        thread).
-        """
+        """How many blocks are free beyond a quarter of the pool, and may be filled ahead of a grant (either thread)."""
         blocks = self.attachment.control.blocks
         return blocks.cells.num_free(blocks.num_blocks) - (blocks.num_blocks // 4 + 1)
 
     def blocks_are_short(self) -> bool:
-        """Whether less than a quarter of the pool is free: then nothing is staged ahead of a grant."""
+        """Whether less than a quarter of the pool is free, so that nothing is staged ahead of a grant."""
         blocks = self.attachment.control.blocks
         quarter = blocks.num_blocks // 4 + 1
         return bool(self._starving) or blocks.cells.num_free(quarter) < quarter
 
     def evict(self, needy: TransferHandle) -> bool:
-        """Have this client's other requests drop what nobody can take now. True if a block came free."""
+        """Have this client's other requests drop blocks that no destination can take now. True if a block came free."""
         others = [handle for handle in list(self.requests.by_slot.values()) if handle is not needy]
         return sum(other.evict() for other in others) > 0 or any(other.evict(copying=True) for other in others)
 
     def blocks_freed(self) -> None:
-        """Wake those who wait for a block: other clients' library threads, and this one's, for one more turn (either
-        thread).
+        """Wake the library threads that wait for a block (either thread).
+
+        They are those of other clients, and this client's own, for one more turn.
         """
         self.attachment.control.ring_block_waiters()
         if self._starving:
             self.attachment.library_bell.ring()
+
+    def do_in_turn(self, step: Callable[[], bool]) -> bool:
+        """Do on the caller's thread what is the library thread's, if that has no turn now (caller's thread).
+
+        False: it is not done, or `step` has said so.
+        """
+        with TurnTaker(self._turn) as has_turn:
+            is_done = has_turn and step()
+        if self.view.library_waits:
+            self.attachment.library_bell.ring()
+        return is_done
 
     # ---- the library thread
 
@@ -253,21 +255,28 @@ class Library:
         attachment, bell = self.attachment, self.attachment.library_bell
         while not self._stop.is_set():
             seen = bell.sequence()
-            try:
-                starving = self.turn()
-            except Exception:
-                self._limit.log(
-                    log, logging.ERROR, "turn", attachment.clock(), "library thread: a turn failed", exc_info=True
-                )
-                starving = True
+            starving = self._take_turn()
             if not self._stop.is_set():
-                wait_s = STARVING_WAIT_S if starving else LIBRARY_WAIT_S
+                wait_s = self.requests.untold.wait_s(STARVING_WAIT_S if starving else LIBRARY_WAIT_S)
                 bell.wait(seen, FULL_RING_WAIT_S if attachment.has_kicks_left else wait_s)
 
-    def turn(self) -> bool:
-        """Serve what changed, what was asked for, and those who wait for a block, in that order.
+    def _take_turn(self) -> bool:
+        self.view.library_waits = True  # first: a caller who gives it back from now on rings
+        with TurnTaker(self._turn) as has_turn:
+            if not has_turn:
+                return False
+            self.view.library_waits = False
+            try:
+                return self.turn()
+            except Exception:
+                now = self.attachment.clock()
+                self._limit.log(log, logging.ERROR, "turn", now, "library thread: a turn failed", exc_info=True)
+                return True
 
-        True if somebody waits.
+    def turn(self) -> bool:
+        """Serve the requests that changed, those that were named, and those that wait for a block, in that order.
+
+        True if some wait.
         """
         attachment, control, requests = self.attachment, self.attachment.control, self.requests
         now = attachment.clock()
@@ -275,43 +284,62 @@ class Library:
         status, pages, out = control.status, requests.lease.pages, self._out
         count = status.changed(LIBRARY_VIEW, pages, len(pages), out)
         changed = out[:count].tolist()
-        # not by slot: one that was woken may have left, and its slot be another's
+        # by handle and not by slot: a request that was woken may have left, and its slot be another's
         todo: dict[TransferHandle, None] = {}
         if is_slow := now >= self._slow_ns:
             self._slow_ns = now + SLOW_LOOK_NS
             self._look_at_node()
             count = status.compare(pages, len(pages), self._words, out)
             changed += out[:count].tolist()
+            changed += self._changes.take_some(memoryview(pages))
             todo.update(dict.fromkeys(self._round.some()))
+        is_by_hand = False
         for slot in changed:
             if (handle := requests.by_slot.get(slot)) is not None:
                 todo[handle] = None
+                is_by_hand |= handle.is_by_hand
+        if is_by_hand:
+            attachment.user_bell.ring()  # who wrote directly has rung this thread alone
+        if self._wants_doors(is_slow=is_slow):
+            assert self.doors is not None
+            self.doors.turn()
+            if self.doors.take_news():
+                todo.update(dict.fromkeys(list(requests.by_slot.values())))
         while self._to_serve:
             todo[self._to_serve.popleft()] = None
         for handle in list(self._starving):
             if not control.blocks.cells.num_free(1):
-                break  # first come, first served: those behind wait, too
+                break  # first come, first served: the requests behind wait, too
             if handle not in todo and requests.is_open(handle):
                 self._serve(handle)
         for handle in todo:
             if requests.is_open(handle):
                 self._serve(handle)
         requests.lease.collect()
+        requests.untold.turn(now)
         self._num_lacking = 0
         lacks = self.slot_queue.turn(now, is_slow=is_slow)
         starving = bool(self._starving)
         for turn in self._turns:
             starving |= turn()
         control.blocks.set_waiting(attachment.lane, starving)
+        if starving and not self._is_block_waiter and control.role == Role.LANGUAGE:
+            control.ring_libraries()  # others may have kept in blocks what can be drained
+        self._is_block_waiter = starving
         waits = self._say_who_waits(lacks or self._num_lacking > 0)
         attachment.flush()
         if attachment.node_gone:
             self._let_go_of_payload()
-        return starving or waits
+        return starving or waits or self._wants_doors(is_slow=False)
+
+    def _wants_doors(self, *, is_slow: bool) -> bool:
+        """Whether doors are to be looked after: never after the end of this client's own node, which closes them."""
+        return self.doors is not None and not self.attachment.node_gone and (is_slow or self.doors.is_wanted)
 
     def _say_who_waits(self, lacks_slot: bool) -> bool:
-        """Have other clients give pages back while there is no slot for this one. True while requests wait for
-        a slot.
+        """While there is no slot for a request of this client, have other clients give pages back.
+
+        True while requests wait for a slot.
         """
         control, lane = self.attachment.control, self.attachment.lane
         count = len(self.slot_queue) + self._num_lacking
@@ -339,14 +367,18 @@ class Library:
             self._starving.pop(handle, None)
 
     def _look_at_node(self) -> None:
-        """Once the node is gone, whoever polls finds Failed."""
+        """Look whether the node is gone; once it is, whoever polls finds Failed."""
+        if self.attachment.node_gone and self.doors is not None:
+            self.doors.close()
+        if self.attachment.control.role == Role.LANGUAGE and not self.attachment.node_gone:
+            self.neighbours.look()
         if self.attachment.has_lost_node():
             for handle in list(self.requests.by_slot.values()):
                 handle.let_go()  # rows that were lent are the caller's again
             self.attachment.user_bell.ring()
 
     def _let_go_of_payload(self) -> None:
-        """The node is gone: all that was in flight has ended, and nobody needs the payload."""
+        """Unmap the payload of a node that is gone: all requests have ended, and nobody needs it."""
         if not self.attachment.has_payload:
             return
         for handle in list(self.requests.by_slot.values()):
@@ -371,15 +403,17 @@ class Library:
             late = self._leaves_late = not self._has_ended
         if not late:
             self._leave_node()
-        elif threading.current_thread() not in attachment.threads:  # in a callback it has not been waited for
+        elif threading.current_thread() not in attachment.threads:  # in a callback nobody has waited for this thread
             text = "client of %s: its library thread has not ended in %g s; it keeps its lane until then"
             log.warning(text, attachment.run_dir, END_WAIT_S)
 
     def _leave_node(self) -> None:
-        """Nobody copies any more: give up the lane, and all that came with it."""
+        """Give up the lane and all that came with it, because no thread copies any more."""
         for handle in list(self.requests.known):  # those that ended without a slot, too
             handle.let_go()
             handle.keep_outcome()
+        if self.doors is not None:
+            self.doors.close()
         self.attachment.unpin()
         self.slot_queue.close()
         for end in self._ends:
@@ -391,7 +425,7 @@ class Library:
         self._let_go(CLOSED)
 
     def _let_go(self, why: str) -> None:
-        """Let go of the memory and the descriptors, and of whatever leads there."""
+        """Free the memory and the descriptors, and cut off whatever leads there."""
         self.requests.refuse(why)
         for held in (self._turns, self._ends, self._starving, self._to_serve):
             held.clear()
@@ -399,8 +433,10 @@ class Library:
         self.attachment.let_go()
 
     def end_in_child(self) -> None:
-        """After a fork the lane is the parent's: the child gives nothing up, and keeps nothing."""
+        """Keep nothing in a forked child, and give nothing up: the lane is the parent's."""
         self.attachment.hang_up()
+        if self.doors is not None:
+            self.doors.hang_up()
         if self.ranks is not None:
             self.ranks.close()
         self._let_go(FORKED)

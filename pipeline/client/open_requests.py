@@ -5,18 +5,20 @@ from __future__ import annotations
 import weakref
 from collections import deque
 
+from embridge.allocator.geometry import Role
+from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.slot_lease import SlotLease
+from embridge.pipeline.client.untold import UntoldRequests
 from embridge.pipeline.leaving import refuse
 
 
 class OpenRequests:
-    """One client's.
+    """One client's open requests.
 
     The caller's thread opens, the library thread opens and ends; each step on a table is one that the GIL makes atomic.
-
     `departed` keeps those that have left before the caller had seen their end, as many as `num_departed`.
     """
 
@@ -26,6 +28,10 @@ class OpenRequests:
         self.by_slot: dict[int, TransferHandle] = {}
         self.by_room: dict[int, TransferHandle] = {}
         self.departed: deque[TransferHandle] = deque(maxlen=num_departed)
+        self.untold = UntoldRequests(attachment.clock)
+        self._asked = None
+        if attachment.control.role == Role.ENCODE:
+            self._asked, self._untold_rooms = attachment.control.asked, attachment.control.untold
         self.known: weakref.WeakSet[TransferHandle] = weakref.WeakSet()  # all that were made, to be told of the end
 
     def add(self, handle: TransferHandle) -> None:
@@ -33,27 +39,46 @@ class OpenRequests:
         self.known.add(handle)
         self.by_room[handle.room] = handle
 
-    def enter(self, handle: TransferHandle, *, is_early: bool = False) -> bool:
-        """Give a request its slot.
+    def enter(self, handle: TransferHandle, *, is_early: bool = False, untold: bool = False) -> bool:
+        """Give a request its slot. False if there is none for it (either thread).
 
-        False if there is none for it. `is_early`: nobody has asked for its room yet (either thread).
+        `is_early` says that nobody has asked for its room yet; `untold`, that the node's processes
+        need not be told of it yet.
         """
-        at = self.lease.open(handle.room, handle.opened_ns, handle.deadline_ns, handle.prepare, is_early=is_early)
+        is_untold = untold and self._is_in_time(handle)
+        is_counted = is_untold and self._asked is not None
+        if is_counted:
+            self._untold_rooms.add(handle.room, 1)  # before there is a slot: a count may be too high, never too low
+        at = self.lease.open(
+            handle.room, handle.opened_ns, handle.deadline_ns, handle.prepare, is_early=is_early, is_untold=is_untold
+        )
         if at is None:
+            if is_counted:
+                self._untold_rooms.add(handle.room, -1)
             return False
         handle.entered(*at)
-        self._enter(handle)
+        self._enter(handle, is_untold=is_untold)
         handle.catch_up()
         return True
 
-    def _enter(self, handle: TransferHandle) -> None:
+    def _is_in_time(self, handle: TransferHandle) -> bool:
+        """Whether the deadline of a request is behind the time at which its node will be told of it."""
+        return handle.deadline_ns - handle.opened_ns > 2 * self.untold.late_ns
+
+    def _enter(self, handle: TransferHandle, *, is_untold: bool = False) -> None:
         self.known.add(handle)
         self.by_slot[handle.slot] = handle
         self.by_room[handle.room] = handle
-        self._attachment.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
+        if not is_untold:
+            self._attachment.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
+            return
+        if self.untold.add(handle):
+            self._attachment.library_bell.ring()  # it may sleep for longer than that
+        if self._asked is not None and self._asked.get(handle.room):
+            handle.tell()  # who asks after this look finds it (R80)
 
     def is_open(self, handle: TransferHandle) -> bool:
-        """Whether a request is in flight still: it has not left its slot."""
+        """Whether a request is still in flight, and so has not left its slot."""
         return self.by_slot.get(handle.slot) is handle
 
     def waiting_for(self, room: int) -> TransferHandle | None:
@@ -62,11 +87,19 @@ class OpenRequests:
         return handle if handle is not None and handle.is_waiting else None
 
     def leave(self, handle: TransferHandle) -> None:
-        """Give a request's slot back: the client needs nothing of it any more (library thread)."""
+        """Give a request's slot back, because the client needs nothing of it any more (whoever has the turn)."""
         self.departed.append(handle)
+        is_released = handle.release_untold()
         if self.by_slot.get(handle.slot) is handle:
             del self.by_slot[handle.slot]
-        self._forget_room(handle)
+        self.forget_room(handle)
+        if is_released:
+            if self._asked is not None:
+                self._untold_rooms.add(handle.room, -1)
+            self.lease.released(handle.slot, handle.epoch)
+            self._attachment.control.metrics.add_for_client(Metric.SUCCEEDED)
+            return
+        self._attachment.tell(handle.room, handle.slot, handle.epoch)
         self.lease.leave(handle.slot, handle.epoch)
         self._attachment.tell_left(handle.slot, handle.epoch)
 
@@ -74,17 +107,19 @@ class OpenRequests:
         """End a request that was given up, and for which there is no slot (library thread)."""
         handle.end_without_slot()
         self.departed.append(handle)
-        self._forget_room(handle)
+        self.forget_room(handle)
         self._attachment.user_bell.ring()
 
-    def _forget_room(self, handle: TransferHandle) -> None:
+    def forget_room(self, handle: TransferHandle) -> None:
+        """Let the room of a request that is over be used again (whoever has the turn)."""
         if self.by_room.get(handle.room) is handle:
             del self.by_room[handle.room]
 
     def refuse(self, why: str) -> None:
-        """The client has left its node: nothing is open any more, and whatever is asked of a slot is a RuntimeError."""
+        """Have every use of a slot raise RuntimeError, because the client has left its node."""
         for handle in list(self.known):
             handle.refuse(why)
         for table in (self.by_slot, self.by_room, self.departed):
             table.clear()
-        refuse(self, why, ("lease",))
+        self.untold.clear()
+        refuse(self, why, ("lease", "_asked", "_untold_rooms"))

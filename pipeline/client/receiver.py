@@ -1,39 +1,46 @@
 """`EmbeddingReceiver`: the scheduler's side of one request, without the queues' policy.
 
-It holds a window of destination blocks, block-aligned and absolute: `init` grants the first of them, `resume_transfer`
-appends more, and `release_drained` frees those whose rows have been copied out. What stands in the window, and how far
-it is granted, are words in shared memory, so a grant that is lost can be sent again by the node (R1, R24).
+It holds a window of destination blocks, block-aligned and absolute. `init` grants the first blocks, `resume_transfer`
+appends more, and `release_drained` frees those whose rows have been copied out. The window, and how far it is granted,
+are words in shared memory, so the node can send a grant again that was lost (R1, R24).
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from embridge.allocator.blocks import RESERVE_BLOCK
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS, Role
-from embridge.allocator.records import ADDRESS_BYTES, Peer, Slot
+from embridge.allocator.records import Peer, Slot
+from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.rings import Kick
-from embridge.allocator.status import Phase
-from embridge.pipeline.arguments import whole
+from embridge.allocator.status import TERMINAL, Phase
+from embridge.pipeline.arguments import check_address, whole
 from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
 from embridge.pipeline.client.library import Library
-from embridge.workers.addresses import split_address
+from embridge.pipeline.client.posting import Posting, first_missing_block
 
 LOST = frozenset({FailureCode.PEER_LOST, FailureCode.UNREACHABLE, FailureCode.CLIENT_DIED, FailureCode.UNKNOWN_ROOM})
-"""Codes that say: the encode node, its encoder, or what it knew of the request is gone."""
+"""Codes of a request whose encode node, or its encoder, or what the node knew of it, is gone."""
 
 
 class EmbeddingReceiver(TransferHandle):
-    """Made by `Client.receiver(bootstrap_addr, room)`.
+    """One request of a scheduler, made by `Client.receiver(bootstrap_addr, room)`.
 
-    All methods return at once; grants come from one thread at a time.
+    No method blocks. One thread at a time grants, frees and retries (`allocate`, `init`, `resume_transfer`,
+    `release_drained`, `retry`, `clear`): the library thread where a `TransferQueue` drives the receiver, else the
+    caller's. Any thread may read the properties, each of which loads one or two words of shared memory. While the
+    request waits for a slot they say 0, or what a retry begins with; once `Client.close` was called, reading those
+    words raises RuntimeError.
 
-    `first_block`: the request block from which this encode node sends; not 0 where another one had sent those before it
-    (`retry`).
+    `first_block` is the request block from which this encode node sends. It is not 0 after a `retry`, if another encode
+    node had sent the blocks before it.
     """
 
     _library: Library
@@ -51,13 +58,16 @@ class EmbeddingReceiver(TransferHandle):
         self.bootstrap_addr = bootstrap_addr
         self.required_dst_info_num = required_dst_info_num
         self.first_block = first_block
-        self._total = total  # as another encode node had told it
+        self._total = total  # the length that another encode node had announced
         self._has_asked = False
         self._windows = library.windows
+        self._claims = library.attachment.control.claims
         self._sessions = library.sessions
         self._bs = library.attachment.geometry.block_size
         self._cleared = False
+        self.posting = Posting(library.attachment.control, library.neighbours, self)
         self.on_change: Callable[[], None] | None = None
+        self.on_success: Callable[[], bool] | None = None
 
     # ---- what is known
 
@@ -68,92 +78,110 @@ class EmbeddingReceiver(TransferHandle):
 
     @property
     def total_embedding_length(self) -> int:
-        """The request's real length in tokens; 0 until the encode side has told it."""
-        return self._total if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.TOTAL)
+        """The request's length in tokens; 0 until the encode side has announced it, or has written rows directly. After
+        its success it is the number of its rows.
+        """
+        if self.slot == NO_SLOT:
+            return self._total
+        now, announced = self.progress(), self._slots.get(self.slot, Slot.TOTAL)
+        return now.sent if now.phase == Phase.Success else announced or self._claims.length(self.slot)
 
     @property
     def ready_tokens(self) -> int:
-        """Rows that the encode side has said it has."""
+        """How many rows the encode side has said that its encoder has given, in tokens."""
         return 0 if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.PEER_READY)
 
     @property
     def granted_tokens(self) -> int:
+        """How many rows may be written here so far, in tokens, counted from row 0."""
         return self.first_block * self._bs if self.slot == NO_SLOT else self._slots.granted(self.slot)[1]
 
     @property
     def granted_blocks(self) -> int:
-        """Request blocks granted so far, from block 0."""
+        """How many request blocks were granted so far, counted from block 0."""
         return self.first_block if self.slot == NO_SLOT else self._slots.granted(self.slot)[0]
 
     @property
     def drained_blocks(self) -> int:
-        """Request blocks that were given back, or never asked for (`first_block`), from block 0."""
+        """How many request blocks were given back, or had been sent before (`first_block`), counted from block 0."""
         return self.first_block if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.DRAINED_BLOCKS)
 
     @property
     def num_rounds(self) -> int:
-        """Grants that carried blocks."""
+        """How many grants have carried blocks."""
         return 0 if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.NUM_ROUNDS)
 
     @property
     def needs_resume(self) -> bool:
-        """All that was granted has been sent, and rows remain (R5): decided from the counters, never from the phase."""
+        """Whether all that was granted has been sent and rows remain (R5), by the counters and never by the phase."""
         now = self.progress()
         total, granted = self.total_embedding_length, self.granted_tokens
         return now.phase < Phase.Success and now.sent == granted < total
 
     @property
     def is_tainted(self) -> bool:
-        """An attempt under our session ended other than done: its bytes may still land (R7)."""
-        if self.slot == NO_SLOT:
+        """Whether an attempt under our session has ended other than done, so that its bytes may still land (R7)."""
+        if self.slot == NO_SLOT or not self._slots.get(self.slot, Slot.SESSION):
             return False
-        worker = self._control.worker_of(self.room)
         tainted = self._slots.get(self.slot, Slot.TAINTED)
-        return self._slots.get(self.slot, Slot.SESSION) != 0 and tainted > self._sessions.number(worker)
+        return tainted > self._sessions.number(self._control.worker_of(self.room))
 
     @property
     def max_window_blocks(self) -> int:
-        """The most blocks this request may hold at one time: this node's window, or its share of the encode node's."""
+        """How many blocks the request may hold at one time, by this node's window and its share of the sender's."""
         peer = self._slots.get(self.slot, Slot.PEER) - 1 if self.slot != NO_SLOT else -1
         there = self._control.peers.get(peer, Peer.WINDOW) if peer >= 0 else self._windows.window
         return min(self._windows.window, there // self.required_dst_info_num)
 
     def current_allocation(self) -> npt.NDArray[np.uint32]:
-        """The blocks held now, in the order of the request's rows."""
+        """The destination blocks held now, as uint32 indices in the order of the request's rows."""
         first, end = self.drained_blocks, self.granted_blocks
         return np.array([self._windows.get(self.slot, k) for k in range(first, end)], np.uint32)
 
     def block_of(self, request_block: int) -> int:
-        """The destination block of one request block that is held."""
+        """The destination block of one request block. Meaningful only while the request holds that block."""
         return self._windows.get(self.slot, request_block)
 
     # ---- grants
 
     def allocate(self, want: int, *, may_take_reserve: bool = True) -> npt.NDArray[np.uint32]:
-        """Up to `want` blocks of this node for this request, not yet granted; fewer, or none, when memory is short.
+        """Take up to `want` blocks of this node's pool for the request, without granting them yet.
 
-        None while it waits for a slot.
+        Returns their indices: fewer than `want`, or none, if blocks are short; none while the request waits for a slot
+        or once it has ended. Without `may_take_reserve` block 0 is left to requests whose rows wait (R21).
+
+        Raises:
+            ValueError: `want` is out of range.
+            NodeGoneError: the node is gone.
+            RuntimeError: after `Client.close`, or in a forked child.
         """
+        return np.array(self.take(whole("want", want, 0, MAX_BLOCKS), may_take_reserve=may_take_reserve), np.uint32)
+
+    def take(self, want: int, *, may_take_reserve: bool = True) -> array[int]:
+        """`allocate`, for a queue."""
         self._attachment.check_usable()
-        want = whole("want", want, 0, MAX_BLOCKS)
         if self.slot == NO_SLOT:
-            return np.empty(0, np.uint32)
-        blocks = self._control.blocks.acquire(self.slot, self.epoch, want, may_take_reserve=may_take_reserve)
-        if len(blocks) and self.poll() >= Phase.Success:  # ended meanwhile: whoever cleans up may have passed already
-            self._control.blocks.release(blocks, self.slot, self.epoch)
+            return array("I")
+        granted, pool = self.granted_blocks, self._control.blocks
+        last = self.block_of(granted - 1) if granted > self.drained_blocks else RESERVE_BLOCK
+        blocks = pool.acquire(self.slot, self.epoch, want, may_take_reserve=may_take_reserve, behind=last)
+        if len(blocks) and self.progress().phase >= TERMINAL:  # whoever cleans up may have passed already
+            pool.release(blocks, self.slot, self.epoch)
             return blocks[:0]
         return blocks
 
     def init(
         self, embedding_indices: Sequence[int] | npt.NDArray[np.uint32], allocated_tokens: int | None = None
     ) -> None:
-        """The initial transfer: grant the first blocks; none at all is allowed, and tells the encode side that we are
-        here (R19).
+        """The initial transfer: grant the first blocks. None at all tells the encode side that we are here (R19).
 
-        `allocated_tokens` (default: all that fits) is what is granted: more than one block less than the blocks hold.
+        `allocated_tokens` says how many rows are granted (default: as many as the blocks hold). It must end in the last
+        of the blocks.
 
         Raises:
-            ValueError: the indices or the tokens do not fit together, or blocks were granted before.
+            ValueError: the indices or the tokens do not fit together, a block is not of this request, the window would
+                be exceeded, the request is cleared, or blocks were granted before.
+            NodeGoneError, RuntimeError: as `allocate`.
         """
         if self.granted_blocks > self.first_block:
             raise ValueError("init: blocks were granted already; use resume_transfer")
@@ -165,12 +193,15 @@ class EmbeddingReceiver(TransferHandle):
         sent_tokens: int,
         allocated_tokens: int | None = None,
     ) -> None:
-        """The resumed transfer: append *new* blocks.
+        """The resumed transfer: append *new* blocks behind those granted before.
 
-        `sent_tokens` is what the caller has seen sent; it is checked, not obeyed (R2).
+        `sent_tokens` is how many rows the caller has seen sent; it is checked, not obeyed (R2). `allocated_tokens`
+        counts the rows of the new blocks alone, as in `init`.
 
         Raises:
-            ValueError: as `init`, or `sent_tokens` exceeds what has been sent.
+            ValueError: as `init`, except that blocks may have been granted before; or `sent_tokens` exceeds what has
+                been sent.
+            NodeGoneError, RuntimeError: as `allocate`.
         """
         sent_tokens = whole("sent_tokens", sent_tokens, 0, MAX_TOKENS)
         if sent_tokens > self.progress().sent:
@@ -192,55 +223,61 @@ class EmbeddingReceiver(TransferHandle):
             )
         if self.slot == NO_SLOT:
             if count:
-                raise ValueError(
-                    f"embedding_indices: {indices} are not blocks of this request, which waits for a slot; "
-                    "use allocate()"
-                )
+                why = "are not blocks of this request, which waits for a slot; use allocate()"
+                raise ValueError(f"embedding_indices: {indices} {why}")
             self._has_asked = True
-            if self.slot == NO_SLOT:  # else it was opened meanwhile
+            if self.slot == NO_SLOT:  # else it has got its slot meanwhile
                 return
-        granted, drained = self.granted_blocks, self.drained_blocks
-        if granted + count - drained > self.max_window_blocks:
-            raise ValueError(
-                f"embedding_indices: {granted + count - drained} blocks held > window of {self.max_window_blocks}"
-            )
-        holder = (self.slot, self.epoch)
-        foreign = [index for index in indices if self._control.blocks.cells.cell(index)[1:3] != holder]
+        held = self.granted_blocks + count - self.drained_blocks
+        if held > self.max_window_blocks:
+            raise ValueError(f"embedding_indices: {held} blocks held > window of {self.max_window_blocks}")
+        foreign = [index for index in indices if not self.holds(index)]
         if foreign or len(set(indices)) < count:
             if self.poll() >= Phase.Success:
                 return  # it ended meanwhile, and what it held was taken back
             raise ValueError(
                 f"embedding_indices: {foreign or indices} are not blocks of this request, each once; use allocate()"
             )
+        self.grant(indices, tokens)
+
+    def grant(self, indices: Sequence[int], tokens: int) -> None:
+        """Grants, step 2, recorded: write the blocks into the window and kick the language bootstrap.
+
+        `TransferQueue._grant` decided them (step 1), and they are this request's, as `init` and `resume_transfer` ask;
+        `GrantSender._send_grant` sends the window to the encode node (step 3).
+        """
+        slots, slot, count, granted = self._slots, self.slot, len(indices), self.granted_blocks
         for i, index in enumerate(indices):
-            self._windows.set(self.slot, granted + i, index)
+            self._windows.set(slot, granted + i, index)
         if count:
-            self._slots.set(self.slot, Slot.NUM_ROUNDS, self.num_rounds + 1)
-            self._slots.raise_to(self.slot, Slot.GRANTED, granted + count << 32 | granted * bs + tokens)
-            self._slots.raise_to(self.slot, Slot.MOVED_NS, self._attachment.clock())
-        self._slots.set(self.slot, Slot.INIT_ASKED, 1)
-        self._attachment.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
+            slots.set(slot, Slot.NUM_ROUNDS, self.num_rounds + 1)
+            slots.raise_to(slot, Slot.GRANTED, granted + count << 32 | granted * self._bs + tokens)
+            slots.raise_to(slot, Slot.MOVED_NS, self._attachment.clock())
+        slots.set(slot, Slot.INIT_ASKED, 1)
+        is_posted = self.is_untold and count > 0 == granted and self.posting.post(indices, tokens)
+        if not is_posted and not self.tell():  # else the bootstrap sends what was granted when it is told
+            self._attachment.kick_bootstrap(Kick.GRANT, slot, self.epoch)
 
     def release_drained(self, num_tokens: int) -> int:
-        """Rows [0, num_tokens) have been copied out: free the blocks that are wholly behind (R3). Returns how many.
+        """Free the blocks whose rows all lie in [0, num_tokens), which the caller has copied out (R3).
 
-        A block into which a late write may still land is quarantined instead (R7).
+        Returns how many blocks were freed. A block into which a late write may still land is quarantined instead (R7).
+        Once the end is settled nothing is left to free, and it returns 0.
 
         Raises:
-            ValueError: `num_tokens` exceeds what has been sent: rows may still come into those blocks.
+            ValueError: `num_tokens` exceeds what has been sent, so rows may still come into those blocks.
+            RuntimeError: after `Client.close`.
         """
         if self._final is not None:
             return 0
         num_tokens = whole("num_tokens", num_tokens, 0, MAX_TOKENS)
         if num_tokens > self.progress().sent:
             raise ValueError(f"num_tokens: {num_tokens} > {self.progress().sent} tokens that have landed")
-        total = self.total_embedding_length
-        end = self.granted_blocks if total and num_tokens >= total else num_tokens // self._bs
-        first = self.drained_blocks
-        end = min(end, self.granted_blocks)
+        first, granted, total = self.drained_blocks, self.granted_blocks, self.total_embedding_length
+        end = granted if total and num_tokens >= total else min(num_tokens // self._bs, granted)
         if end <= first:
             return 0
-        blocks = np.array([self._windows.get(self.slot, k) for k in range(first, end)], np.uint32)
+        blocks = array("I", [self._windows.get(self.slot, k) for k in range(first, end)])
         self._slots.set(self.slot, Slot.DRAINED_BLOCKS, end)
         self._slots.raise_to(self.slot, Slot.MOVED_NS, self._attachment.clock())
         if self.is_tainted:
@@ -253,19 +290,19 @@ class EmbeddingReceiver(TransferHandle):
     # ---- after a failure
 
     def holds(self, block: int) -> bool:
-        """Whether a destination block is still this request's.
+        """Whether a destination block still belongs to this request.
 
-        After a failure it may be taken back at any moment, and be another's.
-
-        So who copies committed rows out of it then asks this *afterwards*: if it is still ours, what was read is what
-        had landed.
+        After a failure the block may be taken back at any moment and given to another request. So a caller who copies
+        committed rows out of it asks *afterwards*: if the block is still ours, the copy has what had landed.
         """
         return self._control.blocks.cells.cell(block)[1:3] == (self.slot, self.epoch)
 
     @property
     def why_not_retryable(self) -> str:
-        """Why another encode node could not do better; empty when the request has failed because this one, or its
-        encoder, is lost.
+        """Why another encode node could not do better, in words; empty if `retry` may be called.
+
+        It may be called if the request has failed because its encode node, or its encoder, is lost. Raises RuntimeError
+        after `Client.close`, unless the end had been settled before.
         """
         found = self.failure_exception()
         if found is None:
@@ -274,7 +311,7 @@ class EmbeddingReceiver(TransferHandle):
             return "it was cleared; retry before that"
         if self._attachment.node_gone:
             return "this client's own node is gone"
-        # it was not we who kept it waiting
+        # the deadline passed while no rows waited for a grant of ours
         is_silent = found.code == FailureCode.TIMEOUT and self.ready_tokens <= self.granted_tokens
         if found.code in LOST or is_silent:
             return ""
@@ -289,21 +326,23 @@ class EmbeddingReceiver(TransferHandle):
         required_dst_info_num: int | None = None,
         timeout_s: float | None = None,
     ) -> EmbeddingReceiver:
-        """A new request, to another encode node, for the rows that are missing; to be called before `clear()` (R26).
+        """Open a new request at another encode node for the rows that are missing. Call it before `clear()` (R26).
 
-        Rows [0, `num_tokens`) have been copied out: at most `sent_tokens` of them, and those that were copied after the
-        failure from blocks that this request still `holds`. The new request begins at the last whole block of them (and
-        sends the last block of all in any case). Its own blocks are new ones: those of this request stay out of use
+        Rows [0, `num_tokens`) have been copied out. They may be up to `sent_tokens`, and rows that were copied after
+        the failure count if this request still `holds` their blocks. The new request begins behind the last whole block
+        of them; it sends the last block of all in any case. It gets new blocks. Those of this request stay out of use
         until nobody can write into them any more.
 
-        The room may stay the same on a node that has not seen it, which a node that was restarted has not; else it
-        needs another number. The encoder there sends the whole request, of the same length. `required_dst_info_num`:
-        the destinations that retry, if others have finished. `timeout_s` counts from now.
+        The room may stay the same at a node that has not seen it, and a node that was restarted has not; at any other
+        node it needs another number. The encoder there sends the whole request, of the same length.
+        `required_dst_info_num` is the number of destinations that retry, if others have finished. `timeout_s` is the
+        deadline in seconds from now.
 
         Raises:
-            ValueError: it may not be retried, for the reason `why_not_retryable`, or `num_tokens` exceeds what has
-                landed.
+            ValueError: it may not be retried, for the reason `why_not_retryable`; or `num_tokens` exceeds what has
+                landed; or the address, the room or the time is out of range.
             NodeBusyError: every slot is in use, and as many requests as may wait for one do.
+            NodeUnhealthyError, NodeGoneError, RuntimeError: as `Client.sender`.
         """
         if why_not := self.why_not_retryable:
             raise ValueError(f"room {self.room}: not to be retried: {why_not}")
@@ -324,54 +363,60 @@ class EmbeddingReceiver(TransferHandle):
     # ---- the end
 
     def clear(self) -> None:
-        """The caller needs nothing of this request any more: its blocks and its slot go back.
+        """Give the request's blocks and its slot back, because the caller needs nothing of it any more.
 
-        Before the end, this aborts it.
+        A request that has not ended is aborted. The library thread does the rest; a second call does nothing.
+
+        Raises:
+            RuntimeError: after `Client.close`, or in a forked child, if the end had not been settled before.
         """
         if self.poll() < Phase.Success:
             self.abort("cleared by the caller before its end")
         self._cleared = True
         self._library.wake(self)
 
-    def prepare(self, slot: int) -> None:
-        begin = self.first_block
-        self._slots.set_address(slot, self.bootstrap_addr)
-        self._slots.set(slot, Slot.REQUIRED, self.required_dst_info_num)
-        self._slots.set(slot, Slot.TOTAL, self._total)
-        self._slots.set(slot, Slot.DRAINED_BLOCKS, begin)
-        self._slots.set(slot, Slot.VERIFIED, RowSum(begin * self._bs, 0).pack())
-        self._slots.set(slot, Slot.GRANTED, begin << 32 | begin * self._bs)
+    def prepare(self, slot: int, record: SlotRecord) -> None:
+        """Write the language side's words of the slot's record, before its epoch is opened (either thread)."""
+        begin, words = self.first_block, record.words
+        record.set_address(self.bootstrap_addr)
+        words[Slot.REQUIRED], words[Slot.TOTAL] = self.required_dst_info_num, self._total
+        words[Slot.DRAINED_BLOCKS], words[Slot.VERIFIED] = begin, RowSum(begin * self._bs, 0).pack()
+        words[Slot.GRANTED] = begin << 32 | begin * self._bs
+        self.posting.prepare(record)
+
+    def release_untold(self) -> bool:
+        return self.posting.release()
 
     def catch_up(self) -> None:
+        """Do in the slot what the caller asked for before there was one: its `init`, or its end (either thread)."""
+        self.posting.check()
         if self._has_asked:
             self._slots.set(self.slot, Slot.INIT_ASKED, 1)
-            self._attachment.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
+            if not self.tell():
+                self._attachment.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
         super().catch_up()
 
+    @property
+    def may_end_here(self) -> bool:
+        return self.on_success is not None and self.progress().phase == Phase.Success
+
+    def end_here(self) -> bool:
+        """Have the queue that drives this receiver end it, if nothing is to be copied (by whoever has the turn)."""
+        return self.on_success is None or self.on_success()
+
+    @property
+    def is_by_hand(self) -> bool:
+        return self.on_change is None
+
     def service(self) -> None:
-        """Library thread: hand changes to the queue that drives this receiver, and end a cleared one."""
+        """Hand changes to the queue that drives this receiver, and end a cleared one (library thread)."""
         if self.on_change is not None:
             self.on_change()
-        if self._cleared and self._final is None and self.poll() >= Phase.Success:
-            if self.poll() == Phase.Success:
+        if self._cleared and self._final is None and (phase := self.poll()) >= Phase.Success:
+            if phase == Phase.Success:
                 self.release_drained(self.total_embedding_length)
             self._settle()
             self._library.leave(self)
-
-
-def check_address(bootstrap_addr: str) -> None:
-    """Raises ValueError for what is no encode node's address."""
-    if not isinstance(bootstrap_addr, str):
-        raise ValueError(
-            f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr"
-        )
-    try:
-        split_address(bootstrap_addr)
-    except ValueError as error:
-        raise ValueError(f"bootstrap_addr: {error}; see Node.bootstrap_addr") from None
-    size = len(bootstrap_addr.encode())
-    if size > ADDRESS_BYTES:
-        raise ValueError(f"bootstrap_addr: {size} bytes > {ADDRESS_BYTES} bytes")
 
 
 def open_receiver(
@@ -388,22 +433,18 @@ def open_receiver(
 ) -> EmbeddingReceiver:
     """Open a room to be received, as `Client.receiver` says, with what a retry adds to it.
 
-    Request blocks [0, `begin`) are here already, and the request has `total` tokens (0: its length is not known). The
-    room may be that of the request that it is `instead_of`, which has failed. If it may not wait for a slot,
-    NodeBusyError says that there is none.
+    Request blocks [0, `begin`) are here already. `total` is the length in tokens, 0 if it is not known. The room may be
+    the one of `instead_of`, a request that has failed.
+
+    Raises:
+        NodeBusyError: there is no slot, and it may not wait for one (`may_wait`), or as many requests as may wait for
+            one do.
+        ValueError, NodeUnhealthyError, NodeGoneError, RuntimeError: as `Client.sender`.
     """
     room = library.check_open(room, Role.LANGUAGE, "receiver", instead_of)
     required_dst_info_num = whole("required_dst_info_num", required_dst_info_num, 1, 64)
     check_address(bootstrap_addr)
     receiver = EmbeddingReceiver(library, room, bootstrap_addr, required_dst_info_num, total, begin)
-    library.open(receiver, timeout_s, may_wait=may_wait)
+    is_near = required_dst_info_num == 1 and total == begin == 0 and receiver.posting.find(bootstrap_addr)
+    library.open(receiver, timeout_s, may_wait=may_wait, may_be_untold=is_near)
     return receiver
-
-
-def first_missing_block(num_tokens: int, total: int, block_size: int) -> int:
-    """From where a request is sent again, of which rows [0, num_tokens) are here: whole blocks are kept, but never the
-    last of all.
-
-    So each retry has rows to wait for, and ends as every request does, by what its encode node says (R20).
-    """
-    return max(min(num_tokens, total - 1), 0) // block_size

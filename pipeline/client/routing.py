@@ -1,8 +1,8 @@
-"""Choosing an encode node by load, from the route table in shared memory: for those who have no router.
+"""Chooses an encode node by load, from the route table in shared memory, for callers that have no router.
 
-A report is up to a second old, and a scheduler that picks a hundred times within that second would send all hundred
-requests to the node that was idle at its beginning. So what this client has just sent somewhere counts there, until a
-report is in that can show it.
+A report is up to a second old. A scheduler that picks a hundred times within that second would send all hundred
+requests to the node that was idle at its beginning. So a request that this client has just sent to a node counts there
+until a report can show it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from embridge.allocator.routes import RouteReader, RouteRecord
 from embridge.workers.timing import NS
 
 SHOWN_AFTER_NS: Final = NS  # from a pick until the encoder has opened the room, and a report has counted it
-FORGOTTEN_AFTER_NS: Final = 5 * NS  # where no report comes, what was sent long ago is probably done
+FORGOTTEN_AFTER_NS: Final = 5 * NS  # if no report comes, what was sent this long ago is probably done
 TOGETHER_NS: Final = NS // 20  # picks this close are kept as one
 
 
 @dataclass(slots=True)
 class _Sent:
-    """What this client has sent to one node and no report shows yet: (when, tokens, requests), and when it was last
-    picked.
+    """The requests that this client has sent to one node and that no report shows yet: (when, tokens, requests).
+
+    It also knows when the node was picked last.
     """
 
     picks: list[tuple[int, int, int]] = field(default_factory=list)
@@ -56,13 +57,12 @@ class RoutePicker:
         return self._reader.routes()
 
     def pick(self, tokens: int, other_than: str = "") -> RouteRecord:
-        """The node with the least to do, of those that are READY and healthy; among equals the one that was picked
-        longest ago.
+        """The node with the least to do, of those that are READY and healthy.
 
-        `other_than`: an address that is not picked.
+        Among equals it is the one that was picked longest ago. The node at the address `other_than` is not picked.
 
         Raises:
-            NoRouteError: there is none; the text says what there is.
+            NoRouteError: there is no such node; the text says which nodes there are.
         """
         nodes, now = self.nodes(), self._clock()
         usable = [

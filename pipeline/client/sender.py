@@ -1,26 +1,23 @@
 """`EmbeddingSender`: the encoder's side of one request.
 
-The sender is told once and knows nothing of resumes: it keeps the rows until the request has ended. The caller's rows
-are the caller's again when `write` returns (P22): its thread copies them, straight into source blocks where whole
-blocks of the request may be staged now, else into host memory, of which a node has a limit (`unsent`). Or the caller
-lends them (`borrow=True`), and is told when it has them back.
+The encoder gives its rows once and knows nothing of resumes: the sender keeps what was not sent at once until the
+request has ended. The caller's rows are the caller's again when `write` returns (P22): its thread copies them, into the
+blocks of a destination on this host that has granted them (`direct_path`), into source blocks if whole blocks of the
+request may be staged now, else into host memory, of which a node has a limit (`unsent_memory`). Or the caller lends
+them (`borrow=True`), and is told when it has them back.
 
-The library thread copies rows from host memory into source blocks as destinations grant room. Source blocks are a
-cache, not a place to wait in: a row that nobody can take yet, or that was written already, is staged only in blocks
-above the reserve, and the reserve holds a row only while a write needs it; what stands in a block alone goes to host
-memory before the block goes to somebody else. So any length passes through any pool of at least one block a side (R21,
-D8).
-
-Who does what: the caller's thread takes blocks for its request and fills them, makes pieces of host memory and fills
-them, and hands both over: they are entered first, then `_ready` rises. The library thread reads `_ready` first, then
-what was entered. It alone shows blocks to the worker, drops them, and ends the request; not while the caller's thread
-is in `write` (`_writing`), for the slot may be another request's at once.
+The caller's thread takes blocks and pieces of host memory, fills them, and hands them over: it enters them first and
+raises `_ready` then. The library thread reads `_ready` first, and then what was entered. Whoever has the turn shows
+blocks to the worker, drops them, and ends the request: the library thread, or the caller's in `_show_worker` and
+`end_here` (docs/design/client.md). Nobody ends it while the caller's thread is in `write` (`_writing`), because the
+slot may be another request's at once.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from threading import Lock, get_ident
@@ -30,61 +27,69 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from embridge.allocator.blocks import RESERVE_BLOCK
-from embridge.allocator.geometry import MAX_TOKENS, Role
-from embridge.allocator.records import Destination, Slot
-from embridge.allocator.request_tables import STAGE_STAGED, StageEntry
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.geometry import MAX_TOKENS
+from embridge.allocator.records import Slot, WrittenBy
+from embridge.allocator.request_tables import STAGE_STAGED, SlotRecord, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.pipeline.arguments import whole
-from embridge.pipeline.client.given_rows import Given, aux_words, given_rows, num_rows, place
-from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
-from embridge.pipeline.client.kept_rows import KeptRows, Part
+from embridge.pipeline.client.direct_path import DirectPath
+from embridge.pipeline.client.given_rows import Given, given_rows, num_rows, place
+from embridge.pipeline.client.handle import NO_SLOT
+from embridge.pipeline.client.in_place import GivesInPlace
+from embridge.pipeline.client.kept_rows import KeptRows
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.staged_blocks import StagedBlocks
+from embridge.pipeline.client.staging import Staging
 
 log = logging.getLogger(__name__)
 
 CLOSE_LOOK_S: Final = 0.001
-AHEAD_BLOCKS: Final = 32  # staged beyond what is sent, for each destination
-PIECE_BYTES: Final = 16 << 20  # copied by the caller's thread before the library thread is told: a worker's attempt
 
 
-class EmbeddingSender(TransferHandle):
+class EmbeddingSender(GivesInPlace):
     """Made by `Client.sender(room, total_tokens)`.
 
-    All methods return at once; one thread at a time calls those that give rows.
+    No method waits. One thread at a time calls the methods that give rows.
     """
 
     _library: Library
 
-    def __init__(self, library: Library, room: int, total_tokens: int, aux: npt.NDArray[np.int32]) -> None:
+    def __init__(self, library: Library, room: int, total_tokens: int, aux: array[int]) -> None:
         super().__init__(library, room)
         self._aux = aux
-        self._is_announced = False
+        self._is_announced = self._is_wanted_whole = False
         self.total_tokens = total_tokens
         self._geometry = geometry = library.attachment.geometry
-        self._dsts = library.destinations
-        self._staging = library.staging
         self._bs = geometry.block_size
         self._kept = KeptRows(geometry, library.unsent, total_tokens)
         self._staged = StagedBlocks(library, self, self._kept)
+        self._staging = Staging(library, self, total_tokens, self._kept, self._staged)
+        self._direct = (
+            DirectPath(library, self, total_tokens, self._kept, self._staged) if library.doors is not None else None
+        )
         self._placed: deque[StageEntry] = deque()  # filled by the caller's thread, not shown to the worker yet
-        self._ready = 0
+        self._taken = 0  # rows that the caller knows to be taken
+        self._ready = 0  # ahead of it where a call that was refused for want of memory had written some of its rows
         self._seen = 0  # `_ready`, as the library thread goes by it
         self._writing = False
         self._writer = 0
         self._letting_go = Lock()
         self._done = False
         self._done_callbacks: deque[Callable[[EmbeddingSender], object]] = deque()
-        self._hungry = False
         self._told_ready = 0
-        self._piece_blocks = max(1, PIECE_BYTES // (self._bs * geometry.token_bytes))
 
     # ---- the caller's thread
 
     def announce(self) -> None:
         """Send the length ahead of the rows, so that the language side can grant all of it in one round."""
+        self._announce()
+        if self.is_untold:
+            self._is_wanted_whole = True
+            self._library.wake(self)  # where a grant of all rows is not there yet, a message asks for it
+
+    def _announce(self) -> None:
         self._is_announced = True
         if self.slot != NO_SLOT and self._slots.get(self.slot, Slot.TOTAL) == 0:
             self._slots.set(self.slot, Slot.TOTAL, self.total_tokens)
@@ -94,8 +99,8 @@ class EmbeddingSender(TransferHandle):
         self,
         start: int,
         input_embeddings: torch.Tensor,
-        fill_ids: torch.Tensor | npt.NDArray[np.int32],
-        mrope_positions: torch.Tensor | npt.NDArray[np.int32],
+        fill_ids: torch.Tensor | npt.NDArray[np.int32] | None = None,
+        mrope_positions: torch.Tensor | npt.NDArray[np.int32] | None = None,
         deepstack_embeddings: torch.Tensor | None = None,
         *,
         borrow: bool = False,
@@ -103,11 +108,11 @@ class EmbeddingSender(TransferHandle):
         """Give rows [start, start + n), as the encoder makes them; never waits.
 
         `input_embeddings` (n, hidden) and `deepstack_embeddings` (n, D, hidden) in the node's dtype, `fill_ids` (n,)
-        and `mrope_positions` (n, 3), or (3, n), integers within int32. Rows come in order: `start` is the number of
-        rows given so far.
+        and `mrope_positions` (n, 3), or (3, n), integers within int32: each of them that the node's geometry has, and
+        no other. Rows come in order: `start` is the number of rows given so far.
 
-        They are copied, and the caller's again when this returns. With `borrow` they are not: they must stay as they
-        are until `done`.
+        The rows are copied, and are the caller's again when this returns. With `borrow` they are not copied, and must
+        stay as they are until `done`.
 
         Returns:
             False, with no effect, when the request has already ended (see `failure_exception`).
@@ -117,39 +122,92 @@ class EmbeddingSender(TransferHandle):
                 `borrow`, embeddings are not contiguous in host memory.
             NodeBusyError: source blocks and host memory (`unsent_max_bytes` of the node) are full. No row was taken;
                 try again when rows have been sent (a `Client.poll` names their senders), with fewer rows, or lend them.
+                (Those of them that were granted may have been sent: give the same rows again.)
         """
-        self._attachment.check_usable()
+        rows, was_gone = (input_embeddings, fill_ids, mrope_positions, deepstack_embeddings), self._attachment.node_gone
+        if not borrow and self._write_plain(start, *rows):
+            return True
+        check = self._attachment.check_usable if was_gone else self._attachment.check_attached
+        check()  # a node that goes from here on has failed the request
         start = whole("start", start, 0, MAX_TOKENS)
-        given = given_rows(self._geometry, start, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)
+        given = given_rows(self._geometry, start, *rows)
         if given.end > self.total_tokens:
             raise ValueError(f"rows: {given.end} > {self.total_tokens} tokens that this request was opened with")
         lent = given.lent() if borrow else None
-        self._writing = True  # before the look at the phase: from here on the library thread does not end this request
-        self._writer = get_ident()
+        self._begin_to_give()
         try:
-            self._attachment.check_usable()  # once more: nor does `Client.close` give up the seat from here on
-            if self.poll() >= Phase.Success:
-                # before the look at `start`: who streams on into a request that has failed did nothing wrong
+            self._attachment.check_attached()  # nor does `Client.close` give up the lane from here on
+            if self.poll() >= Phase.Success:  # first: a caller that streams on into a failed request did nothing wrong
                 return False
-            if start != self._ready:
-                raise ValueError(f"start: {start} is not {self._ready}, the number of rows given so far")
-            if lent is not None:
-                self._kept.lend(lent)
-                self._tell(lent.end)
-            else:
-                self._take(given)
+            self._check_next(start, given.end)
+            if given.end > self._ready:
+                given = given.since(self._ready)
+                written = self._write_directly(given)
+                if written < given.end and lent is not None:
+                    self._kept.lend(given.since(written).lent())
+                    self._tell(given.end)
+                elif written < given.end:
+                    self._take(given.since(written))
+            self._taken = given.end
         except BufferError:  # the payload of a node that has gone meanwhile is no more
             if not self._attachment.node_gone:
                 raise
             return False
         finally:
-            self._writing = False
-            # the library thread may have waited for us
-            if not self._attachment.is_closed and self.poll() >= Phase.Success:
-                self._library.wake(self)
-                if self.slot == NO_SLOT:
-                    self.let_go()
+            self._end_to_give()
         return True
+
+    def _write_plain(self, start: int, *given: Any, is_all: bool = False) -> bool:
+        """Write rows that need no second look straight into their blocks. False: they are to be given as any others,
+        as far as they are not there yet, and may be wrong. `is_all`: wrong unless they are all of the request's.
+        """
+        direct, attachment = self._direct, self._attachment
+        if direct is None or type(start) is not int or start != self._taken or start != self._ready or self._out:
+            return False
+        span = direct.plain_span(start, *given)
+        if span is None or span[1] > self.total_tokens or (is_all and span[1] != self.total_tokens):
+            return False
+        self._writing = True  # as in `write`
+        self._writer = get_ident()
+        end = 0
+        try:
+            if attachment.is_closed or attachment.node_gone or attachment.is_forked:
+                return False
+            is_open = self.slot != NO_SLOT and self.poll() < TERMINAL
+            if not direct.has_found and not (is_open and direct.may_write(start)):
+                return False
+            end = direct.write_plain(span)
+            if end:
+                self._is_announced = True
+                self._ready = self._told_ready = abs(end)
+            if abs(end) != span[1]:
+                return False
+            self._taken = span[1]
+            return True
+        except BufferError:  # as in `write`, which looks why
+            return False
+        finally:
+            self._writing = False
+            has_ended = end != 0 and not attachment.is_closed and self.poll() >= TERMINAL
+            if has_ended and (self._done_callbacks or not self.is_untold or not self._library.view.end(self)):
+                self._library.wake(self)
+
+    def end_here(self) -> bool:
+        self.service()
+        self._attachment.flush()
+        if self._library.slot_queue.is_wanted:
+            self._attachment.library_bell.ring()
+        return self._final is not None
+
+    def _write_directly(self, given: Given) -> int:
+        """Copy what the destination has granted of these rows into its blocks, if that may be done; up to which row."""
+        if self._direct is None or self.slot == NO_SLOT or not self._direct.may_write(given.first):
+            return given.first
+        self._is_announced = True
+        end = self._direct.write(given)
+        if end > given.first:
+            self._ready = self._told_ready = end
+        return end
 
     def _take(self, given: Given) -> None:
         """Copy rows into source blocks or host memory: all of them, or none if there is no room."""
@@ -162,7 +220,7 @@ class EmbeddingSender(TransferHandle):
             )
             first = given.first
             while first < given.end:
-                end = min(given.end, (first // bs + self._piece_blocks) * bs)
+                end = min(given.end, (first // bs + self._kept.piece_blocks) * bs)
                 blocks = range(first // bs, -(-end // bs))
                 chunk = given.chunk(first, end)
                 here = {k: sources[k] for k in blocks if k in sources}
@@ -173,7 +231,7 @@ class EmbeddingSender(TransferHandle):
                     self._placed.append(
                         StageEntry(k, sources.pop(k), min(self.total_tokens - k * bs, bs), STAGE_STAGED)
                     )
-                self._tell(end)
+                self._tell(end, is_placed=len(here) == len(blocks))
                 first = end
         except BaseException:
             self._kept.discard(rooms)
@@ -181,10 +239,10 @@ class EmbeddingSender(TransferHandle):
             raise
 
     def _sources(self, given: Given) -> dict[int, int]:
-        """Source blocks by request block, for blocks given whole that may be staged now; none if somebody waits."""
+        """Take source blocks for blocks given whole that may be staged now, by request block; none if others wait."""
         if self.slot == NO_SLOT or self._library.is_starving or self._control.blocks.waiters():
             return {}
-        _, wanted, least = self._wanted(given.end)
+        _, wanted, least = self._staging.wanted(given.end)
         bs, spare = self._bs, self._library.spare_blocks()
         first, last = -(-given.first // bs), given.end // bs + (given.end == self.total_tokens and given.end % bs > 0)
         whole_blocks = []
@@ -195,20 +253,40 @@ class EmbeddingSender(TransferHandle):
         blocks = self._control.blocks.acquire(self.slot, self.epoch, len(whole_blocks), may_take_reserve=False)
         return dict(zip(whole_blocks, blocks.tolist(), strict=False))
 
-    def _tell(self, end: int) -> None:
-        """Rows up to `end` are there, for everybody to see."""
-        self.announce()
+    def _tell(self, end: int, *, is_placed: bool = False) -> None:
+        """Say that the rows up to `end` are there.
+
+        If all that are new are placed in source blocks, the worker is shown them here, unless the library thread has
+        its turn just now.
+        """
+        if self.slot != NO_SLOT and self._staging.is_all_granted():
+            self._is_announced = True
+            self._slots.set(self.slot, Slot.TOTAL, self.total_tokens)  # a report of the first rows tells it
+        else:
+            self._announce()
         if self.slot != NO_SLOT:
             self._slots.raise_to(self.slot, Slot.READY, end)
             self._slots.raise_to(self.slot, Slot.MOVED_NS, self._attachment.clock())
         self._ready = end  # after the word: the library thread tells the worker once of what it finds here
-        self._library.wake(self)
+        self._taken = end
+        if not is_placed or not self._library.do_in_turn(self._show_worker):
+            self._library.wake(self)
+
+    def _show_worker(self) -> bool:
+        """Show the worker what is placed, and tell it. False: the library thread is to see to it."""
+        is_direct = self._direct is not None and self._direct.decide() != WrittenBy.WORKER
+        if is_direct or self._final is not None or self._attachment.node_gone:
+            return False
+        self._show_placed()
+        self._seen = self._told_ready = self._ready
+        self._attachment.kick_worker(self.room, self.slot, self.epoch)
+        return True
 
     def send_embedding(
         self,
         input_embeddings: torch.Tensor,
-        fill_ids: torch.Tensor | npt.NDArray[np.int32],
-        mrope_positions: torch.Tensor | npt.NDArray[np.int32],
+        fill_ids: torch.Tensor | npt.NDArray[np.int32] | None = None,
+        mrope_positions: torch.Tensor | npt.NDArray[np.int32] | None = None,
         deepstack_embeddings: torch.Tensor | None = None,
         *,
         borrow: bool = False,
@@ -222,8 +300,11 @@ class EmbeddingSender(TransferHandle):
             NodeBusyError: as `write`.
         """
         self._attachment.check_attached()
-        if self._ready:
+        if self._taken:
             return False
+        given = (input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)
+        if not borrow and self._write_plain(0, *given, is_all=True):
+            return True
         count = num_rows(self._geometry, input_embeddings)
         if count != self.total_tokens:
             raise ValueError(f"input_embeddings: {count} rows, the request was opened with {self.total_tokens} tokens")
@@ -231,15 +312,14 @@ class EmbeddingSender(TransferHandle):
 
     @property
     def done(self) -> bool:
-        """Whether the request has ended and no row that was lent is looked at any more: all of them are the caller's
-        again.
+        """Whether the request has ended and no lent row is looked at any more, so that all are the caller's again.
 
         That is later than the end in `poll()`, by a copy at most.
         """
         return self._done
 
     def add_done_callback(self, callback: Callable[[EmbeddingSender], object]) -> None:
-        """The library thread calls `callback(sender)` once when it is `done`, or this does at once; keep it brief."""
+        """Have the library thread call `callback(sender)` once it is `done`, or call it now if it is; keep it brief."""
         self._done_callbacks.append(callback)
         if self._done:
             self._call_back()
@@ -248,7 +328,7 @@ class EmbeddingSender(TransferHandle):
         while self._done_callbacks:
             try:
                 callback = self._done_callbacks.popleft()
-            except IndexError:  # the other thread was quicker
+            except IndexError:  # the other thread has taken it
                 return
             try:
                 callback(self)
@@ -256,20 +336,30 @@ class EmbeddingSender(TransferHandle):
                 log.exception("room %d: a done callback failed", self.room)
 
     def clear(self) -> None:
-        """Let go of the rows once the request has ended; does nothing before (a sender clears itself then)."""
+        """Free the rows once the request has ended. Before the end it does nothing: a sender clears itself then."""
         if self.poll() >= Phase.Success:
             self._library.wake(self)
 
     def refuse(self, why: str) -> None:
         super().refuse(why)
         self._staged.refuse(why)
+        self._staging.refuse(why)
+        if self._direct is not None:
+            self._direct.refuse(why)
 
-    # ---- the library thread
+    # ---- the library thread, or whoever has the turn; `fail` is either thread's
 
-    def prepare(self, slot: int) -> None:
-        self._dsts.reset(slot)
-        self._staging.reset(slot)
-        self._slots.aux(slot)[:] = self._aux
+    def fail(self, code: FailureCode, reason: str) -> None:
+        # first: a scheduler that has granted, and told nobody, hears of it at once; where the turn is taken, later
+        if self._direct is not None and self.slot != NO_SLOT:
+            self._library.do_in_turn(self._direct.find)
+        super().fail(code, reason)
+
+    def prepare(self, slot: int, record: SlotRecord) -> None:
+        self._library.destinations.reset(slot)
+        self._library.staging.reset(slot)
+        record.set_aux(self._aux)
+        record.words[Slot.MAY_WRITE] = self._direct is not None
 
     def catch_up(self) -> None:
         if self._is_announced:
@@ -282,11 +372,11 @@ class EmbeddingSender(TransferHandle):
 
     @property
     def wants_block(self) -> bool:
-        return self._hungry
+        return self._staging.is_hungry
 
     def service(self) -> None:
-        if self._final is not None:
-            self.let_go()  # the node is gone
+        if self._final is not None or self._attachment.node_gone:
+            self.let_go()  # the rows may have been let go of already: nothing is copied any more
             return
         seen = self._ready  # first: what belongs to these rows has been entered
         self._show_placed()
@@ -294,17 +384,28 @@ class EmbeddingSender(TransferHandle):
         if split(self._status.load(self.slot)).phase >= TERMINAL:
             self._end()
             return
-        self._stage()
+        if seen != self._told_ready:
+            self._slots.raise_to(self.slot, Slot.READY, seen)  # what was written before it had its slot
+        is_direct = self._direct is not None and self._direct.serve(
+            seen, is_wanted_whole=self._is_wanted_whole
+        )
+        if not is_direct:
+            self._staging.stage(seen)
         if seen != self._told_ready:
             self._told_ready = seen
-            self._slots.raise_to(self.slot, Slot.READY, seen)  # what was written before it had its slot
-            self._attachment.kick_worker(self.room, self.slot, self.epoch)
+            if is_direct:  # the destination is told that rows wait
+                self._attachment.kick_poller(self.slot, self.epoch)
+            else:
+                self._attachment.kick_worker(self.room, self.slot, self.epoch)
+
+    def release_untold(self) -> bool:
+        return self._direct is not None and self._direct.release_untold()
 
     def _end(self) -> None:
-        """Give the source blocks back, but those that a worker still reads (R8); it wakes us when it is done."""
+        """Give the source blocks back, except those that a worker still reads (R8); it wakes us when it is done."""
         if self._writing:  # it wakes us, too
             return
-        self._hungry = False
+        self._staging.is_hungry = False
         self.let_go()
         self._staged.drop_all()
         if not self._staged:
@@ -312,15 +413,17 @@ class EmbeddingSender(TransferHandle):
             self._library.leave(self)
 
     def let_go(self) -> None:
-        """The request is over: no row of it is looked at any more; `Client.close` calls it, too."""
+        """Free the rows, because the request is over and no row is looked at any more (also by `Client.close`)."""
         while self._writing and self._attachment.is_closed and self._writer != get_ident():
             time.sleep(CLOSE_LOOK_S)  # the thread that closes waits for the one that writes
-        # once: either thread may come to it
+        # only once, although either thread may come here
         if self._done or self._writing or not self._letting_go.acquire(blocking=False):
             return
         self._staged.release([entry.source for entry in self._placed])
         self._placed.clear()
         self._kept.clear()
+        if self._direct is not None:
+            self._direct.let_go()
         self._done = True
         self._call_back()
 
@@ -330,119 +433,15 @@ class EmbeddingSender(TransferHandle):
             entry = self._placed[0]
             if self._staged.make_place(entry.block, ()):
                 self._staged.show(entry.block, entry)
-            else:  # what stands in its place is still being read
+            else:  # the block in its place is still being read
                 self._kept.bring_back(self._attachment.payload, entry.block, entry.source, entry.rows)
                 self._staged.release([entry.source])
             self._placed.popleft()
 
-    def _demand(self, ready: int) -> tuple[dict[int, int], list[tuple[int, int]], int]:
-        """What destinations can take of `ready` rows now.
-
-        Returns:
-            heads, the block each destination needs next, and to which row; ranges of blocks behind them; the least
-            block that some destination has yet to get.
-        """
-        get, bs = self._dsts.get, self._bs
-        count = self._slots.get(self.slot, Slot.NUM_DESTINATIONS)
-        heads: dict[int, int] = {}
-        ranges = []
-        least = self.total_tokens
-        for d in range(count):
-            sent = get(self.slot, d, Destination.SENT)
-            limit = min(ready, get(self.slot, d, Destination.GRANTED_TOKENS))
-            least = min(least, sent)
-            if sent < limit:
-                k = sent // bs
-                heads[k] = max(heads.get(k, 0), min(limit, (k + 1) * bs))
-                ranges.append((k, min(-(-limit // bs), k + AHEAD_BLOCKS)))
-        if count < max(self._slots.get(self.slot, Slot.REQUIRED), 1):
-            least = 0
-        return heads, ranges, least // bs
-
-    def _wanted(self, ready: int) -> tuple[dict[int, int], set[int], int]:
-        """`_demand`, with the request blocks that some destination can take, or will next, as a set."""
-        heads, ranges, least = self._demand(ready)
-        return heads, {k for first, end in ranges for k in range(first, end)}, least
-
-    def _stage(self) -> None:
-        ready = self._seen
-        heads, wanted, least = self._wanted(ready)
-        self._kept.let_go(least)
-        for k in self._staged:
-            held = self._staged.get(k)
-            if k < least or (held is not None and held.source == RESERVE_BLOCK and k not in heads):
-                self._staged.drop(k)
-        if not wanted and least * self._bs < ready and not self._library.blocks_are_short():
-            end = min(-(-ready // self._bs), least + AHEAD_BLOCKS)
-            wanted = set(range(least, end))  # nobody has granted yet: ahead of time, from what others do not need
-        parts: list[Part] = []
-        fresh: dict[int, StageEntry] = {}
-        missing = []
-        places: set[int] = set()  # entries that are given away in this turn
-        for k in sorted(wanted, key=lambda k: (k not in heads, k)):
-            held = self._staged.get(k)
-            rows = min(ready - k * self._bs, self._bs)
-            if held is None:
-                if k % self._staging.window not in places and self._staged.make_place(
-                    k, heads if k in heads else wanted
-                ):
-                    places.add(k % self._staging.window)
-                    missing.append(k)
-            elif held.rows < rows:
-                parts.append((held.source, k * self._bs + held.rows, k * self._bs + rows))
-                fresh[k] = held._replace(rows=rows)
-        self._hungry = False
-        if missing:
-            blocks = self._acquire(missing, heads)
-            for k, block in zip(missing, blocks, strict=False):
-                rows = min(ready - k * self._bs, self._bs)
-                parts.append((block, k * self._bs, k * self._bs + rows))
-                fresh[k] = StageEntry(k, block, rows, STAGE_STAGED)
-            self._hungry = any(k in heads for k in missing[len(blocks) :])
-        if parts:
-            self._copy(parts, fresh)
-            self._attachment.kick_worker(self.room, self.slot, self.epoch)
-
-    def _acquire(self, missing: list[int], heads: dict[int, int]) -> list[int]:
-        """Blocks for these; the reserve only for one that a destination needs next, when there is no other."""
-        pool = self._control.blocks
-        blocks: list[int] = pool.acquire(self.slot, self.epoch, len(missing), may_take_reserve=False).tolist()
-        if not blocks and missing[0] in heads and self._library.evict(self):
-            blocks = pool.acquire(self.slot, self.epoch, 1, may_take_reserve=False).tolist()
-        if not blocks and missing[0] in heads:
-            blocks = pool.acquire(self.slot, self.epoch, 1, may_take_reserve=True).tolist()
-        return blocks
-
-    def _copy(self, parts: list[Part], fresh: dict[int, StageEntry]) -> None:
-        self._kept.stage(self._attachment.payload, parts)
-        for k, entry in fresh.items():
-            self._staged.show(k, entry)
-
     def evict(self, *, copying: bool = False) -> int:
-        """Drop what no destination can take now: somebody else needs a block. Returns how many were dropped.
+        """Drop what no destination can take now, because another request needs a block. Returns how many were dropped.
 
-        First what is kept in host memory, too; one that is not, only if asked, for it must be copied there.
+        Blocks whose rows are in host memory, too, go first; other blocks only with `copying`, because their rows must
+        be copied there.
         """
-        if self._done:
-            return self._staged.drop_all()
-        _, wanted, _ = self._wanted(self._seen)
-        idle = [k for k in self._staged if k not in wanted and self._kept.has(k) is not copying]
-        return sum(self._staged.free(k) for k in (idle[-1:] if copying else idle))
-
-
-def open_sender(
-    library: Library,
-    room: int,
-    total_tokens: int,
-    *,
-    aux_datas: Any = None,
-    mrope_position_delta: int = 0,
-    timeout_s: float | None = None,
-) -> EmbeddingSender:
-    """Open a room to be sent, as `Client.sender` says."""
-    room = library.check_open(room, Role.ENCODE, "sender")
-    total_tokens = whole("total_tokens", total_tokens, 1, MAX_TOKENS)
-    aux = aux_words(aux_datas, total_tokens, mrope_position_delta)
-    sender = EmbeddingSender(library, room, total_tokens, aux)
-    library.open(sender, timeout_s)
-    return sender
+        return self._staged.drop_all() if self._done else self._staging.evict(self._seen, copying=copying)

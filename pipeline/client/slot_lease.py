@@ -1,8 +1,8 @@
 """The slots that a client has leased, in pages of 64: who may take one, and when a page goes back.
 
 On an encode node a slot may be opened *early*, before anybody has asked for its room; it may then be held for long.
-Such slots lie in no more than half of the node's pages, so that pages of the others come free, for whichever client is
-asked (`waiting`).
+Early slots lie in no more than half of the node's pages, so pages of the other half come free for clients whose rooms
+were asked for (`slot_queue.py`).
 """
 
 from __future__ import annotations
@@ -10,56 +10,73 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from embridge.allocator._core import MAX_EPOCH
 from embridge.allocator.control import Control
-from embridge.allocator.geometry import SLOTS_PER_PAGE
+from embridge.allocator.geometry import SLOTS_PER_PAGE, Role
 from embridge.allocator.records import Slot
+from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.status import split
 
 log = logging.getLogger(__name__)
+
+MOST_HELD: Final = SLOTS_PER_PAGE * 3 // 4
 
 
 class SlotLease:
     """One client's slots. `pages` are its pages, as the scans of the status table want them.
 
-    The caller's thread and the library thread open; the library thread leaves, collects and shares. Each step on the
-    shared containers is one that the GIL makes atomic.
+    The caller's thread and the library thread open slots; the library thread leaves, collects and shares; whoever has
+    the turn holds. Each step on the shared containers is one that the GIL makes atomic.
     """
 
     def __init__(self, control: Control, lane: int) -> None:
         self._control = control
         self._slots = control.slots
         self._lanes = control.lanes
+        self._claims = control.claims if control.role == Role.LANGUAGE else None
         self._lane = lane
         self.pages: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._free: dict[int, deque[int]] = {}  # page -> its free slots, first in, first out (R17)
-        self._early: dict[int, set[int]] = {}  # page that early slots may lie in -> those that do
+        self._early: dict[int, set[int]] = {}  # page that early slots may lie in -> its early slots
         self._leaving: set[int] = set()  # pages of which no more slots are taken
         self._releasing: dict[tuple[int, int], None] = {}  # (slot, epoch)
 
     def open(
-        self, room: int, opened_ns: int, deadline_ns: int, prepare: Callable[[int], None], *, is_early: bool = False
+        self,
+        room: int,
+        opened_ns: int,
+        deadline_ns: int,
+        prepare: Callable[[int, SlotRecord], None],
+        *,
+        is_early: bool = False,
+        is_untold: bool = False,
     ) -> tuple[int, int] | None:
-        """Write a slot's record, then open its next epoch: whoever is killed between leaves a slot that nobody takes
-        for open.
+        """Write a slot's record, then open its next epoch.
 
-        `prepare(slot)` writes what belongs to one side. Returns (slot, epoch), or None when there is no free slot to be
-        had.
+        A client that is killed between the two leaves a slot that nobody takes for open. `prepare(slot, record)` writes
+        what belongs to one side. `is_untold`: no process of the node is told of it yet (R78). Returns (slot, epoch), or
+        None if no slot is free.
         """
         while (slot := self._take_early() if is_early else self._take()) is not None:
-            self._slots.reset(slot)
-            for field, value in (
-                (Slot.ROOM, room),
-                (Slot.LANE, self._lane),
-                (Slot.OPENED_NS, opened_ns),
-                (Slot.DEADLINE_NS, deadline_ns),
-            ):
-                self._slots.set(slot, field, value)
-            prepare(slot)
-            self._slots.set(slot, Slot.EPOCH, split(self._control.status.load(slot)).epoch + 1)
+            last_epoch = split(self._control.status.load(slot)).epoch
+            next_epoch = last_epoch + 1
+            self._slots.raise_to(slot, Slot.RELEASED_EPOCH, last_epoch)
+            record = SlotRecord()
+            words = record.words
+            words[Slot.ROOM], words[Slot.LANE] = room, self._lane
+            words[Slot.OPENED_NS], words[Slot.DEADLINE_NS] = opened_ns, deadline_ns
+            prepare(slot, record)
+            if is_untold:
+                record.set_untold(next_epoch)
+            self._slots.write(slot, record)
+            if self._claims is not None and next_epoch <= MAX_EPOCH:
+                self._claims.begin(slot, next_epoch, self._lane, words[Slot.TOTAL])
+            self._slots.set(slot, Slot.EPOCH, next_epoch)
             epoch = self._control.status.open(slot, opened_ns)
             if epoch:
                 return slot, epoch
@@ -74,7 +91,7 @@ class SlotLease:
         return 4 * (free + unleased * SLOTS_PER_PAGE) >= (len(self._free) + unleased) * SLOTS_PER_PAGE
 
     def _take(self) -> int | None:
-        """From pages without early slots first; one more page is leased when none is free."""
+        """Take a slot, from pages without early slots first; lease one more page if none is free."""
         self.collect()
         pages = sorted(self._free, key=self._early.__contains__) if self._early else list(self._free)
         slot = self._pop(pages)
@@ -103,10 +120,11 @@ class SlotLease:
 
     def _pop(self, pages: Iterable[int]) -> int | None:
         for page in pages:
-            if page not in self._leaving:
+            free = self._free.get(page)
+            if free and page not in self._leaving:  # of thousands of slots, those of most pages are in use
                 try:
-                    return self._free[page].popleft()
-                except (IndexError, KeyError):
+                    return free.popleft()
+                except IndexError:
                     continue
         return None
 
@@ -121,16 +139,38 @@ class SlotLease:
         """One more page in which early slots may lie, one with a free slot; None when half of the node's pages are
         such.
         """
-        self._lanes.add_early(self._lane, 1)  # first: of two clients that cross, at least one sees the other
-        if self._lanes.num_early() <= self._lanes.num_pages // 2:
+        if self._count_early():
             held = [page for page in list(self._free) if page not in self._early and page not in self._leaving]
             page = next((page for page in held if self._free[page]), None)
             page = self._lease_page() if page is None else page
             early: set[int] = set()
             if page is not None and self._early.setdefault(page, early) is early:
                 return page
-        self._lanes.add_early(self._lane, -1)
+            self._lanes.add_early(self._lane, -1)
         return None
+
+    def _count_early(self) -> bool:
+        """Count a page more in which slots may be held for long. False, and nothing is counted: half of them are."""
+        self._lanes.add_early(self._lane, 1)  # first: of two clients that cross, at least one sees the other
+        if self._lanes.num_early() <= self._lanes.num_pages // 2:
+            return True
+        self._lanes.add_early(self._lane, -1)
+        return False
+
+    def hold(self, slot: int) -> bool:
+        """Note that a slot in use will be held for as long as its scheduler likes (by whoever has the turn).
+
+        False if it may not be: such slots lie in no more than half of the node's pages, as early ones do, and leave a
+        quarter of each to requests that end by themselves.
+        """
+        page = slot // SLOTS_PER_PAGE
+        held = self._early.get(page)
+        if held is None and page not in self._leaving and self._count_early():
+            held = self._early[page] = set()
+        if held is None or len(held) >= MOST_HELD:
+            return False
+        held.add(slot)
+        return True
 
     def _set_pages(self) -> None:
         while True:  # two threads may be here: the last to look finds what it has set to be right
@@ -140,15 +180,24 @@ class SlotLease:
                 return
 
     def leave(self, slot: int, epoch: int) -> None:
-        """The client needs nothing of this epoch any more; the slot is free once the node has released it, too."""
+        """Leave a slot of which the client needs nothing any more. It is free once the node has released it, too."""
+        self._is_early_no_more(slot)
+        self._slots.set(slot, Slot.CLEARED_EPOCH, epoch)
+        self._releasing[slot, epoch] = None
+
+    def released(self, slot: int, epoch: int) -> None:
+        """Take a slot back that this client has released itself, as its node was not told of the epoch (R78)."""
+        self._is_early_no_more(slot)
+        self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+        self._free[slot // SLOTS_PER_PAGE].append(slot)
+
+    def _is_early_no_more(self, slot: int) -> None:
         page = slot // SLOTS_PER_PAGE
         early = self._early.get(page)
         if early is not None:
             early.discard(slot)
             if not early:
                 self._end_early(page, early)
-        self._slots.set(slot, Slot.CLEARED_EPOCH, epoch)
-        self._releasing[slot, epoch] = None
 
     def _end_early(self, page: int, early: set[int]) -> None:
         del self._early[page]
@@ -160,7 +209,7 @@ class SlotLease:
         self._lanes.add_early(self._lane, -1)
 
     def collect(self) -> None:
-        """Take back what the node has released."""
+        """Take back the slots that the node has released."""
         for left in list(self._releasing):
             slot, epoch = left
             if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and self._releasing.pop(left, False) is None:
@@ -169,10 +218,11 @@ class SlotLease:
     # ---- other clients
 
     def share(self, *, is_needy: bool) -> None:
-        """Give back pages that other clients of the node wait for; `is_needy`: so does this one (library thread only).
+        """Give back pages for which other clients of the node wait (library thread only).
 
-        Who needs none gives back those that are wholly free. Who holds more than its share, be it all that it has where
-        there are fewer pages than clients, takes no more slots of one page at a time, until that is wholly free.
+        `is_needy` says that this client waits for slots, too. A client that does not gives back its pages that are
+        wholly free. A client that holds more than its share takes no more slots of one page at a time, until that page
+        is wholly free. With fewer pages than clients that may be the only page it has.
         """
         # the threads have crossed: one has made it early, or put it back, and the other has no slot of it
         for page, early in list(self._early.items()):
@@ -200,7 +250,7 @@ class SlotLease:
             self._leaving.update(sorted(may_leave, key=lambda page: len(self._free[page]))[-1:])
 
     def _give_back(self, page: int) -> bool:
-        """Once all of its slots are in this thread's hands."""
+        """Give a page back once all of its slots are in this thread's hands."""
         free, slots = self._free[page], []
         while free:
             try:

@@ -1,14 +1,14 @@
-"""Requests of a client that wait for a slot, and who of them is next.
+"""The requests of a client that wait for a slot, and which of them is next.
 
-A slot of an encode node is held by a call of an encoder, and was asked for by a scheduler or was not. If every slot
-could be held by rooms that nobody has asked for, and every slot of the language node by rooms of which these are none,
-the two would wait for each other until their deadlines. So no more than half of an encode node's pages of slots hold
-rooms that nobody has asked for; the other half is taken by rooms that have all their destinations, which end
-(`tests/model/slots_model.py`). Calls beyond that wait here, without a slot, and hear by a log of rooms that theirs is
-wanted. On a language node the slots are taken first come, first served.
+A slot of an encode node is held by a call of an encoder, and a scheduler has asked for its room or not. Suppose that
+rooms that nobody has asked for could hold every slot of an encode node, and rooms other than these every slot of the
+language node. Then the two would wait for each other until their deadlines. So no more than half of an encode node's
+pages of slots hold rooms that nobody has asked for. The other half is taken by rooms that have all their destinations,
+which end (`tests/model/slots_model.py`). Calls beyond that wait here, without a slot, and hear by a log of rooms that
+theirs is wanted. On a language node the slots are taken first come, first served.
 
-Rooms that are asked for with no block yet leave a quarter of a client's slots to those whose blocks are there, and so
-hold no block while they wait for a slot whose holders wait for a block.
+Rooms that are asked for with no block yet leave a quarter of a client's slots to rooms whose blocks are there. So no
+room holds a block while it waits for a slot whose holders wait for a block.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class SlotQueue:
         self._control = attachment.control
         self._is_encode = attachment.control.role == Role.ENCODE
         self._waiting: OrderedDict[TransferHandle, None] = OrderedDict()
-        self._first: OrderedDict[TransferHandle, None] = OrderedDict()  # to take any slot: they can end at once
-        self._wanted_ones: OrderedDict[TransferHandle, None] = OrderedDict()  # asked for, with no block yet
+        self._first: OrderedDict[TransferHandle, None] = OrderedDict()  # they take any slot, to end there at once
+        self._wanted_ones: OrderedDict[TransferHandle, None] = OrderedDict()  # rooms asked for, with no block yet
         self._is_marked = False
         if self._is_encode:
             self._wanted = attachment.control.wanted
@@ -63,28 +63,34 @@ class SlotQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a request of this client, or another client, waits for a slot (either thread)."""
+        return bool(self._waiting) or bool(self._control.slot_waiters.lanes())
+
     def handles(self) -> list[TransferHandle]:
-        """All of them, in their order (either thread)."""
+        """All requests that wait, in their order (either thread)."""
         return list(self._waiting)
 
     # ---- the caller's thread
 
     def check_room(self) -> None:
-        """Raises NodeBusyError: the queue is full."""
+        """Raise NodeBusyError if the queue is full."""
         first = _first(self._waiting)
         check_room(len(self), (self._attachment.clock() - first.opened_ns) / NS if first is not None else 0.0)
 
     def join(self, handle: TransferHandle) -> None:
         """Have a request wait, behind all others."""
         self._waiting[handle] = None
-        if self._is_encode:  # in this order: who asks from now on is announced, and who has asked before is looked up
+        if self._is_encode:  # in this order: a room asked for from now on is announced, an earlier one looked up
             self._control.room_waiters.set(self._attachment.lane, True)
             self._attachment.ask(handle.room)
         self._attachment.library_bell.ring()
 
     def hurry(self, handle: TransferHandle) -> None:
-        """It is given up: it takes any slot, to end there, so that others hear of it; without one if a language node
-        has none.
+        """Have a request that was given up take any slot and end there, so that others hear of it.
+
+        On a language node it ends without a slot if there is none.
         """
         self._first[handle] = None
         self._attachment.library_bell.ring()
@@ -92,12 +98,12 @@ class SlotQueue:
     # ---- the library thread
 
     def turn(self, now_ns: int, *, is_slow: bool) -> bool:
-        """Open what may be opened. True if there was no slot for somebody who might have one."""
+        """Open what may be opened. True if there was no slot for a request that might have one."""
         if self._attachment.node_gone:
             for handle in self.handles():
                 handle.give_up(FailureCode.PEER_LOST, OWN_NODE_GONE)
                 self._end(handle)
-        # before the look: what is announced from here on is for those who join now
+        # before the look, because what is announced from here on is for requests that join now
         end = self._wanted.end if self._is_encode else 0
         if not self._waiting:
             self._stop_listening(end)
@@ -147,7 +153,7 @@ class SlotQueue:
     def _open(
         self, queue: OrderedDict[TransferHandle, None], *, is_early: bool = False, to_spare: bool = False
     ) -> bool:
-        """True if there was no slot for the first of them."""
+        """Open requests of a queue in order. True if there was no slot for the first of them."""
         while (handle := _first(queue)) is not None:
             if handle.is_waiting:
                 if to_spare and not self._requests.lease.has_some_to_spare():
@@ -165,7 +171,7 @@ class SlotQueue:
         self._requests.end_without_slot(handle)
 
     def close(self) -> None:
-        """The client leaves: nobody is waited for any more."""
+        """Wait for nothing any more, because the client leaves."""
         for handle in self.handles():
             handle.give_up(FailureCode.ABORTED, "this client was closed")
             self._end(handle)

@@ -1,5 +1,6 @@
-"""The source blocks of one request that its transfer worker may read, by block of the request: a cache, not a place to
-wait in.
+"""The source blocks of one request that its transfer worker may read, by block of the request.
+
+They are a cache, not a place to wait in.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ FREE_ENTRY: Final = 0
 
 
 class StagedBlocks:
-    """One sender's. The library thread shows blocks to the worker and drops them; it alone, but for `release`."""
+    """One sender's staged blocks.
+
+    The library thread shows blocks to the worker and drops them; it alone calls all methods, except `release`.
+    """
 
     def __init__(self, library: Library, handle: TransferHandle, kept: KeptRows) -> None:
         self._library = library
@@ -39,12 +43,13 @@ class StagedBlocks:
         return iter(list(self._entries))
 
     def get(self, block: int) -> StageEntry | None:
-        """The entry of a request block, if that is staged."""
+        """The entry of a request block, if the block is staged."""
         return self._entries.get(block)
 
     def show(self, block: int, entry: StageEntry) -> None:
-        """Show the worker a block with more rows than before, or a new one; if the worker is reading it, only its rows
-        rise.
+        """Show the worker a new block, or a block with more rows than before.
+
+        If the worker is reading the block, only its rows rise.
         """
         handle = self._handle
         if block == 0 and 0 not in self._entries:
@@ -62,9 +67,7 @@ class StagedBlocks:
     def make_place(self, block: int, keep: Container[int]) -> bool:
         """Whether the entry of a block is free, or could be freed.
 
-        Entries repeat after one window, and destinations may be further apart.
-
-        `keep`: request blocks that are not to be freed.
+        Entries repeat after one window, and destinations may be further apart. Request blocks in `keep` are not freed.
         """
         for other in self._entries:
             if other != block and (other - block) % self._window == 0:
@@ -72,7 +75,7 @@ class StagedBlocks:
         return True
 
     def free(self, block: int) -> bool:
-        """Take a block out of the cache although its rows may be needed again: they are kept in host memory then."""
+        """Take a block out of the cache although its rows may be needed again; they are kept in host memory then."""
         if not self._kept.has(block) and not self._kept.is_over(block):
             entry = self._entries[block]
             try:
@@ -92,7 +95,7 @@ class StagedBlocks:
         return True
 
     def drop_all(self) -> int:
-        """Drop all that the worker is not reading. Returns how many were dropped."""
+        """Drop all blocks that the worker is not reading. Returns how many were dropped."""
         return sum(self.drop(block) for block in self)
 
     def release(self, sources: list[int]) -> None:
@@ -102,5 +105,5 @@ class StagedBlocks:
             self._library.blocks_freed()
 
     def refuse(self, why: str) -> None:
-        """The client has left its node: whatever is asked of the blocks from now on is a RuntimeError."""
+        """Have every use of the blocks raise RuntimeError, because the client has left its node."""
         refuse(self, why, ("_staging", "_blocks"))

@@ -1,9 +1,9 @@
 """Host memory for rows that were given and could not be placed in source blocks at once: counted, with a limit a node.
 
-Each client adds what it takes to a word of its own lane, and then looks at the sum over all lanes: beyond
-`unsent_max_bytes` it takes its own back and refuses. So the sum of what is *held* never exceeds the limit, whatever
-crosses; two that cross may both be refused where one could have been served, and try again. A lane's word counts while
-its client lives.
+Each client adds what it takes to a word of its own lane, and then looks at the sum over all lanes. Beyond
+`unsent_max_bytes` it takes its own back and refuses. So the sum of what is *held* never exceeds the limit, however
+clients cross. Two that cross may both be refused where one could have been served; they try again. A lane's word counts
+while its client lives.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from embridge.allocator.records import SegmentHeader
 
 Bytes = npt.NDArray[np.uint8]
 
-WARM_BYTES: Final = 64 << 20  # of what was given back, for the next rows: fresh memory costs a page fault every 4 KiB
+WARM_BYTES: Final = 64 << 20  # kept for the next rows: fresh memory costs a page fault every 4 KiB
 LEAST_WARM_BYTES: Final = 1 << 16  # smaller ones are left to malloc, which keeps them warm itself
 
 
@@ -32,14 +32,14 @@ class UnsentMemory:
         self._lane = lane
         self.limit_bytes = control.header.load(SegmentHeader.UNSENT_MAX_BYTES)
         self._warm_limit = min(WARM_BYTES, self.limit_bytes // 8)
-        # by size; how much that is, is counted there: a sum of its own would drift
+        # by size; its bytes are summed up when asked for, because a count of its own would drift
         self._warm: dict[int, deque[Bytes]] = {}
 
     def reserve(self, size: int, what: str) -> None:
         """Count `size` bytes in, before one of them is used; `what` is named in the error.
 
         Raises:
-            NodeBusyError: with them the node's unsent rows would exceed its limit; nothing is counted.
+            NodeBusyError: the node's unsent rows would exceed its limit with them; nothing is counted.
         """
         self._lanes.add_unsent(self._lane, size)
         total = self._lanes.unsent_bytes()
@@ -52,7 +52,10 @@ class UnsentMemory:
             )
 
     def reserve_anyway(self, size: int) -> None:
-        """Count them in, whatever the limit: rows that stood in blocks that somebody needs. They are at most a pool."""
+        """Count `size` bytes in, whatever the limit.
+
+        They are for rows in blocks that somebody needs, so they are at most a pool.
+        """
         self._lanes.add_unsent(self._lane, size)
 
     def take(self, size: int) -> Bytes:
@@ -63,11 +66,11 @@ class UnsentMemory:
         except (KeyError, IndexError):
             return np.empty(size, np.uint8)
         if not held:
-            self._warm.pop(size, None)  # what the other thread has just put there is lost to us, and freed
+            self._warm.pop(size, None)  # memory that the other thread has just put there is lost to us, and freed
         return memory
 
     def give_back(self, memory: Bytes) -> None:
-        """Count it out; nothing of it is needed any more."""
+        """Count the memory out, because nothing of it is needed any more."""
         size = memory.nbytes
         self._lanes.add_unsent(self._lane, -size)
         if LEAST_WARM_BYTES <= size <= self._warm_limit - self.warm_bytes:
@@ -75,9 +78,9 @@ class UnsentMemory:
 
     @property
     def warm_bytes(self) -> int:
-        """What was given back and is kept for the next rows."""
+        """How many bytes were given back and are kept for the next rows."""
         return sum([size * len(held) for size, held in list(self._warm.items())])
 
     def forget(self, size: int) -> None:
-        """Count out what was counted in and never taken."""
+        """Count out bytes that were counted in and never taken."""
         self._lanes.add_unsent(self._lane, -size)

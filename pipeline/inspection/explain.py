@@ -1,11 +1,11 @@
 """Why a request does not move: who owes its next step, what that step is, and since when it is owed.
 
-`explain` is a function of what is seen of one request in its node's control segment (`EncodeView`, `LanguageView`), and
-of nothing else. It is two tables, one a side, of rules that are tried from the top; the first that applies is the
-answer. A rule says who owes the step, and through which processes of this node it has to go: if one of them is in
-trouble (stopped, silent, being restarted), that one is named, with its trouble first.
+`explain` is a function of the view of one request in its node's control segment (`EncodeView`, `LanguageView`), and of
+nothing else. There is a table of rules for each side. The rules are tried from the top, and the first that applies is
+the answer. A rule says who owes the step, and through which processes of this node the step has to go: if one of these
+is in trouble (stopped, silent, being restarted), the answer names that process, with its trouble first.
 
-Nothing here decides anything in a node: it is for people, who see words that others are changing meanwhile.
+A node decides nothing by it. It is for people, and the words that it reads may change meanwhile.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from embridge.allocator.records import WrittenBy
 from embridge.allocator.status import Phase
 from embridge.pipeline.inspection.views import Actor, EncodeView, LanguageView
 
 
 class Explanation(NamedTuple):
-    """Who owes the next step of a request, which one it is, and since when (monotonic ns).
+    """Who owes the next step of a request, what the step is, and since when it is owed (monotonic ns).
 
-    `rule`: the table's name for it.
+    `rule` is the name of the rule that applied.
     """
 
     process: Actor
@@ -32,7 +33,7 @@ class Explanation(NamedTuple):
 class Rule(NamedTuple):
     """One rule of a table.
 
-    `who`, `since` and `through` name attributes of the view, `why` is formatted with it as `v`.
+    `who`, `since` and `through` name attributes of the view; `why` is a format in which `v` is the view.
     """
 
     name: str
@@ -49,6 +50,13 @@ _BOTH: Final = (
         lambda v: not v.has_ended and v.is_client_gone,
         "poller",
         "the client that opened it is gone; the request has to be ended as Failed",
+    ),
+    Rule(
+        "untold",
+        lambda v: not v.has_ended and v.is_untold,
+        "client",
+        "only its client knows of it: it waits for the other side, and tells this node soon "
+        "({v.sent} of {v.length} rows sent)",
     ),
     Rule(
         "failed", lambda v: not v.has_ended and v.has_failure, "poller", "the failure has to be published: {v.failure}"
@@ -73,6 +81,13 @@ _RELEASE: Final = Rule(
 
 ENCODE: Final = (
     *_BOTH,
+    Rule(
+        "untold end",
+        lambda v: v.has_ended and v.is_untold and not v.is_client_gone,
+        "client",
+        "the request has ended, and no other process knows of it; its client has to release its slot",
+        "ended_ns",
+    ),
     Rule(
         "no init",
         lambda v: not v.has_ended and not v.destinations,
@@ -113,6 +128,21 @@ ENCODE: Final = (
         "it has to grant more: {v.slowest.granted} rows are granted, all sent, {v.ready} are ready "
         "(its pool: unknown here)",
         through=("bootstrap",),
+    ),
+    Rule(
+        "door",
+        lambda v: not v.has_ended and v.written_by == WrittenBy.UNDECIDED,
+        "other",
+        "who writes rows [{v.slowest.sent}, {v.movable}) is not decided: "
+        "it has to let this client in, which would write them itself",
+        through=("client",),
+    ),
+    Rule(
+        "write directly",
+        lambda v: not v.has_ended and v.written_by == WrittenBy.CLIENT,
+        "client",
+        "its library thread has to write rows [{v.slowest.sent}, {v.movable}) into the blocks of {v.other}: "
+        "they are ready and granted",
     ),
     Rule(
         "writes fail",
@@ -217,7 +247,7 @@ LANGUAGE: Final = (
     ),
     Rule(
         "drain",
-        lambda v: not v.has_ended and v.sent // v.block_size > v.drained_blocks,
+        lambda v: not v.has_ended and not v.has_all_blocks and v.sent // v.block_size > v.drained_blocks,
         "client",
         "its library thread has to copy out rows [{v.drained}, {v.sent}), which have landed",
     ),
@@ -227,6 +257,12 @@ LANGUAGE: Final = (
         "other",
         "every row has landed; it has to tell of Success",
         through=("poller",),
+    ),
+    Rule(
+        "claimed",
+        lambda v: not v.has_ended and v.sent < v.granted and v.is_held and not v.is_writer_gone,
+        "writer",
+        "it is writing rows from {v.sent} on into the blocks itself, and holds the claim",
     ),
     Rule(
         "grant unknown",
@@ -271,6 +307,24 @@ LANGUAGE: Final = (
         "come first, or its host memory is full (results not released)",
     ),
     Rule(
+        "claim of the dead",
+        lambda v: v.phase == Phase.Failed and v.is_held and v.is_writer_gone,
+        "launcher",
+        "the request has failed while {v.writer} was writing, which is dead; its claim has to be ended "
+        "({v.own_quarantined_blocks} blocks are in quarantine)",
+        "ended_ns",
+        ("poller",),
+    ),
+    Rule(
+        "claim",
+        lambda v: v.phase == Phase.Failed and v.is_held,
+        "writer",
+        "the request has failed while it was writing into the blocks; it has to give the claim back "
+        "({v.own_quarantined_blocks} blocks are in quarantine until then)",
+        "ended_ns",
+        ("poller",),
+    ),
+    Rule(
         "no encode node",
         lambda v: v.phase == Phase.Failed and not v.is_acked and not v.has_peer,
         "bootstrap",
@@ -294,6 +348,13 @@ LANGUAGE: Final = (
         ("bootstrap", "poller"),
     ),
     Rule(
+        "lent",
+        lambda v: v.is_lent and not v.is_cleared and not v.is_client_gone,
+        "client",
+        "the request has ended, and its rows are lent to its scheduler, which has to call release()",
+        "ended_ns",
+    ),
+    Rule(
         "clear",
         lambda v: not v.is_cleared and not v.is_client_gone,
         "client",
@@ -305,7 +366,7 @@ LANGUAGE: Final = (
 
 
 def explain(view: EncodeView | LanguageView) -> Explanation:
-    """Who owes the next step of this request, which one, and since when."""
+    """Who owes the next step of this request, what the step is, and since when it is owed."""
     rule = next(rule for rule in (ENCODE if isinstance(view, EncodeView) else LANGUAGE) if rule.applies(view))
     owes: Actor = getattr(view, rule.who)
     why = rule.why.format(v=view)

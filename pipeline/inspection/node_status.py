@@ -12,6 +12,6 @@ def node_status(run_dir: str | Path) -> dict[str, Any]:
     """What a node looks like from outside: identity, processes, blocks, lanes, peers, counters, requests in flight.
 
     Raises:
-        AttachError: no node answers there.
+        AttachError: no node runs in that run directory, or it cannot be reached.
     """
     return observe(Path(run_dir))

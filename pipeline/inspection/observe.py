@@ -47,6 +47,7 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
         "geometry": {name: getattr(geometry, name) for name in geometry.__slots__},
         "payload_bytes": control.header.load(SegmentHeader.PAYLOAD_BYTES),
         "memory": _memory(control),
+        "touched": _touched(control),
         "keys": _keys(seen),
         "blocks": control.blocks.counts()._asdict(),
         **(_unsent(control) if control.role == Role.ENCODE else {}),
@@ -61,7 +62,11 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
                 "rings_full": control.num_refused(f"lane{lane}"),
                 "waiting": control.lanes.get(lane, Lane.NUM_WAITING),
                 "trouble": scene.client(lane).trouble,
-                **({"unsent_bytes": control.lanes.get(lane, Lane.UNSENT_BYTES)} if control.role == Role.ENCODE else {}),
+                **(
+                    {"unsent_bytes": control.lanes.get(lane, Lane.UNSENT_BYTES)}
+                    if control.role == Role.ENCODE
+                    else {"lent_blocks": control.lanes.get(lane, Lane.NUM_LENT)}
+                ),
             }
             for lane in range(control.lanes.num_lanes)
             if control.lanes.get(lane, Lane.STATE) == LaneState.ATTACHED
@@ -75,6 +80,7 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
                 "registered_s": round((now - control.peers.get(peer, Peer.REGISTERED_NS)) / NS, 1),
                 "silent_s": round((now - control.peers.get(peer, Peer.HEARD_NS)) / NS, 2),
                 "writers": control.writers.pids(record.node_id, record.incarnation),
+                "direct_writers": control.writers.pids(record.node_id, record.incarnation, has_claims=True),
             }
             for peer in control.peers.alive()
             for record in [control.peers.record(peer)]
@@ -95,8 +101,18 @@ def _unsent(control: Control) -> dict[str, int]:
 
 
 def _memory(control: Control) -> str:
-    word = control.header.load(SegmentHeader.LOCKED)
-    return lock_note(word >> 8) if word else "not locked"
+    word, touched = control.header.load(SegmentHeader.LOCKED), control.header.load(SegmentHeader.TOUCHED_BYTES)
+    if not word:
+        return "not locked"
+    if word >> 8 or touched == control.header.load(SegmentHeader.PAYLOAD_BYTES):
+        return lock_note(word >> 8)
+    return f"being locked: {_touched(control)}"
+
+
+def _touched(control: Control) -> str:
+    """How much of the payload the launcher has touched. Pages are locked, if at all, as they are touched."""
+    touched, size = control.header.load(SegmentHeader.TOUCHED_BYTES), control.header.load(SegmentHeader.PAYLOAD_BYTES)
+    return f"{touched >> 20} of {size >> 20} MiB"
 
 
 def _keys(seen: Look) -> dict[str, Any]:
@@ -145,7 +161,7 @@ def _rank(group: str, log: RankLog, rank: int) -> dict[str, Any]:
 
 
 def _silent_s(beat_ns: int, now_ns: int) -> float:
-    """Since the last sign of life; 0 before the first."""
+    """Seconds since the last beat; 0 before the first."""
     return round((now_ns - beat_ns) / NS, 2) if beat_ns else 0.0
 
 
@@ -184,11 +200,11 @@ def _route(route: RouteRecord, now_ns: int) -> dict[str, Any]:
 
 
 def requests(control: Control, now_ns: int, *, sees_pids: bool = False) -> list[dict[str, Any]]:
-    """What is in flight, slot by slot, with who owes its next step."""
+    """The requests in flight, slot by slot, each with who owes its next step."""
     found, scene = [], Scene(control, now_ns, sees_pids=sees_pids)
     for slot, epoch in in_flight(control):
         view = view_of(scene, slot)
-        if split(control.status.load(slot)).epoch != epoch:  # the slot is another request's by now
+        if split(control.status.load(slot)).epoch != epoch:  # the slot has another request by now
             continue
         said = explain(view)
         entry = {
@@ -216,7 +232,10 @@ def requests(control: Control, now_ns: int, *, sees_pids: bool = False) -> list[
         }
         if isinstance(view, EncodeView):
             entry["required"] = view.required
-            entry["destinations"] = [_destination(d) for d in view.destinations]
+            entry["destinations"] = [_destination(seen) for seen in view.destinations]
+            entry["written_by"] = ", ".join(
+                dict.fromkeys(seen.written_by.name.lower() for seen in view.destinations)
+            )
         else:
             entry["encode_node"] = str(view.other)
             entry["blocks"] = {
@@ -224,6 +243,8 @@ def requests(control: Control, now_ns: int, *, sees_pids: bool = False) -> list[
                 "known_there": view.known_blocks,
                 "drained": view.drained_blocks,
             }
+            entry["claim"] = view.claim.name
+            entry["claim_holder"] = view.writer.pid
         found.append(entry)
     return found
 
@@ -242,5 +263,6 @@ def _destination(seen: DestinationView) -> dict[str, Any]:
         "issued": seen.issued,
         "staged": seen.staged,
         "closed": seen.is_closed,
+        "written_by": seen.written_by.name.lower(),
         "trouble": "lost" if seen.is_lost else seen.node.trouble,
     }

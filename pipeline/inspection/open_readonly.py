@@ -1,8 +1,8 @@
 """Opens a node to look at it, without a lane and without a trace: its segments are mapped read-only.
 
-The run socket hands them out. When the launcher does not answer, because it is stopped, say, they are found among its
-open files; it is found by the lock that it holds on its run directory. When there is no launcher any more, the segments
-are gone with it, and what can be said is what the run directory tells.
+The run socket hands out the segments. When the launcher does not answer (it may be stopped), they are found among its
+open files, and the launcher by the lock that it holds on its run directory. When there is no launcher any more, the
+segments are gone with it; the run directory is all that is left to look at.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from embridge.workers import run_socket
 from embridge.workers.transfer import engines
 
 ANSWER_TIMEOUT_S: Final = 2.0
+DEAD: Final = "it is dead"
 
 
 class Look(NamedTuple):
-    """A node as it can be looked at. `logs`: of its groups of ranks, by name.
+    """A node as it can be looked at. `logs` are those of its groups of ranks, by name.
 
-    `public_key` and `allow_file` are None where the launcher was not there to tell; `note` says so then. `sees_pids`:
-    the node's pids mean the same here as there.
+    `public_key` and `allow_file` are None where the launcher did not answer; `note` says so then. `sees_pids` says that
+    this process is in the node's pid namespace, so that the node's pids mean the same here.
     """
 
     control: Control
@@ -43,7 +44,7 @@ class Look(NamedTuple):
     sees_pids: bool
 
     def close(self) -> None:
-        """Let go of what is mapped: nothing of it may be asked any more."""
+        """Unmap the segments and the logs, which must not be used any more then."""
         self.control.close()
         for log in self.logs.values():
             log.close()
@@ -52,7 +53,7 @@ class Look(NamedTuple):
 def look(run_dir: Path) -> Look:
     """Open the node that runs in `run_dir`.
 
-    Raises AttachError, SegmentError: there is none, or it cannot be reached.
+    Raises AttachError or SegmentError where no node runs there, or the node cannot be reached.
     """
     try:
         sock, welcome, fds = knock(run_dir, run_socket.Observe(run_socket.PROTOCOL_VERSION), ANSWER_TIMEOUT_S)
@@ -109,7 +110,7 @@ def _open_files(pid: int) -> Iterator[Path]:
 
 
 def launcher_of(run_dir: Path) -> int:
-    """The pid of the process that holds the lock of a run directory; 0 if there is none that can be seen."""
+    """The pid of the process that holds the lock of a run directory; 0 if no process holds it that can be seen here."""
     try:
         check_run_dir(run_dir)
         inode = (run_dir / "lock").lstat().st_ino
@@ -137,12 +138,12 @@ def condition_of(pid: int) -> str:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return "it is dead"
+        return DEAD
     return {
         "T": "it is stopped by a signal",
         "t": "it is stopped by a debugger",
-        "Z": "it is dead",
-        "X": "it is dead",
+        "Z": DEAD,
+        "X": DEAD,
     }.get(state, "")
 
 

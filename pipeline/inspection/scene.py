@@ -7,17 +7,19 @@ from functools import cache, cached_property
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from embridge.allocator.blocks import FREE, BlockCounts
+from embridge.allocator.blocks import FREE, QUARANTINED, BlockCounts
+from embridge.allocator.claims import HELD, ClaimState, WriterId
 from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.geometry import SLOTS_PER_PAGE, Role
-from embridge.allocator.records import Destination, Lane, LaneState, Peer, Process, Slot
+from embridge.allocator.geometry import Role
+from embridge.allocator.records import Destination, Lane, LaneState, Peer, Process, Slot, WrittenBy
 from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.sessions import SHM_EXPOSURE
 from embridge.allocator.status import TERMINAL, split
-from embridge.pipeline.inspection.open_readonly import condition_of
-from embridge.pipeline.inspection.views import Actor, DestinationView, EncodeView, LanguageView
+from embridge.pipeline.inspection.open_readonly import DEAD, condition_of
+from embridge.pipeline.inspection.views import NOBODY, Actor, DestinationView, EncodeView, LanguageView
 from embridge.workers.process_spec import READY
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
@@ -28,16 +30,17 @@ MANY_HOLDERS: Final = 3
 
 
 class Scene:
-    """What stands around all requests of a node at one moment, looked at once."""
+    """The processes, clients, peers and blocks of a node at one moment; each is looked at once, for all requests."""
 
     def __init__(self, control: Control, now_ns: int, *, sees_pids: bool = False) -> None:
-        """`sees_pids`: the node's pids mean the same here, so the kernel can be asked about them."""
+        """`sees_pids`: the node's pids mean the same here, so the kernel can be asked about its processes."""
         self.control = control
         self.now_ns = now_ns
         self._sees_pids = sees_pids
         self.process = cache(self._process)
         self.client = cache(self._client)
         self.node = cache(self._node)
+        self.writer = cache(self._writer)
         self.waiters = control.blocks.waiters()
 
     def _process(self, name: str) -> Actor:
@@ -69,7 +72,7 @@ class Scene:
         return self.control.lanes.get(lane, Lane.STATE) != LaneState.ATTACHED
 
     def _node(self, peer: int) -> Actor:
-        """Another node, as it is known here, and how long it has been silent if that is long."""
+        """A peer, as this node knows it, and for how long it has been silent, if that is long."""
         record = self.control.peers.record(peer)
         side = "language" if self.control.role == Role.ENCODE else "encode"
         name = f"{side} node {record.node_id:x} at {record.bootstrap_addr}"
@@ -79,6 +82,14 @@ class Scene:
             return Actor(name, 0, f"nothing was heard of it for {silent_ns / NS:.1f} s", heard_ns)
         return Actor(name)
 
+    def _writer(self, writer: WriterId) -> tuple[Actor, bool]:
+        """The process that a claim names, and whether it is dead: a client of the encode node."""
+        pid = self.control.writers.pid_of(writer)
+        if pid is None:
+            return Actor("direct writer"), True
+        condition = condition_of(pid) if self._sees_pids else ""
+        return Actor("direct writer", pid, condition), condition == DEAD
+
     @cached_property
     def blocks(self) -> BlockCounts:
         return self.control.blocks.counts()
@@ -86,21 +97,31 @@ class Scene:
     @cached_property
     def holders(self) -> list[tuple[int, int]]:
         """(slot, blocks) of the requests that hold blocks, those with most first."""
+        cells = self._cells
+        return sorted(_by_owner(cells[cells & 3 != FREE]).items(), key=lambda pair: -pair[1])
+
+    @cached_property
+    def quarantined(self) -> dict[int, int]:
+        """How many blocks of each slot are in quarantine."""
+        cells = self._cells
+        return _by_owner(cells[cells & 3 == QUARANTINED])
+
+    @property
+    def _cells(self) -> npt.NDArray[np.uint64]:
         at = self.control.layout
-        cells = np.frombuffer(self.control.mapping, np.uint64, at.num_blocks, at.cells)
-        owners, counts = np.unique(cells[cells & 3 != FREE] >> 2 & 0xFFFF, return_counts=True)
-        return sorted(zip(owners.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
+        return np.frombuffer(self.control.mapping, np.uint64, at.num_blocks, at.cells)
 
     @cached_property
     def quarantine(self) -> list[tuple[dict[str, Any], int]]:
-        """The quarantined blocks by what ends their quarantine, and the worker whose end that is (-1: none)."""
+        """The quarantined blocks, by what ends their quarantine, and the worker whose end that is (-1: none)."""
         if self.control.role != Role.LANGUAGE or not self.blocks.quarantined:
             return []
         found = []
         for word, blocks in self.control.sessions.quarantined().items():
             worker, number = (word >> 32) - 1, word & 0xFFFF_FFFF
             if word == SHM_EXPOSURE:
-                session, ends = "shared memory", "the abort's acknowledgement, or the writers' death"
+                session = "shared memory"
+                ends = "the abort's acknowledgement and the claim's end, or the writers' death"
             else:
                 is_over = number < self.control.sessions.number(worker)
                 session = f"session {number} of worker{worker}"
@@ -109,8 +130,14 @@ class Scene:
         return sorted(found, key=lambda entry: -int(entry[0]["blocks"]))
 
 
+def _by_owner(cells: npt.NDArray[np.uint64]) -> dict[int, int]:
+    """How many of these cells each slot has."""
+    owners, counts = np.unique(cells >> 2 & 0xFFFF, return_counts=True)
+    return dict(zip(owners.tolist(), counts.tolist(), strict=True))
+
+
 def view_of(scene: Scene, slot: int) -> EncodeView | LanguageView:
-    """What `explain` asks about: one request's words, and those about its processes. A look, not a snapshot."""
+    """The view of one request: its words, and those about its processes. They may change while they are read."""
     control = scene.control
     get = control.slots.get
     word, stamps = split(control.status.load(slot)), control.status.stamps(slot)
@@ -130,6 +157,7 @@ def view_of(scene: Scene, slot: int) -> EncodeView | LanguageView:
         "failure": control.slots.reason(slot),
         "is_cleared": get(slot, Slot.CLEARED_EPOCH) == word.epoch,
         "is_client_gone": scene.is_client_gone(lane),
+        "is_untold": control.slots.is_untold(slot, word.epoch),
         "waits_for_block": lane in scene.waiters,
         "free_blocks": scene.blocks.free,
         "client": scene.client(lane),
@@ -188,6 +216,9 @@ def _destination_view(scene: Scene, slot: int, d: int) -> DestinationView:
         and session != get(Destination.SESSION),
         failing_ns=get(Destination.FAILING_NS),
         is_closed=bool(get(Destination.CLOSED)),
+        written_by=WrittenBy(get(Destination.WRITTEN_BY))
+        if control.slots.get(slot, Slot.MAY_WRITE)
+        else WrittenBy.WORKER,
     )
 
 
@@ -210,9 +241,13 @@ def _language_view(scene: Scene, slot: int, epoch: int, common: dict[str, Any]) 
     fencing = scene.quarantine[0][1] if scene.quarantine else -1
     over_network = peer >= 0 and engines.has_sessions(peers.get(peer, Peer.ENGINE))
     unreachable = peer < 0 and get(slot, Slot.FAILURE) in (FailureCode.UNREACHABLE, FailureCode.REFUSED)
+    claim = control.claims.get(slot)
+    is_held = claim.epoch == epoch and claim.state in HELD
+    writer, is_writer_gone = scene.writer(claim.writer) if is_held else (NOBODY, False)
+    sent = common["sent"]  # rows that were written directly are ahead of what the encode node tells
     return LanguageView(
         **common,
-        ready=get(slot, Slot.PEER_READY),
+        ready=max(get(slot, Slot.PEER_READY), sent),
         granted=granted,
         required=max(get(slot, Slot.REQUIRED), 1),
         other=scene.node(peer) if peer >= 0 else Actor(f"encode node at {control.slots.address(slot)}"),
@@ -221,26 +256,24 @@ def _language_view(scene: Scene, slot: int, epoch: int, common: dict[str, Any]) 
         has_asked=bool(get(slot, Slot.INIT_ASKED)),
         has_engine=not over_network or control.sessions.number(control.worker_of(get(slot, Slot.ROOM))) > 0,
         is_contacted=get(slot, Slot.CONTACTED_EPOCH) == epoch,
-        is_heard=get(slot, Slot.HEARD_EPOCH) == epoch,
+        is_heard=get(slot, Slot.HEARD_EPOCH) == epoch or sent > 0,
         is_acked=get(slot, Slot.ACKED_EPOCH) == epoch or unreachable,
         block_size=control.geometry.block_size,
         granted_blocks=blocks,
-        known_blocks=get(slot, Slot.KNOWN_BLOCKS),
+        known_blocks=max(get(slot, Slot.KNOWN_BLOCKS), -(-sent // control.geometry.block_size)),
         drained_blocks=get(slot, Slot.DRAINED_BLOCKS),
+        is_lent=control.slots.is_lent(slot),
         quarantined_blocks=scene.blocks.quarantined,
         fence=", ".join(str(entry["session"]) for entry, _ in scene.quarantine),
         fencing=scene.process(f"worker{fencing}") if fencing >= 0 else scene.process("poller"),
         launcher=scene.process("launcher"),
+        claim=claim.state if claim.epoch == epoch else ClaimState.SHUT,
+        writer=writer,
+        is_writer_gone=is_writer_gone,
+        own_quarantined_blocks=scene.quarantined.get(slot, 0),
     )
 
 
 def in_flight(control: Control) -> Iterator[tuple[int, int]]:
-    """(slot, epoch) of every request that is not released."""
-    get = control.slots.get
-    for page in range(control.lanes.num_pages):
-        if control.lanes.page_lane(page) is None:
-            continue
-        for slot in range(page * SLOTS_PER_PAGE, (page + 1) * SLOTS_PER_PAGE):
-            epoch = split(control.status.load(slot)).epoch
-            if epoch and get(slot, Slot.EPOCH) == epoch > get(slot, Slot.RELEASED_EPOCH):
-                yield slot, epoch
+    """(slot, epoch) of every request that is not released, also of those that only their clients have."""
+    return control.open_slots()

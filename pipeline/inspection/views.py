@@ -1,17 +1,20 @@
-"""What can be seen of one request in its node's control segment, as values: all that `explain` knows of it."""
+"""Views: what can be seen of one request in its node's control segment, as values. `explain` knows no more of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from embridge.allocator.claims import HELD, ClaimState
+from embridge.allocator.records import WrittenBy
 from embridge.allocator.status import TERMINAL
 
 
 class Actor(NamedTuple):
-    """Somebody who may owe a step: a process of this node, its client, or another node.
+    """Who may owe a step: a process of this node, a client, or another node.
 
-    `trouble`: why it cannot take one, as far as that can be seen, since `trouble_ns`; empty where it seems well.
+    `trouble` says why the actor cannot take a step, as far as that can be seen, and `trouble_ns` since when; it is
+    empty where the actor seems well.
     """
 
     name: str
@@ -31,14 +34,15 @@ class DestinationView:
     """Encode side: one destination of a request. Rows are counted from 0, times are monotonic ns."""
 
     node: Actor
-    is_lost: bool = False  # dead, or it has registered anew since
+    is_lost: bool = False  # the node is dead, or has registered anew since
     sent: int = 0
     granted: int = 0
     issued: int = 0
-    staged: int = 0  # the row to which source blocks hold what it needs next
-    is_fenced: bool = False  # the block it needs next was granted under a session that is over
+    staged: int = 0  # the row to which source blocks hold what the destination needs next
+    is_fenced: bool = False  # the next block of its window was granted under a session that is over
     failing_ns: int = 0
     is_closed: bool = False
+    written_by: WrittenBy = WrittenBy.WORKER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +60,14 @@ class RequestView:
     deadline_ns: int = 0
     moved_ns: int = 0
     ended_ns: int = 0
-    has_failure: bool = False  # somebody has claimed the reason
+    has_failure: bool = False  # a process has claimed the reason
     failure: str = ""
     is_cleared: bool = False
     is_client_gone: bool = False
-    waits_for_block: bool = False  # some request of this client does
+    is_untold: bool = False  # only its client knows of it
+    waits_for_block: bool = False  # a request of this client waits for one
     free_blocks: int = 0
-    held: str = "no other request holds any"  # who holds most of the blocks
+    held: str = "no other request holds any"  # which request holds most of the blocks, as text
     client: Actor = NOBODY
     bootstrap: Actor = NOBODY
     poller: Actor = NOBODY
@@ -87,7 +92,7 @@ class EncodeView(RequestView):
 
     required: int = 0  # destinations; 0 before the first init
     destinations: tuple[DestinationView, ...] = ()
-    is_quiet: bool = False  # its worker has said that nothing of it is under way
+    is_quiet: bool = False  # its worker has said that no attempt of the request is under way
 
     @property
     def slowest(self) -> DestinationView:
@@ -105,7 +110,7 @@ class EncodeView(RequestView):
 
     @property
     def waiting(self) -> list[DestinationView]:
-        """Those that have not acknowledged the end."""
+        """The destinations that have not acknowledged the end."""
         return [d for d in self.destinations if not d.is_closed and not d.is_lost]
 
     @property
@@ -124,6 +129,11 @@ class EncodeView(RequestView):
     def failing_ns(self) -> int:
         return self.slowest.failing_ns
 
+    @property
+    def written_by(self) -> WrittenBy:
+        """Who writes the rows of the slowest destination."""
+        return self.slowest.written_by
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageView(RequestView):
@@ -134,19 +144,24 @@ class LanguageView(RequestView):
     has_peer: bool = False  # the handshake is done
     is_peer_lost: bool = False
     has_asked: bool = False  # its client has granted, if only no blocks
-    has_engine: bool = True  # there is a session to grant under, or none is needed
+    has_engine: bool = True  # there is a session to grant under, or the engine needs none
     is_contacted: bool = False
     is_heard: bool = False
-    is_acked: bool = False  # nobody will write into its blocks any more
+    is_acked: bool = False  # no other process will write into its blocks any more
     block_size: int = 1
     granted_blocks: int = 0
-    known_blocks: int = 0  # of these the encode side has said that it knows
+    known_blocks: int = 0  # how many of the granted blocks the encode side has said that it knows
     drained_blocks: int = 0
+    is_lent: bool = False  # its scheduler has views of its blocks
     quarantined_blocks: int = 0  # of the node
-    fence: str = ""  # under which sessions
-    fencing: Actor = NOBODY  # whose end frees most of them
+    fence: str = ""  # under which sessions the blocks are in quarantine, as text
+    fencing: Actor = NOBODY  # the worker whose end frees most of the quarantined blocks
     holder: Actor = NOBODY  # the client that holds most of the blocks
     launcher: Actor = NOBODY
+    claim: ClaimState = ClaimState.SHUT
+    writer: Actor = NOBODY  # who holds the claim
+    is_writer_gone: bool = False  # the holder of the claim is dead
+    own_quarantined_blocks: int = 0  # of the request
 
     @property
     def drained(self) -> int:
@@ -154,6 +169,16 @@ class LanguageView(RequestView):
         return min(self.drained_blocks * self.block_size, self.sent)
 
     @property
+    def is_held(self) -> bool:
+        """Whether a process of the encode node's host writes the rows itself at this moment."""
+        return self.claim in HELD
+
+    @property
+    def has_all_blocks(self) -> bool:
+        """Whether no row of the request waits for a drain: what has landed may stay in its blocks (R35)."""
+        return 0 < self.total <= self.granted
+
+    @property
     def wanted_blocks(self) -> str:
-        """How many blocks it lacks."""
+        """How many blocks the request lacks."""
         return f"{-(-self.total // self.block_size) - self.granted_blocks}" if self.total else "more"

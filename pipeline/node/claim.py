@@ -19,10 +19,10 @@ MAX_SOCKET_PATH: Final = 107  # bytes that fit into sockaddr_un
 
 
 def open_own(path: Path) -> int:
-    """A descriptor of the run directory, which is made where there is none; it is 0700 and this user's.
+    """A descriptor of the run directory, which is made where there is none.
 
     Raises:
-        LaunchError: it is not, or it cannot be made or opened.
+        LaunchError: the directory cannot be made or opened, its mode is not 0700, or it belongs to another user.
     """
     try:
         directory = open_run_dir(path, create=True)
@@ -48,10 +48,12 @@ def open_own(path: Path) -> int:
 
 
 def take_lock(path: Path, directory: int) -> int:
-    """A descriptor of the lock, which ends with this process: while it is held, the run directory is in use.
+    """Take the lock of the run directory, which says that the directory is in use. Returns the lock's descriptor.
+
+    The lock ends with this process.
 
     Raises:
-        LaunchError: another node holds it, or it cannot be had.
+        LaunchError: another node holds the lock, or the lock's file cannot be opened.
     """
     try:
         fd = open_regular("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, directory=directory)

@@ -1,14 +1,14 @@
 """Notices when a process can write no more, which is before the kernel has buried it.
 
-SIGKILL ends the threads of a process one by one. Each lets go of the memory first, and the last one takes it apart,
-page table by page table: 15 ms for a process that has imported torch, 250 ms with 2 GiB of its own, seconds with a
-GPU's driver. Only then is its pidfd readable, and are its connections closed. But from the moment at which no thread
-has memory any more, nothing of it can write.
+SIGKILL ends the threads of a process one by one. Each thread lets go of the memory first, and the last thread takes the
+memory apart, page table by page table: 15 ms for a process that has imported torch, 250 ms with 2 GiB of its own,
+seconds with a GPU's driver. Only then is the pidfd of the process readable, and are its connections closed. But from
+the moment at which no thread has memory any more, the process can write nothing.
 
-That a thread has ended is told by a pidfd of the thread (Linux 6.9). Two of them are watched, for one may be the last,
-which tells no sooner than the process; the first thread of a process never does. A client of ours has two others of its
-own (`Client`): the library's, and one that is there for this. When one ends, the others are looked at until none has
-memory, or it is seen that the process lives on.
+A pidfd of a thread (Linux 6.9) tells that the thread has ended. Two threads are watched, for one of them may be the
+last, whose pidfd tells no sooner than that of the process; the pidfd of a process's first thread never does. A client
+has two other threads (`Client`): the library thread, and one that is there for this watch. When a watched thread ends,
+`DeathWatch` looks at the others until none has memory, or until the process is seen to live on.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class DeathWatch:
         self._is_able = pid > 0  # of another pid namespace there is no number here
 
     def tick(self, now_ns: int) -> int | None:
-        """Look; called several times a second, and when it is due. Returns when that is; None: any time."""
+        """Look at the process; called several times a second, and when the next look is due.
+
+        Returns when the next look is due (monotonic ns), None for any time.
+        """
         if self._look_until_ns:
             return self._look(now_ns)
         if self._is_able and len(self._watched) < WATCHED_THREADS:
@@ -89,7 +92,7 @@ class DeathWatch:
     def _watch_more(self) -> None:
         """Watch the oldest threads, which live longest.
 
-        Where that is not possible, the death is noticed all the same, only later.
+        Where a thread cannot be watched, the death of the process is noticed later, by the pidfd of the process.
         """
         with contextlib.suppress(OSError):
             for thread in _threads(self._pid):

@@ -27,7 +27,7 @@ from embridge.pipeline.node.launch_messages import Ready, encode_config
 from embridge.pipeline.node.launcher_start import command
 from embridge.workers.files import above_standard
 
-EXIT_LOOK_S = 0.5  # how often a launcher that says nothing is looked at
+EXIT_LOOK_S = 0.5  # how often `launch` looks whether a launcher that says nothing has ended
 
 
 class Node:
@@ -61,10 +61,10 @@ class Node:
         return self._ready.incarnation
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """The exit status of the launcher, or None if it still runs after that time.
+        """The exit status of the launcher, or None if the launcher still runs after that time.
 
-        It is 0, whatever it was, where this process ignores SIGCHLD or waits for all its children elsewhere: the kernel
-        tells it once, and to nobody then.
+        Where this process ignores SIGCHLD, or waits for all its children elsewhere, the status is always 0: the kernel
+        tells a status once, and this function is not told then.
         """
         try:
             return self._process.wait(timeout_s)
@@ -108,8 +108,9 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
     `within`: words of a command that runs the node's, with another view of the machine: `("ip", "netns", "exec", "b")`.
 
     Raises:
-        ConfigError: its key file or its allow-list cannot be used.
-        LaunchError: it did not come up; the text names the process, or what was missing, and the node is gone again.
+        ConfigError: the node's key file or its allow-list cannot be used.
+        LaunchError: the node did not come up; the text names the process that failed, or what was missing. Nothing of
+            the node is left.
     """
     check_keys(config)
     opened: list[int] = []

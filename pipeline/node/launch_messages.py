@@ -1,4 +1,4 @@
-"""What is said at a launch: the configuration goes to the launcher, and `Ready` comes back."""
+"""The two messages of a launch: the configuration goes to the launcher, and `Ready` comes back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 def encode_config(config: PipelineConfig) -> bytes:
-    """Encode as one line, whose end is known though a process that was forked meanwhile holds the pipe open."""
+    """The configuration as one line.
+
+    The launcher knows the end of a line even where a process that was forked meanwhile keeps the pipe open.
+    """
     return msgspec.json.encode(config, enc_hook=str) + b"\n"
 
 

@@ -7,22 +7,20 @@ first). The processes are spawned from the context that `torch.multiprocessing` 
     STARTING ──all processes READY──▶ READY ──SIGTERM──▶ DRAINING ──nothing in flight, or drain_timeout──▶ STOPPED
                                                              └──────────── a second SIGTERM ──────────────▶
 
-SIGINT is as SIGTERM. SIGHUP changes nothing, for there is nothing that is read again on demand (an allow-list is when
-its file changes); a line of the log says so.
+SIGINT has the effect of SIGTERM. SIGHUP changes nothing, and a line of the log says so: a node reads nothing again on
+demand (it reads an allow-list again when the file has changed).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import multiprocessing
 import os
 import selectors
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -31,7 +29,6 @@ import msgspec
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, PayloadLayout
-from embridge.allocator.pinning import lock, lock_note
 from embridge.allocator.records import NodeState, Process, SegmentHeader
 from embridge.allocator.segment import (
     Descriptor,
@@ -45,6 +42,7 @@ from embridge.pipeline.node.launch_messages import Ready, decode_config
 from embridge.pipeline.node.launcher_start import LAUNCHER
 from embridge.pipeline.node.naming import LIMITS_REMEDY, naming
 from embridge.pipeline.node.ports import BIND_FOR_S, listen
+from embridge.pipeline.node.prefaulting import Prefaulting
 from embridge.pipeline.node.preflight import check_discovery, chosen_engines, descriptors_left, with_pool
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.run_socket_server import RunSocketServer
@@ -65,13 +63,14 @@ class Launcher:
     """One node, from its run directory to its end."""
 
     def __init__(self, config: PipelineConfig) -> None:
-        """Raises LaunchError or SegmentError where the node cannot be made; nothing of it is left then."""
+        """Raises LaunchError or SegmentError where the node cannot be made; nothing of the node is left then."""
         self.config = config
         self.role = ROLES[config.role]
         self._stops = 0
         self._is_orphan = False
         self._opened: list[Descriptor] = []
         self._run_socket: RunSocketServer | None = None
+        self._prefaulting: Prefaulting | None = None
         with naming("event loop", LIMITS_REMEDY):
             self._selector = selectors.DefaultSelector()
         try:
@@ -101,7 +100,7 @@ class Launcher:
             context, self.control, self._selector, self._recovery, config.timing, config.max_restarts
         )
 
-    # ---- what a node stands on
+    # ---- run directory, segments, sockets
 
     def _own(self, descriptor: Descriptor) -> Descriptor:
         self._opened.append(descriptor)
@@ -175,7 +174,7 @@ class Launcher:
                 log_level=self.config.log_level,
                 engines=tuple(engine.name for engine in self._engines),
                 host=self.config.host,
-                engine_settings={it.name: it.settings_of(self.config) for it in self._engines},
+                engine_settings={it.name: self.config.engine_settings.get(it.name) for it in self._engines},
                 keys=self._keys if name in self._listening else None,
                 allow_file=self.config.allow_file,
                 discovery=self.config.discovery,
@@ -183,8 +182,9 @@ class Launcher:
             )
             with naming(f"{name}: it cannot be started", LIMITS_REMEDY):
                 self._supervisor.start(spec)
-        with naming(f"payload of {self._payload.size} bytes", "lower num_blocks"):
-            self._payload.populate(0, self._payload.size)
+        self._prefaulting = Prefaulting(self._payload, self._payload_fd.fd, self.control.header)
+        if self.config.lock_memory:
+            self._prefaulting.lock()
         deadline = time.monotonic() + self.config.timing.ready_timeout_s
         while waiting := self._supervisor.not_ready():
             if failure := self._supervisor.first_failure():
@@ -211,14 +211,14 @@ class Launcher:
                 {
                     "default_allocate_tokens": self.config.default_allocate_tokens,
                     "host_buffer_bytes": self.config.host_buffer_bytes,
+                    "direct": int(self.config.direct and not self.config.verify),
                 },
                 self._keys.public if self._keys is not None else "",
                 str(self.config.allow_file or ""),
             )
         beat.set("launcher", Process.STATE, READY)
         self._enter(NodeState.READY)
-        if self.config.lock_memory:
-            self._start_locking()
+        self._prefaulting.begin()
 
     def _enter(self, state: NodeState) -> None:
         """Enter the node's next state, which the registrar publishes at once."""
@@ -226,27 +226,16 @@ class Launcher:
         if self.control.has_discovery:
             self.control.bell("registrar").ring()
 
-    def _start_locking(self) -> None:
-        try:
-            threading.Thread(target=self._lock_payload, name="embridge-lock", daemon=True).start()
-        except RuntimeError as error:  # no room for a thread; locking is an optimisation
-            self.control.header.store(SegmentHeader.LOCKED, errno.EAGAIN << 8 | 1)
-            log.warning("payload not locked: %s", str(error))  # a kept record would keep the error's frames
-
-    def _lock_payload(self) -> None:
-        """Lock the payload in memory: after READY, for it may take seconds. `embridge status` shows the effect."""
-        code = lock(self._payload)
-        self.control.header.store(SegmentHeader.LOCKED, code << 8 | 1)
-        if code:
-            log.info("payload %s", lock_note(code))
-
     def ready(self) -> Ready:
         return Ready(os.getpid(), self.incarnation, self.addresses.bootstrap_addr, self.addresses.poller_addr)
 
     # ---- watching
 
     def stop_on(self, *fds: int) -> None:
-        """Stop when one of these can be read: the end of a pipe, or a pidfd. Whoever launched us is gone."""
+        """Stop when one of these descriptors can be read: the process that launched the node is gone then.
+
+        They are a pipe whose other end that process holds, and a pidfd of that process.
+        """
         for fd in fds:
             self._selector.register(fd, selectors.EVENT_READ, lambda: self._parent_gone(fds))
 
@@ -274,7 +263,7 @@ class Launcher:
             key.data()
 
     def run(self) -> int:
-        """Watch over the node until it is told to stop, and has. Returns the exit status."""
+        """Watch over the node until it has been told to stop and has stopped. Returns the exit status."""
         assert self._run_socket is not None
         drain_until = None
         while self._stops < 2:
@@ -293,15 +282,19 @@ class Launcher:
         return 0
 
     def _in_flight(self) -> bool:
-        return any(True for _ in self.control.current_slots()) or self.control.lanes.num_waiting() > 0
+        slots = self.control.slots
+        flow = any(not slots.is_lent(slot) for slot, _ in self.control.open_slots())
+        return flow or self.control.lanes.num_waiting() > 0
 
     def close(self) -> None:
-        """End all processes and let go of everything; nothing stays."""
+        """End all processes, and close and remove everything that the node has opened."""
         self.control.header.store(SegmentHeader.NODE_STATE, NodeState.STOPPED)
         self._supervisor.stop(self.config.timing.stop_timeout_s)
         self._release()
 
     def _release(self) -> None:
+        if self._prefaulting is not None:
+            self._prefaulting.end()
         if self._run_socket is not None:
             self._run_socket.close()
         self._selector.close()
@@ -361,7 +354,7 @@ def _signals() -> Iterator[int]:
 
 
 def _say(fd: int, ready: Ready) -> bool:
-    """Tell whoever launched us how it went. False if that one is gone."""
+    """Tell the process that launched the node how the launch went. False if that process is gone."""
     try:
         os.write(fd, msgspec.json.encode(ready) + b"\n")
     except OSError as error:

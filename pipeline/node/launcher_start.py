@@ -1,18 +1,19 @@
-"""Begins the process of a launcher: with the import path of whoever launches, and nothing else that is inherited.
+"""Begins the process of a launcher, with the import path of the process that launches and nothing else inherited.
 
-`command` is the launching side: the words of a command. `prepare` is the other side: the first that runs there, before
-the launcher is imported.
+The process that launches calls `command`, which returns the words of the launcher's command line. The launcher's
+process calls `prepare` first, before it imports the launcher.
 
-The import path is handed over, for whoever launches may have found this package by a path of its own (`sys.path`, a
-folder beside its script). The standard library goes first, and the working directory is none of it: a user's
-`secrets.py` is not ours. `-P` keeps it out of the processes that the launcher spawns, too, which get the launcher's
-path.
+The import path is handed over, because the process that launches may have found this package by a path of its own
+(`sys.path`, a folder beside its script). The standard library comes first. The working directory is left out, so that a
+user's `secrets.py` does not stand for the standard library's. `-P` keeps the working directory out of the processes
+that the launcher spawns, too; they get the launcher's path.
 
-What else a process inherits and a node must not depend on is set anew: signals that are ignored (SIGCHLD, without which
-no exit status is known; what `nohup` and shells ignore) or blocked; descriptors 0, 1 and 2 that are closed (a segment
-would be opened there, and somebody's message written into it); a working directory that may be removed; a umask.
-Limits, priority and environment are the user's; but where he has not said how many threads numpy's library of linear
-algebra begins, it is one: it would begin one a core in every process of a node, of which none multiplies a matrix.
+`prepare` sets anew what else a process inherits and a node must not depend on: signals that are ignored (SIGCHLD,
+without which no exit status is known; what `nohup` and shells ignore) or blocked; descriptors 0, 1 and 2 that are
+closed (a segment would be opened there, and somebody's message written into it); a working directory that may be
+removed; a umask. Limits, priority and environment stay as the user has set them, with one exception: numpy's library of
+linear algebra gets one thread unless the user has chosen a number. It would begin one a core in every process of a node
+that imports it, and no process of a node multiplies a matrix.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def prepare() -> None:
     _reset_signals()
     os.umask(0o077)
     os.chdir("/")
-    os.environ.setdefault(*ONE_THREAD)  # before numpy is imported, here or in those that are spawned from here
+    os.environ.setdefault(*ONE_THREAD)  # before an engine's library imports numpy in one that is spawned from here
 
 
 def _open_standard_descriptors() -> None:

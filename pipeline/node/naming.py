@@ -1,4 +1,4 @@
-"""How a launch that fails says what failed."""
+"""Turns an OSError of a launch into a LaunchError that names the step that failed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ BIND_PAUSE_S: Final = 0.02
 
 
 def listen(name: str, host: str, port: int, until: float) -> tuple[int, str]:
-    """Open a listening socket: (descriptor, `tcp://` address). An address in use is waited for until then (monotonic).
+    """Open a listening socket. Returns its descriptor and its `tcp://` address.
+
+    An address in use may come free; the call waits for that until the given time (monotonic).
 
     Raises:
         LaunchError: the address cannot be had.

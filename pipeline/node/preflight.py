@@ -1,4 +1,4 @@
-"""Looks at what a node needs before anything of it is made: what is missing is a LaunchError that says what to do."""
+"""Checks what a node needs before anything of it is made; raises LaunchError for what is missing, with what to do."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def with_pool(config: PipelineConfig) -> PipelineConfig:
-    """The configuration with a number of blocks: chosen where nobody gave one.
+    """The configuration with a number of blocks, which is chosen here where the configuration has none.
 
     Raises:
         SegmentError: the pool does not fit.
-        LaunchError: the room in shared memory cannot be asked for.
+        LaunchError: the free space of shared memory cannot be found out.
     """
     with naming("shared memory", f"check that {SHARED_MEMORY} is a writable tmpfs"):
         space = shared_memory_space()
@@ -42,12 +42,12 @@ def with_pool(config: PipelineConfig) -> PipelineConfig:
 
 
 def descriptors_left(role: Role, limits: Limits) -> int:
-    """How many descriptors the launcher has beyond those that it needs; groups of ranks may have these.
+    """How many descriptors the launcher may have beyond those that it needs; groups of ranks may take these.
 
-    A node that ran out of them later would refuse clients, or lose a process.
+    A node that ran out of descriptors later would refuse clients, or lose a process.
 
     Raises:
-        LaunchError: it has fewer than it needs.
+        LaunchError: the limit of descriptors is lower than what the node needs.
     """
     needed = 48 + 5 * limits.max_clients + 4 * limits.num_workers
     if role == Role.LANGUAGE:  # a connection and three pidfds of each worker of each peer
@@ -64,7 +64,7 @@ def descriptors_left(role: Role, limits: Limits) -> int:
 
 
 def chosen_engines(config: PipelineConfig) -> tuple[Engine, ...]:
-    """The engines of the node. Raises LaunchError when one was asked for that this machine cannot run."""
+    """The engines of the node. Raises LaunchError when the setting `engine` names one that this machine cannot run."""
     offered = engines.engines_for(config.engine, config.host)
     for engine in offered:
         if why := engine.why_unavailable():
@@ -73,7 +73,7 @@ def chosen_engines(config: PipelineConfig) -> tuple[Engine, ...]:
 
 
 def check_discovery(config: PipelineConfig) -> None:
-    """Look at what the registrar will need. Raises LaunchError."""
+    """Raise LaunchError unless the registrar has what it needs: its packages, and a token file that can be used."""
     if not config.discovery:
         return
     if importlib.util.find_spec("aiohttp") is None:

@@ -1,7 +1,8 @@
-"""The launcher's part in the ranks of a language node: it passes on what rank 0 has left with it, and says who is gone.
+"""The launcher's part in the ranks of a language node: hands rank 0's descriptors to followers, tells deaths.
 
 A group is a rank 0, which is a client with a lane, and the followers that have joined it. The launcher alone sees the
-ends of all their processes, whichever dies first: it writes them into the group's log, and rings whoever sleeps.
+ends of all their processes, whichever dies first: it writes each end into the group's log, and rings the ranks that
+sleep.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Group:
 
 
 def descriptors_of(num_ranks: int) -> int:
-    """How many the launcher holds for a group: log, rows, and an eventfd, a connection and a pidfd a follower."""
+    """How many descriptors a group takes: log and rows; and for each follower an eventfd, a connection and a pidfd."""
     return 2 + 3 * (num_ranks - 1)
 
 
@@ -54,13 +55,13 @@ class RankGroups:
         return sock in self._followers
 
     def logs(self) -> dict[str, int]:
-        """The log of each group, by its name, for those who look."""
+        """The log of each group, by the group's name, for observers."""
         return {group.name: group.fds[0] for group in self._groups.values()}
 
     def lead(self, sock: socket.socket, pid: int, lane: int, frame: Lead, fds: list[int]) -> None:
         """Make a client rank 0 of a group; the descriptors stay the caller's.
 
-        Raises OSError where it cannot be answered.
+        Raises OSError where the client cannot be answered.
         """
         reason = self._refusal(sock, frame)
         if not reason:
@@ -110,7 +111,7 @@ class RankGroups:
         return Group(frame.group, lane, pid, RankLog(mapping, bells), frame.log_bytes, kept)
 
     def follow(self, sock: socket.socket, pid: int, frame: Follow) -> None:
-        """Let one more rank join. Raises OSError where it cannot be answered."""
+        """Let one more rank join. Raises OSError where the process that asks cannot be answered."""
         group = self._groups.get(frame.group)
         if group is None:
             reason = f"no rank 0 leads group {frame.group!r} here; its process calls attach(run_dir, num_ranks=...)"
@@ -144,7 +145,7 @@ class RankGroups:
         run_socket.send_frame(sock, Sorry(reason))
 
     def gone(self, sock: socket.socket) -> None:
-        """Say in the log of its group that a rank is gone, if this connection, which has ended, was a rank's."""
+        """A connection has ended: if it was a rank's, say in the log of the group that the rank is gone."""
         if sock in self._followers:
             group, rank = self._followers.pop(sock)
             group.log.leave(rank)

@@ -1,13 +1,14 @@
 """The launcher's part in a death: it changes one word, and kicks the poller.
 
-`docs/design/recovery.md` has the other parts, case by case. They are taken by roles that look at the same words, so
-nobody sends anybody an order: the poller sees a lane that is DEAD, a transfer worker a request that is Failed.
+`docs/design/recovery.md` has the other parts, case by case. Roles that look at the same words take those parts, and no
+process orders another to: the poller sees a lane that is DEAD, a transfer worker sees a request that is Failed.
 
-Recovery may itself die at any instruction. What it goes by stands in the control segment: a lane stays DEAD until
-everything of it is reaped, a request Failed until it is released, a block exposed or quarantined until its cell says
-otherwise. So the successor of the dead looks at all of it at once (R25) and does again what was not finished; each step
-is a compare-and-swap, or a store of a value that only rises, and a second time it changes nothing. The launcher is the
-exception: when it dies, so does the node, and nothing is left to recover but the other nodes' view of it.
+A process that recovers may itself die at any instruction. All that recovery goes by stands in the control segment: a
+lane stays DEAD until everything of the lane is reaped, a request Failed until it is released, a block exposed or
+quarantined until its cell says otherwise. So the successor of a dead process looks at all of these at once (R25) and
+does again what was not finished. Each step is a compare-and-swap, or a store of a value that only rises, so a repeated
+step changes nothing. The launcher is the exception: when the launcher dies, the node dies with it, and nothing is left
+to recover but the other nodes' view of that node.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from embridge.allocator.claims import WriterId
 from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import Role
@@ -47,18 +49,21 @@ class Recovery:
         self._to_poller.send(Kick.LANE_DEAD, lane, 0)
         self.flush()
 
-    def writer_died(self, entry: int) -> None:
-        """Remove a process that can write into our payload no more: quarantine that waits for it may end (R12)."""
-        self._control.writers.remove(entry)
+    def writer_died(self, writer: WriterId) -> None:
+        """Remove the entry of a process that can write into our payload no more, so quarantine may end (R12, R33)."""
+        if self._control.role == Role.LANGUAGE:
+            self._control.claims.end_writer(writer)
+            self._control.posts.take_off_offers_of(writer)
+        self._control.writers.remove(writer.entry)
         self._to_poller.send(Kick.WRITER_GONE, 0, 0)
         self.flush()
 
     def fail_requests_of(self, name: str, why: str, *, poller_is_dead: bool) -> int:
         """Fail the requests that need a process which cannot be kept alive, for that reason. Returns their number.
 
-        Status words are the poller's to write. While there is no poller, and none is being started, the launcher raises
-        them to Failed itself, or nobody would, not even at their deadline (P8). Whatever else their end asks for is
-        done by the next poller, which finds them so.
+        The poller writes status words. While there is no poller, and none is being started, the launcher raises them to
+        Failed itself: nobody else would, not even at the requests' deadlines (P8). The next poller finds the requests
+        Failed and does the rest of their end.
         """
         control, failed = self._control, 0
         needs = _needs(control, name)
@@ -78,16 +83,16 @@ class Recovery:
         return failed
 
     def flush(self) -> None:
-        """Send now what did not fit into the ring to the poller."""
+        """Send the kicks that did not fit into the ring to the poller before."""
         self._to_poller.flush()
 
 
 def _needs(control: Control, name: str) -> Callable[[int], bool] | None:
     """Whether a slot's request needs that process of its own node; None where no request does.
 
-    All need the bootstrap, which grants and releases, and the poller, which ends. On the encode side the requests of
-    its shard need a transfer worker; on the language side only those of its shard that come over a network or are
-    checked on receipt, for rows that come through shared memory come without it.
+    All requests need the bootstrap, which grants and releases, and the poller, which ends them. On the encode side a
+    request needs the transfer worker of its shard. On the language side it does so only where its rows come over a
+    network or are checked on receipt: rows that come through shared memory need no worker there.
     """
     if name in NOT_ESSENTIAL:
         return None

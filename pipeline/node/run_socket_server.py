@@ -1,14 +1,14 @@
 """The launcher's end of the run socket: gives clients their lanes, hands descriptors out, and notices who is gone.
 
-A guest is alive while its connection is, and its pidfd, which a forked child that still holds the connection cannot
-keep up. A guest that is killed counts as dead as soon as nothing of it can write (`death_watch`), which is earlier; but
-not an encoder for which a device may write into our memory (CUDA): its driver is told with the connection's end, and
-not before.
+A guest is alive until its connection ends or its pidfd says that it is dead. (A forked child may hold the connection
+open after the death; it cannot do that with the pidfd.) A guest that is killed counts as dead earlier, as soon as none
+of its threads can write (`death_watch`). An encoder for which a device may write into our memory (CUDA) is the
+exception: the device's driver hears of the death when the connection ends, and not before.
 
-A client whose library thread has not taken a turn for `client_silent_after_s` is killed, and then it is dead. It may be
-stopped, and its memory is held: blocks that it granted, rows that it caches. Nobody else may use these while it lives,
-for it may wake between any two instructions and copy into a block, or out of it, in the belief that the block is still
-its own. Its requests end at their deadlines either way; its blocks come back with its death only.
+A client whose library thread has not taken a turn for `client_silent_after_s` is killed. Such a client may be stopped,
+and it holds memory: blocks that it granted, rows that it caches. Nobody else may use that memory while the client
+lives, for it may wake between any two instructions and copy into a block, or out of it, in the belief that the block is
+still its own. Its requests end at their deadlines either way; its blocks come back with its death only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from embridge.allocator.claims import NOBODY, WriterId
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError
 from embridge.allocator.geometry import Role
@@ -64,7 +65,7 @@ class Guest:
     pidfd: int
     dying: DeathWatch
     lane: int = -1
-    writer: int = -1
+    writer: WriterId | None = None
     is_killed: bool = False
 
 
@@ -135,9 +136,9 @@ class RunSocketServer:
             sock.close()
 
     def _let_in(self, sock: socket.socket) -> None:
-        """Watch over a connection until it says what it wants.
+        """Watch over a new connection until its first frame says what it wants.
 
-        Raises OSError: it cannot be watched; the socket is the caller's again.
+        Raises OSError where the connection cannot be watched; the socket is the caller's again then.
         """
         pid, uid = run_socket.peer_credentials(sock)
         if uid != os.geteuid():
@@ -175,7 +176,7 @@ class RunSocketServer:
         try:
             if guest.lane >= 0 and isinstance(frame, Lead):
                 self._groups.lead(guest.sock, guest.pid, guest.lane, frame, fds)
-            elif guest.lane >= 0 or guest.writer >= 0 or self._groups.has(guest.sock):
+            elif guest.lane >= 0 or guest.writer is not None or self._groups.has(guest.sock):
                 self._gone(guest)  # it has its lane and nothing more to say
             else:
                 self._answer(guest, frame)
@@ -219,30 +220,41 @@ class RunSocketServer:
             return
         guest.lane = lane
         log.info("client %d has lane %d", guest.pid, lane)
-        self._welcome(guest, ["control", "payload", f"lane{lane}", "bootstrap"], lane)
+        self._welcome(guest, ["control", "payload", f"lane{lane}", "bootstrap", "poller"], lane)
 
     def _admit_writer(self, guest: Guest, hello: PeerHello) -> None:
         if hello.for_incarnation != self._control.incarnation:
             self._refuse(guest, f"this is incarnation {self._control.incarnation}, not {hello.for_incarnation}")
             return
         if self._control.peers.find(hello.node_id, hello.incarnation) is None:
-            self._refuse(guest, "this incarnation is not registered here, or was declared dead")
+            self._refuse(guest, "this incarnation is not registered here, or was declared dead", later=True)
             return
-        entry = self._control.writers.add(ForeignWriter(hello.node_id, hello.incarnation, guest.pid))
-        if entry is None:
+        if hello.wants_claims and not self._settings.get("direct"):
+            self._refuse(guest, "this node takes no direct writes")
+            return
+        foreign = ForeignWriter(hello.node_id, hello.incarnation, guest.pid, hello.wants_claims)
+        writer = self._control.writers.add(foreign)
+        if writer is None:
             self._refuse(guest, "too many foreign writers")
             return
-        guest.writer = entry
+        guest.writer = writer
         log.info("process %d of node %x maps our payload", guest.pid, hello.node_id)
-        self._welcome(guest, ["payload"], -1)
+        self._welcome(guest, ["payload", *(["control"] if hello.wants_claims else [])], -1, writer=writer)
 
     def _show(self, guest: Guest) -> None:
-        """Answer somebody who only looks: they get no lane, and nothing that wakes anybody."""
+        """Answer an observer, which gets no lane and no descriptor by which a process could be woken."""
         logs = {f"{LOG_PREFIX}{name}": fd for name, fd in self._groups.logs().items()}
         shown = list(logs)[: run_socket.MAX_DESCRIPTORS - 1]
         self._welcome(guest, ["control", *shown], -1, logs)
 
-    def _welcome(self, guest: Guest, names: list[str], lane: int, more: dict[str, int] | None = None) -> None:
+    def _welcome(
+        self,
+        guest: Guest,
+        names: list[str],
+        lane: int,
+        more: dict[str, int] | None = None,
+        writer: WriterId = NOBODY,
+    ) -> None:
         every = self._fds | self._event_fds | (more or {})
         welcome = Welcome(
             control_bytes=self._control.layout.size,
@@ -254,12 +266,13 @@ class RunSocketServer:
             settings=self._settings,
             public_key=self._public_key,
             allow_file=self._allow_file,
+            writer=writer,
         )
         run_socket.send_frame(guest.sock, welcome, [every[name] for name in names])
 
-    def _refuse(self, guest: Guest, reason: str) -> None:
+    def _refuse(self, guest: Guest, reason: str, *, later: bool = False) -> None:
         log.warning("run socket: process %d refused: %s", guest.pid, reason)
-        run_socket.send_frame(guest.sock, Sorry(reason))
+        run_socket.send_frame(guest.sock, Sorry(reason, later))
 
     def _dying(self, guest: Guest) -> None:
         """Treat a guest as gone when none of its threads has memory; not an encoder whose device may still write."""
@@ -281,11 +294,14 @@ class RunSocketServer:
         if guest.lane >= 0:
             self._silences.forget(guest.lane)
             self._recovery.client_died(guest.lane)
-        if guest.writer >= 0:
+        if guest.writer is not None:
             self._recovery.writer_died(guest.writer)
 
     def tick(self, now_ns: int) -> int | None:
-        """Look after guests, several times a second and when it is due. Returns when that is; None: any time."""
+        """Look after guests; called several times a second, and when the next look is due.
+
+        Returns when the next look is due (monotonic ns), None for any time.
+        """
         if self._open_again_ns and now_ns >= self._open_again_ns:
             with contextlib.suppress(OSError):  # the next tick tries again
                 self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
@@ -295,7 +311,7 @@ class RunSocketServer:
         return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
     def _kill_silent(self, now_ns: int) -> None:
-        """Kill the clients whose library thread was silent for too long; their pidfds then say that they are dead."""
+        """Kill the clients whose library thread was silent for too long; their pidfds tell of their deaths then."""
         limit_ns = self._timing.client_silent_after_s * NS
         if not limit_ns:
             return

@@ -1,8 +1,8 @@
 """How much shared memory a node takes, and how many blocks fit.
 
-A container has 64 MB of /dev/shm unless it is given more. A pool whose size nobody chose adapts itself: it has
-`DEFAULT_BLOCKS`, or as many as fit into half of /dev/shm, for the other half is often another node's. A size that
-somebody chose is taken as it is, or refused with the number that would fit.
+A container has 64 MB of /dev/shm unless it is given more. Where `num_blocks` is 0, the pool has `DEFAULT_BLOCKS`, or
+as many as fit into half of /dev/shm, for the other half is often another node's. A number that is set is taken as it
+is, or refused with the number that would fit.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Sizes(NamedTuple):
 
 
 def chosen_pool(role: Role, geometry: Geometry, limits: Limits, space: Space) -> Geometry:
-    """The geometry with a number of blocks: its own, or, where that is 0, what this machine has room for.
+    """The geometry with a number of blocks: its own, or, where that is 0, as many as this machine has room for.
 
     Raises:
-        SegmentError: it does not fit; the text has the number that does, and the settings that help.
+        SegmentError: the pool does not fit; the text has the number of blocks that does, and the settings that help.
     """
     if geometry.num_blocks:
         if Sizes.of(role, geometry, limits).total > space.free:
@@ -55,7 +55,7 @@ def chosen_pool(role: Role, geometry: Geometry, limits: Limits, space: Space) ->
 
 
 def _fitting(role: Role, geometry: Geometry, limits: Limits, room_bytes: int) -> int:
-    """The most blocks, up to those of `geometry`, with which a node takes no more than that; 0 when none fits."""
+    """The most blocks, up to those of `geometry`, with which a node fits into the given bytes; 0 when none fits."""
     low, high = 0, geometry.num_blocks
     while low < high:
         middle = (low + high + 1) // 2

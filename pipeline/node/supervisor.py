@@ -1,15 +1,15 @@
 """Starts, watches, restarts and stops the processes of a node, and kills those that fall silent.
 
-A process that dies is reported with its name and how it ended, and started again, with a pause that grows. Its
-unfinished ring records are still in its rings, and what it was about stands in the control segment, so the new one goes
-on where it stopped (`recovery.py` says what each leaves).
+A process that dies is logged with its name and how it ended, and started again after a pause that grows. The records
+that it had not finished are still in its rings, and the state of its requests stands in the control segment, so its
+successor goes on where it stopped (`docs/design/recovery.md` says what each process leaves).
 
-A process that lives and does not beat (it hangs, or somebody has stopped it) is killed, by SIGKILL, which ends a
-stopped process, too. Nothing less makes it certain that it writes no more, and so that another may take its place.
+A process that lives and does not beat (it hangs, or somebody has stopped it) is killed by SIGKILL, which ends a stopped
+process, too. Only its death makes it certain that it writes no more, so that a successor may take its place.
 
-A process that keeps dying makes the node *unhealthy*: that is logged, shown by `embridge status` and told to discovery,
-requests that need the process fail with the reason, new ones are refused with it. The process is tried again at a slow
-pace; once it has held for a while, the node is healthy again.
+A process that keeps dying makes the node *unhealthy*: the log, `embridge status` and discovery say so, requests that
+need the process fail with the reason, and new ones are refused with it. The process is started again at a slow pace;
+once it has held for a while, the node is healthy again.
 
     born ──READY──▶ watched ──died──▶ pause, born again ──too often──▶ failing: born again each `retry_s`
       │                └── silent: killed ──▶ died                        │
@@ -43,8 +43,9 @@ STALLED_NS = NS  # a gap between two looks after which no silence is held agains
 class Silences:
     """Measures how long others have not beaten, as far as this process was there to see it.
 
-    It looks several times a second. When it has not for longer than `STALLED_NS` (it was stopped, the machine was
-    suspended, its container throttled), the others may not have run either, so everybody's time begins anew.
+    This process looks several times a second. When it has not looked for longer than `STALLED_NS` (it was stopped, the
+    machine was suspended, its container throttled), the others may not have run either, so everybody's time begins
+    anew.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class Silences:
         self._looked_ns = now_ns
 
     def silent_ns(self, who: Hashable, mark: object, now_ns: int) -> int:
-        """How long this `mark` has been the same, in ns; what it is does not matter, only that it changes."""
+        """How long this `mark` has been the same, in ns. Only a change of the mark counts, not its value."""
         seen, since_ns = self._heard.get(who, (None, now_ns))
         if seen != mark:
             since_ns = now_ns
@@ -88,9 +89,10 @@ class Child:
 
 
 class Supervisor:
-    """Owns the children.
+    """Owns the processes of a node.
 
-    `context` is a spawn context; `max_restarts`: of one process within a minute, before the node is unhealthy.
+    `context` is a spawn context. `max_restarts` is how often one process may start again within a minute before the
+    node is unhealthy.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class Supervisor:
     # ---- births
 
     def start(self, spec: ProcessSpec) -> None:
-        """Start a process of the node. Raises OSError where that is not possible; there is none of it then."""
+        """Start a process of the node. Raises OSError where that is not possible; nothing of it is left then."""
         child = Child(spec)
         self._children.append(child)
         self._spawn(child)
@@ -192,7 +194,7 @@ class Supervisor:
         self.tick(now)
 
     def _fail(self, child: Child, reason: str, pid: int) -> None:
-        """Say that a process keeps dying, and end the requests that need it, of clients that did not know, too."""
+        """Say that a process keeps dying, and fail the requests that need it, newly opened ones, too."""
         first, child.is_failing = not child.is_failing, True
         index = self._processes.names.index(child.name)
         self._control.header.set_bits(SegmentHeader.FAILING, 1 << index)
@@ -216,10 +218,10 @@ class Supervisor:
     def _is_dead(self, name: str) -> bool:
         return all(child.pidfd < 0 for child in self._children if child.name == name)
 
-    # ---- what is looked at several times a second
+    # ---- several times a second
 
     def tick(self, now_ns: int) -> int | None:
-        """Start what is due, kill what is silent; returns when the next start is due."""
+        """Start the processes that are due, and kill those that are silent. Returns when the next start is due."""
         due = None
         if self._stopping:
             return None

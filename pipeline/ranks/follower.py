@@ -61,7 +61,7 @@ class FollowedRequest:
     _end: Any = field(default=None, repr=False)
 
     def release(self) -> None:
-        """This rank needs the rows no more; `result` is gone after that. A second call does nothing."""
+        """Give the rows up; `result` is gone after that. A second call does nothing."""
         self.result = None
         if self._end is not None:
             self._end()
@@ -70,10 +70,10 @@ class FollowedRequest:
 def follow(
     run_dir: str | Path | None = None, *, rank: int, group: str = "", role: str = "language", timeout_s: float = 60.0
 ) -> Follower:
-    """Join the node that runs in `run_dir` as one more rank; rank 0 is who called `attach(run_dir, num_ranks=...)`
-    there.
+    """Join the node that runs in `run_dir` as one more rank.
 
-    Either may come first: until rank 0 is there, this waits.
+    Rank 0 is the process that called `attach(run_dir, num_ranks=...)` there. Either may come first: until rank 0 is
+    there, this waits.
 
     Raises:
         AttachError: no node answers there, rank 0 has not come within `timeout_s`, the rank is out of range or taken,
@@ -159,10 +159,9 @@ class Follower:
         return bool(gone)
 
     def pop_transferred(self) -> tuple[list[FollowedRequest], list[FollowedRequest]]:
-        """(finished, failed): one batch, exactly what one call of rank 0's `pop_transferred` returned; two empty lists
-        if none is there.
+        """(finished, failed): one batch, exactly what one call of rank 0's `pop_transferred` returned.
 
-        Raises as `poll` does.
+        Both lists are empty if no batch is there. Raises as `poll` does.
         """
         if not self.poll():
             return [], []
@@ -202,7 +201,7 @@ class Follower:
         memory = np.frombuffer(self._rows, np.uint8, size, item.offset)
         end = weakref.finalize(memory, _release, self._log, os.getpid(), self.rank, item)
         end.atexit = False
-        result = EmbeddingResult.of(HostRows(self._log.geometry, item.capacity_tokens, memory), item.total_tokens)
+        result = EmbeddingResult(HostRows(self._log.geometry, item.capacity_tokens, memory), item.total_tokens)
         return FollowedRequest(room=item.room, total_embedding_length=item.total_tokens, result=result, _end=end)
 
     # ---- sleeping, and the end
@@ -304,8 +303,9 @@ def _map_read_only(fd: int, size: int) -> Mapping:
 
 
 def _quieten_torch() -> None:
-    """Torch warns, once a process, that a view of read-only memory must not be written to. That is why it is
-    read-only.
+    """Silence torch's warning, once a process, that a view of read-only memory must not be written to.
+
+    That is why the memory is read-only.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -1,5 +1,4 @@
-"""Rank 0 of a language node's ranks: what it receives lies in memory that all of them see, and what it hands over is
-logged for them.
+"""Rank 0 of a language node's ranks: it receives into memory that all of them see, and logs what it hands over.
 
 One copy comes to the node, whatever the number of ranks (D16). Rank 0 alone grants, resumes and admits; the others
 learn what its `pop_transferred` returned, batch for batch, from a log in shared memory, so no collective is needed to
@@ -175,8 +174,9 @@ class Ranks(Delivery):
         return self.memory.is_short or bool(self._waiting)
 
     def _may_go(self, request: EmbeddingRequest) -> bool:
-        """Whether a request has its memory and its room in the logs; at its deadline it has to go, and this
-        says how.
+        """Whether a request has its memory and its room in the logs.
+
+        At its deadline it has to go, and this says how.
         """
         expired = self._attachment.clock() >= self._deadline_ns(request)
         num_records = Item(room=0, ticket=0, reason=request.failure.reason if request.failure else "").num_records
@@ -255,8 +255,9 @@ class Ranks(Delivery):
     # ---- the end
 
     def close(self) -> None:
-        """Let go of memory and descriptors; the run socket's server tells the others when the client's connection has
-        ended.
+        """Let go of memory and descriptors.
+
+        The run socket's server tells the others when the client's connection has ended.
         """
         while self._fds:
             os.close(self._fds.pop())
@@ -272,7 +273,7 @@ class Ranks(Delivery):
         refuse(self, CLOSED, ("log", "_producers"))
 
     def abandon(self) -> list[EmbeddingRequest]:
-        """The client leaves: give up what waits for the other ranks, and return it."""
+        """Give up the requests that wait for the other ranks, because the client leaves. Returns them."""
         waiting = list(self._waiting)
         self._waiting.clear()
         self._holds.clear()

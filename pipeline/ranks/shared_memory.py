@@ -12,7 +12,8 @@ from embridge.allocator.geometry import Geometry
 from embridge.allocator.ranges import Ranges
 from embridge.allocator.ranklog import RankLog, RankState
 from embridge.pipeline.leaving import refuse
-from embridge.pipeline.scheduler.host_memory import Bytes, HostMemory, HostRows
+from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
+from embridge.pipeline.scheduler.rows import Bytes
 
 CLOSED = "rank 0 has left its node"
 
@@ -64,8 +65,9 @@ class SharedMemory(HostMemory):
 
     @property
     def admits(self) -> bool:
-        """Whether the oldest request may exceed the limit; not while a finished one waits for room, so memory stays
-        bounded.
+        """Whether the oldest request may exceed the limit.
+
+        It may not while a finished one waits for room, so memory stays bounded.
         """
         return not self._wants_room and bool(self._entries)
 
@@ -76,7 +78,7 @@ class SharedMemory(HostMemory):
 
     @property
     def num_used_bytes(self) -> int:
-        """Of the segment, in whole pages: what is being received into, and what somebody holds."""
+        """How many bytes of the segment are received into or held, in whole pages."""
         return self.num_bytes - self._ranges.free_bytes
 
     @property
@@ -100,7 +102,7 @@ class SharedMemory(HostMemory):
         return None if found is None else SharedRows(self._geometry, tokens, self._memory, *found)
 
     def give_back(self, rows: HostRows) -> None:
-        """Use its memory again: nobody looks at it any more."""
+        """Use the memory of these rows again, because nobody looks at it any more."""
         if isinstance(rows, SharedRows):
             self._ranges.give_back(rows.begin, rows.end)
         else:
@@ -125,7 +127,7 @@ class SharedMemory(HostMemory):
         return hold
 
     def end(self) -> None:
-        """Nothing is taken back any more; whatever is asked of the log from now on is a RuntimeError."""
+        """Take nothing back any more; any use of the log raises RuntimeError from now on."""
         super().end()
         self._holds.clear()
         self._released.clear()
@@ -174,11 +176,11 @@ class SharedMemory(HostMemory):
         self.give_back(hold.rows)
 
     def holders(self, hold: Hold) -> list[int]:
-        """The other ranks that need it still."""
+        """The other ranks that still need a hold."""
         return [rank for rank in hold.told if not self._log.has_released(rank, hold.entry, hold.ticket)]
 
     def in_the_way(self) -> str:
-        """Who keeps a request from its room, in words."""
+        """Which ranks keep a request from its room, in words."""
         counts = Counter(rank for hold in self._released for rank in self.holders(hold))
         if not counts:
             return f"rank 0 itself holds {len(self._holds)} results and has not released them"

@@ -1,14 +1,14 @@
-"""How much to allocate for a request whose length is not known yet.
+"""How much to grant to a request whose length is not known yet, or that has shown no row yet.
 
-The documents grant a fixed default (8192 tokens). Too little costs a round, too much keeps others waiting; so the
-default is learned: it is the length that nine of ten recent requests did not exceed, between one block and the
-configured start value's fourfold. An encoder that announces the length makes the guess unnecessary.
+The documents grant a fixed default (8192 tokens). Too little costs a round, and too much keeps others waiting. So the
+default is learned: it is the length that nine of ten recent requests did not exceed, between one block and four times
+the configured start value. An encoder that announces the length makes the guess unnecessary.
 
-A request that has shown no row yet, be its length announced or not, may wait for its encoder until its deadline, and
-holds what it was granted all that time. So its grant is a share of what is free, which shrinks with the number who
-wait; a quarter of the pool stays for those whose rows have come. It has its share once, of the default or of its
-length, and once more when its length becomes known; what it is short of, it is granted with its rows. And whatever its
-length, a request has no more than half of the pool granted ahead of its rows: their encoder may stop at any time.
+A request that has shown no row may wait for its encoder until its deadline, even if its length is announced, and it
+holds what it was granted all that time. So its grant is a share of what is free, which shrinks with the number of
+requests that wait, and a quarter of the pool stays for requests whose rows have come. It gets its share once, of the
+default or of its length, and once more when its length becomes known; the rest is granted when its rows come. Whatever
+its length, a request has at most half of the pool granted ahead of its rows, because its encoder may stop at any time.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from embridge.allocator.blocks import BlockPool
+
 RECENT: Final = 64
 ENOUGH: Final = 8  # lengths seen before the default moves
 QUANTILE: Final = 0.9
-SMALL_POOL: Final = 16  # blocks; in one of fewer, a request that is alone may have half of so many
+SMALL_POOL: Final = 16  # blocks; in a smaller pool a request that is alone may have half of this number
 
 
 class AdaptiveDefault:
-    """Tokens to grant before the length is known, in whole blocks: a partly granted block could only grow with a new
-    one behind it.
+    """How many tokens to grant before the length is known, in whole blocks.
 
-    `start_tokens`, rounded up, until enough requests were seen.
+    They are whole blocks, because a partly granted block could grow only with a new block behind it. Until enough
+    requests were seen it is `start_tokens`, rounded up.
     """
 
     def __init__(self, start_tokens: int, block_size: int, *, adaptive: bool = True) -> None:
@@ -34,15 +36,18 @@ class AdaptiveDefault:
         self._block_size = block_size
         self._adaptive = adaptive
         self._recent: deque[int] = deque(maxlen=RECENT)
+        self._now = self._start
 
     def observe(self, total_tokens: int) -> None:
-        """A request's real length became known."""
+        """Learn the real length of a request, in tokens."""
         self._recent.append(total_tokens)
+        self._now = self._learned() if self._adaptive and len(self._recent) >= ENOUGH else self._start
 
     def tokens(self) -> int:
-        """The default now."""
-        if not self._adaptive or len(self._recent) < ENOUGH:
-            return self._start
+        """The default now, in tokens."""
+        return self._now
+
+    def _learned(self) -> int:
         lengths = sorted(self._recent)
         length = lengths[min(int(len(lengths) * QUANTILE), len(lengths) - 1)]
         blocks = -(-length // self._block_size)
@@ -50,23 +55,37 @@ class AdaptiveDefault:
 
 
 def free_for_all_of(blocks: int, num_blocks: int) -> int:
-    """So many free blocks are enough for a request to be given these, though it has shown no row; no more need be
-    counted.
+    """How many free blocks are enough to give a request that has shown no row all of `blocks`.
+
+    The caller need not count more free blocks than that.
     """
     return min(max(2 * blocks, blocks + num_blocks // 4), num_blocks)
 
 
-def share_without_rows(free: int, num_blocks: int) -> int:
-    """Blocks, at most, for a request that has shown no row, of a pool of which so many are free.
+def share_of(pool: BlockPool, blocks: int) -> int:
+    """How many of these blocks a request may have that has shown no row; the rest is granted when its rows come."""
+    enough = free_for_all_of(blocks, pool.num_blocks)
+    free = pool.cells.num_free(enough)
+    if free >= enough and enough < pool.num_blocks:
+        return blocks
+    return min(blocks, share_without_rows(free, pool.num_blocks))
 
-    The first one of an idle pool has half of it, the next one a half of what is left, and so on; where a quarter is
-    left, they have none.
+
+def share_without_rows(free: int, num_blocks: int) -> int:
+    """How many blocks a request that has shown no row may have at most, in a pool of which `free` are free.
+
+    The first such request of an idle pool gets half of it, the next one half of what is left, and so on. When a quarter
+    is left, they get none.
     """
     if free == num_blocks:
         return most_ahead(num_blocks)
     return max(0, min(free // 2, free - num_blocks // 4))
 
 
-def most_ahead(num_blocks: int) -> int:
-    """Blocks, at most, that one request may have ahead of its rows, of a pool of so many."""
-    return max(num_blocks // 2, SMALL_POOL // 2)
+def most_ahead(num_blocks: int, num_lent: int = 0) -> int:
+    """How many blocks one request may have ahead of its rows at most, in a pool of `num_blocks`.
+
+    Of the blocks that are lent nobody knows when they come back (R35): they count as no part of the pool.
+    """
+    most = max(num_blocks // 2, SMALL_POOL // 2)
+    return min(most, max((num_blocks - num_lent) // 2, 1)) if num_lent else most

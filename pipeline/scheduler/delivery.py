@@ -1,4 +1,4 @@
-"""How requests that have ended reach `pop_transferred` where other ranks of the node are to have them, too."""
+"""How requests that have ended reach `pop_transferred` when other ranks of the node get them, too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embridge.pipeline.scheduler.request import EmbeddingRequest
 class Delivery(ABC):
     """What a transfer queue asks of the other ranks (`embridge.pipeline.ranks.leader.Ranks`).
 
-    The library thread calls all methods but `take` and `publish`, which are the caller's thread's.
+    The library thread calls all methods, except `take` and `publish`, which the caller's thread calls.
     """
 
     memory: HostMemory
@@ -20,19 +20,19 @@ class Delivery(ABC):
 
     @abstractmethod
     def take(self) -> None:
-        """Note that one transfer queue delivers this way. Raises ValueError: another one does."""
+        """Note that one transfer queue delivers this way. Raises ValueError if another queue does already."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Requests that have ended and wait until all ranks can have them."""
+        """How many requests have ended and wait until all ranks can have them."""
 
     @abstractmethod
     def enter(self, request: EmbeddingRequest) -> None:
-        """Take in a request that has ended, one way or the other."""
+        """Take in a request that has ended, finished or failed."""
 
     @abstractmethod
     def turn(self, pass_on: Callable[[EmbeddingRequest], None]) -> bool:
-        """Pass on every request that all ranks can have now. True while somebody waits for what others hold."""
+        """Pass on every request that all ranks can have now. True while a request waits for what other ranks hold."""
 
     @abstractmethod
     def publish(self, finished: list[EmbeddingRequest], failed: list[EmbeddingRequest]) -> None:
@@ -40,4 +40,4 @@ class Delivery(ABC):
 
     @abstractmethod
     def abandon(self) -> list[EmbeddingRequest]:
-        """The client leaves: give up what waits, and return it."""
+        """Give up the requests that still wait, because the client leaves. Returns them."""

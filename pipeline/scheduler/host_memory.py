@@ -9,37 +9,46 @@ import numpy.typing as npt
 import torch
 
 from embridge.allocator._core import Mapping, copy
-from embridge.allocator.buffers import Pool, as_tensor, pools
-from embridge.allocator.geometry import AUX_WORDS, POSITION_AXES, Geometry
+from embridge.allocator.buffers import Pool, pools
+from embridge.allocator.geometry import AUX_WORDS, Geometry
+from embridge.pipeline.scheduler.rows import Bytes, Rows
 
-Bytes = npt.NDArray[np.uint8]
 
+class HostRows(Rows):
+    """Room for the rows of one request.
 
-class HostRows:
-    """Room for the rows of one request: one array of `size_of` bytes or more, with `aux_datas` and a section for each
-    buffer.
+    It is one array of `size_of` bytes or more, with `aux_datas` and a section for each buffer.
     """
 
     def __init__(self, geometry: Geometry, capacity_tokens: int, memory: Bytes) -> None:
-        self.geometry = geometry
-        self.capacity_tokens = capacity_tokens
-        self.memory = memory
-        self.aux = memory[: 4 * AUX_WORDS].view(np.int32)
-        self._sections: dict[str, tuple[Pool, Bytes]] = {}
+        sections: dict[str, tuple[Pool, Bytes]] = {}
         at = 4 * AUX_WORDS
         for pool in pools(geometry):
             end = at + capacity_tokens * pool.row_bytes
-            self._sections[pool.name] = (pool, memory[at:end])
+            sections[pool.name] = (pool, memory[at:end])
             at = end
+        super().__init__(geometry)
+        self._sections = sections
+        self.capacity_tokens = capacity_tokens
+        self.memory = memory
+
+    @property
+    def aux(self) -> npt.NDArray[np.int32]:
+        return self.memory[: 4 * AUX_WORDS].view(np.int32)
+
+    def _view(self, name: str, first: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        pool, section = self._sections[name]
+        return torch.from_numpy(section[first * pool.row_bytes : end * pool.row_bytes]).view(dtype)
 
     @staticmethod
     def size_of(geometry: Geometry, capacity_tokens: int) -> int:
-        """Bytes of memory for so many rows."""
+        """Bytes of memory for `capacity_tokens` rows."""
         return 4 * AUX_WORDS + capacity_tokens * geometry.token_bytes
 
     def drain(self, payload: Mapping, parts: list[tuple[int, int, int]]) -> None:
-        """Copy landed rows out of destination blocks: each part is (block, first row, end row), within one block of the
-        request.
+        """Copy landed rows out of destination blocks.
+
+        Each part is (block, first row, end row), within one block of the request.
         """
         bs = self.geometry.block_size
         for pool, section in self._sections.values():
@@ -56,50 +65,25 @@ class HostRows:
             copy(section, payload, array, len(array))
 
     def take_over(self, other: HostRows, num_tokens: int) -> None:
-        """Copy the first rows of a smaller one."""
+        """Copy the first `num_tokens` rows of a smaller one."""
         for name, (pool, section) in self._sections.items():
             size = num_tokens * pool.row_bytes
             section[:size] = other._sections[name][1][:size]
         self.aux[:] = other.aux
 
-    def _view(self, name: str, first: int, end: int) -> Bytes:
-        pool, section = self._sections[name]
-        return section[first * pool.row_bytes : end * pool.row_bytes]
-
-    def input_embeddings(self, first: int, end: int) -> torch.Tensor:
-        """(end - first, hidden), the geometry's dtype."""
-        g = self.geometry
-        return as_tensor(self._view("input_embeddings", first, end), g.dtype, (end - first, g.hidden_size))
-
-    def deepstack_embeddings(self, first: int, end: int) -> torch.Tensor | None:
-        """(end - first, D, hidden), or None."""
-        g = self.geometry
-        if not g.deepstack_layers:
-            return None
-        shape = (end - first, g.deepstack_layers, g.hidden_size)
-        return as_tensor(self._view("deepstack_embeddings", first, end), g.dtype, shape)
-
-    def fill_ids(self, first: int, end: int) -> torch.Tensor:
-        """(end - first,) int32."""
-        return torch.from_numpy(self._view("fill_ids", first, end)).view(torch.int32)
-
-    def mrope_positions(self, first: int, end: int) -> torch.Tensor:
-        """(end - first, 3) int32."""
-        flat = torch.from_numpy(self._view("mrope_positions", first, end)).view(torch.int32)
-        return flat.view(end - first, POSITION_AXES)
-
 
 class HostMemory:
     """Warm, recycled host memory for received requests, up to a limit in bytes.
 
-    Fresh memory costs a page fault every 4 KiB (six times a warm copy), so what is given back is kept, by size class,
-    within the limit. The oldest request (of this node, and of all nodes that receive it) may exceed the limit by its
-    own need: then no two half-received requests wait for each other. Library thread only, but `give_back_later`, which
-    any thread may call.
+    Fresh memory costs a page fault every 4 KiB (six times a warm copy). So memory that is given back is kept, by size
+    class, within the limit. The oldest request (of this node, and of all nodes that receive it) may exceed the limit by
+    its own need; then no two half-received requests wait for each other. The library thread calls all methods, except
+    `give_back_later`, which any thread may call.
     """
 
     def __init__(self, geometry: Geometry, limit_bytes: int) -> None:
         self._geometry = geometry
+        self._token_bytes = geometry.token_bytes
         self.limit_bytes = limit_bytes
         self.reserved_bytes = 0
         self._kept: dict[int, list[Bytes]] = {}
@@ -107,16 +91,16 @@ class HostMemory:
         self._returned: deque[tuple[HostRows | None, int]] = deque()
 
     def give_back_later(self, rows: HostRows | None, reserved_tokens: int) -> None:
-        """A request is over: its memory and its reservation go back with the next `collect` (any thread)."""
+        """Give the memory and the reservation of a request that is over back, with the next `collect` (any thread)."""
         self._returned.append((rows, reserved_tokens))
 
     def end(self) -> None:
-        """Nothing is taken back any more, and nothing is kept: what is given back from now on is free at once."""
+        """Keep nothing and take nothing back any more: memory that is given back from now on is free at once."""
         self._kept.clear()
         self._returned = deque(maxlen=0)
 
     def collect(self) -> None:
-        """Take back what was given back."""
+        """Take back the memory that was given to `give_back_later`."""
         while self._returned:
             rows, tokens = self._returned.popleft()
             self.reserved_bytes -= self.bytes_for(tokens)
@@ -124,7 +108,7 @@ class HostMemory:
                 self.give_back(rows)
 
     def bytes_for(self, tokens: int) -> int:
-        return tokens * self._geometry.token_bytes
+        return tokens * self._token_bytes
 
     @property
     def admits(self) -> bool:
@@ -132,7 +116,7 @@ class HostMemory:
         return True
 
     def reserve(self, tokens: int, *, may_exceed: bool) -> bool:
-        """Count these tokens in, if they fit."""
+        """Count these tokens in, if they fit or `may_exceed`. True if they were counted."""
         size = self.bytes_for(tokens)
         if self.reserved_bytes + size > self.limit_bytes and not may_exceed:
             return False
@@ -140,7 +124,7 @@ class HostMemory:
         return True
 
     def take(self, tokens: int) -> HostRows:
-        """Room for so many reserved tokens."""
+        """Room for this many reserved tokens."""
         size = _size_class(HostRows.size_of(self._geometry, tokens))
         kept = self._kept.get(size)
         if kept:
@@ -151,7 +135,7 @@ class HostMemory:
         return HostRows(self._geometry, tokens, memory)
 
     def give_back(self, rows: HostRows) -> None:
-        """Keep its memory for the next one, as far as the limit goes."""
+        """Keep the memory of these rows for the next request, as far as the limit allows."""
         size = rows.memory.nbytes
         if self._kept_bytes + size <= self.limit_bytes // 2:
             self._kept.setdefault(size, []).append(rows.memory)

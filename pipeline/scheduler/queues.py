@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from embridge.pipeline.arguments import whole
+from embridge.pipeline.arguments import check_address, whole
 from embridge.pipeline.client.client import Client, library_of
 from embridge.pipeline.client.handle import MAX_ROOM
-from embridge.pipeline.client.receiver import check_address
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 
@@ -28,12 +27,12 @@ class PreallocQueue:
         self._transfer = transfer
 
     def add(self, request: EmbeddingRequest) -> None:
-        """Take a request in; never blocks. What is wrong with it, and what goes wrong later, comes out as its failure.
+        """Take a request in; never blocks. A fault of the request, now or later, comes out as its failure.
 
         While every slot of the node is in use it waits for one, at most until its deadline.
 
         Raises:
-            ValueError: this very request was added before.
+            ValueError: this very request was added before; or it is streamed, and the client has ranks.
             NodeBusyError: as many requests as may wait for a slot do; it may be added later.
         """
         if request.record.added_s:
@@ -50,17 +49,18 @@ class PreallocQueue:
         required_dst_info_num: int | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        """Have a request that has failed, because its encode node is lost, go on from another one; never blocks.
+        """Continue a request that has failed because its encode node is lost, from another node; never blocks.
 
-        Whole blocks that have come are kept and not sent again; the rest comes from `bootstrap_addr`, where an encoder
-        sends the whole request in the same room, of the same length. It comes out of `pop_transferred` once more,
-        finished or failed. A node that has seen the room already needs another number, `room`. `required_dst_info_num`:
-        the destinations that retry, if others have finished. `timeout_s` counts from now; what is not given is as it
-        was. The ranks that follow see the failure, and later the end of the same request.
+        Whole blocks that have come are kept and not sent again. The rest comes from `bootstrap_addr`, where an encoder
+        sends the whole request in the same room, of the same length. The request comes out of `pop_transferred` once
+        more, finished or failed. A node that has seen the room already needs another number, `room`.
+        `required_dst_info_num` is the number of destinations that retry, if others have finished. `timeout_s` is the
+        deadline in seconds from now. What is not given stays as it was. The ranks that follow see the failure, and
+        later the end of the same request.
 
         Raises:
-            ValueError: it is not to be retried, for the reason `EmbeddingRequest.why_not_retryable`, or the address or
-                the room is none.
+            ValueError: it may not be retried, for the reason `EmbeddingRequest.why_not_retryable`; or the address or
+                the room is not valid.
             NodeBusyError: as `add`.
         """
         if why_not := request.why_not_retryable:
@@ -79,7 +79,7 @@ class PreallocQueue:
         self._transfer.add(request)
 
     def extend(self, requests: Iterable[EmbeddingRequest]) -> None:
-        """`add` each of them; one that is refused leaves those before it added."""
+        """`add` each request. If one is refused, those before it stay added."""
         for request in requests:
             self.add(request)
 
@@ -95,24 +95,31 @@ class WaitingQueue:
         return len(self._waiting)
 
     def update(self) -> list[EmbeddingRequest]:
-        """Take over what has finished since; returns what has failed. Raises RuntimeError once the client is closed."""
+        """Take over the requests that have finished.
+
+        Returns those that failed. Raises RuntimeError after `Client.close`.
+        """
         finished, failed = self._transfer.pop_transferred()
         self._waiting.extend(finished)
         return failed
 
     def pop(self) -> EmbeddingRequest | None:
-        """The next one, or None. Its memory goes back with `request.release()`, after the prefill has consumed it.
+        """The next request, or None.
 
-        What has finished is the caller's, also once the client is closed.
+        Call `request.release()` when the prefill has consumed it, to give its memory back.
+
+        What has finished is the caller's, also after `Client.close`.
         """
         return self._waiting.popleft() if self._waiting else None
 
 
 def _begin_again(request: EmbeddingRequest, block_size: int) -> None:
-    """Have a request as it was when it was added, but for the whole blocks that have come."""
+    """Reset a request to what it was when it was added, except for the whole blocks that have come."""
     record = request.record
     first = record.first_block * block_size
     request.failure = request.receiver = None
+    record.first_of_run = record.run_blocks = 0
     record.is_contacted = record.has_share = record.has_rows_waiting = False
-    request.transferred_tokens = first
+    request.transferred_tokens = record.drained_tokens = first
+    record.available_tokens = min(record.available_tokens, first)
     request.chunk_info = [(begin, min(end, first)) for begin, end in request.chunk_info if begin < first]

@@ -9,62 +9,99 @@ from operator import index
 import torch
 
 from embridge.allocator.errors import TransferError
+from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.status import Phase
+from embridge.pipeline.arguments import whole
 from embridge.pipeline.client.receiver import EmbeddingReceiver
-from embridge.pipeline.scheduler.host_memory import HostRows
+from embridge.pipeline.scheduler.copying import CopiedRows
 from embridge.pipeline.scheduler.record import TransferRecord
+from embridge.pipeline.scheduler.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingChunk:
-    """Rows [first, end) that have been copied out; views of the request's host memory."""
+class EmbeddingChunk(CopiedRows):
+    """Rows [first, end) of a request; views of its host memory, or of its blocks, as its result is."""
 
     first: int
     end: int
     input_embeddings: torch.Tensor
-    fill_ids: torch.Tensor
-    mrope_positions: torch.Tensor
+    fill_ids: torch.Tensor | None
+    mrope_positions: torch.Tensor | None
     deepstack_embeddings: torch.Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingResult:
-    """All rows of a request, in token order. Views of recycled host memory: valid until `EmbeddingRequest.release()`.
+class EmbeddingResult(CopiedRows):
+    """All rows of a request, in token order. Valid until `EmbeddingRequest.release()`.
 
-    `input_embeddings` (total, hidden), `deepstack_embeddings` (total, D, hidden) or None, `fill_ids` (total,) int32,
-    `mrope_positions` (total, 3) int32, `aux_datas` (16,) int32: [0] the total, [1] mrope_position_delta.
+    They are views of the node's blocks, where the request's rows were lent, or of recycled host memory. Either may be
+    used again by others after that. Each view is made when it is first asked for, and is the same tensor from then on.
     """
 
-    input_embeddings: torch.Tensor
-    fill_ids: torch.Tensor
-    mrope_positions: torch.Tensor
-    deepstack_embeddings: torch.Tensor | None
-    aux_datas: torch.Tensor
+    __slots__ = ("_aux", "_deepstack", "_embeddings", "_ids", "_positions", "_rows", "_total")
+
+    def __init__(self, rows: Rows, total: int) -> None:
+        """The first `total` rows."""
+        self._rows = rows
+        self._total = total
+        self._embeddings: torch.Tensor | None = None
+        self._ids: torch.Tensor | None = None
+        self._positions: torch.Tensor | None = None
+        self._deepstack: torch.Tensor | None = None
+        self._aux: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        g = self._rows.geometry
+        return f"<EmbeddingResult: {self._total} rows of {g.hidden_size} x {g.dtype}>"
+
+    @property
+    def input_embeddings(self) -> torch.Tensor:
+        """(total, hidden), the geometry's dtype."""
+        if self._embeddings is None:
+            self._embeddings = self._rows.input_embeddings(0, self._total)
+        return self._embeddings
+
+    @property
+    def fill_ids(self) -> torch.Tensor | None:
+        """(total,) int32, or None."""
+        if self._ids is None:
+            self._ids = self._rows.fill_ids(0, self._total)
+        return self._ids
+
+    @property
+    def mrope_positions(self) -> torch.Tensor | None:
+        """(total, 3) int32, or None."""
+        if self._positions is None:
+            self._positions = self._rows.mrope_positions(0, self._total)
+        return self._positions
+
+    @property
+    def deepstack_embeddings(self) -> torch.Tensor | None:
+        """(total, D, hidden), or None."""
+        if self._deepstack is None:
+            self._deepstack = self._rows.deepstack_embeddings(0, self._total)
+        return self._deepstack
+
+    @property
+    def aux_datas(self) -> torch.Tensor:
+        """(16,) int32: [0] the total, [1] mrope_position_delta."""
+        if self._aux is None:
+            self._aux = torch.from_numpy(self._rows.aux)
+        return self._aux
 
     @property
     def mrope_position_delta(self) -> int:
-        """What the encoder gave for it."""
+        """The request's `mrope_position_delta`, as its encoder gave it."""
         return int(self.aux_datas[1])
-
-    @classmethod
-    def of(cls, rows: HostRows, total: int) -> EmbeddingResult:
-        """The first `total` rows, as views."""
-        return cls(
-            rows.input_embeddings(0, total),
-            rows.fill_ids(0, total),
-            rows.mrope_positions(0, total),
-            rows.deepstack_embeddings(0, total),
-            torch.from_numpy(rows.aux),
-        )
 
 
 @dataclass(eq=False, kw_only=True)
 class EmbeddingRequest:
     """What a scheduler wants: the embeddings of `room`, from the encode node at `bootstrap_addr`.
 
-    `payload` is the caller's own (its request object, say). `timeout_s` counts from `PreallocQueue.add`, or from
-    `retry`. `keep_for_retry`: what has come is kept if the encode node is lost, until `PreallocQueue.retry` or
-    `release()`.
+    `payload` is the caller's own (its request object, say). `timeout_s` is the deadline in seconds from
+    `PreallocQueue.add`, or from `retry`. With `keep_for_retry`, rows that have come are kept if the encode node is
+    lost, until `PreallocQueue.retry` or `release()`. If it is `is_streamed`, rows can be looked at as they land
+    (`available`), and its owner releases it in any case, also if it has failed.
     """
 
     room: int
@@ -73,6 +110,7 @@ class EmbeddingRequest:
     timeout_s: float | None = None
     payload: object = None
     keep_for_retry: bool = False
+    is_streamed: bool = False
     result: EmbeddingResult | None = field(default=None, init=False)
     failure: TransferError | None = field(default=None, init=False)
     total_embedding_length: int = field(default=0, init=False)
@@ -87,14 +125,14 @@ class EmbeddingRequest:
     """What its transfer queue keeps of it; its owner has no use for that."""
 
     def __post_init__(self) -> None:
-        with suppress(TypeError):  # what is no whole number is refused when its turn comes, as the request's failure
+        with suppress(TypeError):  # a value that is no whole number becomes the request's failure when its turn comes
             self.room, self.required_dst_info_num = index(self.room), index(self.required_dst_info_num)
 
     @property
     def why_not_retryable(self) -> str:
-        """Why `PreallocQueue.retry` would not take it.
+        """Why `PreallocQueue.retry` would refuse the request, in words; empty if it would take it.
 
-        Empty when it would: the request has failed because its encode node is lost, and its rows are kept.
+        It takes a request that has failed because its encode node is lost, and whose rows are kept.
         """
         if self.failure is None:
             return "it has not failed"
@@ -117,22 +155,47 @@ class EmbeddingRequest:
         return self.receiver is not None and self.receiver.needs_resume
 
     @property
+    def available_tokens(self) -> int:
+        """Rows [0, available_tokens) have landed and can be looked at; 0 after `release()`.
+
+        Before the request is popped that is so for a streamed one alone. It only rises, except that a retry begins
+        behind the whole blocks that have come.
+        """
+        if self.is_released:
+            return 0
+        return self.record.available_tokens if self.result is None else self.total_embedding_length
+
+    def available(self, start: int = 0) -> list[EmbeddingChunk]:
+        """Views of rows [start, available_tokens), in runs, in token order; none if there is no such row.
+
+        They are views of the node's blocks, or of host memory, and not to be changed. They stay right until
+        `release()`, whatever becomes of the request; a retry may change those that it sends again.
+
+        Raises:
+            ValueError: `start` is out of range.
+        """
+        start = whole("start", start, 0, MAX_TOKENS)
+        end, record = self.available_tokens, self.record
+        rows: Rows | None = record.lent
+        rows = record.rows if rows is None else rows
+        return [_chunk(rows, start, end)] if rows is not None and start < end else []
+
+    @property
     def buffered_chunks(self) -> list[EmbeddingChunk]:
-        """What has been copied out so far, one chunk a drain, in token order."""
-        rows = self.record.rows
+        """The rows that have been copied out so far, in token order; all rows, once the request was popped.
+
+        Asking before that has rows copied out as they come from then on, instead of lent in the end. Of a streamed
+        request it is what is `available`.
+        """
+        if self.is_streamed:
+            return self.available()
+        record = self.record
+        rows: Rows | None = record.lent if self.result is not None else None
+        rows = record.rows if rows is None else rows
         if rows is None:
+            record.ask_for_chunks()
             return []
-        return [
-            EmbeddingChunk(
-                first,
-                end,
-                rows.input_embeddings(first, end),
-                rows.fill_ids(first, end),
-                rows.mrope_positions(first, end),
-                rows.deepstack_embeddings(first, end),
-            )
-            for first, end in self.chunk_info
-        ]
+        return [_chunk(rows, first, end) for first, end in self.chunk_info]
 
     @property
     def stamps_ns(self) -> tuple[int, ...]:
@@ -144,16 +207,30 @@ class EmbeddingRequest:
         return self.receiver.phase_path() if self.receiver is not None else []
 
     def abort(self, reason: str = "aborted by the scheduler") -> None:
-        """Give it up; it comes out of `pop_transferred` as failed, unless it is finished already."""
-        reason = str(reason or "") or "aborted by the scheduler"  # an empty one says that nobody has given it up
+        """Give the request up. It comes out of `pop_transferred` as failed, unless it is finished already."""
+        reason = str(reason or "") or "aborted by the scheduler"  # an empty one would mean: not given up
         self.abort_reason = reason
         if self.receiver is not None:
             self.receiver.abort(reason)
 
     def release(self) -> None:
-        """Give the host memory back; `result` is gone after that. A second call does nothing."""
+        """Give the memory back; `result`, and what was `available`, are gone after that. A second call does nothing.
+
+        A streamed request that has not ended is aborted.
+        """
         if self.is_released:
             return
         self.is_released = True
         self.result = None
         self.record.release()
+
+
+def _chunk(rows: Rows, first: int, end: int) -> EmbeddingChunk:
+    return EmbeddingChunk(
+        first,
+        end,
+        rows.input_embeddings(first, end),
+        rows.fill_ids(first, end),
+        rows.mrope_positions(first, end),
+        rows.deepstack_embeddings(first, end),
+    )

@@ -1,14 +1,14 @@
 """`TransferQueue`: requests on their way, from the opened room to the result, driven by the client's library thread.
 
-The documents resume inside `pop_transferred`, once a step of the scheduler. Here the library thread does it, as rows
-land: a resume then waits for a block and not for a step, and `pop_transferred` only takes what is finished off a queue:
-it copies nothing, waits for nothing, and needs no lock, for all of a request's state belongs to the library thread
-until it is finished.
+The documents resume inside `pop_transferred`, once a step of the scheduler. Here the library thread resumes as rows
+land, so a resume waits for a block and not for a step. `pop_transferred` takes finished requests off a queue, and ends
+those whose rows stay in their blocks. It copies nothing and waits for nothing: until a request has ended its state
+belongs to whoever has the turn (docs/design/client.md).
 
-First come, first served, among those who can use a block now: a request at the head that has no rows waiting does not
-stop those behind it (R22), and the reserve goes only to one whose rows are waiting (R21). What has landed can always be
-copied out, because no more is granted than host memory is reserved for: so blocks are never held by a request that
-waits for something else (D8).
+Requests that can use a block now are served first come, first served: a request at the head that has no rows waiting
+does not stop those behind it (R22), and the reserve goes only to a request whose rows are waiting (R21). What has
+landed can always be copied out, because no more is granted than host memory is reserved for. So no request holds blocks
+while it waits for something else (D8).
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from functools import partial
 
 from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.geometry import MAX_TOKENS
-from embridge.allocator.records import NodeState
+from embridge.allocator.records import NodeState, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.client import Client, library_of
 from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
 from embridge.pipeline.client.slot_queue import MAX_WAITING, check_room
-from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, free_for_all_of, most_ahead, share_without_rows
+from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, most_ahead, share_of
 from embridge.pipeline.scheduler.delivery import Delivery
 from embridge.pipeline.scheduler.draining import Draining
 from embridge.pipeline.scheduler.host_memory import HostMemory
+from embridge.pipeline.scheduler.lending import Lending
 from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResult
+from embridge.pipeline.scheduler.shared_rooms import SharedRooms
+from embridge.pipeline.scheduler.streamed import StreamedRequests
 from embridge.workers.timing import NS
 
 LOOK_BEHIND_NS = NS // 10
@@ -38,10 +41,10 @@ NO_SLOT_IN_TIME = "deadline passed while waiting for a slot"
 
 
 class TransferQueue:
-    """Requests on their way. `add` is `PreallocQueue`'s; the caller uses `pop_transferred`, `abort`, `len`."""
+    """Requests on their way. `add` is `PreallocQueue`'s; the caller's are `pop_transferred`, `pop_available`, `len`."""
 
     def __init__(self, client: Client, *, default_allocate_tokens: int | None = None, adaptive: bool = True) -> None:
-        """`default_allocate_tokens` are granted while a length is not known; where it is not given, what the node says.
+        """`default_allocate_tokens` are granted while a length is not known (default: the node's setting).
 
         If `adaptive`, a better number is learned from the lengths that are seen.
 
@@ -63,14 +66,18 @@ class TransferQueue:
             ranks.take()
             self.memory = ranks.memory
         self._draining = Draining(attachment, self.memory)
+        # the other ranks see host memory only
+        self._lending = Lending(library, self._draining, self.memory, may_lend=ranks is None)
         given = settings["default_allocate_tokens"] if default_allocate_tokens is None else default_allocate_tokens
         start = whole("default_allocate_tokens", given, 1, MAX_TOKENS)
         self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
         self._incoming: deque[EmbeddingRequest] = deque()
-        self._refused: set[EmbeddingRequest] = set()  # of those: ended before they had a slot
+        self._refused: set[EmbeddingRequest] = set()  # of those, the ones that ended before they had a slot
         self._look_ns = 0
         self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
-        self._wanting: list[EmbeddingRequest] = []  # those that could use a block, in the order of arrival
+        self._shared = SharedRooms()
+        self._streamed = StreamedRequests(library)
+        self._wanting: list[EmbeddingRequest] = []  # requests that could use a block, in the order of arrival
         self._wanted: set[EmbeddingRequest] = set()
         self._num_arrived = 0
         self._finished: deque[EmbeddingRequest] = deque()
@@ -88,14 +95,19 @@ class TransferQueue:
     # ---- the scheduler's thread
 
     def add(self, request: EmbeddingRequest) -> None:
-        """Hand a request over (any thread). Raises NodeBusyError as `check_room`."""
+        """Hand a request over (any thread).
+
+        Raises ValueError if it is streamed and the client has ranks, NodeBusyError as `check_room`.
+        """
+        if request.is_streamed and self._ranks is not None:
+            raise ValueError(f"room {request.room}: is_streamed: ranks get whole requests; leave it out, or num_ranks")
         self.check_room()
         request.record.added_s = self._attachment.clock() / NS
         self._incoming.append(request)
         self._library.wake()
 
     def check_room(self) -> None:
-        """Whether one more request may be handed over.
+        """Check that one more request may be handed over.
 
         Raises:
             NodeBusyError: every slot of the node is in use, and as many requests as may wait for one do.
@@ -105,30 +117,51 @@ class TransferQueue:
             check_room(num_waiting, self._attachment.clock() / NS - self._incoming[0].record.added_s)
 
     def pop_transferred(self) -> tuple[list[EmbeddingRequest], list[EmbeddingRequest]]:
-        """(finished, failed) since the last call. Finished ones have their `result`, failed ones their `failure`.
+        """(finished, failed): the requests that have ended since the last call; never blocks.
 
-        With ranks, the others' `pop_transferred` return the same, batch for batch.
+        Finished ones have their `result`, failed ones their `failure`. With ranks, the `pop_transferred` of each other
+        rank returns the same, batch for batch.
+
+        Raises:
+            RuntimeError: after `Client.close`, or in a forked child.
         """
         self._attachment.check_attached()
+        self._library.view.look()
+        self._library.view.has_ended_some = False
         finished, failed = list(_taken(self._finished)), list(_taken(self._failed))
+        for request in finished:
+            self._lending.hand_over(request)
+            self._streamed.forget(request)
         if self._ranks is not None and (finished or failed):
             self._ranks.publish(finished, failed)
         return finished, failed
 
+    def pop_available(self) -> list[EmbeddingRequest]:
+        """The streamed requests of which more rows are `available` than at the last call; raises as `pop_transferred`.
+        """
+        self._attachment.check_attached()
+        return self._streamed.pop()
+
     def _abandon(self) -> None:
-        """The client leaves: nobody can pop what is still here."""
+        """Release all requests that are still here, because the client leaves and nobody can pop them."""
         waiting = self._ranks.abandon() if self._ranks is not None else []
         for request in (*self._incoming, *self._active, *self._finished, *self._failed, *waiting):
             request.release()
         for held in (self._incoming, self._active, self._wanting, self._wanted, self._finished, self._failed):
             held.clear()
+        self._shared.clear()
         self.memory.end()
+        self._lending.end()
 
-    # ---- the library thread
+    # ---- the library thread, or whoever has its turn
 
     def _turn(self) -> bool:
-        """Open what came, then grant what is possible, in order of arrival. True if somebody waits for a block."""
+        """Open the requests that came, then grant what is possible, in order of arrival.
+
+        True if some wait for a block.
+        """
         self.memory.collect()
+        self._lending.collect()
         waits = False
         while self._incoming:
             request = self._incoming[0]
@@ -142,10 +175,10 @@ class TransferQueue:
                 self._end_failed(request, lost=True)
         if self._ranks is not None:
             waits |= self._ranks.turn(self._pass_on)
-        return self._grant_all() or waits
+        return self._lending.make_room(self._grant_all(), self._finished, self._grant_all) or waits
 
     def _look_behind(self) -> None:
-        """There is no slot for the first: those behind may be over all the same."""
+        """Look at the requests behind the first, which has no slot: some of them may be over all the same."""
         self._library.lack_slots(len(self._incoming) - len(self._refused))
         now_ns = self._attachment.clock()
         if now_ns < self._look_ns:
@@ -167,17 +200,17 @@ class TransferQueue:
         return self._attachment.request_timeout_s if request.timeout_s is None else request.timeout_s
 
     def _want(self, request: EmbeddingRequest) -> None:
-        """Enter a request among those that could use a block, at the place of its arrival; once."""
+        """Enter a request, once, among those that could use a block, at the place of its arrival."""
         if request not in self._wanted:
             self._wanted.add(request)
             insort(self._wanting, request, key=_arrival)
 
     def _grant_all(self) -> bool:
-        """Blocks to those who can use one now, first come, first served. True if somebody waits for a block."""
+        """Give blocks to requests that can use one now, first come, first served. True if some wait for a block."""
         waits = False
         keep: list[EmbeddingRequest] = []
         cells = self._attachment.control.blocks.cells
-        may_exceed = {next(iter(self._active), None), self._lowest_room()}
+        may_exceed = {next(iter(self._active), None), self._shared.lowest(self._active)}
         for request in self._wanting:
             free, record = cells.num_free(2), request.record
             if request not in self._active:
@@ -196,20 +229,10 @@ class TransferQueue:
         self._wanting = keep
         return waits
 
-    def _lowest_room(self) -> EmbeddingRequest | None:
-        """Of the requests with other destinations the one that all of these agree on to be first, whatever came first
-        where.
-
-        A request that has landed here keeps its host memory until it has landed everywhere: if each node let only its
-        own oldest exceed the limit, two nodes could wait for each other (D8).
-        """
-        shared = (request for request in self._active if request.required_dst_info_num > 1)
-        return min(shared, key=_room, default=None)
-
     def _open(self, request: EmbeddingRequest) -> bool:
-        """False when no slot is free: the request stays where it is, as long as its time lasts."""
+        """Give a request its slot. False if no slot is free: the request stays in the queue until its deadline."""
         timeout_s = self._timeout_s(request)
-        if not is_time(timeout_s):  # it would stop those behind it, too
+        if not is_time(timeout_s):  # such a request would stop those behind it, too
             return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {said(timeout_s)} is no number of seconds")
         record = request.record
         left_s = record.added_s + float(timeout_s) - self._attachment.clock() / NS
@@ -228,7 +251,7 @@ class TransferQueue:
                 may_wait=False,
             )
         except RuntimeError:
-            # without a slot there is no way to tell its encoder, which waits for its own deadline
+            # without a slot its encoder cannot be told, and waits for its own deadline
             if request.abort_reason:
                 return self._refuse(request, FailureCode.ABORTED, request.abort_reason)
             if self._attachment.control.state == NodeState.READY and not self._attachment.node_gone:
@@ -239,16 +262,21 @@ class TransferQueue:
         request.receiver = receiver
         record.failed_receiver = None
         record.memory = self.memory
+        record.wake = partial(self._library.wake, receiver)
         self._num_arrived += 1
         record.arrival = self._num_arrived
         self._active[request] = None
+        self._shared.enter(request)
         receiver.on_change = partial(self._serve, request)
-        if request.abort_reason:  # opened all the same: so its encoder hears why
+        receiver.on_success = partial(self._end_at_once, request)
+        if request.abort_reason:  # it is opened all the same, so that its encoder hears why
             receiver.abort(request.abort_reason)
+        elif receiver.is_untold:
+            self._want(request)  # nobody else looks at it: it may be granted at once
         return True
 
     def _refuse(self, request: EmbeddingRequest, code: FailureCode, reason: str) -> bool:
-        """It ends before it had a slot."""
+        """End a request as Failed before it had a slot."""
         request.failure = failure(code, reason, request.room)
         request.record.why_not_retryable = f"it never had a slot: {reason}"
         request.release()
@@ -256,13 +284,16 @@ class TransferQueue:
         return True
 
     def _serve(self, request: EmbeddingRequest) -> None:
-        """Its words changed: learn the length, copy out what landed, notice the end."""
+        """Look at a request whose words have changed: learn the length, copy out what landed, notice the end."""
         receiver = request.receiver
         if receiver is None or request not in self._active:
             return
         now = receiver.progress()
         if now.phase == Phase.Failed:
             self._end_failed(request)
+            return
+        if now.phase == Phase.Success and self._end_at_once(request):
+            self._attachment.user_bell.ring()
             return
         self._learn(request, receiver)
         granted, record = receiver.granted_tokens, request.record
@@ -274,17 +305,19 @@ class TransferQueue:
             and granted < (request.total_embedding_length or self.default.tokens())
         ):
             self._want(request)
-        if now.sent > request.transferred_tokens:
+        has_ended = now.phase == Phase.Success
+        if now.sent > record.drained_tokens and (has_ended or not self._lending.keep(request, receiver, now.sent)):
             self._draining.drain(request, receiver, now.sent)
+        self._streamed.show(request, receiver)
         if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:
             self._end_finished(request)
 
     def _learn(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
         total = receiver.total_embedding_length
-        if not total or request.total_embedding_length:
+        if total in (0, request.total_embedding_length):
             return
         request.total_embedding_length = total
-        request.record.has_share = False  # which was one of the default
+        request.record.has_share = False  # the share it has had was one of the default
         self.default.observe(total)
         need = self.memory.bytes_for(total)
         if need > self.memory.limit_bytes:
@@ -296,18 +329,23 @@ class TransferQueue:
     # ---- granting
 
     def _grant(self, request: EmbeddingRequest, may_exceed: bool) -> bool:
-        """Give a request the blocks it can use. True if it could use more."""
+        """Grants, step 1, decided: give a request the blocks it can use. True if it could use more.
+        `EmbeddingReceiver.grant` records what is given (step 2).
+        """
         receiver = request.receiver
         assert receiver is not None
-        if not receiver.handshake_done or receiver.progress().phase >= Phase.Success:
+        now, control = receiver.progress(), self._attachment.control
+        words = control.slots.get_all(receiver.slot)
+        if not words[Slot.PEER] or now.phase >= Phase.Success:
             return False
-        total, granted, shows_rows = request.total_embedding_length, receiver.granted_tokens, receiver.ready_tokens > 0
-        rows = max(receiver.ready_tokens, receiver.progress().sent, receiver.first_block * self._bs)
-        most = rows // self._bs + most_ahead(self._attachment.control.blocks.num_blocks)
+        num_granted, granted, ready = words[Slot.GRANTED] >> 32, receiver.granted_tokens, words[Slot.PEER_READY]
+        total, shows_rows = request.total_embedding_length, ready > 0
+        rows = max(ready, now.sent, receiver.first_block * self._bs)
+        most = rows // self._bs + most_ahead(control.blocks.num_blocks, control.lanes.num_lent())
         target = min(total or max(self.default.tokens(), granted), most * self._bs)
         if not shows_rows:
-            missing = max(-(-target // self._bs) - receiver.granted_blocks, 0)
-            target = min(target, max((receiver.granted_blocks + self._share(missing)) * self._bs, granted))
+            missing = max(-(-target // self._bs) - num_granted, 0)
+            target = min(target, max((num_granted + share_of(control.blocks, missing)) * self._bs, granted))
         if self.memory.bytes_for(total) > self.memory.limit_bytes:
             return False
         record = request.record
@@ -315,29 +353,19 @@ class TransferQueue:
         if record.is_contacted and granted >= target:
             return False
         reserved = min(target, max(self._draining.reserve(request, target, may_exceed=may_exceed), granted))
-        held = receiver.granted_blocks - receiver.drained_blocks
-        missing = min(-(-reserved // self._bs) - receiver.granted_blocks, receiver.max_window_blocks - held)
-        blocks = receiver.allocate(max(missing, 0), may_take_reserve=record.has_rows_waiting)
-        end = receiver.granted_blocks + len(blocks)
-        tokens = min(end * self._bs, reserved) - receiver.granted_blocks * self._bs
-        if receiver.granted_blocks > receiver.first_block and len(blocks):
-            receiver.resume_transfer(blocks, receiver.progress().sent, tokens)
-        elif len(blocks) or not record.is_contacted:
-            receiver.init(blocks, tokens if len(blocks) else 0)
+        held = num_granted - words[Slot.DRAINED_BLOCKS]
+        missing = min(-(-reserved // self._bs) - num_granted, receiver.max_window_blocks - held)
+        blocks = receiver.take(max(missing, 0), may_take_reserve=record.has_rows_waiting).tolist()
+        record.note_granted(num_granted, blocks)
+        if blocks:
+            after = min((num_granted + len(blocks)) * self._bs, reserved)
+            receiver.grant(blocks, after - num_granted * self._bs)
+            granted = after
+        elif not record.is_contacted:
+            receiver.grant(blocks, 0)
         record.is_contacted = True
-        record.has_rows_waiting = receiver.ready_tokens > receiver.granted_tokens
-        return shows_rows and receiver.granted_tokens < target
-
-    def _share(self, blocks: int) -> int:
-        """How many of these blocks a request may have that has shown no row; the rest comes with its rows."""
-        pool = self._attachment.control.blocks
-        enough = free_for_all_of(blocks, pool.num_blocks)
-        free = pool.cells.num_free(enough)
-        return (
-            blocks
-            if free >= enough and enough < pool.num_blocks
-            else min(blocks, share_without_rows(free, pool.num_blocks))
-        )
+        record.has_rows_waiting = receiver.ready_tokens > granted
+        return shows_rows and granted < target
 
     # ---- the end
 
@@ -345,16 +373,31 @@ class TransferQueue:
         receiver, rows = request.receiver, request.record.rows
         assert receiver is not None
         assert rows is not None
-        total = request.total_embedding_length
-        if rows.capacity_tokens < total:
-            rows = self._draining.rows_for(request)
+        if rows.capacity_tokens < request.total_embedding_length:
+            self._draining.rows_for(request)
         request.num_rounds += receiver.num_rounds
         self._leave(request)
         self._end(request)
 
+    def _end_at_once(self, request: EmbeddingRequest) -> bool:
+        """End a request that has succeeded, if its rows may stay in their blocks (by whoever has the turn)."""
+        receiver = request.receiver
+        if receiver is None or request not in self._active:
+            return True
+        self._learn(request, receiver)
+        if not self._lending.lend(request, receiver):
+            return False
+        self._streamed.show(request, receiver)
+        request.num_rounds += receiver.num_rounds
+        self._active.pop(request, None)
+        receiver.on_change = receiver.on_success = None
+        self._finished.append(request)
+        return True
+
     def _end_failed(self, request: EmbeddingRequest, *, lost: bool = False) -> None:
         receiver = request.receiver
         assert receiver is not None
+        receiver.on_change = receiver.on_success = None
         request.num_rounds += receiver.num_rounds
         request.failure = receiver.failure_exception()
         request.record.why_not_retryable = receiver.why_not_retryable
@@ -363,36 +406,37 @@ class TransferQueue:
                 self._draining.keep(request, receiver)
             except MemoryError as error:
                 request.record.why_not_retryable = f"no memory to keep its rows in: {error}"
-        if not lost:
-            self._leave(request)
-        else:
+        is_looked_at = request.record.available_tokens > 0  # its owner releases it (R82)
+        if lost or (is_looked_at and request.record.lent is not None):
             self._active.pop(request, None)
-        if not request.is_retryable:
+        else:
+            self._leave(request)
+        if not request.is_retryable and not is_looked_at:
             request.release()
         self._end(request)
 
     def _end(self, request: EmbeddingRequest) -> None:
-        """It has its outcome: hand it over, with ranks as soon as all of them can have it."""
+        """Hand over a request that has its outcome; with ranks, as soon as all of them can have it."""
         if self._ranks is None:
             self._pass_on(request)
         else:
-            self._ranks.enter(request)  # which `_turn` asks, next
+            self._ranks.enter(request)  # `_turn` asks the ranks next
 
     def _pass_on(self, request: EmbeddingRequest) -> None:
-        """To `pop_transferred`."""
+        """Put a request where `pop_transferred` takes it."""
         if request.failure is not None:
             self._failed.append(request)
         else:
             assert request.record.rows is not None
-            request.result = EmbeddingResult.of(request.record.rows, request.total_embedding_length)
+            request.result = EmbeddingResult(request.record.rows, request.total_embedding_length)
             self._finished.append(request)
         self._attachment.user_bell.ring()
 
     def _leave(self, request: EmbeddingRequest) -> None:
-        """Its blocks and its slot go back; what was received stays in its host memory."""
+        """Give a request's blocks and its slot back. Its rows stay in its host memory."""
         assert request.receiver is not None
         self._active.pop(request, None)
-        request.receiver.on_change = None
+        request.receiver.on_change = request.receiver.on_success = None
         request.receiver.clear()
 
 
@@ -404,6 +448,3 @@ def _taken(queue: deque[EmbeddingRequest]) -> Iterator[EmbeddingRequest]:
 def _arrival(request: EmbeddingRequest) -> int:
     return request.record.arrival
 
-
-def _room(request: EmbeddingRequest) -> int:
-    return request.room

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from click.testing import CliRunner
@@ -41,6 +41,15 @@ LIMITS = [
 def test_all_of_a_node_but_its_payload_fits_into_eight_mebibytes_at_the_default_limits(role: Role) -> None:
     """P12: a container has 64 MB of /dev/shm, and the rows are to have most of it."""
     assert ControlLayout.of(role, DEFAULT_POOL, Limits()).size <= 8 * MIB
+
+
+@pytest.mark.parametrize(("num_blocks", "window"), [(64, 128), (256, 128), (436, 218), (512, 256), (16_384, 256)])
+def test_a_request_may_hold_half_of_a_large_pool_unless_that_is_set(num_blocks: int, window: int) -> None:
+    """P12, R35: what fits into the window is not copied on arrival; tables for more than that nobody needs."""
+    pool = replace(DEFAULT_POOL, num_blocks=num_blocks)
+    layout = ControlLayout.of(Role.LANGUAGE, pool, Limits())
+    assert (layout.limits.window_blocks, layout.own_window) == (window, min(window, num_blocks))
+    assert ControlLayout.of(Role.LANGUAGE, pool, Limits(window_blocks=7)).limits.window_blocks == 7
 
 
 def test_every_destination_of_a_request_has_a_share_of_its_window() -> None:

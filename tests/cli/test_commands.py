@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.cli import COMMANDS, main
-from embridge.pipeline.cli.checks import CHECKS, huge_pages, mooncake, run_checks
+from embridge.pipeline.cli.checks import CHECKS, engines, huge_pages, run_checks
 from embridge.pipeline.cli.errors import expected_errors
 from embridge.pipeline.cli.options import node_config
 from embridge.pipeline.cli.status import render
@@ -124,7 +124,9 @@ def test_a_bad_environment_value_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_doctor_reports_every_check_as_a_table_and_as_json() -> None:
     code, out, _ = invoke("doctor", "--json")
     checks = json.loads(out)
-    assert len(checks) == len(CHECKS)
+    names = [check["name"] for check in checks]
+    assert len(set(names)) == len(names) >= len(CHECKS)
+    assert "Mooncake" in names
     assert {check["state"] for check in checks} <= {"ok", "note", "warn", "fail"}
     assert code == int(any(check["state"] == "fail" for check in checks))
     assert all(check["advice"] for check in checks if check["state"] in ("warn", "fail"))
@@ -157,18 +159,18 @@ def test_a_check_that_breaks_is_a_failure_and_not_the_end(monkeypatch: pytest.Mo
 def test_a_mooncake_that_does_not_load_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "Traceback\nImportError: libibverbs.so.1: cannot open shared object file: No such file or directory\n"
     failed = subprocess.CompletedProcess([], 1, "", said)
-    monkeypatch.setattr("embridge.pipeline.cli.checks.importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("embridge.pipeline.cli.checks.subprocess.run", lambda *args, **kwargs: failed)
-    check = mooncake()
-    assert check.state == "warn"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: failed)
+    (check,) = engines()
+    assert (check.name, check.state) == ("Mooncake", "warn")
     assert "libibverbs.so.1" in check.seen
     assert "libibverbs1" in check.advice
 
 
 def test_a_mooncake_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embridge.pipeline.cli.checks.importlib.util.find_spec", lambda name: None)
-    check = mooncake()
-    assert (check.state, check.seen) == ("warn", "not installed")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (check,) = engines()
+    assert (check.name, check.state, check.seen) == ("Mooncake", "warn", "not installed")
     assert "embridge[mooncake" in check.advice
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import started
 
 from embridge.demo import hosts
 from embridge.workers.transfer.engines import mooncake
@@ -20,7 +18,7 @@ from embridge.workers.transfer.engines import mooncake
 pytestmark = pytest.mark.process
 
 NO_TWO_HOSTS = mooncake.why_unavailable() or hosts.why_impossible()
-COMMAND = (sys.executable, "-m", "embridge", "demo", "--plain", "--hidden", "64")
+DEMO = ("demo", "--plain", "--hidden", "64")
 
 
 @pytest.fixture
@@ -37,15 +35,14 @@ def unless(why: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(why), reason=why or "it is possible")
 
 
-def test_an_image_that_cannot_be_read_is_named_and_the_others_arrive(images: Path) -> None:
+def test_an_image_that_cannot_be_read_is_named_and_the_others_arrive(images: Path, tmp_path: Path) -> None:
     """P21: its header is whole, its rows are not; the run goes on, and ends with what was wrong."""
     broken = images / "broken.png"
     broken.write_bytes((images / "0.png").read_bytes()[:5000])
-    run = subprocess.run(
-        [*COMMAND, "--images", str(images), "--requests", "4"], timeout=200, capture_output=True, text=True
-    )
-    assert run.returncode == 1, run.stderr
-    said = " ".join((run.stdout + run.stderr).split())
+    with started([*DEMO, "--images", str(images), "--requests", "4"], tmp_path) as run:
+        status, printed = run.end(100)
+    assert status == 1, run.errors()
+    said = " ".join((printed + run.errors()).split())
     assert "image broken.png cannot be read: " in said, said
     assert "encoder process" not in said
     assert said.count("cannot be read") <= 2
@@ -61,21 +58,15 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_arrive(images: Pat
     ],
 )
 def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(
-    images: Path, options: tuple[str, ...]
+    images: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    run = subprocess.run(
-        [
-            *(*COMMAND, "--images", str(images), "--requests", "5", *options),
-            *("--block-size", "32", "--pool-blocks", "6", "--encode-pool-blocks", "3", "--default-tokens", "64"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert len(re.findall("bytes ok", run.stdout)) == 5
-    assert "5 of 5 requests arrived with every byte right" in run.stdout
-    assert "WaitingForInput → Transferring → Success" in run.stdout
+    pools = ("--block-size", "32", "--pool-blocks", "6", "--encode-pool-blocks", "3", "--default-tokens", "64")
+    with started([*DEMO, "--images", str(images), "--requests", "5", *options, *pools], tmp_path) as run:
+        status, printed = run.end(100)
+    assert status == 0, printed + run.errors()
+    assert len(re.findall("bytes ok", printed)) == 5
+    assert "5 of 5 requests arrived with every byte right" in printed
+    assert "WaitingForInput → Transferring → Success" in printed
 
 
 @pytest.mark.parametrize(
@@ -86,35 +77,21 @@ def test_every_byte_of_every_photograph_arrives_through_pools_smaller_than_it(
     ],
 )
 def test_an_interrupt_stops_everything_and_leaves_nothing(
-    images: Path, own_dir: Path, number: signal.Signals, says: list[str]
+    images: Path, own_dir: Path, tmp_path: Path, number: signal.Signals, says: list[str]
 ) -> None:
     """P9: no process, no folder of sockets or keys."""
-    process = subprocess.Popen(
-        [*COMMAND, "--images", str(images), "--requests", "500"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "TMPDIR": str(own_dir)},
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background job inherits it ignored
-    )
-    watchdog = threading.Timer(100, process.kill)
-    watchdog.start()
-    try:
-        assert process.stdout is not None
+    words, environment = [*DEMO, "--images", str(images), "--requests", "500"], {"TMPDIR": str(own_dir)}
+    with started(words, tmp_path, environment=environment) as run:
         pids = []
-        for text in process.stdout:
+        for text in run.output:
             pids += re.findall(r"node .* pid (\d+)", text)
             if "bytes ok" in text:
                 break
         assert list(own_dir.iterdir())
-        os.killpg(process.pid, number)  # as a terminal does: to the encoder, too
-        _, errors = process.communicate()
-    finally:
-        watchdog.cancel()
-        process.kill()
-    assert process.returncode == 128 + number
-    assert errors.splitlines() == says
+        os.killpg(run.pid, number)  # as a terminal does: to the encoder, too
+        status, _ = run.end(100)
+    assert status == 128 + number
+    assert run.errors().splitlines() == says
     assert list(own_dir.iterdir()) == []
     assert len(pids) == 2
     assert not [pid for pid in pids if Path("/proc", pid).exists()]

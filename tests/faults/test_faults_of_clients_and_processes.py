@@ -28,6 +28,7 @@ from support.waiting import wait_until
 from embridge import attach, follow
 from embridge.allocator.errors import EmbridgeError, LaunchError
 from embridge.allocator.records import Process
+from embridge.pipeline.client.client import library_of
 from embridge.workers.process_spec import READY
 
 pytestmark = pytest.mark.process
@@ -84,6 +85,8 @@ def exchange(pair: Pair, room: int, num_ranks: int = 1) -> str:
         EmbridgeError: a client could not join, or could not open the request.
     """
     with attach(pair.encode.run_dir) as sending, attach(pair.language.run_dir, num_ranks=num_ranks) as receiving:
+        for client in (sending, receiving):
+            library_of(client).requests.untold.late_ns = 0  # the processes of both nodes are to have it
         queues = Queues(receiving)
         followers = [follow(pair.language.run_dir, rank=rank, timeout_s=5.0) for rank in range(1, num_ranks)]
         try:

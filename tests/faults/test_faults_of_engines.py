@@ -7,7 +7,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from support import faults
 from support.faults import Point
@@ -19,7 +18,7 @@ from embridge.workers.transfer.engines.base import Outcome
 from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
 
 THREAD = Point("threading.Thread.start", 1)
-MOVES = np.array([[0, 0, 8]], np.int64)
+MOVES = [(0, 0, 8)]
 SESSION = LiveSession(1, 4000, 1 << 20)
 PEER: Any = SimpleNamespace(poller_addr="tcp://127.0.0.1:1")
 

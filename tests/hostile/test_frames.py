@@ -7,6 +7,8 @@ The hostile node is the worst there can be: it is listed, and registered, and it
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
@@ -21,7 +23,7 @@ GOOD, HOSTILE = "the good node's key", "the hostile node's key"
 ELSEWHERE = "tcp://10.0.0.21:1"
 BATCH = 500
 
-# Four roles: together 10^5 frames in the tests, and 10^6 in the storm.
+# Four roles, one of them also where nodes verify: together over 10^5 frames in the tests, and 10^6 in the storm.
 QUICK, STORM = 25_000, 250_000
 
 
@@ -54,8 +56,8 @@ def no_error(node: Alone) -> bool:
     return all(row["errors"] == 0 for row in node.control.metrics.all().values())
 
 
-def attack_encode(role: str, count: int) -> None:
-    node = EncodeAlone(identities={10: GOOD, 11: HOSTILE})
+def attack_encode(role: str, count: int, *, verify: bool = False) -> None:
+    node = EncodeAlone(identities={10: GOOD, 11: HOSTILE}, verify=verify)
     node.register(node_id=11)
     maker = FrameMaker(
         random.Random(16), node.control.incarnation, [(11, 1), (11, 1), (10, 1), (12, 1), (2**63 - 2, 5)]
@@ -69,8 +71,12 @@ def attack_encode(role: str, count: int) -> None:
         more, less = attack(node, role, maker, BATCH)
         passed, refused = passed + more, refused + less
         node.write(sender, 4, 8)
+        key = msg.RequestKey(slot, room, 1000 + room)
+        if verify:
+            assert sender.poll() < Phase.Success
+            node.hears("poller", msg.Checked(node.envelope(node_id=10), [msg.CheckedRows(key, 8)]))
         assert sender.poll() == Phase.Success, (room, sender.failure_exception())
-        node.hears("poller", msg.Close(node.envelope(node_id=10), msg.RequestKey(slot, room, 1000 + room)))
+        node.hears("poller", msg.Close(node.envelope(node_id=10), key))
         sender.clear()
         node.settle()
         assert no_error(node)
@@ -113,9 +119,10 @@ def attack_language(role: str, count: int) -> None:
     assert node.metric(role, "messages_forged") > 50
 
 
-ATTACKS = {
+ATTACKS: dict[str, tuple[Callable[[str, int], None], str]] = {
     "the encode node's bootstrap": (attack_encode, "bootstrap"),
     "the encode node's poller": (attack_encode, "poller"),
+    "the encode node's poller, where nodes verify": (partial(attack_encode, verify=True), "poller"),
     "the language node's bootstrap": (attack_language, "bootstrap"),
     "the language node's poller": (attack_language, "poller"),
 }
@@ -140,5 +147,5 @@ def test_a_frame_of_the_schema_is_what_it_was() -> None:
     """The maker's messages are well formed, and it makes every kind: else nothing above would be tried."""
     maker = FrameMaker(random.Random(1), 1, [(1, 1)])
     kinds = {type(msg.decode(maker.lie(), "the test")).__name__ for _ in range(500)}
-    assert len(kinds) == 12
+    assert kinds == {kind.__name__ for kind in msg.Message.__args__}
     assert ENCODE_ADDRESS != ELSEWHERE

@@ -81,11 +81,26 @@ def test_a_heartbeat_in_the_name_of_another_keeps_nobody_alive(encode: EncodeAlo
     """P4: 10 is silent, whatever 11 says."""
     timeout_s = encode.world.timing.peer_timeout_s
     for _ in range(8):
-        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=10), []), identity=THEIRS)
-        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=11), []))
+        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=10), [], 0, 0, 0), identity=THEIRS)
+        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=11), [], 0, 0, 0))
         encode.advance(timeout_s / 5)
     peers = encode.control.peers
     assert [peers.key(peer) for peer in peers.alive()] == [THEIRS]
+
+
+def test_what_another_says_that_a_destination_has_checked_is_not_believed() -> None:
+    """R27, P17: in its name, or in the speaker's own."""
+    node = EncodeAlone(identities={10: OWN, 11: THEIRS}, verify=True)
+    node.register(node_id=11)
+    sender = node.sender(1, 8)
+    node.init(1, [3, 4])
+    rows = [msg.CheckedRows(msg.RequestKey(1, 1, 1), 8)]
+    node.hears("poller", msg.Checked(node.envelope(), rows), identity=THEIRS)
+    node.checked(1, 8, node_id=11)
+    assert (forged(node), node.get(sender, Destination.VERIFIED)) == (1, 0)
+    assert sender.poll() == Phase.WaitingForInput
+    node.checked(1, 8)
+    assert sender.poll() == Phase.Success
 
 
 @pytest.mark.parametrize("incarnation", [1, 2])
@@ -121,7 +136,7 @@ def test_what_an_encode_node_says_in_the_name_of_another_has_no_effect(language:
     key = state.key
     for message in (
         msg.Status(language.envelope(node_id=20), state),
-        msg.Heartbeat(language.envelope(node_id=20), [state]),
+        msg.Heartbeat(language.envelope(node_id=20), [state], 0, 0, 0),
         msg.Announce(language.envelope(node_id=20), key, 99),
         msg.AbortAck(language.envelope(node_id=20), key, 0),
     ):

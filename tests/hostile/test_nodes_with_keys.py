@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import zmq
+from support.carrying import carried, joined
 from support.encoding import give, open_sender
 from support.frames import FrameMaker
 from support.nodes import Station, run_dirs, station
@@ -54,11 +55,8 @@ def pair() -> Iterator[tuple[Station, Station]]:
 
 def transfer(encode: Station, language: Station, room: int) -> str:
     """One request from end to end: what differs from what was sent, or why it failed."""
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as receiving:
-        queues = Queues(receiving)
-        queues.add(encode.addr, room)
-        assert give(open_sender(sending, room, 2000))
-        received = queues.take(room, 30)
+    with joined(encode, language) as (sending, queues):
+        received = carried(queues, encode.addr, sending, room, 2000, 30)
         return received.reason or received.difference
 
 
@@ -99,11 +97,9 @@ def test_a_listed_node_that_speaks_for_another_is_dropped(pair: tuple[Station, S
     target = encode.control.incarnation
     room, before = next(rooms), metric(encode, "messages_forged")
     with (
-        attach(encode.run_dir) as sending,
-        attach(language.run_dir) as receiving,
+        joined(encode, language) as (sending, queues),
         dealer(encode.addr, LISTED, ENCODE.public) as sock,
     ):
-        queues = Queues(receiving)
         queues.add(encode.addr, room)
         sender = open_sender(sending, room, 2000)
         maker = FrameMaker(random.Random(1), target, [(peer.node_id, peer.incarnation)])

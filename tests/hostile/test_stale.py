@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.rows import rows_of
+from support.rows import arrived, rows_of
 from support.simulation import ROWS_A_ROOM, Flight, Network, SimulatedNode, World
 
 from embridge.allocator.geometry import Geometry, Role
@@ -107,7 +107,7 @@ class Pair:
         for it in finished + failed:
             if it in finished:
                 assert it.result is not None
-                assert torch.equal(it.result.fill_ids, ids)
+                assert torch.equal(arrived(it.result).fill_ids, ids)
             it.release()
         sender.clear()
         self.world.run(self.world.is_clean, limit_s=200.0)

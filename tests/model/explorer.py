@@ -8,6 +8,7 @@ trace that breaks them.
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
@@ -36,36 +37,46 @@ class Finding:
 
 
 class _Search(Generic[State]):
-    """The states seen so far, how each was reached first, and who leads to whom."""
+    """The states seen so far, in the order in which they were found; how each was reached first, and who leads to whom.
+
+    States go by their numbers here: to hash one, a tuple of tuples, is most of what it costs to meet it.
+    """
 
     def __init__(self, initial: State) -> None:
-        self.reached_by: dict[State, tuple[State, str] | None] = {initial: None}
-        self.predecessors: dict[State, list[State]] = {}
-        self.queue = deque([initial])
+        self.states = [initial]
+        self._numbers = {initial: 0}
+        self._reached_by: list[tuple[int, str] | None] = [None]
+        self._predecessors: list[list[int]] = [[]]
 
-    def add(self, state: State, label: str, following: State) -> None:
-        self.predecessors.setdefault(following, []).append(state)
-        if following not in self.reached_by:
-            self.reached_by[following] = (state, label)
-            self.queue.append(following)
+    def add(self, number: int, label: str, following: State) -> None:
+        found = self._numbers.setdefault(following, len(self.states))
+        if found < len(self.states):
+            self._predecessors[found].append(number)
+        else:
+            self.states.append(following)
+            self._reached_by.append((number, label))
+            self._predecessors.append([number])
 
-    def finding(self, fault: str, state: State) -> Finding:
+    def finding(self, fault: str, number: int) -> Finding:
         labels: list[str] = []
-        step = self.reached_by[state]
+        step = self._reached_by[number]
         while step is not None:
             labels.append(step[1])
-            step = self.reached_by[step[0]]
-        return Finding(num_states=len(self.reached_by), fault=fault, trace=labels[::-1])
+            step = self._reached_by[step[0]]
+        return Finding(num_states=len(self.states), fault=fault, trace=labels[::-1])
 
-    def able_to_reach(self, goal: Callable[[State], bool]) -> set[State]:
-        able = {state for state in self.reached_by if goal(state)}
-        queue = deque(able)
+    def unable_to_reach(self, goal: Callable[[State], bool]) -> int | None:
+        """The number of the first state from which no goal can be reached."""
+        queue = deque(number for number, state in enumerate(self.states) if goal(state))
+        able = [False] * len(self.states)
+        for number in queue:
+            able[number] = True
         while queue:
-            for state in self.predecessors.get(queue.popleft(), ()):
-                if state not in able:
-                    able.add(state)
-                    queue.append(state)
-        return able
+            for before in self._predecessors[queue.popleft()]:
+                if not able[before]:
+                    able[before] = True
+                    queue.append(before)
+        return able.index(False) if False in able else None
 
 
 def explore(
@@ -81,19 +92,33 @@ def explore(
     Raises:
         RuntimeError: there are more than `max_states` states, so nothing is proved; make the model smaller.
     """
-    search = _Search(initial)
-    while search.queue:
-        state = search.queue.popleft()
+    collects = gc.isenabled()
+    gc.disable()  # states are no cycles, and there are many of them to look through
+    try:
+        return _explored(_Search(initial), steps, violated, goal, max_states)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _explored(
+    search: _Search[State],
+    steps: Callable[[State], Iterable[tuple[str, State]]],
+    violated: Callable[[State], str | None],
+    goal: Callable[[State], bool] | None,
+    max_states: int,
+) -> Finding:
+    states = search.states
+    for number, state in enumerate(states):  # which grows meanwhile
         fault = violated(state)
         if fault is not None:
-            return search.finding(fault, state)
+            return search.finding(fault, number)
         for label, following in steps(state):
-            search.add(state, label, following)
-        if len(search.reached_by) > max_states:
+            search.add(number, label, following)
+        if len(states) > max_states:
             raise RuntimeError(f"more than {max_states} states; make the model smaller")
     if goal is not None:
-        able = search.able_to_reach(goal)
-        for state in search.reached_by:  # in the order in which they were found, so the first has the shortest trace
-            if state not in able:
-                return search.finding(f"stuck in {state}", state)
-    return Finding(num_states=len(search.reached_by), fault=None)
+        stuck = search.unable_to_reach(goal)  # the first that was found, which has the shortest trace
+        if stuck is not None:
+            return search.finding(f"stuck in {states[stuck]}", stuck)
+    return Finding(num_states=len(states), fault=None)

@@ -2,10 +2,11 @@
 between two words.
 
 Modelled: grants of a window of one block, a kick from bootstrap to worker that dies with the bootstrap, the slow scan,
-reports when something changes, heartbeats that list what is open and what has ended until it is closed, aborts sent
-until they are acknowledged, `close`, which ends the request at the sender, and the release of both slots. Each message
-is delivered once; it may be doubled or lost while the budget lasts. Nobody has a deadline but the one abort, so what is
-not repaired stays.
+reports when something changes, heartbeats with a digest of what was told of what is open, and with what has ended until
+it is closed; the question for all that was told where digests differ, and its answer; pollers that are killed, and with
+them what they have told or heard; aborts sent until they are acknowledged, `close`, which ends the request at the
+sender, and the release of both slots. Each message is delivered once; it may be doubled or lost while the budget lasts.
+Nobody has a deadline but the one abort, so what is not repaired stays.
 
 Not modelled: blocks and late writes (`transfer_model`), who a message is about (`identity_model`).
 """
@@ -20,16 +21,17 @@ from explorer import Finding, explore
 from phases import FAILED, OPEN, SUCCESS, fell
 
 MOST_REPORTS = 1  # a heartbeat waits while so many are in flight; one more report, of news, can still overtake it
+NOTHING = (-1, -1, -1)  # was told or heard
 
 
 class Language(NamedTuple):
-    """`heard`: the encode node has reported this request; `known`: how many blocks it has said it knows."""
+    """`heard`: the encode node has reported this request; `told`: what it has told of it last, while it is open."""
 
     phase: int = OPEN
     sent: int = 0
     granted: int = 0
     heard: bool = False
-    known: int = 0
+    told: tuple[int, int, int] = NOTHING
     acknowledged: bool = False
     released: bool = False
     kick: bool = False  # the client has asked the bootstrap to send the window
@@ -41,7 +43,7 @@ class Encode(NamedTuple):
     tombstone: bool = False
     granted: int = 0
     sent: int = 0
-    told: tuple[int, int, int] = (-1, -1, -1)
+    told: tuple[int, int, int] = NOTHING
     kick: bool = False
     ack_due: bool = False
     closed: bool = False
@@ -55,18 +57,20 @@ class World(NamedTuple):
     losses: int = 0
     doubles: int = 0
     kills: int = 0
+    poller_kills: int = 0
     deadlines: int = 0
     fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How many rows (one a block), and how often each bad thing may happen."""
+    """How many rows (one a block), and how often each bad thing may happen; `kills` are those of bootstraps."""
 
     total: int = 2
     losses: int = 0
     doubles: int = 0
     kills: int = 0
+    poller_kills: int = 0
     deadlines: int = 0
 
 
@@ -82,6 +86,8 @@ class Rules:
     r24_the_one_behind_gets_the_blocks_again: bool = True
     r24_an_unheard_grant_is_sent_again: bool = True
     r25_slow_scan: bool = True
+    r77_digests_are_compared: bool = True
+    r77_all_is_told_where_they_differ: bool = True
     d12_terminal_phases_absorb: bool = True
 
 
@@ -96,7 +102,9 @@ class Model:
 
     def initial(self) -> World:
         s = self.setting
-        return World(losses=s.losses, doubles=s.doubles, kills=s.kills, deadlines=s.deadlines)
+        return World(
+            losses=s.losses, doubles=s.doubles, kills=s.kills, poller_kills=s.poller_kills, deadlines=s.deadlines
+        )
 
     def send(self, world: World, *message: Any) -> World:
         """Put a message on its way; the same one twice is no more than once, unless the network doubles it."""
@@ -127,7 +135,8 @@ class Model:
             name = " ".join(map(str, message))
             if world.losses:
                 yield f"network: loses {name}", rest._replace(losses=world.losses - 1)
-            takes = self.encode_takes if message[0] in ("grant", "abort", "close") else self.language_takes
+            is_for_encode = message[0] in ("grant", "abort", "close", "resync")
+            takes = self.encode_takes if is_for_encode else self.language_takes
             yield from takes(rest, message, f"takes {name}")
             if world.doubles:
                 yield from takes(
@@ -159,11 +168,19 @@ class Model:
                 yield "L: the abort again", again
         elif me.phase == SUCCESS or me.acknowledged:
             yield "L: releases its slot", world._replace(language=me._replace(released=True))
+        if me.told != NOTHING and world.poller_kills:
+            forgot = me._replace(told=NOTHING)
+            yield "L: the poller is killed", world._replace(language=forgot, poller_kills=world.poller_kills - 1)
 
     def language_takes(self, world: World, message: tuple[Any, ...], label: str) -> Iterator[Step]:
         me, kind = world.language, message[0]
+        if kind == "beat":
+            yield f"L: {label}", self.language_compares(world, message[1])
+            return
         if me.released:
-            yield f"L: {label}", self.send(world, "close") if self.rules.r23_unknown_is_closed else world
+            told = message[1:] if kind == "report" and message[1] == OPEN else NOTHING
+            noted = world._replace(language=me._replace(told=told))
+            yield f"L: {label}", self.send(noted, "close") if self.rules.r23_unknown_is_closed else noted
             return
         if kind == "ack":
             if me.phase == FAILED:
@@ -172,7 +189,8 @@ class Model:
                 yield f"L: {label}", world
             return
         _, phase, sent, known = message
-        now = me._replace(heard=True, known=max(me.known, known))
+        me = me._replace(told=(phase, sent, known) if phase == OPEN else NOTHING)
+        now, world = me._replace(heard=True), world._replace(language=me)
         if me.phase == SUCCESS and self.rules.d12_terminal_phases_absorb:
             yield f"L: {label}", self.send(world, "close")
         elif me.phase == FAILED and self.rules.d12_terminal_phases_absorb:
@@ -183,9 +201,19 @@ class Model:
         elif phase == FAILED:
             yield f"L: {label}", self.send(world._replace(language=now._replace(phase=FAILED)), "abort")
         else:
-            taken = world._replace(language=now._replace(sent=max(me.sent, sent)))
-            behind = known < me.granted and self.rules.r24_the_one_behind_gets_the_blocks_again
-            yield f"L: {label}", self.send(taken, "grant", me.granted) if behind else taken
+            yield f"L: {label}", world._replace(language=now._replace(sent=max(me.sent, sent)))
+
+    def language_compares(self, world: World, digest: tuple[int, int, int]) -> World:
+        """A heartbeat shows what this side has missed, and what the other side has."""
+        me = world.language
+        if digest != me.told and self.rules.r77_digests_are_compared:
+            world = self.send(world, "resync")
+        if me.released and me.told != NOTHING and self.rules.r23_unknown_is_closed:
+            world = self.send(world, "close")
+        is_behind = not me.released and me.phase == OPEN and me.told != NOTHING and me.told[2] < me.granted
+        if is_behind and self.rules.r24_the_one_behind_gets_the_blocks_again:
+            world = self.send(world, "grant", me.granted)
+        return world
 
     # ---- the encode node
 
@@ -208,14 +236,22 @@ class Model:
         if not me.joined:
             return
         state = (me.phase, me.sent, me.granted)
-        if state != me.told and not me.closed:
+        if state != me.told and not (me.closed and me.told[0] != OPEN):
             yield f"E: reports {state}", self.send(now(told=state), "report", *state)
-        listed = me.phase == OPEN or self.rules.r23_ended_stays_in_the_heartbeats
-        in_flight = sum(message[0] == "report" for message in world.messages)
-        if listed and not me.closed and in_flight < MOST_REPORTS and self.rules.r24_heartbeats:
-            beat = self.send(world, "report", *state)
+        in_flight = sum(message[0] in ("report", "beat") for message in world.messages)
+        if not me.closed and in_flight < MOST_REPORTS and self.rules.r24_heartbeats and state == me.told:
+            if me.phase == OPEN:
+                beat = self.send(world, "beat", state)
+            elif self.rules.r23_ended_stays_in_the_heartbeats:
+                beat = self.send(world, "report", *state)
+            else:
+                beat = world
             if beat != world:
-                yield f"E: a heartbeat lists {state}", beat
+                yield f"E: a heartbeat with {state}", beat
+        if me.told != NOTHING and not me.closed and world.poller_kills:
+            dead = me._replace(told=NOTHING)
+            after = world._replace(encode=dead, poller_kills=world.poller_kills - 1)
+            yield "E: the poller is killed, and tells all anew", after
         if me.ack_due and me.phase != OPEN:
             yield "E: acknowledges the abort", self.send(now(ack_due=False), "ack")
         if me.phase != OPEN and (me.closed or not self.rules.r23_slot_is_kept_until_closed):
@@ -233,6 +269,12 @@ class Model:
             if world.kills:
                 dead = now._replace(encode=now.encode._replace(kick=me.kick), kills=world.kills - 1)
                 yield f"E: {label}; the bootstrap is killed before it kicks", dead
+        elif kind == "resync":
+            state = (me.phase, me.sent, me.granted)
+            if me.joined and not (me.released or me.closed) and self.rules.r77_all_is_told_where_they_differ:
+                yield f"E: {label}", self.send(world._replace(encode=me._replace(told=state)), "report", *state)
+            else:
+                yield f"E: {label}, in vain", world
         elif kind == "abort":
             if me.joined and not me.released:
                 ending = me._replace(phase=me.phase or FAILED, ack_due=True)

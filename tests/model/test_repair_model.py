@@ -9,11 +9,13 @@ SMALL = {
     "two losses": Setting(losses=2),
     "two losses and a kill": Setting(losses=2, kills=1),
     "a message comes twice": Setting(total=1, losses=1, doubles=1, kills=1),
+    "a loss, and pollers that are killed": Setting(total=1, losses=1, poller_kills=2),
     "an abort, and a loss": Setting(total=1, losses=1, deadlines=1),
 }
 
 LARGE = {
     "three rows, three losses, two kills": Setting(total=3, losses=3, kills=2),
+    "two losses, and everybody is killed": Setting(losses=2, kills=1, poller_kills=2),
     "a loss, a double and a kill": Setting(losses=1, doubles=1, kills=1),
     "an abort, a loss, a double and a kill": Setting(total=1, losses=1, doubles=1, kills=1, deadlines=1),
 }
@@ -43,6 +45,8 @@ BROKEN = [
     ("r24_the_one_behind_gets_the_blocks_again", "stuck", Setting(losses=1)),
     ("r24_an_unheard_grant_is_sent_again", "stuck", Setting(total=1, losses=1)),
     ("r25_slow_scan", "stuck", Setting(total=1, kills=1)),
+    ("r77_digests_are_compared", "stuck", Setting(losses=1)),
+    ("r77_all_is_told_where_they_differ", "stuck", Setting(losses=1)),
     ("d12_terminal_phases_absorb", "word", Setting(total=1, deadlines=1)),
 ]
 

@@ -12,7 +12,8 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from .catalogue import MUTANTS, Mutant
+from .catalogue import MUTANTS
+from .mutant import Mutant
 from .run import LIMIT_S, MutantError, Verdict, check_baseline, end_all, run_mutant
 
 

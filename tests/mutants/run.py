@@ -31,7 +31,7 @@ from typing import Final
 
 import pytest
 
-from .catalogue import Mutant
+from .mutant import Mutant
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGES: Final = ("pipeline", "workers", "allocator")

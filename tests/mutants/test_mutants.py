@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .catalogue import MUTANTS, Mutant
+from .catalogue import MUTANTS
+from .mutant import Mutant
 from .run import ROOT, MutantError, check_syntax, mutated
 
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

@@ -3,6 +3,7 @@
 #define EMBRIDGE_TESTS_NATIVE_SCENES_BROKEN_H
 
 #include "scenes_blocks.h"
+#include "scenes_direct.h"
 #include "scenes_doorbell.h"
 #include "scenes_ring.h"
 #include "scenes_status.h"
@@ -189,7 +190,100 @@ static void disarm_before_write(const struct scene *scene, struct world *world)
     }
 }
 
+// ---- a direct write, with one of its steps left out or in another's place
+
+static void say_first(struct direct_write *w)
+{
+    if (!claim_take(w->claim, w->there.epoch, w->writer) || !direct_look(w))
+        return;
+    direct_say(w);
+    direct_copy(w);
+    claim_give_back(w->claim, w->there.epoch, w->writer, false);
+}
+
+static void tell_the_destination_first(struct direct_write *w)
+{
+    const struct direct_side here = w->here;
+    if (!claim_take(w->claim, w->there.epoch, w->writer) || !direct_look(w))
+        return;
+    direct_copy(w);
+    w->here = w->there;
+    w->there = here;
+    direct_say(w);
+    claim_give_back(w->claim, THERE_EPOCH, w->writer, false);
+}
+
+static void write_without_the_claim(struct direct_write *w)
+{
+    claim_take(w->claim, w->there.epoch, w->writer);
+    direct_write_claimed(w);
+    claim_give_back(w->claim, w->there.epoch, w->writer, false);
+}
+
+static void write_before_the_claim(struct direct_write *w)
+{
+    if (direct_look(w))
+        direct_copy(w);
+    direct_write(w);
+}
+
+static void give_back_by_a_store(struct direct_write *w)
+{
+    if (!claim_take(w->claim, w->there.epoch, w->writer))
+        return;
+    direct_write_claimed(w);
+    atomic_store(w->claim, claim_word(w->there.epoch, CLAIM_OPEN, 0));
+}
+
+static void keep_what_was_revoked(struct direct_write *w)
+{
+    if (!claim_take(w->claim, w->there.epoch, w->writer))
+        return;
+    direct_write_claimed(w);
+    claim_move(w->claim, claim_word(w->there.epoch, CLAIM_WRITING, w->writer),
+               claim_word(w->there.epoch, CLAIM_OPEN, 0));
+}
+
+static void tell_although_refused(struct direct_write *w)
+{
+    if (!claim_take(w->claim, w->there.epoch, w->writer))
+        return;
+    direct_write_claimed(w);
+    bool has_risen;
+    direct_raise(w, &w->there, DIRECT_THEIR_WORD, 2, WRITTEN_NS, &has_risen);
+    claim_give_back(w->claim, w->there.epoch, w->writer, false);
+}
+
+#define WRONG_WRITE(name)                                                                                              \
+    static void rows_##name(const struct scene *scene, struct world *world)                                            \
+    {                                                                                                                  \
+        (void)scene;                                                                                                   \
+        write_rows_by(world, name);                                                                                    \
+    }
+
+WRONG_WRITE(say_first)
+WRONG_WRITE(tell_the_destination_first)
+WRONG_WRITE(write_without_the_claim)
+WRONG_WRITE(write_before_the_claim)
+WRONG_WRITE(give_back_by_a_store)
+WRONG_WRITE(keep_what_was_revoked)
+WRONG_WRITE(tell_although_refused)
+
 static const struct scene broken_scenes[] = {
+    {"broken: the word before the rows", WRITE_SCENE(rows_say_first), .broken_in = BOUNDARIES, .before = "0",
+     .after = "5", .given = "open"},
+    {"broken: the destination's word first", WRITE_SCENE(rows_tell_the_destination_first), .broken_in = BOUNDARIES,
+     .before = "0", .after = "5", .given = "open"},
+    {"broken: written without the claim", WRITE_SCENE(rows_write_without_the_claim), .broken_in = BOUNDARIES,
+     .before = "3", .after = "5", .given = "ended"},
+    {"broken: written before the claim", WRITE_SCENE(rows_write_before_the_claim), .broken_in = BOUNDARIES,
+     .before = "0", .after = "5", .given = "open"},
+    {"broken: a claim given back by a store", WRITE_SCENE(rows_give_back_by_a_store), .broken_in = RIVALS, .shows_anywhere = true,
+     .before = "0", .after = "5", .given = "open", .rivals = who_end},
+    {"broken: a claim kept that was revoked", WRITE_SCENE(rows_keep_what_was_revoked), .broken_in = RIVALS, .shows_anywhere = true,
+     .before = "0", .after = "5", .given = "open", .rivals = who_end},
+    {"broken: told although refused", WRITE_SCENE(rows_tell_although_refused), .broken_in = RIVALS, .shows_anywhere = true, .before = "0",
+     .after = "5", .given = "open", .rivals = who_end},
     {"broken: a free list in two stores", .broken_in = BOUNDARIES | KILLS | NESTED, .prepare = prepare_list,
      .operate = use_list, .recover = recover_list, .inspect = inspect_nothing, .outcome = outcome_of_nothing,
      .judge = judge_list},

@@ -22,6 +22,7 @@
 #endif
 
 #include "blocks.h"
+#include "direct.h"
 #include "doorbell.h"
 #include "ring.h"
 #include "status.h"
@@ -29,6 +30,8 @@
 #define MAX_SCENE_BLOCKS 66
 #define RING_CAPACITY 8
 #define NUM_VIEWS 2
+#define NUM_WRITE_BLOCKS 4
+#define BLOCK_ROWS 2
 #define MAX_STEPS 20000
 #define CANNOT 77 // the exit status where processes cannot be stepped here
 
@@ -43,6 +46,18 @@ struct world {
     word64 dirty[NUM_VIEWS];
     word64 cells[MAX_SCENE_BLOCKS];
     word64 exposure[MAX_SCENE_BLOCKS];
+    // of a direct write: what the language node has of it, and the encode node
+    word64 claim[CLAIM_WORDS];
+    word64 there[SLOTS_PER_PAGE];
+    word64 stamps_there[SLOTS_PER_PAGE * NUM_PHASES];
+    word64 dirty_there[NUM_VIEWS];
+    uint64_t payload[NUM_WRITE_BLOCKS * BLOCK_ROWS];
+    uint64_t aux_there[NUM_WRITE_BLOCKS];
+    uint64_t end_of_payload;
+    word64 granted[NUM_WRITE_BLOCKS];
+    word64 granted_tokens, first_grant, sent;
+    word64 counters[6];
+    uint64_t source[8];
     uint32_t got[MAX_SCENE_BLOCKS];
     uint32_t num_got;
     uint64_t last_worked;   // the highest record number whose work is done
@@ -85,6 +100,7 @@ struct scene {
     unsigned moves;
     int recovery;
     bool has_looked;
+    bool shows_anywhere; // a broken one that a few boundaries suffice to find out
 };
 
 static struct stage {

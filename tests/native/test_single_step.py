@@ -27,6 +27,7 @@ OPERATIONS = [
     "mark",
     "take bits",
     "open",
+    "write",
 ]
 OF_THE_BELL = ["ring", "sleep", "arm"]
 
@@ -93,8 +94,10 @@ def test_a_killed_process_leaves_what_was_seen_where_it_died(program: list[str])
 def test_another_process_comes_between(program: list[str]) -> None:
     """P1, P5, R16: it takes, frees, reclaims, raises or consumes in the middle, and neither loses what it has."""
     assert_all_have_a_scene(
-        stepped(program, "rivals", 300, 0), ["acquire", "release", "reclaim", "push", "pop", "advance", "open"]
+        stepped(program, "rivals", 300, 0),
+        ["acquire", "release", "reclaim", "push", "pop", "advance", "open", "write"],
     )
+    assert all(scene.boundaries > 2 * 10 for scene in stepped(program, "rivals", 20_000, 0, "write").values())
     [everywhere] = stepped(program, "rivals", 1 << 20, 0, "acquire one").values()
     assert everywhere.boundaries > 3 * 100
 

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from embridge.allocator.geometry import Geometry, Limits
-from embridge.pipeline.config import DEFAULT_ROUTES, ConfigError, PipelineConfig, default_run_dir
+from embridge.pipeline.config import (
+    DEFAULT_ROUTES,
+    GROUPS,
+    ConfigError,
+    Layer,
+    PipelineConfig,
+    default_run_dir,
+    groups,
+)
 from embridge.pipeline.node.launch_messages import decode_config, encode_config
 from embridge.workers.timing import Timing
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
@@ -63,10 +71,19 @@ def test_the_environment_covers_every_setting() -> None:
             "unsent_max_bytes": 80,
             "max_restarts": 79,
             "verify": True,
+            "direct": False,
             "lock_memory": False,
             "log_level": "DEBUG",
         },
-        Geometry: {"hidden_size": 9, "block_size": 8, "num_blocks": 7, "dtype": "float32", "deepstack_layers": 3},
+        Geometry: {
+            "hidden_size": 9,
+            "block_size": 8,
+            "num_blocks": 7,
+            "dtype": "float32",
+            "deepstack_layers": 3,
+            "fill_ids": False,
+            "mrope_positions": False,
+        },
         Limits: {field.name: 64 for field in dataclasses.fields(Limits)} | {"num_workers": 3},
         Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)}
         | {"discovery_ttl_s": 3.0, "silent_after_s": 3.5},
@@ -79,10 +96,11 @@ def test_the_environment_covers_every_setting() -> None:
         for name, value in group.items()
     }
     config = PipelineConfig.from_env(environ)
-    groups = ("geometry", "limits", "timing", "mooncake")
+    parts = {name: getattr(config, name) for name in GROUPS} | dict(config.engine_settings)
+    assert parts.keys() == groups().keys()
     for kind, expected in values.items():
-        part = next((getattr(config, n) for n in groups if isinstance(getattr(config, n), kind)), config)
-        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - set(groups)
+        part = next((part for part in parts.values() if isinstance(part, kind)), config)
+        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - {*parts, "engine_settings"}
         assert not missing
         for name, value in expected.items():
             got = getattr(part, name)
@@ -162,17 +180,55 @@ BAD = {
     "unsent_max_bytes": 0,
     "max_restarts": 0,
     "verify": "sometimes",
+    "direct": "perhaps",
     "lock_memory": "yes",
     "log_level": "LOUD",
     "geometry": 7,
     "limits": [1],
     "timing": "fast",
-    "mooncake": "tcp",
+    "engine_settings": [1],
 }
 
 
 def test_a_bad_value_of_every_setting_is_tried() -> None:
     assert set(BAD) == {field.name for field in dataclasses.fields(PipelineConfig)}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mooncake": "tcp"}, "mooncake: 'tcp' is no MooncakeSettings"),
+        ({"mooncake": Timing()}, r"mooncake: Timing\(.*\) is no MooncakeSettings"),
+        ({"mooncake": {"protocol": "udp"}}, "mooncake.protocol: 'udp' is unknown; use one of tcp, rdma"),
+        ({"mooncake": {"colour": "red"}}, "mooncake.colour: unknown setting; known: connect_timeout_s, "),
+        ({"shm": {}}, "engine_settings: 'shm' has no settings; known: mooncake"),
+        ("mooncake", "engine_settings: 'mooncake' is no mapping of engines to their settings"),
+    ],
+)
+def test_settings_of_an_engine_that_cannot_be_used_name_themselves(given: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        PipelineConfig(engine_settings=given)
+
+
+def test_the_settings_of_an_engine_are_a_group_wherever_they_come_from(tmp_path: Path) -> None:
+    """Given as such, as what the file has, or over the environment; and one spelling is known there, not two."""
+    rdma = MooncakeSettings(protocol="rdma", device="mlx5_0")
+    fields = {"protocol": "rdma", "device": "mlx5_0"}
+    (tmp_path / "node.toml").write_text('[mooncake]\nprotocol = "rdma"\n')
+    for config in (
+        PipelineConfig(engine_settings={"mooncake": rdma}),
+        PipelineConfig(engine_settings={"mooncake": fields}),
+        PipelineConfig.from_env({}, mooncake=rdma),
+        PipelineConfig.from_env({"EMBRIDGE_MOONCAKE_DEVICE": "mlx5_0"}, mooncake={"protocol": "rdma"}),
+        PipelineConfig.from_toml(tmp_path / "node.toml", {"EMBRIDGE_MOONCAKE_DEVICE": "mlx5_0"}),
+    ):
+        assert config.engine_settings == {"mooncake": rdma}
+        assert decode_config(encode_config(config)) == config
+    assert PipelineConfig().engine_settings == {"mooncake": MooncakeSettings()}
+    with pytest.raises(ConfigError, match=r"^mooncake: 5 is no MooncakeSettings \(from the file\)"):
+        PipelineConfig.of_layers(Layer({"mooncake": 5}, "the file"))
+    with pytest.raises(ConfigError, match=r"^engine_settings: unknown setting; known: .*timing.*, mooncake"):
+        PipelineConfig.from_env({}, engine_settings={"mooncake": rdma})
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -184,7 +240,7 @@ def test_a_bad_value_names_itself(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BAD if name not in PATHS])
 @pytest.mark.parametrize("value", [None, 1.5, [], True])
 def test_a_value_of_the_wrong_type_names_itself(name: str, value: object) -> None:
-    if name in ("verify", "lock_memory") and value is True:
+    if name in ("verify", "direct", "lock_memory") and value is True:
         return
     with pytest.raises(ConfigError, match=f"^{name}: "):
         PipelineConfig.from_env({}, **{name: value})
@@ -226,15 +282,17 @@ def test_a_key_without_a_list_or_a_list_without_a_key_is_refused(given: str, mis
         ("geometry", "block_size", 1 << 14),
         ("geometry", "hidden_size", -1),
         ("geometry", "num_blocks", "many"),
-        ("geometry", "dtype", "int8"),
+        ("geometry", "dtype", "int4"),
         ("limits", "num_slots", 100),
         ("limits", "ring_records", 100),
-        ("limits", "window_blocks", 0),
+        ("limits", "window_blocks", -1),
         ("timing", "scan_s", 0),
         ("timing", "heartbeat_s", float("nan")),
         ("timing", "peer_timeout_s", "long"),
         ("timing", "discovery_ttl_s", 1.5),  # less than two reports
         ("limits", "max_routes", 1025),
+        ("mooncake", "write_timeout_s", 0),
+        ("mooncake", "colour", "red"),
     ],
 )
 def test_a_bad_value_inside_a_group_names_itself(group: str, key: str, value: object) -> None:

@@ -13,7 +13,7 @@ from embridge import ConfigError, PipelineConfig, Timing
 from embridge.allocator.settings import setting
 from embridge.pipeline.cli import main, options
 from embridge.pipeline.cli.options import node_config
-from embridge.pipeline.config import GROUPS, Layer, all_settings, environment, toml_file, variable_of
+from embridge.pipeline.config import GROUPS, Layer, all_settings, environment, flags_of, toml_file, variable_of
 from embridge.pipeline.settings_page import page
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_every_setting_says_what_it_is_and_has_a_variable_of_its_own() -> None:
     assert all(it.help.endswith(".") for _, it in settings)
     variables = [variable_of(group, it.name) for group, it in settings]
     assert len(set(variables)) == len(variables)
-    flags = [it.name for _, it in settings if it.is_flag]
+    flags = [flag for group, it in settings for flag in flags_of(group, it)]
     assert len(set(flags)) == len(flags)
 
 

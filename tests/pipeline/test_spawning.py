@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support import spawned
-from support.launching import before_pythonpath
+from support.agents import FORKED
 from support.nodes import alive
 from support.waiting import wait_until
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -25,7 +25,6 @@ from embridge import spawn
 from embridge.pipeline.spawn import _Child, _Group
 
 pytestmark = pytest.mark.process
-TESTS = Path(__file__).parents[1]
 
 
 def pids_in(folder: Path) -> list[int]:
@@ -75,16 +74,17 @@ def test_when_one_fails_the_others_are_ended_and_the_caller_is_told(
 
 
 @contextmanager
-def spawning(folder: Path, grace_s: float) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
-    """A program that has spawned two processes, which wait."""
-    environ = {**os.environ, "PYTHONPATH": before_pythonpath(TESTS)}
-    program = subprocess.Popen([sys.executable, "-m", "support.spawned", str(folder), str(grace_s)], env=environ)
+def spawning(folder: Path, grace_s: float) -> Iterator[tuple[ForkServerProcess, list[int]]]:
+    """A process that has spawned two others, which wait."""
+    program = FORKED.Process(target=spawned.program, args=(folder, grace_s))
+    program.start()
     try:
-        wait_until(lambda: len(pids_in(folder)) == 2 or program.poll() is not None, 60)
+        wait_until(lambda: len(pids_in(folder)) == 2 or program.exitcode is not None, 60)
         yield program, pids_in(folder)
     finally:
         program.kill()
-        program.wait()
+        program.join()
+        program.close()
 
 
 def test_when_the_caller_is_killed_its_processes_end(tmp_path: Path) -> None:
@@ -99,8 +99,10 @@ def test_when_the_caller_is_killed_its_processes_end(tmp_path: Path) -> None:
 def test_a_signal_to_the_caller_ends_its_processes_first(tmp_path: Path, number: signal.Signals) -> None:
     """And then has the effect that it would have had."""
     with spawning(tmp_path, 0.5) as (program, pids):
-        program.send_signal(number)
-        assert program.wait(20) == -number
+        assert program.pid is not None
+        os.kill(program.pid, number)
+        program.join(20)
+        assert program.exitcode == -number
         assert alive(pids) == []
         assert (tmp_path / "0.ended").exists() is (number == signal.SIGTERM)
 

@@ -97,8 +97,10 @@ class _Told:
         ups: dict[str, list[int]] = defaultdict(list)
         for event in self.of["node_up"]:
             ups[event["node"]].append(event["t"])
-        for event in self.of["node_down"]:
-            if event["why"] != "the end":
+        # its clients hear of a kill within milliseconds, before `node_down` is noted
+        kills = [event for event in self.of["fault"] if event["kind"] in ("kill node", "kill launcher")]
+        for event in [*kills, *self.of["node_down"]]:
+            if event.get("why") != "the end":
                 until = min((t for t in ups[event["node"]] if t > event["t"]), default=self.last)
                 spans[event["node"]].append(Span(event["t"], until + int(self.allowed.grace_s * NS)))
         return spans
@@ -143,6 +145,18 @@ class _Told:
         spans = [(f, Span(f["t"], self.ends.get(f["id"], self.last))) for f in self.of["fault"] if f["kind"] in kinds]
         return [(fault, span) for fault, span in spans if span.last - span.first > self.allowed.patience_s * NS]
 
+    def is_stopped_at_birth(self, node: str, pid: int, t: int) -> bool:
+        """Whether a process is stopped then since before it can have asked to die with its launcher."""
+        for stop, span in self.stops:
+            if (stop["kind"], stop.get("node"), stop.get("pid")) == ("stop process", node, pid) and span.last >= t:
+                patience = stop["t"] - int(self.allowed.patience_s * NS)
+                return any(
+                    (f.get("node"), f["victim"]) == (node, stop["victim"]) and patience <= f["t"] < stop["t"]
+                    for f in self.of["fault"]
+                    if f["kind"].startswith("kill")
+                )
+        return False
+
     def disturbed(self, fault: Event, span: Span) -> bool:
         """Whether another process of that node was down or stopped meanwhile; over a network, of any node.
 
@@ -165,7 +179,7 @@ class _Told:
 def check(events: Sequence[Event], allowed: Allowed = PROMISED) -> list[Violation]:
     """Everything in a history that must not be; empty when the storm held."""
     told = _Told(events, allowed)
-    found = [*_words(told), *_nodes(told), *_recoveries(told), *_end(told)]
+    found = [*_words(told), *_nodes(told), *_recoveries(told), *_claims(told), *_end(told)]
     for room, side in told.sides:
         found += _side(told, room, side)
     for room in told.asked:
@@ -206,6 +220,8 @@ def _nodes(told: _Told) -> list[Violation]:
         ]
         disturbed = bool(before) and told.disturbed(before[-1], Span(before[-1]["t"], before[-1]["t"]))
         limit = told.allowed.gone_disturbed_s if disturbed else told.allowed.gone_s
+        if event["left"] and all(told.is_stopped_at_birth(event["node"], pid, event["t"]) for pid in event["left"]):
+            continue
         if event["left"] or event["ns"] > limit * NS:
             text = (
                 f"processes {event['left']} of node {event['node']} are left {event['ns'] / NS:.2f} s after its death"
@@ -249,6 +265,20 @@ def _recoveries(told: _Told) -> list[Violation]:
     if calm and percentile(calm, 99) > told.allowed.recovery_p99_s:
         text = f"p99 of {len(calm)} recoveries is {percentile(calm, 99):.3f} s, at most {told.allowed.recovery_p99_s:.3f} s"
         found.append(Violation("P3", text, told.last))
+    return found
+
+
+def _claims(told: _Told) -> list[Violation]:
+    """What a killed encoder was writing into at the language node."""
+    found, faults = [], {fault["id"]: fault for fault in told.of["fault"]}
+    for event in told.of["let_go"]:
+        fault = faults[event["id"]]
+        span = Span(fault["t"], fault["t"] + event["ns"])
+        is_disturbed = told.disturbed({**fault, "node": "l"}, span)
+        limit = told.allowed.recovery_disturbed_s if is_disturbed else told.allowed.recovery_s
+        if event["ns"] > limit * NS:
+            text = f"{fault['victim']} (fault {fault['id']}): its claims were held for {event['ns'] / NS:.2f} s"
+            found.append(Violation("P3", text, event["t"]))
     return found
 
 
@@ -367,6 +397,7 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
             held += event["held"] > 0
             exits.append(min(took, event.get("exit_ns", 0) / NS))
     language = [event for event in told.of["ended"] if event["side"] == "language"]
+    writes = [event["ns"] / NS for event in told.of["let_go"] if event["claims"]]
     result: dict[str, Any] = {
         "kills": sum(count for kind, count in kinds.items() if kind.startswith("kill")),
         "faults": dict(kinds),
@@ -388,6 +419,11 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
                 f"{name}_{label}_ms": round(1e3 * percentile(values, p), 1)
                 for label, p in (("p50", 50), ("p99", 99), ("max", 100))
             }
+    stopped = [fault for fault in told.of["fault"] if "room" in fault]
+    if stopped:
+        result |= {"stopped_in_mid_write": len(stopped), "killed_in_mid_write": len(writes)}
+        if writes:
+            result["claims_let_go_max_ms"] = round(1e3 * max(writes), 1)
     for event_name in ("restarted", "gone"):
         values = [event["ns"] / NS for event in told.of[event_name]]
         if values:

@@ -19,20 +19,29 @@ from support.agents import FORKED
 from support.nodes import alive
 from support.opening import open_control
 
-from embridge import Node, PipelineConfig, Timing, launch
+from embridge import Node, launch
+from embridge.allocator.claims import HELD, Claim
 from embridge.allocator.errors import EmbridgeError
-from embridge.allocator.geometry import Geometry, Limits
-from embridge.allocator.records import Lane, LaneState
+from embridge.allocator.records import CLAIM_WORDS, Lane, LaneState
 from embridge.demo.hosts import Host
 from embridge.pipeline.inspection.observe import requests
 from storm import clients
 from storm.history import Recorder
-from storm.places import ClientSeat, NodeSeat, Options, Wait, end_process, free_port, nothing, wait_for, write_keys
+from storm.places import (
+    START_S,
+    ClientSeat,
+    NodeSeat,
+    Options,
+    Wait,
+    end_process,
+    node_config,
+    nothing,
+    wait_for,
+    write_keys,
+)
 from storm.plan import KINDS, kinds_of
 
 NS = 1_000_000_000
-POOL_TOKENS, WINDOW_TOKENS = 768, 512
-START_S = 180.0  # for nodes and clients to be up, on a machine that is busy
 REPLACE_S = 0.2  # after which another client takes a dead one's seat
 GIVE_UP_S = 0.5  # a client whose partner died gives a request up after this
 
@@ -46,7 +55,6 @@ class Load:
     def __init__(self, options: Options, path: Path, hosts: tuple[Host, Host] | None = None) -> None:
         self.options = options
         self._hosts = dict(zip(("encode", "language"), hosts, strict=True)) if hosts is not None else {}
-        self._keys = write_keys(path, self._hosts)
         self.note = Recorder(options.history, without=options.without)
         self._rng = random.Random(f"storm {options.seed}")
         possible = tuple(
@@ -54,10 +62,13 @@ class Load:
         )
         self.kinds = kinds_of(options.seed, options.kinds, possible)
         names = ["e", *(f"e{i}" for i in range(2, options.encode_nodes + 1))]
-        self.nodes = {
-            name: NodeSeat(name, self._config("encode", path / name), self._hosts.get("encode")) for name in names
-        }
-        self.nodes["l"] = NodeSeat("l", self._config("language", path / "l"), self._hosts.get("language"))
+        keys = write_keys(path, self._hosts)
+        roles = dict.fromkeys(names, "encode") | {"l": "language"}
+        self.nodes = {}
+        for name, role in roles.items():
+            host = self._hosts.get(role)
+            where: dict[str, Any] = {"host": host.address, **keys[role]} if host is not None else {}
+            self.nodes[name] = NodeSeat(name, node_config(options, role, path / name, where), host)
         self.seats = [ClientSeat(f"encoder-{n}-{i}", "encode", n) for n in names for i in range(options.encoders)]
         self.seats += [ClientSeat(f"scheduler-{i}", "language", "l") for i in range(options.schedulers)]
         self._spares: list[tuple[Any, Connection]] = []
@@ -80,42 +91,6 @@ class Load:
         self.kills = 0
         self.unexplained = 0  # requests that failed and that no client of theirs gave up
         self.tally = {"arrived": 0, "failed": 0, "refused": 0}  # requests, as their schedulers saw them
-
-    def _config(self, role: str, run_dir: Path) -> PipelineConfig:
-        # one seed in two has nodes that come back at the address they had, one in two at another
-        ports = [free_port(), free_port()] if self.options.seed % 2 else [0, 0]
-        block_size = self.options.block_size
-        where: dict[str, Any] = {"host": self._hosts[role].address, **self._keys[role]} if self._hosts else {}
-        return PipelineConfig(
-            role=role,
-            run_dir=run_dir,
-            **where,
-            engine=self.options.engine,
-            geometry=Geometry(
-                hidden_size=128, block_size=block_size, num_blocks=POOL_TOKENS // block_size, deepstack_layers=1
-            ),
-            limits=Limits(
-                num_slots=512,
-                max_clients=6,
-                window_blocks=WINDOW_TOKENS // block_size,
-                max_destinations=2,
-                max_peers=8,
-                max_peer_slots=512,
-                ring_records=512,
-            ),
-            timing=Timing(
-                request_timeout_s=self.options.deadline_s,
-                peer_timeout_s=self.options.peer_timeout_s,
-                fence_after_s=1.0,
-                ready_timeout_s=START_S,
-            ),
-            default_allocate_tokens=128,
-            max_restarts=1_000_000,  # a storm that kills a process every second is no crash loop
-            bootstrap_port=ports[0],
-            poller_port=ports[1],
-            lock_memory=False,
-            log_level="INFO",
-        )
 
     # ---- the whole
 
@@ -229,12 +204,25 @@ class Load:
                 place.node.stop()
                 wait_for(lambda: not alive(pids), 5.0)  # noqa: B023
                 self.note("node_down", node=place.name, generation=place.generation, why="the end")
-            place.control = place.cells = None
+            place.control = place.cells = place.claims = None
         self._waits.clear()
 
     def _fault(self) -> None:
         """Make one, and say when the next one comes."""
         raise NotImplementedError
+
+    def _struck(self, seat: ClientSeat, room: int) -> None:
+        """An encoder has stopped itself in the middle of a write."""
+        raise NotImplementedError
+
+    def _claims_of(self, pid: int) -> int:
+        """How many claims of the language node a process holds."""
+        node = self.nodes["l"]
+        if node.control is None or not node.is_up:
+            return 0
+        words = node.claims.copy()
+        held = words[np.isin(words >> np.uint64(32) & np.uint64(15), [int(state) for state in HELD])]
+        return sum(node.control.writers.pid_of(Claim.of(word).writer) == pid for word in held.tolist())
 
     # ---- one turn
 
@@ -264,6 +252,8 @@ class Load:
                         seat.joined = True
                     case ("gone",):
                         seat.joined = False
+                    case ("struck", room):
+                        self._struck(seat, room)
                     case ("ended", room, verdict):
                         if seat.side == "language":
                             self.tally["refused" if verdict == "refused" else "failed" if verdict else "arrived"] += 1
@@ -289,7 +279,8 @@ class Load:
             if scheduler.side != "language" or not scheduler.joined or not self.nodes["l"].is_up:
                 continue
             while len(scheduler.rooms) < self.options.in_flight:
-                ready = [s for s in self.seats if s.side == "encode" and s.joined and self.nodes[s.node].is_up]
+                encoders = [s for s in self.seats if s.side == "encode" and s.joined and not s.is_struck]
+                ready = [s for s in encoders if self.nodes[s.node].is_up]
                 if not ready:
                     return
                 room = next(self._rooms)
@@ -342,6 +333,10 @@ class Load:
                 raise RuntimeError(f"node {seat.name} came up and is gone: {error}") from error
             layout = seat.control.layout
             seat.cells = np.frombuffer(seat.control.mapping, np.uint64, seat.control.blocks.num_blocks, layout.cells)
+            if seat.config.role == "language":
+                num_words = CLAIM_WORDS * seat.control.limits.num_slots
+                words = np.frombuffer(seat.control.mapping, np.uint64, num_words, layout.claims)
+                seat.claims = words[::CLAIM_WORDS]
             seat.down = False
             self.note("node_up", node=seat.name, generation=seat.generation, processes=seat.pids())
             self._watching.send(("watch", seat.name, seat.run_dir))
@@ -354,6 +349,8 @@ class Load:
         node, pids, since = seat.node, list(seat.pids().values()), time.monotonic_ns()
         assert node is not None
         seat.down = True
+        for client in self.seats:  # one that is stopped has yet to find it out, and says that it has joined again
+            client.joined &= client.node != seat.name
         self.note("node_down", node=seat.name, generation=seat.generation, why=why)
         self._watching.send(("forget", seat.name))
 
@@ -365,7 +362,7 @@ class Load:
                 "gone", node=seat.name, generation=seat.generation, ns=time.monotonic_ns() - since, left=alive(pids)
             )
             node.stop()
-            seat.node = seat.control = seat.cells = None
+            seat.node = seat.control = seat.cells = seat.claims = None
             self._launch(seat)
 
         bury()
@@ -385,7 +382,7 @@ class Load:
             self._prepare_spare()
         seat.process, seat.connection = self._spares.pop(0)
         seat.number += 1
-        seat.joined = False
+        seat.joined = seat.is_struck = False
         self.note("client_up", client=seat.name, pid=seat.process.pid)
         options = self.options
         seat.connection.send(

@@ -12,12 +12,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from embridge import Node, PipelineConfig
+from embridge import Node, PipelineConfig, Timing
 from embridge.allocator.control import Control
+from embridge.allocator.geometry import Geometry, Limits
 from embridge.allocator.records import Process
 from embridge.demo.hosts import Host
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 from storm.plan import LONGEST
+
+POOL_TOKENS, WINDOW_TOKENS = 768, 512
+START_S = 180.0  # for nodes and clients to be up, on a machine that is busy
 
 
 @dataclass(kw_only=True)
@@ -55,6 +59,7 @@ class NodeSeat:
     control: Control | None = None
     generation: int = 0
     cells: Any = None
+    claims: Any = None  # of a language node
     down: bool = True  # it was killed, or was never up
 
     @property
@@ -82,6 +87,7 @@ class ClientSeat:
     process: Any = None
     connection: Connection | None = None
     joined: bool = False
+    is_struck: bool = False  # it has stopped in the middle of a write, and others have its requests meanwhile
     rooms: set[int] = field(default_factory=set)
 
     @property
@@ -109,6 +115,43 @@ def write_keys(path: Path, hosts: dict[str, Host]) -> dict[str, dict[str, Path]]
     for role, pair in pairs.items():
         write_key_file(path / f"{role}.key", pair)
     return {role: {"key_file": path / f"{role}.key", "allow_file": allow_file} for role in hosts}
+
+
+def node_config(options: Options, role: str, run_dir: Path, where: dict[str, Any]) -> PipelineConfig:
+    """A small node; `where` are its address and keys, with two hosts."""
+    # one seed in two has nodes that come back at the address they had, one in two at another
+    ports = [free_port(), free_port()] if options.seed % 2 else [0, 0]
+    block_size = options.block_size
+    return PipelineConfig(
+        role=role,
+        run_dir=run_dir,
+        **where,
+        engine=options.engine,
+        geometry=Geometry(
+            hidden_size=128, block_size=block_size, num_blocks=POOL_TOKENS // block_size, deepstack_layers=1
+        ),
+        limits=Limits(
+            num_slots=512,
+            max_clients=6,
+            window_blocks=WINDOW_TOKENS // block_size,
+            max_destinations=2,
+            max_peers=8,
+            max_peer_slots=512,
+            ring_records=512,
+        ),
+        timing=Timing(
+            request_timeout_s=options.deadline_s,
+            peer_timeout_s=options.peer_timeout_s,
+            fence_after_s=1.0,
+            ready_timeout_s=START_S,
+        ),
+        default_allocate_tokens=128,
+        max_restarts=1_000_000,  # a storm that kills a process every second is no crash loop
+        bootstrap_port=ports[0],
+        poller_port=ports[1],
+        lock_memory=False,
+        log_level="INFO",
+    )
 
 
 def free_port() -> int:

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 KILLS = ("kill worker", "kill poller", "kill bootstrap", "kill client", "kill node", "kill launcher")
-OTHERS = ("stop process", "stop client", "slow peer", "full memory", "cut link")
+OTHERS = ("stop process", "stop client", "slow peer", "full memory", "cut link", "stop writer")
 KINDS = (*KILLS, *OTHERS)
 # those that cost a restart of a node: rarer
 WEIGHTS = {"kill node": 0.4, "kill launcher": 0.4, "full memory": 0.25, "cut link": 0.3}

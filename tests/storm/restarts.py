@@ -6,7 +6,8 @@ workers of one node that stays are killed, with which the other's have to do: th
 sessions.
 
 What a process keeps for a while, and then lets go at once, makes a saw: so the least of the first third of the rounds
-is compared with the least of the last.
+is compared with the least of the last. A worker that renews itself lets go by ending: what it has as it begins is
+compared, of its first lives and its last.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import itertools
 import os
 import shutil
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from support.encoding import give, open_sender
@@ -65,7 +68,8 @@ class Visits:
         self._sending = sending
         self._queues = queues
         self._rooms = itertools.count(1)
-        self.samples: dict[str, list[Held]] = {}
+        self.lives: dict[str, dict[int, list[Held]]] = {}
+        """By process, by pid, what it had, in the order of the samples."""
 
     # ---- rounds
 
@@ -139,8 +143,8 @@ class Visits:
         return found
 
     def take_samples(self) -> None:
-        for (name, _), held in self.held().items():
-            self.samples.setdefault(name, []).append(held)
+        for (name, pid), held in self.held().items():
+            self.lives.setdefault(name, {}).setdefault(pid, []).append(held)
 
     def wait_as_before(self, before: dict[tuple[str, int], Held]) -> None:
         """Until no process that has stayed has more than it had; of what has gone, some is let go a moment later."""
@@ -152,7 +156,7 @@ class Visits:
         wait_until(lambda: not more(), 15, lambda: ", ".join(more()))
 
     def problems(self) -> list[str]:
-        return [f"{name}: {text}" for name, samples in sorted(self.samples.items()) for text in growth(samples)]
+        return [f"{name}: {text}" for name, lives in sorted(self.lives.items()) for text in growth([*lives.values()])]
 
 
 def more_than(before: Held, after: Held) -> list[str]:
@@ -165,14 +169,40 @@ def more_than(before: Held, after: Held) -> list[str]:
     return found
 
 
-def growth(samples: Sequence[Held]) -> list[str]:
+def growth(lives: Sequence[Sequence[Held]]) -> list[str]:
+    """What a process has more of at the end than at the beginning, by its lives, and by its samples in each."""
+    return growth_of_one(lives[0]) if len(lives) == 1 else growth_of_many(lives)
+
+
+def growth_of_one(samples: Sequence[Held]) -> list[str]:
     """What the least of the last third of the samples has more of than the least of the first, a warm-up left out."""
     samples = samples[int(len(samples) * WARM_UP) :]  # in which a node first connects to another, say
     third = len(samples) // 3
     if third < 2:
         return [f"{len(samples)} samples are too few to judge"]
-    first, last = (Held(*map(min, zip(*part, strict=True))) for part in (samples[:third], samples[-third:]))
-    return more_than(first, last)
+    return more_than(least(samples[:third]), least(samples[-third:]))
+
+
+def growth_of_many(lives: Sequence[Sequence[Held]]) -> list[str]:
+    """What the last third of the lives begins with more of than the first, the warm-up's lives left out.
+
+    A life's first sample is taken before its first request or after it, as it comes: as much more as one request
+    brings, within a life, is no growth.
+    """
+    warm = WARM_UP * sum(map(len, lives))
+    later = [life for life, end in zip(lives, accumulate(map(len, lives)), strict=True) if end - len(life) >= warm]
+    lives = later if len(later) > 1 else lives
+    third = max(1, len(lives) // 3)
+    first, last = least([life[0] for life in lives[:third]]), least([life[0] for life in lives[-third:]])
+    pairs = [pair for life in lives for pair in pairwise(life)]
+    steps = [[max(after - before, 0) for before, after in zip(*pair, strict=True)] for pair in pairs]
+    of_one = [statistics.median(step) for step in zip(*steps, strict=True)] if steps else [0] * len(first)
+    return more_than(Held(*(have + int(more) for have, more in zip(first, of_one, strict=True))), last)
+
+
+def least(samples: Sequence[Held]) -> Held:
+    """Of each field."""
+    return Held(*map(min, zip(*samples, strict=True)))
 
 
 @contextmanager
@@ -230,12 +260,13 @@ def soak(engine: str, restarts: int, seconds: float, *, of: str) -> int:
                 kinds = [lambda: it.workers(getattr(it, role))]
                 done = WORKERS * it.rounds(-(-restarts // WORKERS), kinds, seconds=seconds)
         problems = it.problems()
-    for name, seen in sorted(it.samples.items()):
-        least, most = (Held(*map(choose, zip(*seen, strict=True))) for choose in (min, max))
-        mib = f"{least.resident_bytes / 2**20:.1f} to {most.resident_bytes / 2**20:.1f} MiB resident"
+    for name, lives in sorted(it.lives.items()):
+        seen = [held for life in lives.values() for held in life]
+        low, high = (Held(*map(choose, zip(*seen, strict=True))) for choose in (min, max))
+        mib = f"{low.resident_bytes / 2**20:.1f} to {high.resident_bytes / 2**20:.1f} MiB resident"
         tell(
-            f"  {name:20} {least.descriptors} to {most.descriptors} descriptors, {least.threads} to {most.threads} threads, "
-            f"{least.mappings} to {most.mappings} mappings, {mib}"
+            f"  {name:20} {len(lives)} lives, {low.descriptors} to {high.descriptors} descriptors, "
+            f"{low.threads} to {high.threads} threads, {low.mappings} to {high.mappings} mappings, {mib}"
         )
     for text in problems:
         tell(f"DRIFT {text}")

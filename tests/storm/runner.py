@@ -20,15 +20,17 @@ from support.agents import start_fork_server
 from support.cables import plug, pull
 from support.leaks import LeakCheck
 from support.nodes import alive, run_dirs
+from support.stopping import is_stopped
 
 from embridge.allocator.blocks import EXPOSED, OWNED
 from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.records import Lane, LaneState, Process
 from embridge.demo.hosts import two_hosts
 from embridge.workers.process_spec import READY
+from storm.clients import ABORTED, STRIKES
 from storm.history import Recorder, messages_of, speak_into
 from storm.load import Load
-from storm.places import NodeSeat, Options, Wait, nothing, send_signal
+from storm.places import ClientSeat, NodeSeat, Options, Wait, nothing, send_signal, wait_for
 from storm.plan import WEIGHTS
 
 LONG_STOP = 1 / 12  # of the stops last longer than a peer's patience
@@ -93,9 +95,10 @@ class Storm(Load):
 
     def _do_kill_client(self) -> None:
         seats = [seat for seat in self.seats if seat.joined and self.nodes[seat.node].is_up]
-        if not seats:
-            return
-        seat = self._rng.choice(seats)
+        if seats:
+            self._kill_client(self._rng.choice(seats))
+
+    def _kill_client(self, seat: ClientSeat) -> None:
         node = self.nodes[seat.node]
         control, cells, process, pid, since = node.control, node.cells, seat.process, seat.process.pid, 0
         assert control is not None
@@ -121,6 +124,12 @@ class Storm(Load):
         send_signal(pid, signal.SIGKILL)
         self.kills += 1
         self._waits.append(Wait(fault, "recovered", node, node.generation, since, lambda: not held(), seen))
+        there = self.nodes["l"]
+        if seat.side == "encode" and there.is_up:
+            writes = {"claims": self._claims_of(pid)}
+            self._waits.append(
+                Wait(fault, "let_go", there, there.generation, since, lambda: not self._claims_of(pid), writes)
+            )
         self._client_down(seat, "killed")
 
     def _do_kill_node(self) -> None:
@@ -191,6 +200,38 @@ class Storm(Load):
             node=seat.node,
             pid=pid,
         )
+
+    def _do_stop_writer(self) -> None:
+        """An encoder stops in the middle of the next write that it makes itself (`_struck`)."""
+        seats = [s for s in self.seats if s.side == "encode" and s.joined and self.nodes[s.node].is_up]
+        if seats:
+            with contextlib.suppress(OSError):
+                self._rng.choice(seats).connection.send(("strike", self._rng.choice(STRIKES)))  # type: ignore[union-attr]
+
+    def _struck(self, seat: ClientSeat, room: int) -> None:
+        """While it is stopped its scheduler gives the request up, mostly; then it goes on, or is killed."""
+        process, is_doomed, for_s = seat.process, self._rng.random() < 1 / 2, self._rng.uniform(0.2, 2.0)
+
+        def ease() -> None:
+            if is_doomed and not self._ending and seat.process is process and self.nodes[seat.node].is_up:
+                self._kill_client(seat)
+            if seat.process is process:
+                seat.is_struck = False
+                with contextlib.suppress(FileNotFoundError):  # it has died
+                    wait_for(lambda: is_stopped(process.pid), 5.0)  # it has said that it will stop
+                send_signal(process.pid, signal.SIGCONT)
+
+        seat.is_struck = True
+        self._lasting("stop client", for_s, ease, victim=seat.name, node=seat.node, pid=process.pid, room=room)
+        partner = self._open.get(room, {}).get("language")
+        if partner is not None and self._rng.random() < 3 / 4:
+
+            def give_up() -> None:
+                if partner.connection is not None and room in partner.rooms:
+                    with contextlib.suppress(OSError):
+                        partner.connection.send(("abort", room, ABORTED))
+
+            self._at(self._rng.uniform(0, for_s / 2), give_up)
 
     def _do_slow_peer(self) -> None:
         """Its poller works a third of the time."""

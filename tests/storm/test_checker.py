@@ -176,6 +176,7 @@ BAD: dict[str, tuple[Change, str]] = {
             changed("ended", {"room": 1, "side": "encode"}, **LOST),
             changed("phase", {"room": 1, "side": "encode", "phase": "Success"}, phase="Failed"),
             without("node_down", node="e", why="killed"),
+            without("fault", kind="kill node"),
             added(event(1.3, "aborting", room=1, side="encode", why="")),
         ),
         "P5: room 1: Success at the language side, Failed at the encode side",
@@ -251,7 +252,11 @@ BAD: dict[str, tuple[Change, str]] = {
         "P3: encoder-0.1 of e (fault 2): not recovered",
     ),
     "a process that does not come back": (
-        both(changed("restarted", {}, ns=20 * NS), without("node_down", node="e", why="killed")),
+        both(
+            changed("restarted", {}, ns=20 * NS),
+            without("node_down", node="e", why="killed"),
+            without("fault", kind="kill node"),
+        ),
         "P4: worker0 of e (fault 1): recovered after 20.000 s, at most 15.000 s",
     ),
     "a block that is missing": (
@@ -303,6 +308,11 @@ EXCUSED: dict[str, Change] = {
         event(2.1, "node_down", node="l", generation=1, why="killed"),
         event(4.0, "node_up", node="l", generation=2),
     ),
+    "its launcher was killed, and that was noted after it failed": added(
+        event(2.1, "fault", id=8, kind="kill launcher", victim="launcher", node="e", pid=8),
+        event(2.9, "node_down", node="e", generation=1, why="killed"),
+        event(4.0, "node_up", node="e", generation=2),
+    ),
     "its node was up again a moment ago": added(
         event(0.3, "node_down", node="l", generation=0, why="killed"), event(0.9, "node_up", node="l", generation=2)
     ),
@@ -321,6 +331,19 @@ def test_a_request_may_fail_when_it_has_lost_what_is_its_own(why: str) -> None:
     assert any(line.startswith("P11") for line in found(events))
     EXCUSED[why](events)
     assert found(sorted(events, key=lambda e: e["t"])) == []
+
+
+def test_a_process_that_is_stopped_while_it_begins_may_outlive_its_launcher() -> None:
+    def left(stopped_at: float) -> list[str]:
+        events = good()
+        changed("gone", {}, left=[9], ns=10 * NS)(events)
+        added(event(5.4, "fault", id=8, kind="kill poller", victim="poller", node="e", pid=8))(events)
+        added(event(7.1, "restarted", id=8, ns=NS))(events)
+        stopped("stop process", "poller", "e", stopped_at, 12.0)(events)
+        return [line for line in found(sorted(events, key=lambda e: e["t"])) if line.startswith("P10")]
+
+    assert left(5.6) == []
+    assert left(5.3) == ["P10: processes [9] of node e are left 10.00 s after its death"]
 
 
 def test_a_request_whose_client_was_killed_has_no_end_on_that_side() -> None:

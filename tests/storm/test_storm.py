@@ -17,7 +17,7 @@ from support.nodes import every_engine
 pytestmark = pytest.mark.process
 
 TESTS = Path(__file__).parents[1]
-KILLS = "kill worker,kill poller,kill bootstrap,kill client"
+KILLS = "kill worker,kill poller,kill bootstrap,kill client,stop writer"
 SHARED_MACHINE = [
     *(
         "--allow-recovery-p99",
@@ -97,6 +97,24 @@ def test_storms_of_all_kinds_break_no_promise(engine: str, seed: int, tmp_path: 
         folder=tmp_path,
         timeout_s=1700,
     )
+    assert f"seed {seed} held" in said
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_encoders_that_are_stopped_and_killed_in_the_middle_of_a_write_break_no_promise(
+    seed: int, tmp_path: Path
+) -> None:
+    """P3, P6, P7: some hundred of them, while others have their blocks as soon as these are free."""
+    said = command(
+        "storm",
+        *("--engine", "shm", "--seed", str(seed), "--kills", "60", "--seconds", "240", "--pause", "0.25"),
+        *("--kinds", "stop writer,kill client,stop process", "--encoders", "4", "--in-flight", "20", *SHARED_MACHINE),
+        folder=tmp_path,
+        timeout_s=560,
+    )
+    assert json.loads(said.splitlines()[1])["stopped_in_mid_write"] > 20
     assert f"seed {seed} held" in said
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,9 +21,11 @@ from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.workers import messages as msg
+from embridge.workers.engine_kind import EngineKind
+from embridge.workers.poller.room_lists import END_OF_SLOTS, HeardRooms
 from embridge.workers.role import Arrival, Out, Reply, Send
 from embridge.workers.timing import NS
-from embridge.workers.transfer import engines
+from embridge.workers.transfer.engines import ENGINES
 from embridge.workers.transfer.engines.base import Moves, Outcome
 from support.closing import at_end
 from support.rows import rows_of
@@ -60,12 +63,13 @@ class Alone:
         num_blocks: int = 8,
         deepstack_layers: int = 0,
         late_writes: bool = False,
+        engines: tuple[EngineKind, ...] = (),
         verify: bool = False,
         identities: dict[int, str] | None = None,
         **options: Any,
     ) -> None:
         self.identities = identities or {}  # node id -> the key that its connections prove
-        self.world = World(0, late_writes=late_writes, verify=verify)
+        self.world = World(0, late_writes=late_writes, engines=engines, verify=verify)
         at_end(self.world.close)
         self.wire = Wire()
         self.world.network = self.wire  # type: ignore[assignment]
@@ -123,6 +127,23 @@ class Alone:
 
     def actor(self, role: str) -> RoleActor:
         return self.node.role(role)
+
+    @contextmanager
+    def killed_at(self, role: str, change: int) -> Iterator[list[str]]:
+        """For a block that settles: this role dies before its change of shared memory number `change` in the block, or
+        at the end of the step that makes fewer. Gives the places where it died.
+        """
+        actor, places = self.actor(role), list[str]()
+        kill = type(actor).kill
+
+        def noted(why: str) -> None:
+            places.append(why)
+            kill(actor, why)
+
+        actor.kill = noted  # type: ignore[method-assign]
+        actor.fuse.left = change
+        yield places
+        actor.fuse.left = 0
 
     # ---- messages
 
@@ -184,6 +205,7 @@ class StubEngine:
     def __init__(self, *, late_writes: bool = False, outcome: Outcome = Outcome.DONE) -> None:
         self.late_writes = late_writes
         self.outcome = outcome
+        self.outcomes: dict[int, Outcome] = {}  # of these attempts, by their numbers from 1
         self.submitted: list[tuple[int, list[list[int]]]] = []
         self.closed: list[int] = []
         self.on_submit: Callable[[], None] = lambda: None
@@ -193,11 +215,11 @@ class StubEngine:
 
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         self.on_submit()
-        self.submitted.append((peer, moves.tolist()))
+        self.submitted.append((peer, [list(move) for move in moves]))
         return len(self.submitted)
 
     def poll(self, ticket: int) -> Outcome:
-        return self.outcome
+        return self.outcomes.get(ticket, self.outcome)
 
     def close(self, peer: int) -> None:
         self.closed.append(peer)
@@ -231,12 +253,14 @@ class EncodeAlone(Alone):
             "envelope": self.envelope(node_id=node_id, incarnation=incarnation, for_incarnation=0),
             "bootstrap_addr": f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:1",
             "poller_addr": f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2",
-            "offers": {it.name: it.offer("here.sock") for it in (*engines.ENGINES, self.world.engine)},
+            "offers": {it.name: it.offer("here.sock") for it in (*ENGINES, self.world.engine)},
             "hidden_size": geometry.hidden_size,
             "block_size": geometry.block_size,
             "num_blocks": 16,
             "dtype": geometry.dtype,
             "deepstack_layers": geometry.deepstack_layers,
+            "fill_ids": geometry.fill_ids,
+            "mrope_positions": geometry.mrope_positions,
             "num_slots": 64,
             "window_blocks": 16,
             "registration": 1,
@@ -294,6 +318,11 @@ class EncodeAlone(Alone):
     def close(self, room: int, *, node_id: int = 10) -> None:
         self.hears("poller", msg.Close(self.envelope(node_id=node_id), msg.RequestKey(room, 1, room)))
 
+    def checked(self, room: int, tokens: int, *, node_id: int = 10) -> None:
+        """A destination has checked so many rows."""
+        rows = msg.CheckedRows(msg.RequestKey(room, 1, room), tokens)
+        self.hears("poller", msg.Checked(self.envelope(node_id=node_id), [rows]))
+
     def sender(self, room: int, total: int, *, rows: int | None = None) -> EmbeddingSender:
         """Open a room and write its first `rows` (default: all)."""
         sender = self.client.sender(room, total)
@@ -330,6 +359,7 @@ class LanguageAlone(Alone):
     def __init__(self, *, num_blocks: int = 8, **options: Any) -> None:
         super().__init__(Role.LANGUAGE, num_blocks=num_blocks, **options)
         self.client = self.new_client()
+        self.told = HeardRooms()  # what the test has told in the name of the encode node
 
     def registered(self, *, incarnation: int = 1, address: str = ENCODE_ADDRESS) -> None:
         envelope = self.envelope(node_id=20, incarnation=incarnation)
@@ -368,10 +398,21 @@ class LanguageAlone(Alone):
 
     def status(self, receiver: EmbeddingReceiver, phase: int, sent: int, **changes: Any) -> None:
         room = self.state(receiver, phase, sent, **changes)
+        self.told.put(room)
         self.hears("poller", msg.Status(self.envelope(node_id=20), room))
 
-    def heartbeat(self, *rooms: msg.RoomState) -> None:
-        self.hears("poller", msg.Heartbeat(self.envelope(node_id=20), list(rooms)))
+    def heartbeat(self, *rooms: msg.RoomState, restarts: int = 0) -> None:
+        """A heartbeat that tells these, with the digest of all that was told."""
+        for room in rooms:
+            self.told.put(room)
+        self.hears("poller", msg.Heartbeat(self.envelope(node_id=20), list(rooms), *self.told.digest, restarts))
+
+    def snapshot(self, *rooms: msg.RoomState, first_slot: int = 0, end_slot: int = END_OF_SLOTS) -> None:
+        """All requests that the encode node has in flight in these slots."""
+        for room in rooms:
+            self.told.put(room)
+        self.told.keep_only(first_slot, end_slot, list(rooms))
+        self.hears("poller", msg.Snapshot(self.envelope(node_id=20), first_slot, end_slot, list(rooms)))
 
     def abort_ack(self, receiver: EmbeddingReceiver, *, tainted: int = 0) -> None:
         key = msg.RequestKey(receiver.slot, receiver.epoch, receiver.room)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from embridge import Client, EmbeddingRequest, EmbeddingSender, PreallocQueue, TransferQueue, attach
 from embridge.pipeline.client.client import library_of
-from support.rows import Rows, difference, rows_of
+from support.rows import arrived, difference, rows_of
 
 
 class Crowd(NamedTuple):
@@ -57,7 +57,7 @@ def receive(
 def _difference(client: Client, request: EmbeddingRequest) -> str:
     it = request.result
     assert it is not None
-    rows = Rows(it.input_embeddings, it.fill_ids, it.mrope_positions, it.deepstack_embeddings)
+    rows = arrived(it)
     return difference(client.geometry, request.room, 0, rows)
 
 

@@ -17,10 +17,10 @@ OVER_EVERY_ENGINE = (
     "pipeline/client/test_reused_buffers.py",
 )
 OVER_SHARED_MEMORY = (
-    "pipeline/ranks/test_ranks.py",
-    *("pipeline/client/test_leaving.py", "pipeline/client/test_bad_input.py"),
+    *("pipeline/ranks/test_ranks.py", "pipeline/ranks/test_two_ranks.py"),
+    *("pipeline/client/test_leaving.py", "pipeline/client/test_bad_input.py", "pipeline/client/test_bad_rows.py"),
     *("pipeline/node/test_bad_nodes.py", "pipeline/node/test_dying.py"),
-    *("pipeline/inspection/test_status.py", "transfers/test_lessons.py"),
+    *("pipeline/inspection/test_status.py", "transfers/test_lessons.py", "transfers/test_lessons_of_lifetimes.py"),
 )
 TOGETHER = {
     f"tests/{name}": f"tests/{names[0]}" for names in (OVER_EVERY_ENGINE, OVER_SHARED_MEMORY) for name in names

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 
+import support.watching  # noqa: F401 - it notes doors as they open
 from embridge import Client, EmbeddingSender, attach
 from embridge.allocator.status import Phase
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.handle import TransferHandle
 from support.rows import DELTA, rows_of
 from support.waiting import wait_until
@@ -39,6 +43,29 @@ def client_of(state: SimpleNamespace, run_dir: Path) -> Client:
         state.clients[run_dir] = attach(run_dir)
     client: Client = state.clients[run_dir]
     return client
+
+
+@contextmanager
+def through_workers(client: Client) -> Iterator[None]:
+    """Requests that it opens meanwhile go through the transfer workers, as where `direct` is off."""
+    library = library_of(client)
+    doors, library.doors = library.doors, None
+    try:
+        yield
+    finally:
+        library.doors = doors
+
+
+def num_doors(client: Client) -> int:
+    """How many language nodes an encoder's client writes to itself."""
+    doors = library_of(client).doors
+    return 0 if doors is None else len(doors)
+
+
+def wait_doors(client: Client) -> None:
+    """Until it has a door to every node that has registered with its own."""
+    peers = library_of(client).attachment.control.peers
+    wait_until(lambda: num_doors(client) == len(peers.alive()))
 
 
 def open_sender(

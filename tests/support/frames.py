@@ -105,14 +105,15 @@ class FrameMaker:
             else rng.choice(("", "tcp://x:2"))
         )
         first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
-        match rng.randrange(12):
+        match rng.randrange(15):
             case 0:
                 return msg.Register(
                     envelope=envelope, bootstrap_addr="tcp://10.0.0.22:1",
                     poller_addr=rng.choice(("tcp://10.0.0.22:2", "tcp://x:2", "no address", "")),
                     offers=rng.choice(({"shm": "here.sock"}, {"mooncake": "2"}, {"mooncake": "-2", "other": ""}, {})),
                     hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
-                    deepstack_layers=0, num_slots=64, window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)),
+                    deepstack_layers=0, fill_ids=True, mrope_positions=True,
+                    num_slots=64, window_blocks=16, registration=rng.choice((0, 1, 2, 2**63 - 1)),
                     verify=rng.random() < 0.1,
                 )  # fmt: skip
             case 1:
@@ -138,5 +139,13 @@ class FrameMaker:
                 return rng.choice((msg.Announce(envelope, key, some), msg.Close(envelope, key)))
             case 10:
                 return msg.Status(envelope, state)
+            case 11:
+                return msg.Checked(envelope, [msg.CheckedRows(key, some)] * rng.choice((0, 1, 3)))
+            case 12:
+                return msg.Resync(envelope)
+            case 13:
+                first_slot, end_slot = rng.choice((0, 1, 65535)), rng.choice((1, 2, 65536))
+                return msg.Snapshot(envelope, first_slot, end_slot, [state] * rng.choice((0, 1, 3)))
             case _:
-                return msg.Heartbeat(envelope, [state] * rng.choice((0, 1, 3)))
+                rooms = [state] * rng.choice((0, 1, 3))
+                return msg.Heartbeat(envelope, rooms, rng.choice((0, 1, some)), some, rng.choice((0, 1)))

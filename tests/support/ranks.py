@@ -6,6 +6,7 @@ Rank 0 uses `support.scheduling`, too.
 from __future__ import annotations
 
 import select
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -16,9 +17,23 @@ from embridge import Client, FollowedRequest, Follower, attach, follow
 from embridge.allocator.errors import NodeGoneError
 from embridge.pipeline.ranks.leader import Ranks
 from embridge.pipeline.scheduler.request import EmbeddingResult
-from support.rows import Rows, difference
+from support.nodes import Settings, Station, station
+from support.rows import arrived, difference
 from support.scheduling import Queues, queues_of
 from support.waiting import wait_until
+
+SHARED_BYTES = 4 << 20  # 7900 tokens
+
+
+def language_station(run_dir: Path) -> AbstractContextManager[Station]:
+    """A language node with little host memory, all of which its ranks share."""
+    settings: Settings = {
+        "num_blocks": 16,
+        "deepstack_layers": 3,
+        "default_allocate_tokens": 512,
+        "host_buffer_bytes": SHARED_BYTES,
+    }
+    return station("language", run_dir, **settings)
 
 
 class Seen(NamedTuple):
@@ -35,9 +50,9 @@ class Seen(NamedTuple):
 def seen(queues_geometry: object, room: int, result: EmbeddingResult | None, failure: object) -> Seen:
     if result is None:
         return Seen(room, 0, "", (0, 0), type(failure).__name__, getattr(failure, "reason", ""))
-    rows = Rows(result.input_embeddings, result.fill_ids, result.mrope_positions, result.deepstack_embeddings)
+    rows = arrived(result)
     wrong = difference(queues_geometry, room, 0, rows)  # type: ignore[arg-type]
-    return Seen(room, len(result.fill_ids), wrong, (int(result.aux_datas[0]), result.mrope_position_delta), "", "")
+    return Seen(room, len(rows.fill_ids), wrong, (int(result.aux_datas[0]), result.mrope_position_delta), "", "")
 
 
 # ---- rank 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,26 @@ class Rows(NamedTuple):
         """The first `end` of them, in the same memory."""
         embeddings, ids, positions, deepstack = self
         return Rows(embeddings[:end], ids[:end], positions[:end], None if deepstack is None else deepstack[:end])
+
+
+class Arrived(Protocol):
+    """A result, or a chunk of one."""
+
+    @property
+    def input_embeddings(self) -> torch.Tensor: ...
+    @property
+    def fill_ids(self) -> torch.Tensor | None: ...
+    @property
+    def mrope_positions(self) -> torch.Tensor | None: ...
+    @property
+    def deepstack_embeddings(self) -> torch.Tensor | None: ...
+
+
+def arrived(it: Arrived) -> Rows:
+    """What has arrived, of nodes whose rows have ids and positions."""
+    assert it.fill_ids is not None
+    assert it.mrope_positions is not None
+    return Rows(it.input_embeddings, it.fill_ids, it.mrope_positions, it.deepstack_embeddings)
 
 
 def _keys(room: int, first: int, end: int) -> npt.NDArray[np.uint64]:

@@ -14,7 +14,7 @@ from embridge import Client, EmbeddingReceiver, EmbeddingRequest, PreallocQueue,
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
 from support.encoding import Outcome, ended
-from support.rows import DELTA, Rows, difference
+from support.rows import DELTA, Rows, arrived, difference
 from support.waiting import wait_until
 
 
@@ -86,7 +86,7 @@ class Queues:
                 path, 0, request.num_rounds, "", (0, 0), [], type(failure).__name__, failure.reason, ended_ns
             )
         assert failure is None
-        rows = Rows(result.input_embeddings, result.fill_ids, result.mrope_positions, result.deepstack_embeddings)
+        rows = arrived(result)
         wrong = difference(self.client.geometry, request.room, 0, rows)
         aux = (int(result.aux_datas[0]), result.mrope_position_delta)
         if request.transferred_tokens != len(rows.fill_ids):

@@ -1,4 +1,4 @@
-"""Functions for the processes that `spawn` starts, and a program that spawns them."""
+"""Functions for the processes that `spawn` starts, and what a process does that spawns them."""
 
 from __future__ import annotations
 
@@ -59,5 +59,6 @@ def fail_or_wait(index: int, folder: Path, how: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    spawn(wait, 2, (Path(sys.argv[1]),), grace_s=float(sys.argv[2]))
+def program(folder: Path, grace_s: float) -> None:
+    """Spawn two processes, which wait."""
+    spawn(wait, 2, (folder,), grace_s=grace_s)

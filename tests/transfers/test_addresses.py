@@ -12,12 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from support import wires
+from support.carrying import carried, joined
 from support.encoding import give, open_sender
 from support.nodes import Station, run_dirs, station
-from support.scheduling import Queues
 from support.waiting import wait_until
 
-from embridge import attach
 from embridge.workers import messages as msg
 from embridge.workers.run_socket import SOCKET_NAME, Question
 from embridge.workers.transfer.engines import mooncake
@@ -84,8 +83,7 @@ def test_a_node_is_reached_by_a_name_of_both_families(pair: tuple[Station, Stati
     """`localhost` is ::1 first, perhaps, where nobody listens. Beside it another request asks by the number (R14)."""
     encode, language = pair
     by_name = encode.addr.replace("127.0.0.1", "localhost")
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
-        queues = Queues(client)
+    with joined(encode, language) as (sending, queues):
         for room, addr in ((1, encode.addr), (2, by_name)):
             queues.add(addr, room)
         for room in (2, 1):
@@ -114,16 +112,12 @@ def test_a_name_that_is_slow_to_resolve_is_the_trouble_of_its_request_alone(
     with (
         run_dirs() as path,
         station("language", path / "l", within=mute_resolver, connect_timeout_s=5.0) as language,
-        attach(encode.run_dir) as sending,
-        attach(language.run_dir) as client,
+        joined(encode, language) as (sending, queues),
     ):
-        queues = Queues(client)
         slow = "tcp://slow.example:4000"
         queues.add(slow, 10)
         for room in range(11, 31):
-            queues.add(encode.addr, room)
-            assert give(open_sender(sending, room, 300))
-            assert queues.take(room, 20).difference == ""
+            assert carried(queues, encode.addr, sending, room, 300).difference == ""
         received = queues.take(10, 20)
         assert (
             received.reason
@@ -144,11 +138,7 @@ def test_mooncake_moves_rows_between_ipv6_addresses() -> None:
         run_dirs() as path,
         station("encode", path / "e", host="::1", engine="mooncake") as encode,
         station("language", path / "l", host="::1", engine="mooncake") as language,
-        attach(encode.run_dir) as sending,
-        attach(language.run_dir) as client,
+        joined(encode, language) as (sending, queues),
     ):
         assert encode.addr.startswith("tcp://[::1]:")
-        queues = Queues(client)
-        queues.add(encode.addr, 1)
-        assert give(open_sender(sending, 1, 300))
-        assert queues.take(1, 20).difference == ""
+        assert carried(queues, encode.addr, sending, 1, 300).difference == ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support import encoding, scheduling
 from support.agents import running
+from support.carrying import carried
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, every_engine, station
 from support.scheduling import ByHand, Queues
@@ -100,9 +101,7 @@ def test_an_encoder_that_gives_up_before_any_destination_has_come_tells_the_one_
     assert (received.error, received.reason) == ("TransferAborted", reason)
     language.wait_idle()  # its abort is acknowledged: the encode node knows that it knows, so the number is free
     receiving.done.clear()
-    receiving.add(encode.addr, room)
-    assert give(open_sender(sending, room, 10))
-    assert receiving.take(room, 20).difference == ""
+    assert carried(receiving, encode.addr, sending, room, 10).difference == ""
 
 
 def test_a_resume_for_a_room_that_the_encode_side_does_not_know_fails_the_language_side(
@@ -155,9 +154,7 @@ def test_a_room_whose_encoder_has_died_or_that_is_finished_is_answered_at_once(
     reason = f"room {dead} failed here before: the encoder process died; a room number is used once"
     assert (received.error, received.reason) == ("PeerLost", reason)
     with attach(encode.run_dir) as sending:
-        receiving.add(encode.addr, finished)
-        assert give(open_sender(sending, finished, 100))
-        assert receiving.take(finished, 20).difference == ""
+        assert carried(receiving, encode.addr, sending, finished, 100).difference == ""
     encode.wait_idle()
     receiving.add(encode.addr, finished)
     received = receiving.take(finished, 20)

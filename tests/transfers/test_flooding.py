@@ -13,12 +13,10 @@ import msgspec
 import pytest
 import zmq
 from support import wires
-from support.encoding import give, open_sender
+from support.carrying import carried, joined
 from support.frames import FrameMaker
 from support.nodes import Station, run_dirs, station
-from support.scheduling import Queues
 
-from embridge import attach
 from embridge.workers import messages as msg
 from embridge.workers.addresses import split_address
 from embridge.workers.run_socket import SOCKET_NAME
@@ -105,14 +103,9 @@ def test_every_request_arrives_while_a_peer_floods_all_ports(pair: tuple[Station
     encode, language = pair
     restarts = encode.restarts(), language.restarts()
     flood = Flood(encode, language)
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as client, flood.running():
-        queues = Queues(client)
+    with joined(encode, language) as (sending, queues), flood.running():
         for room in range(FIRST_ROOM, FIRST_ROOM + REQUESTS):
-            queues.add(encode.addr, room)
-            assert give(open_sender(sending, room, 300))
-            received = queues.take(room, 30)
+            received = carried(queues, encode.addr, sending, room, 300, 30)
             assert received.difference == "", received.reason
         assert min(flood.num_sent.values()) > 0, flood.num_sent
     assert (encode.restarts(), language.restarts()) == restarts
-    for node in pair:
-        node.wait_idle()

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
+from support.carrying import carried, joined
 from support.encoding import ended, give, open_sender
 from support.nodes import Settings, Station, run_dirs, station
 from support.rows import rows_of
-from support.scheduling import Queues
 from support.stopping import is_stopped, stopped
 from support.waiting import wait_until
 
-from embridge import attach
-from embridge.allocator.blocks import QUARANTINED
 from embridge.pipeline.client.client import library_of
 from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
@@ -33,7 +30,12 @@ HIDDEN, TOKENS, BLOCKS = 2048, 1024, 9  # 4 MiB: more than a connection's buffer
 @pytest.fixture
 def pair() -> Iterator[tuple[Station, Station]]:
     impatient = MooncakeSettings(write_timeout_s=1.0)
-    settings: Settings = {"engine": "mooncake", "hidden_size": HIDDEN, "num_blocks": BLOCKS, "mooncake": impatient}
+    settings: Settings = {
+        "engine": "mooncake",
+        "engine_settings": {"mooncake": impatient},
+        "hidden_size": HIDDEN,
+        "num_blocks": BLOCKS,
+    }
     with (
         run_dirs() as path,
         station("encode", path / "e", **settings) as encode,
@@ -53,14 +55,13 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
     encode, language = pair
     first, late, second = 2, 4, 6  # of one transfer worker, so of one session
     target = language.pid_of(f"worker{first % 2}")
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
-        queues = Queues(client)
-        queues.add(encode.addr, first)
-        assert give(open_sender(sending, first, 100))  # the session is open from here on
-        assert queues.take(first, 30).difference == ""
+    with joined(encode, language) as (sending, queues):
+        client = queues.client
+        # the session is open from here on
+        assert carried(queues, encode.addr, sending, first, 100, 30).difference == ""
         # a late write may end within a number
         payload = library_of(client).attachment.buffers.input_embeddings.view(torch.uint8)
-        cells = library_of(client).attachment.control.sessions._cells
+        sessions = library_of(client).attachment.control.sessions
         request = queues.add(encode.addr, late, timeout_s=3.0)
         wait_until(lambda: request.receiver is not None and request.receiver.granted_tokens == TOKENS)
         with stopped(target):
@@ -70,7 +71,7 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
             assert is_stopped(target)
             assert failed.error == ended(sender).error == "TransferTimeout"
             wait_until(lambda: language.counts().quarantined == TOKENS // 128, 10, language.counts)
-            kept = [int(block) for block in np.flatnonzero(cells & 3 == QUARANTINED)]
+            kept = sorted(block for blocks in sessions.quarantined().values() for block, _ in blocks)
             before = payload[kept]
             queues.add(encode.addr, second)
             other = open_sender(sending, second, 2000)
@@ -89,6 +90,4 @@ def test_a_write_that_lands_after_its_request_has_failed_hits_only_blocks_in_qua
         assert (received.error, received.difference) == ("", "")
         assert ended(other).error == ""
         sender.clear()
-    encode.wait_idle()
-    language.wait_idle()
     assert language.pid_of(f"worker{first % 2}") != target  # the fence

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from support.carrying import joined
 from support.nodes import Settings, Station, run_dirs, station
 from support.pipes import full_pipe
-from support.scheduling import Queues
 from support.troubles import TROUBLES, carry
-
-from embridge import attach
 
 pytestmark = pytest.mark.process
 
@@ -47,11 +45,8 @@ def test_beside_the_trouble_of_one_all_others_arrive(
 ) -> None:
     """P21: in the same client, the same nodes and the same pool, no other request fails while the trouble lasts."""
     encode, language = pair
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
-        queues = Queues(client)
+    with joined(encode, language) as (sending, queues):
         carry(encode, sending, queues, rooms, COUNT)
         with TROUBLES[name](encode, queues, rooms):
             carry(encode, sending, queues, rooms, COUNT)
         carry(encode, sending, queues, rooms, COUNT)
-    encode.wait_idle()
-    language.wait_idle()

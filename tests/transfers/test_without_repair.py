@@ -6,17 +6,21 @@ and their clients' library threads wake for nothing but their bell.
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
-from support.encoding import ended, give, open_sender
+from support.direct import wait_direct
+from support.encoding import ended, give, open_sender, wait_doors
 from support.nodes import Settings, Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge import Client, attach
+from embridge.allocator._core import Words
 from embridge.allocator.records import Slot
-from embridge.pipeline.client import client as client_module
+from embridge.pipeline.client import callers_view as view_module
 from embridge.pipeline.client import library as library_module
 from embridge.pipeline.client.client import library_of
 
@@ -43,7 +47,7 @@ def pair() -> Iterator[tuple[Station, Station]]:
 
 @pytest.fixture
 def clients(pair: tuple[Station, Station], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, Queues]]:
-    for module in (client_module, library_module):
+    for module in (view_module, library_module):
         monkeypatch.setattr(module, "SLOW_LOOK_NS", int(NEVER_S * 1e9))
     monkeypatch.setattr(library_module, "LIBRARY_WAIT_S", NEVER_S)
     with attach(pair[0].run_dir) as sending, attach(pair[1].run_dir) as client:
@@ -71,6 +75,93 @@ def test_every_round_is_started_by_the_grant_that_allows_it(
         assert give(sender)
     assert queues.take(room, 10).difference == ""
     assert ended(sender, 10).error == ""
+
+
+def test_who_drives_a_receiver_by_hand_is_woken_by_rows_that_were_written_directly(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
+) -> None:
+    """B5: whoever writes wakes the library thread alone, and that the caller."""
+    sending, queues = clients
+    room, client = next(rooms), queues.client
+    receiver, sender = client.receiver(pair[0].addr, room), open_sender(sending, room, 100)
+    wait_until(lambda: receiver.handshake_done, 10)
+    receiver.init(receiver.allocate(1))
+    wait_until(lambda: sender.poll().name == receiver.poll().name == "WaitingForInput", 10)
+    wait_doors(sending)
+    while not client.arm():
+        client.poll()
+    assert give(sender)
+    assert select.select([client.fileno()], [], [], 10)[0]
+    assert client.poll() == [receiver]
+    assert receiver.poll().name == "Success"
+    receiver.clear()
+
+
+def is_asleep(client: Client) -> bool:
+    """Whether the caller sleeps on the futex of his bell."""
+    control = library_of(client).attachment.control
+    bell = Words(control.mapping, control.layout.doorbell(f"lane{client.lane}"), 1)
+    return bell.load(0) >> 32 & 3 == 1
+
+
+def test_who_writes_the_last_rows_wakes_a_caller_who_sleeps_and_nobody_else(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
+) -> None:
+    """P8: one wake-up, of the thread that goes on. The library thread is rung where the caller is awake."""
+    sending, queues = clients
+    room, client = next(rooms), queues.client
+    attachment = library_of(client).attachment
+    request = queues.add(pair[0].addr, room)
+    sender = open_sender(sending, room, 100)
+    wait_doors(sending)
+    wait_direct(sender, 100)
+    rung: list[int] = []
+
+    def write() -> None:
+        wait_until(lambda: is_asleep(client), 10)
+        rung.append(attachment.library_bell.sequence())
+        assert give(sender)
+
+    writer = Thread(target=write)
+    writer.start()
+    while request.receiver is None or request.receiver.poll().name != "Success":
+        client.poll()
+        client.wait(10)
+    finished = queues.transfer.pop_transferred()[0]
+    rung.append(attachment.library_bell.sequence())
+    writer.join()
+    assert finished == [request]
+    assert rung[0] == rung[1]
+    request.release()
+
+
+def test_a_caller_who_was_woken_and_may_not_go_on_himself_has_the_library_thread_do_it(
+    pair: tuple[Station, Station], clients: tuple[Client, Queues], rooms: Iterator[int]
+) -> None:
+    """P8: with ranks, rows are copied to where all of them see them."""
+    sending, room = clients[0], next(rooms)
+    with attach(pair[1].run_dir, num_ranks=2) as client:
+        queues = Queues(client)
+        queues.add(pair[0].addr, room)
+        sender = open_sender(sending, room, 100)
+        wait_doors(sending)
+        wait_direct(sender, 100)
+
+        def write() -> None:
+            wait_until(lambda: is_asleep(client), 10)
+            assert give(sender)
+
+        writer = Thread(target=write)
+        writer.start()
+        for _ in range(10):
+            client.wait(1)
+            client.poll()
+            queues.step()
+            if queues.done:
+                break
+        writer.join()
+        assert list(queues.done) == [room]
+        queues.done[room].release()
 
 
 def test_rows_that_are_written_one_block_at_a_time_are_each_sent_at_once(

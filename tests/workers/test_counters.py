@@ -10,9 +10,9 @@ from embridge.workers import messages as msg
 
 
 def test_what_is_repeated_as_a_matter_of_course_is_not_counted_as_sent_again() -> None:
-    """P12: a request that is in flight for a while, on both sides, in every heartbeat."""
+    """P12: a request that has ended and is not closed, in every heartbeat, and one that is in flight for a while."""
     encode, language = EncodeAlone(), LanguageAlone()
-    encode.sender(1, 8, rows=4)
+    encode.sender(1, 8)
     encode.init(1, [3, 4])
     receiver = language.receiver(1)
     language.status(receiver, Phase.WaitingForInput, 0)
@@ -20,8 +20,8 @@ def test_what_is_repeated_as_a_matter_of_course_is_not_counted_as_sent_again() -
         encode.advance(0.1)
         language.advance(0.1)
         language.heartbeat(language.state(receiver, Phase.WaitingForInput, 0))
-    for node in (encode, language):
-        assert sum(len(beat.rooms) for beat in node.sent(msg.Heartbeat)) > 10
+    assert sum(len(beat.rooms) for beat in encode.sent(msg.Heartbeat)) > 10
+    assert len(language.sent(msg.Heartbeat)) > 10
     assert encode.metric("poller", "resent") == language.metric("poller", "resent") == 0
 
 
@@ -32,6 +32,17 @@ def test_a_grant_that_a_heartbeat_shows_missing_is_counted_as_sent_again() -> No
     node.status(receiver, Phase.WaitingForInput, 0)
     node.heartbeat(node.state(receiver, Phase.WaitingForInput, 0, known_blocks=1))
     assert node.metric("poller", "resent") == 1
+
+
+def test_what_is_told_anew_to_a_peer_that_has_missed_something_is_counted() -> None:
+    """R77: once for each time that it is asked for."""
+    node = EncodeAlone()
+    node.sender(1, 8, rows=4)
+    node.init(1, [3, 4])
+    for _ in range(2):
+        node.hears("poller", msg.Resync(node.envelope()))
+        node.advance(0.5)
+    assert node.metric("poller", "snapshots") == 2
 
 
 @pytest.mark.parametrize("what", ["a grant", "an abort"])

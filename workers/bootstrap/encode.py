@@ -1,10 +1,9 @@
-"""Encode side of the bootstrap: takes grants and aborts of registered nodes, and joins them to the encoder's calls by
-room.
+"""Encode side of the bootstrap: takes grants and aborts of registered nodes, and joins them by room to encoders' calls.
 
-What it trusts: nothing. A message is for this incarnation or it is answered "stale"; a node is registered or it is
-answered the same; indices and counts are checked against the geometry that the node registered. A message that breaks a
-rule fails one request and no process (B6). An init or resume that names a request at or below its slot's tombstone is
-refused unless that request is open (R15).
+It trusts no message. A message for another incarnation, or of a node that is not registered, is answered "stale".
+Indices and counts are checked against the geometry that the node has registered. A message that breaks a rule fails one
+request and no process (B6). An init or resume that names a request at or below its slot's tombstone is refused unless
+that request is open (R15).
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from collections import deque
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Destination, Peer, Slot
+from embridge.allocator.records import Destination, JoinedBy, Peer, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
+from embridge.workers.bootstrap.bound_rooms import BoundRooms
 from embridge.workers.bootstrap.ended_rooms import PATIENCE_NS, EndedRooms, Refusal, Remote
 from embridge.workers.bootstrap.grant_applier import GrantApplier, Open
 from embridge.workers.bootstrap.pending_grants import Grant, Pending, PendingGrants, RemoteSlot, wider
@@ -42,12 +42,15 @@ class Admission:
         self._peers = ctx.control.peers
         self._rooms: dict[int, tuple[int, int]] = {}
         self._open: dict[RemoteSlot, Open] = {}
-        self._pending = PendingGrants()
+        asked = ctx.control.asked
+        asked.clear()
+        self._pending = PendingGrants(asked.add)
         self._grants = GrantApplier(ctx)
+        self._bound = BoundRooms(ctx, self._open, self._pending, self._grants)
         self._ended = EndedRooms(ctx.timing.request_timeout_s, ctx.control.limits.max_destinations)
-        # (until, room, who): destinations of rooms that are finished
+        # (until, room, destination): destinations that wait for a finished room to be opened again
         self._asked: deque[tuple[int, int, Remote]] = deque()
-        self._doubles: set[tuple[int, int]] = set()  # senders of a room that another one has
+        self._doubles: set[tuple[int, int]] = set()  # senders of a room that another sender has
         self._out: list[Out] = []
         self._limit = LogLimit()
         self._registrations = Registrations(ctx, self._limit)
@@ -88,8 +91,9 @@ class Admission:
         return min(due_ns, self._asked[0][0]) if self._asked else due_ns
 
     def _rebuild(self) -> None:
-        """After a restart: everything that is open stands in the control segment; what was pending is sent again by its
-        node.
+        """After a restart, take up everything that is open from the control segment.
+
+        Grants that were pending are sent again by their nodes.
         """
         for slot, epoch in self._ctx.current_slots():
             room = self._slots.get(slot, Slot.ROOM)
@@ -99,9 +103,10 @@ class Admission:
                 remote = self._dsts.get(slot, d, Destination.REMOTE_SLOT)
                 key = (self._dsts.get(slot, d, Destination.PEER) - 1, remote)
                 held = Open(self._dsts.get(slot, d, Destination.REMOTE_EPOCH), slot, epoch, d)
-                # one before it may not be released yet
+                # an earlier request of that slot may not be released yet
                 if key not in self._open or held.remote_epoch > self._open[key].remote_epoch:
                     self._open[key] = held
+            self._bound.take_up(slot, epoch, self._now_ns)
             self._grants.look(slot, epoch)
 
     # ---- from the clients and the poller
@@ -122,16 +127,25 @@ class Admission:
 
     def _open_room(self, slot: int, epoch: int) -> None:
         self._ctx.to("poller").send(Kick.OPEN, slot, epoch)
-        if not self._ctx.is_live(slot, epoch):
+        if not self._ctx.is_current(slot, epoch):
             return
         room = self._slots.get(slot, Slot.ROOM)
         held = self._rooms.get(room)
+        if not self._ctx.is_live(slot, epoch) and not self._bound.is_bound(slot):
+            return
+        if held is None:
+            self._bound.look_for(room, self._open_room)  # it has come before this one
+            held = self._rooms.get(room)
         if held is not None and held != (slot, epoch):
             self._doubles.add((slot, epoch))
-            self._ctx.fail(slot, epoch, FailureCode.REFUSED, f"room {room} is in use by another sender of this node")
+            self._bound.take_up(slot, epoch, self._now_ns)  # its destination, if it has one, hears how it has ended
+            if self._ctx.is_live(slot, epoch):
+                why = f"room {room} is in use by another sender of this node"
+                self._ctx.fail(slot, epoch, FailureCode.REFUSED, why)
             return
         self._rooms[room] = (slot, epoch)
-        if (refusal := self._ended.opened(room, self._now_ns)) is not None:
+        self._bound.take_up(slot, epoch, self._now_ns)
+        if self._ctx.is_live(slot, epoch) and (refusal := self._ended.opened(room, self._now_ns)) is not None:
             self._ctx.fail(slot, epoch, *refusal)
         for pending in self._pending.take_room(room):
             self._join(slot, epoch, pending.grant, pending.peer, pending.connection)
@@ -141,7 +155,7 @@ class Admission:
             return
         room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
         if any(self._is_waiting(slot, d) for d in range(count)):
-            # it joined while the poller ended the request: tell it (R23)
+            # a destination joined while the poller ended the request: it must be told (R23)
             self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             return
         if (slot, epoch) in self._doubles:
@@ -150,7 +164,7 @@ class Admission:
             self._rooms.pop(room, None)
             code = self._slots.get(slot, Slot.FAILURE)
             failure = Refusal(code, self._slots.reason(slot)) if code else None
-            required, joined = self._slots.get(slot, Slot.REQUIRED), [self._remote(slot, d) for d in range(count)]
+            required, joined = self._slots.get(slot, Slot.REQUIRED), [self._bound.remote(slot, d) for d in range(count)]
             self._ended.released(room, failure, self._now_ns, required=required, joined=joined)
             self._refuse_pending(room)
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
@@ -159,17 +173,12 @@ class Admission:
             if held is not None and (held.slot, held.epoch) == (slot, epoch):
                 del self._open[key]
         self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+        self._bound.count_released(slot, epoch, room)
         self._ctx.wake_library(slot)
         self._ctx.wake_reaper(slot)
 
-    def _remote(self, slot: int, d: int) -> Remote:
-        peer, *request = (
-            self._dsts.get(slot, d, f) for f in (Destination.PEER, Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH)
-        )
-        return Remote(peer - 1, *request)
-
     def _is_waiting(self, slot: int, d: int) -> bool:
-        """Whether a destination is still to hear how the request ended."""
+        """Whether a destination has yet to hear how the request ended."""
         peer, incarnation = (
             self._dsts.get(slot, d, Destination.PEER) - 1,
             self._dsts.get(slot, d, Destination.INCARNATION),
@@ -184,7 +193,7 @@ class Admission:
         assert connection is not None
         if isinstance(message, msg.Foreign):
             answer = self._registrations.refuse_version(message)
-            if answer is not None:  # the frame has been counted as refused
+            if answer is not None:  # otherwise the frame has been counted as refused
                 self._out.append(Reply(connection, answer))
             return
         if isinstance(message, msg.Register):
@@ -210,9 +219,9 @@ class Admission:
         return self._ctx.envelope(message.envelope.incarnation)
 
     def _forged(self, envelope: msg.Envelope) -> None:
-        """It came over a connection of another node: one that is listed cannot speak for another (D15, P17).
+        """A message came over a connection of another node. It is counted and not answered.
 
-        It is not answered.
+        A listed node cannot speak for another one (D15, P17).
         """
         self._ctx.count(Metric.MESSAGES_FORGED)
         self._warn(
@@ -222,9 +231,10 @@ class Admission:
     def _warn(self, envelope: msg.Envelope, text: str, *values: object) -> None:
         self._limit.log(log, logging.WARNING, envelope.node_id, self._now_ns, text, *values)
 
-    def _refuse(self, connection: bytes, message: Grant, code: int, reason: str) -> None:
+    def _refuse(self, connection: bytes, message: Grant, code: int, reason: str, *, is_news: bool = True) -> None:
         self._ctx.count(Metric.MESSAGES_REFUSED)
-        self._warn(message.envelope, "room %d: %s", message.key.room, reason)
+        if is_news:
+            self._warn(message.envelope, "room %d: %s", message.key.room, reason)
         self._out.append(Reply(connection, msg.Refused(self._header(message), code, msg.clip(reason), message.key)))
 
     def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
@@ -236,8 +246,9 @@ class Admission:
         self._out.append(Reply(connection, answer.message))
 
     def _forget_granted_by(self, peer: int) -> None:
-        """It had taken us for dead, and given back what it had granted before: nothing of that is valid any more (R14,
-        D2).
+        """Forget what a peer granted before it took this node for dead.
+
+        It has taken back those blocks, so none of these grants is valid any more (R14, D2).
         """
         self._forget_pending_of(peer)
         for key, held in self._open.items():
@@ -245,7 +256,7 @@ class Admission:
                 self._grants.look(held.slot, held.epoch)
 
     def _peers_in_use(self) -> set[int]:
-        return {key[0] for key in self._open} | self._pending.peers()
+        return {key[0] for key in self._open} | self._pending.peers() | self._bound.peers()
 
     # ---- grants
 
@@ -267,12 +278,14 @@ class Admission:
         if waiting is not None and waiting.grant.key.epoch >= grant.key.epoch:
             if waiting.grant.key == grant.key:
                 self._pending.replace(key, waiting._replace(grant=wider(waiting.grant, grant), connection=connection))
-                self._announce(room)  # once more: the client may have been too slow for the log
+                self._announce(room)  # once more, because the client may have been too slow for the log
             else:
-                self._ctx.count(Metric.MESSAGES_STALE)  # of a request before the one that waits (P17)
+                self._ctx.count(Metric.MESSAGES_STALE)  # it is about an earlier request than the one that waits (P17)
             return
         if isinstance(grant, msg.Resume):
-            self._refuse(connection, grant, FailureCode.UNKNOWN_ROOM, f"room {room} is not known to the encode node")
+            # one of a request that is over here has crossed its end, and is nothing to warn of
+            is_news, why = grant.key.epoch > self._peers.tombstone(*key), f"room {room} is not known to the encode node"
+            self._refuse(connection, grant, FailureCode.UNKNOWN_ROOM, why, is_news=is_news)
         elif grant.key.epoch <= self._peers.tombstone(peer, grant.key.slot) or not self._is_newest(grant, peer):
             self._ctx.count(Metric.MESSAGES_STALE)
         elif (
@@ -281,30 +294,40 @@ class Admission:
             self._refuse(connection, grant, *refusal)
         elif room in self._rooms:
             self._pending.drop(key)
-            self._join(*self._rooms[room], grant, peer, connection)
+            if self._ctx.is_live(*self._rooms[room]):
+                self._bound.look_for(room, self._open_room)  # a second sender, which has found this grant
+            held = self._open.get(key)
+            if held is not None and held.remote_epoch == grant.key.epoch:
+                self._grants.apply(held, grant, now_ns)
+            else:
+                self._join(*self._rooms[room], grant, peer, connection)
         elif self._pending.num_of(peer) >= MAX_PENDING_A_PEER:
             self._refuse(
                 connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait"
             )
         else:
-            # a slot has one request: the one before it is over
-            self._pending.put(key, Pending(grant, peer, connection, now_ns))
+            # a slot has one request, so the one that waited before is over
+            self._pend(key, Pending(grant, peer, connection, now_ns))
             if self._ended.finished(room, now_ns) is not None:
                 self._asked.append((now_ns + PATIENCE_NS, room, Remote(*key, grant.key.epoch)))
             self._announce(room)
 
     def _is_newest(self, grant: msg.Init, peer: int) -> bool:
-        """Whether a first grant is of the node's latest registration, which voids those before it (R14, D2)."""
+        """Whether a first grant is of its node's latest registration, which voids those before it (R14, D2)."""
         return grant.registration == self._peers.get(peer, Peer.REGISTRATION)
 
     def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
-        """One more destination of a room that is open here.
+        """Enter one more destination of a room that is open here.
 
-        The tombstone comes last: killed before it, all is found open.
+        The tombstone is raised last: a successor that is started before that finds everything as open.
         """
-        if not self._ctx.is_live(slot, epoch):
+        is_bound = self._bound.is_bound(slot)
+        if not is_bound and not self._ctx.is_live(slot, epoch):
             code = self._slots.get(slot, Slot.FAILURE) or FailureCode.REFUSED
             self._refuse(connection, grant, code, self._slots.reason(slot) or "the encoder's request has ended")
+            return
+        if is_bound or not self._slots.join(slot, JoinedBy.BOOTSTRAP):
+            self._join_bound(slot, epoch, grant, peer, connection)
             return
         count = self._slots.get(slot, Slot.NUM_DESTINATIONS)
         required = self._slots.get(slot, Slot.REQUIRED)
@@ -326,6 +349,22 @@ class Admission:
         self._peers.raise_tombstone(peer, grant.key.slot, grant.key.epoch)
         self._grants.apply(held, grant, self._now_ns)
 
+    def _join_bound(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
+        """A grant comes to a room whose client has bound itself to one, or is about to say to which (R79)."""
+        held, key = self._bound.take_up(slot, epoch, self._now_ns), (peer, grant.key.slot)
+        if held is None:
+            self._pend(key, Pending(grant, peer, connection, self._now_ns))
+        elif self._open.get(key) == held and held.remote_epoch == grant.key.epoch:
+            self._grants.apply(held, grant, self._now_ns)
+        else:
+            reason = f"room {grant.key.room} has its destination, which its encoder has found on this host"
+            self._refuse(connection, grant, FailureCode.REFUSED, reason)
+
+    def _pend(self, key: RemoteSlot, pending: Pending) -> None:
+        """Have a grant wait for its encoder, unless that is there and only its client knows (R80)."""
+        self._pending.put(key, pending)
+        self._bound.look_for(pending.grant.key.room, self._open_room)
+
     # ---- aborts
 
     def _take_abort(self, abort: msg.Abort, peer: int, connection: bytes) -> None:
@@ -333,6 +372,8 @@ class Admission:
         if abort.key.slot >= self._peers.get(peer, Peer.NUM_SLOTS):
             self._ctx.count(Metric.MESSAGES_REFUSED)
             return
+        if key not in self._open:
+            self._bound.look_for(room, self._open_room)
         held = self._open.get(key)
         tainted = 0
         if held is not None and held.remote_epoch == abort.key.epoch:
@@ -347,7 +388,7 @@ class Admission:
             self._pending.drop(key)
         is_news = self._peers.raise_tombstone(peer, abort.key.slot, abort.key.epoch)
         if self._ended.aborted(room, remote, self._now_ns):
-            pass  # it was told here that it comes too late
+            pass  # it aborts because it was told here that it comes too late
         elif is_news or required:
             failure = self._ended.fail(
                 room, abort.code or FailureCode.ABORTED, abort.reason, self._now_ns, required=required, told=[remote]
@@ -356,13 +397,12 @@ class Admission:
             if room in self._rooms:
                 self._ctx.fail(*self._rooms[room], *failure)
         else:
-            # it was open here, and is forgotten: what it has tainted is not known any more, but what its peer has is
-            # (R7)
+            # the request was open here and is forgotten with what it has tainted; its peer's word still has that (R7)
             tainted = self._peers.get(peer, Peer.TAINTED)
         self._out.append(Reply(connection, msg.AbortAck(self._header(abort), abort.key, tainted)))
 
     def _refuse_pending(self, room: int) -> None:
-        """Those who wait for an encoder of a room that has ended are told."""
+        """Tell the destinations that wait for an encoder of this room that the room has ended."""
         for key, late in self._pending.of_room(room):
             required = late.grant.required_dst_info_num
             refusal = self._ended.came(room, Remote(*key, late.grant.key.epoch), required, self._now_ns)
@@ -372,7 +412,7 @@ class Admission:
         self._announce(room)
 
     def _refuse_finished(self, room: int, remote: Remote) -> None:
-        """It has waited for an encoder that opens a finished room again."""
+        """Refuse a destination that has waited long enough for an encoder to open a finished room again."""
         key = (remote.peer, remote.slot)
         waiting, refusal = self._pending.of_slot(key), self._ended.finished(room, self._now_ns)
         is_meant = waiting is not None and (waiting.grant.key.room, waiting.grant.key.epoch) == (room, remote.epoch)
@@ -383,9 +423,10 @@ class Admission:
     # ---- what waits for its encoder
 
     def _announce(self, room: int) -> None:
-        """Tell clients whose calls wait for a slot that this room needs no destination any more, or no encoder.
+        """Tell clients whose calls wait for a slot that this room has all its destinations, or needs no encoder.
 
-        With fewer destinations than it needs, it would hold a slot as long as one that nobody has asked for.
+        A room with fewer destinations than it needs is not announced, because it would hold a slot as long as a room
+        that nobody has asked for.
         """
         if not self._control.room_waiters.lanes():
             return
@@ -400,6 +441,9 @@ class Admission:
         self._pending.drop_peer(peer)
 
     def _drop_old_pending(self, now_ns: int) -> None:
-        """A language node aborts what exceeds its deadline; this is for those whose abort never came."""
+        """Drop grants that have waited too long.
+
+        A language node aborts a request at its deadline; this is for requests whose abort never came.
+        """
         self._ended.forget_old(now_ns)
         self._pending.drop_before(now_ns - int(2 * self._ctx.timing.request_timeout_s * NS))

@@ -1,15 +1,16 @@
-"""Rooms that have ended at an encode node: whoever still comes to one is told at once, and for no longer than that is
-needed.
+"""The rooms that have ended at an encode node, so that whoever still comes to one is told at once.
 
-A room number is used once. A room that failed before all came who belong to it is *barred*: its encoder, if it is still
-to come, and each destination that comes late are told why (D11, R15). It is barred until the encoder has been told, and
-as many destinations as belong to it know: those that were refused say so with their aborts, which their nodes repeat
-until they are acknowledged (R23). An init that comes once more after that abort is below its tombstone. Where nobody
-knows how many belong to it, it is barred for `keep_s`; then, too, as long as one that was refused, and whose node
-lives, has not aborted. After that the number is as good as new.
+A room number is used once. A room is *barred* if it failed before all who belong to it had come. An encoder that still
+comes to it, and each destination that comes late, are told why it failed (D11, R15). It stays barred until its encoder
+has been told and as many destinations as belong to it know. A destination that was refused says that it knows with its
+abort, which its node repeats until it is acknowledged (R23); an init that comes once more after that abort is below the
+tombstone. If nobody knows how many destinations belong to the room, it stays barred for `keep_s`, and longer while a
+destination that was refused, and whose node lives, has not aborted. After that the number may be used as if it were
+new.
 
-A destination that comes to a room that succeeded waits for its encoder for `PATIENCE_NS`, for some use a number again,
-and is then told (P24); that is so for `keep_s`, or until an encoder opens the room again.
+A destination that comes to a room that has succeeded waits for an encoder for `PATIENCE_NS`, because some callers use a
+number again; then it is told that the room was finished (P24). The room is remembered for `keep_s`, or until an encoder
+opens it again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Remote(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """What is said to who comes too late."""
+    """The failure code and the reason that are told to an encoder or a destination that comes too late."""
 
     code: int
     reason: str
@@ -47,11 +48,11 @@ class _Failed:
     code: int
     reason: str
     until_ns: int
-    required: int = 0  # destinations that belong to it; 0: nobody has said
+    required: int = 0  # destinations that belong to the room; 0: nobody has said
     is_encoder_told: bool = False
-    has_been_open: bool = False  # an encoder has had it
+    has_been_open: bool = False  # an encoder has opened it
     told: set[Remote] = field(default_factory=set)
-    refused: set[Remote] = field(default_factory=set)  # and have not said that they know
+    refused: set[Remote] = field(default_factory=set)  # were refused, and have not said that they know
 
     def is_over(self, now_ns: int) -> bool:
         if self.refused:
@@ -61,13 +62,15 @@ class _Failed:
 
 
 class EndedRooms:
-    """The rooms that have ended, as far as somebody may still come to them; the oldest are forgotten where there are
-    too many.
+    """The rooms that have ended, while somebody may still come to them.
+
+    There are at most `MAX_ROOMS` that have failed and as many that have succeeded; beyond that the oldest are
+    forgotten.
     """
 
     def __init__(self, keep_s: float, max_destinations: int) -> None:
         self._keep_ns = int(keep_s * NS)
-        self._max_destinations = max_destinations  # of one room that are noted, and no more, whatever its peers send
+        self._max_destinations = max_destinations  # noted for one room at most, whatever its peers send
         self._failed: OrderedDict[int, _Failed] = OrderedDict()
         self._succeeded: OrderedDict[int, tuple[int, int]] = OrderedDict()  # room -> (destinations, until)
 
@@ -77,9 +80,10 @@ class EndedRooms:
     def fail(
         self, room: int, code: int, reason: str, now_ns: int, *, required: int = 0, told: Iterable[Remote] = ()
     ) -> Refusal:
-        """It has failed before all came.
+        """Note that a room has failed before all who belong to it had come.
 
-        What it failed of first stands, and how long it is barred. Returns what an encoder is told.
+        The first failure of a room stands, and so does the time for which it is barred. Returns what an encoder is
+        told.
         """
         entry = self._failed.get(room)
         if entry is None:
@@ -96,10 +100,13 @@ class EndedRooms:
     def released(
         self, room: int, failure: Refusal | None, now_ns: int, *, required: int, joined: Iterable[Remote]
     ) -> None:
-        """Its encoder's request is over on this node: it has failed, or succeeded. Who had joined knows, or is dead."""
+        """The request of the room's encoder is over on this node: it has failed, or it has succeeded (`failure` None).
+
+        The destinations that had `joined` know the outcome, or are dead.
+        """
         joined = set(joined)
         if failure is None:
-            self._succeeded.pop(room, None)  # in the order in which they run out
+            self._succeeded.pop(room, None)  # entered anew at the end: entries stand in the order in which they run out
             self._succeeded[room] = (len(joined), now_ns + self._keep_ns)
             if len(self._succeeded) > MAX_ROOMS:
                 self._succeeded.popitem(last=False)
@@ -111,7 +118,7 @@ class EndedRooms:
                 self._end_if_over(room, entry, now_ns)
 
     def opened(self, room: int, now_ns: int) -> Refusal | None:
-        """An encoder opens a room: why it cannot have it, None when it can."""
+        """An encoder opens a room. Returns why it cannot have it, or None if it can."""
         self._succeeded.pop(room, None)
         entry = self._failed.get(room)
         if entry is None or self._end_if_over(room, entry, now_ns):
@@ -123,11 +130,14 @@ class EndedRooms:
         return refusal
 
     def bars(self, room: int) -> bool:
-        """Whether an encoder that opens it now might be told that it has failed."""
+        """Whether an encoder that opens the room now might be told that it has failed."""
         return room in self._failed
 
     def came(self, room: int, remote: Remote, required: int, now_ns: int) -> Refusal | None:
-        """A destination comes to a room, or comes again: what it is told, None where the room has not failed."""
+        """A destination comes to a room, or comes again.
+
+        Returns what it is told, or None if the room has not failed.
+        """
         entry = self._failed.get(room)
         if entry is not None and not self._end_if_over(room, entry, now_ns):
             entry.required = max(entry.required, required)
@@ -137,7 +147,7 @@ class EndedRooms:
         return None
 
     def finished(self, room: int, now_ns: int) -> Refusal | None:
-        """What a destination is told that comes to a room that has succeeded; None where nothing is known of that."""
+        """What a destination is told that comes to a room that has succeeded; None if nothing is known of the room."""
         count, until_ns = self._succeeded.get(room, (0, 0))
         if now_ns >= until_ns:
             return None
@@ -146,7 +156,7 @@ class EndedRooms:
         return Refusal(FailureCode.REFUSED, what)
 
     def aborted(self, room: int, remote: Remote, now_ns: int) -> bool:
-        """A destination has given up: True where that was for what it was told here."""
+        """A destination has given up. Returns True if it did so because it was refused here."""
         entry = self._failed.get(room)
         if entry is None or remote not in entry.refused:
             return False
@@ -156,7 +166,7 @@ class EndedRooms:
         return True
 
     def peer_gone(self, peer: int, now_ns: int) -> None:
-        """That node has no request any more: those that were refused need to be told nothing."""
+        """A node is gone. Its requests that were refused are gone with it and need not be told."""
         for room, entry in list(self._failed.items()):
             gone = {remote for remote in entry.refused if remote.peer == peer}
             entry.refused -= gone
@@ -164,7 +174,7 @@ class EndedRooms:
             self._end_if_over(room, entry, now_ns)
 
     def forget_old(self, now_ns: int) -> None:
-        """On a slow timer: what nobody asks about goes, too."""
+        """Forget the rooms whose time is over and about which nobody asks (slow timer)."""
         # they run out in the order of their failures
         due = list(takewhile(lambda item: item[1].until_ns <= now_ns, self._failed.items()))
         for room, entry in due:

@@ -1,9 +1,8 @@
-"""Grants, the last step: an encode node checks what a language node has granted, and writes it where its workers read
-it.
+"""Grants, step 4, applied: an encode node checks what a language node has granted, and enters it for its workers.
 
-A grant is decided by the client of the language node, which records it in its slot (`Slot.GRANTED` and the slot's
-window); the bootstrap process of that node sends it (`bootstrap/language.py: GrantSender`), and here it is applied to a
-destination of the encode node's slot. From there the transfer worker takes how far it may write.
+The scheduler's library thread decides a grant (`TransferQueue._grant`) and records it in its slot
+(`EmbeddingReceiver.grant`). The language bootstrap sends it (`GrantSender._send_grant`). Here it is applied to a
+destination of the encode node's slot. The transfer worker reads there how far it may write (`TransferWorker._submit`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import MAX_TOKENS
-from embridge.allocator.records import Destination, Peer, Slot
+from embridge.allocator.records import Destination, Peer, Slot, WrittenBy
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.pending_grants import Grant
@@ -40,7 +39,7 @@ class GrantApplier:
         self._peers = ctx.control.peers
 
     def why_wrong(self, grant: Grant, peer: int) -> str | None:
-        """What is wrong with a grant by the geometry its node registered; None when nothing is."""
+        """What is wrong with a grant, judged by the geometry that its node has registered; None if nothing is."""
         count, bs = len(grant.dst_embedding_indices), self._ctx.bs
         num_blocks, limits = self._peers.get(peer, Peer.NUM_BLOCKS), self._control.limits
         required, window = grant.required_dst_info_num, limits.window_blocks // grant.required_dst_info_num
@@ -67,7 +66,7 @@ class GrantApplier:
 
     def begin(self, slot: int, d: int, grant: Grant, peer: int) -> None:
         """Fill the words of a new destination, before anybody can see it."""
-        first = grant.first_block  # what is before it, another encode node has sent (R26)
+        first = grant.first_block  # another encode node has sent the blocks before it (R26)
         for field, value in (
             (Destination.WINDOW, self._control.limits.window_blocks // grant.required_dst_info_num),
             (Destination.PEER, peer + 1),
@@ -84,8 +83,11 @@ class GrantApplier:
             self._dsts.set(slot, d, field, value)
 
     def apply(self, held: Open, grant: Grant, now_ns: int) -> None:
-        """R1: a set-once table; an entry at or above `sent` changes only for a newer session; no gap; a contiguous
-        length.
+        """Grants, step 4, applied: enter a grant's blocks for its destination (R1).
+
+        An entry is set once: at or above `sent` it changes only for a newer session, below never. A message that would
+        leave a gap is ignored. `GRANTED_TOKENS` rises to the contiguous length. `TransferWorker._submit` uses what is
+        entered here.
         """
         slot, epoch, d = held.slot, held.epoch, held.destination
         if not self._ctx.is_live(slot, epoch):
@@ -100,7 +102,7 @@ class GrantApplier:
         first, end = grant.first_block, grant.first_block + len(grant.dst_embedding_indices)
         if first > known:
             self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
-            return  # a message before it is missing; its node will send the whole window again
+            return  # an earlier message is missing; the language node will send the whole window again
         if end > sent_block + self._dsts.get(slot, d, Destination.WINDOW):
             self._ctx.fail(
                 slot, epoch, FailureCode.PROTOCOL, f"grant to block {end} exceeds the window at {sent_block}"
@@ -133,11 +135,11 @@ class GrantApplier:
         self.look(slot, epoch)
 
     def _check_progress(self, held: Open, grant: Grant) -> str | None:
-        """What is wrong with a grant by what stands here about its request; None when nothing is.
+        """What is wrong with a grant, judged by what this node knows of its request; None if nothing is.
 
-        R2: its node knows from our reports alone how much has been sent. Less is a message or a report that is late;
-        more is never true. Where nodes verify, a report may be ahead of `SENT` for a moment, for it carries `SUMMED`
-        (R27).
+        The language node knows how much has been sent from our reports alone (R2). If it names less, the message or a
+        report was late; it can never truly name more. Where nodes verify, a report carries `SUMMED` and may be ahead of
+        `SENT` for a moment (R27).
         """
         slot, d = held.slot, held.destination
         required = self._slots.get(slot, Slot.REQUIRED)
@@ -152,7 +154,13 @@ class GrantApplier:
         return None
 
     def look(self, slot: int, epoch: int) -> None:
-        """Have the transfer worker and the poller look at a request."""
-        # it has the longest way to go: not at the end of the step
-        self._ctx.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)
+        """Have whoever writes its rows, and the poller, look at a request."""
+        # the one who writes is woken now and not at the end of the step, because it has the most to do
+        destinations = range(self._slots.get(slot, Slot.NUM_DESTINATIONS))
+        if self._slots.get(slot, Slot.MAY_WRITE) and not any(
+            self._dsts.get(slot, d, Destination.WRITTEN_BY) == WrittenBy.WORKER for d in destinations
+        ):
+            self._ctx.wake_library(slot)
+        else:
+            self._ctx.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)
         self._ctx.to("poller").send(Kick.LOOK, slot, epoch)

@@ -1,14 +1,15 @@
-"""What a request's client has granted and its rows have not been drained from: the blocks that a grant message carries.
+"""The window of a request: the blocks that its client has granted and whose rows are not drained. A grant carries them.
 
-The client records a grant in its slot (`Slot.GRANTED` and the windows); here its blocks are exposed before the message
-leaves.
+The client records a grant in its slot (`Slot.GRANTED` and the windows). Here its blocks are exposed before the message
+leaves. If rows may come through shared memory, the slot's claim is then offered to writers on this host (R28).
 """
 
 from __future__ import annotations
 
-import numpy as np
+from array import array
 
 from embridge.allocator.records import Slot
+from embridge.allocator.sessions import SHM_EXPOSURE
 from embridge.workers.role import RoleContext
 
 
@@ -20,25 +21,28 @@ class GrantedWindow:
         self._control = ctx.control
         self._slots = ctx.slots
         self._windows = ctx.control.windows
+        self._claims = ctx.control.claims
 
     def expose(self, slot: int, epoch: int, exposure: int) -> tuple[int, list[int], int] | None:
-        """Expose every block of the window under a session; (first block, indices, tokens granted).
+        """Expose every block of the window under a session. Returns (first block, indices, tokens granted).
 
-        None when the request has ended meanwhile. When a block was drained meanwhile, it looks again.
+        It looks again if the client has drained a block meanwhile. None if the request has ended meanwhile.
         """
         while self._ctx.is_live(slot, epoch):
             first, indices, tokens = self._read(slot)
-            array = np.array(indices, np.uint32)
+            blocks = array("I", indices)
             if not indices or (
-                self._control.blocks.cells.expose(array, 0, len(array), slot, epoch, exposure) == len(array)
+                self._control.blocks.cells.expose(blocks, 0, len(blocks), slot, epoch, exposure) == len(blocks)
             ):
+                if indices and exposure == SHM_EXPOSURE:
+                    self._claims.offer(slot, epoch)
                 return first, indices, tokens
             if self._slots.get(slot, Slot.DRAINED_BLOCKS) == first:
                 return None  # freed by the request's end, which its word will show
         return None
 
     def _read(self, slot: int) -> tuple[int, list[int], int]:
-        """(first block, indices, tokens granted) that belong together, though the client drains meanwhile."""
+        """(first block, indices, tokens granted) that belong together, although the client may drain meanwhile."""
         while True:
             first = self._slots.get(slot, Slot.DRAINED_BLOCKS)
             blocks, tokens = self._slots.granted(slot)

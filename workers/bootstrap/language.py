@@ -1,13 +1,13 @@
 """Language side of the bootstrap: registers with encode nodes, and sends grants and aborts to them.
 
 A grant is the whole window of blocks that a request still holds, absolute (R1), under the session of this node (R10).
-Before it leaves, each of its blocks moves from owned to exposed by one CAS, with the session noted: if the request was
-ended meanwhile, the CAS fails and the grant does not leave (D2). A message that is lost is sent again by whoever sees
-its peer behind (R24).
+Before it leaves, each of its blocks moves from owned to exposed by one CAS, with the session noted. If the request has
+ended meanwhile, the CAS fails and the grant does not leave (D2). A lost message is sent again by whoever sees its peer
+behind (R24).
 
-A link leads to a numeric address, however a request has spelt it: of two links to one node, each would void what is
-granted over the other (R14). What holds a name waits until that has been looked up; where a name leads is forgotten
-when nobody answers there.
+A link leads to a numeric address, however a request has spelt it: of two links to one node, each would void what was
+granted over the other (R14). A request whose address holds a name waits until the name has been looked up. What was
+found is forgotten when nobody answers there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, host_of, numeric
 from embridge.workers.bootstrap.granted_window import GrantedWindow
 from embridge.workers.bootstrap.links import Link, Waiting
-from embridge.workers.bootstrap.registrations import why_not_numeric
+from embridge.workers.bootstrap.registrations import SHARED_GEOMETRY, why_not_numeric
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.role import Arrival, Denied, Disconnect, Inbox, Out, RoleContext, Send
 from embridge.workers.timing import NS
@@ -46,8 +46,9 @@ class GrantSender:
         self._slots = ctx.slots
         self._window = GrantedWindow(ctx)
         self._sessions = ctx.control.sessions
+        self._posts = ctx.control.posts
         self._links: dict[str, Link] = {}
-        self._lookups: dict[str, Waiting] = {}  # for a name, by the address as the requests have it
+        self._lookups: dict[str, Waiting] = {}  # requests that wait for a name, by their address as given
         self._limit = LogLimit()
         self._out: list[Out] = []
         for peer in self._control.peers.alive():
@@ -92,6 +93,8 @@ class GrantSender:
             case Kick.OPEN:
                 self._ctx.to("poller").send(Kick.OPEN, slot, epoch)
                 self._open(slot, epoch, now_ns)
+                if self._ctx.is_current(slot, epoch) and self._slots.get(slot, Slot.INIT_ASKED):
+                    self._send_grant(slot, epoch)  # its client had granted before it told us
             case Kick.GRANT:
                 self._send_grant(slot, epoch)
             case Kick.FAIL:
@@ -102,6 +105,7 @@ class GrantSender:
                 self._open(slot, epoch, now_ns)
                 self._send_abort(slot, epoch)
             case Kick.RELEASE:
+                self._posts.take_off_grant(self._slots.get(slot, Slot.ROOM), slot, epoch)
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
                 self._control.ring_slot_waiters()
                 self._ctx.wake_reaper(slot)
@@ -113,7 +117,7 @@ class GrantSender:
                 self._grant_anew(slot)
 
     def _open(self, slot: int, epoch: int, now_ns: int) -> None:
-        """Have its encode node registered; also for a request that has failed, for its encoder is to hear why."""
+        """Have a request's encode node registered; if the request has failed, too, so that its encoder hears why."""
         if not self._ctx.is_current(slot, epoch) or self._slots.get(slot, Slot.PEER):
             return
         asked = self._slots.address(slot)
@@ -123,7 +127,7 @@ class GrantSender:
             self._lookups.setdefault(asked, Waiting()).add(slot, epoch, now_ns)
 
     def _look_up(self, asked: str, now_ns: int) -> None:
-        """Go on with those who wait for a name, once it is known where it leads; nobody else waits for it."""
+        """Go on with the requests that wait for a name, once its address is known; no other request waits for it."""
         waiting = self._lookups[asked]
         found = self._ctx.find(asked) if waiting else Found("")
         if found is not None and found.endpoint:
@@ -155,7 +159,7 @@ class GrantSender:
         link.waiting.add(slot, epoch, now_ns)
 
     def _new_link(self, address: str, now_ns: int) -> Link:
-        """Each has a greater number than all before it, also those of the process before this one (R14)."""
+        """Make a link. Its registration number is above all before it, those of an earlier bootstrap included (R14)."""
         peers = self._control.peers
         known = [peers.get(peer, Peer.REGISTRATION) for peer in range(peers.num_peers)]
         self._registration = max(self._registration + 1, max(known) + 1, now_ns)
@@ -163,7 +167,7 @@ class GrantSender:
         return link
 
     def _join(self, slot: int, epoch: int, peer: int) -> None:
-        """The handshake of this request is done: its client may grant, or the poller have it aborted."""
+        """The handshake of this request is done: its client may grant, or the poller may have it aborted."""
         if not self._ctx.is_current(slot, epoch):
             return
         self._slots.set(slot, Slot.PEER, peer + 1)
@@ -185,7 +189,7 @@ class GrantSender:
         if not link.waiting:
             self._drop(link)
             return
-        # those who came later begin again: with no hint, and nothing queued in a socket
+        # requests that came later begin again, with no hint and with nothing queued in a socket
         if now_ns - link.since_ns > self._patience_ns:
             self._drop(link)
             again = self._new_link(link.address, now_ns)
@@ -203,11 +207,8 @@ class GrantSender:
                     bootstrap_addr=own.bootstrap_addr,
                     poller_addr=own.poller_addr,
                     offers={engine.name: engine.offer(own.run_socket) for engine in self._ctx.engines},
-                    hidden_size=geometry.hidden_size,
-                    block_size=geometry.block_size,
+                    **{name: getattr(geometry, name) for name in SHARED_GEOMETRY},
                     num_blocks=geometry.num_blocks,
-                    dtype=geometry.dtype,
-                    deepstack_layers=geometry.deepstack_layers,
                     num_slots=self._control.limits.num_slots,
                     window_blocks=self._control.limits.window_blocks,
                     registration=link.registration,
@@ -234,14 +235,11 @@ class GrantSender:
         for slot, epoch in those:
             if self._ctx.is_live(slot, epoch):
                 self._ctx.fail(slot, epoch, code, reason)
-            else:  # it has failed before, and nobody is there to be told
+            else:  # the request failed earlier, and nobody is there to be told
                 self._ctx.to("poller").send(Kick.ABORT_ACK, slot, epoch)
 
     def _refused(self, address: str, now_ns: int) -> None:
-        """Nobody listens there.
-
-        A registered node whose port is closed is dead; one that never answered may be starting.
-        """
+        """Nobody listens there: a registered node is dead then; a node that has never answered may be starting."""
         self._ctx.forget(address)
         link = self._links.get(address)
         if link is not None and link.peer is not None:
@@ -249,10 +247,7 @@ class GrantSender:
             self._drop_link_of(link.peer)
 
     def _denied(self, denied: Denied) -> None:
-        """Somebody listens there, and is not let in, or does not let us in.
-
-        Of a registered node, silence is the judge.
-        """
+        """Somebody listens there, and either we are not let in or it is not; silence alone judges a registered node."""
         link = self._links.get(denied.address)
         if link is None or link.peer is not None:
             return
@@ -338,7 +333,8 @@ class GrantSender:
                 self._drop_link_of(other)
         peer = peers.find(envelope.node_id, envelope.incarnation)
         if peer is None:
-            in_use = {self._slots.get(s, Slot.PEER) - 1 for s, _ in self._ctx.current_slots()}
+            get = self._slots.get  # what is lent may be held for long, and needs nothing of its peer
+            in_use = {get(s, Slot.PEER) - 1 for s, _ in self._control.open_slots() if not self._slots.is_lent(s)}
             record = PeerRecord(
                 node_id=envelope.node_id,
                 incarnation=envelope.incarnation,
@@ -377,7 +373,7 @@ class GrantSender:
         return msg.RequestKey(slot, epoch, self._slots.get(slot, Slot.ROOM))
 
     def _grant_anew(self, worker: int) -> None:
-        """A worker is in a new session: grant under it every window that was granted under the one before (R10)."""
+        """Send every window again that was granted under the worker's session before, as it is in a new one (R10)."""
         for slot, epoch in self._ctx.current_slots():
             if (
                 self._slots.get(slot, Slot.SESSION)
@@ -386,7 +382,7 @@ class GrantSender:
                 self._send_grant(slot, epoch)
 
     def _session_for(self, slot: int, peer: int) -> LiveSession | None:
-        """The session under which a request's rows may come from that peer; None while its engine is being started."""
+        """The session under which a peer may write a request's rows; None while the worker's engine is starting."""
         engine = self._ctx.engine_of(peer)
         if engine is not None and not engine.has_sessions:
             return NO_SESSION
@@ -394,14 +390,19 @@ class GrantSender:
         return session if session.number else None
 
     def _send_grant(self, slot: int, epoch: int) -> None:
-        if not self._ctx.is_live(slot, epoch):
+        """Grants, step 3, sent: expose the window that `EmbeddingReceiver.grant` recorded (step 2), and send it.
+
+        `GrantApplier.apply` applies it at the encode node (step 4). Without a session, its kick sends it later.
+        """
+        if not self._ctx.is_current(slot, epoch):
             return
+        self._posts.show_told(slot, epoch)  # before the look at the word: who ends it looks after that (R80)
         peer = self._peer_of(slot)
-        if peer is None:
+        if peer is None or not self._ctx.is_live(slot, epoch):
             return
         session = self._session_for(slot, peer)
         if session is None:
-            return  # when it is there, the worker says so
+            return  # the worker kicks when its session has begun
         worker = self._control.worker_of(self._slots.get(slot, Slot.ROOM))
         self._slots.set(slot, Slot.CONTACTED_EPOCH, epoch)
         self._slots.raise_to(slot, Slot.SESSION, session.number)

@@ -1,7 +1,6 @@
-"""The connections of a language node's bootstrap process to encode nodes, and who waits for one, or for the name of
-one.
+"""The connections of a language node's bootstrap to encode nodes, and the requests that wait for one or for its name.
 
-Who joins those who wait already has a time of its own: else it would fail as soon as the first of them.
+Each request that waits has a time of its own. Otherwise a request that joins would fail as soon as the first of them.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ class Waiting:
         return len(self._came)
 
     def add(self, slot: int, epoch: int, now_ns: int) -> None:
-        """Its time begins; not again for one that waits already."""
+        """Begin a request's time, unless it waits already."""
         if self._came.get(slot, (0, 0))[0] != epoch:
-            self._came.pop(slot, None)  # it goes behind all who came before
+            self._came.pop(slot, None)  # it goes behind all that came before
             self._came[slot] = epoch, now_ns
 
     def drop(self, slot: int, epoch: int) -> None:
@@ -29,7 +28,10 @@ class Waiting:
             del self._came[slot]
 
     def take_before(self, limit_ns: int) -> list[tuple[int, int]]:
-        """(slot, epoch) of those who came before that time; they wait no more. Costs as much as there are of these."""
+        """Remove and return the (slot, epoch) of requests that came before `limit_ns`.
+
+        It costs as much as there are.
+        """
         taken = []
         while self._came:
             slot, (epoch, came_ns) = next(iter(self._came.items()))
@@ -54,6 +56,6 @@ class Link:
     registration: int
     peer: int | None = None
     sent_ns: int = 0
-    hint: str = ""  # why no connection comes about, as far as that can be told
-    asked: str = ""  # the address as a request has it, with a name, perhaps
+    hint: str = ""  # why there is no connection, as far as that is known
+    asked: str = ""  # the address as a request has given it, perhaps with a name
     waiting: Waiting = field(default_factory=Waiting)

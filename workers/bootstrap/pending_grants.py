@@ -1,11 +1,9 @@
-"""Grants that came to an encode node before its encoder's call: they wait here, by room, and one for each slot of a
-peer.
-"""
+"""Grants that came to an encode node before the call of its encoder wait here, by room, one for each slot of a peer."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from embridge.workers import messages as msg
@@ -25,9 +23,11 @@ class Pending(NamedTuple):
 
 
 class PendingGrants:
-    """At most one grant of each remote slot."""
+    """At most one grant for each slot of a peer. Used by the encode bootstrap only."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: Callable[[int, int], None] = lambda room, change: None) -> None:
+        """`count(room, change)` is told how many grants more, or less, wait for a room."""
+        self._count = count
         self._by_room: dict[int, dict[RemoteSlot, Pending]] = {}
         self._rooms: dict[RemoteSlot, int] = {}
         self._num_of_peer: Counter[int] = Counter()
@@ -45,17 +45,19 @@ class PendingGrants:
         return list(self._by_room)
 
     def of_slot(self, key: RemoteSlot) -> Pending | None:
-        """What waits of a remote slot, whatever room it is for."""
+        """The grant that waits for a slot of a peer, whatever room it is for."""
         return self._by_room.get(self._rooms.get(key, -1), {}).get(key)
 
     def of_room(self, room: int) -> list[tuple[RemoteSlot, Pending]]:
+        """The grants that wait for a room, by slot of a peer."""
         return list(self._by_room.get(room, {}).items())
 
     def put(self, key: RemoteSlot, pending: Pending) -> None:
-        """Have this grant wait; what waited of the same remote slot goes."""
+        """Have this grant wait; a grant that waits for the same slot of the peer is dropped."""
         self.drop(key)
         room = pending.grant.key.room
         self._by_room.setdefault(room, {})[key] = pending
+        self._count(room, 1)
         self._rooms[key] = room
         self._num_of_peer[key[0]] += 1
 
@@ -64,8 +66,9 @@ class PendingGrants:
         self._by_room[pending.grant.key.room][key] = pending
 
     def take_room(self, room: int) -> list[Pending]:
-        """All that wait for a room; they wait no more."""
+        """Remove and return all grants that wait for a room."""
         taken = self._by_room.pop(room, {})
+        self._count(room, -len(taken))
         for key in taken:
             self._rooms.pop(key, None)
             self._num_of_peer[key[0]] -= 1
@@ -75,6 +78,7 @@ class PendingGrants:
         room = self._rooms.pop(key, None)
         if room is not None:
             self._num_of_peer[key[0]] -= 1
+            self._count(room, -1)
             self._by_room[room].pop(key, None)
             if not self._by_room[room]:
                 del self._by_room[room]
@@ -83,7 +87,7 @@ class PendingGrants:
         self._drop_all([key for key in self._rooms if key[0] == peer])
 
     def drop_before(self, limit_ns: int) -> None:
-        """Drop what has waited since before that time."""
+        """Drop the grants that have waited since before `limit_ns`."""
         self._drop_all([key for held in self._by_room.values() for key, it in held.items() if it.since_ns < limit_ns])
 
     def _drop_all(self, keys: Iterable[RemoteSlot]) -> None:

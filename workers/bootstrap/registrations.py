@@ -1,11 +1,12 @@
 """Encode side of the bootstrap: which language nodes it serves, and how rows travel to each.
 
-A registration is refused with a reason that says what to change; one that is taken gives the node an entry in the peer
-table. A node that registers again had taken this one for dead: what it had granted before is valid no more (R14, D2).
+A registration is refused with a reason that says what to change. One that is accepted gives the node an entry in the
+peer table. A node that registers again had taken this one for dead, so what it had granted before is no longer valid
+(R14, D2).
 
-Rows travel through shared memory to a node that listens at the run socket that it names, on this host. Who listens
-there is asked, and a registration waits for the answer, but nobody else does: at that path another node may listen,
-where each has a /tmp of its own.
+Rows travel through shared memory to a node that listens, on this host, at the run socket that it names. The bootstrap
+asks who listens there, because another node may listen at that path where each has a /tmp of its own. The registration
+waits for the answer; nothing else does.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ from embridge.workers.transfer import engines
 
 log = logging.getLogger(__name__)
 
-MAX_QUESTIONS = 64  # at run sockets, at one time; who registers beyond them does so again in a moment
-QUESTION_NS = 4 * NS  # for an answer: less than a language node waits; the launcher of a busy machine answers late
+MAX_QUESTIONS = 64  # open at one time; a node beyond them registers again in a moment
+QUESTION_NS = 4 * NS  # to wait for an answer: less than a language node waits; a busy launcher answers late
 LOOK_NS = NS // 1000  # between two looks for an answer
+# what rows are: the same on both nodes
+SHARED_GEOMETRY = ("hidden_size", "block_size", "dtype", "deepstack_layers", "fill_ids", "mrope_positions")
 
 
 def why_not_numeric(message: msg.Register | msg.Registered) -> str:
-    """Which address of a node is none that we connect to; empty when both are numbers, which nobody has to look up."""
+    """Why we connect to no address of this node; empty if all are numbers, which nobody has to look up."""
     for name in ("bootstrap_addr", "poller_addr"):
         try:
             numeric(getattr(message, name))
@@ -48,7 +51,7 @@ def why_not_numeric(message: msg.Register | msg.Registered) -> str:
 
 
 class Answer(NamedTuple):
-    """What a language node is told; and its entry in the peer table, when it begins again."""
+    """What a language node is told; and its entry in the peer table, if it begins again."""
 
     message: msg.Registered | msg.Refused
     begins_again: int | None = None
@@ -56,7 +59,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True)
 class Waiting:
-    """A registration that waits for who listens at its run socket."""
+    """A registration that waits for the answer of its run socket."""
 
     question: Question
     since_ns: int
@@ -79,13 +82,12 @@ class Registrations:
     def take(
         self, message: msg.Register, key: str, connection: bytes, now_ns: int, in_use: Callable[[], set[int]]
     ) -> Answer | None:
-        """None: it waits, and `due` gives it back.
+        """Answer a registration. None if it waits; `due` gives it back then.
 
-        `key`: the one that its connection has proved. `in_use`: entries that no other node may have, dead as theirs may
-        be.
+        `key` is the one that its connection has proved. `in_use` are entries that no other node may take, even if dead.
         """
         answer = self._judge(message, key, connection, now_ns, in_use)
-        if answer is not None:  # whatever it is: nothing of this node is asked about any more
+        if answer is not None:  # whatever the answer is, no question about this node is open any more
             self._drop((message.envelope.node_id, message.envelope.incarnation, key))
         return answer
 
@@ -133,7 +135,7 @@ class Registrations:
         return Answer(self._welcome(envelope, chosen), peer if begins_again else None)
 
     def due(self, now_ns: int) -> list[Waiting]:
-        """The registrations that have waited, and are to be taken now."""
+        """Remove and return the registrations that have waited, and are to be taken now."""
         return [
             it
             for it in self._waiting.values()
@@ -145,7 +147,7 @@ class Registrations:
         return bool(self._waiting)
 
     def refuse_version(self, message: msg.Foreign) -> msg.Refused | None:
-        """The answer to a frame of another protocol version: only whoever sends a registration waits for one."""
+        """The answer to a frame of another protocol version, if it is a registration: no other sender waits for one."""
         if message.tag != msg.Register.__struct_config__.tag:
             return None
         theirs, ours = message.envelope.version, " or ".join(str(version) for version in msg.ACCEPTED_VERSIONS)
@@ -156,10 +158,10 @@ class Registrations:
     # ---- why a node is not served
 
     def _why_not(self, message: msg.Register, key: str) -> str:
-        """Empty when nothing speaks against it."""
+        """Why a registration is refused; empty if nothing speaks against it."""
         envelope, geometry = message.envelope, self._control.geometry
         for name, ours in (
-            *((name, getattr(geometry, name)) for name in ("hidden_size", "block_size", "dtype", "deepstack_layers")),
+            *((name, getattr(geometry, name)) for name in SHARED_GEOMETRY),
             ("verify", self._control.verify),
         ):
             theirs = getattr(message, name)
@@ -176,7 +178,10 @@ class Registrations:
         return self._why_not_that_node(message)
 
     def _why_not_that_node(self, message: msg.Register) -> str:
-        """Of two nodes whose run directories are copies of one, each ends the other's requests: they are told so."""
+        """Why not, if two nodes run from copies of one run directory; empty otherwise.
+
+        Each would end the other's requests, so both are told.
+        """
         envelope, peers = message.envelope, self._peers
         if envelope.node_id == self._control.node_id:
             return f"node id {envelope.node_id:x} is this encode node's own: {COPIED}"

@@ -1,1 +1,1 @@
-"""The discovery server, and the registrar that reports to it; imports no other room of workers."""
+"""The discovery server, and the registrar that reports to it; it imports no other room of `workers`."""

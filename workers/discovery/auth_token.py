@@ -1,4 +1,4 @@
-"""The token that nodes and the discovery server share: a line in a file that nobody else may read."""
+"""The auth token that nodes and the discovery server share: a line in a file that no other user may read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MAX_TOKEN_BYTES: Final = 512
 
 
 def read_token(path: str | Path) -> str:
-    """The token in a file of this user, mode 0600 or stricter; white space around it does not count.
+    """The auth token in a file of this user, mode 0600 or stricter; white space around the token does not count.
 
     Raises:
-        ValueError: the file is not there, others may read it, or what it holds is no token. The text never shows the
-    token.
+        ValueError: the file is not there, other users may read it, or it holds no token. The text never shows the
+            token.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:

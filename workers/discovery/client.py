@@ -1,5 +1,6 @@
-"""The registrar's requests to the discovery server: a deadline on each, a bound on every answer, no redirects, no
-proxies.
+"""The registrar's requests to the discovery server.
+
+Each has a deadline, every answer has a bound, and redirects and proxies are not followed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 class DiscoveryError(Exception):
-    """A request to the server did not succeed. `refused`: it answered, and does not take what we said."""
+    """A request to the server did not succeed. `refused`: the server has answered, and refuses the request itself."""
 
     def __init__(self, text: str, *, refused: bool = False) -> None:
         super().__init__(text)
@@ -32,7 +33,7 @@ class DiscoveryError(Exception):
 
 
 class Resolver(AbstractResolver):
-    """Looks a name up in a thread that nobody waits for at the end: the loop's own would keep a node from stopping."""
+    """Looks a name up in a daemon thread: a lookup in asyncio's own threads would keep the process from ending."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -69,7 +70,7 @@ class Resolver(AbstractResolver):
 
 
 class DiscoveryClient:
-    """One connection that is kept. Used by one task at a time; close it at the end."""
+    """One connection to the server, which is kept. One task may use it at a time; `close` ends it."""
 
     def __init__(self, url: str, token: str, timeout_s: float) -> None:
         self._url = url.rstrip("/")
@@ -84,7 +85,7 @@ class DiscoveryClient:
         )
 
     async def register(self, report: msg.RouteReport) -> None:
-        """Register or renew. Raises DiscoveryError."""
+        """Register the node, or renew its registration. Raises DiscoveryError."""
         await self._ask("PUT", "/route", msg.Accepted, body=msgspec.json.encode(report))
 
     async def routes(self, role: str) -> msg.RouteAnswer:
@@ -92,7 +93,7 @@ class DiscoveryClient:
         return await self._ask("GET", f"/route?role={role}", msg.RouteAnswer)
 
     async def leave(self, leave: msg.Leave) -> None:
-        """Be forgotten. Raises DiscoveryError."""
+        """End the registration of this incarnation. Raises DiscoveryError."""
         await self._ask("DELETE", f"/route?node_id={leave.node_id}&incarnation={leave.incarnation}", msg.Left)
 
     async def close(self) -> None:
@@ -112,7 +113,7 @@ class DiscoveryClient:
             if isinstance(error.os_error, socket.gaierror):
                 why = f"its name does not resolve: {error.os_error.strerror}"
             raise DiscoveryError(f"{self._url}: {why}; is `embridge discovery` running?") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a header that is none
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a malformed header
             raise DiscoveryError(f"{self._url}: {type(error).__name__}: {str(error)[:MAX_REASON_CHARS]}") from error
         if status != 200:
             raise DiscoveryError(f"{self._url}: {method} answered {status}: {_said(data)}", refused=400 <= status < 500)
@@ -124,7 +125,7 @@ class DiscoveryClient:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """The answer, up to its limit. Raises DiscoveryError beyond it."""
+    """The body of an answer. Raises DiscoveryError where it has more than `MAX_ANSWER_BYTES`."""
     data = bytearray()
     async for chunk in response.content.iter_any():
         data += chunk
@@ -134,7 +135,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _said(data: bytes) -> str:
-    """The reason in a refusal; whatever else stands there, made printable and cut."""
+    """The `error` of a refusal, or whatever else the body holds; made printable, and cut."""
     try:
         text = msgspec.json.decode(data, type=msg.Refused).error
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""What registrars and the discovery server say to each other, as JSON over HTTP: every field typed, ranged and bounded.
+"""The messages of registrars and the discovery server, as JSON over HTTP. Every field has a type, a range and a bound.
 
     PUT    /route                          RouteReport   ->  Accepted
     GET    /route[?role=encode]                          ->  RouteAnswer
@@ -37,8 +37,9 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Silent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A process of a node that has not beaten for longer than it may; or, where a `reason` stands, that cannot be kept
-    alive.
+    """A process of a node that has not beaten for longer than it may.
+
+    With a `reason` it is a process that cannot be kept alive.
     """
 
     process: Annotated[str, Meta(min_length=1, max_length=32)]
@@ -74,10 +75,10 @@ class _Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteReport(_Node, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A node registers, or renews.
+    """A node registers, or renews its registration.
 
     `sequence` orders the reports of one incarnation: it only rises, across restarts of its registrar, too. The
-    registration ends `ttl_s` after the last of them.
+    registration ends `ttl_s` after the last report.
     """
 
     sequence: Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
@@ -92,7 +93,7 @@ class RouteEntry(_Node, frozen=True, kw_only=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """A report was taken: `registered` (news), `renewed`, or `replaced` (an older incarnation)."""
+    """A report was taken: the node was `registered` anew, was `renewed`, or has `replaced` its older incarnation."""
 
     result: Literal["registered", "renewed", "replaced"]
 
@@ -100,7 +101,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 class RouteAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The registered nodes.
 
-    A server that has been up for less than a node's time to live may not have heard from it yet.
+    A server that has been up for less than a node's `ttl_s` may not have heard from that node yet.
     """
 
     routes: Annotated[list[RouteEntry], Meta(max_length=MAX_NODES)]
@@ -121,12 +122,12 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Left(msgspec.Struct, frozen=True, kw_only=True):
-    """`left`: whether it had been registered."""
+    """The answer to a leave. `left`: whether that incarnation was registered."""
 
     left: bool
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
-    """Any answer that is no success."""
+    """The answer to a request that did not succeed."""
 
     error: str

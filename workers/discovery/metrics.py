@@ -1,4 +1,4 @@
-"""What the discovery server tells Prometheus: health and load of each registered node, and what became of reports."""
+"""The metrics of the discovery server for Prometheus: health and load of each node, and counts of reports."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Collector:
 
 
 def exposition(registry: Registry, now_ns: int) -> bytes:
-    """The text format, with a registry of its own: nothing of the process's default one is shown."""
+    """The metrics in Prometheus's text format; nothing of prometheus_client's default registry is among them."""
     collectors = CollectorRegistry(auto_describe=False)
     collectors.register(_Collector(registry, now_ns))
     return generate_latest(collectors)

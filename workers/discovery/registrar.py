@@ -1,13 +1,13 @@
 """The registrar: the one process of a node that talks to the discovery server, so that no client ever does (D10).
 
-Every second it reports the node (its load, and which processes do not beat), asks for the nodes of the other role, and
-writes them into the route table, where clients read them. When the node drains it says so at once, and when it stops it
-leaves.
+Every second the registrar reports the node (its load, and which processes do not beat), asks for the nodes of the other
+role, and writes them into the route table, where clients read them. It reports at once that the node drains, and leaves
+when the node stops.
 
-Whatever the server does (it is down, it hangs, it talks nonsense), the node goes on: each request has a deadline,
-failures are retried after a pause that doubles up to the time to live, with jitter, and the reason is logged once a
-change and stands in the control segment for `embridge status`. The routes that were known stay: a node that was alive a
-moment ago is a better guess than none, and a dead one refuses the connection at once.
+The node goes on, whatever the server does (it may be down, hang, or send nonsense). Each request has a deadline.
+Failures are retried after a pause that doubles up to the time to live, with jitter. The reason of a failure is logged
+when it changes, and stands in the control segment for `embridge status`. The routes that were known stay: a node that
+was alive a moment ago is a better guess than none, and a dead one refuses the connection at once.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
 
-LEAVE_TIMEOUT_S: Final = 1.0  # a node that stops waits no longer for a server that does not answer
+LEAVE_TIMEOUT_S: Final = 1.0  # how long a node that stops waits for the server
 PUBLISHED: Final = (NodeState.READY, NodeState.DRAINING)
 
 
 class Backoff:
-    """When to try again: at the interval while all is well; else after a pause that doubles with each failure, up to a
-    limit, a random half of it, so that the nodes of a cluster do not come back all at once."""
+    """When the next exchange is due: after the interval while all is well, else after a pause that doubles each time.
+
+    The pause has a limit, and is shortened at random by up to a half, so that the nodes of a cluster do not all come
+    back at once.
+    """
 
     def __init__(self, interval_s: float, longest_s: float, chance: random.Random) -> None:
         self._interval_s = interval_s
@@ -60,7 +63,7 @@ class Backoff:
 
 
 class Reporter:
-    """What the node says of itself, and what is made of the answers: words in, words out, no network."""
+    """Makes the reports of the node from its words, and writes the answers into its words; does no I/O."""
 
     def __init__(self, ctx: RoleContext, url: str) -> None:
         self._ctx = ctx
@@ -75,7 +78,7 @@ class Reporter:
         self.other_role = Role.LANGUAGE if ctx.control.role == Role.ENCODE else Role.ENCODE
 
     def report(self, now_ns: int) -> msg.RouteReport | None:
-        """The node as it is now; None while it is not READY yet, or is STOPPED: then there is nothing to publish."""
+        """The report of the node as it is now; None before the node is READY, and once it is STOPPED."""
         control, ctx = self._control, self._ctx
         state = control.state
         if state not in PUBLISHED:
@@ -98,7 +101,7 @@ class Reporter:
         )
 
     def _unhealthy(self, now_ns: int) -> list[msg.Silent]:
-        """What does not beat, and what cannot be kept alive, though it may just be beating."""
+        """The processes that do not beat, and those that cannot be kept alive, which may beat at this moment."""
         silent = dict(silent_processes(self._control, now_ns, self._ctx.timing.health_s))
         failing = {name: reason[:64] for name, reason in failing_processes(self._control)}
         return [msg.Silent(name, silent.get(name, 0.0), failing.get(name, "")) for name in {**silent, **failing}]
@@ -107,9 +110,9 @@ class Reporter:
         return msg.Leave(node_id=f"{self._control.node_id:x}", incarnation=self._control.incarnation)
 
     def take(self, answer: msg.RouteAnswer, now_ns: int) -> None:
-        """Write the routes that came into the table.
+        """Write the routes of an answer into the table.
 
-        What a server that has just started does not list is kept: the nodes may only not have renewed there yet.
+        Routes that a server which has just started does not list are kept: those nodes may not have renewed there yet.
         """
         routes = {route.node_id: route for route in (_record(entry, now_ns) for entry in answer.routes)}
         if answer.server_up_s < self._ctx.timing.discovery_ttl_s:
@@ -123,7 +126,7 @@ class Reporter:
         self._known = routes
 
     def say(self, state: DiscoveryState, reason: str, num_failures: int, now_ns: int) -> None:
-        """Show how it goes; log it if that is news."""
+        """Write the state of the registration into the control segment; log it if it has changed."""
         if (state, reason) != (self._state, self._reason):
             self._state, self._reason, self._since_ns = state, reason, now_ns
             if state in (DiscoveryState.REFUSED, DiscoveryState.UNREACHABLE):
@@ -155,7 +158,7 @@ def _record(entry: msg.RouteEntry, now_ns: int) -> RouteRecord:
 
 
 class Registrar:
-    """The loop: beats, exchanges with the server, one at a time, and the leave at the end."""
+    """The loop of the registrar: it beats, exchanges with the server, one exchange at a time, and leaves at the end."""
 
     def __init__(self, spec: ProcessSpec, ctx: RoleContext) -> None:
         self._spec = spec
@@ -216,12 +219,13 @@ class Registrar:
         self._wake.set()
 
     def _has_news(self) -> bool:
-        """The node has become READY, or drains: that is told at once, once, whatever the pause."""
+        """Whether the node has become READY, or drains, since the last report: that is reported at once, once."""
         return self._control.state in PUBLISHED and self._control.state != self._published
 
     def _connected(self) -> DiscoveryClient:
-        """The client, made on first use and after a refusal: the token is then read again, for it may have been
-        changed.
+        """The client, made on first use and after a refusal.
+
+        The token is read again then, because it may have been changed.
         """
         if self._client is None:
             file = self._spec.discovery_token_file
@@ -238,7 +242,7 @@ class Registrar:
             await client.close()
 
     async def _exchange(self) -> None:
-        """One report and one question; sets when the next are due."""
+        """Report the node and ask for the routes, once; set when the next exchange is due."""
         report = self._reporter.report(time.monotonic_ns())
         if report is None:
             self._due_ns = time.monotonic_ns() + int(self._timing.discovery_interval_s * NS)
@@ -253,7 +257,7 @@ class Registrar:
             except DiscoveryError as error:
                 if not error.refused:
                     raise
-                state, reason = DiscoveryState.REFUSED, str(error)  # the routes are of use all the same
+                state, reason = DiscoveryState.REFUSED, str(error)  # the routes are asked for all the same
             answer = await client.routes(self._reporter.other_role.name.lower())
             self._ctx.count(Metric.MESSAGES_IN)
             self._reporter.take(answer, time.monotonic_ns())
@@ -271,7 +275,7 @@ class Registrar:
         self._reporter.say(state, reason, self._backoff.num_failures, now)
 
     async def _leave(self) -> None:
-        """The node stops: no later report of this incarnation is taken any more, so nothing is routed here."""
+        """Leave as the node stops: the server refuses later reports of this incarnation, so nothing is routed here."""
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await self._connected().leave(self._reporter.leave())
@@ -282,7 +286,7 @@ class Registrar:
 
 
 def run_registrar(spec: ProcessSpec, ctx: RoleContext) -> None:
-    """Until told to stop (what the registrar's process runs)."""
+    """Run the registrar until the process is told to stop."""
 
     async def life() -> None:
         await Registrar(spec, ctx).run()

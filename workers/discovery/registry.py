@@ -1,15 +1,15 @@
-"""Which nodes are registered: the discovery server's state, in memory, with no I/O and an injected clock.
+"""The registered nodes: the discovery server's state, in memory, without I/O; callers hand in the time.
 
-A node is known by its id, and an entry carries the incarnation (D5): a newer one replaces it, the same one renews it,
-an older one is refused with the reason. What has left, or has run out, leaves a mark behind for a while, so that a late
-report of it brings nothing back, and none older than it comes: one that has run out may return (its host was only
-slow).
+A node is known by its id, and its registration carries the incarnation (D5): a newer incarnation replaces it, the same
+one renews it, an older one is refused with the reason. An incarnation that has left, or whose registration has run out,
+leaves a mark behind for a while, which bars older incarnations of that node. An incarnation that has run out may itself
+return (its host was only slow).
 
 A leave removes the very incarnation that it names, if that is registered, and bars no other: where there is no token,
-anybody on the host may send one. No report that may have been made before it brings that incarnation back; one that the
-node makes a second later does, for then it was not the node that left. So a forged leave hides a node until its next
-report. Where a forged report came before it, whose sequence is far ahead, it is `LEFT_KEPT_S`: who left ten seconds ago
-has no report on its way.
+anybody on the host may send a leave. Reports that may have been made before the leave do not bring that incarnation
+back. A report that the node makes a second later does, for then the leave was not the node's own. So a forged leave
+hides a node until its next report. Where a forged report, whose sequence is far ahead, came before the forged leave,
+the node is hidden for `LEFT_KEPT_S`, after which no report of before a leave can be on its way.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from embridge.workers.timing import NS
 
 MARK_KEPT_S: Final = 600.0  # longer than any report can be on its way
 MAX_MARKS: Final = 4 * MAX_NODES
-LATE_REPORT_S: Final = 1.0  # by which a report may be younger than the last one, and the time since that came, make it
-LEFT_KEPT_S: Final = 10.0  # how long the late reports of what has left are refused: twice a request's time
-LATE_PART: Final = 0.5  # of its time to live, after which a node that has not reported counts as unhealthy
+LATE_REPORT_S: Final = 1.0  # slack in the estimate of the youngest report that may have been made before a leave
+LEFT_KEPT_S: Final = 10.0  # how long late reports of what has left are refused: twice a request's deadline
+LATE_PART: Final = 0.5  # of its `ttl_s`: a node whose last report is older counts as unhealthy
 
 
 class RouteConflict(Exception):
-    """A report, or a leave, of something that has been overtaken; the text says by what."""
+    """A report or a leave that comes too late; the text says which later one is known."""
 
 
 class RegistryFull(Exception):
@@ -62,10 +62,10 @@ class Registry:
         return (now_ns - self._started_ns) / NS
 
     def put(self, report: RouteReport, now_ns: int) -> str:
-        """Register, renew or replace; returns which.
+        """Register, renew or replace a node. Returns which: "registered", "renewed" or "replaced".
 
         Raises:
-            RouteConflict: a newer incarnation, or a later report, is here already; or this one has left.
+            RouteConflict: a newer incarnation, or a later report, is known already; or this incarnation has left.
             RegistryFull: the number of nodes is at its limit.
         """
         self._expire(now_ns)
@@ -98,7 +98,7 @@ class Registry:
         return result
 
     def _check_renewal(self, held: RouteReport, report: RouteReport) -> None:
-        """One incarnation is one process group, so what it is does not change, and its reports come in order."""
+        """Refuse a renewal that changes role or addresses, which one incarnation cannot, or that comes out of order."""
         for name in ("role", "bootstrap_addr", "poller_addr"):
             if getattr(held, name) != getattr(report, name):
                 raise RouteConflict(
@@ -109,7 +109,7 @@ class Registry:
             raise RouteConflict(f"sequence: {report.sequence} < {held.sequence}; a later report is here already")
 
     def leave(self, leave: Leave, now_ns: int) -> bool:
-        """That incarnation is gone. True if it was registered.
+        """Remove this incarnation. True if it was registered.
 
         Raises:
             RouteConflict: a newer incarnation is registered.
@@ -121,7 +121,7 @@ class Registry:
                 f"incarnation: {leave.incarnation} of node {leave.node_id} < "
                 f"{held.report.incarnation}, which is registered"
             )
-        if held is None or leave.incarnation != held.report.incarnation:  # it was not seen, or is forgotten
+        if held is None or leave.incarnation != held.report.incarnation:  # it never registered, or has left or run out
             self._keep_out(leave, MAX_SEQUENCE, now_ns + int(LEFT_KEPT_S * NS))
             return False
         late = held.report.sequence + now_ns - held.heard_ns + int(LATE_REPORT_S * NS)
@@ -133,7 +133,7 @@ class Registry:
 
     def _keep_out(self, leave: Leave, sequence: int, until_ns: int) -> None:
         if (leave.node_id, leave.incarnation) in self._left:
-            return  # said once; who says it again makes it no longer
+            return  # a repeated leave does not prolong it
         self._left[leave.node_id, leave.incarnation] = (sequence, until_ns)
         while len(self._left) > MAX_MARKS:
             del self._left[next(iter(self._left))]

@@ -1,18 +1,18 @@
-"""The discovery server: which nodes there are, how they fare, and whom to send a request to.
+"""The discovery server: it knows the nodes, their health and their load, so that routers can choose among them.
 
 `embridge discovery` runs it.
 
-Its state is in memory, and nodes renew it every second: after a restart it is whole again within one interval. It asks
-the nodes nothing, so a probe of `/health` costs them nothing and touches no payload (B13); what it answers is what
-every process's own beats say (D4).
+Its state is in memory, and nodes renew it every second: after a restart of the server it is whole again within one
+interval. The server asks the nodes nothing, so a probe of `/health` costs them nothing and touches no payload (B13);
+the answer is what the beats of each process say (D4).
 
     PUT    /route    a node registers, or renews           GET /health    200 only if every process of every node beats
     GET    /route    the nodes, for registrars             GET /nodes     the nodes with health and load, for routers
     DELETE /route    a node leaves                         GET /metrics   the same for Prometheus
 
-Every body is decoded into a typed, ranged message before anything sees it; an answer that is no success is JSON with an
-`error` that says what was wrong. It binds one address; beyond loopback only where a token is configured, which every
-request must then bear.
+Every body is decoded into a typed, ranged message before a handler uses it. An answer that is no success is JSON with
+an `error` that says what was wrong. The server binds one address, and one beyond loopback only where a token is
+configured, which every request must then bear.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ from embridge.workers.log_limit import LogLimit
 log = logging.getLogger(__name__)
 _http_log = logging.getLogger(f"{__name__}.http")
 
-REQUEST_TIMEOUT_S: Final = 5.0  # from the end of a request's head to the end of its body
+REQUEST_TIMEOUT_S: Final = 5.0  # from the end of a request's headers to the end of its body
 SHUTDOWN_TIMEOUT_S: Final = 1.0
-CLOCKS_APART_S: Final = 24 * 3600.0  # that of a node's host and this one's, at most
+CLOCKS_APART_S: Final = 24 * 3600.0  # how far the clocks of a node's host and of this one may differ
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
 
 def check_binding(host: str, *, has_token: bool) -> None:
-    """Raises ValueError for an address that the server must not bind: every interface, or others than loopback without
-    a token.
+    """Raise ValueError for an address that the server must not bind.
+
+    Such are the address of all interfaces, and, without a token, any address other than loopback.
     """
     try:
         address = ipaddress.ip_address(host)
@@ -67,8 +68,9 @@ def url_of(host: str, port: int) -> str:
 
 
 class _Malformed(logging.Filter):
-    """Of what is no HTTP, aiohttp logs a traceback before anybody has looked at the token: one line a cause is enough,
-    and a count.
+    """Limits what aiohttp logs of requests that are no HTTP: a few lines for each cause, and a count.
+
+    aiohttp would log a traceback for each such request, before the token is checked.
     """
 
     def __init__(self, count: Callable[[], None], clock: Callable[[], int]) -> None:
@@ -91,12 +93,12 @@ class _Malformed(logging.Filter):
 
 
 class Server:
-    """The handlers.
+    """The handlers of the server.
 
-    `token`: what every request must bear, or "" where the address guards enough; `clock` is monotonic ns.
+    `token` is what every request must bear, "" where the address guards enough. `clock` is monotonic ns.
 
-    `wall_s` is the time of day, which decides one thing: an incarnation is the millisecond of a node's launch, or a
-    little more, and one of days to come is nobody's; it would bar its node from being listed under its own (D5).
+    `wall_s` is the time of day. An incarnation is the millisecond of a node's launch, or a little more; a report of an
+    incarnation that lies days ahead is refused, because it would bar the node's own incarnation (D5).
     """
 
     def __init__(
@@ -118,11 +120,11 @@ class Server:
         return app
 
     async def serve(self, host: str, port: int, ready: Callable[[str], None], stop: asyncio.Event) -> None:
-        """Until `stop` is set. `ready` is called with the URL once it listens.
+        """Serve until `stop` is set. `ready` is called with the URL once the server listens.
 
         Raises:
-            ValueError: it must not bind that address.
-            OSError: it cannot.
+            ValueError: the server must not bind that address.
+            OSError: the server cannot bind it.
         """
         check_binding(host, has_token=bool(self._expected))
         malformed = _Malformed(self._count_malformed, self._clock)
@@ -144,7 +146,7 @@ class Server:
         self.registry.counts["malformed"] += 1
 
     def run(self, host: str, port: int, ready: Callable[[str], None]) -> None:
-        """As `serve`, in the main thread, until SIGTERM or SIGINT."""
+        """Serve in the main thread until SIGTERM or SIGINT; see `serve`."""
 
         async def life() -> None:
             stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -154,11 +156,11 @@ class Server:
 
         asyncio.run(life())
 
-    # ---- what every request passes
+    # ---- before every handler
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The token first, then a deadline; what goes wrong is an answer of one form."""
+        """Check the token, then run the handler under a deadline; every failure is an answer of one form."""
         try:
             if self._expected and not hmac.compare_digest(_credentials(request), self._expected):
                 return _refuse(401, "Authorization: this server expects `Bearer <token>`, and got something else")

@@ -1,8 +1,8 @@
 """What the pollers of both sides share: which requests to look at in a step, how a word rises, and how a request fails.
 
-A request is looked at when a kick or a message names it, when its time has come, when a peer or its client died, and in
-the slow scan (R25). What is looked for is the side's own: `publishing` on the encode side, `receiving` on the language
-side.
+A request is looked at when a kick or a message names it, when its time has come, when a peer or its client died, and
+when the slow scan finds that its words have changed (R25). What is looked for is the side's own: `publishing` on the
+encode side, `receiving` on the language side.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick, Record
+from embridge.allocator.slot_changes import SlotChanges
 from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.poller.peer_watch import PeerWatch
@@ -32,9 +33,11 @@ class Poller(ABC):
         self._control = ctx.control
         self._slots = ctx.slots
         self._live: dict[int, int] = {}  # slot -> epoch
+        self._succeeded: dict[int, int] = {}  # slot -> epoch of the latest success that was counted
         self._timers = Timers(ctx.is_current)
-        self._watch = PeerWatch(ctx, self._rooms_of)
+        self._watch = PeerWatch(ctx, self._num_rooms, self._beats)
         self._reaper = Reaper(ctx)
+        self._changes = SlotChanges(ctx.control)
         self._out: list[Out] = []
         self._scanned_ns = 0
         self._now_ns = 0
@@ -52,10 +55,10 @@ class Poller(ABC):
             self._look(record, touched)
         if now_ns - self._scanned_ns >= self._ctx.timing.scan_s * NS:
             self._scanned_ns = now_ns
-            current = dict(self._ctx.current_slots())
-            touched.update(current)
+            changed = self._changes.take()
+            touched.update(changed)
             self._reaper.look()
-            self._check_blocks(is_idle=not current)
+            self._check_blocks(is_idle=not changed and not self._live)
         for slot, epoch in list(self._timers.due(now_ns)):
             self._due(slot, epoch)
             touched[slot] = epoch
@@ -75,12 +78,15 @@ class Poller(ABC):
         return self._timers.next_ns(due)
 
     def _check_blocks(self, *, is_idle: bool) -> None:
-        """Integrity: with no request in flight, in two scans one after the other, every block is free (P1), or waits
-        for a fence.
+        """Check that, with no request in flight, every block is free (P1) or waits for a fence.
+
+        Held blocks are reported once, if two scans one after the other find the same number of them.
         """
         counts = self._control.blocks.check()
         waits_for_fence = counts.quarantined if self._ctx.has_sessions else 0
         held = sum(counts[1:]) - waits_for_fence if is_idle else 0
+        if held and next(self._control.open_slots(), None) is not None:
+            held = 0  # a client alone has requests of which this process was not told
         if held and held == self._held_while_idle and not self._told_of_leak:
             self._told_of_leak = True
             self._ctx.count(Metric.ERRORS)
@@ -134,15 +140,21 @@ class Poller(ABC):
     def _fail(self, slot: int, epoch: int, code: int, reason: str) -> None:
         """End a request as Failed; a reason that was claimed before stands."""
         self._slots.claim_failure(slot, code, reason)
-        self._raise(slot, epoch, Phase.Failed, split(self._ctx.status.load(slot)).sent)
-        self._ctx.count(Metric.FAILED)
-        log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
+        if self._raise(slot, epoch, Phase.Failed, split(self._ctx.status.load(slot)).sent):  # else it has succeeded
+            self._ctx.count(Metric.FAILED)
+            log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
+
+    def _note_success(self, slot: int, epoch: int) -> None:
+        """Count a request that has succeeded, once: whoever has written its rows may have raised its word."""
+        if self._succeeded.get(slot) != epoch:
+            self._succeeded[slot] = epoch
+            self._ctx.count(Metric.SUCCEEDED)
 
     # ---- the side's own
 
     @abstractmethod
     def _session_began(self, worker: int, number: int) -> None:
-        """A worker of this node is in a new session."""
+        """A transfer worker of this node is in a new session."""
 
     @abstractmethod
     def _take(self, message: msg.Message, peer: int) -> bool:
@@ -157,8 +169,12 @@ class Poller(ABC):
         """This request is over and released."""
 
     @abstractmethod
-    def _rooms_of(self, peer: int) -> list[msg.RoomState]:
-        """What a heartbeat to one peer lists."""
+    def _num_rooms(self, peer: int) -> int:
+        """How many requests are in flight with one peer."""
+
+    @abstractmethod
+    def _beats(self, peer: int, envelope: msg.Envelope) -> list[msg.Message]:
+        """The sign of life that goes to a peer."""
 
     @abstractmethod
     def _kicked(self, record: Record) -> None:

@@ -1,28 +1,46 @@
-"""Encode side of the poller: the only writer of the encode node's status words; it tells every destination what
-concerns it.
+"""Encode side of the poller: it raises the encode node's status words, and tells every destination what concerns it.
 
 The word is (phase, least `sent` of all required destinations, an absent one counting as 0), computed from the
-watermarks and never passed by a caller (B2, R18). A destination is told the common phase and its own progress. A
-request that has ended is told again with every heartbeat until its destination closes it or is dead (R23), and its slot
-is free only when the worker has said that nothing of it is under way and the client has cleared it.
+watermarks and never passed by a caller (B2, R18). A destination is told the common phase and its own progress, and what
+else has changed with the next heartbeat. A heartbeat's digest says what was told of all that are in flight; who misses
+something of it asks for all, and is told it in pieces, with pauses (R77; `room_lists.py`). A request that has ended is
+told again with every heartbeat until its destination closes it or is dead (R23), and its slot is free only when the
+worker has said that nothing of it is under way and the client has cleared it.
 
 Where nodes verify, `sent` and the checksum of those rows come from one word, and a request succeeds only when each
-destination has said, in its heartbeats, that it has checked all of it (R27): then a row that was damaged on its way
+destination has said that it has checked all of it (R27): then a row that was damaged on its way
 fails the request on every side.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Destination, Peer, Slot
+from embridge.allocator.records import Destination, JoinedBy, Peer, Process, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.poller.base import Poller
 from embridge.workers.poller.peer_watch import why_lost
-from embridge.workers.role import RoleContext, Send
+from embridge.workers.poller.room_lists import END_OF_SLOTS, At, ToldRooms
+from embridge.workers.role import Inbox, Out, RoleContext, Send
+from embridge.workers.timing import NS
+
+MOST_ROOMS = 1024  # in one heartbeat, of some 100 bytes each: far below the limit of a message
+PIECE_ROOMS = 128  # of a snapshot; some milliseconds of work
+PIECE_PAUSE_NS = NS // 100  # between two pieces, for everything else
+SNAPSHOT_PAUSE = 4  # times as long as the last snapshot to a peer took, until the next one to it
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """All that is in flight with a peer is being told; `next_slot` of its slots are done."""
+
+    began_ns: int
+    next_slot: int = 0
 
 
 class Publisher(Poller):
@@ -31,12 +49,29 @@ class Publisher(Poller):
     def __init__(self, ctx: RoleContext) -> None:
         super().__init__(ctx)
         self._dsts = ctx.control.destinations
-        self._told: dict[int, dict[int, tuple[int, ...]]] = {}  # slot -> destination -> what it was told last
-        self._by_key: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # (peer, slot, epoch there) -> ours
+        self._told: dict[int, dict[int, tuple[int, ...]]] = {}  # slot -> destination -> what it was told at once last
+        self._rooms: dict[tuple[int, int], ToldRooms] = {}  # (peer, incarnation) -> all that it was told last
+        self._snapshots: dict[tuple[int, int], Snapshot] = {}  # under way
+        self._rests: dict[tuple[int, int], int] = {}  # until when no other snapshot begins
+        self._piece_ns = 0
+        # (peer, slot, epoch there) -> (slot, epoch, destination) here; two where two senders have one grant (R79)
+        self._by_key: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
         self._keys: dict[int, list[tuple[int, int, int]]] = {}  # slot -> those of them that lead to it
         self._acks_due: set[tuple[int, int, int]] = set()  # (slot, epoch, destination)
         self._sent: dict[int, list[int]] = {}  # slot -> of each destination, when its phase was computed: told together
         self._checksums: dict[int, list[int]] = {}  # slot -> of these rows, where nodes verify
+
+    def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
+        out = super().step(now_ns, inbox)
+        if self._snapshots and now_ns - self._piece_ns >= PIECE_PAUSE_NS:
+            self._piece_ns = now_ns
+            with self._ctx.isolated("snapshot"):
+                self._go_on_with(next(iter(self._snapshots)))
+        return out
+
+    def next_step_ns(self, now_ns: int) -> int:
+        due = super().next_step_ns(now_ns)
+        return min(due, self._piece_ns + PIECE_PAUSE_NS) if self._snapshots else due
 
     # ---- what came
 
@@ -55,56 +90,70 @@ class Publisher(Poller):
             case msg.Close():
                 self._close(message.key, peer)
             case msg.Heartbeat():
-                for room in message.rooms if self._control.verify else ():
-                    self._verified(room, peer)
+                pass
+            case msg.Resync():
+                self._begin_snapshot((peer, message.envelope.incarnation))
+            case msg.Checked() if self._control.verify:
+                for rows in message.rooms:
+                    self._checked(rows, peer)
             case _:
                 return False
         return True
 
-    def _verified(self, room: msg.RoomState, peer: int) -> None:
+    def _checked(self, rows: msg.CheckedRows, peer: int) -> None:
         """How many rows a destination has checked (R27)."""
-        held = self._by_key.get((peer, room.key.slot, room.key.epoch))
-        if held is not None and self._ctx.is_live(held[0], held[1]):
-            slot, epoch, d = held
+        for slot, epoch, d in self._held_by(rows.key, peer):
+            if not self._ctx.is_live(slot, epoch):
+                continue
             sent = RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens
-            if room.sent_tokens > sent:
-                checked = f"{room.sent_tokens} tokens > {sent} tokens that were sent to it"
+            if rows.checked_tokens > sent:
+                checked = f"{rows.checked_tokens} tokens > {sent} tokens that were sent to it"
                 reason = f"a destination says that it has checked {checked}"
                 self._slots.claim_failure(slot, FailureCode.PROTOCOL, reason)
                 self._serve(slot, epoch)
-            elif self._dsts.raise_to(slot, d, Destination.VERIFIED, room.sent_tokens):
+            elif self._dsts.raise_to(slot, d, Destination.VERIFIED, rows.checked_tokens):
                 self._serve(slot, epoch)
 
     def _close(self, key: msg.RequestKey, peer: int) -> None:
-        held = self._by_key.get((peer, key.slot, key.epoch))
-        if held is not None and self._ctx.is_current(held[0], held[1]):
-            slot, epoch, d = held
-            self._dsts.set(slot, d, Destination.CLOSED, 1)
-            self._serve(slot, epoch)
+        for slot, epoch, d in self._held_by(key, peer):
+            if self._ctx.is_current(slot, epoch):
+                self._dsts.set(slot, d, Destination.CLOSED, 1)
+                self._serve(slot, epoch)
+                self._is_told_no_more(slot, epoch, d)
+
+    def _held_by(self, key: msg.RequestKey, peer: int) -> list[tuple[int, int, int]]:
+        """What a peer names by a key, of all that it was told."""
+        return list(self._by_key.get((peer, key.slot, key.epoch), ()))
 
     # ---- one request
 
     def _serve(self, slot: int, epoch: int) -> None:
         self._enter(slot, epoch)
-        self._read_progress(slot)
-        word = split(self._ctx.status.load(slot))
-        if word.epoch != epoch:
+        phase = self._read_progress(slot)
+        if split(self._ctx.status.load(slot)).epoch != epoch:
             return  # released since, and open again
-        if word.phase < TERMINAL:
+        if phase < TERMINAL:
             self._advance(slot, epoch)
-            word = split(self._ctx.status.load(slot))
-        self._tell_all(slot, epoch, word.phase, self._sent[slot])
-        if word.phase >= TERMINAL:
+            phase = self._read_progress(slot)
+        self._tell_all(slot, epoch, phase, self._sent[slot])
+        if phase == Phase.Success:
+            self._note_success(slot, epoch)
+        if phase >= TERMINAL:
             self._end(slot, epoch)
 
-    def _read_progress(self, slot: int) -> None:
+    def _read_progress(self, slot: int) -> int:
+        """Note what each destination has. Returns the phase that goes with it: a client that writes directly raises the
+        word after the watermark, so the word is read first.
+        """
+        phase = split(self._ctx.status.load(slot)).phase
         destinations = range(self._slots.get(slot, Slot.NUM_DESTINATIONS))
         if not self._control.verify:
             self._sent[slot] = [self._dsts.get(slot, d, Destination.SENT) for d in destinations]
-            return
+            return phase
         sums = [RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)) for d in destinations]
         self._sent[slot] = [tokens for tokens, _ in sums]
         self._checksums[slot] = [checksum for _, checksum in sums]
+        return phase
 
     def _advance(self, slot: int, epoch: int) -> None:
         slots, sent = self._slots, self._sent[slot]
@@ -137,7 +186,6 @@ class Publisher(Poller):
                 self._tell_all(slot, epoch, Phase.Transferring, sent)
         if least >= total and self._is_verified(slot, count, total):
             self._raise(slot, epoch, Phase.Success, total)
-            self._ctx.count(Metric.SUCCEEDED)
         else:
             self._raise(slot, epoch, Phase(split(self._ctx.status.load(slot)).phase), least)
 
@@ -187,8 +235,10 @@ class Publisher(Poller):
     # ---- telling
 
     def _state(self, slot: int, d: int, phase: int, sent: int) -> msg.RoomState:
-        """`sent` was read before `tainted`, so that what is reported clean is clean (R6); and with it the phase was
-        computed.
+        """The state of one request for one destination, from words that belong to one report.
+
+        `sent` was read before `tainted`, so that what is reported clean is clean (R6); the phase was computed from that
+        `sent`.
         """
         tainted = self._dsts.get(slot, d, Destination.TAINTED)
         key = msg.RequestKey(
@@ -218,11 +268,17 @@ class Publisher(Poller):
 
     def _tell(self, slot: int, epoch: int, d: int, phase: int, sent: int) -> None:
         """Tell one destination, if what concerns it has changed since it was told last."""
-        if self._dsts.get(slot, d, Destination.CLOSED):
+        peer, incarnation = (
+            self._dsts.get(slot, d, Destination.PEER) - 1,
+            self._dsts.get(slot, d, Destination.INCARNATION),
+        )
+        if not self._peer_is(peer, incarnation):
             return
-        peer = self._dsts.get(slot, d, Destination.PEER) - 1
-        if not self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION)):
+        if not self._is_taken_up(slot, epoch, d, peer):
             return
+        rooms, at = self._rooms_with((peer, incarnation)), At(slot, epoch, d)
+        if self._dsts.get(slot, d, Destination.CLOSED) and not rooms.is_open(at):
+            return  # else it hears that it is over, as its list says otherwise
         state = self._state(slot, d, phase, sent)
         granted = self._dsts.get(slot, d, Destination.GRANTED_TOKENS)
         if not self._ctx.is_current(slot, epoch):
@@ -231,11 +287,15 @@ class Publisher(Poller):
         news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
         record = self._control.peers.record(peer)
         told = self._told.setdefault(slot, {}).get(d)
-        if told != news:
+        if told == news:
+            rooms.differs(at, state)
+        else:
             self._told[slot][d] = news
+            rooms.tell(at, state)
             if told is None:
-                self._by_key[peer, state.key.slot, state.key.epoch] = (slot, epoch, d)
-                self._keys.setdefault(slot, []).append((peer, state.key.slot, state.key.epoch))
+                key = (peer, state.key.slot, state.key.epoch)
+                self._by_key.setdefault(key, []).append((slot, epoch, d))
+                self._keys.setdefault(slot, []).append(key)
             envelope = self._ctx.envelope(record.incarnation)
             if told is None and phase < TERMINAL and not state.sent_tokens and state.total_tokens:
                 self._out.append(
@@ -253,22 +313,81 @@ class Publisher(Poller):
             envelope = self._ctx.envelope(record.incarnation)
             self._out.append(Send(record.poller_addr, msg.AbortAck(envelope, state.key, state.tainted), record.key))
 
-    def _rooms_of(self, peer: int) -> list[msg.RoomState]:
-        """What a heartbeat to one peer lists."""
-        rooms = []
-        for slot, epoch in self._live.items():
-            if not self._ctx.is_current(slot, epoch):
-                continue
-            phase = split(self._ctx.status.load(slot)).phase
-            states = []
-            for d, sent in enumerate(self._sent[slot]):
-                if self._dsts.get(slot, d, Destination.PEER) == peer + 1 and not self._dsts.get(
-                    slot, d, Destination.CLOSED
-                ):
-                    states.append(self._state(slot, d, phase, sent))
-            if self._ctx.is_current(slot, epoch):  # still: what was read is its own (R16)
-                rooms += states
+    def _is_taken_up(self, slot: int, epoch: int, d: int, peer: int) -> bool:
+        """Whether the bootstrap knows the destination to which a client has bound its slot: else a message that answers
+        ours would find it unknown there (R79). It kicks when it does.
+        """
+        if self._slots.get(slot, Slot.JOINED_BY) != JoinedBy.CLIENT:
+            return True
+        remote_slot, remote_epoch = (
+            self._dsts.get(slot, d, field) for field in (Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH)
+        )
+        if self._control.peers.tombstone(peer, remote_slot) >= remote_epoch:
+            return True
+        self._ctx.to("bootstrap").send(Kick.OPEN, slot, epoch)
+        return False
+
+    # ---- heartbeats and snapshots
+
+    def _rooms_with(self, node: tuple[int, int]) -> ToldRooms:
+        rooms = self._rooms.get(node)
+        if rooms is None:
+            self._rooms = {other: held for other, held in self._rooms.items() if len(held)}  # some are dead
+            self._rests = {other: until for other, until in self._rests.items() if until > self._now_ns}
+            rooms = self._rooms[node] = ToldRooms()
         return rooms
+
+    def _num_rooms(self, peer: int) -> int:
+        rooms = self._rooms.get((peer, self._control.peers.get(peer, Peer.INCARNATION)))
+        return len(rooms) if rooms is not None else 0
+
+    def _beats(self, peer: int, envelope: msg.Envelope) -> list[msg.Message]:
+        rooms = self._rooms.get((peer, envelope.for_incarnation)) or ToldRooms()
+        restarts, due = self._control.processes.get("bootstrap", Process.NUM_RESTARTS), rooms.due()
+        beats: list[msg.Message] = []
+        for first in range(0, max(len(due), 1), MOST_ROOMS):
+            listed = self._tell_again(rooms, due[first : first + MOST_ROOMS])
+            beats.append(msg.Heartbeat(envelope, listed, *rooms.digest, restarts))
+        return beats
+
+    def _tell_again(self, rooms: ToldRooms, which: list[At]) -> list[msg.RoomState]:
+        """The states of these requests now, noted as told; without those that are no more."""
+        states = []
+        for at in which:
+            if not self._ctx.is_current(at.slot, at.epoch):
+                continue
+            phase = self._read_progress(at.slot)
+            state = self._state(at.slot, at.destination, phase, self._sent[at.slot][at.destination])
+            if self._ctx.is_current(at.slot, at.epoch):  # still: what was read is its own (R16)
+                rooms.tell(at, state)
+                states.append(state)
+        return states
+
+    def _begin_snapshot(self, node: tuple[int, int]) -> None:
+        """Tell a peer all that is in flight with it, unless that is under way, or was just done."""
+        if node not in self._snapshots and self._now_ns >= self._rests.get(node, 0):
+            self._snapshots[node] = Snapshot(self._now_ns)
+            self._ctx.count(Metric.SNAPSHOTS)
+
+    def _go_on_with(self, node: tuple[int, int]) -> None:
+        """Send one piece of a snapshot; the next one is another peer's turn."""
+        snapshot, rooms, (peer, incarnation) = self._snapshots.pop(node), self._rooms.get(node, ToldRooms()), node
+        if not self._peer_is(peer, incarnation):
+            return
+        first, (end, which) = snapshot.next_slot, rooms.piece(snapshot.next_slot, PIECE_ROOMS)
+        record = self._control.peers.record(peer)
+        states = self._tell_again(rooms, which)
+        message = msg.Snapshot(self._ctx.envelope(incarnation), first, end, states)
+        self._out.append(Send(record.poller_addr, message, record.key))
+        if end < END_OF_SLOTS:
+            snapshot.next_slot = end
+            self._snapshots[node] = snapshot
+        else:
+            self._rests[node] = self._now_ns + SNAPSHOT_PAUSE * (self._now_ns - snapshot.began_ns)
+
+    def _is_told_no_more(self, slot: int, epoch: int, d: int) -> None:
+        for rooms in self._rooms.values():
+            rooms.forget(At(slot, epoch, d))
 
     # ---- the end
 
@@ -295,8 +414,10 @@ class Publisher(Poller):
         epoch = self._live.pop(slot, 0)
         self._sent.pop(slot, None)
         self._checksums.pop(slot, None)
-        self._told.pop(slot, None)
+        for d in self._told.pop(slot, ()):
+            self._is_told_no_more(slot, epoch, d)
         self._acks_due.difference_update([(slot, epoch, d) for d in range(self._dsts.num_destinations)])
         for key in self._keys.pop(slot, ()):
-            if self._by_key.get(key, (0, 0))[:2] == (slot, epoch):
-                del self._by_key[key]
+            others = [held for held in self._by_key.pop(key, ()) if held[:2] != (slot, epoch)]
+            if others:
+                self._by_key[key] = others

@@ -1,28 +1,31 @@
-"""Language side of the poller: the only writer of the language node's status words; it takes what encode nodes report.
+"""Language side of the poller: the only writer of the language node's status words. It takes what encode nodes report.
 
-A report names the request by this node's incarnation, slot and epoch; whatever is about another one has no effect but
-that an ended request is closed at the sender (R14, R23). Success is taken from the phase, never from the counters
-(R20). Failed frees nothing by itself: blocks that were exposed are quarantined until the encode side acknowledges the
-abort, or until nobody is left who could write into them (R7, R12, D2). Over a network nobody but a fence can say that:
-the poller asks for one when a block has been quarantined for `fence_wait_s` while somebody waits for blocks, and at
-latest after `fence_after_s` (R11).
+A report names a request by this node's incarnation, slot and epoch. A report about any other request has no effect,
+except that the sender is told to close a request that has ended (R14, R23). Success is taken from the reported phase,
+never from the counters (R20). A failure frees nothing by itself: blocks that were exposed are quarantined until the
+encode side acknowledges the abort, or until nobody is left who could write into them (R7, R12, D2). Over a network only
+a fence can say that. The poller asks for a fence when a block has been quarantined for `fence_wait_s` while somebody
+waits for blocks, and at the latest after `fence_after_s` (R11).
 
-Where nodes verify, a report advances the word only when its rows have been checked (R27): see `verifying`.
+Where nodes verify, a report advances the word only when its rows have been checked (R27; `verifier.py`).
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Peer, Slot
 from embridge.allocator.rings import Kick, Record
-from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.poller.base import Poller
+from embridge.workers.poller.grant_watch import GrantWatch
 from embridge.workers.poller.peer_watch import why_lost
+from embridge.workers.poller.quarantine import Quarantine
+from embridge.workers.poller.room_lists import HeardNodes, HeardRooms
 from embridge.workers.poller.verifier import Verifier
 from embridge.workers.role import Inbox, Out, RoleContext, Send
 from embridge.workers.timing import NS
@@ -30,9 +33,10 @@ from embridge.workers.timing import NS
 log = logging.getLogger(__name__)
 
 MAX_RESEND_S = 2.0
-FENCE_AGAIN_NS = 5 * NS  # a fence that was asked for and has not come
+MOST_RESENDS_A_S = 100  # first grants that nobody has answered: of many, each is sent again more rarely
+MOST_ROOMS = 1024  # in a message that tells what was checked
 QUARANTINE_LOOK_NS = NS // 10
-_SESSION_MASK = (1 << 32) - 1
+CLAIM_LOOK_NS = NS // 50  # at a claim that was revoked while its writer held it
 
 
 class StatusReceiver(Poller):
@@ -41,10 +45,18 @@ class StatusReceiver(Poller):
     def __init__(self, ctx: RoleContext) -> None:
         super().__init__(ctx)
         self._resends: dict[int, int] = {}  # slot -> how often
+        self._unheard: dict[int, int] = {}  # slot -> epoch of requests of which no encode node has told
+        self._heard = HeardNodes()
+        self._grants = GrantWatch(ctx)
+        self._peer_of: dict[int, int] = {}  # slot -> the peer with which its request is in flight
+        self._num_with: Counter[int] = Counter()  # peer -> how many of these
+        self._checked_slots: dict[int, int] = {}  # slot -> epoch of requests of which rows were checked
         self._sessions = ctx.control.sessions
-        self._quarantined_ns: dict[tuple[int, int], int] = {}  # (block, cell) -> since when it is seen in quarantine
-        self._fenced_ns: dict[int, int] = {}  # worker -> when it was told to fence its session
+        self._claims = ctx.control.claims
+        self._quarantine = Quarantine(ctx)
         self._looked_ns = 0
+        self._revoked: dict[int, int] = {}  # slot -> epoch of those whose claims their writers hold still
+        self._claims_looked_ns = 0
         self._verifier = Verifier(ctx, self._advance_verified, self._corrupt) if ctx.control.verify else None
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
@@ -52,12 +64,17 @@ class StatusReceiver(Poller):
         if self._ctx.has_sessions and now_ns - self._looked_ns >= QUARANTINE_LOOK_NS:
             self._looked_ns = now_ns
             with self._ctx.isolated("fence"):
-                self._look_at_quarantine()
+                self._quarantine.look(now_ns)
+        if self._revoked and now_ns - self._claims_looked_ns >= CLAIM_LOOK_NS:
+            self._claims_looked_ns = now_ns
+            self._look_at_claims()
         return out
 
     def next_step_ns(self, now_ns: int) -> int:
         due = super().next_step_ns(now_ns)
-        return min(due, self._looked_ns + QUARANTINE_LOOK_NS) if self._quarantined_ns else due
+        if self._revoked:
+            due = min(due, self._claims_looked_ns + CLAIM_LOOK_NS)
+        return min(due, self._looked_ns + QUARANTINE_LOOK_NS) if not self._quarantine.is_empty else due
 
     # ---- what came
 
@@ -69,50 +86,34 @@ class StatusReceiver(Poller):
                 self._verifier.answered(record, self._now_ns)
 
     def _session_began(self, worker: int, number: int) -> None:
-        self._fenced_ns.pop(worker, None)
         self._ctx.count(Metric.SESSIONS)
-        self._free_fenced(worker, number)
+        self._quarantine.session_began(worker, number)
         self._ctx.to("bootstrap").send(Kick.SESSION, worker, number)
 
-    # ---- the fence
+    # ---- claims
 
-    def _free_fenced(self, worker: int, number: int) -> None:
-        """What was quarantined under a lesser session of this worker is free: the engine that could write there is dead
-        (R10).
-        """
-        if self._control.blocks.cells.end_exposure(~_SESSION_MASK & (1 << 64) - 1, exposure_of(worker, 0), number):
-            self._control.ring_block_waiters()
+    def _look_at_claims(self) -> None:
+        """Go on with requests that have ended, and whose writers have given their claims back since (R30)."""
+        for slot, epoch in list(self._revoked.items()):
+            if self._claims.revoke(slot, epoch):
+                del self._revoked[slot]
+                if self._ctx.is_current(slot, epoch):
+                    with self._ctx.isolated("claim", slot, epoch):
+                        self._serve(slot, epoch)
 
-    def _look_at_quarantine(self) -> None:
-        """Free what a fence has passed, and have the other sessions fenced that keep blocks in quarantine for too long
-        (R11).
-        """
-        held = self._sessions.quarantined() if self._control.blocks.counts().quarantined else {}
-        held.pop(SHM_EXPOSURE, None)
-        since = self._quarantined_ns = {
-            block: self._quarantined_ns.get(block, self._now_ns) for blocks in held.values() for block in blocks
-        }
-        patience_s = self._ctx.timing.fence_wait_s if self._control.blocks.waiters() else self._ctx.timing.fence_after_s
-        for word, blocks in held.items():
-            worker, number = (word >> 32) - 1, word & _SESSION_MASK
-            current = self._sessions.number(worker)
-            if number < current:
-                self._free_fenced(worker, current)
-            elif self._now_ns - min(since[block] for block in blocks) >= patience_s * NS and (
-                self._now_ns - self._fenced_ns.get(worker, -FENCE_AGAIN_NS) >= FENCE_AGAIN_NS
-            ):
-                self._fenced_ns[worker] = self._now_ns
-                log.info("session %d is fenced: %d blocks are in quarantine under it", number, len(blocks))
-                self._ctx.to(f"worker{worker}").send(Kick.FENCE, worker, 0, number)
+    # ---- messages
 
     def _take(self, message: msg.Message, peer: int) -> bool:
+        heard = self._heard.of(peer, message.envelope.incarnation)
         match message:
             case msg.Status():
-                self._report(message.room, peer)
+                self._report(message.room, peer, heard)
             case msg.Heartbeat():
+                self._take_heartbeat(message, peer, heard)
+            case msg.Snapshot():
                 for room in message.rooms:
-                    self._report(room, peer)
-                    self._grant_again(room)
+                    self._report(room, peer, heard)
+                heard.keep_only(message.first_slot, message.end_slot, message.rooms)
             case msg.Announce(key=key):
                 if self._is_ours(key, peer) and self._set_total(key.slot, key.epoch, message.total_tokens):
                     self._ctx.wake_library(key.slot)
@@ -126,15 +127,58 @@ class StatusReceiver(Poller):
                 return False
         return True
 
+    def _take_heartbeat(self, beat: msg.Heartbeat, peer: int, heard: HeardRooms) -> None:
+        """Take what it tells, and look which messages of either side the other has missed (R24, R77)."""
+        for key in heard.unknown():
+            self._send_close(key, peer)
+        for room in beat.rooms:
+            self._report(room, peer, heard)
+        self._grants.look(peer, heard, {room.key.slot for room in beat.rooms}, self._now_ns)
+        if heard.bootstrap_restarts not in (None, beat.bootstrap_restarts):
+            self._grant_unheard(peer)
+        heard.bootstrap_restarts = beat.bootstrap_restarts
+        if self._verifier is not None:
+            self._verifier.look(self._now_ns)
+        if heard.digest != (beat.num_rooms, beat.digest):
+            record = self._control.peers.record(peer)
+            self._out.append(Send(record.poller_addr, msg.Resync(self._ctx.envelope(record.incarnation)), record.key))
+
+    def _grant_unheard(self, peer: int) -> None:
+        """Send the first grants again that waited for their encoders in a bootstrap that was restarted."""
+        for slot, epoch in self._unheard.items():
+            if self._slots.get(slot, Slot.PEER) == peer + 1 and self._ctx.is_live(slot, epoch):
+                self._ctx.to("bootstrap").send(Kick.GRANT, slot, epoch)
+                self._ctx.count(Metric.RESENT)
+
     def _is_ours(self, key: msg.RequestKey, peer: int) -> bool:
         return self._ctx.is_current(key.slot, key.epoch) and self._slots.get(key.slot, Slot.PEER) == peer + 1
 
-    def _report(self, room: msg.RoomState, peer: int) -> None:
-        """One request, as its encode node sees it."""
-        slot, epoch = room.key.slot, room.key.epoch
-        if not self._is_ours(room.key, peer):
+    def _report(self, room: msg.RoomState, peer: int, heard: HeardRooms) -> None:
+        """Take the state of one request as its encode node reports it."""
+        if not self._is_ours(room.key, peer) and not self._is_told_by(room.key, peer):
+            heard.put_unknown(room)
             self._send_close(room.key, peer)
             return
+        self._take_report(room, peer)
+        heard.put(room)  # when all of that was done
+        self._grants.reported(room, self._now_ns)
+
+    def _is_told_by(self, key: msg.RequestKey, peer: int) -> bool:
+        """Whether a report names a request in flight that only its client has had: this node has it from now on (R78).
+
+        One that has succeeded is left to its client, and its encode node may close it.
+        """
+        slot = key.slot
+        if not self._control.is_open(slot, key.epoch) or self._slots.get(slot, Slot.PEER) != peer + 1:
+            return False
+        if split(self._ctx.status.load(slot)).phase >= TERMINAL:
+            return False
+        if self._slots.tell(slot, key.epoch):  # else its client was faster
+            self._ctx.to("bootstrap").send(Kick.OPEN, slot, key.epoch)
+        return self._is_ours(key, peer)
+
+    def _take_report(self, room: msg.RoomState, peer: int) -> None:
+        slot, epoch = room.key.slot, room.key.epoch
         slots = self._slots
         word = split(self._ctx.status.load(slot))
         if word.phase == Phase.Success:
@@ -143,6 +187,7 @@ class StatusReceiver(Poller):
         if word.phase == Phase.Failed:
             return  # the abort, sent until it is acknowledged, ends it
         slots.set(slot, Slot.HEARD_EPOCH, epoch)
+        self._unheard.pop(slot, None)
         slots.raise_to(slot, Slot.TAINTED, room.tainted)  # before the word (R6)
         slots.raise_to(slot, Slot.KNOWN_BLOCKS, room.known_blocks)
         more_ready = slots.raise_to(slot, Slot.PEER_READY, room.ready_tokens)
@@ -163,9 +208,9 @@ class StatusReceiver(Poller):
         self._serve(slot, epoch)
 
     def _check_report(self, slot: int, room: msg.RoomState) -> str | None:
-        """What cannot be true of a report, by what this node has granted and been told; None when all can.
+        """What cannot be true in a report, judged by what this node has granted and been told; None if all of it can.
 
-        All that is granted stands here before the grant leaves, so that no report of an honest node is ahead of it.
+        A grant is recorded here before it leaves, so no report of an honest node is ahead of it.
         """
         blocks, tokens = self._slots.granted(slot)
         session, total = self._slots.get(slot, Slot.SESSION), room.total_tokens
@@ -181,21 +226,15 @@ class StatusReceiver(Poller):
             return f"Success with {room.sent_tokens} of {total} tokens sent"
         return None
 
-    def _grant_again(self, room: msg.RoomState) -> None:
-        """R24: a heartbeat shows an encode node that does not know all that was granted, or not under which session."""
-        slot, epoch = room.key.slot, room.key.epoch
-        if not self._ctx.is_live(slot, epoch):
-            return
-        if room.known_blocks < self._slots.granted(slot)[0] or room.session < self._slots.get(slot, Slot.SESSION):
-            self._ctx.to("bootstrap").send(Kick.GRANT, slot, epoch)
-            self._ctx.count(Metric.RESENT)
-
     def _set_total(self, slot: int, epoch: int, total: int) -> bool:
-        """The real length, once; another one fails the request (B3, B7), be it another encode node's (R26)."""
-        known = self._slots.get(slot, Slot.TOTAL)
-        if known == total or total == 0:
+        """Store the real length, once. True if it is news.
+
+        Another length fails the request (B3, B7), also if another encode node announces it (R26).
+        """
+        stored = self._slots.get(slot, Slot.TOTAL)
+        if total in (0, stored):
             return False
-        if known:
+        if (known := stored or self._claims.length(slot)) not in (0, total):  # who writes directly tells it there
             reason = f"the encode side announced {known} tokens and then {total}"
             self._slots.claim_failure(slot, FailureCode.PROTOCOL, reason)
             self._ctx.to("bootstrap").send(Kick.LOOK, slot, epoch)
@@ -204,27 +243,31 @@ class StatusReceiver(Poller):
         return True
 
     def _advance(self, slot: int, epoch: int, room: msg.RoomState) -> None:
-        """Through the phases in order: a later one implies those before it."""
+        """Raise the status word through the phases in order: a later phase implies those before it."""
         word = split(self._ctx.status.load(slot))
         if room.phase >= Phase.WaitingForInput and word.phase < Phase.WaitingForInput:
             self._raise(slot, epoch, Phase.WaitingForInput, word.sent)
         if room.phase == Phase.Success and room.resumed and word.phase < Phase.Transferring:
             self._raise(slot, epoch, Phase.Transferring, word.sent)
         phase = max(room.phase, split(self._ctx.status.load(slot)).phase)
+        if phase == Phase.Success:
+            self._claims.end(slot, epoch)  # its blocks may be anybody's once its scheduler knows (R81)
         self._raise(slot, epoch, phase, max(room.sent_tokens, word.sent))
-        if room.phase == Phase.Success:
-            self._ctx.count(Metric.SUCCEEDED)
 
     # ---- rows that are checked on receipt
 
     def _advance_verified(self, slot: int, epoch: int, room: msg.RoomState) -> None:
-        """The rows of this report are right: the encode side is told, for it succeeds only then (R27)."""
+        """Raise the status word, because the rows of this report are right, and tell the encode side (R27).
+
+        The encode side succeeds only when it has been told.
+        """
         before = split(self._ctx.status.load(slot)).sent
+        self._checked_slots[slot] = epoch
         self._advance(slot, epoch, room)
         peer = self._slots.get(slot, Slot.PEER) - 1
         if room.sent_tokens > before and self._control.peers.is_alive(peer):
             record = self._control.peers.record(peer)
-            message = msg.Heartbeat(self._ctx.envelope(record.incarnation), [self._state(slot, epoch)])
+            message = msg.Checked(self._ctx.envelope(record.incarnation), [self._checked(slot, epoch)])
             self._out.append(Send(record.poller_addr, message, record.key))
 
     def _corrupt(self, slot: int, epoch: int, reason: str) -> None:
@@ -238,26 +281,34 @@ class StatusReceiver(Poller):
         if self._enter(slot, epoch):
             self._resends[slot] = 0
             self._timers.add(self._now_ns + int(self._ctx.timing.resend_s * NS), slot, epoch)
+            if self._slots.get(slot, Slot.HEARD_EPOCH) != epoch:
+                self._unheard[slot] = epoch
+            if self._verifier is not None and split(self._ctx.status.load(slot)).sent:
+                self._checked_slots[slot] = epoch
+        self._count_for_its_peer(slot)
         word = split(self._ctx.status.load(slot))
-        if word.epoch == epoch and (word.phase >= TERMINAL or self._failed(slot, epoch)):  # else it was released since
+        if word.epoch == epoch and (word.phase >= TERMINAL or self._failed(slot, epoch)):  # else it was released
+            if split(self._ctx.status.load(slot)).phase == Phase.Success:
+                self._note_success(slot, epoch)
             self._end(slot, epoch)
 
     def _due(self, slot: int, epoch: int) -> None:
-        """A first grant or an abort that nobody has answered is sent again, ever more rarely (its encoder may come
-        late).
-        """
+        """Send a first grant or an abort again that nobody has answered, ever more rarely: encoders may come late."""
+        word = split(self._ctx.status.load(slot))
+        unheard = self._slots.get(slot, Slot.HEARD_EPOCH) != epoch
+        if word.phase == Phase.Success or (word.phase < TERMINAL and not unheard):
+            return  # its scheduler may keep the result for long; its encoder may be silent for long
         times = self._resends.get(slot, 0)
-        pause_s = min(self._ctx.timing.resend_s * 2**times, MAX_RESEND_S)
+        most_s = len(self._unheard) / MOST_RESENDS_A_S * (0.75 + slot * 0.618 % 1 / 2)  # not all at one time
+        pause_s = min(self._ctx.timing.resend_s * 2**times, max(MAX_RESEND_S, most_s if unheard else 0.0))
         self._resends[slot] = min(times + 1, 8)
         self._timers.add(self._now_ns + int(pause_s * NS), slot, epoch)
-        word = split(self._ctx.status.load(slot))
         if word.phase == Phase.Failed:
             if self._slots.get(slot, Slot.ACKED_EPOCH) != epoch:
                 self._ctx.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
                 self._ctx.count(Metric.RESENT)
             return
-        unheard = self._slots.get(slot, Slot.HEARD_EPOCH) != epoch
-        if word.phase < TERMINAL and self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch and unheard:
+        if self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch:
             self._ctx.to("bootstrap").send(Kick.GRANT, slot, epoch)
             self._ctx.count(Metric.RESENT)
 
@@ -301,11 +352,15 @@ class StatusReceiver(Poller):
             if peer >= 0:
                 self._send_close(self._key(slot, epoch), peer)
         else:
+            is_ended = self._claims.revoke(slot, epoch)  # before a block of it can be anybody's (R30)
             if cells.reclaim(slot, epoch, True):
                 self._control.ring_block_waiters()
-            if not self._is_acked(slot, epoch, peer):
+            if not is_ended:
+                self._revoked[slot] = epoch
+            if not self._is_acked(slot, epoch, peer) or not is_ended:
                 return
-            if not self._is_tainted(slot) and cells.end_quarantine(slot, epoch):
+            may_free = cleared or not self._slots.get(slot, Slot.LENT)  # else its scheduler looks at them (R82)
+            if may_free and not self._is_tainted(slot) and cells.end_quarantine(slot, epoch):
                 self._control.ring_block_waiters()
             if peer >= 0 and self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch:
                 self._send_close(self._key(slot, epoch), peer)
@@ -314,23 +369,21 @@ class StatusReceiver(Poller):
             self._forget(slot)
 
     def _is_tainted(self, slot: int) -> bool:
-        """R7: an attempt under the session that still lives ended other than done; it may yet land."""
-        worker = self._control.worker_of(self._slots.get(slot, Slot.ROOM))
-        return self._slots.get(slot, Slot.SESSION) != 0 and self._slots.get(slot, Slot.TAINTED) > self._sessions.number(
-            worker
-        )
+        """Whether an attempt under the session that still lives ended other than done, so that it may yet land (R7)."""
+        get, worker = self._slots.get, self._control.worker_of(self._slots.get(slot, Slot.ROOM))
+        return get(slot, Slot.SESSION) != 0 and get(slot, Slot.TAINTED) > self._sessions.number(worker)
 
     def _is_acked(self, slot: int, epoch: int, peer: int) -> bool:
-        """Whether nobody will write into this request's blocks any more. If not, ask."""
+        """Whether nobody will write into this request's blocks any more. If not, have an abort sent."""
         if self._slots.get(slot, Slot.ACKED_EPOCH) == epoch:
             return True
-        if peer < 0:  # no handshake: there is none to be had, or it is under way, and the encoder will be told then
+        if peer < 0:  # no handshake: either there will be none, or it is under way and the encoder is told after it
             return self._slots.get(slot, Slot.FAILURE) in (FailureCode.UNREACHABLE, FailureCode.REFUSED)
         peers = self._control.peers
         if not peers.is_alive(peer):
             contacted = self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch
             session = self._slots.get(slot, Slot.SESSION)
-            if session:  # over a network its death stops nothing that it has sent: only the fence does (R12)
+            if session:  # over a network the peer's death does not stop what it has sent; only the fence does (R12)
                 self._acked(slot, epoch, session + 1)
                 return True
             gone = not contacted or not self._control.writers.has(
@@ -356,38 +409,41 @@ class StatusReceiver(Poller):
     def _send_close(self, key: msg.RequestKey, peer: int) -> None:
         record = self._control.peers.record(peer)
         if self._control.peers.is_alive(peer):
-            self._out.append(
-                Send(record.poller_addr, msg.Close(self._ctx.envelope(record.incarnation), key), record.key)
-            )
+            close = msg.Close(self._ctx.envelope(record.incarnation), key)
+            self._out.append(Send(record.poller_addr, close, record.key))
 
-    def _rooms_of(self, peer: int) -> list[msg.RoomState]:
-        """What a heartbeat to an encode node lists: what is in flight with it."""
-        rooms = []
-        for slot, epoch in self._live.items():
-            if self._slots.get(slot, Slot.PEER) != peer + 1 or not self._ctx.is_current(slot, epoch):
-                continue
-            rooms.append(self._state(slot, epoch))
-        return rooms
+    def _count_for_its_peer(self, slot: int, *, is_over: bool = False) -> None:
+        """A lent result needs nothing of its peer."""
+        peer = -1 if is_over or self._slots.is_lent(slot) else self._slots.get(slot, Slot.PEER) - 1
+        before = self._peer_of.get(slot, -1)
+        if peer != before:
+            self._num_with.subtract([before] if before >= 0 else [])
+            self._num_with.update([peer] if peer >= 0 else [])
+            self._peer_of[slot] = peer
 
-    def _state(self, slot: int, epoch: int) -> msg.RoomState:
-        word, (blocks, _) = split(self._ctx.status.load(slot)), self._slots.granted(slot)
-        return msg.RoomState(
-            key=self._key(slot, epoch),
-            phase=word.phase,
-            resumed=False,
-            sent_tokens=word.sent,
-            total_tokens=0,
-            ready_tokens=0,
-            known_blocks=blocks,
-            session=0,
-            tainted=0,
-            code=0,
-            reason="",
-            checksum=0,
-        )
+    def _num_rooms(self, peer: int) -> int:
+        return self._num_with[peer]
+
+    def _beats(self, peer: int, envelope: msg.Envelope) -> list[msg.Message]:
+        """Where nodes verify, what was checked of the requests in flight with that peer; else nothing but life."""
+        rooms = [
+            self._checked(slot, epoch)
+            for slot, epoch in self._checked_slots.items()
+            if self._peer_of.get(slot) == peer and self._ctx.is_current(slot, epoch)
+        ]
+        pieces = [rooms[first : first + MOST_ROOMS] for first in range(0, len(rooms), MOST_ROOMS)]
+        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], 0, 0, 0)]
+
+    def _checked(self, slot: int, epoch: int) -> msg.CheckedRows:
+        """Where nodes verify, the word says that rows are there when they have been checked."""
+        return msg.CheckedRows(self._key(slot, epoch), split(self._ctx.status.load(slot)).sent)
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
-        self._resends.pop(slot, None)
+        for held in (self._resends, self._unheard, self._checked_slots, self._revoked):
+            held.pop(slot, None)
+        self._grants.forget(slot)
+        self._count_for_its_peer(slot, is_over=True)
+        self._peer_of.pop(slot, None)
         if self._verifier is not None:
             self._verifier.forget(slot)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from embridge.allocator.metrics import Metric
-from embridge.allocator.peertable import PeerRecord, PeerTable
+from embridge.allocator.peertable import PeerTable
 from embridge.allocator.records import Peer
 from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
@@ -35,12 +35,22 @@ def why_lost(peers: PeerTable, peer: int) -> str:
 
 
 class PeerWatch:
-    """Heartbeats out, signs of life in. `rooms_of(peer)` lists what the heartbeat to that peer carries."""
+    """Signs of life out and in.
 
-    def __init__(self, ctx: RoleContext, rooms_of: Callable[[int], list[msg.RoomState]]) -> None:
+    `num_rooms(peer)` says how many requests are in flight with that peer; `beats(peer, envelope)` is its sign of life,
+    in as many messages as that takes.
+    """
+
+    def __init__(
+        self,
+        ctx: RoleContext,
+        num_rooms: Callable[[int], int],
+        beats: Callable[[int, msg.Envelope], list[msg.Message]],
+    ) -> None:
         self._ctx = ctx
         self._peers = ctx.control.peers
-        self._rooms_of = rooms_of
+        self._num_rooms = num_rooms
+        self._beats = beats
         self._beaten_ns: dict[int, int] = {}
         self._by_identity: dict[tuple[int, int], tuple[int, str]] = {}  # -> (peer, its key)
         self._stepped_ns = 0
@@ -94,12 +104,12 @@ class PeerWatch:
             if silent_ns > timing.peer_timeout_s * NS:
                 died |= self.bury(peer, record.incarnation, f"silent for {silent_ns / NS:.1f} s", out)
                 continue
-            rooms = self._rooms_of(peer)
-            every_s = timing.heartbeat_s if rooms else timing.idle_heartbeat_s
+            every_s = timing.heartbeat_s if self._num_rooms(peer) else timing.idle_heartbeat_s
             soonest = min(soonest, every_s)
             if now_ns - self._beaten_ns.get(peer, 0) >= every_s * NS:
                 self._beaten_ns[peer] = now_ns
-                self._beat(record, rooms, out)
+                beats = self._beats(peer, self._ctx.envelope(record.incarnation))
+                out += [Send(record.poller_addr, message, record.key) for message in beats]
         self._next_ns = now_ns + int(soonest * NS)
         return died
 
@@ -110,23 +120,12 @@ class PeerWatch:
     def _longest_sleep_ns(self) -> int:
         return int(self._ctx.timing.idle_heartbeat_s * NS)
 
-    def _beat(self, record: PeerRecord, rooms: list[msg.RoomState], out: list[Out]) -> None:
-        envelope, most = self._ctx.envelope, 1024  # of some 100 bytes each: far below the limit of a message
-        for first in range(0, max(len(rooms), 1), most):
-            out.append(
-                Send(
-                    record.poller_addr,
-                    msg.Heartbeat(envelope(record.incarnation), rooms[first : first + most]),
-                    record.key,
-                )
-            )
-
     def bury(self, peer: int, incarnation: int, why: str, out: list[Out]) -> bool:
         """Declare one incarnation dead. True the first time."""
         if self._peers.get(peer, Peer.INCARNATION) != incarnation or not self._peers.bury(peer):
             return False
         record = self._peers.record(peer)
-        log.log(logging.WARNING if self._rooms_of(peer) else logging.INFO, "%s is lost: %s", record, why)
+        log.log(logging.WARNING if self._num_rooms(peer) else logging.INFO, "%s is lost: %s", record, why)
         out.append(Disconnect(record.poller_addr))
         self._ctx.to("bootstrap").send(Kick.PEER_DEAD, peer, incarnation)
         return True

@@ -17,8 +17,9 @@ class Reaper:
         self.look()
 
     def look(self) -> None:
-        """Find the DEAD lanes: at its birth, for the poller before it may have died over them, and in the slow scan
-        (R25).
+        """Find the DEAD lanes, at the poller's birth and in the slow scan (R25).
+
+        The poller before this one may have died over them.
         """
         lanes = range(self._lanes.num_lanes)
         self._dying.update(lane for lane in lanes if self._lanes.get(lane, Lane.STATE) == LaneState.DEAD)

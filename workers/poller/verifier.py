@@ -69,6 +69,12 @@ class Verifier:
         if now_ns - check.asked_ns >= ASK_AGAIN_NS:
             self._ask(slot, check, now_ns)
 
+    def look(self, now_ns: int) -> None:
+        """Have what nobody has answered summed again; a report comes once."""
+        for slot, check in self._checks.items():
+            if now_ns - check.asked_ns >= ASK_AGAIN_NS and self._ctx.is_live(slot, check.epoch):
+                self._ask(slot, check, now_ns)
+
     def _piece(self, check: Check) -> tuple[int, int]:
         first = check.at.tokens
         return first, min(check.room.sent_tokens, first - first % self._piece_tokens + self._piece_tokens)

@@ -9,6 +9,10 @@ more (R9).
 A source block is read between two CAS on its staging entry (STAGED -> READING -> STAGED), so the stager never takes it
 away meanwhile (R8).
 
+Over a network a destination's rows go in pieces, several at a time: while some are under way others are staged, and
+requests take turns. How much is under way to one peer is bounded (`attempt.py`). Destinations are told of several
+pieces together.
+
 An attempt that fails over a network may go on reading and writing. What it may have written is *tainted* before
 anything else (R6). Its source blocks stay in READING, and the worker *renews* itself: it submits nothing more over the
 network, lets what is under way there end, for `RENEW_WAIT_NS` at most, and ends its process. The one that is born in
@@ -24,19 +28,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterable
 
 from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode, SegmentError
 from embridge.allocator.metrics import Metric
-from embridge.allocator.peertable import PeerRecord
-from embridge.allocator.records import Destination, Peer, Slot
+from embridge.allocator.records import Destination, Peer, Slot, WrittenBy
 from embridge.allocator.rings import Kick
-from embridge.allocator.sessions import LiveSession
+from embridge.allocator.slot_changes import SlotChanges
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers.role import Inbox, Out, Renew, RoleContext
 from embridge.workers.timing import NS
-from embridge.workers.transfer.attempt import Attempt
-from embridge.workers.transfer.engines.base import EngineError, NoAnswer, Outcome, OwnShortage, TransferEngine
+from embridge.workers.transfer.attempt import Attempt, OpenAttempts
+from embridge.workers.transfer.contact import Contact
+from embridge.workers.transfer.engines.base import EngineError, Outcome, OwnShortage, TransferEngine
 from embridge.workers.transfer.moves import MovePlan
 from embridge.workers.transfer.pace import Pace
 from embridge.workers.transfer.staged_blocks import StagedBlocks
@@ -45,6 +50,9 @@ log = logging.getLogger(__name__)
 
 # one attempt; small enough that requests take turns, and that rows are copied out while others come
 BATCH_BYTES = 16 << 20
+PIECE_BYTES = 2 << 20  # one attempt over a network
+PIECE_COPIES = 64  # of its blocks at most, wherever they lie
+TELL_BYTES = 8 << 20  # sent, and more under way, before the destination is told
 STEP_ATTEMPTS = 16  # in one step, before kicks are looked at again
 LEAST_RETRY_NS = NS // 100  # after an attempt that failed; then half of the time for which all have, to `MOST_RETRY_NS`
 MOST_RETRY_NS = NS // 2
@@ -69,9 +77,13 @@ class TransferWorker:
         self._sums = sums
         self._queue: deque[int] = deque()
         self._queued: dict[int, int] = {}
-        self._attempts: dict[tuple[int, int], Attempt] = {}  # (slot, destination)
-        # (slot, destination) -> (epoch, since when it waits for contact)
-        self._knocking: dict[tuple[int, int], tuple[int, int]] = {}
+        self._attempts = OpenAttempts()
+        self._told: dict[tuple[int, int], int] = {}  # (slot, destination) -> the `sent` of which the poller was told
+        self._starved: set[tuple[int, int]] = set()  # those that wait for the stager, not for a completion
+        self._held_back: dict[int, dict[int, int]] = {}  # peer -> slot -> epoch of what waits for others to end
+        self._contact = Contact(ctx)
+        self._changes = SlotChanges(ctx.control)
+        self._unsent: dict[int, int] = {}  # slots of which rows could move when they were looked at last
         self._opening: dict[int, int] = {}  # slots whose peer's door is not open yet, or whose next attempt is not due
         self._scanned_ns = 0
         self._now_ns = 0
@@ -81,12 +93,16 @@ class TransferWorker:
         self._renewing_ns = 0  # since when it wants to end
         # slots whose source blocks this process may still read though their attempt failed (R8)
         self._may_read: set[int] = set()
-        self._batch_blocks = max(1, BATCH_BYTES // (ctx.bs * ctx.control.geometry.token_bytes))
-        self._staged = StagedBlocks(ctx, self._batch_blocks)
         self._moves = MovePlan(ctx)
+        block_bytes = ctx.bs * ctx.control.geometry.token_bytes
+        self._tell_tokens = TELL_BYTES // ctx.control.geometry.token_bytes
+        self._batch_blocks = max(1, BATCH_BYTES // block_bytes)
+        self._piece_blocks = max(1, min(PIECE_BYTES // block_bytes, PIECE_COPIES // self._moves.most_copies(1)))
+        self._piece_copies = self._moves.most_copies(self._piece_blocks)
+        self._staged = StagedBlocks(ctx)
         self._pace = Pace()
-        for slot, _ in self._mine():
-            self._end_reading(slot)
+        for slot, _ in self._mine(ctx.current_slots()):
+            self._staged.release_all(slot)  # the source blocks that the dead worker was reading
             self._take_what_is_done(slot)
             self._taint_unfinished(slot)
 
@@ -103,19 +119,19 @@ class TransferWorker:
         self._opening.clear()
         self._finish_attempts()
         budget = STEP_ATTEMPTS
-        for _ in range(len(self._queue)):
-            if budget <= 0:
-                break
+        while (self._queue or self._take_held_back()) and budget > 0:
             slot = self._queue.popleft()
             epoch = self._queued.pop(slot)
             budget -= self._serve(slot, epoch)
+        if budget < STEP_ATTEMPTS:
+            self._finish_attempts()
         if self._worn_ns or self._renewing_ns:
             self._renew_if_due(now_ns)
         return []
 
     def _renew_if_due(self, now_ns: int) -> None:
-        """Raises Renew when nothing healthy is under way, or it has had its time."""
-        is_busy = self._is_network_busy()
+        """Raise Renew when no healthy attempt is under way, or has had its time."""
+        is_busy = self._attempts.num_late > 0
         if self._worn_ns and (not is_busy or now_ns - self._worn_ns > WORN_WAIT_NS):
             self._renewing_ns = self._renewing_ns or now_ns
         if not self._renewing_ns:
@@ -128,7 +144,7 @@ class TransferWorker:
             raise Renew(f"this process ends, and another begins in its place: {self._why_worn}")
 
     def _wear_out(self, why: str) -> bool:
-        """This process had better end. False if that would not help."""
+        """Note that this process had better end. False if that would not help."""
         if self._now_ns - self._born_ns < YOUNG_NS:
             return False
         if not self._worn_ns:
@@ -142,23 +158,21 @@ class TransferWorker:
         due = self._scanned_ns + int(self._ctx.timing.scan_s * NS)
         if self._opening or self._renewing_ns:
             due = min(due, now_ns + NS // 1000)
-        for attempt in self._attempts.values():
-            if not attempt.engine.late_writes:
-                return now_ns
-            due = min(due, max(attempt.look_ns, now_ns + self._pace.nap_ns(attempt.queued_bytes)))
+        if self._attempts.num_others:
+            return now_ns
+        if self._attempts.num_late:
+            due = min(due, now_ns + self._pace.nap_ns(self._attempts.num_bytes))
         return due
 
-    def _is_network_busy(self) -> bool:
-        return any(attempt.engine.late_writes for attempt in self._attempts.values())
-
-    def _mine(self) -> list[tuple[int, int]]:
-        """What is current and in this worker's shard."""
+    def _mine(self, current: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those that are of this worker's shard."""
         worker_of, get = self._control.worker_of, self._slots.get
-        return [(s, e) for s, e in self._ctx.current_slots() if worker_of(get(s, Slot.ROOM)) == self._shard]
+        return [(s, e) for s, e in current if worker_of(get(s, Slot.ROOM)) == self._shard]
 
     def _scan(self) -> None:
-        """R25: a kick may be lost with the process that was to send it."""
-        for slot, epoch in self._mine():
+        """Look at what has changed, or could move: a kick may be lost with the process that was to send it (R25)."""
+        unsent, self._unsent = self._unsent, {}
+        for slot, epoch in (*self._mine(self._changes.take().items()), *unsent.items()):
             self._enqueue(slot, epoch)
         for engine in self._engines.values():
             if why := engine.wear():
@@ -169,6 +183,8 @@ class TransferWorker:
                     engine.close(peer)
 
     def _enqueue(self, slot: int, epoch: int) -> None:
+        if slot >= self._slots.num_slots:
+            return  # a kick is a hint, from a client's memory; one that names no slot ends nobody's process (D4)
         if slot not in self._queued:
             self._queue.append(slot)
         self._queued[slot] = max(epoch, self._queued.get(slot, 0))
@@ -185,8 +201,6 @@ class TransferWorker:
             return 0
         submitted = 0
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
-            if (slot, d) in self._attempts:
-                continue
             with self._ctx.isolated("transfer", slot, epoch):
                 try:
                     submitted += self._submit(slot, epoch, d)
@@ -195,48 +209,65 @@ class TransferWorker:
                         self._fail(slot, epoch, str(error))
                 except (EngineError, SegmentError) as error:
                     self._fail(slot, epoch, str(error))
-        self._finish_attempts()
+        if submitted:
+            self._enqueue(slot, epoch)  # for its next piece, behind the others
+        if self._attempts.num_others:
+            self._finish_attempts()
         return submitted
 
     def _submit(self, slot: int, epoch: int, d: int) -> int:
         get = self._dsts.get
-        sent = get(slot, d, Destination.SENT)
+        if not self._is_mine_to_write(slot, d):
+            return 0
+        before = self._attempts.of(slot, d)
+        if before and (before[-1].is_void or not before[0].engine.late_writes):
+            return 0
+        sent = before[-1].end if before else get(slot, d, Destination.SENT)
         ready = self._slots.get(slot, Slot.READY)
         limit = min(ready, get(slot, d, Destination.GRANTED_TOKENS))
         if sent >= limit:
-            if ready > limit:
+            if ready > limit and not before:
                 self._ctx.to("poller").send(Kick.LOOK, slot, epoch)  # the destination may want to know that rows wait
             return 0
+        self._unsent[slot] = epoch
         peer = get(slot, d, Destination.PEER) - 1
-        if not self._is_granted_by(peer, slot, d):
+        if not self._contact.is_granted_by(peer, slot, d):
             return 0  # the poller fails the request
         if get(slot, d, Destination.RETRY_NS) > self._now_ns:
             self._opening[slot] = epoch
             return 0
-        record, session = self._control.peers.record(peer), self._session_of(slot, d)
+        record, session = self._control.peers.record(peer), self._contact.session_of(slot, d)
         engine = self._engines[record.engine]
+        most_blocks = self._batch_blocks
         if engine.late_writes:
-            if self._renewing_ns:
+            if self._renewing_ns or (before and before[0].session != session.number):
                 return 0
-            limit = self._within(session, slot, d, sent, limit)
+            most_blocks = self._piece_blocks
+            limit = self._contact.within(session, slot, d, sent, limit, most_blocks)
             if sent >= limit:
                 return 0  # it was fenced, and the window under the new session is on its way (R10)
-        if not self._open(engine, slot, d, record, session):
+            if not self._attempts.admits(peer, self._piece_copies):
+                self._held_back.setdefault(peer, {})[slot] = epoch
+                return 0
+        if not self._contact.open(engine, slot, d, record, session, self._now_ns):
             self._opening[slot] = epoch
             return 0
-        if not self._is_granted_by(peer, slot, d):  # once more: its door may have opened for what it granted since
+        if not self._contact.is_granted_by(peer, slot, d):  # once more: its door may have opened
             return 0
-        blocks, end = self._staged.hold(slot, sent, limit)
+        blocks, end = self._staged.hold(slot, sent, limit, most_blocks)
         if not blocks:
-            self._ctx.wake_library(slot)
+            if not before or (slot, d) not in self._starved:
+                self._ctx.wake_library(slot)
+            self._starved.add((slot, d))
             return 0
+        self._starved.discard((slot, d))
         try:
             moves = self._moves.of(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
             after = None
             if self._sums is not None:
-                after = self._sums.extend(
-                    RowSum.of(get(slot, d, Destination.SUMMED)), end, [source for _, source in blocks]
-                )
+                summed = before[-1].sum if before else None
+                summed = summed or RowSum.of(get(slot, d, Destination.SUMMED))
+                after = self._sums.extend(summed, end, [source for _, source in blocks])
             self._dsts.set(slot, d, Destination.ATTEMPT_SESSION, session.number)
             self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)
             ticket = engine.submit(peer, session, moves)
@@ -244,106 +275,56 @@ class TransferWorker:
             for k, _ in blocks:
                 self._staged.release(slot, k)
             raise
-        num_bytes = int(moves[:, 2].sum())
-        held = [k for k, _ in blocks]
-        queued_bytes = num_bytes + sum(other.num_bytes for other in self._attempts.values())
-        look_ns = self._now_ns + self._pace.first_look_ns(queued_bytes)
-        self._attempts[slot, d] = Attempt(
-            slot=slot,
-            epoch=epoch,
-            destination=d,
-            peer=peer,
-            first=sent,
-            end=end,
-            blocks=held,
-            sum=after,
-            ticket=ticket,
-            num_bytes=num_bytes,
-            engine=engine,
-            submitted_ns=self._now_ns,
-            queued_bytes=queued_bytes,
-            look_ns=look_ns,
+        num_bytes = sum(size for _, _, size in moves)
+        self._told.setdefault((slot, d), sent)
+        self._attempts.add(
+            Attempt(
+                slot=slot,
+                epoch=epoch,
+                destination=d,
+                peer=peer,
+                session=session.number,
+                first=sent,
+                end=end,
+                blocks=[k for k, _ in blocks],
+                sum=after,
+                ticket=ticket,
+                num_bytes=num_bytes,
+                num_copies=len(moves),
+                engine=engine,
+                submitted_ns=self._now_ns,
+                queued_bytes=num_bytes + self._attempts.num_bytes,
+            )
         )
         return 1
 
-    def _open(self, engine: TransferEngine, slot: int, d: int, record: PeerRecord, session: LiveSession) -> bool:
-        """Whether that session can be written to.
+    def _take_held_back(self) -> bool:
+        """Enter a request that had to wait until less was under way to its peer. False if there is none that may go."""
+        for peer, slots in self._held_back.items():
+            if slots and self._attempts.admits(peer, self._piece_copies):
+                slot = next(iter(slots))
+                self._enqueue(slot, slots.pop(slot))
+                return True
+        return False
 
-        One that does not answer is tried for longer where rows have been written before: its worker is being restarted,
-        perhaps, which fails no request (P11).
-        """
-        peer = self._dsts.get(slot, d, Destination.PEER) - 1
-        try:
-            is_open = engine.open(peer, record, session)
-            if is_open:
-                self._knocking.pop((slot, d), None)
-            else:
-                self._knocks_since(slot, d)
-            return is_open
-        except OwnShortage:
-            raise
-        except EngineError as error:
-            if isinstance(error, NoAnswer) and self._now_ns - self._knocks_since(slot, d) <= error.patience_ns:
-                return False
-            since = self._dsts.get(slot, d, Destination.FAILING_NS) or self._now_ns
-            self._dsts.set(slot, d, Destination.FAILING_NS, since)
-            if (
-                not self._control.peers.get(peer, Peer.REACHED)
-                or self._now_ns - since > self._ctx.timing.peer_timeout_s * NS
-            ):
-                raise
-            return False
-
-    def _knocks_since(self, slot: int, d: int) -> int:
-        """Since when this request waits for contact with its destination: others may have for longer."""
-        epoch = self._slots.get(slot, Slot.EPOCH)
-        known, since_ns = self._knocking.get((slot, d), (0, 0))
-        if known != epoch:
-            since_ns = self._now_ns
-            self._knocking[slot, d] = epoch, since_ns
-        return since_ns
-
-    def _session_of(self, slot: int, d: int) -> LiveSession:
-        """The latest session of a destination's grants; its three words belong together: each number is used once."""
-        get = self._dsts.get
-        while True:
-            number = get(slot, d, Destination.SESSION)
-            session = LiveSession(number, get(slot, d, Destination.PORT), get(slot, d, Destination.BASE))
-            if get(slot, d, Destination.SESSION) == number:
-                return session
-
-    def _within(self, session: LiveSession, slot: int, d: int, sent: int, limit: int) -> int:
-        """How far the rows from `sent` on are granted under one session: a batch is written under it or not at all
-        (R10).
-        """
-        bs = self._ctx.bs
-        for k in range(sent // bs, min(-(-limit // bs), sent // bs + self._batch_blocks)):
-            if self._dsts.grant(slot, d, k)[1] != session.number:
-                return max(sent, k * bs)
-        return limit
-
-    def _is_granted_by(self, peer: int, slot: int, d: int) -> bool:
-        """Whether that node is there and still holds what it granted: it has not taken us for dead meanwhile (R14)."""
-        peers, get = self._control.peers, self._dsts.get
-        return (
-            peers.is_alive(peer)
-            and peers.get(peer, Peer.INCARNATION) == get(slot, d, Destination.INCARNATION)
-            and peers.get(peer, Peer.REGISTRATION) == get(slot, d, Destination.REGISTRATION)
-        )
-
-    def _end_reading(self, slot: int) -> None:
-        """After a restart: release what the dead worker was reading, for it reads it no more."""
-        self._staged.release_all(slot)
+    def _is_mine_to_write(self, slot: int, d: int) -> bool:
+        """Whether this worker writes the rows of a destination, and not the client (R28); the client says so."""
+        if not self._slots.get(slot, Slot.MAY_WRITE):
+            return True
+        writer = self._dsts.get(slot, d, Destination.WRITTEN_BY)
+        if writer == WrittenBy.UNDECIDED:
+            self._ctx.wake_library(slot)
+        return writer == WrittenBy.WORKER
 
     def _take_what_is_done(self, slot: int) -> None:
-        """After a restart: rows that the dead worker has summed when they were there, and not yet counted (R27)."""
+        """After a restart: count the rows that the dead worker has summed and not yet counted (R27)."""
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             self._dsts.raise_to(
                 slot, d, Destination.SENT, RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens
             )
 
     def _taint_unfinished(self, slot: int) -> None:
-        """After a restart: what the dead worker was writing over a network may still land (R6)."""
+        """After a restart: taint what the dead worker was writing over a network, because it may still land (R6)."""
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             engine = self._engine_of(self._dsts.get(slot, d, Destination.PEER) - 1)
             if engine is not None and not engine.late_writes:
@@ -352,12 +333,13 @@ class TransferWorker:
                 self._taint(slot, d)
 
     def _engine_of(self, peer: int) -> TransferEngine | None:
-        """None for a peer whose entry another one has taken since."""
+        """The engine of a peer; None if another one has taken the peer's entry since."""
         return self._engines.get(self._control.peers.get(peer, Peer.ENGINE))
 
     def _taint(self, slot: int, d: int) -> None:
-        """The last attempt for this destination ended other than done; so for its peer, should the request be forgotten
-        (R7).
+        """Taint the session of the last attempt for this destination, which ended other than done (R7).
+
+        Its peer's word is tainted, too, in case the request is forgotten.
         """
         tainted = self._dsts.get(slot, d, Destination.ATTEMPT_SESSION) + 1
         self._dsts.raise_to(slot, d, Destination.TAINTED, tainted)
@@ -366,22 +348,17 @@ class TransferWorker:
     # ---- attempts
 
     def _finish_attempts(self) -> None:
-        for at, attempt in list(self._attempts.items()):
+        ended: dict[tuple[int, int], int] = {}
+        for attempt in self._attempts.pending():
             outcome = Outcome.FAILED
             with self._ctx.isolated("attempt"):
                 outcome = attempt.engine.poll(attempt.ticket)
             if outcome is Outcome.PENDING:
                 continue
-            del self._attempts[at]
-            slot, d = attempt.slot, attempt.destination
+            ended[attempt.slot, attempt.destination] = attempt.epoch
+            self._attempts.end(attempt, outcome)
             if outcome is Outcome.DONE:
                 self._pace.learn(attempt.queued_bytes, self._now_ns - attempt.submitted_ns)
-                if attempt.sum is not None:
-                    self._dsts.set(slot, d, Destination.SUMMED, attempt.sum.pack())
-                self._dsts.raise_to(slot, d, Destination.SENT, attempt.end)
-                self._dsts.set(slot, d, Destination.FAILING_NS, 0)
-                self._control.peers.put(attempt.peer, Peer.REACHED, 1)
-                self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
                 self._ctx.count(Metric.WRITES)
                 self._ctx.count(Metric.BYTES_WRITTEN, attempt.num_bytes)
                 self._ctx.count(Metric.TOKENS_WRITTEN, attempt.end - attempt.first)
@@ -389,18 +366,46 @@ class TransferWorker:
                 self._failed(attempt)
             if outcome is Outcome.DONE or not attempt.engine.late_writes:
                 for block in attempt.blocks:
-                    self._staged.release(slot, block)
-            self._ctx.to("poller").send(Kick.LOOK, slot, attempt.epoch)
+                    self._staged.release(attempt.slot, block)
+        for (slot, d), epoch in ended.items():
+            self._account_for(slot, d, epoch)
+        if ended:
+            self._ctx.to("poller").flush()  # what has landed is not kept from its destination by what is next
+
+    def _account_for(self, slot: int, d: int, epoch: int) -> None:
+        """Raise `sent` over what is done, in the order of the rows, and tell who waits for that."""
+        landed = self._attempts.take_landed(slot, d)
+        if landed is not None:
+            if landed.sum is not None:
+                self._dsts.set(slot, d, Destination.SUMMED, landed.sum.pack())
+            self._dsts.raise_to(slot, d, Destination.SENT, landed.end)
+            self._dsts.set(slot, d, Destination.FAILING_NS, 0)
+            self._control.peers.put(landed.peer, Peer.REACHED, 1)
+            self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
+        is_idle = not self._attempts.of(slot, d)
+        # then the poller wakes the library, as it raises the word
+        is_last = landed is not None and landed.end >= self._slots.get(slot, Slot.TOTAL) > 0
+        is_told = is_idle or (landed is not None and landed.end - self._told[slot, d] >= self._tell_tokens)
+        if landed is not None and is_told:
+            self._told[slot, d] = landed.end
+        if is_told:
+            self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
+        if (is_told and not is_last) or (slot, d) in self._starved:
             self._ctx.wake_library(slot)
-            self._enqueue(slot, attempt.epoch)
+        if is_idle:
+            self._told.pop((slot, d), None)
+            self._starved.discard((slot, d))
+        self._enqueue(slot, epoch)
 
     def _failed(self, attempt: Attempt) -> None:
-        """An attempt ended other than done.
+        """Handle an attempt that ended other than done: taint before any retry (R6).
 
-        Taint before retry (R6); a request whose attempts all fail for `peer_timeout_s` fails.
+        A request whose attempts all fail for `peer_timeout_s` fails.
         """
         slot, d = attempt.slot, attempt.destination
         self._ctx.count(Metric.WRITES_FAILED)
+        self._ctx.to("poller").send(Kick.LOOK, slot, attempt.epoch)
+        self._ctx.wake_library(slot)
         if attempt.engine.late_writes:
             self._taint(slot, d)
             self._may_read.add(slot)
@@ -423,10 +428,9 @@ class TransferWorker:
         self._ctx.fail(slot, epoch, FailureCode.UNREACHABLE, reason)
 
     def _quiesce(self, slot: int, epoch: int) -> None:
-        """The request has ended; once nothing of it is under way, say so (R9)."""
-        if slot in self._may_read or any(key[0] == slot for key in self._attempts):
-            self._enqueue(slot, epoch)
-            return
+        """Say that nothing of a request that has ended is under way any more, once that is so (R9)."""
+        if slot in self._may_read or self._attempts.any_of(slot):
+            return  # it is looked at when they have ended
         if self._slots.get(slot, Slot.QUIESCED_EPOCH) != epoch:
             self._slots.set(slot, Slot.QUIESCED_EPOCH, epoch)
             self._ctx.wake_library(slot)

@@ -1,8 +1,7 @@
-"""The language node's transfer role: it keeps the engine through which others write into this node's payload, for one
-session.
+"""The language node's transfer role: it keeps the engine through which others write into this node, for one session.
 
 Where nodes verify, it also sums rows that have come, for the poller to compare (R27). It keeps nothing of them: a
-record says all, and is there until its answer is in the ring back.
+record says all, and stays in its ring until the answer is in the ring back.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class LanguageTransferWorker:
-    """One of several, each with a session of its own; number 0: rows come through shared memory only, and there is
-    nothing to keep.
+    """One of several transfer workers, each with a session of its own.
 
-    `sums`: of this node's payload, where nodes verify.
+    With session number 0 rows come through shared memory only, and there is no engine to keep. `sums` is for this
+    node's payload, where nodes verify.
     """
 
     def __init__(self, ctx: RoleContext, worker: int, session: LiveSession, sums: RowSums | None = None) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.geometry import AUX_WORDS
 from embridge.workers.role import RoleContext
@@ -20,10 +18,18 @@ class MovePlan:
         self._geometry = ctx.control.geometry
         self._bs = ctx.bs
         self._pools = pools(ctx.control.geometry)
+        self._aux = aux_offset(self._geometry, 0)
+        # blocks of a peer -> where its rows of each pool begin, and its aux_datas
+        self._there: dict[int, tuple[list[int], int]] = {}
+
+    def most_copies(self, num_blocks: int) -> int:
+        """Of so many blocks, wherever they lie."""
+        return num_blocks * len(self._pools) + 1
 
     def of(self, slot: int, d: int, first: int, end: int, blocks: list[tuple[int, int]], num_blocks: int) -> Moves:
-        """The copies of rows [first, end) to destination `d`, which has `num_blocks` blocks; neighbours on both sides
-        move as one.
+        """The copies of rows [first, end) to destination `d`, which has `num_blocks` blocks.
+
+        Blocks that are neighbours on both sides are copied as one.
 
         Raises:
             EngineError: a block index is out of range, here or there.
@@ -40,11 +46,9 @@ class MovePlan:
                 runs[-1][2] += rows
             else:
                 runs.append([to, start, rows])
-        moves = []
-        there_geometry = replace(self._geometry, num_blocks=num_blocks)
-        there = {pool.name: pool for pool in pools(there_geometry)}
-        for pool in self._pools:
-            base = there[pool.name].offset
+        moves: Moves = []
+        bases, aux = self._there.get(num_blocks) or self._begins(num_blocks)
+        for pool, base in zip(self._pools, bases, strict=True):
             moves += [
                 (base + to * pool.row_bytes, pool.offset + start * pool.row_bytes, rows * pool.row_bytes)
                 for to, start, rows in runs
@@ -52,5 +56,11 @@ class MovePlan:
         if first == 0:
             k, source = blocks[0]
             there_block, _ = self._dsts.grant(slot, d, k)
-            moves.append((aux_offset(there_geometry, there_block), aux_offset(self._geometry, source), 4 * AUX_WORDS))
-        return np.array(moves, np.int64)
+            moves.append((aux + there_block * 4 * AUX_WORDS, self._aux + source * 4 * AUX_WORDS, 4 * AUX_WORDS))
+        return moves
+
+    def _begins(self, num_blocks: int) -> tuple[list[int], int]:
+        geometry = replace(self._geometry, num_blocks=num_blocks)
+        there = {pool.name: pool.offset for pool in pools(geometry)}
+        self._there[num_blocks] = [there[pool.name] for pool in self._pools], aux_offset(geometry, 0)
+        return self._there[num_blocks]

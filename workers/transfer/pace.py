@@ -1,16 +1,15 @@
-"""How fast a network engine is, so that a worker looks at an attempt about when it is done, and naps until then."""
+"""How fast a network engine is, so that a worker naps between two looks at what is under way no longer than need be."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# between two looks at an attempt of a network engine; a 32nd of the time it should take, when that is more
-LEAST_NAP_NS: Final = 50_000
+# Between two looks: an eighth of the time that all that is under way should take. So the looks come closer as it ends,
+# and a large window is not looked at more often than it takes to be refilled.
+PART: Final = 8
+LEAST_NAP_NS: Final = 100_000
 MOST_NAP_NS: Final = 1_000_000
-MOST_LOOK_NS: Final = 100_000_000
 LEAST_PACE_BYTES: Final = 4 << 20
-# of the time that an attempt should take: looks before that cost the engine's threads more than they tell
-FIRST_LOOK: Final = 0.6
 
 
 class Pace:
@@ -31,10 +30,6 @@ class Pace:
         known = self._ns_per_byte or seen
         self._ns_per_byte = known + (seen - known) / (16 if seen > known else 2)
 
-    def first_look_ns(self, queued_bytes: int) -> int:
-        """How long after its submission an attempt is looked at first."""
-        return min(int(FIRST_LOOK * self._ns_per_byte * queued_bytes), MOST_LOOK_NS)
-
     def nap_ns(self, queued_bytes: int) -> int:
-        """How long to wait between two looks at an attempt."""
-        return min(max(int(self._ns_per_byte * queued_bytes) // 32, LEAST_NAP_NS), MOST_NAP_NS)
+        """How long to wait between two looks at so much that is under way."""
+        return min(max(int(self._ns_per_byte * queued_bytes) // PART, LEAST_NAP_NS), MOST_NAP_NS)

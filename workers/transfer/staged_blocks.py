@@ -13,19 +13,17 @@ from embridge.workers.role import RoleContext
 class StagedBlocks:
     """The staging entries of this node, as a transfer worker uses those of its rooms."""
 
-    def __init__(self, ctx: RoleContext, batch_blocks: int) -> None:
-        """`batch_blocks`: how many one attempt takes at most."""
+    def __init__(self, ctx: RoleContext) -> None:
         self._staging = ctx.control.staging
         self._bs = ctx.bs
-        self._batch_blocks = batch_blocks
 
-    def hold(self, slot: int, sent: int, limit: int) -> tuple[list[tuple[int, int]], int]:
-        """Hold the staged blocks from the row `sent` on, for one batch.
+    def hold(self, slot: int, sent: int, limit: int, most_blocks: int) -> tuple[list[tuple[int, int]], int]:
+        """Hold the staged blocks from the row `sent` on, for one attempt; none that another one holds.
 
         Returns [(block of the request, source block)...], and the row to which they reach, `limit` at most.
         """
         bs, end, held = self._bs, sent, []
-        for k in range(sent // bs, min(-(-limit // bs), sent // bs + self._batch_blocks)):
+        for k in range(sent // bs, min(-(-limit // bs), sent // bs + most_blocks)):
             word = self._staging.load(slot, k)
             entry = StageEntry.of(word)
             while entry.state == STAGE_STAGED and entry.block == k and k * bs + entry.rows > end:

@@ -1,12 +1,12 @@
-"""The loop of a process with sockets: one ROUTER that others connect to, one DEALER to each address we talk to.
+"""The loop of a process with sockets: a ROUTER to which other nodes connect, and a DEALER to each address it talks to.
 
-The listening socket was opened by the launcher and is only borrowed, so the port outlives a restart of this process,
-connections wait in its backlog meanwhile, and it closes when the node is gone: that is what makes "connection refused"
-a proof of death.
+The launcher has opened the listening socket and lends it. So the port outlives a restart of this process (connections
+wait in its backlog meanwhile) and closes when the node is gone: therefore "connection refused" proves that the node is
+dead.
 
-With keys, every connection is CURVE: encrypted, and both ends proved. Who connects to us must be in the allow-list
-(`zap.py`); whom we connect to must prove the key that stands there, or that it registered with. A key that is taken off
-the list is not heard any more.
+With keys, every connection is CURVE: encrypted, and both ends proved. A node that connects must have its key in the
+allow-list (`zap.py`). A node to which this one connects must prove the key that the list has for its address, or the
+key with which it registered. Messages under a key that was taken off the list are refused.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import contextlib
 import errno
 import logging
 import os
+import struct
 import time
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from embridge.allocator.errors import ProtocolError
 from embridge.allocator.metrics import Metric
@@ -37,15 +37,17 @@ from embridge.workers.wire.zap import DOMAIN, Gatekeeper
 
 log = logging.getLogger(__name__)
 
-HIGH_WATER = 20_000  # messages queued for one peer; what exceeds it is dropped and repaired by heartbeats
-# messages that came over one connection and wait for this process; what exceeds it waits at the sender
+HIGH_WATER = 20_000  # messages queued for one peer; further ones are dropped, and heartbeats repair that
+# messages that came over one connection and wait for this process; further ones wait at the sender
 RECEIVE_HIGH_WATER = 512
 RECONNECT_MS = 50
-HANDSHAKE_MS = 5000  # within which a connection says who it is, or ends
+HANDSHAKE_MS = 5000  # a connection whose handshake takes longer ends
+# number and value of an event of ZeroMQ's monitor; pyzmq's own parser would import asyncio
+_MONITOR_EVENT = struct.Struct("=hi")
 KEEPALIVE_S = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10, zmq.TCP_KEEPALIVE_CNT: 3}
 LOOK_AT_LIST_NS = NS
 
-# What a failed handshake says, as far as libzmq tells, and whether trying again is of no use.
+# By libzmq's event of a failed handshake: the reason, as far as it is known, and whether the failure is final.
 FAILED_HANDSHAKES: dict[int, tuple[str, bool]] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: ("it does not list this node's key; add its line there", True),
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: ("one of both nodes has keys and the other has none, or it is no node", True),
@@ -56,7 +58,7 @@ PLAIN_ENDED = "it ends the handshake: it is starting or stopping, or is no node"
 
 
 class Keyring:
-    """The own key and the allow-list of a node with keys."""
+    """A node's own key and its allow-list."""
 
     def __init__(self, pair: KeyPair, allow_file: Path) -> None:
         self.pair = pair
@@ -89,12 +91,13 @@ class Keyring:
             return
         socket.curve_server = True
         socket.zap_domain = DOMAIN
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody is let in unasked, should the handler be missing
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without the handler libzmq refuses everybody then
 
 
 def set_limits(socket: zmq.Socket[bytes]) -> None:
-    """What both ends have in common: bounds on queues, messages and handshakes, and connections that end with their
-    host.
+    """Set the options that both kinds of sockets share.
+
+    They bound queues, messages and handshakes, and end connections to a host that is gone (keepalive).
     """
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
@@ -107,7 +110,7 @@ def set_limits(socket: zmq.Socket[bytes]) -> None:
 
 
 class _Dealer:
-    """A DEALER to one address, and the monitor that tells when nobody listens there, or not who should."""
+    """A DEALER to one address, and a monitor, which tells when nobody listens there or the handshake fails."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str, ctx: RoleContext
@@ -131,7 +134,8 @@ class _Dealer:
         """What the monitor has told since the last call."""
         events = set()
         while self.monitor.poll(0):
-            events.add(int(parse_monitor_message(self.monitor.recv_multipart())["event"]))
+            told, _ = self.monitor.recv_multipart()
+            events.add(_MONITOR_EVENT.unpack(told)[0])
         return events
 
     def close(self) -> None:
@@ -165,14 +169,14 @@ class Wire:
         self._poller.register(self._router, zmq.POLLIN)
 
     def has_news(self) -> bool:
-        """Whether the role is to be told something at once, though no socket is readable."""
+        """Whether the next inbox has something for the role though no socket is readable."""
         return bool(self._denied)
 
     def watch(self, fd: int) -> None:
         self._poller.register(fd, zmq.POLLIN)
 
     def wait(self, timeout_s: float) -> set[object]:
-        """What is readable after at most that time (a millisecond is the finest step)."""
+        """The sockets and descriptors that are readable after at most that time, rounded up to a millisecond."""
         now_ns = time.monotonic_ns()
         for reader in list(self._resting):
             if reader.rests_until_ns <= now_ns:
@@ -193,7 +197,7 @@ class Wire:
             raise
 
     def _say_of_descriptors(self, now_ns: int) -> None:
-        """Few are left, or are not any more."""
+        """Log that few descriptors are left, or that there are enough again."""
         port, few = self._port, "few descriptors are left: whoever knocks is turned away; raise `ulimit -n`"
         news = (
             few
@@ -203,9 +207,9 @@ class Wire:
         self._limit.log(log, logging.WARNING, "port", now_ns, "port %s: %s", port.address, news)
 
     def receive(self, readable: Container[object]) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
-        """Messages that came, addresses where nobody listens, and those where the handshake fails.
+        """The messages that came, the addresses where nobody listens, and those where the handshake fails.
 
-        `readable`: what `wait` has named; asking the other sockets costs more than most steps of a role.
+        `readable` is what `wait` has returned: looking at the other sockets costs more than most steps of a role.
         """
         if self._keys is not None and self._gatekeeper is not None:
             self._keys.refresh()
@@ -243,8 +247,9 @@ class Wire:
                 dealer.reader.refuse()
 
     def _messages(self, reader: Reader) -> Iterator[list[zmq.Frame]]:
-        """What has come on a socket; one that is to rest then is not looked at until `wait` finds that its rest is
-        over.
+        """The messages that have come on a socket.
+
+        A socket that is to rest after them is not looked at until `wait` finds that its rest is over.
         """
         yield from reader.messages()
         if reader.rests_until_ns > time.monotonic_ns():
@@ -252,7 +257,7 @@ class Wire:
             self._resting.append(reader)
 
     def _may_speak(self, identity: str) -> bool:
-        """Whether it is still listed: a connection outlives the line that let it in."""
+        """Whether this key is still listed: a connection may outlive the line of the allow-list that let it in."""
         return self._keys is None or (len(identity) == KEY_LENGTH and self._keys.is_listed(identity))
 
     def _decode(
@@ -260,7 +265,7 @@ class Wire:
     ) -> bool:
         """Add a message to the arrivals; False for one that is refused.
 
-        Of one of another version the role hears nevertheless.
+        A message of another version is refused, and the role is told of it all the same.
         """
         message: msg.Message | msg.Foreign | None
         try:
@@ -276,7 +281,7 @@ class Wire:
         return message is not None and not isinstance(message, msg.Foreign)
 
     def send(self, out: list[Out]) -> None:
-        """Hand messages to the sockets; never waits. One that does not fit is dropped, for heartbeats repair it."""
+        """Hand messages to the sockets; never waits. A message that does not fit is dropped; heartbeats repair that."""
         for item in out:
             try:
                 match item:
@@ -294,7 +299,7 @@ class Wire:
         self._ctx.count(Metric.MESSAGES_OUT, len(out))
 
     def _dealer_to(self, address: str, key: str, asked: str) -> _Dealer | None:
-        """The dealer to an address, made if there is none; None where no key is listed for it, or it holds a name."""
+        """The dealer to an address, made if there is none; None where the address holds a name or has no listed key."""
         dealer = self._dealers.get(address)
         if dealer is not None and (not key or key == dealer.key):
             return dealer
@@ -319,7 +324,7 @@ class Wire:
         return dealer
 
     def _expected_key(self, address: str, key: str, asked: str) -> str | None:
-        """What whoever listens there must prove: "" without keys, None where nothing is listed."""
+        """The key that must be proved at this address: "" where this node has no keys, None where no key is listed."""
         if self._keys is None:
             return ""
         found = self._keys.key_of(address, key)
@@ -328,10 +333,10 @@ class Wire:
     def _deny(self, address: str, reason: str, is_final: bool) -> None:
         """Tell the role, with the next inbox, that there is no connection.
 
-        After a final word libzmq would not try again.
+        After a final failure libzmq does not try again, so the dealer is dropped.
         """
         self._denied[address] = Denied(address, reason, is_final)
-        level = logging.WARNING if is_final else logging.INFO  # a node that stops looks so, too
+        level = logging.WARNING if is_final else logging.INFO  # a node that stops ends handshakes in this way, too
         self._limit.log(log, level, address, time.monotonic_ns(), "no connection to %s: %s", address, reason)
         if is_final:
             self._drop(address)
@@ -357,7 +362,7 @@ class Wire:
 
 
 def _user_id(frame: zmq.Frame) -> str:
-    """The key that the sender of this frame has proved; "" where nobody was asked (`ZAP_ENFORCE_DOMAIN` excludes)."""
+    """The key that the sender of this frame has proved; "" without proof, which `ZAP_ENFORCE_DOMAIN` excludes."""
     try:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:
@@ -365,7 +370,11 @@ def _user_id(frame: zmq.Frame) -> str:
 
 
 def run_on_wire(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
-    """Until told to stop: what came in, a step, what goes out; then sleep on the sockets and the armed eventfd."""
+    """Run a role until the process is told to stop.
+
+    Each turn takes what came in, has the role do a step, and sends what goes out; then it sleeps on the sockets and the
+    armed eventfd.
+    """
     control, event_fd = ctx.control, spec.event_fds[spec.name].fd
     inbox, bell = control.inbox(spec.name), control.bell(spec.name)
     wire = Wire(spec, ctx)

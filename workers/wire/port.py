@@ -1,11 +1,13 @@
-"""The listening end of a ROUTER: a borrowed socket, at which nobody new is let in while few descriptors are left.
+"""The listening end of a ROUTER: a borrowed socket, which lets nobody in while few descriptors are left.
 
-libzmq leaves a connection for which it has no descriptor in the backlog, and is told of it again at once, and again:
-its thread then takes most of a core for nothing. Taking the port from it would end the connections that came through
-there. So, when few descriptors are left, whoever knocks is taken out of the backlog here, with descriptors that were
-kept for this, and turned away; nodes knock again by themselves. Who is connected is served meanwhile. libzmq may be
-faster: then it has let somebody in, with one that was kept; where all are gone in this way, it looks again and again
-until one of its connections ends, as each does that has not said who it is within some seconds.
+libzmq leaves a connection for which it has no descriptor in the backlog. The kernel reports that connection to libzmq
+again and again, and libzmq's thread takes most of a core for nothing. Taking the port from libzmq would end all its
+connections. So, when few descriptors are left, `Port` accepts new connections itself, with descriptors that it has kept
+for this, and closes them at once; nodes connect again by themselves. Nodes that are connected are served meanwhile.
+
+libzmq may be faster and accept a connection with one of the kept descriptors, once `Port` has closed it to use it. When
+all kept descriptors are gone in this way, libzmq's thread spins until one of its connections ends; a connection whose
+handshake is not done does so within seconds.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ import zmq
 from embridge.workers.timing import NS
 
 LOOK_NS: Final = NS // 2
-SPARE: Final = 8  # descriptors that are left for what this process itself opens
-KEPT: Final = 8  # with which those are turned away who knock
-TURN_AWAY_EVERY_S: Final = 0.01  # while few are left
+SPARE: Final = 8  # free descriptors, for files that this process opens
+KEPT: Final = 8  # descriptors that are kept, to accept connections that are turned away
+TURN_AWAY_EVERY_S: Final = 0.01  # while few descriptors are left
 TURNED_AWAY_AT_ONCE: Final = 256
 
 
 class Port:
-    """Binds a ROUTER to a listening socket that somebody else has opened, and keeps open."""
+    """Binds a ROUTER to a listening socket that the launcher has opened, and keeps open."""
 
     def __init__(self, router: zmq.Socket[bytes], fd: int, address: str) -> None:
         """`fd` listens at `address`; it is duplicated, and stays the caller's."""
@@ -43,8 +45,9 @@ class Port:
         self._looked_ns = 0
 
     def look(self, now_ns: int) -> bool:
-        """Look at the descriptors that are left, twice a second; True where there are too few, or enough, since just
-        now.
+        """Look how many descriptors are left, at most twice a second.
+
+        True if they have become too few since the last look, or enough again.
         """
         if now_ns - self._looked_ns < LOOK_NS:
             return False
@@ -64,7 +67,7 @@ class Port:
         return limit != resource.RLIM_INFINITY and least >= limit - SPARE
 
     def turn_away(self) -> None:
-        """Take who knocks out of the backlog and close the connections, each `TURN_AWAY_EVERY_S` while `is_short`."""
+        """Accept the connections in the backlog and close them. Called every `TURN_AWAY_EVERY_S` while `is_short`."""
         for _ in range(TURNED_AWAY_AT_ONCE):
             if not self._kept:
                 return
@@ -74,9 +77,9 @@ class Port:
                 self.num_turned_away += 1
             except BlockingIOError:
                 self._keep_one()
-                return  # nobody knocks
+                return  # the backlog is empty
             except OSError:
-                continue  # libzmq has taken the descriptor, for whoever it was
+                continue  # libzmq has taken the descriptor, for a connection of its own
             self._keep_one()
 
     def _keep_one(self) -> None:

@@ -15,7 +15,7 @@ from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS
 
 MESSAGES_AT_ONCE = 512
-FRAMES_AT_ONCE = 64  # of one message; ours have one, or two with the name of its connection
+FRAMES_AT_ONCE = 64  # of one message; a message of a node has one, or two with the name of its connection
 REFUSED_A_SECOND = 2000
 REFUSED_AT_ONCE = 16
 COST_NS = NS // REFUSED_A_SECOND
@@ -24,12 +24,12 @@ COST_NS = NS // REFUSED_A_SECOND
 class Reader:
     """Takes messages off a socket.
 
-    One of more frames than ours have is dropped, some frames a call, however many it has.
+    A message with more frames than a node's messages have is dropped, at most `FRAMES_AT_ONCE` frames a call.
 
-    A socket that brings more than `REFUSED_A_SECOND` of what is refused rests for some milliseconds again and again, so
+    A socket that brings more than `REFUSED_A_SECOND` refused messages rests for some milliseconds again and again, so
     refusing takes a small share of this process, whatever is sent. Meanwhile a flood fills the queue of its own
-    connection, and then stays with its sender; messages of others wait for the end of a rest, and are then taken in
-    turn with it, one for one, as libzmq reads its connections (P16).
+    connection, and then stays with its sender. Messages of other peers wait for the end of a rest, and are then taken
+    in turn with the flood, one for one, as libzmq reads its connections (P16).
     """
 
     def __init__(self, socket: zmq.Socket[bytes], num_frames: int, ctx: RoleContext) -> None:
@@ -37,11 +37,11 @@ class Reader:
         self._num_frames = num_frames
         self._ctx = ctx
         self._is_dropping = False
-        self._paid_ns = 0  # when what has been refused will have taken no more than its share
+        self._paid_ns = 0  # when refused messages will have taken no more than their share of time
         self.rests_until_ns = 0
 
     def messages(self) -> Iterator[list[zmq.Frame]]:
-        """Those that have come, each as its frames; no more of them than `MESSAGES_AT_ONCE`, nor when a rest begins."""
+        """The messages that have come, each as its frames: `MESSAGES_AT_ONCE` at most, and none once a rest begins."""
         for _ in range(MESSAGES_AT_ONCE):
             try:
                 frames = self._take()
@@ -53,7 +53,7 @@ class Reader:
                 return
 
     def refuse(self) -> None:
-        """The last message is none that is heard."""
+        """Count the last message as refused."""
         self._ctx.count(Metric.MESSAGES_REFUSED)
         self._charge()
 
@@ -64,7 +64,7 @@ class Reader:
             self.rests_until_ns = self._paid_ns - REFUSED_AT_ONCE // 2 * COST_NS
 
     def _take(self) -> list[zmq.Frame] | None:
-        """The frames of one message; None for one that is dropped, and while the rest of it is still to be dropped.
+        """The frames of one message; None for a message that is dropped, until all of it is dropped.
 
         Raises:
             zmq.Again: there is no whole message; libzmq shows the frames of one together.

@@ -1,8 +1,9 @@
-"""Who may connect: the ZAP 1.0 handler of one process (rfc.zeromq.org/spec/27), a socket of its own loop (D19).
+"""Decides who may connect: the ZAP 1.0 handler of a process (rfc.zeromq.org/spec/27), a socket in its own loop (D19).
 
-libzmq asks it once a handshake, over `inproc://zeromq.zap.01`, and holds the connection back until it has answered: no
-byte of a stranger's messages reaches this process. The user id of the answer, the client's public key, comes with every
-message of that connection, so a role knows who speaks whatever a message claims.
+libzmq asks the handler once a handshake, over `inproc://zeromq.zap.01`, and holds the connection back until the handler
+has answered: no byte of a stranger's messages reaches this process. The user id of the answer is the public key of the
+node that connects. It comes with every message of that connection, so a role knows who speaks, whatever a message
+claims.
 
     request: version, request id, domain, address, routing id, mechanism, credentials...
     reply:   version, request id, status code, status text, user id, metadata
@@ -32,7 +33,7 @@ FINGERPRINT: Final = 8  # characters of a public key in a log line: enough to fi
 class Gatekeeper:
     """Answers ZAP requests from the allow-list.
 
-    Made before any socket with keys is bound: without it, libzmq asks nobody.
+    It must be made before any socket with keys is bound: without a handler, libzmq asks nobody.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allow: AllowFile) -> None:
@@ -43,7 +44,7 @@ class Gatekeeper:
         self.socket.bind(ENDPOINT)
 
     def answer(self) -> int:
-        """Answer what waits. Returns how many connections were refused."""
+        """Answer the requests that wait. Returns how many connections were refused."""
         refused = 0
         for _ in range(ANSWER_AT_ONCE):
             try:
@@ -58,7 +59,7 @@ class Gatekeeper:
         return refused
 
     def _judge(self, request: list[bytes]) -> str | None:
-        """The key that is let in, or None."""
+        """The key that this request proves, if it is in the allow-list; else None."""
         if len(request) != 7:
             return None
         version, _, domain, address, _, mechanism, credential = request

@@ -304,7 +304,7 @@ def test_a_write_that_fails_half_way_gives_back_what_it_took() -> None:
     """P15: blocks and host memory; the rows before stay given."""
     node = EncodeAlone(num_blocks=8)
     sender = node.sender(1, 40, rows=0)
-    sender._piece_blocks = 2
+    sender._kept.piece_blocks = 2
     put = sender._kept.put
     calls: list[Chunk] = []
 

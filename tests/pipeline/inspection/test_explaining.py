@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from embridge.allocator.claims import ClaimState
+from embridge.allocator.records import WrittenBy
 from embridge.allocator.status import Phase
 from embridge.pipeline.inspection.explain import ENCODE, LANGUAGE, Explanation, Rule, explain
 from embridge.pipeline.inspection.views import Actor, DestinationView, EncodeView, LanguageView
@@ -17,6 +19,7 @@ CLIENT, BOOTSTRAP, POLLER, WORKER = (
     Actor(name, pid) for pid, name in enumerate(["client", "bootstrap", "poller", "worker1"], 11)
 )
 LAUNCHER, FENCING, HOLDER = Actor("launcher", 10), Actor("worker0", 20), Actor("client", 21)
+WRITER = Actor("direct writer", 31)
 THERE, THIRD = Actor("language node 3f at tcp://h:1"), Actor("language node 40 at tcp://h:2")
 ENCODER = Actor("encode node 2e at tcp://h:3")
 
@@ -71,8 +74,10 @@ ROUND_OVER: dict[str, Any] = {"sent": 1024, "drained_blocks": 8, "phase": Phase.
 
 ENCODE_CASES: dict[str, tuple[EncodeView, Actor, int, str]] = {
     "client gone": (encode(is_client_gone=True), POLLER, 50, "is gone"),
+    "untold": (encode(is_untold=True), CLIENT, 50, "0 of 2000 rows sent"),
     "failed": (encode(has_failure=True, failure="the image is broken"), POLLER, 50, "the image is broken"),
     "late": (encode(deadline_ns=80), POLLER, 80, "deadline has passed"),
+    "untold end": (encode(**ENDED, is_untold=True), CLIENT, 90, "has to release its slot"),
     "no init": (
         encode(destinations=(), required=0, ready=5),
         Actor("language node"),
@@ -88,6 +93,18 @@ ENCODE_CASES: dict[str, tuple[EncodeView, Actor, int, str]] = {
         THERE,
         50,
         "has to grant more: 1024 rows.*2000 are ready.*pool: unknown here",
+    ),
+    "door": (
+        encode(destination(sent=128, written_by=WrittenBy.UNDECIDED)),
+        THERE,
+        50,
+        r"who writes rows \[128, 1024\) is not decided.*let this client in",
+    ),
+    "write directly": (
+        encode(destination(sent=128, staged=512, written_by=WrittenBy.CLIENT)),
+        CLIENT,
+        50,
+        r"has to write rows \[128, 1024\) into the blocks of language node 3f",
     ),
     "writes fail": (
         encode(destination(failing_ns=30, issued=512)),
@@ -123,6 +140,7 @@ ENCODE_CASES: dict[str, tuple[EncodeView, Actor, int, str]] = {
 
 LANGUAGE_CASES: dict[str, tuple[LanguageView, Actor, int, str]] = {
     "client gone": (language(is_client_gone=True), POLLER, 50, "is gone"),
+    "untold": (language(is_untold=True), CLIENT, 50, "0 of 2000 rows sent"),
     "failed": (language(has_failure=True, failure="no time left"), POLLER, 50, "no time left"),
     "late": (language(deadline_ns=NOW), POLLER, NOW, "deadline has passed"),
     "handshake": (language(has_peer=False), ENCODER, 10, "handshake is pending"),
@@ -134,6 +152,7 @@ LANGUAGE_CASES: dict[str, tuple[LanguageView, Actor, int, str]] = {
     "inits missing": (language(phase=Phase.Bootstrapping, required=2), ENCODER, 50, "inits of all 2 destinations"),
     "drain": (language(sent=1024, drained_blocks=2), CLIENT, 50, r"copy out rows \[256, 1024\)"),
     "delivered": (language(sent=2000, granted=2000, drained_blocks=15), ENCODER, 50, "tell of Success"),
+    "claimed": (language(sent=100, claim=ClaimState.WRITING, writer=WRITER), WRITER, 50, "writing rows from 100 on"),
     "grant unknown": (language(known_blocks=3), ENCODER, 50, "knows 3 of 8 blocks"),
     "encode": (language(ready=0, total=0), ENCODER, 50, "embed more: 0 of an unknown number of rows"),
     "write": (language(sent=100), ENCODER, 50, r"write rows \[100, 1024\)"),
@@ -150,9 +169,22 @@ LANGUAGE_CASES: dict[str, tuple[LanguageView, Actor, int, str]] = {
         "wants 8 blocks, none is free.*9 held by",
     ),
     "grant": (language(**ROUND_OVER), CLIENT, 50, "4 blocks are free"),
+    "claim of the dead": (
+        language(**ENDED, claim=ClaimState.REVOKED, writer=WRITER, is_writer_gone=True, own_quarantined_blocks=8),
+        LAUNCHER,
+        90,
+        "direct writer pid 31 was writing, which is dead; its claim has to be ended .8 blocks",
+    ),
+    "claim": (
+        language(**ENDED, claim=ClaimState.REVOKED, writer=WRITER, own_quarantined_blocks=8),
+        WRITER,
+        90,
+        "has to give the claim back .8 blocks are in quarantine",
+    ),
     "no encode node": (language(**ENDED, has_peer=False), BOOTSTRAP, 90, "looks for the encode node"),
     "writers": (language(**ENDED, is_peer_lost=True), LAUNCHER, 90, "still maps the payload"),
     "abort": (language(**ENDED), ENCODER, 90, "acknowledge the abort"),
+    "lent": (language(phase=Phase.Success, ended_ns=90, is_lent=True), CLIENT, 90, r"lent .* has to call release\(\)"),
     "clear": (language(**ENDED, is_acked=True), CLIENT, 90, r"call clear\(\)"),
     "release": (language(**ENDED, is_acked=True, is_cleared=True), BOOTSTRAP, 90, "has to be released"),
 }
@@ -203,7 +235,7 @@ def test_a_process_in_trouble_is_named_first_wherever_the_step_has_to_go_through
         assert said.process.name == name
         assert said.reason == f"its last beat was 3.2 s ago; behind it, {usual.process}: {usual.reason}"
         assert (said.since_ns, said.rule) == (60, rule.name)
-    if rule.who in ("client", "bootstrap", "poller", "worker", "launcher", "fencing", "holder"):
+    if rule.who in ("client", "bootstrap", "poller", "worker", "launcher", "fencing", "holder", "writer"):
         troubled = replace(view, **{rule.who: getattr(view, rule.who)._replace(trouble="it is stopped", trouble_ns=70)})
         said = explain(troubled)
         assert (said.process.pid, said.reason, said.since_ns) == (
@@ -219,6 +251,22 @@ def test_of_several_destinations_the_one_furthest_behind_is_explained() -> None:
         "it has to write rows [128, 256)"
     )
     assert explain(encode(ahead, destination(sent=1000, granted=1000))).process == THERE
+
+
+def test_a_request_that_has_ended_well_or_whose_writer_is_dead_waits_for_no_claim() -> None:
+    """R30, R33: a writer may hold it still when the word says Success; a dead one writes no more."""
+    held: dict[str, Any] = {"claim": ClaimState.WRITING, "writer": WRITER}
+    assert explain(language(phase=Phase.Success, ended_ns=90, **held)).rule == "clear"
+    assert explain(language(sent=100, is_writer_gone=True, **held)).rule == "write"
+    assert explain(language(**ENDED, **(held | {"claim": ClaimState.ENDED}))).rule == "abort"
+
+
+def test_rows_that_stay_in_their_blocks_wait_for_no_drain() -> None:
+    """R35: all blocks are granted, so nothing waits for them."""
+    kept = {"granted": 2000, "granted_blocks": 16, "known_blocks": 16, "drained_blocks": 0}
+    assert explain(language(sent=1024, ready=1024, **kept)).rule == "encode"
+    assert explain(language(sent=1024, **kept)).rule == "write"
+    assert explain(language(sent=2000, **kept)).rule == "delivered"
 
 
 def test_a_silent_node_is_named_with_its_silence() -> None:

@@ -9,32 +9,31 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.encoding import ended, give, open_sender
+from support.carrying import carried
+from support.encoding import ended, give, open_sender, through_workers, wait_doors
 from support.nodes import Station
 from support.scheduling import Holder, Queues
 from support.stopping import stopped
 from support.waiting import wait_until
 
-from embridge import Client
-from embridge.allocator._core import Mapping
-from embridge.allocator.control import Control, format_control
+from embridge import Client, attach
+from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError
-from embridge.allocator.geometry import Geometry, Limits, Role
-from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import LANE_WORDS, Lane, Slot
-from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.pipeline.cli import main
+from embridge.pipeline.client import doors
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.inspection import open_readonly as looking
 from embridge.pipeline.inspection.node_status import node_status
 from embridge.pipeline.inspection.open_readonly import look, remains
-from embridge.pipeline.inspection.scene import Scene, view_of
+from embridge.workers.timing import NS
 
 node = pytest.mark.process
 
@@ -144,17 +143,15 @@ def test_a_node_shows_since_when_its_clients_and_peers_are_there_and_who_maps_it
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int
 ) -> None:
     """R12: what of another node has to end before a block is free, by pid."""
-    receiving.add(encode.addr, room)
-    assert give(open_sender(sending, room, 100))
-    assert receiving.take(room, 20).difference == ""
+    assert carried(receiving, encode.addr, sending, room, 100).difference == ""
     there = node_status(language.run_dir)
     (client,) = [client for client in there["clients"] if client["pid"] == os.getpid()]
     assert 0 <= client["attached_s"] <= there["up_s"]
     (peer,) = [peer for peer in there["peers"] if peer["node"] == node_status(encode.run_dir)["node_id"]]
     assert 0 <= peer["registered_s"] <= there["up_s"]
     workers = {pid for name, pid in encode.pids().items() if name.startswith("worker")}
-    assert peer["writers"]
     assert set(peer["writers"]) <= workers
+    assert os.getpid() in peer["direct_writers"]
 
 
 @node
@@ -165,7 +162,8 @@ def test_a_stopped_worker_is_named_with_that_fact_first(
     worker = f"worker{encode.control.worker_of(room)}"
     with stopped(encode.pid_of(worker)):
         receiving.add(encode.addr, room)
-        sender = open_sender(sending, room, 500)
+        with through_workers(sending):
+            sender = open_sender(sending, room, 500)
         assert give(sender)
         seen = wait_line(encode, room, "write")
         assert seen["process"] == worker
@@ -173,6 +171,90 @@ def test_a_stopped_worker_is_named_with_that_fact_first(
         assert seen["why"].endswith("it has to write rows [0, 500): they are staged and granted")
         assert next(row for row in node_status(encode.run_dir)["processes"] if row["name"] == worker)["trouble"]
     assert receiving.take(room, 20).difference == ""
+
+
+# ---- the direct path
+
+
+@contextmanager
+def claimed(sending: Client, language: Station, room: int) -> Iterator[None]:
+    """Hold the claim of a room at its destination, as a client does that stands still while it writes there."""
+    wait_doors(sending)
+    seen = said(language, room)
+    found = library_of(sending).doors
+    assert found is not None
+    peer = library_of(sending).attachment.control.peers.find(language.control.node_id, language.control.incarnation)
+    assert peer is not None
+    door = found.find(peer, language.control.incarnation)[1]
+    assert door is not None
+    assert door.part.claims.take(seen["slot"], seen["epoch"], door.writer)
+    try:
+        yield
+    finally:
+        door.part.claims.give_back(seen["slot"], seen["epoch"], door.writer)
+
+
+@node
+def test_a_client_that_has_to_write_rows_itself_is_named_on_both_sides(
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """P8, R28: not the transfer worker, which has nothing to do with them; and who writes is shown."""
+    receiving.add(encode.addr, room)
+    sender = open_sender(sending, room, 300, announce=True)
+    wait_until(lambda: said(language, room).get("claim") == "OPEN", 20.0, lambda: said(language, room))
+    with claimed(sending, language, room):
+        assert give(sender)
+        here, there = wait_line(encode, room, "write directly"), wait_line(language, room, "claimed")
+        assert (here["waits_for"], here["written_by"]) == (f"client pid {os.getpid()}", "client")
+        assert here["destinations"][0]["written_by"] == "client"
+        assert "its library thread has to write rows [0, 300) into the blocks of language node" in here["why"]
+        assert (there["waits_for"], there["pid"]) == (f"direct writer pid {os.getpid()}", os.getpid())
+        assert (there["claim"], there["claim_holder"]) == ("WRITING", os.getpid())
+    assert receiving.take(room, 20).difference == ""
+
+
+@node
+def test_a_failed_request_whose_writer_stands_still_names_it_and_the_blocks_that_wait(
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """R30: the pid of the process that has to give the claim back, since when, and how many blocks are quarantined."""
+    request = receiving.add(encode.addr, room)
+    sender = open_sender(sending, room, 300)
+    wait_until(lambda: said(language, room).get("claim") == "OPEN", 20.0, lambda: said(language, room))
+    blocks = said(language, room)["blocks"]["granted"]
+    with claimed(sending, language, room):
+        wait_until(lambda: said(language, room)["age_s"] > 0.1)  # times are told in hundredths of a second
+        request.abort()
+        seen = wait_line(language, room, "claim")
+        assert (seen["pid"], seen["claim"], seen["claim_holder"]) == (os.getpid(), "REVOKED", os.getpid())
+        assert f"it has to give the claim back ({blocks} blocks are in quarantine until then)" in seen["why"]
+        assert seen["for_s"] < seen["age_s"]
+        code, out, _ = invoke("--run-dir", str(language.run_dir), "--request", str(room))
+        assert (code, "REVOKED" in out, f"direct writer pid {os.getpid()}" in out) == (0, True, True)
+    assert receiving.wait(room, 20).failure is not None
+    wait_until(lambda: not said(language, room), 20.0, lambda: said(language, room))
+    assert ended(sender).error == "TransferAborted"
+
+
+@node
+def test_a_node_that_has_to_let_a_client_in_is_named(
+    encode: Station, language: Station, receiving: Queues, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: its launcher does not answer the client's knock, so nobody knows yet who will write."""
+    monkeypatch.setattr(doors, "PATIENCE_NS", 1000 * NS)
+    receiving.add(encode.addr, room)
+    wait_line(language, room, "no answer")
+    with stopped(language.node.pid):
+        client = attach(encode.run_dir)
+        try:
+            sender = open_sender(client, room, 300)
+            assert give(sender)
+            seen = wait_line(encode, room, "door")
+            assert seen["waits_for"].startswith("language node")
+            assert seen["written_by"] == "undecided"
+        finally:
+            client.close()
+    assert receiving.wait(room, 20).failure is not None
 
 
 # ---- nodes in trouble
@@ -270,43 +352,6 @@ def test_a_request_that_is_not_there_is_one_line_and_status_2(encode: Station) -
     code, out, err = invoke("--run-dir", str(encode.run_dir), "--request", "123456789")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "no such request is in flight" in err
-
-
-# ---- a control segment made by hand
-
-
-def test_quarantined_blocks_are_told_by_the_session_whose_end_frees_them(tmp_path: Path) -> None:
-    """R10, R12: of a worker's session, of one that is over, of writers through shared memory; a request that wants
-    blocks says which.
-    """
-    geometry, limits = (
-        Geometry(hidden_size=8, num_blocks=9),
-        Limits(num_slots=64, max_clients=1, window_blocks=4, max_peers=1),
-    )
-    size = ControlLayout.of(Role.LANGUAGE, geometry, limits).size
-    with open(tmp_path / "control", "wb+") as file:
-        file.truncate(size)
-        mapping = Mapping(file.fileno(), size)
-    format_control(mapping, Role.LANGUAGE, geometry, limits, node_id=1, incarnation=1, now_ns=1)
-    control = Control(mapping)
-    control.sessions.begin(0, LiveSession(5, 1, 1))
-    control.sessions.begin(1, LiveSession(4, 1, 1))
-    cells = control.blocks.cells
-    for slot, exposure, count in ((1, exposure_of(0, 5), 4), (2, exposure_of(1, 3), 3), (3, SHM_EXPOSURE, 2)):
-        blocks = control.blocks.acquire(slot, 1, count, may_take_reserve=True)
-        assert cells.expose(blocks, 0, count, slot, 1, exposure) == count
-        assert cells.quarantine(blocks, 0, count, slot, 1) == count
-    scene = Scene(control, 10)
-    assert [entry for entry, _ in scene.quarantine] == [
-        {"session": "session 5 of worker0", "blocks": 4, "ends_with": "a fence of worker0"},
-        {"session": "session 3 of worker1", "blocks": 3, "ends_with": "the poller's next look: that session is over"},
-        {"session": "shared memory", "blocks": 2, "ends_with": "the abort's acknowledgement, or the writers' death"},
-    ]
-    view = view_of(scene, 9)
-    assert (view.free_blocks, view.held) == (0, "4 held by room 0, 3 held by room 0, 2 held by room 0")
-    assert view.fence == "session 5 of worker0, session 3 of worker1, shared memory"  # type: ignore[union-attr]
-    assert view.fencing.name == "worker0"  # type: ignore[union-attr]
-    assert np.sum(control.blocks.counts()) == 9
 
 
 @node

@@ -1,38 +1,34 @@
-"""P13, P16: nodes that do not fit together, places where no node can be, and what is no node: each is one clear error.
+"""P13, P16: nodes that do not fit together, and processes that only answer like a node: each is one clear error.
 
 Nothing is left behind, which is checked after every test (see `conftest.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import resource
 import socket
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import zmq
-from support.agents import Agent
+from support.carrying import carried
 from support.encoding import ended, give, open_sender
-from support.nodes import LIMITS, Settings, Station, config_of, run_dirs, start_node, station
+from support.nodes import Settings, Station, run_dirs, station
 from support.scheduling import Queues
 from support.waiting import wait_until
 
-from embridge import Client, Limits, PipelineConfig, attach, launch
+from embridge import Client, Limits, attach
 from embridge.allocator.control import Control, format_control
-from embridge.allocator.errors import AttachError, EmbridgeError, LaunchError, SegmentError
+from embridge.allocator.errors import AttachError, SegmentError
 from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.layout import LAYOUT_VERSION, ControlLayout, PayloadLayout
-from embridge.allocator.pinning import lock_note
 from embridge.allocator.records import SegmentHeader
 from embridge.allocator.segment import create_segment, map_segment
 from embridge.pipeline import join as joining
@@ -126,9 +122,7 @@ def test_an_address_where_no_encode_node_answers_fails_the_request_and_no_other(
         for room, addr in asked.items():
             waiting.add(addr, room)
         good = next(rooms)
-        waiting.add(encode.addr, good)
-        assert give(open_sender(sending, good, 300))
-        assert waiting.take(good, 10).difference == ""
+        assert carried(waiting, encode.addr, sending, good, 300, 10).difference == ""
         for room, addr in asked.items():
             received = waiting.take(room, 10)
             name = addr.removeprefix("tcp://").rpartition(":")[0]
@@ -166,7 +160,7 @@ def test_a_message_of_another_version_is_refused_and_named_in_the_log(
     fields: dict[str, Any] = dict.fromkeys(msg.Register.__struct_fields__, 1) | {
         "envelope": envelope,
         "offers": {},
-        "verify": True,
+        **dict.fromkeys(("fill_ids", "mrope_positions", "verify"), True),
     }
     texts = ("bootstrap_addr", "poller_addr", "dtype")
     register = msg.Register(**(fields | dict.fromkeys(texts, "x")))
@@ -192,9 +186,7 @@ def test_a_message_of_another_version_is_refused_and_named_in_the_log(
         assert dealer.poll(5000)
         assert "hidden_size: language 1, encode 64" in str(msg.decode(dealer.recv(), "node"))
     assert encode.says(f"message refused: a connected peer: version is 99; expected one of {msg.ACCEPTED_VERSIONS}")
-    receiving.add(encode.addr, room)
-    assert give(open_sender(sending, room, 300))
-    assert receiving.take(room, 20).difference == ""
+    assert carried(receiving, encode.addr, sending, room, 300).difference == ""
     assert encode.restarts() == restarts
 
 
@@ -311,7 +303,15 @@ def welcome(names: list[str], header: dict[SegmentHeader, int] | None = None, *,
     return answer
 
 
-ALL = ["control", "payload", "lane0", "bootstrap"]
+ALL = ["control", "payload", "lane0", "bootstrap", "poller"]
+
+
+OURS = run_socket.PROTOCOL_VERSION
+
+
+THEIRS = OURS + 1
+
+
 IMPOSTORS: dict[str, tuple[str, Answer]] = {
     "one who hangs up": ("refused this process: it hung up", lambda s: s.shutdown(socket.SHUT_RDWR)),
     "one who says nothing": (r"timed out; is `embridge launch` running?", lambda s: None),
@@ -320,8 +320,8 @@ IMPOSTORS: dict[str, tuple[str, Answer]] = {
         lambda s: void(s.send(b"HTTP/1.1 400")),
     ),
     "an older node": (
-        "refused this process: run socket version 2, this node speaks 1",
-        lambda s: run_socket.send_frame(s, run_socket.Sorry("run socket version 2, this node speaks 1")),
+        f"refused this process: run socket version {THEIRS}, this node speaks {OURS}",
+        lambda s: run_socket.send_frame(s, run_socket.Sorry(f"run socket version {THEIRS}, this node speaks {OURS}")),
     ),
     "a node that hands over something else": (
         "it handed over ['lane0'] and not ['control', 'payload']; it is a node of another version",
@@ -354,9 +354,9 @@ def test_attaching_to_what_is_no_node_of_this_version_says_so(
         attach(run_dir)
 
 
-@pytest.mark.parametrize("hello", [run_socket.Hello(2), run_socket.Observe(2), run_socket.PeerHello(2, 1, 1, 1)])
+@pytest.mark.parametrize("hello", [run_socket.Hello(THEIRS), run_socket.Observe(THEIRS), run_socket.PeerHello(THEIRS, 1, 1, 1)])
 def test_who_speaks_another_version_of_the_run_socket_is_refused_by_the_node(encode: Station, hello: Any) -> None:
-    with pytest.raises(AttachError, match="refused this process: run socket version 2, this node speaks 1"):
+    with pytest.raises(AttachError, match=f"refused this process: run socket version {THEIRS}, this node speaks {OURS}"):
         knock(encode.run_dir, hello, 5.0)
     assert node_status(encode.run_dir)["state"] == "READY"
 
@@ -369,7 +369,7 @@ def test_attaching_without_room_for_descriptors_says_so(encode: Station) -> None
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1, limits[1]))
     try:
         with pytest.raises(
-            AttachError, match=r"of 4 descriptors came over; this process may have \d+: raise `ulimit -n`"
+            AttachError, match=rf"of {len(ALL)} descriptors came over; this process may have \d+: raise `ulimit -n`"
         ):
             attach(encode.run_dir)
     finally:
@@ -377,146 +377,3 @@ def test_attaching_without_room_for_descriptors_says_so(encode: Station) -> None
     with attach(encode.run_dir) as client:
         assert client.geometry == encode.geometry
     encode.wait_idle()
-
-
-# ---- places where no node can be
-
-
-def used_port(path: Path) -> PipelineConfig:
-    taken = socket.create_server(("127.0.0.1", 0))
-    used_port.held = taken  # type: ignore[attr-defined]
-    return config_of("encode", path, bootstrap_port=taken.getsockname()[1])
-
-
-def too_large(path: Path) -> PipelineConfig:
-    """More than all of /dev/shm, so that nothing of it is filled for the attempt."""
-    space = os.statvfs("/dev/shm")
-    blocks = space.f_blocks * space.f_frsize // Geometry(hidden_size=4096, block_size=4096).embedding_bytes // 4096 + 10
-    return config_of("encode", path, hidden_size=4096, block_size=4096, num_blocks=blocks)
-
-
-def open_to_others(path: Path) -> PipelineConfig:
-    path.mkdir(mode=0o700)
-    path.chmod(0o750)
-    return config_of("encode", path)
-
-
-def a_file(path: Path) -> PipelineConfig:
-    path.write_text("")
-    return config_of("encode", path)
-
-
-PLACES: dict[str, tuple[str, Callable[[Path], PipelineConfig]]] = {
-    "too little shared memory": (
-        "shared memory: ... MiB control segment + ... MiB payload (... blocks of 4096 tokens of ... bytes) > "
-        "... MiB free of ... MiB in /dev/shm; lower num_blocks to ... or enlarge /dev/shm (containers: --shm-size)",
-        too_large,
-    ),
-    "a port in use": ("bootstrap port: 127.0.0.1:...: Address already in use; choose another", used_port),
-    "a run directory open to others": (
-        "run directory ...: mode 750 of user ...; it must be 700 and belong to user",
-        open_to_others,
-    ),
-    "a run directory that is a file": ("run directory ...: Not a directory; choose another with --run-dir", a_file),
-    "a run directory under a file": (
-        "run directory ...: Not a directory; choose another with --run-dir",
-        lambda path: config_of("encode", a_file(path).directory / "n"),
-    ),
-    "a path too long for a socket": (
-        "its socket's path exceeds 107 bytes; choose a shorter one",
-        lambda path: config_of("encode", path / ("x" * 100)),
-    ),
-}
-
-
-@pytest.mark.parametrize("what", PLACES)
-def test_a_node_that_cannot_come_up_says_what_was_missing_and_leaves_nothing(own_dir: Path, what: str) -> None:
-    """P13, P9."""
-    text, make = PLACES[what]
-    config = make(own_dir / "n")
-    try:
-        with pytest.raises(LaunchError, match=pattern(text)):
-            launch(config)
-    finally:
-        if hasattr(used_port, "held"):
-            used_port.held.close()
-            del used_port.held
-    assert not any(stat.S_ISSOCK(path.lstat().st_mode) for path in own_dir.rglob("*"))
-
-
-# ---- limits of the process that launches
-
-
-def _limited(state: SimpleNamespace, run_dir: Path, number: int, soft: int, dropped: int | None) -> str:
-    """Launch under a resource limit, and without a capability; what the node shows of its memory, or the error."""
-    if dropped is not None:
-        ctypes.CDLL(None).prctl(24, dropped, 0, 0, 0)  # PR_CAPBSET_DROP: what is started from here does not have it
-    before = len(os.listdir("/proc/self/fd"))
-    if soft < 0:  # so many descriptors more than are open now
-        used = {int(fd) for fd in os.listdir("/proc/self/fd")}
-        soft = [fd for fd in range(max(used) + 2 - soft) if fd not in used][-soft]
-    _, hard = resource.getrlimit(number)
-    resource.setrlimit(number, (soft, hard if dropped is None else soft))
-    try:
-        config = PipelineConfig(
-            role="encode", run_dir=run_dir, geometry=Geometry(hidden_size=8, num_blocks=2), limits=LIMITS
-        )
-        with start_node(config, run_dir.with_suffix(".log")) as node:
-            wait_until(lambda: node_status(node.run_dir)["memory"] != "not locked")
-            return str(node_status(node.run_dir)["memory"])
-    except EmbridgeError as error:
-        left = len(os.listdir("/proc/self/fd")) - before
-        return f"{type(error).__name__}: {error} ({left} left)"
-    finally:
-        resource.setrlimit(number, (hard if dropped is None else soft, hard if dropped is None else soft))
-
-
-@pytest.mark.parametrize(
-    ("soft", "says"),
-    [
-        (
-            70,
-            "LaunchError: descriptors: a process may have 70, a node of 6 clients and 2 workers needs 86; raise `ulimit -n`",
-        ),
-        (-3, "LaunchError: launcher: it cannot be started: Too many open files; check `ulimit -n`"),
-    ],
-)
-def test_a_node_that_would_run_out_of_descriptors_is_not_started(
-    own_dir: Path, encoder: Agent, soft: int, says: str
-) -> None:
-    """P13, P15."""
-    said = encoder.call(_limited, own_dir / "n", resource.RLIMIT_NOFILE, soft, None)
-    assert said.startswith(says)
-    assert said.endswith("(0 left)")
-
-
-def test_a_limit_of_the_size_of_files_is_named(own_dir: Path, encoder: Agent) -> None:
-    """P13: segments are files; that there is room enough in /dev/shm does not help."""
-    said = encoder.call(_limited, own_dir / "n", resource.RLIMIT_FSIZE, 1 << 16, None)
-    assert re.fullmatch(
-        r"LaunchError: shared memory for control: .* \(File too large\); lower num_slots or raise `ulimit -f` \(0 left\)",
-        said,
-    ), said
-
-
-def test_memory_that_may_not_be_locked_is_no_failure_and_is_shown(own_dir: Path) -> None:
-    """P13: a node of a process that may lock nothing runs, and `embridge status` says why its memory is not locked."""
-    agent = Agent("launching process")
-    try:
-        said = agent.call(_limited, own_dir / "n", resource.RLIMIT_MEMLOCK, 0, 14)  # CAP_IPC_LOCK
-    finally:
-        agent.close()
-    assert said == "not locked: Operation not permitted; raise `ulimit -l` (memlock) or give CAP_IPC_LOCK"
-
-
-@pytest.mark.parametrize(
-    ("code", "says"),
-    [
-        (0, "locked"),
-        (1, "not locked: Operation not permitted; raise `ulimit -l` (memlock) or give CAP_IPC_LOCK"),
-        (12, "not locked: Cannot allocate memory; raise `ulimit -l` (memlock) or give CAP_IPC_LOCK"),
-        (22, "not locked: Invalid argument"),
-    ],
-)
-def test_what_became_of_locking_is_said_in_words(code: int, says: str) -> None:
-    assert lock_note(code) == says

@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.encoding import give, open_sender
-from support.nodes import Settings, Station, alive, station
+from support.carrying import carried, joined
+from support.nodes import Settings, Station, alive, run_dirs, station
 from support.pipes import FullPipe, full_pipe
 from support.scheduling import Queues
 from support.waiting import wait_until
@@ -31,25 +31,23 @@ def pipe() -> Iterator[FullPipe]:
         yield pipe
 
 
-@pytest.fixture
-def pair(own_dir: Path, pipe: FullPipe) -> Iterator[tuple[Station, Station]]:
-    """Two nodes that speak into the pipe, from their first line on: `log_level` is INFO."""
-    settings: Settings = {"stderr": pipe.write, "engine": "shm", "connect_timeout_s": 3.0}
-    with (
-        station("encode", own_dir / "e", **settings) as encode,
-        station("language", own_dir / "l", **settings) as language,
-    ):
-        yield encode, language
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Station, Station]]:
+    """Two nodes that speak into a pipe of their own, from their first line on: `log_level` is INFO."""
+    with run_dirs() as path, full_pipe() as pipe:
+        settings: Settings = {"stderr": pipe.write, "engine": "shm", "connect_timeout_s": 3.0}
+        with (
+            station("encode", path / "e", **settings) as encode,
+            station("language", path / "l", **settings) as language,
+        ):
+            yield encode, language
 
 
 def serve(pair: tuple[Station, Station], rooms: Iterator[int], count: int) -> None:
     encode, language = pair
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
-        queues = Queues(client)
+    with joined(encode, language) as (sending, queues):
         for room in [next(rooms) for _ in range(count)]:
-            queues.add(encode.addr, room)
-            assert give(open_sender(sending, room, 200))
-            received = queues.take(room, 60.0)
+            received = carried(queues, encode.addr, sending, room, 200, 60.0)
             assert (received.total, received.difference) == (200, ""), received
 
 

@@ -269,8 +269,25 @@ def test_a_scheduler_sleeps_in_its_own_select_until_a_status_rises(
     assert select.select([client.fileno()], [], [], 0)[0] == []
     give(sender)
     assert receiving.take(room, 20).difference == ""
-    assert not client.arm()  # its rises were not taken by `poll` yet
     wait_until(asleep)
+
+
+def test_what_a_pop_has_seen_of_a_receiver_that_its_caller_drives_is_told_before_the_caller_sleeps(
+    encode: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """P8: the queue has no use for it; `poll` has to tell."""
+    client = receiving.client
+    receiver = client.receiver(encode.addr, room)
+    receiver.init([])
+    wait_until(lambda: receiver.handshake_done)
+    wait_until(lambda: client.poll() is not None and client.arm())
+    sender = open_sender(sending, room, 10)
+    wait_until(lambda: receiver.poll() == Phase.WaitingForInput)
+    receiving.step()
+    assert not client.arm()
+    assert [handle.room for handle in client.poll()] == [room]
+    receiver.clear()
+    assert ended(sender).error == "TransferAborted"
 
 
 def test_poll_costs_nothing_and_reports_nothing_while_nothing_happens(

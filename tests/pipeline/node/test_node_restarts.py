@@ -9,12 +9,11 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from support.carrying import joined
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, run_dirs, station
-from support.scheduling import Queues
 from support.waiting import wait_until
 
-from embridge import attach
 from embridge.allocator.records import Process
 from embridge.workers.process_spec import READY
 
@@ -65,8 +64,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_transfer_is_restarted_and_t
     it = encode if side == "encode" else language
     room = next(rooms)
     name = f"worker{room % 2}" if process == "worker" else process
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
-        queues = Queues(client)
+    with joined(encode, language) as (sending, queues):
         request = queues.add(encode.addr, room)
         sender = open_sender(sending, room, TOTAL)
         dead = []
@@ -81,8 +79,6 @@ def test_a_process_that_is_killed_in_the_middle_of_a_transfer_is_restarted_and_t
         assert ended(sender).error == ""
     for pid in dead:
         assert it.says(f"process {name} (pid {pid}) killed by SIGKILL; restarting it")
-    encode.wait_idle()
-    language.wait_idle()
 
 
 def test_a_process_that_is_restarted_takes_requests_that_were_opened_while_it_was_away(
@@ -91,8 +87,7 @@ def test_a_process_that_is_restarted_takes_requests_that_were_opened_while_it_wa
     """D4: both bootstrap processes are dead when the request is opened; nobody has to try again."""
     encode, language = pair
     room = next(rooms)
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
-        queues = Queues(client)
+    with joined(encode, language) as (sending, queues):
         for it in (encode, language):
             os.kill(it.pid_of("bootstrap"), signal.SIGKILL)
         queues.add(encode.addr, room)
@@ -100,8 +95,6 @@ def test_a_process_that_is_restarted_takes_requests_that_were_opened_while_it_wa
         give(sender)
         assert queues.take(room, 30).difference == ""
         assert ended(sender).error == ""
-    encode.wait_idle()
-    language.wait_idle()
 
 
 def test_a_worker_that_is_stopped_for_a_while_delays_its_requests_and_fails_none(
@@ -110,8 +103,7 @@ def test_a_worker_that_is_stopped_for_a_while_delays_its_requests_and_fails_none
     """P14 in small: SIGSTOP and SIGCONT of the process that moves the rows, and of the one that reports them."""
     encode, language = pair
     room = next(rooms)
-    with attach(encode.run_dir) as sending, attach(language.run_dir) as client:
-        queues = Queues(client)
+    with joined(encode, language) as (sending, queues):
         queues.add(encode.addr, room)
         sender = open_sender(sending, room, TOTAL)
         pids = [encode.pid_of(f"worker{room % 2}"), language.pid_of("poller")]
@@ -126,5 +118,3 @@ def test_a_worker_that_is_stopped_for_a_while_delays_its_requests_and_fails_none
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         assert queues.take(room, 30).difference == ""
-    encode.wait_idle()
-    language.wait_idle()

@@ -97,20 +97,9 @@ class Scene:
         self.alone.node.clients[0].die()
 
     def kill_at(self, role: str, change: int) -> list[str]:
-        """That process dies before its change of shared memory number `change` from now, or at the end of the step that makes
-        fewer. Returns where it died.
-        """
-        actor, places = self.alone.actor(role), []
-        kill = type(actor).kill
-
-        def noted(why: str) -> None:
-            places.append(why)
-            kill(actor, why)
-
-        actor.kill = noted  # type: ignore[method-assign]
-        actor.fuse.left = change
-        self.settle()
-        actor.fuse.left = 0
+        """Settle, with the peer's answers, while this role dies as `Alone.killed_at` says. Returns where it died."""
+        with self.alone.killed_at(role, change) as places:
+            self.settle()
         return places
 
     def settle(self) -> None:

@@ -36,9 +36,10 @@ def test_sessions_that_begin_and_end_leave_nothing_and_fail_no_request() -> None
     with run_dirs() as path, visits(path, "mooncake", num_descriptors=MOST, language_workers=WORKERS) as it:
         it.workers(it.language)
         before = {who: held for who, held in it.held().items() if who[0] != worker}  # which fills, and begins anew
-        assert it.samples[worker][-1].descriptors + 4 * 4 * WORKERS > MOST
-        it.samples.clear()
+        (first,) = it.lives[worker].values()
+        assert first[-1].descriptors + 4 * 4 * WORKERS > MOST
+        it.lives.clear()
         for _ in range(3):
             it.workers(it.language)
-        assert max(held.descriptors for held in it.samples[worker]) < MOST
+        assert max(held.descriptors for life in it.lives[worker].values() for held in life) < MOST
         it.wait_as_before(before)

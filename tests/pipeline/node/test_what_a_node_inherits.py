@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.agents import running
 from support.launching import Launched, before_pythonpath, launched_by
-from support.nodes import alive
+from support.nodes import alive, station
 from support.waiting import wait_until
 
 import embridge.allocator
 import embridge.pipeline
 import embridge.workers
+from embridge import attach
 from embridge.allocator.records import NodeState, Process
 from embridge.pipeline.node import launcher_start as start
 from embridge.workers.health import exit_reason
@@ -150,31 +153,17 @@ def test_a_client_whose_process_has_closed_standard_output_holds_nothing_there(o
     """What a library prints would be written into a segment, or to the launcher, which would take the client for one of
     another version.
     """
-    prelude = """
-def attached(run_dir):
-    from embridge import attach
+    with station("encode", own_dir / "n") as it, running("client") as agent:
+        assert agent.call(attached, it.run_dir) == ([], False)
+
+
+def attached(state: SimpleNamespace, run_dir: Path) -> tuple[list[str], bool]:
+    """What a client holds as standard input and output after it has closed them, and whether its node is gone for it."""
     for fd in (0, 1, 2):
         os.close(fd)
     with attach(run_dir) as client:
-        held = [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2) if os.path.exists(f"/proc/self/fd/{fd}")]
-        told = f"holds {held}, node gone: {client.node_gone}"
-    return told
-real = os.read
-def read(fd, size):
-    data = real(fd, size)
-    if fd == hold:
-        with open(sys.argv[4], "w") as file:
-            file.write(attached(sys.argv[5]))
-        real(hold, 1)
-    return data
-os.read = read
-sys.argv += [PATHS]
-""".replace("PATHS", f"{str(own_dir / 'told')!r}, {str(own_dir / 'n')!r}")
-    with launched_by(prelude, own_dir / "n") as it:
-        os.write(it.hold, b"1")
-        told = own_dir / "told"
-        wait_until(lambda: told.exists() and told.read_text(), what=it.log)
-        assert told.read_text() == "holds [], node gone: False"
+        held = [f"/proc/self/fd/{fd}" for fd in (0, 1, 2)]
+        return [os.readlink(path) for path in held if os.path.exists(path)], client.node_gone
 
 
 def test_signals_that_whoever_launches_ignores_or_blocks_have_their_effect(own_dir: Path) -> None:

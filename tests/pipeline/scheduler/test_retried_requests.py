@@ -9,13 +9,15 @@ import itertools
 import numpy as np
 import pytest
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, EncodeAlone, LanguageAlone
+from support.rows import arrived
 
 from embridge.allocator.errors import FailureCode, TransferTimeout
 from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.records import Destination
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
-from embridge.pipeline.client.receiver import EmbeddingReceiver, first_missing_block
+from embridge.pipeline.client.posting import first_missing_block
+from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.queues import PreallocQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
@@ -171,7 +173,7 @@ def test_rows_that_have_landed_when_the_request_fails_are_copied_out_of_their_bl
     land_and_fail(node, receiver, 11)
     assert transfer.pop_transferred() == ([], [request])
     assert (request.is_retryable, request.transferred_tokens, request.chunk_info) == (True, 8, [(0, 8)])
-    assert request.buffered_chunks[0].fill_ids.tolist() == list(range(8))
+    assert arrived(request.buffered_chunks[0]).fill_ids.tolist() == list(range(8))
     assert node.counts()["quarantined"] == 4
     node.forget_sent()
     prealloc.retry(request, ENCODE_ADDRESS, timeout_s=7.0)
@@ -189,7 +191,7 @@ def test_rows_that_have_landed_when_the_request_fails_are_copied_out_of_their_bl
     node.status(again, Phase.Success, 16, known_blocks=4)
     assert transfer.pop_transferred() == ([request], [])
     assert request.result is not None
-    assert request.result.fill_ids.tolist() == list(range(16))
+    assert arrived(request.result).fill_ids.tolist() == list(range(16))
     assert (int(request.result.aux_datas[0]), request.result.mrope_position_delta) == (16, -5)
     assert request.num_rounds == 2
     request.release()

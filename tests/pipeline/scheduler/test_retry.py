@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.encoding import ended, give, open_sender
+from support.encoding import ended, give, open_sender, wait_doors
 from support.nodes import Settings, Station, every_engine, station
 from support.ranks import ranks_of, seen
 from support.rows import DELTA
 from support.scheduling import ByHand, Queues
+from support.stopping import stopped
 from support.waiting import wait_until
 
 from embridge import Client, EmbeddingRequest, attach, follow
+from embridge.allocator.records import Destination
+from embridge.pipeline.client.client import library_of
 
 pytestmark = pytest.mark.process
 
@@ -124,6 +127,36 @@ def test_another_encoder_that_announces_another_length_fails_the_request_on_both
     assert received.reason == sent.reason == f"the encode side announced {TOTAL} tokens and then {TOTAL + 1}"
     with pytest.raises(ValueError, match="it failed as PROTOCOL"):
         receiving.prealloc.retry(request, encode.addr)
+
+
+def test_a_retry_of_another_length_fails_also_where_the_rest_fits_into_one_grant(
+    own_dir: Path, encode: Station, language: Station, sending: Client, receiving: Queues, room: int, engine: str
+) -> None:
+    """R26, B3: an encoder on the same host would have written all of its rows before anybody could say so."""
+    with (
+        station("encode", own_dir / "e", deepstack_layers=3, engine=engine) as doomed,
+        attach(doomed.run_dir) as client,
+    ):
+        first = ByHand(receiving.client, doomed.addr, room)
+        first.grant(3, 384)
+        give(open_sender(client, room, 1000), 0, 600)
+        first.wait_sent(384)
+        first.copy_out(300)
+        doomed.kill_group()
+        wait_until(lambda: first.receiver.poll().is_terminal)
+    second = first.receiver.retry(encode.addr, 300)
+    first.receiver.clear()
+    again = ByHand.over(first, second, 256)
+    again.grant(6, 744)
+    if engine == "shm":
+        wait_doors(sending)
+    sender, destinations = open_sender(sending, room, 999), library_of(sending).destinations
+    wait_until(lambda: destinations.get(sender.slot, 0, Destination.GRANTED_TOKENS) == 1000)
+    with stopped(language.pid_of("poller")):  # whose business it is to say so
+        give(sender)
+        wait_until(lambda: sender.poll().is_terminal)
+    assert ended(second).reason == "the encode side announced 1000 tokens and then 999"
+    second.clear()
 
 
 def test_what_did_not_fail_for_want_of_its_encode_node_is_not_retried_and_says_why(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, every_engine
-from support.rows import Rows, difference
+from support.rows import arrived, difference
 from support.scheduling import Holder, Queues
 from support.waiting import wait_until
 
@@ -57,7 +57,7 @@ def test_out_of_blocks_at_a_resume_a_request_waits_keeps_what_came_and_finishes_
     assert [(chunk.first, chunk.end) for chunk in kept] == request.chunk_info
     assert (kept[0].first, kept[-1].end) == (0, FIRST)
     for chunk in kept:
-        rows = Rows(chunk.input_embeddings, chunk.fill_ids, chunk.mrope_positions, chunk.deepstack_embeddings)
+        rows = arrived(chunk)
         assert difference(encode.geometry, room, chunk.first, rows) == ""
     assert receiving.transfer.pop_transferred() == ([], [])
     assert request.receiver.granted_tokens == FIRST

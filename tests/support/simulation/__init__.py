@@ -15,10 +15,15 @@ from support.simulation.fuse import Killed
 from support.simulation.network import Flight, Network
 from support.simulation.node import SimulatedNode, segment
 from support.simulation.processes import Answered, ClientActor, RoleActor
+from support.simulation.rooms import Transfer
+from support.simulation.scenario import CALM, DISTURBANCES, FAULTS, Scenario, run_seed
 from support.simulation.settings import LIMITS, ROWS_A_ROOM, Faults
 from support.simulation.world import World
 
 __all__ = [
+    "CALM",
+    "DISTURBANCES",
+    "FAULTS",
     "LIMITS",
     "ROWS_A_ROOM",
     "Answered",
@@ -28,7 +33,10 @@ __all__ = [
     "Killed",
     "Network",
     "RoleActor",
+    "Scenario",
     "SimulatedNode",
+    "Transfer",
     "World",
+    "run_seed",
     "segment",
 ]

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from embridge.allocator.claims import NOBODY, WriterId
 from embridge.allocator.lanes_and_processes import ForeignWriter
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
+from embridge.workers.transfer.attempt import WINDOW_COPIES
 from embridge.workers.transfer.engines.base import EngineError, Moves, Outcome
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class SimulatedEngine:
         self.late_writes = late_writes
         self._node = node
         self._world = node.world
-        self._targets: dict[int, tuple[SimulatedNode, int]] = {}  # peer -> (node, our entry in its writers)
+        self._targets: dict[int, tuple[SimulatedNode, WriterId]] = {}  # peer -> (node, what we are there)
         self._attempts: dict[int, tuple[SimulatedNode, int, deque[Piece], bool]] = {}
         self._ticket = 0
 
@@ -64,24 +66,26 @@ class SimulatedEngine:
         if self._world.chance(0.3):  # its answer is not there yet
             return False
         own = self._node.control
-        entry = target.control.writers.add(ForeignWriter(own.node_id, own.incarnation, 1))
-        assert entry is not None
-        self._targets[peer] = (target, entry)
+        writer = target.control.writers.add(ForeignWriter(own.node_id, own.incarnation, 1))
+        assert writer is not None
+        self._targets[peer] = (target, writer)
         return True
 
     def _open_session(self, peer: int, record: PeerRecord, session: LiveSession) -> bool:
         role = self._world.role_at(record.bootstrap_addr)
         if role is None or not role.node.is_in_session(session.number) or self._world.chance(0.3):
             return False
-        self._targets[peer] = (role.node, -1)
+        self._targets[peer] = (role.node, NOBODY)
         return True
 
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         target, _ = self._targets[peer]
         self._ticket += 1
         fails = self._world.chance(self._world.faults.failed_attempt)
-        pieces = deque((int(a), int(b), int(c)) for a, b, c in moves)
+        pieces = deque(moves)
         self._attempts[self._ticket] = (target, session.number, pieces, fails)
+        under_way = sum(len(held) for there, _, held, _ in self._attempts.values() if there is target)
+        assert len(self._attempts) == 1 or under_way <= WINDOW_COPIES, "more is under way to one peer than may be"
         self._world.note(f"{self._node.name} engine: attempt {self._ticket} of {len(pieces)} moves to {target.name}")
         return self._ticket
 
@@ -114,9 +118,9 @@ class SimulatedEngine:
 
     def close(self, peer: int) -> None:
         if peer in self._targets:
-            target, entry = self._targets.pop(peer)
-            if entry >= 0:
-                target.writer_gone(entry)
+            target, writer = self._targets.pop(peer)
+            if writer != NOBODY:
+                target.writer_gone(writer)
 
     def wear(self) -> str:
         return self.worn

@@ -18,15 +18,23 @@ class Killed(BaseException):
 
 @dataclass
 class Fuse:
-    """Kills its process before the n-th change of shared memory from now (0: never)."""
+    """Kills its process before the n-th change of shared memory from now (0: never). What is dead changes nothing.
+
+    `pause` is called before each change: others may go on meanwhile.
+    """
 
     left: int = 0
+    is_blown: bool = False
+    pause: Callable[[], None] | None = None
 
     def burn(self) -> None:
+        if self.pause is not None and not self.is_blown:
+            self.pause()
         if self.left:
             self.left -= 1
-            if not self.left:
-                raise Killed
+            self.is_blown |= not self.left
+        if self.is_blown:
+            raise Killed
 
     def guard(self, target: Any, *names: str) -> None:
         """Burn at every call of these methods."""
@@ -40,7 +48,7 @@ class Fuse:
             setattr(target, name, guarded)
 
 
-class _Guarded:
+class Guarded:
     """A native object (which takes no attributes) with some of its methods behind a fuse."""
 
     def __init__(self, target: Any, fuse: Fuse, *names: str) -> None:
@@ -56,11 +64,11 @@ class FusedControl(Control):
     def __init__(self, mapping: Mapping, fuse: Fuse) -> None:
         super().__init__(mapping)
         self._fuse = fuse
-        fuse.guard(self.slots, "set", "raise_to", "claim_failure", "set_reason")
+        fuse.guard(self.slots, "set", "raise_to", "write", "claim_failure", "set_reason", "tell", "release_untold", "join")
         fuse.guard(self.peers, "put", "bury", "raise_tombstone")
         fuse.guard(self.lanes, "lease_page", "return_page", "free")
-        self.status: Any = _Guarded(self.status, fuse, "advance", "open", "mark")
-        self.blocks.cells = _Guarded(  # type: ignore[assignment]
+        self.status: Any = Guarded(self.status, fuse, "advance", "open", "mark")
+        self.blocks.cells = Guarded(  # type: ignore[assignment]
             self.blocks.cells,
             fuse,
             "acquire",
@@ -75,13 +83,25 @@ class FusedControl(Control):
     @property
     def destinations(self) -> Any:
         table = super().destinations
-        self._fuse.guard(table, "set", "raise_to", "set_grant")
+        self._fuse.guard(table, "set", "raise_to", "settle", "set_grant", "write")
         return table
 
     @property
     def staging(self) -> Any:
         table = super().staging
         self._fuse.guard(table, "replace")
+        return table
+
+    @property
+    def claims(self) -> Any:
+        table = super().claims
+        self._fuse.guard(table, "offer", "revoke")
+        return table
+
+    @property
+    def posts(self) -> Any:
+        table = super().posts
+        self._fuse.guard(table, "post_grant", "take_off_grant", "begin", "show_told")
         return table
 
     @property

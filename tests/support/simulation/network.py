@@ -132,7 +132,9 @@ def brief(message: msg.Message | msg.Foreign) -> str:
             return f"{kind}({key.slot}.{key.epoch} {message.first_block}+{message.dst_embedding_indices}={message.allocated_tokens})"
         case msg.Status(room=room):
             return f"{kind}({room.key.slot}.{room.key.epoch} {room.phase} sent {room.sent_tokens} known {room.known_blocks})"
-        case msg.Heartbeat(rooms=rooms):
+        case msg.Heartbeat(rooms=rooms) | msg.Snapshot(rooms=rooms):
             return f"{kind}({[(r.key.slot, r.key.epoch, r.phase, r.sent_tokens) for r in rooms]})"
+        case msg.Checked(rooms=checked):
+            return f"{kind}({[(r.key.slot, r.key.epoch, r.checked_tokens) for r in checked]})"
     about: msg.RequestKey | None = getattr(message, "key", None)
     return f"{kind}({about.slot}.{about.epoch})" if about is not None else kind

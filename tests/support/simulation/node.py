@@ -12,11 +12,12 @@ import numpy as np
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.blocks import QUARANTINED
-from embridge.allocator.buffers import aux_offset, pools
+from embridge.allocator.buffers import PayloadBuffers, aux_offset, pools
+from embridge.allocator.claims import HELD, Claim, WriterId
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.geometry import AUX_WORDS, Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout, PayloadLayout
-from embridge.allocator.records import Destination, NodeState, SegmentHeader, Slot
+from embridge.allocator.records import CLAIM_WORDS, POSTS_A_SLOT, Destination, NodeState, SegmentHeader, Slot
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.allocator.status import split
 from embridge.pipeline.client.client import Client
@@ -32,10 +33,15 @@ if TYPE_CHECKING:
 
 def segment(size: int, *, alignment: int = 4096) -> Mapping:
     """Shared memory of this process alone."""
+    return _segment(size, (0, size), alignment=alignment)[0]
+
+
+def _segment(size: int, *parts: tuple[int, int], alignment: int = 4096) -> list[Mapping]:
+    """Shared memory of this process alone; each part (offset, bytes) of it mapped for itself."""
     fd = os.memfd_create("embridge-simulation")
     try:
         os.ftruncate(fd, size)
-        return Mapping(fd, size, alignment=alignment)
+        return [Mapping(fd, length, offset=offset, alignment=alignment) for offset, length in parts]
     finally:
         os.close(fd)
 
@@ -60,9 +66,11 @@ class SimulatedNode:
         self.world = world
         self.name = name
         self.may_leak = False  # a test takes a block on purpose
+        self.is_backlog_full = False  # nobody is let in who knocks at its run socket
         self.geometry = geometry
         self.settings = settings or {"host_buffer_bytes": 1 << 30, "default_allocate_tokens": 4 * geometry.block_size}
-        self.control_map = segment(ControlLayout.of(role, geometry, limits).size)
+        layout = ControlLayout.of(role, geometry, limits)
+        self.control_map, self.writers_part = _segment(layout.size, (0, layout.size), layout.writers_part)
         self.payload = segment(PayloadLayout.of(geometry).size)
         format_control(
             self.control_map,
@@ -84,8 +92,12 @@ class SimulatedNode:
         at = self.control.layout
         self._words = np.frombuffer(self.control_map, np.uint64, limits.num_slots, at.words)
         self._seen_words = self._words.copy()
+        num_claims = limits.num_slots if role == Role.LANGUAGE else 0
+        self._claims = np.frombuffer(self.control_map, np.uint64, num_claims * CLAIM_WORDS, at.claims)[::CLAIM_WORDS]
+        self._posts = np.frombuffer(self.control_map, np.uint64, num_claims * POSTS_A_SLOT, at.posts)
         self._pools = pools(geometry)
         self.make_engine: Callable[[], Any] = lambda: SimulatedEngine(self, late_writes=world.late_writes)
+        self.make_writers: Callable[[], dict[int, Any]] = lambda: {world.engine.number: self.make_engine()}
         self._sessions: dict[int, int] = {}  # worker -> the session of its engine
         self.roles = [RoleActor(self, process) for process in self.control.processes.names[1:]]
 
@@ -107,8 +119,8 @@ class SimulatedNode:
     def bury_lane(self, lane: int) -> None:
         self._recovery.client_died(lane)
 
-    def writer_gone(self, entry: int) -> None:
-        self._recovery.writer_died(entry)
+    def writer_gone(self, writer: WriterId) -> None:
+        self._recovery.writer_died(writer)
 
     # ---- its network engines
 
@@ -135,13 +147,16 @@ class SimulatedNode:
             assert new > old, f"{self.name}: slot {slot} went from {old} to {new}"
             assert new.epoch > old.epoch or old.phase < 3, f"{self.name}: slot {slot} left its end {old} for {new}"
             released = self.control.slots.get(slot, Slot.RELEASED_EPOCH)
-            assert new.epoch == old.epoch or old.epoch in (0, released), (
+            # a client that writes its last row may end a request and open the next one in one step
+            assert new.epoch == old.epoch or old.epoch <= released, (
                 f"{self.name}: slot {slot} reused before it was released"
             )
             self._seen_words[slot] = self._words[slot]
             self.world.note(f"{self.name} word {slot}: {new}")
         if self.control.role == Role.ENCODE:
             self._check_watermarks()
+        else:
+            self._check_claims()
 
     def _check_watermarks(self) -> None:
         slots, destinations = self.control.slots, self.control_destinations
@@ -155,6 +170,13 @@ class SimulatedNode:
                 assert begin <= sent <= may, (
                     f"{self.name}: slot {slot}.{d} begin {begin} sent {sent} ready {ready} granted {granted}"
                 )
+
+    def _check_claims(self) -> None:
+        """R33: a claim is held by a process that is listed still."""
+        for slot in np.nonzero(self._claims)[0].tolist():
+            claim = Claim.of(int(self._claims[slot]))
+            if claim.state in HELD:
+                assert self.control.writers.pid_of(claim.writer) is not None, f"{self.name}: slot {slot}: {claim}"
 
     @functools.cached_property
     def control_destinations(self) -> Any:
@@ -175,8 +197,12 @@ class SimulatedNode:
     def open_slots(self) -> Iterator[tuple[int, int]]:
         for slot in np.nonzero(self._words)[0].tolist():
             epoch = int(self._words[slot]) >> 36
-            if self.control.slots.get(slot, Slot.RELEASED_EPOCH) < epoch == self.control.slots.get(slot, Slot.EPOCH):
+            if self.control.is_open(slot, epoch):
                 yield slot, epoch
+
+    def num_posts(self) -> int:
+        """How many grants and offers stand in its table (R37)."""
+        return int(np.count_nonzero(self._posts))
 
     def write(self, to: int, data: bytes) -> None:
         """Bytes of another node land here."""
@@ -194,16 +220,28 @@ class SimulatedNode:
         """P7, B10, D2: they hit only a block that is exposed (or quarantined) for the very request whose rows
         they are.
         """
-        state, slot, epoch, _ = self.control.blocks.cells.cell(block)
+        state, slot, _, _ = self.control.blocks.cells.cell(block)
         if state == QUARANTINED and self.world.late_writes:
             return  # that is what it is for
+        self.check_exposed(block)
+        at = PayloadLayout.of(self.geometry)
+        if at.ids <= to < at.aux:
+            self._check_rows(slot, block, (to - at.ids) // 4, np.frombuffer(data, np.int32).tolist())
+
+    def check_exposed(self, block: int) -> int:
+        """P7, D2: a block may be written, exposed or quarantined. Returns the slot of its request."""
+        state, slot, epoch, _ = self.control.blocks.cells.cell(block)
         assert state >= 2, f"{self.name}: a write hit block {block} in state {state}"
         assert split(self.control.status.load(slot)).epoch == epoch, (
             f"{self.name}: a write hit block {block} of an old epoch"
         )
-        at = PayloadLayout.of(self.geometry)
-        if at.ids <= to < at.aux:
-            self._check_rows(slot, block, (to - at.ids) // 4, np.frombuffer(data, np.int32).tolist())
+        return int(slot)
+
+    def check_landed(self, block: int, first: int, count: int) -> None:
+        """Rows have landed in places [first, first + count) of a block."""
+        ids = PayloadBuffers(self.payload, self.geometry).fill_ids[block, first : first + count]
+        slot = self.control.blocks.cells.cell(block)[1]
+        self._check_rows(slot, block, block * self.geometry.block_size + first, ids.tolist())
 
     def _blocks_at(self, to: int, size: int) -> Iterator[int]:
         aux = aux_offset(self.geometry, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,11 @@ import numpy as np
 from embridge.allocator import layout as lay
 from embridge.allocator.checksums import RowSums
 from embridge.allocator.geometry import SLOTS_PER_PAGE, Role
-from embridge.allocator.records import LIBRARY_VIEW
+from embridge.allocator.records import LIBRARY_VIEW, Process
 from embridge.allocator.rings import Kick
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.client import Client, library_of
+from embridge.pipeline.client.doors import Doors
 from embridge.pipeline.client.library import Library
 from embridge.workers.bootstrap.encode import Admission
 from embridge.workers.bootstrap.language import GrantSender
@@ -27,6 +29,7 @@ from embridge.workers.run_socket import Welcome
 from embridge.workers.timing import NS
 from embridge.workers.transfer.encode import TransferWorker
 from embridge.workers.transfer.language import LanguageTransferWorker
+from support.simulation.doors import Line, SimulatedKnock
 from support.simulation.engine import SimulatedEngine
 from support.simulation.fuse import Fuse, FusedControl, Killed
 from support.simulation.network import brief
@@ -65,6 +68,7 @@ class Actor:
         self.fuse = Fuse()
         self.due_ns = 0
         self.stalled_ns = 0
+        self.is_busy = False  # in the middle of a step, while others go on
 
     def is_runnable(self, now_ns: int) -> bool:
         raise NotImplementedError
@@ -88,6 +92,7 @@ class RoleActor(Actor):
         """The process is born, over the segment as it is."""
         self.generation += 1
         self.fuse.left = 0
+        self.fuse.is_blown = False
         self.arrivals: deque[Arrival] = deque()
         self.refused: list[str] = []
         self.control = FusedControl(self.node.control_map, self.fuse)
@@ -96,7 +101,7 @@ class RoleActor(Actor):
             self.role_name,
             self.world.timing,
             self.node.own_addresses,
-            engines=(self.world.engine,),
+            engines=self.world.engines,
             ask_at=lambda *asked: self.world.ask_at(*asked),
             find=lambda address: self.world.find(address),
             forget=lambda endpoint: self.world.forget(endpoint),
@@ -117,8 +122,9 @@ class RoleActor(Actor):
         sums = RowSums(self.node.payload, self.node.geometry) if self.control.verify else None
         if not encode:
             return LanguageTransferWorker(self.ctx, worker, self.node.begin_session(worker), sums)
-        self.engine = self.node.make_engine()
-        return TransferWorker(self.ctx, worker, {self.world.engine.number: self.engine}, sums)
+        writers = self.node.make_writers()
+        self.engine = writers[self.world.engine.number]
+        return TransferWorker(self.ctx, worker, writers, sums)
 
     @property
     def connection_prefix(self) -> str:
@@ -134,6 +140,9 @@ class RoleActor(Actor):
         if self.engine is not None:
             self.engine.shutdown()
         self.world.network.forget(self)
+        processes = self.node.control.processes
+        restarts = processes.get(self.role_name, Process.NUM_RESTARTS)
+        processes.set(self.role_name, Process.NUM_RESTARTS, restarts + 1)
         self.start()
 
     def is_runnable(self, now_ns: int) -> bool:
@@ -193,7 +202,11 @@ class RoleActor(Actor):
 
 
 class ClientActor(Actor):
-    """A client's library thread, one turn at a time; the user's calls come from the test's script."""
+    """A client's library thread, one turn at a time; the user's calls come from the test's script.
+
+    Where a world is `direct`, an encoder's client has doors. In the middle of a direct write others go on, the other
+    thread of this client, too.
+    """
 
     def __init__(self, node: SimulatedNode, number: int) -> None:
         super().__init__(node, f"client{number}")
@@ -217,25 +230,56 @@ class ClientActor(Actor):
         attachment = Attachment(
             Path(), control, node.payload, sock, welcome, lambda: self.world.now_ns, event_fds={}, owns_memory=False
         )
-        self.client = Client(Library(attachment))
+        library = Library(attachment)
+        self.lines: list[Line] = []  # of its doors
+        self.num_writing = 0  # threads that write through one
+        self._calls: deque[Callable[[], None]] = deque()
+        self._is_calling = False
+        if self.world.is_direct and control.role == Role.ENCODE:
+            library.doors = Doors(attachment, partial(SimulatedKnock, self))
+            self.fuse.pause = self._between
+        if self.world.is_direct:
+            library.requests.untold.late_ns = self.world.late_ns
+        self.client: Client = Client(library)
         self.bell = control.bell(f"library{lane}")
         self.seen = -1
 
     def is_runnable(self, now_ns: int) -> bool:
-        if self.is_dead or now_ns < self.stalled_ns:
+        if self.is_dead or self.is_busy or now_ns < self.stalled_ns:
             return False
         return now_ns >= self.due_ns or self.bell.sequence() != self.seen
+
+    def _between(self) -> None:
+        """Let others go on between two steps of a direct write, or let it be the last."""
+        if self.num_writing and not self.is_dead:
+            if self.world.chance(self.world.faults.kill_writer):
+                self.world.num_writers_killed += 1
+                self.fuse.left = 1
+                return
+            self.world.pause()
+        if self.is_dead:
+            raise Killed
 
     def step(self) -> None:
         self.seen = self.bell.sequence()
         if self.world.chance(self.world.faults.lost_marks):
             self.lose_marks(LIBRARY_VIEW)
+        self.is_busy = True
         try:
             starving = library_of(self.client).turn()
         except Killed:
             self.die()
             return
-        self.due_ns = self.world.now_ns + (STARVING_WAIT_NS if starving else LIBRARY_WAIT_NS)
+        except Exception:
+            if not self.fuse.is_blown:
+                raise
+            self.die()
+            return
+        finally:
+            self.is_busy = False
+        wait_s = (STARVING_WAIT_NS if starving else LIBRARY_WAIT_NS) / NS
+        wait_s = library_of(self.client).requests.untold.wait_s(wait_s)
+        self.due_ns = self.world.now_ns + int(wait_s * NS)
 
     def lose_marks(self, view: int) -> None:
         """Whoever set these dirty bits died just before, as it were."""
@@ -244,21 +288,45 @@ class ClientActor(Actor):
         self.node.control.status.changed(view, lease.pages, len(lease.pages), out)
 
     def call(self, user: Callable[[], None]) -> None:
-        """A call of the user's own thread, unless the process is dead."""
-        if not self.is_dead:
-            try:
+        """A call of the user's own thread, unless the process is dead: one after the other."""
+        self._calls.append(user)
+        if self._is_calling:  # it is in the middle of one, and others go on
+            return
+        self._is_calling = True
+        try:
+            while self._calls and not self.is_dead:
+                self._calls.popleft()()
+        except Killed:
+            self.die()
+        except Exception:
+            if not self.fuse.is_blown:  # else nobody hears of it: it is dead
+                raise
+            self.die()
+        finally:
+            self._is_calling = False
+
+    def call_beside(self, user: Callable[[], None]) -> None:
+        """A call of another thread of the user's, which may come in the middle of one."""
+        try:
+            if not self.is_dead:
                 user()
-            except Killed:
-                self.die()
+        except Killed:
+            self.die()
 
     def die(self) -> None:
         """The process is gone; the launcher sees it and buries its lane."""
         if self.is_dead:
             return
         self.is_dead = True
-        self.fuse.left = 0
+        self.fuse.left, self.fuse.is_blown = 0, True
         self.world.note(f"{self.name} DIED")
         self.node.bury_lane(self.lane)
+        self.end_doors()
+
+    def end_doors(self) -> None:
+        """The process is gone: the launchers that have let it in see that, each at its time."""
+        for line in self.lines:
+            line.close()
 
     def close(self) -> None:
         self.sock.close()

@@ -39,3 +39,6 @@ class Faults:
     damage: float = 0.0  # of a byte of what an engine writes
     # of a turn of a library thread: the dirty bits that it would take are gone, and not the bell
     lost_marks: float = 0.0
+    # of a step of a direct write: others go on before it, for a moment or long; and it is its process's last
+    pause: float = 0.0
+    kill_writer: float = 0.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.records import Destination, Lane, Slot
@@ -19,8 +20,16 @@ from embridge.workers.transfer.engines.shm import SHARED_MEMORY
 from support.simulation.engine import Late
 from support.simulation.network import Network
 from support.simulation.node import SimulatedNode
-from support.simulation.processes import Actor, Answered, RoleActor
+from support.simulation.processes import Actor, Answered, ClientActor, RoleActor
 from support.simulation.settings import MS, TIMING, Faults
+
+MOST_PAUSED: Final = 2
+LATE_NS: Final = (50 * MS, NS, 10 * NS)
+PAUSES_NS: Final = (MS // 10, MS, 5 * MS, 50 * MS, 1500 * MS)
+
+
+class Broken(BaseException):
+    """What must hold does not, in the middle of somebody's step: its cause says what."""
 
 
 class World:
@@ -34,22 +43,37 @@ class World:
         timing: Timing = TIMING,
         late_writes: bool = False,
         engine: EngineKind | None = None,
+        engines: tuple[EngineKind, ...] = (),
         verify: bool = False,
+        is_direct: bool = False,
         trace_length: int = 300,
     ) -> None:
+        """`engine` is the one through which rows travel; `engines`, if there are more, are all that a node offers.
+
+        `is_direct`: encoders write rows themselves, where the nodes have one language node of this host.
+        """
         self.seed = seed
         self.rng = random.Random(seed)
         self.faults = faults or Faults()
         self.timing = timing
         self.engine = engine or (MOONCAKE if late_writes else SHARED_MEMORY)
+        self.engines = engines or (self.engine,)
         self.late_writes = self.engine.has_sessions
         self.late: list[Late] = []
         self.num_late = 0
         self.verify = verify
+        self.is_direct = is_direct
+        self.late_ns = self.rng.choice(LATE_NS) if is_direct else 0  # when clients tell their nodes of requests
+        self.num_untold = 0  # requests of which a node was never told
+        self._num_paused = 0  # processes in the middle of a step, one within the other
         self.num_damaged = 0
+        self.num_landed = 0  # pieces of rows that clients have written directly
+        self.num_revoked = 0  # of them, under a claim that was revoked meanwhile
+        self.num_writers_killed = 0
         self.now_ns = 1000 * NS
         self.started_ns = self.now_ns
         self.nodes: list[SimulatedNode] = []
+        self.orphans: list[ClientActor] = []  # clients that have outlived their node
         self.network = Network(self)
         self.trace: deque[str] = deque(maxlen=trace_length)
         self.tracing = trace_length > 0
@@ -71,6 +95,9 @@ class World:
         """Every process of it is gone at once, its sockets with them."""
         self.note(f"{node.name} GONE")
         self.nodes.remove(node)
+        for client in node.clients:
+            if client.is_dead:
+                client.end_doors()
         for actor in node.roles:
             self.network.forget(actor)
             if actor.engine is not None:
@@ -95,7 +122,7 @@ class World:
             self.trace.append(f"{(self.now_ns - self.started_ns) / NS:10.6f} {text}")
 
     def actors_changed(self) -> None:
-        self._actors = [actor for node in self.nodes for actor in node.actors]
+        self._actors = [*(actor for node in self.nodes for actor in node.actors), *self.orphans]
 
     def node_at(self, run_socket: str) -> SimulatedNode | None:
         return next((node for node in self.nodes if node.own_addresses.run_socket == run_socket), None)
@@ -142,9 +169,32 @@ class World:
         """What goes wrong in it comes with the seed and the end of the trace."""
         try:
             call()
-        except Exception as error:
+        except (Exception, Broken) as found:
+            error = found.__cause__ if isinstance(found, Broken) else found
             tail = "\n".join(self.trace)
             raise AssertionError(f"{tail}\nseed {self.seed}: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def insisting(self) -> Iterator[None]:
+        """What goes wrong in it is found by whoever runs the world, whatever product code stands between."""
+        try:
+            yield
+        except Exception as error:
+            raise Broken from error
+
+    def pause(self) -> None:
+        """Let others go on between two steps of a process, for a moment or long, if the seed says so."""
+        if self._num_paused >= MOST_PAUSED or not self.chance(self.faults.pause):
+            return
+        until_ns = self.now_ns + self.rng.choice(PAUSES_NS)
+        self.note(f"a writer pauses for {(until_ns - self.now_ns) / MS:g} ms")
+        self._num_paused += 1
+        try:
+            with self.insisting():
+                while self.now_ns < until_ns:
+                    self.turn()
+        finally:
+            self._num_paused -= 1
 
     def turn(self) -> None:
         """One step of somebody who can make one, or the clock jumps."""
@@ -178,7 +228,8 @@ class World:
         self.check()
 
     def _next_ns(self) -> int:
-        times = [max(actor.due_ns, actor.stalled_ns) for actor in self._actors if not getattr(actor, "is_dead", False)]
+        awake = [actor for actor in self._actors if not getattr(actor, "is_dead", False) and not actor.is_busy]
+        times = [max(actor.due_ns, actor.stalled_ns) for actor in awake]
         times += [actor.stalled_ns for actor in self._actors if actor.stalled_ns > self.now_ns]
         due = self.network.next_due_ns()
         if due is not None:
@@ -197,6 +248,7 @@ class World:
         return all(
             node.control.blocks.cells.num_free(node.geometry.num_blocks) == node.geometry.num_blocks
             and not any(True for _ in node.open_slots())
+            and not node.num_posts()
             for node in self.nodes
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from support.alone import BLOCK_SIZE, Alone, EncodeAlone, LanguageAlone, failure_of
 from support.rows import rows_of
@@ -27,12 +29,6 @@ def encode_alone() -> EncodeAlone:
     return EncodeAlone(verify=True)
 
 
-def says(node: EncodeAlone, sender: EmbeddingSender, verified: int, *, node_id: int = 10) -> None:
-    """A destination's heartbeat: so many rows are right."""
-    room = msg.RoomState(msg.RequestKey(sender.room, 1, sender.room), 1, False, verified, 0, 0, 0, 0, 0, 0, "", 0)
-    node.hears("poller", msg.Heartbeat(node.envelope(node_id=node_id), [room]))
-
-
 def last_report(node: Alone) -> msg.RoomState:
     return node.sent(msg.Status)[-1].room
 
@@ -54,7 +50,7 @@ def sum_of(node: Alone, room: int, tokens: int) -> RowSum:
 
 def without_aux(node: EncodeAlone, sender: EmbeddingSender) -> None:
     """Make the request's aux words those of nobody, so that `sum_of` need not know them."""
-    node.slots.aux(sender.slot)[:] = 0
+    node.slots.aux(sender.slot)[:] = array("i", bytes(64))
 
 
 def test_a_report_carries_the_checksum_of_all_rows_that_are_sent() -> None:
@@ -91,9 +87,9 @@ def test_a_destination_that_has_checked_more_than_was_sent_fails_the_request() -
     node = encode_alone()
     sender = node.sender(1, 12)
     node.init(1, [3, 4])
-    says(node, sender, 8)
+    node.checked(1, 8)
     assert sender.poll() < Phase.Success
-    says(node, sender, 9)
+    node.checked(1, 9)
     assert sender.poll() == Phase.Failed
     failure = failure_of(sender)
     assert failure.code == FailureCode.PROTOCOL
@@ -108,15 +104,15 @@ def test_it_succeeds_only_when_every_destination_has_checked_every_row() -> None
     node.init(1, [3, 4], required=2)
     node.init(1, [3, 4], required=2, node_id=11)
     assert (sender.poll(), sender.sent_tokens) == (Phase.WaitingForInput, 8)
-    says(node, sender, 8)
-    says(node, sender, 7, node_id=11)
-    says(node, sender, 8, node_id=12)  # who has no part in it
+    node.checked(1, 8)
+    node.checked(1, 7, node_id=11)
+    node.checked(1, 8, node_id=12)  # who has no part in it
     assert sender.poll() == Phase.WaitingForInput
     node.restart("poller")
     node.settle()
-    says(node, sender, 4, node_id=11)  # an old one
+    node.checked(1, 4, node_id=11)  # an old one
     assert sender.poll() == Phase.WaitingForInput
-    says(node, sender, 8, node_id=11)
+    node.checked(1, 8, node_id=11)
     assert sender.poll() == Phase.Success
 
 
@@ -141,15 +137,19 @@ def test_rows_that_a_dead_worker_has_summed_and_not_counted_are_not_sent_again()
         assert node.get(sender, Destination.SENT) == 8
         assert RowSum.of(node.get(sender, Destination.SUMMED)).tokens == 8
         assert len(node.engine.submitted) == attempts
-        says(node, sender, 8)
+        node.checked(1, 8)
         assert sender.poll() == Phase.Success
 
 
 def test_without_verify_nothing_is_summed() -> None:
-    """R27: a request succeeds when its rows are there, and what a heartbeat says of them is of no interest."""
+    """R27: a request succeeds when its rows are there, and who tells that it has checked some is refused."""
     node = EncodeAlone()
     sender = node.sender(1, 8)
-    node.init(1, [3, 4])
+    node.init(1, [3])
+    node.checked(1, 8)
+    assert node.metric("poller", "messages_refused") == 1
+    assert (sender.poll(), node.get(sender, Destination.VERIFIED)) == (Phase.Transferring, 0)
+    node.resume(1, [4], first=1)
     assert sender.poll() == Phase.Success
     assert last_report(node).checksum == node.get(sender, Destination.SUMMED) == 0
 
@@ -197,9 +197,35 @@ def test_the_word_rises_when_the_rows_are_checked_and_the_encode_side_is_told() 
     node.advance(0.02)
     assert (receiver.poll(), receiver.sent_tokens) == (Phase.WaitingForInput, 16)
     assert node.slots.get(receiver.slot, Slot.VERIFIED) == right.pack()
-    assert node.sent(msg.Heartbeat)[0].rooms[0].sent_tokens == 16
+    (checked,) = node.sent(msg.Checked)
+    assert checked.rooms == [msg.CheckedRows(msg.RequestKey(receiver.slot, receiver.epoch, 1), 16)]
     node.status(receiver, Phase.Success, 16, checksum=right.checksum)
     assert receiver.poll() == Phase.Success
+
+
+def test_what_is_checked_is_told_again_for_as_long_as_the_request_is_in_flight() -> None:
+    """R27: the one message may be lost; and with it the encode side knows that the node lives (P4)."""
+    node, receiver, right = language_alone()
+    node.status(receiver, Phase.WaitingForInput, 16, checksum=right.checksum)
+    other = node.receiver(2)
+    node.forget_sent()
+    node.advance(0.5)
+    assert node.sent(msg.Heartbeat) == []
+    for checked in node.sent(msg.Checked):
+        assert [(rows.key.room, rows.checked_tokens) for rows in checked.rooms] == [(1, 16)]  # of the other one nothing was checked
+    assert len(node.sent(msg.Checked)) >= 4
+    node.status(receiver, Phase.Success, 16, checksum=right.checksum)
+    assert receiver.poll() == Phase.Success
+    receiver.clear()
+    other.abort()
+    node.settle()
+    node.abort_ack(other)
+    other.clear()
+    node.forget_sent()
+    node.advance(2.0)
+    assert node.sent(msg.Checked) == []
+    assert node.sent(msg.Heartbeat)
+    assert all(beat.rooms == [] for beat in node.sent(msg.Heartbeat))
 
 
 def test_rows_that_are_not_those_that_were_sent_fail_the_request() -> None:

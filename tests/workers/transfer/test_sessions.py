@@ -189,11 +189,13 @@ def test_no_two_sessions_have_a_port_or_an_address_in_common() -> None:
 def test_a_worker_writes_under_the_session_of_its_grant_or_not_at_all() -> None:
     """R10: blocks of an older session wait for the window under the newer one; a batch has one session."""
     node = network_encode()
-    sender = node.sender(1, 16)
+    sender = node.sender(1, 16, rows=8)
     node.engine.outcome = Outcome.PENDING
     node.init(1, [3, 4], session=1)
     node.resume(1, [3, 4, 5, 6], first=0, session=1)
     node.resume(1, [8, 9], first=2, session=2)  # the window from block 2 on
+    node.write(sender, 8, 16)
+    assert node.blocks_written() == [[3, 4]]  # under way in session 1: what is of another waits for its end
     node.engine.outcome = Outcome.DONE
     node.advance(0.1)
     assert node.blocks_written() == [[3, 4], [8, 9]]  # the first two were under way in session 1
@@ -239,7 +241,7 @@ def test_a_request_whose_writes_all_fail_ends_with_the_reason_and_the_next_is_tr
     sender = node.sender(1, 8)
     node.init(1, [3, 4])
     for _ in range(8):
-        node.hears("poller", msg.Heartbeat(node.envelope(), []))
+        node.hears("poller", msg.Heartbeat(node.envelope(), [], 0, 0, 0))
         node.advance(1.0)
     assert sender.poll() == Phase.Failed
     assert "every write to node a at tcp://10.1.0.10:1 through stub has failed for 5." in str(

@@ -4,10 +4,13 @@ engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from support.alone import EncodeAlone, LanguageAlone
 from support.rows import rows_of
 from support.simulation import ROWS_A_ROOM, World
@@ -17,13 +20,31 @@ from embridge.allocator._core import Mapping
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.records import Peer
+from embridge.allocator.settings import check, setting
 from embridge.allocator.status import Phase
-from embridge.pipeline.config import PipelineConfig
+from embridge.pipeline.cli import main, options
+from embridge.pipeline.cli.checks import run_checks
+from embridge.pipeline.cli.options import node_config
+from embridge.pipeline.config import ConfigError, PipelineConfig, all_settings
+from embridge.pipeline.node.launch_messages import decode_config, encode_config
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
+from embridge.pipeline.settings_page import page
 from embridge.workers import messages as msg
+from embridge.workers.checks import Check
 from embridge.workers.transfer import engines
 from embridge.workers.transfer.engines.base import Engine, SessionEngine, TransferEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CableSettings:
+    """What its file would have."""
+
+    colour: str = setting("grey", "What it looks like.", choices=lambda: ("grey", "red"))
+    length_m: float = setting(2.5, "From one host to the other.", gt=0, lt=100, is_flag=True)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 class CableEnd:
@@ -38,6 +59,7 @@ class Cable(Engine):
     name = "cable"
     number = 3
     title = "Cable"
+    settings_class = CableSettings
     is_local = False
     is_automatic = False
     has_sessions = True
@@ -49,6 +71,11 @@ class Cable(Engine):
 
     def why_unavailable(self) -> str:
         return "" if self.gauge else "there is no cable"
+
+    def check_machine(self, settings: CableSettings) -> Check:
+        if settings.colour == "red":
+            raise RuntimeError("the red one is not plugged in")
+        return Check(self.title, "warn", f"{settings.length_m:g} m, {settings.colour}", "use a red one")
 
     def offer(self, run_socket: str) -> str:
         return f"gauge {self.gauge}"
@@ -72,28 +99,64 @@ CABLE = Cable(5)
 
 
 @pytest.fixture(autouse=True)
-def _one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Its line in the list."""
     monkeypatch.setattr(engines, "ENGINES", (*engines.ENGINES, CABLE))
+    options._setting_options.cache_clear()
+    yield
+    options._setting_options.cache_clear()
 
 
-def test_the_setting_names_it() -> None:
+def test_the_setting_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engines.choices() == ("auto", "shm", "mooncake", "cable")
     assert PipelineConfig(engine="cable").engine == "cable"
     assert engines.engines_for("cable", "127.0.0.1") == (CABLE,)
     assert CABLE not in engines.engines_for("auto", "10.0.0.7")
+    assert "shared memory to peers on this host, Mooncake to others." in engines.how_rows_travel()
+    monkeypatch.setattr(Cable, "is_automatic", True)
+    assert "Mooncake or Cable to others." in page()
     assert engines.has_sessions(3)
     assert not engines.has_sessions(1)
     assert engines.log_name("worker0", ["cable"]) == "worker0.cable.log"
 
 
+def test_its_settings_are_a_group_of_the_node(tmp_path: Path) -> None:
+    """TOML, environment, flag, check, page and the way to the launcher have it from its class."""
+    (tmp_path / "node.toml").write_text('[cable]\ncolour = "red"\nlength_m = 3.5\n')
+    config = PipelineConfig.from_toml(tmp_path / "node.toml", {"EMBRIDGE_CABLE_LENGTH_M": "4"})
+    assert config.engine_settings["cable"] == CableSettings(colour="red", length_m=4.0)
+    assert config.engine_settings.keys() == {"mooncake", "cable"}
+    assert decode_config(encode_config(config)) == config
+    assert PipelineConfig(engine_settings={"cable": CableSettings(colour="red")}).engine_settings["cable"].length_m == 2.5
+    with pytest.raises(ConfigError, match=r"^cable\.length_m: 100\.0 is outside 0 to 100 \(from EMBRIDGE_CABLE_LENGTH_M\)"):
+        PipelineConfig.from_env({"EMBRIDGE_CABLE_LENGTH_M": "100"})
+    assert [it.name for group, it in all_settings() if group == "cable"] == ["colour", "length_m"]
+    assert "--cable-length-m FLOAT" in CliRunner().invoke(main, ["launch", "--help"]).output
+    assert node_config(None, {"cable_length_m": 5.0}).engine_settings["cable"].length_m == 5.0
+    with pytest.raises(ConfigError, match=r"^cable\.length_m: 100\.0 is outside 0 to 100 \(from --cable-length-m\)"):
+        node_config(None, {"cable_length_m": 100.0})
+    section = " ".join(page().partition("## Cable: `[cable]`\n")[2].split())
+    assert "`--cable-length-m`, `EMBRIDGE_CABLE_LENGTH_M`." in section
+    assert "- **`colour`** (text; one of grey, red; default grey): What it looks like. `EMBRIDGE_CABLE_COLOUR`." in section
+
+
+def test_doctor_says_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its settings of the environment; and where its check breaks, the others are there."""
+    others = [check.name for check in run_checks() if check.name != "Cable"]
+    assert Check("Cable", "warn", "2.5 m, grey", "use a red one") in run_checks()
+    monkeypatch.setenv("EMBRIDGE_CABLE_COLOUR", "red")
+    assert Check("Cable", "fail", "RuntimeError: the red one is not plugged in") in run_checks()
+    assert [check.name for check in run_checks() if check.name != "Cable"] == others
+    assert "Mooncake" in others
+
+
 def test_a_transfer_worker_is_given_its_writer_with_its_settings() -> None:
-    payload = EncodeAlone().node.payload
+    payload, config = EncodeAlone().node.payload, PipelineConfig(engine_settings={"cable": {"colour": "red"}})
     made = engines.make_writers(
-        [CABLE], payload, node_id=1, incarnation=2, host="10.0.0.7", settings={"cable": "red", "shm": None}
+        [CABLE], payload, node_id=1, incarnation=2, host="10.0.0.7", settings=config.engine_settings
     )
     assert list(made) == [3]
-    assert CABLE.made[-1] == (1, 2, "10.0.0.7", "red")
+    assert CABLE.made[-1] == (1, 2, "10.0.0.7", CableSettings(colour="red"))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ EXAMPLES: list[msg.Message] = [
         4,
         "bfloat16",
         5,
+        True,
+        True,
         64,
         16,
         7,
@@ -46,7 +48,10 @@ EXAMPLES: list[msg.Message] = [
     msg.Announce(HEADER, KEY, 2000),
     msg.Status(HEADER, STATE),
     msg.Close(HEADER, KEY),
-    msg.Heartbeat(HEADER, [STATE, STATE]),
+    msg.Heartbeat(HEADER, [STATE, STATE], 2, 1 << 62, 3),
+    msg.Checked(HEADER, [msg.CheckedRows(KEY, 8), msg.CheckedRows(KEY, 9)]),
+    msg.Resync(HEADER),
+    msg.Snapshot(HEADER, 5, 1 << 16, [STATE, STATE]),
 ]
 NAMES = [type(example).__name__ + str(i) for i, example in enumerate(EXAMPLES)]
 RAW: list[list[Any]] = [msgspec.msgpack.decode(msg.encode(example)) for example in EXAMPLES]
@@ -221,6 +226,11 @@ def test_a_value_of_a_wrong_type_or_out_of_range_is_refused_in_every_place() -> 
         ("Status10", (2, 1), 4),  # phase
         ("Announce9", (3,), (1 << 32) - 1),  # total_tokens
         ("Close11", (1, 1), (1 << 63) - 1),  # node_id
+        ("Heartbeat12", (3,), (1 << 32) - 1),  # num_rooms
+        ("Heartbeat12", (4,), (1 << 63) - 1),  # digest
+        ("Checked13", (2, 0, 1), (1 << 32) - 1),  # checked_tokens
+        ("Snapshot15", (2,), (1 << 16) - 1),  # first_slot
+        ("Snapshot15", (3,), 1 << 16),  # end_slot
     ],
 )
 def test_each_number_may_reach_its_limit_and_not_go_beyond(name: str, place: tuple[int, ...], limit: int) -> None:
@@ -238,10 +248,14 @@ def test_lists_have_a_limit() -> None:
     key = NAMES.index("Init5")
     msg.decode(packed(with_value(RAW[key], (7,), [0] * msg.MAX_WINDOW)), "peer")
     refused(packed(with_value(RAW[key], (7,), [0] * (msg.MAX_WINDOW + 1))))
-    beat = RAW[NAMES.index("Heartbeat12")]
-    room = [*beat[2][0][:-2], "", 0]
-    msg.decode(packed([*beat[:2], [room] * msg.MAX_ROOMS_A_HEARTBEAT]), "peer")
-    refused(packed([*beat[:2], [room] * (msg.MAX_ROOMS_A_HEARTBEAT + 1)]))
+    for name, place in (("Heartbeat12", (2,)), ("Snapshot15", (4,))):
+        told = RAW[NAMES.index(name)]
+        room = [*at(told, place)[0][:-2], "", 0]
+        msg.decode(packed(with_value(told, place, [room] * msg.MAX_ROOMS_A_HEARTBEAT)), "peer")
+        refused(packed(with_value(told, place, [room] * (msg.MAX_ROOMS_A_HEARTBEAT + 1))))
+    checked = RAW[NAMES.index("Checked13")]
+    msg.decode(packed([*checked[:2], checked[2][:1] * msg.MAX_ROOMS_A_HEARTBEAT]), "peer")
+    refused(packed([*checked[:2], checked[2][:1] * (msg.MAX_ROOMS_A_HEARTBEAT + 1)]))
 
 
 def test_deep_nesting_is_refused_and_does_not_break_the_stack() -> None:

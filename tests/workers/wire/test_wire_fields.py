@@ -14,7 +14,6 @@ from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone, StubEngine
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.status import Phase
-from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.workers import messages as msg
 from embridge.workers.role import Arrival
 
@@ -24,6 +23,7 @@ STRUCTS: tuple[type[msgspec.Struct], ...] = (
     msg.Foreign,
     msg.RequestKey,
     msg.RoomState,
+    msg.CheckedRows,
     *msg.Message.__args__,
 )
 
@@ -58,23 +58,19 @@ def foreign(message: msg.Message) -> msg.Foreign:
     return found
 
 
-def checked(node: EncodeAlone, sender: EmbeddingSender, verified: int) -> None:
-    room = msg.RoomState(msg.RequestKey(sender.room, 1, sender.room), 1, False, verified, 0, 0, 0, 0, 0, 0, "", 0)
-    node.hears("poller", msg.Heartbeat(node.envelope(), [room]))
-
-
 def an_encode_node_takes_every_message() -> None:
     node = EncodeAlone(verify=True)
     sender = node.sender(1, 16)
     node.init(1, [3, 4])
     node.resume(1, [5, 6], first=2, sent=8, session=2)
-    checked(node, sender, 16)
+    node.checked(1, 16)
+    node.hears("poller", msg.Resync(node.envelope()))
     assert sender.poll() == Phase.Success
     node.close(1)
     node.sender(2, 16)
     node.init(2, [3])
     node.abort(2)
-    registration = msg.Register(node.envelope(for_incarnation=0), "", "", {}, 1, 1, 1, "", 0, 1, 1, 1, False)
+    registration = msg.Register(node.envelope(for_incarnation=0), "", "", {}, 1, 1, 1, "", 0, True, True, 1, 1, 1, False)
     node.actor("bootstrap").arrivals.append(Arrival(foreign(registration), b"stranger", None))
     node.settle()
     EncodeAlone(engine=StubEngine(late_writes=True))  # reached by network
@@ -86,6 +82,7 @@ def a_language_node_takes_every_message() -> None:
     envelope, key = node.envelope(node_id=20), msg.RequestKey(receiver.slot, receiver.epoch, 1)
     node.hears("poller", msg.Announce(envelope, key, 16))
     node.heartbeat(node.state(receiver, Phase.Transferring, 0))
+    node.snapshot(node.state(receiver, Phase.Transferring, 0))
     node.status(receiver, Phase.Failed, 0, code=3, reason="no more")
     assert receiver.poll() == Phase.Failed
     node.abort_ack(receiver)

@@ -24,12 +24,18 @@ ENGINES: tuple[Engine, ...] = (
 
 AUTO = "auto"
 LOG_PATTERN = "worker*.*.log"
-"""Of the files that `log_name` names."""
+"""The pattern of the files that `log_name` names."""
 
 
 def choices() -> tuple[str, ...]:
     """The values of the setting `engine`."""
     return (AUTO, *(engine.name for engine in ENGINES))
+
+
+def how_rows_travel() -> str:
+    """The help of the setting `engine`."""
+    local, far = ([it.title for it in ENGINES if it.is_automatic and it.is_local is here] for here in (True, False))
+    return f"How rows travel; {AUTO}: {' or '.join(local)} to peers on this host, {' or '.join(far)} to others."
 
 
 def named(names: Iterable[str]) -> tuple[Engine, ...]:

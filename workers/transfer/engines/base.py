@@ -9,10 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import EmbridgeError
@@ -20,8 +17,8 @@ from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
 from embridge.workers.engine_kind import EngineKind
 
-Moves = npt.NDArray[np.int64]
-"""(n, 3): offset in the peer's payload, offset in our payload, bytes."""
+Moves = list[tuple[int, int, int]]
+"""Copies, each as (offset in the peer's payload, offset in our payload, bytes)."""
 
 
 class EngineError(EmbridgeError):
@@ -103,14 +100,7 @@ class SessionEngine(Protocol):
 
 
 class Engine(EngineKind):
-    """An engine that transfer workers can run. Their `settings` are what `settings_of` returned to the launcher."""
-
-    def settings_of(self, config: Any) -> object:
-        """What the engine needs of a `PipelineConfig`; it travels to each transfer worker.
-
-        None for an engine without settings.
-        """
-        return None
+    """An engine that transfer workers can run. Their `settings` are a `settings_class`, None for an engine without."""
 
     @abstractmethod
     def make_writer(
@@ -125,10 +115,10 @@ class Engine(EngineKind):
     def make_session_engine(
         self, payload: Mapping, *, host: str, settings: object, take_port: Callable[[int], bool]
     ) -> SessionEngine:
-        """The engine of one transfer worker of a language node, into whose payload peers may write at once
-        (`has_sessions` only).
+        """The engine of one transfer worker of a language node (`has_sessions` only).
 
-        `take_port(port)` is False for a port that an earlier session had: this one must have another.
+        Peers may write through it into this payload at once. `take_port(port)` is False for a port that an earlier
+        session had; this one must have another.
 
         Raises:
             LaunchError: it does not start; the text says what to do.

@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from embridge.allocator._core import Mapping
@@ -38,6 +39,7 @@ from embridge.allocator.sessions import LiveSession
 from embridge.allocator.settings import check, setting
 from embridge.workers import descriptors
 from embridge.workers.addresses import host_of
+from embridge.workers.checks import Check, installed, library_advice, why_it_fails
 from embridge.workers.timing import NS
 from embridge.workers.transfer.engines.base import Engine, Moves, NoAnswer, Outcome, OwnShortage
 
@@ -52,6 +54,11 @@ What a language node tells of its engine, and an encode node demands.
 MODULES: Final = ("mooncake-transfer-engine", "mooncake-transfer-engine-cuda13", "mooncake-transfer-engine-non-cuda")
 LEAST_VERSION: Final = (0, 3, 12)  # pyproject.toml asks for no less
 _FRAMING: Final = re.compile("[0-9]{1,9}", re.ASCII)
+_START: Final = (
+    "import sys; from embridge.workers.transfer.engines.mooncake import MooncakeSettings, start_engine; "
+    "start_engine('127.0.0.1', MooncakeSettings(protocol=sys.argv[1], device=sys.argv[2]))"
+)
+_PACKAGES: Final = {"libibverbs": "libibverbs1", "libnuma": "libnuma1", "libcudart": "the CUDA runtime"}
 _PORT_TRIES: Final = 32
 _SOCKETS: Final = 4  # to a session, its lanes
 _MOST_OVER: Final = 128  # sessions that are over and still have sockets here
@@ -70,7 +77,9 @@ class MooncakeSettings:
 
     protocol: str = setting("tcp", "How engines travel.", choices=lambda: ("tcp", "rdma"))
     device: str = setting("", "The RDMA device; empty: all that Mooncake finds.")
-    write_timeout_s: float = setting(5.0, "One attempt (16 MiB) that takes longer has failed.", gt=0, lt=3600)
+    write_timeout_s: float = setting(
+        5.0, "An attempt that takes longer has failed; with it, up to 16 MiB are under way.", gt=0, lt=3600
+    )
     connect_timeout_s: float = setting(
         3.0, "A session that cannot be opened for so long is unreachable.", gt=0, lt=3600
     )
@@ -81,14 +90,7 @@ class MooncakeSettings:
 
 def module_version() -> str | None:
     """The installed Mooncake distribution and its version, as `name version`; None if there is none."""
-    from importlib import metadata  # and with it a good part of the mail parser: not in every process of a node
-
-    for name in MODULES:
-        try:
-            return f"{name} {metadata.version(name)}"
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return installed(MODULES)
 
 
 def why_unavailable() -> str:
@@ -186,7 +188,9 @@ class MooncakeTarget:
     def __init__(
         self, payload: Mapping, host: str, settings: MooncakeSettings, take_port: Callable[[int], bool]
     ) -> None:
-        """`take_port(port)` is False for a port that an earlier session had: then another engine is made, with another
+        """Start the engine and register the payload.
+
+        `take_port(port)` is False for a port that an earlier session had; then another engine is made, with another
         port.
         """
         self._payload = payload
@@ -227,7 +231,9 @@ class _RemoteSession:
 
 @dataclass(slots=True)
 class _Ticket:
-    """One attempt: descriptors that are under way, by Mooncake's numbers, once all have been submitted; or one has
+    """One attempt.
+
+    `pending` has Mooncake's numbers of the descriptors that are under way, once all have been submitted; or one has
     failed.
     """
 
@@ -309,9 +315,7 @@ class MooncakeEngine:
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         remote = self._remotes[peer][session.port]
         self._ticket += 1
-        ticket = _Ticket(
-            time.monotonic_ns() + int(self._settings.write_timeout_s * NS), [(a, b, c) for a, b, c in moves.tolist()]
-        )
+        ticket = _Ticket(time.monotonic_ns() + int(self._settings.write_timeout_s * NS), moves)
         self._tickets[self._ticket] = ticket
         if remote.written:
             self._submit(remote, ticket)
@@ -391,6 +395,7 @@ class Mooncake(Engine):
     name = "mooncake"
     number = 2
     title = "Mooncake"
+    settings_class = MooncakeSettings
     is_local = False
     is_automatic = True
     has_sessions = True
@@ -398,6 +403,20 @@ class Mooncake(Engine):
 
     def why_unavailable(self) -> str:
         return why_unavailable()
+
+    def check_machine(self, settings: MooncakeSettings) -> Check:
+        """An engine starts, and what took effect; if not, what is missing."""
+        if importlib.util.find_spec("mooncake") is None:
+            extra = "mooncake" if Path("/dev/nvidiactl").exists() else "mooncake-non-cuda"
+            advice = f"for peers on other machines: pip install 'embridge[{extra}]'"
+            return Check(self.title, "warn", "not installed", advice)
+        version, (protocol, device) = module_version() or "?", (settings.protocol, settings.device)
+        if why := why_unavailable():
+            return Check(self.title, "warn", version, why)
+        if said := why_it_fails(_START, protocol, device):
+            return Check(self.title, "warn", f"{version} does not load: {said}", library_advice(said, _PACKAGES))
+        way = "tcp, forced by MC_FORCE_TCP" if protocol == "tcp" else f"rdma, device {device or 'any'}"
+        return Check(self.title, "ok", f"{version}: an engine starts ({way}); done means applied (framing {PROTO})")
 
     def offer(self, run_socket: str) -> str:
         return str(PROTO)
@@ -408,9 +427,6 @@ class Mooncake(Engine):
         if int(offer) < PROTO:
             return f"its Mooncake has framing {offer}, which reports writes done before they land (R13)"
         return why_out_of_reach(ours, theirs)
-
-    def settings_of(self, config: Any) -> object:
-        return config.mooncake
 
     def make_writer(
         self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object

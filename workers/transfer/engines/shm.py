@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from array import array
 from dataclasses import dataclass
+from itertools import chain
 
 from embridge.allocator._core import Mapping, copy
 from embridge.allocator.errors import AttachError, SegmentError
@@ -31,6 +33,35 @@ class _Door:
     sock: socket.socket
     node: tuple[int, int]  # its id and incarnation: another one may have its entry by now
     payload: Mapping | None = None
+
+
+def knock(record: PeerRecord, hello: run_socket.PeerHello) -> socket.socket:
+    """Ask a peer on this host for its payload, at its run socket. Returns the connection, which does not block.
+
+    Raises:
+        BlockingIOError: its backlog is full; knock again.
+        OwnShortage: there is no socket to be had.
+        EngineError: it cannot be reached; the text says why.
+    """
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise OwnShortage(f"no socket for {record}: {descriptors.shortage(error) or error}") from error
+    try:
+        sock.connect(record.offer)
+        _, uid = run_socket.peer_credentials(sock)
+        if uid != os.geteuid():
+            raise PermissionError(f"it belongs to user {uid}, this process to {os.geteuid()}")
+        run_socket.send_frame(sock, hello)
+    except BlockingIOError:
+        sock.close()
+        raise
+    except OSError as error:
+        sock.close()
+        raise EngineError(
+            f"{record} is not reachable through shared memory: {record.offer or 'no run socket'}: {error}"
+        ) from error
+    return sock
 
 
 class ShmEngine:
@@ -66,28 +97,10 @@ class ShmEngine:
         return door.payload is not None
 
     def _knock(self, record: PeerRecord) -> _Door:
-        try:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            raise OwnShortage(f"no socket for {record}: {descriptors.shortage(error) or error}") from error
-        try:
-            sock.connect(record.offer)
-            _, uid = run_socket.peer_credentials(sock)
-            if uid != os.geteuid():
-                raise PermissionError(f"it belongs to user {uid}, this process to {os.geteuid()}")
-            hello = run_socket.PeerHello(
-                run_socket.PROTOCOL_VERSION, self._node_id, self._incarnation, record.incarnation
-            )
-            run_socket.send_frame(sock, hello)
-        except BlockingIOError:
-            sock.close()
-            raise
-        except OSError as error:
-            sock.close()
-            raise EngineError(
-                f"{record} is not reachable through shared memory: {record.offer or 'no run socket'}: {error}"
-            ) from error
-        return _Door(sock, (record.node_id, record.incarnation))
+        hello = run_socket.PeerHello(
+            run_socket.PROTOCOL_VERSION, self._node_id, self._incarnation, record.incarnation
+        )
+        return _Door(knock(record, hello), (record.node_id, record.incarnation))
 
     def _answer(self, door: _Door, record: PeerRecord) -> None:
         try:
@@ -106,7 +119,7 @@ class ShmEngine:
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         payload = self._doors[peer].payload
         assert payload is not None
-        copy(payload, self._payload, moves, len(moves))
+        copy(payload, self._payload, array("q", chain.from_iterable(moves)), len(moves))
         self._ticket += 1
         self._done.add(self._ticket)
         return self._ticket

@@ -5,6 +5,9 @@ that of an engine in another process, and polls until all are done. Ours is a wh
 same protocol (TCP): from the grant to the scheduler's `Success`, with control messages, status words and pollers in
 between. The rows are staged before the grant, as those of an encoder that is ahead; a second figure begins at
 `send_embedding` with the blocks granted before, so staging is in it, too.
+
+At last many at once: 64 requests of 1 MB, from one encode node to one peer, and to 16. Of Mooncake alone so many writes
+go to as many engines, in turn.
 """
 
 from __future__ import annotations
@@ -16,24 +19,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from _harness import Benchmark, Figures
 
-from embridge import PipelineConfig, attach, launch
+from embridge import EmbeddingRequest, PipelineConfig, PreallocQueue, TransferQueue, attach, launch
 from embridge.allocator.geometry import Geometry
 from embridge.pipeline.client.client import Client, library_of
 from embridge.pipeline.client.receiver import EmbeddingReceiver
-from embridge.pipeline.client.sender import AHEAD_BLOCKS
+from embridge.pipeline.client.staging import AHEAD_BLOCKS
 from embridge.workers.transfer.engines import mooncake
 
 HIDDEN, BLOCK = 3584, 128
-sys.path.remove(str(Path(__file__).parent))  # this file bears the name of the package that it measures
 MIB = 1 << 20
 SIZES = {"1 MiB": MIB, "8 MiB": 8 * MIB, "32 MiB": 32 * MIB}
 NUM_BLOCKS = 64
+AT_ONCE, PEERS = 64, (1, 16)
 
 # The other end of the floor: a process with memory that anybody who knows the port may write to.
 TARGET = """
@@ -63,32 +68,42 @@ def until(condition: Callable[[], bool]) -> None:
 class Floor:
     """Mooncake alone, between this process and another one."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_targets: int = 1) -> None:
         from mooncake.engine import TransferEngine
 
         size = max(SIZES.values()) + MIB
         self._engine, self._memory = TransferEngine(), np.ones(size, np.uint8)
         assert self._engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
         assert self._engine.register_memory(self._memory.ctypes.data, size) == 0
-        self._target = subprocess.Popen(
-            [sys.executable, "-c", TARGET, str(size)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._target.stdout is not None
-        port, base = self._target.stdout.readline().split()
-        self._name, self._base = f"127.0.0.1:{port}", int(base)
+        self._targets = [
+            subprocess.Popen(
+                [sys.executable, "-c", TARGET, str(size)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for _ in range(num_targets)
+        ]
+        self._places: list[tuple[str, int]] = []
+        for target in self._targets:
+            assert target.stdout is not None
+            port, base = target.stdout.readline().split()
+            self._places.append((f"127.0.0.1:{port}", int(base)))
 
-    def write(self, tokens: int) -> float:
-        """One request's descriptors (rows, positions, ids, aux); seconds until all are done."""
+    def write(self, tokens: int, count: int = 1) -> float:
+        """The descriptors of so many requests (rows, positions, ids, aux); seconds until all are done."""
         pieces, at = [], 0
         for size in (tokens * HIDDEN * 2, tokens * 12, tokens * 4, 64):
-            pieces.append((self._memory.ctypes.data + at, self._base + at, size))
+            pieces.append((at, size))
             at += size
+        here, places = self._memory.ctypes.data, self._places
         begun = time.perf_counter()
-        pending = [self._engine.transfer_submit_write(self._name, *piece) for piece in pieces]
+        pending = [
+            self._engine.transfer_submit_write(name, here + at, base + at, size)
+            for name, base in (places[number % len(places)] for number in range(count))
+            for at, size in pieces
+        ]
         while pending:
             status = self._engine.transfer_check_status(pending[-1])
             assert status >= 0
@@ -97,7 +112,48 @@ class Floor:
         return time.perf_counter() - begun
 
     def close(self) -> None:
-        self._target.communicate()
+        for target in self._targets:
+            target.communicate()
+
+
+class Many:
+    """Requests from one encode node to several language nodes, all under way at once."""
+
+    def __init__(self, encode: Client, languages: list[Client], addr: str) -> None:
+        self._encode, self._addr = encode, addr
+        self._transfers = [TransferQueue(client) for client in languages]
+        self._preallocs = [
+            PreallocQueue(client, transfer) for client, transfer in zip(languages, self._transfers, strict=True)
+        ]
+        self._room = 1 << 32
+        tokens = tokens_of(MIB)
+        self._rows = torch.randn(tokens, HIDDEN).bfloat16()
+        self._ids, self._positions = torch.zeros(tokens, dtype=torch.int32), torch.zeros(tokens, 3, dtype=torch.int32)
+
+    def write(self, count: int) -> float:
+        """Seconds until all results are there, from the first `send_embedding`; the rooms are open on both sides."""
+        senders = []
+        for number in range(count):
+            self._room += 1
+            request = EmbeddingRequest(room=self._room, bootstrap_addr=self._addr)
+            self._preallocs[number % len(self._preallocs)].add(request)
+            senders.append(self._encode.sender(self._room, tokens_of(MIB)))
+        until(lambda: all(sender.poll() > 0 for sender in senders))
+        begun = time.perf_counter()
+        for sender in senders:
+            sender.send_embedding(self._rows, self._ids, self._positions)
+        num_there, end = 0, begun + 60
+        while num_there < count:
+            if time.perf_counter() > end:
+                raise SystemExit(f"{count - num_there} of {count} requests are stuck")
+            time.sleep(0.0002)
+            for transfer in self._transfers:
+                finished, failed = transfer.pop_transferred()
+                assert not failed, failed[0].failure
+                num_there += len(finished)
+                for request in finished:
+                    request.release()
+        return time.perf_counter() - begun
 
 
 class Ours:
@@ -178,6 +234,44 @@ def measure(bench: Benchmark, name: str, size: int, floor: Floor, ours: Ours) ->
         bench.at_least(f"{name}: throughput, of Mooncake alone", share, 0.95)
 
 
+def measure_many(bench: Benchmark, root: Path, num_peers: int) -> None:
+    geometry = Geometry(hidden_size=HIDDEN, block_size=BLOCK, num_blocks=512)
+    configs = [
+        PipelineConfig(
+            role=role,
+            run_dir=root / f"{num_peers}-{role}{number}",
+            engine="mooncake",
+            geometry=replace(geometry, num_blocks=-(-512 // count)),
+            lock_memory=False,
+            default_allocate_tokens=tokens_of(MIB),
+        )
+        for role, count in (("encode", 1), ("language", num_peers))
+        for number in range(count)
+    ]
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(launch(config)) for config in configs]
+        clients = [stack.enter_context(attach(node.run_dir)) for node in nodes]
+        floor, ours = Floor(num_peers), Many(clients[0], clients[1:], nodes[0].bootstrap_addr)
+        floor.write(tokens_of(MIB), AT_ONCE)
+        ours.write(AT_ONCE)
+
+        def turn(write: Callable[[], float]) -> Figures:
+            took = statistics.median(write() for _ in range(bench.scaled(4)))
+            return {"ms": took * 1e3, "gb_per_s": AT_ONCE * MIB / took / 1e9}
+
+        results = bench.interleave(
+            {
+                "Mooncake alone": lambda: turn(lambda: floor.write(tokens_of(MIB), AT_ONCE)),
+                "requests, from send_embedding": lambda: turn(lambda: ours.write(AT_ONCE)),
+            }
+        )
+        title = f"{AT_ONCE} requests of 1 MB at once, peers: {num_peers}"
+        bench.show(title, results, {"ms": "ms", "gb_per_s": "GB/s"})
+        share = results.ratio("gb_per_s", "requests, from send_embedding", "Mooncake alone")
+        bench.at_least(f"{title}: throughput, of Mooncake alone", share, 0.8)
+        floor.close()
+
+
 def main() -> None:
     bench = Benchmark(__file__, __doc__, rounds=12)
     why = mooncake.why_unavailable()
@@ -200,6 +294,8 @@ def main() -> None:
             for name, size in SIZES.items():
                 measure(bench, name, size, floor, ours)
             floor.close()
+        for num_peers in PEERS:
+            measure_many(bench, Path(root), num_peers)
     bench.finish()
 
 

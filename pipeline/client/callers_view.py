@@ -1,0 +1,128 @@
+"""What has changed, as the caller's thread sees it, and what that thread then does in place of the library thread.
+
+A request that has landed needs a look and no copy, where its rows may stay in their blocks. So the caller's thread
+ends it itself, if nobody has the turn: it need not wait until the library thread has woken up. What belongs to whoever
+has the turn, and why nothing is lost where the caller does not get it, is told in docs/design/client.md.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+
+from embridge.allocator._core import Turn, TurnTaker
+from embridge.allocator.records import USER_VIEW
+from embridge.pipeline.client.attachment import Attachment
+from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
+from embridge.pipeline.client.open_requests import OpenRequests
+from embridge.pipeline.client.rounds import Round
+from embridge.workers.timing import NS
+
+# a full compare of the status words, and a share of a round: a mark is a hint, which may be lost
+SLOW_LOOK_NS = NS // 10
+
+
+class CallersView:
+    """The caller's thread calls all methods; the library thread reads and sets `library_waits`."""
+
+    def __init__(self, attachment: Attachment, requests: OpenRequests, turn: Turn) -> None:
+        """`turn` is what the library thread takes for each of its turns."""
+        num_slots = attachment.control.limits.num_slots
+        self._attachment = attachment
+        self._requests = requests
+        self._turn = turn
+        self._out = np.empty(num_slots, np.uint32)
+        self._words = np.zeros(num_slots, np.uint64)
+        self._round = Round(requests.by_slot)
+        self._seen = -1
+        self._slow_ns = 0
+        self._looked_at: dict[int, TransferHandle] = {}  # by slot; `rose` has yet to tell which of them have risen
+        self._has_seen_by_hand = False  # among them is one that its caller drives, who hears of it from `rose` alone
+        self.library_waits = False
+        """Whether the library thread has found the turn taken, and is to be rung when it is given back."""
+        self.has_ended_some = False
+        """Whether a request has ended here that nobody has popped yet."""
+        self.has_more_rows = False
+        """Whether rows of a streamed request were shown that nobody has asked for yet (set by whoever has the turn)."""
+
+    def look(self) -> bool:
+        """Take what has changed, and end here what can be. One load when nothing has; False then."""
+        attachment = self._attachment
+        sequence, now = attachment.user_bell.sequence(), attachment.clock()
+        if sequence == self._seen and now < self._slow_ns:
+            return False
+        if attachment.node_gone:
+            return True
+        attachment.check_usable()
+        self._seen = sequence
+        status, pages, out = attachment.control.status, self._requests.lease.pages, self._out
+        by_slot, looked_at = self._requests.by_slot, self._looked_at
+        looks: list[TransferHandle] = []
+        if now >= self._slow_ns:
+            self._slow_ns = now + SLOW_LOOK_NS
+            status.changed(USER_VIEW, pages, len(pages), out)
+            count = status.compare(pages, len(pages), self._words, out)
+            looks = [handle for handle in self._round.some() if handle.slot != NO_SLOT]
+        else:
+            count = status.changed(USER_VIEW, pages, len(pages), out)
+        looks += [handle for slot in out[:count].tolist() if (handle := by_slot.get(slot)) is not None]
+        to_end: list[TransferHandle] = []
+        for handle in dict.fromkeys(looks):
+            looked_at[handle.slot] = handle
+            self._has_seen_by_hand |= handle.is_by_hand
+            if handle.may_end_here:
+                to_end.append(handle)
+        if to_end:
+            self._end(to_end)
+        return True
+
+    def _end(self, handles: list[TransferHandle]) -> None:
+        """End requests that have succeeded; those that need more than a look are left to the library thread."""
+        attachment = self._attachment
+        has_left = False
+        with TurnTaker(self._turn) as has_turn:
+            for handle in handles:
+                if has_turn and handle.end_here():
+                    self.has_ended_some = True
+                else:
+                    has_left = True
+        # a mark of the library's own view names what is left
+        if has_left or self.library_waits:
+            attachment.library_bell.ring()
+
+    def end(self, handle: TransferHandle) -> bool:
+        """End a request whose last row its caller has written. False: the library thread is to see to it."""
+        is_over = False
+        with TurnTaker(self._turn) as has_turn:
+            if has_turn:
+                with suppress(Exception):  # the library thread will meet it, too, and say so
+                    is_over = handle.end_here()
+        if self.library_waits:
+            self._attachment.library_bell.ring()
+        return is_over
+
+    @property
+    def has_looked_at_some(self) -> bool:
+        """Whether `rose` has something to tell of."""
+        return bool(self._looked_at or self._requests.departed)
+
+    def rose(self) -> list[TransferHandle]:
+        """The requests with a slot whose status is higher than when this was asked last (`Client.poll`)."""
+        looked_at, self._looked_at, self._has_seen_by_hand = self._looked_at, {}, False
+        return [handle for handle in looked_at.values() if handle.has_risen()]
+
+    # ---- waiting
+
+    def arm(self) -> bool:
+        """Have the next ring written to the eventfd. False: something has changed since the last look."""
+        return not self._has_more() and self._attachment.user_bell.arm(self._seen)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until something changes. False: the time is over, or a signal has come."""
+        return self._has_more() or self._attachment.user_bell.wait(self._seen, timeout_s) != self._seen
+
+    def _has_more(self) -> bool:
+        has_ended_some, self.has_ended_some = self.has_ended_some, False
+        has_more_rows, self.has_more_rows = self.has_more_rows, False  # who sets it rings then
+        return has_ended_some or has_more_rows or self._has_seen_by_hand or self._seen < 0

@@ -1,0 +1,297 @@
+"""The direct path: the rows of one request, from this client straight into the blocks of its one destination.
+
+Where the destination is on this host and its door is open (`doors`), nobody stands between a write and its arrival. The
+caller's thread copies what is granted; what is not granted yet is kept, and the library thread copies it from there
+when it is. Whoever copies holds the claim of the destination's slot, so the two exclude each other, and the end of the
+request excludes both (R28, R30).
+
+What a write does under the claim is native, one call for both threads (`allocator/native/direct.h`): this node's status
+word decides, and if it was raised to Failed before, the destination is not told of a Success. If this process dies
+between the two words, the encode node's poller tells the destination what its own says.
+"""
+
+from __future__ import annotations
+
+from array import array
+from threading import RLock
+from typing import Any
+
+from embridge.allocator.buffers import pools
+from embridge.allocator.errors import FailureCode
+from embridge.allocator.records import Destination, Slot, WrittenBy
+from embridge.allocator.status import TERMINAL
+from embridge.pipeline.client.doors import Door
+from embridge.pipeline.client.given_rows import Given, address_of
+from embridge.pipeline.client.handle import TransferHandle
+from embridge.pipeline.client.kept_rows import KeptRows
+from embridge.pipeline.client.library import Library
+from embridge.pipeline.client.rendezvous import ONLY, Rendezvous
+from embridge.pipeline.client.staged_blocks import StagedBlocks
+from embridge.pipeline.leaving import refuse
+
+_OUT: dict[Held, None] = {}  # of all clients of this process: the memory behind views that are out must stay mapped
+
+
+class Held:
+    """A claim that is held, and the run of rows behind it that may be written in place.
+
+    Its door stays open until it is let go of, whoever drops the client, because views of the rows may be anywhere.
+    """
+
+    def __init__(self, door: Door, slot: int, epoch: int, first: int) -> None:
+        """`slot` and `epoch` are the destination's."""
+        self.door = door
+        self.slot = slot
+        self.epoch = epoch
+        self.first = self.end = first
+        self._row = 0  # in the payload
+        self._pools = pools(door.geometry)
+        self.memory = memoryview(door.payload)  # which stays mapped for as long as somebody has these rows
+
+    def add(self, block: int, limit: int) -> bool:
+        """Add the rows before `limit` that lie in this block, the next one of the request. False: it is elsewhere."""
+        bs = self.door.geometry.block_size
+        row = block * bs + self.end % bs
+        if block >= self.door.geometry.num_blocks or (
+            self.end > self.first and row != self._row + self.end - self.first
+        ):
+            return False
+        if self.end == self.first:
+            self._row = row
+        self.end = min(limit, (self.end // bs + 1) * bs)
+        return True
+
+    def offset_of(self, name: str) -> int:
+        """Where the first row of a buffer lies in the payload."""
+        pool = next(pool for pool in self._pools if pool.name == name)
+        return pool.offset + self._row * pool.row_bytes
+
+    def addresses(self) -> list[int]:
+        """Where the first row lies in each buffer, in `pools`' order."""
+        return [self.door.payload.address + self.offset_of(pool.name) for pool in self._pools]
+
+    def let_go(self, *, is_given_back: bool) -> None:
+        """Give the claim back, unless that is done, and let the door close."""
+        if not is_given_back:
+            self.door.part.claims.give_back(self.slot, self.epoch, self.door.writer)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the door close."""
+        self.door.held.pop(self, None)
+        _OUT.pop(self, None)
+        if self.door.has_closed:  # its client has left it to us
+            self.door.close()
+
+
+class DirectPath:
+    """One sender's."""
+
+    def __init__(
+        self, library: Library, handle: TransferHandle, total: int, kept: KeptRows, staged: StagedBlocks
+    ) -> None:
+        control = library.attachment.control
+        assert library.doors is not None
+        self._library = library
+        self._attachment = library.attachment
+        self._doors = library.doors
+        self._handle = handle
+        self._total = total
+        self._kept = kept
+        self._staged = staged
+        self._deciding = RLock()  # either thread decides, once a request; a signal handler may, in the midst of it
+        self._rendezvous = Rendezvous(library.attachment, library.doors, handle, self._deciding)
+        self._slots = control.slots
+        self._pools = pools(control.geometry)
+        self._dsts = library.destinations
+        self._bs = control.geometry.block_size
+        self._found: Door | None = None
+
+    def refuse(self, why: str) -> None:
+        """The client has left its node: whatever is asked of the tables from now on is a RuntimeError."""
+        refuse(self, why, ("_slots", "_dsts"))
+        self._rendezvous.refuse(why)
+        self._found = None
+
+    def let_go(self) -> None:
+        """The request is over: whoever holds its sender holds nothing of the language node."""
+        self._found = None
+
+    def _get(self, field: Destination) -> int:
+        return self._dsts.get(self._handle.slot, ONLY, field)
+
+    # ---- who writes
+
+    def decide(self) -> WrittenBy:
+        """Who writes the rows of each destination (either thread); what is said once stays (R28).
+
+        Where the client does, the door is looked up and kept (`has_found`): the next write need not ask again.
+        """
+        slot, decided = self._handle.slot, WrittenBy.UNDECIDED
+        count = self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        for d in range(count):
+            decided = WrittenBy(self._dsts.get(slot, d, Destination.WRITTEN_BY))
+            if decided == WrittenBy.UNDECIDED:
+                with self._deciding:
+                    decided = self._settle(slot, d)
+        if decided == WrittenBy.CLIENT:
+            self._door()
+        return decided
+
+    def _settle(self, slot: int, d: int) -> WrittenBy:
+        """Say who writes the rows of one destination, if that can be said by now."""
+        decided = WrittenBy(self._dsts.get(slot, d, Destination.WRITTEN_BY))
+        if decided != WrittenBy.UNDECIDED:
+            return decided
+        decided = self._path_to(slot, d)
+        if decided != WrittenBy.UNDECIDED and not self._rendezvous.is_bound():
+            said = WrittenBy(self._dsts.get(slot, d, Destination.WRITTEN_BY))
+            if said != WrittenBy.UNDECIDED:  # by a signal handler, meanwhile, which is bound
+                return said
+            reason = f"room {self._handle.room} is in use by another sender of this node"
+            self._handle.fail(FailureCode.REFUSED, reason)
+            return WrittenBy.UNDECIDED
+        if decided != WrittenBy.UNDECIDED:
+            decided = WrittenBy(self._dsts.settle(slot, d, Destination.WRITTEN_BY, decided))
+        if decided == WrittenBy.WORKER:
+            self._attachment.kick_worker(self._handle.room, slot, self._handle.epoch)
+        return decided
+
+    def _path_to(self, slot: int, d: int) -> WrittenBy:
+        if self._slots.get(slot, Slot.REQUIRED) > 1:
+            return WrittenBy.WORKER
+        peer = self._dsts.get(slot, d, Destination.PEER) - 1
+        path, door = self._doors.find(peer, self._dsts.get(slot, d, Destination.INCARNATION))
+        if door is not None:
+            length = door.part.claims.length(self._dsts.get(slot, d, Destination.REMOTE_SLOT))
+            if length not in (0, self._total):  # the retry of a request of another length fails, and the pollers say so
+                return WrittenBy.WORKER
+        return path
+
+    def _door(self) -> Door | None:
+        door = self._found
+        if door is None or door.has_closed:
+            door = self._doors.find(self._get(Destination.PEER) - 1, self._get(Destination.INCARNATION))[1]
+            self._found = door
+        return door
+
+    def find(self) -> bool:
+        """Bind the slot to a grant of the room, if there is one, and the request has not ended (who has the turn)."""
+        if self._handle.progress().phase < TERMINAL:
+            self._rendezvous.bind()
+        return True
+
+    # ---- the caller's thread
+
+    def may_write(self, first: int) -> bool:
+        """Whether rows from `first` on may be written now: all before them are there, and some of them are granted."""
+        self._rendezvous.bind()
+        if self.decide() != WrittenBy.CLIENT:
+            return False
+        return self._get(Destination.SENT) == first < self._get(Destination.GRANTED_TOKENS)
+
+    def write(self, given: Given) -> int:
+        """Copy what is granted of these rows. Returns up to which row; `given.first` if somebody else writes, or the
+        request has ended.
+        """
+        door = self._door()
+        if door is None:
+            return given.first
+        chunk = given.chunk(given.first, min(given.end, self._get(Destination.GRANTED_TOKENS)))
+        addresses = [address_of(chunk.data[pool.name]) for pool in self._pools]
+        return max(given.first, abs(self._write(door, array("Q", [chunk.first, chunk.end, *addresses]))))
+
+    def plain_span(self, start: int, *given: Any) -> list[int] | None:
+        """These rows, if nothing but a native write is to be done for them; None: they need a second look."""
+        return self._doors.plain_rows.span(start, *given) if len(self._doors) else None
+
+    @property
+    def has_found(self) -> bool:
+        """Whether it has been said that they are written directly."""
+        return self._found is not None
+
+    def write_plain(self, span: list[int]) -> int:
+        """Copy what is granted of these rows, where it has been said already that they are written directly. Returns as
+        `DirectWriter.write`.
+        """
+        door = self._found
+        return 0 if door is None else self._write(door, array("Q", span))
+
+    def hold(self, first: int, end: int) -> Held | None:
+        """Take the claim, so that rows from `first` on are written in place, at most to `end`. None: not now."""
+        door = self._door()
+        if door is None:
+            return None
+        held = Held(door, self._get(Destination.REMOTE_SLOT), self._get(Destination.REMOTE_EPOCH), first)
+        _OUT[held] = door.held[held] = None  # first: it does not close from here on
+        if door.has_closed or not door.part.claims.take(held.slot, held.epoch, door.writer):
+            held.forget()
+            return None
+        sent, granted = self._get(Destination.SENT), self._get(Destination.GRANTED_TOKENS)  # under the claim (R29)
+        limit = min(end, granted) if sent == first else first
+        while held.end < limit and held.add(self._dsts.grant(self._handle.slot, ONLY, held.end // self._bs)[0], limit):
+            pass
+        if held.end == first:
+            held.let_go(is_given_back=False)
+            return None
+        return held
+
+    def commit(self, held: Held, end: int) -> int:
+        """Say that the rows before `end` are there. Returns as `DirectWriter.write`: 0, and the claim is held still."""
+        return self._write(held.door, array("Q", [held.first, end, *held.addresses()]), is_held=True)
+
+    # ---- the library thread
+
+    def serve(self, ready: int, *, is_wanted_whole: bool) -> bool:
+        """Copy what is kept and granted now, of rows below `ready`. False: the worker writes them.
+
+        `is_wanted_whole`: the caller has announced the length, so that all rows can be granted ahead.
+        """
+        self._rendezvous.meet(self._total if is_wanted_whole else ready)
+        path = self.decide()
+        if path != WrittenBy.CLIENT:
+            return path == WrittenBy.UNDECIDED
+        first, limit = self._get(Destination.SENT), min(ready, self._get(Destination.GRANTED_TOKENS))
+        door = self._door()
+        if first < limit and door is not None:
+            with memoryview(self._attachment.payload):  # rows may lie in it
+                if self._write(door, self._spans(first, limit)):
+                    self._library.wake(self._handle)  # it may have ended
+        over = self._get(Destination.SENT) // self._bs
+        self._kept.let_go(over)
+        for k in self._staged:
+            if k < over:
+                self._staged.drop(k)
+        return True
+
+    def _spans(self, first: int, limit: int) -> array[int]:
+        """Rows [first, limit) where they lie: in source blocks, where the caller's thread has put them there, else in
+        host memory.
+        """
+        bs, base, spans = self._bs, self._attachment.payload.address, array("Q")
+        for k in range(first // bs, -(-limit // bs)):
+            low, high = max(first, k * bs), min(limit, (k + 1) * bs)
+            entry = self._staged.get(k)
+            if entry is None or self._kept.has(k):
+                spans.extend(self._kept.spans(low, high))
+                continue
+            row = entry.source * bs + low % bs
+            spans.extend([low, high, *(base + pool.offset + row * pool.row_bytes for pool in self._pools)])
+        return spans
+
+    def release_untold(self) -> bool:
+        """Release the slot of a request that has ended, if no process of either node was told of it (R80)."""
+        self._rendezvous.withdraw()
+        return self._rendezvous.may_release() and self._slots.release_untold(self._handle.slot, self._handle.epoch)
+
+    # ---- either thread
+
+    def _write(self, door: Door, spans: array[int], *, is_held: bool = False) -> int:
+        """Write what is granted of these rows, and tell whom it concerns. Returns as `DirectWriter.write`."""
+        handle, slot = self._handle, self._handle.slot
+        end = door.rows.write(slot, handle.epoch, self._total, door.columns, spans, is_held)
+        if end > 0:  # else the request has ended as Failed, or somebody else writes
+            self._attachment.user_bell.ring()
+            if end < self._total:  # else the poller hears of it as the library thread, which wakes, leaves the slot
+                self._attachment.kick_poller(slot, handle.epoch)
+        return end

@@ -1,0 +1,63 @@
+"""The requests of which the node's processes have not been told: their client alone has them, and may release them.
+
+A request that has not ended after a while is told to the node, which then does for it what it does for all others: it
+has its deadline, its messages to and from the other node, and its recovery (R78). So a request that goes well costs
+nobody else anything, if its rows come within that time: it is longer than most encoders take.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from embridge.allocator.status import TERMINAL
+from embridge.pipeline.client.handle import TransferHandle
+from embridge.workers.timing import NS
+
+LATE_NS: Final = NS // 2
+LEAST_WAIT_S: Final = 0.001  # another thread may have the turn
+
+
+class UntoldRequests:
+    """One client's. Either thread adds; the library thread looks which are late."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self.late_ns = LATE_NS
+        """After which the node is told."""
+        self._due: deque[tuple[int, TransferHandle]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, handle: TransferHandle) -> bool:
+        """Note a request. True if there was none before, so that the library thread may wait for longer."""
+        is_first = not self._due
+        self._due.append((self._clock() + self.late_ns, handle))
+        return is_first
+
+    def turn(self, now_ns: int) -> None:
+        """Tell the node of those that are late, or soon will be: one look for many of them."""
+        while self._due:
+            late_ns, handle = self._due[0]
+            is_over = handle.progress().phase >= TERMINAL  # its client releases it, when it needs it no more
+            if not is_over and late_ns > now_ns + self.late_ns // 4:
+                return
+            self._due.popleft()
+            if not is_over:
+                handle.tell()
+
+    def handles(self) -> list[TransferHandle]:
+        """Those that may be untold."""
+        return [handle for _, handle in list(self._due)]
+
+    def wait_s(self, most_s: float) -> float:
+        """How long the library thread may wait until one of them is late; at most `most_s`."""
+        try:
+            return min(most_s, max((self._due[0][0] - self._clock()) / NS, LEAST_WAIT_S))
+        except IndexError:
+            return most_s
+
+    def clear(self) -> None:
+        self._due.clear()

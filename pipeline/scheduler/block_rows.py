@@ -1,0 +1,68 @@
+"""A request's rows in the blocks in which they have landed; what a result is that is lent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from embridge.allocator.buffers import aux_offset, pools
+from embridge.allocator.geometry import AUX_WORDS
+from embridge.pipeline.client.attachment import Attachment
+from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.scheduler.rows import Rows
+
+
+class BlockRows(Rows):
+    """The rows of one request in the blocks in which they have landed, which are one run from `first_block` on."""
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        receiver: EmbeddingReceiver,
+        first_block: int,
+        total: int,
+        count_back: Callable[[int], None],
+    ) -> None:
+        """`count_back` is told of the blocks that are given back, by whichever thread does."""
+        geometry = attachment.geometry
+        super().__init__(geometry)
+        self._memory = memoryview(attachment.payload)  # which stays mapped for as long as somebody has these rows
+        self.first_block = first_block
+        self.num_blocks = -(-total // geometry.block_size)
+        self._receiver = receiver
+        self._count_back = count_back
+        self._claims = [None]
+
+    @property
+    def aux(self) -> npt.NDArray[np.int32]:
+        return np.frombuffer(self._memory, np.int32, AUX_WORDS, aux_offset(self.geometry, self.first_block))
+
+    def _view(self, name: str, first: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        _, offset, row_bytes = next(pool for pool in pools(self.geometry) if pool.name == name)
+        begin = offset + (self.first_block * self.geometry.block_size + first) * row_bytes
+        count = (end - first) * row_bytes // dtype.itemsize
+        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=begin)
+
+    def claim(self) -> bool:
+        """Be the one who gives the blocks back, or takes the rows out of them (any thread). False: somebody else is."""
+        try:
+            self._claims.pop()
+        except IndexError:
+            return False
+        return True
+
+    def unclaim(self) -> None:
+        """Leave that to others again."""
+        self._claims.append(None)
+
+    def give_back(self) -> None:
+        """Have the library thread free the blocks and the slot, in its next turn (any thread)."""
+        if not self.claim():
+            return
+        self._count_back(self.num_blocks)
+        with suppress(RuntimeError):  # the client has left its node, and all that it held went back with its lane
+            self._receiver.clear()

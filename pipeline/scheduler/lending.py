@@ -1,0 +1,263 @@
+"""Lends a request's rows where they are: its scheduler gets views of its own blocks, and nothing is copied (R35).
+
+A scheduler keeps its results for as long as it likes, perhaps until others have come. So what is lent leaves the others
+enough to go on with: a quarter of the pool, the reserve, and half of the node's pages of slots. A request for which
+that does not hold is drained, as is one whose blocks are no single run. Until a result is popped it is not its
+scheduler's: while somebody is short, rows that were kept in their blocks are drained as well.
+
+The rows of a streamed request are lent as they land, where the same holds and all of them are granted (R82).
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from embridge.allocator.blocks import RESERVE_BLOCK
+from embridge.allocator.records import Lent, Slot
+from embridge.allocator.status import Phase
+from embridge.pipeline.client.library import Library
+from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.scheduler.block_rows import BlockRows
+from embridge.pipeline.scheduler.draining import Draining
+from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
+from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResult
+
+log = logging.getLogger(__name__)
+
+
+class Lending:
+    """What one transfer queue keeps in blocks, and has lent. Whoever has the turn calls it, but for `hand_over`."""
+
+    def __init__(self, library: Library, draining: Draining, memory: HostMemory, *, may_lend: bool) -> None:
+        """Without `may_lend` all is drained."""
+        self._library = library
+        self._attachment = library.attachment
+        self._control = library.attachment.control
+        self._draining = draining
+        self._memory = memory
+        self._may_lend = may_lend
+        self._bs = library.attachment.geometry.block_size
+        self._quarter = self._control.blocks.num_blocks // 4 + 1
+        self._kept: dict[EmbeddingRequest, None] = {}  # on their way, with rows that stay in their blocks
+        self._lent: weakref.WeakSet[EmbeddingRequest] = weakref.WeakSet()
+        self._returned: deque[int] = deque()
+
+    # ---- as rows land
+
+    def keep(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, sent: int) -> bool:
+        """Leave rows that have landed in their blocks, for they may be lent in the end. False: drain them now."""
+        if request.record.lent is None:
+            drains = request.keep_for_retry or request.record.wants_chunks
+            if drains or self._first_of_run(request, receiver) is None or self._is_short(receiver):
+                self._kept.pop(request, None)
+                return False
+            if not request.is_streamed:
+                self._kept[request] = None
+            elif not self._lend_as_it_lands(request, receiver):
+                return False
+        if sent > request.transferred_tokens:
+            request.chunk_info.append((request.transferred_tokens, sent))
+            request.transferred_tokens = sent
+        return True
+
+    def _lend_as_it_lands(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> bool:
+        """Lend the rows of a streamed request, of which all are granted, before the last has landed.
+
+        False: they are to be drained. Over a network a fence frees what is in quarantine, whoever looks at it.
+        """
+        if self._control.slots.get(receiver.slot, Slot.SESSION) or not self._may_hold(receiver):
+            return False
+        # before rows are shown, which only happens while it has not failed: a poller that fails it after that leaves
+        # its blocks alone until it is released
+        self._control.slots.raise_to(receiver.slot, Slot.LENT, Lent.STREAM)
+        self._enter(request, receiver)
+        return True
+
+    def lend(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> bool:
+        """Lend the rows of a request that has succeeded. False: they are to be drained.
+
+        It keeps its slot and its blocks until it is released; blocks behind its last row come free.
+        """
+        self._kept.pop(request, None)
+        total = request.total_embedding_length
+        if request.record.lent is None:
+            is_run = self._first_of_run(request, receiver) is not None
+            if not is_run or self._is_short(receiver) or not self._may_hold(receiver):
+                return False
+            self._enter(request, receiver)
+        self._control.slots.set(receiver.slot, Slot.LENT, Lent.RESULT)
+        self._library.requests.forget_room(receiver)
+        if self._num_behind(receiver):
+            behind = receiver.current_allocation()[-self._num_behind(receiver) :]
+            self._control.blocks.release(behind, receiver.slot, receiver.epoch)
+            self._library.blocks_freed()
+        if total > request.transferred_tokens:
+            request.chunk_info.append((request.transferred_tokens, total))
+            request.transferred_tokens = total
+        return True
+
+    def _may_hold(self, receiver: EmbeddingReceiver) -> bool:
+        return self._library.requests.lease.hold(receiver.slot)
+
+    def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
+        first, total = request.record.first_of_run, request.total_embedding_length
+        lent = request.record.lent = BlockRows(self._attachment, receiver, first, total, self._returned.append)
+        self._lent.add(request)
+        self._count(lent.num_blocks)
+        if request.is_released:  # meanwhile: whoever has done so saw nothing that was lent
+            request.record.lent = None
+            lent.give_back()
+
+    def hand_over(self, request: EmbeddingRequest) -> None:
+        """A request is popped: what is lent is its scheduler's from now on, and needs no host memory (any thread)."""
+        record, lent = request.record, request.record.lent
+        if lent is not None and not request.is_released:
+            request.result = EmbeddingResult(lent, request.total_embedding_length)
+            self._memory.give_back_later(None, record.reserved_tokens)
+            record.reserved_tokens = 0
+
+    def collect(self) -> None:
+        """Count what was released."""
+        while self._returned:
+            self._count(-self._returned.popleft())
+
+    def _count(self, num_blocks: int) -> None:
+        self._control.lanes.add_lent(self._attachment.lane, num_blocks)
+
+    # ---- what may be lent
+
+    def _first_of_run(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> int | None:
+        """The block at which all rows of a request begin, if they have their blocks in the order of the rows.
+
+        None if they have not, or if some of them were drained, or may still be written to.
+        """
+        total, record = request.total_embedding_length, request.record
+        if not self._may_lend or not total or record.drained_tokens or record.first_of_run == RESERVE_BLOCK:
+            return None
+        if record.run_blocks * self._bs < total or receiver.granted_tokens < total or receiver.is_tainted:
+            return None
+        return record.first_of_run
+
+    def _num_needed(self, total: int) -> int:
+        return -(-total // self._bs)
+
+    def _num_behind(self, receiver: EmbeddingReceiver) -> int:
+        """Blocks behind the last row: its default was more than it needed."""
+        return receiver.granted_blocks - self._num_needed(receiver.total_embedding_length)
+
+    def _is_short(self, receiver: EmbeddingReceiver) -> bool:
+        """Whether the others need what would be lent: less than a quarter of the pool is free then, or somebody waits.
+
+        Of what is free now nothing is lent, and each who lends looks first. So a quarter is never lent, however many
+        clients cross.
+        """
+        is_short = self._num_free() + self._num_behind(receiver) < self._quarter
+        return bool(is_short or self._control.blocks.waiters() or self._control.slot_waiters.lanes())
+
+    def _num_free(self) -> int:
+        return self._control.blocks.cells.num_free(self._quarter)
+
+    # ---- while somebody is short
+
+    def make_room(self, waits: bool, finished: deque[EmbeddingRequest], grant: Callable[[], bool]) -> bool:
+        """While somebody is short, drain one after the other what was kept, and have `grant` give it away.
+
+        `finished` have yet to be popped; `waits`: a request of this queue waits for a block. Returns whether one still
+        does.
+        """
+        lane = self._attachment.lane
+        while (self._kept or finished) and not self._attachment.node_gone:
+            others_wait = any(other != lane for other in self._control.blocks.waiters())
+            lacks_blocks = (waits or others_wait) and self._num_free() < self._quarter
+            if not (lacks_blocks and self._drain_kept()) and not (
+                (lacks_blocks or self._control.slot_waiters.lanes()) and self._drain_finished(finished)
+            ):
+                break
+            waits = grant()
+        return waits
+
+    def _drain_kept(self) -> bool:
+        """Drain one request that is on its way. False if there is none."""
+        while self._kept:
+            request = next(iter(self._kept))
+            del self._kept[request]
+            receiver = request.receiver
+            if receiver is not None and receiver.on_change is not None and receiver.poll() < Phase.Success:
+                self._draining.drain(request, receiver, receiver.sent_tokens)
+                return True
+        return False
+
+    def _drain_finished(self, finished: deque[EmbeddingRequest]) -> bool:
+        """Drain one request that has ended, of those that have yet to be popped. False if there is none.
+
+        Whoever takes it out of the deque has it: the scheduler, who pops on the left, or this thread.
+        """
+        if all(request.record.lent is None for request in list(finished)):
+            return False
+        passed: list[EmbeddingRequest] = []
+        try:
+            while True:
+                passed.append(finished.pop())
+                if self._take_back(passed[-1]):
+                    return True
+        except IndexError:  # there are no more; the scheduler may have been faster
+            return False
+        finally:
+            finished.extend(reversed(passed))
+            self._attachment.user_bell.ring()  # it may have looked meanwhile
+
+    def _take_back(self, request: EmbeddingRequest) -> bool:
+        """Drain what is lent and was not popped. False if it is not, or if there is no memory for it."""
+        record, receiver, lent = request.record, request.receiver, request.record.lent
+        if receiver is None or lent is None or record.available_tokens or not lent.claim():
+            return False
+        try:
+            rows = self._draining.rows_for(request)
+        except MemoryError:
+            lent.unclaim()
+            return False
+        record.lent = None
+        self._count(-lent.num_blocks)
+        self._control.slots.set(receiver.slot, Slot.LENT, Lent.NOTHING)
+        self._draining.drain(request, receiver, request.total_embedding_length)
+        receiver.clear()
+        request.result = None if request.is_released else EmbeddingResult(rows, request.total_embedding_length)
+        return True
+
+    # ---- the end
+
+    def end(self) -> None:
+        """The client leaves, and its blocks are another's soon: copy out what is lent and was not released.
+
+        What is lent by a node that is gone stays as it is, for nobody writes there any more.
+        """
+        for request in list(self._lent):
+            lent = request.record.lent
+            if not self._attachment.node_gone and lent is not None and lent.claim() and request.failure is None:
+                self._copy_out(request, lent)
+        self._lent.clear()
+        self._kept.clear()
+
+    def _copy_out(self, request: EmbeddingRequest, lent: BlockRows) -> None:
+        geometry, total = self._attachment.geometry, request.total_embedding_length
+        request.record.lent = request.result = None
+        try:
+            memory = np.empty(HostRows.size_of(geometry, total), np.uint8)
+        except MemoryError:
+            log.warning("room %d: its result is gone with its client: there is no memory to copy it into", request.room)
+            return
+        rows = HostRows(geometry, total, memory)
+        rows.drain(
+            self._attachment.payload,
+            [
+                (lent.first_block + k, k * self._bs, min((k + 1) * self._bs, total))
+                for k in range(self._num_needed(total))
+            ],
+        )
+        rows.aux[:] = lent.aux
+        request.record.rows, request.result = rows, EmbeddingResult(rows, total)

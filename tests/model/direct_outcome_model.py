@@ -1,0 +1,375 @@
+"""How a request on the direct path ends, where its encoder raises the words of both sides itself: every interleaving of
+who dies, stops, aborts or runs out of time between two of them.
+
+The outcome is decided in two steps, for one destination and for many:
+
+1. The encoder raises each destination's word to *whole*: all of its rows are there, and their number is known. Until
+   then a destination may fail for itself. From then on it may not, whoever asks it to: it tells the encode node and
+   waits.
+2. When every destination is whole, the encode side's word is raised to Success, by the encoder or by its node's poller.
+   Whoever would fail the request there moves the same word to Failed. The first decides, and destinations follow: the
+   encoder raises their words, and its node's poller tells those that have not said that they know.
+
+Modelled: the words, the encode side's records of its destinations and of their progress, an encoder that streams rows,
+announces their number late, aborts, is killed or stopped for ever; deadlines of both sides; aborts and deaths of
+schedulers; a language node that is lost, an encode node that is lost; the `init` of a destination that nobody has
+found; slots that are forgotten when all know. Messages are never forgotten, so each may come late, and again.
+
+Not modelled: claims and blocks (`direct_claim_model`); how encoder and destination find each other
+(`direct_rendezvous_model`); destinations on other hosts, whose words only their own node can raise
+(`destinations_model`). What a lost node's own word says is compared with nothing, for nobody reads it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from explorer import Finding, explore, put
+from phases import FAILED, OPEN, SUCCESS
+
+WHOLE: Final = 2
+TERMINAL: Final = (SUCCESS, FAILED)
+NAMES: Final = {OPEN: "open", WHOLE: "whole", SUCCESS: "Success", FAILED: "Failed"}
+Message = tuple[str, int, int]  # kind, destination, phase
+
+
+class Destination(NamedTuple):
+    """One language node and its scheduler. `looked` is what its poller saw before it fails the request: the word, and
+    then whether the record says how many rows there are.
+    """
+
+    phase: int = OPEN
+    sent: int = 0
+    total_known: bool = False  # the number of rows stands in the slot's record
+    looked: tuple[int, int, bool] | None = None
+    must_fail: bool = False  # its scheduler is dead or has aborted, or its time is up
+    lost: bool = False
+
+
+class Seat(NamedTuple):
+    """A destination as the encode side has recorded it."""
+
+    recorded: bool = False
+    is_whole: bool = False  # its `sent` is the total
+    abort_came: bool = False
+    closed: bool = False
+    buried: bool = False
+
+
+class Encoder(NamedTuple):
+    """`at` is what it does next for destination `d`; `state` is alive, stopped or dead."""
+
+    at: str = "find"
+    d: int = 0
+    found: int = 0  # destinations, in their order
+    announced: bool = False
+    state: str = "alive"
+
+
+class World(NamedTuple):
+    destinations: tuple[Destination, ...]
+    seats: tuple[Seat, ...]
+    encoder: Encoder = Encoder()
+    encode: int = OPEN  # the encode side's word
+    cleared: bool = False  # the encoder needs its slot no more
+    forgotten: bool = False
+    encode_lost: bool = False
+    messages: frozenset[Message] = frozenset()
+    kills: int = 0
+    stops: int = 0
+    encoder_aborts: int = 0
+    encode_deadlines: int = 0
+    failures: int = 0  # at destinations
+    language_losses: int = 0
+    encode_losses: int = 0
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How large the world is, and how often each bad thing may happen in it."""
+
+    destinations: int = 1
+    rows: int = 1
+    streaming: bool = False  # the number of rows may become known after the last of them has been sent
+    kills: int = 0
+    stops: int = 0
+    encoder_aborts: int = 0
+    encode_deadlines: int = 0
+    failures: int = 0
+    language_losses: int = 0
+    encode_losses: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The protocol; each is True, or is the rule that is broken."""
+
+    r36_whole_before_the_encode_sides_word: bool = True
+    r36_every_destination_is_whole: bool = True
+    r36_whole_stands_in_the_word: bool = True  # else whole is what has sent as many rows as the record says
+    r36_a_whole_one_does_not_fail_for_itself: bool = True
+    r36_the_encode_sides_word_is_first: bool = True  # else each destination's is, as soon as its rows are there
+    r36_recorded_before_whole: bool = True  # the encode side knows the destination
+    r36_moved_by_cas: bool = True
+    r36_told_until_closed: bool = True
+
+
+Step = tuple[str, World]
+
+
+class Model:
+    """The steps of one setting under some rules."""
+
+    def __init__(self, setting: Setting, rules: Rules) -> None:
+        self.setting, self.rules = setting, rules
+
+    def initial(self) -> World:
+        s = self.setting
+        return World(
+            destinations=(Destination(),) * s.destinations,
+            seats=(Seat(),) * s.destinations,
+            encoder=Encoder(announced=not s.streaming),
+            kills=s.kills,
+            stops=s.stops,
+            encoder_aborts=s.encoder_aborts,
+            encode_deadlines=s.encode_deadlines,
+            failures=s.failures,
+            language_losses=s.language_losses,
+            encode_losses=s.encode_losses,
+        )
+
+    def checked_steps(self, world: World) -> Iterator[Step]:
+        for label, after in self.steps(world):
+            yield label, after._replace(fault=self.fault(world, after))
+
+    def fault(self, before: World, after: World) -> str | None:
+        moves = [("the encode side", (before.encode, 0), (after.encode, 0))]
+        for d, (old, new) in enumerate(zip(before.destinations, after.destinations, strict=True)):
+            moves.append((f"d{d}", (old.phase, old.sent), (new.phase, new.sent)))
+            if new.phase == SUCCESS and new.sent < self.setting.rows:
+                return f"short: d{d} ends in Success with {new.sent} of {self.setting.rows} rows"
+        for name, was, now in moves:
+            if now < was or (was[0] in TERMINAL and now != was):
+                return f"word: {name} goes from {was} to {now}"
+        ends = {f"d{d}": x.phase for d, x in enumerate(after.destinations) if not x.lost and x.phase in TERMINAL}
+        if after.encode in TERMINAL and not after.encode_lost:
+            ends["the encode side"] = after.encode
+        return f"split: {ends}" if len(set(ends.values())) > 1 else None
+
+    def steps(self, world: World) -> Iterator[Step]:
+        if world.encoder.state == "alive":
+            yield from self.encoder_steps(world, world.encoder)
+            if world.kills:
+                yield "the encoder is killed", self.encoder_is(world._replace(kills=world.kills - 1), "dead")
+            if world.stops:
+                yield "the encoder is stopped", self.encoder_is(world._replace(stops=world.stops - 1), "stopped")
+        if not world.encode_lost:
+            yield from self.encode_steps(world)
+        for d, destination in enumerate(world.destinations):
+            if not destination.lost:
+                yield from self.language_steps(world, d, destination)
+        for message in sorted(world.messages):
+            yield from self.taken(world, message)
+
+    def encoder_is(self, world: World, state: str) -> World:
+        return world._replace(encoder=world.encoder._replace(state=state))
+
+    def goal(self, world: World) -> bool:
+        """All have ended, and know; who can, has forgotten the request."""
+        over = all(x.lost or x.phase in TERMINAL for x in world.destinations)
+        if world.encode_lost:
+            return over
+        return over and (world.forgotten or (world.encoder.state == "stopped" and world.encode in TERMINAL))
+
+    # ---- words
+
+    def with_destination(self, world: World, d: int, destination: Destination) -> World:
+        return world._replace(destinations=put(world.destinations, d, destination))
+
+    def with_seat(self, world: World, d: int, seat: Seat) -> World:
+        return world._replace(seats=put(world.seats, d, seat))
+
+    def decide(self, world: World, phase: int) -> World:
+        """The encode side's word from open to a terminal phase; of two who try, the first does."""
+        return world._replace(encode=phase) if world.encode == OPEN or not self.rules.r36_moved_by_cas else world
+
+    def follow(self, world: World, d: int, phase: int) -> World:
+        """A destination's word to what has been decided; nothing, where it has ended."""
+        me = world.destinations[d]
+        if me.phase in TERMINAL and self.rules.r36_moved_by_cas:
+            return world
+        return self.with_destination(world, d, me._replace(phase=phase, must_fail=False, looked=None))
+
+    # ---- the encoder
+
+    def encoder_steps(self, world: World, me: Encoder) -> Iterator[Step]:
+        d = me.d
+        there = world.destinations[d]
+
+        def on(after: World, at: str, next_d: int = d) -> World:
+            return after._replace(encoder=after.encoder._replace(at=at, d=next_d))
+
+        if not me.announced:
+            yield "encoder: announces the number of rows", world._replace(encoder=me._replace(announced=True))
+        if world.encoder_aborts and me.at not in ("follow", "close", "end"):
+            aborting = world._replace(encoder_aborts=world.encoder_aborts - 1)
+            yield "encoder: aborts", on(self.decide(aborting, FAILED), "follow", 0)
+        if me.at == "find":
+            found = world._replace(encoder=me._replace(found=d + 1))
+            if not self.rules.r36_recorded_before_whole:
+                yield f"encoder: finds d{d}", on(found, "send")
+            else:
+                recorded = self.with_seat(found, d, world.seats[d]._replace(recorded=True))
+                yield f"encoder: finds d{d}, and records it at its own side", on(recorded, "send")
+        elif me.at == "send":
+            if there.phase in TERMINAL:
+                yield f"encoder: finds d{d} {NAMES[there.phase]}", on(world, "give up")
+            elif there.sent < self.setting.rows:
+                rows = there._replace(sent=there.sent + 1)
+                yield f"encoder: row {there.sent} is in d{d}", self.with_destination(world, d, rows)
+            elif me.announced:
+                yield from self.make_whole(world, d, there)
+        elif me.at == "count":
+            counted = self.with_seat(world, d, world.seats[d]._replace(is_whole=True))
+            last = d + 1 == len(world.destinations) or not self.rules.r36_every_destination_is_whole
+            yield f"encoder: counts d{d} as whole", on(counted, "decide" if last else "find", 0 if last else d + 1)
+        elif me.at == "decide":
+            yield "encoder: encode word to Success", on(self.decide(world, SUCCESS), "follow", 0)
+        elif me.at == "give up":
+            yield "encoder: encode word to Failed", on(self.decide(world, FAILED), "follow", 0)
+        elif me.at == "follow":
+            if world.encode_lost:
+                yield "encoder: sees that its node is lost", on(world, "end")
+            elif d == me.found:
+                yield "encoder: whom it has not found is told by its node", on(world, "end")
+            else:
+                yield f"encoder: d{d} follows", on(self.follow(world, d, world.encode), "close")
+        elif me.at == "close":  # no message is needed: the encoder has seen that word end
+            closed = self.with_seat(world, d, world.seats[d]._replace(closed=True))
+            last = d + 1 == len(world.destinations)
+            yield f"encoder: d{d} has ended", on(closed, "end" if last else "follow", 0 if last else d + 1)
+        elif me.at == "end" and not world.cleared:
+            yield "encoder: needs its slot no more", world._replace(cleared=True)
+
+    def make_whole(self, world: World, d: int, there: Destination) -> Iterator[Step]:
+        def on(after: World, at: str) -> World:
+            return after._replace(encoder=after.encoder._replace(at=at))
+
+        rules = self.rules
+        if not rules.r36_the_encode_sides_word_is_first:
+            yield f"encoder: d{d} to Success", on(self.follow(world, d, SUCCESS), "count")
+        elif not rules.r36_whole_before_the_encode_sides_word:
+            yield f"encoder: has sent all rows to d{d}", on(world, "count")
+        elif rules.r36_whole_stands_in_the_word:
+            yield f"encoder: d{d} to whole", on(self.with_destination(world, d, there._replace(phase=WHOLE)), "count")
+        else:
+            known = self.with_destination(world, d, there._replace(total_known=True))
+            yield f"encoder: writes the number of rows into the record of d{d}", on(known, "count")
+
+    # ---- the encode node
+
+    def encode_steps(self, world: World) -> Iterator[Step]:
+        if world.encode_losses:
+            lost = world._replace(encode_lost=True, encode_losses=world.encode_losses - 1)
+            yield "the encode node is lost", lost
+        if world.forgotten:
+            return
+        stopped = world.encoder.state == "stopped"
+        if world.encode == OPEN:
+            if world.encode_deadlines or stopped:
+                late = world._replace(encode_deadlines=max(world.encode_deadlines - 1, 0))
+                yield "encode poller: the deadline, encode word to Failed", self.decide(late, FAILED)
+            if world.encoder.state == "dead":
+                yield "encode poller: the encoder is dead, encode word to Failed", self.decide(world, FAILED)
+            if all(seat.is_whole for seat in world.seats):
+                yield "encode poller: all are whole, encode word to Success", self.decide(world, SUCCESS)
+            if any(seat.abort_came for seat in world.seats):
+                yield "encode poller: an abort, encode word to Failed", self.decide(world, FAILED)
+        for d, seat in enumerate(world.seats):
+            if world.destinations[d].lost and seat.recorded and not seat.buried:
+                buried = self.with_seat(world, d, seat._replace(buried=True))
+                yield f"encode poller: buries d{d}", self.decide(buried, FAILED)
+            report = ("report", d, world.encode)
+            knows = seat.closed or seat.buried or report in world.messages
+            if world.encode in TERMINAL and seat.recorded and not knows and self.rules.r36_told_until_closed:
+                yield f"encode poller: tells d{d}", world._replace(messages=world.messages | {report})
+        all_know = all(seat.closed or seat.buried or not seat.recorded for seat in world.seats)
+        if world.encode in TERMINAL and all_know and (world.cleared or world.encoder.state == "dead"):
+            yield "the encode node forgets the request", world._replace(forgotten=True)
+
+    # ---- a destination
+
+    def language_steps(self, world: World, d: int, me: Destination) -> Iterator[Step]:
+        def now(after: Destination, *messages: Message) -> World:
+            return self.with_destination(world, d, after)._replace(messages=world.messages | set(messages))
+
+        if world.language_losses:
+            lost = now(me._replace(lost=True))
+            yield f"d{d}: its node is lost", lost._replace(language_losses=world.language_losses - 1)
+        if me.phase in TERMINAL:
+            return
+        if world.failures and not me.must_fail:
+            failing = now(me._replace(must_fail=True))
+            yield f"d{d}: deadline, abort, or its scheduler is dead", failing._replace(failures=world.failures - 1)
+        if world.encoder.state == "dead" and not me.must_fail:
+            yield f"d{d}: the door says that the writer is dead", now(me._replace(must_fail=True))
+        if world.encode_lost:
+            yield f"d{d}: its encode node is lost, Failed", self.follow(world, d, FAILED)
+        elif ("init", d, OPEN) not in world.messages and me.phase == OPEN:
+            yield f"d{d}: sends its init", now(me, ("init", d, OPEN))
+        word_and_total = (me.phase, me.sent, me.total_known)
+        if me.must_fail and me.looked is None:
+            yield f"d{d}: its poller looks at the word", now(me._replace(looked=word_and_total))
+        elif me.looked is not None:
+            phase, sent, total_known = me.looked
+            is_whole = phase == WHOLE or (total_known and sent == self.setting.rows)
+            yield from self.fail(world, d, me, is_whole and self.rules.r36_a_whole_one_does_not_fail_for_itself)
+
+    def fail(self, world: World, d: int, me: Destination, is_whole: bool) -> Iterator[Step]:
+        """The destination's own node fails the request, if it still may; the encode node is told in any case."""
+        telling = world._replace(messages=world.messages | {("abort", d, OPEN)})
+        if is_whole:
+            if telling != world:
+                yield f"d{d}: is whole, asks the encode node to abort", telling
+        elif (me.looked or ())[:2] == (me.phase, me.sent) or not self.rules.r36_moved_by_cas:
+            yield f"d{d}: fails for itself", self.follow(telling, d, FAILED)
+        else:
+            yield f"d{d}: the word has moved", self.with_destination(world, d, me._replace(looked=None))
+
+    # ---- messages
+
+    def taken(self, world: World, message: Message) -> Iterator[Step]:
+        kind, d, phase = message
+        seat, there = world.seats[d], world.destinations[d]
+        if kind == "report":
+            if not there.lost and ("close", d, OPEN) not in world.messages:
+                after = self.follow(world, d, phase)
+                yield f"d{d}: hears {NAMES[phase]}", after._replace(messages=after.messages | {("close", d, OPEN)})
+            return
+        if world.encode_lost:
+            return
+        if world.forgotten:
+            answer = ("report", d, FAILED)
+            if kind != "close" and answer not in world.messages:
+                yield f"encode node: knows nothing of d{d}", world._replace(messages=world.messages | {answer})
+        elif kind == "close" and not seat.closed:
+            yield f"encode node: d{d} knows", self.with_seat(world, d, seat._replace(closed=True))
+        elif kind == "init" and not seat.recorded:
+            yield f"encode node: takes the init of d{d}", self.with_seat(world, d, seat._replace(recorded=True))
+        elif kind == "abort" and not seat.abort_came:
+            yield f"encode node: takes the abort of d{d}", self.with_seat(world, d, seat._replace(abort_came=True))
+
+
+def explore_outcome(setting: Setting, rules: Rules | None = None, *, max_states: int = 300_000) -> Finding:
+    """A fault is `split` (two sides have ended otherwise), `word`, `short`, or `stuck` (somebody never ends)."""
+    model = Model(setting, rules or Rules())
+    return explore(
+        model.initial(),
+        model.checked_steps,
+        violated=lambda world: world.fault,
+        goal=model.goal,
+        max_states=max_states,
+    )

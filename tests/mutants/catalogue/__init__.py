@@ -1,0 +1,37 @@
+"""The mutants: what each breaks, where, and the tests that are to turn red.
+
+A mutant is one change of text. `old` must stand exactly once in its file (a test in `make test` checks it), so that the
+list cannot rot: who changes that line changes its mutant, too. The tests are the cheapest that notice; a broken rule
+should be noticed by one that cites it. Where two steps of the C core are swapped or torn apart, the mutant yields the
+processor between them: else which run hits those few instructions would be chance.
+
+Each file has the mutants of one room of the sources; `files.py` has the tests that they name most.
+"""
+
+from typing import Final
+
+from .bootstrap import BOOTSTRAP
+from .client_rendezvous import CLIENT_RENDEZVOUS
+from .client_rows import CLIENT_ROWS
+from .client_slots import CLIENT_SLOTS
+from .core import CORE
+from .node import NODE
+from .poller import POLLER
+from .scheduler import SCHEDULER
+from .tables import TABLES
+from .transfer import TRANSFER
+from .workers import WORKERS
+
+MUTANTS: Final = [
+    *CORE,
+    *TABLES,
+    *BOOTSTRAP,
+    *POLLER,
+    *TRANSFER,
+    *WORKERS,
+    *CLIENT_ROWS,
+    *CLIENT_RENDEZVOUS,
+    *CLIENT_SLOTS,
+    *SCHEDULER,
+    *NODE,
+]

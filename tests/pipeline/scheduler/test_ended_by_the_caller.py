@@ -1,0 +1,139 @@
+"""Requests that the caller's thread ends itself, because their rows may stay where they are."""
+
+from __future__ import annotations
+
+import pytest
+from support.lending import Scheduler
+
+from embridge.allocator._core import TurnTaker
+from embridge.allocator.status import Phase
+from embridge.pipeline.client.client import library_of
+from embridge.pipeline.client.library import Library
+from embridge.pipeline.scheduler.request import EmbeddingRequest
+
+pytestmark = pytest.mark.usefixtures("quiet")
+TOTAL = 7
+
+
+@pytest.fixture
+def node() -> Scheduler:
+    return Scheduler()
+
+
+def landed(node: Scheduler, room: int) -> EmbeddingRequest:
+    """A request whose rows have just been written, and whose library thread has yet to hear of it."""
+    request = node.add(room)
+    receiver = node.announce(request, TOTAL)
+    node.settle()
+    node.write(request, 0, TOTAL)
+    assert node.control.status.advance(receiver.slot, receiver.epoch, Phase.Success, TOTAL, node.now_ns)
+    library_of(node.client).attachment.user_bell.ring()
+    return request
+
+
+def rings(library: Library) -> int:
+    return library.attachment.library_bell.sequence()
+
+
+def test_a_request_that_has_landed_is_popped_without_a_turn_of_the_library_thread(node: Scheduler) -> None:
+    """R35: with its rows where they are; the library thread, when it comes, finds nothing left to do."""
+    request, library = landed(node, 1), library_of(node.client)
+    before = rings(library)
+    assert node.queue.pop_transferred() == ([request], [])
+    assert (node.is_lent(request), len(node.queue), rings(library)) == (True, 0, before)
+    node.check(request)
+    node.settle()
+    assert node.queue.pop_transferred() == ([], [])
+    assert node.control.lanes.num_lent() == 2
+    request.release()
+    node.settle()
+    assert (node.control.lanes.num_lent(), node.counts()) == (0, {"free": 16})
+
+
+def test_a_look_of_the_queue_keeps_nothing_from_poll(node: Scheduler) -> None:
+    """P5: whichever is called first, `poll` tells of each rise once."""
+    request = landed(node, 1)
+    node.queue.pop_transferred()
+    assert node.client.poll() == [request.receiver]
+    assert node.client.poll() == ()
+
+
+def test_what_poll_has_ended_keeps_the_caller_awake_until_it_is_popped(node: Scheduler) -> None:
+    """P8: once; a caller who does not pop it may sleep all the same."""
+    request = landed(node, 1)
+    assert node.client.poll() == [request.receiver]
+    assert (node.client.wait(0), node.client.wait(0)) == (True, False)
+    assert node.queue.pop_transferred() == ([request], [])
+    second = landed(node, 2)
+    node.client.poll()
+    assert node.queue.pop_transferred() == ([second], [])
+    assert not node.client.wait(0)
+
+
+def test_while_somebody_has_the_turn_the_caller_leaves_a_request_to_the_library_thread(node: Scheduler) -> None:
+    """P8: and rings it, because it may have passed the request already. A caller in a signal handler does the same."""
+    request, library = landed(node, 1), library_of(node.client)
+    before = rings(library)
+    with TurnTaker(library._turn) as has_turn:
+        assert has_turn
+        assert node.queue.pop_transferred() == ([], [])
+        assert rings(library) > before
+    library.turn()
+    assert node.client.wait(0)
+    assert node.queue.pop_transferred() == ([request], [])
+
+
+def test_a_library_thread_that_did_not_get_the_turn_is_rung_when_it_is_given_back(
+    node: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: it waits for nobody, and nothing that it was rung for is lost."""
+    request, library = landed(node, 1), library_of(node.client)
+    assert request.receiver is not None
+    end, before = request.receiver.on_success, rings(library)
+    assert end is not None
+
+    def crossed() -> bool:
+        assert not library._take_turn()
+        assert rings(library) == before
+        assert end()
+        return True
+
+    monkeypatch.setattr(request.receiver, "on_success", crossed)
+    assert node.queue.pop_transferred() == ([request], [])
+    assert rings(library) > before
+    library._take_turn()
+    second, before = landed(node, 2), rings(library)
+    assert node.queue.pop_transferred() == ([second], [])
+    assert rings(library) == before
+
+
+def test_what_has_to_be_copied_is_left_to_the_library_thread(node: Scheduler) -> None:
+    """D10: the caller's thread copies nothing, and rings the library thread."""
+    request, library = landed(node, 1), library_of(node.client)
+    node.control.blocks.set_waiting(node.new_client().lane, True)
+    before = rings(library)
+    assert node.queue.pop_transferred() == ([], [])
+    assert rings(library) > before
+    library.turn()
+    assert node.queue.pop_transferred() == ([request], [])
+    assert not node.is_lent(request)
+
+
+def test_a_signal_handler_that_raises_leaves_the_turn_to_the_next_one(
+    node: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D4: what it has interrupted is found by the library thread."""
+    request, library = landed(node, 1), library_of(node.client)
+    assert request.receiver is not None
+    end = request.receiver.on_success
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(request.receiver, "on_success", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        node.queue.pop_transferred()
+    monkeypatch.setattr(request.receiver, "on_success", end)
+    library._take_turn()
+    assert node.queue.pop_transferred() == ([request], [])
+    node.check(request)

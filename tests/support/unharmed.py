@@ -1,0 +1,80 @@
+"""A client on either side of nodes that bad input is to leave unharmed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from embridge import Client
+from support.encoding import give, open_sender
+from support.nodes import Station
+from support.scheduling import Queues
+from support.waiting import wait_until
+from support.watched import is_all_watched
+
+TOTAL = 300  # tokens of a request in these tests: three blocks of the nodes' 128
+WATCHED = ("launcher", "bootstrap", "poller")
+
+
+class Bench:
+    """A client on either side of the shared nodes, and room numbers."""
+
+    def __init__(
+        self, encode: Station, language: Station, sending: Client, queues: Queues, rooms: Iterator[int]
+    ) -> None:
+        self.encode = encode
+        self.language = language
+        self.sending = sending
+        self.queues = queues
+        self.rooms = rooms
+        self.addr = encode.addr
+
+    @property
+    def receiving(self) -> Client:
+        return self.queues.client
+
+    @contextmanager
+    def unharmed(self) -> Iterator[None]:
+        """What is done meanwhile takes no block, slot or descriptor for good, ends no process, and the next good
+        request arrives.
+        """
+        nodes = (self.encode, self.language)
+        wait_until(
+            lambda: all(map(is_all_watched, nodes)), what="two threads watched of each who is connected, no other"
+        )
+        before, restarts = self._descriptors(), self._restarts()
+        yield
+        self.good_request()
+        assert self._restarts() == restarts
+        wait_until(lambda: not self._descriptors() - before, 5.0, lambda: f"{self._descriptors() - before} are left")
+
+    def good_request(self) -> None:
+        room = next(self.rooms)
+        self.queues.add(self.addr, room)
+        assert give(open_sender(self.sending, room, TOTAL))
+        assert self.queues.take(room, 20).difference == ""
+        self.encode.wait_idle()
+        self.language.wait_idle()
+
+    def _descriptors(self) -> Counter[str]:
+        """What the processes of the nodes have open, by process and kind."""
+        found: Counter[str] = Counter()
+        for node in (self.encode, self.language):
+            for name in WATCHED:
+                for link in Path(f"/proc/{node.pid_of(name)}/fd").iterdir():
+                    with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                        found[f"{node.control.role.name} {name}: {os.readlink(link).split('[')[0]}"] += 1
+        return found
+
+    def _restarts(self) -> list[dict[str, int]]:
+        return [self.encode.restarts(), self.language.restarts()]
+
+
+def says(text: str) -> str:
+    """A pattern for pytest: the text, with `...` for anything."""
+    return ".*".join(re.escape(part) for part in text.split("..."))
