@@ -175,7 +175,7 @@ def test_an_encoder_that_is_killed_at_a_step_of_a_write_leaves_both_sides_agreed
     sides, after it it has arrived, whether the other word had risen or not.
     """
     agent.call(encoding.open_room, encode.run_dir, room, TOTAL)
-    (slot,) = [it for it, _ in encode.control.current_slots() if encode.control.slots.get(it, Slot.ROOM) == room]
+    (slot,) = [it for it, _ in encode.control.open_slots() if encode.control.slots.get(it, Slot.ROOM) == room]
     if is_granted:
         receiving.add(encode.addr, room)
         agent.call(direct.ready_to_write, encode.run_dir, room, TOTAL)

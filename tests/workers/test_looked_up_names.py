@@ -181,7 +181,7 @@ def test_a_request_that_ends_while_its_name_is_looked_up_leaves_nothing() -> Non
     receiver.abort()
     receiver.clear()
     node.advance(node.world.timing.connect_timeout_s + 1)
-    assert not list(node.control.current_slots())
+    assert not list(node.control.open_slots())
     assert not node.actor("bootstrap").role._lookups  # type: ignore[attr-defined]
 
 

@@ -43,7 +43,7 @@ def test_a_result_is_views_of_its_blocks_and_its_release_frees_them() -> None:
     assert (request.result, request.buffered_chunks) == (None, [])
     node.settle()
     assert node.counts() == {"free": 16}
-    assert not dict(node.control.current_slots())
+    assert not dict(node.control.open_slots())
     node.add(2)
     request.release()
     node.settle()
@@ -276,7 +276,7 @@ def test_a_client_that_dies_leaves_no_block_that_it_had_lent() -> None:
     node.node.clients[0].die()
     node.advance(1.0)
     assert node.counts() == {"free": 16}
-    assert not dict(node.control.current_slots())
+    assert not dict(node.control.open_slots())
     assert node.control.lanes.num_early() == 0
 
 

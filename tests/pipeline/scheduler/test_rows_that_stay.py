@@ -184,7 +184,7 @@ def test_results_that_were_not_popped_give_their_slots_to_who_waits_for_one() ->
     node.control.slot_waiters.set(other.lane, True)
     node.advance(0.2)
     assert request.record.lent is None
-    assert not dict(node.control.current_slots())
+    assert not dict(node.control.open_slots())
     assert node.queue.pop_transferred() == ([request], [])
     node.check(request)
 

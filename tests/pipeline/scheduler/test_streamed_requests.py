@@ -213,7 +213,7 @@ def test_rows_that_were_looked_at_stay_right_though_the_request_has_failed() -> 
     request.release()
     node.settle()
     assert node.counts() == {"free": 16}
-    assert not dict(node.control.current_slots())
+    assert not dict(node.control.open_slots())
     assert node.control.lanes.num_lent() == 0
 
 
