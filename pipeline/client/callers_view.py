@@ -7,6 +7,7 @@ has the turn, and why nothing is lost where the caller does not get it, is told 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -93,14 +94,21 @@ class CallersView:
 
     def end(self, handle: TransferHandle) -> bool:
         """End a request whose last row its caller has written. False: the library thread is to see to it."""
-        is_over = False
+        return self.do(handle.end_here)
+
+    def do(self, step: Callable[[], bool]) -> bool:
+        """Do on this thread what is the library thread's, if that has no turn now.
+
+        False: it is not done. `step` may have said so, or have failed; the library thread meets that, too, and says so.
+        """
+        is_done = False
         with TurnTaker(self._turn) as has_turn:
             if has_turn:
-                with suppress(Exception):  # the library thread will meet it, too, and say so
-                    is_over = handle.end_here()
+                with suppress(Exception):
+                    is_done = step()
         if self.library_waits:
             self._attachment.library_bell.ring()
-        return is_over
+        return is_done
 
     @property
     def has_looked_at_some(self) -> bool:

@@ -34,6 +34,7 @@ from embridge.pipeline.client.rounds import Round
 from embridge.pipeline.client.routing import RoutePicker
 from embridge.pipeline.client.slot_queue import MAX_WAITING, SlotQueue
 from embridge.pipeline.client.unsent_memory import UnsentMemory
+from embridge.pipeline.client.untold import LIBRARY_WAIT_S
 from embridge.pipeline.leaving import refuse
 from embridge.workers.health import why_refusing
 from embridge.workers.log_limit import LogLimit
@@ -41,7 +42,6 @@ from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
-LIBRARY_WAIT_S = 0.1
 STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
 END_WAIT_S = 5.0  # for the library thread to finish what it copies
@@ -204,6 +204,11 @@ class Library:
         """Whether a request of this client waits for a block (either thread)."""
         return bool(self._starving)
 
+    @property
+    def lacks_slots(self) -> bool:
+        """Whether a request of this client waits for a slot (either thread)."""
+        return self._num_waiting > 0
+
     def spare_blocks(self) -> int:
         """How many blocks are free beyond a quarter of the pool, and may be filled ahead of a grant (either thread)."""
         blocks = self.attachment.control.blocks
@@ -228,17 +233,6 @@ class Library:
         self.attachment.control.ring_block_waiters()
         if self._starving:
             self.attachment.library_bell.ring()
-
-    def do_in_turn(self, step: Callable[[], bool]) -> bool:
-        """Do on the caller's thread what is the library thread's, if that has no turn now (caller's thread).
-
-        False: it is not done, or `step` has said so.
-        """
-        with TurnTaker(self._turn) as has_turn:
-            is_done = has_turn and step()
-        if self.view.library_waits:
-            self.attachment.library_bell.ring()
-        return is_done
 
     # ---- the library thread
 

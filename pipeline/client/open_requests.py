@@ -73,7 +73,7 @@ class OpenRequests:
             self._attachment.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
             return
         if self.untold.add(handle):
-            self._attachment.library_bell.ring()  # it may sleep for longer than that
+            self._attachment.library_bell.ring()
         if self._asked is not None and self._asked.get(handle.room):
             handle.tell()  # who asks after this look finds it (R80)
 

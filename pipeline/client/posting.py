@@ -67,12 +67,3 @@ class Posting:
             return False
         self._posts.take_off_grant(self._handle.room, slot, epoch)
         return self._slots.release_untold(slot, epoch)
-
-
-def first_missing_block(num_tokens: int, total: int, block_size: int) -> int:
-    """The request block from which a request is sent again of which rows [0, num_tokens) are here.
-
-    Whole blocks are kept, but never the last of all. So each retry has rows to wait for, and ends as every request
-    does, by what its encode node says (R20).
-    """
-    return max(min(num_tokens, total - 1), 0) // block_size

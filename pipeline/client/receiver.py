@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from embridge.allocator.blocks import RESERVE_BLOCK
 from embridge.allocator.checksums import RowSum
-from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS, Role
 from embridge.allocator.records import Peer, Slot
 from embridge.allocator.request_tables import SlotRecord
@@ -24,10 +23,8 @@ from embridge.allocator.status import TERMINAL, Phase
 from embridge.pipeline.arguments import check_address, whole
 from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
 from embridge.pipeline.client.library import Library
-from embridge.pipeline.client.posting import Posting, first_missing_block
-
-LOST = frozenset({FailureCode.PEER_LOST, FailureCode.UNREACHABLE, FailureCode.CLIENT_DIED, FailureCode.UNKNOWN_ROOM})
-"""Codes of a request whose encode node, or its encoder, or what the node knew of it, is gone."""
+from embridge.pipeline.client.posting import Posting
+from embridge.pipeline.client.retrying import first_missing_block, why_in_vain
 
 
 class EmbeddingReceiver(TransferHandle):
@@ -60,14 +57,14 @@ class EmbeddingReceiver(TransferHandle):
         self.first_block = first_block
         self._total = total  # the length that another encode node had announced
         self._has_asked = False
-        self._windows = library.windows
+        self._windows, self._sessions = library.windows, library.sessions
         self._claims = library.attachment.control.claims
-        self._sessions = library.sessions
         self._bs = library.attachment.geometry.block_size
         self._cleared = False
         self.posting = Posting(library.attachment.control, library.neighbours, self)
         self.on_change: Callable[[], None] | None = None
         self.on_success: Callable[[], bool] | None = None
+        self.on_left: Callable[[], None] | None = None
 
     # ---- what is known
 
@@ -115,8 +112,7 @@ class EmbeddingReceiver(TransferHandle):
     def needs_resume(self) -> bool:
         """Whether all that was granted has been sent and rows remain (R5), by the counters and never by the phase."""
         now = self.progress()
-        total, granted = self.total_embedding_length, self.granted_tokens
-        return now.phase < Phase.Success and now.sent == granted < total
+        return now.phase < Phase.Success and now.sent == self.granted_tokens < self.total_embedding_length
 
     @property
     def is_tainted(self) -> bool:
@@ -135,8 +131,8 @@ class EmbeddingReceiver(TransferHandle):
 
     def current_allocation(self) -> npt.NDArray[np.uint32]:
         """The destination blocks held now, as uint32 indices in the order of the request's rows."""
-        first, end = self.drained_blocks, self.granted_blocks
-        return np.array([self._windows.get(self.slot, k) for k in range(first, end)], np.uint32)
+        held = range(self.drained_blocks, self.granted_blocks)
+        return np.array([self._windows.get(self.slot, k) for k in held], np.uint32)
 
     def block_of(self, request_block: int) -> int:
         """The destination block of one request block. Meaningful only while the request holds that block."""
@@ -228,8 +224,7 @@ class EmbeddingReceiver(TransferHandle):
             self._has_asked = True
             if self.slot == NO_SLOT:  # else it has got its slot meanwhile
                 return
-        held = self.granted_blocks + count - self.drained_blocks
-        if held > self.max_window_blocks:
+        if (held := self.granted_blocks + count - self.drained_blocks) > self.max_window_blocks:
             raise ValueError(f"embedding_indices: {held} blocks held > window of {self.max_window_blocks}")
         foreign = [index for index in indices if not self.holds(index)]
         if foreign or len(set(indices)) < count:
@@ -311,11 +306,7 @@ class EmbeddingReceiver(TransferHandle):
             return "it was cleared; retry before that"
         if self._attachment.node_gone:
             return "this client's own node is gone"
-        # the deadline passed while no rows waited for a grant of ours
-        is_silent = found.code == FailureCode.TIMEOUT and self.ready_tokens <= self.granted_tokens
-        if found.code in LOST or is_silent:
-            return ""
-        return f"it failed as {found.code.name}, which is not for want of the encode node: {found.reason}"
+        return why_in_vain(found, waits_for_grant=self.ready_tokens > self.granted_tokens)
 
     def retry(
         self,
@@ -365,7 +356,7 @@ class EmbeddingReceiver(TransferHandle):
     def clear(self) -> None:
         """Give the request's blocks and its slot back, because the caller needs nothing of it any more.
 
-        A request that has not ended is aborted. The library thread does the rest; a second call does nothing.
+        A request that has not ended is aborted, and the library thread does the rest; a second call does nothing.
 
         Raises:
             RuntimeError: after `Client.close`, or in a forked child, if the end had not been settled before.
@@ -373,7 +364,14 @@ class EmbeddingReceiver(TransferHandle):
         if self.poll() < Phase.Success:
             self.abort("cleared by the caller before its end")
         self._cleared = True
-        self._library.wake(self)
+        if self.on_change is not None or not self._library.view.do(self._leave_here):
+            self._library.wake(self)
+
+    def _leave_here(self) -> bool:
+        """Leave a request that has ended. False: the library thread is to see to it."""
+        self.service()
+        self._attachment.flush()
+        return self._final is not None and not self._library.lacks_slots
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
         """Write the language side's words of the slot's record, before its epoch is opened (either thread)."""
@@ -417,6 +415,8 @@ class EmbeddingReceiver(TransferHandle):
                 self.release_drained(self.total_embedding_length)
             self._settle()
             self._library.leave(self)
+            if self.on_left is not None:
+                self.on_left()
 
 
 def open_receiver(

@@ -269,7 +269,7 @@ class EmbeddingSender(GivesInPlace):
             self._slots.raise_to(self.slot, Slot.MOVED_NS, self._attachment.clock())
         self._ready = end  # after the word: the library thread tells the worker once of what it finds here
         self._taken = end
-        if not is_placed or not self._library.do_in_turn(self._show_worker):
+        if not is_placed or not self._library.view.do(self._show_worker):
             self._library.wake(self)
 
     def _show_worker(self) -> bool:
@@ -352,7 +352,7 @@ class EmbeddingSender(GivesInPlace):
     def fail(self, code: FailureCode, reason: str) -> None:
         # first: a scheduler that has granted, and told nobody, hears of it at once; where the turn is taken, later
         if self._direct is not None and self.slot != NO_SLOT:
-            self._library.do_in_turn(self._direct.find)
+            self._library.view.do(self._direct.find)
         super().fail(code, reason)
 
     def prepare(self, slot: int, record: SlotRecord) -> None:

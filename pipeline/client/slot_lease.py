@@ -91,13 +91,26 @@ class SlotLease:
         return 4 * (free + unleased * SLOTS_PER_PAGE) >= (len(self._free) + unleased) * SLOTS_PER_PAGE
 
     def _take(self) -> int | None:
-        """Take a slot, from pages without early slots first; lease one more page if none is free."""
+        """Take a slot, from pages without early slots first; lease one more page if none is free.
+
+        While most of the node's pages are nobody's, a quarter of each is left free, as `hold` asks: so the slots of all
+        requests that are in flight may be held.
+        """
         self.collect()
         pages = sorted(self._free, key=self._early.__contains__) if self._early else list(self._free)
-        slot = self._pop(pages)
+        slot = self._pop(pages, least=SLOTS_PER_PAGE - MOST_HELD)
+        if slot is None and self._may_spread() and (page := self._lease_page()) is not None:
+            slot = self._pop([page])
+        if slot is None:
+            slot = self._pop(pages)
         while slot is None and (page := self._lease_page()) is not None:
             slot = self._pop([page])
         return slot
+
+    def _may_spread(self) -> bool:
+        count = self._lanes.num_pages
+        num_unleased = sum([self._lanes.page_lane(page) is None for page in range(count)])
+        return self._claims is not None and 2 * num_unleased > count
 
     def _take_early(self) -> int | None:
         self.collect()
@@ -118,10 +131,12 @@ class SlotLease:
                 early.discard(slot)
             self._free[page].append(slot)  # the library thread has just found that no early slot lies in it
 
-    def _pop(self, pages: Iterable[int]) -> int | None:
+    def _pop(self, pages: Iterable[int], *, least: int = 0) -> int | None:
+        """Take a slot of one of these pages that has more than `least` free ones."""
         for page in pages:
             free = self._free.get(page)
-            if free and page not in self._leaving:  # of thousands of slots, those of most pages are in use
+            # of thousands of slots, those of most pages are in use
+            if free is not None and len(free) > least and page not in self._leaving:
                 try:
                     return free.popleft()
                 except IndexError:

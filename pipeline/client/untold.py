@@ -16,6 +16,7 @@ from embridge.pipeline.client.handle import TransferHandle
 from embridge.workers.timing import NS
 
 LATE_NS: Final = NS // 2
+LIBRARY_WAIT_S: Final = 0.1  # how long the library thread sleeps where nobody wakes it
 LEAST_WAIT_S: Final = 0.001  # another thread may have the turn
 
 
@@ -32,8 +33,8 @@ class UntoldRequests:
         return len(self._due)
 
     def add(self, handle: TransferHandle) -> bool:
-        """Note a request. True if there was none before, so that the library thread may wait for longer."""
-        is_first = not self._due
+        """Note a request. True if the library thread is to be woken, because it may sleep until long after."""
+        is_first = not self._due and self.late_ns < 2 * LIBRARY_WAIT_S * NS
         self._due.append((self._clock() + self.late_ns, handle))
         return is_first
 

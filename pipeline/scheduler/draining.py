@@ -6,8 +6,8 @@ That memory is counted before anything is granted.
 from __future__ import annotations
 
 from embridge.pipeline.client.attachment import Attachment
-from embridge.pipeline.client.posting import first_missing_block
 from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.client.retrying import first_missing_block
 from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 

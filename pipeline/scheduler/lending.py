@@ -106,6 +106,7 @@ class Lending:
 
     def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
         first, total = request.record.first_of_run, request.total_embedding_length
+        receiver.on_left = self.collect
         lent = request.record.lent = BlockRows(self._attachment, receiver, first, total, self._returned.append)
         self._lent.add(request)
         self._count(lent.num_blocks)

@@ -25,19 +25,16 @@ from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.client import Client, library_of
 from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
-from embridge.pipeline.client.slot_queue import MAX_WAITING, check_room
 from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, most_ahead, share_of
 from embridge.pipeline.scheduler.delivery import Delivery
 from embridge.pipeline.scheduler.draining import Draining
 from embridge.pipeline.scheduler.host_memory import HostMemory
+from embridge.pipeline.scheduler.incoming import NO_SLOT_IN_TIME, IncomingRequests
 from embridge.pipeline.scheduler.lending import Lending
 from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResult
 from embridge.pipeline.scheduler.shared_rooms import SharedRooms
 from embridge.pipeline.scheduler.streamed import StreamedRequests
 from embridge.workers.timing import NS
-
-LOOK_BEHIND_NS = NS // 10
-NO_SLOT_IN_TIME = "deadline passed while waiting for a slot"
 
 
 class TransferQueue:
@@ -71,9 +68,7 @@ class TransferQueue:
         given = settings["default_allocate_tokens"] if default_allocate_tokens is None else default_allocate_tokens
         start = whole("default_allocate_tokens", given, 1, MAX_TOKENS)
         self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
-        self._incoming: deque[EmbeddingRequest] = deque()
-        self._refused: set[EmbeddingRequest] = set()  # of those, the ones that ended before they had a slot
-        self._look_ns = 0
+        self._incoming = IncomingRequests(library, self._refuse)
         self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
         self._shared = SharedRooms()
         self._streamed = StreamedRequests(library)
@@ -87,7 +82,6 @@ class TransferQueue:
     def __len__(self) -> int:
         return (
             len(self._incoming)
-            - len(self._refused)
             + len(self._active)
             + (len(self._ranks) if self._ranks is not None else 0)
         )
@@ -97,24 +91,19 @@ class TransferQueue:
     def add(self, request: EmbeddingRequest) -> None:
         """Hand a request over (any thread).
 
-        Raises ValueError if it is streamed and the client has ranks, NodeBusyError as `check_room`.
+        Raises ValueError if it is streamed and the client has ranks, NodeBusyError as `IncomingRequests.check_room`,
+        RuntimeError as `pop_transferred`.
         """
         if request.is_streamed and self._ranks is not None:
             raise ValueError(f"room {request.room}: is_streamed: ranks get whole requests; leave it out, or num_ranks")
-        self.check_room()
-        request.record.added_s = self._attachment.clock() / NS
-        self._incoming.append(request)
-        self._library.wake()
+        self._attachment.check_attached()
+        self._incoming.add(request)
+        if self._ranks is not None or not self._library.view.do(self._begin):
+            self._library.wake()
 
     def check_room(self) -> None:
-        """Check that one more request may be handed over.
-
-        Raises:
-            NodeBusyError: every slot of the node is in use, and as many requests as may wait for one do.
-        """
-        num_waiting = len(self._incoming)
-        if num_waiting >= MAX_WAITING:
-            check_room(num_waiting, self._attachment.clock() / NS - self._incoming[0].record.added_s)
+        """Check that one more request may be handed over; raises as `IncomingRequests.check_room`."""
+        self._incoming.check_room()
 
     def pop_transferred(self) -> tuple[list[EmbeddingRequest], list[EmbeddingRequest]]:
         """(finished, failed): the requests that have ended since the last call; never blocks.
@@ -155,6 +144,12 @@ class TransferQueue:
 
     # ---- the library thread, or whoever has its turn
 
+    def _begin(self) -> bool:
+        """Open and grant what came, on the thread that adds it. False: the library thread is to see to it."""
+        waits = self._turn()
+        self._attachment.flush()
+        return not waits and not self._incoming
+
     def _turn(self) -> bool:
         """Open the requests that came, then grant what is possible, in order of arrival.
 
@@ -163,41 +158,13 @@ class TransferQueue:
         self.memory.collect()
         self._lending.collect()
         waits = False
-        while self._incoming:
-            request = self._incoming[0]
-            if request not in self._refused and not self._open(request):
-                self._look_behind()
-                break
-            self._incoming.popleft()
-            self._refused.discard(request)
+        self._incoming.turn(self._open)
         if self._attachment.node_gone:
             for request in list(self._active):
                 self._end_failed(request, lost=True)
         if self._ranks is not None:
             waits |= self._ranks.turn(self._pass_on)
         return self._lending.make_room(self._grant_all(), self._finished, self._grant_all) or waits
-
-    def _look_behind(self) -> None:
-        """Look at the requests behind the first, which has no slot: some of them may be over all the same."""
-        self._library.lack_slots(len(self._incoming) - len(self._refused))
-        now_ns = self._attachment.clock()
-        if now_ns < self._look_ns:
-            return
-        self._look_ns = now_ns + LOOK_BEHIND_NS
-        for request in list(self._incoming):
-            timeout_s = self._timeout_s(request)
-            if request in self._refused or not is_time(timeout_s):
-                continue
-            if request.abort_reason:
-                self._refuse(request, FailureCode.ABORTED, request.abort_reason)
-            elif request.record.added_s + timeout_s <= now_ns / NS:
-                self._refuse(request, FailureCode.TIMEOUT, NO_SLOT_IN_TIME)
-            else:
-                continue
-            self._refused.add(request)
-
-    def _timeout_s(self, request: EmbeddingRequest) -> float:
-        return self._attachment.request_timeout_s if request.timeout_s is None else request.timeout_s
 
     def _want(self, request: EmbeddingRequest) -> None:
         """Enter a request, once, among those that could use a block, at the place of its arrival."""
@@ -231,7 +198,7 @@ class TransferQueue:
 
     def _open(self, request: EmbeddingRequest) -> bool:
         """Give a request its slot. False if no slot is free: the request stays in the queue until its deadline."""
-        timeout_s = self._timeout_s(request)
+        timeout_s = self._incoming.timeout_s(request)
         if not is_time(timeout_s):  # such a request would stop those behind it, too
             return self._refuse(request, FailureCode.REFUSED, f"timeout_s: {said(timeout_s)} is no number of seconds")
         record = request.record
@@ -341,8 +308,10 @@ class TransferQueue:
         num_granted, granted, ready = words[Slot.GRANTED] >> 32, receiver.granted_tokens, words[Slot.PEER_READY]
         total, shows_rows = request.total_embedding_length, ready > 0
         rows = max(ready, now.sent, receiver.first_block * self._bs)
-        most = rows // self._bs + most_ahead(control.blocks.num_blocks, control.lanes.num_lent())
-        target = min(total or max(self.default.tokens(), granted), most * self._bs)
+        target = total or max(self.default.tokens(), granted)
+        if target > (rows // self._bs + 1) * self._bs:  # one block ahead is always allowed
+            most = rows // self._bs + most_ahead(control.blocks.num_blocks, control.lanes.num_lent())
+            target = min(target, most * self._bs)
         if not shows_rows:
             missing = max(-(-target // self._bs) - num_granted, 0)
             target = min(target, max((num_granted + share_of(control.blocks, missing)) * self._bs, granted))

@@ -59,10 +59,24 @@ CLIENT_SLOTS: Final = [
     ),
     Mutant(
         "shown-without-the-turn", "R8", "the caller shows source blocks while the library thread does",
-        "pipeline/client/library.py",
-        "            is_done = has_turn and step()\n",
-        "            is_done = step()\n",
+        "pipeline/client/callers_view.py",
+        "            if has_turn:\n                with suppress(Exception):\n",
+        "            if has_turn or step:\n                with suppress(Exception):\n",
         (f"{SHOWN}::test_while_somebody_has_the_turn_the_library_thread_shows_them",),
+    ),
+    Mutant(
+        "release-waits-for-the-library", "P8", "a released result comes free in the library thread's next turn only",
+        "pipeline/client/receiver.py",
+        "if self.on_change is not None or not self._library.view.do(self._leave_here):\n",
+        "if self._library:\n",
+        (f"{CALLER}::test_a_request_has_its_slot_when_it_is_handed_over_and_leaves_it_when_it_is_released",),
+    ),
+    Mutant(
+        "lent-slots-in-one-page", "R35", "as many slots as a page has lie in one, of which a quarter is not lent",
+        "pipeline/client/slot_lease.py",
+        "slot = self._pop(pages, least=SLOTS_PER_PAGE - MOST_HELD)",
+        "slot = self._pop(pages)",
+        (f"{CALLER}::test_of_as_many_requests_as_fill_a_page_of_slots_all_are_lent",),
     ),
     Mutant(
         "slots-last-in-first-out", "R17", "the slot that has just come free is used next",

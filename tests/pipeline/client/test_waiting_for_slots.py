@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone, failure_of
 
+from embridge.allocator._core import TurnTaker
 from embridge.allocator.errors import FailureCode, NodeBusyError, TransferAborted, TransferTimeout
 from embridge.allocator.records import Lane, LaneState, Slot
 from embridge.allocator.status import Phase
@@ -321,7 +322,7 @@ def test_requests_in_a_queue_end_in_time_whatever_waits_before_them() -> None:
 def test_only_a_full_line_is_an_error_which_says_when_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """P12: so many a client; it is a RuntimeError, too."""
     monkeypatch.setattr(waiting, "MAX_WAITING", 8)
-    monkeypatch.setattr("embridge.pipeline.scheduler.transfer_queue.MAX_WAITING", 8)
+    monkeypatch.setattr("embridge.pipeline.scheduler.incoming.MAX_WAITING", 8)
     node, _ = full_encode()
     for room in range(8):
         node.client.sender(room, 4)
@@ -333,11 +334,12 @@ def test_only_a_full_line_is_an_error_which_says_when_to_try_again(monkeypatch: 
     assert library_of(node.client).requests.waiting_for(8) is None
     language = LanguageAlone()
     prealloc = PreallocQueue(language.client, TransferQueue(language.client))
-    for room in range(8):
-        prealloc.add(EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS))
     refused = EmbeddingRequest(room=8, bootstrap_addr=ENCODE_ADDRESS)
-    with pytest.raises(NodeBusyError, match="wait for a slot: 8 >= 8"):
-        prealloc.add(refused)
+    with TurnTaker(library_of(language.client)._turn):  # so that adding opens none
+        for room in range(8):
+            prealloc.add(EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS))
+        with pytest.raises(NodeBusyError, match="wait for a slot: 8 >= 8"):
+            prealloc.add(refused)
     library_of(language.client).turn()
     prealloc.add(refused)
 

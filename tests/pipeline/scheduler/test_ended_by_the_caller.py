@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from support.alone import ENCODE_ADDRESS
 from support.lending import Scheduler
+from support.simulation.settings import LIMITS
 
 from embridge.allocator._core import TurnTaker
+from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.library import Library
@@ -137,3 +142,62 @@ def test_a_signal_handler_that_raises_leaves_the_turn_to_the_next_one(
     library._take_turn()
     assert node.queue.pop_transferred() == ([request], [])
     node.check(request)
+
+# ---- what the caller's thread does besides
+
+
+def test_a_request_has_its_slot_when_it_is_handed_over_and_leaves_it_when_it_is_released(node: Scheduler) -> None:
+    """P8: without a turn of the library thread; what it has lent comes free at once."""
+    library = library_of(node.client)
+    before = rings(library)
+    request = EmbeddingRequest(room=1, bootstrap_addr=ENCODE_ADDRESS)
+    node.queue.add(request)
+    assert request.receiver is not None
+    assert (request.receiver.is_waiting, rings(library)) == (False, before)
+    node.settle()
+    node.registered()
+    node.finish(request, TOTAL)
+    assert node.queue.pop_transferred() == ([request], [])
+    assert node.is_lent(request)
+    before = rings(library)
+    request.release()
+    assert (node.control.lanes.num_lent(), node.counts(), rings(library)) == (0, {"free": 16}, before)
+
+
+def test_while_somebody_has_the_turn_both_are_left_to_the_library_thread(node: Scheduler) -> None:
+    """P8: which is rung."""
+    library, landed_before = library_of(node.client), landed(node, 1)
+    assert node.queue.pop_transferred() == ([landed_before], [])
+    before = rings(library)
+    request = EmbeddingRequest(room=2, bootstrap_addr=ENCODE_ADDRESS)
+    with TurnTaker(library._turn):
+        node.queue.add(request)
+        assert (request.receiver, rings(library)) == (None, before + 1)
+        landed_before.release()
+        assert (node.control.lanes.num_lent(), rings(library)) == (2, before + 2)
+    library.turn()
+    assert request.receiver is not None
+    assert node.control.lanes.num_lent() == 0
+
+
+def test_a_turn_that_fails_on_the_caller_s_thread_is_the_library_thread_s(
+    node: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P15: `add` raises none of it."""
+    library, request = library_of(node.client), EmbeddingRequest(room=1, bootstrap_addr=ENCODE_ADDRESS)
+    before = rings(library)
+    with monkeypatch.context() as patch:
+        patch.setattr(node.queue, "_grant_all", lambda: 1 // 0)
+        node.queue.add(request)
+    assert rings(library) == before + 1
+    library.turn()
+    assert len(node.queue) == 1
+
+
+def test_of_as_many_requests_as_fill_a_page_of_slots_all_are_lent() -> None:
+    """R35: a quarter of a page is not held, and so they lie in more than one page."""
+    node = Scheduler(num_blocks=4 * SLOTS_PER_PAGE, limits=replace(LIMITS, num_slots=8 * SLOTS_PER_PAGE))
+    requests = {landed(node, room) for room in range(SLOTS_PER_PAGE)}
+    finished, failed = node.queue.pop_transferred()
+    assert (set(finished), failed) == (requests, [])
+    assert all(map(node.is_lent, requests))

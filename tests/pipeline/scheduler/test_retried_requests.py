@@ -16,8 +16,8 @@ from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.records import Destination
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
-from embridge.pipeline.client.posting import first_missing_block
 from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.client.retrying import first_missing_block
 from embridge.pipeline.scheduler.queues import PreallocQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
