@@ -223,7 +223,7 @@ class Consumer:
     def capacity(self) -> int: ...
 
 class Doorbell:
-    """A 64-byte line that wakes one waiter: `sequence:u32 | state:u32`.
+    """A 64-byte line that wakes one waiter: `sequence:u32 | state:u32 | spared:u32`.
 
     The state's lower two bits: 0 awake, 1 asleep on the futex, 2 armed eventfd; above them the number of the arming.
     `ring` costs a system call only when the waiter sleeps (futex wake) or has armed its eventfd (8 bytes written, once
@@ -244,6 +244,9 @@ class Doorbell:
         """Have the next ring written to the eventfd. False, and not armed, when the sequence is no longer `seen`; the
         eventfd may be readable all the same, from a ring that crossed."""
     def disarm(self) -> None: ...
+    def spare(self, is_spared: bool, /) -> None:
+        """Say, as the waiter, whether a writer that has ended a request may leave this bell alone while the caller of
+        the same client is awake."""
 
 class Turn:
     """What one thread of a process has at a time (`TurnTaker`). Nobody waits for it."""

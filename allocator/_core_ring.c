@@ -249,12 +249,22 @@ static PyObject *doorbell_disarm_it(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+static PyObject *doorbell_spare_it(PyObject *self, PyObject *is_spared)
+{
+    const int is_true = PyObject_IsTrue(is_spared);
+    if (is_true < 0)
+        return NULL;
+    doorbell_spare(((Doorbell *)self)->bell, is_true);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef doorbell_methods[] = {
     {"sequence", doorbell_get_sequence, METH_NOARGS, NULL},
     {"ring", doorbell_ring_it, METH_NOARGS, NULL},
     {"wait", (PyCFunction)(void (*)(void))doorbell_wait_for, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"arm", (PyCFunction)(void (*)(void))doorbell_arm_it, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"disarm", doorbell_disarm_it, METH_NOARGS, NULL},
+    {"spare", doorbell_spare_it, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

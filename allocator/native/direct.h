@@ -310,7 +310,8 @@ static inline void direct_write_claimed(struct direct_write *w)
 }
 
 // Wake the client of the destination's slot: its caller, if the request has succeeded and he sleeps on the futex; else
-// its library thread, which goes on and wakes its caller.
+// its library thread, which goes on and wakes its caller. Where the library thread has nothing to do with a success, it
+// sleeps on while the caller is awake.
 static inline void direct_ring(struct direct_write *w)
 {
     const uint64_t lane = claim_lane(w->claim);
@@ -318,10 +319,13 @@ static inline void direct_ring(struct direct_write *w)
         return;
     struct doorbell *caller = (struct doorbell *)(void *)(w->bells + lane * DOORBELL_BYTES);
     struct doorbell *library = (struct doorbell *)(void *)(w->bells + (w->num_lanes + lane) * DOORBELL_BYTES);
-    bool woke = false;
-    if (status_phase(status_load(w->there.status, w->there.slot)) == PHASE_SUCCESS)
+    bool is_left = true;
+    if (status_phase(status_load(w->there.status, w->there.slot)) == PHASE_SUCCESS) {
+        bool woke;
         doorbell_ring_sleeper(caller, -1, &woke);
-    if (!woke)
+        is_left = !woke && !(doorbell_is_spared(library) && doorbell_is_awake(caller));
+    }
+    if (is_left)
         doorbell_ring(library, -1);
 }
 

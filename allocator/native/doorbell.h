@@ -2,7 +2,8 @@
 //
 //   +0   sequence:u32    rises by one with every ring; the futex word
 //   +4   state:u32       kind:2 (0 awake, 1 asleep on the futex, 2 eventfd armed), above it the number of the arming
-//   +8   unused to 64
+//   +8   spared:u32      the waiter need not hear of what another one will see who is awake (`direct_ring`)
+//   +12  unused to 64
 //
 // No wake-up is lost. The ringer moves `sequence` and then reads `state`; the waiter writes `state` and then reads
 // `sequence` again. All four are sequentially consistent, so of two who cross, at least one sees the other: the
@@ -36,14 +37,33 @@ enum doorbell_kind { DOORBELL_AWAKE, DOORBELL_ASLEEP, DOORBELL_ARMED };
 struct doorbell {
     word32 sequence;
     word32 state;
+    word32 spared;
 };
 
-_Static_assert(sizeof(struct doorbell) == 8, "sequence and state are neighbours");
+_Static_assert(sizeof(struct doorbell) == 12, "sequence, state and spared are neighbours");
 
 static inline uint32_t doorbell_sequence(struct doorbell *bell)
 {
     // SYNC bell: acquire; who sees this ring sees what was stored before it.
     return atomic_load_explicit(&bell->sequence, memory_order_acquire);
+}
+
+// Whether the waiter is awake. Who has rung before it asks may go away: the waiter finds the new sequence before it sleeps.
+static inline bool doorbell_is_awake(struct doorbell *bell)
+{
+    // SYNC bell: seq_cst, behind the ring.
+    return (atomic_load_explicit(&bell->state, memory_order_seq_cst) & DOORBELL_KIND_MASK) == DOORBELL_AWAKE;
+}
+
+// Say whether the waiter may be spared (the waiter only). Relaxed: it is a hint.
+static inline void doorbell_spare(struct doorbell *bell, bool is_spared)
+{
+    atomic_store_explicit(&bell->spared, is_spared, memory_order_relaxed);
+}
+
+static inline bool doorbell_is_spared(struct doorbell *bell)
+{
+    return atomic_load_explicit(&bell->spared, memory_order_relaxed) != 0;
 }
 
 static inline bool doorbell_set_kind(struct doorbell *bell, enum doorbell_kind kind)

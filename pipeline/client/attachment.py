@@ -85,6 +85,7 @@ class Attachment:
         self.threads: tuple[threading.Thread, ...] = ()  # the library's: what they have begun, they end
         self.user_bell: Doorbell = control.bell(f"lane{lane}")
         self.library_bell: Doorbell = control.bell(f"library{lane}")
+        self.library_bell.spare(False)  # as whoever had the lane before may have
         self._to_bootstrap = control.sender(f"lane{lane}", "bootstrap")
         self._to_poller = control.sender(f"lane{lane}", "poller")
         self._to_workers = [control.sender(f"lane{lane}", f"worker{w}") for w in range(control.limits.num_workers)]

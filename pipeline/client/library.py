@@ -92,9 +92,9 @@ class Library:
         self._changes = SlotChanges(control)
         self._starving: OrderedDict[TransferHandle, None] = OrderedDict()
         self._to_serve: deque[TransferHandle] = deque()
-        self._num_waiting = 0  # requests that wait for a slot, as the lane's word says
+        self.num_waiting = 0  # requests that wait for a slot, as the lane says (either thread)
         self._num_lacking = 0  # how many of them wait in a transfer queue
-        self._is_slot_waiter = self._is_block_waiter = False
+        self._is_slot_waiter = self._is_block_waiter = self._is_spared = False
         self._picker: RoutePicker | None = None
 
     def start(self) -> None:
@@ -203,11 +203,6 @@ class Library:
     def is_starving(self) -> bool:
         """Whether a request of this client waits for a block (either thread)."""
         return bool(self._starving)
-
-    @property
-    def lacks_slots(self) -> bool:
-        """Whether a request of this client waits for a slot (either thread)."""
-        return self._num_waiting > 0
 
     def spare_blocks(self) -> int:
         """How many blocks are free beyond a quarter of the pool, and may be filled ahead of a grant (either thread)."""
@@ -324,7 +319,16 @@ class Library:
         attachment.flush()
         if attachment.node_gone:
             self._let_go_of_payload()
+        self._say_whether_spared(starving or waits)
         return starving or waits or self._wants_doors(is_slow=False)
+
+    def _say_whether_spared(self, has_waiters: bool) -> None:
+        """Say whether a success may be left to a caller who is awake, for nothing waits for what it gives free."""
+        control = self.attachment.control
+        waits = has_waiters or self.ranks is not None or control.blocks.waiters() or control.slot_waiters.lanes()
+        if (is_spared := not waits and not self.blocks_are_short()) != self._is_spared:
+            self._is_spared = is_spared
+            self.attachment.library_bell.spare(is_spared)
 
     def _wants_doors(self, *, is_slow: bool) -> bool:
         """Whether doors are to be looked after: never after the end of this client's own node, which closes them."""
@@ -337,8 +341,8 @@ class Library:
         """
         control, lane = self.attachment.control, self.attachment.lane
         count = len(self.slot_queue) + self._num_lacking
-        if count or self._num_waiting:
-            self._num_waiting = count
+        if count or self.num_waiting:
+            self.num_waiting = count
             control.lanes.set_num_waiting(lane, count)
         if lacks_slot != self._is_slot_waiter:
             self._is_slot_waiter = lacks_slot

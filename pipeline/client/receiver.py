@@ -371,7 +371,7 @@ class EmbeddingReceiver(TransferHandle):
         """Leave a request that has ended. False: the library thread is to see to it."""
         self.service()
         self._attachment.flush()
-        return self._final is not None and not self._library.lacks_slots
+        return self._final is not None and not self._library.num_waiting
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
         """Write the language side's words of the slot's record, before its epoch is opened (either thread)."""

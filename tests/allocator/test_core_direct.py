@@ -246,6 +246,19 @@ def test_the_scheduler_is_rung_whose_slot_it_is(pair: Pair) -> None:
     assert rung(pair, 4, TOTAL) == []
 
 
+@pytest.mark.parametrize("is_armed", [False, True])
+def test_a_library_thread_that_is_spared_hears_of_a_success_where_its_caller_is_not_awake(
+    pair: Pair, is_armed: bool
+) -> None:
+    """P8: he may sleep in a poll loop, which no writer can wake; rows that are not the last are for it alone."""
+    caller = pair.language.bell("lane3")
+    pair.language.bell("library3").spare(True)
+    assert rung(pair, 0, 4) == ["library3"]
+    if is_armed:
+        assert caller.arm(caller.sequence())
+    assert rung(pair, 4, TOTAL) == (["lane3", "library3"] if is_armed else ["lane3"])
+
+
 def test_a_lane_that_there_is_not_is_not_rung(pair: Pair) -> None:
     """P7: it is a word that others write."""
     pair.language.claims.begin(THERE, EPOCH, 4)

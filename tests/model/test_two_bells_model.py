@@ -1,8 +1,9 @@
 """Two bells and one turn (`direct_ring`, `CallersView`, `Library._take_turn`), every interleaving.
 
 A writer raises a status word, marks it in both views, and rings the caller's bell; if he did not sleep there, the
-library thread's, too. Either of the two takes the turn and serves what a mark of its own view has named. The caller serves no
-more than what needs no copy, and he may be away for as long as he likes, once he has looked. No slow look is modelled:
+library thread's, too. Either of the two takes the turn and serves what a mark of its own view has named. The caller
+serves no more than what needs no copy, and he may be away for as long as he likes, once he has looked. Where nothing
+waits for what a success gives free, the library thread is spared while the caller is awake. No slow look is modelled:
 none is needed where nobody is killed, and it makes up for kills (`test_waited_word_model`). What a bell does by itself
 is `test_status_doorbell_model`'s; so a sleeper's state and its second look are one step each here.
 """
@@ -21,8 +22,8 @@ CALLER, LIBRARY = 0, 1
 
 
 class Waiter(NamedTuple):
-    """`rung`: whether its bell's sequence has moved since it was noted; `named`: how many of the landed requests its marks
-    have named so far.
+    """`rung`: whether its bell's sequence has moved since it was noted; `named`: how many of the landed requests its
+    marks have named so far.
     """
 
     at: str = "note"
@@ -51,6 +52,8 @@ class Rules:
     eventfd: bool = False  # not a rule: the caller sleeps in a poll loop of his own, which a writer cannot wake
     needs_copy: bool = False  # not a rule: the caller cannot serve what has landed
     is_away: bool = True  # not a rule: the caller may go and look no more
+    is_spared: bool = False  # not a rule: what has landed may wait for the caller, as long as he likes
+    awake_is_asked_behind_the_ring: bool = True
     armed_is_left_to_the_library: bool = True
     caller_passes_on: bool = True  # what he does not serve, by a ring
     caller_rings_who_waits: bool = True
@@ -77,13 +80,23 @@ def with_state(world: World, whose: int, state: str) -> tuple[str, str]:
 def writer_step(world: World, at: str, rules: Rules) -> tuple[str, str, World]:
     if at == "mark":
         return "raises a word and marks it", "ring", world._replace(landed=world.landed + 1, marks=(True, True))
-    if at == "ring":
+    if at == "ring" and rules.is_spared and not rules.awake_is_asked_behind_the_ring:
+        is_awake = world.states[CALLER] == AWAKE
+        return "asks whether the caller is awake", "only move" if is_awake else "ring without a question", world
+    if at == "only move":
+        return "moves the caller's sequence", "done", moved(world, CALLER)
+    if at in ("ring", "ring without a question"):
         state = world.states[CALLER]
         after = moved(world, CALLER)
         if state == ASLEEP:
             return "wakes the caller", "done", after._replace(states=with_state(world, CALLER, AWAKE))
+        if rules.is_spared and rules.awake_is_asked_behind_the_ring:
+            return "finds the caller awake, or out of reach", "ask", after
         is_left = state == ARMED and not rules.armed_is_left_to_the_library
         return "finds the caller awake, or out of reach", "done" if is_left else "ring the library", after
+    if at == "ask":
+        is_awake = world.states[CALLER] == AWAKE
+        return "asks whether the caller is awake", "done" if is_awake else "ring the library", world
     return "rings the library", "done", ring(world, LIBRARY)
 
 
@@ -161,7 +174,8 @@ def explore_bells(rules: Rules) -> Finding:
 
     def is_over(world: World) -> bool:
         has_popped = world.popped == world.landed or world.waiters[CALLER].at == "away"
-        return all(at == "done" for at in world.writers) and world.served == world.landed and has_popped
+        has_served = world.served == world.landed or (rules.is_spared and world.waiters[CALLER].at == "away")
+        return all(at == "done" for at in world.writers) and has_served and has_popped
 
     def violated(world: World) -> str | None:
         return "both have the turn" if all(waiter.has_turn for waiter in world.waiters) else None
@@ -178,6 +192,17 @@ def test_what_has_landed_is_served_and_popped_whoever_was_woken(eventfd: bool, n
     assert finding.num_states > 1000
 
 
+@pytest.mark.parametrize("needs_copy", [False, True], ids=["in place", "to be drained"])
+@pytest.mark.parametrize("eventfd", [False, True], ids=["futex", "eventfd"])
+def test_a_caller_who_looks_pops_what_has_landed_though_the_library_thread_is_spared(
+    eventfd: bool, needs_copy: bool
+) -> None:
+    """P8: it sleeps on while he is awake, and he cannot fall asleep over what he has not seen."""
+    finding = explore_bells(Rules(eventfd=eventfd, needs_copy=needs_copy, is_spared=True))
+    assert finding.fault is None, finding
+    assert finding.num_states > 1000
+
+
 @pytest.mark.parametrize(
     "rules",
     [
@@ -186,6 +211,7 @@ def test_what_has_landed_is_served_and_popped_whoever_was_woken(eventfd: bool, n
         Rules(caller_rings_who_waits=False),
         Rules(waits_before_try=False),
         Rules(library_tells=False, needs_copy=True),
+        Rules(is_spared=True, awake_is_asked_behind_the_ring=False),
     ],
     ids=[
         "the ringer takes an armed eventfd for a sleeper that it has woken",
@@ -193,6 +219,7 @@ def test_what_has_landed_is_served_and_popped_whoever_was_woken(eventfd: bool, n
         "the caller gives the turn back without a look at who waits for it",
         "the library says that it waits after it has found the turn taken",
         "the library does not tell that it has served",
+        "a writer asks whether the caller is awake before it moves his sequence",
     ],
 )
 def test_each_rule_of_the_two_bells_is_needed(rules: Rules) -> None:

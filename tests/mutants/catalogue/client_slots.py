@@ -79,6 +79,13 @@ CLIENT_SLOTS: Final = [
         (f"{CALLER}::test_of_as_many_requests_as_fill_a_page_of_slots_all_are_lent",),
     ),
     Mutant(
+        "spared-while-others-wait", "P8", "a success is left to the caller though another client waits for a block",
+        "pipeline/client/library.py",
+        "self.ranks is not None or control.blocks.waiters() or",
+        "self.ranks is not None or",
+        (f"{CALLER}::test_a_library_thread_is_spared_while_nothing_waits_for_what_a_success_gives_free",),
+    ),
+    Mutant(
         "slots-last-in-first-out", "R17", "the slot that has just come free is used next",
         "pipeline/client/slot_lease.py",
         "                    return free.popleft()",

@@ -172,7 +172,7 @@ CORE: Final = [
     Mutant(
         "writer-wakes-two", "P8", "who writes the last rows wakes the library thread of a caller who sleeps, too",
         "allocator/native/direct.h",
-        "    if (!woke)\n        doorbell_ring(library, -1);\n",
+        "    if (is_left)\n        doorbell_ring(library, -1);\n",
         "    doorbell_ring(library, -1);\n",
         ("tests/transfers/test_without_repair.py::test_who_writes_the_last_rows_wakes_a_caller_who_sleeps_and_nobody_else",),
     ),
@@ -239,6 +239,14 @@ CORE: Final = [
         "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, first_grant, now_ns, &has_risen) || !has_risen)\n",
         "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, first_grant, now_ns, &has_risen))\n",
         (f"{UNDER_A_CLAIM}::test_a_destination_is_not_told_of_an_arrival_that_its_encode_side_refused",),
+    ),
+    Mutant(
+        "spared-though-nobody-is-awake", "P8", "a library thread is spared whose caller sleeps where no writer wakes him",
+        "allocator/native/direct.h",
+        "doorbell_is_spared(library) && doorbell_is_awake(caller)",
+        "doorbell_is_spared(library)",
+        ("tests/allocator/test_core_direct.py"
+         "::test_a_library_thread_that_is_spared_hears_of_a_success_where_its_caller_is_not_awake[True]",),
     ),
     Mutant(
         "sent-from-before-the-claim", "R29", "the rows to write are those that were found before the claim was taken",

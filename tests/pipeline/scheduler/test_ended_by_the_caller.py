@@ -201,3 +201,27 @@ def test_of_as_many_requests_as_fill_a_page_of_slots_all_are_lent() -> None:
     finished, failed = node.queue.pop_transferred()
     assert (set(finished), failed) == (requests, [])
     assert all(map(node.is_lent, requests))
+
+
+def test_a_library_thread_is_spared_while_nothing_waits_for_what_a_success_gives_free(node: Scheduler) -> None:
+    """P8: no request of this client for a block or a slot, nor anybody else, and blocks are not short."""
+    said: list[bool] = []
+
+    class Bell:
+        def spare(self, is_spared: bool) -> None:
+            said.append(is_spared)
+
+    library, other = library_of(node.client), node.new_client()
+    library._is_spared = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library.attachment, "library_bell", Bell())
+        library.turn()
+        for waiters in (node.control.blocks._waiters, node.control.slot_waiters):
+            waiters.set(other.lane, True)
+            library.turn()
+            waiters.set(other.lane, False)
+            library.turn()
+        held = node.control.blocks.acquire(node.add(1).receiver.slot, 1, 12, may_take_reserve=False)  # type: ignore[union-attr]
+        library.turn()
+        assert len(held) == 12
+    assert said == [True, False, True, False, True, False]
