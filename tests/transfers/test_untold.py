@@ -394,14 +394,14 @@ def test_two_senders_of_a_room_with_one_grant_fail_and_are_released(
     wait_until(lambda: _joined(waiting) == JoinedBy.BOOTSTRAP)
     encode.control.untold.add(posted.room, 1)
     give(waiting)
-    why = ended(waiting).reason
-    assert why in (  # the second is the destination's, if it has heard of both before the first has
+    reasons = (  # the second is the destination's own, if it has heard of both senders by then
         f"room {posted.room} is in use by another sender of this node",
         f"the encode side announced {TOTAL} tokens and then {LONGER}",
     )
+    assert ended(waiting).reason in reasons
     assert waiting.sent_tokens == 0
     _both(sending, receiving.client)
-    assert receiving.take(posted.room, 20).reason == why
+    assert receiving.take(posted.room, 20).reason in reasons
     assert ended(sender).error
     wait_until(lambda: _is_released(encode, sender) and _is_released(encode, waiting))
 
