@@ -89,8 +89,8 @@ def others_rows(encode: Station, language: Station, sending: Client, receiving: 
 
 ENDS: Final[dict[str, dict[str, float]]] = {
     "the scheduler gives up": {},
-    "the scheduler's deadline": {"scheduler_timeout_s": 1.0},
-    "the encoder's deadline": {"timeout_s": 1.0},
+    "the scheduler's deadline": {"scheduler_timeout_s": 2.0},
+    "the encoder's deadline": {"timeout_s": 2.0},
 }
 
 
