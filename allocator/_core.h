@@ -23,6 +23,7 @@ typedef struct {
     PyTypeObject *turn;
     PyTypeObject *turn_taker;
     PyTypeObject *direct_writer;
+    PyTypeObject *grant_binder;
 } core_state;
 
 typedef struct {
@@ -61,7 +62,7 @@ typedef struct {
 #define CORE_TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
 
 HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec,
-    doorbell_spec, direct_writer_spec, turn_spec, turn_taker_spec;
+    doorbell_spec, direct_writer_spec, grant_binder_spec, turn_spec, turn_taker_spec;
 
 // ---- handles (_core_mapping.c)
 

@@ -20,21 +20,51 @@ DOORBELL_BYTES: int  # 64
 MAX_EPOCH: int  # 2**28 - 1
 NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cache
 
-# where `DirectWriter` finds words, as `records` and `metrics` name them
+# where `DirectWriter` and `GrantBinder` find words, and values of some, as `records`, `posts` and `metrics` have them
 CLAIM_WORDS: int
 SLOT_TOTAL: int
 SLOT_READY: int
+SLOT_REQUIRED: int
 SLOT_MOVED_NS: int
+SLOT_NUM_DESTINATIONS: int
+SLOT_TOLD: int
+SLOT_JOINED_BY: int
+DESTINATION_PEER: int
+DESTINATION_INCARNATION: int
 DESTINATION_REMOTE_SLOT: int
 DESTINATION_REMOTE_EPOCH: int
 DESTINATION_GRANTED_TOKENS: int
+DESTINATION_GRANTED_BLOCKS: int
 DESTINATION_FIRST_GRANT: int
 DESTINATION_SENT: int
+DESTINATION_REGISTRATION: int
 DESTINATION_WINDOW: int
+DESTINATION_WRITTEN_BY: int
 DESTINATION_WORDS: int
 METRIC_WRITES: int
 METRIC_BYTES_WRITTEN: int
 METRIC_TOKENS_WRITTEN: int
+PEER_STATE: int
+PEER_NODE_ID: int
+PEER_INCARNATION: int
+PEER_REGISTRATION: int
+MEETING_EPOCH: int
+MEETING_ROOM: int
+MEETING_NODE_ID: int
+MEETING_INCARNATION: int
+MEETING_GRANTED: int
+MEETING_BOUND: int
+MEETING_WORDS: int
+JOINED_BY_NOBODY: int
+JOINED_BY_CLIENT: int
+WRITTEN_BY_CLIENT: int
+TOLD_UNTOLD: int
+REGISTERED_STATE: int
+
+# what `GrantBinder.bind` returns
+BIND_BOUND: int  # the slot is bound to a grant
+BIND_TOLD: int  # and its node is told of its request
+BIND_GONE: int  # and the language node has left its entry of the peer table, or is dead
 
 class Mapping:
     """A MAP_SHARED mapping of `size` bytes of descriptor `fd` from `offset` on (whole pages), aligned to `alignment`
@@ -329,6 +359,53 @@ class DirectWriter:
         """
     def close(self) -> bool:
         """Have nobody begin to write from now on. True once nobody is in `write`."""
+
+class GrantBinder:
+    """Finds grants that one language node of this host has posted, and binds requests of an encode node to them
+    (`native/bind.h`).
+
+    `slots`, `destinations`, `grants`, `peers` and `tombstones` are the encode node's, `claims`, `meetings`, `posts` and
+    `windows` the language node's. Several threads may use it at the same time.
+    """
+
+    def __init__(
+        self,
+        slots: Words,
+        destinations: Words,
+        grants: Words,
+        peers: Words,
+        tombstones: Words,
+        claims: Words,
+        meetings: Words,
+        posts: Words,
+        windows: Words,
+        slot_words: int,
+        num_destinations: int,
+        window_blocks: int,
+        peer_words: int,
+        num_peer_slots: int,
+        window_there: int,
+        block_size: int,
+        num_blocks: int,
+        node_id: int,
+        incarnation: int,
+        node_id_there: int,
+        incarnation_there: int,
+    ) -> None:
+        """`window_blocks` and `window_there`: words of `grants` and of `windows` a slot. `block_size` and `num_blocks`
+        are those of the language node.
+        Raises ValueError where a table is too small.
+        """
+    def bind(self, peer: int, room: int, slot: int, epoch: int, /) -> int:
+        """Look for a grant of the room, and bind (slot, epoch) to it as its first destination. `peer`: the language
+        node's entry of the peer table.
+
+        Returns 0 where there is none, or the slot has a destination; else `BIND_BOUND`, and what else is so.
+        """
+    def watch(self, before: Callable[[int], object] | None, /) -> None:
+        """Have `before(step)` called before each change that `bind` makes from now on (`enum bind_step`). If it
+        raises, nothing is changed any more, and `bind` raises that.
+        """
 
 def copy(destination: Buffer, source: Buffer, moves: Buffer, count: int, /) -> int:
     """`count` moves of (destination offset, source offset, bytes), int64 triples, one after the other, without the GIL

@@ -3,24 +3,7 @@
 #define EMBRIDGE_CORE_DIRECT_H
 
 #include "_core.h"
-
-// Where words stand in a slot's record, in a destination's, and in a row of counters: `records.py` and `metrics.py`
-// have them all, and a test compares.
-enum {
-    SLOT_TOTAL = 3,
-    SLOT_READY = 6,
-    SLOT_MOVED_NS = 16,
-    DESTINATION_REMOTE_SLOT = 2,
-    DESTINATION_REMOTE_EPOCH = 3,
-    DESTINATION_GRANTED_TOKENS = 4,
-    DESTINATION_FIRST_GRANT = 6,
-    DESTINATION_SENT = 7,
-    DESTINATION_WINDOW = 22,
-    DESTINATION_WORDS = 24,
-    METRIC_WRITES = 5,
-    METRIC_BYTES_WRITTEN = 6,
-    METRIC_TOKENS_WRITTEN = 7,
-};
+#include "native/records.h"
 
 enum { OWN_SLOTS, OWN_DESTINATIONS, OWN_GRANTS, OWN_METRICS, CLAIMS, NUM_WORDS };
 enum { OWN, THEIRS, NUM_TABLES };

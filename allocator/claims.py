@@ -97,14 +97,6 @@ class ClaimTable:
     def get(self, slot: int) -> Claim:
         return Claim.of(self._words.load(slot * CLAIM_WORDS))
 
-    def is_open(self, slot: int, epoch: int) -> bool:
-        """Whether the claim is open for this epoch, so that nobody writes and somebody may."""
-        return self._words.load(slot * CLAIM_WORDS) == _bare(epoch, ClaimState.OPEN)
-
-    def epoch(self, slot: int) -> int:
-        """The epoch that the claim is about."""
-        return self._words.load(slot * CLAIM_WORDS) >> _WRITER_BITS + 4
-
     def lane(self, slot: int) -> int:
         """The lane of the slot's client."""
         return self._words.load(slot * CLAIM_WORDS + REQUEST) & (1 << _LANE_BITS) - 1

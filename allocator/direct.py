@@ -1,7 +1,7 @@
-"""Direct writes: what writes rows of an encode node's requests into one language node's blocks.
+"""Direct writes: what finds the grants of one language node for an encode node's requests, and writes their rows there.
 
-The steps of a write are native (`native/direct.h`): their order is what R28 to R33 and R36 ask for, and a process may
-stop or die between any two.
+The steps of both are native (`native/bind.h`, `native/direct.h`): their order is what R28 to R33, R36 to R38 and R79
+ask for, and a process may stop or die between any two.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
-from embridge.allocator._core import DirectWriter, Mapping, StatusTable, Words
+from embridge.allocator._core import DirectWriter, GrantBinder, Mapping, StatusTable, Words
 from embridge.allocator.buffers import aux_offset, pools
 from embridge.allocator.claims import WriterId
 from embridge.allocator.control import Control
@@ -19,8 +19,11 @@ from embridge.allocator.records import (
     AUX_OFFSET,
     CLAIM_WORDS,
     DESTINATION_WORDS,
+    MEETING_WORDS,
     METRIC_WORDS,
     NUM_VIEWS,
+    PEER_BYTES,
+    POSTS_A_SLOT,
     SLOT_BYTES,
 )
 
@@ -66,6 +69,40 @@ def direct_writer(
         bells=there.doorbell("lane0") - begin,
         num_lanes=there.limits.max_clients,
         clock=clock,
+    )
+
+
+def grant_binder(
+    own: Control, part: Mapping, there: ControlLayout, geometry: Geometry, node: tuple[int, int]
+) -> GrantBinder:
+    """Finds grants of the language node `node` (id, incarnation), and binds requests of the encode node `own` to them.
+
+    Of the language node: `part` is the writers' part of its control segment with the layout `there`.
+    """
+    layout, limits, begin = own.layout, own.limits, there.writers_part[0]
+    slots, slots_there = limits.num_slots, there.limits.num_slots
+    return GrantBinder(
+        slots=Words(own.mapping, layout.slots, slots * SLOT_BYTES // 8),
+        destinations=Words(own.mapping, layout.destinations, slots * limits.max_destinations * DESTINATION_WORDS),
+        grants=Words(own.mapping, layout.grants, slots * limits.window_blocks),
+        peers=Words(own.mapping, layout.peers, limits.max_peers * PEER_BYTES // 8),
+        tombstones=Words(own.mapping, layout.tombstones, limits.max_peers * limits.max_peer_slots),
+        claims=Words(part, there.claims - begin, slots_there * CLAIM_WORDS),
+        meetings=Words(part, there.meetings - begin, slots_there * MEETING_WORDS),
+        posts=Words(part, there.posts - begin, slots_there * POSTS_A_SLOT),
+        windows=Words(part, there.windows - begin, slots_there * there.own_window),
+        slot_words=SLOT_BYTES // 8,
+        num_destinations=limits.max_destinations,
+        window_blocks=limits.window_blocks,
+        peer_words=PEER_BYTES // 8,
+        num_peer_slots=limits.max_peer_slots,
+        window_there=there.own_window,
+        block_size=geometry.block_size,
+        num_blocks=geometry.num_blocks,
+        node_id=own.node_id,
+        incarnation=own.incarnation,
+        node_id_there=node[0],
+        incarnation_there=node[1],
     )
 
 

@@ -99,12 +99,6 @@ class PostTable:
         tag, first = self._place(room)
         self._take_off(first, tag << _KEY_BITS | slot << _EPOCH_BITS | epoch)
 
-    def grants(self, room: int) -> list[tuple[int, int]]:
-        """(slot, epoch) of the grants that may be for this room."""
-        tag, first = self._place(room)
-        words = self._found(first, tag)
-        return [(word >> _EPOCH_BITS & (1 << _SLOT_BITS) - 1, word & MAX_EPOCH) for word in words]
-
     def post_offer(self, room: int, writer: WriterId) -> bool:
         """False where the bucket is full."""
         tag, first = self._place(room)
@@ -145,9 +139,6 @@ class PostTable:
     def bind(self, slot: int, epoch: int) -> bool:
         """Bind the one encoder to a grant (R38). False where one is, or the record is about another epoch."""
         return self._meetings.compare_exchange(slot * MEETING_WORDS + Meeting.BOUND, epoch << 1, epoch << 1 | 1)
-
-    def unbind(self, slot: int, epoch: int) -> None:
-        self._meetings.compare_exchange(slot * MEETING_WORDS + Meeting.BOUND, epoch << 1 | 1, epoch << 1)
 
     def show_told(self, slot: int, epoch: int) -> None:
         """Say that the language node is told of a request, before its status word is looked at and its init leaves

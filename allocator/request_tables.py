@@ -221,11 +221,6 @@ class DestinationTable:
         """Its words, loaded one after the other."""
         return self._words.load_many(self._at(slot, destination), DESTINATION_WORDS)
 
-    def write(self, slot: int, destination: int, words: array[int], blocks: list[int]) -> None:
-        """Write a destination that nobody looks at yet, and the first of the blocks that were granted to it."""
-        self._grants.store_many(slot * self.window_blocks + destination * words[Destination.WINDOW], array("Q", blocks))
-        self._words.store_many(self._at(slot, destination), words)
-
     def raise_to(self, slot: int, destination: int, field: Destination, value: int) -> bool:
         return self._words.raise_to(self._at(slot, destination) + field, value)
 
@@ -282,10 +277,6 @@ class WindowTable:
 
     def get(self, slot: int, block: int) -> int:
         return self._words.load(slot * self.window + block % self.window)
-
-    def get_first(self, slot: int, count: int) -> list[int]:
-        """The entries of the first `count` request blocks, at most a window."""
-        return self._words.load_many(slot * self.window, min(count, self.window))
 
     def set(self, slot: int, block: int, index: int) -> None:
         self._words.store(slot * self.window + block % self.window, index)

@@ -40,6 +40,12 @@ static inline bool claim_take(word64 *claim, uint64_t epoch, uint32_t writer)
     return claim_move(claim, claim_word(epoch, CLAIM_OPEN, 0), claim_word(epoch, CLAIM_WRITING, writer));
 }
 
+// The epoch that the claim is about.
+static inline uint64_t claim_epoch(const word64 *claim)
+{
+    return atomic_load_explicit(claim, memory_order_acquire) >> (CLAIM_WRITER_BITS + CLAIM_STATE_BITS);
+}
+
 // The lane of the slot's client.
 static inline uint64_t claim_lane(const word64 *claim)
 {

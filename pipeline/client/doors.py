@@ -15,16 +15,15 @@ import os
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-from embridge.allocator._core import DirectWriter, Mapping, StatusTable
+from embridge.allocator._core import DirectWriter, GrantBinder, Mapping, StatusTable
 from embridge.allocator.claims import ClaimTable, WriterId
 from embridge.allocator.control import Control
-from embridge.allocator.direct import columns, direct_writer
+from embridge.allocator.direct import columns, direct_writer, grant_binder
 from embridge.allocator.errors import AttachError, SegmentError
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.posts import PostTable
 from embridge.allocator.records import NUM_VIEWS, Peer, WrittenBy
-from embridge.allocator.request_tables import WindowTable
 from embridge.allocator.segment import map_segment
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.given_rows import PlainRows
@@ -49,7 +48,6 @@ class WritersPart:
         num_slots = layout.limits.num_slots
         self.claims = ClaimTable(mapping, layout.claims - begin, num_slots)
         self.posts = PostTable(mapping, layout.posts - begin, layout.meetings - begin, num_slots)
-        self.windows = WindowTable(mapping, layout, begin)
         self.status = StatusTable(
             mapping, layout.words - begin, layout.stamps - begin, layout.dirty - begin, num_slots, NUM_VIEWS
         )
@@ -87,6 +85,8 @@ class Door:
         )
         """Writes rows there; either thread, both at the same time, too."""
         self.columns = columns(control.geometry)
+        self.grants: GrantBinder = grant_binder(attachment.control, part, control.layout, control.geometry, node)
+        """Finds what is granted there, and binds requests to it; either thread."""
         self.has_closed = False
         """Whether nobody begins to write through it any more."""
         self.held: dict[object, None] = {}

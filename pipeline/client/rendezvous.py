@@ -1,22 +1,19 @@
 """The encoder's side of the rendezvous: its client finds the grant of a room by itself, and binds its slot to it.
 
-`bind` looks through the tables of all nodes whose doors are open for a grant of the sender's room (R37). What it finds
-is a hint: the claim must have the grant's epoch, the meeting record must name the room and this encode node, and the
-claim must have that epoch still. Then the grant is bound to this encoder, and the slot to the grant (R38, R79), each by
-one compare-and-swap, and the destination is noted in the slot, as the bootstrap notes one whose init has come.
+`bind` looks through the tables of all nodes whose doors are open for a grant of the sender's room (R37). What is done
+about one is native (`allocator/native/bind.h`): a post is a hint, so claim and meeting record are compared; then the
+grant is bound to this encoder, and the slot to the grant (R38, R79), and the destination is noted in the slot, as the
+bootstrap notes one whose init has come.
 """
 
 from __future__ import annotations
 
-from array import array
 from threading import RLock
 from typing import Final
 
-from embridge.allocator.checksums import RowSum
+from embridge.allocator._core import BIND_GONE, BIND_TOLD
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.geometry import MAX_TOKENS
-from embridge.allocator.posts import Granted
-from embridge.allocator.records import DESTINATION_WORDS, Destination, JoinedBy, Peer, Slot, WrittenBy
+from embridge.allocator.records import Destination, JoinedBy, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.pipeline.client.attachment import Attachment
@@ -24,8 +21,6 @@ from embridge.pipeline.client.doors import Door, Doors
 from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.leaving import refuse
 
-_NO_ROWS: Final = RowSum(0, 0).pack()
-_NO_DESTINATION: Final = bytes(8 * DESTINATION_WORDS)
 ONLY: Final = 0  # the destination: a request with several goes through the worker
 
 
@@ -41,15 +36,11 @@ class Rendezvous:
         self._deciding = deciding
         self._slots = control.slots
         self._dsts = control.destinations
-        self._peers = control.peers
-        self._node = (control.node_id, control.incarnation)
-        self._window = control.limits.window_blocks
-        self._bs = control.geometry.block_size
         self._offered: list[Door] = []
 
     def refuse(self, why: str) -> None:
         """The client has left its node: whatever is asked of the tables from now on is a RuntimeError."""
-        refuse(self, why, ("_slots", "_dsts", "_peers"))
+        refuse(self, why, ("_slots", "_dsts"))
         self._offered.clear()
 
     @property
@@ -89,12 +80,21 @@ class Rendezvous:
         """Look for a grant of the room, and bind the slot to it. False: there is none, or the slot has one."""
         if self.is_joined:
             return False
+        handle = self._handle
         with self._deciding:
-            return not self.is_joined and any(
-                self._bind(peer, door, slot, epoch)
-                for peer, door in self._doors.open_ones()
-                for slot, epoch in door.part.posts.grants(self._handle.room)
-            )
+            for peer, door in self._doors.open_ones():
+                if bound := door.grants.bind(peer, handle.room, handle.slot, handle.epoch):
+                    self._follow_up(bound)
+                    return True
+        return False
+
+    def _follow_up(self, bound: int) -> None:
+        """Tell whom it concerns that the slot is bound."""
+        handle = self._handle
+        if bound & BIND_TOLD:
+            self._attachment.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)  # it takes the destination up (R79)
+        if bound & BIND_GONE:  # its entry in the peer table may be another's by now
+            handle.fail(FailureCode.PEER_LOST, "the language node that had granted it is gone")
 
     def is_bound(self) -> bool:
         """Whether the grant of the destination is bound to this sender.
@@ -113,58 +113,6 @@ class Rendezvous:
         is_bound = door.part.posts.bind(slot, epoch)
         door.part.posts.take_off_grant(self._handle.room, slot, epoch)
         return is_bound
-
-    def _bind(self, peer: int, door: Door, slot: int, epoch: int) -> bool:
-        part, own = door.part, self._handle.slot
-        is_open = part.claims.is_open(slot, epoch)
-        granted = part.posts.granted(slot, epoch)
-        if granted is None or not is_open:
-            return False
-        if (granted.room, granted.node) != (self._handle.room, self._node):
-            return False
-        blocks = part.windows.get_first(slot, granted.num_blocks)
-        if part.claims.epoch(slot) != epoch or not self._holds(granted, blocks, door):
-            return False
-        if not self._is_there(peer, door) or self._peers.tombstone(peer, slot) >= epoch:
-            return False  # else its node has joined another sender to it, or has heard that it is over
-        if not part.posts.bind(slot, epoch):
-            return False
-        if not self._slots.join(own, JoinedBy.CLIENT):
-            part.posts.unbind(slot, epoch)
-            return False
-        self._note(peer, door, (slot, epoch), granted, blocks)
-        part.posts.take_off_grant(self._handle.room, slot, epoch)
-        if not self._slots.is_untold(own, self._handle.epoch):
-            self._attachment.kick_bootstrap(Kick.OPEN, own, self._handle.epoch)  # it takes the destination up (R79)
-        if not self._is_there(peer, door):  # its entry in the peer table may be another's by now
-            self._handle.fail(FailureCode.PEER_LOST, "the language node that had granted it is gone")
-        return True
-
-    def _holds(self, granted: Granted, blocks: list[int], door: Door) -> bool:
-        """Whether a grant can be true, judged by the geometry of its node."""
-        count, tokens = granted.num_blocks, granted.num_tokens
-        return (
-            0 < count <= min(self._window, door.part.windows.window)
-            and (count - 1) * self._bs < tokens <= min(count * self._bs, MAX_TOKENS)
-            and max(blocks) < door.geometry.num_blocks
-            and len(set(blocks)) == count
-        )
-
-    def _is_there(self, peer: int, door: Door) -> bool:
-        return self._peers.is_here(peer, door.node)
-
-    def _note(self, peer: int, door: Door, remote: tuple[int, int], granted: Granted, blocks: list[int]) -> None:
-        """Enter the destination, which is there once `NUM_DESTINATIONS` says so."""
-        own, words = self._handle.slot, array("Q", _NO_DESTINATION)
-        words[Destination.PEER], words[Destination.INCARNATION] = peer + 1, door.node[1]
-        words[Destination.REMOTE_SLOT], words[Destination.REMOTE_EPOCH] = remote
-        words[Destination.GRANTED_TOKENS], words[Destination.GRANTED_BLOCKS] = granted.num_tokens, granted.num_blocks
-        words[Destination.FIRST_GRANT], words[Destination.SUMMED] = granted.num_tokens, _NO_ROWS
-        words[Destination.REGISTRATION] = self._peers.get(peer, Peer.REGISTRATION)
-        words[Destination.WINDOW], words[Destination.WRITTEN_BY] = self._window, WrittenBy.CLIENT
-        self._slots.set(own, Slot.REQUIRED, 1)
-        self._dsts.write(own, ONLY, words, blocks)
-        self._slots.set(own, Slot.NUM_DESTINATIONS, 1)
 
     # ---- after
 

@@ -22,7 +22,19 @@ from embridge.allocator.direct import columns, direct_writer
 from embridge.allocator.geometry import Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import CLAIM_WORDS, DESTINATION_WORDS, Destination, Slot
+from embridge.allocator.posts import Meeting
+from embridge.allocator.records import (
+    CLAIM_WORDS,
+    DESTINATION_WORDS,
+    MEETING_WORDS,
+    Destination,
+    JoinedBy,
+    Peer,
+    PeerState,
+    Slot,
+    Told,
+    WrittenBy,
+)
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
 
@@ -108,13 +120,18 @@ def pair() -> Pair:
 
 
 def test_the_words_are_those_of_the_records() -> None:
-    """R28, R29: the native writer has their places of its own."""
-    for prefix, enum in (("SLOT_", Slot), ("DESTINATION_", Destination), ("METRIC_", Metric)):
+    """R28, R29, R79: the native code has their places of its own."""
+    for enum in (Slot, Destination, Metric, Peer, Meeting):
+        prefix = f"{enum.__name__.upper()}_"
         places = {name: getattr(_core, name) for name in dir(_core) if name.startswith(prefix)}
-        places.pop("DESTINATION_WORDS", None)
+        places.pop(f"{prefix}WORDS", None)
         assert len(places) >= 3
         assert places == {name: enum[name.removeprefix(prefix)] for name in places}
     assert (_core.DESTINATION_WORDS, _core.CLAIM_WORDS) == (DESTINATION_WORDS, CLAIM_WORDS)
+    assert _core.MEETING_WORDS == MEETING_WORDS
+    assert (_core.JOINED_BY_NOBODY, _core.JOINED_BY_CLIENT) == (JoinedBy.NOBODY, JoinedBy.CLIENT)
+    assert (_core.WRITTEN_BY_CLIENT, _core.TOLD_UNTOLD) == (WrittenBy.CLIENT, Told.UNTOLD)
+    assert PeerState.REGISTERED == _core.REGISTERED_STATE
 
 
 # ---- a write

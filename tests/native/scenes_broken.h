@@ -3,6 +3,7 @@
 #define EMBRIDGE_TESTS_NATIVE_SCENES_BROKEN_H
 
 #include "scenes_blocks.h"
+#include "scenes_bind.h"
 #include "scenes_direct.h"
 #include "scenes_doorbell.h"
 #include "scenes_ring.h"
@@ -269,7 +270,52 @@ WRONG_WRITE(give_back_by_a_store)
 WRONG_WRITE(keep_what_was_revoked)
 WRONG_WRITE(tell_although_refused)
 
+// ---- a grant that is bound with one of its steps in another's place
+
+static unsigned count_before_the_record(struct grant_bind *b)
+{
+    bind_store(&b->tables->slots[SLOT_NUM_DESTINATIONS], 1);
+    return bind_grant(b);
+}
+
+static unsigned join_before_it_is_bound(struct grant_bind *b)
+{
+    if (!bind_move(&b->tables->slots[SLOT_JOINED_BY], JOINED_BY_NOBODY, JOINED_BY_CLIENT))
+        return 0;
+    b->num_blocks = 0;
+    bind_note(b);
+    return BIND_BOUND;
+}
+
+static unsigned bind_by_a_store(struct grant_bind *b)
+{
+    word64 *bound = &b->tables->meetings[MEETING_BOUND];
+    b->remote_slot = 0;
+    b->remote_epoch = GRANT_EPOCH;
+    if (bind_load(bound) != GRANT_EPOCH << 1 || !bind_read(b) || !bind_holds(b))
+        return 0;
+    bind_store(bound, GRANT_EPOCH << 1); // so whoever has come between is forgotten
+    return bind_grant(b);
+}
+
+#define WRONG_BIND(name)                                                                                               \
+    static void grant_##name(const struct scene *scene, struct world *world)                                           \
+    {                                                                                                                  \
+        (void)scene;                                                                                                   \
+        bind_by(world, name);                                                                                          \
+    }
+
+WRONG_BIND(count_before_the_record)
+WRONG_BIND(join_before_it_is_bound)
+WRONG_BIND(bind_by_a_store)
+
 static const struct scene broken_scenes[] = {
+    {"broken: the count before the destination", BIND_SCENE(grant_count_before_the_record), .broken_in = BOUNDARIES,
+     .given = "free"},
+    {"broken: joined before it is bound", BIND_SCENE(grant_join_before_it_is_bound), .broken_in = BOUNDARIES,
+     .given = "free"},
+    {"broken: bound by a store", BIND_SCENE(grant_bind_by_a_store), .broken_in = RIVALS, .shows_anywhere = true,
+     .given = "free", .rivals = who_bind},
     {"broken: the word before the rows", WRITE_SCENE(rows_say_first), .broken_in = BOUNDARIES, .before = "0",
      .after = "5", .given = "open"},
     {"broken: the destination's word first", WRITE_SCENE(rows_tell_the_destination_first), .broken_in = BOUNDARIES,

@@ -6,7 +6,6 @@
 
 #include "single_step.h"
 
-#define WRITE_EPOCH 7
 #define THERE_EPOCH 9
 #define WRITE_ROWS 5
 #define ROW_BYTES 8

@@ -307,6 +307,7 @@ int main(int argc, char **argv)
         {status_scenes, sizeof status_scenes / sizeof *status_scenes},
         {bell_scenes, sizeof bell_scenes / sizeof *bell_scenes},
         {direct_scenes, sizeof direct_scenes / sizeof *direct_scenes},
+        {bind_scenes, sizeof bind_scenes / sizeof *bind_scenes},
         {broken_scenes, sizeof broken_scenes / sizeof *broken_scenes},
     };
     const enum mode mode = mode_of(argc > 1 ? argv[1] : "boundaries");

@@ -21,6 +21,7 @@
 #include <asm/hwcap.h>
 #endif
 
+#include "bind.h"
 #include "blocks.h"
 #include "direct.h"
 #include "doorbell.h"
@@ -32,8 +33,24 @@
 #define NUM_VIEWS 2
 #define NUM_WRITE_BLOCKS 4
 #define BLOCK_ROWS 2
+#define BIND_WINDOW 2
+#define WRITE_EPOCH 7 // of this node's request
 #define MAX_STEPS 20000
 #define CANNOT 77 // the exit status where processes cannot be stepped here
+
+// What two nodes have of one grant: the language node first.
+struct bind_world {
+    word64 posts[BUCKET_POSTS];
+    word64 meeting[MEETING_WORDS];
+    word64 claim[CLAIM_WORDS];
+    word64 window[BIND_WINDOW];
+    word64 record[SLOT_JOINED_BY + 1];
+    word64 destination[DESTINATION_WORDS];
+    word64 grants[BIND_WINDOW];
+    word64 peer[PEER_REGISTRATION + 1];
+    word64 tombstone;
+    uint64_t others_grant; // a rival has it
+};
 
 // Everything that is shared, in one piece that can be copied and compared. The structures of the core come first; what
 // follows are the results that an operation hands to its caller, and the memory of the deliberately broken ones.
@@ -58,6 +75,7 @@ struct world {
     word64 granted_tokens, first_grant, sent;
     word64 counters[6];
     uint64_t source[8];
+    struct bind_world bind;
     uint32_t got[MAX_SCENE_BLOCKS];
     uint32_t num_got;
     uint64_t last_worked;   // the highest record number whose work is done

@@ -28,6 +28,7 @@ OPERATIONS = [
     "take bits",
     "open",
     "write",
+    "bind",
 ]
 OF_THE_BELL = ["ring", "sleep", "arm"]
 
@@ -95,9 +96,10 @@ def test_another_process_comes_between(program: list[str]) -> None:
     """P1, P5, R16: it takes, frees, reclaims, raises or consumes in the middle, and neither loses what it has."""
     assert_all_have_a_scene(
         stepped(program, "rivals", 300, 0),
-        ["acquire", "release", "reclaim", "push", "pop", "advance", "open", "write"],
+        ["acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind"],
     )
-    assert all(scene.boundaries > 2 * 10 for scene in stepped(program, "rivals", 20_000, 0, "write").values())
+    for prefix in ("write", "bind"):
+        assert all(scene.boundaries > 2 * 10 for scene in stepped(program, "rivals", 20_000, 0, prefix).values())
     [everywhere] = stepped(program, "rivals", 1 << 20, 0, "acquire one").values()
     assert everywhere.boundaries > 3 * 100
 

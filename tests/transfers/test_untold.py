@@ -14,6 +14,7 @@ import pytest
 from support.direct import open_door
 from support.encoding import ended, give, open_sender, through_workers, wait_doors
 from support.nodes import Station
+from support.posted import BindStep, grants_in
 from support.scheduling import Queues
 from support.stopping import stopped
 from support.waiting import wait_until
@@ -21,7 +22,6 @@ from support.waiting import wait_until
 from embridge import Client, EmbeddingReceiver, EmbeddingSender, attach
 from embridge.allocator._core import Turn, TurnTaker
 from embridge.allocator.records import JoinedBy, Slot
-from embridge.allocator.request_tables import SlotTable
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.untold import LATE_NS
@@ -65,7 +65,7 @@ def _kicks(*nodes: Station) -> dict[str, int]:
 
 
 def _is_posted(receiving: Queues, room: int) -> bool:
-    return bool(library_of(receiving.client).attachment.control.posts.grants(room))
+    return bool(grants_in(library_of(receiving.client).attachment.control.posts, room))
 
 
 def _is_settled(sender: EmbeddingSender) -> bool:
@@ -289,42 +289,32 @@ def test_a_grant_that_was_sent_is_bound_to_the_sender_that_writes(
     """R81: so nobody else who looks there finds it."""
     assert give(joined, 0, 10)
     posts = library_of(receiving.client).attachment.control.posts
-    assert not posts.grants(posted.room)
+    assert not grants_in(posts, posted.room)
     assert not posts.bind(posted.slot, posted.epoch)
     assert give(joined, 10)
     assert receiving.take(posted.room, 20).difference == ""
 
 
-class _Crossed:
-    """The records of the slots; `meanwhile` is called before a client enters a destination."""
-
-    def __init__(self, slots: SlotTable, meanwhile: Callable[[], None]) -> None:
-        self._slots, self._meanwhile = slots, meanwhile
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._slots, name)
-
-    def join(self, slot: int, who: JoinedBy) -> bool:
-        self._meanwhile()
-        return self._slots.join(slot, who)
-
-
 def test_a_sender_that_its_node_joins_while_it_binds_itself_is_bound_to_the_same_grant(
-    sending: Client, receiving: Queues, posted: EmbeddingReceiver, monkeypatch: pytest.MonkeyPatch
+    sending: Client, receiving: Queues, posted: EmbeddingReceiver
 ) -> None:
     """R79, R81: its other thread, which has the node's word for the grant, takes it for no other sender's."""
     sender = open_sender(sending, posted.room, TOTAL)
     assert sender._direct is not None
     other = Thread(target=sender._direct.decide)
+    [(_, door)] = sender._direct._doors.open_ones()
 
-    def is_joined_by_its_node() -> None:
+    def is_joined_by_its_node(step: int) -> None:
+        if step != BindStep.JOIN:
+            return
+        door.grants.watch(None)
         posted.tell()
         sender.tell()
         wait_until(lambda: sender._slots.get(sender.slot, Slot.NUM_DESTINATIONS) > 0)
         other.start()
         other.join(0.2)
 
-    monkeypatch.setattr(sender._direct._rendezvous, "_slots", _Crossed(sender._slots, is_joined_by_its_node))
+    door.grants.watch(is_joined_by_its_node)
     assert give(sender)
     other.join()
     assert _joined(sender) == JoinedBy.BOOTSTRAP

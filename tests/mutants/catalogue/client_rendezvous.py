@@ -5,6 +5,7 @@ from typing import Final
 from ..mutant import Mutant
 
 UNTOLD = "tests/transfers/test_untold.py"
+BIND = "tests/allocator/test_core_bind.py"
 
 CLIENT_RENDEZVOUS: Final = [
     Mutant(
@@ -13,6 +14,49 @@ CLIENT_RENDEZVOUS: Final = [
         "        return self._posts.post_grant(room, slot, epoch) and not self._posts.offers(room)\n",
         "        return False\n",
         (f"{UNTOLD}::test_requests_that_go_well_cost_no_process_of_either_node_a_kick",),
+    ),
+    Mutant(
+        "any-rooms-grant", "R37, P6", "an encoder binds itself to whatever grant its room's tag leads to",
+        "allocator/native/bind.h",
+        "    if (said[MEETING_ROOM] != b->room || said[MEETING_NODE_ID] != t->own.id ||\n",
+        "    if (said[MEETING_NODE_ID] != t->own.id ||\n",
+        (f"{BIND}::test_a_grant_that_is_refused_hides_no_other",),
+    ),
+    Mutant(
+        "granted-blocks-unchecked", "R37", "blocks are noted as another node's memory says, whatever they are",
+        "allocator/native/bind.h",
+        "    return k == count;\n",
+        "    return k <= count;\n",
+        (f"{BIND}::test_what_cannot_be_true_is_left_alone",),
+    ),
+    Mutant(
+        "buried-grant-bound", "R79, R81", "an encoder binds itself to a grant to which its node has joined another",
+        "allocator/native/bind.h",
+        "!bind_is_there(b) || bind_is_over(b))",
+        "!bind_is_there(b))",
+        (f"{BIND}::test_what_cannot_be_true_is_left_alone",),
+    ),
+    Mutant(
+        "bound-grant-kept", "R79", "an encoder whose slot the bootstrap has joined keeps the grant that it has bound",
+        "allocator/native/bind.h",
+        "        if (bind_may(b, BIND_UNBIND))\n"
+        "            bind_move(bound, b->remote_epoch << 1 | 1, b->remote_epoch << 1);\n",
+        "        bind_may(b, BIND_UNBIND);\n",
+        (f"{BIND}::test_a_grant_is_let_go_of_where_the_bootstrap_was_faster",),
+    ),
+    Mutant(
+        "no-look-whether-told", "R79", "who notes a destination does not look whether its node was told meanwhile",
+        "allocator/native/bind.h",
+        "(is_untold ? 0 : BIND_TOLD)",
+        "(is_untold || record ? 0 : BIND_TOLD)",
+        (f"{BIND}::test_a_node_that_is_told_meanwhile_is_seen_to_be",),
+    ),
+    Mutant(
+        "counted-before-it-is-noted", "R79, P1", "a destination is there before its record is",
+        "allocator/native/bind.h",
+        "    bind_store(&record[SLOT_REQUIRED], 1);\n",
+        "    bind_store(&record[SLOT_REQUIRED], 1);\n    bind_store(&record[SLOT_NUM_DESTINATIONS], 1);\n",
+        (f"{BIND}::test_a_death_before_any_step_leaves_what_came_before_it",),
     ),
     Mutant(
         "late-ones-stay-untold", "R37, R78", "a request that takes long is never told to its node",

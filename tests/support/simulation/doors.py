@@ -91,7 +91,8 @@ class SimulatedDoor(Door):
         self._at = node
         self._fuse = actor.fuse
         self.rows.watch(self._step)
-        actor.fuse.guard(self.part.posts, "post_offer", "take_off_offer", "take_off_grant", "bind", "unbind", "is_told")
+        self.grants.watch(lambda _step: self._fuse.burn())
+        actor.fuse.guard(self.part.posts, "post_offer", "take_off_offer", "take_off_grant", "bind", "is_told")
 
     def _step(self, step: int, slot: int, block: int, first: int, end: int) -> None:
         """Before each step of a write: it may be the last."""

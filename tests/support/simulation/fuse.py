@@ -83,7 +83,7 @@ class FusedControl(Control):
     @property
     def destinations(self) -> Any:
         table = super().destinations
-        self._fuse.guard(table, "set", "raise_to", "settle", "set_grant", "write")
+        self._fuse.guard(table, "set", "raise_to", "settle", "set_grant")
         return table
 
     @property

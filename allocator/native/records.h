@@ -1,0 +1,47 @@
+// Where words stand in the records that the native code reads and writes, and values of some: `records.py`, `posts.py`
+// and `metrics.py` have them all, and a test compares.
+#ifndef EMBRIDGE_NATIVE_RECORDS_H
+#define EMBRIDGE_NATIVE_RECORDS_H
+
+enum {
+    SLOT_TOTAL = 3,
+    SLOT_READY = 6,
+    SLOT_REQUIRED = 7,
+    SLOT_MOVED_NS = 16,
+    SLOT_NUM_DESTINATIONS = 20,
+    SLOT_TOLD = 30,
+    SLOT_JOINED_BY = 31,
+    DESTINATION_PEER = 0,
+    DESTINATION_INCARNATION = 1,
+    DESTINATION_REMOTE_SLOT = 2,
+    DESTINATION_REMOTE_EPOCH = 3,
+    DESTINATION_GRANTED_TOKENS = 4,
+    DESTINATION_GRANTED_BLOCKS = 5,
+    DESTINATION_FIRST_GRANT = 6,
+    DESTINATION_SENT = 7,
+    DESTINATION_REGISTRATION = 13,
+    DESTINATION_WINDOW = 22,
+    DESTINATION_WRITTEN_BY = 23,
+    DESTINATION_WORDS = 24,
+    METRIC_WRITES = 5,
+    METRIC_BYTES_WRITTEN = 6,
+    METRIC_TOKENS_WRITTEN = 7,
+    PEER_STATE = 0,
+    PEER_NODE_ID = 1,
+    PEER_INCARNATION = 2,
+    PEER_REGISTRATION = 9,
+    MEETING_EPOCH = 0,
+    MEETING_ROOM = 1,
+    MEETING_NODE_ID = 2,
+    MEETING_INCARNATION = 3,
+    MEETING_GRANTED = 4,
+    MEETING_BOUND = 5,
+    MEETING_WORDS = 8,
+};
+
+enum { JOINED_BY_NOBODY = 0, JOINED_BY_CLIENT = 1 };
+enum { WRITTEN_BY_CLIENT = 1 };
+enum { TOLD_BITS = 2, TOLD_UNTOLD = 1 };
+enum { REGISTERED_STATE = 1 };
+
+#endif
