@@ -81,6 +81,10 @@ HIDDEN int require_writable(const Mapping *mapping);
 HIDDEN PyObject *core_claim_take(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 HIDDEN PyObject *core_claim_give_back(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
+// ---- slots (_core_slots.c)
+
+HIDDEN PyObject *status_open_record(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+
 // ---- direct writes (_core_direct.c)
 
 HIDDEN int add_direct_constants(PyObject *module);

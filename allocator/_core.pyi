@@ -20,11 +20,15 @@ DOORBELL_BYTES: int  # 64
 MAX_EPOCH: int  # 2**28 - 1
 NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cache
 
-# where `DirectWriter` and `GrantBinder` find words, and values of some, as `records`, `posts` and `metrics` have them
+# where `DirectWriter`, `GrantBinder` and `StatusTable.open_record` find words, and values of some, as `records`, `posts` and
+# `metrics` have them
 CLAIM_WORDS: int
+SLOT_EPOCH: int
+SLOT_LANE: int
 SLOT_TOTAL: int
 SLOT_READY: int
 SLOT_REQUIRED: int
+SLOT_RELEASED_EPOCH: int
 SLOT_MOVED_NS: int
 SLOT_NUM_DESTINATIONS: int
 SLOT_TOLD: int
@@ -163,6 +167,22 @@ class StatusTable:
         """Begin the next epoch: word = (epoch + 1, phase 0, sent 0), stamps reset; no dirty bit is set. Returns the
         epoch, or 0 when the slot's epochs are used up (the slot is retired; nothing changed). Only the slot's owner
         calls it."""
+    def open_record(
+        self,
+        slot: int,
+        now_ns: int,
+        records: Words,
+        record: Buffer,
+        is_untold: bool,
+        blanks: tuple[Words, ...],
+        claims: Words | None,
+        /,
+    ) -> int:
+        """Raise the slot's `RELEASED_EPOCH` to the last epoch; set what `blanks` (at most 2) have of the slot to 0;
+        write the other words of its record (u64); shut its claim for the lane and the length that the record names; say
+        that the record is about the next epoch; then `open`. `is_untold`: `TOLD` names that epoch as untold. Each of the
+        `Words` has as many words of every slot. A caller that is killed in between leaves a slot that nobody takes for
+        open. Returns as `open`. Only the slot's owner calls it."""
     def advance(self, slot: int, epoch: int, phase: int, sent: int, now_ns: int, /) -> bool:
         """Compare-and-swap until the word is (epoch, phase, sent), or refuse: a word of another epoch (0 is nobody's),
         a terminal phase (3, 4), or a value that is not greater. On success stamps the first entry of `phase` and sets

@@ -197,9 +197,12 @@ int add_direct_constants(PyObject *module)
         const char *name;
         long value;
     } constants[] = {
+        {"SLOT_EPOCH", SLOT_EPOCH},
+        {"SLOT_LANE", SLOT_LANE},
         {"SLOT_TOTAL", SLOT_TOTAL},
         {"SLOT_READY", SLOT_READY},
         {"SLOT_REQUIRED", SLOT_REQUIRED},
+        {"SLOT_RELEASED_EPOCH", SLOT_RELEASED_EPOCH},
         {"SLOT_MOVED_NS", SLOT_MOVED_NS},
         {"SLOT_NUM_DESTINATIONS", SLOT_NUM_DESTINATIONS},
         {"SLOT_TOLD", SLOT_TOLD},

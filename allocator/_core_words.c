@@ -387,6 +387,7 @@ static PyMethodDef status_methods[] = {
     {"load", status_load_word, METH_O, NULL},
     {"stamps", status_get_stamps, METH_O, NULL},
     {"open", (PyCFunction)(void (*)(void))status_open_slot, METH_FASTCALL, NULL},
+    {"open_record", (PyCFunction)(void (*)(void))status_open_record, METH_FASTCALL, NULL},
     {"advance", (PyCFunction)(void (*)(void))status_advance_slot, METH_FASTCALL, NULL},
     {"mark", (PyCFunction)(void (*)(void))status_mark_slot, METH_FASTCALL, NULL},
     {"changed", (PyCFunction)(void (*)(void))status_take_changed, METH_FASTCALL, NULL},

@@ -11,7 +11,7 @@
 A client of an encode node on this host writes straight into this node's blocks, and it may stop or die between any two
 instructions. So it writes only while it holds the claim of the request's slot, and the claim names it: the entry of the
 table of foreign writers, and which of the entry's owners it is. Every change is one compare-and-swap from the value
-that was looked at, but `begin`, before which nobody can know the epoch (R28, R31).
+that was looked at, but that of `SlotOpener.open`, before which nobody can know the epoch (R28, R31).
 
 Who ends a request revokes its claim first. An open claim is ended by that, and nobody can write any more. A claim that
 is held is revoked, and the request's blocks stay in quarantine until its writer has given it back or is dead (R30,
@@ -109,11 +109,6 @@ class ClaimTable:
         return self._words.compare_exchange(slot * CLAIM_WORDS, before.pack(), after.pack())
 
     # ---- the language node
-
-    def begin(self, slot: int, epoch: int, lane: int, length: int = 0) -> None:
-        """Shut the claim for an epoch that is about to be opened (the slot's client only)."""
-        self._words.store(slot * CLAIM_WORDS + REQUEST, length << _LANE_BITS | lane)
-        self._words.store(slot * CLAIM_WORDS, _bare(epoch, ClaimState.SHUT))
 
     def offer(self, slot: int, epoch: int) -> bool:
         """Open the claim: what is granted from now on may be written. False where it was offered or ended before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Mapping as MappingType
 from dataclasses import fields
+from functools import cached_property
 
 from embridge.allocator import layout as lay
 from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
@@ -25,6 +26,7 @@ from embridge.allocator.lanebits import LaneBits
 from embridge.allocator.lanes_and_processes import LaneTable, ProcessTable, WriterTable
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.metrics import Metrics
+from embridge.allocator.opening import SlotOpener
 from embridge.allocator.peertable import PeerTable
 from embridge.allocator.posts import PostTable
 from embridge.allocator.records import (
@@ -149,6 +151,10 @@ class Control:
             raise SegmentError(f"control segment: {self.mapping.size} bytes mapped, its header says more")
 
     @property
+    def opener(self) -> SlotOpener:
+        return SlotOpener(self.mapping, self.layout, self.status)
+
+    @cached_property
     def destinations(self) -> DestinationTable:
         assert self.role == Role.ENCODE
         return DestinationTable(self.mapping, self.layout)
@@ -163,7 +169,7 @@ class Control:
         assert self.role == Role.ENCODE
         return WantedLog(self.mapping, self.layout)
 
-    @property
+    @cached_property
     def claims(self) -> ClaimTable:
         assert self.role == Role.LANGUAGE
         return ClaimTable(self.mapping, self.layout.claims, self.limits.num_slots)
@@ -180,7 +186,7 @@ class Control:
         assert self.role == Role.ENCODE
         return RoomCounts(self.mapping, self.layout.untold, self.limits.num_slots)
 
-    @property
+    @cached_property
     def posts(self) -> PostTable:
         assert self.role == Role.LANGUAGE
         return PostTable(self.mapping, self.layout.posts, self.layout.meetings, self.limits.num_slots)
@@ -209,6 +215,12 @@ class Control:
     @property
     def state(self) -> NodeState:
         return NodeState(self.header.load(SegmentHeader.NODE_STATE))
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the node is READY, and none of its processes is failing; two loads."""
+        load = self.header.load
+        return load(SegmentHeader.NODE_STATE) == NodeState.READY and not load(SegmentHeader.FAILING)
 
     def failing(self) -> list[str]:
         """The names of the processes that cannot be kept alive; one load while there are none."""

@@ -65,10 +65,6 @@ class SlotRecord:
     def __init__(self) -> None:
         self.words = array("Q", _BLANK)
 
-    def set_untold(self, epoch: int) -> None:
-        """Say that no process of the node has this epoch (R78)."""
-        self.words[Slot.TOLD] = epoch << _TOLD_BITS | Told.UNTOLD
-
     def set_address(self, text: str) -> None:
         """Raises ValueError: it is too long."""
         self.words[ADDRESS_OFFSET // 8 :] = _address_words(text)
@@ -110,12 +106,6 @@ class SlotTable:
     def is_lent(self, slot: int) -> bool:
         """Whether its scheduler has views of all rows of a request, which needs nothing of its peer any more."""
         return self.get(slot, Slot.LENT) == Lent.RESULT
-
-    def write(self, slot: int, record: SlotRecord) -> None:
-        """Write the whole record, except for `RELEASED_EPOCH`, which only rises (the slot's client only)."""
-        first, kept = slot * self._stride, int(Slot.RELEASED_EPOCH)
-        self._words.store_many(first, record.words[:kept])
-        self._words.store_many(first + kept + 1, record.words[kept + 1 :])
 
     # ---- who has the slot
 
@@ -230,9 +220,6 @@ class DestinationTable:
         self._words.compare_exchange(at, 0, value)
         return self._words.load(at)
 
-    def reset(self, slot: int) -> None:
-        self._words.fill(self._at(slot, 0), self.num_destinations * DESTINATION_WORDS, 0)
-
     def grant(self, slot: int, destination: int, block: int) -> tuple[int, int]:
         """(block index, session) that were granted for request block `block`; meaningful within the window only."""
         word = self._grants.load(self._entry(slot, destination, block))
@@ -258,9 +245,6 @@ class StagingTable:
 
     def replace(self, slot: int, block: int, expected: int, word: int) -> bool:
         return self._words.compare_exchange(slot * self.window + block % self.window, expected, word)
-
-    def reset(self, slot: int) -> None:
-        self._words.fill(slot * self.window, self.window, 0)
 
 
 class WindowTable:

@@ -142,6 +142,7 @@ ALIKE = {
         records.Discovery,
         "GENERATION",
     ): "the registrar's own record is read and written as a route's, by `Route.GENERATION`",
+    (records.Slot, "EPOCH"): "`native/slots.h` writes it",
     (records.SegmentHeader, "SLOT_WAITERS"): "a `LaneBits` reads and writes it",
     (records.SegmentHeader, "ROOM_WAITERS"): "a `LaneBits` reads and writes it",
     (records.Lane, "NUM_EARLY"): "it is read of all lanes at once, as a range from the first",

@@ -23,10 +23,9 @@ from embridge.allocator.status import TERMINAL
 from embridge.pipeline.client.doors import Door
 from embridge.pipeline.client.given_rows import Given, address_of
 from embridge.pipeline.client.handle import TransferHandle
-from embridge.pipeline.client.kept_rows import KeptRows
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.rendezvous import ONLY, Rendezvous
-from embridge.pipeline.client.staged_blocks import StagedBlocks
+from embridge.pipeline.client.stock import Stock
 from embridge.pipeline.leaving import refuse
 
 _OUT: dict[Held, None] = {}  # of all clients of this process: the memory behind views that are out must stay mapped
@@ -87,9 +86,7 @@ class Held:
 class DirectPath:
     """One sender's."""
 
-    def __init__(
-        self, library: Library, handle: TransferHandle, total: int, kept: KeptRows, staged: StagedBlocks
-    ) -> None:
+    def __init__(self, library: Library, handle: TransferHandle, total: int) -> None:
         control = library.attachment.control
         assert library.doors is not None
         self._library = library
@@ -97,8 +94,6 @@ class DirectPath:
         self._doors = library.doors
         self._handle = handle
         self._total = total
-        self._kept = kept
-        self._staged = staged
         self._deciding = RLock()  # either thread decides, once a request; a signal handler may, in the midst of it
         self._rendezvous = Rendezvous(library.attachment, library.doors, handle, self._deciding)
         self._slots = control.slots
@@ -242,8 +237,8 @@ class DirectPath:
 
     # ---- the library thread
 
-    def serve(self, ready: int, *, is_wanted_whole: bool) -> bool:
-        """Copy what is kept and granted now, of rows below `ready`. False: the worker writes them.
+    def serve(self, ready: int, stock: Stock | None, *, is_wanted_whole: bool) -> bool:
+        """Copy what is in stock and granted now, of rows below `ready`. False: the worker writes them.
 
         `is_wanted_whole`: the caller has announced the length, so that all rows can be granted ahead.
         """
@@ -253,27 +248,28 @@ class DirectPath:
             return path == WrittenBy.UNDECIDED
         first, limit = self._get(Destination.SENT), min(ready, self._get(Destination.GRANTED_TOKENS))
         door = self._door()
-        if first < limit and door is not None:
+        if first < limit and door is not None and stock is not None:
             with memoryview(self._attachment.payload):  # rows may lie in it
-                if self._write(door, self._spans(first, limit)):
+                if self._write(door, self._spans(stock, first, limit)):
                     self._library.wake(self._handle)  # it may have ended
         over = self._get(Destination.SENT) // self._bs
-        self._kept.let_go(over)
-        for k in self._staged:
-            if k < over:
-                self._staged.drop(k)
+        if stock is not None:
+            stock.kept.let_go(over)
+            for k in stock.staged:
+                if k < over:
+                    stock.staged.drop(k)
         return True
 
-    def _spans(self, first: int, limit: int) -> array[int]:
+    def _spans(self, stock: Stock, first: int, limit: int) -> array[int]:
         """Rows [first, limit) where they lie: in source blocks, where the caller's thread has put them there, else in
         host memory.
         """
         bs, base, spans = self._bs, self._attachment.payload.address, array("Q")
         for k in range(first // bs, -(-limit // bs)):
             low, high = max(first, k * bs), min(limit, (k + 1) * bs)
-            entry = self._staged.get(k)
-            if entry is None or self._kept.has(k):
-                spans.extend(self._kept.spans(low, high))
+            entry = stock.staged.get(k)
+            if entry is None or stock.kept.has(k):
+                spans.extend(stock.kept.spans(low, high))
                 continue
             row = entry.source * bs + low % bs
             spans.extend([low, high, *(base + pool.offset + row * pool.row_bytes for pool in self._pools)])

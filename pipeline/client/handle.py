@@ -12,7 +12,7 @@ from embridge.allocator.errors import FailureCode, TransferError, failure
 from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.rings import Kick
-from embridge.allocator.status import Phase, Progress, phase_path, split
+from embridge.allocator.status import TERMINAL, Phase, Progress, phase_path, split
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.leaving import refuse
 
@@ -38,22 +38,22 @@ class TransferHandle:
     otherwise.
     """
 
+    _given_up: tuple[FailureCode, str] | None = None  # if it was given up before it had a slot
+    _final: Progress | None = None
+    _final_stamps: tuple[int, ...] = (0,) * 5
+    _final_failure: TransferError | None = None
+
     def __init__(self, library: HandleLibrary, room: int) -> None:
         self._library = library
-        self._attachment = library.attachment
-        self._control = library.attachment.control
-        self._slots = self._control.slots
-        self._status = self._control.status
+        self._attachment = attachment = library.attachment
+        self._control = control = attachment.control
+        self._slots = control.slots
+        self._status = control.status
         self.slot = NO_SLOT
         self.epoch = 0
         self.room = room
-        self.opened_ns = 0
-        self.deadline_ns = 0
+        self.opened_ns = self.deadline_ns = 0
         self.reported = (0, 0)
-        self._given_up: tuple[FailureCode, str] | None = None  # if it was given up before it had a slot
-        self._final: Progress | None = None
-        self._final_stamps: tuple[int, ...] = (0,) * 5
-        self._final_failure: TransferError | None = None
 
     def __repr__(self) -> str:
         try:
@@ -70,8 +70,8 @@ class TransferHandle:
 
     def progress(self) -> Progress:
         """(epoch, phase, sent), from one load; after the end, the last values. `sent` counts tokens."""
-        if self._final is not None:
-            return self._final
+        if (final := self._final) is not None:
+            return final
         if self.slot == NO_SLOT:
             if not self._attachment.node_gone:
                 return _WAITING
@@ -82,7 +82,7 @@ class TransferHandle:
         if word.epoch != self.epoch:  # the library thread ended it between the two looks
             assert self._final is not None
             return self._final
-        if word.phase < Phase.Success and self._attachment.node_gone:
+        if self._attachment.node_gone and word.phase < TERMINAL:
             self._settle_as_lost()
             assert self._final is not None
             return self._final

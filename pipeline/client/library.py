@@ -126,10 +126,11 @@ class Library:
         room = whole("room", room, 0, MAX_ROOM, "0 to 2**63 - 1")
         if self.requests.by_room.get(room, instead_of) is not instead_of:
             raise ValueError(f"room: {room} is in use; a room is one request, use a new number")
-        if control.state != NodeState.READY:
-            raise NodeGoneError(f"the node is {control.state.name}; it takes no new requests")
-        if why := why_refusing(control):
-            raise NodeUnhealthyError(f"the node is unhealthy; it takes no new requests: {why}")
+        if not control.is_sound:
+            if control.state != NodeState.READY:
+                raise NodeGoneError(f"the node is {control.state.name}; it takes no new requests")
+            if why := why_refusing(control):
+                raise NodeUnhealthyError(f"the node is unhealthy; it takes no new requests: {why}")
         return room
 
     def open(

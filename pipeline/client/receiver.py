@@ -43,12 +43,7 @@ class EmbeddingReceiver(TransferHandle):
     _library: Library
 
     def __init__(
-        self,
-        library: Library,
-        room: int,
-        bootstrap_addr: str,
-        required_dst_info_num: int,
-        total: int = 0,
+        self, library: Library, room: int, bootstrap_addr: str, required_dst_info_num: int, total: int = 0,
         first_block: int = 0,
     ) -> None:
         super().__init__(library, room)
@@ -268,7 +263,11 @@ class EmbeddingReceiver(TransferHandle):
         num_tokens = whole("num_tokens", num_tokens, 0, MAX_TOKENS)
         if num_tokens > self.progress().sent:
             raise ValueError(f"num_tokens: {num_tokens} > {self.progress().sent} tokens that have landed")
-        first, granted, total = self.drained_blocks, self.granted_blocks, self.total_embedding_length
+        return self._free(num_tokens, self.total_embedding_length)
+
+    def _free(self, num_tokens: int, total: int) -> int:
+        """Free the blocks of drained rows, of a request of which `total` is known. Returns how many."""
+        first, granted = self.drained_blocks, self.granted_blocks
         end = granted if total and num_tokens >= total else min(num_tokens // self._bs, granted)
         if end <= first:
             return 0
@@ -374,12 +373,12 @@ class EmbeddingReceiver(TransferHandle):
         return self._final is not None and not self._library.num_waiting
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
-        """Write the language side's words of the slot's record, before its epoch is opened (either thread)."""
         begin, words = self.first_block, record.words
         record.set_address(self.bootstrap_addr)
         words[Slot.REQUIRED], words[Slot.TOTAL] = self.required_dst_info_num, self._total
-        words[Slot.DRAINED_BLOCKS], words[Slot.VERIFIED] = begin, RowSum(begin * self._bs, 0).pack()
-        words[Slot.GRANTED] = begin << 32 | begin * self._bs
+        if begin:
+            words[Slot.DRAINED_BLOCKS], words[Slot.VERIFIED] = begin, RowSum(begin * self._bs, 0).pack()
+            words[Slot.GRANTED] = begin << 32 | begin * self._bs
         self.posting.prepare(record)
 
     def release_untold(self) -> bool:
@@ -399,7 +398,6 @@ class EmbeddingReceiver(TransferHandle):
         return self.on_success is not None and self.progress().phase == Phase.Success
 
     def end_here(self) -> bool:
-        """Have the queue that drives this receiver end it, if nothing is to be copied (by whoever has the turn)."""
         return self.on_success is None or self.on_success()
 
     @property
@@ -410,13 +408,14 @@ class EmbeddingReceiver(TransferHandle):
         """Hand changes to the queue that drives this receiver, and end a cleared one (library thread)."""
         if self.on_change is not None:
             self.on_change()
-        if self._cleared and self._final is None and (phase := self.poll()) >= Phase.Success:
-            if phase == Phase.Success:
-                self.release_drained(self.total_embedding_length)
+        if self._cleared and self._final is None and (now := self.progress()).phase >= TERMINAL:
+            if now.phase == Phase.Success:
+                self._free(now.sent, now.sent)
             self._settle()
             self._library.leave(self)
             if self.on_left is not None:
                 self.on_left()
+            del self.posting  # nothing is granted any more; and it leads back here: this is freed with its last use
 
 
 def open_receiver(

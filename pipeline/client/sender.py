@@ -38,10 +38,8 @@ from embridge.pipeline.client.direct_path import DirectPath
 from embridge.pipeline.client.given_rows import Given, given_rows, num_rows, place
 from embridge.pipeline.client.handle import NO_SLOT
 from embridge.pipeline.client.in_place import GivesInPlace
-from embridge.pipeline.client.kept_rows import KeptRows
 from embridge.pipeline.client.library import Library
-from embridge.pipeline.client.staged_blocks import StagedBlocks
-from embridge.pipeline.client.staging import Staging
+from embridge.pipeline.client.stock import Stock
 
 log = logging.getLogger(__name__)
 
@@ -54,31 +52,31 @@ class EmbeddingSender(GivesInPlace):
     No method waits. One thread at a time calls the methods that give rows.
     """
 
-    _library: Library
+    _is_announced = _is_wanted_whole = False
+    _taken = 0  # rows that the caller knows to be taken
+    _ready = 0  # ahead of it where a call that was refused for want of memory had written some of its rows
+    _seen = 0  # `_ready`, as the library thread goes by it
+    _told_ready = 0
+    _writing = False
+    _writer = 0
+    _done = False
+    _stock: Stock | None = None  # until the end, if a row was kept
+    _done_callbacks: deque[Callable[[EmbeddingSender], object]] | None = None  # if there are any
 
     def __init__(self, library: Library, room: int, total_tokens: int, aux: array[int]) -> None:
         super().__init__(library, room)
         self._aux = aux
-        self._is_announced = self._is_wanted_whole = False
         self.total_tokens = total_tokens
-        self._geometry = geometry = library.attachment.geometry
-        self._bs = geometry.block_size
-        self._kept = KeptRows(geometry, library.unsent, total_tokens)
-        self._staged = StagedBlocks(library, self, self._kept)
-        self._staging = Staging(library, self, total_tokens, self._kept, self._staged)
-        self._direct = (
-            DirectPath(library, self, total_tokens, self._kept, self._staged) if library.doors is not None else None
-        )
-        self._placed: deque[StageEntry] = deque()  # filled by the caller's thread, not shown to the worker yet
-        self._taken = 0  # rows that the caller knows to be taken
-        self._ready = 0  # ahead of it where a call that was refused for want of memory had written some of its rows
-        self._seen = 0  # `_ready`, as the library thread goes by it
-        self._writing = False
-        self._writer = 0
+        self._geometry = library.attachment.geometry
+        self._direct = DirectPath(library, self, total_tokens) if library.doors is not None else None  # until the end
         self._letting_go = Lock()
-        self._done = False
-        self._done_callbacks: deque[Callable[[EmbeddingSender], object]] = deque()
-        self._told_ready = 0
+
+    @property
+    def stock(self) -> Stock:
+        """What is kept of its rows; made now, if there is none (either thread)."""
+        if (stock := self._stock) is None:
+            stock = vars(self).setdefault("_stock", Stock(self._library, self, self.total_tokens))
+        return stock
 
     # ---- the caller's thread
 
@@ -144,7 +142,7 @@ class EmbeddingSender(GivesInPlace):
                 given = given.since(self._ready)
                 written = self._write_directly(given)
                 if written < given.end and lent is not None:
-                    self._kept.lend(given.since(written).lent())
+                    self.stock.kept.lend(given.since(written).lent())
                     self._tell(given.end)
                 elif written < given.end:
                     self._take(given.since(written))
@@ -211,42 +209,43 @@ class EmbeddingSender(GivesInPlace):
 
     def _take(self, given: Given) -> None:
         """Copy rows into source blocks or host memory: all of them, or none if there is no room."""
-        bs = self._bs
+        bs, stock = self._geometry.block_size, self.stock
         sources = self._sources(given)
         rooms = {}
         try:
-            rooms = self._kept.make_room(
+            rooms = stock.kept.make_room(
                 given.first, given.end, sources, f"room {self.room}, rows {given.first} to {given.end - 1}"
             )
             first = given.first
             while first < given.end:
-                end = min(given.end, (first // bs + self._kept.piece_blocks) * bs)
+                end = min(given.end, (first // bs + stock.kept.piece_blocks) * bs)
                 blocks = range(first // bs, -(-end // bs))
                 chunk = given.chunk(first, end)
                 here = {k: sources[k] for k in blocks if k in sources}
                 if here:
                     place(self._attachment.payload, self._geometry, chunk, here)
-                self._kept.put(chunk, rooms)
+                stock.kept.put(chunk, rooms)
                 for k in here:
-                    self._placed.append(
+                    stock.placed.append(
                         StageEntry(k, sources.pop(k), min(self.total_tokens - k * bs, bs), STAGE_STAGED)
                     )
                 self._tell(end, is_placed=len(here) == len(blocks))
                 first = end
         except BaseException:
-            self._kept.discard(rooms)
-            self._staged.release(list(sources.values()))
+            stock.kept.discard(rooms)
+            stock.staged.release(list(sources.values()))
             raise
 
     def _sources(self, given: Given) -> dict[int, int]:
         """Take source blocks for blocks given whole that may be staged now, by request block; none if others wait."""
         if self.slot == NO_SLOT or self._library.is_starving or self._control.blocks.waiters():
             return {}
-        _, wanted, least = self._staging.wanted(given.end)
-        bs, spare = self._bs, self._library.spare_blocks()
+        staging, bs = self.stock.staging, self._geometry.block_size
+        _, wanted, least = staging.wanted(given.end)
+        spare = self._library.spare_blocks()
         first, last = -(-given.first // bs), given.end // bs + (given.end == self.total_tokens and given.end % bs > 0)
         whole_blocks = []
-        for k in range(first, min(last, least + self._staging.window)):
+        for k in range(first, min(last, least + staging.window)):
             if k in wanted or spare > 0:
                 whole_blocks.append(k)
                 spare -= 1
@@ -259,7 +258,7 @@ class EmbeddingSender(GivesInPlace):
         If all that are new are placed in source blocks, the worker is shown them here, unless the library thread has
         its turn just now.
         """
-        if self.slot != NO_SLOT and self._staging.is_all_granted():
+        if self.slot != NO_SLOT and self.stock.staging.is_all_granted():
             self._is_announced = True
             self._slots.set(self.slot, Slot.TOTAL, self.total_tokens)  # a report of the first rows tells it
         else:
@@ -320,14 +319,17 @@ class EmbeddingSender(GivesInPlace):
 
     def add_done_callback(self, callback: Callable[[EmbeddingSender], object]) -> None:
         """Have the library thread call `callback(sender)` once it is `done`, or call it now if it is; keep it brief."""
+        if self._done_callbacks is None:
+            self._done_callbacks = deque()
         self._done_callbacks.append(callback)
         if self._done:
             self._call_back()
 
     def _call_back(self) -> None:
-        while self._done_callbacks:
+        callbacks = self._done_callbacks
+        while callbacks:
             try:
-                callback = self._done_callbacks.popleft()
+                callback = callbacks.popleft()
             except IndexError:  # the other thread has taken it
                 return
             try:
@@ -342,8 +344,8 @@ class EmbeddingSender(GivesInPlace):
 
     def refuse(self, why: str) -> None:
         super().refuse(why)
-        self._staged.refuse(why)
-        self._staging.refuse(why)
+        if self._stock is not None:
+            self._stock.refuse(why)
         if self._direct is not None:
             self._direct.refuse(why)
 
@@ -351,13 +353,12 @@ class EmbeddingSender(GivesInPlace):
 
     def fail(self, code: FailureCode, reason: str) -> None:
         # first: a scheduler that has granted, and told nobody, hears of it at once; where the turn is taken, later
-        if self._direct is not None and self.slot != NO_SLOT:
-            self._library.view.do(self._direct.find)
+        direct = self._direct
+        if direct is not None and self.slot != NO_SLOT:
+            self._library.view.do(direct.find)
         super().fail(code, reason)
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
-        self._library.destinations.reset(slot)
-        self._library.staging.reset(slot)
         record.set_aux(self._aux)
         record.words[Slot.MAY_WRITE] = self._direct is not None
 
@@ -372,7 +373,8 @@ class EmbeddingSender(GivesInPlace):
 
     @property
     def wants_block(self) -> bool:
-        return self._staging.is_hungry
+        stock = self._stock
+        return stock is not None and stock.staging.is_hungry
 
     def service(self) -> None:
         if self._final is not None or self._attachment.node_gone:
@@ -387,10 +389,10 @@ class EmbeddingSender(GivesInPlace):
         if seen != self._told_ready:
             self._slots.raise_to(self.slot, Slot.READY, seen)  # what was written before it had its slot
         is_direct = self._direct is not None and self._direct.serve(
-            seen, is_wanted_whole=self._is_wanted_whole
+            seen, self._stock, is_wanted_whole=self._is_wanted_whole
         )
-        if not is_direct:
-            self._staging.stage(seen)
+        if not is_direct and seen:
+            self.stock.staging.stage(seen)
         if seen != self._told_ready:
             self._told_ready = seen
             if is_direct:  # the destination is told that rows wait
@@ -405,12 +407,16 @@ class EmbeddingSender(GivesInPlace):
         """Give the source blocks back, except those that a worker still reads (R8); it wakes us when it is done."""
         if self._writing:  # it wakes us, too
             return
-        self._staging.is_hungry = False
         self.let_go()
-        self._staged.drop_all()
-        if not self._staged:
-            self._settle()
-            self._library.leave(self)
+        if (stock := self._stock) is not None:
+            stock.staging.is_hungry = False
+            stock.staged.drop_all()
+            if stock.staged:
+                return
+        self._settle()
+        self._library.leave(self)
+        self._direct = None  # nothing is written any more; and what leads back here would wait for the collector
+        vars(self).pop("_stock", None)
 
     def let_go(self) -> None:
         """Free the rows, because the request is over and no row is looked at any more (also by `Client.close`)."""
@@ -419,9 +425,8 @@ class EmbeddingSender(GivesInPlace):
         # only once, although either thread may come here
         if self._done or self._writing or not self._letting_go.acquire(blocking=False):
             return
-        self._staged.release([entry.source for entry in self._placed])
-        self._placed.clear()
-        self._kept.clear()
+        if self._stock is not None:
+            self._stock.clear()
         if self._direct is not None:
             self._direct.let_go()
         self._done = True
@@ -429,14 +434,8 @@ class EmbeddingSender(GivesInPlace):
 
     def _show_placed(self) -> None:
         """Enter the blocks that the caller's thread has filled."""
-        while self._placed:
-            entry = self._placed[0]
-            if self._staged.make_place(entry.block, ()):
-                self._staged.show(entry.block, entry)
-            else:  # the block in its place is still being read
-                self._kept.bring_back(self._attachment.payload, entry.block, entry.source, entry.rows)
-                self._staged.release([entry.source])
-            self._placed.popleft()
+        if self._stock is not None:
+            self._stock.show_placed(self._attachment.payload)
 
     def evict(self, *, copying: bool = False) -> int:
         """Drop what no destination can take now, because another request needs a block. Returns how many were dropped.
@@ -444,4 +443,6 @@ class EmbeddingSender(GivesInPlace):
         Blocks whose rows are in host memory, too, go first; other blocks only with `copying`, because their rows must
         be copied there.
         """
-        return self._staged.drop_all() if self._done else self._staging.evict(self._seen, copying=copying)
+        if (stock := self._stock) is None:
+            return 0
+        return stock.staged.drop_all() if self._done else stock.staging.evict(self._seen, copying=copying)

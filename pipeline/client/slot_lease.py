@@ -15,12 +15,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from embridge.allocator._core import MAX_EPOCH
 from embridge.allocator.control import Control
 from embridge.allocator.geometry import SLOTS_PER_PAGE, Role
 from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotRecord
-from embridge.allocator.status import split
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ class SlotLease:
         self._control = control
         self._slots = control.slots
         self._lanes = control.lanes
-        self._claims = control.claims if control.role == Role.LANGUAGE else None
+        self._opener = control.opener
         self._lane = lane
         self.pages: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._free: dict[int, deque[int]] = {}  # page -> its free slots, first in, first out (R17)
@@ -63,22 +61,12 @@ class SlotLease:
         None if no slot is free.
         """
         while (slot := self._take_early() if is_early else self._take()) is not None:
-            last_epoch = split(self._control.status.load(slot)).epoch
-            next_epoch = last_epoch + 1
-            self._slots.raise_to(slot, Slot.RELEASED_EPOCH, last_epoch)
             record = SlotRecord()
             words = record.words
             words[Slot.ROOM], words[Slot.LANE] = room, self._lane
             words[Slot.OPENED_NS], words[Slot.DEADLINE_NS] = opened_ns, deadline_ns
             prepare(slot, record)
-            if is_untold:
-                record.set_untold(next_epoch)
-            self._slots.write(slot, record)
-            if self._claims is not None and next_epoch <= MAX_EPOCH:
-                self._claims.begin(slot, next_epoch, self._lane, words[Slot.TOTAL])
-            self._slots.set(slot, Slot.EPOCH, next_epoch)
-            epoch = self._control.status.open(slot, opened_ns)
-            if epoch:
+            if epoch := self._opener.open(slot, record, opened_ns, is_untold=is_untold):
                 return slot, epoch
             log.warning("slot %d has used all its epochs; it is retired", slot)
         return None
@@ -110,7 +98,7 @@ class SlotLease:
     def _may_spread(self) -> bool:
         count = self._lanes.num_pages
         num_unleased = sum([self._lanes.page_lane(page) is None for page in range(count)])
-        return self._claims is not None and 2 * num_unleased > count
+        return self._control.role == Role.LANGUAGE and 2 * num_unleased > count
 
     def _take_early(self) -> int | None:
         self.collect()
@@ -225,7 +213,7 @@ class SlotLease:
 
     def collect(self) -> None:
         """Take back the slots that the node has released."""
-        for left in list(self._releasing):
+        for left in list(self._releasing) if self._releasing else ():
             slot, epoch = left
             if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and self._releasing.pop(left, False) is None:
                 self._free[slot // SLOTS_PER_PAGE].append(slot)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 from core_support import SharedMemory
+from support.claims import shut
 
 from embridge.allocator._core import MAX_EPOCH
 from embridge.allocator.claims import HELD, MAX_GENERATION, NOBODY, Claim, ClaimState, ClaimTable, WriterId
@@ -98,11 +99,11 @@ def test_no_two_claims_have_one_word_and_the_widths_are_those_of_what_they_name(
 
 def test_a_slot_s_claim_is_its_own(claims: ClaimTable) -> None:
     for slot in range(SLOTS):
-        claims.begin(slot, slot + 1, slot % 3, slot * MAX_TOKENS // SLOTS)
+        shut(claims, slot, slot + 1, slot % 3, slot * MAX_TOKENS // SLOTS)
     for slot in range(SLOTS):
         assert claims.get(slot) == Claim(slot + 1, S.SHUT)
         assert (claims.lane(slot), claims.length(slot)) == (slot % 3, slot * MAX_TOKENS // SLOTS)
-    claims.begin(0, 2, MAX_CLIENTS - 1, MAX_TOKENS)
+    shut(claims, 0, 2, MAX_CLIENTS - 1, MAX_TOKENS)
     assert (claims.lane(0), claims.length(0)) == (MAX_CLIENTS - 1, MAX_TOKENS)
     with pytest.raises(IndexError):
         claims.get(SLOTS)
@@ -161,7 +162,7 @@ def test_every_move_from_every_claim(claims: ClaimTable, move: str, before: str)
     """R28, R30, R31, R33, R81: nobody but its writer gives a claim back, nobody's death ends another's, an ended claim is
     ended for good, and a claim of another epoch is nobody's business but the dead writer's.
     """
-    claims.begin(3, EPOCH, 2)
+    shut(claims, 3, EPOCH, 2)
     put(claims, 3, CLAIMS[before])
     after, said = MADE.get((move, before), (CLAIMS[before], SAID[move]))
     if move == "revoke" and before.startswith("revoked"):
@@ -176,7 +177,7 @@ def test_every_move_from_every_claim(claims: ClaimTable, move: str, before: str)
 def test_a_claim_begins_shut_whatever_was_there(claims: ClaimTable, before: str) -> None:
     """R28: its slot's client alone knows that epoch, so nobody can be held up by it."""
     put(claims, 3, CLAIMS[before])
-    claims.begin(3, EPOCH + 2, 1)
+    shut(claims, 3, EPOCH + 2, 1)
     assert claims.get(3) == Claim(EPOCH + 2, S.SHUT)
     assert not claims.give_back(3, EPOCH, ME)
     assert claims.get(3) == Claim(EPOCH + 2, S.SHUT)
@@ -186,7 +187,7 @@ def test_the_lane_is_there_before_the_claim_can_be_taken(claims: ClaimTable) -> 
     """P8: a writer rings the bell of that lane."""
     seen: list[tuple[Claim, int]] = []
     claims._words = Watched(claims._words, after_store=lambda: seen.append((claims.get(3), claims.lane(3))))  # type: ignore[assignment]
-    claims.begin(3, EPOCH, 2)
+    shut(claims, 3, EPOCH, 2)
     assert all(lane == 2 for claim, lane in seen if claim.epoch == EPOCH)
     assert seen[-1] == (Claim(EPOCH, S.SHUT), 2)
 
@@ -236,7 +237,7 @@ def test_all_claims_of_the_dead_end_and_nobody_else_s(claims: ClaimTable) -> Non
     """R33: neither another's, nor those of who had the entry before."""
     held = {0: ME, 1: OTHER, 2: MINE_BEFORE, 5: ME, 63: ME}
     for slot in range(SLOTS):
-        claims.begin(slot, EPOCH, 0)
+        shut(claims, slot, EPOCH, 0)
         claims.offer(slot, EPOCH)
         if slot in held:
             assert claims.take(slot, EPOCH, held[slot])
@@ -356,7 +357,7 @@ def test_a_writer_s_look_at_its_part_is_the_node_s_own(node: Control) -> None:
     format_control(mapping, Role.LANGUAGE, GEOMETRY, LIMITS, node_id=1, incarnation=1, now_ns=1)
     control = Control(mapping)
     part = WritersPart(map_segment(memory.fd, size, offset=begin), layout)
-    control.claims.begin(SLOTS - 1, 1, 2)
+    shut(control.claims, SLOTS - 1, 1, 2)
     assert control.claims.offer(SLOTS - 1, 1)
     assert part.claims.take(SLOTS - 1, 1, ME)
     assert control.claims.get(SLOTS - 1) == Claim(1, S.WRITING, ME)

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 from core_support import SharedMemory
+from support.claims import shut
 from support.posted import BindStep, grants_in
 
 from embridge.allocator._core import BIND_BOUND, BIND_GONE, BIND_TOLD, GrantBinder, Mapping
@@ -20,7 +21,6 @@ from embridge.allocator.layout import ControlLayout
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.posts import PostTable
 from embridge.allocator.records import DESTINATION_WORDS, MEETING_WORDS, Destination, JoinedBy, Slot, Told, WrittenBy
-from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.segment import map_segment
 
 GEOMETRY: Final = Geometry(hidden_size=8, num_blocks=200, block_size=4)
@@ -53,9 +53,7 @@ class Pair:
         other = PeerRecord(8, 8, 1, 1, 64, 1, "", "", "")
         for peer in (other, other._replace(node_id=LANGUAGE[0], incarnation=LANGUAGE[1], registration=12)):
             self.own.peers.register(peer, 1, ())
-        record = SlotRecord()
-        record.set_untold(EPOCH)
-        self.own.slots.write(SLOT, record)
+        self.own.slots.set(SLOT, Slot.TOLD, EPOCH << 2 | Told.UNTOLD)
         self.grant(THERE)
 
     def _binder(self, part: Mapping) -> GrantBinder:
@@ -76,7 +74,7 @@ class Pair:
         for k, block in enumerate(BLOCKS):
             self.language.windows.set(slot, k, block)
         self.begin(slot)
-        self.language.claims.begin(slot, THERE_EPOCH, 0)
+        shut(self.language.claims, slot, THERE_EPOCH, 0)
         assert self.language.claims.offer(slot, THERE_EPOCH)
         assert self.posts.post_grant(ROOM, slot, THERE_EPOCH)
 
@@ -179,10 +177,10 @@ REFUSED: Final[dict[str, Callable[[Pair], object]]] = {
     "another encode node": lambda pair: pair.begin(THERE, node=(8, 3)),
     "another incarnation": lambda pair: pair.begin(THERE, node=(7, 4)),
     "a record that is being written": lambda pair: pair.posts._meetings.store(THERE * MEETING_WORDS, 0),
-    "a claim that is not offered": lambda pair: pair.language.claims.begin(THERE, THERE_EPOCH, 0),
+    "a claim that is not offered": lambda pair: shut(pair.language.claims, THERE, THERE_EPOCH, 0),
     "a claim that has ended": lambda pair: pair.language.claims.revoke(THERE, THERE_EPOCH),
     "a claim that is held": lambda pair: pair.language.claims.take(THERE, THERE_EPOCH, WriterId(1, 1)),
-    "a claim of the next epoch": lambda pair: pair.language.claims.begin(THERE, THERE_EPOCH + 1, 0),
+    "a claim of the next epoch": lambda pair: shut(pair.language.claims, THERE, THERE_EPOCH + 1, 0),
     "a post of another epoch": _posts(THERE, THERE_EPOCH + 1),
     "a slot that there is not": _posts(64, THERE_EPOCH),
     "the last slot that a post can name": _posts((1 << 16) - 1, THERE_EPOCH),

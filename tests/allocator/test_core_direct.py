@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from core_support import SharedMemory
+from support.claims import shut
 from support.direct_steps import DirectStep
 
 from embridge.allocator import _core
@@ -69,7 +70,7 @@ class Pair:
         assert self.own.status.open(SLOT, 1) == EPOCH
         assert self.language.status.open(THERE, 1) == EPOCH
         self.own.slots.aux(SLOT)[:] = np.arange(16, dtype=np.int32)
-        self.language.claims.begin(THERE, EPOCH, 3)
+        shut(self.language.claims, THERE, EPOCH, 3)
         assert self.language.claims.offer(THERE, EPOCH)
         for k, block in enumerate(BLOCKS):
             self.destinations.set(SLOT, 0, Destination.WINDOW, 8)
@@ -278,7 +279,7 @@ def test_a_library_thread_that_is_spared_hears_of_a_success_where_its_caller_is_
 
 def test_a_lane_that_there_is_not_is_not_rung(pair: Pair) -> None:
     """P7: it is a word that others write."""
-    pair.language.claims.begin(THERE, EPOCH, 4)
+    shut(pair.language.claims, THERE, EPOCH, 4)
     assert pair.language.claims.offer(THERE, EPOCH)
     assert rung(pair, 0, TOTAL) == []
     assert pair.words[1] == (Phase.Success, TOTAL)

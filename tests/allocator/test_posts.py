@@ -198,12 +198,9 @@ def _opened(control: Control) -> tuple[int, int]:
     assert lane == 0
     page = control.lanes.lease_page(lane)
     assert page == 0
-    control.slots.set(3, Slot.LANE, lane)
     record = SlotRecord()
-    record.set_untold(1)
-    control.slots.write(3, record)
-    control.slots.set(3, Slot.EPOCH, 1)
-    assert control.status.open(3, 1) == 1
+    record.words[Slot.LANE] = lane
+    assert control.opener.open(3, record, 1, is_untold=True) == 1
     return 3, 1
 
 

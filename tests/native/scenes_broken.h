@@ -7,6 +7,7 @@
 #include "scenes_direct.h"
 #include "scenes_doorbell.h"
 #include "scenes_ring.h"
+#include "scenes_slots.h"
 #include "scenes_status.h"
 
 // ---- a free list, of which a block is taken in two stores: unlinked, then marked
@@ -309,6 +310,14 @@ WRONG_BIND(count_before_the_record)
 WRONG_BIND(join_before_it_is_bound)
 WRONG_BIND(bind_by_a_store)
 
+static void open_before_the_record(const struct scene *scene, struct world *world)
+{
+    const struct status_table table = table_of(world);
+    word_raise(&world->record[SLOT_RELEASED_EPOCH], EPOCH);
+    status_open(&table, SLOT, NOW_NS);
+    open_slot(scene, world);
+}
+
 static const struct scene broken_scenes[] = {
     {"broken: the count before the destination", BIND_SCENE(grant_count_before_the_record), .broken_in = BOUNDARIES,
      .given = "free"},
@@ -316,6 +325,9 @@ static const struct scene broken_scenes[] = {
      .given = "free"},
     {"broken: bound by a store", BIND_SCENE(grant_bind_by_a_store), .broken_in = RIVALS, .shows_anywhere = true,
      .given = "free", .rivals = who_bind},
+    {"broken: the epoch before its record", .broken_in = BOUNDARIES, .followed = 1, .prepare = prepare_slot,
+     .operate = open_before_the_record, .recover = open_slot, .inspect = inspect_slot, .outcome = outcome_of_slot,
+     .judge = judge_slot},
     {"broken: the word before the rows", WRITE_SCENE(rows_say_first), .broken_in = BOUNDARIES, .before = "0",
      .after = "5", .given = "open"},
     {"broken: the destination's word first", WRITE_SCENE(rows_tell_the_destination_first), .broken_in = BOUNDARIES,

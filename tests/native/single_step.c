@@ -305,6 +305,7 @@ int main(int argc, char **argv)
         {block_scenes, sizeof block_scenes / sizeof *block_scenes},
         {ring_scenes, sizeof ring_scenes / sizeof *ring_scenes},
         {status_scenes, sizeof status_scenes / sizeof *status_scenes},
+        {slot_scenes, sizeof slot_scenes / sizeof *slot_scenes},
         {bell_scenes, sizeof bell_scenes / sizeof *bell_scenes},
         {direct_scenes, sizeof direct_scenes / sizeof *direct_scenes},
         {bind_scenes, sizeof bind_scenes / sizeof *bind_scenes},

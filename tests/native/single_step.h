@@ -26,6 +26,7 @@
 #include "direct.h"
 #include "doorbell.h"
 #include "ring.h"
+#include "slots.h"
 #include "status.h"
 
 #define MAX_SCENE_BLOCKS 66
@@ -35,6 +36,7 @@
 #define BLOCK_ROWS 2
 #define BIND_WINDOW 2
 #define WRITE_EPOCH 7 // of this node's request
+#define BLANK_WORDS 2
 #define MAX_STEPS 20000
 #define CANNOT 77 // the exit status where processes cannot be stepped here
 
@@ -68,6 +70,9 @@ struct world {
     word64 there[SLOTS_PER_PAGE];
     word64 stamps_there[SLOTS_PER_PAGE * NUM_PHASES];
     word64 dirty_there[NUM_VIEWS];
+    // of a slot that is opened
+    word64 record[SLOT_WORDS];
+    word64 blank[MAX_BLANKS * BLANK_WORDS];
     uint64_t payload[NUM_WRITE_BLOCKS * BLOCK_ROWS];
     uint64_t aux_there[NUM_WRITE_BLOCKS];
     uint64_t end_of_payload;

@@ -27,6 +27,7 @@ OPERATIONS = [
     "mark",
     "take bits",
     "open",
+    "lease",
     "write",
     "bind",
 ]

@@ -181,7 +181,7 @@ def test_rows_that_are_refused_for_want_of_memory_are_given_again_although_some_
     it.grant(1, 128)
     wait_direct(sender, 128)
     with monkeypatch.context() as patch:
-        patch.setattr(sender._kept, "make_room", full)
+        patch.setattr(sender.stock.kept, "make_room", full)
         for _ in range(2):
             with pytest.raises(NodeBusyError):
                 sender.send_embedding(*rows) if is_whole else give(sender)

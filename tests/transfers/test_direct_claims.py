@@ -170,7 +170,7 @@ def test_a_writer_goes_by_what_it_finds_under_the_claim(
         nonlocal is_within
         if step == DirectStep.TAKE and not is_within:
             is_within = True
-            assert way.serve(256, is_wanted_whole=False)  # a success would end the claim
+            assert way.serve(256, sender.stock, is_wanted_whole=False)  # a success would end the claim
         elif step == DirectStep.COPY:
             copies.append((first, end))
 

@@ -21,7 +21,6 @@ from embridge.allocator.records import Destination, Lane, LaneState, Slot
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Phase
-from embridge.pipeline.client.client import library_of
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers import messages as msg
@@ -289,27 +288,6 @@ def test_the_slots_of_a_scheduler_that_died_are_nobodys_until_its_requests_are_a
     node.advance(0.2)
     assert node.control.lanes.page_lane(0) is None
     assert node.control.lanes.get(0, Lane.STATE) == LaneState.FREE
-
-
-def test_an_epoch_is_opened_after_its_record_was_written() -> None:
-    """P11, R16: a client that dies between leaves a slot that nobody takes for open."""
-    node = LanguageAlone()
-    status, seen = library_of(node.client).attachment.control.status, []
-    real = status.open
-
-    def watched(slot: int, now_ns: int) -> int:
-        record = (
-            node.slots.get(slot, Slot.EPOCH),
-            node.slots.get(slot, Slot.ROOM),
-            node.slots.get(slot, Slot.DEADLINE_NS) > now_ns,
-        )
-        epoch = int(real(slot, now_ns))
-        seen.append((epoch, record))
-        return epoch
-
-    status.open = watched  # type: ignore[method-assign]
-    node.client.receiver(ENCODE_ADDRESS, 5)
-    assert seen == [(1, (1, 5, True))]
 
 
 # ---- queues

@@ -16,7 +16,6 @@ from .files import (
     STAYING,
     STREAMED,
     WAITING,
-    crossing,
 )
 
 CLIENT_SLOTS: Final = [
@@ -98,15 +97,6 @@ CLIENT_SLOTS: Final = [
         "if self._slots.get(slot, Slot.RELEASED_EPOCH) >= epoch and",
         "if self._slots.get(slot, Slot.RELEASED_EPOCH) <= epoch and",
         (f"{IDENTITY}::test_a_slot_is_not_used_again_before_the_node_has_released_it",),
-    ),
-    Mutant(
-        "epoch-opened-before-record", "P11, R16", "two stores swapped: an epoch is open before its record says so",
-        "pipeline/client/slot_lease.py",
-        "            self._slots.set(slot, Slot.EPOCH, next_epoch)\n"
-        "            epoch = self._control.status.open(slot, opened_ns)\n",
-        "            epoch = self._control.status.open(slot, opened_ns)\n"
-        "            self._slots.set(slot, Slot.EPOCH, split(self._control.status.load(slot)).epoch)\n",
-        crossing("an_epoch_is_opened_after_its_record_was_written"),
     ),
     Mutant(
         "quarter-of-the-slots", "P8, D8", "rooms that are asked for with no block take the last slots",

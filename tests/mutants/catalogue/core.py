@@ -3,7 +3,7 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import BLOCKS, CLAIMS, LITMUS, SANITIZERS, STATUS, UNDER_A_CLAIM
+from .files import BLOCKS, CLAIMS, LITMUS, OPENING, SANITIZERS, STATUS, STEPS, UNDER_A_CLAIM
 
 CORE: Final = [
     Mutant(
@@ -185,6 +185,30 @@ CORE: Final = [
         "        return;\n"
         "    claim_take(w->claim, w->there.epoch, w->writer);\n",
         (f"{UNDER_A_CLAIM}::test_an_encoder_writes_nothing_where_it_does_not_get_the_claim",),
+    ),
+    Mutant(
+        "epoch-opened-before-record", "P11, R16", "two steps swapped: an epoch is open before its record says so",
+        "allocator/native/slots.h",
+        "    atomic_store_explicit(&record[SLOT_EPOCH], next, memory_order_release);\n"
+        "    return status_open(status, slot, now_ns);\n",
+        "    const uint64_t epoch = status_open(status, slot, now_ns);\n"
+        "    atomic_store_explicit(&record[SLOT_EPOCH], next, memory_order_release);\n"
+        "    return epoch;\n",
+        (f"{STEPS}::test_what_a_death_leaves_is_recovered_however_often_recovery_dies",),
+    ),
+    Mutant(
+        "record-before-release", "R16, R78", "a slot's record changes before the epoch that it is about counts as released",
+        "allocator/native/slots.h",
+        "    word_raise(&record[SLOT_RELEASED_EPOCH], last);\n",
+        "",
+        (f"{OPENING}::test_nothing_of_the_epoch_before_is_left",),
+    ),
+    Mutant(
+        "claim-of-another-epoch", "R28, R31", "a slot is opened with the claim of the request before",
+        "allocator/native/slots.h",
+        "        claim_begin(opening->claim, next, values[SLOT_LANE], values[SLOT_TOTAL]);\n",
+        "        (void)claim_begin;\n",
+        (f"{OPENING}::test_a_slot_is_opened_with_its_record_and_no_other_is_touched",),
     ),
     Mutant(
         "given-back-by-a-store", "R31, P7", "a writer gives a claim back that was revoked or is another's by now",

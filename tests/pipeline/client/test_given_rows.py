@@ -45,7 +45,7 @@ def spoil(rows: Rows) -> None:
 
 def staged_difference(node: EncodeAlone, sender: EmbeddingSender) -> str:
     """How the rows that stand in the request's source blocks differ from those that were given."""
-    for k, entry in sender._staged._entries.items():
+    for k, entry in sender.stock.staged._entries.items():
         buffers = library_of(node.client).attachment.buffers
         where = slice(0, entry.rows)
         got = Rows(
@@ -94,11 +94,11 @@ def test_whole_blocks_go_straight_into_source_blocks_while_a_quarter_of_the_pool
     node = EncodeAlone(num_blocks=16)
     sender = node.sender(1, 80, rows=0)
     write_and_spoil(node, sender, 0, 50)
-    assert (len(sender._placed), unsent(node)) == (11, 2 * BLOCK_SIZE * node.node.geometry.token_bytes)
+    assert (len(sender.stock.placed), unsent(node)) == (11, 2 * BLOCK_SIZE * node.node.geometry.token_bytes)
     node.settle()
     assert staged_difference(node, sender) == ""
     write_and_spoil(node, sender, 50, 80)
-    assert not sender._placed
+    assert not sender.stock.placed
 
 
 def test_what_stands_in_a_block_alone_is_copied_to_host_memory_before_the_block_is_anothers() -> None:
@@ -107,7 +107,7 @@ def test_what_stands_in_a_block_alone_is_copied_to_host_memory_before_the_block_
     first = node.sender(1, 2 * BLOCK_SIZE, rows=0)
     write_and_spoil(node, first, 0, 2 * BLOCK_SIZE)
     node.settle()
-    assert not any(first._kept.has(k) for k in first._staged)
+    assert not any(first.stock.kept.has(k) for k in first.stock.staged)
     second = node.sender(2, 4 * BLOCK_SIZE, rows=0)
     node.init(2, [0, 1, 2, 3])
     write_and_spoil(node, second, 0, 4 * BLOCK_SIZE)
@@ -116,7 +116,7 @@ def test_what_stands_in_a_block_alone_is_copied_to_host_memory_before_the_block_
     node.init(3, [4])
     write_and_spoil(node, third, 0, BLOCK_SIZE)
     node.settle()
-    assert any(first._kept.has(k) for k in range(2))
+    assert any(first.stock.kept.has(k) for k in range(2))
     node.engine.outcome = Outcome.DONE
     node.advance(1.0)
     assert [sender.poll().name for sender in (second, third)] == ["Success", "Success"]
@@ -185,7 +185,7 @@ def test_a_request_is_not_ended_while_its_rows_are_being_written() -> None:
     """P22, D2: its blocks would be another's, and the copy would go into them."""
     node = EncodeAlone(num_blocks=8)
     sender = node.sender(1, 4 * BLOCK_SIZE, rows=0)
-    put = sender._kept.put
+    put = sender.stock.kept.put
 
     def fails_meanwhile(chunk: Chunk, rooms: dict[int, Piece]) -> None:
         sender.abort("enough")
@@ -195,7 +195,7 @@ def test_a_request_is_not_ended_while_its_rows_are_being_written() -> None:
         assert sender._final is None
         put(chunk, rooms)
 
-    sender._kept.put = fails_meanwhile  # type: ignore[method-assign]
+    sender.stock.kept.put = fails_meanwhile  # type: ignore[method-assign]
     assert write_and_spoil(node, sender, 0, 3 * BLOCK_SIZE)
     node.settle()
     assert sender.done
@@ -212,15 +212,15 @@ def test_a_block_whose_rows_are_everywhere_is_evicted_without_a_copy() -> None:
     sender = node.sender(1, 4 * BLOCK_SIZE, rows=0)
     write_and_spoil(node, sender, 0, 4 * BLOCK_SIZE)
     node.settle()
-    assert 0 in list(sender._staged)
-    sender._kept.let_go(1)
-    assert sender._staged.free(0)
+    assert 0 in list(sender.stock.staged)
+    sender.stock.kept.let_go(1)
+    assert sender.stock.staged.free(0)
     assert unsent(node) == 0
-    sender._kept.bring_back(
-        library_of(node.client).attachment.payload, 0, sender._staged._entries[1].source, BLOCK_SIZE
+    sender.stock.kept.bring_back(
+        library_of(node.client).attachment.payload, 0, sender.stock.staged._entries[1].source, BLOCK_SIZE
     )
     assert unsent(node) > 0
-    sender._kept.clear()
+    sender.stock.kept.clear()
     assert unsent(node) == 0
 
 
@@ -244,7 +244,7 @@ def test_rows_are_let_go_once_though_two_threads_come_to_it(monkeypatch: pytest.
     """P22: the caller's, at the end of a write into a request that has ended meanwhile, and the library's."""
     node = EncodeAlone(num_blocks=8)
     sender = node.sender(1, 100, rows=50)
-    clear, begun = sender._kept.clear, []
+    clear, begun = sender.stock.kept.clear, []
 
     def clear_as_the_other_comes() -> None:
         begun.append(sender.done)
@@ -252,7 +252,7 @@ def test_rows_are_let_go_once_though_two_threads_come_to_it(monkeypatch: pytest.
             sender.let_go()
         clear()
 
-    monkeypatch.setattr(sender._kept, "clear", clear_as_the_other_comes)
+    monkeypatch.setattr(sender.stock.kept, "clear", clear_as_the_other_comes)
     sender.let_go()
     assert begun == [False]
     assert sender.done
@@ -271,7 +271,7 @@ def test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_w
         pass
     sender = node.client.sender(1, 40, timeout_s=1.0)
     is_lending, may_go_on = threading.Event(), threading.Event()
-    lend, leave_node = sender._kept.lend, library._leave_node
+    lend, leave_node = sender.stock.kept.lend, library._leave_node
 
     def lend_slowly(chunk: Chunk) -> None:
         lend(chunk)
@@ -284,7 +284,7 @@ def test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_w
         writer.join(WATCHDOG_S)
         leave_node()
 
-    monkeypatch.setattr(sender._kept, "lend", lend_slowly)
+    monkeypatch.setattr(sender.stock.kept, "lend", lend_slowly)
     monkeypatch.setattr(library, "_leave_node", leave_after_the_write)
     rows = rows_of(node.node.geometry, 1, 0, 40)
     writer = threading.Thread(target=lambda: sender.write(0, *rows, borrow=True))
@@ -304,8 +304,8 @@ def test_a_write_that_fails_half_way_gives_back_what_it_took() -> None:
     """P15: blocks and host memory; the rows before stay given."""
     node = EncodeAlone(num_blocks=8)
     sender = node.sender(1, 40, rows=0)
-    sender._kept.piece_blocks = 2
-    put = sender._kept.put
+    sender.stock.kept.piece_blocks = 2
+    put = sender.stock.kept.put
     calls: list[Chunk] = []
 
     def put_twice(chunk: Chunk, rooms: dict[int, Piece]) -> None:
@@ -314,12 +314,12 @@ def test_a_write_that_fails_half_way_gives_back_what_it_took() -> None:
             raise MemoryError("by the test")
         put(chunk, rooms)
 
-    sender._kept.put = put_twice  # type: ignore[method-assign]
+    sender.stock.kept.put = put_twice  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
         write_and_spoil(node, sender, 0, 40)
     node.settle()
     assert sender._ready == 16
-    sender._kept.put = put  # type: ignore[method-assign]
+    sender.stock.kept.put = put  # type: ignore[method-assign]
     assert write_and_spoil(node, sender, 16, 40)
     node.init(1, list(range(10)))
     assert sender.poll().name == "Success"

@@ -178,14 +178,14 @@ def test_a_seat_is_not_given_up_while_another_thread_writes(plain: Pair, rooms: 
     encode, _ = plain
     client = attach(encode.run_dir)
     sender = open_sender(client, next(rooms), 1000)
-    put, is_writing, go_on = sender._kept.put, threading.Event(), threading.Event()
+    put, is_writing, go_on = sender.stock.kept.put, threading.Event(), threading.Event()
 
     def put_late(chunk: Chunk, rooms: dict[int, Piece]) -> None:
         is_writing.set()
         assert go_on.wait(30)
         put(chunk, rooms)
 
-    sender._kept.put = put_late  # type: ignore[method-assign]
+    sender.stock.kept.put = put_late  # type: ignore[method-assign]
     rows = rows_of(client.geometry, sender.room, 0, 1000)
     writer = threading.Thread(target=lambda: sender.write(0, *rows))
     closer = threading.Thread(target=client.close)

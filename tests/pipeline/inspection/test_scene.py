@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from support.claims import shut
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.control import Control, format_control
@@ -46,7 +47,7 @@ def test_the_holder_of_a_claim_is_named_while_it_is_listed_and_dead_when_it_is_n
     epoch = control.status.open(9, 1)
     listed = control.writers.add(ForeignWriter(5, 1, os.getpid(), has_claims=True))
     assert listed is not None
-    control.claims.begin(9, epoch, 0)
+    shut(control.claims, 9, epoch, 0)
     assert control.claims.offer(9, epoch)
     assert control.claims.take(9, epoch, listed)
     seen = [view_of(Scene(control, 10), 9)]

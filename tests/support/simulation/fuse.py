@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from embridge.allocator._core import Mapping
@@ -64,10 +65,10 @@ class FusedControl(Control):
     def __init__(self, mapping: Mapping, fuse: Fuse) -> None:
         super().__init__(mapping)
         self._fuse = fuse
-        fuse.guard(self.slots, "set", "raise_to", "write", "claim_failure", "set_reason", "tell", "release_untold", "join")
+        fuse.guard(self.slots, "set", "raise_to", "claim_failure", "set_reason", "tell", "release_untold", "join")
         fuse.guard(self.peers, "put", "bury", "raise_tombstone")
         fuse.guard(self.lanes, "lease_page", "return_page", "free")
-        self.status: Any = Guarded(self.status, fuse, "advance", "open", "mark")
+        self.status: Any = Guarded(self.status, fuse, "advance", "open", "open_record", "mark")
         self.blocks.cells = Guarded(  # type: ignore[assignment]
             self.blocks.cells,
             fuse,
@@ -80,7 +81,7 @@ class FusedControl(Control):
             "end_exposure",
         )
 
-    @property
+    @cached_property
     def destinations(self) -> Any:
         table = super().destinations
         self._fuse.guard(table, "set", "raise_to", "settle", "set_grant")
@@ -92,13 +93,13 @@ class FusedControl(Control):
         self._fuse.guard(table, "replace")
         return table
 
-    @property
+    @cached_property
     def claims(self) -> Any:
         table = super().claims
         self._fuse.guard(table, "offer", "revoke")
         return table
 
-    @property
+    @cached_property
     def posts(self) -> Any:
         table = super().posts
         self._fuse.guard(table, "post_grant", "take_off_grant", "begin", "show_told")
