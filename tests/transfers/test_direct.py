@@ -21,7 +21,7 @@ from support.stopping import is_stopped, stopped
 from support.waiting import wait_until
 
 from embridge import Client, NodeBusyError, attach
-from embridge.allocator.records import WrittenBy
+from embridge.allocator.records import Slot, WrittenBy
 from embridge.pipeline.client import doors as doors_module
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.doors import Doors
@@ -280,6 +280,7 @@ def test_the_first_who_says_how_rows_go_is_heeded_by_both_threads(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R28: the door opens between one thread's look and its word; else a client and a worker write the same rows."""
+    wait_doors(sending)
     before = written(encode)
     sender = open_sender(sending, room, TOTAL)
     find, direct_way = Doors.find, sender._direct
@@ -287,6 +288,8 @@ def test_the_first_who_says_how_rows_go_is_heeded_by_both_threads(
     said: list[WrittenBy] = []
 
     def looked(self: Doors, *arguments: int) -> Any:
+        if not sender._slots.get(sender.slot, Slot.NUM_DESTINATIONS):
+            return find(self, *arguments)  # of a request before
         monkeypatch.setattr(Doors, "find", find)
         said.append(direct_way.decide())  # the other thread, which has found the door open
         return WrittenBy.WORKER, None
