@@ -296,13 +296,13 @@ def test_a_grant_that_was_sent_is_bound_to_the_sender_that_writes(
 
 
 def test_a_sender_that_its_node_joins_while_it_binds_itself_is_bound_to_the_same_grant(
-    sending: Client, receiving: Queues, posted: EmbeddingReceiver
+    language: Station, sending: Client, receiving: Queues, posted: EmbeddingReceiver
 ) -> None:
     """R79, R81: its other thread, which has the node's word for the grant, takes it for no other sender's."""
     sender = open_sender(sending, posted.room, TOTAL)
     assert sender._direct is not None
     other = Thread(target=sender._direct.decide)
-    [(_, door)] = sender._direct._doors.open_ones()
+    [door] = [door for _, door in sender._direct._doors.open_ones() if door.node[0] == language.control.node_id]
 
     def is_joined_by_its_node(step: int) -> None:
         if step != BindStep.JOIN:
