@@ -203,8 +203,10 @@ class Doors:
 
     def find(self, peer: int, incarnation: int) -> tuple[WrittenBy, Door | None]:
         """How rows go to an incarnation of a peer: directly, through its door; through the worker; or not known yet
-        (either thread).
+        (either thread). It is not known, either, of a destination that nobody has entered (`peer` is -1).
         """
+        if peer < 0:
+            return WrittenBy.UNDECIDED, None
         door, node = self._open.get(peer), (self._peers.get(peer, Peer.NODE_ID), incarnation)
         if door is not None and door.node == node:
             return WrittenBy.CLIENT, door

@@ -263,6 +263,7 @@ def test_a_door_leads_to_the_node_and_the_incarnation_that_a_request_names(
     node_id, incarnation = door.node
     assert doors.find(peer, incarnation) == (WrittenBy.CLIENT, door)
     assert doors.find(peer, incarnation + 1)[1] is None
+    assert doors.find(-1, incarnation) == (WrittenBy.UNDECIDED, None)
     peers, doors._peers = doors._peers, Another(doors._peers, node_id + 2)  # type: ignore[assignment]
     assert doors.find(peer, incarnation)[1] is None
     doors._peers = peers
