@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from support.ports import port_to_keep
 
 from embridge import Node, PipelineConfig, Timing
 from embridge.allocator.control import Control
@@ -120,7 +121,7 @@ def write_keys(path: Path, hosts: dict[str, Host]) -> dict[str, dict[str, Path]]
 def node_config(options: Options, role: str, run_dir: Path, where: dict[str, Any]) -> PipelineConfig:
     """A small node; `where` are its address and keys, with two hosts."""
     # one seed in two has nodes that come back at the address they had, one in two at another
-    ports = [free_port(), free_port()] if options.seed % 2 else [0, 0]
+    ports = [port_to_keep(), port_to_keep()] if options.seed % 2 else [0, 0]
     block_size = options.block_size
     return PipelineConfig(
         role=role,
@@ -152,12 +153,6 @@ def node_config(options: Options, role: str, run_dir: Path, where: dict[str, Any
         lock_memory=False,
         log_level="INFO",
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def nothing() -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from support.leaks import MARK
+from support.ports import port_to_keep
 
 # Quick, but with room for a machine that is busy with other tests.
 QUICK = {
@@ -32,7 +33,7 @@ class Discovery:
     """`embridge discovery`, running; it can be stopped and started again at the same port."""
 
     def __init__(self) -> None:
-        self._port = 0
+        self._port = port_to_keep()
         self.start()
 
     def start(self) -> None:
@@ -47,7 +48,6 @@ class Discovery:
         words = self._process.stdout.readline().split()
         assert words[:1] == ["READY"], words
         self.url = words[1].removeprefix("discovery=")
-        self._port = int(self.url.rpartition(":")[2])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self._process.send_signal(number)

@@ -13,6 +13,7 @@ from support.agents import running
 from support.carrying import carried
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, every_engine, station
+from support.ports import port_to_keep
 from support.scheduling import ByHand, Queues
 from support.waiting import wait_until
 
@@ -187,8 +188,8 @@ def test_when_the_whole_encode_node_is_killed_its_requests_fail_and_one_in_its_p
     incarnation.
     """
     room, later = next(rooms), next(rooms)
-    with station("encode", own_dir / "e", deepstack_layers=3, engine=engine) as doomed:
-        port = int(doomed.addr.rpartition(":")[2])
+    port = port_to_keep()
+    with station("encode", own_dir / "e", deepstack_layers=3, bootstrap_port=port, engine=engine) as doomed:
         with attach(doomed.run_dir) as client:
             sender, _ = bring_to("Transferring", doomed, client, receiving, room)
             doomed.kill_group()
