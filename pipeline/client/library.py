@@ -95,6 +95,7 @@ class Library:
         self.num_waiting = 0  # requests that wait for a slot, as the lane says (either thread)
         self._num_lacking = 0  # how many of them wait in a transfer queue
         self._is_slot_waiter = self._is_block_waiter = self._is_spared = False
+        self.drained_ns = -NS  # when rows were copied out last (whoever has the turn)
         self._picker: RoutePicker | None = None
 
     def start(self) -> None:
@@ -309,9 +310,7 @@ class Library:
         requests.untold.turn(now)
         self._num_lacking = 0
         lacks = self.slot_queue.turn(now, is_slow=is_slow)
-        starving = bool(self._starving)
-        for turn in self._turns:
-            starving |= turn()
+        starving = any([bool(self._starving), *[turn() for turn in self._turns]])
         control.blocks.set_waiting(attachment.lane, starving)
         if starving and not self._is_block_waiter and control.role == Role.LANGUAGE:
             control.ring_libraries()  # others may have kept in blocks what can be drained
@@ -327,7 +326,8 @@ class Library:
         """Say whether a success may be left to a caller who is awake, for nothing waits for what it gives free."""
         control = self.attachment.control
         waits = has_waiters or self.ranks is not None or control.blocks.waiters() or control.slot_waiters.lanes()
-        if (is_spared := not waits and not self.blocks_are_short()) != self._is_spared:
+        copies = self.attachment.clock() - self.drained_ns < NS  # so it may have to do it again
+        if (is_spared := not waits and not copies and not self.blocks_are_short()) != self._is_spared:
             self._is_spared = is_spared
             self.attachment.library_bell.spare(is_spared)
 

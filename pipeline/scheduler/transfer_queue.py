@@ -275,6 +275,7 @@ class TransferQueue:
         has_ended = now.phase == Phase.Success
         if now.sent > record.drained_tokens and (has_ended or not self._lending.keep(request, receiver, now.sent)):
             self._draining.drain(request, receiver, now.sent)
+            self._library.drained_ns = self._attachment.clock()
         self._streamed.show(request, receiver)
         if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:
             self._end_finished(request)
