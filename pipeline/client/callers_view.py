@@ -25,7 +25,7 @@ SLOW_LOOK_NS = NS // 10
 
 
 class CallersView:
-    """The caller's thread calls all methods; the library thread reads and sets `library_waits`."""
+    """The caller's thread calls all methods, and any thread `do`; the library thread reads and sets `library_waits`."""
 
     def __init__(self, attachment: Attachment, requests: OpenRequests, turn: Turn) -> None:
         """`turn` is what the library thread takes for each of its turns."""

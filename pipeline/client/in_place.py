@@ -146,12 +146,12 @@ class GivesInPlace(TransferHandle):
             raise
 
     def _commit_held(self, held: Held, end: int) -> bool:
-        written = 0
+        written, direct = 0, self._direct  # the library thread may be about to end the request
         self._begin_to_give()  # before the look at the end: from here on the slot is not another request's
         try:
             self._attachment.check_attached()
-            if end > held.first and self._final is None and not self._attachment.node_gone and self._direct is not None:
-                written = self._direct.commit(held, end)
+            if end > held.first and self._final is None and not self._attachment.node_gone and direct is not None:
+                written = direct.commit(held, end)
         except BufferError:  # the payload of a node that has gone meanwhile is no more
             pass
         finally:

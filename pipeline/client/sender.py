@@ -199,10 +199,11 @@ class EmbeddingSender(GivesInPlace):
 
     def _write_directly(self, given: Given) -> int:
         """Copy what the destination has granted of these rows into its blocks, if that may be done; up to which row."""
-        if self._direct is None or self.slot == NO_SLOT or not self._direct.may_write(given.first):
+        direct = self._direct
+        if direct is None or self.slot == NO_SLOT or not direct.may_write(given.first):
             return given.first
         self._is_announced = True
-        end = self._direct.write(given)
+        end = direct.write(given)
         if end > given.first:
             self._ready = self._told_ready = end
         return end
@@ -425,10 +426,11 @@ class EmbeddingSender(GivesInPlace):
         # only once, although either thread may come here
         if self._done or self._writing or not self._letting_go.acquire(blocking=False):
             return
-        if self._stock is not None:
-            self._stock.clear()
-        if self._direct is not None:
-            self._direct.let_go()
+        stock, direct = self._stock, self._direct
+        if stock is not None:
+            stock.clear()
+        if direct is not None:
+            direct.let_go()
         self._done = True
         self._call_back()
 
