@@ -92,8 +92,13 @@ def test_sighup_ends_a_node_when_it_says_that_the_terminal_is_gone(tmp_path: Pat
     ]
     log = tmp_path / "log"
     with open(log, "wb") as file:
+        # `env`: under `nohup` these tests, and what they start, would ignore SIGHUP
         program = subprocess.Popen(
-            ["setsid", "--ctty", "--wait", *words], stdin=theirs, stdout=file, stderr=file, start_new_session=True
+            ["setsid", "--ctty", "--wait", "env", "--default-signal=HUP", *words],
+            stdin=theirs,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
     os.close(theirs)
     try:
