@@ -99,10 +99,16 @@ def test_another_process_comes_between(program: list[str]) -> None:
         stepped(program, "rivals", 300, 0),
         ["acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind"],
     )
-    for prefix in ("write", "bind"):
-        assert all(scene.boundaries > 2 * 10 for scene in stepped(program, "rivals", 20_000, 0, prefix).values())
-    [everywhere] = stepped(program, "rivals", 1 << 20, 0, "acquire one").values()
-    assert everywhere.boundaries > 3 * 100
+
+
+@pytest.mark.parametrize(
+    ("prefix", "limit", "least"), [("write", 20_000, 2 * 10), ("bind", 20_000, 2 * 10), ("acquire one", 1 << 20, 300)]
+)
+def test_another_process_comes_between_at_more_places(
+    program: list[str], prefix: str, limit: int, least: int
+) -> None:
+    """P1, P5, R16: as above."""
+    assert all(scene.boundaries > least for scene in stepped(program, "rivals", limit, 0, prefix).values())
 
 
 @pytest.mark.storm

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -14,6 +13,7 @@ from embridge.pipeline.client.client import library_of
 from support import encoding
 from support.agents import running
 from support.nodes import Station
+from support.ports import addresses_of_nobody
 from support.scheduling import Queues
 from support.waiting import wait_until
 
@@ -61,15 +61,13 @@ def silent_encoder(encode: Station, queues: Queues, rooms: Iterator[int]) -> Ite
 @contextmanager
 def nodes_that_are_not_there(encode: Station, queues: Queues, rooms: Iterator[int]) -> Iterator[None]:
     """Requests to ports where nobody listens; each failure has its line in the log, which nobody may be reading."""
-    failing = []
-    for _ in range(NUM_WAITING):
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            failing.append(next(rooms))
-            queues.add(f"tcp://127.0.0.1:{sock.getsockname()[1]}", failing[-1])
-    yield
-    for room in failing:
-        assert queues.take(room, 60.0).error == "PeerLost"
+    with addresses_of_nobody(NUM_WAITING) as addresses:
+        failing = {next(rooms): addr for addr in addresses}
+        for room, addr in failing.items():
+            queues.add(addr, room)
+        yield
+        for room in failing:
+            assert queues.take(room, 60.0).error == "PeerLost"
 
 
 Trouble = Callable[[Station, Queues, Iterator[int]], AbstractContextManager[None]]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from support.carrying import carried, joined
 from support.nodes import Settings, Station, alive, run_dirs, station
 from support.pipes import FullPipe, full_pipe
+from support.ports import addresses_of_nobody
 from support.scheduling import Queues
 from support.waiting import wait_until
 
@@ -58,14 +57,11 @@ def test_failures_whose_lines_nobody_reads_stop_no_other_request(
     are served.
     """
     serve(pair, rooms, FEW)
-    with attach(pair[1].run_dir) as client:
-        queues, failing = Queues(client), []
-        for _ in range(MANY):
-            with closing(socket.socket()) as sock:
-                sock.bind(("127.0.0.1", 0))
-                room = next(rooms)
-                queues.add(f"tcp://127.0.0.1:{sock.getsockname()[1]}", room)
-                failing.append(room)
+    with attach(pair[1].run_dir) as client, addresses_of_nobody(MANY) as addresses:
+        queues = Queues(client)
+        failing = {next(rooms): addr for addr in addresses}
+        for room, addr in failing.items():
+            queues.add(addr, room)
         for room in failing:
             assert queues.take(room, 60.0).error == "PeerLost"
     serve(pair, rooms, FEW)
