@@ -13,7 +13,9 @@
 //   native/checksum.h   CRC-32C of rows                      bound here
 //   native/claims.h     claims, as their writers move them   bound in _core_claims.c
 //   native/direct.h     a write into another node's blocks   bound in _core_direct_write.c
+//   native/posts.h      where grants and offers are found    used by the next two
 //   native/bind.h       finding a grant, and who has it      bound in _core_bind.c
+//   native/grant.h      posting a grant, and its end         bound in _core_grant.c
 //
 // _core_mapping.c has the mappings that all of these lie in, and _core_arguments.c checks what callers pass;
 // `_core.pyi` is the contract. _core_direct.c makes the handle of direct writes; _core_turn.c is for the threads of one
@@ -211,7 +213,7 @@ static int core_exec(PyObject *module)
         {&producer_spec, &state->producer},         {&consumer_spec, &state->consumer},
         {&doorbell_spec, &state->doorbell},         {&turn_spec, &state->turn},
         {&turn_taker_spec, &state->turn_taker},     {&direct_writer_spec, &state->direct_writer},
-        {&grant_binder_spec, &state->grant_binder},
+        {&grant_binder_spec, &state->grant_binder}, {&grant_poster_spec, &state->grant_poster},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
@@ -254,6 +256,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->turn_taker);
     Py_VISIT(state->direct_writer);
     Py_VISIT(state->grant_binder);
+    Py_VISIT(state->grant_poster);
     return 0;
 }
 
@@ -271,6 +274,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->turn_taker);
     Py_CLEAR(state->direct_writer);
     Py_CLEAR(state->grant_binder);
+    Py_CLEAR(state->grant_poster);
     return 0;
 }
 

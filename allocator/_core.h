@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "native/blocks.h"
 #include "native/status.h"
 
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -24,6 +25,7 @@ typedef struct {
     PyTypeObject *turn_taker;
     PyTypeObject *direct_writer;
     PyTypeObject *grant_binder;
+    PyTypeObject *grant_poster;
 } core_state;
 
 typedef struct {
@@ -43,7 +45,7 @@ typedef struct {
     Mapping *mapping; // owned: the handle's pointers go into it
 } Handle;
 
-// Words and StatusTable, for those who go on from them.
+// Words, StatusTable and BlockCells, for those who go on from them.
 typedef struct {
     PyObject_HEAD
     Mapping *mapping;
@@ -58,11 +60,17 @@ typedef struct {
     struct status_table table;
 } StatusTable;
 
+typedef struct {
+    PyObject_HEAD
+    Mapping *mapping;
+    struct blocks blocks;
+} BlockCells;
+
 // Not to be subclassed (`state_of_type` relies on it) nor changed.
 #define CORE_TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
 
 HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec,
-    doorbell_spec, direct_writer_spec, grant_binder_spec, turn_spec, turn_taker_spec;
+    doorbell_spec, direct_writer_spec, grant_binder_spec, grant_poster_spec, turn_spec, turn_taker_spec;
 
 // ---- handles (_core_mapping.c)
 

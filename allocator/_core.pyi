@@ -20,8 +20,8 @@ DOORBELL_BYTES: int  # 64
 MAX_EPOCH: int  # 2**28 - 1
 NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cache
 
-# where `DirectWriter`, `GrantBinder` and `StatusTable.open_record` find words, and values of some, as `records`, `posts` and
-# `metrics` have them
+# where `DirectWriter`, `GrantBinder`, `GrantPoster` and `StatusTable.open_record` find words, and values of some, as
+# `records`, `posts` and `metrics` have them
 CLAIM_WORDS: int
 SLOT_EPOCH: int
 SLOT_LANE: int
@@ -29,8 +29,13 @@ SLOT_TOTAL: int
 SLOT_READY: int
 SLOT_REQUIRED: int
 SLOT_RELEASED_EPOCH: int
+SLOT_GRANTED: int
+SLOT_DRAINED_BLOCKS: int
 SLOT_MOVED_NS: int
 SLOT_NUM_DESTINATIONS: int
+SLOT_NUM_ROUNDS: int
+SLOT_INIT_ASKED: int
+SLOT_SESSION: int
 SLOT_TOLD: int
 SLOT_JOINED_BY: int
 DESTINATION_PEER: int
@@ -63,6 +68,8 @@ JOINED_BY_NOBODY: int
 JOINED_BY_CLIENT: int
 WRITTEN_BY_CLIENT: int
 TOLD_UNTOLD: int
+TOLD_RELEASED: int
+LOCAL_EXPOSURE: int
 REGISTERED_STATE: int
 
 # what `GrantBinder.bind` returns
@@ -425,6 +432,43 @@ class GrantBinder:
     def watch(self, before: Callable[[int], object] | None, /) -> None:
         """Have `before(step)` called before each change that `bind` makes from now on (`enum bind_step`). If it
         raises, nothing is changed any more, and `bind` raises that.
+        """
+
+class GrantPoster:
+    """Posts the grants of requests of one language node's client where encoders of its host look, and takes them back
+    when the requests are over (`native/grant.h`).
+
+    All tables are the language node's. One thread at a time, as with `cells`.
+    """
+
+    def __init__(
+        self,
+        status: StatusTable,
+        cells: BlockCells,
+        slots: Words,
+        windows: Words,
+        claims: Words,
+        meetings: Words,
+        posts: Words,
+        slot_words: int,
+        window_blocks: int,
+    ) -> None:
+        """`window_blocks`: words of `windows` a slot. Raises ValueError where a table is too small."""
+    def post(
+        self, slot: int, epoch: int, room: int, node_id: int, incarnation: int, blocks: Buffer, tokens: int,
+        now_ns: int, /,
+    ) -> bool:
+        """Grant `blocks` (uint32) to a request that has none yet, for `tokens` rows, to the clients of an encode node.
+
+        False where the grant is recorded, and the encode node has to be sent it.
+        """
+    def release(self, slot: int, epoch: int, room: int, now_ns: int, /) -> bool:
+        """Give back the blocks, the post and the slot of a request that has succeeded. False, perhaps with its blocks
+        free, where it has not, or the node has it (R78).
+        """
+    def watch(self, before: Callable[[int], object] | None, /) -> None:
+        """Have `before(step)` called before each change that the others make from now on (`enum grant_step`). If it
+        raises, nothing is changed any more, and they raise that.
         """
 
 def copy(destination: Buffer, source: Buffer, moves: Buffer, count: int, /) -> int:

@@ -1,16 +1,8 @@
 // BlockCells: the bindings of native/blocks.h.
 #include "_core.h"
 
-#include "native/blocks.h"
-
 #define MAX_SLOT ((UINT64_C(1) << CELL_SLOT_BITS) - 1)
 _Static_assert(CELL_EPOCH_BITS == EPOCH_BITS, "a cell names any epoch of a slot");
-
-typedef struct {
-    PyObject_HEAD
-    Mapping *mapping;
-    struct blocks blocks;
-} BlockCells;
 
 static PyObject *blocks_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {

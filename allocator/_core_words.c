@@ -162,8 +162,9 @@ static PyObject *words_compare_exchange(PyObject *self, PyObject *const *args, P
     uint64_t expected, value;
     if (word == NULL || take_u64(args[1], &expected) < 0 || take_u64(args[2], &value) < 0)
         return NULL;
+    // SYNC post: sequentially consistent, for who enters a word and then looks at another's (R37).
     return PyBool_FromLong(
-        atomic_compare_exchange_strong_explicit(word, &expected, value, memory_order_acq_rel, memory_order_acquire));
+        atomic_compare_exchange_strong_explicit(word, &expected, value, memory_order_seq_cst, memory_order_seq_cst));
 }
 
 // The first `num_pages` of `pages`, each below `limit`.

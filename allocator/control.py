@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import cached_property
 
 from embridge.allocator import layout as lay
-from embridge.allocator._core import Consumer, Doorbell, Mapping, Producer, Words, format_ring
+from embridge.allocator._core import Consumer, Doorbell, GrantPoster, Mapping, Producer, Words, format_ring
 from embridge.allocator.blocks import BlockPool
 from embridge.allocator.claims import ClaimTable
 from embridge.allocator.errors import SegmentError
@@ -30,9 +30,13 @@ from embridge.allocator.opening import SlotOpener
 from embridge.allocator.peertable import PeerTable
 from embridge.allocator.posts import PostTable
 from embridge.allocator.records import (
+    CLAIM_WORDS,
+    MEETING_WORDS,
     NUM_VIEWS,
+    POSTS_A_SLOT,
     RING_HEADER_BYTES,
     RING_REFUSED,
+    SLOT_BYTES,
     Lane,
     LaneState,
     NodeState,
@@ -190,6 +194,25 @@ class Control:
     def posts(self) -> PostTable:
         assert self.role == Role.LANGUAGE
         return PostTable(self.mapping, self.layout.posts, self.layout.meetings, self.limits.num_slots)
+
+    @cached_property
+    def poster(self) -> GrantPoster:
+        """Posts grants for one of its clients, of which this is the view; native, for their order is what R30, R37 and
+        R78 ask for, and the client may die between any two steps.
+        """
+        assert self.role == Role.LANGUAGE
+        at, mapping, count = self.layout, self.mapping, self.limits.num_slots
+        return GrantPoster(
+            status=self.status,
+            cells=self.blocks.cells,
+            slots=Words(mapping, at.slots, count * SLOT_BYTES // 8),
+            windows=Words(mapping, at.windows, count * at.own_window),
+            claims=Words(mapping, at.claims, count * CLAIM_WORDS),
+            meetings=Words(mapping, at.meetings, count * MEETING_WORDS),
+            posts=Words(mapping, at.posts, count * POSTS_A_SLOT),
+            slot_words=SLOT_BYTES // 8,
+            window_blocks=at.own_window,
+        )
 
     @property
     def windows(self) -> WindowTable:

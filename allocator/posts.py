@@ -5,7 +5,8 @@
     meetings [slot]       a record of eight words: what a writer needs to know of a grant
 
 Both stand in a language node's writers' part. The scheduler's client enters its grant, and then looks for an offer; an
-encoder's client enters its offer, and then looks for a grant (R37). A post is one word, entered and taken off by
+encoder's client enters its offer, and then looks for a grant (R37). What the first does, and how a grant is found and
+bound, is native (`native/grant.h`, `native/bind.h`). A post is one word, entered and taken off by
 compare-and-swap. It is a hint: the tag is a part of the room's hash, and a full bucket takes no more, which costs time
 and nothing else. What holds is said by the slot's claim and by its meeting record.
 
@@ -17,7 +18,6 @@ request, which only rises (R80).
 
 from __future__ import annotations
 
-from array import array
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -86,15 +86,6 @@ class PostTable:
             words[at] = 0
             self._posts.compare_exchange(first + at, word, 0)
 
-    def _found(self, first: int, head: int) -> list[int]:
-        words = self._posts.load_many(first, BUCKET_POSTS)
-        return [word for word in words if word and word >> _KEY_BITS == head]
-
-    def post_grant(self, room: int, slot: int, epoch: int) -> bool:
-        """False where the bucket is full."""
-        tag, first = self._place(room)
-        return self._enter(first, tag << _KEY_BITS | slot << _EPOCH_BITS | epoch)
-
     def take_off_grant(self, room: int, slot: int, epoch: int) -> None:
         tag, first = self._place(room)
         self._take_off(first, tag << _KEY_BITS | slot << _EPOCH_BITS | epoch)
@@ -108,11 +99,6 @@ class PostTable:
         tag, first = self._place(room)
         self._take_off(first, _offer(tag, writer))
 
-    def offers(self, room: int) -> list[WriterId]:
-        """The writers that may wait for a grant of this room."""
-        tag, first = self._place(room)
-        return [_writer_of(word) for word in self._found(first, _OFFER | tag)]
-
     def take_off_offers_of(self, writer: WriterId) -> None:
         """Take off what a writer has left that can write no more (R37)."""
         for at in range(len(self._posts)):
@@ -121,12 +107,6 @@ class PostTable:
                 self._posts.compare_exchange(at, word, 0)
 
     # ---- meeting records
-
-    def begin(self, slot: int, epoch: int, room: int, node: tuple[int, int], num_blocks: int, num_tokens: int) -> None:
-        """Write the record of a slot's grant (its client only), before the claim of this epoch is offered."""
-        at = slot * MEETING_WORDS
-        self._meetings.store_many(at, array("Q", (0, room, *node, num_blocks << 32 | num_tokens, epoch << 1)))
-        self._meetings.store(at, epoch)
 
     def granted(self, slot: int, epoch: int) -> Granted | None:
         """What was granted in this epoch; None where the record is about another one."""

@@ -6,10 +6,12 @@ All else is a ValueError that names it.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from functools import lru_cache
 from numbers import Real
 from typing import Any, Final, TypeGuard
 
+from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.records import ADDRESS_BYTES
 from embridge.workers.addresses import split_address
 
@@ -72,3 +74,22 @@ def _is_address(bootstrap_addr: str) -> bool:
     """Raises ValueError as `split_address` does. Whoever names nodes names the same ones over and over."""
     split_address(bootstrap_addr)
     return True
+
+
+def grant_of(
+    indices: Iterable[object], tokens: object | None, num_blocks: int, block_size: int
+) -> tuple[list[int], int]:
+    """Destination blocks, and for how many tokens they are granted: as many as they hold, if that is not said.
+
+    Raises:
+        ValueError: an index names no block of the pool, or the tokens do not end in the last of the blocks.
+    """
+    blocks = [whole("embedding_indices", index, 0, num_blocks - 1) for index in indices]
+    count, most = len(blocks), len(blocks) * block_size
+    granted = most if tokens is None else whole("allocated_tokens", tokens, 0, MAX_TOKENS)
+    if not (most - block_size < granted <= most or granted == count == 0):
+        raise ValueError(
+            f"allocated_tokens: {granted} does not end in the last of {count} blocks of {block_size} tokens; "
+            f"expected {max(most - block_size, 0) + bool(count)} to {most}"
+        )
+    return blocks, granted

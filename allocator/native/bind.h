@@ -1,10 +1,9 @@
 // How an encoder's client finds the grant of a room by itself, and binds its slot to it.
 //
-//   posts    [bucket][8]  grant  0:1 | tag:17 | slot:16 | epoch:28
-//   meetings [slot]       epoch, room, node, what is granted, and which encoder is bound to it
+//   meetings [slot]  epoch, room, node, what is granted, and which encoder is bound to it
 //
-// Both stand in the language node's writers' part; `allocator/posts.py` has the moves of its scheduler's client. Of each
-// grant in the room's bucket:
+// They stand in the language node's writers' part, as the posts do (`posts.h`); `grant.h` has the moves of its
+// scheduler's client. Of each grant in the room's bucket:
 //
 //   look      the claim is open for the post's epoch, the meeting record and the window say what is granted to whom,
 //             the claim has that epoch still (R37); what they say can be true; the peer table has that node, and has
@@ -13,8 +12,8 @@
 //   join      the slot to the grant, by compare-and-swap; if the bootstrap has joined it, the grant is let go of (R79)
 //   note      the destination, as the bootstrap notes one; the word that says how many there are is the last
 //   take off  the post
-//   look      whether the node is told of the request, and whether the peer table has the language node still: the entry
-//             is nobody else's from the note on
+//   look      whether the node is told of the request, and whether the peer table has the language node still: the
+//             entry is nobody else's from the note on
 //
 // What comes from the language node is input: it is copied, and checked before it is used as an index, and the copy is
 // what is noted.
@@ -28,14 +27,8 @@
 #define EMBRIDGE_NATIVE_BIND_H
 
 #include "claims.h"
+#include "posts.h"
 #include "records.h"
-
-#define BUCKET_POSTS 8 // a line
-#define POST_TAG_BITS 17
-#define POST_SLOT_BITS 16
-#define POST_EPOCH_BITS 28
-#define POST_KEY_BITS (POST_SLOT_BITS + POST_EPOCH_BITS)
-#define POST_SPREAD UINT64_C(0x9E3779B97F4A7C15)
 
 // What a call is about to change.
 enum bind_step {
@@ -106,15 +99,8 @@ static inline bool bind_may(struct grant_bind *b, enum bind_step step)
     return may;
 }
 
-static inline word64 *bind_bucket(const struct grant_bind *b, uint64_t *tag)
-{
-    const uint64_t spread = b->room * POST_SPREAD;
-    *tag = spread >> (64 - POST_TAG_BITS);
-    return b->tables->posts + (spread & UINT32_MAX) % b->tables->num_buckets * BUCKET_POSTS;
-}
-
-// Whether the claim is open for the post's epoch, and what the meeting record and the window say of it is of this epoch,
-// for this room and this node. It is copied.
+// Whether the claim is open for the post's epoch, and what the meeting record and the window say of it is of this
+// epoch, for this room and this node. It is copied.
 static inline bool bind_read(struct grant_bind *b)
 {
     const struct bind_tables *t = b->tables;
@@ -213,13 +199,6 @@ static inline bool bind_note(struct grant_bind *b)
     return true;
 }
 
-static inline void bind_take_off(word64 *bucket, uint64_t post)
-{
-    for (size_t k = 0; k < BUCKET_POSTS; k++)
-        if (bind_load(&bucket[k]) == post)
-            bind_move(&bucket[k], post, 0);
-}
-
 // Bind the slot to the grant of one post, and the grant to this encoder. False: not to this one, or stopped.
 static inline bool bind_to(struct grant_bind *b, word64 *bucket, uint64_t post)
 {
@@ -241,7 +220,7 @@ static inline bool bind_to(struct grant_bind *b, word64 *bucket, uint64_t post)
     }
     if (!bind_note(b) || !bind_may(b, BIND_TAKE_OFF))
         return false;
-    bind_take_off(bucket, post);
+    post_take_off(bucket, post);
     return true;
 }
 
@@ -250,11 +229,11 @@ static inline unsigned bind_grant(struct grant_bind *b)
 {
     const word64 *record = &b->tables->slots[b->slot * b->tables->slot_words];
     uint64_t tag;
-    word64 *bucket = bind_bucket(b, &tag);
+    word64 *bucket = post_bucket(b->tables->posts, b->tables->num_buckets, b->room, &tag);
     b->is_stopped = false;
     for (size_t k = 0; k < BUCKET_POSTS && !b->is_stopped; k++) {
-        // SYNC word: acquire; the grant was written down before it was posted.
-        const uint64_t post = bind_load(&bucket[k]);
+        // SYNC post: sequentially consistent, and so an acquire: the grant was written down before it was posted.
+        const uint64_t post = atomic_load_explicit(&bucket[k], memory_order_seq_cst);
         if (post == 0 || post >> POST_KEY_BITS != tag)
             continue;
         if (bind_load(&record[SLOT_JOINED_BY]) != JOINED_BY_NOBODY)

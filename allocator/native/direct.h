@@ -33,8 +33,6 @@
 #define LEAST_POPULATED (256 << 10) // bytes; what is less is left to page faults
 #define GRANT_INDEX_MASK UINT32_MAX // of a granted block: `session:32 | index:32`
 
-enum direct_phase { PHASE_WAITING = 1, PHASE_TRANSFERRING, PHASE_SUCCESS, PHASE_FAILED };
-
 // What a write is about to do.
 enum direct_step {
     DIRECT_TOTAL,

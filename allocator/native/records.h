@@ -10,8 +10,13 @@ enum {
     SLOT_READY = 6,
     SLOT_REQUIRED = 7,
     SLOT_RELEASED_EPOCH = 10,
+    SLOT_GRANTED = 13,
+    SLOT_DRAINED_BLOCKS = 15,
     SLOT_MOVED_NS = 16,
     SLOT_NUM_DESTINATIONS = 20,
+    SLOT_NUM_ROUNDS = 24,
+    SLOT_INIT_ASKED = 26,
+    SLOT_SESSION = 27,
     SLOT_TOLD = 30,
     SLOT_JOINED_BY = 31,
     SLOT_WORDS = 32,
@@ -45,7 +50,8 @@ enum {
 
 enum { JOINED_BY_NOBODY = 0, JOINED_BY_CLIENT = 1 };
 enum { WRITTEN_BY_CLIENT = 1 };
-enum { TOLD_BITS = 2, TOLD_UNTOLD = 1 };
+enum { TOLD_BITS = 2, TOLD_UNTOLD = 1, TOLD_RELEASED = 3 };
+enum { LOCAL_EXPOSURE = 0 }; // of blocks that no session of a network engine may write
 enum { REGISTERED_STATE = 1 };
 
 #endif

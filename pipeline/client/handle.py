@@ -238,7 +238,9 @@ class TransferHandle:
         return self.slot != NO_SLOT and self._attachment.tell(self.room, self.slot, self.epoch)
 
     def release_untold(self) -> bool:
-        """Release the slot of a request that has ended and of which the node was not told. False: the node has to."""
+        """Release what a request holds that has ended, and its slot, if the node was not told of it. False: the node has
+        to release the slot.
+        """
         return False
 
     # ---- called by the library thread, or whoever has the turn

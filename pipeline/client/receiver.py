@@ -20,7 +20,7 @@ from embridge.allocator.records import Peer, Slot
 from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase
-from embridge.pipeline.arguments import check_address, whole
+from embridge.pipeline.arguments import check_address, grant_of, whole
 from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.posting import Posting
@@ -56,7 +56,7 @@ class EmbeddingReceiver(TransferHandle):
         self._claims = library.attachment.control.claims
         self._bs = library.attachment.geometry.block_size
         self._cleared = False
-        self.posting = Posting(library.attachment.control, library.neighbours, self)
+        self.posting = Posting(library, self)
         self.on_change: Callable[[], None] | None = None
         self.on_success: Callable[[], bool] | None = None
         self.on_left: Callable[[], None] | None = None
@@ -203,15 +203,8 @@ class EmbeddingReceiver(TransferHandle):
         self._attachment.check_usable()
         if self._cleared:
             raise ValueError(f"room {self.room}: this receiver was cleared; it takes no more grants")
-        last = self._control.blocks.num_blocks - 1
-        indices = [whole("embedding_indices", index, 0, last) for index in embedding_indices]
-        count, bs = len(indices), self._bs
-        tokens = count * bs if allocated_tokens is None else whole("allocated_tokens", allocated_tokens, 0, MAX_TOKENS)
-        if not ((count - 1) * bs < tokens <= count * bs or tokens == count == 0):
-            raise ValueError(
-                f"allocated_tokens: {tokens} does not end in the last of {count} blocks of {bs} tokens; "
-                f"expected {max(count - 1, 0) * bs + bool(count)} to {count * bs}"
-            )
+        indices, tokens = grant_of(embedding_indices, allocated_tokens, self._control.blocks.num_blocks, self._bs)
+        count = len(indices)
         if self.slot == NO_SLOT:
             if count:
                 why = "are not blocks of this request, which waits for a slot; use allocate()"
@@ -234,18 +227,21 @@ class EmbeddingReceiver(TransferHandle):
         """Grants, step 2, recorded: write the blocks into the window and kick the language bootstrap.
 
         `TransferQueue._grant` decided them (step 1), and they are this request's, as `init` and `resume_transfer` ask;
-        `GrantSender._send_grant` sends the window to the encode node (step 3).
+        `GrantSender._send_grant` sends the window to the encode node (step 3), where `Posting.post` does not do both.
         """
         slots, slot, count, granted = self._slots, self.slot, len(indices), self.granted_blocks
-        for i, index in enumerate(indices):
-            self._windows.set(slot, granted + i, index)
-        if count:
-            slots.set(slot, Slot.NUM_ROUNDS, self.num_rounds + 1)
-            slots.raise_to(slot, Slot.GRANTED, granted + count << 32 | granted * self._bs + tokens)
-            slots.raise_to(slot, Slot.MOVED_NS, self._attachment.clock())
-        slots.set(slot, Slot.INIT_ASKED, 1)
-        is_posted = self.is_untold and count > 0 == granted and self.posting.post(indices, tokens)
-        if not is_posted and not self.tell():  # else the bootstrap sends what was granted when it is told
+        if self.posting.is_near and count > 0 == granted and self.is_untold:
+            if self.posting.post(indices, tokens):
+                return
+        else:
+            for i, index in enumerate(indices):
+                self._windows.set(slot, granted + i, index)
+            if count:
+                slots.set(slot, Slot.NUM_ROUNDS, self.num_rounds + 1)
+                slots.raise_to(slot, Slot.GRANTED, granted + count << 32 | granted * self._bs + tokens)
+                slots.raise_to(slot, Slot.MOVED_NS, self._attachment.clock())
+            slots.set(slot, Slot.INIT_ASKED, 1)
+        if not self.tell():  # else the bootstrap sends what was granted when it is told
             self._attachment.kick_bootstrap(Kick.GRANT, slot, self.epoch)
 
     def release_drained(self, num_tokens: int) -> int:
@@ -382,7 +378,12 @@ class EmbeddingReceiver(TransferHandle):
         self.posting.prepare(record)
 
     def release_untold(self) -> bool:
-        return self.posting.release()
+        if self.posting.release():
+            self._library.blocks_freed()
+            return True
+        if (now := self.progress()).phase == Phase.Success:
+            self._free(now.sent, now.sent)
+        return False
 
     def catch_up(self) -> None:
         """Do in the slot what the caller asked for before there was one: its `init`, or its end (either thread)."""
@@ -408,9 +409,7 @@ class EmbeddingReceiver(TransferHandle):
         """Hand changes to the queue that drives this receiver, and end a cleared one (library thread)."""
         if self.on_change is not None:
             self.on_change()
-        if self._cleared and self._final is None and (now := self.progress()).phase >= TERMINAL:
-            if now.phase == Phase.Success:
-                self._free(now.sent, now.sent)
+        if self._cleared and self._final is None and self.progress().phase >= TERMINAL:
             self._settle()
             self._library.leave(self)
             if self.on_left is not None:

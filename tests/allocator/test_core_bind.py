@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 from core_support import SharedMemory
 from support.claims import shut
-from support.posted import BindStep, grants_in
+from support.posted import BindStep, grants_in, post_grant, write_down
 
 from embridge.allocator._core import BIND_BOUND, BIND_GONE, BIND_TOLD, GrantBinder, Mapping
 from embridge.allocator.claims import WriterId
@@ -67,7 +67,7 @@ class Pair:
         self, slot: int, room: int = ROOM, node: tuple[int, int] = ENCODE, blocks: int = 3, tokens: int = TOKENS
     ) -> None:
         """Write down what is granted."""
-        self.posts.begin(slot, THERE_EPOCH, room, node, blocks, tokens)
+        write_down(self.posts, slot, THERE_EPOCH, room, node, blocks, tokens)
 
     def grant(self, slot: int) -> None:
         """Grant, and post it."""
@@ -76,7 +76,7 @@ class Pair:
         self.begin(slot)
         shut(self.language.claims, slot, THERE_EPOCH, 0)
         assert self.language.claims.offer(slot, THERE_EPOCH)
-        assert self.posts.post_grant(ROOM, slot, THERE_EPOCH)
+        assert post_grant(self.posts, ROOM, slot, THERE_EPOCH)
 
     def bind(self) -> int:
         return self.binder.bind(PEER, ROOM, SLOT, EPOCH)
@@ -167,7 +167,7 @@ def test_a_grant_may_fill_the_window(pair: Pair) -> None:
 def _posts(slot: int, epoch: int) -> Callable[[Pair], object]:
     def post(pair: Pair) -> None:
         pair.posts.take_off_grant(ROOM, THERE, THERE_EPOCH)
-        assert pair.posts.post_grant(ROOM, slot, epoch)
+        assert post_grant(pair.posts, ROOM, slot, epoch)
 
     return post
 

@@ -37,6 +37,7 @@ from embridge.allocator.records import (
     WrittenBy,
 )
 from embridge.allocator.segment import map_segment
+from embridge.allocator.sessions import SHM_EXPOSURE
 from embridge.allocator.status import Phase, split
 
 GEOMETRY: Final = Geometry(hidden_size=8, num_blocks=6, block_size=4)
@@ -131,7 +132,9 @@ def test_the_words_are_those_of_the_records() -> None:
     assert (_core.DESTINATION_WORDS, _core.CLAIM_WORDS) == (DESTINATION_WORDS, CLAIM_WORDS)
     assert _core.MEETING_WORDS == MEETING_WORDS
     assert (_core.JOINED_BY_NOBODY, _core.JOINED_BY_CLIENT) == (JoinedBy.NOBODY, JoinedBy.CLIENT)
-    assert (_core.WRITTEN_BY_CLIENT, _core.TOLD_UNTOLD) == (WrittenBy.CLIENT, Told.UNTOLD)
+    assert _core.WRITTEN_BY_CLIENT == WrittenBy.CLIENT
+    assert (_core.TOLD_UNTOLD, _core.TOLD_RELEASED) == (Told.UNTOLD, Told.RELEASED)
+    assert _core.LOCAL_EXPOSURE == SHM_EXPOSURE
     assert PeerState.REGISTERED == _core.REGISTERED_STATE
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 from core_support import SharedMemory
-from support.posted import grants_in
+from support.posted import grants_in, offers_in, post_grant, write_down
 
 from embridge.allocator.claims import MAX_GENERATION, WriterId
 from embridge.allocator.control import Control, format_control
@@ -50,9 +50,9 @@ def _in_one_bucket(posts: PostTable, count: int) -> list[int]:
 
 def test_a_grant_is_found_by_its_room_until_it_is_taken_off(posts: PostTable) -> None:
     """R37."""
-    assert posts.post_grant(ROOM, 63, (1 << 28) - 1)
+    assert post_grant(posts, ROOM, 63, (1 << 28) - 1)
     assert grants_in(posts, ROOM) == [(63, (1 << 28) - 1)]
-    assert posts.offers(ROOM) == []
+    assert offers_in(posts, ROOM) == []
     posts.take_off_grant(ROOM, 63, 5)
     assert grants_in(posts, ROOM) == [(63, (1 << 28) - 1)]
     posts.take_off_grant(ROOM, 63, (1 << 28) - 1)
@@ -63,29 +63,29 @@ def test_an_offer_is_found_by_its_room_until_it_is_taken_off(posts: PostTable) -
     """R37."""
     assert posts.post_offer(ROOM, ME)
     assert posts.post_offer(ROOM, OTHER)
-    assert posts.offers(ROOM) == [ME, OTHER]
+    assert offers_in(posts, ROOM) == [ME, OTHER]
     assert grants_in(posts, ROOM) == []
     posts.take_off_offer(ROOM, ME)
-    assert posts.offers(ROOM) == [OTHER]
+    assert offers_in(posts, ROOM) == [OTHER]
 
 
 def test_other_rooms_of_a_bucket_are_told_apart_by_their_tags(posts: PostTable) -> None:
     """R37: a tag is a hint; rooms whose tags differ are not found."""
     (other,) = _in_one_bucket(posts, 1)
-    assert posts.post_grant(other, 1, 1)
-    assert posts.post_grant(ROOM, 2, 1)
+    assert post_grant(posts, other, 1, 1)
+    assert post_grant(posts, ROOM, 2, 1)
     assert (grants_in(posts, other), grants_in(posts, ROOM)) == ([(1, 1)], [(2, 1)])
 
 
 def test_a_full_bucket_takes_no_more_and_takes_one_when_there_is_room(posts: PostTable) -> None:
     """R37: a full table costs time, and nothing else."""
     rooms = _in_one_bucket(posts, BUCKET_POSTS)
-    assert all(posts.post_grant(room, slot, 1) for slot, room in enumerate(rooms))
-    assert not posts.post_grant(ROOM, 40, 1)
+    assert all(post_grant(posts, room, slot, 1) for slot, room in enumerate(rooms))
+    assert not post_grant(posts, ROOM, 40, 1)
     assert not posts.post_offer(ROOM, ME)
     posts.take_off_grant(rooms[3], 3, 1)
     assert posts.post_offer(ROOM, ME)
-    assert posts.offers(ROOM) == [ME]
+    assert offers_in(posts, ROOM) == [ME]
 
 
 def test_the_offers_of_a_dead_writer_are_taken_off_and_nobody_elses(posts: PostTable) -> None:
@@ -95,10 +95,10 @@ def test_the_offers_of_a_dead_writer_are_taken_off_and_nobody_elses(posts: PostT
         assert posts.post_offer(room, ME)
     for writer in (OTHER, before):
         assert posts.post_offer(ROOM, writer)
-    assert posts.post_grant(ROOM, 1, 1)
+    assert post_grant(posts, ROOM, 1, 1)
     posts.take_off_offers_of(ME)
-    assert [posts.offers(room) for room in range(20)] == [[]] * 20
-    assert posts.offers(ROOM) == [OTHER, before]
+    assert [offers_in(posts, room) for room in range(20)] == [[]] * 20
+    assert offers_in(posts, ROOM) == [OTHER, before]
     assert grants_in(posts, ROOM) == [(1, 1)]
 
 
@@ -108,21 +108,21 @@ def test_the_offers_of_a_dead_writer_are_taken_off_and_nobody_elses(posts: PostT
 def test_a_record_is_read_in_its_own_epoch_only(posts: PostTable) -> None:
     """R37."""
     assert posts.granted(5, 1) is None
-    posts.begin(5, 1, ROOM, NODE, 3, 300)
+    write_down(posts, 5, 1, ROOM, NODE, 3, 300)
     granted = posts.granted(5, 1)
     assert granted == (ROOM, NODE, 3, 300)
     assert posts.granted(5, 2) is None
-    posts.begin(5, 2, ROOM, NODE, 4, 400)
+    write_down(posts, 5, 2, ROOM, NODE, 4, 400)
     assert posts.granted(5, 1) is None
     assert posts.granted(4, 2) is None
 
 
 def test_one_encoder_is_bound_to_a_grant_and_none_to_a_later_one(posts: PostTable) -> None:
     """R38, R79: by CAS from the epoch's own value, so who comes with an older epoch binds nothing."""
-    posts.begin(5, 1, ROOM, NODE, 1, 1)
+    write_down(posts, 5, 1, ROOM, NODE, 1, 1)
     assert posts.bind(5, 1)
     assert not posts.bind(5, 1)
-    posts.begin(5, 2, ROOM, NODE, 1, 1)
+    write_down(posts, 5, 2, ROOM, NODE, 1, 1)
     assert not posts.bind(5, 1)
     assert posts.bind(5, 2)
 

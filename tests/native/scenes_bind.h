@@ -14,10 +14,9 @@
 static const uint64_t bind_blocks[BIND_WINDOW] = {3, 1};
 static const struct node_name bind_own = {7, 3}, bind_there = {8, 9};
 
-static uint64_t grant_post(void)
+static uint64_t post_of_ours(void)
 {
-    const uint64_t tag = GRANT_ROOM * POST_SPREAD >> (64 - POST_TAG_BITS);
-    return tag << POST_KEY_BITS | GRANT_EPOCH;
+    return post_of_grant(GRANT_ROOM * POST_SPREAD >> (64 - POST_TAG_BITS), 0, GRANT_EPOCH);
 }
 
 static void write_down(struct world *world, uint64_t epoch, uint64_t room, const uint64_t *blocks)
@@ -41,7 +40,7 @@ static void prepare_bind(const struct scene *scene, struct world *world)
     write_down(world, GRANT_EPOCH, GRANT_ROOM, bind_blocks);
     if (scene->given[0] == 't')
         atomic_store(&b->meeting[MEETING_BOUND], GRANT_EPOCH << 1 | 1);
-    atomic_store(&b->posts[2], grant_post());
+    atomic_store(&b->posts[2], post_of_ours());
     atomic_store(&b->peer[PEER_NODE_ID], bind_there.id);
     atomic_store(&b->peer[PEER_INCARNATION], bind_there.incarnation);
     atomic_store(&b->peer[PEER_STATE], REGISTERED_STATE);
@@ -95,7 +94,7 @@ static void recover_bind(const struct scene *scene, struct world *world)
     (void)scene;
     struct bind_world *b = &world->bind;
     bind_move(&b->claim[0], claim_word(GRANT_EPOCH, CLAIM_OPEN, 0), claim_word(GRANT_EPOCH, CLAIM_ENDED, 0));
-    bind_take_off(b->posts, grant_post());
+    post_take_off(b->posts, post_of_ours());
 }
 
 static bool is_whole(const struct bind_world *b)

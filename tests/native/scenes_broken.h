@@ -6,6 +6,7 @@
 #include "scenes_bind.h"
 #include "scenes_direct.h"
 #include "scenes_doorbell.h"
+#include "scenes_grant.h"
 #include "scenes_ring.h"
 #include "scenes_slots.h"
 #include "scenes_status.h"

@@ -309,6 +309,7 @@ int main(int argc, char **argv)
         {bell_scenes, sizeof bell_scenes / sizeof *bell_scenes},
         {direct_scenes, sizeof direct_scenes / sizeof *direct_scenes},
         {bind_scenes, sizeof bind_scenes / sizeof *bind_scenes},
+        {grant_scenes, sizeof grant_scenes / sizeof *grant_scenes},
         {broken_scenes, sizeof broken_scenes / sizeof *broken_scenes},
     };
     const enum mode mode = mode_of(argc > 1 ? argv[1] : "boundaries");

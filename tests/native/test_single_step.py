@@ -30,6 +30,8 @@ OPERATIONS = [
     "lease",
     "write",
     "bind",
+    "grant",
+    "give back",
 ]
 OF_THE_BELL = ["ring", "sleep", "arm"]
 
@@ -97,12 +99,13 @@ def test_another_process_comes_between(program: list[str]) -> None:
     """P1, P5, R16: it takes, frees, reclaims, raises or consumes in the middle, and neither loses what it has."""
     assert_all_have_a_scene(
         stepped(program, "rivals", 300, 0),
-        ["acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind"],
+        ["acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind", "grant", "give back"],
     )
 
 
 @pytest.mark.parametrize(
-    ("prefix", "limit", "least"), [("write", 20_000, 2 * 10), ("bind", 20_000, 2 * 10), ("acquire one", 1 << 20, 300)]
+    ("prefix", "limit", "least"),
+    [("write", 20_000, 20), ("bind", 20_000, 20), ("grant", 20_000, 20), ("acquire one", 1 << 20, 300)],
 )
 def test_another_process_comes_between_at_more_places(
     program: list[str], prefix: str, limit: int, least: int

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from enum import IntEnum
 
-from embridge.allocator._core import MAX_EPOCH
+from embridge.allocator._core import EPOCH_BITS, MAX_EPOCH
+from embridge.allocator.claims import GENERATION_BITS, MAX_GENERATION, WriterId
 from embridge.allocator.posts import PostTable
+from embridge.allocator.records import BUCKET_POSTS, MEETING_WORDS
+
+TAG_BITS = 17
+KEY_BITS = 16 + EPOCH_BITS
+
 
 
 class BindStep(IntEnum):
@@ -23,5 +30,33 @@ class BindStep(IntEnum):
 
 def grants_in(posts: PostTable, room: int) -> list[tuple[int, int]]:
     """(slot, epoch) of the grants that may be for this room."""
+    tag, words = posts_of(posts, room)
+    return [(word >> EPOCH_BITS & 0xFFFF, word & MAX_EPOCH) for word in words if word and word >> KEY_BITS == tag]
+
+
+def offers_in(posts: PostTable, room: int) -> list[WriterId]:
+    """The writers that may wait for a grant of this room."""
+    tag, words = posts_of(posts, room)
+    found = [word for word in words if word >> KEY_BITS == 1 << TAG_BITS | tag]
+    return [WriterId(word >> GENERATION_BITS & 0xFF, word & MAX_GENERATION) for word in found]
+
+
+def posts_of(posts: PostTable, room: int) -> tuple[int, list[int]]:
+    """The room's tag, and all that stands in its bucket."""
     tag, first = posts._place(room)
-    return [(word >> MAX_EPOCH.bit_length() & 0xFFFF, word & MAX_EPOCH) for word in posts._found(first, tag)]
+    return tag, posts._posts.load_many(first, BUCKET_POSTS)
+
+
+def post_grant(posts: PostTable, room: int, slot: int, epoch: int) -> bool:
+    """What `GrantPoster.post` enters for encoders to find. False where the bucket is full."""
+    tag, first = posts._place(room)
+    return posts._enter(first, tag << KEY_BITS | slot << EPOCH_BITS | epoch)
+
+
+def write_down(
+    posts: PostTable, slot: int, epoch: int, room: int, node: tuple[int, int], num_blocks: int, num_tokens: int
+) -> None:
+    """What `GrantPoster.post` writes into a slot's meeting record."""
+    at = slot * MEETING_WORDS
+    posts._meetings.store_many(at, array("Q", (0, room, *node, num_blocks << 32 | num_tokens, epoch << 1)))
+    posts._meetings.store(at, epoch)

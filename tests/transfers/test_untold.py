@@ -14,7 +14,7 @@ import pytest
 from support.direct import open_door
 from support.encoding import ended, give, open_sender, through_workers, wait_doors
 from support.nodes import Station
-from support.posted import BindStep, grants_in
+from support.posted import BindStep, grants_in, offers_in
 from support.scheduling import Queues
 from support.stopping import stopped
 from support.waiting import wait_until
@@ -204,11 +204,11 @@ def test_rows_that_come_first_are_written_when_they_are_granted(
     sender = open_sender(sending, room, TOTAL)
     assert give(sender)
     posts = library_of(receiving.client).attachment.control.posts
-    wait_until(lambda: posts.offers(room))
+    wait_until(lambda: offers_in(posts, room))
     receiving.add(encode.addr, room)
     assert receiving.take(room, 20).difference == ""
     assert ended(sender).error == ""
-    wait_until(lambda: not posts.offers(room))
+    wait_until(lambda: not offers_in(posts, room))
 
 
 def test_rows_behind_the_first_grant_are_granted_by_messages(
@@ -274,7 +274,7 @@ def test_a_later_sender_of_a_room_finds_nothing_of_the_request_before(
         again = open_sender(sending, room, 2 * TOTAL)
         assert give(again)
         posts = library_of(receiving.client).attachment.control.posts
-        wait_until(lambda: posts.offers(room))
+        wait_until(lambda: offers_in(posts, room))
         assert _joined(again) == JoinedBy.NOBODY
         assert again.sent_tokens == 0
     receiving.add(encode.addr, room)

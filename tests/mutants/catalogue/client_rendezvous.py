@@ -6,14 +6,53 @@ from ..mutant import Mutant
 
 UNTOLD = "tests/transfers/test_untold.py"
 BIND = "tests/allocator/test_core_bind.py"
+GRANT = "tests/allocator/test_core_grant.py"
 
 CLIENT_RENDEZVOUS: Final = [
     Mutant(
         "grant-unposted", "R37", "a scheduler's grant is sent to the encode node, and stands nowhere else",
-        "pipeline/client/posting.py",
-        "        return self._posts.post_grant(room, slot, epoch) and not self._posts.offers(room)\n",
-        "        return False\n",
+        "allocator/native/grant.h",
+        "    return grant_may(g, GRANT_POST) && post_enter(",
+        "    return false && post_enter(",
         (f"{UNTOLD}::test_requests_that_go_well_cost_no_process_of_either_node_a_kick",),
+    ),
+    Mutant(
+        "offered-before-it-is-written-down", "R30, R37, P1", "a claim is open before anybody can know what is granted",
+        "allocator/native/grant.h",
+        "    grant_write_down(g);\n    if (!grant_may(g, GRANT_OFFER))\n        return false;\n"
+        "    claim_move(claim, claim_word(g->epoch, CLAIM_SHUT, 0), claim_word(g->epoch, CLAIM_OPEN, 0));\n",
+        "    claim_move(claim, claim_word(g->epoch, CLAIM_SHUT, 0), claim_word(g->epoch, CLAIM_OPEN, 0));\n"
+        "    if (!grant_may(g, GRANT_OFFER))\n        return false;\n    grant_write_down(g);\n",
+        (f"{GRANT}::test_a_death_before_any_step_leaves_what_came_before_it",),
+    ),
+    Mutant(
+        "ended-claim-granted", "R30", "who grants opens a claim that whoever ended the request has ended",
+        "allocator/native/grant.h",
+        "    claim_move(claim, claim_word(g->epoch, CLAIM_SHUT, 0), claim_word(g->epoch, CLAIM_OPEN, 0));\n",
+        "    grant_store(claim, claim_word(g->epoch, CLAIM_OPEN, 0));\n",
+        (f"{GRANT}::test_an_ended_claim_is_not_offered_again",),
+    ),
+    Mutant(
+        "taken-back-block-granted", "R30, P6", "a block that has been taken back meanwhile is offered all the same",
+        "allocator/native/grant.h",
+        "        if (!blocks_expose(g->tables->blocks, g->blocks[k], owner, LOCAL_EXPOSURE))\n"
+        "            return false;\n",
+        "        blocks_expose(g->tables->blocks, g->blocks[k], owner, LOCAL_EXPOSURE);\n",
+        (f"{GRANT}::test_a_block_that_is_not_the_requests_any_more_is_offered_to_nobody",),
+    ),
+    Mutant(
+        "told-request-released", "R78", "a client releases a request that the node's processes have",
+        "allocator/native/grant.h",
+        " || grant_load(&record[SLOT_SESSION]) != 0)\n        return false;\n",
+        " && grant_load(&record[SLOT_SESSION]) != 0)\n        return false;\n",
+        (f"{GRANT}::test_what_is_not_the_clients_alone_is_left_alone",),
+    ),
+    Mutant(
+        "released-with-its-blocks", "R78, D6", "a slot is released while blocks are held in its name",
+        "allocator/native/grant.h",
+        "    if (!grant_free(g, now_ns) || !grant_may(g, END_TAKE_OFF))\n",
+        "    if (!grant_may(g, END_TAKE_OFF))\n",
+        (f"{GRANT}::test_the_end_gives_everything_back",),
     ),
     Mutant(
         "any-rooms-grant", "R37, P6", "an encoder binds itself to whatever grant its room's tag leads to",

@@ -11,6 +11,7 @@ from typing import Any
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.control import Control
+from embridge.allocator.geometry import Role
 
 
 class Killed(BaseException):
@@ -65,6 +66,8 @@ class FusedControl(Control):
     def __init__(self, mapping: Mapping, fuse: Fuse) -> None:
         super().__init__(mapping)
         self._fuse = fuse
+        if self.role == Role.LANGUAGE:
+            self.poster.watch(lambda _step: fuse.burn())  # first, for it takes native objects
         fuse.guard(self.slots, "set", "raise_to", "claim_failure", "set_reason", "tell", "release_untold", "join")
         fuse.guard(self.peers, "put", "bury", "raise_tombstone")
         fuse.guard(self.lanes, "lease_page", "return_page", "free")
@@ -102,7 +105,7 @@ class FusedControl(Control):
     @cached_property
     def posts(self) -> Any:
         table = super().posts
-        self._fuse.guard(table, "post_grant", "take_off_grant", "begin", "show_told")
+        self._fuse.guard(table, "take_off_grant", "show_told")
         return table
 
     @property
