@@ -7,6 +7,7 @@ has the turn, and why nothing is lost where the caller does not get it, is told 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -33,7 +34,7 @@ class CallersView:
         self._attachment = attachment
         self._requests = requests
         self._turn = turn
-        self._out = np.empty(num_slots, np.uint32)
+        self._out = array("I", bytes(4 * num_slots))
         self._words = np.zeros(num_slots, np.uint64)
         self._round = Round(requests.by_slot)
         self._seen = -1
@@ -59,17 +60,19 @@ class CallersView:
         self._seen = sequence
         status, pages, out = attachment.control.status, self._requests.lease.pages, self._out
         by_slot, looked_at = self._requests.by_slot, self._looked_at
-        looks: list[TransferHandle] = []
+        looks: dict[TransferHandle, None] = {}
         if now >= self._slow_ns:
             self._slow_ns = now + SLOW_LOOK_NS
             status.changed(USER_VIEW, pages, len(pages), out)
             count = status.compare(pages, len(pages), self._words, out)
-            looks = [handle for handle in self._round.some() if handle.slot != NO_SLOT]
+            looks.update((handle, None) for handle in self._round.some() if handle.slot != NO_SLOT)
         else:
             count = status.changed(USER_VIEW, pages, len(pages), out)
-        looks += [handle for slot in out[:count].tolist() if (handle := by_slot.get(slot)) is not None]
+        for slot in out[:count]:
+            if (changed := by_slot.get(slot)) is not None:
+                looks[changed] = None
         to_end: list[TransferHandle] = []
-        for handle in dict.fromkeys(looks):
+        for handle in looks:
             looked_at[handle.slot] = handle
             self._has_seen_by_hand |= handle.is_by_hand
             if handle.may_end_here:

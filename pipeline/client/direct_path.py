@@ -180,7 +180,9 @@ class DirectPath:
 
     def may_write(self, first: int) -> bool:
         """Whether rows from `first` on may be written now: all before them are there, and some of them are granted."""
-        self._rendezvous.bind()
+        if (door := self._rendezvous.bind()) is not None:  # just now: that says who writes, and that none is there yet
+            self._found = door
+            return first == 0
         if self.decide() != WrittenBy.CLIENT:
             return False
         return self._get(Destination.SENT) == first < self._get(Destination.GRANTED_TOKENS)

@@ -26,6 +26,7 @@ INTEGERS: Final = frozenset(
     getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
 )  # not those that are quantized
 MAX_SAID: Final = 200
+STRIDED: Final = torch.strided
 
 
 class Chunk(NamedTuple):
@@ -163,7 +164,7 @@ class PlainRows:
                 dtype, tail = wanted
                 if type(tensor) is not torch.Tensor or tensor.dtype is not dtype or tensor.shape != (num_rows, *tail):
                     return None
-                if not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_neg():
+                if not tensor.is_cpu or tensor.layout is not STRIDED or tensor.is_neg():
                     return None
                 if not tensor.is_contiguous():
                     return None

@@ -238,9 +238,7 @@ class TransferHandle:
         return self.slot != NO_SLOT and self._attachment.tell(self.room, self.slot, self.epoch)
 
     def release_untold(self) -> bool:
-        """Release what a request holds that has ended, and its slot, if the node was not told of it. False: the node has
-        to release the slot.
-        """
+        """Release what an ended request holds, and its slot, if the node was not told of it. False: the node has to."""
         return False
 
     # ---- called by the library thread, or whoever has the turn

@@ -76,17 +76,20 @@ class Rendezvous:
             if wanted > self._dsts.get(self._handle.slot, ONLY, Destination.GRANTED_TOKENS):
                 self._handle.tell()  # what is granted from now on comes by messages
 
-    def bind(self) -> bool:
-        """Look for a grant of the room, and bind the slot to it. False: there is none, or the slot has one."""
+    def bind(self) -> Door | None:
+        """Look for a grant of the room, and bind the slot to it. Returns the door of the node that has granted it.
+
+        None: there is no grant, or that node is gone, or the slot has a destination.
+        """
         if self.is_joined:
-            return False
+            return None
         handle = self._handle
         with self._deciding:
             for peer, door in self._doors.open_ones():
                 if bound := door.grants.bind(peer, handle.room, handle.slot, handle.epoch):
                     self._follow_up(bound)
-                    return True
-        return False
+                    return None if bound & BIND_GONE else door
+        return None
 
     def _follow_up(self, bound: int) -> None:
         """Tell whom it concerns that the slot is bound."""

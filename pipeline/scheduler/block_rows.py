@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from embridge.allocator.buffers import aux_offset, pools
+from embridge.allocator.buffers import Pool, aux_offset
 from embridge.allocator.geometry import AUX_WORDS
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.receiver import EmbeddingReceiver
@@ -25,11 +25,15 @@ class BlockRows(Rows):
         receiver: EmbeddingReceiver,
         first_block: int,
         total: int,
+        places: Mapping[str, Pool],
         count_back: Callable[[int], None],
     ) -> None:
-        """`count_back` is told of the blocks that are given back, by whichever thread does."""
+        """`places`: the payload's buffers by name. `count_back` is told of the blocks that are given back, by whichever
+        thread does.
+        """
         geometry = attachment.geometry
         super().__init__(geometry)
+        self._places = places
         self._memory = memoryview(attachment.payload)  # which stays mapped for as long as somebody has these rows
         self.first_block = first_block
         self.num_blocks = -(-total // geometry.block_size)
@@ -42,7 +46,7 @@ class BlockRows(Rows):
         return np.frombuffer(self._memory, np.int32, AUX_WORDS, aux_offset(self.geometry, self.first_block))
 
     def _view(self, name: str, first: int, end: int, dtype: torch.dtype) -> torch.Tensor:
-        _, offset, row_bytes = next(pool for pool in pools(self.geometry) if pool.name == name)
+        _, offset, row_bytes = self._places[name]
         begin = offset + (self.first_block * self.geometry.block_size + first) * row_bytes
         count = (end - first) * row_bytes // dtype.itemsize
         return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=begin)

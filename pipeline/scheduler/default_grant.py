@@ -36,15 +36,19 @@ class AdaptiveDefault:
         self._block_size = block_size
         self._adaptive = adaptive
         self._recent: deque[int] = deque(maxlen=RECENT)
+        self._has_more = False  # than `_now` was learned from
         self._now = self._start
 
     def observe(self, total_tokens: int) -> None:
-        """Learn the real length of a request, in tokens."""
+        """Note the real length of a request, in tokens."""
         self._recent.append(total_tokens)
-        self._now = self._learned() if self._adaptive and len(self._recent) >= ENOUGH else self._start
+        self._has_more = self._adaptive
 
     def tokens(self) -> int:
         """The default now, in tokens."""
+        if self._has_more and len(self._recent) >= ENOUGH:
+            self._has_more = False
+            self._now = self._learned()
         return self._now
 
     def _learned(self) -> int:

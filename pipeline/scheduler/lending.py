@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from embridge.allocator.blocks import RESERVE_BLOCK
+from embridge.allocator.buffers import pools
 from embridge.allocator.records import Lent, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.library import Library
@@ -38,6 +39,8 @@ class Lending:
         self._library = library
         self._attachment = library.attachment
         self._control = library.attachment.control
+        self._slots = self._control.slots
+        self._places = {pool.name: pool for pool in pools(library.attachment.geometry)}
         self._draining = draining
         self._memory = memory
         self._may_lend = may_lend
@@ -53,7 +56,9 @@ class Lending:
         """Leave rows that have landed in their blocks, for they may be lent in the end. False: drain them now."""
         if request.record.lent is None:
             drains = request.keep_for_retry or request.record.wants_chunks
-            if drains or self._first_of_run(request, receiver) is None or self._is_short(receiver):
+            num_blocks, granted = self._slots.granted(receiver.slot)
+            num_behind = num_blocks - -(-request.total_embedding_length // self._bs)
+            if drains or not self._is_run(request, receiver, granted) or self._is_short(num_behind):
                 self._kept.pop(request, None)
                 return False
             if not request.is_streamed:
@@ -85,15 +90,17 @@ class Lending:
         """
         self._kept.pop(request, None)
         total = request.total_embedding_length
+        num_blocks, granted = self._slots.granted(receiver.slot)
+        num_behind = num_blocks - -(-total // self._bs)
         if request.record.lent is None:
-            is_run = self._first_of_run(request, receiver) is not None
-            if not is_run or self._is_short(receiver) or not self._may_hold(receiver):
+            is_run = self._is_run(request, receiver, granted)
+            if not is_run or self._is_short(num_behind) or not self._may_hold(receiver):
                 return False
             self._enter(request, receiver)
-        self._control.slots.set(receiver.slot, Slot.LENT, Lent.RESULT)
+        self._slots.set(receiver.slot, Slot.LENT, Lent.RESULT)
         self._library.requests.forget_room(receiver)
-        if self._num_behind(receiver):
-            behind = receiver.current_allocation()[-self._num_behind(receiver) :]
+        if num_behind:
+            behind = receiver.current_allocation()[-num_behind:]
             self._control.blocks.release(behind, receiver.slot, receiver.epoch)
             self._library.blocks_freed()
         if total > request.transferred_tokens:
@@ -107,7 +114,9 @@ class Lending:
     def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
         first, total = request.record.first_of_run, request.total_embedding_length
         receiver.on_left = self.collect
-        lent = request.record.lent = BlockRows(self._attachment, receiver, first, total, self._returned.append)
+        lent = request.record.lent = BlockRows(
+            self._attachment, receiver, first, total, self._places, self._returned.append
+        )
         self._lent.add(request)
         self._count(lent.num_blocks)
         if request.is_released:  # meanwhile: whoever has done so saw nothing that was lent
@@ -132,32 +141,22 @@ class Lending:
 
     # ---- what may be lent
 
-    def _first_of_run(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> int | None:
-        """The block at which all rows of a request begin, if they have their blocks in the order of the rows.
-
-        None if they have not, or if some of them were drained, or may still be written to.
+    def _is_run(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, granted: int) -> bool:
+        """Whether all rows of a request are granted, in blocks of their own order, and none of these was drained or may
+        still be written to.
         """
         total, record = request.total_embedding_length, request.record
         if not self._may_lend or not total or record.drained_tokens or record.first_of_run == RESERVE_BLOCK:
-            return None
-        if record.run_blocks * self._bs < total or receiver.granted_tokens < total or receiver.is_tainted:
-            return None
-        return record.first_of_run
+            return False
+        return record.run_blocks * self._bs >= total <= granted and not receiver.is_tainted
 
-    def _num_needed(self, total: int) -> int:
-        return -(-total // self._bs)
-
-    def _num_behind(self, receiver: EmbeddingReceiver) -> int:
-        """Blocks behind the last row: its default was more than it needed."""
-        return receiver.granted_blocks - self._num_needed(receiver.total_embedding_length)
-
-    def _is_short(self, receiver: EmbeddingReceiver) -> bool:
+    def _is_short(self, num_behind: int) -> bool:
         """Whether the others need what would be lent: less than a quarter of the pool is free then, or somebody waits.
 
         Of what is free now nothing is lent, and each who lends looks first. So a quarter is never lent, however many
-        clients cross.
+        clients cross. `num_behind`: the blocks behind the last row, which come free.
         """
-        is_short = self._num_free() + self._num_behind(receiver) < self._quarter
+        is_short = self._num_free() + num_behind < self._quarter
         return bool(is_short or self._control.blocks.waiters() or self._control.slot_waiters.lanes())
 
     def _num_free(self) -> int:
@@ -257,7 +256,7 @@ class Lending:
             self._attachment.payload,
             [
                 (lent.first_block + k, k * self._bs, min((k + 1) * self._bs, total))
-                for k in range(self._num_needed(total))
+                for k in range(-(-total // self._bs))
             ],
         )
         rows.aux[:] = lent.aux

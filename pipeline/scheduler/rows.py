@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from embridge.allocator.geometry import POSITION_AXES, Geometry
+from embridge.allocator.geometry import DTYPE_BYTES, POSITION_AXES, Geometry
 
 Bytes = npt.NDArray[np.uint8]
+
+_DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 
 
 class Rows(ABC):
@@ -31,14 +34,14 @@ class Rows(ABC):
     def input_embeddings(self, first: int, end: int) -> torch.Tensor:
         """(end - first, hidden), the geometry's dtype."""
         g = self.geometry
-        return self._view("input_embeddings", first, end, getattr(torch, g.dtype)).view(end - first, g.hidden_size)
+        return self._view("input_embeddings", first, end, _DTYPES[g.dtype]).view(end - first, g.hidden_size)
 
     def deepstack_embeddings(self, first: int, end: int) -> torch.Tensor | None:
         """(end - first, D, hidden), or None."""
         g = self.geometry
         if not g.deepstack_layers:
             return None
-        flat = self._view("deepstack_embeddings", first, end, getattr(torch, g.dtype))
+        flat = self._view("deepstack_embeddings", first, end, _DTYPES[g.dtype])
         return flat.view(end - first, g.deepstack_layers, g.hidden_size)
 
     def fill_ids(self, first: int, end: int) -> torch.Tensor | None:

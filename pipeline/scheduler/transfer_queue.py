@@ -262,7 +262,7 @@ class TransferQueue:
         if now.phase == Phase.Success and self._end_at_once(request):
             self._attachment.user_bell.ring()
             return
-        self._learn(request, receiver)
+        self._learn(request, receiver, receiver.total_embedding_length)
         granted, record = receiver.granted_tokens, request.record
         record.has_rows_waiting = receiver.ready_tokens > granted
         may_have_more = receiver.ready_tokens > 0 or not record.has_share
@@ -280,8 +280,7 @@ class TransferQueue:
         if now.phase == Phase.Success and request.transferred_tokens == request.total_embedding_length:
             self._end_finished(request)
 
-    def _learn(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
-        total = receiver.total_embedding_length
+    def _learn(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, total: int) -> None:
         if total in (0, request.total_embedding_length):
             return
         request.total_embedding_length = total
@@ -354,7 +353,7 @@ class TransferQueue:
         receiver = request.receiver
         if receiver is None or request not in self._active:
             return True
-        self._learn(request, receiver)
+        self._learn(request, receiver, receiver.sent_tokens)
         if not self._lending.lend(request, receiver):
             return False
         self._streamed.show(request, receiver)

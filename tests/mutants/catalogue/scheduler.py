@@ -104,7 +104,7 @@ SCHEDULER: Final = [
     Mutant(
         "quarter-lent", "R35, D8", "results are lent until no block is left but the reserve",
         "pipeline/scheduler/lending.py",
-        "        is_short = self._num_free() + self._num_behind(receiver) < self._quarter\n",
+        "        is_short = self._num_free() + num_behind < self._quarter\n",
         "        is_short = False\n",
         (f"{LENT}::test_a_scheduler_that_keeps_all_it_gets_still_gets_the_next_one",),
     ),
@@ -118,8 +118,8 @@ SCHEDULER: Final = [
     Mutant(
         "late-write-into-a-result", "R35, R7", "what is lent may be written to by an attempt that has failed",
         "pipeline/scheduler/lending.py",
-        " or receiver.granted_tokens < total or receiver.is_tainted:\n",
-        " or receiver.granted_tokens < total:\n",
+        " >= total <= granted and not receiver.is_tainted\n",
+        " >= total <= granted\n",
         (f"{LENT}::test_blocks_into_which_a_late_write_may_land_are_drained",),
     ),
     Mutant(
