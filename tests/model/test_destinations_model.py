@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from destinations_model import Rules, Setting, explore_destinations
+from worlds import worlds
 
 SMALL = {
     "two rows": Setting(),
@@ -22,18 +23,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_success_means_that_every_destination_has_every_row_and_all_hear_the_outcome(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_success_means_that_every_destination_has_every_row_and_all_hear_the_outcome(setting: Setting, max_states: int) -> None:
     """D11, D12, P5, B2: nobody ends in Success before the encode node does, no word falls, and everyone ends."""
-    finding = explore_destinations(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_all_hear_the_outcome_in_larger_worlds(setting: Setting) -> None:
-    """D11, D12, P5, B2: as above, in worlds that take longer to explore."""
-    finding = explore_destinations(setting, max_states=2_000_000)
+    finding = explore_destinations(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 

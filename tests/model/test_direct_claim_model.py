@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 from direct_claim_model import explore_claims
 from direct_claim_world import Rules, Setting
+from worlds import worlds
 
 TWO = ((0, (0,)), (1, (1,)))
 """Two encoder processes, a room each."""
@@ -46,18 +47,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_no_write_strays_and_every_block_comes_back_whatever_happens(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_no_write_strays_and_every_block_comes_back_whatever_happens(setting: Setting, max_states: int) -> None:
     """P5, P6, P7, P8, D2: each write lands where its request waits for it, nothing is read torn, and all ends."""
-    finding = explore_claims(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_no_write_strays_in_larger_worlds(setting: Setting) -> None:
-    """P5, P6, P7, P8, D2: as above, in worlds that take longer to explore."""
-    finding = explore_claims(setting, max_states=2_000_000)
+    finding = explore_claims(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from direct_rendezvous_model import Rules, Setting, explore_rendezvous
+from worlds import worlds
 
 SMALL = {
     "either comes first": Setting(),
@@ -28,18 +29,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_both_find_each_other_and_one_path_writes_and_all_ends(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_both_find_each_other_and_one_path_writes_and_all_ends(setting: Setting, max_states: int) -> None:
     """R28, R37, P8: whoever comes first, nobody writes beside the claim, nothing is left, and each request ends."""
-    finding = explore_rendezvous(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_both_find_each_other_in_larger_worlds(setting: Setting) -> None:
-    """R28, R37, P8: as above, in worlds that take longer to explore."""
-    finding = explore_rendezvous(setting, max_states=2_000_000)
+    finding = explore_rendezvous(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from identity_model import Rules, Setting, explore_identity
+from worlds import worlds
 
 SMALL = {
     "two requests and a deadline": Setting(deadlines=1),
@@ -26,20 +27,12 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_a_stale_message_has_no_effect_and_every_request_ends(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_a_stale_message_has_no_effect_and_every_request_ends(setting: Setting, max_states: int) -> None:
     """P17, D3, D5, D7: no report ends another request, no row lands in a block that was given back, no slot is
     stuck.
     """
-    finding = explore_identity(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_a_stale_message_has_no_effect_in_larger_worlds(setting: Setting) -> None:
-    """P17, D3, D5, D7: as above, in worlds that take longer to explore."""
-    finding = explore_identity(setting, max_states=2_000_000)
+    finding = explore_identity(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 

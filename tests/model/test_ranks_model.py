@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import pytest
 from ranks_model import FAILED, FINISHED, Rules, Setting, explore_ranks
+from worlds import worlds
 
 SMALL = {
     "one follower, one place": Setting(kinds=(FINISHED, FINISHED)),
@@ -27,22 +28,14 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_every_rank_sees_one_order_and_no_memory_is_reused_under_it(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_every_rank_sees_one_order_and_no_memory_is_reused_under_it(setting: Setting, max_states: int) -> None:
     """B8, D14, P8, P9: whoever is killed, and whenever: no torn record, a prefix of rank 0's order at each rank, all
     memory back.
     """
-    finding = explore_ranks(setting)
+    finding = explore_ranks(setting, max_states=max_states)
     assert finding.fault is None, finding
     assert finding.num_states > 200
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_every_rank_sees_one_order_in_larger_worlds(setting: Setting) -> None:
-    """B8, D14, P8, P9: as above, in worlds that take longer to explore."""
-    finding = explore_ranks(setting, max_states=3_000_000)
-    assert finding.fault is None, finding
 
 
 ALIVE = Setting(deadlines=False, kills=0)

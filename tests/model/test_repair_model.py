@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from repair_model import Rules, Setting, explore_repair
+from worlds import worlds
 
 SMALL = {
     "two losses": Setting(losses=2),
@@ -21,18 +22,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_whatever_is_lost_is_repaired_without_any_deadline(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_whatever_is_lost_is_repaired_without_any_deadline(setting: Setting, max_states: int) -> None:
     """P5, P8, B5: from every state both sides can still end and give their slots back."""
-    finding = explore_repair(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_whatever_is_lost_is_repaired_in_larger_worlds(setting: Setting) -> None:
-    """P5, P8, B5: as above, in worlds that take longer to explore."""
-    finding = explore_repair(setting, max_states=2_000_000)
+    finding = explore_repair(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 

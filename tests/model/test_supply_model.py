@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from supply_model import Rules, Setting, explore_supply
+from worlds import worlds
 
 SMALL = {
     "one block a side, two clients": Setting(totals=(2, 1), clients=(0, 1)),
@@ -33,20 +34,12 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_every_request_passes_through_pools_of_one_block(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_every_request_passes_through_pools_of_one_block(setting: Setting, max_states: int) -> None:
     """D8, D9, P8: from every state each request can still end, and nobody is given a block that an earlier one could
     use.
     """
-    finding = explore_supply(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_every_request_passes_in_larger_worlds(setting: Setting) -> None:
-    """D8, D9, P8: as above, in worlds that take longer to explore."""
-    finding = explore_supply(setting, max_states=2_000_000)
+    finding = explore_supply(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 

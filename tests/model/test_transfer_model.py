@@ -9,6 +9,7 @@ import functools
 import pytest
 from transfer_model import explore_transfer
 from transfer_world import Rules, Setting
+from worlds import worlds
 
 SMALL = {
     "two blocks, a kill and a failure": Setting(blocks=2, kills=1, failures=1, all_succeed=True),
@@ -55,18 +56,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_rows_arrive_intact_and_every_block_comes_back_whatever_happens(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_rows_arrive_intact_and_every_block_comes_back_whatever_happens(setting: Setting, max_states: int) -> None:
     """P5, P6, P7, D2: no row lands where it does not belong, none is read torn, no word falls, and everything ends."""
-    finding = explore_transfer(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_rows_arrive_intact_and_every_block_comes_back_in_larger_worlds(setting: Setting) -> None:
-    """P5, P6, P7, D2: as above, in worlds that take longer to explore."""
-    finding = explore_transfer(setting, max_states=2_000_000)
+    finding = explore_transfer(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from verify_model import Rules, Setting, explore_verify
+from worlds import worlds
 
 SMALL = {
     "nothing happens": Setting(),
@@ -22,18 +23,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_rows_that_are_said_to_be_there_are_those_that_were_sent(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_rows_that_are_said_to_be_there_are_those_that_were_sent(setting: Setting, max_states: int) -> None:
     """R27, P6, D11, D12: what is damaged fails the request on every side, and nothing else does; everyone ends."""
-    finding = explore_verify(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_so_in_larger_worlds(setting: Setting) -> None:
-    """R27, P6, D11, D12: as above, in worlds that take longer to explore."""
-    finding = explore_verify(setting)
+    finding = explore_verify(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 

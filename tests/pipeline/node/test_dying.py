@@ -318,27 +318,25 @@ def test_a_client_that_can_write_no_more_is_dead(
     assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
 
 
-def test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told(
+@pytest.mark.parametrize(
+    ("node", "before"),
+    [(EncodeAlone, LaneState.ATTACHED), (LanguageAlone, LaneState.DEAD)],
+    ids=["an encoder", "a scheduler"],
+)
+def test_who_has_a_device_that_writes_is_dead_when_its_driver_is_told_and_of_one_that_reads_at_once(
+    node: type[EncodeAlone | LanguageAlone],
+    before: LaneState,
     at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]],
 ) -> None:
-    """P6: a copy from the device that is under way would land in rows of somebody else."""
-    made = EncodeAlone()
+    """P6: a copy from an encoder's device that is under way would land in rows of somebody else. P3: what a scheduler's
+    device reads when the rows are another's already, nobody uses.
+    """
+    made = node()
     door, guest = at_the_door(made)
     made.control.lanes.pin(guest.lane)
     door._dying(guest)
-    assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.ATTACHED
+    assert made.control.lanes.get(guest.lane, Lane.STATE) == before
     door._gone(guest)
-    assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
-
-
-def test_a_scheduler_whose_device_reads_is_dead_at_once(
-    at_the_door: Callable[[Alone], tuple[RunSocketServer, Guest]],
-) -> None:
-    """P3: what its device reads when the rows are another's already, nobody uses."""
-    made = LanguageAlone()
-    door, guest = at_the_door(made)
-    made.control.lanes.pin(guest.lane)
-    door._dying(guest)
     assert made.control.lanes.get(guest.lane, Lane.STATE) == LaneState.DEAD
 
 
