@@ -75,7 +75,7 @@ NODE: Final = [
         "pipeline/node/run_socket_server.py",
         "        is_pinned = guest.lane >= 0 and self._control.lanes.get(guest.lane, Lane.PINNED)\n",
         "        is_pinned = False\n",
-        (f"{DYING}::test_an_encoder_for_which_a_device_may_write_is_dead_when_its_driver_is_told",),
+        (f"{DYING}::test_who_has_a_device_that_writes_is_dead_when_its_driver_is_told_and_of_one_that_reads_at_once",),
     ),
     Mutant(
         "launch-working-directory", "P13", "the working directory is on the import path of a node",
