@@ -157,7 +157,8 @@ class Words:
         is held as a hash: words that differ are overlooked once in 2**64."""
 
 class StatusTable:
-    """One status word a slot: `epoch:28 | phase:4 | sent:32`, which only ever increases, with stamps and dirty bits.
+    """One status word a slot: `epoch:28 | phase:3 | whole:1 | sent:32`, which only ever increases, with stamps and
+    dirty bits.
 
     `stamps`: 5 u64 a slot. They are packed with their epoch, so that a late writer of an old one leaves no time in a
     new one: read them with `stamps()`. `dirty`: `num_views` bitmaps of `num_slots / 64` u64 each, one after the other;
@@ -190,10 +191,13 @@ class StatusTable:
         that the record is about the next epoch; then `open`. `is_untold`: `TOLD` names that epoch as untold. Each of the
         `Words` has as many words of every slot. A caller that is killed in between leaves a slot that nobody takes for
         open. Returns as `open`. Only the slot's owner calls it."""
-    def advance(self, slot: int, epoch: int, phase: int, sent: int, now_ns: int, /) -> bool:
+    def advance(
+        self, slot: int, epoch: int, phase: int, sent: int, now_ns: int, is_told: bool = False, /
+    ) -> bool:
         """Compare-and-swap until the word is (epoch, phase, sent), or refuse: a word of another epoch (0 is nobody's),
-        a terminal phase (3, 4), or a value that is not greater. On success stamps the first entry of `phase` and sets
-        the slot's dirty bit in every view."""
+        a terminal phase (3, 4), a value that is not greater, or Failed where the word is whole, unless the encode node
+        has told so or is lost (`is_told`). A whole word stays whole until its end. On success stamps the first entry
+        of `phase` and sets the slot's dirty bit in every view."""
     def mark(self, slot: int, view: int, /) -> None:
         """Set the slot's dirty bit in one view, with no change of the word."""
     def changed(self, view: int, pages: Buffer, num_pages: int, out: Buffer, /) -> int:
@@ -364,10 +368,18 @@ class DirectWriter:
         Raises ValueError where a table is too small for its slots.
         """
     def write(
-        self, slot: int, epoch: int, total: int, columns: Buffer, spans: Buffer, is_held: bool = False, /
+        self,
+        slot: int,
+        epoch: int,
+        total: int,
+        columns: Buffer,
+        spans: Buffer,
+        is_held: bool = False,
+        destination: int = 0,
+        /,
     ) -> int:
-        """Write what is granted of these rows of (slot, epoch), which has `total`, to its first destination, under the
-        claim of the destination's slot. Without the GIL, if there are many bytes.
+        """Write what is granted of these rows of (slot, epoch), which has `total`, to one destination, under the claim
+        of the destination's slot. Without the GIL, if there are many bytes.
 
         `columns`: u64 pairs, of each buffer (its offset in the payload, bytes of a row). `spans`: u64, of rows that lie
         somewhere as one (first row, end row, and for each column the address of the first row), in order and without a
@@ -379,6 +391,9 @@ class DirectWriter:
         where nothing was written: the request has ended before, the claim is not to be had, nothing is granted, these
         are not the next rows, or it is closed. Raises IndexError for a granted block that is outside of the pool.
         """
+    def follow(self, slot: int, epoch: int, total: int, destination: int, /) -> bool:
+        """Tell one destination of the Success of (slot, epoch), which another write has decided, and ring it. False
+        where it has heard, or nothing is decided."""
     def watch(self, before: Callable[[int, int, int, int, int], object] | None, /) -> None:
         """Have `before(step, slot, a, b, c)` called before each step of each write from now on (`enum direct_step`),
         and blocks copied one by one. If it raises, the write ends there, but for giving the claim back, of which

@@ -24,7 +24,7 @@ static int check_words(const DirectWriter *self)
         {"metrics", self->words[OWN_METRICS]->count, self->metrics_at + METRIC_TOKENS_WRITTEN + 1},
         {"claims", self->words[CLAIMS]->count, num_there * CLAIM_WORDS},
         {"a slot's record", self->slot_words * 8, self->aux_at + self->aux_bytes},
-        {"a slot's record", self->slot_words, SLOT_MOVED_NS + 1},
+        {"a slot's record", self->slot_words, SLOT_NUM_DESTINATIONS + 1},
         {"a slot's destinations", self->destinations_words, DESTINATION_WORDS},
         {"a request's window", self->window_blocks, 1},
         {"a block", self->block_size, 1},
@@ -173,6 +173,7 @@ static PyObject *writer_close(PyObject *object, PyObject *unused)
 
 static PyMethodDef writer_methods[] = {
     {"write", (PyCFunction)(void (*)(void))direct_writer_write, METH_FASTCALL, NULL},
+    {"follow", (PyCFunction)(void (*)(void))direct_writer_follow, METH_FASTCALL, NULL},
     {"watch", writer_watch, METH_O, NULL},
     {"close", writer_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

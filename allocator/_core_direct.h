@@ -28,5 +28,6 @@ typedef struct {
 // ---- a write (_core_direct_write.c)
 
 HIDDEN PyObject *direct_writer_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
+HIDDEN PyObject *direct_writer_follow(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
 
 #endif

@@ -76,21 +76,16 @@ static bool say_before(struct direct_write *write, enum direct_step step, uint64
     return may;
 }
 
-// The words of one destination of a slot.
-static word64 *words_of(const DirectWriter *self, uint32_t slot)
-{
-    return (word64 *)(void *)self->words[OWN_DESTINATIONS]->first + slot * self->destinations_words;
-}
-
 // Where this write finds the words of its request, on both sides. -1: its destination's slot is none.
-static int find_request(const DirectWriter *self, struct direct_write *w, uint32_t slot, uint64_t epoch)
+static int find_request(const DirectWriter *self, struct direct_write *w, uint32_t slot, uint64_t epoch, uint32_t d)
 {
     word64 *record = (word64 *)(void *)self->words[OWN_SLOTS]->first + slot * self->slot_words;
-    word64 *destination = words_of(self, slot);
+    word64 *all = (word64 *)(void *)self->words[OWN_DESTINATIONS]->first + slot * self->destinations_words;
+    word64 *destination = all + d * DESTINATION_WORDS;
     word64 *counters = (word64 *)(void *)self->words[OWN_METRICS]->first + self->metrics_at;
     const uint64_t remote_slot = atomic_load_explicit(&destination[DESTINATION_REMOTE_SLOT], memory_order_acquire);
     const uint64_t window = atomic_load_explicit(&destination[DESTINATION_WINDOW], memory_order_acquire);
-    if (remote_slot >= self->tables[THEIRS]->table.num_slots || window > self->window_blocks) {
+    if (remote_slot >= self->tables[THEIRS]->table.num_slots || (d + 1) * window > self->window_blocks) {
         PyErr_Format(PyExc_IndexError, "destination: slot %llu, window %llu is none", (unsigned long long)remote_slot,
                      (unsigned long long)window);
         return -1;
@@ -102,12 +97,12 @@ static int find_request(const DirectWriter *self, struct direct_write *w, uint32
         .slot = (uint32_t)remote_slot,
         .epoch = atomic_load_explicit(&destination[DESTINATION_REMOTE_EPOCH], memory_order_acquire)};
     w->here = (struct direct_side){.status = &self->tables[OWN]->table, .slot = slot, .epoch = epoch};
-    w->grant = (struct direct_grant){
-        .tokens = &destination[DESTINATION_GRANTED_TOKENS],
-        .first = &destination[DESTINATION_FIRST_GRANT],
-        .blocks = (word64 *)(void *)self->words[OWN_GRANTS]->first + slot * self->window_blocks,
-        .window = window ? window : 1, // 0: it has not joined yet
-        .sent = &destination[DESTINATION_SENT]};
+    w->record = record;
+    w->destinations = all;
+    w->destination = destination;
+    w->most_destinations = self->destinations_words / DESTINATION_WORDS;
+    w->window = window ? window : 1; // 0: it has not joined yet
+    w->blocks = (word64 *)(void *)self->words[OWN_GRANTS]->first + slot * self->window_blocks + d * window;
     w->payload = self->payload->address;
     w->populated = self->populated;
     w->aux_offset = self->aux_offset;
@@ -116,9 +111,6 @@ static int find_request(const DirectWriter *self, struct direct_write *w, uint32
     w->block_size = self->block_size;
     w->bells = self->bells;
     w->num_lanes = self->num_lanes;
-    w->total = &record[SLOT_TOTAL];
-    w->ready = &record[SLOT_READY];
-    w->moved_ns = &record[SLOT_MOVED_NS];
     w->num_writes = &counters[METRIC_WRITES];
     w->bytes_written = &counters[METRIC_BYTES_WRITTEN];
     w->tokens_written = &counters[METRIC_TOKENS_WRITTEN];
@@ -191,20 +183,48 @@ static PyObject *write_checked(struct call *call, uint64_t rows)
     return PyLong_FromLongLong(w->is_told ? (long long)w->end : -(long long)w->end);
 }
 
+// (slot, epoch, total), and the destination, which is the first where it is NULL.
+static int take_request(const DirectWriter *self, struct direct_write *w, PyObject *const *args, PyObject *destination)
+{
+    uint64_t epoch;
+    uint32_t slot, d = 0;
+    if (take_index(args[0], "slot", self->tables[OWN]->table.num_slots, &slot) < 0 ||
+        take_up_to(args[1], "epoch", MAX_EPOCH, &epoch) < 0 ||
+        take_up_to(args[2], "total", UINT32_MAX, &w->num_rows) < 0)
+        return -1;
+    const uint64_t most = self->destinations_words / DESTINATION_WORDS;
+    if (destination != NULL && take_index(destination, "destination", (uint32_t)most, &d) < 0)
+        return -1;
+    return find_request(self, w, slot, epoch, d);
+}
+
+PyObject *direct_writer_follow(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    DirectWriter *self = (DirectWriter *)object;
+    struct call call = {.self = self};
+    if (take_count("follow", nargs, 4) < 0 || take_request(self, &call.write, args, args[3]) < 0)
+        return NULL;
+    if (self->closing) // it hears by a message
+        Py_RETURN_FALSE;
+    direct_follow(&call.write);
+    if (call.error[0] != NULL) {
+        PyErr_Restore(call.error[0], call.error[1], call.error[2]);
+        return NULL;
+    }
+    return PyBool_FromLong(call.write.is_told);
+}
+
 PyObject *direct_writer_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
     DirectWriter *self = (DirectWriter *)object;
     struct call call = {.self = self};
     struct direct_write *w = &call.write;
     struct direct_column checked[MOST_COLUMNS];
-    uint64_t on_stack[SPANS_ON_STACK], epoch, rows;
-    uint32_t slot;
+    uint64_t on_stack[SPANS_ON_STACK], rows;
     Array columns, spans;
-    const int is_held = nargs == 6 ? PyObject_IsTrue(args[5]) : 0;
-    if (is_held < 0 || (nargs != 6 && take_count("write", nargs, 5) < 0) ||
-        take_index(args[0], "slot", self->tables[OWN]->table.num_slots, &slot) < 0 ||
-        take_up_to(args[1], "epoch", MAX_EPOCH, &epoch) < 0 ||
-        take_up_to(args[2], "total", UINT32_MAX, &w->num_rows) < 0 || find_request(self, w, slot, epoch) < 0 ||
+    const int is_held = nargs > 5 ? PyObject_IsTrue(args[5]) : 0;
+    if (is_held < 0 || ((nargs < 5 || nargs > 7) && take_count("write", nargs, 5) < 0) ||
+        take_request(self, w, args, nargs > 6 ? args[6] : NULL) < 0 ||
         array_open(&columns, args[3], "columns", 8, false) < 0)
         return NULL;
     w->is_held = is_held;

@@ -319,13 +319,14 @@ static PyObject *status_advance_slot(PyObject *self, PyObject *const *args, Py_s
     StatusTable *status = (StatusTable *)self;
     uint32_t slot;
     uint64_t epoch, phase, sent, now_ns;
-    if (take_count("advance", nargs, 5) < 0 || require_writable(status->mapping) < 0 ||
+    const int is_told = nargs == 6 ? PyObject_IsTrue(args[5]) : 0;
+    if (is_told < 0 || (nargs != 6 && take_count("advance", nargs, 5) < 0) || require_writable(status->mapping) < 0 ||
         take_index(args[0], "slot", status->table.num_slots, &slot) < 0 ||
         take_up_to(args[1], "epoch", MAX_EPOCH, &epoch) < 0 ||
         take_up_to(args[2], "phase", NUM_PHASES - 1, &phase) < 0 ||
         take_up_to(args[3], "sent", UINT32_MAX, &sent) < 0 || take_u64(args[4], &now_ns) < 0)
         return NULL;
-    return PyBool_FromLong(status_advance(&status->table, slot, epoch, phase, sent, now_ns));
+    return PyBool_FromLong(status_move(&status->table, slot, epoch, phase, sent, now_ns, is_told));
 }
 
 static PyObject *status_mark_slot(PyObject *self, PyObject *const *args, Py_ssize_t nargs)

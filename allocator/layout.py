@@ -79,7 +79,7 @@ from embridge.allocator.records import (
 )
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 7
+LAYOUT_VERSION: Final = 8
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
 

@@ -6,6 +6,7 @@
 //   take        the claim of the destination's slot, from open to writing
 //   look        how far rows were sent and are granted, and into which blocks: under the claim, never carried over
 //   copy        rows, and the auxiliary words with the first of them
+//   whole       if all rows are there: the destination's status word says so, unless it has ended
 //   say         `sent`, then this side's status word, which decides, then the destination's; nothing, if the claim is
 //               revoked by now
 //   give back   the claim; ended, if all rows are there (R81)
@@ -13,11 +14,17 @@
 //
 // A writer that finds its claim revoked at the end has written into blocks that were in quarantine for it.
 //
+// A request may have several destinations, each written in a call of its own. This side's word is then as far as the
+// least of them; whoever finds that all have all rows raises it to Success, and has the others follow
+// (`direct_follow`): their words are whole, so none of them has ended otherwise. Two threads that write to one each
+// store how far they came before they look at the others; the encode node's poller, which is kicked, looks after both.
+//
 // Why a SIGKILL between any two instructions is safe: rows are there before any word says so, and the blocks are nobody
 // else's as long as the claim stands; whoever hears of the death ends it (claims.h). A death between the two status
 // words leaves a Success of which the destination has not heard: the encode node's poller tells it. A death between
 // `sent` and this side's word leaves rows that are there and that the word does not count. The poller raises the word
-// for them if it looks before it hears of the death; else it fails the request, and nobody counts them.
+// for them if it looks before it hears of the death; else it fails the request, and nobody counts them. A destination
+// that was made whole before the death takes what that poller tells, whatever its own node would rather.
 //
 // Where a test asks (`before`), a write says before each of its steps which one that is, and can be ended there.
 #ifndef EMBRIDGE_NATIVE_DIRECT_H
@@ -27,6 +34,7 @@
 #include "copy.h"
 #include "doorbell.h"
 #include "populate.h"
+#include "records.h"
 #include "status.h"
 
 #define MOST_COLUMNS 16
@@ -42,10 +50,11 @@ enum direct_step {
     DIRECT_AUX,  // of this block
     DIRECT_COPY, // into this block, this row to that row of the request
     DIRECT_COPIED,
+    DIRECT_LENGTH,
+    DIRECT_WHOLE,
     DIRECT_SENT,
     DIRECT_MOVED,
     DIRECT_COUNT,
-    DIRECT_LENGTH,
     DIRECT_OWN_WORD,   // to this phase
     DIRECT_THEIR_WORD, // to this phase
     DIRECT_GIVE_BACK,
@@ -63,15 +72,6 @@ struct direct_column {
 #define SPAN_FIRST 0
 #define SPAN_END 1
 #define SPAN_ADDRESSES 2
-
-// Where a write finds what it was granted, and says how far it has come.
-struct direct_grant {
-    const word64 *tokens; // rows that may be written
-    const word64 *first;  // of the first grant that had blocks
-    const word64 *blocks; // of request block k: entry k % window
-    uint64_t window;
-    word64 *sent;
-};
 
 struct direct_side {
     const struct status_table *status;
@@ -91,8 +91,11 @@ struct direct_write {
     uint64_t num_lanes;
     // this node
     struct direct_side here;
-    struct direct_grant grant;
-    word64 *total, *ready, *moved_ns;
+    word64 *record;             // of the slot
+    const word64 *destinations; // of the slot, `most_destinations` of them
+    word64 *destination;        // to which of them the rows go
+    const word64 *blocks;       // of request block k: entry k % window
+    uint64_t most_destinations, window;
     word64 *num_writes, *bytes_written, *tokens_written;
     const void *aux;
     // the rows
@@ -109,6 +112,7 @@ struct direct_write {
     uint64_t first, end; // rows that were written
     uint64_t bad_block;  // that block was granted and is outside of the pool, if `is_bad`
     bool is_bad;
+    bool is_whole;       // all rows are at this destination, and it will not fail for itself
     bool is_told;        // false: the request has failed, and the destination was told nothing
     bool is_stopped;     // by `before`, or because `clock` failed
 };
@@ -122,6 +126,8 @@ static inline bool direct_may(struct direct_write *w, enum direct_step step, uin
     return may;
 }
 
+static inline uint64_t direct_word(const word64 *word) { return atomic_load_explicit(word, memory_order_acquire); }
+
 static inline const uint64_t *direct_span(const struct direct_write *w, size_t i)
 {
     return w->spans + i * (SPAN_ADDRESSES + w->num_columns);
@@ -130,7 +136,7 @@ static inline const uint64_t *direct_span(const struct direct_write *w, size_t i
 // The destination's block of request block k. False: it is outside of the pool.
 static inline bool direct_block(struct direct_write *w, uint64_t k, uint64_t *block)
 {
-    *block = atomic_load_explicit(&w->grant.blocks[k % w->grant.window], memory_order_acquire) & GRANT_INDEX_MASK;
+    *block = atomic_load_explicit(&w->blocks[k % w->window], memory_order_acquire) & GRANT_INDEX_MASK;
     if (*block < w->num_blocks)
         return true;
     w->bad_block = *block;
@@ -143,8 +149,8 @@ static inline bool direct_look(struct direct_write *w)
 {
     const uint64_t given = w->num_spans ? direct_span(w, w->num_spans - 1)[SPAN_END] : 0;
     // SYNC grant: acquire; the blocks were entered before the tokens rose.
-    const uint64_t tokens = atomic_load_explicit(w->grant.tokens, memory_order_acquire);
-    w->first = w->end = atomic_load_explicit(w->grant.sent, memory_order_acquire);
+    const uint64_t tokens = direct_word(&w->destination[DESTINATION_GRANTED_TOKENS]);
+    w->first = w->end = direct_word(&w->destination[DESTINATION_SENT]);
     if (w->num_spans == 0 || w->first < direct_span(w, 0)[SPAN_FIRST])
         return false;
     const uint64_t limit = given < tokens ? given : tokens;
@@ -225,24 +231,55 @@ static inline bool direct_copy(struct direct_write *w)
     return true;
 }
 
-// Raise a status word through the phases in their order, as the pollers do (R18). False: stopped; `has_risen` says
-// whether it is of that epoch still and has not failed.
-static inline bool direct_raise(struct direct_write *w, const struct direct_side *side, enum direct_step step,
-                                uint64_t first_grant, uint64_t now_ns, bool *has_risen)
+// How far a request is at all its destinations together, as the encode node's poller reckons it (R18).
+struct direct_progress {
+    uint64_t least;     // of the destinations' `sent`; one that has not come counts as 0
+    bool has_all;       // destinations
+    bool is_in_rounds;  // they have what was granted first, and for one of them that was not all
+};
+
+static inline struct direct_progress direct_progress(const struct direct_write *w)
 {
-    const uint64_t total = w->num_rows, sent = w->end, least = first_grant < total ? first_grant : total;
-    if (!direct_may(w, step, PHASE_WAITING, 0, 0))
-        return false;
-    status_advance(side->status, side->slot, side->epoch, PHASE_WAITING, 0, now_ns);
-    if (first_grant < total && sent >= least) {
+    const uint64_t required = direct_word(&w->record[SLOT_REQUIRED]), total = w->num_rows;
+    uint64_t count = direct_word(&w->record[SLOT_NUM_DESTINATIONS]);
+    count = count < w->most_destinations ? count : w->most_destinations;
+    struct direct_progress p = {.least = UINT64_MAX, .has_all = required > 0 && count >= required};
+    bool is_less = false, is_there = count > 0;
+    if (count > 1)
+        atomic_thread_fence(memory_order_seq_cst); // of two that write to one each, at least one sees both
+    for (uint64_t d = 0; d < count; d++) {
+        const word64 *words = &w->destinations[d * DESTINATION_WORDS];
+        const uint64_t sent = direct_word(&words[DESTINATION_SENT]);
+        const uint64_t first = direct_word(&words[DESTINATION_FIRST_GRANT]);
+        p.least = sent < p.least ? sent : p.least;
+        is_less |= first < total;
+        is_there &= first > 0 && sent >= (first < total ? first : total);
+    }
+    p.least = p.has_all ? p.least : 0;
+    p.is_in_rounds = p.has_all && is_less && is_there;
+    return p;
+}
+
+// Raise a status word to `sent` rows, through the phases in their order, as the pollers do (R18). False: stopped;
+// `has_risen` says whether it is of that epoch still and has not failed.
+static inline bool direct_raise(struct direct_write *w, const struct direct_side *side, enum direct_step step,
+                                const struct direct_progress *p, uint64_t sent, uint64_t now_ns, bool *has_risen)
+{
+    const uint64_t total = w->num_rows, least = p->has_all ? PHASE_WAITING : PHASE_BOOTSTRAPPING;
+    if (p->has_all) {
+        if (!direct_may(w, step, PHASE_WAITING, 0, 0))
+            return false;
+        status_advance(side->status, side->slot, side->epoch, PHASE_WAITING, 0, now_ns);
+    }
+    if (p->is_in_rounds) {
         if (!direct_may(w, step, PHASE_TRANSFERRING, 0, 0))
             return false;
         status_advance(side->status, side->slot, side->epoch, PHASE_TRANSFERRING, sent < total ? sent : total, now_ns);
     }
     uint64_t word = status_load(side->status, side->slot);
     if (status_epoch(word) == side->epoch && status_phase(word) < FIRST_TERMINAL_PHASE) {
-        const uint64_t now = status_phase(word) > PHASE_WAITING ? status_phase(word) : PHASE_WAITING;
-        const uint64_t phase = total > 0 && sent >= total ? PHASE_SUCCESS : now;
+        const uint64_t now = status_phase(word) > least ? status_phase(word) : least;
+        const uint64_t phase = total > 0 && p->least >= total ? PHASE_SUCCESS : now;
         if (!direct_may(w, step, phase, 0, 0))
             return false;
         status_advance(side->status, side->slot, side->epoch, phase, sent, now_ns);
@@ -252,36 +289,51 @@ static inline bool direct_raise(struct direct_write *w, const struct direct_side
     return true;
 }
 
+// Raise both words: this side's, which decides, and then the destination's. False: stopped, or the request has failed.
+static inline bool direct_raise_both(struct direct_write *w, uint64_t now_ns)
+{
+    const struct direct_progress p = direct_progress(w);
+    bool has_risen = false;
+    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, &p, p.least, now_ns, &has_risen) || !has_risen)
+        return false; // has_risen false: the request has ended as Failed
+    return direct_raise(w, &w->there, DIRECT_THEIR_WORD, &p, w->end, now_ns, &has_risen);
+}
+
 // Say that the rows are there: on this side, which decides, and then at the destination.
 static inline void direct_say(struct direct_write *w)
 {
-    const uint64_t now_ns = w->clock(w);
-    if (!claim_stands(w->claim, w->there.epoch, w->writer)) {
-        w->end = w->first; // it has failed there, and this side will hear why: until then these rows are to be sent
+    const uint64_t now_ns = w->clock(w), end = w->end;
+    w->end = w->first; // while nothing is said
+    if (w->is_stopped || !claim_stands(w->claim, w->there.epoch, w->writer))
+        return; // it has failed there, and this side will hear why: until then these rows are to be sent
+    if (!direct_may(w, DIRECT_LENGTH, w->num_rows, 0, 0))
         return;
+    claim_tell_length(w->claim, w->num_rows); // a retry goes by it
+    if (end == w->num_rows) {
+        const bool has_all = direct_word(&w->record[SLOT_NUM_DESTINATIONS]) >= direct_word(&w->record[SLOT_REQUIRED]);
+        const uint64_t least = has_all ? PHASE_WAITING : PHASE_BOOTSTRAPPING;
+        if (!direct_may(w, DIRECT_WHOLE, least, 0, 0))
+            return;
+        if (!status_make_whole(w->there.status, w->there.slot, w->there.epoch, least, now_ns))
+            return; // it has ended there
+        w->is_whole = true;
     }
-    if (w->is_stopped || !direct_may(w, DIRECT_SENT, w->end, 0, 0))
+    if (!direct_may(w, DIRECT_SENT, end, 0, 0))
         return;
-    word_raise(w->grant.sent, w->end);
+    w->end = end;
+    word_raise(&w->destination[DESTINATION_SENT], end);
     if (!direct_may(w, DIRECT_MOVED, 0, 0, 0))
         return;
-    word_raise(w->moved_ns, now_ns);
+    word_raise(&w->record[SLOT_MOVED_NS], now_ns);
     if (!direct_may(w, DIRECT_COUNT, 0, 0, 0))
         return;
     uint64_t bytes = 0;
     for (size_t c = 0; c < w->num_columns; c++)
         bytes += w->columns[c].row_bytes;
     atomic_fetch_add_explicit(w->num_writes, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(w->bytes_written, (w->end - w->first) * bytes, memory_order_relaxed);
-    atomic_fetch_add_explicit(w->tokens_written, w->end - w->first, memory_order_relaxed);
-    if (!direct_may(w, DIRECT_LENGTH, w->num_rows, 0, 0))
-        return;
-    claim_tell_length(w->claim, w->num_rows); // a retry goes by it
-    const uint64_t first_grant = atomic_load_explicit(w->grant.first, memory_order_acquire);
-    bool has_risen = false;
-    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, first_grant, now_ns, &has_risen) || !has_risen)
-        return; // has_risen false: the request has ended as Failed
-    w->is_told = direct_raise(w, &w->there, DIRECT_THEIR_WORD, first_grant, now_ns, &has_risen);
+    atomic_fetch_add_explicit(w->bytes_written, (end - w->first) * bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(w->tokens_written, end - w->first, memory_order_relaxed);
+    w->is_told = direct_raise_both(w, now_ns);
 }
 
 static inline void direct_write_claimed(struct direct_write *w)
@@ -292,7 +344,7 @@ static inline void direct_write_claimed(struct direct_write *w)
     w->end = w->first; // nothing is there yet
     if (!direct_may(w, DIRECT_READY, end, 0, 0))
         return;
-    word_raise(w->ready, end);
+    word_raise(&w->record[SLOT_READY], end);
     if (w->first == 0) {
         uint64_t block;
         if (!direct_block(w, 0, &block) || !direct_may(w, DIRECT_AUX, block, 0, 0))
@@ -331,21 +383,41 @@ static inline void direct_ring(struct direct_write *w)
 static inline void direct_write(struct direct_write *w)
 {
     w->first = w->end = 0;
-    w->is_bad = w->is_told = w->is_stopped = false;
+    w->is_bad = w->is_whole = w->is_told = w->is_stopped = false;
     const uint64_t word = status_load(w->here.status, w->here.slot);
     if (status_epoch(word) != w->here.epoch || status_phase(word) >= FIRST_TERMINAL_PHASE)
         return; // it has ended
-    if (atomic_load_explicit(w->total, memory_order_relaxed) != w->num_rows) {
+    word64 *total = &w->record[SLOT_TOTAL];
+    if (atomic_load_explicit(total, memory_order_relaxed) != w->num_rows) {
         if (!direct_may(w, DIRECT_TOTAL, w->num_rows, 0, 0))
             return;
-        atomic_store_explicit(w->total, w->num_rows, memory_order_release);
+        atomic_store_explicit(total, w->num_rows, memory_order_release);
     }
     if (!w->is_held && (!direct_may(w, DIRECT_TAKE, 0, 0, 0) || !claim_take(w->claim, w->there.epoch, w->writer)))
         return;
     direct_write_claimed(w);
     if (!direct_may(w, DIRECT_GIVE_BACK, 0, 0, 0))
         return;
-    claim_give_back(w->claim, w->there.epoch, w->writer, w->is_told && w->end == w->num_rows);
+    claim_give_back(w->claim, w->there.epoch, w->writer, w->is_whole && w->end == w->num_rows);
+    if (w->is_told && direct_may(w, DIRECT_RING, 0, 0, 0))
+        direct_ring(w);
+    direct_may(w, DIRECT_DONE, 0, 0, 0);
+}
+
+// Have a destination follow that is whole, when this side has decided: it hears of the Success, and is rung. No claim is
+// needed, because nothing is written.
+static inline void direct_follow(struct direct_write *w)
+{
+    w->is_told = w->is_stopped = false;
+    const uint64_t now_ns = w->clock(w), own = status_load(w->here.status, w->here.slot);
+    const uint64_t theirs = status_load(w->there.status, w->there.slot);
+    if (w->is_stopped || status_epoch(own) != w->here.epoch || status_phase(own) != PHASE_SUCCESS)
+        return;
+    if (status_epoch(theirs) != w->there.epoch || status_phase(theirs) >= FIRST_TERMINAL_PHASE)
+        return; // it has heard
+    const struct direct_progress p = direct_progress(w);
+    if (!direct_raise(w, &w->there, DIRECT_THEIR_WORD, &p, status_sent(own), now_ns, &w->is_told))
+        w->is_told = false;
     if (w->is_told && direct_may(w, DIRECT_RING, 0, 0, 0))
         direct_ring(w);
     direct_may(w, DIRECT_DONE, 0, 0, 0);

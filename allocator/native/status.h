@@ -1,7 +1,7 @@
 // Status words: one 64-bit word a slot that only ever increases, with the time of each phase's entry and dirty bits.
 //
-//   words    [slot]           63        36 35   32 31             0
-//                             │ epoch:28 │phase:4│    sent:32     │     compared as one integer
+//   words    [slot]           63        36 35   33  32  31             0
+//                             │ epoch:28 │phase:3│whole│    sent:32     │     compared as one integer
 //
 //   stamps   [slot][5]        [0]     ns of the opening, all 64 bits
 //                             [1..4]  │ epoch's low 8 bits:8 │ ns:56 │   0: not entered
@@ -9,8 +9,9 @@
 //   dirty    [view][slot/64]  bit slot%64: the slot's word has changed since this view last looked
 //
 // Invariants. A word never decreases: every change but `open` is a compare-and-swap to a greater value, and `open`
-// adds one to the epoch. A word whose phase is terminal changes only to the next epoch. The word is the truth; stamps
-// and bits follow it.
+// adds one to the epoch. A word whose phase is terminal changes only to the next epoch. A word that is whole stays so
+// until its end, and fails only because its encode node says so, or is lost (R36). The word is the truth; stamps and
+// bits follow it.
 //
 // Why a SIGKILL between any two instructions is safe: the word moves in one compare-and-swap, so it is changed or it
 // is not. A writer that dies after it and before the bit leaves a change that the bitmap does not show:
@@ -27,7 +28,9 @@
 #include "shared.h"
 
 #define SENT_BITS 32
-#define PHASE_BITS 4
+#define WHOLE_BIT (UINT64_C(1) << SENT_BITS)
+#define PHASE_SHIFT (SENT_BITS + 1)
+#define PHASE_BITS 3
 #define EPOCH_BITS 28
 #define MAX_EPOCH ((UINT64_C(1) << EPOCH_BITS) - 1)
 #define NUM_PHASES 5
@@ -48,12 +51,14 @@ struct status_table {
 
 static inline uint64_t status_word(uint64_t epoch, uint64_t phase, uint64_t sent)
 {
-    return epoch << (PHASE_BITS + SENT_BITS) | phase << SENT_BITS | sent;
+    return epoch << (PHASE_BITS + PHASE_SHIFT) | phase << PHASE_SHIFT | sent;
 }
 
-static inline uint64_t status_epoch(uint64_t word) { return word >> (PHASE_BITS + SENT_BITS); }
+static inline uint64_t status_epoch(uint64_t word) { return word >> (PHASE_BITS + PHASE_SHIFT); }
 
-static inline uint64_t status_phase(uint64_t word) { return word >> SENT_BITS & ((1u << PHASE_BITS) - 1); }
+static inline uint64_t status_phase(uint64_t word) { return word >> PHASE_SHIFT & ((1u << PHASE_BITS) - 1); }
+
+static inline uint64_t status_sent(uint64_t word) { return word & UINT32_MAX; }
 
 static inline uint64_t status_load(const struct status_table *table, uint32_t slot)
 {
@@ -131,22 +136,65 @@ static inline uint64_t status_open(const struct status_table *table, uint32_t sl
     }
 }
 
-// Raise the slot's word to (epoch, phase, sent), or refuse: another epoch, a terminal phase, a value that is not
-// greater.
-static inline bool status_advance(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase,
-                                  uint64_t sent, uint64_t now_ns)
+// Say of a word that has moved what follows from that.
+static inline void status_follow_up(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase,
+                                    uint64_t now_ns)
 {
-    const uint64_t next = status_word(epoch, phase, sent);
-    uint64_t word = atomic_load_explicit(&table->words[slot], memory_order_relaxed);
+    status_stamp(table, slot, epoch, phase, now_ns); // before the bit, which publishes it
+    for (uint32_t view = 0; view < table->num_views; view++)
+        status_mark(table, slot, view);
+}
+
+static inline bool status_move(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase,
+                               uint64_t sent, uint64_t now_ns, bool may_fail_whole)
+{
+    uint64_t next, word = atomic_load_explicit(&table->words[slot], memory_order_relaxed);
     do {
+        const uint64_t whole = word & WHOLE_BIT;
+        next = status_word(epoch, phase, sent) | (phase < FIRST_TERMINAL_PHASE ? whole : 0);
         if (epoch == 0 || status_epoch(word) != epoch || status_phase(word) >= FIRST_TERMINAL_PHASE || next <= word)
+            return false;
+        if (whole && phase == PHASE_FAILED && !may_fail_whole)
             return false;
         // SYNC status: release publishes the rows that landed; acquire hands on what the previous writer published.
     } while (!atomic_compare_exchange_weak_explicit(&table->words[slot], &word, next, memory_order_acq_rel,
                                                     memory_order_relaxed));
-    status_stamp(table, slot, epoch, phase, now_ns); // before the bit, which publishes it
-    for (uint32_t view = 0; view < table->num_views; view++)
-        status_mark(table, slot, view);
+    status_follow_up(table, slot, epoch, phase, now_ns);
+    return true;
+}
+
+// Raise the slot's word to (epoch, phase, sent), or refuse: another epoch, a terminal phase, a value that is not
+// greater; or Failed, where the word is whole.
+static inline bool status_advance(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase,
+                                  uint64_t sent, uint64_t now_ns)
+{
+    return status_move(table, slot, epoch, phase, sent, now_ns, false);
+}
+
+// As `status_advance`; also to Failed where the word is whole, because the encode node says so, or is lost.
+static inline bool status_obey(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t phase,
+                               uint64_t sent, uint64_t now_ns)
+{
+    return status_move(table, slot, epoch, phase, sent, now_ns, true);
+}
+
+// Say that all rows of the request are there, in this phase at least; `sent` stays. False: it has ended, or is of
+// another epoch. Nobody need look, unless the phase has risen.
+static inline bool status_make_whole(const struct status_table *table, uint32_t slot, uint64_t epoch, uint64_t least,
+                                     uint64_t now_ns)
+{
+    uint64_t phase, word = atomic_load_explicit(&table->words[slot], memory_order_relaxed);
+    do {
+        phase = status_phase(word);
+        if (status_epoch(word) != epoch || phase >= FIRST_TERMINAL_PHASE)
+            return false;
+        phase = phase > least ? phase : least;
+        // SYNC status: release; who sees that it is whole sees its rows.
+    } while (!atomic_compare_exchange_weak_explicit(&table->words[slot], &word,
+                                                    status_word(epoch, phase, status_sent(word)) | WHOLE_BIT,
+                                                    memory_order_acq_rel, memory_order_relaxed));
+    if (phase != status_phase(word))
+        status_follow_up(table, slot, epoch, phase, now_ns);
     return true;
 }
 

@@ -1,6 +1,6 @@
-"""The direct path: the rows of one request, from this client straight into the blocks of its one destination.
+"""The direct path: the rows of one request, from this client straight into the blocks of its destinations.
 
-Where the destination is on this host and its door is open (`doors`), nobody stands between a write and its arrival. The
+Where a destination is on this host and its door is open (`doors`), nobody stands between a write and its arrival. The
 caller's thread copies what is granted; what is not granted yet is kept, and the library thread copies it from there
 when it is. Whoever copies holds the claim of the destination's slot, so the two exclude each other, and the end of the
 request excludes both (R28, R30).
@@ -8,6 +8,9 @@ request excludes both (R28, R30).
 What a write does under the claim is native, one call for both threads (`allocator/native/direct.h`): this node's status
 word decides, and if it was raised to Failed before, the destination is not told of a Success. If this process dies
 between the two words, the encode node's poller tells the destination what its own says.
+
+Of several destinations each is written by its own grants, and rows are kept until all have them. Those that are not on
+this host are the worker's; the rows that it sends are staged for it as ever.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 from embridge.allocator.buffers import pools
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.records import Destination, Slot, WrittenBy
-from embridge.allocator.status import TERMINAL
+from embridge.allocator.status import TERMINAL, Phase
 from embridge.pipeline.client.doors import Door
 from embridge.pipeline.client.given_rows import Given, address_of
 from embridge.pipeline.client.handle import TransferHandle
@@ -100,38 +103,63 @@ class DirectPath:
         self._pools = pools(control.geometry)
         self._dsts = library.destinations
         self._bs = control.geometry.block_size
-        self._found: Door | None = None
+        self._found: Door | None = None  # of the only destination
+        self._all: tuple[tuple[int, Door], ...] = ()  # of several, where the worker writes to none
 
     def refuse(self, why: str) -> None:
         """The client has left its node: whatever is asked of the tables from now on is a RuntimeError."""
         refuse(self, why, ("_slots", "_dsts"))
         self._rendezvous.refuse(why)
-        self._found = None
+        self.let_go()
 
     def let_go(self) -> None:
-        """The request is over: whoever holds its sender holds nothing of the language node."""
-        self._found = None
+        """The request is over: whoever holds its sender holds nothing of the language nodes."""
+        self._found, self._all = None, ()
 
-    def _get(self, field: Destination) -> int:
-        return self._dsts.get(self._handle.slot, ONLY, field)
+    def _get(self, field: Destination, d: int = ONLY) -> int:
+        return self._dsts.get(self._handle.slot, d, field)
+
+    @property
+    def _has_several(self) -> bool:
+        return self._found is None and self._slots.get(self._handle.slot, Slot.REQUIRED) > 1
 
     # ---- who writes
 
     def decide(self) -> WrittenBy:
-        """Who writes the rows of each destination (either thread); what is said once stays (R28).
+        """Say who writes the rows of each destination (either thread); what is said once stays (R28).
 
-        Where the client does, the door is looked up and kept (`has_found`): the next write need not ask again.
+        Returns WORKER if the worker writes to one; UNDECIDED if that is not known of one, or not all have come; else
+        CLIENT. Then the doors are looked up and kept (`has_found`): the next write need not ask again.
         """
-        slot, decided = self._handle.slot, WrittenBy.UNDECIDED
-        count = self._slots.get(slot, Slot.NUM_DESTINATIONS)
-        for d in range(count):
-            decided = WrittenBy(self._dsts.get(slot, d, Destination.WRITTEN_BY))
-            if decided == WrittenBy.UNDECIDED:
-                with self._deciding:
-                    decided = self._settle(slot, d)
-        if decided == WrittenBy.CLIENT:
+        if self._found is not None:
+            return WrittenBy.CLIENT
+        said = self._said()
+        if WrittenBy.WORKER in said:
+            return WrittenBy.WORKER
+        if not said or WrittenBy.UNDECIDED in said or len(said) < self._slots.get(self._handle.slot, Slot.REQUIRED):
+            return WrittenBy.UNDECIDED
+        if len(said) == 1:
             self._door()
-        return decided
+        elif not self._all:
+            targets = tuple(self._targets())
+            self._all = targets if len(targets) == len(said) else ()
+        return WrittenBy.CLIENT
+
+    @property
+    def is_the_workers(self) -> bool:
+        """Whether the worker writes to every destination."""
+        said = self._said()
+        return {*said} == {WrittenBy.WORKER} and len(said) >= self._slots.get(self._handle.slot, Slot.REQUIRED)
+
+    def _said(self) -> list[WrittenBy]:
+        """Who writes, of each destination that has come."""
+        slot = self._handle.slot
+        count = self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        said = [WrittenBy(self._dsts.get(slot, d, Destination.WRITTEN_BY)) for d in range(count)]
+        if WrittenBy.UNDECIDED in said:
+            with self._deciding:
+                return [self._settle(slot, d) for d in range(count)]
+        return said
 
     def _settle(self, slot: int, d: int) -> WrittenBy:
         """Say who writes the rows of one destination, if that can be said by now."""
@@ -139,7 +167,7 @@ class DirectPath:
         if decided != WrittenBy.UNDECIDED:
             return decided
         decided = self._path_to(slot, d)
-        if decided != WrittenBy.UNDECIDED and not self._rendezvous.is_bound():
+        if decided != WrittenBy.UNDECIDED and not self._rendezvous.is_bound(d):
             said = WrittenBy(self._dsts.get(slot, d, Destination.WRITTEN_BY))
             if said != WrittenBy.UNDECIDED:  # by a signal handler, meanwhile, which is bound
                 return said
@@ -153,8 +181,6 @@ class DirectPath:
         return decided
 
     def _path_to(self, slot: int, d: int) -> WrittenBy:
-        if self._slots.get(slot, Slot.REQUIRED) > 1:
-            return WrittenBy.WORKER
         peer = self._dsts.get(slot, d, Destination.PEER) - 1
         path, door = self._doors.find(peer, self._dsts.get(slot, d, Destination.INCARNATION))
         if door is not None:
@@ -170,6 +196,17 @@ class DirectPath:
             self._found = door
         return door
 
+    def _targets(self) -> list[tuple[int, Door]]:
+        """The destinations to which this client writes, and their doors."""
+        slot, targets = self._handle.slot, []
+        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+            if self._get(Destination.WRITTEN_BY, d) == WrittenBy.CLIENT:
+                peer, incarnation = self._get(Destination.PEER, d) - 1, self._get(Destination.INCARNATION, d)
+                door = self._doors.find(peer, incarnation)[1]
+                if door is not None:
+                    targets.append((d, door))
+        return targets
+
     def find(self) -> bool:
         """Bind the slot to a grant of the room, if there is one, and the request has not ended (who has the turn)."""
         if self._handle.progress().phase < TERMINAL:
@@ -179,24 +216,45 @@ class DirectPath:
     # ---- the caller's thread
 
     def may_write(self, first: int) -> bool:
-        """Whether rows from `first` on may be written now: all before them are there, and some of them are granted."""
+        """Whether rows from `first` on may be written now: all before them are there, and some of them are granted; at
+        one destination at least.
+        """
         if (door := self._rendezvous.bind()) is not None:  # just now: that says who writes, and that none is there yet
             self._found = door
             return first == 0
-        if self.decide() != WrittenBy.CLIENT:
+        path = self.decide()
+        if self._has_several:
+            sent_and_granted = [
+                (self._get(Destination.SENT, d), self._get(Destination.GRANTED_TOKENS, d)) for d, _ in self._targets()
+            ]
+            return any(first <= sent < granted for sent, granted in sent_and_granted)
+        if path != WrittenBy.CLIENT:
             return False
         return self._get(Destination.SENT) == first < self._get(Destination.GRANTED_TOKENS)
 
     def write(self, given: Given) -> int:
-        """Copy what is granted of these rows. Returns up to which row; `given.first` if somebody else writes, or the
-        request has ended.
+        """Copy what is granted of these rows. Returns up to which row all destinations have them; `given.first` if
+        somebody else writes, or the request has ended.
         """
+        if self._has_several:
+            return self._write_to_several(given)
         door = self._door()
         if door is None:
             return given.first
         chunk = given.chunk(given.first, min(given.end, self._get(Destination.GRANTED_TOKENS)))
         addresses = [address_of(chunk.data[pool.name]) for pool in self._pools]
         return max(given.first, abs(self._write(door, array("Q", [chunk.first, chunk.end, *addresses]))))
+
+    def _write_to_several(self, given: Given) -> int:
+        targets = self._targets()
+        granted = [self._get(Destination.GRANTED_TOKENS, d) for d, _ in targets]
+        end = min(given.end, max(granted, default=0))
+        if end > given.first:
+            chunk = given.chunk(given.first, end)
+            addresses = [address_of(chunk.data[pool.name]) for pool in self._pools]
+            spans = array("Q", [chunk.first, chunk.end, *addresses])
+            self._write_each([(d, door, spans) for d, door in targets])
+        return max(given.first, min(given.end, self._sent_to_all()))
 
     def plain_span(self, start: int, *given: Any) -> list[int] | None:
         """These rows, if nothing but a native write is to be done for them; None: they need a second look."""
@@ -205,18 +263,25 @@ class DirectPath:
     @property
     def has_found(self) -> bool:
         """Whether it has been said that they are written directly."""
-        return self._found is not None
+        return self._found is not None or bool(self._all)
 
     def write_plain(self, span: list[int]) -> int:
         """Copy what is granted of these rows, where it has been said already that they are written directly. Returns as
-        `DirectWriter.write`.
+        `DirectWriter.write`, of what all destinations have.
         """
-        door = self._found
-        return 0 if door is None else self._write(door, array("Q", span))
+        door, spans = self._found, array("Q", span)
+        if door is not None:
+            return self._write(door, spans)
+        if not self._write_each([(d, door, spans) for d, door in self._all]):
+            return 0
+        sent = min(self._sent_to_all(), span[1])
+        return sent if sent > span[0] else 0
 
     def hold(self, first: int, end: int) -> Held | None:
-        """Take the claim, so that rows from `first` on are written in place, at most to `end`. None: not now."""
-        door = self._door()
+        """Take the claim, so that rows from `first` on are written in place, at most to `end`. None: not now, or rows
+        that several destinations are to have.
+        """
+        door = None if self._has_several else self._door()
         if door is None:
             return None
         held = Held(door, self._get(Destination.REMOTE_SLOT), self._get(Destination.REMOTE_EPOCH), first)
@@ -240,12 +305,15 @@ class DirectPath:
     # ---- the library thread
 
     def serve(self, ready: int, stock: Stock | None, *, is_wanted_whole: bool) -> bool:
-        """Copy what is in stock and granted now, of rows below `ready`. False: the worker writes them.
+        """Copy what is in stock and granted now, of rows below `ready`. False: the worker writes them, to one
+        destination at least.
 
         `is_wanted_whole`: the caller has announced the length, so that all rows can be granted ahead.
         """
         self._rendezvous.meet(self._total if is_wanted_whole else ready)
         path = self.decide()
+        if self._has_several:
+            return self._serve_several(ready, stock, path)
         if path != WrittenBy.CLIENT:
             return path == WrittenBy.UNDECIDED
         first, limit = self._get(Destination.SENT), min(ready, self._get(Destination.GRANTED_TOKENS))
@@ -254,13 +322,32 @@ class DirectPath:
             with memoryview(self._attachment.payload):  # rows may lie in it
                 if self._write(door, self._spans(stock, first, limit)):
                     self._library.wake(self._handle)  # it may have ended
-        over = self._get(Destination.SENT) // self._bs
+        self._let_go_below(self._get(Destination.SENT), stock)
+        return True
+
+    def _serve_several(self, ready: int, stock: Stock | None, path: WrittenBy) -> bool:
+        if stock is not None:
+            with memoryview(self._attachment.payload):  # rows may lie in it
+                lots = []
+                for d, door in self._targets():
+                    first, limit = self._get(Destination.SENT, d), self._get(Destination.GRANTED_TOKENS, d)
+                    if first < min(ready, limit):
+                        lots.append((d, door, self._spans(stock, first, min(ready, limit))))
+                if self._write_each(lots):
+                    self._library.wake(self._handle)  # it may have ended
+        if path == WrittenBy.WORKER:
+            return False
+        self._let_go_below(self._sent_to_all(), stock)
+        return True
+
+    def _let_go_below(self, sent: int, stock: Stock | None) -> None:
+        """Drop what is kept of rows that all destinations have."""
+        over = sent // self._bs
         if stock is not None:
             stock.kept.let_go(over)
             for k in stock.staged:
                 if k < over:
                     stock.staged.drop(k)
-        return True
 
     def _spans(self, stock: Stock, first: int, limit: int) -> array[int]:
         """Rows [first, limit) where they lie: in source blocks, where the caller's thread has put them there, else in
@@ -293,3 +380,27 @@ class DirectPath:
             if end < self._total:  # else the poller hears of it as the library thread, which wakes, leaves the slot
                 self._attachment.kick_poller(slot, handle.epoch)
         return end
+
+    def _write_each(self, lots: list[tuple[int, Door, array[int]]]) -> bool:
+        """Write what is granted of these rows to these destinations of several. False: it is nothing.
+
+        Whoever finds that all of them have all rows has decided, in the last of these calls, and has the others follow.
+        The poller is told in any case: it may be the only one to find that.
+        """
+        handle, slot, epoch, written = self._handle, self._handle.slot, self._handle.epoch, False
+        for d, door, spans in lots:
+            written |= door.rows.write(slot, epoch, self._total, door.columns, spans, False, d) != 0
+        if written:
+            if handle.poll() == Phase.Success:
+                for d, door, _ in lots:
+                    door.rows.follow(slot, epoch, self._total, d)
+            self._attachment.user_bell.ring()
+            self._attachment.kick_poller(slot, epoch)
+        return written
+
+    def _sent_to_all(self) -> int:
+        """How many rows every destination has; 0 while one has not come."""
+        count = self._slots.get(self._handle.slot, Slot.NUM_DESTINATIONS)
+        if count < self._slots.get(self._handle.slot, Slot.REQUIRED):
+            return 0
+        return min((self._get(Destination.SENT, d) for d in range(count)), default=0)

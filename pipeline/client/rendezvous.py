@@ -21,7 +21,7 @@ from embridge.pipeline.client.doors import Door, Doors
 from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.leaving import refuse
 
-ONLY: Final = 0  # the destination: a request with several goes through the worker
+ONLY: Final = 0  # the destination that a client finds by itself: a request with several is told (R78)
 
 
 class Rendezvous:
@@ -99,8 +99,8 @@ class Rendezvous:
         if bound & BIND_GONE:  # its entry in the peer table may be another's by now
             handle.fail(FailureCode.PEER_LOST, "the language node that had granted it is gone")
 
-    def is_bound(self) -> bool:
-        """Whether the grant of the destination is bound to this sender.
+    def is_bound(self, d: int = ONLY) -> bool:
+        """Whether the grant of a destination is bound to this sender.
 
         Where the node has joined the destination, the grant is bound here and now, unless another sender has it (R81).
 
@@ -109,7 +109,7 @@ class Rendezvous:
         own = self._handle.slot
         if self._slots.get(own, Slot.JOINED_BY) == JoinedBy.CLIENT:
             return True
-        peer, incarnation, slot, epoch, *_ = self._dsts.get_all(own, ONLY)
+        peer, incarnation, slot, epoch, *_ = self._dsts.get_all(own, d)
         _, door = self._doors.find(peer - 1, incarnation)
         if door is None or door.part.posts.granted(slot, epoch) is None:
             return True

@@ -29,7 +29,7 @@ import torch
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import MAX_TOKENS
-from embridge.allocator.records import Slot, WrittenBy
+from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import STAGE_STAGED, SlotRecord, StageEntry
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
@@ -274,7 +274,7 @@ class EmbeddingSender(GivesInPlace):
 
     def _show_worker(self) -> bool:
         """Show the worker what is placed, and tell it. False: the library thread is to see to it."""
-        is_direct = self._direct is not None and self._direct.decide() != WrittenBy.WORKER
+        is_direct = self._direct is not None and not self._direct.is_the_workers
         if is_direct or self._final is not None or self._attachment.node_gone:
             return False
         self._show_placed()

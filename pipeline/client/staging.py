@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from embridge.allocator.blocks import RESERVE_BLOCK
-from embridge.allocator.records import Destination, Slot
+from embridge.allocator.records import Destination, Slot, WrittenBy
 from embridge.allocator.request_tables import STAGE_STAGED, StageEntry
 from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.kept_rows import KeptRows, Part
@@ -50,11 +50,11 @@ class Staging:
         refuse(self, why, ("_slots", "_blocks", "_dsts"))
 
     def _demand(self, ready: int) -> tuple[dict[int, int], list[tuple[int, int]], int]:
-        """What destinations can take of `ready` rows now.
+        """What destinations to which the worker writes can take of `ready` rows now.
 
         Returns:
-            heads, the block each destination needs next, and to which row; ranges of blocks behind them; the least
-            block that some destination has yet to get.
+            heads, the block each of them needs next, and to which row; ranges of blocks behind them; the least block
+            that some destination has yet to get.
         """
         get, bs = self._dsts.get, self._bs
         count = self._slots.get(self._handle.slot, Slot.NUM_DESTINATIONS)
@@ -65,7 +65,7 @@ class Staging:
             sent = get(self._handle.slot, d, Destination.SENT)
             limit = min(ready, get(self._handle.slot, d, Destination.GRANTED_TOKENS))
             least = min(least, sent)
-            if sent < limit:
+            if sent < limit and get(self._handle.slot, d, Destination.WRITTEN_BY) != WrittenBy.CLIENT:
                 k = sent // bs
                 heads[k] = max(heads.get(k, 0), min(limit, (k + 1) * bs))
                 ranges.append((k, min(-(-limit // bs), k + AHEAD_BLOCKS)))

@@ -77,7 +77,8 @@ class Recovery:
             control.slots.claim_failure(slot, FailureCode.INTERNAL, why)
             if not poller_is_dead:
                 self._to_poller.send(Kick.FAIL, slot, epoch)
-            elif control.status.advance(slot, epoch, Phase.Failed, word.sent, self._clock()):
+            elif control.status.advance(slot, epoch, Phase.Failed, word.sent, self._clock(), True):
+                # also where it is whole: what its encode node tells is heard by nobody here (R36)
                 control.ring_lane(control.slots.get(slot, Slot.LANE))
         self.flush()
         return failed

@@ -363,5 +363,5 @@ def test_a_writer_s_look_at_its_part_is_the_node_s_own(node: Control) -> None:
     assert control.claims.get(SLOTS - 1) == Claim(1, S.WRITING, ME)
     assert control.status.open(SLOTS - 1, 1) == 1
     assert part.status.advance(SLOTS - 1, 1, 3, 12, 5)
-    assert control.status.load(SLOTS - 1) == part.status.load(SLOTS - 1) == 1 << 36 | 3 << 32 | 12
+    assert control.status.load(SLOTS - 1) == part.status.load(SLOTS - 1) == 1 << 36 | 3 << 33 | 12
     assert control.status.stamps(SLOTS - 1)[3] == 5

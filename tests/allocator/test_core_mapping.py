@@ -302,7 +302,7 @@ def test_a_mapping_cannot_be_sent_to_another_process_by_mistake() -> None:
 
 
 def test_the_constants_are_those_of_the_layout() -> None:
-    assert (_core.EPOCH_BITS, _core.PHASE_BITS, _core.SENT_BITS) == (28, 4, 32)
+    assert (_core.EPOCH_BITS, _core.PHASE_BITS, _core.SENT_BITS) == (28, 3, 32)
     assert (_core.RECORD_BYTES, _core.RING_HEADER_BYTES, _core.DOORBELL_BYTES) == (64, 192, 64)
     assert _core.MAX_EPOCH == 2**28 - 1
     assert _core.NON_TEMPORAL_BYTES >= 64 << 10

@@ -202,7 +202,7 @@ def test_a_status_word_never_decreases_under_two_writers() -> None:
             for slot in out[: arena.status.changed(0, pages, 2, out)].tolist():
                 taken[slot] = arena.status.load(slot)
     assert observations > 1000
-    assert last == taken == [1 << 36 | 2 << 32 | (num - 1)] * 4
+    assert last == taken == [1 << 36 | 2 << 33 | (num - 1)] * 4
     assert all(stamp in (1, 2) for stamp in arena.status.stamps(0)[:3])
 
 

@@ -43,7 +43,7 @@ def new_table() -> Table:
 
 
 def word(epoch: int, phase: int, sent: int) -> int:
-    return epoch << 36 | phase << 32 | sent
+    return epoch << 36 | phase << 33 | sent
 
 
 def changed(status: StatusTable, view: int, pages: list[int] | None = None, room: int = NUM_SLOTS) -> list[int]:

@@ -89,7 +89,7 @@ def test_nothing_of_the_epoch_before_is_left(control: Control) -> None:
 def test_a_slot_that_has_used_all_its_epochs_is_not_opened(control: Control) -> None:
     """R17: nor is its claim shut for an epoch that there is not."""
     status = Words(control.mapping, control.layout.words, LIMITS.num_slots)
-    status.store(SLOT, MAX_EPOCH << 36 | Phase.Success << 32)
+    status.store(SLOT, MAX_EPOCH << 36 | Phase.Success << 33)
     assert control.opener.open(SLOT, SlotRecord(), 1) == 0
     assert split(control.status.load(SLOT)).epoch == MAX_EPOCH
     assert control.slots.get(SLOT, Slot.RELEASED_EPOCH) == MAX_EPOCH

@@ -24,7 +24,7 @@ from support.scheduling import Queues
 from support.waiting import wait_until
 from support.watching import watch
 
-STEPS: Final = ("taken", "half copied", "copied", "sent", "own word", "destination's word", "given back")
+STEPS: Final = ("taken", "half copied", "copied", "whole", "sent", "own word", "destination's word", "given back")
 """What was the last thing that it did."""
 TOLD: Final = STEPS.index("own word")
 """From this step on the encode side has its Success."""
@@ -37,24 +37,28 @@ def claims_of(station: Station) -> dict[int, Claim]:
     return {slot: claim for slot, claim in claims.items() if claim.state in (ClaimState.WRITING, ClaimState.REVOKED)}
 
 
-def _get(sender: EmbeddingSender, field: Destination) -> int:
-    """A word of a request's only destination; 0 while it has no slot."""
-    return 0 if sender.slot == NO_SLOT else sender._library.destinations.get(sender.slot, 0, field)
+def _get(sender: EmbeddingSender, field: Destination, d: int = 0) -> int:
+    """A word of a request's destination; 0 while it has no slot."""
+    return 0 if sender.slot == NO_SLOT else sender._library.destinations.get(sender.slot, d, field)
 
 
-def written_by(sender: EmbeddingSender) -> WrittenBy:
-    """Who writes the rows of a request of this process."""
-    return WrittenBy(_get(sender, Destination.WRITTEN_BY))
+def written_by(sender: EmbeddingSender, d: int = 0) -> WrittenBy:
+    """Who writes the rows of a request of this process to one destination."""
+    return WrittenBy(_get(sender, Destination.WRITTEN_BY, d))
 
 
-def wait_granted(sender: EmbeddingSender, tokens: int) -> None:
-    """Until its node knows that so many rows of the sender's room are granted."""
-    wait_until(lambda: _get(sender, Destination.GRANTED_TOKENS) >= tokens, what=lambda: f"{sender} granted {tokens}")
+def wait_granted(sender: EmbeddingSender, tokens: int, num_destinations: int = 1) -> None:
+    """Until its node knows that so many rows of the sender's room are granted, by each destination."""
+
+    def are_granted() -> bool:
+        return all(_get(sender, Destination.GRANTED_TOKENS, d) >= tokens for d in range(num_destinations))
+
+    wait_until(are_granted, what=lambda: f"{sender} granted {tokens}")
 
 
-def wait_direct(sender: EmbeddingSender, tokens: int) -> None:
-    """Until so many rows of the sender's room may be written straight into the destination's blocks."""
-    wait_granted(sender, tokens)
+def wait_direct(sender: EmbeddingSender, tokens: int, num_destinations: int = 1) -> None:
+    """Until so many rows of the sender's room may be written straight into the blocks of each destination."""
+    wait_granted(sender, tokens, num_destinations)
     assert sender._direct is not None
     assert wait_until(sender._direct.decide) == WrittenBy.CLIENT
 
@@ -75,10 +79,10 @@ def since(encode: Station, before: dict[str, int]) -> dict[str, int]:
 # ---- functions of an agent
 
 
-def ready_to_write(state: SimpleNamespace, run_dir: Path, room: int, tokens: int) -> None:
-    """Until the first rows that are given will go straight into the destination's blocks."""
+def ready_to_write(state: SimpleNamespace, run_dir: Path, room: int, tokens: int, num_destinations: int = 1) -> None:
+    """Until the first rows that are given will go straight into the destination's blocks, or those of several."""
     wait_doors(client_of(state, run_dir))
-    wait_direct(state.senders[room], tokens)
+    wait_direct(state.senders[room], tokens, num_destinations)
 
 
 def doors(state: SimpleNamespace, run_dir: Path) -> int:
@@ -88,9 +92,11 @@ def doors(state: SimpleNamespace, run_dir: Path) -> int:
     return len(library_of(client).attachment.control.peers.alive())
 
 
-def strike_at(state: SimpleNamespace, step: str, number: int) -> None:
-    """Have this process send itself a signal when it has taken that step of a write the next time."""
-    strike(step, lambda room: signal_here(number))
+def strike_at(state: SimpleNamespace, step: str, number: int, num_before: int = 0) -> None:
+    """Have this process send itself a signal when it has taken that step of a write the next time, or so many times
+    later.
+    """
+    strike(step, lambda room: signal_here(number), num_before)
 
 
 def signal_here(number: int) -> None:
@@ -101,25 +107,31 @@ def signal_here(number: int) -> None:
 # ---- fail points of a process
 
 
-_due: Final[dict[str, Callable[[int], object]]] = {}
+_due: Final[dict[str, tuple[Callable[[int], object], int]]] = {}
 _here: Final = threading.local()  # what this thread has done of its write
 
 
-def strike(step: str, do: Callable[[int], object]) -> None:
-    """Have this process do something once, with the room, when it has taken that step of a write the next time: on
-    whichever thread, and with the claim held, unless it has just been given back. What was said before and has not been
-    done is forgotten.
+def strike(step: str, do: Callable[[int], object], num_before: int = 0) -> None:
+    """Have this process do something once, with the room, when it has taken that step of a write the next time, or
+    `num_before` writes later: on whichever thread, and with the claim held, unless it has just been given back. What was
+    said before and has not been done is forgotten.
     """
     assert step in STEPS
     _due.clear()
-    _due[step] = do
+    _due[step] = do, num_before
     watch(_stepped)
 
 
 def _stepped(room: int, step: DirectStep, *_: int) -> None:
     for done in _done(step):
-        do = _due.pop(done, None)
-        if do is not None:
+        do, num_before = _due.get(done, (None, 0))
+        if do is None or done in _here.said:
+            continue
+        _here.said.add(done)
+        if num_before:
+            _due[done] = do, num_before - 1
+        else:
+            _due.clear()
             watch(None)
             do(room)
 
@@ -127,15 +139,17 @@ def _stepped(room: int, step: DirectStep, *_: int) -> None:
 def _done(step: DirectStep) -> list[str]:
     """Which of `STEPS` have just been taken, before this one."""
     if step <= DirectStep.TAKE:
-        _here.steps = []
+        _here.steps, _here.said = [], set()
     taken: list[DirectStep] = _here.steps
     taken.append(step)
     if step == DirectStep.LOOK:
         return ["taken"]
     if step == DirectStep.COPY:
         return ["half copied"] if taken.count(step) == 2 else []
-    if step == DirectStep.SENT:
+    if step == DirectStep.LENGTH:
         return ["half copied", "copied"]
+    if step == DirectStep.SENT and taken[-2:-1] == [DirectStep.WHOLE]:
+        return ["whole"]
     if step == DirectStep.MOVED:
         return ["sent"]
     if step == DirectStep.THEIR_WORD:

@@ -226,24 +226,6 @@ def test_where_either_node_takes_no_part_the_workers_write(other_path: tuple[Sta
     assert since(encode, before) == {"clients": 0, "workers": TOTAL}
 
 
-def test_a_request_with_several_destinations_is_the_worker_s(
-    encode: Station, other_language: Station, sending: Client, receiving: Queues, room: int
-) -> None:
-    """R28, R36: at each of them."""
-    before = written(encode)
-    with attach(other_language.run_dir) as client:
-        others = Queues(client)
-        for queues in (receiving, others):
-            queues.add(encode.addr, room, required=2)
-        sender = open_sender(sending, room, TOTAL)
-        assert give(sender)
-        for queues in (receiving, others):
-            assert queues.take(room, 20).difference == ""
-        assert ended(sender).error == ""
-    other_language.wait_idle()
-    assert since(encode, before) == {"clients": 0, "workers": 2 * TOTAL}
-
-
 def test_what_was_said_of_a_destination_stays_and_a_later_request_goes_another_way(
     encode: Station, language: Station, receiving: Queues, rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

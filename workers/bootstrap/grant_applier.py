@@ -157,10 +157,10 @@ class GrantApplier:
         """Have whoever writes its rows, and the poller, look at a request."""
         # the one who writes is woken now and not at the end of the step, because it has the most to do
         destinations = range(self._slots.get(slot, Slot.NUM_DESTINATIONS))
-        if self._slots.get(slot, Slot.MAY_WRITE) and not any(
-            self._dsts.get(slot, d, Destination.WRITTEN_BY) == WrittenBy.WORKER for d in destinations
-        ):
+        writers = {self._dsts.get(slot, d, Destination.WRITTEN_BY) for d in destinations}
+        may_write = self._slots.get(slot, Slot.MAY_WRITE)
+        if may_write and writers != {WrittenBy.WORKER}:
             self._ctx.wake_library(slot)
-        else:
+        if not may_write or WrittenBy.WORKER in writers:
             self._ctx.to_worker_of(slot).send_now(Kick.LOOK, slot, epoch)
         self._ctx.to("poller").send(Kick.LOOK, slot, epoch)

@@ -130,17 +130,21 @@ class Poller(ABC):
         self._timers.add(self._slots.get(slot, Slot.DEADLINE_NS), slot, epoch)
         return True
 
-    def _raise(self, slot: int, epoch: int, phase: int, sent: int) -> bool:
-        if not self._ctx.status.advance(slot, epoch, phase, sent, self._now_ns):
+    def _raise(self, slot: int, epoch: int, phase: int, sent: int, *, is_told: bool = False) -> bool:
+        if not self._ctx.status.advance(slot, epoch, phase, sent, self._now_ns, is_told):
             return False
         self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         self._control.ring_lane(self._slots.get(slot, Slot.LANE))
         return True
 
-    def _fail(self, slot: int, epoch: int, code: int, reason: str) -> None:
-        """End a request as Failed; a reason that was claimed before stands."""
+    def _fail(self, slot: int, epoch: int, code: int, reason: str, *, is_told: bool = False) -> None:
+        """End a request as Failed; a reason that was claimed before stands.
+
+        One that has succeeded stays as it is, and so does one that is whole, unless its encode node has told so or is
+        lost (`is_told`, R36).
+        """
         self._slots.claim_failure(slot, code, reason)
-        if self._raise(slot, epoch, Phase.Failed, split(self._ctx.status.load(slot)).sent):  # else it has succeeded
+        if self._raise(slot, epoch, Phase.Failed, split(self._ctx.status.load(slot)).sent, is_told=is_told):
             self._ctx.count(Metric.FAILED)
             log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
 

@@ -5,7 +5,8 @@ except that the sender is told to close a request that has ended (R14, R23). Suc
 never from the counters (R20). A failure frees nothing by itself: blocks that were exposed are quarantined until the
 encode side acknowledges the abort, or until nobody is left who could write into them (R7, R12, D2). Over a network only
 a fence can say that. The poller asks for a fence when a block has been quarantined for `fence_wait_s` while somebody
-waits for blocks, and at the latest after `fence_after_s` (R11).
+waits for blocks, and at the latest after `fence_after_s` (R11). A request that is whole does not fail for itself: its
+encode node is asked to abort it, and is obeyed (R36).
 
 Where nodes verify, a report advances the word only when its rows have been checked (R27; `verifier.py`).
 """
@@ -25,6 +26,7 @@ from embridge.workers.poller.base import Poller
 from embridge.workers.poller.grant_watch import GrantWatch
 from embridge.workers.poller.peer_watch import why_lost
 from embridge.workers.poller.quarantine import Quarantine
+from embridge.workers.poller.reports import what_is_wrong
 from embridge.workers.poller.room_lists import HeardNodes, HeardRooms
 from embridge.workers.poller.verifier import Verifier
 from embridge.workers.role import Inbox, Out, RoleContext, Send
@@ -56,6 +58,7 @@ class StatusReceiver(Poller):
         self._quarantine = Quarantine(ctx)
         self._looked_ns = 0
         self._revoked: dict[int, int] = {}  # slot -> epoch of those whose claims their writers hold still
+        self._asking: dict[int, int] = {}  # slot -> epoch of those that are whole, and whose encode nodes are to decide
         self._claims_looked_ns = 0
         self._verifier = Verifier(ctx, self._advance_verified, self._corrupt) if ctx.control.verify else None
 
@@ -80,6 +83,9 @@ class StatusReceiver(Poller):
 
     def _kicked(self, record: Record) -> None:
         if record.kick == Kick.ABORT_ACK and self._ctx.is_current(record.slot, record.epoch):
+            if record.epoch == self._asking.get(record.slot):  # else it has failed by itself
+                why = "its encode node knows nothing of it"
+                self._fail(record.slot, record.epoch, FailureCode.PEER_LOST, why, is_told=True)
             self._acked(record.slot, record.epoch, record.value)
         if record.kick == Kick.CHECKSUM and self._verifier is not None:
             with self._ctx.isolated("checksum", record.slot, record.epoch):
@@ -195,8 +201,9 @@ class StatusReceiver(Poller):
         if more_ready:
             slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         if room.phase == Phase.Failed:
-            slots.claim_failure(slot, room.code or FailureCode.INTERNAL, room.reason)
-        elif wrong := self._check_report(slot, room):
+            self._fail(slot, epoch, room.code or FailureCode.INTERNAL, room.reason, is_told=True)
+            self._resends[slot] = 0
+        elif wrong := what_is_wrong(slots, room):
             slots.claim_failure(slot, FailureCode.PROTOCOL, f"the encode side reports {wrong}")
         elif room.total_tokens in (0, slots.get(slot, Slot.TOTAL)):  # else it has failed for that
             if self._verifier is not None:
@@ -206,25 +213,6 @@ class StatusReceiver(Poller):
         if more_ready or new_total:
             self._ctx.wake_library(slot)
         self._serve(slot, epoch)
-
-    def _check_report(self, slot: int, room: msg.RoomState) -> str | None:
-        """What cannot be true in a report, judged by what this node has granted and been told; None if all of it can.
-
-        A grant is recorded here before it leaves, so no report of an honest node is ahead of it.
-        """
-        blocks, tokens = self._slots.granted(slot)
-        session, total = self._slots.get(slot, Slot.SESSION), room.total_tokens
-        if room.sent_tokens > tokens:
-            return f"{room.sent_tokens} tokens sent, {tokens} were granted"
-        if room.known_blocks > blocks:
-            return f"{room.known_blocks} blocks known, {blocks} were granted"
-        if room.session > session:
-            return f"a grant under session {room.session}, the latest was under {session}"
-        if total and max(room.sent_tokens, room.ready_tokens) > total:
-            return f"{room.sent_tokens} tokens sent and {room.ready_tokens} ready of {total}"
-        if room.phase == Phase.Success and not 0 < total == room.sent_tokens:
-            return f"Success with {room.sent_tokens} of {total} tokens sent"
-        return None
 
     def _set_total(self, slot: int, epoch: int, total: int) -> bool:
         """Store the real length, once. True if it is news.
@@ -296,14 +284,15 @@ class StatusReceiver(Poller):
         """Send a first grant or an abort again that nobody has answered, ever more rarely: encoders may come late."""
         word = split(self._ctx.status.load(slot))
         unheard = self._slots.get(slot, Slot.HEARD_EPOCH) != epoch
-        if word.phase == Phase.Success or (word.phase < TERMINAL and not unheard):
+        is_asking = self._asking.get(slot) == epoch and word.phase < TERMINAL
+        if word.phase == Phase.Success or (word.phase < TERMINAL and not unheard and not is_asking):
             return  # its scheduler may keep the result for long; its encoder may be silent for long
         times = self._resends.get(slot, 0)
         most_s = len(self._unheard) / MOST_RESENDS_A_S * (0.75 + slot * 0.618 % 1 / 2)  # not all at one time
         pause_s = min(self._ctx.timing.resend_s * 2**times, max(MAX_RESEND_S, most_s if unheard else 0.0))
         self._resends[slot] = min(times + 1, 8)
         self._timers.add(self._now_ns + int(pause_s * NS), slot, epoch)
-        if word.phase == Phase.Failed:
+        if word.phase == Phase.Failed or is_asking:
             if self._slots.get(slot, Slot.ACKED_EPOCH) != epoch:
                 self._ctx.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
                 self._ctx.count(Metric.RESENT)
@@ -317,15 +306,27 @@ class StatusReceiver(Poller):
         peer = self._slots.get(slot, Slot.PEER) - 1
         if not code and self._ctx.is_lane_dead(slot):
             code, reason = FailureCode.CLIENT_DIED, self._ctx.why_lane_is_dead(slot, "scheduler")
-        if not code and peer >= 0 and not self._control.peers.is_alive(peer):
+        is_lost = peer >= 0 and not self._control.peers.is_alive(peer)
+        if not code and is_lost:
             code, reason = FailureCode.PEER_LOST, f"encode {why_lost(self._control.peers, peer)}"
         if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):
             code, reason = FailureCode.TIMEOUT, self._why_late(slot, epoch)
         if not code:
             return False
-        self._fail(slot, epoch, code, reason)
+        self._fail(slot, epoch, code, reason, is_told=is_lost)
+        if split(self._ctx.status.load(slot)).phase < TERMINAL:
+            self._ask_to_abort(slot, epoch)
+            return False
         self._resends[slot] = 0
         return True
+
+    def _ask_to_abort(self, slot: int, epoch: int) -> None:
+        """Have an abort sent for a request that is whole, until its encode node says how it ends."""
+        if self._asking.get(slot) != epoch:
+            self._asking[slot] = epoch
+            self._resends[slot] = 1
+            self._ctx.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
+            self._timers.add(self._now_ns + int(self._ctx.timing.resend_s * NS), slot, epoch)
 
     def _why_late(self, slot: int, epoch: int) -> str:
         word, (_, granted) = split(self._ctx.status.load(slot)), self._slots.granted(slot)
@@ -440,7 +441,7 @@ class StatusReceiver(Poller):
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
-        for held in (self._resends, self._unheard, self._checked_slots, self._revoked):
+        for held in (self._resends, self._unheard, self._checked_slots, self._revoked, self._asking):
             held.pop(slot, None)
         self._grants.forget(slot)
         self._count_for_its_peer(slot, is_over=True)

@@ -3,7 +3,20 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import ATTEMPTS, BY_HAND, DOORS, GIVEN, QUARANTINE, RETRY, SHOWN, STRAIGHT, WAITING, crossing
+from .files import (
+    ATTEMPTS,
+    BY_HAND,
+    DOORS,
+    GIVEN,
+    QUARANTINE,
+    RETRY,
+    SHOWN,
+    STRAIGHT,
+    TO_SEVERAL,
+    WAITING,
+    WHO_WRITES,
+    crossing,
+)
 
 CLIENT_ROWS: Final = [
     Mutant(
@@ -135,11 +148,32 @@ CLIENT_ROWS: Final = [
         (f"{STRAIGHT}::test_the_first_who_says_how_rows_go_is_heeded_by_both_threads",),
     ),
     Mutant(
-        "several-written-by-the-client", "R28, R36", "a client writes one of several destinations itself",
+        "several-written-as-one", "R28, R36", "who writes the rows of several destinations is known when one has come",
         "pipeline/client/direct_path.py",
-        "        if self._slots.get(slot, Slot.REQUIRED) > 1:\n",
-        "        if self._slots.get(slot, Slot.REQUIRED) > 9:\n",
-        (f"{STRAIGHT}::test_a_request_with_several_destinations_is_the_worker_s",),
+        " or len(said) < self._slots.get(self._handle.slot, Slot.REQUIRED):\n            return WrittenBy.UNDECIDED\n",
+        ":\n            return WrittenBy.UNDECIDED\n",
+        (f"{TO_SEVERAL}::test_who_writes_is_said_of_each_destination",),
+    ),
+    Mutant(
+        "rows-dropped-at-the-first", "R8, P8", "rows are let go of when one of several destinations has them",
+        "pipeline/client/direct_path.py",
+        "        return min((self._get(Destination.SENT, d) for d in range(count)), default=0)\n",
+        "        return max((self._get(Destination.SENT, d) for d in range(count)), default=0)\n",
+        (f"{TO_SEVERAL}::test_one_that_has_all_rows_waits_for_the_other_and_shows_how_far_it_is",),
+    ),
+    Mutant(
+        "others-left-to-the-poller", "R36", "who has decided tells one destination alone",
+        "pipeline/client/direct_path.py",
+        "                    door.rows.follow(slot, epoch, self._total, d)\n",
+        "                    pass\n",
+        (f"{TO_SEVERAL}::test_no_process_of_a_node_stands_between_a_write_and_its_arrival_at_all",),
+    ),
+    Mutant(
+        "staged-for-who-is-written-directly", "R28, R21", "source blocks are filled for destinations that need none",
+        "pipeline/client/staging.py",
+        "            if sent < limit and get(self._handle.slot, d, Destination.WRITTEN_BY) != WrittenBy.CLIENT:\n",
+        "            if sent < limit:\n",
+        (f"{WHO_WRITES}::test_nothing_is_staged_for_a_destination_to_which_the_client_writes",),
     ),
     Mutant(
         "retry-of-any-length", "R26, B3", "a retry of another length is written as far as it goes",
@@ -179,8 +213,8 @@ CLIENT_ROWS: Final = [
     Mutant(
         "whoever-finds-a-grant-writes", "R81, P6", "a sender writes into a grant that another sender has bound",
         "pipeline/client/direct_path.py",
-        "        if decided != WrittenBy.UNDECIDED and not self._rendezvous.is_bound():\n",
-        "        if decided != WrittenBy.UNDECIDED and self._rendezvous.is_bound() is None:\n",
+        "        if decided != WrittenBy.UNDECIDED and not self._rendezvous.is_bound(d):\n",
+        "        if decided != WrittenBy.UNDECIDED and self._rendezvous.is_bound(d) is None:\n",
         ("tests/transfers/test_untold.py::test_a_sender_whose_grant_another_has_writes_nothing_and_fails",),
     ),
     Mutant(

@@ -3,7 +3,7 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import BLOCKS, CLAIMS, LITMUS, OPENING, SANITIZERS, STATUS, STEPS, UNDER_A_CLAIM
+from .files import BLOCKS, CLAIMS, LITMUS, OPENING, OUTCOME, SANITIZERS, STATUS, STEPS, UNDER_A_CLAIM
 
 CORE: Final = [
     Mutant(
@@ -87,9 +87,7 @@ CORE: Final = [
         "allocator/native/status.h",
         "    } while (!atomic_compare_exchange_weak_explicit(&table->words[slot], &word, next, memory_order_acq_rel,\n"
         "                                                    memory_order_relaxed));\n"
-        "    status_stamp(table, slot, epoch, phase, now_ns); // before the bit, which publishes it\n"
-        "    for (uint32_t view = 0; view < table->num_views; view++)\n"
-        "        status_mark(table, slot, view);\n",
+        "    status_follow_up(table, slot, epoch, phase, now_ns);\n",
         "        for (uint32_t view = 0; view < table->num_views; view++)\n"
         "            status_mark(table, slot, view);\n"
         "        sched_yield();\n"
@@ -249,19 +247,53 @@ CORE: Final = [
     Mutant(
         "destination-told-first", "R36", "two steps swapped: the destination's word is raised, then the encode side's",
         "allocator/native/direct.h",
-        "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, first_grant, now_ns, &has_risen) || !has_risen)\n"
-        "        return; // has_risen false: the request has ended as Failed\n"
-        "    w->is_told = direct_raise(w, &w->there, DIRECT_THEIR_WORD, first_grant, now_ns, &has_risen);\n",
-        "    w->is_told = direct_raise(w, &w->there, DIRECT_THEIR_WORD, first_grant, now_ns, &has_risen);\n"
-        "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, first_grant, now_ns, &has_risen) || !has_risen)\n"
-        "        return; // has_risen false: the request has ended as Failed\n",
+        "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, &p, p.least, now_ns, &has_risen) || !has_risen)\n"
+        "        return false; // has_risen false: the request has ended as Failed\n"
+        "    return direct_raise(w, &w->there, DIRECT_THEIR_WORD, &p, w->end, now_ns, &has_risen);\n",
+        "    direct_raise(w, &w->there, DIRECT_THEIR_WORD, &p, w->end, now_ns, &has_risen);\n"
+        "    return direct_raise(w, &w->here, DIRECT_OWN_WORD, &p, p.least, now_ns, &has_risen) && has_risen;\n",
         (f"{UNDER_A_CLAIM}::test_the_encode_side_says_that_rows_are_there_before_the_destination_does",),
+    ),
+    Mutant(
+        "whole-unsaid", "R36", "a destination may fail for itself when all of its rows are counted",
+        "allocator/native/direct.h",
+        "    if (end == w->num_rows) {\n",
+        "    if (end > w->num_rows) {\n",
+        (f"{OUTCOME}::test_a_destination_that_is_whole_fails_only_as_it_is_told",),
+    ),
+    Mutant(
+        "counted-before-whole", "R36", "two steps swapped: the encode side counts rows, then the destination is whole",
+        "allocator/native/direct.h",
+        "        if (!status_make_whole(",
+        "        word_raise(&w->destination[DESTINATION_SENT], end);\n        if (!status_make_whole(",
+        (f"{OUTCOME}::test_a_destination_that_fails_before_it_is_whole_is_not_counted",),
+    ),
+    Mutant(
+        "whole-fails-for-itself", "R36", "a destination that is whole fails like any other",
+        "allocator/native/status.h",
+        "        if (whole && phase == PHASE_FAILED && !may_fail_whole)\n",
+        "        if (whole && phase > PHASE_FAILED && !may_fail_whole)\n",
+        (f"{OUTCOME}::test_a_destination_that_is_whole_fails_only_as_it_is_told",),
+    ),
+    Mutant(
+        "whole-for-a-while", "R36", "the next report of a whole destination takes that from its word",
+        "allocator/native/status.h",
+        "(phase < FIRST_TERMINAL_PHASE ? whole : 0)",
+        "(phase > FIRST_TERMINAL_PHASE ? whole : 0)",
+        (f"{OUTCOME}::test_several_destinations_are_whole_before_the_encode_side_succeeds_and_none_hears_of_it_before",),
+    ),
+    Mutant(
+        "first-decides-for-all", "R36, R4", "the encode side succeeds when one of several destinations has all rows",
+        "allocator/native/direct.h",
+        "        p.least = sent < p.least ? sent : p.least;\n",
+        "        p.least = sent > p.least || d == 0 ? sent : p.least;\n",
+        (f"{OUTCOME}::test_several_destinations_are_whole_before_the_encode_side_succeeds_and_none_hears_of_it_before",),
     ),
     Mutant(
         "told-although-refused", "R36, D12", "a destination is told of an arrival that its encode side has refused",
         "allocator/native/direct.h",
-        "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, first_grant, now_ns, &has_risen) || !has_risen)\n",
-        "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, first_grant, now_ns, &has_risen))\n",
+        "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, &p, p.least, now_ns, &has_risen) || !has_risen)\n",
+        "    if (!direct_raise(w, &w->here, DIRECT_OWN_WORD, &p, p.least, now_ns, &has_risen))\n",
         (f"{UNDER_A_CLAIM}::test_a_destination_is_not_told_of_an_arrival_that_its_encode_side_refused",),
     ),
     Mutant(
@@ -275,7 +307,7 @@ CORE: Final = [
     Mutant(
         "sent-from-before-the-claim", "R29", "the rows to write are those that were found before the claim was taken",
         "allocator/native/direct.h",
-        "    w->first = w->end = atomic_load_explicit(w->grant.sent, memory_order_acquire);\n",
+        "    w->first = w->end = direct_word(&w->destination[DESTINATION_SENT]);\n",
         "    w->first = w->end = w->num_spans ? direct_span(w, 0)[SPAN_FIRST] : 0;\n",
         (f"{UNDER_A_CLAIM}::test_a_writer_goes_by_what_it_finds_under_the_claim",),
     ),

@@ -17,6 +17,7 @@ from .files import (
     STREAMED,
     TAINTS,
     VERIFYING,
+    WHOLE,
     crossing,
 )
 
@@ -226,6 +227,44 @@ POLLER: Final = [
         (f"{DIGESTS}::test_grants_that_waited_in_a_bootstrap_are_sent_again_when_it_was_restarted",),
     ),
     Mutant(
+        "whole-asks-nobody", "R36, P8", "a whole request that is to end waits for its encode node, which knows of nothing",
+        "workers/poller/language.py",
+        "            self._resends[slot] = 1\n"
+        "            self._ctx.to(\"bootstrap\").send(Kick.SEND_ABORT, slot, epoch)\n"
+        "            self._timers.add(self._now_ns + int(self._ctx.timing.resend_s * NS), slot, epoch)\n"
+        "\n",
+        "\n",
+        (f"{WHOLE}::test_a_whole_request_that_is_to_end_asks_its_encode_node_and_waits",),
+    ),
+    Mutant(
+        "whole-asks-once", "R36, R23", "a whole request that is to end asks its encode node once",
+        "workers/poller/language.py",
+        "        if word.phase == Phase.Failed or is_asking:\n",
+        "        if word.phase == Phase.Failed:\n",
+        (f"{WHOLE}::test_a_whole_request_that_is_to_end_asks_its_encode_node_and_waits",),
+    ),
+    Mutant(
+        "whole-does-not-obey", "R36, P8", "a whole request does not fail when its encode node says that it has",
+        "workers/poller/language.py",
+        "            self._fail(slot, epoch, room.code or FailureCode.INTERNAL, room.reason, is_told=True)\n",
+        "            self._fail(slot, epoch, room.code or FailureCode.INTERNAL, room.reason)\n",
+        (f"{WHOLE}::test_a_whole_request_ends_as_its_encode_node_says[Failed]",),
+    ),
+    Mutant(
+        "whole-outlives-its-encode-node", "R36, P8", "a whole request whose encode node is lost waits for ever",
+        "workers/poller/language.py",
+        "        self._fail(slot, epoch, code, reason, is_told=is_lost)\n",
+        "        self._fail(slot, epoch, code, reason)\n",
+        (f"{WHOLE}::test_a_whole_request_fails_with_its_encode_node",),
+    ),
+    Mutant(
+        "whole-waits-for-who-knows-nothing", "R36, P8", "a whole request of which its encode node knows nothing waits on",
+        "workers/poller/language.py",
+        "            if record.epoch == self._asking.get(record.slot):",
+        "            if record.epoch < 0:",
+        (f"{WHOLE}::test_a_whole_request_of_which_its_encode_node_knows_nothing_fails",),
+    ),
+    Mutant(
         "abort-not-repeated", "R23, D2", "an abort that was lost stays lost, and its blocks in quarantine",
         "workers/poller/language.py",
         "            if self._slots.get(slot, Slot.ACKED_EPOCH) != epoch:\n",
@@ -234,16 +273,16 @@ POLLER: Final = [
     ),
     Mutant(
         "success-of-rows-that-did-not-come", "P6, R4", "Success is believed whatever was sent",
-        "workers/poller/language.py",
-        "        if room.phase == Phase.Success and not 0 < total == room.sent_tokens:\n",
-        "        if room.phase == Phase.Success and total == 0 == room.sent_tokens:\n",
+        "workers/poller/reports.py",
+        "    if room.phase == Phase.Success and not 0 < total == room.sent_tokens:\n",
+        "    if room.phase == Phase.Success and total == 0 == room.sent_tokens:\n",
         (f"{PHASES}::test_a_report_that_cannot_be_true_fails_its_request",),
     ),
     Mutant(
         "more-sent-than-granted", "D15, P16", "a report of rows for which no block was granted is believed",
-        "workers/poller/language.py",
-        "        if room.sent_tokens > tokens:\n",
-        "        if room.sent_tokens > 1 << 32:\n",
+        "workers/poller/reports.py",
+        "    if room.sent_tokens > tokens:\n",
+        "    if room.sent_tokens > 1 << 32:\n",
         crossing("more_rows_reported_than_were_granted_fail_the_request"),
     ),
     Mutant(

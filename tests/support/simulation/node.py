@@ -19,7 +19,7 @@ from embridge.allocator.geometry import AUX_WORDS, Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.records import CLAIM_WORDS, POSTS_A_SLOT, Destination, NodeState, SegmentHeader, Slot
 from embridge.allocator.sessions import NO_SESSION, LiveSession
-from embridge.allocator.status import split
+from embridge.allocator.status import TERMINAL, is_whole, split
 from embridge.pipeline.client.client import Client
 from embridge.pipeline.node.recovery import Recovery
 from embridge.workers.role import Addresses
@@ -143,8 +143,11 @@ class SimulatedNode:
         """
         changed = np.nonzero(self._words != self._seen_words)[0]
         for slot in changed.tolist():
-            old, new = split(int(self._seen_words[slot])), split(int(self._words[slot]))
-            assert new > old, f"{self.name}: slot {slot} went from {old} to {new}"
+            before, word = int(self._seen_words[slot]), int(self._words[slot])
+            old, new = split(before), split(word)
+            assert word > before, f"{self.name}: slot {slot} went from {old} to {new}"
+            is_still_whole = is_whole(word) or not is_whole(before) or new.epoch > old.epoch or new.phase >= TERMINAL
+            assert is_still_whole, f"{self.name}: slot {slot} is whole at {old}, and not at {new}"
             assert new.epoch > old.epoch or old.phase < 3, f"{self.name}: slot {slot} left its end {old} for {new}"
             released = self.control.slots.get(slot, Slot.RELEASED_EPOCH)
             # a client that writes its last row may end a request and open the next one in one step
@@ -152,7 +155,7 @@ class SimulatedNode:
                 f"{self.name}: slot {slot} reused before it was released"
             )
             self._seen_words[slot] = self._words[slot]
-            self.world.note(f"{self.name} word {slot}: {new}")
+            self.world.note(f"{self.name} word {slot}: {new}{' whole' if is_whole(word) else ''}")
         if self.control.role == Role.ENCODE:
             self._check_watermarks()
         else:

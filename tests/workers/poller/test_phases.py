@@ -88,9 +88,9 @@ def test_phase_and_progress_rise_in_one_step() -> None:
     status, words = node.actor("poller").ctx.status, []
     advance = status.advance
 
-    def watched(slot: int, epoch: int, phase: int, sent: int, now_ns: int) -> bool:
+    def watched(slot: int, epoch: int, phase: int, sent: int, now_ns: int, is_told: bool = False, /) -> bool:
         words.append((phase, sent))
-        return bool(advance(slot, epoch, phase, sent, now_ns))
+        return bool(advance(slot, epoch, phase, sent, now_ns, is_told))
 
     status.advance = watched  # type: ignore[method-assign]
     node.status(receiver, Phase.Success, 16)

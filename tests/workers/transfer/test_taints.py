@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.alone import EncodeAlone, LanguageAlone, StubEngine
 
@@ -96,7 +98,7 @@ def test_what_is_tainted_is_stored_before_the_word_says_that_rows_have_landed() 
     status, seen = node.actor("poller").ctx.status, []
     advance = status.advance
 
-    def watched(*arguments: int) -> bool:
+    def watched(*arguments: Any) -> bool:
         seen.append(node.slots.get(receiver.slot, Slot.TAINTED))
         return bool(advance(*arguments))
 
