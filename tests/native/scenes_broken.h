@@ -206,14 +206,17 @@ static void say_first(struct direct_write *w)
 
 static void tell_the_destination_first(struct direct_write *w)
 {
-    const struct direct_side here = w->here;
     if (!claim_take(w->claim, w->there.epoch, w->writer) || !direct_look(w))
         return;
     direct_copy(w);
-    w->here = w->there;
-    w->there = here;
-    direct_say(w);
-    claim_give_back(w->claim, THERE_EPOCH, w->writer, false);
+    claim_tell_length(w->claim, w->num_rows);
+    status_make_whole(w->there.status, w->there.slot, w->there.epoch, PHASE_WAITING, WRITTEN_NS);
+    word_raise(&w->destination[DESTINATION_SENT], w->end);
+    const struct direct_progress p = direct_progress(w);
+    bool has_risen;
+    direct_raise(w, &w->there, DIRECT_THEIR_WORD, &p, w->end, WRITTEN_NS, &has_risen);
+    direct_raise(w, &w->here, DIRECT_OWN_WORD, &p, p.least, WRITTEN_NS, &has_risen);
+    claim_give_back(w->claim, w->there.epoch, w->writer, false);
 }
 
 static void write_without_the_claim(struct direct_write *w)
@@ -253,8 +256,28 @@ static void tell_although_refused(struct direct_write *w)
         return;
     direct_write_claimed(w);
     bool has_risen;
-    direct_raise(w, &w->there, DIRECT_THEIR_WORD, 2, WRITTEN_NS, &has_risen);
+    const struct direct_progress p = direct_progress(w);
+    direct_raise(w, &w->there, DIRECT_THEIR_WORD, &p, p.least, WRITTEN_NS, &has_risen);
     claim_give_back(w->claim, w->there.epoch, w->writer, false);
+}
+
+static void count_before_it_is_whole(struct direct_write *w)
+{
+    if (!claim_take(w->claim, w->there.epoch, w->writer) || !direct_look(w))
+        return;
+    direct_copy(w);
+    word_raise(&w->destination[DESTINATION_SENT], w->end);
+    direct_say(w);
+    claim_give_back(w->claim, w->there.epoch, w->writer, w->is_whole);
+}
+
+static void make_whole_before_the_rows(struct direct_write *w)
+{
+    if (!claim_take(w->claim, w->there.epoch, w->writer) || !direct_look(w))
+        return;
+    status_make_whole(w->there.status, w->there.slot, w->there.epoch, PHASE_WAITING, WRITTEN_NS);
+    direct_write_claimed(w);
+    claim_give_back(w->claim, w->there.epoch, w->writer, w->is_whole);
 }
 
 #define WRONG_WRITE(name)                                                                                              \
@@ -271,6 +294,8 @@ WRONG_WRITE(write_before_the_claim)
 WRONG_WRITE(give_back_by_a_store)
 WRONG_WRITE(keep_what_was_revoked)
 WRONG_WRITE(tell_although_refused)
+WRONG_WRITE(count_before_it_is_whole)
+WRONG_WRITE(make_whole_before_the_rows)
 
 // ---- a grant that is bound with one of its steps in another's place
 
@@ -343,6 +368,10 @@ static const struct scene broken_scenes[] = {
      .before = "0", .after = "5", .given = "open", .rivals = who_end},
     {"broken: told although refused", WRITE_SCENE(rows_tell_although_refused), .broken_in = RIVALS, .shows_anywhere = true, .before = "0",
      .after = "5", .given = "open", .rivals = who_end},
+    {"broken: counted before it is whole", WRITE_SCENE(rows_count_before_it_is_whole), .broken_in = BOUNDARIES | RIVALS,
+     .shows_anywhere = true, .before = "0", .after = "5", .given = "open", .rivals = who_end},
+    {"broken: whole before the rows", WRITE_SCENE(rows_make_whole_before_the_rows), .broken_in = BOUNDARIES,
+     .before = "0", .after = "5", .given = "open", .rivals = who_end},
     {"broken: a free list in two stores", .broken_in = BOUNDARIES | KILLS | NESTED, .prepare = prepare_list,
      .operate = use_list, .recover = recover_list, .inspect = inspect_nothing, .outcome = outcome_of_nothing,
      .judge = judge_list},

@@ -1,6 +1,9 @@
 // A direct write, and whoever ends its request in the middle. What holds at every boundary: a row of the destination
 // changes only under the claim, and no word says that a row is there before it is (R28, R32); the encode side's word is
-// never behind the destination's (R36). When its writer is dead, its claim is ended and nobody else's (R33).
+// never behind the destination's, nor does it, or `sent`, count all rows before the destination is whole, and one that is
+// whole never fails for itself (R36). When its writer is dead, its claim is ended and nobody else's (R33).
+//
+// In some scenes the request has a second destination, which is whole by then, or has no row yet.
 #ifndef EMBRIDGE_TESTS_NATIVE_SCENES_DIRECT_H
 #define EMBRIDGE_TESTS_NATIVE_SCENES_DIRECT_H
 
@@ -37,10 +40,18 @@ static struct status_table their_table(const struct world *world)
                                  .num_views = NUM_VIEWS};
 }
 
+static void follow(const struct scene *scene, struct world *world);
+
 static bool has_ended_it; // a rival, the request whose claim it was
 
+static uint64_t sent_of(const struct world *world) { return world->destinations[DESTINATION_SENT]; }
+
+// Whether there is a second destination, and it has all rows; whether it has none.
+static bool has_other(const struct scene *scene) { return scene->given[1] == '2'; }
+static bool lacks_other(const struct scene *scene) { return scene->given[1] == '0'; }
+
 // `before`: how many rows are sent; `after`: how many are granted; `given`: the claim, o(pen), e(nded), or of an older
-// epoch.
+// epoch, then whether there is a second destination, and it has all rows (2), or none (0).
 static void prepare_write(const struct scene *scene, struct world *world)
 {
     memset((void *)world, 0, sizeof *world);
@@ -52,14 +63,24 @@ static void prepare_write(const struct scene *scene, struct world *world)
     const uint64_t sent = (uint64_t)(scene->before[0] - '0');
     for (uint64_t row = 0; row < sent; row++)
         *row_at(world, row) = row_of(row);
-    atomic_store(&world->sent, sent);
-    atomic_store(&world->granted_tokens, (uint64_t)(scene->after[0] - '0'));
-    atomic_store(&world->first_grant, 2);
+    atomic_store(&world->destinations[DESTINATION_SENT], sent);
+    atomic_store(&world->destinations[DESTINATION_GRANTED_TOKENS], (uint64_t)(scene->after[0] - '0'));
+    atomic_store(&world->destinations[DESTINATION_FIRST_GRANT], 2);
+    const uint64_t count = 1 + (has_other(scene) || lacks_other(scene));
+    atomic_store(&world->record[SLOT_REQUIRED], count);
+    atomic_store(&world->record[SLOT_NUM_DESTINATIONS], count);
+    atomic_store(&world->destinations[DESTINATION_WORDS + DESTINATION_SENT], has_other(scene) ? WRITE_ROWS : 0);
+    atomic_store(&world->destinations[DESTINATION_WORDS + DESTINATION_FIRST_GRANT], WRITE_ROWS);
     const uint64_t epoch = scene->given[0] == 'p' ? THERE_EPOCH - 1 : THERE_EPOCH;
     atomic_store(&world->claim[0], claim_word(epoch, scene->given[0] == 'e' ? CLAIM_ENDED : CLAIM_OPEN, 0));
     atomic_store(&world->claim[1], LANE);
     for (uint64_t row = 0; row < WRITE_ROWS; row++)
         world->source[row] = row_of(row);
+    if (scene->operate == follow) {
+        atomic_store(&world->words[0], status_word(WRITE_EPOCH, PHASE_SUCCESS, WRITE_ROWS));
+        atomic_store(&world->there[1], status_word(THERE_EPOCH, 1, 0) | WHOLE_BIT);
+        atomic_store(&world->claim[1], (uint64_t)WRITE_ROWS << CLAIM_LANE_BITS | LANE);
+    }
 }
 
 static uint64_t scene_clock(struct direct_write *write)
@@ -84,13 +105,15 @@ static void write_rows_by(struct world *world, void (*write)(struct direct_write
         .num_blocks = NUM_WRITE_BLOCKS,
         .block_size = BLOCK_ROWS,
         .here = {&own, 0, WRITE_EPOCH},
-        .grant = {&world->granted_tokens, &world->first_grant, world->granted, NUM_WRITE_BLOCKS, &world->sent},
-        .total = &world->counters[0],
-        .ready = &world->counters[1],
-        .moved_ns = &world->counters[2],
-        .num_writes = &world->counters[3],
-        .bytes_written = &world->counters[4],
-        .tokens_written = &world->counters[5],
+        .record = world->record,
+        .destinations = world->destinations,
+        .destination = world->destinations,
+        .blocks = world->granted,
+        .most_destinations = 2,
+        .window = NUM_WRITE_BLOCKS,
+        .num_writes = &world->counters[0],
+        .bytes_written = &world->counters[1],
+        .tokens_written = &world->counters[2],
         .aux = world->source,
         .num_rows = WRITE_ROWS,
         .columns = columns,
@@ -108,6 +131,12 @@ static void write_rows(const struct scene *scene, struct world *world)
     write_rows_by(world, direct_write);
 }
 
+static void follow(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    write_rows_by(world, direct_follow);
+}
+
 // The launcher of the language node, when the writer is dead; and the encode node's poller, which tells what is true.
 static void recover_write(const struct scene *scene, struct world *world)
 {
@@ -118,7 +147,7 @@ static void recover_write(const struct scene *scene, struct world *world)
         atomic_store(&world->claim[0], claim_word(THERE_EPOCH, CLAIM_ENDED, 0));
     const struct status_table own = own_table(world), theirs = their_table(world);
     const uint64_t word = status_load(&own, 0);
-    status_advance(&theirs, 1, THERE_EPOCH, status_phase(word), word & UINT32_MAX, WRITTEN_NS);
+    status_obey(&theirs, 1, THERE_EPOCH, status_phase(word), status_sent(word), WRITTEN_NS);
 }
 
 static uint64_t num_there(struct world *world)
@@ -139,17 +168,26 @@ static bool is_held(const struct world *world)
 static const char *inspect_write(const struct scene *scene, bool recovering, const struct world *last,
                                  const struct world *now)
 {
-    (void)scene;
     static struct world look;
     memcpy((void *)&look, now, sizeof look);
     const uint64_t there = num_there(&look), own = now->words[0], theirs = now->there[1];
     const size_t written = offsetof(struct world, end_of_payload) - offsetof(struct world, payload);
     if (memcmp(last->payload, now->payload, written) != 0 && !(is_held(last) && is_held(now)))
         return fault("a row was written under the claim %llx", (ull)now->claim[0]);
-    if (now->sent > there || (own & UINT32_MAX) > now->sent)
-        return fault("%llu rows are there, sent is %llu, the word is %llx", (ull)there, (ull)now->sent, (ull)own);
+    const uint64_t sent = sent_of(now), said = status_sent(theirs);
+    if (sent > there || status_sent(own) > sent)
+        return fault("%llu rows are there, sent is %llu, the word is %llx", (ull)there, (ull)sent, (ull)own);
+    const bool is_whole = theirs & WHOLE_BIT, was_whole = last->there[1] & WHOLE_BIT;
+    if (is_whole && there < WRITE_ROWS)
+        return fault("%llu rows are there, and it is whole: %llx", (ull)there, (ull)theirs);
+    if (was_whole && !is_whole && status_phase(theirs) < FIRST_TERMINAL_PHASE)
+        return fault("%llx is whole no more: %llx", (ull)last->there[1], (ull)theirs);
+    if (was_whole && status_phase(theirs) == PHASE_FAILED && status_phase(own) != PHASE_FAILED)
+        return fault("a whole one has failed for itself: %llx", (ull)theirs);
+    if (sent == WRITE_ROWS && last->destinations[DESTINATION_SENT] < WRITE_ROWS && !is_whole)
+        return fault("all rows are counted at %llx", (ull)theirs);
     const bool behind = status_phase(own) == PHASE_FAILED ? status_phase(theirs) == PHASE_SUCCESS
-                                                          : (theirs & UINT32_MAX) > (own & UINT32_MAX);
+                                                          : said > (lacks_other(scene) ? sent : status_sent(own));
     if (behind || (status_phase(theirs) == PHASE_SUCCESS && status_phase(own) != PHASE_SUCCESS))
         return fault("the destination has heard %llx, the word is %llx", (ull)theirs, (ull)own);
     const uint64_t from = last->claim[0], to = now->claim[0];
@@ -175,15 +213,24 @@ static const char *outcome_of_write(const struct scene *scene, const struct riva
         return fault("the claim is held still: %llx", (ull)ended->claim[0]);
     const bool may_write = scene->given[0] == 'o';
     if (!rival) {
-        const uint64_t expected = may_write ? granted : sent;
-        const uint64_t word = status_word(WRITE_EPOCH, expected == WRITE_ROWS ? PHASE_SUCCESS : PHASE_TRANSFERRING, expected);
-        if (ended->sent != expected || (may_write && ended->words[0] != word) || num_there(&look) < expected)
-            return fault("%llu sent, the word is %llx", (ull)ended->sent, (ull)ended->words[0]);
-        if (may_write && (ended->there[1] & UINT32_MAX) != expected)
-            return fault("the destination has heard of %llu", (ull)(ended->there[1] & UINT32_MAX));
+        const uint64_t expected = may_write ? granted : sent, least = lacks_other(scene) ? 0 : expected;
+        const enum direct_phase phase = lacks_other(scene)       ? PHASE_WAITING
+                                        : expected == WRITE_ROWS ? PHASE_SUCCESS
+                                                                 : PHASE_TRANSFERRING;
+        const uint64_t word = status_word(WRITE_EPOCH, phase, least);
+        if (sent_of(ended) != expected || (may_write && ended->words[0] != word) || num_there(&look) < expected)
+            return fault("%llu sent, the word is %llx", (ull)sent_of(ended), (ull)ended->words[0]);
+        if (may_write && status_sent(ended->there[1]) != expected)
+            return fault("the destination has heard of %llu", (ull)status_sent(ended->there[1]));
+        if (scene->operate == follow && ended->there[1] != status_word(THERE_EPOCH, PHASE_SUCCESS, WRITE_ROWS))
+            return fault("the destination has heard %llx", (ull)ended->there[1]);
+        if (lacks_other(scene) && !(ended->there[1] & WHOLE_BIT))
+            return fault("the destination is not whole: %llx", (ull)ended->there[1]);
     }
     if (status_phase(ended->words[0]) == PHASE_FAILED && status_phase(ended->there[1]) == PHASE_SUCCESS)
         return fault("the destination has heard %llx of a request that has failed", (ull)ended->there[1]);
+    if (status_phase(ended->there[1]) == PHASE_FAILED && status_phase(ended->words[0]) == PHASE_SUCCESS)
+        return fault("the destination has failed, the word is %llx", (ull)ended->words[0]);
     if (has_ended_it && ended->claim[0] != claim_word(THERE_EPOCH, CLAIM_ENDED, 0))
         return fault("the claim that was revoked is %llx", (ull)ended->claim[0]);
     return NULL;
@@ -198,7 +245,7 @@ static const char *judge_write(const struct scene *scene, const struct world *ki
         return fault("the claim of the dead is %llx", (ull)recovered->claim[0]);
     if (killed->claim[0] == claim_word(THERE_EPOCH, CLAIM_OPEN, 0) && recovered->claim[0] != killed->claim[0])
         return fault("nobody's claim has become %llx", (ull)recovered->claim[0]);
-    if (num_there(recovered) < (theirs & UINT32_MAX) || num_there(recovered) < recovered->sent)
+    if (num_there(recovered) < status_sent(theirs) || num_there(recovered) < sent_of(recovered))
         return fault("the destination has heard %llx", (ull)theirs);
     if (status_phase(own) == PHASE_SUCCESS && status_phase(theirs) != PHASE_SUCCESS)
         return fault("the destination does not hear of %llx", (ull)own);
@@ -224,9 +271,19 @@ static void fail_it(struct world *world)
     status_advance(&own, 0, WRITE_EPOCH, PHASE_FAILED, 0, WRITTEN_NS);
 }
 
+// The language node's poller would fail the request, and revokes the claim if it may.
+static void fail_there(struct world *world)
+{
+    const struct status_table theirs = their_table(world);
+    has_ended_it = false;
+    if (status_advance(&theirs, 1, THERE_EPOCH, PHASE_FAILED, 0, WRITTEN_NS))
+        revoke_it(world);
+}
+
 static const struct rival who_end[] = {
     {"revokes the claim", revoke_it, false},
     {"fails the request", fail_it, false},
+    {"fails the destination", fail_there, false},
     {NULL, NULL, false},
 };
 
@@ -238,6 +295,9 @@ static const struct scene direct_scenes[] = {
     {"write all", WRITE_SCENE(write_rows), .before = "0", .after = "5", .given = "open", .rivals = who_end},
     {"write some", WRITE_SCENE(write_rows), .before = "0", .after = "3", .given = "open", .rivals = who_end},
     {"write the rest", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "open", .rivals = who_end},
+    {"write to the last of two", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "o2", .rivals = who_end},
+    {"write to the first of two", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "o0", .rivals = who_end},
+    {"follow", WRITE_SCENE(follow), .before = "5", .after = "5", .given = "e2", .rivals = who_end},
     {"write under an ended claim", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "ended"},
     {"write under an older claim", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "past"},
 };

@@ -70,15 +70,15 @@ struct world {
     word64 there[SLOTS_PER_PAGE];
     word64 stamps_there[SLOTS_PER_PAGE * NUM_PHASES];
     word64 dirty_there[NUM_VIEWS];
-    // of a slot that is opened
+    // of a slot that is opened, or whose rows are written
     word64 record[SLOT_WORDS];
     word64 blank[MAX_BLANKS * BLANK_WORDS];
     uint64_t payload[NUM_WRITE_BLOCKS * BLOCK_ROWS];
     uint64_t aux_there[NUM_WRITE_BLOCKS];
     uint64_t end_of_payload;
     word64 granted[NUM_WRITE_BLOCKS];
-    word64 granted_tokens, first_grant, sent;
-    word64 counters[6];
+    word64 destinations[2 * DESTINATION_WORDS];
+    word64 counters[3];
     uint64_t source[8];
     struct bind_world bind;
     uint32_t got[MAX_SCENE_BLOCKS];

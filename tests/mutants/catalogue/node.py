@@ -9,8 +9,8 @@ NODE: Final = [
     Mutant(
         "clock-of-its-own", "P14", "the launcher stamps the end of requests by another clock than the one it is given",
         "pipeline/node/recovery.py",
-        "word.sent, self._clock()):",
-        "word.sent, time.monotonic_ns()):",
+        "word.sent, self._clock(), True):",
+        "word.sent, time.monotonic_ns(), True):",
         ("tests/test_imports.py::test_the_clock_is_injected",),
     ),
     Mutant(

@@ -248,7 +248,7 @@ POLLER: Final = [
         "workers/poller/language.py",
         "            self._fail(slot, epoch, room.code or FailureCode.INTERNAL, room.reason, is_told=True)\n",
         "            self._fail(slot, epoch, room.code or FailureCode.INTERNAL, room.reason)\n",
-        (f"{WHOLE}::test_a_whole_request_ends_as_its_encode_node_says[Failed]",),
+        (f"{WHOLE}::test_a_whole_request_ends_as_its_encode_node_says",),
     ),
     Mutant(
         "whole-outlives-its-encode-node", "R36, P8", "a whole request whose encode node is lost waits for ever",
