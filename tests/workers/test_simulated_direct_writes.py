@@ -16,10 +16,12 @@ from support.simulation import DISTURBANCES, FAULTS, Scenario, World, run_seed
 
 from embridge.allocator.claims import HELD, Claim, ClaimState, ClaimTable, WriterId
 from embridge.pipeline.client.client import library_of
+from embridge.workers.poller.base import Poller
 from embridge.workers.timing import NS
 
 SOME = range(400_000, 400_024)
-MIX = list(itertools.product(FAULTS, (*DISTURBANCES, "writers", "near")))
+SEVERAL = range(36, 44)
+MIX = list(itertools.product(FAULTS, (*DISTURBANCES, "writers", "near", "several")))
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +62,18 @@ def test_writers_die_and_stand_still_in_the_middle_of_what_they_write() -> None:
     assert sum(world.num_landed for world in worlds) > 50
     assert sum(world.num_writers_killed for world in worlds) > 8
     assert sum(world.num_revoked for world in worlds) > 2
+
+
+def run_several(seeds: range) -> list[World]:
+    """Runs of rooms with two destinations, of which schedulers give up some that are whole."""
+    return [run_seed(seed, "calm", "several", "direct") for seed in seeds]
+
+
+def test_destinations_that_are_whole_are_given_up_and_end_as_all_do() -> None:
+    """R36: so these seeds have what they are for; `Scenario` says that no room ends in Success here, and not there."""
+    worlds = run_several(SEVERAL)
+    assert sum(world.num_landed for world in worlds) > 50
+    assert sum(world.num_given_up for world in worlds) > 5
 
 
 def test_a_seed_of_direct_writes_makes_the_same_steps_again() -> None:
@@ -131,6 +145,23 @@ def _end_every_claim(patch: pytest.MonkeyPatch) -> None:
 def _end_no_claim(patch: pytest.MonkeyPatch) -> None:
     """A death ends no claim."""
     patch.setattr(ClaimTable, "end_writer", lambda *_: 0)
+
+
+def _fail_whole_ones(patch: pytest.MonkeyPatch) -> None:
+    """A destination that is whole fails like any other."""
+    rise = Poller._raise
+
+    def mutant(poller: Poller, *word: int, is_told: bool = False) -> bool:
+        return rise(poller, *word, is_told=True)
+
+    patch.setattr(Poller, "_raise", mutant)
+
+
+def test_without_the_rule_of_whole_destinations_these_seeds_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R36: the runs above would see it."""
+    _fail_whole_ones(monkeypatch)
+    with pytest.raises(AssertionError, match="Success"):
+        run_several(SEVERAL)
 
 
 MUTANTS = [

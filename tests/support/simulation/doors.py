@@ -12,6 +12,8 @@ from embridge.allocator.claims import HELD, ClaimState, WriterId
 from embridge.allocator.errors import AttachError
 from embridge.allocator.lanes_and_processes import ForeignWriter
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.records import Destination, Slot
+from embridge.allocator.status import is_whole
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.doors import Door
@@ -90,6 +92,7 @@ class SimulatedDoor(Door):
         self._actor = actor
         self._at = node
         self._fuse = actor.fuse
+        self._own = actor.node.control
         self.rows.watch(self._step)
         self.grants.watch(lambda _step: self._fuse.burn())
         actor.fuse.guard(self.part.posts, "post_offer", "take_off_offer", "take_off_grant", "bind", "is_told")
@@ -106,6 +109,25 @@ class SimulatedDoor(Door):
             self._actor.num_writing -= 1
         if step in (DirectStep.AUX, DirectStep.COPY):
             self._before(block)
+        if step in (DirectStep.SENT, DirectStep.MOVED, DirectStep.COUNT, DirectStep.OWN_WORD):
+            self._look_at_whole(slot)
+
+    def _look_at_whole(self, slot: int) -> None:
+        """Some schedulers give up just before the encode side decides, when all rows are there."""
+        world, own = self._actor.world, self._own
+        if own.slots.get(slot, Slot.NUM_DESTINATIONS) < own.slots.get(slot, Slot.REQUIRED):
+            return
+        slots = {
+            own.destinations.get(slot, d, Destination.PEER) - 1: own.destinations.get(slot, d, Destination.REMOTE_SLOT)
+            for d in range(own.slots.get(slot, Slot.NUM_DESTINATIONS))
+        }
+        nodes = {own.peers.find(node.control.node_id, node.control.incarnation): node for node in world.nodes}
+        asked = [(nodes[peer], there) for peer, there in slots.items() if peer in nodes]
+        if all(is_whole(node.control.status.load(there)) for node, there in asked):
+            for node, there in asked:
+                if world.chance(world.faults.give_up):
+                    world.num_given_up += 1
+                    world.give_up(node, there)
 
     def _before(self, block: int) -> None:
         """Look whether the block may be written still (P7, R28, R30)."""

@@ -75,8 +75,9 @@ class Rooms:
         self.keeps = disturbance == "retries"
         self.num_kept = 0
         self.lost: dict[Transfer, list[EmbeddingRequest]] = {}  # failed with their encode node, to be retried
-        self.is_dense = disturbance in ("writers", "near")  # many short rooms, two encoders, one scheduler
-        self.num_languages = 1 if self.is_dense else rng.choice((1, 1, 1, 1, 2) if world.is_direct else (1, 1, 2))
+        self.is_dense = disturbance in ("writers", "near", "several")  # many short rooms, two encoders
+        few = (1, 1, 1, 1, 2) if world.is_direct else (1, 1, 2)
+        self.num_languages = 2 if disturbance == "several" else 1 if self.is_dense else rng.choice(few)
         self.encoders = [self._client(self.encode) for _ in range(2 if self.is_dense else rng.choice((1, 1, 2)))]
         self.schedulers = [self._scheduler(i, 1) for i in range(self.num_languages)]
         self.transfers: list[Transfer] = []
@@ -116,7 +117,7 @@ class Rooms:
         most = 40 if rng.random() < 0.3 and not self.is_dense else 8
         transfer = Transfer(len(self.transfers) + 1, rng.randint(1, most * BLOCK_SIZE))
         self.transfers.append(transfer)
-        if disturbance not in ("none", "writers", "near"):
+        if disturbance not in ("none", "writers", "near", "several"):
             transfer.gap_ns = 2 * NS  # so that what disturbs finds it on its way
         absent = None
         if disturbance == "absences" and rng.random() < 0.6:

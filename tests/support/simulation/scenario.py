@@ -13,6 +13,7 @@ from embridge.allocator.records import Lane, LaneState
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
 from embridge.workers.timing import NS
+from support.simulation.node import SimulatedNode
 from support.simulation.rooms import Rooms, Transfer
 from support.simulation.settings import Faults
 from support.simulation.world import World
@@ -23,7 +24,7 @@ CALM = Faults()
 LOSSY = Faults(lost=0.15, doubled=0.15, delayed=0.3, failed_attempt=0.1)
 DEADLY = Faults(lost=0.05, doubled=0.1, delayed=0.2, kill_role=0.01, stall=0.003, failed_attempt=0.1)
 FAULTS = {"calm": CALM, "lossy": LOSSY, "deadly": DEADLY}
-PAUSE, PAUSE_OFTEN, KILL_WRITER = 0.1, 0.4, 0.05
+PAUSE, PAUSE_OFTEN, KILL_WRITER, GIVE_UP = 0.1, 0.4, 0.05, 0.1
 DISTURBANCES = ("none", "aborts", "absences", "clients", "nodes", "cuts", "retries")
 
 
@@ -108,6 +109,21 @@ class Scenario(Rooms):
         self.world.at(when, "no writer dies any more", self._spare_writers)
         for _ in range(2):
             self._plan(when + 3 * NS)
+
+    def _plan_several(self) -> None:
+        """Rooms of two destinations, which may fail while one of them has all rows and the other has not."""
+        if self.rng.random() < 0.8:
+            self._plan_writers()
+            self.world.faults = replace(self.world.faults, give_up=GIVE_UP)
+            self.world.give_up = self._give_up
+
+    def _give_up(self, node: SimulatedNode, slot: int) -> None:
+        for scheduler in self.schedulers:
+            transfers = self.transfers if scheduler.node is node else []
+            for transfer, request in [(t, r) for t in transfers for r in t.requests if t.owners[r] is scheduler]:
+                if request.receiver is not None and request.receiver.slot == slot and transfer.may_fail:
+                    self.world.note(f"room {transfer.room} is given up when it is whole")
+                    scheduler.actor.call_beside(request.abort)
 
     def _plan_near(self) -> None:
         """Requests of which their nodes need not hear; some are aborted, a client dies, a node goes, or nothing."""
@@ -208,6 +224,12 @@ class Scenario(Rooms):
         self.world.run(self.is_done, limit_s=LIMIT_S)
         self.world.checked(self._check_end)
 
+    def _has_been_direct(self) -> bool:
+        """Whether encoders have written all rows themselves, and both nodes have lived."""
+        rows, nodes = self.encode.control.metrics.all(), self.world.nodes
+        is_lost = len(nodes) != 1 + self.num_languages or any(node.control.incarnation > 1 for node in nodes)
+        return not is_lost and not any(row["tokens_written"] for name, row in rows.items() if name != "clients")
+
     def _check_end(self) -> None:
         for transfer in self.transfers:
             sender = transfer.sender
@@ -217,6 +239,8 @@ class Scenario(Rooms):
                 continue
             if "Success" in transfer.outcomes.values():
                 assert sender.poll() == Phase.Success, transfer
+            if sender.poll() == Phase.Success and self._has_been_direct():
+                assert {*transfer.outcomes.values()} <= {"Success"}, transfer  # R36
             if sender.poll() == Phase.Failed:
                 failure = sender.failure_exception()
                 assert failure is not None

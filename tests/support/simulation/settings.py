@@ -42,3 +42,4 @@ class Faults:
     # of a step of a direct write: others go on before it, for a moment or long; and it is its process's last
     pause: float = 0.0
     kill_writer: float = 0.0
+    give_up: float = 0.0  # of a destination that is whole: its scheduler has it aborted then

@@ -70,6 +70,9 @@ class World:
         self.num_landed = 0  # pieces of rows that clients have written directly
         self.num_revoked = 0  # of them, under a claim that was revoked meanwhile
         self.num_writers_killed = 0
+        self.num_given_up = 0  # requests that were whole
+        self.give_up: Callable[[SimulatedNode, int], None] = lambda node, slot: None
+        """Have a request aborted by its scheduler, by its slot."""
         self.now_ns = 1000 * NS
         self.started_ns = self.now_ns
         self.nodes: list[SimulatedNode] = []
