@@ -10,14 +10,16 @@ The outcome is decided in two steps, for one destination and for many:
    Whoever would fail the request there moves the same word to Failed. The first decides, and destinations follow: the
    encoder raises their words, and its node's poller tells those that have not said that they know.
 
-Modelled: the words, the encode side's records of its destinations and of their progress, an encoder that streams rows,
-announces their number late, aborts, is killed or stopped for ever; deadlines of both sides; aborts and deaths of
-schedulers; a language node that is lost, an encode node that is lost; the `init` of a destination that nobody has
-found; slots that are forgotten when all know. Messages are never forgotten, so each may come late, and again.
+Modelled: the words, the encode side's records of its destinations and of their progress, an encoder whose threads write
+to two destinations at a time, which streams rows, announces their number late, aborts, is killed or stopped for ever;
+deadlines of both sides; aborts and deaths of schedulers; a language node that is lost, an encode node that is lost; the
+`init` of a destination that nobody has found; slots that are forgotten when all know. Messages are never forgotten, so
+each may come late, and again. Beside those of this host there may be destinations on another one (*far*), to which the
+node's worker writes: only their own node raises their words, by what it is told, and they are never whole. One of them
+may fail for itself while all others have Success; no other may end otherwise than the encode side.
 
 Not modelled: claims and blocks (`direct_claim_model`); how encoder and destination find each other
-(`direct_rendezvous_model`); destinations on other hosts, whose words only their own node can raise
-(`destinations_model`). What a lost node's own word says is compared with nothing, for nobody reads it any more.
+(`direct_rendezvous_model`). What a lost node's own word says is compared with nothing, for nobody reads it any more.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Destination(NamedTuple):
     looked: tuple[int, int, bool] | None = None
     must_fail: bool = False  # its scheduler is dead or has aborted, or its time is up
     lost: bool = False
+    alone: bool = False  # it is far, and has failed for itself
 
 
 class Seat(NamedTuple):
@@ -59,19 +62,26 @@ class Seat(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """`at` is what it does next for destination `d`; `state` is alive, stopped or dead."""
+    """`at` is what a thread of it does next for each destination. `follows` is whose word is raised next when the end is
+    known, and `closes` whether that is done.
+    """
 
-    at: str = "find"
-    d: int = 0
-    found: int = 0  # destinations, in their order
+    at: tuple[str, ...]
+    follows: int = -1
+    closes: bool = False
     announced: bool = False
     state: str = "alive"
+
+    @property
+    def is_through(self) -> bool:
+        """Whether it touches nothing of the request any more."""
+        return self.follows == len(self.at) and {*self.at} <= {"find", "done"}
 
 
 class World(NamedTuple):
     destinations: tuple[Destination, ...]
     seats: tuple[Seat, ...]
-    encoder: Encoder = Encoder()
+    encoder: Encoder
     encode: int = OPEN  # the encode side's word
     cleared: bool = False  # the encoder needs its slot no more
     forgotten: bool = False
@@ -92,6 +102,7 @@ class Setting:
     """How large the world is, and how often each bad thing may happen in it."""
 
     destinations: int = 1
+    far: int = 0  # of them, the last
     rows: int = 1
     streaming: bool = False  # the number of rows may become known after the last of them has been sent
     kills: int = 0
@@ -131,7 +142,7 @@ class Model:
         return World(
             destinations=(Destination(),) * s.destinations,
             seats=(Seat(),) * s.destinations,
-            encoder=Encoder(announced=not s.streaming),
+            encoder=Encoder(at=("find",) * s.destinations, announced=not s.streaming),
             kills=s.kills,
             stops=s.stops,
             encoder_aborts=s.encoder_aborts,
@@ -140,6 +151,9 @@ class Model:
             language_losses=s.language_losses,
             encode_losses=s.encode_losses,
         )
+
+    def is_far(self, d: int) -> bool:
+        return d >= self.setting.destinations - self.setting.far
 
     def checked_steps(self, world: World) -> Iterator[Step]:
         for label, after in self.steps(world):
@@ -154,7 +168,11 @@ class Model:
         for name, was, now in moves:
             if now < was or (was[0] in TERMINAL and now != was):
                 return f"word: {name} goes from {was} to {now}"
-        ends = {f"d{d}": x.phase for d, x in enumerate(after.destinations) if not x.lost and x.phase in TERMINAL}
+        ends = {
+            f"d{d}": x.phase
+            for d, x in enumerate(after.destinations)
+            if not x.lost and not x.alone and x.phase in TERMINAL
+        }
         if after.encode in TERMINAL and not after.encode_lost:
             ends["the encode side"] = after.encode
         return f"split: {ends}" if len(set(ends.values())) > 1 else None
@@ -206,68 +224,88 @@ class Model:
     # ---- the encoder
 
     def encoder_steps(self, world: World, me: Encoder) -> Iterator[Step]:
-        d = me.d
-        there = world.destinations[d]
-
-        def on(after: World, at: str, next_d: int = d) -> World:
-            return after._replace(encoder=after.encoder._replace(at=at, d=next_d))
-
         if not me.announced:
             yield "encoder: announces the number of rows", world._replace(encoder=me._replace(announced=True))
-        if world.encoder_aborts and me.at not in ("follow", "close", "end"):
+        if world.encoder_aborts and me.follows < 0:
             aborting = world._replace(encoder_aborts=world.encoder_aborts - 1)
-            yield "encoder: aborts", on(self.decide(aborting, FAILED), "follow", 0)
-        if me.at == "find":
-            found = world._replace(encoder=me._replace(found=d + 1))
+            yield "encoder: aborts", self.begin_to_follow(self.decide(aborting, FAILED))
+        if world.encode in TERMINAL and me.follows < 0:
+            yield "encoder: sees that it has ended", self.begin_to_follow(world)
+        for d in range(len(me.at)):
+            if not self.is_far(d):
+                yield from self.write_steps(world, me, d)
+        if 0 <= me.follows < len(me.at):
+            yield from self.follow_steps(world, me, me.follows)
+        elif me.is_through and not world.cleared:
+            yield "encoder: needs its slot no more", world._replace(cleared=True)
+
+    def on(self, world: World, d: int, at: str) -> World:
+        return world._replace(encoder=world.encoder._replace(at=put(world.encoder.at, d, at)))
+
+    def begin_to_follow(self, world: World) -> World:
+        return world if world.encoder.follows >= 0 else world._replace(encoder=world.encoder._replace(follows=0))
+
+    def write_steps(self, world: World, me: Encoder, d: int) -> Iterator[Step]:
+        """What a thread does that writes to one destination."""
+        at, there = me.at[d], world.destinations[d]
+        if at == "find" and world.encode == OPEN and me.follows < 0:
             if not self.rules.r36_recorded_before_whole:
-                yield f"encoder: finds d{d}", on(found, "send")
+                yield f"encoder: finds d{d}", self.on(world, d, "send")
             else:
-                recorded = self.with_seat(found, d, world.seats[d]._replace(recorded=True))
-                yield f"encoder: finds d{d}, and records it at its own side", on(recorded, "send")
-        elif me.at == "send":
+                recorded = self.with_seat(world, d, world.seats[d]._replace(recorded=True))
+                yield f"encoder: finds d{d}, and records it at its own side", self.on(recorded, d, "send")
+        elif at == "send":
             if there.phase in TERMINAL:
-                yield f"encoder: finds d{d} {NAMES[there.phase]}", on(world, "give up")
+                yield f"encoder: finds d{d} {NAMES[there.phase]}", self.on(world, d, "give up")
+            elif me.follows >= 0:
+                yield f"encoder: writes no more to d{d}", self.on(world, d, "done")
             elif there.sent < self.setting.rows:
                 rows = there._replace(sent=there.sent + 1)
                 yield f"encoder: row {there.sent} is in d{d}", self.with_destination(world, d, rows)
             elif me.announced:
                 yield from self.make_whole(world, d, there)
-        elif me.at == "count":
+        elif at == "count":
             counted = self.with_seat(world, d, world.seats[d]._replace(is_whole=True))
-            last = d + 1 == len(world.destinations) or not self.rules.r36_every_destination_is_whole
-            yield f"encoder: counts d{d} as whole", on(counted, "decide" if last else "find", 0 if last else d + 1)
-        elif me.at == "decide":
-            yield "encoder: encode word to Success", on(self.decide(world, SUCCESS), "follow", 0)
-        elif me.at == "give up":
-            yield "encoder: encode word to Failed", on(self.decide(world, FAILED), "follow", 0)
-        elif me.at == "follow":
-            if world.encode_lost:
-                yield "encoder: sees that its node is lost", on(world, "end")
-            elif d == me.found:
-                yield "encoder: whom it has not found is told by its node", on(world, "end")
-            else:
-                yield f"encoder: d{d} follows", on(self.follow(world, d, world.encode), "close")
-        elif me.at == "close":  # no message is needed: the encoder has seen that word end
+            yield f"encoder: counts d{d} as whole", self.on(counted, d, "look")
+        elif at == "look":
+            if all(seat.is_whole for seat in world.seats) or not self.rules.r36_every_destination_is_whole:
+                yield f"encoder: finds all whole behind d{d}", self.on(world, d, "decide")
+            if len(me.at) > 1:  # or looks at the others before they are counted
+                yield f"encoder: leaves it to others behind d{d}", self.on(world, d, "done")
+        elif at == "decide":
+            decided = self.begin_to_follow(self.decide(world, SUCCESS))
+            yield "encoder: encode word to Success", self.on(decided, d, "done")
+        elif at == "give up":
+            decided = self.begin_to_follow(self.decide(world, FAILED))
+            yield "encoder: encode word to Failed", self.on(decided, d, "done")
+
+    def follow_steps(self, world: World, me: Encoder, d: int) -> Iterator[Step]:
+        """The destinations' words, one after the other, when the encode side's has ended."""
+        def on(after: World, follows: int, *, closes: bool = False) -> World:
+            return after._replace(encoder=after.encoder._replace(follows=follows, closes=closes))
+
+        if world.encode_lost:
+            yield "encoder: sees that its node is lost", on(world, len(me.at))
+        elif me.at[d] == "find":
+            yield f"encoder: d{d}, which it has not found, is told by its node", on(world, d + 1)
+        elif not me.closes:
+            yield f"encoder: d{d} follows", on(self.follow(world, d, world.encode), d, closes=True)
+        else:  # no message is needed: the encoder has seen that word end
             closed = self.with_seat(world, d, world.seats[d]._replace(closed=True))
-            last = d + 1 == len(world.destinations)
-            yield f"encoder: d{d} has ended", on(closed, "end" if last else "follow", 0 if last else d + 1)
-        elif me.at == "end" and not world.cleared:
-            yield "encoder: needs its slot no more", world._replace(cleared=True)
+            yield f"encoder: d{d} has ended", on(closed, d + 1)
 
     def make_whole(self, world: World, d: int, there: Destination) -> Iterator[Step]:
-        def on(after: World, at: str) -> World:
-            return after._replace(encoder=after.encoder._replace(at=at))
-
         rules = self.rules
         if not rules.r36_the_encode_sides_word_is_first:
-            yield f"encoder: d{d} to Success", on(self.follow(world, d, SUCCESS), "count")
+            yield f"encoder: d{d} to Success", self.on(self.follow(world, d, SUCCESS), d, "count")
         elif not rules.r36_whole_before_the_encode_sides_word:
-            yield f"encoder: has sent all rows to d{d}", on(world, "count")
+            yield f"encoder: has sent all rows to d{d}", self.on(world, d, "count")
         elif rules.r36_whole_stands_in_the_word:
-            yield f"encoder: d{d} to whole", on(self.with_destination(world, d, there._replace(phase=WHOLE)), "count")
+            whole = self.with_destination(world, d, there._replace(phase=WHOLE))
+            yield f"encoder: d{d} to whole", self.on(whole, d, "count")
         else:
             known = self.with_destination(world, d, there._replace(total_known=True))
-            yield f"encoder: writes the number of rows into the record of d{d}", on(known, "count")
+            yield f"encoder: writes the number of rows into the record of d{d}", self.on(known, d, "count")
 
     # ---- the encode node
 
@@ -292,6 +330,10 @@ class Model:
             if world.destinations[d].lost and seat.recorded and not seat.buried:
                 buried = self.with_seat(world, d, seat._replace(buried=True))
                 yield f"encode poller: buries d{d}", self.decide(buried, FAILED)
+            has_rows = world.encoder.announced and world.encoder.state != "dead" and world.encode == OPEN
+            if self.is_far(d) and seat.recorded and not seat.is_whole and has_rows:
+                has_all = self.with_seat(world, d, seat._replace(is_whole=True))
+                yield f"worker: all rows are in d{d}, which counts", has_all
             report = ("report", d, world.encode)
             knows = seat.closed or seat.buried or report in world.messages
             if world.encode in TERMINAL and seat.recorded and not knows and self.rules.r36_told_until_closed:
@@ -314,7 +356,7 @@ class Model:
         if world.failures and not me.must_fail:
             failing = now(me._replace(must_fail=True))
             yield f"d{d}: deadline, abort, or its scheduler is dead", failing._replace(failures=world.failures - 1)
-        if world.encoder.state == "dead" and not me.must_fail:
+        if world.encoder.state == "dead" and not me.must_fail and not self.is_far(d):
             yield f"d{d}: the door says that the writer is dead", now(me._replace(must_fail=True))
         if world.encode_lost:
             yield f"d{d}: its encode node is lost, Failed", self.follow(world, d, FAILED)
@@ -335,7 +377,9 @@ class Model:
             if telling != world:
                 yield f"d{d}: is whole, asks the encode node to abort", telling
         elif (me.looked or ())[:2] == (me.phase, me.sent) or not self.rules.r36_moved_by_cas:
-            yield f"d{d}: fails for itself", self.follow(telling, d, FAILED)
+            failed = self.follow(telling, d, FAILED)
+            alone = failed.destinations[d]._replace(alone=self.is_far(d))
+            yield f"d{d}: fails for itself", self.with_destination(failed, d, alone)
         else:
             yield f"d{d}: the word has moved", self.with_destination(world, d, me._replace(looked=None))
 
@@ -346,7 +390,9 @@ class Model:
         seat, there = world.seats[d], world.destinations[d]
         if kind == "report":
             if not there.lost and ("close", d, OPEN) not in world.messages:
-                after = self.follow(world, d, phase)
+                has_landed = self.is_far(d) and phase == SUCCESS and there.phase not in TERMINAL
+                rows = self.setting.rows if has_landed else there.sent
+                after = self.follow(self.with_destination(world, d, there._replace(sent=rows)), d, phase)
                 yield f"d{d}: hears {NAMES[phase]}", after._replace(messages=after.messages | {("close", d, OPEN)})
             return
         if world.encode_lost:

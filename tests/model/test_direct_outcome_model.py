@@ -19,6 +19,9 @@ SMALL = {
     "two destinations, killed": Setting(destinations=2, kills=1),
     "two destinations, the encoder aborts": Setting(destinations=2, encoder_aborts=1),
     "two destinations, one is lost": Setting(destinations=2, language_losses=1),
+    "one here and one far": Setting(destinations=2, far=1),
+    "one here and one far, one would fail": Setting(destinations=2, far=1, failures=1),
+    "one here and one far, killed": Setting(destinations=2, far=1, kills=1),
 }
 
 LARGE = {
@@ -30,7 +33,11 @@ LARGE = {
     "two destinations, their number of rows comes late": Setting(
         destinations=2, rows=2, streaming=True, failures=1, kills=1
     ),
-    "three destinations, killed": Setting(destinations=3, kills=1),
+    "three destinations": Setting(destinations=3),
+    "two here and one far, one would fail": Setting(destinations=3, far=1, failures=1),
+    "one here and one far, killed, one would fail, the other is lost": Setting(
+        destinations=2, far=1, kills=1, failures=1, language_losses=1
+    ),
 }
 
 
