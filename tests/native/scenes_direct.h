@@ -214,7 +214,7 @@ static const char *outcome_of_write(const struct scene *scene, const struct riva
     const bool may_write = scene->given[0] == 'o';
     if (!rival) {
         const uint64_t expected = may_write ? granted : sent, least = lacks_other(scene) ? 0 : expected;
-        const enum direct_phase phase = lacks_other(scene)       ? PHASE_WAITING
+        const enum phase phase = lacks_other(scene)       ? PHASE_WAITING
                                         : expected == WRITE_ROWS ? PHASE_SUCCESS
                                                                  : PHASE_TRANSFERRING;
         const uint64_t word = status_word(WRITE_EPOCH, phase, least);
