@@ -104,6 +104,7 @@ class Setting:
     destinations: int = 1
     far: int = 0  # of them, the last
     rows: int = 1
+    two_threads: bool = False  # of the encoder write to two destinations at a time; else to one after the other
     streaming: bool = False  # the number of rows may become known after the last of them has been sent
     kills: int = 0
     stops: int = 0
@@ -231,9 +232,9 @@ class Model:
             yield "encoder: aborts", self.begin_to_follow(self.decide(aborting, FAILED))
         if world.encode in TERMINAL and me.follows < 0:
             yield "encoder: sees that it has ended", self.begin_to_follow(world)
-        for d in range(len(me.at)):
-            if not self.is_far(d):
-                yield from self.write_steps(world, me, d)
+        left = [d for d, at in enumerate(me.at) if at != "done" and not self.is_far(d)]
+        for d in left if self.setting.two_threads else left[:1]:
+            yield from self.write_steps(world, me, d)
         if 0 <= me.follows < len(me.at):
             yield from self.follow_steps(world, me, me.follows)
         elif me.is_through and not world.cleared:

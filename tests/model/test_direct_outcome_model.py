@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from direct_outcome_model import Rules, Setting, explore_outcome
+from worlds import worlds
 
 SMALL = {
     "everybody goes on": Setting(),
@@ -18,6 +19,9 @@ SMALL = {
     "two destinations, one would fail": Setting(destinations=2, failures=1),
     "two destinations, killed": Setting(destinations=2, kills=1),
     "two destinations, the encoder aborts": Setting(destinations=2, encoder_aborts=1),
+    "two destinations at a time": Setting(destinations=2, two_threads=True),
+    "two destinations at a time, one would fail": Setting(destinations=2, two_threads=True, failures=1),
+    "two destinations at a time, killed": Setting(destinations=2, two_threads=True, kills=1),
     "two destinations, one is lost": Setting(destinations=2, language_losses=1),
     "one here and one far": Setting(destinations=2, far=1),
     "one here and one far, one would fail": Setting(destinations=2, far=1, failures=1),
@@ -41,18 +45,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
-def test_both_sides_and_all_destinations_end_alike_and_always(setting: Setting) -> None:
+@worlds(SMALL, LARGE)
+def test_both_sides_and_all_destinations_end_alike_and_always(setting: Setting, max_states: int) -> None:
     """R36, P5, P8, D11: nobody has Success where another has Failed, no word falls, and all end, and know."""
-    finding = explore_outcome(setting)
-    assert finding.fault is None, finding
-
-
-@pytest.mark.storm
-@pytest.mark.parametrize("setting", LARGE.values(), ids=LARGE)
-def test_all_end_alike_in_larger_worlds(setting: Setting) -> None:
-    """R36, P5, P8, D11: as above, in worlds that take longer to explore."""
-    finding = explore_outcome(setting, max_states=2_000_000)
+    finding = explore_outcome(setting, max_states=max_states)
     assert finding.fault is None, finding
 
 
