@@ -1,7 +1,7 @@
 """What does it cost the scheduler's thread that embeddings arrive, and how soon does it have them?
 
-Requests of 9 MB (1250 tokens of hidden size 3584, bf16), eight at once, travel from an encoder's process to three kinds
-of scheduler: one that sleeps until something has come; one that works for a millisecond (the GPU does, the thread waits
+Requests of 9 MB and of 1 MB (1250 and 140 tokens of hidden size 3584, bf16), eight at once, travel from an encoder's
+process to three kinds of scheduler: one that sleeps until something has come; one that works for a millisecond (the GPU does, the thread waits
 for it without the GIL) and then looks; one that looks all the time, so that its process's other threads get the GIL
 only when the interpreter takes it away. Beside embridge stands what one would write instead: a thread of the
 scheduler's process that receives from ZeroMQ without copies and hands on through a queue.
@@ -26,7 +26,8 @@ from _harness import FORK, Benchmark, Case, Figures, Results, Start
 from _ours import OURS
 from _round import Round, spread_of
 
-HIDDEN, TOKENS, AT_ONCE = 3584, 1250, 8
+HIDDEN, AT_ONCE = 3584, 8
+TOKENS = {"9 MB": 1250, "1 MB": 140}
 FORWARD_S = 1e-3
 MOST_STEPS = 1_000_000  # that are written down
 SLEEPS, POLLS, SPINS = "sleeps until something has come", "looks each millisecond", "looks all the time"
@@ -99,8 +100,8 @@ def add_steps(results: Results) -> None:
 class Contenders:
     """The carriers, each made when it is first measured, for all three schedulers."""
 
-    def __init__(self, kinds: tuple[type[Carrier], ...]) -> None:
-        self._job = Job(TOKENS, HIDDEN, AT_ONCE)
+    def __init__(self, tokens: int, kinds: tuple[type[Carrier], ...]) -> None:
+        self._job = Job(tokens, HIDDEN, AT_ONCE)
         self._kinds = kinds
         self._made: dict[type[Carrier], Carrier] = {}
 
@@ -146,22 +147,28 @@ class Nothing(Carrier):
         return lambda number, rows: None
 
 
+def compare(bench: Benchmark, size: str, contenders: Contenders) -> None:
+    """All three schedulers, for requests of one size."""
+    for manner in (SLEEPS, POLLS, SPINS):
+        num_steps = bench.scaled(500) if manner == POLLS else bench.scaled(100_000)
+        results = bench.interleave(contenders.cases(manner, bench.scaled(200), num_steps))
+        add_floors(results)
+        add_steps(results)
+        bench.show(f"{size}: a scheduler that {manner}", results, METRICS, floor=POSSIBLE, by="gb_per_s")
+        for metric in ("step_p99", "p50") if manner == POLLS else ("p50",):
+            ratio = results.ratio(metric, OURS, ZeroMQThread.name)
+            what = METRICS[metric].partition(",")[0]
+            bench.at_most(f"{size}, {manner}: {what} over that beside a ZeroMQ thread", ratio, 1)
+
+
 def main() -> None:
     bench = Benchmark(__file__, __doc__, rounds=5, quick_rounds=2)
-    contenders = Contenders((ZeroMQThread, *_ours.HERE))
-    try:
-        for manner in (SLEEPS, POLLS, SPINS):
-            num_steps = bench.scaled(500) if manner == POLLS else bench.scaled(100_000)
-            results = bench.interleave(contenders.cases(manner, bench.scaled(200), num_steps))
-            add_floors(results)
-            add_steps(results)
-            bench.show(f"a scheduler that {manner}", results, METRICS, floor=POSSIBLE, by="gb_per_s")
-            for metric in ("step_p99", "p50") if manner == POLLS else ("p50",):
-                ratio = results.ratio(metric, OURS, ZeroMQThread.name)
-                what = METRICS[metric].partition(",")[0]
-                bench.at_most(f"{manner}: {what} over that beside a ZeroMQ thread", ratio, 1)
-    finally:
-        contenders.close()
+    for size, tokens in TOKENS.items():
+        contenders = Contenders(tokens, (ZeroMQThread, *_ours.HERE))
+        try:
+            compare(bench, size, contenders)
+        finally:
+            contenders.close()
     bench.finish()
 
 

@@ -245,11 +245,10 @@ static inline struct direct_progress direct_progress(const struct direct_write *
     count = count < w->most_destinations ? count : w->most_destinations;
     struct direct_progress p = {.least = UINT64_MAX, .has_all = required > 0 && count >= required};
     bool is_less = false, is_there = count > 0;
-    if (count > 1)
-        atomic_thread_fence(memory_order_seq_cst); // of two that write to one each, at least one sees both
     for (uint64_t d = 0; d < count; d++) {
         const word64 *words = &w->destinations[d * DESTINATION_WORDS];
-        const uint64_t sent = direct_word(&words[DESTINATION_SENT]);
+        // SYNC word: sequentially consistent; of two that write to one each, at least one sees both.
+        const uint64_t sent = atomic_load_explicit(&words[DESTINATION_SENT], memory_order_seq_cst);
         const uint64_t first = direct_word(&words[DESTINATION_FIRST_GRANT]);
         p.least = sent < p.least ? sent : p.least;
         is_less |= first < total;

@@ -64,10 +64,11 @@ static inline bool may_spin(int64_t now_ns)
 // Store `value` if it is greater than what stands there.
 static inline bool word_raise(word64 *word, uint64_t value)
 {
-    // SYNC word: release, so that who loads the value sees what was written before it.
+    // SYNC word: release, so that who loads the value sees what was written before it; sequentially consistent, for two
+    // who raise a word each and then look at the other's.
     uint64_t current = atomic_load_explicit(word, memory_order_relaxed);
     while (current < value) {
-        if (atomic_compare_exchange_weak_explicit(word, &current, value, memory_order_acq_rel, memory_order_relaxed))
+        if (atomic_compare_exchange_weak_explicit(word, &current, value, memory_order_seq_cst, memory_order_relaxed))
             return true;
     }
     return false;
