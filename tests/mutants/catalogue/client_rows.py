@@ -3,7 +3,7 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import ATTEMPTS, BY_HAND, DOORS, GIVEN, QUARANTINE, RETRY, SHOWN, STRAIGHT, WAITING, crossing
+from .files import ATTEMPTS, BY_HAND, DOORS, GIVEN, QUARANTINE, RETRY, SHOWN, SOURCE_ROWS, STRAIGHT, WAITING, crossing
 
 CLIENT_ROWS: Final = [
     Mutant(
@@ -101,9 +101,30 @@ CLIENT_ROWS: Final = [
     Mutant(
         "ended-while-it-is-written", "P22, D2", "the library thread ends a request into which its caller is writing",
         "pipeline/client/sender.py",
-        "        if self._writing:  # it wakes us, too\n",
-        "        if self._writing and self.slot < 0:\n",
+        "        if self._writing or self._filling is not None:  # it wakes us, too",
+        "        if self._filling is not None:  # it wakes us, too",
         (f"{GIVEN}::test_a_request_is_not_ended_while_its_rows_are_being_written",),
+    ),
+    Mutant(
+        "blocks-back-while-rows-are-out", "D2, R8", "source blocks are another's while their encoder may write into them",
+        "pipeline/client/sender.py",
+        "        if self._writing or self._filling is not None:  # it wakes us, too",
+        "        if self._writing:  # it wakes us, too",
+        (f"{SOURCE_ROWS}::test_what_is_out_when_the_request_fails_stays_its_own_until_it_is_committed",),
+    ),
+    Mutant(
+        "source-rows-from-the-last-quarter", "R21, P21", "an encoder that takes long has blocks that others need",
+        "pipeline/client/source_rows.py",
+        "min(count, library.spare_blocks())",
+        "count",
+        (f"{SOURCE_ROWS}::test_only_blocks_that_nobody_else_needs_are_handed_out",),
+    ),
+    Mutant(
+        "rows-out-of-who-has-left", "D2, P1", "who has left its node with rows out goes on writing into its blocks",
+        "pipeline/client/attachment.py",
+        "        if self.rows_out and self._owns_memory:\n",
+        "        if self.rows_out and self.pinned:\n",
+        (f"{SOURCE_ROWS}::test_who_leaves_with_rows_out_writes_into_nobody_s_blocks",),
     ),
     Mutant(
         "a-limit-for-each-client", "P22, P12", "a client looks at its own word alone",
