@@ -25,6 +25,7 @@ from embridge.workers.poller.base import Poller
 from embridge.workers.poller.grant_watch import GrantWatch
 from embridge.workers.poller.peer_watch import why_lost
 from embridge.workers.poller.quarantine import Quarantine
+from embridge.workers.poller.report_check import why_wrong
 from embridge.workers.poller.room_lists import HeardNodes, HeardRooms
 from embridge.workers.poller.verifier import Verifier
 from embridge.workers.role import Inbox, Out, RoleContext, Send
@@ -50,6 +51,7 @@ class StatusReceiver(Poller):
         self._grants = GrantWatch(ctx)
         self._peer_of: dict[int, int] = {}  # slot -> the peer with which its request is in flight
         self._num_with: Counter[int] = Counter()  # peer -> how many of these
+        self._closed: dict[int, int] = {}  # slot -> epoch of those of which the encode node was told that they are over
         self._checked_slots: dict[int, int] = {}  # slot -> epoch of requests of which rows were checked
         self._sessions = ctx.control.sessions
         self._claims = ctx.control.claims
@@ -108,6 +110,9 @@ class StatusReceiver(Poller):
         match message:
             case msg.Status():
                 self._report(message.room, peer, heard)
+            case msg.Landed(room=room):  # in no list: it comes over another connection than what is (R83)
+                if self._is_ours(room.key, peer):
+                    self._take_report(room, peer)
             case msg.Heartbeat():
                 self._take_heartbeat(message, peer, heard)
             case msg.Snapshot():
@@ -131,6 +136,8 @@ class StatusReceiver(Poller):
         """Take what it tells, and look which messages of either side the other has missed (R24, R77)."""
         for key in heard.unknown():
             self._send_close(key, peer)
+        for key in beat.closed:
+            heard.drop(key)
         for room in beat.rooms:
             self._report(room, peer, heard)
         self._grants.look(peer, heard, {room.key.slot for room in beat.rooms}, self._now_ns)
@@ -196,7 +203,7 @@ class StatusReceiver(Poller):
             slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         if room.phase == Phase.Failed:
             slots.claim_failure(slot, room.code or FailureCode.INTERNAL, room.reason)
-        elif wrong := self._check_report(slot, room):
+        elif wrong := why_wrong(self._slots, slot, room):
             slots.claim_failure(slot, FailureCode.PROTOCOL, f"the encode side reports {wrong}")
         elif room.total_tokens in (0, slots.get(slot, Slot.TOTAL)):  # else it has failed for that
             if self._verifier is not None:
@@ -206,25 +213,6 @@ class StatusReceiver(Poller):
         if more_ready or new_total:
             self._ctx.wake_library(slot)
         self._serve(slot, epoch)
-
-    def _check_report(self, slot: int, room: msg.RoomState) -> str | None:
-        """What cannot be true in a report, judged by what this node has granted and been told; None if all of it can.
-
-        A grant is recorded here before it leaves, so no report of an honest node is ahead of it.
-        """
-        blocks, tokens = self._slots.granted(slot)
-        session, total = self._slots.get(slot, Slot.SESSION), room.total_tokens
-        if room.sent_tokens > tokens:
-            return f"{room.sent_tokens} tokens sent, {tokens} were granted"
-        if room.known_blocks > blocks:
-            return f"{room.known_blocks} blocks known, {blocks} were granted"
-        if room.session > session:
-            return f"a grant under session {room.session}, the latest was under {session}"
-        if total and max(room.sent_tokens, room.ready_tokens) > total:
-            return f"{room.sent_tokens} tokens sent and {room.ready_tokens} ready of {total}"
-        if room.phase == Phase.Success and not 0 < total == room.sent_tokens:
-            return f"Success with {room.sent_tokens} of {total} tokens sent"
-        return None
 
     def _set_total(self, slot: int, epoch: int, total: int) -> bool:
         """Store the real length, once. True if it is news.
@@ -349,8 +337,7 @@ class StatusReceiver(Poller):
         if split(self._ctx.status.load(slot)).phase == Phase.Success:
             if lane_dead and cells.reclaim(slot, epoch, self._is_tainted(slot)):
                 self._control.ring_block_waiters()
-            if peer >= 0:
-                self._send_close(self._key(slot, epoch), peer)
+            self._close(slot, epoch, peer)
         else:
             is_ended = self._claims.revoke(slot, epoch)  # before a block of it can be anybody's (R30)
             if cells.reclaim(slot, epoch, True):
@@ -362,8 +349,8 @@ class StatusReceiver(Poller):
             may_free = cleared or not self._slots.get(slot, Slot.LENT)  # else its scheduler looks at them (R82)
             if may_free and not self._is_tainted(slot) and cells.end_quarantine(slot, epoch):
                 self._control.ring_block_waiters()
-            if peer >= 0 and self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch:
-                self._send_close(self._key(slot, epoch), peer)
+            if self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch:
+                self._close(slot, epoch, peer)
         if cleared:
             self._ctx.to("bootstrap").send(Kick.RELEASE, slot, epoch)
             self._forget(slot)
@@ -406,6 +393,12 @@ class StatusReceiver(Poller):
     def _key(self, slot: int, epoch: int) -> msg.RequestKey:
         return msg.RequestKey(slot, epoch, self._slots.get(slot, Slot.ROOM))
 
+    def _close(self, slot: int, epoch: int, peer: int) -> None:
+        """Close a request there, once: the encode node repeats what has ended until it has heard that (R23)."""
+        if peer >= 0 and self._closed.get(slot) != epoch:
+            self._closed[slot] = epoch
+            self._send_close(self._key(slot, epoch), peer)
+
     def _send_close(self, key: msg.RequestKey, peer: int) -> None:
         record = self._control.peers.record(peer)
         if self._control.peers.is_alive(peer):
@@ -432,7 +425,7 @@ class StatusReceiver(Poller):
             if self._peer_of.get(slot) == peer and self._ctx.is_current(slot, epoch)
         ]
         pieces = [rooms[first : first + MOST_ROOMS] for first in range(0, len(rooms), MOST_ROOMS)]
-        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], 0, 0, 0)]
+        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], [], 0, 0, 0)]
 
     def _checked(self, slot: int, epoch: int) -> msg.CheckedRows:
         """Where nodes verify, the word says that rows are there when they have been checked."""
@@ -440,7 +433,7 @@ class StatusReceiver(Poller):
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
-        for held in (self._resends, self._unheard, self._checked_slots, self._revoked):
+        for held in (self._resends, self._unheard, self._checked_slots, self._revoked, self._closed):
             held.pop(slot, None)
         self._grants.forget(slot)
         self._count_for_its_peer(slot, is_over=True)

@@ -30,9 +30,9 @@ POLLER: Final = [
     ),
     Mutant(
         "tainted-before-sent", "R6", "a report reads `sent` after `tainted`, and so may be cleaner than its progress",
-        "workers/poller/encode.py",
-        "            sent_tokens=sent,\n",
-        "            sent_tokens=max(sent, self._dsts.get(slot, d, Destination.SENT)),\n",
+        "workers/reports.py",
+        "        sent_tokens=sent,\n",
+        "        sent_tokens=max(sent, get(slot, d, Destination.SENT)),\n",
         (f"{TAINTS}::test_a_report_is_no_cleaner_than_its_progress",),
     ),
     Mutant(
@@ -234,16 +234,16 @@ POLLER: Final = [
     ),
     Mutant(
         "success-of-rows-that-did-not-come", "P6, R4", "Success is believed whatever was sent",
-        "workers/poller/language.py",
-        "        if room.phase == Phase.Success and not 0 < total == room.sent_tokens:\n",
-        "        if room.phase == Phase.Success and total == 0 == room.sent_tokens:\n",
+        "workers/poller/report_check.py",
+        "    if room.phase == Phase.Success and not 0 < total == room.sent_tokens:\n",
+        "    if room.phase == Phase.Success and total == 0 == room.sent_tokens:\n",
         (f"{PHASES}::test_a_report_that_cannot_be_true_fails_its_request",),
     ),
     Mutant(
         "more-sent-than-granted", "D15, P16", "a report of rows for which no block was granted is believed",
-        "workers/poller/language.py",
-        "        if room.sent_tokens > tokens:\n",
-        "        if room.sent_tokens > 1 << 32:\n",
+        "workers/poller/report_check.py",
+        "    if room.sent_tokens > tokens:\n",
+        "    if room.sent_tokens > 1 << 32:\n",
         crossing("more_rows_reported_than_were_granted_fail_the_request"),
     ),
     Mutant(
@@ -312,8 +312,8 @@ POLLER: Final = [
     Mutant(
         "checked-told-once", "R27, P8", "what a language node has checked is not told again if that was lost",
         "workers/poller/language.py",
-        "        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], 0, 0, 0)]\n",
-        "        return [msg.Heartbeat(envelope, [], 0, 0, 0)]\n",
+        "        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], [], 0, 0, 0)]\n",
+        "        return [msg.Heartbeat(envelope, [], [], 0, 0, 0)]\n",
         (f"{VERIFYING}::test_what_is_checked_is_told_again_for_as_long_as_the_request_is_in_flight",),
     ),
     Mutant(
