@@ -73,6 +73,11 @@ class KickSender:
             self._queued.add(record)
             self._backlog.append(record)
 
+    def leave(self, kick: int, slot: int, epoch: int) -> None:
+        """Leave one kick for when the consumer wakes up, whatever wakes it."""
+        if self._backlog or not self._ring.push(kick, slot, epoch, 0, 0):
+            self.send(kick, slot, epoch)
+
     def take_num_full(self) -> int:
         """How many kicks have found no room since this was asked last."""
         count, self._num_full = self._num_full, 0

@@ -1,10 +1,10 @@
 """What does it cost the scheduler's thread that embeddings arrive, and how soon does it have them?
 
 Requests of 9 MB and of 1 MB (1250 and 140 tokens of hidden size 3584, bf16), eight at once, travel from an encoder's
-process to three kinds of scheduler: one that sleeps until something has come; one that works for a millisecond (the GPU does, the thread waits
-for it without the GIL) and then looks; one that looks all the time, so that its process's other threads get the GIL
-only when the interpreter takes it away. Beside embridge stands what one would write instead: a thread of the
-scheduler's process that receives from ZeroMQ without copies and hands on through a queue.
+process to three kinds of scheduler: one that sleeps until something has come; one that works for a millisecond (the GPU
+does, the thread waits for it without the GIL) and then looks; one that looks all the time, so that its process's other
+threads get the GIL only when the interpreter takes it away. Beside embridge stands what one would write instead: a
+thread of the scheduler's process that receives from ZeroMQ without copies and hands on through a queue.
 
 A look is everything that the scheduler does to find what has come; a step is from one look to the next. Each is also
 measured while nothing arrives ("idle"). The floor of what arrives is one copy and one wake-up, that of a step the same

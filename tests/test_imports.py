@@ -178,7 +178,7 @@ def test_who_uses_zeromq_starts_no_thread() -> None:
                 "asyncio",
                 "multiprocessing",
             }
-    assert users == {f"workers/wire/{name}.py": set() for name in ("loop", "port", "reader", "zap")} | {
+    assert users == {f"workers/wire/{name}.py": set() for name in ("dealers", "loop", "port", "reader", "teller", "zap")} | {
         "workers/keys.py": set()
     }
 
@@ -229,6 +229,8 @@ OF_REAL_THINGS = {
     "workers/wire/loop.py": "sockets, and the loop around them; a role is told the time of its step",
     "workers/start.py": "the loop around a role, which is told the time of its step",
     "workers/wire/zap.py": "sockets",
+    "workers/wire/dealers.py": "sockets",
+    "workers/wire/teller.py": "sockets",
 }
 """Modules that read the clock themselves, and of what."""
 BESIDE_A_CLOCK = {"pipeline/node/supervisor.py": {"stop"}}

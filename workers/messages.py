@@ -6,6 +6,7 @@ is `(language node, its incarnation, its slot, its epoch)`, and the room joins t
 
     language bootstrap ──register, init, resume, abort──▶ encode bootstrap   (answers: registered, refused, stale)
     encode poller ──announce, status, abort_ack, heartbeat, snapshot──▶ language poller
+    encode transfer worker ──landed──▶ language poller
     language poller ──checked, close, heartbeat, resync──▶ encode poller
 
 `decode` checks the type and range of every field before anything else sees it; what depends on a peer's geometry (block
@@ -21,8 +22,8 @@ import msgspec
 
 from embridge.allocator.errors import ProtocolError
 
-VERSION: Final = 6
-ACCEPTED_VERSIONS: Final = (6,)  # those that `decode` can read: a field more or less is no message of it
+VERSION: Final = 7
+ACCEPTED_VERSIONS: Final = (7,)  # those that `decode` can read: a field more or less is no message of it
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 128
 MAX_WINDOW: Final = 4096
@@ -232,6 +233,16 @@ class Status(_Fields, frozen=True, tag="status"):
     room: RoomState
 
 
+class Landed(_Fields, frozen=True, tag="landed"):
+    """The request has succeeded, says the transfer worker that has sent its last row (R83).
+
+    It comes over a connection of that worker's own, so it is in no digest; the poller's heartbeats repeat what it says.
+    """
+
+    envelope: Envelope
+    room: RoomState
+
+
 class Checked(_Fields, frozen=True, tag="checked"):
     """Where nodes verify: what a language node has checked (R27).
 
@@ -255,13 +266,15 @@ class Heartbeat(_Fields, frozen=True, tag="heartbeat"):
 
     An encode node's tells of the requests in flight with that peer what has changed and was not told, and all that have
     ended and are not closed (R23). `num_rooms` and `digest` are of all that have not ended, as they were told last,
-    these included: how many, and the sum of `hash_of` each modulo 2**63 (R77). `bootstrap_restarts`: how often that
+    these included: how many, and the sum of `hash_of` each modulo 2**63 (R77). `closed`: requests that are in flight no
+    more, because this destination has closed them before it was told of their end. `bootstrap_restarts`: how often that
     node's bootstrap was restarted, which forgets the grants that wait there for their encoders (R24). A language node's
     lists none.
     """
 
     envelope: Envelope
     rooms: Annotated[list[RoomState], msgspec.Meta(max_length=MAX_ROOMS_A_HEARTBEAT)]
+    closed: Annotated[list[RequestKey], msgspec.Meta(max_length=MAX_ROOMS_A_HEARTBEAT)]
     num_rooms: U32
     digest: U63
     bootstrap_restarts: U32
@@ -299,6 +312,7 @@ Message = (
     | AbortAck
     | Announce
     | Status
+    | Landed
     | Checked
     | Close
     | Heartbeat

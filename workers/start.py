@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from embridge.allocator import layout as lay
 from embridge.allocator._core import set_parent_death_signal
@@ -33,6 +34,9 @@ from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
 from embridge.workers.transfer.engines.base import SessionEngine
+
+if TYPE_CHECKING:
+    from embridge.workers.wire.teller import Teller
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +155,9 @@ _target: SessionEngine | None = None  # kept: its end is the end of the session
 
 
 def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
-    """Run a role of a process without sockets, which sleeps on its doorbell, until the process is told to stop."""
+    """Run a role of a process without a port, which sleeps on its doorbell, until the process is told to stop."""
     inbox, bell = ctx.control.inbox(spec.name), ctx.control.bell(spec.name)
+    teller, glance = _teller(spec, ctx), getattr(role, "glance", None)
     with contextlib.suppress(OSError):
         TIMER_SLACK.write_text("1")  # of this thread; by default a short sleep lasts 50 us longer than asked for
     begin(spec, ctx.control)
@@ -162,12 +167,14 @@ def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
         ctx.control.processes.beat(ctx.index, now)
         records = inbox.take()
         try:
-            role.step(now, Inbox(records, [], []))
+            out = role.step(now, Inbox(records, [], []))
         except Renew as reason:
             log.info("%s", reason)
             ctx.flush()
             sys.stderr.flush()
             os._exit(RENEWED)  # no engine's own threads or destructors in the way
+        if out and teller is not None:
+            teller.send(out)
         ctx.flush()
         inbox.done()
         ctx.count(Metric.RECORDS, len(records))
@@ -177,3 +184,16 @@ def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
             bell.wait(seen, wait_s)
         elif wait_s > 0 and not inbox.pending():
             bell.wait(seen, wait_s, 0.0)  # an engine's own threads need the core
+            while glance is not None and bell.sequence() == seen and not spec.stop and not glance(time.monotonic_ns()):
+                bell.wait(seen, wait_s, 0.0)
+    if teller is not None:
+        teller.close()
+
+
+def _teller(spec: ProcessSpec, ctx: RoleContext) -> Teller | None:
+    """The sockets of a transfer worker whose rows go to other hosts: it tells their nodes of a success (R83)."""
+    if ctx.control.role != Role.ENCODE or all(engine.is_local for engine in engines.named(spec.engines)):
+        return None
+    from embridge.workers.wire.teller import Teller
+
+    return Teller(spec, ctx)

@@ -91,6 +91,7 @@ class Attachment:
         self._to_workers = [control.sender(f"lane{lane}", f"worker{w}") for w in range(control.limits.num_workers)]
         self._untold_rooms = control.untold if control.role == Role.ENCODE else None
         self._sock = sock
+        self.rows_out: dict[object, None] = {}  # rows of the payload that the caller may write to
         self._event_fds = event_fds
         self._owns_memory = owns_memory
 
@@ -215,14 +216,22 @@ class Attachment:
             let_go(self.payload, "payload", f"client of {self.run_dir}, whose node is gone")
 
     def leave(self) -> None:
-        """Give the lane up. No thread of this process may write into the node's memory after that."""
+        """Give the lane up. No thread of this process may write into the node's memory after that: through rows that
+        were handed out and not committed it writes into memory of its own from now on.
+        """
+        self._keep_rows_out_to_itself()
         self.control.lanes.leave(self.lane)
         self._sock.close()
 
     def hang_up(self) -> None:
         """Close a forked child's copy of the connection; the lane is the parent's."""
         self.is_forked = True
+        self._keep_rows_out_to_itself()
         self._sock.close()
+
+    def _keep_rows_out_to_itself(self) -> None:
+        if self.rows_out and self._owns_memory:
+            self.payload.discard()
 
     def let_go(self) -> None:
         """Free the memory and the descriptors; any use of them raises RuntimeError from now on."""

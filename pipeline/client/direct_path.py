@@ -161,6 +161,11 @@ class DirectPath:
                 return [self._settle(slot, d) for d in range(count)]
         return said
 
+    def is_left_to_worker(self) -> bool:
+        """Whether the worker writes the rows, or will, for there is no door to anybody (caller's thread)."""
+        decided = self.decide()
+        return decided == WrittenBy.WORKER or (decided == WrittenBy.UNDECIDED and not len(self._doors))
+
     def _settle(self, slot: int, d: int) -> WrittenBy:
         """Say who writes the rows of one destination, if that can be said by now."""
         decided = WrittenBy(self._dsts.get(slot, d, Destination.WRITTEN_BY))

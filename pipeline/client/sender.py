@@ -406,7 +406,7 @@ class EmbeddingSender(GivesInPlace):
 
     def _end(self) -> None:
         """Give the source blocks back, except those that a worker still reads (R8); it wakes us when it is done."""
-        if self._writing:  # it wakes us, too
+        if self._writing or self._filling is not None:  # it wakes us, too; what is written to through views is kept
             return
         self.let_go()
         if (stock := self._stock) is not None:

@@ -81,8 +81,8 @@ def test_a_heartbeat_in_the_name_of_another_keeps_nobody_alive(encode: EncodeAlo
     """P4: 10 is silent, whatever 11 says."""
     timeout_s = encode.world.timing.peer_timeout_s
     for _ in range(8):
-        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=10), [], 0, 0, 0), identity=THEIRS)
-        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=11), [], 0, 0, 0))
+        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=10), [], [], 0, 0, 0), identity=THEIRS)
+        encode.hears("poller", msg.Heartbeat(encode.envelope(node_id=11), [], [], 0, 0, 0))
         encode.advance(timeout_s / 5)
     peers = encode.control.peers
     assert [peers.key(peer) for peer in peers.alive()] == [THEIRS]
@@ -136,7 +136,7 @@ def test_what_an_encode_node_says_in_the_name_of_another_has_no_effect(language:
     key = state.key
     for message in (
         msg.Status(language.envelope(node_id=20), state),
-        msg.Heartbeat(language.envelope(node_id=20), [state], 0, 0, 0),
+        msg.Heartbeat(language.envelope(node_id=20), [state], [], 0, 0, 0),
         msg.Announce(language.envelope(node_id=20), key, 99),
         msg.AbortAck(language.envelope(node_id=20), key, 0),
     ):

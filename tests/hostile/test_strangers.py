@@ -20,7 +20,7 @@ from embridge.allocator.errors import FailureCode
 from embridge.allocator.records import Slot
 from embridge.workers import messages as msg
 from embridge.workers.keys import KeyPair, new_key_pair
-from embridge.workers.wire import loop as wire_module
+from embridge.workers.wire import dealers as wire_module
 from embridge.workers.wire import reader as reader_module
 
 NODE, LISTED, OTHER, STRANGER = (new_key_pair() for _ in range(4))

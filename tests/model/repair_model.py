@@ -2,11 +2,12 @@
 between two words.
 
 Modelled: grants of a window of one block, a kick from bootstrap to worker that dies with the bootstrap, the slow scan,
-reports when something changes, heartbeats with a digest of what was told of what is open, and with what has ended until
-it is closed; the question for all that was told where digests differ, and its answer; pollers that are killed, and with
-them what they have told or heard; aborts sent until they are acknowledged, `close`, which ends the request at the
-sender, and the release of both slots. Each message is delivered once; it may be doubled or lost while the budget lasts.
-Nobody has a deadline but the one abort, so what is not repaired stays.
+reports when something changes, a success that the worker tells over a connection of its own, heartbeats with a digest
+of what was told of what is open, and with what has ended until it is closed, or with its name alone if it was closed
+first; the question for all that was told where digests differ, and its answer; pollers that are killed, and with them
+what they have told or heard; aborts sent until they are acknowledged, `close`, which ends the request at the sender,
+and the release of both slots. Each message is delivered once, in any order; it may be doubled or lost while the budget
+lasts. Nobody has a deadline but the one abort, so what is not repaired stays.
 
 Not modelled: blocks and late writes (`transfer_model`), who a message is about (`identity_model`).
 """
@@ -43,10 +44,12 @@ class Encode(NamedTuple):
     tombstone: bool = False
     granted: int = 0
     sent: int = 0
-    told: tuple[int, int, int] = NOTHING
+    told: tuple[int, int, int] = NOTHING  # by the poller
+    is_landed: bool = False  # the worker has raised the word, and has told the destination
     kick: bool = False
     ack_due: bool = False
     closed: bool = False
+    is_listed: bool = False  # closed before it was told that it is over: a heartbeat is to name it
     released: bool = False
 
 
@@ -59,6 +62,7 @@ class World(NamedTuple):
     kills: int = 0
     poller_kills: int = 0
     deadlines: int = 0
+    encoder_aborts: int = 0
     fault: str | None = None
 
 
@@ -72,6 +76,8 @@ class Setting:
     kills: int = 0
     poller_kills: int = 0
     deadlines: int = 0
+    encoder_aborts: int = 0
+    worker_tells: bool = True  # else the poller finds that all rows are there, as where there are several destinations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,8 @@ class Rules:
     r25_slow_scan: bool = True
     r77_digests_are_compared: bool = True
     r77_all_is_told_where_they_differ: bool = True
+    r83_the_word_is_raised_first: bool = True
+    r83_heartbeats_repeat_what_the_worker_said: bool = True
     d12_terminal_phases_absorb: bool = True
 
 
@@ -103,7 +111,8 @@ class Model:
     def initial(self) -> World:
         s = self.setting
         return World(
-            losses=s.losses, doubles=s.doubles, kills=s.kills, poller_kills=s.poller_kills, deadlines=s.deadlines
+            losses=s.losses, doubles=s.doubles, kills=s.kills, poller_kills=s.poller_kills, deadlines=s.deadlines,
+            encoder_aborts=s.encoder_aborts,
         )
 
     def send(self, world: World, *message: Any) -> World:
@@ -120,6 +129,8 @@ class Model:
             ):
                 if fault := fell(name, old, new):
                     after = after._replace(fault=fault)
+            if after.language.phase == SUCCESS and after.encode.phase == FAILED:
+                after = after._replace(fault="outcome: a success here, a failure there")
             yield label, after
 
     def steps(self, world: World) -> Iterator[Step]:
@@ -128,6 +139,7 @@ class Model:
             yield from self.language_steps(world, world.language)
         if not world.encode.released:
             yield from self.encode_steps(world, world.encode)
+        yield from self.beat_steps(world, world.encode)
 
     def network_steps(self, world: World) -> Iterator[Step]:
         for i, message in enumerate(world.messages):
@@ -175,7 +187,20 @@ class Model:
     def language_takes(self, world: World, message: tuple[Any, ...], label: str) -> Iterator[Step]:
         me, kind = world.language, message[0]
         if kind == "beat":
-            yield f"L: {label}", self.language_compares(world, message[1])
+            _, digest, names_it = message
+            if names_it:
+                world = world._replace(language=me._replace(told=NOTHING))
+            yield f"L: {label}", self.language_compares(world, digest)
+            return
+        if kind == "snapshot":
+            yield f"L: {label}", world._replace(language=me._replace(told=NOTHING))
+            return
+        if kind == "landed":
+            if me.released or me.phase != OPEN:
+                yield f"L: {label}, in vain", world
+            else:
+                ended = me._replace(phase=SUCCESS, sent=self.setting.total, heard=True)
+                yield f"L: {label}", self.send(world._replace(language=ended), "close")
             return
         if me.released:
             told = message[1:] if kind == "report" and message[1] == OPEN else NOTHING
@@ -225,10 +250,19 @@ class Model:
         if me.kick:
             if can_move:
                 sent = me.sent + 1
-                yield (
-                    f"E: row {me.sent} is written",
-                    now(sent=sent, phase=SUCCESS if sent == self.setting.total else OPEN),
-                )
+                if sent == self.setting.total and self.setting.worker_tells:
+                    phase = SUCCESS if self.rules.r83_the_word_is_raised_first else OPEN
+                    raised = now(sent=sent, phase=phase, is_landed=phase == SUCCESS)
+                    yield "E: the last row is written, and the worker says so", self.send(
+                        raised, "landed", SUCCESS, sent, me.granted
+                    )
+                    if world.kills:
+                        yield "E: the last row is written; the worker is killed before it says so", raised._replace(
+                            kills=world.kills - 1
+                        )
+                else:
+                    phase = SUCCESS if sent == self.setting.total else OPEN
+                    yield f"E: row {me.sent} is written", now(sent=sent, phase=phase)
             else:
                 yield "E: the kick finds nothing to do", now(kick=False)
         elif can_move and self.rules.r25_slow_scan:
@@ -236,18 +270,13 @@ class Model:
         if not me.joined:
             return
         state = (me.phase, me.sent, me.granted)
-        if state != me.told and not (me.closed and me.told[0] != OPEN):
+        if me.phase == OPEN and me.sent == self.setting.total:
+            yield "E: the poller finds that all rows are there", now(phase=SUCCESS)
+        if me.phase == OPEN and world.encoder_aborts:
+            yield "E: the encoder gives up", now(phase=FAILED)._replace(encoder_aborts=world.encoder_aborts - 1)
+        is_left = me.is_landed and me.told != NOTHING
+        if state != me.told and not me.closed and not is_left:
             yield f"E: reports {state}", self.send(now(told=state), "report", *state)
-        in_flight = sum(message[0] in ("report", "beat") for message in world.messages)
-        if not me.closed and in_flight < MOST_REPORTS and self.rules.r24_heartbeats and state == me.told:
-            if me.phase == OPEN:
-                beat = self.send(world, "beat", state)
-            elif self.rules.r23_ended_stays_in_the_heartbeats:
-                beat = self.send(world, "report", *state)
-            else:
-                beat = world
-            if beat != world:
-                yield f"E: a heartbeat with {state}", beat
         if me.told != NOTHING and not me.closed and world.poller_kills:
             dead = me._replace(told=NOTHING)
             after = world._replace(encode=dead, poller_kills=world.poller_kills - 1)
@@ -256,6 +285,27 @@ class Model:
             yield "E: acknowledges the abort", self.send(now(ack_due=False), "ack")
         if me.phase != OPEN and (me.closed or not self.rules.r23_slot_is_kept_until_closed):
             yield "E: releases its slot", now(released=True)
+
+    def beat_steps(self, world: World, me: Encode) -> Iterator[Step]:
+        """Heartbeats, which go on after the request is over."""
+        in_flight = sum(message[0] in ("report", "beat") for message in world.messages)
+        if not me.joined or in_flight >= MOST_REPORTS or not self.rules.r24_heartbeats:
+            return
+        state = (me.phase, me.sent, me.granted)
+        after = world
+        if me.closed or me.released:
+            if world.language.told == NOTHING and not me.is_listed:
+                return  # it would find nothing to compare
+            after = world._replace(encode=me._replace(told=NOTHING, is_listed=False))
+            after = self.send(after, "beat", NOTHING, me.is_listed)
+        elif me.phase == OPEN and state == me.told:
+            after = self.send(world, "beat", state, False)
+        elif me.phase != OPEN and state == me.told and self.rules.r23_ended_stays_in_the_heartbeats:
+            after = self.send(world, "report", *state)
+        elif me.is_landed and me.told != NOTHING and self.rules.r83_heartbeats_repeat_what_the_worker_said:
+            after = self.send(world._replace(encode=me._replace(told=state)), "report", *state)
+        if after != world:
+            yield f"E: a heartbeat with {state}", after
 
     def encode_takes(self, world: World, message: tuple[Any, ...], label: str) -> Iterator[Step]:
         me, kind = world.encode, message[0]
@@ -273,6 +323,8 @@ class Model:
             state = (me.phase, me.sent, me.granted)
             if me.joined and not (me.released or me.closed) and self.rules.r77_all_is_told_where_they_differ:
                 yield f"E: {label}", self.send(world._replace(encode=me._replace(told=state)), "report", *state)
+            elif self.rules.r77_all_is_told_where_they_differ:
+                yield f"E: {label}", self.send(world._replace(encode=me._replace(told=NOTHING)), "snapshot")
             else:
                 yield f"E: {label}, in vain", world
         elif kind == "abort":
@@ -286,10 +338,13 @@ class Model:
             if me.released or not me.joined:
                 yield f"E: {label}, in vain", world
             else:
-                yield f"E: {label}", world._replace(encode=me._replace(closed=True, phase=me.phase or FAILED))
+                is_listed = me.is_listed or me.told[0] == OPEN
+                closed = me._replace(closed=True, is_listed=is_listed, phase=me.phase or FAILED)
+                yield f"E: {label}", world._replace(encode=closed)
 
     def is_over(self, world: World) -> bool:
-        return world.language.released and (world.encode.released or not world.encode.joined)
+        is_released = world.language.released and (world.encode.released or not world.encode.joined)
+        return is_released and world.language.told == NOTHING
 
 
 def explore_repair(setting: Setting, rules: Rules | None = None, max_states: int = 200_000) -> Finding:

@@ -8,10 +8,12 @@ from worlds import worlds
 
 SMALL = {
     "two losses": Setting(losses=2),
-    "two losses and a kill": Setting(losses=2, kills=1),
+    "two losses and a kill": Setting(losses=2, kills=1, worker_tells=False),
+    "a loss and a kill, and the worker tells": Setting(losses=1, kills=1),
     "a message comes twice": Setting(total=1, losses=1, doubles=1, kills=1),
     "a loss, and pollers that are killed": Setting(total=1, losses=1, poller_kills=2),
     "an abort, and a loss": Setting(total=1, losses=1, deadlines=1),
+    "the encoder gives up, and a loss": Setting(total=1, losses=1, encoder_aborts=1),
 }
 
 LARGE = {
@@ -30,7 +32,7 @@ def test_whatever_is_lost_is_repaired_without_any_deadline(setting: Setting, max
 
 
 BROKEN = [
-    ("r23_ended_stays_in_the_heartbeats", "stuck", Setting(total=1, losses=1)),
+    ("r23_ended_stays_in_the_heartbeats", "stuck", Setting(total=1, losses=1, worker_tells=False)),
     ("r23_slot_is_kept_until_closed", "stuck", Setting(total=1, losses=1)),
     ("r23_abort_is_sent_until_acknowledged", "stuck", Setting(total=1, losses=1, deadlines=1)),
     ("r23_unknown_is_closed", "stuck", Setting(total=1, losses=1)),
@@ -40,6 +42,8 @@ BROKEN = [
     ("r25_slow_scan", "stuck", Setting(total=1, kills=1)),
     ("r77_digests_are_compared", "stuck", Setting(losses=1)),
     ("r77_all_is_told_where_they_differ", "stuck", Setting(losses=1)),
+    ("r83_the_word_is_raised_first", "outcome", Setting(total=1, encoder_aborts=1)),
+    ("r83_heartbeats_repeat_what_the_worker_said", "stuck", Setting(total=1, losses=1)),
     ("d12_terminal_phases_absorb", "word", Setting(total=1, deadlines=1)),
 ]
 

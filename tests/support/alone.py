@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -401,11 +401,14 @@ class LanguageAlone(Alone):
         self.told.put(room)
         self.hears("poller", msg.Status(self.envelope(node_id=20), room))
 
-    def heartbeat(self, *rooms: msg.RoomState, restarts: int = 0) -> None:
-        """A heartbeat that tells these, with the digest of all that was told."""
+    def heartbeat(self, *rooms: msg.RoomState, closed: Sequence[msg.RequestKey] = (), restarts: int = 0) -> None:
+        """A heartbeat that tells these, and names those, with the digest of all that was told."""
         for room in rooms:
             self.told.put(room)
-        self.hears("poller", msg.Heartbeat(self.envelope(node_id=20), list(rooms), *self.told.digest, restarts))
+        for key in closed:
+            self.told.drop(key)
+        beat = msg.Heartbeat(self.envelope(node_id=20), list(rooms), list(closed), *self.told.digest, restarts)
+        self.hears("poller", beat)
 
     def snapshot(self, *rooms: msg.RoomState, first_slot: int = 0, end_slot: int = END_OF_SLOTS) -> None:
         """All requests that the encode node has in flight in these slots."""

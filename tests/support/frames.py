@@ -138,7 +138,7 @@ class FrameMaker:
             case 9:
                 return rng.choice((msg.Announce(envelope, key, some), msg.Close(envelope, key)))
             case 10:
-                return msg.Status(envelope, state)
+                return rng.choice((msg.Status, msg.Landed))(envelope, state)
             case 11:
                 return msg.Checked(envelope, [msg.CheckedRows(key, some)] * rng.choice((0, 1, 3)))
             case 12:
@@ -148,4 +148,5 @@ class FrameMaker:
                 return msg.Snapshot(envelope, first_slot, end_slot, [state] * rng.choice((0, 1, 3)))
             case _:
                 rooms = [state] * rng.choice((0, 1, 3))
-                return msg.Heartbeat(envelope, rooms, rng.choice((0, 1, some)), some, rng.choice((0, 1)))
+                keys = [key] * rng.choice((0, 1, 3))
+                return msg.Heartbeat(envelope, rooms, keys, rng.choice((0, 1, some)), some, rng.choice((0, 1)))

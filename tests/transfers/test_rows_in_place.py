@@ -132,13 +132,19 @@ def test_rows_that_lie_elsewhere_or_are_not_granted_yet_are_handed_out_later(
     holder.receiver.clear()
 
 
-def test_where_the_worker_writes_rows_are_in_host_memory_and_arrive_all_the_same(
-    encode: Station, sending: Client, receiving: Queues, room: int
+@pytest.mark.parametrize("is_short", [False, True])
+def test_where_the_worker_writes_rows_are_made_in_source_blocks_while_there_are_enough(
+    encode: Station, sending: Client, receiving: Queues, room: int, monkeypatch: pytest.MonkeyPatch, is_short: bool
 ) -> None:
+    """R21: else in host memory; they arrive all the same."""
     with through_workers(sending):
         receiving.add(encode.addr, room)
         sender = open_sender(sending, room, TOTAL)
-        assert make(sender, most=200) == [(0, 200, False), (200, 400, False), (400, TOTAL, False)]
+        if is_short:
+            monkeypatch.setattr(library_of(sending), "spare_blocks", lambda: 0)
+            assert make(sender, most=200) == [(0, 200, False), (200, 400, False), (400, TOTAL, False)]
+        else:
+            assert make(sender, most=200) == [(0, 128, True), (128, 256, True), (256, 384, True), (384, TOTAL, True)]
         assert receiving.take(room, 20).difference == ""
 
 

@@ -121,9 +121,9 @@ def test_no_name_reaches_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     node = LanguageAlone()
     with wired(node.actor("bootstrap")) as it:
         envelope = node.envelope(node_id=20)
-        it.wire.send([Send(address, msg.Heartbeat(envelope, [], 0, 0, 0)) for address in [*NO_ADDRESS, *NAMES]])
+        it.wire.send([Send(address, msg.Heartbeat(envelope, [], [], 0, 0, 0)) for address in [*NO_ADDRESS, *NAMES]])
         assert connected == []
         _, _, denied = it.wire.receive(())
         assert {item.address for item in denied} == {*NO_ADDRESS, *NAMES}
-        it.wire.send([Send("tcp://10.0.0.7:1", msg.Heartbeat(envelope, [], 0, 0, 0))])
+        it.wire.send([Send("tcp://10.0.0.7:1", msg.Heartbeat(envelope, [], [], 0, 0, 0))])
         assert connected == ["tcp://10.0.0.7:1"]

@@ -208,8 +208,8 @@ def test_the_key_beside_a_name_is_that_of_the_address_behind_it(tmp_path: Any) -
     names(node, {NAME: Found("tcp://127.0.0.1:9")})
     with wired(node.actor("bootstrap"), pair, allow) as it:
         by_name = node.client.receiver(NAME, 1)
-        it.turn_until(lambda: it.wire._dealers)
-        assert it.wire._dealers["tcp://127.0.0.1:9"].key == other.public
+        it.turn_until(lambda: it.wire._dealers.by_address)
+        assert it.wire._dealers.by_address["tcp://127.0.0.1:9"].key == other.public
         assert not node.slots.get(by_name.slot, Slot.FAILURE)
         by_number = node.client.receiver("tcp://127.0.0.2:9", 2)
         it.turn_until(lambda: node.slots.get(by_number.slot, Slot.FAILURE))

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Destination, JoinedBy, Peer, Process, Slot
+from embridge.allocator.records import Destination, JoinedBy, Peer, Process, Slot, WrittenBy
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.poller.base import Poller
 from embridge.workers.poller.peer_watch import why_lost
 from embridge.workers.poller.room_lists import END_OF_SLOTS, At, ToldRooms
+from embridge.workers.reports import room_state
 from embridge.workers.role import Inbox, Out, RoleContext, Send
 from embridge.workers.timing import NS
 
@@ -130,12 +131,13 @@ class Publisher(Poller):
     def _serve(self, slot: int, epoch: int) -> None:
         self._enter(slot, epoch)
         phase = self._read_progress(slot)
+        is_raised = phase == Phase.Success
         if split(self._ctx.status.load(slot)).epoch != epoch:
             return  # released since, and open again
         if phase < TERMINAL:
             self._advance(slot, epoch)
             phase = self._read_progress(slot)
-        self._tell_all(slot, epoch, phase, self._sent[slot])
+        self._tell_all(slot, epoch, phase, self._sent[slot], is_raised=is_raised)
         if phase == Phase.Success:
             self._note_success(slot, epoch)
         if phase >= TERMINAL:
@@ -235,39 +237,19 @@ class Publisher(Poller):
     # ---- telling
 
     def _state(self, slot: int, d: int, phase: int, sent: int) -> msg.RoomState:
-        """The state of one request for one destination, from words that belong to one report.
+        checksum = self._checksums[slot][d] if sent and self._control.verify else 0
+        return room_state(self._ctx, slot, d, phase, sent, checksum)
 
-        `sent` was read before `tainted`, so that what is reported clean is clean (R6); the phase was computed from that
-        `sent`.
-        """
-        tainted = self._dsts.get(slot, d, Destination.TAINTED)
-        key = msg.RequestKey(
-            self._dsts.get(slot, d, Destination.REMOTE_SLOT),
-            self._dsts.get(slot, d, Destination.REMOTE_EPOCH),
-            self._slots.get(slot, Slot.ROOM),
-        )
-        failed = phase == Phase.Failed
-        return msg.RoomState(
-            key=key,
-            phase=phase,
-            resumed=self._ctx.status.stamps(slot)[Phase.Transferring] != 0,
-            sent_tokens=sent,
-            total_tokens=self._slots.get(slot, Slot.TOTAL),
-            ready_tokens=self._slots.get(slot, Slot.READY),
-            known_blocks=self._dsts.get(slot, d, Destination.GRANTED_BLOCKS),
-            session=self._dsts.get(slot, d, Destination.SESSION),
-            tainted=tainted,
-            code=self._slots.get(slot, Slot.FAILURE) if failed else 0,
-            reason=msg.clip(self._slots.reason(slot)) if failed else "",
-            checksum=self._checksums[slot][d] if sent and self._control.verify else 0,
-        )
-
-    def _tell_all(self, slot: int, epoch: int, phase: int, sent: list[int]) -> None:
+    def _tell_all(self, slot: int, epoch: int, phase: int, sent: list[int], *, is_raised: bool = False) -> None:
         for d, tokens in enumerate(sent):
-            self._tell(slot, epoch, d, phase, tokens)
+            self._tell(slot, epoch, d, phase, tokens, is_raised)
 
-    def _tell(self, slot: int, epoch: int, d: int, phase: int, sent: int) -> None:
-        """Tell one destination, if what concerns it has changed since it was told last."""
+    def _tell(self, slot: int, epoch: int, d: int, phase: int, sent: int, is_raised: bool = False) -> None:
+        """Tell one destination, if what concerns it has changed since it was told last.
+
+        `is_raised`: somebody else has raised the word to Success. If that was the transfer worker it has told the
+        destination, too, and the next heartbeat repeats what it said (R83).
+        """
         peer, incarnation = (
             self._dsts.get(slot, d, Destination.PEER) - 1,
             self._dsts.get(slot, d, Destination.INCARNATION),
@@ -277,8 +259,9 @@ class Publisher(Poller):
         if not self._is_taken_up(slot, epoch, d, peer):
             return
         rooms, at = self._rooms_with((peer, incarnation)), At(slot, epoch, d)
-        if self._dsts.get(slot, d, Destination.CLOSED) and not rooms.is_open(at):
-            return  # else it hears that it is over, as its list says otherwise
+        if self._dsts.get(slot, d, Destination.CLOSED):
+            rooms.close(at)
+            return
         state = self._state(slot, d, phase, sent)
         granted = self._dsts.get(slot, d, Destination.GRANTED_TOKENS)
         if not self._ctx.is_current(slot, epoch):
@@ -287,7 +270,10 @@ class Publisher(Poller):
         news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
         record = self._control.peers.record(peer)
         told = self._told.setdefault(slot, {}).get(d)
-        if told == news:
+        is_told = is_raised and self._dsts.get(slot, d, Destination.WRITTEN_BY) != WrittenBy.CLIENT
+        if told is not None and told != news and is_told:
+            rooms.leave(at)
+        elif told == news:
             rooms.differs(at, state)
         else:
             self._told[slot][d] = news
@@ -332,7 +318,9 @@ class Publisher(Poller):
     def _rooms_with(self, node: tuple[int, int]) -> ToldRooms:
         rooms = self._rooms.get(node)
         if rooms is None:
-            self._rooms = {other: held for other, held in self._rooms.items() if len(held)}  # some are dead
+            self._rooms = {
+                other: held for other, held in self._rooms.items() if len(held) or self._peer_is(*other)
+            }
             self._rests = {other: until for other, until in self._rests.items() if until > self._now_ns}
             rooms = self._rooms[node] = ToldRooms()
         return rooms
@@ -342,12 +330,13 @@ class Publisher(Poller):
         return len(rooms) if rooms is not None else 0
 
     def _beats(self, peer: int, envelope: msg.Envelope) -> list[msg.Message]:
-        rooms = self._rooms.get((peer, envelope.for_incarnation)) or ToldRooms()
+        rooms = self._rooms.get((peer, envelope.for_incarnation), ToldRooms())
         restarts, due = self._control.processes.get("bootstrap", Process.NUM_RESTARTS), rooms.due()
         beats: list[msg.Message] = []
-        for first in range(0, max(len(due), 1), MOST_ROOMS):
+        for first in range(0, max(len(due), rooms.num_closed, 1), MOST_ROOMS):
             listed = self._tell_again(rooms, due[first : first + MOST_ROOMS])
-            beats.append(msg.Heartbeat(envelope, listed, *rooms.digest, restarts))
+            closed = rooms.take_closed(MOST_ROOMS)
+            beats.append(msg.Heartbeat(envelope, listed, closed, *rooms.digest, restarts))
         return beats
 
     def _tell_again(self, rooms: ToldRooms, which: list[At]) -> list[msg.RoomState]:

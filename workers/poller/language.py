@@ -26,7 +26,7 @@ from embridge.workers.poller.base import Poller
 from embridge.workers.poller.grant_watch import GrantWatch
 from embridge.workers.poller.peer_watch import why_lost
 from embridge.workers.poller.quarantine import Quarantine
-from embridge.workers.poller.reports import what_is_wrong
+from embridge.workers.poller.reports import what_is_wrong, why_late
 from embridge.workers.poller.room_lists import HeardNodes, HeardRooms
 from embridge.workers.poller.verifier import Verifier
 from embridge.workers.role import Inbox, Out, RoleContext, Send
@@ -52,6 +52,7 @@ class StatusReceiver(Poller):
         self._grants = GrantWatch(ctx)
         self._peer_of: dict[int, int] = {}  # slot -> the peer with which its request is in flight
         self._num_with: Counter[int] = Counter()  # peer -> how many of these
+        self._closed: dict[int, int] = {}  # slot -> epoch of those of which the encode node was told that they are over
         self._checked_slots: dict[int, int] = {}  # slot -> epoch of requests of which rows were checked
         self._sessions = ctx.control.sessions
         self._claims = ctx.control.claims
@@ -114,6 +115,9 @@ class StatusReceiver(Poller):
         match message:
             case msg.Status():
                 self._report(message.room, peer, heard)
+            case msg.Landed(room=room):  # in no list: it comes over another connection than what is (R83)
+                if self._is_ours(room.key, peer):
+                    self._take_report(room, peer)
             case msg.Heartbeat():
                 self._take_heartbeat(message, peer, heard)
             case msg.Snapshot():
@@ -137,6 +141,8 @@ class StatusReceiver(Poller):
         """Take what it tells, and look which messages of either side the other has missed (R24, R77)."""
         for key in heard.unknown():
             self._send_close(key, peer)
+        for key in beat.closed:
+            heard.drop(key)
         for room in beat.rooms:
             self._report(room, peer, heard)
         self._grants.look(peer, heard, {room.key.slot for room in beat.rooms}, self._now_ns)
@@ -310,7 +316,7 @@ class StatusReceiver(Poller):
         if not code and is_lost:
             code, reason = FailureCode.PEER_LOST, f"encode {why_lost(self._control.peers, peer)}"
         if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):
-            code, reason = FailureCode.TIMEOUT, self._why_late(slot, epoch)
+            code, reason = FailureCode.TIMEOUT, why_late(self._ctx, slot)
         if not code:
             return False
         self._fail(slot, epoch, code, reason, is_told=is_lost)
@@ -328,18 +334,6 @@ class StatusReceiver(Poller):
             self._ctx.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)
             self._timers.add(self._now_ns + int(self._ctx.timing.resend_s * NS), slot, epoch)
 
-    def _why_late(self, slot: int, epoch: int) -> str:
-        word, (_, granted) = split(self._ctx.status.load(slot)), self._slots.granted(slot)
-        total = self._slots.get(slot, Slot.TOTAL)
-        if not self._slots.get(slot, Slot.PEER):
-            waited = "no handshake with the encode node"
-        elif word.phase == Phase.Bootstrapping:
-            waited = "the encoder has not opened the room, or not all destinations have sent their init"
-        else:
-            free = self._control.blocks.cells.num_free(1)
-            waited = f"sent {word.sent} granted {granted} of {total or 'unknown'} tokens, {free or 'no'} block free"
-        return f"deadline passed on the language side: {waited}"
-
     # ---- the end
 
     def _end(self, slot: int, epoch: int) -> None:
@@ -350,8 +344,7 @@ class StatusReceiver(Poller):
         if split(self._ctx.status.load(slot)).phase == Phase.Success:
             if lane_dead and cells.reclaim(slot, epoch, self._is_tainted(slot)):
                 self._control.ring_block_waiters()
-            if peer >= 0:
-                self._send_close(self._key(slot, epoch), peer)
+            self._close(slot, epoch, peer)
         else:
             is_ended = self._claims.revoke(slot, epoch)  # before a block of it can be anybody's (R30)
             if cells.reclaim(slot, epoch, True):
@@ -363,8 +356,8 @@ class StatusReceiver(Poller):
             may_free = cleared or not self._slots.get(slot, Slot.LENT)  # else its scheduler looks at them (R82)
             if may_free and not self._is_tainted(slot) and cells.end_quarantine(slot, epoch):
                 self._control.ring_block_waiters()
-            if peer >= 0 and self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch:
-                self._send_close(self._key(slot, epoch), peer)
+            if self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch:
+                self._close(slot, epoch, peer)
         if cleared:
             self._ctx.to("bootstrap").send(Kick.RELEASE, slot, epoch)
             self._forget(slot)
@@ -407,6 +400,12 @@ class StatusReceiver(Poller):
     def _key(self, slot: int, epoch: int) -> msg.RequestKey:
         return msg.RequestKey(slot, epoch, self._slots.get(slot, Slot.ROOM))
 
+    def _close(self, slot: int, epoch: int, peer: int) -> None:
+        """Close a request there, once: the encode node repeats what has ended until it has heard that (R23)."""
+        if peer >= 0 and self._closed.get(slot) != epoch:
+            self._closed[slot] = epoch
+            self._send_close(self._key(slot, epoch), peer)
+
     def _send_close(self, key: msg.RequestKey, peer: int) -> None:
         record = self._control.peers.record(peer)
         if self._control.peers.is_alive(peer):
@@ -433,7 +432,7 @@ class StatusReceiver(Poller):
             if self._peer_of.get(slot) == peer and self._ctx.is_current(slot, epoch)
         ]
         pieces = [rooms[first : first + MOST_ROOMS] for first in range(0, len(rooms), MOST_ROOMS)]
-        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], 0, 0, 0)]
+        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], [], 0, 0, 0)]
 
     def _checked(self, slot: int, epoch: int) -> msg.CheckedRows:
         """Where nodes verify, the word says that rows are there when they have been checked."""
@@ -441,7 +440,8 @@ class StatusReceiver(Poller):
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
-        for held in (self._resends, self._unheard, self._checked_slots, self._revoked, self._asking):
+        tables = (self._resends, self._unheard, self._checked_slots, self._revoked, self._asking, self._closed)
+        for held in tables:
             held.pop(slot, None)
         self._grants.forget(slot)
         self._count_for_its_peer(slot, is_over=True)

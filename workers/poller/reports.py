@@ -1,11 +1,12 @@
-"""What a report of an encode node may say of a request of this language node."""
+"""What a report of an encode node may say of a request of this language node, and what is said where none comes."""
 
 from __future__ import annotations
 
 from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotTable
-from embridge.allocator.status import Phase
+from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg
+from embridge.workers.role import RoleContext
 
 
 def what_is_wrong(slots: SlotTable, room: msg.RoomState) -> str | None:
@@ -26,3 +27,17 @@ def what_is_wrong(slots: SlotTable, room: msg.RoomState) -> str | None:
     if room.phase == Phase.Success and not 0 < total == room.sent_tokens:
         return f"Success with {room.sent_tokens} of {total} tokens sent"
     return None
+
+
+def why_late(ctx: RoleContext, slot: int) -> str:
+    """Why a request fails whose deadline has passed: what it has waited for."""
+    slots, word = ctx.slots, split(ctx.status.load(slot))
+    total, (_, granted) = slots.get(slot, Slot.TOTAL), slots.granted(slot)
+    if not slots.get(slot, Slot.PEER):
+        waited = "no handshake with the encode node"
+    elif word.phase == Phase.Bootstrapping:
+        waited = "the encoder has not opened the room, or not all destinations have sent their init"
+    else:
+        free = ctx.control.blocks.cells.num_free(1)
+        waited = f"sent {word.sent} granted {granted} of {total or 'unknown'} tokens, {free or 'no'} block free"
+    return f"deadline passed on the language side: {waited}"

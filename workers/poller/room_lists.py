@@ -12,6 +12,7 @@ Of two requests that a slot of the language node has had, only the later counts,
 from __future__ import annotations
 
 from heapq import nsmallest
+from itertools import islice
 from typing import NamedTuple
 
 from embridge.allocator.status import TERMINAL
@@ -127,8 +128,10 @@ class ToldRooms(_List):
         super().__init__()
         self._states: dict[At, msg.RoomState] = {}
         self._at: dict[int, At] = {}  # slot there -> the request that counts
-        self._ended: dict[At, None] = {}
+        self._ended: dict[At, int] = {}  # -> how many heartbeats there had been when it was said
+        self._num_beats = 0
         self._stale: dict[At, None] = {}
+        self._closed: dict[int, msg.RequestKey] = {}  # slot there -> closed, and its peer was not told that it is over
 
     def __len__(self) -> int:
         """How many are in flight, those that have ended and are not closed included."""
@@ -141,7 +144,7 @@ class ToldRooms(_List):
         if self.put(state):
             self._at[state.key.slot] = at
         elif state.phase >= TERMINAL:
-            self._ended[at] = None
+            self._ended.setdefault(at, self._num_beats)
             if state.key.slot not in self._entries:
                 self._at.pop(state.key.slot, None)
 
@@ -150,9 +153,31 @@ class ToldRooms(_List):
         if self._states.get(at) != state:
             self._stale[at] = None
 
-    def is_open(self, at: At) -> bool:
-        """Whether a request was told of, and not that it has ended."""
-        return at in self._states and at not in self._ended
+    def leave(self, at: At) -> None:
+        """A request that was told of has ended, and somebody else has said so: a heartbeat repeats it."""
+        self._ended.setdefault(at, self._num_beats)
+
+    def close(self, at: At) -> None:
+        """The peer has closed a request. It knows how that has ended, so the next heartbeat names its key alone."""
+        state = self._states.pop(at, None)
+        self._stale.pop(at, None)
+        self._ended.pop(at, None)
+        if state is not None and self._at.get(state.key.slot) == at:
+            del self._at[state.key.slot]
+            self._closed[state.key.slot] = state.key
+
+    @property
+    def num_closed(self) -> int:
+        """How many there are for `take_closed`."""
+        return len(self._closed)
+
+    def take_closed(self, most: int) -> list[msg.RequestKey]:
+        """What a heartbeat is to name as closed; in flight no more from now on."""
+        closed = list(islice(self._closed.values(), most))
+        for key in closed:
+            del self._closed[key.slot]
+            self.drop(key)
+        return closed
 
     def forget(self, at: At) -> None:
         """It is closed, and was told to be over; or it is released."""
@@ -165,8 +190,12 @@ class ToldRooms(_List):
                 del self._at[state.key.slot]
 
     def due(self) -> list[At]:
-        """Of whom a heartbeat is to tell: those that have changed, and those that have ended."""
-        return list({**self._stale, **self._ended})
+        """Of whom the next heartbeat is to tell: those that have changed, and those that have ended some time ago: of
+        the others the peer may just have heard, and be about to close them.
+        """
+        ended = [at for at, since in self._ended.items() if since < self._num_beats]
+        self._num_beats += 1
+        return list(dict.fromkeys([*self._stale, *ended]))
 
     def piece(self, first_slot: int, most: int) -> tuple[int, list[At]]:
         """The first requests in flight whose slots there are `first_slot` or above, and the slot before which they are
@@ -174,4 +203,6 @@ class ToldRooms(_List):
         """
         slots = nsmallest(most + 1, (slot for slot in self._at if slot >= first_slot))
         end = slots[most] if len(slots) > most else END_OF_SLOTS
+        for key in [key for slot, key in self._closed.items() if first_slot <= slot < end]:
+            self.drop(key)  # the piece does not name it
         return end, [self._at[slot] for slot in slots[:most]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from embridge.allocator.checksums import RowSum
@@ -18,6 +19,7 @@ from embridge.workers.transfer.engines.base import Outcome, TransferEngine
 WINDOW_BYTES: Final = 16 << 20  # under way to one peer: enough for its connections never to be idle
 # Of all requests to one peer. Beyond some 2000 copies Mooncake's connections to it may stop for good.
 WINDOW_COPIES: Final = 256
+GLANCED_AT: Final = 4  # requests; all are looked at in a step
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ class Attempt:
     submitted_ns: int
     queued_bytes: int  # under way with it, its own among them
     outcome: Outcome = Outcome.PENDING
+    seen: Outcome = Outcome.PENDING
+    """How it has ended, if that was seen at a glance."""
     is_void: bool = False
     """Whether its rows do not count, for one before it has failed."""
 
@@ -78,6 +82,17 @@ class OpenAttempts:
     def pending(self) -> list[Attempt]:
         """Those that have not ended as far as is known, the oldest of a destination first."""
         return [it for held in self._of.values() for it in held if it.outcome is Outcome.PENDING]
+
+    def glance(self) -> bool:
+        """Whether one of the oldest has ended; it is `seen` then."""
+        for held in islice(self._of.values(), GLANCED_AT):
+            for attempt in held:
+                if attempt.outcome is Outcome.PENDING:
+                    attempt.seen = attempt.engine.poll(attempt.ticket)
+                    if attempt.seen is not Outcome.PENDING:
+                        return True
+                    break
+        return False
 
     def end(self, attempt: Attempt, outcome: Outcome) -> None:
         """An attempt has ended. One that has failed makes void what is behind it."""

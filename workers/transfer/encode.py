@@ -45,6 +45,8 @@ from embridge.workers.transfer.engines.base import EngineError, Outcome, OwnShor
 from embridge.workers.transfer.moves import MovePlan
 from embridge.workers.transfer.pace import Pace
 from embridge.workers.transfer.staged_blocks import StagedBlocks
+from embridge.workers.transfer.success import Success
+from embridge.workers.transfer.taints import Taints
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ PIECE_BYTES = 2 << 20  # one attempt over a network
 PIECE_COPIES = 64  # of its blocks at most, wherever they lie
 TELL_BYTES = 8 << 20  # sent, and more under way, before the destination is told
 STEP_ATTEMPTS = 16  # in one step, before kicks are looked at again
+GLANCES_NS = NS // 1000  # of glances, until the next step
 LEAST_RETRY_NS = NS // 100  # after an attempt that failed; then half of the time for which all have, to `MOST_RETRY_NS`
 MOST_RETRY_NS = NS // 2
 RENEW_WAIT_NS = NS // 5  # for healthy attempts to end before this process does
@@ -82,12 +85,16 @@ class TransferWorker:
         self._starved: set[tuple[int, int]] = set()  # those that wait for the stager, not for a completion
         self._held_back: dict[int, dict[int, int]] = {}  # peer -> slot -> epoch of what waits for others to end
         self._contact = Contact(ctx)
+        self._success = Success(ctx, self._contact)
+        self._succeeded: dict[int, int] = {}  # slot -> epoch of those that this worker has raised to Success
+        self._out: list[Out] = []
         self._changes = SlotChanges(ctx.control)
         self._unsent: dict[int, int] = {}  # slots of which rows could move when they were looked at last
         self._opening: dict[int, int] = {}  # slots whose peer's door is not open yet, or whose next attempt is not due
         self._scanned_ns = 0
         self._now_ns = 0
         self._born_ns = 0
+        self._due_ns = 0  # of the next step, if nothing ends before
         self._worn_ns = 0  # since when this process had better end
         self._why_worn = ""
         self._renewing_ns = 0  # since when it wants to end
@@ -100,11 +107,12 @@ class TransferWorker:
         self._piece_blocks = max(1, min(PIECE_BYTES // block_bytes, PIECE_COPIES // self._moves.most_copies(1)))
         self._piece_copies = self._moves.most_copies(self._piece_blocks)
         self._staged = StagedBlocks(ctx)
+        self._taints = Taints(ctx, engines)
         self._pace = Pace()
         for slot, _ in self._mine(ctx.current_slots()):
             self._staged.release_all(slot)  # the source blocks that the dead worker was reading
-            self._take_what_is_done(slot)
-            self._taint_unfinished(slot)
+            self._taints.take_what_is_done(slot)
+            self._taints.taint_unfinished(slot)
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
         self._now_ns = now_ns
@@ -118,6 +126,9 @@ class TransferWorker:
             self._enqueue(slot, epoch)
         self._opening.clear()
         self._finish_attempts()
+        if self._out:  # what has landed is not kept from its destination by what is next
+            out, self._out = self._out, []
+            return out
         budget = STEP_ATTEMPTS
         while (self._queue or self._take_held_back()) and budget > 0:
             slot = self._queue.popleft()
@@ -127,7 +138,8 @@ class TransferWorker:
             self._finish_attempts()
         if self._worn_ns or self._renewing_ns:
             self._renew_if_due(now_ns)
-        return []
+        out, self._out = self._out, []
+        return out
 
     def _renew_if_due(self, now_ns: int) -> None:
         """Raise Renew when no healthy attempt is under way, or has had its time."""
@@ -152,7 +164,18 @@ class TransferWorker:
             self._worn_ns, self._why_worn = self._now_ns, why
         return True
 
+    def glance(self, now_ns: int) -> bool:
+        """Whether a step would find something, as far as can be seen at little cost, if nobody has kicked meanwhile.
+
+        Called between two steps while something is under way over a network: a step takes much of a core from the
+        engine's own threads, and mostly nothing has ended yet.
+        """
+        with self._ctx.isolated("glance"):
+            return now_ns >= self._due_ns or self._attempts.glance()
+        return True
+
     def next_step_ns(self, now_ns: int) -> int:
+        self._due_ns = now_ns
         if self._queue:
             return now_ns
         due = self._scanned_ns + int(self._ctx.timing.scan_s * NS)
@@ -161,6 +184,7 @@ class TransferWorker:
         if self._attempts.num_others:
             return now_ns
         if self._attempts.num_late:
+            self._due_ns = min(due, now_ns + GLANCES_NS)
             due = min(due, now_ns + self._pace.nap_ns(self._attempts.num_bytes))
         return due
 
@@ -181,6 +205,7 @@ class TransferWorker:
             if not self._control.peers.is_alive(peer):
                 for engine in self._engines.values():
                     engine.close(peer)
+        self._out += self._success.hang_up()
 
     def _enqueue(self, slot: int, epoch: int) -> None:
         if slot >= self._slots.num_slots:
@@ -279,21 +304,9 @@ class TransferWorker:
         self._told.setdefault((slot, d), sent)
         self._attempts.add(
             Attempt(
-                slot=slot,
-                epoch=epoch,
-                destination=d,
-                peer=peer,
-                session=session.number,
-                first=sent,
-                end=end,
-                blocks=[k for k, _ in blocks],
-                sum=after,
-                ticket=ticket,
-                num_bytes=num_bytes,
-                num_copies=len(moves),
-                engine=engine,
-                submitted_ns=self._now_ns,
-                queued_bytes=num_bytes + self._attempts.num_bytes,
+                slot=slot, epoch=epoch, destination=d, peer=peer, session=session.number, first=sent, end=end,
+                blocks=[k for k, _ in blocks], sum=after, ticket=ticket, num_bytes=num_bytes, num_copies=len(moves),
+                engine=engine, submitted_ns=self._now_ns, queued_bytes=num_bytes + self._attempts.num_bytes,
             )
         )
         return 1
@@ -316,35 +329,6 @@ class TransferWorker:
             self._ctx.wake_library(slot)
         return writer == WrittenBy.WORKER
 
-    def _take_what_is_done(self, slot: int) -> None:
-        """After a restart: count the rows that the dead worker has summed and not yet counted (R27)."""
-        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
-            self._dsts.raise_to(
-                slot, d, Destination.SENT, RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)).tokens
-            )
-
-    def _taint_unfinished(self, slot: int) -> None:
-        """After a restart: taint what the dead worker was writing over a network, because it may still land (R6)."""
-        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
-            engine = self._engine_of(self._dsts.get(slot, d, Destination.PEER) - 1)
-            if engine is not None and not engine.late_writes:
-                continue
-            if self._dsts.get(slot, d, Destination.ISSUED) > self._dsts.get(slot, d, Destination.SENT):
-                self._taint(slot, d)
-
-    def _engine_of(self, peer: int) -> TransferEngine | None:
-        """The engine of a peer; None if another one has taken the peer's entry since."""
-        return self._engines.get(self._control.peers.get(peer, Peer.ENGINE))
-
-    def _taint(self, slot: int, d: int) -> None:
-        """Taint the session of the last attempt for this destination, which ended other than done (R7).
-
-        Its peer's word is tainted, too, in case the request is forgotten.
-        """
-        tainted = self._dsts.get(slot, d, Destination.ATTEMPT_SESSION) + 1
-        self._dsts.raise_to(slot, d, Destination.TAINTED, tainted)
-        self._control.peers.raise_to(self._dsts.get(slot, d, Destination.PEER) - 1, Peer.TAINTED, tainted)
-
     # ---- attempts
 
     def _finish_attempts(self) -> None:
@@ -352,7 +336,9 @@ class TransferWorker:
         for attempt in self._attempts.pending():
             outcome = Outcome.FAILED
             with self._ctx.isolated("attempt"):
-                outcome = attempt.engine.poll(attempt.ticket)
+                outcome = attempt.seen
+                if outcome is Outcome.PENDING:
+                    outcome = attempt.engine.poll(attempt.ticket)
             if outcome is Outcome.PENDING:
                 continue
             ended[attempt.slot, attempt.destination] = attempt.epoch
@@ -388,7 +374,13 @@ class TransferWorker:
         is_told = is_idle or (landed is not None and landed.end - self._told[slot, d] >= self._tell_tokens)
         if landed is not None and is_told:
             self._told[slot, d] = landed.end
-        if is_told:
+        told = None
+        if landed is not None and is_last and is_idle and landed.engine.late_writes:
+            told = self._success.tell(slot, epoch, self._now_ns)
+        if told is not None:
+            self._out.append(told)
+            self._succeeded[slot] = epoch
+        elif is_told:
             self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
         if (is_told and not is_last) or (slot, d) in self._starved:
             self._ctx.wake_library(slot)
@@ -407,7 +399,7 @@ class TransferWorker:
         self._ctx.to("poller").send(Kick.LOOK, slot, attempt.epoch)
         self._ctx.wake_library(slot)
         if attempt.engine.late_writes:
-            self._taint(slot, d)
+            self._taints.taint(slot, d)
             self._may_read.add(slot)
             self._renewing_ns = self._renewing_ns or self._now_ns
         since = self._dsts.get(slot, d, Destination.FAILING_NS) or self._now_ns
@@ -431,7 +423,14 @@ class TransferWorker:
         """Say that nothing of a request that has ended is under way any more, once that is so (R9)."""
         if slot in self._may_read or self._attempts.any_of(slot):
             return  # it is looked at when they have ended
-        if self._slots.get(slot, Slot.QUIESCED_EPOCH) != epoch:
+        is_news = self._slots.get(slot, Slot.QUIESCED_EPOCH) != epoch
+        if is_news:
             self._slots.set(slot, Slot.QUIESCED_EPOCH, epoch)
+        if self._succeeded.get(slot) == epoch:  # its destination closes it, which wakes the poller; or a heartbeat does
+            del self._succeeded[slot]
+            self._control.ring_lane(self._slots.get(slot, Slot.LANE))
+            self._ctx.to("poller").leave(Kick.LOOK, slot, epoch)
+            return
+        if is_news:
             self._ctx.wake_library(slot)
         self._ctx.to("poller").send(Kick.LOOK, slot, epoch)

@@ -15,133 +15,25 @@ import contextlib
 import errno
 import logging
 import os
-import struct
 import time
 from collections.abc import Container, Iterator, Sequence
-from pathlib import Path
 
 import zmq
 
 from embridge.allocator.errors import ProtocolError
 from embridge.allocator.metrics import Metric
 from embridge.workers import messages as msg
-from embridge.workers.addresses import numeric
-from embridge.workers.keys import KEY_LENGTH, AllowFile, KeyPair
+from embridge.workers.keys import KEY_LENGTH
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.process_spec import ProcessSpec, begin
 from embridge.workers.role import Arrival, Denied, Disconnect, Inbox, Out, Reply, RoleContext, Send, Step
 from embridge.workers.timing import NS
+from embridge.workers.wire.dealers import Dealer, Dealers, Keyring, set_limits
 from embridge.workers.wire.port import TURN_AWAY_EVERY_S, Port
 from embridge.workers.wire.reader import Reader
-from embridge.workers.wire.zap import DOMAIN, Gatekeeper
+from embridge.workers.wire.zap import Gatekeeper
 
 log = logging.getLogger(__name__)
-
-HIGH_WATER = 20_000  # messages queued for one peer; further ones are dropped, and heartbeats repair that
-# messages that came over one connection and wait for this process; further ones wait at the sender
-RECEIVE_HIGH_WATER = 512
-RECONNECT_MS = 50
-HANDSHAKE_MS = 5000  # a connection whose handshake takes longer ends
-# number and value of an event of ZeroMQ's monitor; pyzmq's own parser would import asyncio
-_MONITOR_EVENT = struct.Struct("=hi")
-KEEPALIVE_S = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10, zmq.TCP_KEEPALIVE_CNT: 3}
-LOOK_AT_LIST_NS = NS
-
-# By libzmq's event of a failed handshake: the reason, as far as it is known, and whether the failure is final.
-FAILED_HANDSHAKES: dict[int, tuple[str, bool]] = {
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: ("it does not list this node's key; add its line there", True),
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: ("one of both nodes has keys and the other has none, or it is no node", True),
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: ("its key is another than listed here, or it is no node", False),
-}
-
-PLAIN_ENDED = "it ends the handshake: it is starting or stopping, or is no node"
-
-
-class Keyring:
-    """A node's own key and its allow-list."""
-
-    def __init__(self, pair: KeyPair, allow_file: Path) -> None:
-        self.pair = pair
-        self.allow = AllowFile(allow_file)
-        self._looked_ns = time.monotonic_ns()
-
-    def refresh(self) -> None:
-        """Look at the allow-list, once a second at most."""
-        now_ns = time.monotonic_ns()
-        if now_ns - self._looked_ns >= LOOK_AT_LIST_NS:
-            self._looked_ns = now_ns
-            self.allow.refresh()
-
-    def is_listed(self, key: str) -> bool:
-        return key in self.allow.list.keys
-
-    def key_of(self, address: str, key: str) -> str | None:
-        """The key that must be proved at an address: the peer's if it is known, else the one beside the address."""
-        self.allow.refresh()
-        if key:
-            return key if self.is_listed(key) else None
-        return self.allow.list.key_of(address)
-
-    def apply(self, socket: zmq.Socket[bytes], server_key: str | None = None) -> None:
-        """Make a socket CURVE: the listening end, or with `server_key` the connecting one."""
-        socket.curve_secretkey = self.pair.secret.encode()
-        socket.curve_publickey = self.pair.public.encode()
-        if server_key is not None:
-            socket.curve_serverkey = server_key.encode()
-            return
-        socket.curve_server = True
-        socket.zap_domain = DOMAIN
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without the handler libzmq refuses everybody then
-
-
-def set_limits(socket: zmq.Socket[bytes]) -> None:
-    """Set the options that both kinds of sockets share.
-
-    They bound queues, messages and handshakes, and end connections to a host that is gone (keepalive).
-    """
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
-    socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
-    socket.setsockopt(zmq.MAXMSGSIZE, msg.MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    socket.setsockopt(zmq.IPV6, 1)
-    for option, value in KEEPALIVE_S.items():
-        socket.setsockopt(option, value)
-
-
-class _Dealer:
-    """A DEALER to one address, and a monitor, which tells when nobody listens there or the handshake fails."""
-
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keyring | None, key: str, ctx: RoleContext
-    ) -> None:
-        self.key = key
-        self.socket = context.socket(zmq.DEALER)
-        set_limits(self.socket)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 10 * RECONNECT_MS)
-        if keys is not None:
-            keys.apply(self.socket, key)
-        self.reader = Reader(self.socket, 1, ctx)
-        self.monitor = self.socket.get_monitor_socket(sum(FAILED_HANDSHAKES, zmq.EVENT_CLOSED))
-        try:
-            self.socket.connect(address)
-        except zmq.ZMQError:
-            self.close()
-            raise
-
-    def events(self) -> set[int]:
-        """What the monitor has told since the last call."""
-        events = set()
-        while self.monitor.poll(0):
-            told, _ = self.monitor.recv_multipart()
-            events.add(_MONITOR_EVENT.unpack(told)[0])
-        return events
-
-    def close(self) -> None:
-        self.socket.disable_monitor()
-        self.monitor.close(0)
-        self.socket.close(0)
 
 
 class Wire:
@@ -151,7 +43,7 @@ class Wire:
         assert spec.listen is not None
         self._ctx = ctx
         self._limit = LogLimit()
-        self._denied: dict[str, Denied] = {}
+        self._denied: dict[str, Denied] = {}  # of these the role is told with the next inbox
         self._keys = Keyring(spec.keys, spec.allow_file) if spec.keys and spec.allow_file else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
@@ -165,7 +57,14 @@ class Wire:
         self._port = Port(self._router, spec.listen.fd, spec.bind_addr)
         self._reader = Reader(self._router, 2, ctx)
         self._resting: list[Reader] = []
-        self._dealers: dict[str, _Dealer] = {}
+        self._dealers = Dealers(
+            self._context,
+            self._keys,
+            ctx,
+            made=self._watch_dealer,
+            dropped=self._leave_dealer,
+            denied=self._note_denied,
+        )
         self._poller.register(self._router, zmq.POLLIN)
 
     def has_news(self) -> bool:
@@ -218,17 +117,13 @@ class Wire:
         if self._router in readable:
             self._receive_connected(arrivals)
         refused = []
-        for address, dealer in list(self._dealers.items()):
+        for address, dealer in list(self._dealers.by_address.items()):
             if dealer.socket in readable:
                 self._receive_answers(address, dealer, arrivals)
             events = dealer.events() if dealer.monitor in readable else set()
             if zmq.EVENT_CLOSED in events:
                 refused.append(address)
-            for event in events & FAILED_HANDSHAKES.keys():
-                reason, is_final = FAILED_HANDSHAKES[event]
-                self._deny(address, reason if self._keys is not None or is_final else PLAIN_ENDED, is_final)
-            if self._keys is not None and not self._keys.is_listed(dealer.key):
-                self._deny(address, "its key is not in the allow-list any more", True)
+            self._dealers.look(address, events)
         denied, self._denied = self._denied, {}
         self._ctx.count(Metric.MESSAGES_IN, len(arrivals))
         return arrivals, refused, list(denied.values())
@@ -241,7 +136,7 @@ class Wire:
             ):
                 self._reader.refuse()
 
-    def _receive_answers(self, address: str, dealer: _Dealer, arrivals: list[Arrival]) -> None:
+    def _receive_answers(self, address: str, dealer: Dealer, arrivals: list[Arrival]) -> None:
         for (body,) in self._messages(dealer.reader):
             if not self._decode(body.bytes, arrivals, None, address, dealer.key):
                 dealer.reader.refuse()
@@ -285,75 +180,33 @@ class Wire:
         for item in out:
             try:
                 match item:
-                    case Send(address, message, key, asked):
-                        dealer = self._dealer_to(address, key, asked)
-                        if dealer is not None:
-                            dealer.socket.send(msg.encode(message), zmq.NOBLOCK)
+                    case Send():
+                        self._dealers.send(item)
                     case Reply(connection, message):
                         self._router.send_multipart([connection, msg.encode(message)], zmq.NOBLOCK)
                     case Disconnect(address):
-                        self._drop(address)
+                        self._dealers.drop(address)
             except zmq.ZMQError as error:
                 where = item.address if not isinstance(item, Reply) else item.connection
                 self._limit.log(log, logging.WARNING, where, time.monotonic_ns(), "message not sent: %s", str(error))
         self._ctx.count(Metric.MESSAGES_OUT, len(out))
 
-    def _dealer_to(self, address: str, key: str, asked: str) -> _Dealer | None:
-        """The dealer to an address, made if there is none; None where the address holds a name or has no listed key."""
-        dealer = self._dealers.get(address)
-        if dealer is not None and (not key or key == dealer.key):
-            return dealer
-        self._drop(address)  # another node has that address now
-        try:
-            numeric(address)  # a name would be looked up in libzmq's one I/O thread, and everybody would wait
-        except ValueError as error:
-            self._deny(address, f"address {error}", True)
-            return None
-        expected = self._expected_key(address, key, asked)
-        if expected is None:
-            why = (
-                "its key is not in the allow-list any more"
-                if key
-                else "no key for it in this node's allow-list; add its line"
-            )
-            self._deny(address, why, True)
-            return None
-        dealer = self._dealers[address] = _Dealer(self._context, address, self._keys, expected, self._ctx)
+    def _watch_dealer(self, dealer: Dealer) -> None:
         self._poller.register(dealer.socket, zmq.POLLIN)
         self._poller.register(dealer.monitor, zmq.POLLIN)
-        return dealer
 
-    def _expected_key(self, address: str, key: str, asked: str) -> str | None:
-        """The key that must be proved at this address: "" where this node has no keys, None where no key is listed."""
-        if self._keys is None:
-            return ""
-        found = self._keys.key_of(address, key)
-        return found or (self._keys.key_of(asked, "") if asked and not key else None)
+    def _leave_dealer(self, dealer: Dealer) -> None:
+        if dealer.reader in self._resting:
+            self._resting.remove(dealer.reader)
+        else:
+            self._poller.unregister(dealer.socket)
+        self._poller.unregister(dealer.monitor)
 
-    def _deny(self, address: str, reason: str, is_final: bool) -> None:
-        """Tell the role, with the next inbox, that there is no connection.
-
-        After a final failure libzmq does not try again, so the dealer is dropped.
-        """
-        self._denied[address] = Denied(address, reason, is_final)
-        level = logging.WARNING if is_final else logging.INFO  # a node that stops ends handshakes in this way, too
-        self._limit.log(log, level, address, time.monotonic_ns(), "no connection to %s: %s", address, reason)
-        if is_final:
-            self._drop(address)
-
-    def _drop(self, address: str) -> None:
-        dealer = self._dealers.pop(address, None)
-        if dealer is not None:
-            if dealer.reader in self._resting:
-                self._resting.remove(dealer.reader)
-            else:
-                self._poller.unregister(dealer.socket)
-            self._poller.unregister(dealer.monitor)
-            dealer.close()
+    def _note_denied(self, denied: Denied) -> None:
+        self._denied[denied.address] = denied
 
     def close(self) -> None:
-        for address in list(self._dealers):
-            self._drop(address)
+        self._dealers.close()
         self._port.close()
         self._router.close(0)
         if self._gatekeeper is not None:

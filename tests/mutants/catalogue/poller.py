@@ -31,9 +31,9 @@ POLLER: Final = [
     ),
     Mutant(
         "tainted-before-sent", "R6", "a report reads `sent` after `tainted`, and so may be cleaner than its progress",
-        "workers/poller/encode.py",
-        "            sent_tokens=sent,\n",
-        "            sent_tokens=max(sent, self._dsts.get(slot, d, Destination.SENT)),\n",
+        "workers/reports.py",
+        "        sent_tokens=sent,\n",
+        "        sent_tokens=max(sent, get(slot, d, Destination.SENT)),\n",
         (f"{TAINTS}::test_a_report_is_no_cleaner_than_its_progress",),
     ),
     Mutant(
@@ -351,8 +351,8 @@ POLLER: Final = [
     Mutant(
         "checked-told-once", "R27, P8", "what a language node has checked is not told again if that was lost",
         "workers/poller/language.py",
-        "        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], 0, 0, 0)]\n",
-        "        return [msg.Heartbeat(envelope, [], 0, 0, 0)]\n",
+        "        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], [], 0, 0, 0)]\n",
+        "        return [msg.Heartbeat(envelope, [], [], 0, 0, 0)]\n",
         (f"{VERIFYING}::test_what_is_checked_is_told_again_for_as_long_as_the_request_is_in_flight",),
     ),
     Mutant(

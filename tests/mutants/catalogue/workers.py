@@ -43,7 +43,7 @@ WORKERS: Final = [
     ),
     Mutant(
         "name-at-a-socket", "P21", "whatever an address holds is given to libzmq, which looks names up in its one I/O thread",
-        "workers/wire/loop.py",
+        "workers/wire/dealers.py",
         "            numeric(address)  # a name",
         "            str(address)  # a name",
         (f"{FORMS}::test_no_name_reaches_a_socket",),

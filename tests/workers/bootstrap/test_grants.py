@@ -63,7 +63,7 @@ def test_no_number_in_a_heartbeat_grants_anything() -> None:
     sender = node.sender(1, 40)
     node.init(1, [3])
     room = msg.RoomState(msg.RequestKey(1, 1, 1), 2, False, 40, 40, 40, 10, 0, 0, 0, "", 0)
-    node.hears("poller", msg.Heartbeat(node.envelope(), [room], 0, 0, 0))
+    node.hears("poller", msg.Heartbeat(node.envelope(), [room], [], 0, 0, 0))
     assert node.get(sender, Destination.GRANTED_TOKENS) == 4
     assert node.get(sender, Destination.SENT) == 4
 

@@ -165,9 +165,41 @@ def test_a_request_that_is_closed_before_its_end_is_in_no_digest() -> None:
     node = encode_with(2)
     node.forget_sent()
     node.close(1, node_id=PEER)
-    assert [status.room.phase for status in node.sent(msg.Status)] == [Phase.Failed]  # its list has it still
+    assert node.sent(msg.Status) == []  # it knows
     node.advance(0.2)
+    (beat,) = [beat for beat in node.sent(msg.Heartbeat) if beat.closed]  # its list has it until then
+    assert ([key.room for key in beat.closed], beat.num_rooms) == ([1], 1)
     assert last_digest(node)[0] == 1
+
+
+def test_a_request_that_is_closed_before_its_end_is_in_no_snapshot() -> None:
+    """R77: a piece says what is in flight; so the digest that follows is without it, too."""
+    node = encode_with(2)
+    node.forget_sent()
+    node.close(1, node_id=PEER)
+    node.hears("poller", msg.Resync(node.envelope(node_id=PEER)))
+    (piece,) = node.sent(msg.Snapshot)
+    assert [room.key.room for room in piece.rooms] == [2]
+    node.advance(0.2)
+    assert last_digest(node) == (1, msg.hash_of(piece.rooms[0]))
+
+
+def test_the_last_request_that_is_closed_is_named_and_a_node_that_is_gone_leaves_nothing() -> None:
+    """R77, P23."""
+    node = encode_with(1)
+    node.forget_sent()
+    node.close(1, node_id=PEER)
+    node.advance(1.5)  # nothing is in flight
+    assert [key.room for beat in node.sent(msg.Heartbeat) for key in beat.closed] == [1]
+    assert last_digest(node) == (0, 0)
+    publisher = node.actor("poller").role
+    assert isinstance(publisher, Publisher)
+    for incarnation in range(2, 6):
+        node.register(node_id=PEER, incarnation=incarnation)
+        node.sender(incarnation, 4)
+        node.init(incarnation, [3], node_id=PEER, incarnation=incarnation)
+        node.advance(0.01)
+    assert len(publisher._rooms) <= 2
 
 
 # ---- the language side

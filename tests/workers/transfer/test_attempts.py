@@ -132,7 +132,7 @@ def test_a_session_that_does_not_answer_fails_a_request_at_once_or_where_rows_ha
     node.engine.open = refuse_to_open  # type: ignore[method-assign]
     node.init(4, [8])
     for _ in range(40):  # its node lives, and says so
-        node.hears("poller", msg.Heartbeat(node.envelope(node_id=10), [], 0, 0, 0))
+        node.hears("poller", msg.Heartbeat(node.envelope(node_id=10), [], [], 0, 0, 0))
         node.advance(0.2)
     assert late.poll() == Phase.Failed
     assert "does not answer" in str(late.failure_exception())

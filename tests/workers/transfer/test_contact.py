@@ -39,7 +39,7 @@ class Unanswered(StubEngine):
 def advance(node: EncodeAlone, seconds: int) -> None:
     """Time passes, and its peer is alive."""
     for _ in range(seconds):
-        node.hears("poller", msg.Heartbeat(node.envelope(), [], 0, 0, 0))
+        node.hears("poller", msg.Heartbeat(node.envelope(), [], [], 0, 0, 0))
         node.advance(1.0)
 
 

@@ -87,7 +87,7 @@ def test_what_is_under_way_is_bounded_over_all_requests_to_one_peer() -> None:
     count = len(engine.submitted)
     assert count < 63
     engine.outcomes[1] = Outcome.DONE
-    node.advance(0.02)
+    node.advance(0.04)  # first its destination is told
     assert len(engine.submitted) == count + 1
     engine.outcome = Outcome.DONE
     node.advance(0.5)

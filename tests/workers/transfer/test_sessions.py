@@ -241,7 +241,7 @@ def test_a_request_whose_writes_all_fail_ends_with_the_reason_and_the_next_is_tr
     sender = node.sender(1, 8)
     node.init(1, [3, 4])
     for _ in range(8):
-        node.hears("poller", msg.Heartbeat(node.envelope(), [], 0, 0, 0))
+        node.hears("poller", msg.Heartbeat(node.envelope(), [], [], 0, 0, 0))
         node.advance(1.0)
     assert sender.poll() == Phase.Failed
     assert "every write to node a at tcp://10.1.0.10:1 through stub has failed for 5." in str(

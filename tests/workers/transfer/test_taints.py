@@ -70,7 +70,7 @@ def test_a_worker_that_died_in_an_attempt_leaves_its_session_tainted() -> None:
     node.new_worker()
     node.advance(0.1)
     assert node.get(sender, Destination.TAINTED) == 2
-    assert node.sent(msg.Status)[-1].room.tainted == 2
+    assert node.sent(msg.Landed)[-1].room.tainted == 2
 
 
 def test_a_report_is_no_cleaner_than_its_progress() -> None:

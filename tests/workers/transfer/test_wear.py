@@ -62,7 +62,7 @@ def advance(node: EncodeAlone, seconds: float) -> None:
     """Time passes, and its peer is alive."""
     end = node.now_ns + int(seconds * NS)
     while node.now_ns < end:
-        node.hears("poller", msg.Heartbeat(node.envelope(), [], 0, 0, 0))
+        node.hears("poller", msg.Heartbeat(node.envelope(), [], [], 0, 0, 0))
         node.advance(min(1.0, (end - node.now_ns) / NS))
 
 

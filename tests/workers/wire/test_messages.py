@@ -47,8 +47,9 @@ EXAMPLES: list[msg.Message] = [
     msg.AbortAck(HEADER, KEY, 2),
     msg.Announce(HEADER, KEY, 2000),
     msg.Status(HEADER, STATE),
+    msg.Landed(HEADER, STATE),
     msg.Close(HEADER, KEY),
-    msg.Heartbeat(HEADER, [STATE, STATE], 2, 1 << 62, 3),
+    msg.Heartbeat(HEADER, [STATE, STATE], [KEY, KEY], 2, 1 << 62, 3),
     msg.Checked(HEADER, [msg.CheckedRows(KEY, 8), msg.CheckedRows(KEY, 9)]),
     msg.Resync(HEADER),
     msg.Snapshot(HEADER, 5, 1 << 16, [STATE, STATE]),
@@ -225,12 +226,12 @@ def test_a_value_of_a_wrong_type_or_out_of_range_is_refused_in_every_place() -> 
         ("Resume6", (7, 0), (1 << 32) - 1),  # an index
         ("Status10", (2, 1), 4),  # phase
         ("Announce9", (3,), (1 << 32) - 1),  # total_tokens
-        ("Close11", (1, 1), (1 << 63) - 1),  # node_id
-        ("Heartbeat12", (3,), (1 << 32) - 1),  # num_rooms
-        ("Heartbeat12", (4,), (1 << 63) - 1),  # digest
-        ("Checked13", (2, 0, 1), (1 << 32) - 1),  # checked_tokens
-        ("Snapshot15", (2,), (1 << 16) - 1),  # first_slot
-        ("Snapshot15", (3,), 1 << 16),  # end_slot
+        ("Close12", (1, 1), (1 << 63) - 1),  # node_id
+        ("Heartbeat13", (4,), (1 << 32) - 1),  # num_rooms
+        ("Heartbeat13", (5,), (1 << 63) - 1),  # digest
+        ("Checked14", (2, 0, 1), (1 << 32) - 1),  # checked_tokens
+        ("Snapshot16", (2,), (1 << 16) - 1),  # first_slot
+        ("Snapshot16", (3,), 1 << 16),  # end_slot
     ],
 )
 def test_each_number_may_reach_its_limit_and_not_go_beyond(name: str, place: tuple[int, ...], limit: int) -> None:
@@ -248,12 +249,12 @@ def test_lists_have_a_limit() -> None:
     key = NAMES.index("Init5")
     msg.decode(packed(with_value(RAW[key], (7,), [0] * msg.MAX_WINDOW)), "peer")
     refused(packed(with_value(RAW[key], (7,), [0] * (msg.MAX_WINDOW + 1))))
-    for name, place in (("Heartbeat12", (2,)), ("Snapshot15", (4,))):
+    for name, place in (("Heartbeat13", (2,)), ("Snapshot16", (4,))):
         told = RAW[NAMES.index(name)]
         room = [*at(told, place)[0][:-2], "", 0]
         msg.decode(packed(with_value(told, place, [room] * msg.MAX_ROOMS_A_HEARTBEAT)), "peer")
         refused(packed(with_value(told, place, [room] * (msg.MAX_ROOMS_A_HEARTBEAT + 1))))
-    checked = RAW[NAMES.index("Checked13")]
+    checked = RAW[NAMES.index("Checked14")]
     msg.decode(packed([*checked[:2], checked[2][:1] * msg.MAX_ROOMS_A_HEARTBEAT]), "peer")
     refused(packed([*checked[:2], checked[2][:1] * (msg.MAX_ROOMS_A_HEARTBEAT + 1)]))
 

@@ -96,7 +96,10 @@ def a_language_node_takes_every_message() -> None:
     node.hears("bootstrap", msg.Stale(envelope, 1), address=ENCODE_ADDRESS)
     plain = LanguageAlone()
     received = plain.receiver(1)
-    plain.status(received, Phase.Success, 8, total_tokens=8, resumed=True)
+    plain.status(received, Phase.WaitingForInput, 0, total_tokens=8)
+    plain.heartbeat(closed=[msg.RequestKey(received.slot, received.epoch, 1)])
+    state = plain.state(received, Phase.Success, 8, total_tokens=8, resumed=True)
+    plain.hears("poller", msg.Landed(plain.envelope(node_id=20), state))
     assert received.poll() == Phase.Success
 
 

@@ -1,0 +1,69 @@
+"""The success of a request, as the transfer worker that has sent its last row says it (R83).
+
+Rows that have landed are of use when their scheduler knows of them. So the worker does not leave that to its node's
+poller, which sleeps: it raises its node's word to Success, which decides (R36), and then says so to the destination's
+poller itself. It does so where nothing but these rows was waited for; in all other cases the poller looks, as ever.
+"""
+
+from __future__ import annotations
+
+from embridge.allocator.records import Destination, Slot
+from embridge.allocator.status import TERMINAL, Phase, split
+from embridge.workers import messages as msg
+from embridge.workers.reports import room_state
+from embridge.workers.role import Disconnect, Out, RoleContext, Send
+from embridge.workers.transfer.contact import Contact
+
+ONLY = 0  # the destination of a request that has one
+
+
+class Success:
+    """Raises the words of one transfer worker's requests, each once."""
+
+    def __init__(self, ctx: RoleContext, contact: Contact) -> None:
+        self._ctx = ctx
+        self._slots = ctx.slots
+        self._dsts = ctx.control.destinations
+        self._peers = ctx.control.peers
+        self._contact = contact
+        self._spoken_to: set[str] = set()
+
+    def tell(self, slot: int, epoch: int, now_ns: int) -> Send | None:
+        """Raise the word of a request to Success if it is due. Returns what tells its destination; None: the poller is
+        to look at the request.
+        """
+        if not self._is_due(slot, epoch, now_ns):
+            return None
+        total = self._slots.get(slot, Slot.TOTAL)
+        peer = self._dsts.get(slot, ONLY, Destination.PEER) - 1
+        record = self._peers.record(peer)
+        if not self._ctx.status.advance(slot, epoch, Phase.Success, total, now_ns):  # it has failed meanwhile
+            return None
+        self._spoken_to.add(record.poller_addr)
+        state = room_state(self._ctx, slot, ONLY, Phase.Success, total)
+        return Send(record.poller_addr, msg.Landed(self._ctx.envelope(record.incarnation), state), record.key)
+
+    def hang_up(self) -> list[Out]:
+        """End the connections to nodes that are gone."""
+        gone = self._spoken_to - {self._peers.poller_addr(peer) for peer in self._peers.alive()}
+        self._spoken_to -= gone
+        return [Disconnect(address) for address in sorted(gone)]
+
+    def _is_due(self, slot: int, epoch: int, now_ns: int) -> bool:
+        """Whether all rows are there, and nothing speaks against a success that the poller would heed."""
+        get, destination = self._slots.get, self._dsts.get
+        if self._ctx.control.verify or get(slot, Slot.REQUIRED) != 1 or get(slot, Slot.NUM_DESTINATIONS) != 1:
+            return False
+        word, total = split(self._ctx.status.load(slot)), get(slot, Slot.TOTAL)
+        if word.epoch != epoch or not Phase.WaitingForInput <= word.phase < TERMINAL:
+            return False
+        if not destination(slot, ONLY, Destination.BEGIN) < total == destination(slot, ONLY, Destination.SENT):
+            return False
+        if word.phase < Phase.Transferring and destination(slot, ONLY, Destination.FIRST_GRANT) < total:
+            return False  # it was resumed, and the poller has yet to say so
+        if get(slot, Slot.FAILURE) or destination(slot, ONLY, Destination.CLOSED):
+            return False
+        if now_ns >= get(slot, Slot.DEADLINE_NS):
+            return False
+        peer = destination(slot, ONLY, Destination.PEER) - 1
+        return not self._ctx.is_lane_dead(slot) and self._contact.is_granted_by(peer, slot, ONLY)
