@@ -138,12 +138,14 @@ static PyObject *checksum_checked(const Py_buffer *memory, const Array *columns,
     struct column checked[MAX_COLUMNS]; // a copy, so that nobody can change what was checked
     const size_t count = columns->length / 2;
     if (count > MAX_COLUMNS || columns->length % 2 != 0)
-        return PyErr_Format(PyExc_ValueError, "columns: %zu words are not at most %d pairs", columns->length, MAX_COLUMNS);
+        return PyErr_Format(PyExc_ValueError, "columns: %zu words are not at most %d pairs", columns->length,
+                            MAX_COLUMNS);
     memcpy(checked, columns->data, count * sizeof *checked);
     uint64_t row_bytes = 0;
     for (size_t i = 0; i < count; i++) {
         if (!column_is_valid(&checked[i], rows, (uint64_t)memory->len))
-            return PyErr_Format(PyExc_IndexError, "column %zu: %llu rows of %lld bytes from %lld are outside the memory's %zd", i,
+            return PyErr_Format(PyExc_IndexError,
+                                "column %zu: %llu rows of %lld bytes from %lld are outside the memory's %zd", i,
                                 (unsigned long long)rows, (long long)checked[i].row_bytes, (long long)checked[i].offset,
                                 memory->len);
         row_bytes += (uint64_t)checked[i].row_bytes;

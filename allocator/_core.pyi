@@ -113,7 +113,8 @@ class Mapping:
     def close(self) -> int:
         """Let the memory go as soon as no buffer is exported, and take no new ones (BufferError) and no handles.
 
-        Returns how many buffers are exported still; 0: it is gone, and handles find zeroed memory of this process's own.
+        Returns how many buffers are exported still; 0: it is gone, and handles find zeroed memory of this process's
+        own.
         """
     def discard(self) -> None:
         """Let the memory go now. Buffers and handles that are left find zeroed memory of this process's own instead."""
@@ -188,9 +189,9 @@ class StatusTable:
     ) -> int:
         """Raise the slot's `RELEASED_EPOCH` to the last epoch; set what `blanks` (at most 2) have of the slot to 0;
         write the other words of its record (u64); shut its claim for the lane and the length that the record names; say
-        that the record is about the next epoch; then `open`. `is_untold`: `TOLD` names that epoch as untold. Each of the
-        `Words` has as many words of every slot. A caller that is killed in between leaves a slot that nobody takes for
-        open. Returns as `open`. Only the slot's owner calls it."""
+        that the record is about the next epoch; then `open`. `is_untold`: `TOLD` names that epoch as untold. Each of
+        the `Words` has as many words of every slot. A caller that is killed in between leaves a slot that nobody takes
+        for open. Returns as `open`. Only the slot's owner calls it."""
     def advance(
         self, slot: int, epoch: int, phase: int, sent: int, now_ns: int, is_told: bool = False, /
     ) -> bool:
@@ -239,7 +240,9 @@ class BlockCells:
         """Quarantined -> free for every block whose exposure word e has `e & mask == value` and `e & ~mask < below`.
         Returns how many."""
     def cell(self, index: int, /) -> tuple[int, int, int, int]:
-        """(state, slot, epoch, generation); loaded after whatever this thread has read before, the block's bytes among it."""
+        """(state, slot, epoch, generation); loaded after whatever this thread has read before, the block's bytes among
+        it.
+        """
     def exposure(self, index: int, /) -> int: ...
     def counts(self) -> tuple[int, int, int, int]:
         """(free, owned, exposed, quarantined); their sum is always the number of blocks."""
@@ -297,7 +300,9 @@ class Doorbell:
     def __init__(self, mapping: Mapping, offset: int, event_fd: int = -1) -> None: ...
     def sequence(self) -> int: ...
     def ring(self) -> bool:
-        """True: the waiter slept, and was woken. False: it is awake, or has armed an eventfd that this process has not."""
+        """True: the waiter slept, and was woken. False: it is awake, or has armed an eventfd that this process has
+        not.
+        """
     def wait(self, seen: int, timeout_s: float, spin_s: float = 20e-6) -> int:
         """Without the GIL, until the sequence differs from `seen` or the time is over (or a signal: returns early);
         returns the sequence. A timeout of 0 or less only looks."""
@@ -495,8 +500,9 @@ def copy(destination: Buffer, source: Buffer, moves: Buffer, count: int, /) -> i
 def checksum(memory: Buffer, columns: Buffer, rows: int, checksum: int, /) -> int:
     """CRC-32C of rows, going on from `checksum` (0: from nothing), without the GIL (but for a few KiB).
 
-    `columns`: up to 16 pairs (offset of the first row, bytes of each row), int64. Row by row, of each row one column after the
-    other: so the checksum of the first rows goes on to that of all. Every range is checked first (IndexError).
+    `columns`: up to 16 pairs (offset of the first row, bytes of each row), int64. Row by row, of each row one column
+    after the other: so the checksum of the first rows goes on to that of all. Every range is checked first
+    (IndexError).
     """
 
 def set_parent_death_signal(signal: int, /) -> None:

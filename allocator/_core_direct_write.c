@@ -130,8 +130,8 @@ static int check_columns(const DirectWriter *self, const Array *columns, struct 
     const uint64_t rows = self->num_blocks * self->block_size, size = self->payload->size;
     for (size_t c = 0; c < count; c++) {
         if (checked[c].offset > size || checked[c].row_bytes > (size - checked[c].offset) / rows)
-            return PyErr_Format(PyExc_IndexError, "column %zu: %llu rows of %llu bytes from %llu are outside of %llu", c,
-                                (unsigned long long)rows, (unsigned long long)checked[c].row_bytes,
+            return PyErr_Format(PyExc_IndexError, "column %zu: %llu rows of %llu bytes from %llu are outside of %llu",
+                                c, (unsigned long long)rows, (unsigned long long)checked[c].row_bytes,
                                 (unsigned long long)checked[c].offset, (unsigned long long)size), -1;
     }
     return 0;

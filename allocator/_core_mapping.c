@@ -1,8 +1,8 @@
 // Mapping: bytes of a descriptor, mapped shared; and what the handles into one have in common.
 //
-// A mapping is unmapped when nothing refers to it any more: no handle and no exported buffer. It can be let go of before:
-// private memory then takes its place at the same address, zeroed and not reserved, until that moment. So a pointer that
-// somebody still has goes nowhere else, and is no SIGSEGV; and the memory that was mapped is free.
+// A mapping is unmapped when nothing refers to it any more: no handle and no exported buffer. It can be let go of
+// before: private memory then takes its place at the same address, zeroed and not reserved, until that moment. So a
+// pointer that somebody still has goes nowhere else, and is no SIGSEGV; and the memory that was mapped is free.
 #define _GNU_SOURCE
 #include "_core.h"
 
@@ -106,8 +106,8 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     Py_ssize_t size, offset = 0, alignment = page;
     int fd, writable = 1;
     unsigned long long wanted = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "in|$npnK:Mapping", names, &fd, &size, &offset, &writable, &alignment,
-                                     &wanted))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "in|$npnK:Mapping", names, &fd, &size, &offset, &writable,
+                                     &alignment, &wanted))
         return NULL;
     if (size < 1 || size > PY_SSIZE_T_MAX / 4)
         return PyErr_Format(PyExc_ValueError, "size: %zd bytes, not a size", size);

@@ -102,4 +102,5 @@ static PyType_Slot taker_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec turn_taker_spec = {"embridge.allocator._core.TurnTaker", sizeof(TurnTaker), 0, CORE_TYPE_FLAGS, taker_slots};
+PyType_Spec turn_taker_spec = {"embridge.allocator._core.TurnTaker", sizeof(TurnTaker), 0, CORE_TYPE_FLAGS,
+                               taker_slots};

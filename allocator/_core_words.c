@@ -369,7 +369,8 @@ static PyObject *status_compare_words(PyObject *self, PyObject *const *args, Py_
     const struct status_table *table = &((StatusTable *)self)->table;
     uint64_t num_pages;
     Array pages, seen, out;
-    if (take_count("compare", nargs, 4) < 0 || take_pages(args[0], args[1], table->num_slots / SLOTS_PER_PAGE, &pages, &num_pages) < 0)
+    if (take_count("compare", nargs, 4) < 0 ||
+        take_pages(args[0], args[1], table->num_slots / SLOTS_PER_PAGE, &pages, &num_pages) < 0)
         return NULL;
     PyObject *result = NULL;
     if (array_open(&seen, args[2], "seen", 8, true) == 0) {

@@ -274,7 +274,8 @@ class Benchmark:
         others: Figures = {}
         if self._disturbed:
             others = {"median": round(statistics.median(self._disturbed), 3), "max": round(max(self._disturbed), 3)}
-            summary += f"; other work took {others['median']:.0%} of the machine (median of the cases; at most {others['max']:.0%})"
+            median, most = others["median"], others["max"]
+            summary += f"; other work took {median:.0%} of the machine (median of the cases; at most {most:.0%})"
         self._console.print(f"{summary}\n", style="dim")
         if self.json is None:
             return
@@ -316,7 +317,9 @@ def _cell(values: Sequence[float], has_spread: bool) -> str:
     if not values:
         return ""
     text = _figure(statistics.median(values))
-    return text if len(values) == 1 or not has_spread else f"{text} [dim]({_figure(min(values))} to {_figure(max(values))})[/]"
+    if len(values) == 1 or not has_spread:
+        return text
+    return f"{text} [dim]({_figure(min(values))} to {_figure(max(values))})[/]"
 
 
 def machine() -> dict[str, Any]:

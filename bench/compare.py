@@ -67,8 +67,9 @@ class Change:
 
 
 def ratios(report: Report) -> dict[tuple[str, str, str], dict[str, float]]:
-    """(title, row, metric) -> the ratio to the floor: median, min and max of the rounds. Maxima of times are chance, and
-    left out.
+    """(title, row, metric) -> the ratio to the floor: median, min and max of the rounds.
+
+    Maxima of times are chance, and left out.
     """
     return {
         (title, row, metric): spread

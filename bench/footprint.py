@@ -74,7 +74,8 @@ def main() -> None:
             others = sum(size for label, size in held.items() if label != "payload")
             segments.figures[role] = [held | {"others": others}]
     bench.show("processes", sums, {"own": "own, MiB", "rss": "resident, MiB", "tables": "page tables, MiB"})
-    bench.show("segments", segments, {"payload": "payload, MiB", "control": "control, MiB", "others": "all but payload, MiB"})
+    columns = {"payload": "payload, MiB", "control": "control, MiB", "others": "all but payload, MiB"}
+    bench.show("segments", segments, columns)
     for role in ("encode", "language"):
         bench.at_most(f"{role} node: segments but the payload", segments.median(role, "others"), 8, "MiB")
         bench.at_most(f"{role} node: its processes' own memory", sums.median(f"{role}: all", "own"), 80, "MiB")

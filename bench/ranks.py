@@ -165,7 +165,8 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "mb_each": round(options.tokens * geometry.token_bytes / 1e6, 2),
         **measured,
-        "bounded_by": "a wake-up (system call) for each follower, and a core for each to run on; no byte of a request is copied",
+        "bounded_by": "a wake-up (system call) for each follower, and a core for each to run on; no byte of a request "
+        "is copied",
     }
     print(json.dumps(result, indent=2))
 

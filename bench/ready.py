@@ -86,7 +86,8 @@ def is_touched(run_dir: Path) -> bool:
 
 def added(results: Results, mib: int) -> float | None:
     """What a start took beyond the reservation of the same round, ms: the median of the rounds."""
-    pairs = zip(results.rounds(f"a node of {mib} MiB", "ready"), results.rounds(f"floor: {mib} MiB", "ready"), strict=False)
+    nodes, floors = (results.rounds(f"{what} {mib} MiB", "ready") for what in ("a node of", "floor:"))
+    pairs = zip(nodes, floors, strict=False)
     differences = [node - floor for node, floor in pairs]
     return statistics.median(differences) if differences else None
 
@@ -97,7 +98,12 @@ def main() -> None:
         cases[f"floor: {mib} MiB"] = partial(reserve, mib)
         cases[f"a node of {mib} MiB"] = partial(start, mib)
     results = bench.interleave(cases)
-    columns = {"ready": "READY, or reserved, ms", "attach": "attach, ms", "touched": "touched and locked, s", "stop": "stop, ms"}
+    columns = {
+        "ready": "READY, or reserved, ms",
+        "attach": "attach, ms",
+        "touched": "touched and locked, s",
+        "stop": "stop, ms",
+    }
     bench.show("from launch to READY", results, columns)
     for mib in SIZES:
         bench.at_most(f"{mib} MiB: READY, beyond the reservation", added(results, mib), 1000, "ms")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ class Pair:
                 c.lanes.get(lane, 0) for lane in range(LIMITS.max_clients)
             ), "idle")
             for name in control.processes.names:
-                until(lambda c=control, n=name: c.processes.get(n, Process.STATE) == READY, "ready")  # type: ignore[misc]
+                state = partial(control.processes.get, name, Process.STATE)
+                until(lambda state=state: state() == READY, "ready")  # type: ignore[misc]
 
 
 def until(condition: Callable[[], object], what: str) -> int:

@@ -55,7 +55,8 @@ def main(rounds: int) -> None:
             p50s = [statistics.median(itertools.chain(*took)) / 1e6 for took in (before, beside)]
             p99s = [statistics.median(p99(took) for took in rows) for rows in (before, beside)]
             print(
-                f"{name}: p50 {p50s[0]:.2f} -> {p50s[1]:.2f} ms, p99 {p99s[0]:.2f} -> {p99s[1]:.2f} ms ({p99s[1] / p99s[0]:.2f} times)"
+                f"{name}: p50 {p50s[0]:.2f} -> {p50s[1]:.2f} ms, p99 {p99s[0]:.2f} -> {p99s[1]:.2f} ms "
+                f"({p99s[1] / p99s[0]:.2f} times)"
             )
 
 

@@ -3,11 +3,11 @@
 //   checksum_extend(c, bytes, n)      the checksum of what had checksum c, followed by these n bytes; c = 0 for nothing
 //
 // It is the checksum of RFC 3720: reflected polynomial 0x82F63B78, all ones before and after, so that
-// checksum_extend(0, "123456789", 9) is 0xE3069283 and leading zeros count. It finds every burst of up to 32 bits, and any other
-// change but for one in 2**32; against somebody who means to deceive it is of no use.
+// checksum_extend(0, "123456789", 9) is 0xE3069283 and leading zeros count. It finds every burst of up to 32 bits, and
+// any other change but for one in 2**32; against somebody who means to deceive it is of no use.
 //
-// Memory that others may write meanwhile is read once, byte by byte or word by word: the checksum is then that of something in
-// between, and nothing else happens.
+// Memory that others may write meanwhile is read once, byte by byte or word by word: the checksum is then that of
+// something in between, and nothing else happens.
 #ifndef EMBRIDGE_CHECKSUM_H
 #define EMBRIDGE_CHECKSUM_H
 
@@ -67,8 +67,8 @@ static inline uint32_t checksum_by_tables(uint32_t state, const unsigned char *b
 
 static inline bool checksum_has_instruction(void) { return __builtin_cpu_supports("sse4.2"); }
 
-__attribute__((target("sse4.2"))) static inline uint32_t checksum_by_instruction(uint32_t state,
-                                                                                  const unsigned char *bytes, size_t count)
+__attribute__((target("sse4.2"))) static inline uint32_t
+checksum_by_instruction(uint32_t state, const unsigned char *bytes, size_t count)
 {
     uint64_t wide = state;
     for (; count >= 8; count -= 8, bytes += 8) {
@@ -86,8 +86,8 @@ __attribute__((target("sse4.2"))) static inline uint32_t checksum_by_instruction
 
 static inline bool checksum_has_instruction(void) { return (getauxval(AT_HWCAP) & HWCAP_CRC32) != 0; }
 
-__attribute__((target("+crc"))) static inline uint32_t checksum_by_instruction(uint32_t state, const unsigned char *bytes,
-                                                                                size_t count)
+__attribute__((target("+crc"))) static inline uint32_t
+checksum_by_instruction(uint32_t state, const unsigned char *bytes, size_t count)
 {
     for (; count >= 8; count -= 8, bytes += 8) {
         uint64_t word;
@@ -131,13 +131,15 @@ static inline bool column_is_valid(const struct column *column, uint64_t rows, u
 }
 
 // Row by row, of each row one column after the other: so the checksum of rows [0, n) goes on to that of [0, n + m).
-static inline uint32_t checksum_rows(uint32_t checksum, const unsigned char *memory, const struct column *columns, size_t count,
-                                     uint64_t rows)
+static inline uint32_t checksum_rows(uint32_t checksum, const unsigned char *memory, const struct column *columns,
+                                     size_t count, uint64_t rows)
 {
     for (uint64_t row = 0; row < rows; row++)
-        for (size_t i = 0; i < count; i++)
-            checksum = checksum_extend(
-                checksum, memory + (uint64_t)columns[i].offset + row * (uint64_t)columns[i].row_bytes, (size_t)columns[i].row_bytes);
+        for (size_t i = 0; i < count; i++) {
+            const uint64_t row_bytes = (uint64_t)columns[i].row_bytes;
+            const unsigned char *bytes = memory + (uint64_t)columns[i].offset + row * row_bytes;
+            checksum = checksum_extend(checksum, bytes, (size_t)row_bytes);
+        }
     return checksum;
 }
 

@@ -8,8 +8,8 @@
 // while it holds the claim; and it gives the claim back by compare-and-swap from its own claim, whose state may have
 // become `revoked` meanwhile (R28, R31). Where all rows are there it gives back an ended one (R81).
 //
-// Why a SIGKILL between any two instructions is safe: the claim names its writer, so whoever hears of the death ends the
-// claim. Until then nobody else can take it, and no block of the request is anybody else's.
+// Why a SIGKILL between any two instructions is safe: the claim names its writer, so whoever hears of the death ends
+// the claim. Until then nobody else can take it, and no block of the request is anybody else's.
 #ifndef EMBRIDGE_NATIVE_CLAIMS_H
 #define EMBRIDGE_NATIVE_CLAIMS_H
 

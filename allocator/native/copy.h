@@ -10,8 +10,8 @@
 //   two streams, SSE2      20          22          24          24
 //   two streams, AVX2      22          24          26          26
 //
-// NON_TEMPORAL_BYTES lies between the two: a block of rows (896 KiB for 128 tokens of 3584 bfloat16) goes past the cache,
-// what is small enough to be in one already does not.
+// NON_TEMPORAL_BYTES lies between the two: a block of rows (896 KiB for 128 tokens of 3584 bfloat16) goes past the
+// cache, what is small enough to be in one already does not.
 #ifndef EMBRIDGE_NATIVE_COPY_H
 #define EMBRIDGE_NATIVE_COPY_H
 
@@ -90,8 +90,8 @@ static inline void copy_past_cache(unsigned char *to, const unsigned char *from,
 static inline void copy_finish(void) {}
 #endif
 
-// Copy one piece; what is large goes past the cache. The two may overlap: two views of one mapping are common. Before it
-// is told to anybody: `copy_finish`.
+// Copy one piece; what is large goes past the cache. The two may overlap: two views of one mapping are common. Before
+// it is told to anybody: `copy_finish`.
 static inline void copy_bytes(unsigned char *to, const unsigned char *from, size_t bytes)
 {
     const uintptr_t distance = to > from ? (uintptr_t)to - (uintptr_t)from : (uintptr_t)from - (uintptr_t)to;

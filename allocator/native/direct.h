@@ -403,8 +403,8 @@ static inline void direct_write(struct direct_write *w)
     direct_may(w, DIRECT_DONE, 0, 0, 0);
 }
 
-// Have a destination follow that is whole, when this side has decided: it hears of the Success, and is rung. No claim is
-// needed, because nothing is written.
+// Have a destination follow that is whole, when this side has decided: it hears of the Success, and is rung. No claim
+// is needed, because nothing is written.
 static inline void direct_follow(struct direct_write *w)
 {
     w->is_told = w->is_stopped = false;

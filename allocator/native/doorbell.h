@@ -48,7 +48,8 @@ static inline uint32_t doorbell_sequence(struct doorbell *bell)
     return atomic_load_explicit(&bell->sequence, memory_order_acquire);
 }
 
-// Whether the waiter is awake. Who has rung before it asks may go away: the waiter finds the new sequence before it sleeps.
+// Whether the waiter is awake. Who has rung before it asks may go away: the waiter finds the new sequence before it
+// sleeps.
 static inline bool doorbell_is_awake(struct doorbell *bell)
 {
     // SYNC bell: seq_cst, behind the ring.

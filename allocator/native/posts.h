@@ -4,7 +4,8 @@
 //                       offer  1:1 | tag:17 | entry:8 | generation:24
 //
 // `allocator/posts.py` tells of them. A post is one word, entered and taken off by compare-and-swap, and a hint: the
-// tag is a part of the room's hash, and a full bucket takes no more. So whatever a death leaves of them misleads nobody.
+// tag is a part of the room's hash, and a full bucket takes no more. So whatever a death leaves of them misleads
+// nobody.
 #ifndef EMBRIDGE_NATIVE_POSTS_H
 #define EMBRIDGE_NATIVE_POSTS_H
 

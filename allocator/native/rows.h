@@ -2,10 +2,10 @@
 //
 //   table    [row][words]     a row a slot; 64 rows are a page
 //
-// The reader keeps one word a row: a hash of the words that it goes by. What was written before the look is in the hash;
-// what is written meanwhile is in it or in the next. One word that differs always gives another hash, several that
-// differ do but for a chance of 2^-64. A row of zeroes has the hash 0, so that a reader that begins with zeroes finds
-// every row that anybody has written.
+// The reader keeps one word a row: a hash of the words that it goes by. What was written before the look is in the
+// hash; what is written meanwhile is in it or in the next. One word that differs always gives another hash, several
+// that differ do but for a chance of 2^-64. A row of zeroes has the hash 0, so that a reader that begins with zeroes
+// finds every row that anybody has written.
 #ifndef EMBRIDGE_NATIVE_ROWS_H
 #define EMBRIDGE_NATIVE_ROWS_H
 

@@ -1,6 +1,6 @@
 // What both processes of a round call for every request, the same for all contenders: marking rows, checking them, the
-// credits that bound how many are in flight; and one wake-up, which is a floor of its own. Compiled to a shared library.
-// Words lie in shared memory; sizes are in elements of 16 bits.
+// credits that bound how many are in flight; and one wake-up, which is a floor of its own. Compiled to a shared
+// library. Words lie in shared memory; sizes are in elements of 16 bits.
 
 #include <linux/futex.h>
 #include <limits.h>
@@ -52,7 +52,8 @@ void wait_for_credit(struct bell *ended, uint32_t sent, uint32_t in_flight)
         sleep_while(ended, count);
 }
 
-// One more has ended. Who waits is woken once for `at_once` of them, and for the last: a wake-up costs more than a small request.
+// One more has ended. Who waits is woken once for `at_once` of them, and for the last: a wake-up costs more than a
+// small request.
 void give_credit(struct bell *ended, uint32_t at_once, uint32_t total)
 {
     const uint32_t count = atomic_fetch_add(&ended->count, 1) + 1;
