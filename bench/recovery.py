@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from embridge.allocator.control import Control
 from embridge.allocator.records import Process
 from embridge.allocator.status import split
 from embridge.pipeline.inspection.open_readonly import look
-from embridge.workers.start import READY
+from embridge.workers.process_spec import READY
 
 HIDDEN, BLOCK, BLOCKS, TOKENS, IN_FLIGHT = 512, 64, 32, 1500, 6  # requests of 1.5 MB; each needs most of a pool
 LIMITS = Limits(num_slots=512, max_clients=8, ring_records=1024)

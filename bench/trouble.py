@@ -3,31 +3,32 @@
 A steady load of small requests, eight in flight, through two nodes of 64 blocks; then the same beside each trouble of
 `tests/support/troubles.py`, in turn, so that what other work takes of the machine meets both alike. Small requests are
 announced, and their rows are there at once. The goal: p99 at most doubles.
-
-    PYTHONPATH=tests python bench/trouble.py [rounds]
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 import sys
+from pathlib import Path
+
+from _harness import Benchmark, Figures, Results, percentile
+
+from embridge import attach
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.nodes import run_dirs, station
 from support.pipes import full_pipe
 from support.scheduling import Queues
 from support.troubles import TROUBLES, carry
 
-from embridge import attach
-
 COUNT = 400
+ALONE = "alone"
 
 
-def p99(took: list[int]) -> float:
-    return sorted(took)[len(took) * 99 // 100] / 1e6
-
-
-def main(rounds: int) -> None:
+def main() -> None:
+    bench = Benchmark(__file__, __doc__, rounds=5, quick_rounds=1)
+    count = bench.scaled(COUNT)
     settings = {
         "engine": "shm",
         "num_blocks": 64,
@@ -45,20 +46,23 @@ def main(rounds: int) -> None:
         attach(language.run_dir) as client,
     ):
         queues = Queues(client)
-        carry(encode, sending, queues, rooms, COUNT)
+        carry(encode, sending, queues, rooms, count)
         for name, trouble in TROUBLES.items():
-            before, beside = [], []
-            for _ in range(rounds):
-                before.append(carry(encode, sending, queues, rooms, COUNT))
+            results = Results()
+            for _ in range(bench.rounds):
+                alone = figures(carry(encode, sending, queues, rooms, count))
+                results.figures.setdefault(ALONE, []).append(alone)
                 with trouble(encode, queues, rooms):
-                    beside.append(carry(encode, sending, queues, rooms, COUNT))
-            p50s = [statistics.median(itertools.chain(*took)) / 1e6 for took in (before, beside)]
-            p99s = [statistics.median(p99(took) for took in rows) for rows in (before, beside)]
-            print(
-                f"{name}: p50 {p50s[0]:.2f} -> {p50s[1]:.2f} ms, p99 {p99s[0]:.2f} -> {p99s[1]:.2f} ms "
-                f"({p99s[1] / p99s[0]:.2f} times)"
-            )
+                    beside = figures(carry(encode, sending, queues, rooms, count))
+                results.figures.setdefault(name, []).append(beside)
+            bench.show(f"beside {name}", results, {"p50": "one request, p50, ms", "p99": "one request, p99, ms"})
+            bench.at_most(f"{name}: p99 over that without", results.ratio("p99", name, ALONE), 2)
+    bench.finish()
+
+
+def figures(took_ns: list[float]) -> Figures:
+    return {"p50": percentile(took_ns, 50) / 1e6, "p99": percentile(took_ns, 99) / 1e6}
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main()

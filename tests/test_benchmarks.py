@@ -1,7 +1,11 @@
-"""What of the benchmarks can be wrong without a machine: `bench/compare.py` judges, `bench/_plot.py` draws."""
+"""What of the benchmarks can be wrong without a machine: names, how `bench/compare.py` judges, what `bench/_plot.py`
+draws.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -33,6 +37,27 @@ def module_of(name: str) -> ModuleType:
 
 
 compare, plot = module_of("compare"), module_of("_plot")
+
+
+def names_of(path: Path) -> list[tuple[str, str]]:
+    """What a file imports of the product, as (module, name)."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in nodes if (node.module or "").split(".")[0] in ("embridge", "support")]
+    return [(node.module or "", alias.name) for node in ours for alias in node.names]
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_of_the_product_is_there(path: Path) -> None:
+    """A name that has moved would be missed when somebody measures."""
+    names = names_of(path)
+    assert [it for it in names if not hasattr(importlib.import_module(it[0]), it[1]) and not is_module(*it)] == []
+
+
+def is_module(module: str, name: str) -> bool:
+    try:
+        return importlib.util.find_spec(f"{module}.{name}") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def spread(ratio: float) -> dict[str, float]:
