@@ -128,10 +128,8 @@ class Stale(_Fields, frozen=True, tag="stale"):
     incarnation: U63
 
 
-class Init(_Fields, frozen=True, tag="init"):
-    """The first grant of a request; it may grant no block at all (R19).
-
-    Rows before `first_block` another encode node has sent (R26).
+class _Grant(_Fields, frozen=True):
+    """What a grant says, the first one of a request and later ones.
 
     `session_id`: under which the blocks may be written, with the port and the address of the payload in that session's
     engine (R10); all three are 0 through shared memory. They stand in each grant and not in the registration, so that
@@ -148,26 +146,24 @@ class Init(_Fields, frozen=True, tag="init"):
     first_block: U32
     required_dst_info_num: Annotated[int, msgspec.Meta(ge=1, le=64)]
     allocated_tokens: U32
+
+
+class Init(_Grant, frozen=True, tag="init"):
+    """The first grant of a request; it may grant no block at all (R19).
+
+    Rows before `first_block` another encode node has sent (R26).
+    """
+
     registration: U63
 
 
-class Resume(_Fields, frozen=True, tag="resume"):
+class Resume(_Grant, frozen=True, tag="resume"):
     """A later grant: the whole window still held, from `first_block` (R1).
 
     `sent_tokens` is checked, never obeyed (R2).
     """
 
-    envelope: Envelope
-    key: RequestKey
-    endpoint: Text
-    dst_port: Port
-    session_id: U32
-    base: U63
-    dst_embedding_indices: Annotated[list[U32], msgspec.Meta(max_length=MAX_WINDOW)]
-    first_block: U32
-    required_dst_info_num: Annotated[int, msgspec.Meta(ge=1, le=64)]
     sent_tokens: U32
-    allocated_tokens: U32
 
 
 class Abort(_Fields, frozen=True, tag="abort"):

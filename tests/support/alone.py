@@ -309,7 +309,7 @@ class EncodeAlone(Alone):
         key = msg.RequestKey(room, 1, room)
         envelope = self.envelope(node_id=node_id)
         own, base = f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2", session << 32
-        self.hears("bootstrap", msg.Resume(envelope, key, own, 7, session, base, blocks, first, required, sent, tokens))
+        self.hears("bootstrap", msg.Resume(envelope, key, own, 7, session, base, blocks, first, required, tokens, sent))
 
     def abort(self, room: int, *, epoch: int = 1, node_id: int = 10, reason: str = "given up there") -> None:
         key = msg.RequestKey(room, epoch, room)

@@ -130,7 +130,7 @@ class FrameMaker:
                     envelope, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2))
                 )
             case 6:
-                return msg.Resume(envelope, key, endpoint, 0, 1, 0, blocks, first, required, sent, len(blocks) * 4)
+                return msg.Resume(envelope, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, sent)
             case 7:
                 return msg.Abort(envelope, key, rng.choice((0, 3, 2**32 - 1)), "no")
             case 8:

@@ -190,7 +190,7 @@ def test_a_grant_makes_its_transfer_runnable_in_the_same_step() -> None:
     assert not inbox.pending()
     bootstrap = node.actor("bootstrap")
     key = msg.RequestKey(1, 1, 1)
-    grant = msg.Resume(node.envelope(), key, "tcp://10.1.0.10:2", 0, 1, 0, [3, 4], 0, 1, 0, 8)
+    grant = msg.Resume(node.envelope(), key, "tcp://10.1.0.10:2", 0, 1, 0, [3, 4], 0, 1, 8, 0)
     node.actor("worker0").stalled_ns = node.now_ns + 10**9
     node.hears("bootstrap", grant)
     assert bootstrap.arrivals == type(bootstrap.arrivals)()

@@ -280,7 +280,7 @@ def test_a_bootstrap_that_is_restarted_finds_the_latest_request_of_a_slot_there(
     node.settle()
     node.forget_sent()
     key, own = msg.RequestKey(7, 2, 2), "tcp://10.1.0.10:2"
-    node.hears("bootstrap", msg.Resume(node.envelope(), key, own, 7, 1, 1 << 32, [4, 5], 0, 1, 4, 8))
+    node.hears("bootstrap", msg.Resume(node.envelope(), key, own, 7, 1, 1 << 32, [4, 5], 0, 1, 8, 4))
     assert node.sent(msg.Refused) == []
     assert new.poll() == Phase.Success
 

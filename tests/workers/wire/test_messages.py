@@ -42,7 +42,7 @@ EXAMPLES: list[msg.Message] = [
     msg.Refused(HEADER, 7, "no"),
     msg.Stale(HEADER, 9),
     msg.Init(HEADER, KEY, "tcp://a:2", 0, 1, 1 << 45, [1, 2, 3], 0, 1, 300, 7),
-    msg.Resume(HEADER, KEY, "tcp://a:2", 0, 1, 1 << 45, [4, 5], 3, 1, 300, 200),
+    msg.Resume(HEADER, KEY, "tcp://a:2", 0, 1, 1 << 45, [4, 5], 3, 1, 200, 300),
     msg.Abort(HEADER, KEY, 3, "enough"),
     msg.AbortAck(HEADER, KEY, 2),
     msg.Announce(HEADER, KEY, 2000),
