@@ -19,7 +19,7 @@
 //
 // _core_mapping.c has the mappings that all of these lie in, and _core_arguments.c checks what callers pass;
 // `_core.pyi` is the contract. _core_direct.c makes the handle of direct writes; _core_turn.c is for the threads of one
-// process. What holds for all of them:
+// process, and _core_watch.c for tests that look on. What holds for all of them:
 //
 //   - Shared state is in 64-bit (doorbells: 32-bit) words, each with one writer, or moved by one compare-and-swap.
 //     There are no locks: nobody's death leaves one held.

@@ -97,6 +97,13 @@ HIDDEN PyObject *status_open_record(PyObject *self, PyObject *const *args, Py_ss
 
 HIDDEN int add_direct_constants(PyObject *module);
 
+// ---- who looks on (_core_watch.c)
+
+// Have `callback` called from now on, or nobody where it is None; `before` is the handle's own. Returns None.
+HIDDEN PyObject *watch_with(PyObject **before, PyObject *callback);
+// Call it, if there is one. False: it has raised, and nothing is to be changed any more.
+HIDDEN bool say_step(PyObject *before, int step);
+
 // ---- arguments (_core_arguments.c)
 
 // Each of these returns 0, or -1 with an exception. `what` names the argument in it.

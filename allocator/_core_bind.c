@@ -161,14 +161,7 @@ static void binder_dealloc(PyObject *object)
 
 static bool say_before(struct grant_bind *bind, enum bind_step step)
 {
-    PyObject *before = ((struct call *)(void *)bind)->self->before;
-    if (before == NULL) // it was taken away meanwhile
-        return true;
-    Py_INCREF(before);
-    PyObject *said = PyObject_CallFunction(before, "i", (int)step);
-    Py_DECREF(before);
-    Py_XDECREF(said);
-    return said != NULL;
+    return say_step(((struct call *)(void *)bind)->self->before, (int)step);
 }
 
 // With the GIL: it takes less time than to give that away and to take it back.
@@ -197,12 +190,7 @@ static PyObject *binder_bind(PyObject *object, PyObject *const *args, Py_ssize_t
 
 static PyObject *binder_watch(PyObject *object, PyObject *before)
 {
-    GrantBinder *self = (GrantBinder *)object;
-    PyObject *old = self->before;
-    self->before = before == Py_None ? NULL : before;
-    Py_XINCREF(self->before);
-    Py_XDECREF(old);
-    Py_RETURN_NONE;
+    return watch_with(&((GrantBinder *)object)->before, before);
 }
 
 static PyMethodDef binder_methods[] = {

@@ -153,14 +153,7 @@ static void writer_dealloc(PyObject *object)
 
 static PyObject *writer_watch(PyObject *object, PyObject *before)
 {
-    DirectWriter *self = (DirectWriter *)object;
-    PyObject *old = self->before;
-    Py_INCREF(before);
-    self->before = before;
-    if (before == Py_None)
-        Py_CLEAR(self->before);
-    Py_XDECREF(old);
-    Py_RETURN_NONE;
+    return watch_with(&((DirectWriter *)object)->before, before);
 }
 
 static PyObject *writer_close(PyObject *object, PyObject *unused)

@@ -117,14 +117,7 @@ static void poster_dealloc(PyObject *object)
 
 static bool say_before(struct own_grant *grant, enum grant_step step)
 {
-    PyObject *before = ((struct call *)(void *)grant)->self->before;
-    if (before == NULL) // it was taken away meanwhile
-        return true;
-    Py_INCREF(before);
-    PyObject *said = PyObject_CallFunction(before, "i", (int)step);
-    Py_DECREF(before);
-    Py_XDECREF(said);
-    return said != NULL;
+    return say_step(((struct call *)(void *)grant)->self->before, (int)step);
 }
 
 // (slot, epoch, room, ...); -1 with an exception.
@@ -188,12 +181,7 @@ static PyObject *poster_release(PyObject *object, PyObject *const *args, Py_ssiz
 
 static PyObject *poster_watch(PyObject *object, PyObject *before)
 {
-    GrantPoster *self = (GrantPoster *)object;
-    PyObject *old = self->before;
-    self->before = before == Py_None ? NULL : before;
-    Py_XINCREF(self->before);
-    Py_XDECREF(old);
-    Py_RETURN_NONE;
+    return watch_with(&((GrantPoster *)object)->before, before);
 }
 
 static PyMethodDef poster_methods[] = {

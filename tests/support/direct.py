@@ -4,9 +4,11 @@ what a test sees of the claims.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Final
@@ -17,6 +19,8 @@ from embridge.allocator.records import Destination, WrittenBy
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.handle import NO_SLOT
 from embridge.pipeline.client.sender import EmbeddingSender
+from support import encoding
+from support.agents import Agent, running
 from support.direct_steps import DirectStep
 from support.encoding import client_of, give, num_doors, open_sender, wait_doors
 from support.nodes import Station
@@ -177,3 +181,16 @@ def open_door(encode: Station, sending: Client, receiving: Queues, room: int) ->
     assert receiving.take(room, 20).difference == ""
     wait_doors(sending)
     assert num_doors(sending)
+
+
+@contextmanager
+def doomed_encoder(encode: Station, language: Station) -> Iterator[Agent]:
+    """An encoder's process of its own, which a test may stop and kill; nothing of it is left on either node."""
+    with running("doomed encoder") as agent:
+        yield agent
+        if agent.process.exitcode is None:
+            os.kill(agent.pid, signal.SIGCONT)
+            agent.call(encoding.leave, encode.run_dir)
+    encode.wait_idle()
+    language.wait_idle()
+    wait_until(lambda: not claims_of(language), what=lambda: claims_of(language))

@@ -15,7 +15,7 @@ import pytest
 from support import direct, encoding, scheduling
 from support.agents import Agent, running
 from support.carrying import carried
-from support.direct import STEPS, TOLD, claims_of
+from support.direct import STEPS, TOLD, claims_of, doomed_encoder
 from support.encoding import ended, give, open_sender
 from support.nodes import Station, station
 from support.scheduling import ByHand, Queues
@@ -34,15 +34,8 @@ TOTAL: Final = 500  # four blocks of 128
 
 @pytest.fixture
 def agent(encode: Station, language: Station) -> Iterator[Agent]:
-    """An encoder's process of its own, which a test may stop and kill; nothing of it is left on either node."""
-    with running("doomed encoder") as agent:
+    with doomed_encoder(encode, language) as agent:
         yield agent
-        if agent.process.exitcode is None:
-            os.kill(agent.pid, signal.SIGCONT)
-            agent.call(encoding.leave, encode.run_dir)
-    encode.wait_idle()
-    language.wait_idle()
-    wait_until(lambda: not claims_of(language), what=lambda: claims_of(language))
 
 
 # ---- an encoder that stops in the middle of a copy

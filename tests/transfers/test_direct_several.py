@@ -13,8 +13,8 @@ from typing import Final
 
 import pytest
 from support import direct, encoding
-from support.agents import Agent, running
-from support.direct import STEPS, claims_of, once_before, since, wait_direct, written, written_by
+from support.agents import Agent
+from support.direct import STEPS, doomed_encoder, once_before, since, wait_direct, written, written_by
 from support.direct_steps import DirectStep
 from support.encoding import ended, give, open_sender, wait_doors
 from support.nodes import Station, station
@@ -69,15 +69,8 @@ def _nobody_looks_on() -> Iterator[None]:
 
 @pytest.fixture
 def agent(encode: Station, language: Station) -> Iterator[Agent]:
-    """An encoder's process of its own, which a test may stop and kill; nothing of it is left on the nodes."""
-    with running("doomed encoder") as agent:
+    with doomed_encoder(encode, language) as agent:
         yield agent
-        if agent.process.exitcode is None:
-            os.kill(agent.pid, signal.SIGCONT)
-            agent.call(encoding.leave, encode.run_dir)
-    encode.wait_idle()
-    language.wait_idle()
-    wait_until(lambda: not claims_of(language), what=lambda: claims_of(language))
 
 
 def both_by_hand(encode: Station, one: Client, other: Client, room: int, *, granted: int = TOTAL) -> list[ByHand]:
