@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 from support import direct, encoding
 from support.agents import Agent
-from support.direct import STEPS, doomed_encoder, once_before, since, wait_direct, written, written_by
+from support.direct import STEPS, doomed_encoder, since, wait_direct, written, written_by
 from support.direct_steps import DirectStep
 from support.encoding import ended, give, open_sender, wait_doors
 from support.nodes import Station, station
@@ -249,28 +249,12 @@ def test_one_destination_that_gives_up_fails_all(
 
 
 def test_one_that_would_fail_when_it_is_whole_takes_what_is_decided_for_all(
-    encode: Station,
-    language: Station,
-    other_place: Station,
-    sending: Client,
-    receiving: Queues,
-    others: Queues,
-    room: int,
+    encode: Station, sending: Client, receiving: Queues, others: Queues, room: int
 ) -> None:
     """R36: it is given up while the encoder stands between its last row and that of the other; nobody ends otherwise."""
     hands = both_by_hand(encode, receiving.client, others.client, room)
     sender = open_sender(sending, room, TOTAL)
     wait_direct(sender, TOTAL, 2)
-    slots = language.control.slots
-
-    def give_up() -> None:
-        """The first one; its node asks the encode node, which is told of no failure yet."""
-        it = next(hand.receiver for hand in hands if is_whole(status_of(hand)))
-        it.abort("enough")
-        if it is hands[0].receiver:
-            wait_until(lambda: slots.get(it.slot, Slot.FAILURE))
-        assert it.poll() < Phase.Success
-
     num_seen = 0
 
     def before(_room: int, step: DirectStep, *_: int) -> None:
@@ -278,7 +262,7 @@ def test_one_that_would_fail_when_it_is_whole_takes_what_is_decided_for_all(
         if step == DirectStep.TAKE:
             num_seen += 1
             if num_seen == 2:
-                give_up()
+                next(it.receiver for it in hands if is_whole(status_of(it))).abort("enough")
 
     watch(before)
     give(sender)
@@ -380,4 +364,3 @@ def test_who_writes_is_said_of_each_destination(
     wait_until(lambda: written_by(sender, 1) == WrittenBy.CLIENT)
     for queues in (receiving, others):
         assert queues.take(room, 20).difference == ""
-    once_before(DirectStep.TAKE, lambda: None)
