@@ -270,7 +270,8 @@ class Publisher(Poller):
         news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
         record = self._control.peers.record(peer)
         told = self._told.setdefault(slot, {}).get(d)
-        is_told = is_raised and self._dsts.get(slot, d, Destination.WRITTEN_BY) != WrittenBy.CLIENT
+        is_only = len(self._sent[slot]) == 1  # of several the worker tells none
+        is_told = is_raised and is_only and self._dsts.get(slot, d, Destination.WRITTEN_BY) != WrittenBy.CLIENT
         if told is not None and told != news and is_told:
             rooms.leave(at)
         elif told == news:

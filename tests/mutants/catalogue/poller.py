@@ -227,6 +227,13 @@ POLLER: Final = [
         (f"{DIGESTS}::test_grants_that_waited_in_a_bootstrap_are_sent_again_when_it_was_restarted",),
     ),
     Mutant(
+        "told-by-the-worker-of-another", "R36, R83", "of several destinations the worker's wait for the next heartbeat",
+        "workers/poller/encode.py",
+        "        is_told = is_raised and is_only and ",
+        "        is_told = is_raised and is_only is not None and ",
+        (f"{DESTINATIONS}::test_a_success_that_the_client_has_raised_is_told_to_the_destination_of_the_worker_at_once",),
+    ),
+    Mutant(
         "whole-asks-nobody", "R36, P8", "a whole request that is to end waits for its encode node, which knows of nothing",
         "workers/poller/language.py",
         "            self._resends[slot] = 1\n"

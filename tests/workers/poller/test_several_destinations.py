@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone
 
-from embridge.allocator.records import Destination, Slot
+from embridge.allocator.records import Destination, Slot, WrittenBy
 from embridge.allocator.status import Phase
+from embridge.pipeline.client.client import library_of
 from embridge.workers import messages as msg
 from embridge.workers.role import Send
 
@@ -54,6 +55,30 @@ def test_each_destination_is_told_its_own_progress_and_the_word_holds_the_least(
     told = _told(node)
     assert (told["tcp://10.1.0.10:2"].sent_tokens, told["tcp://10.1.0.11:2"].sent_tokens) == (12, 4)
     assert told["tcp://10.1.0.10:2"].phase == told["tcp://10.1.0.11:2"].phase
+
+
+def test_a_success_that_the_client_has_raised_is_told_to_the_destination_of_the_worker_at_once() -> None:
+    """R36, R83: the worker, which says so itself where it has sent all rows, has sent those of one destination here."""
+    node = EncodeAlone()
+    node.register(node_id=11)
+    sender = node.sender(1, 8)
+    node.slots.set(sender.slot, Slot.MAY_WRITE, 1)
+    node.init(1, [], required=2)
+    node.init(1, [], required=2, node_id=11)
+    for d, writer in enumerate((WrittenBy.CLIENT, WrittenBy.WORKER)):
+        node.destinations.set(sender.slot, d, Destination.WRITTEN_BY, writer)
+    node.resume(1, [5, 6], first=0, required=2, node_id=11)
+    assert [node.get(sender, Destination.SENT, d) for d in range(2)] == [0, 8]
+    for field in (Destination.GRANTED_TOKENS, Destination.SENT):
+        node.destinations.set(sender.slot, 0, field, 8)
+    assert node.control.status.advance(sender.slot, sender.epoch, Phase.Success, 8, node.now_ns)
+    library_of(node.client).attachment.kick_poller(sender.slot, sender.epoch)
+    library_of(node.client).attachment.flush()
+    node.settle()
+    assert {address: room.phase for address, room in _told(node).items()} == {
+        "tcp://10.1.0.10:2": Phase.Success,
+        "tcp://10.1.0.11:2": Phase.Success,
+    }
 
 
 def _told(node: EncodeAlone) -> dict[str, msg.RoomState]:
