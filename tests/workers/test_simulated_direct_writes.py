@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.simulation import DISTURBANCES, FAULTS, Scenario, World, run_seed
+from support.simulation import DISTURBANCES, FAULTS, Faults, Scenario, World, run_seed
 
 from embridge.allocator.claims import HELD, Claim, ClaimState, ClaimTable, WriterId
 from embridge.pipeline.client.client import library_of
@@ -95,6 +95,22 @@ def test_where_nobody_is_let_in_rows_go_through_the_workers() -> None:
             scheduler.node.is_backlog_full = True
         scenario.run()
         assert world.num_landed == 0
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_nodes_one_may_let_nobody_in_so_that_the_workers_write_to_it(seed: int) -> None:
+    """R28, R8, P8: rows are staged for that one, kept until both have them, and both have the same end."""
+    world = World(500_000 + seed, faults=Faults(pause=0.1), is_direct=True)
+    try:
+        scenario = Scenario(world, "several")
+        scenario.schedulers[seed % 2].node.is_backlog_full = True
+        scenario.run()
+        rows = scenario.encode.control.metrics.all()
+        by_workers = sum(row["tokens_written"] for name, row in rows.items() if name != "clients")
+        assert world.num_landed > 0
+        assert by_workers > 0
     finally:
         world.close()
 
