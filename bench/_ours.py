@@ -137,9 +137,45 @@ class EmbridgeMooncake(Embridge):
     engine = "mooncake"
 
 
+class EmbridgeMooncakeInPlace(EmbridgeMooncake):
+    """The encoder makes its rows in its node's blocks, and only says that they are there."""
+
+    name = "embridge, Mooncake (tcp), in place"
+
+    def sender(self) -> Send:
+        client = embridge.attach(self.nodes[0].run_dir)
+        tokens, first, total, ahead = self.job.tokens, self._first_room(), self._total, self.job.in_flight
+        self._client = client
+        self._opened: dict[int, embridge.EmbeddingSender] = {}
+
+        def open_next(number: int) -> None:
+            if number < total:
+                sender = self._opened[number] = client.sender(first + number, tokens)
+                if tokens > DEFAULT_TOKENS:
+                    sender.announce()
+
+        for number in range(ahead):
+            open_next(number)
+
+        def send(number: int, rows: torch.Tensor) -> None:
+            self._opened.pop(number).commit(tokens)
+            open_next(number + ahead)
+
+        return send
+
+    def source(self, number: int, own: torch.Tensor) -> torch.Tensor:
+        rows = self._opened[number].rows(0, self.job.tokens)
+        assert rows.is_in_place
+        assert rows.end == self.job.tokens
+        for view in (rows.fill_ids, rows.mrope_positions):
+            assert view is not None
+            view.zero_()
+        return rows.input_embeddings
+
+
 # Carriers of one host are compared with other carriers of one host, those of several with raw Mooncake.
 HERE: tuple[type[Carrier], ...] = (Embridge,)
-NETWORK: tuple[type[Carrier], ...] = (EmbridgeMooncake,)
+NETWORK: tuple[type[Carrier], ...] = (EmbridgeMooncake, EmbridgeMooncakeInPlace)
 
 
 def wait_touched(run_dir: Path) -> None:

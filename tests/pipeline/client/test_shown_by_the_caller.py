@@ -75,7 +75,7 @@ def test_the_length_of_what_is_all_granted_is_told_with_the_first_rows_that_are_
     assert not [status for status in node.sent(msg.Status) if status.room.total_tokens]
     node.engine.outcome = Outcome.DONE
     node.advance(0.1)
-    assert node.sent(msg.Status)[-1].room.total_tokens == 8
+    assert node.sent(msg.Landed)[-1].room.total_tokens == 8
 
 
 def test_the_length_is_told_at_once_while_more_has_to_be_granted(node: EncodeAlone) -> None:
