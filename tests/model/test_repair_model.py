@@ -17,8 +17,9 @@ SMALL = {
 }
 
 LARGE = {
-    "three rows, three losses, two kills": Setting(total=3, losses=3, kills=2),
-    "two losses, and everybody is killed": Setting(losses=2, kills=1, poller_kills=2),
+    "three rows, three losses, two kills": Setting(total=3, losses=3, kills=2, worker_tells=False),
+    "two losses, and everybody is killed": Setting(losses=2, kills=1, poller_kills=2, worker_tells=False),
+    "a loss, and everybody is killed, and the worker tells": Setting(total=1, losses=1, kills=1, poller_kills=2),
     "a loss, a double and a kill": Setting(losses=1, doubles=1, kills=1),
     "an abort, a loss, a double and a kill": Setting(total=1, losses=1, doubles=1, kills=1, deadlines=1),
 }
