@@ -49,7 +49,7 @@ from embridge.allocator.rings import KickInbox, KickSender
 from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
 from embridge.allocator.status import StatusTable, split
-from embridge.allocator.wanted import RoomCounts, WantedLog
+from embridge.allocator.wanted import FinishedRooms, RoomCounts, WantedLog
 
 _HEADER_WORDS = 64
 
@@ -189,6 +189,12 @@ class Control:
         """Requests of encoders of which the node's processes were not told."""
         assert self.role == Role.ENCODE
         return RoomCounts(self.mapping, self.layout.untold, self.limits.num_slots)
+
+    @property
+    def finished(self) -> FinishedRooms:
+        """Rooms of such requests that have succeeded."""
+        assert self.role == Role.ENCODE
+        return FinishedRooms(self.mapping, self.layout.finished, self.limits.num_slots)
 
     @cached_property
     def posts(self) -> PostTable:

@@ -21,6 +21,7 @@
     │ wanted        encode    rooms that somebody has asked for                       │
     │ asked         encode    how many grants wait for an encoder, by room            │
     │ untold        encode    how many requests only clients know of, by room         │
+    │ finished      encode    rooms of such requests that have succeeded              │
     │ sessions      language  the engine of each worker                               │
     │ ports         language  a bit a port that an engine had                         │
     │ cells                   the owner of each block                                 │
@@ -136,6 +137,7 @@ CONTROL_TABLES: Final = {
     "wanted": "rooms that somebody has asked for",
     "asked": "how many grants wait for an encoder, by room",
     "untold": "how many requests only clients know of, by room",
+    "finished": "rooms of such requests that have succeeded",
     "sessions": "the engine of each worker",
     "ports": "a bit a port that an engine had",
     "cells": "the owner of each block",
@@ -205,6 +207,7 @@ class ControlLayout:
     wanted: int
     asked: int
     untold: int
+    finished: int
     sessions: int
     ports: int
     cells: int
@@ -245,6 +248,7 @@ class ControlLayout:
             "wanted": m.take((LINE_BYTES + n * 8) * encode),
             "asked": m.take(n * 8 * encode),
             "untold": m.take(n * 8 * encode),
+            "finished": m.take(n * 8 * encode),
             "sessions": m.take(limits.num_workers * SESSION_WORDS * 8 * language),
             "ports": m.take(PORT_WORDS * 8 * language),
             "cells": m.take(geometry.num_blocks * 8),

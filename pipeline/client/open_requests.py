@@ -31,7 +31,8 @@ class OpenRequests:
         self.untold = UntoldRequests(attachment.clock)
         self._asked = None
         if attachment.control.role == Role.ENCODE:
-            self._asked, self._untold_rooms = attachment.control.asked, attachment.control.untold
+            control = attachment.control
+            self._asked, self._untold_rooms, self._finished = control.asked, control.untold, control.finished
         self.known: weakref.WeakSet[TransferHandle] = weakref.WeakSet()  # all that were made, to be told of the end
 
     def add(self, handle: TransferHandle) -> None:
@@ -47,6 +48,8 @@ class OpenRequests:
         """
         is_untold = untold and self._is_in_time(handle)
         is_counted = is_untold and self._asked is not None
+        if self._asked is not None:
+            self._finished.forget(handle.room)
         if is_counted:
             self._untold_rooms.add(handle.room, 1)  # before there is a slot: a count may be too high, never too low
         at = self.lease.open(
@@ -95,6 +98,7 @@ class OpenRequests:
         self.forget_room(handle)
         if is_released:
             if self._asked is not None:
+                self._finished.note(handle.room)
                 self._untold_rooms.add(handle.room, -1)
             self.lease.released(handle.slot, handle.epoch)
             self._attachment.control.metrics.add_for_client(Metric.SUCCEEDED)
@@ -122,4 +126,4 @@ class OpenRequests:
         for table in (self.by_slot, self.by_room, self.departed):
             table.clear()
         self.untold.clear()
-        refuse(self, why, ("lease", "_asked", "_untold_rooms"))
+        refuse(self, why, ("lease", "_asked", "_untold_rooms", "_finished"))

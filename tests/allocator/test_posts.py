@@ -15,6 +15,7 @@ from embridge.allocator.layout import ControlLayout
 from embridge.allocator.posts import PostTable
 from embridge.allocator.records import BUCKET_POSTS, JoinedBy, Lane, LaneState, Slot, Told
 from embridge.allocator.request_tables import SlotRecord
+from embridge.allocator.wanted import _place
 
 GEOMETRY: Final = Geometry(hidden_size=8, num_blocks=4)
 LIMITS: Final = Limits(num_slots=64, max_clients=3, num_workers=1, ring_records=16, max_peers=2, max_peer_slots=64)
@@ -221,6 +222,27 @@ def test_a_room_is_asked_for_while_a_grant_waits_for_it() -> None:
     assert untold.get(ROOM) == 2
     untold.clear()
     assert untold.get(ROOM) == 0
-    other = next(room for room in range(1 << 20) if untold._at(room) == untold._at(ROOM))
-    untold.add(other, 1)
+    untold.add(_beside(LIMITS.num_slots), 1)
     assert untold.get(ROOM) == 1
+
+
+def _beside(count: int) -> int:
+    """Another room that has the same place in a table of so many words."""
+    return next(room for room in range(1 << 20) if _place(room, count) == _place(ROOM, count))
+
+
+def test_a_room_is_finished_until_it_is_used_again_or_another_takes_its_place() -> None:
+    """P24: of rooms of which only clients have known."""
+    finished = _control(Role.ENCODE).finished
+    assert not finished.has(0)
+    finished.note(0)
+    finished.note(ROOM)
+    assert finished.has(0)
+    assert finished.has(ROOM)
+    finished.forget(_beside(LIMITS.num_slots))
+    assert finished.has(ROOM)
+    finished.forget(ROOM)
+    assert not finished.has(ROOM)
+    finished.note(ROOM)
+    finished.note(_beside(LIMITS.num_slots))
+    assert not finished.has(ROOM)

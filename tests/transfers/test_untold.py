@@ -109,6 +109,17 @@ def test_requests_that_go_well_cost_no_process_of_either_node_a_kick(
     encode.wait_idle(10)
 
 
+@pytest.mark.usefixtures("posted")
+def test_who_comes_to_a_room_that_was_finished_untold_hears_of_it(
+    encode: Station, sending: Client, receiving: Queues, room: int
+) -> None:
+    """P24: its clients have noted it."""
+    assert give(open_sender(sending, room, TOTAL))
+    assert receiving.take(room, 20).difference == ""
+    receiving.add(encode.addr, room)
+    assert f"room {room} was finished here before: 1 of 1" in receiving.take(room, 20).reason
+
+
 @pytest.mark.parametrize("is_taken", [False, True])
 def test_whoever_writes_the_last_row_ends_the_request_if_nobody_has_the_turn(
     sending: Client, receiving: Queues, posted: EmbeddingReceiver, monkeypatch: pytest.MonkeyPatch, is_taken: bool

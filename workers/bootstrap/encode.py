@@ -47,7 +47,8 @@ class Admission:
         self._pending = PendingGrants(asked.add)
         self._grants = GrantApplier(ctx)
         self._bound = BoundRooms(ctx, self._open, self._pending, self._grants)
-        self._ended = EndedRooms(ctx.timing.request_timeout_s, ctx.control.limits.max_destinations)
+        keep_s, control = ctx.timing.request_timeout_s, ctx.control
+        self._ended = EndedRooms(keep_s, control.limits.max_destinations, control.finished.has)
         # (until, room, destination): destinations that wait for a finished room to be opened again
         self._asked: deque[tuple[int, int, Remote]] = deque()
         self._doubles: set[tuple[int, int]] = set()  # senders of a room that another sender has

@@ -10,13 +10,13 @@ new.
 
 A destination that comes to a room that has succeeded waits for an encoder for `PATIENCE_NS`, because some callers use a
 number again; then it is told that the room was finished (P24). The room is remembered for `keep_s`, or until an encoder
-opens it again.
+opens it again; one of which only clients have known, until another room takes its place where they note it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final, NamedTuple
@@ -68,8 +68,12 @@ class EndedRooms:
     forgotten.
     """
 
-    def __init__(self, keep_s: float, max_destinations: int) -> None:
+    def __init__(
+        self, keep_s: float, max_destinations: int, is_noted: Callable[[int], bool] = lambda room: False
+    ) -> None:
+        """`is_noted`: whether a client has noted of a room that it is finished, of which this node was not told."""
         self._keep_ns = int(keep_s * NS)
+        self._is_noted = is_noted
         self._max_destinations = max_destinations  # noted for one room at most, whatever its peers send
         self._failed: OrderedDict[int, _Failed] = OrderedDict()
         self._succeeded: OrderedDict[int, tuple[int, int]] = OrderedDict()  # room -> (destinations, until)
@@ -150,7 +154,9 @@ class EndedRooms:
         """What a destination is told that comes to a room that has succeeded; None if nothing is known of the room."""
         count, until_ns = self._succeeded.get(room, (0, 0))
         if now_ns >= until_ns:
-            return None
+            if not self._is_noted(room):
+                return None
+            count = 1  # a request with several is told from its start
         have = f"{count} of {count} destinations have its rows"
         what = f"room {room} was finished here before: {have}; a room number is used once"
         return Refusal(FailureCode.REFUSED, what)

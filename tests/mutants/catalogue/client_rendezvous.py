@@ -55,6 +55,13 @@ CLIENT_RENDEZVOUS: Final = [
         (f"{GRANT}::test_the_end_gives_everything_back",),
     ),
     Mutant(
+        "finished-untold-unnoted", "P24", "a client that has released an untold request leaves no note that its room is over",
+        "pipeline/client/open_requests.py",
+        "                self._finished.note(handle.room)\n",
+        "",
+        (f"{UNTOLD}::test_who_comes_to_a_room_that_was_finished_untold_hears_of_it",),
+    ),
+    Mutant(
         "any-rooms-grant", "R37, P6", "an encoder binds itself to whatever grant its room's tag leads to",
         "allocator/native/bind.h",
         "    if (said[MEETING_ROOM] != b->room || said[MEETING_NODE_ID] != t->own.id ||\n",
