@@ -331,10 +331,10 @@ def test_a_destination_that_is_whole_does_not_end_otherwise_than_its_encode_side
     it.grant(4, TOTAL)
     agent.call(direct.ready_to_write, encode.run_dir, room, TOTAL)
     agent.call(direct.strike_at, step, signal.SIGSTOP)
-    agent.start(encoding.write, room, 0, TOTAL)
-    wait_until(lambda: is_stopped(agent.pid))
-    assert is_whole(status_of(it))
-    with stopped(encode.pid_of("bootstrap"), encode.pid_of("poller")):
+    with stopped(encode.pid_of("bootstrap"), encode.pid_of("poller")):  # else they end what has its encode side's word
+        agent.start(encoding.write, room, 0, TOTAL)
+        wait_until(lambda: is_stopped(agent.pid))
+        assert is_whole(status_of(it))
         it.receiver.abort("enough")
         wait_until(lambda: language.control.slots.get(it.receiver.slot, Slot.FAILURE))
         assert it.receiver.poll() < Phase.Success

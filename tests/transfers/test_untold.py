@@ -37,9 +37,8 @@ LONG_NS: Final = 25 * NS
 
 @pytest.fixture
 def sending(encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]) -> Iterator[Client]:
-    """A client of the encode node that has a door to the language node, whose clients know that.
-
-    Neither tells its node of a request because that takes long.
+    """A client of the encode node that has a door to the language node, whose clients know that. Neither tells its
+    node of a request because that takes long.
     """
     open_door(encode, sending, receiving, next(rooms))
     neighbours = library_of(receiving.client).neighbours
@@ -116,6 +115,7 @@ def test_who_comes_to_a_room_that_was_finished_untold_hears_of_it(
     """P24: its clients have noted it."""
     assert give(open_sender(sending, room, TOTAL))
     assert receiving.take(room, 20).difference == ""
+    library_of(receiving.client).requests.untold.late_ns = 0
     receiving.add(encode.addr, room)
     assert f"room {room} was finished here before: 1 of 1" in receiving.take(room, 20).reason
 
