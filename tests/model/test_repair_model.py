@@ -7,8 +7,7 @@ from repair_model import Rules, Setting, explore_repair
 from worlds import worlds
 
 SMALL = {
-    "two losses": Setting(losses=2),
-    "a loss and a kill, and the worker tells": Setting(losses=1, kills=1),
+    "a loss": Setting(losses=1),
     "a message comes twice": Setting(total=1, losses=1, doubles=1, kills=1),
     "a loss, and pollers that are killed": Setting(total=1, losses=1, poller_kills=2),
     "an abort, and a loss": Setting(total=1, losses=1, deadlines=1),
@@ -16,6 +15,8 @@ SMALL = {
 }
 
 LARGE = {
+    "two losses": Setting(losses=2),
+    "a loss and a kill, and the worker tells": Setting(losses=1, kills=1),
     "two losses and a kill": Setting(losses=2, kills=1, worker_tells=False),
     "three rows, three losses, two kills": Setting(total=3, losses=3, kills=2, worker_tells=False),
     "two losses, and everybody is killed": Setting(losses=2, kills=1, poller_kills=2, worker_tells=False),
