@@ -178,9 +178,8 @@ def test_who_uses_zeromq_starts_no_thread() -> None:
                 "asyncio",
                 "multiprocessing",
             }
-    assert users == {f"workers/wire/{name}.py": set() for name in ("dealers", "loop", "port", "reader", "teller", "zap")} | {
-        "workers/keys.py": set()
-    }
+    wire = ("dealers", "loop", "port", "reader", "teller", "zap")
+    assert users == {"workers/keys.py": set()} | {f"workers/wire/{name}.py": set() for name in wire}
 
 
 def test_the_environment_is_read_in_one_place() -> None:
@@ -214,9 +213,9 @@ def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
 
 
 OF_REAL_THINGS = {
-    "pipeline/ranks/follower.py": "it waits for a node to answer, and looks whether that lives; no request has a time here",
+    "pipeline/ranks/follower.py": "it waits for a node to answer, and looks whether it lives; no request has a time here",
     "pipeline/inspection/observe.py": "one look, from outside",
-    "pipeline/node/launcher.py": "its loop, and the processes that it waits for; who looks at their beats is given a clock",
+    "pipeline/node/launcher.py": "its loop, and processes that it waits for; who looks at their beats is given a clock",
     "pipeline/node/claim.py": "the wall clock, which orders incarnations",
     "pipeline/node/ports.py": "it waits for a port that is to come free",
     "pipeline/node/launch.py": "it waits for a process",
@@ -296,8 +295,8 @@ CHILDREN = [
 
 
 def test_a_process_of_a_node_does_not_import_what_it_does_not_use() -> None:
-    """Torch costs a second and hundreds of megabytes a process; numpy half of all that the others import, and 20 MB; the
-    parser of letters, which comes with the versions of packages, 10 ms; asyncio, which ZeroMQ's helpers bring, 15.
+    """Torch costs a second and hundreds of megabytes a process; numpy half of all that the others import, and 20 MB;
+    the parser of letters, which comes with the versions of packages, 10 ms; asyncio, which ZeroMQ's helpers bring, 15.
     """
     heavy = {"torch", "numpy", "rich", "click"}
     children = [name for name in CHILDREN if name != "discovery.registrar"]
@@ -318,7 +317,8 @@ def test_the_spawn_context_of_torch_is_the_one_that_the_launcher_uses() -> None:
 
 def test_asking_for_the_package_alone_imports_no_torch() -> None:
     """`launch` and the command line stay quick."""
-    code = "import sys, embridge, embridge.pipeline.node.launch, embridge.pipeline.config; assert 'torch' not in sys.modules"
+    code = "import sys, embridge, embridge.pipeline.node.launch, embridge.pipeline.config\n"
+    code += "assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -355,7 +355,9 @@ def test_a_class_has_at_most_20_public_methods() -> None:
                     for it in node.body
                     if isinstance(it, ast.FunctionDef)
                     and not it.name.startswith("_")
-                    and not any(isinstance(mark, ast.Name) and mark.id.endswith("property") for mark in it.decorator_list)
+                    and not any(
+                        isinstance(mark, ast.Name) and mark.id.endswith("property") for mark in it.decorator_list
+                    )
                 ]
                 if len(methods) > 20:
                     seen[node.name] = len(methods)

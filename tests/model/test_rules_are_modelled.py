@@ -5,14 +5,16 @@
 | R1 | `transfer`: r1_grants_are_absolute |
 | R2 | `transfer`: r2_sent_is_not_obeyed |
 | R3 | `transfer`: r3_whole_blocks_are_freed |
-| R4 | `transfer`: r4_success_is_all_rows; `destinations`: r4_success_needs_every_destination, r4_success_needs_the_total |
+| R4 | `transfer`: r4_success_is_all_rows; `destinations`: r4_success_needs_every_destination, \
+r4_success_needs_the_total |
 | R5 | `transfer`: r5_resume_from_counters |
 | R6 | `transfer`: r6_failure_taints, r6_death_taints, r6_sent_rises_in_order, r6_nothing_counts_behind_a_failed_one, \
 r6_sent_is_read_before_tainted, r6_tainted_is_stored_before_sent |
 | R7 | `transfer`: r7_reports_carry_tainted, r7_tainted_is_quarantined, r7_failed_frees_nothing |
 | R8 | `transfer`: r8_reading_is_respected, r8_broken_attempt_keeps_its_source |
 | R9 | `transfer`: r9_ack_after_the_last_attempt |
-| R10 | `transfer`: r10_worker_keeps_to_its_grants_session, r10_new_port, r10_windows_are_sent_again, r10_fence_spares_the_new_session, \
+| R10 | `transfer`: r10_worker_keeps_to_its_grants_session, r10_new_port, r10_windows_are_sent_again, \
+r10_fence_spares_the_new_session, \
 r10_fenced_is_no_failure |
 | R11 | `transfer`: r11_fence_runs_by_itself |
 | R12 | `transfer`: r12_death_is_no_fence, r12_waits_for_the_writers_end; `identity`: r12_waits_for_the_writers_end |
@@ -30,7 +32,8 @@ r15_bar_lasts_until_the_refused_know, r15_a_refused_ones_abort_bars_nothing, r15
 | R21 | `supply`: r21_destination_reserve_for_waiting_rows, r21_source_reserve_for_heads, \
 r21_source_reserve_is_dropped_after_the_write, r21_a_part_stays_for_those_whose_rows_came |
 | R22 | `supply`: r22_a_head_without_rows_stops_nobody, r22_first_come_first_served |
-| R23 | `repair`: r23_ended_stays_in_the_heartbeats, r23_slot_is_kept_until_closed, r23_abort_is_sent_until_acknowledged, \
+| R23 | `repair`: r23_ended_stays_in_the_heartbeats, r23_slot_is_kept_until_closed, \
+r23_abort_is_sent_until_acknowledged, \
 r23_unknown_is_closed |
 | R24 | `repair`: r24_heartbeats, r24_the_one_behind_gets_the_blocks_again, r24_an_unheard_grant_is_sent_again |
 | R25 | `repair`: r25_slow_scan |
@@ -45,14 +48,19 @@ r27_new_worker_counts_what_is_summed, r27_sent_and_checksum_are_one_word, r27_ch
 | R31 | `claim`: r31_given_back_by_cas |
 | R32 | `claim`: r32_the_word_is_moved_by_cas, r32_the_word_before_giving_back |
 | R33 | `claim`: r33_the_claim_names_its_writer, r33_death_is_the_end_of_its_writes; \
-`writers`: r33_a_spent_entry_retires, r33_the_claim_has_the_generation, r33_claims_are_given_back_before_the_entry_is_free |
+`writers`: r33_a_spent_entry_retires, r33_the_claim_has_the_generation, \
+r33_claims_are_given_back_before_the_entry_is_free |
 | R34 | `claim`: r34_a_grant_without_rows_is_withdrawn |
-| R35 | `claim`: r35_the_last_block_is_not_lent; `lending`: r35_the_reserve_is_never_lent, r35_a_quarter_is_never_lent, \
+| R35 | `claim`: r35_the_last_block_is_not_lent; `lending`: r35_the_reserve_is_never_lent, \
+r35_a_quarter_is_never_lent, \
 r35_half_of_the_slots_are_never_lent, r35_who_takes_it_out_has_it, r35_a_result_keeps_its_slot |
-| R36 | `outcome`: r36_whole_before_the_encode_sides_word, r36_every_destination_is_whole, r36_whole_stands_in_the_word, \
-r36_a_whole_one_does_not_fail_for_itself, r36_the_encode_sides_word_is_first, r36_recorded_before_whole, r36_moved_by_cas, \
+| R36 | `outcome`: r36_whole_before_the_encode_sides_word, r36_every_destination_is_whole, \
+r36_whole_stands_in_the_word, \
+r36_a_whole_one_does_not_fail_for_itself, r36_the_encode_sides_word_is_first, r36_recorded_before_whole, \
+r36_moved_by_cas, \
 r36_told_until_closed |
-| R37 | `rendezvous`: r37_posts_then_looks, r37_the_room_is_compared_in_the_slot, r37_the_encode_node_is_compared_in_the_slot, \
+| R37 | `rendezvous`: r37_posts_then_looks, r37_the_room_is_compared_in_the_slot, \
+r37_the_encode_node_is_compared_in_the_slot, \
 r37_the_epoch_is_looked_at_again, r37_posts_of_the_dead_are_taken_off, r37_the_init_follows |
 | R39 | `shelf`: r39_the_generation_is_drawn_after_the_look |
 | R40 | `shelf`: r40_all_is_written_before_ready |
@@ -96,18 +104,22 @@ r45_nor_given_back, r45_retired_before_the_lane_is_anothers |
 | R77 | `repair`: r77_digests_are_compared, r77_all_is_told_where_they_differ |
 | R78 | `told`: r78_told_or_released_by_one_cas, r78_the_slots_of_the_dead_are_told, r78_a_report_tells |
 | R79 | `told`: r79_joined_by_one_cas, r79_the_bound_one_is_taken_up, r79_who_notes_looks_whether_it_is_told |
-| R80 | `told`: r80_released_after_both_words, r80_told_is_shown_before_the_init, r80_who_has_ended_looks_whether_it_is_shown |
+| R80 | `told`: r80_released_after_both_words, r80_told_is_shown_before_the_init, \
+r80_who_has_ended_looks_whether_it_is_shown |
 | R81 | `told`: r81_success_ends_the_claim, r81_whoever_writes_is_bound, r81_so_is_who_has_the_worker_write |
 | R82 | `lending`: r82_what_was_shown_stays, r82_marked_before_the_look, r82_a_failure_leaves_what_is_marked |
 | R83 | `repair`: r83_the_word_is_raised_first, r83_heartbeats_repeat_what_the_worker_said |
 
 What no knob shows, and why:
 
-- R1, "another index under the same session fails the room" and "a message that would leave a gap is ignored": no honest node sends such
+- R1, "another index under the same session fails the room" and "a message that would leave a gap is ignored": no \
+honest node sends such
   a message, whatever is lost; they guard against a peer with a bug.
-- R11, the time limit: the models have no time, so "at once when somebody waits" and "at the latest after a while" are the same step.
+- R11, the time limit: the models have no time, so "at once when somebody waits" and "at the latest after a while" \
+are the same step.
 - R14, the answer "stale": silence would lead to the same end, only later.
-- R15, tombstones that outlive a burial: with numbered registrations nothing of before comes through; they are a second lock.
+- R15, tombstones that outlive a burial: with numbered registrations nothing of before comes through; they are a \
+second lock.
 - R16: a redone ring record and a block's generation are in the models of the ring and of the owner cell.
 - R17, first in first out: it keeps an epoch away from reuse for as long as can be; no step depends on it.
 - R20, phase and sent in one step: while Success is taken from the phase, two steps do no harm.
