@@ -20,7 +20,6 @@ SMALL = {
     "two destinations, killed": Setting(destinations=2, kills=1),
     "two destinations, the encoder aborts": Setting(destinations=2, encoder_aborts=1),
     "two destinations at a time": Setting(destinations=2, two_threads=True),
-    "two destinations at a time, killed": Setting(destinations=2, two_threads=True, kills=1),
     "two destinations, one is lost": Setting(destinations=2, language_losses=1),
     "one here and one far": Setting(destinations=2, far=1),
     "one here and one far, one would fail": Setting(destinations=2, far=1, failures=1),
@@ -28,6 +27,7 @@ SMALL = {
 }
 
 LARGE = {
+    "two destinations at a time, killed": Setting(destinations=2, two_threads=True, kills=1),
     "two destinations at a time, one would fail": Setting(destinations=2, two_threads=True, failures=1),
     "two destinations, killed, both would fail, a deadline": Setting(
         destinations=2, kills=1, failures=2, encode_deadlines=1

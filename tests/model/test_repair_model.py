@@ -7,14 +7,14 @@ from repair_model import Rules, Setting, explore_repair
 from worlds import worlds
 
 SMALL = {
-    "a loss": Setting(losses=1),
     "a message comes twice": Setting(total=1, losses=1, doubles=1, kills=1),
     "a loss, and pollers that are killed": Setting(total=1, losses=1, poller_kills=2),
-    "an abort, and a loss": Setting(total=1, losses=1, deadlines=1),
     "the encoder gives up, and a loss": Setting(total=1, losses=1, encoder_aborts=1),
 }
 
 LARGE = {
+    "a loss": Setting(losses=1),
+    "an abort, and a loss": Setting(total=1, losses=1, deadlines=1),
     "two losses": Setting(losses=2),
     "a loss and a kill, and the worker tells": Setting(losses=1, kills=1),
     "two losses and a kill": Setting(losses=2, kills=1, worker_tells=False),

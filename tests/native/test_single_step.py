@@ -105,7 +105,7 @@ def test_another_process_comes_between(program: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "limit", "least"),
-    [("write", 5000, 20), ("bind", 20_000, 20), ("grant", 20_000, 20), ("acquire one", 1 << 18, 100)],
+    [("write", 5000, 20), ("bind", 5000, 20), ("grant", 5000, 20), ("acquire one", 1 << 16, 100)],
 )
 def test_another_process_comes_between_at_more_places(
     program: list[str], prefix: str, limit: int, least: int

@@ -19,8 +19,9 @@ from embridge.pipeline.client.client import library_of
 from embridge.workers.poller.base import Poller
 from embridge.workers.timing import NS
 
-SOME = range(400_000, 400_024)
-SEVERAL = range(36, 44)
+SOME = range(400_000, 400_012)
+MORE = range(400_000, 400_024)
+SEVERAL = range(36, 41)
 MIX = list(itertools.product(FAULTS, (*DISTURBANCES, "writers", "near", "several")))
 
 
@@ -59,9 +60,9 @@ def run_writers(seeds: range) -> list[World]:
 def test_writers_die_and_stand_still_in_the_middle_of_what_they_write() -> None:
     """R30, R33: so these seeds have what they are for."""
     worlds = run_writers(SOME)
-    assert sum(world.num_landed for world in worlds) > 50
-    assert sum(world.num_writers_killed for world in worlds) > 8
-    assert sum(world.num_revoked for world in worlds) > 2
+    assert sum(world.num_landed for world in worlds) > 25
+    assert sum(world.num_writers_killed for world in worlds) > 4
+    assert sum(world.num_revoked for world in worlds) > 1
 
 
 def run_several(seeds: range) -> list[World]:
@@ -72,7 +73,7 @@ def run_several(seeds: range) -> list[World]:
 def test_destinations_that_are_whole_are_given_up_and_end_as_all_do() -> None:
     """R36: so these seeds have what they are for; `Scenario` says that no room ends in Success here, and not there."""
     worlds = run_several(SEVERAL)
-    assert sum(world.num_landed for world in worlds) > 50
+    assert sum(world.num_landed for world in worlds) > 30
     assert sum(world.num_given_up for world in worlds) > 5
 
 
@@ -188,6 +189,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("mutate", MUTANTS)
 def test_without_the_rules_of_direct_writes_these_seeds_fail(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -195,4 +197,4 @@ def test_without_the_rules_of_direct_writes_these_seeds_fail(
     """The runs above would see it if one of their rules were not kept."""
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
-        run_writers(SOME)
+        run_writers(MORE)

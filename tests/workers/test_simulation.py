@@ -131,8 +131,8 @@ def run_retries(seeds: range, engine: str) -> tuple[int, int]:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_requests_whose_encode_node_dies_are_finished_by_another_one_which_sends_what_is_missing(engine: str) -> None:
     """R26, P6, P7: none fails, though what had come is kept and its old blocks may be written late."""
-    num_blocks, num_runs = run_retries(range(6000, 6008), engine)
-    assert num_blocks > 8
+    num_blocks, num_runs = run_retries(range(6000, 6004), engine)
+    assert num_blocks > 4
     assert num_runs > 1
 
 
@@ -154,7 +154,7 @@ def run_failing(seeds: range) -> int:
 
 def test_a_write_that_lands_after_it_was_given_up_hits_only_blocks_that_are_kept_for_it() -> None:
     """P7, R6, R7, R8, R10, R11: what it may hit is quarantined until a fence, and every block is free in the end."""
-    assert run_failing(range(5000, 5012)) > 20
+    assert run_failing(range(5000, 5006)) > 10
 
 
 def _taint_nothing(patch: pytest.MonkeyPatch) -> None:
