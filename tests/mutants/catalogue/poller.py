@@ -30,6 +30,13 @@ POLLER: Final = [
         ("tests/workers/test_counters.py::test_what_is_repeated_as_a_matter_of_course_is_not_counted_as_sent_again",),
     ),
     Mutant(
+        "closed-for-one-sender", "R79, R23, P8", "a sender is told of after its destination has closed another, and is not closed",
+        "workers/poller/language.py",
+        "        if word.phase == Phase.Success or self._closed.get(slot) == epoch:",
+        "        if word.phase == Phase.Success:",
+        (f"{REPAIR}::test_whoever_tells_of_a_request_that_has_been_closed_is_told_again",),
+    ),
+    Mutant(
         "tainted-before-sent", "R6", "a report reads `sent` after `tainted`, and so may be cleaner than its progress",
         "workers/reports.py",
         "        sent_tokens=sent,\n",
