@@ -37,6 +37,13 @@ POLLER: Final = [
         (f"{REPAIR}::test_whoever_tells_of_a_request_that_has_been_closed_is_told_again",),
     ),
     Mutant(
+        "nobody-looked-up-among-peers", "R16, D4", "who tells of a slot that is opened meanwhile looks up a peer that is none",
+        "allocator/peertable.py",
+        "        return peer >= 0 and self.get(peer, Peer.STATE) == PeerState.REGISTERED\n",
+        "        return self.get(peer, Peer.STATE) == PeerState.REGISTERED\n",
+        (f"{MARKS}::test_a_request_whose_slot_is_opened_while_it_is_told_of_has_no_destination_any_more",),
+    ),
+    Mutant(
         "tainted-before-sent", "R6", "a report reads `sent` after `tainted`, and so may be cleaner than its progress",
         "workers/reports.py",
         "        sent_tokens=sent,\n",
