@@ -10,8 +10,8 @@ Modelled: either side told at any moment, by its client or by a report; an init 
 or waits for the encoder's room; an encoder that is bound by its own client while its bootstrap joins the same room, and
 then writes itself or leaves it to the worker; deadlines of both sides, and deaths of both clients at any step; a later
 sender of the same room, which finds what the first has left; and another one to which the node has joined the request,
-before it knew of the first, and which is closed before the first is told of. Messages are never forgotten, so each of them may come
-again at any later time.
+before it knew of the first, and which is closed before the first is told of. Messages are never forgotten, so each of
+them may come again at any later time; but what is said once of two senders with one request comes once.
 
 Not modelled: the table of posts (`direct_rendezvous_model`); the copy itself (`direct_claim_model`); several
 destinations, which are always told (`direct_outcome_model`).
