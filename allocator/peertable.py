@@ -77,7 +77,8 @@ class PeerTable:
         return self._words.raise_to(peer * self._stride + field, value)
 
     def is_alive(self, peer: int) -> bool:
-        return self.get(peer, Peer.STATE) == PeerState.REGISTERED
+        """Whether an entry is that of a node that lives; -1, where nobody has entered a destination yet, is none."""
+        return peer >= 0 and self.get(peer, Peer.STATE) == PeerState.REGISTERED
 
     def is_here(self, peer: int, node: tuple[int, int]) -> bool:
         """Whether this incarnation (id, incarnation) has the entry, and lives."""

@@ -9,8 +9,9 @@ told side's bootstrap and poller end it by the messages that they send today.
 Modelled: either side told at any moment, by its client or by a report; an init that leaves early or late, is repeated,
 or waits for the encoder's room; an encoder that is bound by its own client while its bootstrap joins the same room, and
 then writes itself or leaves it to the worker; deadlines of both sides, and deaths of both clients at any step; a later
-sender of the same room, which finds what the first has left. Messages are never forgotten, so each of them may come
-again at any later time.
+sender of the same room, which finds what the first has left; and another one to which the node has joined the request,
+before it knew of the first, and which is closed before the first is told of. Messages are never forgotten, so each of
+them may come again at any later time; but what is said once of two senders with one request comes once.
 
 Not modelled: the table of posts (`direct_rendezvous_model`); the copy itself (`direct_claim_model`); several
 destinations, which are always told (`direct_outcome_model`).
@@ -70,6 +71,7 @@ class Model:
             yield "the door ends the claim of the dead", self.of_language(world, claim=SHUT)
         if self.setting.doubles or (self.setting.later and encoder.at == "over"):
             yield from self.later_steps(world, language)
+        yield from self.other_steps(world, language, encoder)
         for message in sorted(world.messages):
             yield from self.taken(world, *message)
 
@@ -91,11 +93,12 @@ class Model:
     def goal(self, world: World) -> bool:
         """Both slots are released, well where nothing bad may happen; nothing is left of it anywhere."""
         s = self.setting
-        bad = s.deadlines or s.encoder_kills or s.scheduler_kills
+        bad = s.deadlines or s.another or s.encoder_kills or s.scheduler_kills
         ends = (world.language, world.encoder)
         well = all(side.phase == SUCCESS for side in ends)
         clean = not world.pending and not world.language.posted and world.language.claim in (SHUT, FREE)
-        return all(side.at == "over" for side in ends) and (bool(bad) or well) and clean
+        are_over = all(side.at == "over" for side in ends) and world.other in ("none", "over")
+        return are_over and (bool(bad) or well) and clean
 
     # ---- what several do
 
@@ -151,7 +154,7 @@ class Model:
             closed = self.says(self.of_language(world, at="over", posted=False), "close")
             yield "the language node closes and releases it", closed
         if me.phase == FAILED:
-            if ("abort", 0) not in world.messages:
+            if ("abort", 0) not in world.messages and ("ack", 0) not in world.messages:
                 yield "the language node sends its abort", self.says(world, "abort")
             if ("ack", 0) in world.messages and me.claim == SHUT:
                 yield "the language node releases it", self.of_language(world, at="over", posted=False)
@@ -284,6 +287,30 @@ class Model:
                 copied = copied._replace(fault="twice: two senders of a room write")
             yield "a later sender copies, and gives the claim back", copied
 
+    # ---- another sender of the room, to which its node has joined the request, because it did not see the first
+
+    def other_steps(self, world: World, language: Language, encoder: Encoder) -> Iterator[Step]:
+        is_found = language.bound and not encoder.opened
+        if world.other == "none" and self.setting.another and is_found and ("init", 0) in world.messages:
+            yield "the encode bootstrap joins another sender", world._replace(other="joined", stale=True)
+        elif world.other == "joined":
+            yield "the other sender finds the grant bound, and fails", world._replace(other="failed")
+        elif world.other == "failed" and language.phase == OPEN:
+            yield "the language node hears that the other has failed", self.failed(world)
+        elif world.other == "failed" and (language.phase == SUCCESS or language.at == "over"):
+            yield "the language node closes the other", world._replace(other="over")
+        is_acked = self.setting.another and ("ack", 0) in world.messages
+        if language.at == "open" and language.phase == FAILED and world.close == "none" and is_acked:
+            answered = world._replace(messages=world.messages - {("abort", 0)})  # it is said no more
+            yield "the language node closes it, once", answered._replace(close="sent")
+        if world.close == "sent":
+            other = "over" if world.other != "none" else "none"
+            taken = self.of_encoder(world, closed=encoder.reported or encoder.closed)
+            taken = taken._replace(close="taken", other=other)
+            if taken.encoder.closed and encoder.phase == OPEN:
+                taken = self.of_encoder(taken, phase=FAILED)
+            yield "the encode node takes that close, for those that it has told of", taken
+
     # ---- the encode node
 
     def encode_node_steps(self, world: World, me: Encoder) -> Iterator[Step]:
@@ -296,6 +323,9 @@ class Model:
         if me.looked:
             yield "the encode bootstrap joins it, having looked", self.joined(world)
         is_heard = me.closed or ("status", me.phase) in world.messages
+        if self.setting.another and me.known and me.phase == OPEN and not me.reported:
+            reported = self.says(self.of_encoder(world, reported=True), "status", OPEN)
+            yield "the encode node reports that it is in flight", reported
         if me.known and me.phase != OPEN and not is_heard:
             yield "the encode node reports how it ended", self.says(world, "status", me.phase)
         if me.worker == "writing":
@@ -314,6 +344,8 @@ class Model:
 
     def room_opened(self, world: World) -> World:
         opened = self.of_encoder(world, opened=True)
+        if world.other in ("joined", "failed") and world.encoder.phase == OPEN:
+            opened = self.of_encoder(opened, phase=FAILED)  # the room is in use by the other
         if world.encoder.noted and world.encoder.joined == CLIENT:
             return self.known(opened)
         return self.init_comes(opened) if world.pending else opened
@@ -366,11 +398,21 @@ class Model:
                 after = self.of_encoder(world, phase=phase, closed=True)
                 if ("ack", 0) not in world.messages or after != world:
                     yield "the encode node takes the abort", self.says(after, "ack")
+            elif world.other in ("joined", "failed"):
+                if ("ack", 0) not in world.messages:
+                    after = world._replace(other="failed")
+                    yield "the encode node takes the abort of the other", self.says(after, "ack")
             elif not world.stale or ("ack", 0) not in world.messages:
                 after = world._replace(stale=True, pending=False, barred=not world.stale or world.barred)
                 yield "the encode node takes the abort of a request that it does not know", self.says(after, "ack")
 
     def report_taken(self, world: World, language: Language, phase: int) -> Iterator[Step]:
+        if phase == OPEN:  # said once
+            world = world._replace(messages=world.messages - {("status", OPEN)})
+            has_closed = world.close != "none" and self.rules.r79_what_was_closed_is_closed_again
+            if language.at == "open" and not (language.phase == FAILED and has_closed):
+                yield "the language node takes the report of what is in flight", world
+                return
         if language.at == "over" or language.told == RELEASED or language.phase != OPEN:
             if ("close", 0) not in world.messages:
                 yield "the language node answers that it is over", self.says(world, "close")

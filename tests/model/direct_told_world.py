@@ -44,6 +44,7 @@ class Encoder(NamedTuple):
     opened: bool = False  # its bootstrap has the room in its tables
     closed: bool = False
     worker: str = "idle"
+    reported: bool = False  # its poller has told the destination that it is in flight
     looked: bool = False  # its bootstrap has found nobody joined, and is about to join (without the rule)
     ends: bool = False
 
@@ -58,6 +59,8 @@ class World(NamedTuple):
     encoder_kills: int = 0
     scheduler_kills: int = 0
     later: str = "none"  # what a later sender of the room does: none, bound, claimed
+    other: str = "none"  # another sender, to which the node has joined the same request: none, joined, failed, over
+    close: str = "none"  # the one that answers the node's acknowledgement: none, sent, taken
     fault: str | None = None
 
 
@@ -68,6 +71,7 @@ class Setting:
     told: tuple[str, ...] = ("language", "encoder")
     later: bool = False  # the room is used again, after its first sender
     doubles: bool = False  # two senders have the room at one time, and each of them would write itself
+    another: bool = False  # the node has a second sender of the room, and joins that one to the same request
     deadlines: bool = False
     encoder_kills: int = 0
     scheduler_kills: int = 0
@@ -83,6 +87,7 @@ class Rules:
     r79_joined_by_one_cas: bool = True
     r79_the_bound_one_is_taken_up: bool = True
     r79_who_notes_looks_whether_it_is_told: bool = True
+    r79_what_was_closed_is_closed_again: bool = True
     r80_released_after_both_words: bool = True
     r80_told_is_shown_before_the_init: bool = True
     r80_who_has_ended_looks_whether_it_is_shown: bool = True

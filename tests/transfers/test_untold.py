@@ -24,7 +24,6 @@ from embridge.allocator._core import Turn, TurnTaker
 from embridge.allocator.records import JoinedBy, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
-from embridge.pipeline.client.untold import LATE_NS
 from embridge.pipeline.inspection.node_status import node_status
 from embridge.workers.timing import NS
 
@@ -44,12 +43,10 @@ def sending(encode: Station, sending: Client, receiving: Queues, rooms: Iterator
     neighbours = library_of(receiving.client).neighbours
     wait_until(lambda: neighbours.find(encode.addr) is not None)
     _settle(encode, receiving)
-    clients = (sending, receiving.client)
-    for client in clients:
-        library_of(client).requests.untold.late_ns = LONG_NS
-    yield sending
-    for client in clients:
-        library_of(client).requests.untold.late_ns = LATE_NS
+    with pytest.MonkeyPatch.context() as patch:
+        for client in (sending, receiving.client):
+            patch.setattr(library_of(client).requests.untold, "late_ns", LONG_NS)
+        yield sending
 
 
 def _settle(encode: Station, receiving: Queues) -> None:
@@ -184,18 +181,13 @@ def _both(sending: Client, scheduling: Client) -> None:
 
 @pytest.mark.parametrize("is_bound", [False, True], ids=["before rows", "between rows"])
 @pytest.mark.parametrize(
-    "late",
-    [lambda sending, _: _tell(sending), lambda _, scheduling: _tell(scheduling), _both],
+    "late", [lambda sending, _: _tell(sending), lambda _, scheduling: _tell(scheduling), _both],
     ids=["the encode node", "the language node", "both"],
-)
+)  # fmt: skip
 def test_who_is_told_late_goes_on_with_it_and_both_sides_end(
-    encode: Station,
-    sending: Client,
-    receiving: Queues,
-    posted: EmbeddingReceiver,
-    late: Callable[[Client, Client], None],
-    is_bound: bool,
-) -> None:
+    encode: Station, sending: Client, receiving: Queues, posted: EmbeddingReceiver,
+    late: Callable[[Client, Client], None], is_bound: bool,
+) -> None:  # fmt: skip
     """R78 to R80: either side told, or both, in the middle of the request; nothing of it is left."""
     sender = open_sender(sending, posted.room, TOTAL)
     if is_bound:
@@ -384,26 +376,34 @@ def test_a_second_sender_that_has_found_its_grant_ends_as_its_destination_does(
     wait_until(lambda: _is_released(encode, sender))
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_two_senders_of_a_room_with_one_grant_fail_and_are_released(
-    encode: Station, sending: Client, receiving: Queues, waiting: EmbeddingSender, posted: EmbeddingReceiver
-) -> None:
-    """R81, D6, R23: one has found it, and is being told of; the node has joined the other, whose rows nobody writes."""
+    encode: Station, sending: Client, receiving: Queues, waiting: EmbeddingSender, posted: EmbeddingReceiver,
+    monkeypatch: pytest.MonkeyPatch, late: bool,
+) -> None:  # fmt: skip
+    """R79, R81, D6, R23: one has found it, and is being told of; the node has joined the other, whose rows nobody
+    writes. The first may be told of late: its destination has closed the other by then, and waits for its scheduler.
+    """
     sender = open_sender(sending, posted.room, TOTAL)
     assert give(sender, 0, 10)
     encode.control.untold.add(posted.room, -1)  # so its node does not look for it
     posted.tell()
     wait_until(lambda: _joined(waiting) == JoinedBy.BOOTSTRAP)
     encode.control.untold.add(posted.room, 1)
-    give(waiting)
     reasons = (  # the second is the destination's own, if it has heard of both senders by then
         f"room {posted.room} is in use by another sender of this node",
         f"the encode side announced {TOTAL} tokens and then {LONGER}",
     )
-    assert ended(waiting).reason in reasons
-    assert waiting.sent_tokens == 0
-    _both(sending, receiving.client)
+    with monkeypatch.context() as patch:
+        if late:
+            patch.setattr(library_of(receiving.client), "_take_turn", lambda: False)
+        give(waiting)
+        assert ended(waiting).reason in reasons
+        assert waiting.sent_tokens == 0
+        wait_until(lambda: not late or _is_released(encode, waiting))
+        _both(sending, receiving.client)
+        assert ended(sender).error
     assert receiving.take(posted.room, 20).reason in reasons
-    assert ended(sender).error
     wait_until(lambda: _is_released(encode, sender) and _is_released(encode, waiting))
 
 

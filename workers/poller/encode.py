@@ -347,6 +347,8 @@ class Publisher(Poller):
             if not self._ctx.is_current(at.slot, at.epoch):
                 continue
             phase = self._read_progress(at.slot)
+            if at.destination >= len(self._sent[at.slot]):
+                continue  # it was released since, and its slot is open again
             state = self._state(at.slot, at.destination, phase, self._sent[at.slot][at.destination])
             if self._ctx.is_current(at.slot, at.epoch):  # still: what was read is its own (R16)
                 rooms.tell(at, state)

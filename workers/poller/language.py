@@ -193,7 +193,7 @@ class StatusReceiver(Poller):
         slot, epoch = room.key.slot, room.key.epoch
         slots = self._slots
         word = split(self._ctx.status.load(slot))
-        if word.phase == Phase.Success:
+        if word.phase == Phase.Success or self._closed.get(slot) == epoch:  # again: of a second sender, say (R79)
             self._send_close(room.key, peer)
             return
         if word.phase == Phase.Failed:

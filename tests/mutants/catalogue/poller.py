@@ -30,6 +30,20 @@ POLLER: Final = [
         ("tests/workers/test_counters.py::test_what_is_repeated_as_a_matter_of_course_is_not_counted_as_sent_again",),
     ),
     Mutant(
+        "closed-for-one-sender", "R79, R23, P8", "a sender is told of after its destination has closed another, and is not closed",
+        "workers/poller/language.py",
+        "        if word.phase == Phase.Success or self._closed.get(slot) == epoch:",
+        "        if word.phase == Phase.Success:",
+        (f"{REPAIR}::test_whoever_tells_of_a_request_that_has_been_closed_is_told_again",),
+    ),
+    Mutant(
+        "nobody-looked-up-among-peers", "R16, D4", "who tells of a slot that is opened meanwhile looks up a peer that is none",
+        "allocator/peertable.py",
+        "        return peer >= 0 and self.get(peer, Peer.STATE) == PeerState.REGISTERED\n",
+        "        return self.get(peer, Peer.STATE) == PeerState.REGISTERED\n",
+        (f"{MARKS}::test_a_request_whose_slot_is_opened_while_it_is_told_of_has_no_destination_any_more",),
+    ),
+    Mutant(
         "tainted-before-sent", "R6", "a report reads `sent` after `tainted`, and so may be cleaner than its progress",
         "workers/reports.py",
         "        sent_tokens=sent,\n",

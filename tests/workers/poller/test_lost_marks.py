@@ -285,6 +285,24 @@ def test_a_bootstrap_that_is_restarted_finds_the_latest_request_of_a_slot_there(
     assert new.poll() == Phase.Success
 
 
+def _opened_again(node: EncodeAlone) -> tuple[EmbeddingSender, EmbeddingSender]:
+    """A sender that has succeeded and is released, and one of another room that has its slot since."""
+    lease = library_of(node.client).requests.lease
+    lease._lease_page()
+    lease._free[0] = deque([5])
+    old = node.sender(1, 4)
+    node.init(1, [3])
+    assert old.poll() == Phase.Success
+    node.close(1)
+    assert node.slots.get(old.slot, Slot.RELEASED_EPOCH) == old.epoch
+    lease.collect()
+    lease._free[0] = deque([5])
+    new = node.sender(2, 8, rows=0)
+    assert (new.slot, new.epoch) == (old.slot, old.epoch + 1)
+    node.forget_sent()
+    return old, new
+
+
 def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     """R16, P6: a request is looked at once more while it is released, and its slot is opened, joined and read
     meanwhile.
@@ -292,21 +310,11 @@ def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     The next one's destination would hear that all of its rows have come.
     """
     node = EncodeAlone()
-    library_of(node.client).requests.lease._lease_page()
-    library_of(node.client).requests.lease._free[0] = deque([5])
-    old = node.sender(1, 4)
-    node.init(1, [3])
-    assert old.poll() == Phase.Success
-    node.close(1)
+    old, new = _opened_again(node)
+    node.init(2, [4])
+    node.forget_sent()
     poller = node.actor("poller").role
     assert isinstance(poller, Publisher)
-    assert node.slots.get(old.slot, Slot.RELEASED_EPOCH) == old.epoch
-    library_of(node.client).requests.lease.collect()
-    library_of(node.client).requests.lease._free[0] = deque([5])
-    new = node.sender(2, 8, rows=0)
-    node.init(2, [4])
-    assert (new.slot, new.epoch) == (old.slot, old.epoch + 1)
-    node.forget_sent()
     poller._out = []
     poller._tell(old.slot, old.epoch, 0, Phase.Success, 4)
     poller._serve(old.slot, old.epoch)
@@ -319,3 +327,16 @@ def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     del poller._ctx.is_current
     poller._serve(new.slot, new.epoch)
     assert [room.key.room for room in poller._tell_again(ToldRooms(), [At(new.slot, new.epoch, 0)])] == [2]
+
+
+def test_a_request_whose_slot_is_opened_while_it_is_told_of_has_no_destination_any_more() -> None:
+    """R16, D4: it has been looked at once more, and nobody has joined the next one yet."""
+    node = EncodeAlone()
+    old, _ = _opened_again(node)
+    poller = node.actor("poller").role
+    assert isinstance(poller, Publisher)
+    poller._out = []
+    poller._tell(old.slot, old.epoch, 0, Phase.Success, 4)
+    poller._ctx.is_current = lambda *_: True  # type: ignore[method-assign]
+    assert poller._tell_again(ToldRooms(), [At(old.slot, old.epoch, 0)]) == []
+    assert poller._out == []

@@ -61,6 +61,21 @@ def test_an_aborted_request_is_in_flight_and_its_abort_repeated_until_it_is_ackn
     assert len(node.sent(msg.Close)) == 1
 
 
+def test_whoever_tells_of_a_request_that_has_been_closed_is_told_again() -> None:
+    """R79, R23: while its scheduler has not left it, too. Its encode node may know a second sender of it since."""
+    node = LanguageAlone()
+    receiver = node.receiver(1)
+    receiver.abort()
+    node.settle()
+    node.status(receiver, Phase.WaitingForInput, 0)
+    assert node.sent(msg.Close) == []  # the abort ends whom it knows
+    node.abort_ack(receiver)
+    for num_times in (1, 2):
+        assert [close.key.room for close in node.sent(msg.Close)] == [1] * num_times
+        node.status(receiver, Phase.WaitingForInput, 0)
+    assert node.slots.get(receiver.slot, Slot.RELEASED_EPOCH) < receiver.epoch
+
+
 def test_a_request_that_only_the_encode_side_knows_is_closed_there() -> None:
     """R23: on neither list it is never guessed to be a success."""
     node = LanguageAlone()
