@@ -341,7 +341,8 @@ def test_a_destination_that_is_whole_does_not_end_otherwise_than_its_encode_side
     received = ended(it.receiver)
     phase = split(encode.control.status.load(slot)).phase
     assert (phase == Phase.Success) == (received.error == ""), received
-    assert received.error == ("" if step == "own word" else "TransferAborted")
+    endings = {"whole": ("TransferAborted",), "sent": ("TransferAborted", ""), "own word": ("",)}
+    assert received.error in endings[step]  # all is sent: the encode node may hear of that before it hears of the abort
     it.receiver.clear()
     if is_killed:
         agent.kill()
