@@ -208,6 +208,13 @@ ENCODE: Final = (
 )
 
 LANGUAGE: Final = (
+    Rule(
+        "whole",
+        lambda v: not v.has_ended and v.is_whole and not v.is_untold and not v.is_peer_lost,
+        "other",
+        "every row has landed; how the request ends is decided there, also when its client or deadline ends it",
+        through=("poller",),
+    ),
     *_BOTH,
     Rule(
         "handshake",

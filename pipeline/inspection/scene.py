@@ -17,7 +17,7 @@ from embridge.allocator.geometry import Role
 from embridge.allocator.records import Destination, Lane, LaneState, Peer, Process, Slot, WrittenBy
 from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.sessions import SHM_EXPOSURE
-from embridge.allocator.status import TERMINAL, split
+from embridge.allocator.status import TERMINAL, is_whole, split
 from embridge.pipeline.inspection.open_readonly import DEAD, condition_of
 from embridge.pipeline.inspection.views import NOBODY, Actor, DestinationView, EncodeView, LanguageView
 from embridge.workers.process_spec import READY
@@ -257,6 +257,7 @@ def _language_view(scene: Scene, slot: int, epoch: int, common: dict[str, Any]) 
         has_engine=not over_network or control.sessions.number(control.worker_of(get(slot, Slot.ROOM))) > 0,
         is_contacted=get(slot, Slot.CONTACTED_EPOCH) == epoch,
         is_heard=get(slot, Slot.HEARD_EPOCH) == epoch or sent > 0,
+        is_whole=is_whole(control.status.load(slot)),
         is_acked=get(slot, Slot.ACKED_EPOCH) == epoch or unreachable,
         block_size=control.geometry.block_size,
         granted_blocks=blocks,

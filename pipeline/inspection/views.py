@@ -147,6 +147,7 @@ class LanguageView(RequestView):
     has_engine: bool = True  # there is a session to grant under, or the engine needs none
     is_contacted: bool = False
     is_heard: bool = False
+    is_whole: bool = False  # all rows are written, and its encode side decides how it ends (R36)
     is_acked: bool = False  # no other process will write into its blocks any more
     block_size: int = 1
     granted_blocks: int = 0

@@ -338,6 +338,7 @@ def test_a_destination_that_is_whole_does_not_end_otherwise_than_its_encode_side
         it.receiver.abort("enough")
         wait_until(lambda: language.control.slots.get(it.receiver.slot, Slot.FAILURE))
         assert it.receiver.poll() < Phase.Success
+        assert [row["line"] for row in language.in_flight() if row["room"] == room] == ["whole"]
     received = ended(it.receiver)
     phase = split(encode.control.status.load(slot)).phase
     assert (phase == Phase.Success) == (received.error == ""), received

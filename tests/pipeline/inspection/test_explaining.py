@@ -139,6 +139,7 @@ ENCODE_CASES: dict[str, tuple[EncodeView, Actor, int, str]] = {
 }
 
 LANGUAGE_CASES: dict[str, tuple[LanguageView, Actor, int, str]] = {
+    "whole": (language(is_whole=True, sent=2000, has_failure=True, deadline_ns=NOW), ENCODER, 50, "decided there"),
     "client gone": (language(is_client_gone=True), POLLER, 50, "is gone"),
     "untold": (language(is_untold=True), CLIENT, 50, "0 of 2000 rows sent"),
     "failed": (language(has_failure=True, failure="no time left"), POLLER, 50, "no time left"),
@@ -259,6 +260,12 @@ def test_a_request_that_has_ended_well_or_whose_writer_is_dead_waits_for_no_clai
     assert explain(language(phase=Phase.Success, ended_ns=90, **held)).rule == "clear"
     assert explain(language(sent=100, is_writer_gone=True, **held)).rule == "write"
     assert explain(language(**ENDED, **(held | {"claim": ClaimState.ENDED}))).rule == "abort"
+
+
+def test_a_whole_request_whose_encode_node_cannot_decide_any_more_is_for_its_own_side_to_end() -> None:
+    """R36: it is lost; or it does not know of the request."""
+    assert explain(language(is_whole=True, sent=2000, is_peer_lost=True)).rule == "peer lost"
+    assert explain(language(is_whole=True, sent=2000, is_untold=True)).rule == "untold"
 
 
 def test_rows_that_stay_in_their_blocks_wait_for_no_drain() -> None:
