@@ -139,9 +139,9 @@ def stations(shared_dir: Path) -> Iterator[Callable[..., Station]]:
         def get(role: str, name: str, engine: str, **settings: Any) -> Station:
             if (name, engine) not in made:
                 path = shared_dir / f"{name}-{engine}"
-                idle = {"beat_s": 1.0}  # the beats of some twenty nodes that nobody uses any more cost a tenth of the machine
+                # The beats of some twenty nodes, most of which nobody uses any more, cost a tenth of the machine.
                 made[name, engine] = stack.enter_context(
-                    station(role, path, engine=engine, deepstack_layers=3, **idle, **settings)
+                    station(role, path, engine=engine, deepstack_layers=3, beat_s=1.0, **settings)
                 )
             return made[name, engine]
 
