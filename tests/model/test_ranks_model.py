@@ -13,7 +13,7 @@ from worlds import worlds
 SMALL = {
     "one follower, one place": Setting(kinds=(FINISHED, FINISHED)),
     "one follower, a failure between": Setting(deadlines=False),
-    "one follower, two places": Setting(num_places=2, deadlines=False),
+    "one follower, two places": Setting(num_places=2, deadlines=False, kills=1),
     "two followers": Setting(num_followers=2, kinds=(FINISHED, FAILED), deadlines=False),
     "two followers, nobody dies": Setting(num_followers=2, deadlines=False, kills=0),
     "a rank that never comes": Setting(absent=(0,), kills=0),
@@ -23,6 +23,7 @@ SMALL = {
 }
 
 LARGE = {
+    "one follower, two places, two kills": Setting(num_places=2, deadlines=False),
     "three requests and their deadlines": Setting(kills=1),
     "two followers, two places": Setting(num_followers=2, kinds=(FINISHED, FINISHED), num_places=2, deadlines=False),
 }

@@ -28,7 +28,6 @@ SMALL = {
     "two attempts at once, from two source blocks": Setting(
         totals=(2,), blocks=2, attempts=2, sources=2, failures=1, all_succeed=True
     ),
-    "two attempts at once, and a deadline": Setting(totals=(2, 1), blocks=2, attempts=2, deadlines=1, failures=1),
     "reports word by word": Setting(totals=(2, 1), fine_steps=True, failures=1, all_succeed=True),
     "a pause before each submit": Setting(fine_steps=True, deadlines=1),
     "shared memory, with deaths": Setting(shared_memory=True, deaths=1, kills=1, deadlines=1, encoder_aborts=1),
@@ -36,6 +35,7 @@ SMALL = {
 }
 
 LARGE = {
+    "two attempts at once, and a deadline": Setting(totals=(2, 1), blocks=2, attempts=2, deadlines=1, failures=1),
     "two blocks, three rows, a kill and a failure": Setting(
         totals=(2, 1), blocks=2, kills=1, failures=1, all_succeed=True
     ),

@@ -9,7 +9,7 @@ import pytest
 
 Setting = TypeVar("Setting")
 
-MOST_STATES = 50_000  # of a small world
+MOST_STATES = 30_000  # of a small world
 MOST_STATES_OF_A_LARGE_ONE = 3_000_000
 
 

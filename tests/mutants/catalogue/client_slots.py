@@ -140,7 +140,7 @@ CLIENT_SLOTS: Final = [
         "pipeline/client/slot_lease.py",
         "if self._lanes.num_early() <= self._lanes.num_pages // 2:",
         "if self._lanes.num_early() <= self._lanes.num_pages:",
-        (f"{OPPOSITE}::test_rooms_that_are_opened_in_opposite_orders_all_arrive[1-faults0]",),
+        (f"{OPPOSITE}::test_rooms_that_are_opened_in_opposite_orders_all_arrive[calm]",),
     ),
     Mutant(
         "asked-for-unheard", "P8", "a call that waits for a slot does not hear that its room is asked for",
