@@ -19,7 +19,8 @@ import pytest
 from support.agents import Agent, running, start_fork_server
 from support.closing import close_all
 from support.leaks import LeakCheck
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 
 from embridge import Client, attach
@@ -139,7 +140,8 @@ def stations(shared_dir: Path) -> Iterator[Callable[..., Station]]:
         def get(role: str, name: str, engine: str, **settings: Any) -> Station:
             if (name, engine) not in made:
                 path = shared_dir / f"{name}-{engine}"
-                idle = {"beat_s": 1.0}  # the beats of some twenty nodes that nobody uses any more cost a tenth of the machine
+                # The beats of some twenty nodes that nobody uses any more cost a tenth of the machine.
+                idle: dict[str, Any] = {"beat_s": 1.0}
                 made[name, engine] = stack.enter_context(
                     station(role, path, engine=engine, deepstack_layers=3, **idle, **settings)
                 )

@@ -19,7 +19,7 @@ import numpy as np
 from support.agents import start_fork_server
 from support.cables import plug, pull
 from support.leaks import LeakCheck
-from support.nodes import alive, run_dirs
+from support.remains import alive, run_dirs
 from support.stopping import is_stopped
 
 from embridge.allocator.blocks import EXPOSED, OWNED

@@ -13,7 +13,8 @@ import pytest
 from support import crowds
 from support.agents import Agent
 from support.crowds import Crowd
-from support.nodes import LIMITS, Station, run_dirs, station
+from support.nodes import LIMITS, Station, station
+from support.remains import run_dirs
 
 from embridge import Limits
 

@@ -20,7 +20,8 @@ import pytest
 import zmq
 from support.carrying import carried
 from support.encoding import ended, give, open_sender
-from support.nodes import Settings, Station, run_dirs, station
+from support.nodes import Settings, Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 

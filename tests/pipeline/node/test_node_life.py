@@ -16,8 +16,9 @@ import pytest
 from support import encoding, scheduling
 from support.agents import Agent, running
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, alive, config_of, start_node, station
+from support.nodes import Station, config_of, start_node, station
 from support.opening import open_control
+from support.remains import alive
 from support.scheduling import Queues
 from support.waiting import wait_until
 

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 from support.agents import running
 from support.launching import Launched, before_pythonpath, launched_by
-from support.nodes import alive, station
+from support.nodes import station
+from support.remains import alive
 from support.waiting import wait_until
 
 import embridge.allocator
