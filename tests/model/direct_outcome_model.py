@@ -62,8 +62,8 @@ class Seat(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """`at` is what a thread of it does next for each destination. `follows` is whose word is raised next when the end is
-    known, and `closes` whether that is done.
+    """`at` is what a thread of it does next for each destination. `follows` is whose word is raised next when the end
+    is known, and `closes` whether that is done.
     """
 
     at: tuple[str, ...]

@@ -146,7 +146,9 @@ class Model:
             yield "the language node fails it", self.failed(world)
         yield from self.init_steps(world, me)
         if me.phase == SUCCESS and not me.freed and not me.alive:
-            yield "the language node takes the blocks of the dead", self.claim_ended(self.of_language(world, freed=True))
+            yield "the language node takes the blocks of the dead", self.claim_ended(
+                self.of_language(world, freed=True)
+            )
         if me.phase == SUCCESS and me.freed:
             closed = self.says(self.of_language(world, at="over", posted=False), "close")
             yield "the language node closes and releases it", closed
@@ -210,7 +212,9 @@ class Model:
         language = world.language
         if me.at == "open" and me.worker == "asked":
             if not self.setting.doubles:
-                yield "the encoder has no door, and leaves its rows to the worker", self.of_encoder(world, worker="writing")
+                yield "the encoder has no door, and leaves its rows to the worker", self.of_encoder(
+                    world, worker="writing"
+                )
             binds = self.rules.r81_whoever_writes_is_bound
             bound = self.of_language(world, bound=True) if binds else world
             if not self.rules.r81_so_is_who_has_the_worker_write:

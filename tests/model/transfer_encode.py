@@ -7,7 +7,20 @@ from typing import Any
 
 from explorer import put
 from phases import FAILED, OPEN, SUCCESS
-from transfer_world import BROKEN, DONE, INTENDED, LANDED, NEVER, SUBMITTED, Attempt, Rules, Sender, Setting, Step, World
+from transfer_world import (
+    BROKEN,
+    DONE,
+    INTENDED,
+    LANDED,
+    NEVER,
+    SUBMITTED,
+    Attempt,
+    Rules,
+    Sender,
+    Setting,
+    Step,
+    World,
+)
 
 
 class EncodeSide:
@@ -163,7 +176,9 @@ class EncodeSide:
 
     def now_at(self, world: World, r: int, i: int, at: str) -> World:
         mine = world.senders[r]
-        return self.with_sender(world, r, mine._replace(attempts=put(mine.attempts, i, mine.attempts[i]._replace(at=at))))
+        return self.with_sender(
+            world, r, mine._replace(attempts=put(mine.attempts, i, mine.attempts[i]._replace(at=at)))
+        )
 
     def void_behind(self, world: World, r: int, i: int) -> World:
         """What is behind an attempt that has failed counts no more; what of it was done is over."""

@@ -206,7 +206,8 @@ class Storm(Load):
         seats = [s for s in self.seats if s.side == "encode" and s.joined and self.nodes[s.node].is_up]
         if seats:
             with contextlib.suppress(OSError):
-                self._rng.choice(seats).connection.send(("strike", self._rng.choice(STRIKES)))  # type: ignore[union-attr]
+                connection = self._rng.choice(seats).connection
+                connection.send(("strike", self._rng.choice(STRIKES)))  # type: ignore[union-attr]
 
     def _struck(self, seat: ClientSeat, room: int) -> None:
         """While it is stopped its scheduler gives the request up, mostly; then it goes on, or is killed."""

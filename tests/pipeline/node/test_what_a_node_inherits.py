@@ -159,7 +159,9 @@ def test_a_client_whose_process_has_closed_standard_output_holds_nothing_there(o
 
 
 def attached(state: SimpleNamespace, run_dir: Path) -> tuple[list[str], bool]:
-    """What a client holds as standard input and output after it has closed them, and whether its node is gone for it."""
+    """What a client holds as standard input and output after it has closed them, and whether its node is gone for
+    it.
+    """
     for fd in (0, 1, 2):
         os.close(fd)
     with attach(run_dir) as client:
