@@ -39,15 +39,12 @@ from direct_told_world import (
     Step,
     World,
 )
-from explorer import Finding, explore
+from explorer import Finding, Ruled, explore
 from phases import FAILED, OPEN, SUCCESS
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def initial(self) -> World:
         return World(encoder_kills=self.setting.encoder_kills, scheduler_kills=self.setting.scheduler_kills)

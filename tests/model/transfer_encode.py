@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from explorer import put
+from explorer import Ruled, put
 from phases import FAILED, OPEN, SUCCESS
 from transfer_world import (
     BROKEN,
@@ -23,11 +23,11 @@ from transfer_world import (
 )
 
 
-class EncodeSide:
+class EncodeSide(Ruled[Setting, Rules]):
     """The steps of the encode node under some rules."""
 
     def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
+        super().__init__(setting, rules)
         self.requests = range(len(setting.totals))
         self.num_blocks = [-(-total // setting.block_rows) for total in setting.totals]
 
