@@ -17,8 +17,9 @@ from embridge import attach
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.nodes import run_dirs, station
+from support.nodes import station
 from support.pipes import full_pipe
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.troubles import TROUBLES, carry
 

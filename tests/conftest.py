@@ -19,7 +19,8 @@ import pytest
 from support.agents import Agent, running, start_fork_server
 from support.closing import close_all
 from support.leaks import LeakCheck
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 
 from embridge import Client, attach

@@ -4,40 +4,46 @@ are to run.
 
 from __future__ import annotations
 
-import ast
-import fnmatch
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.unchanged import NAMED, Rule
 
 ROOT = Path(__file__).resolve().parents[1]
-RULES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["run_if_changed"]
 SOURCES = {
     "pytest.ini": """
 [pytest]
 run_if_changed =
-    slow/*.py: slow/*.py core/*.c
+    slow/*.py: @imports core/*.c
+    own/*.py: @own-imports
+reads_by_path =
+    slow/reader.py: data/*.txt
 """,
     "core/ring.c": "int ring;",
+    "conftest.py": "import harness",
+    "harness.py": "",
+    "data/rows.txt": "",
     "lib/client.py": "room = 1",
     "lib/other.py": "room = 2",
+    "own/test_own.py": "def test_own(): pass",
     "slow/model.py": '"""What `lib/client.py` does."""',
+    "slow/reader.py": "HERE = __file__",
     "slow/test_ring.py": """
-import os, pytest
+import os, pytest, model, reader
 def test_one(): pass
 @pytest.mark.parametrize("i", [1, 2])
 def test_two(i): assert i != int(os.environ.get("FAILS", 0))
 """,
     "quick/test_other.py": "def test_other(): pass\n",
 }
+ALL = 5
+RING = 3  # tests of slow/test_ring.py
+OWN = 1
+ALWAYS = 1  # the one without a rule
 
 
 def written(folder: Path) -> Path:
@@ -56,7 +62,7 @@ def tree(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def once_passed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = written(tmp_path_factory.mktemp("tree"))
-    assert run(tree)[0] == 4
+    assert run(tree)[0] == ALL
     return tree
 
 
@@ -89,107 +95,74 @@ def run(tree: Path, *arguments: str, option: str = "--changed", **environment: s
 
 @pytest.mark.parametrize("processes", [(), ("-p", "xdist", "-n", "2")], ids=["one process", "pytest-xdist"])
 def test_what_has_passed_is_left_out_and_the_summary_says_so(tree: Path, processes: tuple[str, ...]) -> None:
-    assert run(tree, *processes)[0] == 4
+    assert run(tree, *processes)[0] == ALL
     num_passed, said = run(tree, *processes)
-    assert num_passed == 1
-    assert "3 tests were left out" in said
-    assert "(slow/*.py); `make test ARGS=--all` runs them" in said
+    assert num_passed == ALWAYS
+    assert f"{ALL - ALWAYS} tests were left out" in said
+    assert "`make test ARGS=--all` runs them" in said
 
 
 @pytest.mark.parametrize(
-    ("path", "num_passed"),
+    ("path", "num_again"),
     [
-        ("core/ring.c", 4),
-        ("slow/model.py", 4),
-        ("lib/client.py", 4),
-        ("core/new.c", 4),
-        ("lib/other.py", 1),
-        ("quick/test_other.py", 1),
+        ("core/ring.c", RING),
+        ("core/new.c", RING),
+        ("slow/test_ring.py", RING),
+        ("slow/model.py", RING),
+        ("lib/client.py", RING),
+        ("data/rows.txt", RING),
+        ("harness.py", RING),
+        ("conftest.py", RING),
+        ("own/test_own.py", OWN),
+        ("lib/other.py", 0),
+        ("quick/test_other.py", 0),
     ],
 )
-def test_they_run_again_when_what_they_depend_on_has_changed(passed: Path, path: str, num_passed: int) -> None:
-    """A source, one that is new, and a file that a source names; nothing else."""
+def test_they_run_again_when_what_they_depend_on_has_changed(passed: Path, path: str, num_again: int) -> None:
+    """A pattern's file, one that is new, and what a test file imports, names or reads; nothing else."""
     file = passed / path
     file.write_text((file.read_text() if file.exists() else "") + "\n")
-    assert run(passed)[0] == num_passed
-    assert run(passed)[0] == 1
+    assert run(passed)[0] == num_again + ALWAYS
+    assert run(passed)[0] == ALWAYS
 
 
-def test_one_that_has_failed_runs_until_it_has_passed(tree: Path) -> None:
-    assert run(tree, FAILS="2")[0] == 3
-    assert run(tree, FAILS="2")[0] == 1
-    assert run(tree)[0] == 2
-    assert run(tree)[0] == 1
-    assert run(tree, "--all", FAILS="2")[0] == 3
-    assert run(tree)[0] == 2
+def test_all_with_a_rule_run_again_when_the_settings_of_pytest_have_changed(passed: Path) -> None:
+    (passed / "pyproject.toml").write_text("")
+    assert run(passed)[0] == ALL
+
+
+def test_one_that_has_failed_runs_until_it_has_passed(passed: Path) -> None:
+    (passed / "slow" / "model.py").write_text("")
+    assert run(passed, FAILS="2")[0] == RING - 1 + ALWAYS
+    assert run(passed, FAILS="2")[0] == ALWAYS
+    assert run(passed)[0] == 1 + ALWAYS
+    assert run(passed)[0] == ALWAYS
+    assert run(passed, "--all", FAILS="2")[0] == ALL - 1
+    assert run(passed)[0] == 1 + ALWAYS
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment"), [(("--all",), {}), ((), {"CI": "true"}), ((), {"EMBRIDGE_ALL_TESTS": "1"})], ids=str
 )
 def test_all_run_where_all_are_asked_for(passed: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-    assert run(passed, *arguments, **environment)[0] == 4
+    assert run(passed, *arguments, **environment)[0] == ALL
 
 
-def test_without_the_option_nothing_is_left_out_or_noted(tree: Path) -> None:
-    assert run(tree, option="")[0] == 4
-    assert not (tree / ".build").exists()
-    run(tree)
-    assert run(tree, option="")[0] == 4
+def test_without_the_option_nothing_is_left_out_or_noted(passed: Path) -> None:
+    assert run(passed, option="")[0] == ALL
+    shutil.rmtree(passed / ".build")
+    assert run(passed, option="")[0] == ALL
+    assert not (passed / ".build").exists()
 
 
-def test_a_pattern_without_a_file_is_an_error_that_names_it(tree: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("core/ring.c", "run_if_changed: slow/*.py: no file is called core/*.c"),
+        ("data/rows.txt", "reads_by_path: slow/reader.py: no file is called data/*.txt"),
+    ],
+)
+def test_a_pattern_without_a_file_is_an_error_that_names_it(passed: Path, path: str, said: str) -> None:
     """A source that was renamed would else be one that never changes."""
-    (tree / "core" / "ring.c").unlink()
-    assert "run_if_changed: slow/*.py: no file is called core/*.c" in run(tree)[1]
-
-
-def test_what_the_rules_of_this_repository_name_is_there() -> None:
-    """So is each file that a model says it is a model of."""
-    for rule in map(Rule.of, RULES):
-        assert rule.digest(ROOT)
-        assert list(ROOT.glob(rule.tests))
-    named = {name for path in (ROOT / "tests" / "model").glob("*.py") for name in NAMED.findall(path.read_text())}
-    assert "allocator/native/ring.h" in named
-    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
-
-
-def named_by(path: Path) -> set[Path]:
-    """The product's files that a test, or a module of `support` that it imports, imports by name."""
-    found: set[Path] = set()
-    looked, waiting = {path}, [path]
-    while waiting:
-        for name in imports(ast.parse(waiting.pop().read_text())):
-            parts = name.split(".")
-            at = ROOT.joinpath("tests", *parts) if parts[0] == "support" else ROOT.joinpath(*parts[1:])
-            file = at.with_suffix(".py") if at.with_suffix(".py").is_file() else at / "__init__.py"
-            if not file.is_file():
-                continue  # a name in a module, or a library
-            if parts[0] == "embridge":
-                found.add(file)
-            elif parts[0] == "support" and file not in looked:
-                looked.add(file)
-                waiting.append(file)
-    return found
-
-
-def imports(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names))
-
-
-def test_what_such_tests_import_is_among_the_sources_of_their_rule() -> None:
-    """Else they were left out although what they test has changed."""
-    rules = [Rule.of(line) for line in RULES]
-    missing = []
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        at = path.relative_to(ROOT).as_posix()
-        rule = next((rule for rule in rules if fnmatch.fnmatch(at, rule.tests)), None)
-        if rule is None:
-            continue
-        sources = {file for pattern in rule.sources for file in ROOT.glob(pattern)}
-        missing += [f"{at}: {file.relative_to(ROOT)}" for file in sorted(named_by(path) - sources)]
-    assert missing == []
+    (passed / path).unlink()
+    assert said in run(passed)[1]

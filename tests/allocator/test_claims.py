@@ -159,8 +159,8 @@ SAID: Final = {  # where nothing moves
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("before", CLAIMS)
 def test_every_move_from_every_claim(claims: ClaimTable, move: str, before: str) -> None:
-    """R28, R30, R31, R33, R81: nobody but its writer gives a claim back, nobody's death ends another's, an ended claim is
-    ended for good, and a claim of another epoch is nobody's business but the dead writer's.
+    """R28, R30, R31, R33, R81: nobody but its writer gives a claim back, nobody's death ends another's, an ended claim
+    is ended for good, and a claim of another epoch is nobody's business but the dead writer's.
     """
     shut(claims, 3, EPOCH, 2)
     put(claims, 3, CLAIMS[before])
@@ -186,7 +186,9 @@ def test_a_claim_begins_shut_whatever_was_there(claims: ClaimTable, before: str)
 def test_the_lane_is_there_before_the_claim_can_be_taken(claims: ClaimTable) -> None:
     """P8: a writer rings the bell of that lane."""
     seen: list[tuple[Claim, int]] = []
-    claims._words = Watched(claims._words, after_store=lambda: seen.append((claims.get(3), claims.lane(3))))  # type: ignore[assignment]
+    claims._words = Watched(  # type: ignore[assignment]
+        claims._words, after_store=lambda: seen.append((claims.get(3), claims.lane(3)))
+    )
     shut(claims, 3, EPOCH, 2)
     assert all(lane == 2 for claim, lane in seen if claim.epoch == EPOCH)
     assert seen[-1] == (Claim(EPOCH, S.SHUT), 2)

@@ -1,4 +1,6 @@
-"""`DirectWriter`: its words, what it refuses, and what it asks of who looks on. `test_direct` has the writes themselves."""
+"""`DirectWriter`: its words, what it refuses, and what it asks of who looks on. `test_direct` has the writes
+themselves.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ except SegmentError as error:
 else:
     mapping = map_segment(descriptor.fd, {SIZE}, alignment=2 << 20)
     mapping.populate(0, {SIZE})
-    print("huge:", sum(int(line.split()[1]) for line in open("/proc/self/smaps") if line.startswith("ShmemPmdMapped")), "kB")
+    huge = [line for line in open("/proc/self/smaps") if line.startswith("ShmemPmdMapped")]
+    print("huge:", sum(int(line.split()[1]) for line in huge), "kB")
 """
 
 

@@ -21,7 +21,8 @@ from support import faults
 from support.encoding import ended, give, open_sender
 from support.faults import FaultDir, Point, share_of
 from support.leaks import left_since, open_descriptors
-from support.nodes import Station, config_of, run_dirs, start_node, station
+from support.nodes import Station, config_of, start_node, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 

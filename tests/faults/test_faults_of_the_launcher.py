@@ -40,7 +40,7 @@ FEW = Limits(num_slots=64, max_clients=4, num_workers=1, window_blocks=64, max_p
 STORM = pytest.mark.storm
 # to have a call come that comes the more often the longer a node lives, as who is connected is looked at by the clock
 ATTEMPTS = 6
-BY_THE_CLOCK = ("builtins.open", "os.listdir")  # the more of them, the longer it lives: threads of clients are looked at
+BY_THE_CLOCK = ("builtins.open", "os.listdir")  # the more, the longer it lives: threads of clients are looked at
 RAW = re.compile(r"^\w*(Error|Exception)\b|^\[Errno")  # what no user should have to read
 
 

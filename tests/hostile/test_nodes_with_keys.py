@@ -16,7 +16,8 @@ import zmq
 from support.carrying import carried, joined
 from support.encoding import give, open_sender
 from support.frames import FrameMaker
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 from support.wires import dealer, register, say

@@ -274,7 +274,8 @@ def test_a_registration_of_another_version_is_answered_with_both_versions(port: 
         refused = answer(port, sock)
         assert isinstance(refused, msg.Refused)
         assert refused.reason == (
-            f"protocol version: the language node speaks 99, this encode node {msg.VERSION}; run the same embridge on both"
+            f"protocol version: the language node speaks 99, this encode node {msg.VERSION}; run the same embridge on "
+            f"both"
         )
         sock.send(msg.encode(msg.Abort(msg.Envelope(99, 50, 1, 1), msg.RequestKey(1, 1, 1), 3, "")))
         sock.send(register())

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from explorer import put
+from explorer import Ruled, put
 from phases import OPEN as UNENDED
 
 NOBODY: Final = -1
@@ -126,11 +126,8 @@ class Rules:
     r35_the_last_block_is_not_lent: bool = True
 
 
-class Words:
+class Words(Ruled[Setting, Rules]):
     """The steps on shared words that several of the model's actors take."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def raised(self, world: World, slot: int, epoch: int, phase: int, sent: int) -> World | None:
         """The word moved up by CAS; None where it is of another epoch, has ended, or is there already."""

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from explorer import Finding, explore, put
+from explorer import Finding, Ruled, explore, put
 from phases import FAILED, OPEN, SUCCESS
 
 WHOLE: Final = 2
@@ -62,8 +62,8 @@ class Seat(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """`at` is what a thread of it does next for each destination. `follows` is whose word is raised next when the end is
-    known, and `closes` whether that is done.
+    """`at` is what a thread of it does next for each destination. `follows` is whose word is raised next when the end
+    is known, and `closes` whether that is done.
     """
 
     at: tuple[str, ...]
@@ -132,11 +132,8 @@ class Rules:
 Step = tuple[str, World]
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def initial(self) -> World:
         s = self.setting

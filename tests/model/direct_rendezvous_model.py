@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from explorer import Finding, explore, put
+from explorer import Finding, Ruled, explore, put
 from phases import FAILED, OPEN, SUCCESS
 
 NOBODY: Final = -1
@@ -118,11 +118,8 @@ class Rules:
 Step = tuple[str, World]
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules. Request i is meant for encoder i; a fault names who has it instead."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def initial(self) -> World:
         s = self.setting

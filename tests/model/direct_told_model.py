@@ -40,15 +40,12 @@ from direct_told_world import (
     Step,
     World,
 )
-from explorer import Finding, explore
+from explorer import Finding, Ruled, explore
 from phases import FAILED, OPEN, SUCCESS
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def initial(self) -> World:
         return World(encoder_kills=self.setting.encoder_kills, scheduler_kills=self.setting.scheduler_kills)
@@ -149,7 +146,9 @@ class Model:
             yield "the language node fails it", self.failed(world)
         yield from self.init_steps(world, me)
         if me.phase == SUCCESS and not me.freed and not me.alive:
-            yield "the language node takes the blocks of the dead", self.claim_ended(self.of_language(world, freed=True))
+            yield "the language node takes the blocks of the dead", self.claim_ended(
+                self.of_language(world, freed=True)
+            )
         if me.phase == SUCCESS and me.freed:
             closed = self.says(self.of_language(world, at="over", posted=False), "close")
             yield "the language node closes and releases it", closed
@@ -213,7 +212,9 @@ class Model:
         language = world.language
         if me.at == "open" and me.worker == "asked":
             if not self.setting.doubles:
-                yield "the encoder has no door, and leaves its rows to the worker", self.of_encoder(world, worker="writing")
+                yield "the encoder has no door, and leaves its rows to the worker", self.of_encoder(
+                    world, worker="writing"
+                )
             binds = self.rules.r81_whoever_writes_is_bound
             bound = self.of_language(world, bound=True) if binds else world
             if not self.rules.r81_so_is_who_has_the_worker_write:

@@ -16,11 +16,22 @@ from typing import Generic, TypeVar
 
 State = TypeVar("State", bound=Hashable)
 Item = TypeVar("Item")
+Setting = TypeVar("Setting")
+Rules = TypeVar("Rules")
 
 
 def put(items: tuple[Item, ...], index: int, value: Item) -> tuple[Item, ...]:
     """The same items, but for one."""
     return (*items[:index], value, *items[index + 1 :])
+
+
+class Ruled(Generic[Setting, Rules]):
+    """A model as it is explored: `setting` says how large it is and what may happen how often, `rules` which of the
+    rules hold.
+    """
+
+    def __init__(self, setting: Setting, rules: Rules) -> None:
+        self.setting, self.rules = setting, rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from explorer import Finding, explore
+from explorer import Finding, Ruled, explore
 
 FREE, WAITING, LIVE, FAILED, SUCCESS = "free", "waiting", "live", "failed", "success"
 
@@ -120,11 +120,8 @@ class Rules:
 Step = tuple[str, World]
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def initial(self) -> World:
         s = self.setting

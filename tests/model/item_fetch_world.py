@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from explorer import put
+from explorer import Ruled, put
 
 NONE: Final = -1
 FILLING, READY, RETIRED, OVER = "filling", "ready", "retired", "over"
@@ -174,11 +174,8 @@ class Rules:
     r59_a_refusal_frees_what_came_with_the_question: bool = True
 
 
-class Words:
+class Words(Ruled[Setting, Rules]):
     """What both sides do with messages, slots and fetches."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def is_full(self, world: World) -> bool:
         return len(world.messages) >= self.setting.under_way

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from explorer import Finding, explore, put
+from explorer import Finding, Ruled, explore, put
 
 READY, RETIRED, OVER = "ready", "retired", "over"
 ALIVE, DEAD, BURIED = "alive", "dead", "buried"
@@ -101,11 +101,8 @@ class Rules:
 Step = tuple[str, World]
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def initial(self) -> World:
         s = self.setting

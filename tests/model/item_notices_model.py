@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from explorer import Finding, explore, put
+from explorer import Finding, Ruled, explore, put
 
 
 class Message(NamedTuple):
@@ -91,11 +91,11 @@ class Rules:
 Step = tuple[str, World]
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
 
     def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
+        super().__init__(setting, rules)
         self.nothing = (0,) * setting.keys
 
     def initial(self) -> World:

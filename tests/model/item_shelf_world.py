@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from explorer import put
+from explorer import Ruled, put
 
 NOBODY: Final = -1
 FILLING, READY, RETIRED, OVER = 1, 2, 3, 4
@@ -202,11 +202,8 @@ class Rules:
     r49_who_finds_no_room_gives_back: bool = True
 
 
-class Words:
+class Words(Ruled[Setting, Rules]):
     """The steps on shared words that several of the model's actors take."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def moved(self, world: World, entry: int, old: Head, new: Head) -> World | None:
         """The CAS of a head; None where it is another one."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from explorer import Finding, explore, put
+from explorer import Finding, Ruled, explore, put
 
 RESERVE = 0
 IN_BLOCKS = ("looked", "marked", "shown", "ended", "moving", "views")  # lent, or about to be
@@ -69,12 +69,11 @@ class Rules:
     r82_a_failure_leaves_what_is_marked: bool = True
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one world."""
 
     def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting = setting
-        self.rules = rules
+        super().__init__(setting, rules)
         self.quarter = setting.num_blocks // 4 + 1
         kinds = [(owner, setting.totals[r], r in setting.stopped) for r, owner in enumerate(setting.schedulers)]
         alike = ([r for r, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds))

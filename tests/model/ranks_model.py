@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from explorer import Finding, explore, put
+from explorer import Finding, Ruled, explore, put
 
 NOBODY = -1
 FINISHED, FAILED = "finished", "failed"
@@ -119,11 +119,8 @@ class Rules:
     the_door_tells_followers_of_the_end: bool = True
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def initial(self) -> World:
         s = self.setting

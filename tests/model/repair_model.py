@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from explorer import Finding, explore
+from explorer import Finding, Ruled, explore
 from phases import FAILED, OPEN, SUCCESS, fell
 
 MOST_REPORTS = 1  # a heartbeat waits while so many are in flight; one more report, of news, can still overtake it
@@ -102,11 +102,8 @@ class Rules:
 Step = tuple[str, World]
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
-
-    def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
 
     def initial(self) -> World:
         s = self.setting

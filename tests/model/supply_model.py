@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from explorer import Finding, explore, put
+from explorer import Finding, Ruled, explore, put
 
 RESERVE = 0
 
@@ -73,11 +73,11 @@ class Rules:
     r21_a_part_stays_for_those_whose_rows_came: bool = True
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
 
     def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
+        super().__init__(setting, rules)
         self.destinations = range(setting.num_destinations)
 
     def initial(self) -> World:

@@ -24,7 +24,9 @@ LARGE = {
 
 
 @worlds(SMALL, LARGE)
-def test_success_means_that_every_destination_has_every_row_and_all_hear_the_outcome(setting: Setting, max_states: int) -> None:
+def test_success_means_that_every_destination_has_every_row_and_all_hear_the_outcome(
+    setting: Setting, max_states: int
+) -> None:
     """D11, D12, P5, B2: nobody ends in Success before the encode node does, no word falls, and everyone ends."""
     finding = explore_destinations(setting, max_states=max_states)
     assert finding.fault is None, finding

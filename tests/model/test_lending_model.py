@@ -44,6 +44,8 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_part_of_the_rule_for_lending_is_needed(rule: str, kind: str, setting: Setting) -> None:
-    """R35, R82: without it a result never comes, others are left with too little, or a view changes under its reader."""
+    """R35, R82: without it a result never comes, others are left with too little, or a view changes under its
+    reader.
+    """
     finding = explore_lending(setting, Rules(**{rule: False}))
     assert (finding.fault or "holds").startswith(kind), finding

@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from explorer import put
+from explorer import Ruled, put
 from phases import FAILED, OPEN, SUCCESS
-from transfer_world import BROKEN, DONE, INTENDED, LANDED, NEVER, SUBMITTED, Attempt, Rules, Sender, Setting, Step, World
+from transfer_world import (
+    BROKEN,
+    DONE,
+    INTENDED,
+    LANDED,
+    NEVER,
+    SUBMITTED,
+    Attempt,
+    Rules,
+    Sender,
+    Setting,
+    Step,
+    World,
+)
 
 
-class EncodeSide:
+class EncodeSide(Ruled[Setting, Rules]):
     """The steps of the encode node under some rules."""
 
     def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
+        super().__init__(setting, rules)
         self.requests = range(len(setting.totals))
         self.num_blocks = [-(-total // setting.block_rows) for total in setting.totals]
 
@@ -163,7 +176,9 @@ class EncodeSide:
 
     def now_at(self, world: World, r: int, i: int, at: str) -> World:
         mine = world.senders[r]
-        return self.with_sender(world, r, mine._replace(attempts=put(mine.attempts, i, mine.attempts[i]._replace(at=at))))
+        return self.with_sender(
+            world, r, mine._replace(attempts=put(mine.attempts, i, mine.attempts[i]._replace(at=at)))
+        )
 
     def void_behind(self, world: World, r: int, i: int) -> World:
         """What is behind an attempt that has failed counts no more; what of it was done is over."""

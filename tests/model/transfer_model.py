@@ -115,7 +115,10 @@ class Model(EncodeSide):
                 now = mine._replace(granted=mine.granted + count, held=mine.held + blocks, resumed=resumed)
                 after = world._replace(cells=cells, receivers=put(world.receivers, r, now))
                 yield f"r{r}: grants blocks {blocks} from {mine.granted}", self.send_grant(after, r)
-        if self.rules.r10_windows_are_sent_again and any(world.cells[b].session < world.session for b in mine.held):  # type: ignore[union-attr]
+        if self.rules.r10_windows_are_sent_again and any(
+            world.cells[b].session < world.session  # type: ignore[union-attr]
+            for b in mine.held
+        ):
             cells = world.cells
             for block in mine.held:
                 cells = put(cells, block, Cell(r, world.session))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from explorer import Finding, explore, put
+from explorer import Finding, Ruled, explore, put
 from phases import FAILED, OPEN, SUCCESS, fell
 
 # how far the worker is with an attempt: nothing, the row is there, one of the two words is stored
@@ -86,11 +86,11 @@ Step = tuple[str, World]
 
 
 
-class Model:
+class Model(Ruled[Setting, Rules]):
     """The steps of one setting under some rules."""
 
     def __init__(self, setting: Setting, rules: Rules) -> None:
-        self.setting, self.rules = setting, rules
+        super().__init__(setting, rules)
         self.good = tuple(range(setting.total))
 
     def initial(self) -> World:

@@ -93,7 +93,8 @@ def main() -> int:
     print("\n" + page([verdicts[mutant.name] for mutant in mutants if mutant.name in verdicts]))
     survivors = [verdict for verdict in verdicts.values() if verdict.survived]
     print(
-        f"\n{len(verdicts) - len(survivors)} of {len(mutants)} killed, {len(survivors)} survived, {len(errors)} could not be run"
+        f"\n{len(verdicts) - len(survivors)} of {len(mutants)} killed, {len(survivors)} survived, {len(errors)} could "
+        f"not be run"
     )
     return 2 if errors else int(bool(survivors))
 

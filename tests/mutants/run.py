@@ -83,7 +83,8 @@ def mutated(mutant: Mutant, root: Path = ROOT) -> str:
     count = text.count(mutant.old)
     if count != 1:
         raise MutantError(
-            f"{mutant.name}: its old text stands {count} times in {mutant.file}, not once; bring the catalogue up to date"
+            f"{mutant.name}: its old text stands {count} times in {mutant.file}, not once; bring the catalogue up to "
+            f"date"
         )
     if mutant.old == mutant.new:
         raise MutantError(f"{mutant.name}: it changes nothing")

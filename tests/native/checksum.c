@@ -1,7 +1,8 @@
 // usage: checksum ROUNDS SEED
 //
 // The processor's instruction against the tables, and both against the definition bit by bit, at every small length and
-// alignment, from any register; in parts as in one. The last byte of a page is the last byte read: the page after it cannot be.
+// alignment, from any register; in parts as in one. The last byte of a page is the last byte read: the page after it
+// cannot be.
 #include "support.h"
 
 #include <sys/mman.h>
@@ -47,7 +48,8 @@ int main(int argc, char **argv)
         const unsigned char *bytes = memory + (i % 2 ? ROOM - count : draw_below(&random, ROOM - count + 1));
         check((uint32_t)draw(&random), bytes, count);
         const uint32_t whole = checksum_extend(0, bytes, count);
-        CHECK(checksum_extend(checksum_extend(0, bytes, cut), bytes + cut, count - cut) == whole, "%zu + %zu", cut, count - cut);
+        const uint32_t parts = checksum_extend(checksum_extend(0, bytes, cut), bytes + cut, count - cut);
+        CHECK(parts == whole, "%zu + %zu", cut, count - cut);
     }
     const int64_t odd[] = {INT64_MIN, -1, 0, 1, 9, 10, 11, 100, 101, INT64_MAX};
     for (unsigned i = 0; i < 1000; i++) {
@@ -56,8 +58,8 @@ int main(int argc, char **argv)
         bool fits = column.offset >= 0 && column.row_bytes >= 0 && column.offset <= 100;
         const unsigned __int128 bytes = (unsigned __int128)rows * (uint64_t)column.row_bytes;
         fits = fits && bytes <= 100 - (uint64_t)column.offset;
-        CHECK(column_is_valid(&column, rows, 100) == fits, "%llu rows of %lld from %lld", (ull)rows, (long long)column.row_bytes,
-              (long long)column.offset);
+        CHECK(column_is_valid(&column, rows, 100) == fits, "%llu rows of %lld from %lld", (ull)rows,
+              (long long)column.row_bytes, (long long)column.offset);
     }
     const struct column last[] = {{ROOM - 100, 10}, {ROOM - 40, 4}};
     CHECK(checksum_rows(0, memory, last, 2, 10) != 0, "up to the last byte");

@@ -27,7 +27,8 @@ static void check(unsigned char *into, const unsigned char *from, size_t to, siz
     memcpy(expected, into, ROOM);
     memmove(expected + to, from + at, bytes);
     const struct move moves[] = {{(int64_t)to, (int64_t)at, (int64_t)bytes}, {0, 0, 0}};
-    CHECK(move_is_valid(moves, ROOM, ROOM) && move_is_valid(moves + 1, 0, 0), "%zu bytes from %zu to %zu", bytes, at, to);
+    CHECK(move_is_valid(moves, ROOM, ROOM) && move_is_valid(moves + 1, 0, 0), "%zu bytes from %zu to %zu", bytes, at,
+          to);
     copy_moves(into, from, moves, 2);
     const size_t low = everything || to < MARGIN ? 0 : to - MARGIN;
     const size_t high = everything || to + bytes + MARGIN > ROOM ? ROOM : to + bytes + MARGIN;
@@ -66,7 +67,8 @@ int main(int argc, char **argv)
             check(destination, source, 64 + align * 13, 64 + align * 7, bytes, false);
     for (uint64_t i = 0; i < num_moves; i++) {
         // Around the threshold, and by chance around two lines more, where both streams end.
-        const size_t bytes = NON_TEMPORAL_BYTES - 132 + draw_below(&random, 264) + draw_below(&random, 2) * 2 * LINE_BYTES;
+        const size_t bytes =
+            NON_TEMPORAL_BYTES - 132 + draw_below(&random, 264) + draw_below(&random, 2) * 2 * LINE_BYTES;
         size_t to = i % LINE_BYTES, at = draw_below(&random, 2 * LINE_BYTES);
         if (i % 3 == 1)
             to = ROOM - bytes;

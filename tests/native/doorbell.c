@@ -74,7 +74,8 @@ int main(int argc, char **argv)
                 if (rung == consumed[i])
                     continue;
                 CHECK(rung == consumed[i] + 1, "%llu after %llu", (ull)rung, (ull)consumed[i]);
-                CHECK(job.num_ringers > 1 || job.message == rung, "message %llu at ring %llu", (ull)job.message, (ull)rung);
+                CHECK(job.num_ringers > 1 || job.message == rung, "message %llu at ring %llu", (ull)job.message,
+                      (ull)rung);
                 atomic_store(&job.consumed[i], consumed[i] = rung);
                 any = true;
             }

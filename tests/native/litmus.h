@@ -31,7 +31,8 @@ static inline bool meet(struct side *side, uint64_t iteration)
             sched_yield();
     if (atomic_load(&last_iteration) == iteration)
         return false;
-    // About a cycle each: as wide as a line's way between two cores, so that either side may come first, or both at once.
+    // About a cycle each: as wide as a line's way between two cores, so that either side may come first, or both at
+    // once.
     for (uint64_t cycles = draw(&side->random) >> 40 & 2047; cycles > 0; cycles--)
         __asm__ volatile("");
     return true;

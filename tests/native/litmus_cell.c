@@ -63,7 +63,8 @@ static void *look(void *argument)
                 continue;
             }
             // The generations wrap: the difference with its sign. A newer one is legal, the owner has gone on.
-            const int64_t ahead = (int64_t)((word - generation_of(seen)) << CELL_GENERATION_SHIFT) >> CELL_GENERATION_SHIFT;
+            const uint64_t difference = (word - generation_of(seen)) << CELL_GENERATION_SHIFT;
+            const int64_t ahead = (int64_t)difference >> CELL_GENERATION_SHIFT;
             num_exposed++;
             num_newer += ahead > 0;
             if (ahead < 0)

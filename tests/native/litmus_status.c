@@ -17,7 +17,10 @@ static struct status_table table;
 static unsigned char *rows, *source, *large_rows, *large_source;
 static uint64_t num_rows, num_large, num_looks;
 
-static void raise_sent(uint64_t epoch, uint64_t sent) { CHECK(status_advance(&table, 0, epoch, 2, sent, 1), "not raised"); }
+static void raise_sent(uint64_t epoch, uint64_t sent)
+{
+    CHECK(status_advance(&table, 0, epoch, 2, sent, 1), "not raised");
+}
 
 static void *send(void *argument)
 {
@@ -82,7 +85,8 @@ static void *receive(void *argument)
 
 int main(int argc, char **argv)
 {
-    table = (struct status_table){allocate(SLOTS_PER_PAGE * 8), allocate(SLOTS_PER_PAGE * NUM_PHASES * 8), allocate(8), 64, 1};
+    word64 *stamps = allocate(SLOTS_PER_PAGE * NUM_PHASES * 8);
+    table = (struct status_table){allocate(SLOTS_PER_PAGE * 8), stamps, allocate(8), 64, 1};
     rows = allocate(NUM_ROWS * ROW_BYTES), source = allocate(ROW_BYTES);
     large_rows = allocate(LARGE_ROW_BYTES), large_source = allocate(LARGE_ROW_BYTES);
     memset(rows, 0xFF, NUM_ROWS * ROW_BYTES);

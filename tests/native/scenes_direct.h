@@ -1,7 +1,7 @@
 // A direct write, and whoever ends its request in the middle. What holds at every boundary: a row of the destination
 // changes only under the claim, and no word says that a row is there before it is (R28, R32); the encode side's word is
-// never behind the destination's, nor does it, or `sent`, count all rows before the destination is whole, and one that is
-// whole never fails for itself (R36). When its writer is dead, its claim is ended and nobody else's (R33).
+// never behind the destination's, nor does it, or `sent`, count all rows before the destination is whole, and one that
+// is whole never fails for itself (R36). When its writer is dead, its claim is ended and nobody else's (R33).
 //
 // In some scenes the request has a second destination, which is whole by then, or has no row yet.
 #ifndef EMBRIDGE_TESTS_NATIVE_SCENES_DIRECT_H
@@ -192,7 +192,8 @@ static const char *inspect_write(const struct scene *scene, bool recovering, con
         return fault("the destination has heard %llx, the word is %llx", (ull)theirs, (ull)own);
     const uint64_t from = last->claim[0], to = now->claim[0];
     const bool taken = from == claim_word(THERE_EPOCH, CLAIM_OPEN, 0) && is_held(now);
-    const bool given = is_held(last) && to == claim_word(THERE_EPOCH, from >> 32 == to >> 32 ? CLAIM_OPEN : (to >> 32 & 0xF), 0);
+    const uint64_t back = from >> 32 == to >> 32 ? CLAIM_OPEN : (to >> 32 & 0xF);
+    const bool given = is_held(last) && to == claim_word(THERE_EPOCH, back, 0);
     if (from != to && !taken && !given && !recovering)
         return fault("the claim went from %llx to %llx", (ull)from, (ull)to);
     if (to == claim_word(THERE_EPOCH, CLAIM_OPEN, 0) && from == claim_word(THERE_EPOCH, CLAIM_REVOKED, WRITER))
@@ -259,7 +260,8 @@ static void revoke_it(struct world *world)
 {
     const uint64_t claim = atomic_load(&world->claim[0]);
     const bool held = is_held(world);
-    atomic_store(&world->claim[0], held ? claim_word(THERE_EPOCH, CLAIM_REVOKED, WRITER) : claim_word(THERE_EPOCH, CLAIM_ENDED, 0));
+    atomic_store(&world->claim[0],
+                 held ? claim_word(THERE_EPOCH, CLAIM_REVOKED, WRITER) : claim_word(THERE_EPOCH, CLAIM_ENDED, 0));
     has_ended_it = claim >> 36 == THERE_EPOCH;
 }
 
@@ -295,8 +297,10 @@ static const struct scene direct_scenes[] = {
     {"write all", WRITE_SCENE(write_rows), .before = "0", .after = "5", .given = "open", .rivals = who_end},
     {"write some", WRITE_SCENE(write_rows), .before = "0", .after = "3", .given = "open", .rivals = who_end},
     {"write the rest", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "open", .rivals = who_end},
-    {"write to the last of two", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "o2", .rivals = who_end},
-    {"write to the first of two", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "o0", .rivals = who_end},
+    {"write to the last of two", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "o2",
+     .rivals = who_end},
+    {"write to the first of two", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "o0",
+     .rivals = who_end},
     {"follow", WRITE_SCENE(follow), .before = "5", .after = "5", .given = "e2", .rivals = who_end},
     {"write under an ended claim", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "ended"},
     {"write under an older claim", WRITE_SCENE(write_rows), .before = "3", .after = "5", .given = "past"},

@@ -1,7 +1,7 @@
-// A scheduler's client that posts a grant, and one that takes everything back at a request's end; it may die between any
-// two steps, and others may be faster. What holds at every boundary: a claim is open only when all that a writer needs
-// to know is written down and the blocks are exposed (R30, R37), a post is entered only then, and a slot is released
-// when nothing of its request is left (R78).
+// A scheduler's client that posts a grant, and one that takes everything back at a request's end; it may die between
+// any two steps, and others may be faster. What holds at every boundary: a claim is open only when all that a writer
+// needs to know is written down and the blocks are exposed (R30, R37), a post is entered only then, and a slot is
+// released when nothing of its request is left (R78).
 #ifndef EMBRIDGE_TESTS_NATIVE_SCENES_GRANT_H
 #define EMBRIDGE_TESTS_NATIVE_SCENES_GRANT_H
 

@@ -38,7 +38,8 @@ static uint64_t open_it(struct world *world)
     for (size_t i = 0; i < SLOT_WORDS; i++)
         values[i] = value_of(i);
     const struct slot_opening opening = {.values = values, .is_untold = true, .record = {world->record, SLOT_WORDS},
-                                         .blanks = {{world->blank, BLANK_WORDS}, {world->blank + BLANK_WORDS, BLANK_WORDS}},
+                                         .blanks = {{world->blank, BLANK_WORDS},
+                                                    {world->blank + BLANK_WORDS, BLANK_WORDS}},
                                          .claim = world->claim};
     return slot_open(&table, SLOT, &opening, NOW_NS);
 }
@@ -53,7 +54,8 @@ static void open_slot(const struct scene *scene, struct world *world)
 static const char *missing(const struct world *now, uint64_t epoch)
 {
     for (size_t i = 0; i < SLOT_WORDS; i++) {
-        const uint64_t value = i == SLOT_EPOCH ? epoch : i == SLOT_TOLD ? epoch << TOLD_BITS | TOLD_UNTOLD : value_of(i);
+        const uint64_t told = epoch << TOLD_BITS | TOLD_UNTOLD;
+        const uint64_t value = i == SLOT_EPOCH ? epoch : i == SLOT_TOLD ? told : value_of(i);
         if (i != SLOT_RELEASED_EPOCH && now->record[i] != value)
             return fault("epoch %llu: word %zu of the record is %llx", (ull)epoch, i, (ull)now->record[i]);
     }

@@ -27,7 +27,10 @@ static atomic_int num_running;
 static atomic_bool over;
 static const uint32_t all_pages[] = {0, 1, 77}; // one of them out of range
 
-static uint64_t row_content(uint32_t slot, uint64_t epoch, uint64_t row) { return (epoch * NUM_SLOTS + slot) * 64 + row + 1; }
+static uint64_t row_content(uint32_t slot, uint64_t epoch, uint64_t row)
+{
+    return (epoch * NUM_SLOTS + slot) * 64 + row + 1;
+}
 
 static uint64_t nth(uint64_t epoch) { return epoch - BEFORE_FIRST; }
 
@@ -103,8 +106,8 @@ static void see(uint32_t slot, uint64_t before, uint64_t word)
 {
     const uint64_t epoch = status_epoch(word), sent = word & UINT32_MAX;
     CHECK(word >= before, "slot %u went from %llx to %llx", slot, (ull)before, (ull)word);
-    CHECK(word == before || !TERMINAL(before) || status_epoch(before) < epoch, "slot %u changed after its end: %llx to %llx",
-          slot, (ull)before, (ull)word);
+    CHECK(word == before || !TERMINAL(before) || status_epoch(before) < epoch,
+          "slot %u changed after its end: %llx to %llx", slot, (ull)before, (ull)word);
     if (epoch == BEFORE_FIRST)
         return;
     CHECK(record[slot][nth(epoch)] == row_content(slot, epoch, 60), "slot %u, word %llx: no record", slot, (ull)word);
@@ -135,7 +138,8 @@ static void *take_bits(void *argument)
         uint32_t changed[NUM_SLOTS];
         // Room for one page only: the other's bits stay for the next call.
         for (unsigned page = 0; page < 3; page++) {
-            const size_t num = status_changed(&table, observer->view, all_pages + page, 3 - page, changed, SLOTS_PER_PAGE);
+            const size_t num =
+                status_changed(&table, observer->view, all_pages + page, 3 - page, changed, SLOTS_PER_PAGE);
             for (size_t i = 0; i < num; i++) {
                 const uint64_t word = status_load(&table, changed[i]);
                 see(changed[i], observer->seen[changed[i]], word);
@@ -149,8 +153,8 @@ static void *take_bits(void *argument)
         sched_yield();
     }
     for (uint32_t slot = 0; slot < NUM_SLOTS; slot++)
-        CHECK(observer->seen[slot] == status_load(&table, slot), "view %u, slot %u ends as %llx, seen %llx", observer->view,
-              slot, (ull)status_load(&table, slot), (ull)observer->seen[slot]);
+        CHECK(observer->seen[slot] == status_load(&table, slot), "view %u, slot %u ends as %llx, seen %llx",
+              observer->view, slot, (ull)status_load(&table, slot), (ull)observer->seen[slot]);
     return NULL;
 }
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from support import spawned
 from support.agents import FORKED
-from support.nodes import alive
+from support.remains import alive
 from support.waiting import wait_until
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 

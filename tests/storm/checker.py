@@ -263,7 +263,8 @@ def _recoveries(told: _Told) -> list[Violation]:
             what = f"recovered after {took:.3f} s" if done else f"not recovered {took:.3f} s later"
             found.append(Violation(rule, f"{name}: {what}, at most {limit:.3f} s", span.last))
     if calm and percentile(calm, 99) > told.allowed.recovery_p99_s:
-        text = f"p99 of {len(calm)} recoveries is {percentile(calm, 99):.3f} s, at most {told.allowed.recovery_p99_s:.3f} s"
+        most_s = told.allowed.recovery_p99_s
+        text = f"p99 of {len(calm)} recoveries is {percentile(calm, 99):.3f} s, at most {most_s:.3f} s"
         found.append(Violation("P3", text, told.last))
     return found
 

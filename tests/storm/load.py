@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from support.agents import FORKED
-from support.nodes import alive
 from support.opening import open_control
+from support.remains import alive
 
 from embridge import Node, launch
 from embridge.allocator.claims import HELD, Claim

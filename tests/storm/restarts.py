@@ -25,7 +25,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from support.encoding import give, open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 

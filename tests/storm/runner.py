@@ -19,7 +19,7 @@ import numpy as np
 from support.agents import start_fork_server
 from support.cables import plug, pull
 from support.leaks import LeakCheck
-from support.nodes import alive, run_dirs
+from support.remains import alive, run_dirs
 from support.stopping import is_stopped
 
 from embridge.allocator.blocks import EXPOSED, OWNED
@@ -206,7 +206,8 @@ class Storm(Load):
         seats = [s for s in self.seats if s.side == "encode" and s.joined and self.nodes[s.node].is_up]
         if seats:
             with contextlib.suppress(OSError):
-                self._rng.choice(seats).connection.send(("strike", self._rng.choice(STRIKES)))  # type: ignore[union-attr]
+                connection = self._rng.choice(seats).connection
+                connection.send(("strike", self._rng.choice(STRIKES)))  # type: ignore[union-attr]
 
     def _struck(self, seat: ClientSeat, room: int) -> None:
         """While it is stopped its scheduler gives the request up, mostly; then it goes on, or is killed."""

@@ -157,7 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     samples = Samples(args.warm_up)
     tell(
-        f"soak: engine {args.engine}, seed {args.seed}, {args.seconds:g} s, a sample every {args.every:g} s, history {args.history}"
+        f"soak: engine {args.engine}, seed {args.seed}, {args.seconds:g} s, a sample every {args.every:g} s, history "
+        f"{args.history}"
     )
     with messages_in(args.history):
         storm = raise_storm(options, lambda path: Soak(options, path, every_s=args.every, samples=samples))
@@ -175,7 +176,8 @@ def main(argv: list[str] | None = None) -> int:
         tell(f"DRIFT {text}")
     tell(f"soak: {figures(events)['blocks']} blocks of {args.block_size} tokens, every byte checked")
     tell(
-        f"soak: {storm.tally}, {len(first)} samples of {len(samples.of)} processes: {'drift' if problems else 'no drift'}"
+        f"soak: {storm.tally}, {len(first)} samples of {len(samples.of)} processes: "
+        f"{'drift' if problems else 'no drift'}"
     )
     return 1 if problems else 0
 

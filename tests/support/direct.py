@@ -117,8 +117,8 @@ _here: Final = threading.local()  # what this thread has done of its write
 
 def strike(step: str, do: Callable[[int], object], num_before: int = 0) -> None:
     """Have this process do something once, with the room, when it has taken that step of a write the next time, or
-    `num_before` writes later: on whichever thread, and with the claim held, unless it has just been given back. What was
-    said before and has not been done is forgotten.
+    `num_before` writes later: on whichever thread, and with the claim held, unless it has just been given back. What
+    was said before and has not been done is forgotten.
     """
     assert step in STEPS
     _due.clear()

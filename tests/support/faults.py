@@ -71,7 +71,10 @@ def _zmq(number: int) -> Callable[[], Any]:
 
 
 CALLS = (
-    *(Call("os", name, _os(errno.EMFILE)) for name in ("open", "pipe", "dup", "eventfd", "pidfd_open", "listdir", "scandir")),
+    *(
+        Call("os", name, _os(errno.EMFILE))
+        for name in ("open", "pipe", "dup", "eventfd", "pidfd_open", "listdir", "scandir")
+    ),
     Call("posix_ipc", "SharedMemory", lambda: OSError("This process already has the maximum number of files open")),
     Call("os", "posix_fallocate", _os(errno.ENOSPC)),
     Call("os", "chmod", _os(errno.EPERM)),
@@ -84,7 +87,8 @@ CALLS = (
     Call("fcntl", "flock", _os(errno.ENOLCK)),
     Call("builtins", "open", _os(errno.EMFILE)),
     *(Call("pathlib", f"Path.{name}", _os(number)) for name, number in {
-        "mkdir": errno.EACCES, "stat": errno.EACCES, "read_text": errno.EIO, "write_text": errno.ENOSPC, "replace": errno.EIO,
+        "mkdir": errno.EACCES, "stat": errno.EACCES, "read_text": errno.EIO, "write_text": errno.ENOSPC,
+        "replace": errno.EIO,
         "unlink": errno.EROFS,
     }.items()),
     Call("embridge.allocator.segment", "Mapping", _os(errno.ENOMEM)),
@@ -108,7 +112,8 @@ CALLS = (
     Call("zmq.sugar.context", "Context.__init__", _zmq(errno.EMFILE)),
     Call("zmq.sugar.context", "Context.socket", _zmq(errno.EMFILE)),
     *(Call("zmq.sugar.socket", f"Socket.{name}", _zmq(number)) for name, number in {
-        "bind": errno.EADDRINUSE, "connect": errno.EMFILE, "get_monitor_socket": errno.EMFILE, "send": errno.EHOSTUNREACH,
+        "bind": errno.EADDRINUSE, "connect": errno.EMFILE, "get_monitor_socket": errno.EMFILE,
+        "send": errno.EHOSTUNREACH,
         "send_multipart": errno.EHOSTUNREACH, "recv_multipart": errno.ENOMEM, "poll": errno.ENOMEM,
     }.items()),
     Call("zmq.sugar.poll", "Poller.poll", _zmq(errno.ENOMEM)),
@@ -117,7 +122,10 @@ CALLS = (
     Call("mooncake.engine", "TransferEngine.send_probe", lambda: -1),
     Call("mooncake.engine", "TransferEngine.transfer_submit_write", lambda: -1),
     Call("aiohttp", "ClientSession.__init__", _os(errno.EMFILE)),
-    Call("aiohttp", "ClientSession.request", _of("aiohttp", "ClientOSError", errno.ECONNRESET, "Connection reset by peer")),
+    Call(
+        *("aiohttp", "ClientSession.request"),
+        _of("aiohttp", "ClientOSError", errno.ECONNRESET, "Connection reset by peer"),
+    ),
 )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import msgspec
 from embridge.workers import messages as msg
 
 ODD_VALUES: tuple[Any, ...] = (
-    -1, 0, 1, 2**28, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 1.5, float("nan"), True, None, "", "x" * 129, "x" * 5000, "\x00",
+    -1, 0, 1, 2**28, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 1.5, float("nan"), True, None, "", "x" * 129,
+    "x" * 5000, "\x00",
     b"", b"\xff" * 64, [], [[]], [0] * 5000, {}, {"a": 1}, {1: 2},
 )  # fmt: skip
 OVERSIZE = b"\x92" + bytes(msg.MAX_MESSAGE_BYTES)
@@ -94,9 +95,11 @@ class FrameMaker:
         blocks = [rng.choice((0, 1, 2, 15, 16, 2**32 - 1)) for _ in range(rng.choice((0, 1, 2, 3, 20)))]
         some = rng.choice((0, 1, 4, 8, 16, 2**32 - 1))
         state = msg.RoomState(
-            key=key, phase=rng.randrange(5), resumed=rng.random() < 0.5, sent_tokens=some, total_tokens=rng.choice((0, 8, 2**32 - 1)),
+            key=key, phase=rng.randrange(5), resumed=rng.random() < 0.5, sent_tokens=some,
+            total_tokens=rng.choice((0, 8, 2**32 - 1)),
             ready_tokens=some,
-            known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)), code=rng.choice((0, 99)),
+            known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)),
+            code=rng.choice((0, 99)),
             reason="no", checksum=rng.randrange(1 << 32),
         )  # fmt: skip
         endpoint = (

@@ -14,8 +14,9 @@ from typing import Any
 from embridge.allocator.control import Control
 from embridge.allocator.records import Process
 from embridge.pipeline.node.launch_messages import encode_config
-from support.nodes import alive, config_of
+from support.nodes import config_of
 from support.opening import open_control
+from support.remains import alive
 from support.waiting import wait_until
 
 SCRIPT = """

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from embridge.allocator.segment import remove_left_names
-from support.nodes import RUN_DIR_PREFIX, alive
+from support.remains import RUN_DIR_PREFIX, alive
 from support.waiting import wait_until
 
 MARK = "EB_TEST_MARK"

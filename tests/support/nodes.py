@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from embridge import Limits, Node, PipelineConfig, Timing, launch
@@ -24,12 +21,12 @@ from embridge.allocator.records import Lane, LaneState, Process
 from embridge.pipeline.inspection.observe import requests
 from embridge.workers.transfer.engines import mooncake
 from support.opening import open_control
+from support.remains import alive
 from support.waiting import wait_until
 
 Settings = dict[str, Any]
 """What `station` and `config_of` take by name."""
 
-RUN_DIR_PREFIX = "eb-"  # in /tmp: a socket's path has 107 bytes at most
 LIMITS = Limits(
     num_slots=512,
     max_clients=6,
@@ -52,16 +49,6 @@ every_engine = pytest.mark.parametrize(
     scope="session",
 )
 """The tests run over every engine, on nodes that offer no other (conformance)."""
-
-
-@contextmanager
-def run_dirs() -> Iterator[Path]:
-    """A short, empty folder for run directories, gone afterwards."""
-    path = Path(tempfile.mkdtemp(prefix=f"{RUN_DIR_PREFIX}{os.getpid()}-", dir="/tmp"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 @dataclass(slots=True)
@@ -190,15 +177,3 @@ def station(
         wait_until(
             lambda: not alive(list(pids.values())), 5.0, lambda: f"{role} node gone: {alive(list(pids.values()))}"
         )
-
-
-def alive(pids: list[int]) -> list[int]:
-    """Those that still run: a zombie that nobody has waited for does not."""
-    running = []
-    for pid in pids:
-        try:
-            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                running.append(pid)
-        except psutil.NoSuchProcess:
-            continue
-    return running

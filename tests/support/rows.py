@@ -93,5 +93,6 @@ def difference(geometry: Geometry, room: int, first: int, got: Rows) -> str:
         if raw(expected) != raw(actual):
             flat = [t.contiguous().view(torch.uint8).view(len(t), -1) for t in (expected, actual)]
             wrong = (flat[0] != flat[1]).any(dim=1).nonzero().flatten()
-            return f"{name}: {len(wrong)} of {len(expected)} rows of room {room} differ, the first is {first + int(wrong[0])}"
+            at = first + int(wrong[0])
+            return f"{name}: {len(wrong)} of {len(expected)} rows of room {room} differ, the first is {at}"
     return ""

@@ -2,11 +2,15 @@
 passed.
 
 Which, and what they depend on, is said by `run_if_changed` in pyproject.toml, a line each: `<tests>: <sources>
-<sources> ...`, as patterns of paths. A test depends, too, on each file that its own sources name in backquotes by its
-path from the root: a model names what it is a model of. What has passed is kept under `.build`, by test, with a digest
-of the sources: after any change of them each of these tests runs again, as one does that has failed or was skipped.
-`--all` runs every test, as continuous integration does (`CI` or `EMBRIDGE_ALL_TESTS` in the environment). How many were
-left out, and how to run them, is said at the end.
+<sources> ...`. The first line whose pattern matches a test file is the one for it. Sources are patterns of paths, or
+`@imports`: all that the test file imports, and the processes that it starts (`sources.py` says how that is found). The
+file itself is always one, and a test without a line always runs. `@own-imports` is the same without what the
+`conftest.py` files have for every test: it is for models and for the core in C, of which the check for what they leave
+behind shows nothing.
+
+What has passed is kept under `.build`, by test file, with a digest of its sources: after any change of them each of its
+tests runs again, as one does that has failed or was skipped. `--all` runs every test, as continuous integration does
+(`CI` or `EMBRIDGE_ALL_TESTS` in the environment). How many were left out, and how to run them, is said at the end.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ import hashlib
 import json
 import os
 import platform
-import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,12 +29,14 @@ from typing import Any, Final
 import pytest
 
 from support.passes import Passes, leave_out
+from support.sources import Sources, split_line
 
 FILE: Final = Path(".build", "passed.json")
 WORKER_KEY: Final = "unchanged"
 ALL_IN: Final = ("CI", "EMBRIDGE_ALL_TESTS")
-COMMON: Final = ("constraints.txt",)  # the libraries that the tests are run with
-NAMED: Final = re.compile(r"`((?:\w+/)+\w+\.(?:py|pyi|c|h))`")
+IMPORTS: Final = "@imports"
+OWN_IMPORTS: Final = "@own-imports"
+COMMON: Final = ("constraints.txt", "pyproject.toml")  # the libraries, and how pytest runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,29 +48,42 @@ class Rule:
 
     @classmethod
     def of(cls, line: str) -> Rule:
-        tests, separator, sources = line.partition(":")
-        if not (separator and tests.strip() and sources.split()):
-            raise pytest.UsageError(f"run_if_changed: {line!r} is not of the form '<tests>: <sources> ...'")
-        return cls(tests=tests.strip(), sources=tuple(sources.split()))
+        """Raises ValueError for a line that is none."""
+        tests, sources = split_line("run_if_changed", line)
+        return cls(tests=tests, sources=sources)
 
-    def digest(self, root: Path) -> str:
-        """Of all that these tests depend on. Raises UsageError where a pattern has no file: it was renamed, perhaps."""
-        files: set[Path] = set()
-        for pattern in self.sources:
-            found = {path for path in root.glob(pattern) if path.is_file()}
-            if not found:
-                raise pytest.UsageError(
-                    f"run_if_changed: {self.tests}: no file is called {pattern}; name what these tests depend on"
-                )
-            files |= found
-        for path in [path for path in files if path.suffix in (".py", ".c", ".h")]:
-            files |= {root / name for name in NAMED.findall(path.read_text()) if (root / name).is_file()}
-        files |= {root / name for name in COMMON if (root / name).is_file()}
-        made = hashlib.sha256(f"{sys.version} {platform.machine()} {os.environ.get('CC', '')}".encode())
-        for path in sorted(files):
-            made.update(f"\0{path.relative_to(root).as_posix()}\0".encode())
-            made.update(hashlib.sha256(path.read_bytes()).digest())
-        return made.hexdigest()
+    def files(self, test: str, sources: Sources) -> set[str]:
+        """On which the tests of this file depend. Raises ValueError where a pattern has none."""
+        patterns = [it for it in self.sources if it not in (IMPORTS, OWN_IMPORTS)]
+        found = {test, *sources.matching(patterns, f"run_if_changed: {self.tests}")}
+        if {IMPORTS, OWN_IMPORTS} & set(self.sources):
+            found |= sources.of(test, with_conftests=IMPORTS in self.sources)
+        return found
+
+
+def rule_for(test: str, rules: Iterable[Rule]) -> Rule | None:
+    """The rule for a test file; None where its tests always run."""
+    return next((rule for rule in rules if fnmatch.fnmatch(test, rule.tests)), None)
+
+
+def digest_of(files: Iterable[str], sources: Sources) -> str:
+    """Of all that is in these files, of what all tests have in common, and of the machine."""
+    made = hashlib.sha256(f"{sys.version} {platform.machine()} {os.environ.get('CC', '')}".encode())
+    for file in sorted({*files, *sources.existing(COMMON)}):
+        made.update(f"\0{file}\0{sources.digest(file)}".encode())
+    return made.hexdigest()
+
+
+def digests(root: Path, rules: Iterable[Rule], reads_by_path: Iterable[str]) -> dict[str, str]:
+    """Of each test file that has a rule, by its path from the root."""
+    rules = list(rules)
+    sources = Sources(root, reads_by_path)
+    folders = sorted({rule.tests.partition("/")[0] for rule in rules})
+    tests = sorted(path.relative_to(root).as_posix() for it in folders for path in (root / it).rglob("test_*.py"))
+    found = {test: rule.files(test, sources) for test in tests if (rule := rule_for(test, rules)) is not None}
+    made = {test: digest_of(files, sources) for test, files in found.items()}
+    sources.keep()
+    return made
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,6 +94,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--all", action="store_true", help="leave none of them out")
     parser.addini(
         "run_if_changed", "tests that run when their sources have changed: '<tests>: <sources> ...'", type="linelist"
+    )
+    parser.addini(
+        "reads_by_path", "what a file reads by path or by a computed name: '<file>: <patterns> ...'", type="linelist"
     )
 
 
@@ -96,22 +118,24 @@ class Unchanged:
         if not self._is_first:
             self._left_out = set(config.workerinput[WORKER_KEY])  # type: ignore[attr-defined]  # pytest-xdist's
             return
-        self._rules = [Rule.of(line) for line in config.getini("run_if_changed")]
-        self._digests = {rule.tests: rule.digest(self._root) for rule in self._rules}
+        try:
+            rules = [Rule.of(line) for line in config.getini("run_if_changed")]
+            self._digests = digests(self._root, rules, config.getini("reads_by_path"))
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
         self._passed = self._read()
         runs_all = config.getoption("--all") or any(os.environ.get(name) for name in ALL_IN)
         self._left_out = set() if runs_all else {test for tests in self._passed.values() for test in tests}
 
     def _read(self) -> dict[str, set[str]]:
-        """By the tests of each rule, those that have passed with the sources as they are."""
+        """By test file, the tests that have passed with its sources as they are."""
         try:
             kept: dict[str, Any] = json.loads((self._root / FILE).read_text())
         except (OSError, ValueError):
             kept = {}
-        known = {tests: kept.get(tests, {}) for tests in self._digests}
+        found = {file: kept.get(file, {}) for file in self._digests}
         return {
-            tests: set(it["passed"]) if it.get("digest") == self._digests[tests] else set()
-            for tests, it in known.items()
+            file: set(it["passed"]) if it.get("digest") == self._digests[file] else set() for file, it in found.items()
         }
 
     @pytest.hookimpl(optionalhook=True)
@@ -132,19 +156,18 @@ class Unchanged:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not self._is_first:
             return
-        rule = next(
-            (rule for rule in self._rules if fnmatch.fnmatch(report.nodeid.partition("::")[0], rule.tests)), None
-        )
-        if rule is not None and self._passes.hear(report):
-            self._passed[rule.tests].add(report.nodeid)
-        elif rule is not None and report.failed:
-            self._passed[rule.tests].discard(report.nodeid)
+        passed = self._passed.get(report.nodeid.partition("::")[0])
+        if passed is not None and self._passes.hear(report):
+            passed.add(report.nodeid)
+        elif passed is not None and report.failed:
+            passed.discard(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         if self._is_first:
             kept = {
-                tests: {"digest": self._digests[tests], "passed": sorted(passed)}
-                for tests, passed in self._passed.items()
+                file: {"digest": self._digests[file], "passed": sorted(passed)}
+                for file, passed in self._passed.items()
+                if passed
             }
             file = self._root / FILE
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -154,8 +177,7 @@ class Unchanged:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._num_left_out:
-            where = ", ".join(tests for tests, passed in self._passed.items() if passed & self._left_out)
             terminalreporter.write_line(
-                f"{self._num_left_out} tests were left out, for their sources are as they were when they passed ({where}); "
+                f"{self._num_left_out} tests were left out, for their sources are as they were when they passed; "
                 "`make test ARGS=--all` runs them"
             )

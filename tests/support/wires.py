@@ -119,9 +119,12 @@ def register(node_id: int = 50, *, registration: int = 1, incarnation: int = 1, 
     """The registration of a language node of two columns."""
     return msg.encode(
         msg.Register(
-            envelope=msg.Envelope(version, node_id, incarnation, 0), bootstrap_addr="tcp://127.0.0.1:1", poller_addr="tcp://127.0.0.1:2",
-            offers={"shm": "here.sock"}, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16", deepstack_layers=0,
-            fill_ids=True, mrope_positions=True, num_slots=64, window_blocks=16, registration=registration, verify=False,
+            envelope=msg.Envelope(version, node_id, incarnation, 0), bootstrap_addr="tcp://127.0.0.1:1",
+            poller_addr="tcp://127.0.0.1:2",
+            offers={"shm": "here.sock"}, hidden_size=2, block_size=4, num_blocks=16, dtype="bfloat16",
+            deepstack_layers=0,
+            fill_ids=True, mrope_positions=True, num_slots=64, window_blocks=16, registration=registration,
+            verify=False,
         )
     )  # fmt: skip
 

@@ -14,7 +14,8 @@ import pytest
 from support import wires
 from support.carrying import carried, joined
 from support.encoding import give, open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 from support.waiting import wait_until
 
 from embridge.workers import messages as msg

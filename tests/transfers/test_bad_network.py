@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 from support.bad_network import BadNetwork
 from support.encoding import ended, give, open_sender
-from support.nodes import Settings, Station, run_dirs, station
+from support.nodes import Settings, Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 

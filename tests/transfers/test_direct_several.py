@@ -251,7 +251,9 @@ def test_one_destination_that_gives_up_fails_all(
 def test_one_that_would_fail_when_it_is_whole_takes_what_is_decided_for_all(
     encode: Station, sending: Client, receiving: Queues, others: Queues, room: int
 ) -> None:
-    """R36: it is given up while the encoder stands between its last row and that of the other; nobody ends otherwise."""
+    """R36: it is given up while the encoder stands between its last row and that of the other; nobody ends
+    otherwise.
+    """
     hands = both_by_hand(encode, receiving.client, others.client, room)
     sender = open_sender(sending, room, TOTAL)
     wait_direct(sender, TOTAL, 2)

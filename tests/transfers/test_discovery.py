@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 from support.discovery import QUICK, Discovery, FakeServer, discovery, fake_server, json_answer
 from support.encoding import open_sender
-from support.nodes import Settings, Station, run_dirs, station
+from support.nodes import Settings, Station, station
+from support.remains import run_dirs
 from support.waiting import wait_until
 
 from embridge import Client, NoRouteError, PipelineConfig, attach, launch

@@ -15,7 +15,8 @@ import zmq
 from support import wires
 from support.carrying import carried, joined
 from support.frames import FrameMaker
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 
 from embridge.workers import messages as msg
 from embridge.workers.addresses import split_address

@@ -12,7 +12,8 @@ import pytest
 import torch
 from support.carrying import carried, joined
 from support.encoding import ended, give, open_sender
-from support.nodes import Settings, Station, run_dirs, station
+from support.nodes import Settings, Station, station
+from support.remains import run_dirs
 from support.rows import rows_of
 from support.stopping import is_stopped, stopped
 from support.waiting import wait_until

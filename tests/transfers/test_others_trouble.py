@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 from support.carrying import joined
-from support.nodes import Settings, Station, run_dirs, station
+from support.nodes import Settings, Station, station
 from support.pipes import full_pipe
+from support.remains import run_dirs
 from support.troubles import TROUBLES, carry
 
 pytestmark = pytest.mark.process

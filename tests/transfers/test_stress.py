@@ -14,7 +14,8 @@ import pytest
 from support import encoding, observer, scheduling
 from support.agents import Agent, running
 from support.encoding import Outcome
-from support.nodes import Settings, Station, run_dirs, station
+from support.nodes import Settings, Station, station
+from support.remains import run_dirs
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 

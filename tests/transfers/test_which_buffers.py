@@ -30,7 +30,8 @@ def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def pair(own_dir: Path, engine: str, **geometry: Any) -> tuple[Any, Any]:
-    return tuple(station(role, own_dir / role[0], engine=engine, **geometry) for role in ("encode", "language"))  # type: ignore[return-value]
+    made = (station(role, own_dir / role[0], engine=engine, **geometry) for role in ("encode", "language"))
+    return tuple(made)  # type: ignore[return-value]
 
 
 @every_engine
@@ -77,7 +78,10 @@ def check(request: EmbeddingRequest, sent: torch.Tensor, **given: torch.Tensor |
 @pytest.mark.parametrize("engine", ["shm"], indirect=True, scope="session")
 def test_nodes_whose_rows_have_other_buffers_do_not_register(own_dir: Path, encode: Station, room: int) -> None:
     """P16: the request fails with what to change."""
-    with station("language", own_dir / "l", engine="shm", deepstack_layers=3, fill_ids=False) as other, attach(other.run_dir) as client:
+    with (
+        station("language", own_dir / "l", engine="shm", deepstack_layers=3, fill_ids=False) as other,
+        attach(other.run_dir) as client,
+    ):
         request = Queues(client).add(encode.addr, room)
         wait_until(lambda: request.failure is not None or client.poll() is None, 20, lambda: f"{request} ended")
         assert request.failure is not None

@@ -13,7 +13,8 @@ from threading import Thread
 import pytest
 from support.direct import wait_direct
 from support.encoding import ended, give, open_sender, wait_doors
-from support.nodes import Settings, Station, run_dirs, station
+from support.nodes import Settings, Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 

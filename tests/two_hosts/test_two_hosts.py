@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from support.cables import plug, pull
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 from support.scheduling import Holder, Queues
 from support.stopping import stop
 from support.waiting import wait_until

@@ -1,5 +1,5 @@
-"""Direct writes under a seed: encoders write into blocks of a language node while others abort, die and go on between any
-two of their steps.
+"""Direct writes under a seed: encoders write into blocks of a language node while others abort, die and go on between
+any two of their steps.
 
 A failing seed prints the end of its trace, as in `test_simulation`.
 """

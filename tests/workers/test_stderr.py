@@ -187,7 +187,8 @@ def test_the_thread_that_writes_is_there_before_the_first_line() -> None:
     """
     code = (
         "import logging, threading; from embridge.workers.stderr import log_to_stderr; log_to_stderr('INFO', 'x');"
-        "before = threading.active_count(); logging.getLogger().warning('a line'); print(before, threading.active_count(), flush=True)"
+        "before = threading.active_count(); logging.getLogger().warning('a line'); print(before, "
+        "threading.active_count(), flush=True)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["2", "2"]

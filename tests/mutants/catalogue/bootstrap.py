@@ -136,14 +136,16 @@ BOOTSTRAP: Final = [
         (f"{SESSIONS}::test_an_abort_of_what_is_forgotten_is_acknowledged_with_what_its_peer_has_tainted",),
     ),
     Mutant(
-        "released-while-joining", "R23", "a slot is released though a destination that joined late has not heard of the end",
+        "released-while-joining", "R23",
+        "a slot is released though a destination that joined late has not heard of the end",
         "workers/bootstrap/encode.py",
         "if any(self._is_waiting(slot, d) for d in range(count)):",
         "if all(self._is_waiting(slot, d) for d in range(count, 0)) and count < 0:",
         crossing("a_destination_that_joins_while_the_request_ends_hears_of_the_end"),
     ),
     Mutant(
-        "destination-counted-first", "P11, R25", "two stores swapped: a destination is counted before its record says who it is",
+        "destination-counted-first", "P11, R25",
+        "two stores swapped: a destination is counted before its record says who it is",
         "workers/bootstrap/grant_applier.py",
         "        for field, value in (\n            (Destination.WINDOW, ",
         "        self._slots.set(slot, Slot.NUM_DESTINATIONS, d + 1)\n"
@@ -212,14 +214,16 @@ BOOTSTRAP: Final = [
         (f"{LOOKUPS}::test_who_joins_those_who_wait_for_a_connection_has_as_long_as_they_had",),
     ),
     Mutant(
-        "launch-copied-identity", "R14, D5", "a node that bears the id and the incarnation of another one is taken for it",
+        "launch-copied-identity", "R14, D5",
+        "a node that bears the id and the incarnation of another one is taken for it",
         "workers/bootstrap/registrations.py",
         "if twin is not None and peers.record(twin).poller_addr != message.poller_addr:",
         "if twin is not None and not message.poller_addr:",
         (f"{IDENTITY}::test_two_nodes_with_a_copied_identity_are_told_so",),
     ),
     Mutant(
-        "session-of-the-first-engine", "R10, P7", "a grant names a session or none by the engine that this node offers first",
+        "session-of-the-first-engine", "R10, P7",
+        "a grant names a session or none by the engine that this node offers first",
         "workers/bootstrap/language.py",
         "        engine = self._ctx.engine_of(peer)\n",
         "        engine = self._ctx.engines[0]\n",
@@ -233,7 +237,8 @@ BOOTSTRAP: Final = [
         (f"{SEVERAL}::test_a_grant_names_a_session_to_those_alone_who_write_under_it",),
     ),
     Mutant(
-        "chosen-engine-not-offered", "P12, P16", "a language node takes an answer that chooses an engine which it lacks",
+        "chosen-engine-not-offered", "P12, P16",
+        "a language node takes an answer that chooses an engine which it lacks",
         "workers/bootstrap/language.py",
         "        engine = next((it for it in self._ctx.engines if it.name == message.engine), None)\n",
         "        engine = next((it for it in self._ctx.engines if message.engine), None)\n",
@@ -261,7 +266,8 @@ BOOTSTRAP: Final = [
         (f"{SESSIONS}::test_peers_without_an_engine_in_common_are_told_why",),
     ),
     Mutant(
-        "elsewhere-taken-for-here", "R12", "an engine that reaches this host only is taken without asking whether the peer is on it",
+        "elsewhere-taken-for-here", "R12",
+        "an engine that reaches this host only is taken without asking whether the peer is on it",
         "workers/bootstrap/registrations.py",
         "            if not why and engine.is_local:\n",
         "            if why and engine.is_local:\n",

@@ -55,7 +55,8 @@ CLIENT_RENDEZVOUS: Final = [
         (f"{GRANT}::test_the_end_gives_everything_back",),
     ),
     Mutant(
-        "finished-untold-unnoted", "P24", "a client that has released an untold request leaves no note that its room is over",
+        "finished-untold-unnoted", "P24",
+        "a client that has released an untold request leaves no note that its room is over",
         "pipeline/client/open_requests.py",
         "                self._finished.note(handle.room)\n",
         "",

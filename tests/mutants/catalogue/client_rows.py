@@ -91,7 +91,8 @@ CLIENT_ROWS: Final = [
         (f"{ATTEMPTS}::test_a_source_block_of_the_reserve_is_staged_only_for_what_can_be_written_now",),
     ),
     Mutant(
-        "rows-before-the-slot-untold", "B5, P8", "rows that were written while the request waited for a slot are not told when it has one",
+        "rows-before-the-slot-untold", "B5, P8",
+        "rows that were written while the request waited for a slot are not told when it has one",
         "pipeline/client/sender.py",
         "        if seen != self._told_ready:\n            self._slots.raise_to(self.slot, Slot.READY, seen)  "
         "# what was written before it had its slot\n",
@@ -120,7 +121,8 @@ CLIENT_ROWS: Final = [
         (f"{GIVEN}::test_a_request_is_not_ended_while_its_rows_are_being_written",),
     ),
     Mutant(
-        "blocks-back-while-rows-are-out", "D2, R8", "source blocks are another's while their encoder may write into them",
+        "blocks-back-while-rows-are-out", "D2, R8",
+        "source blocks are another's while their encoder may write into them",
         "pipeline/client/sender.py",
         "        if self._writing or self._filling is not None:  # it wakes us, too",
         "        if self._writing:  # it wakes us, too",
@@ -158,7 +160,8 @@ CLIENT_ROWS: Final = [
         "every-piece-is-looked-at", "P22", "a row that is staged costs a look at all pieces of its request",
         "pipeline/client/kept_rows.py",
         "        at = bisect_right(pieces, first, key=_first) - 1\n",
-        "        at = [bisect_right(p, first, key=_first) for p in self._pieces.values() if p is pieces or len(p)] and \\\n"
+        "        at = [bisect_right(p, first, key=_first) for p in self._pieces.values() if p is pieces or len(p)] "
+        "and \\\n"
         "            bisect_right(pieces, first, key=_first) - 1\n",
         (f"{GIVEN}::test_a_row_a_write_costs_the_same_for_every_row",),
     ),

@@ -43,7 +43,8 @@ CLIENT_SLOTS: Final = [
          "test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_when_its_client_closes",),
     ),
     Mutant(
-        "payload-kept-of-a-node-that-is-gone", "P9", "a client keeps the payload of a node that is gone until it closes",
+        "payload-kept-of-a-node-that-is-gone", "P9",
+        "a client keeps the payload of a node that is gone until it closes",
         "pipeline/client/library.py",
         "        if not self.attachment.has_payload:\n",
         "        if not self.attachment.is_closed:\n",
@@ -106,7 +107,8 @@ CLIENT_SLOTS: Final = [
         (f"{WAITING}::test_rooms_that_are_asked_for_with_no_block_leave_a_quarter_of_the_slots",),
     ),
     Mutant(
-        "woken-by-slot", "P8, R16", "a handle that was woken takes the place of the one that a mark has named, if it has had the same slot",
+        "woken-by-slot", "P8, R16",
+        "a handle that was woken takes the place of the one that a mark has named, if it has had the same slot",
         "pipeline/client/library.py",
         "            todo[self._to_serve.popleft()] = None\n",
         "            woken = self._to_serve.popleft()\n"
@@ -164,14 +166,16 @@ CLIENT_SLOTS: Final = [
         (f"{WAITING}::test_a_call_that_asks_while_the_library_thread_takes_the_mark_away_is_asked_for_again",),
     ),
     Mutant(
-        "given-up-and-waits", "P5, P8", "a receiver that is given up while it waits for a slot ends when it gets one, or at its deadline",
+        "given-up-and-waits", "P5, P8",
+        "a receiver that is given up while it waits for a slot ends when it gets one, or at its deadline",
         "pipeline/client/slot_queue.py",
         "            late = list(self._first)  # they",
         "            late = list(self._first) if is_slow and late else []  # they",
         (f"{WAITING}::test_a_receiver_that_waits_and_is_given_up_ends_in_the_next_turn[abort]",),
     ),
     Mutant(
-        "empty-page-counted", "P8", "a page counts as early for ever though no early slot lies in it, where two threads have crossed",
+        "empty-page-counted", "P8",
+        "a page counts as early for ever though no early slot lies in it, where two threads have crossed",
         "pipeline/client/slot_lease.py",
         "        for page, early in list(self._early.items()):\n            if not early:",
         "        for page, early in list(self._early.items())[:0]:\n            if not early:",
@@ -255,7 +259,8 @@ CLIENT_SLOTS: Final = [
         (f"{DOORS}::test_a_child_that_is_forked_while_another_thread_writes_holds_nothing_and_disturbs_nobody",),
     ),
     Mutant(
-        "streamed-unheard", "R82, P8", "a caller may sleep though rows were shown, for another call has looked meanwhile",
+        "streamed-unheard", "R82, P8",
+        "a caller may sleep though rows were shown, for another call has looked meanwhile",
         "pipeline/client/callers_view.py",
         "        return has_ended_some or has_more_rows or",
         "        return has_ended_some or",

@@ -18,7 +18,8 @@ CORE: Final = [
         "allocator/native/blocks.h",
         "            if (blocks_move(blocks, index, &cell, generation | owner | CELL_OWNED)) {\n",
         "            sched_yield();\n"
-        "            atomic_store_explicit(&blocks->cells[index], generation | owner | CELL_OWNED, memory_order_release);\n"
+        "            atomic_store_explicit(&blocks->cells[index], generation | owner | CELL_OWNED, "
+        "memory_order_release);\n"
         "            if (true) {\n",
         (f"{SANITIZERS}::test_clean[cells-address]",),
     ),
@@ -34,7 +35,8 @@ CORE: Final = [
         "allocator/native/blocks.h",
         "    atomic_store_explicit(&blocks->exposure[index], exposure, memory_order_relaxed);\n"
         "    return blocks_change(blocks, index, owner, 1u << CELL_OWNED | 1u << CELL_EXPOSED, CELL_EXPOSED);\n",
-        "    const bool exposed = blocks_change(blocks, index, owner, 1u << CELL_OWNED | 1u << CELL_EXPOSED, CELL_EXPOSED);\n"
+        "    const bool exposed = blocks_change(blocks, index, owner, 1u << CELL_OWNED | 1u << CELL_EXPOSED, "
+        "CELL_EXPOSED);\n"
         "    sched_yield();\n"
         "    atomic_store_explicit(&blocks->exposure[index], exposure, memory_order_relaxed);\n"
         "    return exposed;\n",
@@ -83,7 +85,8 @@ CORE: Final = [
         (f"{STATUS}::test_whoever_names_another_epoch_changes_nothing",),
     ),
     Mutant(
-        "dirty-bit-before-word", "P8", "two stores swapped: the bit that says `look` is set before the word has changed",
+        "dirty-bit-before-word", "P8",
+        "two stores swapped: the bit that says `look` is set before the word has changed",
         "allocator/native/status.h",
         "    } while (!atomic_compare_exchange_weak_explicit(&table->words[slot], &word, next, memory_order_acq_rel,\n"
         "                                                    memory_order_relaxed));\n"
@@ -138,7 +141,8 @@ CORE: Final = [
         "no-second-look", "P8", "an eventfd is armed without a second look: a ring in between is lost",
         "allocator/native/doorbell.h",
         "    if (atomic_load_explicit(&bell->sequence, memory_order_seq_cst) == seen)\n        return true;\n",
-        "    if (atomic_load_explicit(&bell->sequence, memory_order_seq_cst) - seen < UINT32_MAX)\n        return true;\n",
+        "    if (atomic_load_explicit(&bell->sequence, memory_order_seq_cst) - seen < UINT32_MAX)\n"
+        "        return true;\n",
         ("tests/allocator/test_core_doorbell.py::test_arming_after_a_ring_is_refused",),
     ),
     Mutant(
@@ -152,11 +156,13 @@ CORE: Final = [
         (f"{LITMUS}::test_the_forbidden_outcome_is_not_seen[litmus_doorbell]",),
     ),
     Mutant(
-        "awake-before-woken", "P1, P8", "a ringer ends the waiter's sleep in the word, then wakes it: killed between, nobody ever does",
+        "awake-before-woken", "P1, P8",
+        "a ringer ends the waiter's sleep in the word, then wakes it: killed between, nobody ever does",
         "allocator/native/doorbell.h",
         "    case DOORBELL_ASLEEP:\n        *woke = true;\n        return syscall(",
         "    case DOORBELL_ASLEEP:\n"
-        "        atomic_compare_exchange_strong(&bell->state, &state, (state & ~DOORBELL_KIND_MASK) | DOORBELL_AWAKE);\n"
+        "        atomic_compare_exchange_strong(&bell->state, &state, (state & ~DOORBELL_KIND_MASK) | "
+        "DOORBELL_AWAKE);\n"
         "        *woke = true;\n        return syscall(",
         ("tests/allocator/test_core_doorbell.py::test_only_the_waiter_ends_its_sleep",),
     ),
@@ -172,12 +178,14 @@ CORE: Final = [
         "allocator/native/direct.h",
         "    if (is_left)\n        doorbell_ring(library, -1);\n",
         "    doorbell_ring(library, -1);\n",
-        ("tests/transfers/test_without_repair.py::test_who_writes_the_last_rows_wakes_a_caller_who_sleeps_and_nobody_else",),
+        ("tests/transfers/test_without_repair.py::"
+         "test_who_writes_the_last_rows_wakes_a_caller_who_sleeps_and_nobody_else",),
     ),
     Mutant(
         "written-without-the-claim", "R28, R30", "an encoder writes whether or not it has got the claim",
         "allocator/native/direct.h",
-        "    if (!w->is_held && (!direct_may(w, DIRECT_TAKE, 0, 0, 0) || !claim_take(w->claim, w->there.epoch, w->writer)))\n"
+        "    if (!w->is_held && (!direct_may(w, DIRECT_TAKE, 0, 0, 0) || !claim_take(w->claim, w->there.epoch, "
+        "w->writer)))\n"
         "        return;\n",
         "    if (!direct_may(w, DIRECT_TAKE, 0, 0, 0))\n"
         "        return;\n"
@@ -195,7 +203,8 @@ CORE: Final = [
         (f"{STEPS}::test_what_a_death_leaves_is_recovered_however_often_recovery_dies",),
     ),
     Mutant(
-        "record-before-release", "R16, R78", "a slot's record changes before the epoch that it is about counts as released",
+        "record-before-release", "R16, R78",
+        "a slot's record changes before the epoch that it is about counts as released",
         "allocator/native/slots.h",
         "    word_raise(&record[SLOT_RELEASED_EPOCH], last);\n",
         "",
@@ -280,14 +289,16 @@ CORE: Final = [
         "allocator/native/status.h",
         "(phase < FIRST_TERMINAL_PHASE ? whole : 0)",
         "(phase > FIRST_TERMINAL_PHASE ? whole : 0)",
-        (f"{OUTCOME}::test_several_destinations_are_whole_before_the_encode_side_succeeds_and_none_hears_of_it_before",),
+        (f"{OUTCOME}::"
+         "test_several_destinations_are_whole_before_the_encode_side_succeeds_and_none_hears_of_it_before",),
     ),
     Mutant(
         "first-decides-for-all", "R36, R4", "the encode side succeeds when one of several destinations has all rows",
         "allocator/native/direct.h",
         "        p.least = sent < p.least ? sent : p.least;\n",
         "        p.least = sent > p.least || d == 0 ? sent : p.least;\n",
-        (f"{OUTCOME}::test_several_destinations_are_whole_before_the_encode_side_succeeds_and_none_hears_of_it_before",),
+        (f"{OUTCOME}::"
+         "test_several_destinations_are_whole_before_the_encode_side_succeeds_and_none_hears_of_it_before",),
     ),
     Mutant(
         "told-although-refused", "R36, D12", "a destination is told of an arrival that its encode side has refused",
@@ -297,7 +308,8 @@ CORE: Final = [
         (f"{UNDER_A_CLAIM}::test_a_destination_is_not_told_of_an_arrival_that_its_encode_side_refused",),
     ),
     Mutant(
-        "spared-though-nobody-is-awake", "P8", "a library thread is spared whose caller sleeps where no writer wakes him",
+        "spared-though-nobody-is-awake", "P8",
+        "a library thread is spared whose caller sleeps where no writer wakes him",
         "allocator/native/direct.h",
         "doorbell_is_spared(library) && doorbell_is_awake(caller)",
         "doorbell_is_spared(library)",

@@ -54,7 +54,8 @@ NODE: Final = [
         "pipeline/node/recovery.py",
         "        if self._control.lanes.bury(lane):",
         "        if self._control.lanes.num_lanes < 0:",
-        ("tests/transfers/test_failures.py::test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back",),
+        ("tests/transfers/test_failures.py::"
+         "test_when_the_encoder_process_is_killed_the_scheduler_is_told_and_every_block_comes_back",),
     ),
     Mutant(
         "thread-is-process", "P6, P3", "a process counts as dead when one of its threads has ended",
@@ -92,7 +93,8 @@ NODE: Final = [
         (f"{INHERITS}::test_modules_of_a_folder_on_pythonpath_do_not_stand_for_those_of_the_standard_library",),
     ),
     Mutant(
-        "launch-thread-a-core", "P13", "numpy's library of linear algebra begins a thread a core in every process of a node",
+        "launch-thread-a-core", "P13",
+        "numpy's library of linear algebra begins a thread a core in every process of a node",
         "pipeline/node/launcher_start.py",
         "    os.environ.setdefault(*ONE_THREAD)",
         "    pass",
@@ -156,7 +158,8 @@ NODE: Final = [
         ("tests/pipeline/test_settings.py::test_a_value_from_a_file_that_is_refused_names_the_file",),
     ),
     Mutant(
-        "local-requests-failed", "P8", "requests through shared memory fail with a transfer worker that they do not need",
+        "local-requests-failed", "P8",
+        "requests through shared memory fail with a transfer worker that they do not need",
         "pipeline/node/recovery.py",
         "return control.role == Role.ENCODE or control.verify or crosses_network",
         "return control.role == Role.ENCODE or control.verify or not crosses_network",

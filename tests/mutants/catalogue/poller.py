@@ -72,9 +72,11 @@ POLLER: Final = [
         (f"{PHASES}::test_a_round_that_has_landed_while_the_encoder_still_writes_is_no_success",),
     ),
     Mutant(
-        "ack-while-under-way", "R9, P7", "an abort is acknowledged before the worker has said that nothing is under way",
+        "ack-while-under-way", "R9, P7",
+        "an abort is acknowledged before the worker has said that nothing is under way",
         "workers/poller/encode.py",
-        "            and phase >= TERMINAL\n            and self._slots.get(slot, Slot.QUIESCED_EPOCH) == epoch\n        ):\n",
+        "            and phase >= TERMINAL\n            and self._slots.get(slot, Slot.QUIESCED_EPOCH) == epoch\n"
+        "        ):\n",
         "            and phase >= TERMINAL\n        ):\n",
         (f"{TAINTS}::test_an_abort_is_acknowledged_only_when_the_last_attempt_has_ended",),
     ),
@@ -156,7 +158,8 @@ POLLER: Final = [
         (f"{IDENTITY}::test_a_status_of_another_epoch_of_the_slot_closes_it_there_and_changes_nothing_here",),
     ),
     Mutant(
-        "word-before-tainted", "R6, P7", "two stores swapped: rows are seen to have landed before what is tainted is known",
+        "word-before-tainted", "R6, P7",
+        "two stores swapped: rows are seen to have landed before what is tainted is known",
         "workers/poller/language.py",
         "        slots.raise_to(slot, Slot.TAINTED, room.tainted)  # before the word (R6)\n",
         "        self._advance(slot, epoch, room)\n        slots.raise_to(slot, Slot.TAINTED, room.tainted)\n",
@@ -245,10 +248,12 @@ POLLER: Final = [
         "workers/poller/encode.py",
         "        is_told = is_raised and is_only and ",
         "        is_told = is_raised and is_only is not None and ",
-        (f"{DESTINATIONS}::test_a_success_that_the_client_has_raised_is_told_to_the_destination_of_the_worker_at_once",),
+        (f"{DESTINATIONS}::"
+         "test_a_success_that_the_client_has_raised_is_told_to_the_destination_of_the_worker_at_once",),
     ),
     Mutant(
-        "whole-asks-nobody", "R36, P8", "a whole request that is to end waits for its encode node, which knows of nothing",
+        "whole-asks-nobody", "R36, P8",
+        "a whole request that is to end waits for its encode node, which knows of nothing",
         "workers/poller/language.py",
         "            self._resends[slot] = 1\n"
         "            self._ctx.to(\"bootstrap\").send(Kick.SEND_ABORT, slot, epoch)\n"
@@ -279,7 +284,8 @@ POLLER: Final = [
         (f"{WHOLE}::test_a_whole_request_fails_with_its_encode_node",),
     ),
     Mutant(
-        "whole-waits-for-who-knows-nothing", "R36, P8", "a whole request of which its encode node knows nothing waits on",
+        "whole-waits-for-who-knows-nothing", "R36, P8",
+        "a whole request of which its encode node knows nothing waits on",
         "workers/poller/language.py",
         "            if record.epoch == self._asking.get(record.slot):",
         "            if record.epoch < 0:",
@@ -314,7 +320,8 @@ POLLER: Final = [
         (f"{SILENCE}::test_every_deadline_begins_when_the_request_is_opened",),
     ),
     Mutant(
-        "pages-returned-in-use", "D6, R16", "a dead client's slots are given to another while requests in them are open",
+        "pages-returned-in-use", "D6, R16",
+        "a dead client's slots are given to another while requests in them are open",
         "workers/poller/reaper.py",
         "if any(self._in_use(page) for page in pages):",
         "if any(self._in_use(page) for page in pages[:0]):",
@@ -372,7 +379,8 @@ POLLER: Final = [
     Mutant(
         "checked-told-once", "R27, P8", "what a language node has checked is not told again if that was lost",
         "workers/poller/language.py",
-        "        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], [], 0, 0, 0)]\n",
+        "        return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, "
+        "[], [], 0, 0, 0)]\n",
         "        return [msg.Heartbeat(envelope, [], [], 0, 0, 0)]\n",
         (f"{VERIFYING}::test_what_is_checked_is_told_again_for_as_long_as_the_request_is_in_flight",),
     ),
@@ -430,7 +438,8 @@ POLLER: Final = [
         (f"{REVOKED}::test_an_open_claim_ends_before_its_scheduler_hears_of_a_success",),
     ),
     Mutant(
-        "streamed-freed-by-a-failure", "R82, D2", "blocks of a failed request are free though its scheduler looks at them",
+        "streamed-freed-by-a-failure", "R82, D2",
+        "blocks of a failed request are free though its scheduler looks at them",
         "workers/poller/language.py",
         "            may_free = cleared or not self._slots.get(slot, Slot.LENT)",
         "            may_free = True",

@@ -7,22 +7,26 @@ from .files import LENT, SCARCE, STAYING, STREAMED, crossing
 
 SCHEDULER: Final = [
     Mutant(
-        "reserve-without-rows", "R21, D8", "a request at the destination takes the last block though it has no rows waiting",
+        "reserve-without-rows", "R21, D8",
+        "a request at the destination takes the last block though it has no rows waiting",
         "pipeline/scheduler/transfer_queue.py",
         "may_take_reserve=record.has_rows_waiting)",
         "may_take_reserve=True)",
         crossing("a_request_without_rows_leaves_the_reserve_where_it_is"),
     ),
     Mutant(
-        "waiting-rooms-take-all", "P21", "a request of which nothing is known is granted its default, whoever else waits",
+        "waiting-rooms-take-all", "P21",
+        "a request of which nothing is known is granted its default, whoever else waits",
         "pipeline/scheduler/transfer_queue.py",
-        "            target = min(target, max((num_granted + share_of(control.blocks, missing)) * self._bs, granted))\n",
+        "            target = min(target, max((num_granted + share_of(control.blocks, missing)) "
+        "* self._bs, granted))\n",
         "            target = max(target, 0 * share_of(control.blocks, missing), granted)\n",
         ("tests/pipeline/scheduler/test_waiting_rooms.py::"
          "test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_those_whose_rows_come",),
     ),
     Mutant(
-        "announced-rooms-take-all", "P21", "a request is granted ahead of its rows as soon as its length is known, whoever else waits",
+        "announced-rooms-take-all", "P21",
+        "a request is granted ahead of its rows as soon as its length is known, whoever else waits",
         "pipeline/scheduler/transfer_queue.py",
         "total, shows_rows = request.total_embedding_length, ready > 0\n",
         "total, shows_rows = request.total_embedding_length, request.total_embedding_length + ready > 0\n",
@@ -34,14 +38,16 @@ SCHEDULER: Final = [
         "pipeline/scheduler/transfer_queue.py",
         "        may_have_more = receiver.ready_tokens > 0 or not record.has_share\n",
         "        may_have_more = receiver.ready_tokens >= 0 or not record.has_share\n",
-        ("tests/pipeline/scheduler/test_waiting_rooms.py::test_a_request_without_rows_takes_nothing_of_what_comes_free_later",),
+        ("tests/pipeline/scheduler/test_waiting_rooms.py::"
+         "test_a_request_without_rows_takes_nothing_of_what_comes_free_later",),
     ),
     Mutant(
         "all-ahead-of-the-rows", "P21", "a request whose encoder stops holds the whole pool, once its length is known",
         "pipeline/scheduler/default_grant.py",
         "    most = max(num_blocks // 2, SMALL_POOL // 2)\n",
         "    most = num_blocks\n",
-        ("tests/pipeline/scheduler/test_waiting_rooms.py::test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows",),
+        ("tests/pipeline/scheduler/test_waiting_rooms.py::"
+         "test_no_request_has_more_than_half_of_the_pool_ahead_of_its_rows",),
     ),
     Mutant(
         "quarter-of-the-blocks", "P21", "no part of the pool stays for requests whose rows come",
@@ -144,7 +150,8 @@ SCHEDULER: Final = [
         (f"{STAYING}::test_rows_that_are_on_their_way_are_drained_when_somebody_is_short",),
     ),
     Mutant(
-        "lent-beyond-its-client", "R35, P6", "a client that leaves gives away blocks at which its scheduler still looks",
+        "lent-beyond-its-client", "R35, P6",
+        "a client that leaves gives away blocks at which its scheduler still looks",
         "pipeline/scheduler/transfer_queue.py",
         "        self._lending.end()\n",
         "        pass\n",
@@ -196,7 +203,8 @@ SCHEDULER: Final = [
         (f"{STREAMED}::test_a_request_of_any_length_streams_through_few_blocks",),
     ),
     Mutant(
-        "streamed-released-by-its-failure", "R82, P6", "the memory of what was looked at goes back when the request fails",
+        "streamed-released-by-its-failure", "R82, P6",
+        "the memory of what was looked at goes back when the request fails",
         "pipeline/scheduler/transfer_queue.py",
         "        if not request.is_retryable and not is_looked_at:\n",
         "        if not request.is_retryable:\n",

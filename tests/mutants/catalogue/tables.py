@@ -31,7 +31,8 @@ TABLES: Final = [
         "session-number-stays", "R10", "the session after a fence has the number of the one before",
         "allocator/sessions.py",
         "return self._header.add(SegmentHeader.LAST_SESSION, 1) + 1",
-        "return max(self._header.load(SegmentHeader.LAST_SESSION), self._header.raise_to(SegmentHeader.LAST_SESSION, 1))",
+        "return max(self._header.load(SegmentHeader.LAST_SESSION), self._header."
+        "raise_to(SegmentHeader.LAST_SESSION, 1))",
         (f"{SESSIONS}::test_in_a_new_session_every_window_is_granted_anew",),
     ),
     Mutant(
@@ -73,7 +74,8 @@ TABLES: Final = [
     Mutant(
         "writer-forgotten", "R12, D2", "nobody asks whether a process of a dead node still has our payload mapped",
         "allocator/lanes_and_processes.py",
-        "        return any(not self._words.load(at + Writer.HAS_CLAIMS) for at in self._entries(node_id, incarnation))\n",
+        "        return any(not self._words.load(at + Writer.HAS_CLAIMS) for at in self."
+        "_entries(node_id, incarnation))\n",
         "        return any(False for at in self._entries(node_id, incarnation))\n",
         (f"{QUARANTINE}::test_the_death_of_a_peer_frees_no_block_while_it_can_still_write",),
     ),
@@ -153,7 +155,8 @@ TABLES: Final = [
     Mutant(
         "taken-for-good", "P8, D4", "a turn stays taken when an exception ends the work",
         "allocator/_core_turn.c",
-        "static PyObject *taker_exit(PyObject *self, PyObject *unused)\n{\n    (void)unused;\n    taker_give_back((TurnTaker *)self);\n",
+        "static PyObject *taker_exit(PyObject *self, PyObject *unused)\n{\n    (void)unused;\n"
+        "    taker_give_back((TurnTaker *)self);\n",
         "static PyObject *taker_exit(PyObject *self, PyObject *of_exception)\n{\n"
         "    if (PyTuple_GetItem(of_exception, 0) != Py_None)\n        ((TurnTaker *)self)->has_it = false;\n"
         "    taker_give_back((TurnTaker *)self);\n",
@@ -204,7 +207,8 @@ TABLES: Final = [
         (f"{CLAIMS}::test_clients_leave_an_entry_to_every_worker_of_every_peer",),
     ),
     Mutant(
-        "success-ends-a-held-claim", "R81, R31", "a success ends the claim of whoever holds it and is about to give it back",
+        "success-ends-a-held-claim", "R81, R31",
+        "a success ends the claim of whoever holds it and is about to give it back",
         "allocator/claims.py",
         "        self._move(slot, Claim(epoch, ClaimState.OPEN), Claim(epoch, ClaimState.ENDED))\n",
         "        self._move(slot, self.get(slot), Claim(epoch, ClaimState.ENDED))\n",

@@ -45,7 +45,8 @@ TRANSFER: Final = [
         (f"{TAINTS}::test_an_attempt_that_fails_taints_its_session_before_it_is_repeated",),
     ),
     Mutant(
-        "dead-workers-attempt-not-tainted", "R6, P7", "what a dead worker was writing over a network is redone without a taint",
+        "dead-workers-attempt-not-tainted", "R6, P7",
+        "what a dead worker was writing over a network is redone without a taint",
         "workers/transfer/encode.py",
         "            self._taints.taint_unfinished(slot)\n",
         "",
@@ -59,7 +60,8 @@ TRANSFER: Final = [
         (f"{ATTEMPTS}::test_a_source_block_is_not_freed_while_an_attempt_reads_it",),
     ),
     Mutant(
-        "failed-attempt-lets-go", "R8", "the source blocks of a failed attempt come free while its engine may read them",
+        "failed-attempt-lets-go", "R8",
+        "the source blocks of a failed attempt come free while its engine may read them",
         "workers/transfer/encode.py",
         "if outcome is Outcome.DONE or not attempt.engine.late_writes:",
         "if outcome is not Outcome.PENDING:",
@@ -150,7 +152,8 @@ TRANSFER: Final = [
         "workers/transfer/contact.py",
         "now_ns - self._knocks_since(slot, d, now_ns) <= error.patience_ns",
         "now_ns - self._knocks_since(slot, d, now_ns) <= 0",
-        ("tests/workers/transfer/test_contact.py::test_a_request_that_comes_while_a_peer_does_not_answer_has_as_long_as_the_first",),
+        ("tests/workers/transfer/test_contact.py::"
+         "test_a_request_that_comes_while_a_peer_does_not_answer_has_as_long_as_the_first",),
     ),
     Mutant(
         "worn-for-ever", "P23", "a worker whose engine keeps something of every peer that has gone goes on as it is",
@@ -188,7 +191,8 @@ TRANSFER: Final = [
         (f"{TAINTS}::test_an_attempt_that_fails_taints_its_session_before_it_is_repeated",),
     ),
     Mutant(
-        "every-failure-taints", "R6, R12", "a failed attempt of an engine without late writes taints, and ends its process",
+        "every-failure-taints", "R6, R12",
+        "a failed attempt of an engine without late writes taints, and ends its process",
         "workers/transfer/encode.py",
         "        if attempt.engine.late_writes:\n            self._taints.taint(slot, d)\n",
         "        if attempt.engine.name:\n            self._taints.taint(slot, d)\n",
@@ -237,7 +241,8 @@ TRANSFER: Final = [
         (f"{SUCCESS}::test_what_is_more_than_rows_that_have_landed_is_left_to_the_poller[claimed]",),
     ),
     Mutant(
-        "told-without-the-word", "R83, R36", "a worker tells a destination of a success, and leaves its own word to the poller",
+        "told-without-the-word", "R83, R36",
+        "a worker tells a destination of a success, and leaves its own word to the poller",
         "workers/transfer/success.py",
         "        if not self._ctx.status.advance(slot, epoch, Phase.Success, total, now_ns):",
         "        if self._ctx.status.load(slot) == 0:",
@@ -251,7 +256,8 @@ TRANSFER: Final = [
         (f"{SUCCESS}::test_a_success_that_nobody_has_heard_is_repeated_by_heartbeats",),
     ),
     Mutant(
-        "landed-in-the-list", "R77, R83", "what comes over the worker's connection enters the list of what the poller has told",
+        "landed-in-the-list", "R77, R83",
+        "what comes over the worker's connection enters the list of what the poller has told",
         "workers/poller/language.py",
         "                if self._is_ours(room.key, peer):\n                    self._take_report(room, peer)\n",
         "                if self._is_ours(room.key, peer):\n                    self._take_report(room, peer)\n"

@@ -42,7 +42,8 @@ WORKERS: Final = [
         ("tests/workers/test_stderr.py::test_who_writes_into_a_full_pipe_goes_on_and_what_was_dropped_is_counted",),
     ),
     Mutant(
-        "name-at-a-socket", "P21", "whatever an address holds is given to libzmq, which looks names up in its one I/O thread",
+        "name-at-a-socket", "P21",
+        "whatever an address holds is given to libzmq, which looks names up in its one I/O thread",
         "workers/wire/dealers.py",
         "            numeric(address)  # a name",
         "            str(address)  # a name",

@@ -284,7 +284,9 @@ class Another:
         return self._node_id if field == Peer.NODE_ID else int(self._peers.get(peer, field))
 
 
-@pytest.mark.parametrize("wrong", ["another incarnation of ours", "an incarnation of theirs that is not there", "a stranger"])
+@pytest.mark.parametrize(
+    "wrong", ["another incarnation of ours", "an incarnation of theirs that is not there", "a stranger"]
+)
 def test_a_node_lets_no_client_in_that_it_does_not_know(
     encode: Station, language: Station, sending: Client, receiving: Queues, room: int, wrong: str
 ) -> None:

@@ -81,7 +81,8 @@ def test_a_client_that_closes_frees_memory_and_descriptors_whoever_still_holds_i
     assert done is request
     assert queues.check(done).difference == ""  # a result is in this process's own memory by now
     assert {str(it) for it in (half, waiting.receiver)} == {
-        f"<EmbeddingSender room={half.room}: this client is closed>", f"<EmbeddingReceiver room={waiting.room}: this client is closed>"
+        f"<EmbeddingSender room={half.room}: this client is closed>",
+        f"<EmbeddingReceiver room={waiting.room}: this client is closed>"
     }  # fmt: skip
     for it in (encode, language):
         it.wait_idle()
@@ -206,7 +207,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "rows": (0, 1), "commit": (0,),
     "sender": (1, 8), "receiver": ("tcp://127.0.0.1:1", 1),
     "allocate": (1,), "take": (1,), "init": ([],),
-    "grant": ([], 0), "resume_transfer": ([], 0), "release_drained": (0,), "block_of": (0,), "holds": (0,), "wait": (0.0,),
+    "grant": ([], 0), "resume_transfer": ([], 0), "release_drained": (0,), "block_of": (0,), "holds": (0,),
+    "wait": (0.0,),
     "fail": (1, "no"),
 }  # fmt: skip
 ANSWERED = {
@@ -220,7 +222,8 @@ ANSWERED = {
     "done": "whether lent rows are the caller's again",
     "add_done_callback": "the same, and is called at once",
     **dict.fromkeys(
-        ("end_without_slot", "entered", "prepare", "give_up", "catch_up", "check_room"), "is between a library and its handles"
+        ("end_without_slot", "entered", "prepare", "give_up", "catch_up", "check_room"),
+        "is between a library and its handles"
     ),
     "end_here": "is for whoever has the turn", "may_end_here": "there is no queue that drives it",
     "is_waiting": "as it was", "is_by_hand": "what the library thread goes by",

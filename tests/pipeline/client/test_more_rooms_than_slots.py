@@ -13,7 +13,8 @@ import pytest
 from support import crowds
 from support.agents import Agent
 from support.crowds import Crowd
-from support.nodes import LIMITS, Station, run_dirs, station
+from support.nodes import LIMITS, Station, station
+from support.remains import run_dirs
 
 from embridge import Limits
 
@@ -85,7 +86,8 @@ def test_thousands_of_small_requests_all_arrive(
                 pair, encoder, scheduler, range(count), range(count)[:: -1 if is_opposite else 1], at_once
             )
     print(
-        f"{count} with {at_once} at once: {receiving.seconds:.1f} s, waiting at most {sending.most_waiting}, {receiving.most_waiting}"
+        f"{count} with {at_once} at once: {receiving.seconds:.1f} s, waiting at most {sending.most_waiting}, "
+        f"{receiving.most_waiting}"
     )
     for crowd in (sending, receiving):
         assert (crowd.num_arrived, crowd.failures) == (count, [])

@@ -72,7 +72,9 @@ class Nodes:
             assert not failed, failed[0].failure
             for request in finished:
                 assert request.result is not None
-                assert arrived(request.result).fill_ids.tolist() == [request.room * ROWS_A_ROOM + row for row in range(TOTAL)]
+                assert arrived(request.result).fill_ids.tolist() == [
+                    request.room * ROWS_A_ROOM + row for row in range(TOTAL)
+                ]
                 request.release()
                 self.finished.append(request.room)
         return len(self.finished)

@@ -20,7 +20,8 @@ import pytest
 import zmq
 from support.carrying import carried
 from support.encoding import ended, give, open_sender
-from support.nodes import Settings, Station, run_dirs, station
+from support.nodes import Settings, Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 
@@ -222,7 +223,8 @@ SEGMENTS = {
     "a newer layout": (
         {SegmentHeader.VERSION: LAYOUT_VERSION + 1},
         None,
-        f"control segment: layout version {LAYOUT_VERSION + 1}, this process speaks {LAYOUT_VERSION}; run the same embridge version",
+        f"control segment: layout version {LAYOUT_VERSION + 1}, this process speaks {LAYOUT_VERSION}; run the same "
+        f"embridge version",
     ),
     "a header that says more": (
         {SegmentHeader.CONTROL_BYTES: 1 << 40},
@@ -354,9 +356,13 @@ def test_attaching_to_what_is_no_node_of_this_version_says_so(
         attach(run_dir)
 
 
-@pytest.mark.parametrize("hello", [run_socket.Hello(THEIRS), run_socket.Observe(THEIRS), run_socket.PeerHello(THEIRS, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "hello", [run_socket.Hello(THEIRS), run_socket.Observe(THEIRS), run_socket.PeerHello(THEIRS, 1, 1, 1)]
+)
 def test_who_speaks_another_version_of_the_run_socket_is_refused_by_the_node(encode: Station, hello: Any) -> None:
-    with pytest.raises(AttachError, match=f"refused this process: run socket version {THEIRS}, this node speaks {OURS}"):
+    with pytest.raises(
+        AttachError, match=f"refused this process: run socket version {THEIRS}, this node speaks {OURS}"
+    ):
         knock(encode.run_dir, hello, 5.0)
     assert node_status(encode.run_dir)["state"] == "READY"
 

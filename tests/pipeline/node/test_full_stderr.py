@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.carrying import carried, joined
-from support.nodes import Settings, Station, alive, run_dirs, station
+from support.nodes import Settings, Station, station
 from support.pipes import FullPipe, full_pipe
 from support.ports import addresses_of_nobody
+from support.remains import alive, run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 

@@ -125,7 +125,8 @@ def _limited(state: SimpleNamespace, run_dir: Path, number: int, soft: int, drop
     [
         (
             70,
-            "LaunchError: descriptors: a process may have 70, a node of 6 clients and 2 workers needs 86; raise `ulimit -n`",
+            "LaunchError: descriptors: a process may have 70, a node of 6 clients and 2 workers needs 86; raise "
+            "`ulimit -n`",
         ),
         (-3, "LaunchError: launcher: it cannot be started: Too many open files; check `ulimit -n`"),
     ],
@@ -143,7 +144,8 @@ def test_a_limit_of_the_size_of_files_is_named(own_dir: Path, encoder: Agent) ->
     """P13: segments are files; that there is room enough in /dev/shm does not help."""
     said = encoder.call(_limited, own_dir / "n", resource.RLIMIT_FSIZE, 1 << 16, None)
     assert re.fullmatch(
-        r"LaunchError: shared memory for control: .* \(File too large\); lower num_slots or raise `ulimit -f` \(0 left\)",
+        r"LaunchError: shared memory for control: .* \(File too large\); lower num_slots or raise `ulimit -f` \(0 "
+        r"left\)",
         said,
     ), said
 

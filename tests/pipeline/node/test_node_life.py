@@ -16,8 +16,9 @@ import pytest
 from support import encoding, scheduling
 from support.agents import Agent, running
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, alive, config_of, start_node, station
+from support.nodes import Station, config_of, start_node, station
 from support.opening import open_control
+from support.remains import alive
 from support.scheduling import Queues
 from support.waiting import wait_until
 
@@ -46,7 +47,9 @@ def test_when_launch_returns_every_process_is_ready_and_gives_signs_of_life(enco
         )
         assert alive(list(it.pids().values())) == list(it.pids().values())
         beats = {name: processes.get(name, Process.BEAT_NS) for name in processes.names}
-        wait_until(lambda: all(processes.get(name, Process.BEAT_NS) > beat for name, beat in beats.items()))  # noqa: B023
+        wait_until(
+            lambda: all(processes.get(name, Process.BEAT_NS) > beat for name, beat in beats.items())  # noqa: B023
+        )
 
 
 def test_a_run_directory_that_is_in_use_is_refused_and_the_node_in_it_goes_on(encode: Station) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 from support.carrying import joined
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 from support.waiting import wait_until
 
 from embridge.allocator.records import Process

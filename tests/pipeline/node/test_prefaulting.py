@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.nodes import alive, config_of, start_node
+from support.nodes import config_of, start_node
+from support.remains import alive
 from support.waiting import wait_until
 
 from embridge import Node, attach

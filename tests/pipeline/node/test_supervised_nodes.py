@@ -16,7 +16,8 @@ from support import encoding, scheduling
 from support.agents import running
 from support.carrying import joined
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, run_dirs, station
+from support.nodes import Station, station
+from support.remains import run_dirs
 from support.scheduling import Queues
 from support.waiting import wait_until
 

@@ -1,5 +1,5 @@
-"""The supervisor kills processes that fall silent, and a process that keeps dying makes the node unhealthy; neither ends
-the node.
+"""The supervisor kills processes that fall silent, and a process that keeps dying makes the node unhealthy; neither
+ends the node.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from storm.restarts import visits
-from support.nodes import run_dirs
+from support.remains import run_dirs
 
 from embridge.workers.transfer.engines import mooncake
 

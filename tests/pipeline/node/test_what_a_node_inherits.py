@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 from support.agents import running
 from support.launching import Launched, before_pythonpath, launched_by
-from support.nodes import alive, station
+from support.nodes import station
+from support.remains import alive
 from support.waiting import wait_until
 
 import embridge.allocator
@@ -158,7 +159,9 @@ def test_a_client_whose_process_has_closed_standard_output_holds_nothing_there(o
 
 
 def attached(state: SimpleNamespace, run_dir: Path) -> tuple[list[str], bool]:
-    """What a client holds as standard input and output after it has closed them, and whether its node is gone for it."""
+    """What a client holds as standard input and output after it has closed them, and whether its node is gone for
+    it.
+    """
     for fd in (0, 1, 2):
         os.close(fd)
     with attach(run_dir) as client:

@@ -204,7 +204,9 @@ def test_of_as_many_requests_as_fill_a_page_of_slots_all_are_lent() -> None:
 
 
 def test_a_library_thread_is_spared_while_nothing_waits_for_what_a_success_gives_free(node: Scheduler) -> None:
-    """P8: no request of this client for a block or a slot, nor anybody else; blocks are not short, and none was copied."""
+    """P8: no request of this client for a block or a slot, nor anybody else; blocks are not short, and none was
+    copied.
+    """
     said: list[bool] = []
 
     class Bell:
@@ -225,7 +227,8 @@ def test_a_library_thread_is_spared_while_nothing_waits_for_what_a_success_gives
         library.turn()
         node.advance(1.0)
         library.turn()
-        held = node.control.blocks.acquire(node.add(1).receiver.slot, 1, 12, may_take_reserve=False)  # type: ignore[union-attr]
+        slot = node.add(1).receiver.slot  # type: ignore[union-attr]
+        held = node.control.blocks.acquire(slot, 1, 12, may_take_reserve=False)
         library.turn()
         assert len(held) == 12
     assert said == [True, False, True, False, True, False, True, False]

@@ -1,4 +1,6 @@
-"""Streamed requests: rows are looked at as they land, and stay where they are for as long as somebody may look (R82)."""
+"""Streamed requests: rows are looked at as they land, and stay where they are for as long as somebody may look
+(R82).
+"""
 
 from __future__ import annotations
 

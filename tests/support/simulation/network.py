@@ -128,10 +128,11 @@ def brief(message: msg.Message | msg.Foreign) -> str:
     kind = type(message).__name__
     match message:
         case msg.Init() | msg.Resume():
-            key = message.key
-            return f"{kind}({key.slot}.{key.epoch} {message.first_block}+{message.dst_embedding_indices}={message.allocated_tokens})"
+            key, blocks = message.key, message.dst_embedding_indices
+            return f"{kind}({key.slot}.{key.epoch} {message.first_block}+{blocks}={message.allocated_tokens})"
         case msg.Status(room=room) | msg.Landed(room=room):
-            return f"{kind}({room.key.slot}.{room.key.epoch} {room.phase} sent {room.sent_tokens} known {room.known_blocks})"
+            key = room.key
+            return f"{kind}({key.slot}.{key.epoch} {room.phase} sent {room.sent_tokens} known {room.known_blocks})"
         case msg.Heartbeat(rooms=rooms) | msg.Snapshot(rooms=rooms):
             return f"{kind}({[(r.key.slot, r.key.epoch, r.phase, r.sent_tokens) for r in rooms]})"
         case msg.Checked(rooms=checked):

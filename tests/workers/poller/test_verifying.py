@@ -212,7 +212,8 @@ def test_what_is_checked_is_told_again_for_as_long_as_the_request_is_in_flight()
     node.advance(0.5)
     assert node.sent(msg.Heartbeat) == []
     for checked in node.sent(msg.Checked):
-        assert [(rows.key.room, rows.checked_tokens) for rows in checked.rooms] == [(1, 16)]  # of the other one nothing was checked
+        # Of the other one nothing was checked.
+        assert [(rows.key.room, rows.checked_tokens) for rows in checked.rooms] == [(1, 16)]
     assert len(node.sent(msg.Checked)) >= 4
     node.status(receiver, Phase.Success, 16, checksum=right.checksum)
     assert receiver.poll() == Phase.Success

@@ -103,7 +103,7 @@ def test_a_source_block_of_the_reserve_is_staged_only_for_what_can_be_written_no
     assert idle.poll() == Phase.Success
 
 
-def test_a_session_that_does_not_answer_fails_a_request_at_once_or_where_rows_have_come_before_only_when_that_lasts() -> (
+def test_a_session_without_an_answer_fails_a_request_at_once_or_where_rows_have_come_before_only_when_that_lasts() -> (
     None
 ):
     """P11, D3: a worker that is being restarted there is given `peer_timeout_s`, for this node has proved that it can

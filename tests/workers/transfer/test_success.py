@@ -1,4 +1,6 @@
-"""A success that the transfer worker tells: the word first, then the destination, and what repeats it if it was lost."""
+"""A success that the transfer worker tells: the word first, then the destination, and what repeats it if it was
+lost.
+"""
 
 from __future__ import annotations
 

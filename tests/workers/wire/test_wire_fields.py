@@ -70,7 +70,9 @@ def an_encode_node_takes_every_message() -> None:
     node.sender(2, 16)
     node.init(2, [3])
     node.abort(2)
-    registration = msg.Register(node.envelope(for_incarnation=0), "", "", {}, 1, 1, 1, "", 0, True, True, 1, 1, 1, False)
+    registration = msg.Register(
+        node.envelope(for_incarnation=0), "", "", {}, 1, 1, 1, "", 0, True, True, 1, 1, 1, False
+    )
     node.actor("bootstrap").arrivals.append(Arrival(foreign(registration), b"stranger", None))
     node.settle()
     EncodeAlone(engine=StubEngine(late_writes=True))  # reached by network
