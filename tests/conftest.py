@@ -19,7 +19,7 @@ import pytest
 from support.agents import Agent, running, start_fork_server
 from support.closing import close_all
 from support.leaks import LeakCheck
-from support.nodes import Station, station
+from support.nodes import BEAT_S, Station, station
 from support.remains import run_dirs
 from support.scheduling import Queues
 
@@ -140,9 +140,8 @@ def stations(shared_dir: Path) -> Iterator[Callable[..., Station]]:
         def get(role: str, name: str, engine: str, **settings: Any) -> Station:
             if (name, engine) not in made:
                 path = shared_dir / f"{name}-{engine}"
-                # The beats of some twenty nodes, most of which nobody uses any more, cost a tenth of the machine.
                 made[name, engine] = stack.enter_context(
-                    station(role, path, engine=engine, deepstack_layers=3, beat_s=1.0, **settings)
+                    station(role, path, engine=engine, deepstack_layers=3, beat_s=BEAT_S, **settings)
                 )
             return made[name, engine]
 

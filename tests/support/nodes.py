@@ -27,6 +27,7 @@ from support.waiting import wait_until
 Settings = dict[str, Any]
 """What `station` and `config_of` take by name."""
 
+BEAT_S = 1.0  # of shared nodes: the beats of some twenty that nobody uses any more cost a tenth of the machine
 LIMITS = Limits(
     num_slots=512,
     max_clients=6,

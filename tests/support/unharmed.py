@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from embridge import Client
 from support.encoding import give, open_sender
-from support.nodes import Station
+from support.nodes import BEAT_S, Station
 from support.scheduling import Queues
 from support.waiting import wait_until
 from support.watched import is_all_watched
@@ -52,6 +53,14 @@ class Bench:
         self.good_request()
         assert self._restarts() == restarts
         wait_until(lambda: not self._descriptors() - before, 5.0, lambda: f"{self._descriptors() - before} are left")
+
+    def settle(self) -> None:
+        """Until the nodes have opened what they open for a client some time after it has come, at a beat."""
+        latest, since_s = self._descriptors(), time.monotonic()
+        while time.monotonic() - since_s < 1.2 * BEAT_S:
+            time.sleep(BEAT_S / 20)
+            if (now := self._descriptors()) != latest:
+                latest, since_s = now, time.monotonic()
 
     def good_request(self) -> None:
         room = next(self.rooms)

@@ -30,14 +30,16 @@ POLLER: Final = [
         ("tests/workers/test_counters.py::test_what_is_repeated_as_a_matter_of_course_is_not_counted_as_sent_again",),
     ),
     Mutant(
-        "closed-for-one-sender", "R79, R23, P8", "a sender is told of after its destination has closed another, and is not closed",
+        "closed-for-one-sender", "R79, R23, P8",
+        "a sender is told of after its destination has closed another, and is not closed",
         "workers/poller/language.py",
         "        if word.phase == Phase.Success or self._closed.get(slot) == epoch:",
         "        if word.phase == Phase.Success:",
         (f"{REPAIR}::test_whoever_tells_of_a_request_that_has_been_closed_is_told_again",),
     ),
     Mutant(
-        "nobody-looked-up-among-peers", "R16, D4", "who tells of a slot that is opened meanwhile looks up a peer that is none",
+        "nobody-looked-up-among-peers", "R16, D4",
+        "who tells of a slot that is opened meanwhile looks up a peer that is none",
         "allocator/peertable.py",
         "        return peer >= 0 and self.get(peer, Peer.STATE) == PeerState.REGISTERED\n",
         "        return self.get(peer, Peer.STATE) == PeerState.REGISTERED\n",

@@ -18,4 +18,5 @@ def bench(encode: Station, language: Station, _rooms: Iterator[int]) -> Iterator
         bench = Bench(encode, language, sending, Queues(receiving), _rooms)
         for _ in range(encode.control.limits.num_workers):  # one for each: what they make on first use is there
             bench.good_request()
+        bench.settle()
         yield bench
