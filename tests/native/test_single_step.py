@@ -32,6 +32,9 @@ OPERATIONS = [
     "bind",
     "grant",
     "give back",
+    "publish",
+    "retire",
+    "pin",
 ]
 OF_THE_BELL = ["ring", "sleep", "arm"]
 
@@ -99,13 +102,19 @@ def test_another_process_comes_between(program: list[str]) -> None:
     """P1, P5, R16: it takes, frees, reclaims, raises or consumes in the middle, and neither loses what it has."""
     assert_all_have_a_scene(
         stepped(program, "rivals", 300, 0),
-        ["acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind", "grant", "give back"],
+        [
+            *("acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind", "grant", "give back"),
+            *("publish", "retire", "pin"),
+        ],
     )
 
 
 @pytest.mark.parametrize(
     ("prefix", "limit", "least"),
-    [("write", 5000, 20), ("bind", 20_000, 20), ("grant", 20_000, 20), ("acquire one", 1 << 18, 100)],
+    [
+        *(("write", 5000, 20), ("bind", 20_000, 20), ("grant", 20_000, 20), ("acquire one", 1 << 18, 100)),
+        *(("publish", 5000, 50), ("retire", 5000, 50), ("pin", 5000, 50)),
+    ],
 )
 def test_another_process_comes_between_at_more_places(
     program: list[str], prefix: str, limit: int, least: int
