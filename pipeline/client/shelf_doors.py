@@ -28,7 +28,7 @@ from embridge.workers.timing import NS
 from embridge.workers.transfer.engines.base import EngineError
 from embridge.workers.transfer.engines.shm import knock
 
-MEET_AGAIN_NS: Final = NS // 2  # the kick to the bootstrap, while it has not registered with the node
+MEET_AGAIN_NS: Final = 2 * NS  # the kick to the bootstrap, while it has not registered with the node
 REFUSED_NS: Final = NS  # for which a refusal is remembered
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -140,6 +139,38 @@ def test_an_item_is_evicted_by_its_last_use_and_a_pinned_one_never(shelf: OneShe
     assert sum(bool(shelf.find(name)) for name in "klmnopqrst") == 7
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_who_evicts_the_newer_of_two_items_takes_the_older_one_first(shelf: OneShelf, size: int) -> None:
+    """R47: at each change that whoever makes room makes. Both are there, for a publisher was killed in between; and the
+    older one was used last.
+    """
+    shelf.publish("cat", 1)
+    for name in "abcd":
+        shelf.publish(name)
+    dying = shelf.attach().shelf.core
+    _, entry, generation, first, *_ = dying.begin(*key("cat"), 1, 1, BLOCK, 1, BLOCK, 11, 0, 1, True)
+    shelf.write("cat", 2, first, BLOCK)
+    dying.watch(kill_at(0, ShelfStep.RETIRE))
+    with pytest.raises(Killed):
+        dying.show(entry, generation, 1)
+    maker, seen = shelf.attach().shelf.core, [shelf.find("cat")]
+    maker.watch(lambda step: seen.append(shelf.find("cat")))
+    while shelf.find("cat"):
+        name = f"more {len(seen)}"
+        _, entry, generation, *_ = maker.begin(*key(name), 2, size, BLOCK, 1, BLOCK, 11, 0, 50 + len(seen), True)
+        assert maker.show(entry, generation, 2)
+    assert set(seen) == {seen[0], 0}
+    assert shelf.table.counts().items <= 8
+
+
+def test_a_burial_leaves_what_others_fill(shelf: OneShelf) -> None:
+    """R45."""
+    _, entry, generation, _ = shelf.begin("cat", lane=1)
+    shelf.begin("dog", lane=3)
+    assert shelf.core.bury_publisher(3) == 1
+    assert shelf.core.show(entry, generation, 1)
+
+
 def test_what_is_retired_stays_until_its_last_pin_goes(shelf: OneShelf) -> None:
     """R43, R63: a view is a pin, and its rows stay as they are; the key is not found any more."""
     reader = shelf.reader()
@@ -262,11 +293,19 @@ def test_a_reader_whose_item_goes_between_its_look_and_its_pin_looks_again(shelf
 
 
 def test_the_floor_is_looked_at_behind_the_pin(shelf: OneShelf) -> None:
-    """R48."""
+    """R48: also while who has raised it has retired nothing yet."""
     shelf.publish("cat", 1)
-    reader = shelf.reader()
-    reader.part.core.watch(lambda step: step == ShelfStep.PIN and shelf.core.clear())
+    reader, dying = shelf.reader(), shelf.attach().shelf.core
+    dying.watch(kill_at(0, ShelfStep.RETIRE))
+
+    def meanwhile(step: int) -> None:
+        if step == ShelfStep.PIN:
+            with pytest.raises(Killed):
+                dying.clear()
+
+    reader.part.core.watch(meanwhile)
     assert reader.pin("cat") is None
+    assert shelf.table.counts().items == 1
 
 
 def test_an_entry_that_is_lost_to_another_publisher_is_looked_for_again(shelf: OneShelf) -> None:
@@ -376,55 +415,3 @@ def test_a_child_that_forgets_its_pins_takes_none_away(shelf: OneShelf) -> None:
     del pin
     shelf.core.unpublish(*key("cat"))
     assert shelf.core.sweep() == 0
-
-
-# ---- all at once
-
-
-def _publish_until(shelf: OneShelf, lane: int, stop: threading.Event, faults: list[str]) -> None:
-    table = shelf.attach().shelf.core
-    version = 0
-    while not stop.is_set():
-        version += 1
-        name = "abcd"[(version * 7 + lane) % 4]
-        size = (1 + (version + lane) % 3) * BLOCK
-        answer, entry, generation, first, *_ = table.begin(
-            *key(name), lane, size // BLOCK, size, version % 5, 1, 11, 0, version, version % 3 > 0
-        )
-        if answer == Answer.BEGUN:
-            shelf.write(name, version % 5, first, size)
-            if not table.show(entry, generation, lane):
-                faults.append("an entry was taken from a living publisher")
-        if version % 50 == 0:
-            table.clear()
-
-
-def _read_until(shelf: OneShelf, reader: int, stop: threading.Event, faults: list[str]) -> None:
-    it, last = shelf.reader(), dict.fromkeys("abcd", 0)
-    while not stop.is_set():
-        for name in "abcd":
-            pin = it.pin(name)
-            if pin is None:
-                continue
-            rows = memoryview(pin)
-            if rows != content(name, pin.rows, len(rows)) or pin.number < last[name]:
-                faults.append(f"reader {reader}: torn or older rows of {name}")
-            last[name] = pin.number
-
-
-def test_publishers_and_readers_at_once(shelf: OneShelf) -> None:
-    """P6, R39 to R49, R84: in threads, which change places between any two calls."""
-    stop, faults = threading.Event(), list[str]()
-    threads = [threading.Thread(target=_publish_until, args=(shelf, lane, stop, faults)) for lane in (1, 2)]
-    threads += [threading.Thread(target=_read_until, args=(shelf, n, stop, faults)) for n in range(2)]
-    for thread in threads:
-        thread.start()
-    stop.wait(0.5)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert faults == []
-    shelf.core.clear()
-    assert is_empty(shelf)
-
-

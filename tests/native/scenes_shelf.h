@@ -41,13 +41,22 @@ static bool publish_by(struct world *world, uint64_t number, uint64_t rows, uint
     return shelf_show(&s, &p);
 }
 
-// Our key and another one lie on the shelf, which has no block left; `given`: (f)ree, two blocks are.
+// Our key and another one lie on the shelf, which has no block left; `given`: (f)ree, the other one is not there;
+// (m)oves: it is there no more, and our key lies behind it, so that its next item comes to lie before it.
 static void prepare_shelf(const struct scene *scene, struct world *world)
 {
     memset((void *)world, 0, sizeof *world);
     memset(pin_counts, 0, sizeof pin_counts);
     atomic_store(&world->shelf.record[SHELF_READERS], 2);
+    if (scene->given[0] == 'm')
+        CHECK(publish_by(world, OUR_KEY + 1, 60, OTHERS_LANE, 1), "the other key is not there");
     CHECK(publish_by(world, OUR_KEY, 40, OTHERS_LANE, 1), "our key is not there");
+    if (scene->given[0] == 'm') {
+        struct shelf s = shelf_of(world);
+        const struct shelf_key key = key_number(OUR_KEY + 1);
+        CHECK(shelf_unpublish(&s, &key) == 1 && head_state(world->shelf.heads[0]) == SHELF_OVER, "it is there still");
+        return;
+    }
     if (scene->given[0] != 'f')
         CHECK(publish_by(world, OUR_KEY + 1, 60, OTHERS_LANE, 2), "the other key is not there");
 }
@@ -160,10 +169,12 @@ static const char *outcome_of_retire(const struct scene *scene, const struct riv
     return what_is_torn(ended);
 }
 
+static void replace_ours(struct world *world) { publish_by(world, OUR_KEY, NEW_ROWS + 1, OTHERS_LANE, 10); }
+
 static const char *outcome_of_pin(const struct scene *scene, const struct rival *rival, const struct world *ended)
 {
-    (void)scene;
-    if (!rival && !ended->num_got)
+    const bool is_there = !rival || (rival->act == replace_ours && scene->given[0] == 'm'); // all the time
+    if (is_there && !ended->num_got)
         return fault("our key is not found");
     if (!ended->num_got)
         return what_is_torn(ended);
@@ -193,8 +204,6 @@ static const char *judge_shelf(const struct scene *scene, const struct world *ki
 }
 
 // ---- who else is there
-
-static void replace_ours(struct world *world) { publish_by(world, OUR_KEY, NEW_ROWS + 1, OTHERS_LANE, 10); }
 
 static void unpublish_ours(struct world *world)
 {
@@ -241,6 +250,7 @@ static const struct scene shelf_scenes[] = {
     {"publish where others go", SHELF_SCENE(publish_it, outcome_of_publish), .given = "taken"},
     {"retire", SHELF_SCENE(retire_it, outcome_of_retire), .given = "taken"},
     {"pin", SHELF_SCENE(pin_it, outcome_of_pin), .given = "taken"},
+    {"pin what moves", SHELF_SCENE(pin_it, outcome_of_pin), .given = "moves"},
 };
 
 // ---- broken in one place each

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from embridge import Item, attach
+from embridge import Item, NotPublished, attach
 
 
 def join(state: SimpleNamespace, run_dir: Path) -> None:
@@ -26,23 +26,21 @@ def first_of(item: Item) -> float:
     return float(item.rows[0, 0])
 
 
-def look(state: SimpleNamespace) -> list[float]:
-    """What stands in the items that are kept, from their first to their last element."""
-    return [value for item in state.items for value in (first_of(item), float(item.rows[-1, -1]))]
-
-
-def leave(state: SimpleNamespace) -> None:
-    state.client.close()
-
-
-def forget(state: SimpleNamespace) -> None:
-    state.items.clear()
-
-
-def in_a_child(state: SimpleNamespace) -> int:
-    """Fork a child that lets go of all items and ends; returns its exit status."""
-    pid = os.fork()
-    if not pid:
-        state.items.clear()
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
+def read_for(state: SimpleNamespace, seconds: float, addr: str) -> tuple[int, list[str]]:
+    """Fetch five keys again and again, and look at all of their rows; how many there were, and what was wrong."""
+    faults, found, until = [], 0, time.monotonic() + seconds
+    last = dict.fromkeys("abcde", 0)
+    while time.monotonic() < until:
+        for key, least in last.items():
+            fetch = state.client.fetch(key, addr)
+            fetch.wait(20)
+            if isinstance(fetch.exception(), NotPublished):
+                continue
+            with fetch.result() as item:
+                found += 1
+                last[key] = item.generation
+                if item.generation < least:
+                    faults.append(f"{key}: generation {item.generation} after {least}")
+                if item.rows.min() != item.rows.max():
+                    faults.append(f"{key}: generation {item.generation} is torn")
+    return found, faults

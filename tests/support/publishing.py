@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from embridge import attach
-from embridge.pipeline.client.publishing import Published
+from embridge.pipeline.client.publishing import Published, PublishStatus, WhyDropped
 from support.shelves import ShelfStep
 
 
@@ -49,3 +50,19 @@ def die_at(state: SimpleNamespace, nth: int) -> None:
         left[0] -= 1
 
     state.client.shelf._table.core.watch(before)
+
+
+def publish_for(state: SimpleNamespace, seconds: float, lane: int) -> list[str]:
+    """Publish five keys again and again, in items of one to eight blocks; returns what was wrong."""
+    faults, until, version = [], time.monotonic() + seconds, 0
+    while time.monotonic() < until:
+        version += 1
+        key, width = "abcde"[(version * 3 + lane) % 5], 5_000 * (1 + (version + lane) % 8)
+        result = state.client.publish(key, rows_of_version(version % 1000, 3, width), replace=version % 4 > 0)
+        if result.status == PublishStatus.DROPPED and result.why != WhyDropped.NO_ROOM:
+            faults.append(f"{key}: {result}")
+        if version % 97 == 0:
+            state.client.shelf.unpublish(key)
+        if version % 397 == 0:
+            state.client.shelf.clear()
+    return faults

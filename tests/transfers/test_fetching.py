@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from support.publishing import rows_of_version
 from support.waiting import wait_until
 
 from embridge import (
+    AttachError,
     Client,
     FetchError,
     FetchFailed,
@@ -29,11 +32,14 @@ from embridge import (
     Item,
     NotPublished,
     PublishStatus,
+    SegmentError,
     attach,
 )
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
+from embridge.allocator.segment import map_segment
 from embridge.allocator.shelf import DTYPE_BYTES
 from embridge.pipeline.inspection.observe import requests
+from embridge.workers.run_socket import PROTOCOL_VERSION, SOCKET_NAME, ReaderHello, receive_welcome, send_frame
 
 pytestmark = pytest.mark.process
 
@@ -267,6 +273,39 @@ def test_an_encoder_fetches_nothing(shelved: Station, publisher: Client) -> None
         publisher.fetch("cat", shelved.addr)
 
 
+def test_a_reader_is_handed_the_rows_to_read_and_no_more(
+    shelved: Station, publisher: Client, reader: Client, language: Station
+) -> None:
+    """D15: by a descriptor that is open for reading alone; and who is not registered is handed nothing."""
+    publisher.publish("cat", rows_of_version(1))
+    fetched(reader, "cat", shelved.addr)
+    node = (language.control.node_id, language.control.incarnation)
+    target = shelved.control.incarnation
+    with _asked(shelved, ReaderHello(PROTOCOL_VERSION, *node, target)) as sock:
+        welcome, fds = receive_welcome(sock)
+        try:
+            assert welcome.reader >= 0
+            assert sorted(fds) == ["control", "shelf to read"]
+            with pytest.raises(SegmentError, match="Permission denied"):
+                map_segment(fds["shelf to read"], SHELF_BLOCK_BYTES)
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+    for hello, why in (
+        (ReaderHello(PROTOCOL_VERSION, node[0], node[1] + 7, target), "is not registered here"),
+        (ReaderHello(PROTOCOL_VERSION, *node, target + 1), "this is incarnation"),
+    ):
+        with _asked(shelved, hello) as sock, pytest.raises(AttachError, match=why):
+            receive_welcome(sock)
+
+
+def _asked(node: Station, hello: ReaderHello) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.connect(str(node.run_dir / SOCKET_NAME))
+    send_frame(sock, hello)
+    return sock
+
+
 # ---- who leaves, stops or dies
 
 
@@ -306,16 +345,20 @@ def test_the_pins_of_a_reader_that_is_killed_go_with_it(shelved: Station, publis
         assert publisher.publish(f"newer {number}", rows_of_version(9)).status == PublishStatus.READY
 
 
-def test_a_child_of_a_reader_takes_no_pins_away(shelved: Station, publisher: Client, agent: Agent) -> None:
+def test_a_child_of_a_reader_takes_no_pins_away(shelved: Station, publisher: Client, reader: Client) -> None:
     """R60."""
     publisher.publish("cat", rows_of_version(4))
-    agent.call(fetching.fetch, "cat", shelved.addr)
-    assert agent.call(fetching.in_a_child) == 0
+    items = [fetched(reader, "cat", shelved.addr)]
+    pid = os.fork()
+    if not pid:
+        items.clear()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
     for number in range(6):
         publisher.publish(f"{number}", rows_of_version(9))
     assert publisher.shelf.counts().pinned == 1
-    assert agent.call(fetching.look) == [4.0, 4.0]
-    agent.call(fetching.forget)
+    assert is_all(items[0].rows, 4.0)
+    items.clear()
     assert publisher.shelf.counts().pinned == 0
 
 

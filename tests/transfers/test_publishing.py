@@ -23,6 +23,7 @@ from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.allocator.records import NodeState, SegmentHeader
 from embridge.allocator.shelf import DTYPE_BYTES, ShelfCounts
 from embridge.pipeline.cli import main
+from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.publishing import PublishStatus, WhyDropped
 from embridge.pipeline.config import PipelineConfig
 from embridge.pipeline.inspection.node_status import node_status
@@ -193,9 +194,12 @@ def test_a_client_that_leaves_while_it_makes_rows_writes_to_nobodys_memory(shelv
     it = making.__enter__()
     leaving.close()
     wait_until(lambda: not client.shelf.counts().filling, 10.0, lambda: f"{client.shelf.counts()}")
-    it.rows.fill_(5.0)
     for number in range(4):
         client.publish(f"{number}", rows_of_version(number))
+    it.rows.fill_(5.0)
+    shelf = library_of(client).attachment.shelf
+    assert shelf is not None
+    assert not (torch.frombuffer(shelf, dtype=torch.float32) == 5.0).any()
     with pytest.raises(RuntimeError, match="closed"):
         making.__exit__(None, None, None)
     with pytest.raises(RuntimeError, match="closed"):
