@@ -7,10 +7,10 @@ from item_showing_model import Rules, Setting, explore_showing
 from worlds import worlds
 
 SMALL = {
-    "two publishers, an eviction": Setting(),
     "two publishers, one killed": Setting(kills=1, evictions=0),
 }
 LARGE = {
+    "two publishers, an eviction": Setting(),
     "two publishers, an eviction, look by look": Setting(one_look=False),
     "two publishers, an eviction, one killed, or the evictor": Setting(kills=1),
     "two publishers, one of them twice": Setting(publications=(2, 1)),

@@ -32,7 +32,7 @@ SHELF_MUTANTS: Final = [
         "allocator/native/shelf.h",
         "bool has_changed = !again;",
         "bool has_changed = false;",
-        (f"{STEPS}::test_another_process_comes_between_at_more_places[pin-5000-50]",),
+        (f"{STEPS}::test_another_process_changes_the_shelf_meanwhile[pin]",),
     ),
     Mutant(
         "pinned-blocks-freed", "R43, P6", "what is retired comes free under its readers",
