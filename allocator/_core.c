@@ -16,6 +16,9 @@
 //   native/posts.h      where grants and offers are found    used by the next two
 //   native/bind.h       finding a grant, and who has it      bound in _core_bind.c
 //   native/grant.h      posting a grant, and its end         bound in _core_grant.c
+//   native/shelf.h      published items, and their end       used by the next two
+//   native/shelf_publish.h    publishing one                 bound in _core_shelf.c
+//   native/shelf_pins.h       reading one where it lies      bound in _core_pin.c
 //
 // _core_mapping.c has the mappings that all of these lie in, and _core_arguments.c checks what callers pass;
 // `_core.pyi` is the contract. _core_direct.c makes the handle of direct writes; _core_turn.c is for the threads of one
@@ -35,6 +38,7 @@
 #include "native/checksum.h"
 #include "native/copy.h"
 #include "native/ring.h"
+#include "native/shelf.h"
 #include "native/status.h"
 
 static PyObject *core_format_ring(PyObject *module, PyObject *args, PyObject *kwargs)
@@ -216,6 +220,8 @@ static int core_exec(PyObject *module)
         {&doorbell_spec, &state->doorbell},         {&turn_spec, &state->turn},
         {&turn_taker_spec, &state->turn_taker},     {&direct_writer_spec, &state->direct_writer},
         {&grant_binder_spec, &state->grant_binder}, {&grant_poster_spec, &state->grant_poster},
+        {&shelf_spec, &state->shelf},               {&shelf_reader_spec, &state->shelf_reader},
+        {&pin_spec, &state->pin},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
@@ -234,6 +240,8 @@ static int core_exec(PyObject *module)
         {"DOORBELL_BYTES", DOORBELL_BYTES},
         {"MAX_EPOCH", (long)MAX_EPOCH},
         {"NON_TEMPORAL_BYTES", NON_TEMPORAL_BYTES},
+        {"SHELF_WAYS", SHELF_WAYS},
+        {"ITEM_WORDS", ITEM_WORDS},
     };
     if (add_direct_constants(module) < 0)
         return -1;
@@ -259,6 +267,9 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->direct_writer);
     Py_VISIT(state->grant_binder);
     Py_VISIT(state->grant_poster);
+    Py_VISIT(state->shelf);
+    Py_VISIT(state->shelf_reader);
+    Py_VISIT(state->pin);
     return 0;
 }
 
@@ -277,6 +288,9 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->direct_writer);
     Py_CLEAR(state->grant_binder);
     Py_CLEAR(state->grant_poster);
+    Py_CLEAR(state->shelf);
+    Py_CLEAR(state->shelf_reader);
+    Py_CLEAR(state->pin);
     return 0;
 }
 

@@ -26,6 +26,9 @@ typedef struct {
     PyTypeObject *direct_writer;
     PyTypeObject *grant_binder;
     PyTypeObject *grant_poster;
+    PyTypeObject *shelf;
+    PyTypeObject *shelf_reader;
+    PyTypeObject *pin;
 } core_state;
 
 typedef struct {
@@ -70,7 +73,8 @@ typedef struct {
 #define CORE_TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
 
 HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec,
-    doorbell_spec, direct_writer_spec, grant_binder_spec, grant_poster_spec, turn_spec, turn_taker_spec;
+    doorbell_spec, direct_writer_spec, grant_binder_spec, grant_poster_spec, turn_spec, turn_taker_spec, shelf_spec,
+    shelf_reader_spec, pin_spec;
 
 // ---- handles (_core_mapping.c)
 

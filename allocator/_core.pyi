@@ -19,6 +19,8 @@ RING_HEADER_BYTES: int  # 192: capacity line, head line, tail line
 DOORBELL_BYTES: int  # 64
 MAX_EPOCH: int  # 2**28 - 1
 NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cache
+SHELF_WAYS: int  # as in `geometry`
+ITEM_WORDS: int  # as in `records`
 
 # where `DirectWriter`, `GrantBinder`, `GrantPoster` and `StatusTable.open_record` find words, and values of some, as
 # `records`, `posts` and `metrics` have them
@@ -507,3 +509,100 @@ def checksum(memory: Buffer, columns: Buffer, rows: int, checksum: int, /) -> in
 
 def set_parent_death_signal(signal: int, /) -> None:
     """prctl(PR_SET_PDEATHSIG) for this process; the caller then checks that its parent is still the one it knew."""
+
+class Shelf:
+    """The entries and cells of a shelf, for whoever publishes, makes room and buries (`native/shelf.h`).
+
+    A key is its `hash` (16 bytes) and the `key` itself (at most 256). `generation` is that of a publication, since it
+    began; an item's `number` is drawn when it is shown, and orders the items of a key. No call waits.
+    """
+
+    def __init__(
+        self, record: Words, heads: Words, items: Words, cells: Words, uses: Words, ledgers: Words, ledger_words: int
+    ) -> None:
+        """`ledger_words`: from one reader's ledger to the next one's. Raises ValueError where a table is too small."""
+    def begin(
+        self,
+        hash: bytes,
+        key: bytes,
+        lane: int,
+        blocks: int,
+        bytes: int,
+        rows: int,
+        width: int,
+        dtype: int,
+        expires_ns: int,
+        now_ns: int,
+        replaces: bool,
+        /,
+    ) -> tuple[int, int, int, int, int, int]:
+        """Have an entry and a run of blocks for an item, evicting others if need be. `expires_ns`: 0, or when it is
+        seen no more.
+
+        Returns (answer, entry, generation, first block, number, evicted items); the answer is one of
+        `allocator.shelf.Answer`, the number that of the item that is there already.
+        """
+    def show(self, entry: int, generation: int, lane: int, /) -> int:
+        """Make an item that is complete visible, and retire the older ones of its key.
+
+        Returns its number; 0: its entry was taken from this lane, which somebody has buried.
+        """
+    def drop(self, entry: int, generation: int, lane: int, replaces: bool, /) -> None:
+        """Break a publication off: nobody writes into its blocks any more."""
+    def unpublish(self, hash: bytes, key: bytes, /) -> int:
+        """Retire all items of a key; returns how many."""
+    def find(self, hash: bytes, key: bytes, now_ns: int, /) -> int:
+        """The number of the item that a reader would get; 0: it is not published."""
+    def clear(self) -> int:
+        """Hide all whose publication has begun before now; returns the floor."""
+    def sweep(self) -> int:
+        """Free what is retired and not pinned; returns how many entries came free."""
+    def bury_publisher(self, lane: int, /) -> int:
+        """Retire what this lane's client was publishing, which can write no more; returns how many items."""
+    def bury_reader(self, reader: int, /) -> None:
+        """Clear the ledger of a reader that can read no more."""
+    def watch(self, before: Callable[[int], object] | None, /) -> None:
+        """Have `before(step)` called before each change that a call makes from now on (`enum shelf_step`). If it
+        raises, nothing is changed any more, and the call raises that.
+        """
+
+class ShelfReader:
+    """Finds and pins the items of a shelf for one process, whose threads may all use it (`native/shelf_pins.h`)."""
+
+    num_pins: int
+    """How many of its `Pin`s there are."""
+
+    def __init__(
+        self,
+        record: Words,
+        heads: Words,
+        items: Words,
+        cells: Words,
+        uses: Words,
+        ledger: Words,
+        rows: Mapping,
+        block_bytes: int,
+        connection: object,
+    ) -> None:
+        """`uses` and this reader's `ledger` are writable. `connection` is let go of after the last Pin.
+        Raises ValueError where a table is too small.
+        """
+    def pin(self, hash: bytes, key: bytes, now_ns: int, /) -> Pin | None:
+        """The newest item of a key, which stays where it is while the Pin, or a view of it, is there; None: it is not
+        published. Raises ValueError for an item that does not lie on the shelf.
+        """
+    def watch(self, before: Callable[[int], object] | None, /) -> None:
+        """As `Shelf.watch`."""
+
+class Pin:
+    """One pinned item: a buffer of the bytes of its rows, where they lie; any thread may let go of it.
+
+    The memory is mapped read-only. Who asks for a writable buffer gets one, because torch knows no others: a store to
+    it is a SIGSEGV.
+    """
+
+    number: int
+    rows: int
+    width: int
+    dtype: int
+    def __buffer__(self, flags: int, /) -> memoryview: ...

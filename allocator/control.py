@@ -23,7 +23,7 @@ from embridge.allocator.geometry import (
     unpack_limits,
 )
 from embridge.allocator.lanebits import LaneBits
-from embridge.allocator.lanes_and_processes import LaneTable, ProcessTable, WriterTable
+from embridge.allocator.lanes_and_processes import LaneTable, ProcessTable, WantedNodes, WriterTable
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.metrics import Metrics
 from embridge.allocator.opening import SlotOpener
@@ -48,6 +48,7 @@ from embridge.allocator.request_tables import DestinationTable, SlotTable, Stagi
 from embridge.allocator.rings import KickInbox, KickSender
 from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
+from embridge.allocator.shelf import ShelfTable
 from embridge.allocator.status import StatusTable, split
 from embridge.allocator.wanted import FinishedRooms, RoomCounts, WantedLog
 
@@ -154,6 +155,17 @@ class Control:
         if self.header.load(SegmentHeader.CONTROL_BYTES) > self.mapping.size:
             raise SegmentError(f"control segment: {self.mapping.size} bytes mapped, its header says more")
 
+    @cached_property
+    def shelf(self) -> ShelfTable:
+        """Published items (encode side, with `shelf_bytes`)."""
+        assert self.has_shelf
+        return ShelfTable(self.mapping, self.layout)
+
+    @property
+    def has_shelf(self) -> bool:
+        """Whether this node has a shelf: only an encode node that is told its size."""
+        return self.role == Role.ENCODE and self.limits.shelf_bytes > 0
+
     @property
     def opener(self) -> SlotOpener:
         return SlotOpener(self.mapping, self.layout, self.status)
@@ -224,6 +236,11 @@ class Control:
     def windows(self) -> WindowTable:
         assert self.role == Role.LANGUAGE
         return WindowTable(self.mapping, self.layout)
+
+    @property
+    def wanted_nodes(self) -> WantedNodes:
+        assert self.role == Role.LANGUAGE
+        return WantedNodes(self.mapping, self.layout)
 
     @property
     def has_discovery(self) -> bool:

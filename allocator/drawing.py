@@ -15,7 +15,7 @@ from embridge.allocator.layout import (
     PayloadLayout,
 )
 
-_LIMITS: Final = Limits(max_routes=1)  # with these and `_GEOMETRY`, no table and no pool is empty in both roles
+_LIMITS: Final = Limits(max_routes=1, shelf_bytes=1)  # with these and `_GEOMETRY` nothing is empty in both roles
 _GEOMETRY: Final = Geometry(num_blocks=1, deepstack_layers=1)
 _ALIGNMENTS: Final = {HUGE_PAGE_BYTES: "2 MiB", PAGE_BYTES: "a page"}
 

@@ -12,6 +12,11 @@
     │   ├── TransferTimeout
     │   ├── TransferAborted
     │   └── PeerLost
+    ├── FetchError            a published item could not be fetched
+    │   ├── NotPublished          nothing is published under its key, or no more
+    │   ├── GenerationGone        it is published, but not that generation any more
+    │   ├── FetchTimeout          no answer came in time
+    │   └── FetchFailed           its node cannot be reached, or has refused
     └── ProtocolError         a peer sent what it must not
 
 A caller's own mistake is a plain `ValueError` or `RuntimeError`. Exhaustion is a return value, not an exception.
@@ -124,6 +129,31 @@ def failure(code: int, reason: str, room: int) -> TransferError:
     """The exception for a failed request's code and reason. An unknown code (a newer peer's) becomes INTERNAL."""
     known = FailureCode(code) if code in FailureCode._value2member_map_ else FailureCode.INTERNAL
     return _FAILURES.get(known, TransferError)(known, reason, room)
+
+
+class FetchError(EmbridgeError):
+    """A published item could not be fetched. `key` is its key; trying again may help."""
+
+    def __init__(self, key: str | bytes, reason: str) -> None:
+        super().__init__(f"item {key!r}: {reason}")
+        self.key = key
+        self.reason = reason
+
+
+class NotPublished(FetchError):
+    """Nothing is published under the key: not yet, or no more. It is answered at once."""
+
+
+class GenerationGone(FetchError):
+    """The key is published, but another generation than the wanted one."""
+
+
+class FetchTimeout(FetchError):
+    """The deadline passed before there was an answer."""
+
+
+class FetchFailed(FetchError):
+    """The node of the item cannot be reached, has refused, or the fetch was given up."""
 
 
 class ProtocolError(EmbridgeError):

@@ -9,6 +9,8 @@ from typing import Final
 from embridge.allocator.settings import check, setting
 
 SLOTS_PER_PAGE: Final = 64  # one word of a dirty bitmap
+SHELF_BLOCK_BYTES: Final = 1 << 16
+SHELF_WAYS: Final = 16  # entries of a set of the shelf; a key has two sets
 AUX_WORDS: Final = 16  # int32 a request: [0] total length, [1] mrope_position_delta
 POSITION_AXES: Final = 3
 DTYPE_BYTES: Final = {
@@ -107,6 +109,10 @@ class Limits:
     max_routes: int = setting(
         0, "Nodes of the other role that discovery may tell of; 0: 128 with discovery, none without.", ge=0, le=1024
     )
+    shelf_bytes: int = setting(
+        0, "Shared memory of an encode node for published items; 0: nothing can be published.",
+        ge=0, le=1 << 40, is_flag=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)
@@ -119,11 +125,24 @@ class Limits:
                 f"window_blocks: {self.window_blocks} < max_destinations {self.max_destinations}, which share it"
             )
 
+    @property
+    def shelf_blocks(self) -> int:
+        """Blocks of the shelf; 0: there is none."""
+        return -(-self.shelf_bytes // SHELF_BLOCK_BYTES)
+
+    @property
+    def shelf_entries(self) -> int:
+        """How many items the shelf can hold: one a quarter of a MiB, in whole sets."""
+        wanted = min(max(self.shelf_blocks // 4, LEAST_ENTRIES), MOST_ENTRIES)
+        return -(-wanted // SHELF_WAYS) * SHELF_WAYS if self.shelf_blocks else 0
+
     def window_in(self, num_blocks: int) -> int:
         """How many blocks one request may hold in a pool of so many."""
         return self.window_blocks or min(max(num_blocks // 2, LEAST_WINDOW), MOST_WINDOW)
 
 
+LEAST_ENTRIES: Final = 64  # four sets
+MOST_ENTRIES: Final = 1 << 16
 LEAST_WINDOW: Final = 128
 MOST_WINDOW: Final = 256  # of 128 tokens: what half of a large pool would take in tables is never needed
 GEOMETRY_WORDS: Final = len(fields(Geometry))

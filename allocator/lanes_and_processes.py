@@ -11,6 +11,8 @@ from embridge.allocator.claims import MAX_GENERATION, WriterId
 from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import (
+    ADDRESS_BYTES,
+    LANE_ADDRESS_OFFSET,
     LANE_WORDS,
     MAX_WRITERS,
     PROCESS_WORDS,
@@ -20,6 +22,7 @@ from embridge.allocator.records import (
     Process,
     Writer,
 )
+from embridge.allocator.texts import packed, unpacked
 
 
 class ProcessTable:
@@ -157,6 +160,25 @@ class LaneTable:
         The poller calls it for a dead lane, and a client for a page of its own for which others wait.
         """
         return self._pages.compare_exchange(page, lane + 1, 0)
+
+
+class WantedNodes:
+    """The encode node that each lane's client wants to know, by its address (language side)."""
+
+    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self._bytes = memoryview(mapping)[layout.lanes : layout.lanes + layout.limits.max_clients * LANE_WORDS * 8]
+
+    def put(self, lane: int, address: str) -> None:
+        """Say which (that lane's client, before it kicks its bootstrap)."""
+        self._at(lane)[:] = packed(address, ADDRESS_BYTES)
+
+    def get(self, lane: int) -> str:
+        """The address that was put there last."""
+        return unpacked(bytes(self._at(lane)))
+
+    def _at(self, lane: int) -> memoryview[int]:
+        first = lane * LANE_WORDS * 8 + LANE_ADDRESS_OFFSET
+        return self._bytes[first : first + ADDRESS_BYTES]
 
 
 class ForeignWriter(NamedTuple):

@@ -26,6 +26,13 @@
     │ ports         language  a bit a port that an engine had                         │
     │ cells                   the owner of each block                                 │
     │ exposure                the session that may write into each block              │
+    │ shelf         encode    generations and the floor of published items            │
+    │ heads         encode    how each published item stands                          │
+    │ items         encode    its key, its blocks, its rows                           │
+    │ held          encode    the owner of each block of the shelf                    │
+    │ readers       encode    processes of other nodes that read the shelf            │
+    │ uses          encode    when each item was used last                            │
+    │ ledgers       encode    which items each reader pins                            │
     │ peers                   other nodes                                             │
     │ tombstones    encode    the highest epoch of each slot of each peer             │
     │ writers                 processes of other nodes that map the payload           │
@@ -61,8 +68,10 @@ from embridge.allocator.records import (
     CLAIM_WORDS,
     DESTINATION_WORDS,
     DOORBELL_BYTES,
+    ITEM_WORDS,
     LANE_WORDS,
     LINE_BYTES,
+    MAX_READERS,
     MAX_WRITERS,
     MEETING_WORDS,
     METRIC_WORDS,
@@ -71,16 +80,18 @@ from embridge.allocator.records import (
     PORT_WORDS,
     POSTS_A_SLOT,
     PROCESS_WORDS,
+    READER_WORDS,
     RECORD_BYTES,
     RING_HEADER_BYTES,
     ROUTE_WORDS,
     SESSION_WORDS,
+    SHELF_RECORD_WORDS,
     SLOT_BYTES,
     WRITER_WORDS,
 )
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 8
+LAYOUT_VERSION: Final = 9
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
 
@@ -142,6 +153,13 @@ CONTROL_TABLES: Final = {
     "ports": "a bit a port that an engine had",
     "cells": "the owner of each block",
     "exposure": "the session that may write into each block",
+    "shelf": "generations and the floor of published items",
+    "heads": "how each published item stands",
+    "items": "its key, its blocks, its rows",
+    "held": "the owner of each block of the shelf",
+    "readers": "processes of other nodes that read the shelf",
+    "uses": "when each item was used last",
+    "ledgers": "which items each reader pins",
     "peers": "other nodes",
     "tombstones": "the highest epoch of each slot of each peer",
     "writers": "processes of other nodes that map the payload",
@@ -212,6 +230,13 @@ class ControlLayout:
     ports: int
     cells: int
     exposure: int
+    shelf: int
+    heads: int
+    items: int
+    held: int
+    readers: int
+    uses: int
+    ledgers: int
     peers: int
     tombstones: int
     writers: int
@@ -253,6 +278,7 @@ class ControlLayout:
             "ports": m.take(PORT_WORDS * 8 * language),
             "cells": m.take(geometry.num_blocks * 8),
             "exposure": m.take(geometry.num_blocks * 8),
+            **_shelf_tables(m, limits.shelf_entries * encode, limits.shelf_blocks * encode),
             "peers": m.take(limits.max_peers * PEER_BYTES),
             "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
@@ -272,6 +298,11 @@ class ControlLayout:
         )
 
     @property
+    def ledger_bytes(self) -> int:
+        """Bytes of one reader's ledger: whole pages, for each reader maps its own alone."""
+        return ledger_bytes(self.limits.shelf_entries)
+
+    @property
     def writers_part(self) -> tuple[int, int]:
         """Where the writers' part begins, and its size in bytes."""
         return self.doorbells, self.processes - self.doorbells
@@ -284,6 +315,25 @@ class ControlLayout:
     def doorbell(self, name: str) -> int:
         """Offset of the doorbell of a process (`worker0`), a client (`lane3`), or a library thread (`library3`)."""
         return self.doorbells + doorbell_names(self.limits).index(name) * DOORBELL_BYTES
+
+
+def ledger_bytes(num_entries: int) -> int:
+    """Bytes of the ledger of a reader of a shelf with so many entries."""
+    return _up(num_entries * 8, PAGE_BYTES)
+
+
+def _shelf_tables(m: _Map, num_entries: int, num_blocks: int) -> dict[str, int]:
+    """The tables of the shelf; readers map the last two, and nobody else maps part of a page of these."""
+    alignment = PAGE_BYTES if num_entries else LINE_BYTES
+    return {
+        "shelf": m.take(SHELF_RECORD_WORDS * 8 * (num_entries > 0)),
+        "heads": m.take(num_entries * 8),
+        "items": m.take(num_entries * ITEM_WORDS * 8),
+        "held": m.take(num_blocks * 8),
+        "readers": m.take(MAX_READERS * READER_WORDS * 8 * (num_entries > 0)),
+        "uses": m.take(ledger_bytes(num_entries), alignment),
+        "ledgers": m.take(MAX_READERS * ledger_bytes(num_entries), alignment),
+    }
 
 
 def first_worker() -> int:

@@ -35,6 +35,11 @@ class Metric(IntEnum):
     MESSAGES_FORGED = 16  # messages in the name of a node that has another key
     CORRUPT = 17  # requests whose rows were not those that were sent
     SNAPSHOTS = 18  # encode: all requests in flight with a peer told anew, for it had missed something
+    PUBLISHED = 19  # encode: items that its clients have published
+    PUBLISH_DROPPED = 20  # encode: publications that found no room
+    ITEMS_EVICTED = 21  # encode: items that were taken away for others
+    FETCHED_IN_PLACE = 22  # language: items that its clients have read where they lie
+    NOT_PUBLISHED = 23  # language: fetches of what is not published, or not in that generation
 
 
 class Metrics:
@@ -47,7 +52,7 @@ class Metrics:
     def add(self, process: int, metric: Metric, count: int = 1) -> None:
         self._words.add(process * METRIC_WORDS + metric, count)
 
-    def add_for_client(self, metric: Metric, count: int = 1) -> None:
+    def count_for_client(self, metric: Metric, count: int = 1) -> None:
         self.add(len(self.names) - 1, metric, count)
 
     def row(self, process: int) -> dict[str, int]:

@@ -258,6 +258,29 @@ POSTS_A_SLOT: Final = 4
 BUCKET_POSTS: Final = 8  # a line
 
 
+class Shelf(IntEnum):
+    """Words of the shelf's own record (encode side); `native/shelf.h` moves the first two."""
+
+    DRAWN = 0  # the last generation, or number (add)
+    FLOOR = 1  # nothing of a lesser generation is visible; only rises
+    READERS = 2  # launcher: how many entries of the reader table were ever in use
+
+
+class Reader(IntEnum):
+    """Words of one process of another node that reads the shelf; the launcher writes them."""
+
+    NODE_ID = 0  # 0: entry free
+    INCARNATION = 1
+    PID = 2
+
+
+SHELF_RECORD_WORDS: Final = LINE_BYTES // 8
+READER_WORDS: Final = 8
+MAX_READERS: Final = 64
+ITEM_WORDS: Final = 48  # of an entry's record, with its key
+MAX_KEY_BYTES: Final = 256
+
+
 class Session(IntEnum):
     """Words of one transfer worker's engine on the language side; that worker writes them, `NUMBER` last."""
 
@@ -324,4 +347,5 @@ RING_HEAD: Final = LINE_BYTES // 8  # words of a ring's header
 RING_TAIL: Final = 2 * LINE_BYTES // 8
 RING_REFUSED: Final = RING_TAIL + 1
 PROCESS_WORDS: Final = 8
-LANE_WORDS: Final = 16
+LANE_WORDS: Final = 32
+LANE_ADDRESS_OFFSET: Final = 8 * 16  # language, the client: the encode node that it wants to know

@@ -36,6 +36,7 @@ class Kick(IntEnum):
     CHECKSUM = 15
     # encode: a client's call waits for a slot; announce room `value`, if anybody has asked for it (slot is the lane)
     ASK = 16
+    MEET = 17  # language: a client (slot is the lane) wants to know the encode node at the address of its lane
 
 
 class Record(NamedTuple):

@@ -4,8 +4,8 @@
 
 A node is started by `launch` (or by `embridge launch`), and joined by `attach`. On an encode node, `Client.sender`
 sends the rows of one request. On a language node, `PreallocQueue`, `TransferQueue` and `WaitingQueue` carry requests to
-their end, or `Client.receiver` receives one by hand; `follow` is for the other ranks of a scheduler. `spawn` starts
-processes of the caller's own.
+their end, or `Client.receiver` receives one by hand; `follow` is for the other ranks of a scheduler. `Client.publish`
+leaves rows on an encode node, under a key, and `Client.fetch` reads them. `spawn` starts processes of the caller's own.
 
 Names are loaded when they are first used: the processes of a node import only what they need.
 """
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from embridge.allocator.errors import AttachError as AttachError
     from embridge.allocator.errors import EmbridgeError as EmbridgeError
     from embridge.allocator.errors import FailureCode as FailureCode
+    from embridge.allocator.errors import FetchError as FetchError
+    from embridge.allocator.errors import FetchFailed as FetchFailed
+    from embridge.allocator.errors import FetchTimeout as FetchTimeout
+    from embridge.allocator.errors import GenerationGone as GenerationGone
     from embridge.allocator.errors import LaunchError as LaunchError
     from embridge.allocator.errors import NodeBusyError as NodeBusyError
     from embridge.allocator.errors import NodeGoneError as NodeGoneError
     from embridge.allocator.errors import NodeUnhealthyError as NodeUnhealthyError
     from embridge.allocator.errors import NoRouteError as NoRouteError
+    from embridge.allocator.errors import NotPublished as NotPublished
     from embridge.allocator.errors import PeerLost as PeerLost
     from embridge.allocator.errors import SegmentError as SegmentError
     from embridge.allocator.errors import TransferAborted as TransferAborted
@@ -32,10 +37,19 @@ if TYPE_CHECKING:
     from embridge.allocator.geometry import Geometry as Geometry
     from embridge.allocator.geometry import Limits as Limits
     from embridge.allocator.routes import RouteRecord as RouteRecord
+    from embridge.allocator.shelf import ItemRecord as ItemRecord
+    from embridge.allocator.shelf import ShelfCounts as ShelfCounts
     from embridge.allocator.status import Phase as Phase
     from embridge.pipeline.attach import attach as attach
     from embridge.pipeline.client.client import Client as Client
+    from embridge.pipeline.client.fetching import Fetch as Fetch
+    from embridge.pipeline.client.fetching import Item as Item
     from embridge.pipeline.client.in_place import WritableRows as WritableRows
+    from embridge.pipeline.client.publishing import ClientShelf as ClientShelf
+    from embridge.pipeline.client.publishing import Published as Published
+    from embridge.pipeline.client.publishing import PublishedRows as PublishedRows
+    from embridge.pipeline.client.publishing import PublishStatus as PublishStatus
+    from embridge.pipeline.client.publishing import WhyDropped as WhyDropped
     from embridge.pipeline.client.receiver import EmbeddingReceiver as EmbeddingReceiver
     from embridge.pipeline.client.sender import EmbeddingSender as EmbeddingSender
     from embridge.pipeline.config import ConfigError as ConfigError
@@ -70,13 +84,19 @@ _NAMES = {
             "NodeGoneError",
         ),
         *("NodeUnhealthyError", "PeerLost", "SegmentError", "TransferAborted", "TransferError", "TransferTimeout"),
+        *("FetchError", "FetchFailed", "FetchTimeout", "GenerationGone", "NotPublished"),
     ),
     "embridge.allocator.geometry": ("Geometry", "Limits"),
     "embridge.allocator.routes": ("RouteRecord",),
+    "embridge.allocator.shelf": ("ItemRecord", "ShelfCounts"),
     "embridge.allocator.status": ("Phase",),
     "embridge.pipeline.attach": ("attach",),
     "embridge.pipeline.client.client": ("Client",),
+    "embridge.pipeline.client.fetching": ("Fetch", "Item"),
     "embridge.pipeline.client.in_place": ("WritableRows",),
+    "embridge.pipeline.client.publishing": (
+        *("ClientShelf", "Published", "PublishedRows", "PublishStatus", "WhyDropped"),
+    ),
     "embridge.pipeline.client.receiver": ("EmbeddingReceiver",),
     "embridge.pipeline.client.sender": ("EmbeddingSender",),
     "embridge.pipeline.config": ("ConfigError", "PipelineConfig"),

@@ -69,6 +69,7 @@ def _join(run_dir: Path) -> Library:
             joined.welcome,
             time.monotonic_ns,
             event_fds=joined.event_fds,
+            shelf=joined.shelf,
         )
         library = Library(attachment)
         library.start()
@@ -76,6 +77,8 @@ def _join(run_dir: Path) -> Library:
         for fd in (*joined.event_fds.values(), joined.sock.detach()):
             os.close(fd)
         joined.payload.discard()
+        if joined.shelf is not None:
+            joined.shelf.discard()
         joined.control.close()
         if isinstance(error, LookupError | ValueError):
             raise AttachError(f"node in {run_dir}: what it handed over does not fit together: {error}") from error

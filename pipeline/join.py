@@ -12,12 +12,14 @@ from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.segment import map_segment
+from embridge.allocator.shelf import shelf_size
 from embridge.pipeline.run_dir import RunDirError, open_run_dir
 from embridge.workers import run_socket
 from embridge.workers.files import above_standard
 from embridge.workers.run_socket import SOCKET_NAME, Welcome
 
 JOIN_TIMEOUT_S = 10.0
+SEGMENTS = frozenset({"control", "payload", "shelf"})  # among the descriptors that a client is handed
 
 
 class Joined(NamedTuple):
@@ -28,6 +30,8 @@ class Joined(NamedTuple):
     control: Control
     payload: Mapping
     event_fds: dict[str, int]
+    shelf: Mapping | None = None
+    """Where items are published; None: the node has no shelf."""
 
 
 def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[socket.socket, Welcome, dict[str, int]]:
@@ -89,12 +93,14 @@ def join(run_dir: Path) -> Joined:
         AttachError, SegmentError: as `knock`, or the segments are not those of this version.
     """
     sock, welcome, fds = knock(run_dir, run_socket.Hello(run_socket.PROTOCOL_VERSION), JOIN_TIMEOUT_S)
-    event_fds = {name: fd for name, fd in fds.items() if name not in ("control", "payload")}
-    mapping = None
+    event_fds = {name: fd for name, fd in fds.items() if name not in SEGMENTS}
+    mapping = shelf = None
     try:
         mapping = map_segment(fds["control"], welcome.control_bytes)
         control = Control(mapping, event_fds)
         payload = map_segment(fds["payload"], welcome.payload_bytes, alignment=HUGE_PAGE_BYTES)
+        if control.has_shelf:
+            shelf = map_segment(fds["shelf"], shelf_size(control.limits))
     except BaseException:
         if mapping is not None:
             mapping.discard()  # the error may be kept, and all that led to it
@@ -103,7 +109,7 @@ def join(run_dir: Path) -> Joined:
         sock.close()
         raise
     finally:
-        os.close(fds["control"])
-        os.close(fds["payload"])
+        for name in SEGMENTS & fds.keys():
+            os.close(fds[name])
     sock.setblocking(False)
-    return Joined(sock, welcome, control, payload, event_fds)
+    return Joined(sock, welcome, control, payload, event_fds, shelf)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import embridge
-from embridge.allocator import errors, geometry, metrics, ranklog, records, rings, status
+from embridge.allocator import errors, geometry, metrics, ranklog, records, rings, shelf, status
 from embridge.pipeline.config import PipelineConfig
 from embridge.workers.timing import Timing
 from embridge.workers.transfer.engines.mooncake import MooncakeSettings
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path for package in ("allocator", "workers", "pipeline", "examples") for path in (ROOT / package).rglob("*.py")
 )
-MODULES = (errors, geometry, metrics, ranklog, records, rings, status)
+MODULES = (errors, geometry, metrics, ranklog, records, rings, shelf, status)
 
 WRITE = {"set", "put", "store", "raise_to", "count", "set_bits", "clear_bits", "compare_exchange", "add", "settle"}
 READ = {"get", "load", "compare_exchange", "_word"}
@@ -38,12 +38,12 @@ SEND = {"send", "send_now", "kick_bootstrap", "kick_worker"}
 
 WORDS = (
     *(records.SegmentHeader, records.Process, records.Lane, records.Slot),
-    *(records.Destination, records.Peer, records.Writer, records.Session),
+    *(records.Destination, records.Peer, records.Writer, records.Session, records.Shelf, records.Reader),
     *(records.Route, records.Discovery, ranklog.LogHeader, ranklog.Rank),
 )
 STATES = (
     *(records.NodeState, records.LaneState, records.PeerState, records.DiscoveryState, geometry.Role),
-    *(ranklog.LeaderState, ranklog.RankState, status.Phase, errors.FailureCode),
+    *(ranklog.LeaderState, ranklog.RankState, status.Phase, errors.FailureCode, shelf.Answer, shelf.ItemState),
 )
 
 Word = tuple[type[enum.Enum], str]
@@ -143,6 +143,9 @@ ALIKE = {
         "GENERATION",
     ): "the registrar's own record is read and written as a route's, by `Route.GENERATION`",
     (records.Slot, "EPOCH"): "`native/slots.h` writes it",
+    (records.Shelf, "DRAWN"): "`native/shelf.h` writes it",
+    (records.Shelf, "FLOOR"): "`native/shelf.h` writes it",
+    (records.Shelf, "READERS"): "`native/shelf.h` reads it",
     (records.SegmentHeader, "SLOT_WAITERS"): "a `LaneBits` reads and writes it",
     (records.SegmentHeader, "ROOM_WAITERS"): "a `LaneBits` reads and writes it",
     (records.Lane, "NUM_EARLY"): "it is read of all lanes at once, as a range from the first",
@@ -177,7 +180,7 @@ def test_every_kick_is_sent_and_told_apart() -> None:
 
 def test_every_counter_is_counted_and_shown() -> None:
     for metric in metrics.Metric:
-        assert any("count" in use.calls for use in uses()[metrics.Metric, metric.name]), f"nobody counts {metric!r}"
+        assert any(use.calls & {"count", "count_for_client"} for use in uses()[metrics.Metric, metric.name]), f"nobody counts {metric!r}"
     assert "control.metrics.all()" in (ROOT / "pipeline" / "inspection" / "observe.py").read_text()
 
 
@@ -254,6 +257,8 @@ def test_every_setting_is_read(group: Any) -> None:
 
 PUBLIC = {
     "from_toml": "of a configuration, for who launches a node from Python",
+    "publishing": "of a shelf, for who makes rows where they will be read",
+    "contains": "of a shelf, for who would publish what is there already",
     "buffered_chunks": "of a request, for who looks at it before its end",
     "copy_to": "of a result, for who needs its rows elsewhere",
     "pop_available": "of a transfer queue, for who reads rows as they land",

@@ -22,8 +22,8 @@ import msgspec
 
 from embridge.allocator.errors import ProtocolError
 
-VERSION: Final = 7
-ACCEPTED_VERSIONS: Final = (7,)  # those that `decode` can read: a field more or less is no message of it
+VERSION: Final = 8
+ACCEPTED_VERSIONS: Final = (8,)  # those that `decode` can read: a field more or less is no message of it
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 128
 MAX_WINDOW: Final = 4096
@@ -102,7 +102,10 @@ class Register(_Fields, frozen=True, tag="register"):
 
 
 class Registered(_Fields, frozen=True, tag="registered"):
-    """The answer: who the encode node is, and the engine through which rows will travel, one that was offered."""
+    """The answer: who the encode node is, and the engine through which rows will travel, one that was offered.
+
+    `run_socket`: where clients of a node of its host ask for its shelf; empty, if it has none.
+    """
 
     envelope: Envelope
     bootstrap_addr: Text
@@ -110,6 +113,7 @@ class Registered(_Fields, frozen=True, tag="registered"):
     engine: EngineName
     num_blocks: U32
     window_blocks: U32
+    run_socket: Text
 
 
 class Refused(_Fields, frozen=True, tag="refused"):

@@ -26,7 +26,7 @@ from embridge.allocator.errors import AttachError
 SOCKET_NAME = "embridge.sock"
 MAX_FRAME_BYTES = 1 << 16
 MAX_DESCRIPTORS = 64
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 LOG_PREFIX = "log of "  # before a group's name, in the names of an observer's descriptors
 SO_PEERPIDFD = 77  # Linux 6.5; not in Python's socket module
 
@@ -51,6 +51,18 @@ class PeerHello(msgspec.Struct, frozen=True, tag="peer", tag_field="kind"):
     incarnation: Id
     for_incarnation: Id = msgspec.field(name="target")  # the incarnation of the node that is meant
     wants_claims: bool = False
+
+
+class ReaderHello(msgspec.Struct, frozen=True, tag="reader", tag_field="kind"):
+    """A client of another node that reads published items where they lie.
+
+    It gets the control segment, for its ledger, and the shelf, by a descriptor that is open for reading alone.
+    """
+
+    version: int
+    node_id: Id
+    incarnation: Id
+    for_incarnation: Id = msgspec.field(name="target")
 
 
 class Observe(msgspec.Struct, frozen=True, tag="observe", tag_field="kind"):
@@ -113,6 +125,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="kind"):
     public_key: str = ""  # "": the node has no keys
     allow_file: str = ""
     writer: tuple[int, int] = (0, 0)  # entry and generation of a foreign writer, by which its claims name it
+    reader: int = -1  # the ledger of a reader
 
 
 class Sorry(msgspec.Struct, frozen=True, tag="sorry", tag_field="kind"):
@@ -126,7 +139,7 @@ class NotYet(AttachError):
     """No lane is free now; asking again may help."""
 
 
-Frame = Hello | PeerHello | Observe | WhoIsThere | Here | Lead | Follow | Accepted | Welcome | Sorry
+Frame = Hello | PeerHello | ReaderHello | Observe | WhoIsThere | Here | Lead | Follow | Accepted | Welcome | Sorry
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)

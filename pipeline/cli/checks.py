@@ -79,7 +79,8 @@ def shared_memory() -> Check:
         total += sizes.total
         shrunk |= not config.geometry.num_blocks and geometry.num_blocks < DEFAULT_BLOCKS
         pool = f"{mib(sizes.payload)} payload of {geometry.num_blocks} blocks"
-        seen.append(f"{name} node: {mib(sizes.control)} control + {pool}")
+        shelf = f" + {mib(sizes.shelf)} shelf" if sizes.shelf else ""
+        seen.append(f"{name} node: {mib(sizes.control)} control{shelf} + {pool}")
     text = "; ".join([*seen, f"one of each: {mib(total)}"])
     if shrunk:
         return Check(SHARED_MEMORY, "warn", text, f"{enlarge} for pools of {DEFAULT_BLOCKS} blocks, the default")

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 CLOSED = "this client is closed"
 FORKED = "this client was attached before a fork; attach() again in the child"
 LED_TO_MEMORY = (
-    *("control", "buffers", "payload", "user_bell", "library_bell"),
+    *("control", "buffers", "payload", "shelf", "user_bell", "library_bell"),
     *("_to_bootstrap", "_to_poller", "_to_workers", "_untold_rooms", "_sock"),
 )
 
@@ -64,10 +64,12 @@ class Attachment:
         *,
         event_fds: dict[str, int],
         owns_memory: bool = True,
+        shelf: Mapping | None = None,
     ) -> None:
         """`sock` is the non-blocking connection to the node's run socket. `clock` gives monotonic nanoseconds.
 
-        Without `owns_memory` the segments are somebody else's, who also unmaps them.
+        `shelf` is where items are published, None on a node that has none. Without `owns_memory` the segments are
+        somebody else's, who also unmaps them.
 
         Raises:
             LookupError, ValueError: what the node handed over does not fit together.
@@ -78,6 +80,7 @@ class Attachment:
         self.lane = lane = welcome.lane
         self.geometry = control.geometry
         self.payload = payload
+        self.shelf = shelf
         self.buffers = PayloadBuffers(payload, control.geometry)
         self.settings = welcome.settings
         self.request_timeout_s = welcome.request_timeout_s
@@ -181,6 +184,11 @@ class Attachment:
         """Have the bootstrap announce the room if somebody has asked for it (either thread)."""
         self._to_bootstrap.send_now(Kick.ASK, self.lane, 0, room)
 
+    def meet(self, address: str) -> None:
+        """Have the bootstrap register with the encode node at a numeric address (either thread, language side)."""
+        self.control.wanted_nodes.put(self.lane, address)
+        self._to_bootstrap.send_now(Kick.MEET, self.lane, 0)
+
     def tell_left(self, slot: int, epoch: int) -> None:
         """Tell the bootstrap, with the next `flush`, that the client is done with an epoch (library thread)."""
         self._to_bootstrap.send(Kick.LOOK, slot, epoch)
@@ -212,12 +220,14 @@ class Attachment:
     def let_go_of_payload(self) -> None:
         """Unmap the payload of a node that is gone, because the node that takes its place may need the room."""
         self.has_payload = False
+        if self.shelf is not None:
+            self.shelf.discard()
         if self._owns_memory and not self.pinned:
             let_go(self.payload, "payload", f"client of {self.run_dir}, whose node is gone")
 
     def leave(self) -> None:
         """Give the lane up. No thread of this process may write into the node's memory after that: through rows that
-        were handed out and not committed it writes into memory of its own from now on.
+        were handed out and not committed, or not shown, it writes into memory of its own from now on.
         """
         self._keep_rows_out_to_itself()
         self.control.lanes.leave(self.lane)
@@ -230,6 +240,8 @@ class Attachment:
         self._sock.close()
 
     def _keep_rows_out_to_itself(self) -> None:
+        if self.shelf is not None:
+            self.shelf.discard()
         if self.rows_out and self._owns_memory:
             self.payload.discard()
 

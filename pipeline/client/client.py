@@ -11,10 +11,12 @@ from typing import Any, Self
 from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.arguments import whole
+from embridge.pipeline.client.fetching import Fetch, Fetching
 from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.leading_ranks import LeadingRanks
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.opening import open_sender
+from embridge.pipeline.client.publishing import ClientShelf, Published
 from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
 from embridge.pipeline.client.sender import EmbeddingSender
 
@@ -30,6 +32,8 @@ class Client:
         attachment = library.attachment
         self._library = library
         self._attachment = attachment
+        self._shelf: ClientShelf | None = None
+        self._fetching: Fetching | None = None
         self.run_dir = attachment.run_dir
         """The run directory of the node (pathlib.Path)."""
         self.lane = attachment.lane
@@ -121,6 +125,59 @@ class Client:
                 ValueError also for an address or a number of destinations that is not valid.
         """
         return open_receiver(self._library, bootstrap_addr, room, required_dst_info_num, timeout_s)
+
+    # ---- published items
+
+    @property
+    def shelf(self) -> ClientShelf:
+        """The shelf of this encode node. Raises ValueError where it has none; RuntimeError after `close()`."""
+        self._attachment.check_attached()
+        if self._shelf is None:
+            self._shelf = ClientShelf(self._attachment)
+        return self._shelf
+
+    def publish(
+        self, key: str | bytes, rows: Any, *, replace: bool = False, ttl_s: float | None = None
+    ) -> Published:
+        """Publish rows under a key on this encode node; anybody may fetch them, until room is made for others.
+
+        `rows` is a tensor or array of shape (num_rows, ...), of any dtype that `allocator.shelf` lists. It is copied,
+        and is the caller's again on return. It never waits, and never raises for want of room: the result says
+        whether it was published, or why it was dropped. The least recently used items are evicted, none that is in use.
+        Without `replace` an item of that key that is there stays. `ttl_s`: for how many seconds it is to be seen.
+
+        Raises:
+            ValueError: the key has more than 256 bytes, the rows are no such rows, or the node has no shelf.
+            NodeGoneError: the node is gone.
+            RuntimeError: after `close()`, or in a forked child.
+        """
+        return self.shelf.publish(key, rows, replace=replace, ttl_s=ttl_s)
+
+    def fetch(
+        self,
+        key: str | bytes,
+        addr: str,
+        *,
+        generation: int = 0,
+        wait_s: float = 0.0,
+        deadline_s: float | None = None,
+    ) -> Fetch:
+        """Fetch the item that the encode node at `addr` (tcp://ip:port) has published under a key (language side).
+
+        Where that node is on this host, the item is read where it lies, and the fetch has ended on return if an earlier
+        one has opened the node's shelf to this client. What is not published is said to be so at once, or after
+        `wait_s` seconds in which it may come. `generation`: that one and no other. `deadline_s` (default: the node's
+        request timeout) is for a node that does not answer. The errors are those of `Fetch.exception`.
+
+        Raises:
+            ValueError: the key or a number is out of range, `addr` is no numeric address, or this is no language node.
+            NodeGoneError: this client's own node is gone.
+            RuntimeError: after `close()`, or in a forked child.
+        """
+        self._attachment.check_attached()
+        if self._fetching is None:
+            self._fetching = Fetching(self._library)
+        return self._fetching.fetch(key, addr, generation, wait_s, deadline_s)
 
     # ---- where to send a request
 

@@ -101,7 +101,7 @@ class OpenRequests:
                 self._finished.note(handle.room)
                 self._untold_rooms.add(handle.room, -1)
             self.lease.released(handle.slot, handle.epoch)
-            self._attachment.control.metrics.add_for_client(Metric.SUCCEEDED)
+            self._attachment.control.metrics.count_for_client(Metric.SUCCEEDED)
             return
         self._attachment.tell(handle.room, handle.slot, handle.epoch)
         self.lease.leave(handle.slot, handle.epoch)

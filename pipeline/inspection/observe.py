@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 from embridge.allocator.control import Control
 from embridge.allocator.geometry import Role
+from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.pinning import lock_note
 from embridge.allocator.ranklog import RankLog
 from embridge.allocator.records import Lane, LaneState, Peer, Process, SegmentHeader
@@ -51,6 +53,7 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
         "keys": _keys(seen),
         "blocks": control.blocks.counts()._asdict(),
         **(_unsent(control) if control.role == Role.ENCODE else {}),
+        **({"shelf": dataclasses.asdict(control.shelf.counts())} if control.has_shelf else {}),
         "quarantine": [entry for entry, _ in scene.quarantine],
         "processes": [_process(scene, name) for name in control.processes.names],
         "clients": [
@@ -81,6 +84,7 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
                 "silent_s": round((now - control.peers.get(peer, Peer.HEARD_NS)) / NS, 2),
                 "writers": control.writers.pids(record.node_id, record.incarnation),
                 "direct_writers": control.writers.pids(record.node_id, record.incarnation, has_claims=True),
+                **({"shelf_readers": _readers(control, record)} if control.has_shelf else {}),
             }
             for peer in control.peers.alive()
             for record in [control.peers.record(peer)]
@@ -90,6 +94,12 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
         "requests": requests(control, now, sees_pids=seen.sees_pids),
         "metrics": control.metrics.all(),
     }
+
+
+def _readers(control: Control, record: PeerRecord) -> list[int]:
+    """The processes of a peer that read the shelf."""
+    node = (record.node_id, record.incarnation)
+    return [pid for *of, pid in control.shelf.readers() if tuple(of) == node]
 
 
 def _unsent(control: Control) -> dict[str, int]:

@@ -28,6 +28,7 @@ import msgspec
 
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import EmbridgeError, LaunchError
+from embridge.allocator.geometry import Role
 from embridge.allocator.layout import HUGE_PAGE_BYTES, ControlLayout, PayloadLayout
 from embridge.allocator.records import NodeState, Process, SegmentHeader
 from embridge.allocator.segment import (
@@ -36,6 +37,7 @@ from embridge.allocator.segment import (
     map_segment,
     remove_left_names,
 )
+from embridge.allocator.shelf import shelf_size
 from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.node.claim import next_identity, open_own, take_lock
 from embridge.pipeline.node.launch_messages import Ready, decode_config
@@ -114,6 +116,7 @@ class Launcher:
         payload_bytes = PayloadLayout.of(config.geometry).size
         self._control_fd = self._own(create_segment("control", layout.size, remedy="lower num_slots"))
         self._payload_fd = self._own(create_segment("payload", payload_bytes, huge=True))
+        self._shelf_fds = self._make_shelf() if self.role == Role.ENCODE and config.limits.shelf_bytes else {}
         mapping = map_segment(self._control_fd.fd, layout.size)
         format_control(
             mapping,
@@ -136,6 +139,14 @@ class Launcher:
             }
         self.control = Control(mapping, {name: d.fd for name, d in self._event_fds.items()})
         self.control.header.store(SegmentHeader.LAUNCHER_PID, os.getpid())
+
+    def _make_shelf(self) -> dict[str, int]:
+        """The segment of published items, by the descriptors of who publishes and of who reads."""
+        size = shelf_size(self.config.limits)
+        shelf = self._own(create_segment("shelf", size, remedy="lower shelf_bytes", huge=True))
+        with naming("shelf", LIMITS_REMEDY):
+            to_read = self._own(Descriptor(os.open(f"/proc/self/fd/{shelf.fd}", os.O_RDONLY | os.O_CLOEXEC)))
+        return {"shelf": shelf.fd, "shelf to read": to_read.fd}
 
     def _listen(self) -> None:
         config, until = self.config, time.monotonic() + BIND_FOR_S
@@ -203,7 +214,7 @@ class Launcher:
                 self._recovery,
                 self.config.directory / SOCKET_NAME,
                 self._selector,
-                {"control": self._control_fd.fd, "payload": self._payload_fd.fd},
+                {"control": self._control_fd.fd, "payload": self._payload_fd.fd, **self._shelf_fds},
                 {name: descriptor.fd for name, descriptor in self._event_fds.items()},
                 self.addresses.bootstrap_addr,
                 self.config.timing,

@@ -42,8 +42,11 @@ class Recovery:
     def client_died(self, lane: int) -> None:
         """Mark the client's lane DEAD, so that it opens no more requests, and tell the poller to end those in flight.
 
-        The lane stays DEAD until it is reaped; a second call changes nothing.
+        The lane stays DEAD until it is reaped; a second call changes nothing. What the client was publishing is retired
+        first, before the lane can be another's (R45).
         """
+        if self._control.has_shelf and (num_items := self._control.shelf.core.bury_publisher(lane)):
+            log.info("the client of lane %d has left %d items that it was publishing", lane, num_items)
         if self._control.lanes.bury(lane):
             log.info("the client of lane %d is gone", lane)
         self._to_poller.send(Kick.LANE_DEAD, lane, 0)

@@ -45,6 +45,7 @@ from embridge.workers.run_socket import (
     Lead,
     Observe,
     PeerHello,
+    ReaderHello,
     Sorry,
     Welcome,
     WhoIsThere,
@@ -58,7 +59,7 @@ PAUSE_NS = NS // 10  # after `accept` has failed
 
 @dataclass(slots=True)
 class Guest:
-    """One connection: nobody yet, a client with a lane, or a foreign writer with an entry."""
+    """One connection: nobody yet, a client with a lane, a foreign writer with an entry, or a reader with a ledger."""
 
     sock: socket.socket
     pid: int
@@ -66,6 +67,7 @@ class Guest:
     dying: DeathWatch
     lane: int = -1
     writer: WriterId | None = None
+    reader: int = -1
     is_killed: bool = False
 
 
@@ -176,7 +178,7 @@ class RunSocketServer:
         try:
             if guest.lane >= 0 and isinstance(frame, Lead):
                 self._groups.lead(guest.sock, guest.pid, guest.lane, frame, fds)
-            elif guest.lane >= 0 or guest.writer is not None or self._groups.has(guest.sock):
+            elif guest.lane >= 0 or guest.writer or guest.reader >= 0 or self._groups.has(guest.sock):
                 self._gone(guest)  # it has its lane and nothing more to say
             else:
                 self._answer(guest, frame)
@@ -190,7 +192,7 @@ class RunSocketServer:
 
     def _answer(self, guest: Guest, frame: run_socket.Frame) -> None:
         if (
-            isinstance(frame, Hello | PeerHello | Observe | Follow | WhoIsThere)
+            isinstance(frame, Hello | PeerHello | ReaderHello | Observe | Follow | WhoIsThere)
             and frame.version != run_socket.PROTOCOL_VERSION
         ):
             self._refuse(guest, f"run socket version {frame.version}, this node speaks {run_socket.PROTOCOL_VERSION}")
@@ -200,6 +202,8 @@ class RunSocketServer:
                 self._let_client_in(guest)
             case PeerHello():
                 self._admit_writer(guest, frame)
+            case ReaderHello():
+                self._admit_reader(guest, frame)
             case Observe():
                 self._show(guest)
             case WhoIsThere():
@@ -220,14 +224,34 @@ class RunSocketServer:
             return
         guest.lane = lane
         log.info("client %d has lane %d", guest.pid, lane)
-        self._welcome(guest, ["control", "payload", f"lane{lane}", "bootstrap", "poller"], lane)
+        shelf = ["shelf"] if self._control.has_shelf else []
+        self._welcome(guest, ["control", "payload", *shelf, f"lane{lane}", "bootstrap", "poller"], lane)
 
-    def _admit_writer(self, guest: Guest, hello: PeerHello) -> None:
+    def _is_known(self, guest: Guest, hello: PeerHello | ReaderHello) -> bool:
+        """Whether a process of another node means this one, and its node is registered here; else it is refused."""
         if hello.for_incarnation != self._control.incarnation:
             self._refuse(guest, f"this is incarnation {self._control.incarnation}, not {hello.for_incarnation}")
-            return
+            return False
         if self._control.peers.find(hello.node_id, hello.incarnation) is None:
             self._refuse(guest, "this incarnation is not registered here, or was declared dead", later=True)
+            return False
+        return True
+
+    def _admit_reader(self, guest: Guest, hello: ReaderHello) -> None:
+        if not self._is_known(guest, hello):
+            return
+        node = (hello.node_id, hello.incarnation)
+        reader = self._control.shelf.add_reader(node, guest.pid) if self._control.has_shelf else None
+        if reader is None:
+            has_shelf = self._control.has_shelf
+            self._refuse(guest, "too many readers" if has_shelf else "this node has no shelf: set shelf_bytes")
+            return
+        guest.reader = reader
+        log.info("process %d of node %x reads the shelf", guest.pid, hello.node_id)
+        self._welcome(guest, ["control", "shelf to read"], -1, reader=reader)
+
+    def _admit_writer(self, guest: Guest, hello: PeerHello) -> None:
+        if not self._is_known(guest, hello):
             return
         if hello.wants_claims and not self._settings.get("direct"):
             self._refuse(guest, "this node takes no direct writes")
@@ -254,6 +278,7 @@ class RunSocketServer:
         lane: int,
         more: dict[str, int] | None = None,
         writer: WriterId = NOBODY,
+        reader: int = -1,
     ) -> None:
         every = self._fds | self._event_fds | (more or {})
         welcome = Welcome(
@@ -267,6 +292,7 @@ class RunSocketServer:
             public_key=self._public_key,
             allow_file=self._allow_file,
             writer=writer,
+            reader=reader,
         )
         run_socket.send_frame(guest.sock, welcome, [every[name] for name in names])
 
@@ -296,6 +322,8 @@ class RunSocketServer:
             self._recovery.client_died(guest.lane)
         if guest.writer is not None:
             self._recovery.writer_died(guest.writer)
+        if guest.reader >= 0:
+            self._control.shelf.remove_reader(guest.reader)
 
     def tick(self, now_ns: int) -> int | None:
         """Look after guests; called several times a second, and when the next look is due.

@@ -14,6 +14,7 @@ from embridge.allocator.errors import SegmentError
 from embridge.allocator.geometry import Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.segment import SHARED_MEMORY, Space
+from embridge.allocator.shelf import shelf_size
 
 MIB: Final = 1 << 20
 DEFAULT_BLOCKS: Final = 64  # of 128 tokens: the 8192 that the documents grant to one request by default
@@ -21,19 +22,21 @@ FEW_SLOTS: Final = 256  # what is advised where not even one block fits
 
 
 class Sizes(NamedTuple):
-    """Bytes of a node's two segments."""
+    """Bytes of a node's segments."""
 
     control: int
     payload: int
+    shelf: int
 
     @property
     def total(self) -> int:
-        return self.control + self.payload
+        return self.control + self.payload + self.shelf
 
     @classmethod
     def of(cls, role: Role, geometry: Geometry, limits: Limits) -> Sizes:
         """`geometry` has a number of blocks."""
-        return cls(ControlLayout.of(role, geometry, limits).size, PayloadLayout.of(geometry).size)
+        shelf = shelf_size(limits) if role == Role.ENCODE else 0
+        return cls(ControlLayout.of(role, geometry, limits).size, PayloadLayout.of(geometry).size, shelf)
 
 
 def chosen_pool(role: Role, geometry: Geometry, limits: Limits, space: Space) -> Geometry:
@@ -77,8 +80,11 @@ def _why_not(role: Role, geometry: Geometry, limits: Limits, space: Space) -> st
         remedy = "lower block_size (--block-size)"
         if few.control < sizes.control:
             remedy += f", or num_slots (--num-slots {FEW_SLOTS}: {mib(few.control)} control segment)"
+    shelf = f" + {mib(sizes.shelf)} shelf" if sizes.shelf else ""
+    if sizes.shelf:
+        remedy += ", or shelf_bytes (--shelf-bytes)"
     return (
-        f"shared memory: {mib(sizes.control)} control segment + {mib(sizes.payload)} payload "
+        f"shared memory: {mib(sizes.control)} control segment{shelf} + {mib(sizes.payload)} payload "
         f"({geometry.num_blocks} blocks of {geometry.block_size} tokens of {geometry.token_bytes} bytes) > "
         f"{mib(space.free)} free of {mib(space.size)} in {SHARED_MEMORY}; {remedy}, "
         f"or enlarge {SHARED_MEMORY} (containers: --shm-size)"

@@ -87,7 +87,7 @@ def attack_encode(role: str, count: int, *, verify: bool = False) -> None:
 
 
 def registered(node: LanguageAlone) -> msg.Registered:
-    return msg.Registered(node.envelope(node_id=21), ELSEWHERE, "tcp://10.0.0.21:2", node.world.engine.name, 16, 16)
+    return msg.Registered(node.envelope(node_id=21), ELSEWHERE, "tcp://10.0.0.21:2", node.world.engine.name, 16, 16, "")
 
 
 def attack_language(role: str, count: int) -> None:

@@ -19,6 +19,7 @@
 // a LIMIT at about that many, and recovery at all of its own, or about INNER; without a LIMIT it walks through
 // recovery, too.
 #include "scenes_broken.h"
+#include "scenes_shelf.h"
 
 #define FEW_STEPS 20000
 
@@ -310,7 +311,9 @@ int main(int argc, char **argv)
         {direct_scenes, sizeof direct_scenes / sizeof *direct_scenes},
         {bind_scenes, sizeof bind_scenes / sizeof *bind_scenes},
         {grant_scenes, sizeof grant_scenes / sizeof *grant_scenes},
+        {shelf_scenes, sizeof shelf_scenes / sizeof *shelf_scenes},
         {broken_scenes, sizeof broken_scenes / sizeof *broken_scenes},
+        {broken_shelf_scenes, sizeof broken_shelf_scenes / sizeof *broken_shelf_scenes},
     };
     const enum mode mode = mode_of(argc > 1 ? argv[1] : "boundaries");
     const uint64_t limit = argument(argc, argv, 2, 0), inner = argument(argc, argv, 3, 0);

@@ -26,6 +26,9 @@
 #include "direct.h"
 #include "doorbell.h"
 #include "ring.h"
+#define SHELF_WAYS 2 // of the one set of its scenes
+#include "shelf_pins.h"
+#include "shelf_publish.h"
 #include "slots.h"
 #include "status.h"
 
@@ -37,6 +40,7 @@
 #define BIND_WINDOW 2
 #define WRITE_EPOCH 7 // of this node's request
 #define BLANK_WORDS 2
+#define NUM_SHELF_BLOCKS 2
 #define MAX_STEPS 20000
 #define CANNOT 77 // the exit status where processes cannot be stepped here
 
@@ -52,6 +56,16 @@ struct bind_world {
     word64 peer[PEER_REGISTRATION + 1];
     word64 tombstone;
     uint64_t others_grant; // a rival has it
+};
+
+struct shelf_world {
+    word64 record[SHELF_READERS + 1];
+    word64 heads[SHELF_WAYS];
+    word64 items[SHELF_WAYS * ITEM_WORDS];
+    word64 cells[NUM_SHELF_BLOCKS];
+    word64 uses[SHELF_WAYS];
+    word64 ledgers[2 * SHELF_WAYS]; // of the reader that is stepped, and of another one
+    word64 rows[NUM_SHELF_BLOCKS];
 };
 
 // Everything that is shared, in one piece that can be copied and compared. The structures of the core come first; what
@@ -81,6 +95,7 @@ struct world {
     word64 counters[3];
     uint64_t source[8];
     struct bind_world bind;
+    struct shelf_world shelf;
     uint32_t got[MAX_SCENE_BLOCKS];
     uint32_t num_got;
     uint64_t last_worked;   // the highest record number whose work is done

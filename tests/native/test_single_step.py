@@ -32,6 +32,9 @@ OPERATIONS = [
     "bind",
     "grant",
     "give back",
+    "publish",
+    "retire",
+    "pin",
 ]
 OF_THE_BELL = ["ring", "sleep", "arm"]
 
@@ -99,7 +102,10 @@ def test_another_process_comes_between(program: list[str]) -> None:
     """P1, P5, R16: it takes, frees, reclaims, raises or consumes in the middle, and neither loses what it has."""
     assert_all_have_a_scene(
         stepped(program, "rivals", 300, 0),
-        ["acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind", "grant", "give back"],
+        [
+            *("acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind", "grant", "give back"),
+            *("publish", "retire", "pin"),
+        ],
     )
 
 
@@ -122,3 +128,9 @@ def test_everywhere(program: list[str], mode: str, inner: int) -> None:
     its own.
     """
     stepped(program, mode, 0, inner, limit_s=1700)
+
+
+@pytest.mark.parametrize("prefix", ["publish", "retire", "pin"])
+def test_another_process_changes_the_shelf_meanwhile(program: list[str], prefix: str) -> None:
+    """P1, R39 to R49: it publishes, retires, pins and clears in the middle."""
+    assert all(scene.boundaries > 50 for scene in stepped(program, "rivals", 5000, 0, prefix).values())

@@ -363,7 +363,7 @@ class LanguageAlone(Alone):
 
     def registered(self, *, incarnation: int = 1, address: str = ENCODE_ADDRESS) -> None:
         envelope = self.envelope(node_id=20, incarnation=incarnation)
-        answer = msg.Registered(envelope, address, "tcp://10.0.0.20:2", self.world.engine.name, 16, 16)
+        answer = msg.Registered(envelope, address, "tcp://10.0.0.20:2", self.world.engine.name, 16, 16, "")
         self.hears("bootstrap", answer, address=address)
 
     def receiver(self, room: int, blocks: int | None = 2) -> EmbeddingReceiver:

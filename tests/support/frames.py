@@ -122,7 +122,8 @@ class FrameMaker:
             case 1:
                 announced = rng.choice(("tcp://10.0.0.22:2", "tcp://x:2"))
                 return msg.Registered(
-                    envelope, "tcp://10.0.0.22:1", announced, rng.choice(("shm", "mooncake", "other")), 16, 16
+                    envelope, "tcp://10.0.0.22:1", announced, rng.choice(("shm", "mooncake", "other")), 16, 16,
+                    rng.choice(("", "here.sock")),
                 )
             case 2:
                 return msg.Refused(envelope, 7, "no", key if rng.random() < 0.5 else None)

@@ -26,8 +26,8 @@ from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, host_of, numeric
 from embridge.workers.bootstrap.granted_window import GrantedWindow
-from embridge.workers.bootstrap.links import Link, Waiting
-from embridge.workers.bootstrap.registrations import SHARED_GEOMETRY, why_not_numeric
+from embridge.workers.bootstrap.links import Link, Waiting, registration
+from embridge.workers.bootstrap.registrations import why_not_numeric
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.role import Arrival, Denied, Disconnect, Inbox, Out, RoleContext, Send
 from embridge.workers.timing import NS
@@ -115,6 +115,8 @@ class GrantSender:
                 self._drop_link_of(slot)
             case Kick.SESSION:
                 self._grant_anew(slot)
+            case Kick.MEET:
+                self._meet(self._control.wanted_nodes.get(slot), now_ns)
 
     def _open(self, slot: int, epoch: int, now_ns: int) -> None:
         """Have a request's encode node registered; if the request has failed, too, so that its encoder hears why."""
@@ -166,6 +168,20 @@ class GrantSender:
         link = self._links[address] = Link(address, now_ns, self._registration)
         return link
 
+    def _meet(self, address: str, now_ns: int) -> None:
+        """Have an encode node registered that a client wants to know, for which nobody has a request."""
+        try:
+            address = numeric(address)
+        except ValueError:  # no client of ours says so
+            self._ctx.count(Metric.MESSAGES_REFUSED)
+            return
+        link = self._links.get(address)
+        if link is not None and link.peer is not None and not self._control.peers.is_alive(link.peer):
+            self._drop_link_of(link.peer)
+            link = None
+        link = link or self._new_link(address, now_ns)
+        link.wanted_until_ns = now_ns + self._patience_ns
+
     def _join(self, slot: int, epoch: int, peer: int) -> None:
         """The handshake of this request is done: its client may grant, or the poller may have it aborted."""
         if not self._ctx.is_current(slot, epoch):
@@ -186,37 +202,19 @@ class GrantSender:
             self._limit.log(log, logging.WARNING, link.address, now_ns, "encode node %s: %s", link.address, reason)
             self._end(late, FailureCode.UNREACHABLE, reason)
             self._ctx.forget(link.address)
-        if not link.waiting:
+        if not link.waiting and now_ns >= link.wanted_until_ns:
             self._drop(link)
             return
         # requests that came later begin again, with no hint and with nothing queued in a socket
         if now_ns - link.since_ns > self._patience_ns:
             self._drop(link)
             again = self._new_link(link.address, now_ns)
-            again.asked, again.waiting = link.asked, link.waiting
+            again.asked, again.waiting, again.wanted_until_ns = link.asked, link.waiting, link.wanted_until_ns
             link = again
         if now_ns - link.sent_ns < REGISTER_AGAIN_NS and link.sent_ns:
             return
         link.sent_ns = now_ns
-        geometry, own = self._control.geometry, self._ctx.addresses
-        self._out.append(
-            Send(
-                link.address,
-                msg.Register(
-                    envelope=self._ctx.envelope(0),
-                    bootstrap_addr=own.bootstrap_addr,
-                    poller_addr=own.poller_addr,
-                    offers={engine.name: engine.offer(own.run_socket) for engine in self._ctx.engines},
-                    **{name: getattr(geometry, name) for name in SHARED_GEOMETRY},
-                    num_blocks=geometry.num_blocks,
-                    num_slots=self._control.limits.num_slots,
-                    window_blocks=self._control.limits.window_blocks,
-                    registration=link.registration,
-                    verify=self._control.verify,
-                ),
-                asked=link.asked,
-            )
-        )
+        self._out.append(registration(self._ctx, link))
 
     def _no_answer(self, address: str, why: str) -> str:
         return f"no encode node answers at {address} for {self._ctx.timing.connect_timeout_s:g} s; {why}"
@@ -344,7 +342,7 @@ class GrantSender:
                 engine=engine.number,
                 bootstrap_addr=link.address,
                 poller_addr=message.poller_addr,
-                offer="",
+                offer=message.run_socket,
                 registration=link.registration,
                 key=key,
             )

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from embridge.workers import messages as msg
+from embridge.workers.bootstrap.registrations import SHARED_GEOMETRY
+from embridge.workers.role import RoleContext, Send
+
 
 class Waiting:
     """Requests that wait for one thing, in the order in which they came."""
@@ -59,3 +63,22 @@ class Link:
     hint: str = ""  # why there is no connection, as far as that is known
     asked: str = ""  # the address as a request has given it, perhaps with a name
     waiting: Waiting = field(default_factory=Waiting)
+    wanted_until_ns: int = 0  # by a client that wants to know the node, without a request
+
+
+def registration(ctx: RoleContext, link: Link) -> Send:
+    """The message by which this node introduces itself over a link."""
+    control, geometry, own = ctx.control, ctx.control.geometry, ctx.addresses
+    message = msg.Register(
+        envelope=ctx.envelope(0),
+        bootstrap_addr=own.bootstrap_addr,
+        poller_addr=own.poller_addr,
+        offers={engine.name: engine.offer(own.run_socket) for engine in ctx.engines},
+        **{name: getattr(geometry, name) for name in SHARED_GEOMETRY},
+        num_blocks=geometry.num_blocks,
+        num_slots=control.limits.num_slots,
+        window_blocks=control.limits.window_blocks,
+        registration=link.registration,
+        verify=control.verify,
+    )
+    return Send(link.address, message, asked=link.asked)

@@ -265,6 +265,7 @@ class Registrations:
             engine=engine.name,
             num_blocks=control.geometry.num_blocks,
             window_blocks=control.limits.window_blocks,
+            run_socket=own.run_socket if control.has_shelf else "",
         )
 
     def _refuse(self, message: msg.Register, now_ns: int, reason: str) -> Answer:

@@ -18,6 +18,7 @@ from .core import CORE
 from .node import NODE
 from .poller import POLLER
 from .scheduler import SCHEDULER
+from .shelf import SHELF_MUTANTS
 from .tables import TABLES
 from .transfer import TRANSFER
 from .workers import WORKERS
@@ -33,5 +34,6 @@ MUTANTS: Final = [
     *CLIENT_RENDEZVOUS,
     *CLIENT_SLOTS,
     *SCHEDULER,
+    *SHELF_MUTANTS,
     *NODE,
 ]

@@ -192,8 +192,8 @@ BOOTSTRAP: Final = [
     Mutant(
         "led-to-nobody", "P21", "the address of a name is kept though nobody answers there",
         "workers/bootstrap/language.py",
-        "            self._ctx.forget(link.address)\n        if not link.waiting:\n",
-        "        if not link.waiting:\n",
+        "            self._ctx.forget(link.address)\n        if not link.waiting and now_ns >= link.wanted_until_ns:\n",
+        "        if not link.waiting and now_ns >= link.wanted_until_ns:\n",
         (f"{LOOKUPS}::test_where_a_name_leads_is_forgotten_when_nobody_answers_there[given up]",),
     ),
     Mutant(

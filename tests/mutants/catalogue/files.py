@@ -62,6 +62,10 @@ SANITIZERS: Final = "tests/native/test_sanitizers.py"
 CALLER: Final = "tests/pipeline/scheduler/test_ended_by_the_caller.py"
 PAGES: Final = "tests/pipeline/client/test_pages_of_slots.py"
 OPPOSITE: Final = "tests/pipeline/client/test_rooms_in_opposite_orders.py"
+SHELF: Final = "tests/allocator/test_core_shelf.py"
+PUBLISHING: Final = "tests/transfers/test_publishing.py"
+FETCHING: Final = "tests/transfers/test_fetching.py"
+MEETING: Final = "tests/workers/bootstrap/test_meeting.py"
 STAYING: Final = "tests/pipeline/scheduler/test_rows_that_stay.py"
 
 

@@ -91,7 +91,7 @@ def from_here(node: LanguageAlone, room: int) -> EmbeddingReceiver:
     """A request to the encode node 21, with which shared memory is agreed; with 20 it is Mooncake."""
     receiver = node.client.receiver(OTHER_ADDRESS, room)
     node.settle()
-    answer = msg.Registered(node.envelope(node_id=21), OTHER_ADDRESS, "tcp://10.0.0.21:2", "shm", 16, 16)
+    answer = msg.Registered(node.envelope(node_id=21), OTHER_ADDRESS, "tcp://10.0.0.21:2", "shm", 16, 16, "")
     node.hears("bootstrap", answer, address=OTHER_ADDRESS)
     receiver.init(receiver.allocate(2))
     node.settle()
@@ -117,7 +117,7 @@ def test_a_grant_names_a_session_to_those_alone_who_write_under_it() -> None:
     node.forget_sent()
     receiver.resume_transfer(receiver.allocate(1), 0)
     node.settle()
-    answer = msg.Registered(node.envelope(node_id=21), OTHER_ADDRESS, "tcp://10.0.0.21:2", "shm", 16, 16)
+    answer = msg.Registered(node.envelope(node_id=21), OTHER_ADDRESS, "tcp://10.0.0.21:2", "shm", 16, 16, "")
     node.hears("bootstrap", answer, address=OTHER_ADDRESS)
     again = [it for it in node.sent(msg.Init) if it.key.room == 2]
     assert {it.session_id for it in again} == {0}

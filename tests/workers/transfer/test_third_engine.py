@@ -192,7 +192,7 @@ def test_an_encode_node_that_chooses_an_engine_that_was_not_offered_is_refused()
     node = LanguageAlone()
     receiver = node.client.receiver("tcp://10.0.0.20:1", 1)
     node.settle()
-    answer = msg.Registered(node.envelope(node_id=20), "tcp://10.0.0.20:1", "tcp://10.0.0.20:2", "cable", 16, 16)
+    answer = msg.Registered(node.envelope(node_id=20), "tcp://10.0.0.20:1", "tcp://10.0.0.20:2", "cable", 16, 16, "")
     node.hears("bootstrap", answer, address="tcp://10.0.0.20:1")
     failure = receiver.failure_exception()
     assert failure is not None

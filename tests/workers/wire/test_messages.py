@@ -37,7 +37,7 @@ EXAMPLES: list[msg.Message] = [
         7,
         True,
     ),
-    msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", "shm", 4, 16),
+    msg.Registered(HEADER, "tcp://b:1", "tcp://b:2", "shm", 4, 16, ""),
     msg.Refused(HEADER, 7, "no", KEY),
     msg.Refused(HEADER, 7, "no"),
     msg.Stale(HEADER, 9),

@@ -35,7 +35,7 @@ class _Door:
     payload: Mapping | None = None
 
 
-def knock(record: PeerRecord, hello: run_socket.PeerHello) -> socket.socket:
+def knock(record: PeerRecord, hello: run_socket.PeerHello | run_socket.ReaderHello) -> socket.socket:
     """Ask a peer on this host for its payload, at its run socket. Returns the connection, which does not block.
 
     Raises:

@@ -1,0 +1,311 @@
+"""Fetching: a published item by its key, from the node at an address, by a client of a language node.
+
+Where the node is on this host, the item is read where it lies (`shelf_doors.py`): once the door is open, a fetch is a
+lookup and a pin, in microseconds, and no process hears of it. The item stays for as long as somebody has a view of its
+rows, and after that may be evicted. An unknown key is said to be so at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from embridge.allocator._core import Pin
+from embridge.allocator.errors import (
+    FetchError,
+    FetchFailed,
+    FetchTimeout,
+    GenerationGone,
+    NotPublished,
+    SegmentError,
+)
+from embridge.allocator.geometry import Role
+from embridge.allocator.metrics import Metric
+from embridge.allocator.shelf import ItemKey, dtype_of
+from embridge.pipeline.arguments import is_time, said, whole
+from embridge.pipeline.client.shelf_doors import ShelfDoor, ShelfDoors
+from embridge.workers.addresses import numeric
+from embridge.workers.timing import NS
+
+if TYPE_CHECKING:
+    import torch
+
+    from embridge.pipeline.client.library import Library
+
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 0.001  # between two looks of `Fetch.wait`
+MOST_S: Final = 1e9
+
+
+class Item:
+    """One item that was fetched, read where it lies. Any thread may use it; nothing changes it.
+
+    It keeps its place for as long as this or a view of its rows is there; `release` says that this needs it no more.
+    """
+
+    def __init__(self, key: str | bytes, pin: Pin) -> None:
+        self.key = key
+        """Under which it is published."""
+        self.generation = pin.number
+        """Which of the items of its key it is: later ones have greater numbers."""
+        self.shape = (pin.rows, pin.width)
+        """(num_rows, width)."""
+        self.dtype = dtype_of(pin.dtype)
+        """The name of the dtype of its rows."""
+        self.where = "in place"
+        """Where its rows are: on the shelf of their node."""
+        self._pin: Pin | None = pin
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """The rows, of shape `shape`: a view of memory that is mapped read-only. To write to it is a SIGSEGV, for torch
+        has no tensors that can be read only. Raises ValueError after `release`.
+        """
+        import torch
+
+        kind = getattr(torch, self.dtype)
+        count = self.shape[0] * self.shape[1]
+        return torch.frombuffer(self._held(), dtype=kind, count=count).view(self.shape)
+
+    def copy_to(self, destination: torch.Tensor) -> None:
+        """Copy the rows into a tensor of as many elements, on whichever device. Raises ValueError as `rows`."""
+        destination.copy_(self.rows.view(destination.shape))
+
+    def _held(self) -> Pin:
+        if self._pin is None:
+            raise ValueError(f"item {self.key!r} was released")
+        return self._pin
+
+    def release(self) -> None:
+        """Need it no more; views that are still held keep it. Again: nothing happens."""
+        self._pin = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Fetch:
+    """One fetch, which ends by itself: with an item, or with an error. Made by `Client.fetch`."""
+
+    def __init__(self, fetching: Fetching, key: str | bytes, address: str, generation: int) -> None:
+        self.key = key
+        """Of the item."""
+        self.address = address
+        """Of its node, numeric."""
+        self.generation = generation
+        """That is wanted; 0: any."""
+        self.until_ns = self.deadline_ns = 0
+        """When it stops to look for what is not published, and when it ends without an answer; monotonic."""
+        self._fetching = fetching
+        self._item: Item | None = None
+        self._error: FetchError | None = None
+        self._callbacks: list[Callable[[Fetch], object]] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, as far as was looked: `poll` looks."""
+        return self._item is not None or self._error is not None
+
+    def poll(self) -> bool:
+        """Look, without waiting; whether it has ended. Raises RuntimeError after `Client.close`."""
+        if not self.is_done:
+            self._fetching.turn()
+        return self.is_done
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end for so many seconds; whether it has ended. Raises ValueError, and as `poll`."""
+        if not is_time(timeout_s) or timeout_s < 0:
+            raise ValueError(f"timeout_s: {said(timeout_s)} s must not be negative")
+        clock = self._fetching.clock
+        until_ns = clock() + int(min(float(timeout_s), MOST_S) * NS)
+        while not self.poll():
+            if clock() >= until_ns:
+                return False
+            time.sleep(LOOK_S)
+        return True
+
+    def exception(self) -> FetchError | None:
+        """Why it has failed, made anew, for whoever catches it may keep it; None: it has not failed."""
+        return None if self._error is None else _again(self._error)
+
+    def result(self) -> Item:
+        """The item. Raises what `exception` gives; ValueError: it has not ended, `wait` for it."""
+        if self._error is not None:
+            raise _again(self._error)  # of which nothing here keeps the frames, and the items in them
+        if self._item is None:
+            raise ValueError(f"item {self.key!r}: its fetch has not ended; wait for it")
+        return self._item
+
+    def abort(self) -> None:
+        """Give it up: unless it has ended, it fails."""
+        self._fetching.give_up(self, FetchFailed(self.key, "its fetch was given up"))
+
+    def add_done_callback(self, callback: Callable[[Fetch], object]) -> None:
+        """Have `callback(fetch)` called at its end, by whichever thread notices; now, if it has ended."""
+        self._callbacks.append(callback)
+        if self.is_done:
+            self.call_back()
+
+    def call_back(self) -> None:
+        """Call those that wait for its end, which has come (any thread that has not the turn)."""
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:  # another thread has it
+                return
+            try:
+                callback(self)
+            except Exception as error:  # a kept record would keep the error's frames, and what they have
+                why = f"{type(error).__name__}: {error}"
+                log.error("item %r: a callback of its fetch failed: %s", self.key, why)
+
+    def end(self, item: Item | None, error: FetchError | None) -> None:
+        """End it (who has the turn, and calls `call_back` behind it)."""
+        self._item, self._error = item, error
+
+    def __await__(self) -> Generator[Any, None, Item]:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        self.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+        yield from ended.wait().__await__()
+        return self.result()
+
+
+def _again(error: FetchError) -> FetchError:
+    return type(error)(error.key, error.reason)
+
+
+class Fetching:
+    """All fetches of one client. The caller and the library thread take turns at those that wait."""
+
+    def __init__(self, library: Library) -> None:
+        """Raises ValueError: this is no language node."""
+        attachment = library.attachment
+        if attachment.control.role != Role.LANGUAGE:
+            raise ValueError("fetch: this client is attached to an encode node; attach to the language node")
+        self._attachment = attachment
+        self.clock = attachment.clock
+        """Monotonic nanoseconds."""
+        self._library = library
+        self._doors = ShelfDoors(attachment)
+        self._metrics = attachment.control.metrics
+        self._waiting: list[Fetch] = []
+        self._turn = threading.Lock()
+        library.add_turn(self._library_turn, self.close)
+        _all.add(self)
+
+    def fetch(
+        self, key: str | bytes, addr: str, generation: int, wait_s: float, deadline_s: float | None
+    ) -> Fetch:
+        """As `Client.fetch`."""
+        attachment = self._attachment
+        attachment.check_usable()
+        ItemKey.of(key, (0, 0))  # whether it is one
+        deadline_s = attachment.request_timeout_s if deadline_s is None else deadline_s
+        for name, value in (("wait_s", wait_s), ("deadline_s", deadline_s)):
+            if not is_time(value) or not 0 <= value <= MOST_S:
+                raise ValueError(f"{name}: {said(value)} s must be from 0 to {MOST_S:g} s")
+        it = Fetch(self, key, numeric(addr), whole("generation", generation, 0, 1 << 63))
+        now_ns = attachment.clock()
+        it.until_ns, it.deadline_ns = now_ns + int(wait_s * NS), now_ns + int(deadline_s * NS)
+        with self._turn:
+            if not self._look(it):
+                self._waiting.append(it)
+        if not it.is_done:
+            self._library.wake()
+        return it
+
+    def turn(self) -> None:
+        """Look after those that wait; nothing, if the other thread does so just now."""
+        self._attachment.check_attached()
+        if not self._waiting or not self._turn.acquire(blocking=False):
+            return
+        looked_at = self._waiting
+        try:
+            self._waiting = [it for it in looked_at if not it.is_done and not self._look(it)]
+        finally:
+            self._turn.release()
+        for it in looked_at:
+            if it.is_done:
+                it.call_back()
+
+    def _library_turn(self) -> bool:
+        if self._waiting:
+            self.turn()
+            self._attachment.user_bell.ring()
+        return False
+
+    def give_up(self, it: Fetch, error: FetchError) -> None:
+        """End a fetch, unless it has ended."""
+        with self._turn:
+            if not it.is_done:
+                it.end(None, error)
+        it.call_back()
+
+    def _look(self, it: Fetch) -> bool:
+        """Whether a fetch has ended."""
+        now_ns, key = self._attachment.clock(), it.key
+        door = self._doors.find(it.address)
+        if isinstance(door, ShelfDoor):
+            return self._look_on_shelf(it, door, now_ns)
+        if door is not None:
+            it.end(None, FetchFailed(key, door))
+        elif now_ns >= it.deadline_ns:
+            why = f"no encode node at {it.address} has let this client in; check its address, and that it is up"
+            it.end(None, FetchTimeout(key, why))
+        return it.is_done
+
+    def _look_on_shelf(self, it: Fetch, door: ShelfDoor, now_ns: int) -> bool:
+        try:
+            pin = door.pin(it.key, now_ns)
+            if pin is not None and it.generation in (0, pin.number):
+                it.end(Item(it.key, pin), None)
+                self._metrics.count_for_client(Metric.FETCHED_IN_PLACE)
+                return True
+        except SegmentError as error:
+            it.end(None, FetchFailed(it.key, str(error)))
+            return True
+        if now_ns < min(it.until_ns, it.deadline_ns) and not (pin is not None and pin.number > it.generation):
+            return False
+        self._metrics.count_for_client(Metric.NOT_PUBLISHED)
+        if pin is None:
+            it.end(None, NotPublished(it.key, f"it is not published at {it.address}"))
+        else:
+            it.end(None, GenerationGone(it.key, f"generation {it.generation} is gone; {pin.number} is there"))
+        return True
+
+    def close(self) -> None:
+        """End those that wait, and let go of the doors; views keep theirs."""
+        _all.discard(self)
+        with self._turn:
+            waiting, self._waiting = self._waiting, []
+            self._doors.close()
+        for it in waiting:
+            self.give_up(it, FetchFailed(it.key, "this client is closed"))
+
+    def hang_up(self) -> None:
+        """Let go in a forked child; another thread of the parent may have had the turn."""
+        self._turn = threading.Lock()
+        self._waiting.clear()
+        self._doors.hang_up()
+
+
+_all: weakref.WeakSet[Fetching] = weakref.WeakSet()
+
+
+def _hang_up_in_child() -> None:
+    for fetching in list(_all):
+        fetching.hang_up()
+
+
+os.register_at_fork(after_in_child=_hang_up_in_child)

@@ -1,0 +1,265 @@
+"""Publishing: rows under a key on the shelf of an encode node, from which anybody may read them until room is made.
+
+Nothing here waits, and nobody is waited for: a publication takes an entry and a run of blocks, copies the rows there,
+and shows them; where there is no room even after others were evicted, it is dropped, and says why (R49). A process that
+dies in between leaves an entry that names its lane, which its node buries (R45).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from embridge.allocator.geometry import SHELF_BLOCK_BYTES
+from embridge.allocator.metrics import Metric
+from embridge.allocator.records import NodeState
+from embridge.allocator.shelf import DTYPE_BYTES, Answer, ItemKey, ItemRecord, ShelfCounts, code_of
+from embridge.pipeline.arguments import is_time, said, whole
+from embridge.pipeline.client.attachment import Attachment
+from embridge.workers.timing import NS
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_ROWS = (1 << 32) - 1
+
+
+class PublishStatus(IntEnum):
+    """What became of a publication."""
+
+    READY = 0  # it is there
+    ALREADY = 1  # an item of this key is there, and was not to be replaced
+    FILLING = 2  # another one fills an item of this key, which was not to be replaced
+    DROPPED = 3  # `Published.why` says why
+
+
+class WhyDropped(IntEnum):
+    """Why a publication was dropped."""
+
+    NOTHING = 0  # it was not
+    NO_ROOM = 1  # readers use what else could be evicted, or others fill it
+    TOO_LARGE = 2  # for the shelf, even if it were empty
+    TABLE_FULL = 3  # readers use all items among which this key would be
+    DRAINING = 4  # the node is about to end, or has taken this client for dead
+
+
+class Published(NamedTuple):
+    """What became of a publication. `generation` orders the items of a key, also that of an item that was there; 0:
+    there is none. `evicted` items were taken away for it.
+    """
+
+    status: PublishStatus
+    generation: int = 0
+    why: WhyDropped = WhyDropped.NOTHING
+    evicted: int = 0
+
+
+_DROPS = {Answer.NO_ENTRY: WhyDropped.TABLE_FULL, Answer.NO_ROOM: WhyDropped.NO_ROOM}
+_OTHERS = {Answer.ALREADY: PublishStatus.ALREADY, Answer.OTHERS: PublishStatus.FILLING}
+
+
+class _Begun(NamedTuple):
+    """An entry that this client fills."""
+
+    entry: int
+    generation: int
+    first: int
+    evicted: int
+    replace: bool
+    shape: tuple[int, int, str]  # rows, width, dtype
+
+
+class PublishedRows:
+    """Rows that are made on the shelf. `rows` is (num_rows, width) to be written to, in place or (where the publication
+    was dropped) in memory that nobody sees; `result` is there behind the `with` block.
+    """
+
+    def __init__(self, rows: torch.Tensor, result: Published | None) -> None:
+        self.rows = rows
+        self._result = result
+
+    @property
+    def result(self) -> Published:
+        """What became of it. Raises ValueError: the rows are not complete yet."""
+        if self._result is None:
+            raise ValueError("publishing: it has no result before the end of its `with` block")
+        return self._result
+
+    def end(self, result: Published) -> None:
+        """Say what has become of it."""
+        self._result = self._result or result
+
+
+class ClientShelf:
+    """The shelf of an encode node, for one of its clients (`Client.shelf`). One thread at a time calls it."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        """Raises ValueError: the node has no shelf."""
+        control = attachment.control
+        if not control.has_shelf:
+            raise ValueError(
+                f"shelf: the {control.role.name.lower()} node in {attachment.run_dir} has none; "
+                "launch an encode node with --shelf-bytes"
+            )
+        self._attachment = attachment
+        self._node = (control.node_id, control.incarnation)
+        self._table = control.shelf
+        self._metrics = control.metrics
+
+    # ---- publishing
+
+    def publish(self, key: str | bytes, rows: Any, *, replace: bool, ttl_s: float | None) -> Published:
+        """Copy rows to the shelf, and show them, as `Client.publish`."""
+        import torch
+
+        tensor = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(rows)
+        if not tensor.dim() or not tensor.numel():
+            raise ValueError(f"rows: shape {tuple(tensor.shape)} has no rows; give (num_rows, width)")
+        shape = tensor.shape[0], tensor.numel() // tensor.shape[0]
+        item = self._open(key, *shape, str(tensor.dtype).removeprefix("torch."), replace, ttl_s)
+        if isinstance(item, Published):
+            return item
+        with self._filling(item) as it:
+            it.rows.view(tensor.shape).copy_(tensor.detach())
+        return it.result
+
+    @contextlib.contextmanager
+    def publishing(
+        self,
+        key: str | bytes,
+        num_rows: int,
+        width: int,
+        dtype: str,
+        *,
+        replace: bool = False,
+        ttl_s: float | None = None,
+    ) -> Iterator[PublishedRows]:
+        """Rows that are made where they will be read: a context whose `rows` are to be written to.
+
+        They are shown at its end, and dropped where it ends by an exception; after it they are nobody's to write to.
+        Where they are not to be published, `rows` are in memory that nobody sees, and `result` says why.
+
+        Raises:
+            ValueError, NodeGoneError, RuntimeError: as `Client.publish`.
+        """
+        import torch
+
+        item = self._open(key, num_rows, width, dtype, replace, ttl_s)
+        if isinstance(item, Published):
+            yield PublishedRows(torch.empty((num_rows, width), dtype=getattr(torch, dtype)), item)
+            return
+        with self._filling(item) as it:
+            yield it
+
+    @contextlib.contextmanager
+    def _filling(self, item: _Begun) -> Iterator[PublishedRows]:
+        import torch
+
+        lane, core, shelf = self._attachment.lane, self._table.core, self._attachment.shelf
+        assert shelf is not None
+        num_rows, width, dtype = item.shape
+        offset, kind = item.first * SHELF_BLOCK_BYTES, getattr(torch, dtype)
+        try:
+            flat = torch.frombuffer(shelf, dtype=kind, count=num_rows * width, offset=offset)
+            it = PublishedRows(flat.view(num_rows, width), None)
+            yield it
+        except BaseException:
+            if not self._attachment.is_closed:
+                core.drop(item.entry, item.generation, lane, item.replace)
+            raise
+        self._attachment.check_usable()
+        number = core.show(item.entry, item.generation, lane)
+        dropped = Published(PublishStatus.DROPPED, 0, WhyDropped.DRAINING, item.evicted)
+        result = Published(PublishStatus.READY, number, evicted=item.evicted) if number else dropped
+        it.end(result)
+        self._count(result)
+
+    def _open(
+        self, key: str | bytes, num_rows: int, width: int, dtype: str, replace: bool, ttl_s: float | None
+    ) -> Published | _Begun:
+        """Begin a publication; what has become of it, if it is over."""
+        self._attachment.check_usable()
+        name, code = ItemKey.of(key, self._node), code_of(dtype)
+        shape = whole("num_rows", num_rows, 1, MAX_ROWS), whole("width", width, 1, MAX_ROWS), dtype
+        item = self._begin(name, shape, code, self._expires_ns(ttl_s), replace)
+        if isinstance(item, Published):
+            self._count(item)
+        return item
+
+    def _begin(
+        self, name: ItemKey, shape: tuple[int, int, str], code: int, expires_ns: int, replace: bool
+    ) -> Published | _Begun:
+        num_rows, width, dtype = shape
+        size = num_rows * width * DTYPE_BYTES[dtype]
+        core, blocks = self._table.core, -(-size // SHELF_BLOCK_BYTES)
+        why = WhyDropped.NOTHING
+        if self._attachment.control.state >= NodeState.DRAINING:
+            why = WhyDropped.DRAINING
+        elif blocks > self._table.num_blocks:
+            why = WhyDropped.TOO_LARGE
+        if why:
+            if replace:
+                core.unpublish(*name)
+            return Published(PublishStatus.DROPPED, 0, why)
+        now_ns = self._attachment.clock()
+        answer, entry, generation, first, number, evicted = core.begin(
+            *name, self._attachment.lane, blocks, size, num_rows, width, code, expires_ns, now_ns, replace
+        )
+        if answer == Answer.BEGUN:
+            return _Begun(entry, generation, first, evicted, replace, shape)
+        if status := _OTHERS.get(Answer(answer)):
+            return Published(status, number)
+        return Published(PublishStatus.DROPPED, 0, _DROPS[Answer(answer)], evicted)
+
+    def _expires_ns(self, ttl_s: float | None) -> int:
+        if ttl_s is None:
+            return 0
+        if not is_time(ttl_s) or not 0 < ttl_s < math.inf:
+            raise ValueError(f"ttl_s: {said(ttl_s)} s must be positive")
+        return self._attachment.clock() + int(min(float(ttl_s), 1e9) * NS)
+
+    def _count(self, result: Published) -> None:
+        count = self._metrics.count_for_client
+        if result.status == PublishStatus.READY:
+            count(Metric.PUBLISHED)
+        elif result.status == PublishStatus.DROPPED:
+            count(Metric.PUBLISH_DROPPED)
+        if result.evicted:
+            count(Metric.ITEMS_EVICTED, result.evicted)
+
+    # ---- what is there
+
+    def contains(self, key: str | bytes) -> int:
+        """The generation of the item that a reader would get; 0: it is not published. It takes microseconds.
+
+        Raises ValueError for what is no key, and as `Client.publish`.
+        """
+        self._attachment.check_usable()
+        return self._table.core.find(*ItemKey.of(key, self._node), self._attachment.clock())
+
+    def unpublish(self, key: str | bytes) -> int:
+        """Take the items of a key away: from now on nobody finds it; who reads it, reads on. Returns how many there
+        were. Raises as `contains`.
+        """
+        self._attachment.check_usable()
+        return self._table.core.unpublish(*ItemKey.of(key, self._node))
+
+    def clear(self) -> int:
+        """Take all items away, and those whose publication has begun, for ever: after new weights, say. Returns the
+        generation below which nothing is visible. Raises NodeGoneError, RuntimeError as `contains`.
+        """
+        self._attachment.check_usable()
+        return self._table.core.clear()
+
+    def published(self) -> list[ItemRecord]:
+        """The items that are there, in no order. Raises NodeGoneError, RuntimeError as `contains`."""
+        self._attachment.check_usable()
+        return self._table.published()
+
+    def counts(self) -> ShelfCounts:
+        """Items and bytes on the shelf. Raises NodeGoneError, RuntimeError as `contains`."""
+        self._attachment.check_usable()
+        return self._table.counts()

@@ -1,0 +1,183 @@
+"""The shelves of encode nodes on this host, open to one client of a language node, which reads items where they lie.
+
+A shelf door is a connection to an encode node's run socket. Through it come the tables of its shelf, and the rows, to
+be read only; and this client's ledger, which is all that it writes (R42). The node keeps the connection and a pidfd of
+this process, so that a death takes its pins away. Whoever has a view of an item keeps the connection: the door of a
+client that has left stays open to its views (R63, R64).
+
+Nothing waits: whoever calls `find` goes on where the last call has stopped, the caller of a fetch or the library
+thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Final
+
+from embridge.allocator._core import Pin
+from embridge.allocator.control import Control
+from embridge.allocator.errors import AttachError, SegmentError
+from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.segment import map_segment
+from embridge.allocator.shelf import Connection, ItemKey, ShelfPart
+from embridge.pipeline.client.attachment import Attachment
+from embridge.workers import run_socket
+from embridge.workers.timing import NS
+from embridge.workers.transfer.engines.base import EngineError
+from embridge.workers.transfer.engines.shm import knock
+
+MEET_AGAIN_NS: Final = 2 * NS  # the kick to the bootstrap, while it has not registered with the node
+REFUSED_NS: Final = NS  # for which a refusal is remembered
+
+
+class ShelfDoor:
+    """One encode node's shelf, open to this client."""
+
+    def __init__(self, node: tuple[int, int], connection: Connection, part: ShelfPart) -> None:
+        self.node = node
+        """Its id and incarnation."""
+        self._connection = connection
+        self._part = part
+
+    def is_open(self) -> bool:
+        """Whether its node lives."""
+        return self._connection.is_open()
+
+    def pin(self, key: str | bytes, now_ns: int) -> Pin | None:
+        """The newest item of a key, pinned; None: it is not published. Raises SegmentError: it cannot be right."""
+        try:
+            return self._part.core.pin(*ItemKey.of(key, self.node), now_ns)
+        except ValueError as error:
+            raise SegmentError(str(error)) from None
+
+    def hang_up(self) -> None:
+        """Write nothing more there, in a forked child: the door is the parent's."""
+        self._part.hang_up()
+
+
+class ClosedDoor:
+    """The shelf of an encode node, on its way to be opened."""
+
+    def __init__(self, attachment: Attachment, address: str) -> None:
+        """`address` is numeric."""
+        self._attachment = attachment
+        self._peers = attachment.control.peers
+        self._address = address
+        self._sock: socket.socket | None = None
+        self._node = (0, 0)
+        self._met_ns = 0
+        self.refused = ""
+        """Why the node does not open it; empty: it may yet do so."""
+        self.refused_ns = 0
+
+    def look(self) -> ShelfDoor | None:
+        """Go on; the door, once it is open."""
+        record = self._record()
+        if record is None:
+            self._meet()
+            return None
+        node = (record.node_id, record.incarnation)
+        if not record.offer:
+            self._refuse("its node publishes nothing: set shelf_bytes there")
+            return None
+        if self._node != node:
+            self.close()
+            self._node = node
+        try:
+            if self._sock is None:
+                own = self._attachment.control
+                version = run_socket.PROTOCOL_VERSION
+                self._sock = knock(
+                    record, run_socket.ReaderHello(version, own.node_id, own.incarnation, record.incarnation)
+                )
+            return self._opened(self._sock)
+        except BlockingIOError:
+            return None
+        except run_socket.NotYet:  # it has registered, and has yet to hear that it is
+            self.close()
+        except EngineError as error:
+            self._refuse(f"its node is not on this host, and items of other hosts cannot be fetched: {error}")
+        except (OSError, AttachError, SegmentError, ValueError) as error:
+            self._refuse(str(error))
+        return None
+
+    def _record(self) -> PeerRecord | None:
+        for peer in self._peers.alive():
+            record = self._peers.record(peer)
+            if record.bootstrap_addr == self._address:
+                return record
+        return None
+
+    def _meet(self) -> None:
+        now_ns = self._attachment.clock()
+        if now_ns - self._met_ns >= MEET_AGAIN_NS or not self._met_ns:
+            self._met_ns = now_ns
+            self._attachment.meet(self._address)
+
+    def _opened(self, sock: socket.socket) -> ShelfDoor:
+        welcome, fds = run_socket.receive_welcome(sock)
+        try:
+            look = map_segment(fds["control"], welcome.control_bytes, writable=False)
+            control = Control(look)
+            if (control.node_id, control.incarnation) != self._node:
+                raise AttachError("another node answers at its run socket here")
+            connection = Connection(sock)
+            part = ShelfPart(
+                fds["control"], fds["shelf to read"], look, control.layout, welcome.reader, connection
+            )
+            self._sock = None  # it is the connection's
+            return ShelfDoor(self._node, connection, part)
+        except KeyError as error:
+            raise AttachError(f"it handed over no {error}; it is a node of another version") from None
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+
+    def _refuse(self, why: str) -> None:
+        self.close()
+        self.refused, self.refused_ns = why, self._attachment.clock()
+
+    def close(self) -> None:
+        """Stop asking."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.close()
+
+
+class ShelfDoors:
+    """One client's doors to shelves, by the numeric address of their nodes. Who calls a method has the turn."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._doors: dict[str, ShelfDoor | ClosedDoor] = {}
+
+    def find(self, address: str) -> ShelfDoor | str | None:
+        """The door of an encode node; or why it does not open, in words; or None: it is about to be opened."""
+        door = self._doors.get(address)
+        if isinstance(door, ShelfDoor):
+            if door.is_open():
+                return door
+            door = None
+        if door is None or (door.refused and self._attachment.clock() - door.refused_ns >= REFUSED_NS):
+            door = self._doors[address] = ClosedDoor(self._attachment, address)
+        if not door.refused and (opened := door.look()) is not None:
+            self._doors[address] = opened
+            return opened
+        return door.refused or None
+
+    def close(self) -> None:
+        """Let go of all of them; views keep theirs."""
+        for door in self._doors.values():
+            if isinstance(door, ClosedDoor):
+                door.close()
+        self._doors.clear()
+
+    def hang_up(self) -> None:
+        """Let go of them in a forked child."""
+        for door in self._doors.values():
+            if isinstance(door, ShelfDoor):
+                door.hang_up()
+        self.close()

@@ -1,0 +1,421 @@
+"""Fetching items where they lie, by clients of a language node on the host of their encode node."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import fetching
+from support.agents import Agent, running
+from support.nodes import LIMITS, Station, station
+from support.publishing import rows_of_version
+from support.waiting import wait_until
+
+from embridge import (
+    AttachError,
+    Client,
+    FetchError,
+    FetchFailed,
+    FetchTimeout,
+    GenerationGone,
+    Item,
+    NotPublished,
+    PublishStatus,
+    SegmentError,
+    attach,
+)
+from embridge.allocator.geometry import SHELF_BLOCK_BYTES
+from embridge.allocator.segment import map_segment
+from embridge.allocator.shelf import DTYPE_BYTES
+from embridge.pipeline.inspection.observe import requests
+from embridge.workers.run_socket import PROTOCOL_VERSION, SOCKET_NAME, ReaderHello, receive_welcome, send_frame
+
+pytestmark = pytest.mark.process
+
+NUM_BLOCKS = 32  # four items
+
+
+@pytest.fixture(scope="module")
+def shelved(shared_dir: Path) -> Iterator[Station]:
+    """An encode node with a shelf of 2 MiB."""
+    with shelf_node(shared_dir / "fetched") as it:
+        yield it
+
+
+def shelf_node(path: Path, **settings: Any) -> Any:
+    limits = replace(LIMITS, shelf_bytes=NUM_BLOCKS * SHELF_BLOCK_BYTES)
+    return station("encode", path, limits=limits, deepstack_layers=3, **settings)
+
+
+@pytest.fixture
+def publisher(shelved: Station) -> Iterator[Client]:
+    with attach(shelved.run_dir) as it:
+        it.shelf.clear()
+        yield it
+        it.shelf.clear()
+
+
+@pytest.fixture
+def reader(language: Station) -> Iterator[Client]:
+    with attach(language.run_dir) as it:
+        yield it
+
+
+@pytest.fixture
+def agent(language: Station) -> Iterator[Agent]:
+    with running("reader") as it:
+        it.call(fetching.join, language.run_dir)
+        yield it
+
+
+def fetched(client: Client, key: str, addr: str, **named: Any) -> Item:
+    fetch = client.fetch(key, addr, **named)
+    assert fetch.wait(30)
+    return fetch.result()
+
+
+def failed(client: Client, key: str, addr: str, **named: Any) -> FetchError | None:
+    fetch = client.fetch(key, addr, **named)
+    assert fetch.wait(30)
+    return fetch.exception()
+
+
+def is_all(rows: torch.Tensor, value: float) -> bool:
+    return float(rows.min()) == float(rows.max()) == value
+
+
+# ---- what is read
+
+
+def test_an_item_is_read_where_it_lies_and_no_process_hears_of_it(
+    shelved: Station, publisher: Client, reader: Client, language: Station
+) -> None:
+    """R41, D10: the second fetch has ended on return; no slot is held."""
+    published = publisher.publish("cat", rows_of_version(1))
+    item = fetched(reader, "cat", shelved.addr)
+    assert (item.key, item.generation, item.shape, item.dtype, item.where) == (
+        "cat", published.generation, (3, 40_000), "float32", "in place",
+    )  # fmt: skip
+    assert torch.equal(item.rows, rows_of_version(1))
+    before = [it.control.metrics.all() for it in (shelved, language)]
+    with reader.fetch("cat", shelved.addr).result() as again:
+        assert again.rows.data_ptr() == item.rows.data_ptr()
+    after = [it.control.metrics.all() for it in (shelved, language)]
+    changed = {
+        (name, counter)
+        for old, new in zip(before, after, strict=True)
+        for name, row in new.items()
+        for counter, value in row.items()
+        if value != old[name][counter] and counter in ("records", "fetched_in_place")
+    }
+    assert changed == {("clients", "fetched_in_place")}
+    assert requests(shelved.control, 0) == requests(language.control, 0) == []
+    out = torch.empty(120_000)
+    item.copy_to(out)
+    assert torch.equal(out, rows_of_version(1).flatten())
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+def test_rows_of_any_dtype_width_and_key(shelved: Station, publisher: Client, reader: Client, dtype: str) -> None:
+    rows = torch.arange(7 * 5).reshape(7, 5).to(getattr(torch, dtype))
+    for key in (b"\0\xff", "ключ", "k" * 256):
+        assert publisher.publish(key, rows).status == PublishStatus.READY
+        fetch = reader.fetch(key, shelved.addr)
+        assert fetch.wait(30)
+        item = fetch.result()
+        assert torch.equal(item.rows.view(torch.uint8), rows.view(torch.uint8))
+        assert item.rows.dtype == rows.dtype
+
+
+def test_a_newer_item_is_read_when_it_is_there_and_the_older_one_stays_for_who_has_it(
+    shelved: Station, publisher: Client, reader: Client
+) -> None:
+    """R47, R63."""
+    publisher.publish("cat", rows_of_version(1))
+    old = fetched(reader, "cat", shelved.addr)
+    view = old.rows[1:]
+    publisher.publish("cat", rows_of_version(2), replace=True)
+    new = fetched(reader, "cat", shelved.addr)
+    assert (float(new.rows[0, 0]), float(old.rows[0, 0])) == (2.0, 1.0)
+    old.release()
+    old.release()
+    with pytest.raises(ValueError, match="was released"):
+        _ = old.rows
+    for number in range(6):
+        publisher.publish(f"{number}", rows_of_version(9))
+    assert is_all(view, 1.0)
+    assert publisher.shelf.counts().pinned == 2
+    del view
+    assert publisher.shelf.counts().pinned == 1
+
+
+# ---- what is not there
+
+
+def test_what_is_not_published_is_said_to_be_so_at_once(
+    shelved: Station, publisher: Client, reader: Client
+) -> None:
+    """P24, R46: an unknown key, an evicted one, one that was taken away, one that was cleared."""
+    publisher.publish("gone", rows_of_version(1))
+    for number in range(4):
+        publisher.publish(f"{number}", rows_of_version(number))
+    publisher.shelf.unpublish("1")
+    for key in ("unknown", "gone", "1"):
+        assert isinstance(failed(reader, key, shelved.addr), NotPublished)
+    publisher.shelf.clear()
+    fetch = reader.fetch("2", shelved.addr)
+    assert fetch.is_done
+    with pytest.raises(NotPublished, match=r"item '2': it is not published at tcp://"):
+        fetch.result()
+
+
+def test_a_certain_generation_is_that_one_or_none(shelved: Station, publisher: Client, reader: Client) -> None:
+    first = publisher.publish("cat", rows_of_version(1)).generation
+    assert fetched(reader, "cat", shelved.addr, generation=first).generation == first
+    second = publisher.publish("cat", rows_of_version(2), replace=True).generation
+    error = failed(reader, "cat", shelved.addr, generation=first)
+    assert isinstance(error, GenerationGone)
+    assert f"generation {first} is gone; {second} is there" in str(error)
+    assert isinstance(failed(reader, "cat", shelved.addr, generation=second + 1), GenerationGone)
+    assert isinstance(failed(reader, "dog", shelved.addr, generation=1), NotPublished)
+
+
+def test_who_waits_has_it_when_it_comes(shelved: Station, publisher: Client, reader: Client) -> None:
+    """P8: and not for longer than that."""
+    fetch = reader.fetch("late", shelved.addr, wait_s=30)
+    assert not fetch.wait(0.05)
+    with pytest.raises(ValueError, match="has not ended"):
+        fetch.result()
+    called: list[object] = []
+    fetch.add_done_callback(called.append)
+    publisher.publish("late", rows_of_version(1))
+    wait_until(lambda: called, 10.0, lambda: "the library thread notices")
+    assert called == [fetch]
+    assert float(fetch.result().rows[0, 0]) == 1.0
+    assert isinstance(failed(reader, "never", shelved.addr, wait_s=0.05), NotPublished)
+
+
+def test_a_fetch_can_be_awaited_and_given_up(shelved: Station, publisher: Client, reader: Client) -> None:
+    async def both() -> Item:
+        fetch = reader.fetch("cat", shelved.addr, wait_s=30)
+        publisher.publish("cat", rows_of_version(3))
+        return await fetch
+
+    assert float(asyncio.run(both()).rows[0, 0]) == 3.0
+    fetch = reader.fetch("never", shelved.addr, wait_s=30)
+    fetch.abort()
+    with pytest.raises(FetchFailed, match="was given up"):
+        fetch.result()
+    fetch.abort()
+
+
+def test_a_callback_may_fetch_and_one_that_fails_stops_nobody(
+    shelved: Station, publisher: Client, reader: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher.publish("cat", rows_of_version(1))
+    fetched(reader, "cat", shelved.addr)
+    found: list[float] = []
+    fetch = reader.fetch("late", shelved.addr, wait_s=30)
+    fetch.add_done_callback(lambda _: found.append(float(reader.fetch("cat", shelved.addr).result().rows[0, 0])))
+    fetch.add_done_callback(lambda _: 1 // 0)
+    publisher.publish("late", rows_of_version(2))
+    wait_until(lambda: found, 10.0, lambda: "it is called")
+    assert found == [1.0]
+    assert "a callback of its fetch failed" in caplog.text
+
+
+# ---- nodes that are not there, or publish nothing
+
+
+def test_a_node_that_publishes_nothing_says_so(encode: Station, reader: Client) -> None:
+    error = failed(reader, "cat", encode.addr)
+    assert isinstance(error, FetchFailed)
+    assert "publishes nothing: set shelf_bytes there" in str(error)
+    assert isinstance(failed(reader, "cat", encode.addr), FetchFailed)
+
+
+def test_nobody_waits_for_ever_for_a_node_that_does_not_answer(reader: Client) -> None:
+    """P8, D1."""
+    error = failed(reader, "cat", "tcp://127.0.0.1:9", deadline_s=0.2)
+    assert isinstance(error, FetchTimeout)
+    assert "no encode node at tcp://127.0.0.1:9 has let this client in" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ({"addr": "here:1"}, "here:1"),
+        ({"addr": "tcp://node-a:1"}, "is no tcp://ip:port"),
+        ({"key": "k" * 257}, "257 bytes"),
+        ({"generation": -1}, "generation"),
+        ({"wait_s": -1}, "wait_s"),
+        ({"deadline_s": float("nan")}, "deadline_s"),
+    ],
+)
+def test_what_cannot_be_fetched_is_refused(shelved: Station, reader: Client, named: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        reader.fetch(**{"key": "k", "addr": shelved.addr, **named})
+
+
+def test_an_encoder_fetches_nothing(shelved: Station, publisher: Client) -> None:
+    with pytest.raises(ValueError, match="attach to the language node"):
+        publisher.fetch("cat", shelved.addr)
+
+
+def test_a_reader_is_handed_the_rows_to_read_and_no_more(
+    shelved: Station, publisher: Client, reader: Client, language: Station
+) -> None:
+    """D15: by a descriptor that is open for reading alone; and who is not registered is handed nothing."""
+    publisher.publish("cat", rows_of_version(1))
+    fetched(reader, "cat", shelved.addr)
+    node = (language.control.node_id, language.control.incarnation)
+    target = shelved.control.incarnation
+    with _asked(shelved, ReaderHello(PROTOCOL_VERSION, *node, target)) as sock:
+        welcome, fds = receive_welcome(sock)
+        try:
+            assert welcome.reader >= 0
+            assert sorted(fds) == ["control", "shelf to read"]
+            with pytest.raises(SegmentError, match="Permission denied"):
+                map_segment(fds["shelf to read"], SHELF_BLOCK_BYTES)
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+    for hello, why in (
+        (ReaderHello(PROTOCOL_VERSION, node[0], node[1] + 7, target), "is not registered here"),
+        (ReaderHello(PROTOCOL_VERSION, *node, target + 1), "this is incarnation"),
+    ):
+        with _asked(shelved, hello) as sock, pytest.raises(AttachError, match=why):
+            receive_welcome(sock)
+
+
+def _asked(node: Station, hello: ReaderHello) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.connect(str(node.run_dir / SOCKET_NAME))
+    send_frame(sock, hello)
+    return sock
+
+
+# ---- who leaves, stops or dies
+
+
+def test_views_outlive_their_client_and_keep_their_place(
+    shelved: Station, publisher: Client, language: Station
+) -> None:
+    """R63: the node knows of them until the last one goes."""
+    publisher.publish("cat", rows_of_version(1))
+    with attach(language.run_dir) as leaving:
+        rows = fetched(leaving, "cat", shelved.addr).rows
+        waits = leaving.fetch("never", shelved.addr, wait_s=60)
+    with pytest.raises(FetchFailed, match="closed"):
+        waits.result()
+    with pytest.raises(RuntimeError, match="closed"):
+        leaving.fetch("cat", shelved.addr)
+    for number in range(6):
+        publisher.publish(f"{number}", rows_of_version(9))
+    assert is_all(rows, 1.0)
+    assert publisher.shelf.counts().readers == 1
+    del rows
+    wait_until(lambda: not publisher.shelf.counts().readers, 10.0, shelved.log)
+    assert publisher.shelf.counts().pinned == 0
+
+
+def test_the_pins_of_a_reader_that_is_killed_go_with_it(shelved: Station, publisher: Client, agent: Agent) -> None:
+    """R42, P3; of a "dead reader of a shelf": its items may be evicted then, and not before."""
+    for number in range(3):
+        publisher.publish(f"{number}", rows_of_version(number))
+        assert agent.call(fetching.fetch, f"{number}", shelved.addr) == number
+    assert publisher.shelf.counts().pinned == 3
+    agent.kill(signal.SIGSTOP)
+    assert [publisher.publish(f"new {n}", rows_of_version(8)).evicted for n in range(3)] == [0, 1, 1]
+    assert [bool(publisher.shelf.contains(f"{n}")) for n in range(3)] == [True] * 3
+    agent.kill()
+    wait_until(lambda: not publisher.shelf.counts().pinned, 10.0, shelved.log)
+    for number in range(4):
+        assert publisher.publish(f"newer {number}", rows_of_version(9)).status == PublishStatus.READY
+
+
+def test_a_child_of_a_reader_takes_no_pins_away(shelved: Station, publisher: Client, reader: Client) -> None:
+    """R60."""
+    publisher.publish("cat", rows_of_version(4))
+    items = [fetched(reader, "cat", shelved.addr)]
+    pid = os.fork()
+    if not pid:
+        items.clear()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    for number in range(6):
+        publisher.publish(f"{number}", rows_of_version(9))
+    assert publisher.shelf.counts().pinned == 1
+    assert is_all(items[0].rows, 4.0)
+    items.clear()
+    assert publisher.shelf.counts().pinned == 0
+
+
+def test_views_of_a_dead_node_stay_and_its_successor_is_found(language: Station, own_dir: Path) -> None:
+    """R64, D3: nothing of the old one is published any more; what is read of it stays as it was."""
+    with ExitStack() as stack:
+        reader = stack.enter_context(attach(language.run_dir))
+        with shelf_node(own_dir / "e") as first:
+            with attach(first.run_dir) as publisher:
+                publisher.publish("cat", rows_of_version(1))
+                rows = fetched(reader, "cat", first.addr).rows
+                port = int(first.addr.rpartition(":")[2])
+            first.kill_group()
+        with shelf_node(own_dir / "e", bootstrap_port=port) as second, attach(second.run_dir) as publisher:
+            assert second.addr == first.addr
+            publisher.publish("cat", rows_of_version(2))
+            wait_until(lambda: _finds(reader, second.addr), 30.0, second.log)
+            assert float(fetched(reader, "cat", second.addr).rows[0, 0]) == 2.0
+            assert is_all(rows, 1.0)
+
+
+def _finds(reader: Client, addr: str) -> bool:
+    fetch = reader.fetch("cat", addr)
+    return fetch.wait(20) and fetch.exception() is None
+
+
+def test_readers_and_publishers_all_at_once(shelved: Station, publisher: Client, language: Station) -> None:
+    """P6, R84: rows of one version, and never an older one after a newer one."""
+    stop, faults = threading.Event(), list[object]()
+
+    def publish(number: int) -> None:
+        with attach(shelved.run_dir) as mine:
+            version = 0
+            while not stop.is_set():
+                version += 1
+                mine.publish("cat", rows_of_version(version * 10 + number), replace=True)
+
+    def read() -> None:
+        with attach(language.run_dir) as mine:
+            last = 0
+            while not stop.is_set():
+                try:
+                    item = fetched(mine, "cat", shelved.addr)
+                except NotPublished:
+                    continue
+                if item.rows.min() != item.rows.max() or item.generation < last:
+                    faults.append(item.generation)
+                last = item.generation
+
+    publisher.publish("cat", rows_of_version(1))
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(2)]
+    threads += [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    wait_until(lambda: not publisher.shelf.counts().readers, 10.0, shelved.log)
