@@ -180,7 +180,8 @@ def test_every_kick_is_sent_and_told_apart() -> None:
 
 def test_every_counter_is_counted_and_shown() -> None:
     for metric in metrics.Metric:
-        assert any(use.calls & {"count", "count_for_client"} for use in uses()[metrics.Metric, metric.name]), f"nobody counts {metric!r}"
+        found = uses()[metrics.Metric, metric.name]
+        assert any(use.calls & {"count", "count_for_client"} for use in found), f"nobody counts {metric!r}"
     assert "control.metrics.all()" in (ROOT / "pipeline" / "inspection" / "observe.py").read_text()
 
 

@@ -155,7 +155,8 @@ def test_an_encode_node_cannot_register_as_another(language: LanguageAlone) -> N
     receiver = language.receiver(1)
     other = language.client.receiver(ELSEWHERE, 2)
     language.settle()
-    answer = msg.Registered(language.envelope(node_id=20, incarnation=2), ELSEWHERE, "tcp://10.0.0.21:2", "shm", 16, 16, "")
+    envelope = language.envelope(node_id=20, incarnation=2)
+    answer = msg.Registered(envelope, ELSEWHERE, "tcp://10.0.0.21:2", "shm", 16, 16, "")
     language.hears("bootstrap", answer, address=ELSEWHERE, identity=THEIRS)
     assert forged(language) == 1
     assert not other.handshake_done

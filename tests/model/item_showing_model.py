@@ -35,8 +35,8 @@ class Entry(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """A publisher (idle, fill, draw, set, ready, older) or the evictor (idle, others). `k` is the entry at which it looks
-    for others of its key; `drawn` the number that it has drawn, for itself or for the item there, whose generation it
+    """A publisher (idle, fill, draw, set, ready, older) or the evictor (idle, others). `k` is the entry at which it
+    looks for others of its key; `drawn` the number that it has drawn, for itself or for the item there, whose generation it
     has `seen` before.
     """
 
@@ -189,8 +189,8 @@ class Model:
         return self.with_entry(world, entry, number=number)
 
     def older(self, world: World, me: Actor) -> Iterator[tuple[str, World, Actor]]:
-        """Entry `k`, of another item of the key: complete it where it is shown, retire it where it is older; where it is
-        newer, retire oneself.
+        """Entry `k`, of another item of the key: complete it where it is shown, retire it where it is older; where it
+        is newer, retire oneself.
         """
         if me.k == me.entry:
             me = me._replace(k=me.k + 1)

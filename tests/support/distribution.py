@@ -40,6 +40,15 @@ LONG = (
 )
 """What is begun first, longest first; it costs time, and nothing else, when this is no longer so."""
 
+LONG_WITHOUT_NODES = (
+    "tests/native/test_single_step.py",
+    "tests/workers/test_simulation.py",
+    "tests/workers/test_simulated_direct_writes.py",
+    "tests/test_unchanged.py",
+    "tests/native/test_sanitizers.py",
+)
+"""What is begun first of the rest, so that nobody is left with it in the end."""
+
 
 def unit_of(nodeid: str) -> str:
     """What is dealt out with this test: its file, or several files."""
@@ -71,8 +80,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     first = {unit_of(path): place for place, path in enumerate(LONG)}
     with_nodes = {unit_of(item.nodeid) for item in items if item.get_closest_marker("process")}
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
+    def place(item: pytest.Item) -> tuple[int, bool, bool]:
         unit = unit_of(item.nodeid)
-        return first.get(unit, len(LONG)), unit not in with_nodes
+        return first.get(unit, len(LONG)), unit not in with_nodes, unit not in LONG_WITHOUT_NODES
 
     items.sort(key=place)

@@ -97,7 +97,8 @@ def test_an_encode_node_that_announces_a_name_fails_the_requests_that_ask_it(fie
     node = LanguageAlone()
     receiver = node.client.receiver(ENCODE_ADDRESS, 1)
     node.settle()
-    fields: list[Any] = [node.envelope(node_id=20), ENCODE_ADDRESS, "tcp://10.0.0.20:2", node.world.engine.name, 16, 16, ""]
+    engine = node.world.engine.name
+    fields: list[Any] = [node.envelope(node_id=20), ENCODE_ADDRESS, "tcp://10.0.0.20:2", engine, 16, 16, ""]
     fields[field] = NAME
     node.hears("bootstrap", msg.Registered(*fields), address=ENCODE_ADDRESS)
     name = ("bootstrap_addr", "poller_addr")[field - 1]

@@ -82,7 +82,11 @@ def test_what_a_seed_has_found_stays_away(seed: int, faults: str, disturbance: s
 
 @pytest.mark.parametrize(
     ("faults", "disturbance", "engine"),
-    [("calm", "none", "shm"), ("deadly", "cuts", "shm"), ("deadly", "clients", "network")],
+    [
+        ("calm", "none", "shm"),
+        pytest.param("deadly", "cuts", "shm", marks=pytest.mark.storm),
+        ("deadly", "clients", "network"),
+    ],
 )
 def test_a_seed_makes_the_same_steps_again(faults: str, disturbance: str, engine: str) -> None:
     """P19: so a failure that a seed has found can be looked at."""

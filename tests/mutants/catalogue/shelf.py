@@ -7,7 +7,8 @@ from .files import FETCHING, MEETING, PUBLISHING, SHELF, STEPS
 
 SHELF_MUTANTS: Final = [
     Mutant(
-        "pinned-without-a-second-look", "R41, P6", "a reader stores its pin, and does not look whether the item is there",
+        "pinned-without-a-second-look", "R41, P6",
+        "a reader stores its pin, and does not look whether the item is there",
         "allocator/native/shelf_pins.h",
         "if (head_state(head) == SHELF_READY && head_generation(head) == generation && generation >= shelf_floor(s)) {",
         "if (head + 1) {",
@@ -51,7 +52,8 @@ SHELF_MUTANTS: Final = [
     Mutant(
         "showing-left-alone", "R84", "who retires an item does not complete one of its key that is being shown",
         "allocator/native/shelf.h",
-        "                if (!shelf_complete(s, entry, head))\n                    return false;\n                continue;",
+        "                if (!shelf_complete(s, entry, head))\n                    return false;\n"
+        "                continue;",
         "                break;",
         (f"{SHELF}::test_who_retires_completes_what_is_being_shown_first",),
     ),
@@ -136,9 +138,11 @@ SHELF_MUTANTS: Final = [
         (f"{FETCHING}::test_a_reader_is_handed_the_rows_to_read_and_no_more",),
     ),
     Mutant(
-        "view-of-the-shelf-after-the-end", "R45, P7", "a client that has left writes on through the rows that it was making",
+        "view-of-the-shelf-after-the-end", "R45, P7",
+        "a client that has left writes on through the rows that it was making",
         "pipeline/client/attachment.py",
-        "    def _keep_rows_out_to_itself(self) -> None:\n        if self.shelf is not None:\n            self.shelf.discard()\n",
+        "    def _keep_rows_out_to_itself(self) -> None:\n"
+        "        if self.shelf is not None:\n            self.shelf.discard()\n",
         "    def _keep_rows_out_to_itself(self) -> None:\n",
         (f"{PUBLISHING}::test_a_client_that_leaves_while_it_makes_rows_writes_to_nobodys_memory",),
     ),
