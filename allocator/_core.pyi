@@ -70,6 +70,7 @@ WRITTEN_BY_CLIENT: int
 TOLD_UNTOLD: int
 TOLD_RELEASED: int
 LOCAL_EXPOSURE: int
+FINDER_SLOT_BITS: int
 REGISTERED_STATE: int
 
 # what `GrantBinder.bind` returns

@@ -28,6 +28,7 @@
     │ exposure                the session that may write into each block              │
     │ peers                   other nodes                                             │
     │ tombstones    encode    the highest epoch of each slot of each peer             │
+    │ finders       encode    the slot that has found a grant of a peer's slot        │
     │ writers                 processes of other nodes that map the payload           │
     │ routes                  the registrar's record; nodes that discovery tells of   │
     │ metrics                 a row of counters a process, and one of all clients     │
@@ -80,7 +81,7 @@ from embridge.allocator.records import (
 )
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 8
+LAYOUT_VERSION: Final = 9
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
 
@@ -144,6 +145,7 @@ CONTROL_TABLES: Final = {
     "exposure": "the session that may write into each block",
     "peers": "other nodes",
     "tombstones": "the highest epoch of each slot of each peer",
+    "finders": "the slot that has found a grant of a peer's slot",
     "writers": "processes of other nodes that map the payload",
     "routes": "the registrar's record; nodes that discovery tells of",
     "metrics": "a row of counters a process, and one of all clients",
@@ -214,6 +216,7 @@ class ControlLayout:
     exposure: int
     peers: int
     tombstones: int
+    finders: int
     writers: int
     routes: int
     metrics: int
@@ -255,6 +258,7 @@ class ControlLayout:
             "exposure": m.take(geometry.num_blocks * 8),
             "peers": m.take(limits.max_peers * PEER_BYTES),
             "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
+            "finders": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
             "routes": m.take((1 + limits.max_routes) * ROUTE_WORDS * 8 * (limits.max_routes > 0)),
             "metrics": m.take(len(metric_names(limits)) * METRIC_WORDS * 8),

@@ -9,9 +9,10 @@ told side's bootstrap and poller end it by the messages that they send today.
 Modelled: either side told at any moment, by its client or by a report; an init that leaves early or late, is repeated,
 or waits for the encoder's room; an encoder that is bound by its own client while its bootstrap joins the same room, and
 then writes itself or leaves it to the worker; deadlines of both sides, and deaths of both clients at any step; a later
-sender of the same room, which finds what the first has left, or a second one at the same time; and another one to which the node has joined the request,
-before it knew of the first, and which is closed before the first is told of. Messages are never forgotten, so each of
-them may come again at any later time; but what is said once of two senders with one request comes once.
+sender of the same room, which finds what the first has left, or a second one, at the same time (`direct_told_others`);
+and another one to which the node has joined the request, before it knew of the first, and which is closed before the
+first is told of. Messages are never forgotten, so each of them may come again at any later time; but what is said once
+of two senders with one request comes once.
 
 Not modelled: the table of posts (`direct_rendezvous_model`); the copy itself (`direct_claim_model`); several
 destinations, which are always told (`direct_outcome_model`).

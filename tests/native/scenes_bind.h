@@ -69,6 +69,7 @@ static void bind_by(struct world *world, unsigned (*bind)(struct grant_bind *))
         .grants = b->grants,
         .peers = b->peer,
         .tombstones = &b->tombstone,
+        .finders = &b->finder,
         .num_slots = 1,
         .slot_words = SLOT_JOINED_BY + 1,
         .destinations_words = DESTINATION_WORDS,
