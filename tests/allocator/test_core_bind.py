@@ -26,6 +26,7 @@ from embridge.allocator.records import (
     MEETING_WORDS,
     Destination,
     JoinedBy,
+    Peer,
     Slot,
     Told,
     WrittenBy,
@@ -333,6 +334,20 @@ def test_a_grant_has_one_mark_an_epoch(pair: Pair, epoch: int, slot: int, may: b
     assert pair.bind() == (BIND_BOUND if may else 0)
     assert pair.is_untouched() != may
     assert finders.load(at) == (THERE_EPOCH << FINDER_SLOT_BITS | SLOT if may else epoch << FINDER_SLOT_BITS | slot)
+
+
+def test_marks_end_with_the_node_that_had_the_entry(pair: Pair) -> None:
+    """R81: another's grants of the same slots and epochs are marked by nobody."""
+    assert pair.bind()
+    peers = pair.own.peers
+    record = peers.record(PEER)
+    assert peers.register(record, 2, ()) == PEER  # once more
+    assert peers.finder(PEER, THERE, THERE_EPOCH) == SLOT
+    assert peers.bury(PEER)
+    for node_id in (20, 21):
+        assert peers.register(record._replace(node_id=node_id), 3, ()) is not None
+    assert peers.get(PEER, Peer.NODE_ID) in (20, 21)
+    assert peers.finder(PEER, THERE, THERE_EPOCH) is None
 
 
 @pytest.mark.parametrize("when", STEPS)
