@@ -205,5 +205,6 @@ class PeerTable:
         Who looks here has raised the epoch's tombstone: then nobody who marks it later binds itself to it.
         """
         assert self._finders is not None
-        word = self._finders.add(peer * self.num_slots + slot, 0)  # not loaded: who marks it after that sees the tombstone
+        # not a load: who marks it after that sees the tombstone
+        word = self._finders.add(peer * self.num_slots + slot, 0)
         return word & (1 << FINDER_SLOT_BITS) - 1 if word >> FINDER_SLOT_BITS == epoch else None

@@ -8,8 +8,8 @@
 //   look      the claim is open for the post's epoch, the meeting record and the window say what is granted to whom,
 //             the claim has that epoch still (R37); what they say can be true; the peer table has that node, and has
 //             heard of nothing newer of that slot
-//   mark      that this encoder has found it, in a table of its own node, and look whether the peer table has heard of it
-//             meanwhile: the bootstrap raises the tombstone before it looks at the mark (R81)
+//   mark      that this encoder has found it, in a table of its own node, and look whether the peer table has heard of
+//             it meanwhile: the bootstrap raises the tombstone before it looks at the mark (R81)
 //   bind      the grant to this encoder, by compare-and-swap (R38)
 //   join      the slot to the grant, by compare-and-swap; if the bootstrap has joined it, the grant is let go of (R79)
 //   note      the destination, as the bootstrap notes one; the word that says how many there are is the last
@@ -21,8 +21,9 @@
 // what is noted.
 //
 // Why a SIGKILL between any two instructions is safe: a destination is there when its count says so. A grant that is
-// marked by the dead, or bound to them, is nobody else's, and the language node, which sends its init when nobody has come, hears what the
-// encode node says of the room. A post that stays is a hint, and its epoch is in nobody's claim any more.
+// marked by the dead, or bound to them, is nobody else's, and the language node, which sends its init when nobody has
+// come, hears what the encode node says of the room. A post that stays is a hint, and its epoch is in nobody's claim any
+// more.
 //
 // Where a test asks (`before`), a call says before each of its changes which one that is, and can be ended there.
 #ifndef EMBRIDGE_NATIVE_BIND_H

@@ -1,6 +1,6 @@
 // An encoder that binds its slot to a grant, and whoever is faster at some step. What holds at every boundary: the slot
-// is joined only while the grant is marked and bound to it, and the destination is written only then (R38, R79); its count says
-// that it is there when it is whole, and the post is taken off after that.
+// is joined only while the grant is marked and bound to it, and the destination is written only then (R38, R79, R81);
+// its count says that it is there when it is whole, and the post is taken off after that.
 #ifndef EMBRIDGE_TESTS_NATIVE_SCENES_BIND_H
 #define EMBRIDGE_TESTS_NATIVE_SCENES_BIND_H
 
