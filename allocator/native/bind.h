@@ -22,8 +22,8 @@
 //
 // Why a SIGKILL between any two instructions is safe: a destination is there when its count says so. A grant that is
 // marked by the dead, or bound to them, is nobody else's, and the language node, which sends its init when nobody has
-// come, hears what the encode node says of the room. A post that stays is a hint, and its epoch is in nobody's claim any
-// more.
+// come, hears what the encode node says of the room. A post that stays is a hint, and its epoch is in nobody's claim
+// any more.
 //
 // Where a test asks (`before`), a call says before each of its changes which one that is, and can be ended there.
 #ifndef EMBRIDGE_NATIVE_BIND_H

@@ -220,6 +220,7 @@ def test_what_cannot_be_true_is_left_alone(pair: Pair, what: str) -> None:
     REFUSED[what](pair)
     assert pair.bind() == 0
     assert pair.is_untouched()
+    assert pair.own.peers.finder(PEER, THERE, THERE_EPOCH) is None
     pair.grant(THERE - 2)
     is_good = what not in ("a dead node", "a node whose entry is another's")
     assert pair.bind() == (BIND_BOUND if is_good else 0)

@@ -62,15 +62,15 @@ class BoundRooms:
                 self._grants.apply(ours, waiting.grant, now_ns)
         return ours
 
-    def apply(self, held: Open, grant: Grant, now_ns: int) -> None:
-        """Apply a grant to a destination that the bootstrap has entered, unless another sender has found it (R81).
+    def apply(self, held: Open, grant: Grant, peer: int, now_ns: int) -> None:
+        """Apply a peer's grant to a destination of the bootstrap's, unless another sender has found it (R81).
 
         The tombstone is raised here, before the first block is granted: from then on no client binds itself to the
         grant, and who was about to has marked it before.
         """
         slot, epoch, d = held.slot, held.epoch, held.destination
         if not self._dsts.get(slot, d, Destination.FIRST_GRANT):
-            remote = self.remote(slot, d)
+            remote = Remote(peer, grant.key.slot, grant.key.epoch)
             self._peers.raise_tombstone(*remote)
             if self._is_anothers(slot, remote):
                 why = f"room {grant.key.room} is in use by another sender of this node"

@@ -76,7 +76,7 @@ CLIENT_RENDEZVOUS: Final = [
         (f"{BIND}::test_what_cannot_be_true_is_left_alone",),
     ),
     Mutant(
-        "buried-grant-bound", "R79, R81", "an encoder binds itself to a grant to which its node has joined another",
+        "buried-grant-bound", "R79, R81", "an encoder marks a grant to which its node has joined another",
         "allocator/native/bind.h",
         "!bind_is_there(b) || bind_is_over(b))",
         "!bind_is_there(b))",
