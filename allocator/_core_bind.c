@@ -103,10 +103,11 @@ static PyObject *binder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *words[NUM_WORDS], *name[NUM_NAMES];
     uint64_t named[NUM_NAMES];
     Py_ssize_t n[NUM_SIZES];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!O!O!O!O!O!O!nnnnnnnnOOOO:GrantBinder", names, is, &words[0],
-                                     is, &words[1], is, &words[2], is, &words[3], is, &words[4], is, &words[5], is,
-                                     &words[6], is, &words[7], is, &words[8], is, &words[9], &n[0], &n[1], &n[2], &n[3], &n[4], &n[5],
-                                     &n[6], &n[7], &name[0], &name[1], &name[2], &name[3]))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!O!O!O!O!O!O!nnnnnnnnOOOO:GrantBinder", names, is,
+                                     &words[0], is, &words[1], is, &words[2], is, &words[3], is, &words[4], is,
+                                     &words[5], is, &words[6], is, &words[7], is, &words[8], is, &words[9], &n[0],
+                                     &n[1], &n[2], &n[3], &n[4], &n[5], &n[6], &n[7], &name[0], &name[1], &name[2],
+                                     &name[3]))
         return NULL;
     for (size_t i = 0; i < NUM_SIZES; i++) {
         if (n[i] < 1 || n[i] > INT32_MAX)
