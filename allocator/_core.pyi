@@ -72,6 +72,7 @@ WRITTEN_BY_CLIENT: int
 TOLD_UNTOLD: int
 TOLD_RELEASED: int
 LOCAL_EXPOSURE: int
+FINDER_SLOT_BITS: int
 REGISTERED_STATE: int
 
 # what `GrantBinder.bind` returns
@@ -413,8 +414,8 @@ class GrantBinder:
     """Finds grants that one language node of this host has posted, and binds requests of an encode node to them
     (`native/bind.h`).
 
-    `slots`, `destinations`, `grants`, `peers` and `tombstones` are the encode node's, `claims`, `meetings`, `posts` and
-    `windows` the language node's. Several threads may use it at the same time.
+    `slots`, `destinations`, `grants`, `peers`, `tombstones` and `finders` are the encode node's, `claims`, `meetings`,
+    `posts` and `windows` the language node's. Several threads may use it at the same time.
     """
 
     def __init__(
@@ -424,6 +425,7 @@ class GrantBinder:
         grants: Words,
         peers: Words,
         tombstones: Words,
+        finders: Words,
         claims: Words,
         meetings: Words,
         posts: Words,

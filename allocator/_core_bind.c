@@ -5,7 +5,7 @@
 
 #define BLOCKS_ON_STACK 64
 
-enum { SLOTS, DESTINATIONS, GRANTS, PEERS, TOMBSTONES, CLAIMS, MEETINGS, POSTS, WINDOWS, NUM_WORDS };
+enum { SLOTS, DESTINATIONS, GRANTS, PEERS, TOMBSTONES, FINDERS, CLAIMS, MEETINGS, POSTS, WINDOWS, NUM_WORDS };
 enum {
     SLOT_SIZE,
     NUM_DESTINATIONS,
@@ -65,6 +65,7 @@ static int take_tables(GrantBinder *self, const Py_ssize_t *n)
         {"destinations", count[DESTINATIONS], t->num_slots * t->destinations_words},
         {"grants", count[GRANTS], t->num_slots * t->window},
         {"tombstones", count[TOMBSTONES], t->num_peers * t->num_peer_slots},
+        {"finders", count[FINDERS], t->num_peers * t->num_peer_slots},
         {"meetings", count[MEETINGS], t->num_slots_there * MEETING_WORDS},
         {"windows", count[WINDOWS], t->num_slots_there * t->window_there},
         {"buckets", t->num_buckets, 1},
@@ -83,6 +84,7 @@ static int take_tables(GrantBinder *self, const Py_ssize_t *n)
     t->grants = first[GRANTS];
     t->peers = first[PEERS];
     t->tombstones = first[TOMBSTONES];
+    t->finders = first[FINDERS];
     t->claims = first[CLAIMS];
     t->meetings = first[MEETINGS];
     t->posts = first[POSTS];
@@ -93,7 +95,7 @@ static int take_tables(GrantBinder *self, const Py_ssize_t *n)
 static PyObject *binder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"slots",     "destinations", "grants",       "peers",      "tombstones",
-                            "claims",    "meetings",     "posts",        "windows",    "slot_words",
+                            "finders",   "claims",    "meetings",     "posts",        "windows",    "slot_words",
                             "num_destinations", "window_blocks", "peer_words", "num_peer_slots", "window_there",
                             "block_size", "num_blocks",  "node_id",      "incarnation",
                             "node_id_there", "incarnation_there", NULL};
@@ -101,10 +103,11 @@ static PyObject *binder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *words[NUM_WORDS], *name[NUM_NAMES];
     uint64_t named[NUM_NAMES];
     Py_ssize_t n[NUM_SIZES];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!O!O!O!O!O!nnnnnnnnOOOO:GrantBinder", names, is, &words[0],
-                                     is, &words[1], is, &words[2], is, &words[3], is, &words[4], is, &words[5], is,
-                                     &words[6], is, &words[7], is, &words[8], &n[0], &n[1], &n[2], &n[3], &n[4], &n[5],
-                                     &n[6], &n[7], &name[0], &name[1], &name[2], &name[3]))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!O!O!O!O!O!O!nnnnnnnnOOOO:GrantBinder", names, is,
+                                     &words[0], is, &words[1], is, &words[2], is, &words[3], is, &words[4], is,
+                                     &words[5], is, &words[6], is, &words[7], is, &words[8], is, &words[9], &n[0],
+                                     &n[1], &n[2], &n[3], &n[4], &n[5], &n[6], &n[7], &name[0], &name[1], &name[2],
+                                     &name[3]))
         return NULL;
     for (size_t i = 0; i < NUM_SIZES; i++) {
         if (n[i] < 1 || n[i] > INT32_MAX)

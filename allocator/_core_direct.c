@@ -237,6 +237,7 @@ int add_direct_constants(PyObject *module)
         {"WRITTEN_BY_CLIENT", WRITTEN_BY_CLIENT},
         {"TOLD_UNTOLD", TOLD_UNTOLD},
         {"TOLD_RELEASED", TOLD_RELEASED},
+        {"FINDER_SLOT_BITS", FINDER_SLOT_BITS},
         {"LOCAL_EXPOSURE", LOCAL_EXPOSURE},
         {"REGISTERED_STATE", REGISTERED_STATE},
         {"BIND_BOUND", BIND_BOUND},

@@ -87,6 +87,7 @@ def grant_binder(
         grants=Words(own.mapping, layout.grants, slots * limits.window_blocks),
         peers=Words(own.mapping, layout.peers, limits.max_peers * PEER_BYTES // 8),
         tombstones=Words(own.mapping, layout.tombstones, limits.max_peers * limits.max_peer_slots),
+        finders=Words(own.mapping, layout.finders, limits.max_peers * limits.max_peer_slots),
         claims=Words(part, there.claims - begin, slots_there * CLAIM_WORDS),
         meetings=Words(part, there.meetings - begin, slots_there * MEETING_WORDS),
         posts=Words(part, there.posts - begin, slots_there * POSTS_A_SLOT),

@@ -35,6 +35,7 @@
     │ ledgers       encode    which items each reader pins                            │
     │ peers                   other nodes                                             │
     │ tombstones    encode    the highest epoch of each slot of each peer             │
+    │ finders       encode    the slot that has found a grant of a peer's slot        │
     │ writers                 processes of other nodes that map the payload           │
     │ routes                  the registrar's record; nodes that discovery tells of   │
     │ metrics                 a row of counters a process, and one of all clients     │
@@ -162,6 +163,7 @@ CONTROL_TABLES: Final = {
     "ledgers": "which items each reader pins",
     "peers": "other nodes",
     "tombstones": "the highest epoch of each slot of each peer",
+    "finders": "the slot that has found a grant of a peer's slot",
     "writers": "processes of other nodes that map the payload",
     "routes": "the registrar's record; nodes that discovery tells of",
     "metrics": "a row of counters a process, and one of all clients",
@@ -239,6 +241,7 @@ class ControlLayout:
     ledgers: int
     peers: int
     tombstones: int
+    finders: int
     writers: int
     routes: int
     metrics: int
@@ -281,6 +284,7 @@ class ControlLayout:
             **_shelf_tables(m, limits.shelf_entries * encode, limits.shelf_blocks * encode),
             "peers": m.take(limits.max_peers * PEER_BYTES),
             "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
+            "finders": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
             "routes": m.take((1 + limits.max_routes) * ROUTE_WORDS * 8 * (limits.max_routes > 0)),
             "metrics": m.take(len(metric_names(limits)) * METRIC_WORDS * 8),

@@ -15,6 +15,7 @@ from embridge.allocator.geometry import Role
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import (
     ADDRESS_BYTES,
+    FINDER_SLOT_BITS,
     PEER_BOOTSTRAP_OFFSET,
     PEER_BYTES,
     PEER_KEY_OFFSET,
@@ -63,9 +64,10 @@ class PeerTable:
         self._stride = PEER_BYTES // 8
         self._words = Words(mapping, layout.peers, self.num_peers * self._stride)
         self._bytes = memoryview(mapping)[layout.peers : layout.peers + self.num_peers * PEER_BYTES]
-        self._tombstones = None
+        self._tombstones = self._finders = None
         if layout.role == Role.ENCODE:
             self._tombstones = Words(mapping, layout.tombstones, self.num_peers * self.num_slots)
+            self._finders = Words(mapping, layout.finders, self.num_peers * self.num_slots)
 
     def get(self, peer: int, field: Peer) -> int:
         return self._words.load(peer * self._stride + field)
@@ -158,9 +160,10 @@ class PeerTable:
         if not keep_tombstones:
             self.put(peer, Peer.TAINTED, 0)
             self.put(peer, Peer.REACHED, 0)
-        if self._tombstones is not None and not keep_tombstones:
+        if self._tombstones is not None and self._finders is not None and not keep_tombstones:
             for slot in range(min(record.num_slots, self.num_slots)):
                 self._tombstones.store(peer * self.num_slots + slot, 0)
+                self._finders.store(peer * self.num_slots + slot, 0)
         self.put(peer, Peer.STATE, PeerState.REGISTERED)
 
     def record(self, peer: int) -> PeerRecord:
@@ -195,3 +198,13 @@ class PeerTable:
         """Raise the highest epoch of a peer's slot. True if the epoch is news (encode side, bootstrap only)."""
         assert self._tombstones is not None
         return self._tombstones.raise_to(peer * self.num_slots + slot, epoch)
+
+    def finder(self, peer: int, slot: int, epoch: int) -> int | None:
+        """The slot of this node whose client has marked that grant of a peer as found (encode side, R81).
+
+        Who looks here has raised the epoch's tombstone: then nobody who marks it later binds itself to it.
+        """
+        assert self._finders is not None
+        # not a load: who marks it after that sees the tombstone
+        word = self._finders.add(peer * self.num_slots + slot, 0)
+        return word & (1 << FINDER_SLOT_BITS) - 1 if word >> FINDER_SLOT_BITS == epoch else None

@@ -148,6 +148,10 @@ class Told(IntEnum):
     RELEASED = 3  # its client alone has had it, and has released it
 
 
+# A word of the finders: `epoch << 16 | slot`, the slot here that has found the grant of that epoch; by CAS (R81).
+FINDER_SLOT_BITS: Final = 16
+
+
 class Lent(IntEnum):
     """`Slot.LENT`: of what its scheduler has views, in the blocks of a request."""
 

@@ -8,6 +8,8 @@
 //   look      the claim is open for the post's epoch, the meeting record and the window say what is granted to whom,
 //             the claim has that epoch still (R37); what they say can be true; the peer table has that node, and has
 //             heard of nothing newer of that slot
+//   mark      that this encoder has found it, in a table of its own node, and look whether the peer table has heard of
+//             it meanwhile: the bootstrap raises the tombstone before it looks at the mark (R81)
 //   bind      the grant to this encoder, by compare-and-swap (R38)
 //   join      the slot to the grant, by compare-and-swap; if the bootstrap has joined it, the grant is let go of (R79)
 //   note      the destination, as the bootstrap notes one; the word that says how many there are is the last
@@ -19,8 +21,9 @@
 // what is noted.
 //
 // Why a SIGKILL between any two instructions is safe: a destination is there when its count says so. A grant that is
-// bound to the dead is nobody else's, and the language node, which sends its init when nobody has come, hears what the
-// encode node says of the room. A post that stays is a hint, and its epoch is in nobody's claim any more.
+// marked by the dead, or bound to them, is nobody else's, and the language node, which sends its init when nobody has
+// come, hears what the encode node says of the room. A post that stays is a hint, and its epoch is in nobody's claim
+// any more.
 //
 // Where a test asks (`before`), a call says before each of its changes which one that is, and can be ended there.
 #ifndef EMBRIDGE_NATIVE_BIND_H
@@ -32,6 +35,7 @@
 
 // What a call is about to change.
 enum bind_step {
+    BIND_MARK,
     BIND_GRANT,
     BIND_JOIN,
     BIND_UNBIND,
@@ -60,6 +64,7 @@ struct bind_tables {
     struct node_name own;
     word64 *slots, *destinations, *grants;
     const word64 *peers, *tombstones;
+    word64 *finders; // as many as tombstones
     uint64_t num_slots, slot_words, destinations_words, window;
     uint64_t num_peers, peer_words, num_peer_slots;
     uint64_t *seen; // private, a bit for each of `num_blocks`, all 0 between two looks
@@ -161,7 +166,21 @@ static inline bool bind_is_over(const struct grant_bind *b)
 {
     const struct bind_tables *t = b->tables;
     return b->remote_slot >= t->num_peer_slots ||
-           bind_load(&t->tombstones[b->peer * t->num_peer_slots + b->remote_slot]) >= b->remote_epoch;
+           // SYNC finder: sequentially consistent; either this sees the tombstone, or who has raised it sees the mark.
+           atomic_load_explicit(&t->tombstones[b->peer * t->num_peer_slots + b->remote_slot], memory_order_seq_cst) >=
+               b->remote_epoch;
+}
+
+// Mark the grant as found by this slot. False: another one has, or has found a later one.
+static inline bool bind_mark(struct grant_bind *b)
+{
+    word64 *finder = &b->tables->finders[b->peer * b->tables->num_peer_slots + b->remote_slot];
+    const uint64_t ours = b->remote_epoch << FINDER_SLOT_BITS | b->slot;
+    uint64_t word = bind_load(finder);
+    if (word >> FINDER_SLOT_BITS >= b->remote_epoch)
+        return word == ours;
+    // SYNC finder: sequentially consistent, and before the look at the tombstone.
+    return atomic_compare_exchange_strong_explicit(finder, &word, ours, memory_order_seq_cst, memory_order_acquire);
 }
 
 // Enter the destination, which is there once the slot's record says how many there are. False: stopped.
@@ -206,6 +225,8 @@ static inline bool bind_to(struct grant_bind *b, word64 *bucket, uint64_t post)
     b->remote_slot = post >> POST_EPOCH_BITS & ((1u << POST_SLOT_BITS) - 1);
     b->remote_epoch = post & ((1u << POST_EPOCH_BITS) - 1);
     if (b->remote_slot >= t->num_slots_there || !bind_read(b) || !bind_holds(b) || !bind_is_there(b) || bind_is_over(b))
+        return false;
+    if (!bind_may(b, BIND_MARK) || !bind_mark(b) || bind_is_over(b))
         return false;
     word64 *bound = &t->meetings[b->remote_slot * MEETING_WORDS + MEETING_BOUND];
     if (!bind_may(b, BIND_GRANT) || !bind_move(bound, b->remote_epoch << 1, b->remote_epoch << 1 | 1))

@@ -51,6 +51,7 @@ enum {
 enum { JOINED_BY_NOBODY = 0, JOINED_BY_CLIENT = 1 };
 enum { WRITTEN_BY_CLIENT = 1 };
 enum { TOLD_BITS = 2, TOLD_UNTOLD = 1, TOLD_RELEASED = 3 };
+enum { FINDER_SLOT_BITS = 16 };
 enum { LOCAL_EXPOSURE = 0 }; // of blocks that no session of a network engine may write
 enum { REGISTERED_STATE = 1 };
 

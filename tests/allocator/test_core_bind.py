@@ -20,7 +20,17 @@ from embridge.allocator.geometry import Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.posts import PostTable
-from embridge.allocator.records import DESTINATION_WORDS, MEETING_WORDS, Destination, JoinedBy, Slot, Told, WrittenBy
+from embridge.allocator.records import (
+    DESTINATION_WORDS,
+    FINDER_SLOT_BITS,
+    MEETING_WORDS,
+    Destination,
+    JoinedBy,
+    Peer,
+    Slot,
+    Told,
+    WrittenBy,
+)
 from embridge.allocator.segment import map_segment
 
 GEOMETRY: Final = Geometry(hidden_size=8, num_blocks=200, block_size=4)
@@ -210,6 +220,7 @@ def test_what_cannot_be_true_is_left_alone(pair: Pair, what: str) -> None:
     REFUSED[what](pair)
     assert pair.bind() == 0
     assert pair.is_untouched()
+    assert pair.own.peers.finder(PEER, THERE, THERE_EPOCH) is None
     pair.grant(THERE - 2)
     is_good = what not in ("a dead node", "a node whose entry is another's")
     assert pair.bind() == (BIND_BOUND if is_good else 0)
@@ -243,7 +254,7 @@ class _StopError(Exception):
 
 
 def test_the_steps_have_their_order(pair: Pair) -> None:
-    """R38, R79: the grant, the slot, the destination, and how many there are; nothing else lies in between."""
+    """R38, R79, R81: the mark, the grant, the slot, the destination, and how many; nothing else lies in between."""
     seen: list[int] = []
     pair.binder.watch(seen.append)
     assert pair.bind() == BIND_BOUND
@@ -264,6 +275,7 @@ def test_a_death_before_any_step_leaves_what_came_before_it(pair: Pair, last: Bi
     pair.binder.watch(before)
     with pytest.raises(_StopError):
         pair.bind()
+    assert pair.own.peers.finder(PEER, THERE, THERE_EPOCH) == (SLOT if last > BindStep.MARK else None)
     assert pair.is_bound() == (last > BindStep.GRANT)
     assert pair.joined_by == (JoinedBy.CLIENT if last > BindStep.JOIN else JoinedBy.NOBODY)
     assert pair.own.slots.get(SLOT, Slot.REQUIRED) == (last > BindStep.REQUIRED)
@@ -285,11 +297,58 @@ def test_a_grant_is_let_go_of_where_the_bootstrap_was_faster(pair: Pair) -> None
     pair.binder.watch(before)
     pair.grant(THERE - 1)
     assert pair.bind() == 0
-    assert seen == [BindStep.GRANT, BindStep.JOIN, BindStep.UNBIND]
+    assert seen == [BindStep.MARK, BindStep.GRANT, BindStep.JOIN, BindStep.UNBIND]
     assert not pair.is_bound()
     assert pair.joined_by == JoinedBy.BOOTSTRAP
     assert not pair.has_destination
     assert len(grants_in(pair.posts, ROOM)) == 2
+
+
+@pytest.mark.parametrize("when", [BindStep.MARK, BindStep.GRANT])
+def test_who_marks_a_grant_sees_its_tombstone_or_is_seen(pair: Pair, when: BindStep) -> None:
+    """R81: so of an encoder that binds itself and a bootstrap that has joined another, one knows of the other."""
+    found: list[int | None] = []
+
+    def before(step: int) -> None:
+        if step == when:
+            pair.own.peers.raise_tombstone(PEER, THERE, THERE_EPOCH)
+            found.append(pair.own.peers.finder(PEER, THERE, THERE_EPOCH))
+
+    pair.binder.watch(before)
+    is_seen = when == BindStep.GRANT
+    assert pair.bind() == (BIND_BOUND if is_seen else 0)
+    assert found == [SLOT if is_seen else None]
+    assert pair.is_untouched() != is_seen
+
+
+@pytest.mark.parametrize(
+    ("epoch", "slot", "may"),
+    [(THERE_EPOCH, SLOT + 1, False), (THERE_EPOCH + 1, SLOT, False), (THERE_EPOCH - 1, SLOT + 1, True),
+     (THERE_EPOCH, SLOT, True)],
+    ids=["another's", "of a later epoch", "of an older one", "its own"],
+)  # fmt: skip
+def test_a_grant_has_one_mark_an_epoch(pair: Pair, epoch: int, slot: int, may: bool) -> None:
+    """R81: who was the first to mark it is not hidden by who comes later."""
+    finders, at = pair.own.peers._finders, PEER * pair.own.peers.num_slots + THERE
+    assert finders is not None
+    finders.store(at, epoch << FINDER_SLOT_BITS | slot)
+    assert pair.bind() == (BIND_BOUND if may else 0)
+    assert pair.is_untouched() != may
+    assert finders.load(at) == (THERE_EPOCH << FINDER_SLOT_BITS | SLOT if may else epoch << FINDER_SLOT_BITS | slot)
+
+
+def test_marks_end_with_the_node_that_had_the_entry(pair: Pair) -> None:
+    """R81: another's grants of the same slots and epochs are marked by nobody."""
+    assert pair.bind()
+    peers = pair.own.peers
+    record = peers.record(PEER)
+    assert peers.register(record, 2, ()) == PEER  # once more
+    assert peers.finder(PEER, THERE, THERE_EPOCH) == SLOT
+    assert peers.bury(PEER)
+    for node_id in (20, 21):
+        assert peers.register(record._replace(node_id=node_id), 3, ()) is not None
+    assert peers.get(PEER, Peer.NODE_ID) in (20, 21)
+    assert peers.finder(PEER, THERE, THERE_EPOCH) is None
 
 
 @pytest.mark.parametrize("when", STEPS)

@@ -23,6 +23,7 @@ from embridge.allocator.posts import Meeting
 from embridge.allocator.records import (
     CLAIM_WORDS,
     DESTINATION_WORDS,
+    FINDER_SLOT_BITS,
     MEETING_WORDS,
     Destination,
     JoinedBy,
@@ -54,6 +55,7 @@ def test_the_words_are_those_of_the_records() -> None:
     assert (_core.JOINED_BY_NOBODY, _core.JOINED_BY_CLIENT) == (JoinedBy.NOBODY, JoinedBy.CLIENT)
     assert _core.WRITTEN_BY_CLIENT == WrittenBy.CLIENT
     assert (_core.TOLD_UNTOLD, _core.TOLD_RELEASED) == (Told.UNTOLD, Told.RELEASED)
+    assert _core.FINDER_SLOT_BITS == FINDER_SLOT_BITS
     assert _core.LOCAL_EXPOSURE == SHM_EXPOSURE
     assert PeerState.REGISTERED == _core.REGISTERED_STATE
 

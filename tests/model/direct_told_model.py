@@ -9,9 +9,10 @@ told side's bootstrap and poller end it by the messages that they send today.
 Modelled: either side told at any moment, by its client or by a report; an init that leaves early or late, is repeated,
 or waits for the encoder's room; an encoder that is bound by its own client while its bootstrap joins the same room, and
 then writes itself or leaves it to the worker; deadlines of both sides, and deaths of both clients at any step; a later
-sender of the same room, which finds what the first has left; and another one to which the node has joined the request,
-before it knew of the first, and which is closed before the first is told of. Messages are never forgotten, so each of
-them may come again at any later time; but what is said once of two senders with one request comes once.
+sender of the same room, which finds what the first has left, or a second one, at the same time (`direct_told_others`);
+and another one to which the node has joined the request, before it knew of the first, and which is closed before the
+first is told of. Messages are never forgotten, so each of them may come again at any later time; but what is said once
+of two senders with one request comes once.
 
 Not modelled: the table of posts (`direct_rendezvous_model`); the copy itself (`direct_claim_model`); several
 destinations, which are always told (`direct_outcome_model`).
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from direct_told_others import BOUND, later_steps, looked
 from direct_told_world import (
     CLIENT,
     FREE,
@@ -67,7 +69,7 @@ class Model(Ruled[Setting, Rules]):
         if not encoder.alive and language.claim in (WRITING, REVOKED):
             yield "the door ends the claim of the dead", self.of_language(world, claim=SHUT)
         if self.setting.doubles or (self.setting.later and encoder.at == "over"):
-            yield from self.later_steps(world, language)
+            yield from later_steps(self.setting, self.rules, world)
         yield from self.other_steps(world, language, encoder)
         for message in sorted(world.messages):
             yield from self.taken(world, *message)
@@ -211,10 +213,11 @@ class Model(Ruled[Setting, Rules]):
     def write_steps(self, world: World, me: Encoder) -> Iterator[Step]:
         language = world.language
         if me.at == "open" and me.worker == "asked":
-            if not self.setting.doubles:
-                yield "the encoder has no door, and leaves its rows to the worker", self.of_encoder(
-                    world, worker="writing"
-                )
+            if not self.setting.doubles or self.setting.doorless:
+                step = "the encoder has no door, and leaves its rows to the worker"
+                yield step, self.of_encoder(world, worker="writing")
+            if self.setting.doorless:
+                return
             binds = self.rules.r81_whoever_writes_is_bound
             bound = self.of_language(world, bound=True) if binds else world
             if not self.rules.r81_so_is_who_has_the_worker_write:
@@ -226,7 +229,7 @@ class Model(Ruled[Setting, Rules]):
             else:
                 yield "the encoder finds that another is bound, and fails", self.of_encoder(world, phase=FAILED)
         elif me.at == "open" and language.posted and language.claim == FREE:
-            if me.joined == NOBODY and not language.bound:
+            if me.joined == NOBODY and not language.bound and not self.setting.doorless:
                 yield "the encoder binds itself", self.of_encoder(
                     self.of_language(world, bound=True), joined=CLIENT, at="bound"
                 )
@@ -272,22 +275,6 @@ class Model(Ruled[Setting, Rules]):
         elif me.told == UNTOLD:
             yield "the encoder looks whether it is told", self.of_encoder(world, ends=True)
 
-    # ---- a later sender of the room, which finds the grant by itself
-
-    def later_steps(self, world: World, language: Language) -> Iterator[Step]:
-        if world.later == "none" and language.posted and language.claim == FREE and not language.bound:
-            yield "a later sender binds itself", self.of_language(world, bound=True)._replace(later="bound")
-        elif world.later == "bound" and language.claim == FREE:
-            yield "a later sender claims", self.of_language(world, claim=WRITING)._replace(later="claimed")
-        elif world.later == "claimed":
-            claim = {WRITING: FREE, REVOKED: SHUT}.get(language.claim, language.claim)
-            copied = self.of_language(world, claim=claim)._replace(later="done")
-            if language.phase == SUCCESS or language.freed:
-                copied = copied._replace(fault="stray: a later sender writes into a request that has ended")
-            elif world.encoder.at in ("noted", "claimed", "copied") or world.encoder.worker == "writing":
-                copied = copied._replace(fault="twice: two senders of a room write")
-            yield "a later sender copies, and gives the claim back", copied
-
     # ---- another sender of the room, to which its node has joined the request, because it did not see the first
 
     def other_steps(self, world: World, language: Language, encoder: Encoder) -> Iterator[Step]:
@@ -323,6 +310,8 @@ class Model(Ruled[Setting, Rules]):
             yield "the encode node fails it, for its room has failed", self.of_encoder(world, phase=FAILED)
         if me.looked:
             yield "the encode bootstrap joins it, having looked", self.joined(world)
+        if me.worker == "entered":
+            yield "the encode bootstrap looks who has found the grant", looked(self.rules, world)
         is_heard = me.closed or ("status", me.phase) in world.messages
         if self.setting.another and me.known and me.phase == OPEN and not me.reported:
             reported = self.says(self.of_encoder(world, reported=True), "status", OPEN)
@@ -331,6 +320,8 @@ class Model(Ruled[Setting, Rules]):
             yield "the encode node reports how it ended", self.says(world, "status", me.phase)
         if me.worker == "writing":
             fault = "twice: the encoder and the worker write" if me.at in ("claimed", "copied") else None
+            if world.later in BOUND and self.setting.doubles:
+                fault = "twice: two senders of a room write"
             yield "the worker copies", self.of_encoder(world, worker="done")._replace(fault=fault)
         elif me.worker == "done" and me.phase == OPEN:
             yield "the encode node raises its word", self.of_encoder(world, phase=SUCCESS)
@@ -371,7 +362,9 @@ class Model(Ruled[Setting, Rules]):
         return self.joined(world)
 
     def joined(self, world: World) -> World:
-        after = self.of_encoder(world, joined=NODE, noted=True, known=True, worker="asked", looked=False)
+        looks = self.setting.doorless and self.rules.r81_who_joins_looks_at_the_mark
+        worker = "entered" if looks else "asked"
+        after = self.of_encoder(world, joined=NODE, noted=True, known=True, worker=worker, looked=False)
         return after._replace(pending=False, stale=True)
 
     # ---- messages

@@ -31,7 +31,8 @@ class Language(NamedTuple):
 
 class Encoder(NamedTuple):
     """The slot of the encode node. `at` is new, open, bound, noted, claimed, copied, raised, said, back, over; `worker`
-    is idle, asked (its client has yet to say who writes), writing, done.
+    is idle, entered (its bootstrap has yet to look who else has found the grant), asked (its client has yet to say who
+    writes), writing, done.
     """
 
     at: str = "new"
@@ -58,7 +59,10 @@ class World(NamedTuple):
     messages: frozenset[Message] = frozenset()
     encoder_kills: int = 0
     scheduler_kills: int = 0
-    later: str = "none"  # what a later sender of the room does: none, bound, claimed
+    # what a later sender of the room does, or a second one: none, marked, looked, holding, bound, claimed, done, gone
+    later: str = "none"
+    marked: bool = False  # its node can read that it has found the grant
+    kept_off: bool = False  # its node has joined its slot, so that it binds itself to nothing
     other: str = "none"  # another sender, to which the node has joined the same request: none, joined, failed, over
     close: str = "none"  # the one that answers the node's acknowledgement: none, sent, taken
     fault: str | None = None
@@ -71,6 +75,7 @@ class Setting:
     told: tuple[str, ...] = ("language", "encoder")
     later: bool = False  # the room is used again, after its first sender
     doubles: bool = False  # two senders have the room at one time, and each of them would write itself
+    doorless: bool = False  # the sender that its node knows cannot write itself, and is bound to nothing
     another: bool = False  # the node has a second sender of the room, and joins that one to the same request
     deadlines: bool = False
     encoder_kills: int = 0
@@ -94,5 +99,8 @@ class Rules:
     r81_success_ends_the_claim: bool = True
     r81_whoever_writes_is_bound: bool = True
     r81_so_is_who_has_the_worker_write: bool = True
+    r81_who_finds_a_grant_marks_it_first: bool = True
+    r81_who_joins_looks_at_the_mark: bool = True
+    r81_a_finder_is_kept_off: bool = True
 
 Step = tuple[str, World]

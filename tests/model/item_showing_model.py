@@ -36,8 +36,8 @@ class Entry(NamedTuple):
 
 class Actor(NamedTuple):
     """A publisher (idle, fill, draw, set, ready, older) or the evictor (idle, others). `k` is the entry at which it
-    looks for others of its key; `drawn` the number that it has drawn, for itself or for the item there, whose generation it
-    has `seen` before.
+    looks for others of its key; `drawn` the number that it has drawn, for itself or for the item there, whose
+    generation it has `seen` before.
     """
 
     at: str = "idle"

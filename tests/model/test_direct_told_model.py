@@ -6,6 +6,7 @@ import pytest
 from direct_told_model import explore_told
 from direct_told_world import Rules, Setting
 
+ONE_DOOR = Setting(doubles=True, doorless=True, deadlines=True)
 SETTINGS = {
     "no node is told": Setting(told=()),
     "the language node may be told": Setting(told=("language",)),
@@ -13,6 +14,7 @@ SETTINGS = {
     "both may be told": Setting(),
     "the room is used again": Setting(later=True),
     "two senders have the room": Setting(doubles=True, deadlines=True),
+    "two senders have the room, and one has no door": ONE_DOOR,
     "the node joins another sender to the same request": Setting(another=True),
     "deadlines": Setting(deadlines=True),
     "the encoder is killed": Setting(encoder_kills=1),
@@ -42,6 +44,9 @@ BROKEN = [
     ("r81_success_ends_the_claim", "stray", Setting(later=True)),
     ("r81_whoever_writes_is_bound", "twice", Setting(doubles=True, deadlines=True)),
     ("r81_so_is_who_has_the_worker_write", "twice", Setting(doubles=True, deadlines=True)),
+    ("r81_who_finds_a_grant_marks_it_first", "twice", ONE_DOOR),
+    ("r81_who_joins_looks_at_the_mark", "twice", ONE_DOOR),
+    ("r81_a_finder_is_kept_off", "twice", ONE_DOOR),
 ]
 
 

@@ -107,7 +107,8 @@ r45_nor_given_back, r45_retired_before_the_lane_is_anothers |
 r79_what_was_closed_is_closed_again |
 | R80 | `told`: r80_released_after_both_words, r80_told_is_shown_before_the_init, \
 r80_who_has_ended_looks_whether_it_is_shown |
-| R81 | `told`: r81_success_ends_the_claim, r81_whoever_writes_is_bound, r81_so_is_who_has_the_worker_write |
+| R81 | `told`: r81_success_ends_the_claim, r81_whoever_writes_is_bound, r81_so_is_who_has_the_worker_write, \
+r81_who_finds_a_grant_marks_it_first, r81_who_joins_looks_at_the_mark, r81_a_finder_is_kept_off |
 | R82 | `lending`: r82_what_was_shown_stays, r82_marked_before_the_look, r82_a_failure_leaves_what_is_marked |
 | R83 | `repair`: r83_the_word_is_raised_first, r83_heartbeats_repeat_what_the_worker_said |
 | R84 | `showing`: r84_the_number_is_drawn_when_it_is_shown, r84_showing_before_the_number_is_drawn, \

@@ -1,6 +1,6 @@
 // An encoder that binds its slot to a grant, and whoever is faster at some step. What holds at every boundary: the slot
-// is joined only while the grant is bound to it, and the destination is written only then (R38, R79); its count says
-// that it is there when it is whole, and the post is taken off after that.
+// is joined only while the grant is marked and bound to it, and the destination is written only then (R38, R79, R81);
+// its count says that it is there when it is whole, and the post is taken off after that.
 #ifndef EMBRIDGE_TESTS_NATIVE_SCENES_BIND_H
 #define EMBRIDGE_TESTS_NATIVE_SCENES_BIND_H
 
@@ -69,6 +69,7 @@ static void bind_by(struct world *world, unsigned (*bind)(struct grant_bind *))
         .grants = b->grants,
         .peers = b->peer,
         .tombstones = &b->tombstone,
+        .finders = &b->finder,
         .num_slots = 1,
         .slot_words = SLOT_JOINED_BY + 1,
         .destinations_words = DESTINATION_WORDS,
@@ -114,6 +115,8 @@ static const char *inspect_bind(const struct scene *scene, bool recovering, cons
     const struct bind_world *from = &last->bind, *to = &now->bind;
     if (!is_ours(from) && is_ours(to) && from->meeting[MEETING_BOUND] != (GRANT_EPOCH << 1 | 1))
         return fault("the slot is joined to a grant that is bound to nobody: %llx", (ull)from->meeting[MEETING_BOUND]);
+    if (!is_ours(from) && is_ours(to) && from->finder != GRANT_EPOCH << FINDER_SLOT_BITS)
+        return fault("the slot is joined to a grant that is not marked: %llx", (ull)from->finder);
     const bool is_noted = memcmp((const void *)from->destination, (const void *)to->destination,
                                  sizeof from->destination) != 0 ||
                           memcmp((const void *)from->grants, (const void *)to->grants, sizeof from->grants) != 0;

@@ -1,8 +1,8 @@
 // usage: shelf PUBLICATIONS SEED
 //
 // Two publishers and two readers of a small shelf, each with a thread: what a reader has pinned is whole, of its key,
-// and never older than before. Rows are written and read by plain accesses, so a missing order between them, heads, pins
-// and cells is a data race.
+// and never older than before. Rows are written and read by plain accesses, so a missing order between them, heads,
+// pins and cells is a data race.
 #include "support.h"
 
 #define SHELF_WAYS 2

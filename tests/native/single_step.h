@@ -55,6 +55,7 @@ struct bind_world {
     word64 grants[BIND_WINDOW];
     word64 peer[PEER_REGISTRATION + 1];
     word64 tombstone;
+    word64 finder;
     uint64_t others_grant; // a rival has it
 };
 

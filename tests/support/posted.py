@@ -18,14 +18,15 @@ KEY_BITS = 16 + EPOCH_BITS
 class BindStep(IntEnum):
     """What `GrantBinder.bind` is about to change, as `native/bind.h` numbers it."""
 
-    GRANT = 0  # the grant is this encoder's
-    JOIN = 1  # the slot has its destination
-    UNBIND = 2  # for it has another one
-    REQUIRED = 3
-    BLOCKS = 4
-    RECORD = 5
-    COUNT = 6  # from now on the destination is there
-    TAKE_OFF = 7
+    MARK = 0  # its node can read who has found the grant
+    GRANT = 1  # the grant is this encoder's
+    JOIN = 2  # the slot has its destination
+    UNBIND = 3  # for it has another one
+    REQUIRED = 4
+    BLOCKS = 5
+    RECORD = 6
+    COUNT = 7  # from now on the destination is there
+    TAKE_OFF = 8
 
 
 def grants_in(posts: PostTable, room: int) -> list[tuple[int, int]]:

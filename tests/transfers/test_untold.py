@@ -5,63 +5,38 @@ of them; else they are told of them, and they end as all others do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from threading import Thread
-from typing import Any, Final
+from typing import Any
 
 import pytest
-from support.direct import open_door
-from support.encoding import ended, give, open_sender, through_workers, wait_doors
+from support.encoding import ended, give, open_sender
 from support.nodes import Station
 from support.posted import BindStep, grants_in, offers_in
 from support.scheduling import Queues
 from support.stopping import stopped
+from support.untold import (
+    LONGER,
+    TOTAL,
+    is_posted,
+    joined_by,
+    kicks,
+    post,
+    settle,
+    tell_all,
+    tell_both,
+    untold_for_long,
+)
 from support.waiting import wait_until
 
-from embridge import Client, EmbeddingReceiver, EmbeddingSender, attach
+from embridge import Client, EmbeddingReceiver, EmbeddingSender
 from embridge.allocator._core import Turn, TurnTaker
 from embridge.allocator.records import JoinedBy, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.inspection.node_status import node_status
-from embridge.workers.timing import NS
 
 pytestmark = pytest.mark.process
-
-TOTAL: Final = 100  # less than a block
-LONGER: Final = 120
-LONG_NS: Final = 25 * NS
-
-
-@pytest.fixture
-def sending(encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]) -> Iterator[Client]:
-    """A client of the encode node that has a door to the language node, whose clients know that. Neither tells its
-    node of a request because that takes long.
-    """
-    open_door(encode, sending, receiving, next(rooms))
-    neighbours = library_of(receiving.client).neighbours
-    wait_until(lambda: neighbours.find(encode.addr) is not None)
-    _settle(encode, receiving)
-    with pytest.MonkeyPatch.context() as patch:
-        for client in (sending, receiving.client):
-            patch.setattr(library_of(client).requests.untold, "late_ns", LONG_NS)
-        yield sending
-
-
-def _settle(encode: Station, receiving: Queues) -> None:
-    """Until no process of the encode node has a request in flight."""
-    wait_until(lambda: not node_status(encode.run_dir)["requests"])
-
-
-def _kicks(*nodes: Station) -> dict[str, int]:
-    """How many kicks the processes of these nodes have taken, and requests that have ended well, by whom."""
-    rows = {f"{node.run_dir.name}/{name}": row for node in nodes for name, row in node.control.metrics.all().items()}
-    return {name: row["succeeded" if name.endswith("clients") else "records"] for name, row in rows.items()}
-
-
-def _is_posted(receiving: Queues, room: int) -> bool:
-    return bool(grants_in(library_of(receiving.client).attachment.control.posts, room))
 
 
 def _is_settled(sender: EmbeddingSender) -> bool:
@@ -69,13 +44,18 @@ def _is_settled(sender: EmbeddingSender) -> bool:
 
 
 @pytest.fixture
+def sending(encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]) -> Iterator[Client]:
+    """A client of the encode node that has a door to the language node, whose clients know that. Neither tells its
+    node of a request because that takes long.
+    """
+    with untold_for_long(encode, sending, receiving, next(rooms)):
+        yield sending
+
+
+@pytest.fixture
 def posted(encode: Station, sending: Client, receiving: Queues, room: int) -> EmbeddingReceiver:
     """The scheduler's side of a request of which nobody else knows."""
-    request = receiving.add(encode.addr, room)
-    wait_until(lambda: _is_posted(receiving, room))
-    assert request.receiver is not None
-    assert request.receiver.is_untold
-    return request.receiver
+    return post(encode, receiving, room)
 
 
 # ---- nothing goes wrong
@@ -85,20 +65,20 @@ def test_requests_that_go_well_cost_no_process_of_either_node_a_kick(
     encode: Station, language: Station, sending: Client, receiving: Queues, rooms: Iterator[int]
 ) -> None:
     """R37, R78, R80: one after the other in the same slots, and each is counted, by the clients."""
-    before = _kicks(encode, language)
+    before = kicks(encode, language)
     for _ in range(20):
         room = next(rooms)
         receiving.add(encode.addr, room)
-        wait_until(partial(_is_posted, receiving, room))
+        wait_until(partial(is_posted, receiving, room))
         sender = open_sender(sending, room, TOTAL)
         assert sender.is_untold
         assert give(sender)
         assert sender.poll() == Phase.Success
         assert receiving.take(room, 20).difference == ""
         wait_until(partial(_is_settled, sender))
-        assert not _is_posted(receiving, room)
+        assert not is_posted(receiving, room)
     wait_until(lambda: not language.in_flight())
-    after = _kicks(encode, language)
+    after = kicks(encode, language)
     assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
         f"{node.run_dir.name}/clients": 20 for node in (encode, language)
     }
@@ -141,7 +121,7 @@ def test_an_announced_length_is_known_before_any_row(
     total = 3 * encode.geometry.block_size * encode.control.limits.window_blocks
     if is_asked_first:
         request = receiving.add(encode.addr, room)
-        wait_until(lambda: _is_posted(receiving, room))
+        wait_until(lambda: is_posted(receiving, room))
     sender = open_sender(sending, room, total)
     assert sender.is_untold
     sender.announce()
@@ -167,21 +147,9 @@ def test_a_request_is_shown_while_only_its_clients_know_of_it(
 # ---- something goes wrong, or takes long
 
 
-def _tell(client: Client) -> None:
-    """Let it be late for all requests of a client."""
-    library = library_of(client)
-    for handle in library.requests.untold.handles():
-        handle.tell()
-
-
-def _both(sending: Client, scheduling: Client) -> None:
-    _tell(sending)
-    _tell(scheduling)
-
-
 @pytest.mark.parametrize("is_bound", [False, True], ids=["before rows", "between rows"])
 @pytest.mark.parametrize(
-    "late", [lambda sending, _: _tell(sending), lambda _, scheduling: _tell(scheduling), _both],
+    "late", [lambda sending, _: tell_all(sending), lambda _, scheduling: tell_all(scheduling), tell_both],
     ids=["the encode node", "the language node", "both"],
 )  # fmt: skip
 def test_who_is_told_late_goes_on_with_it_and_both_sides_end(
@@ -196,7 +164,7 @@ def test_who_is_told_late_goes_on_with_it_and_both_sides_end(
     assert give(sender, 10 if is_bound else 0)
     assert receiving.take(posted.room, 20).difference == ""
     assert ended(sender).error == ""
-    _settle(encode, receiving)
+    settle(encode)
     encode.wait_idle(10)
 
 
@@ -238,20 +206,16 @@ def test_who_gives_up_is_heard_by_the_other(
     handle: Any = sender if who == "encoder" else receiving.requests[posted.room]
     handle.abort("no longer wanted")
     if not is_bound and who == "scheduler":
-        _both(sending, receiving.client)  # in time each tells its node
+        tell_both(sending, receiving.client)  # in time each tells its node
     received = receiving.take(posted.room, 20)
     assert "no longer wanted" in received.reason
     if who == "scheduler":
-        _tell(sending)
+        tell_all(sending)
     assert "no longer wanted" in ended(sender).reason
     encode.wait_idle(10)
 
 
 # ---- the room once more
-
-
-def _joined(sender: EmbeddingSender) -> int:
-    return sender._slots.get(sender.slot, Slot.JOINED_BY)
 
 
 @pytest.fixture
@@ -260,7 +224,7 @@ def joined(sending: Client, posted: EmbeddingReceiver) -> EmbeddingSender:
     posted.tell()
     sender = open_sender(sending, posted.room, TOTAL)
     sender.tell()
-    wait_until(lambda: _joined(sender) == JoinedBy.BOOTSTRAP)
+    wait_until(lambda: joined_by(sender) == JoinedBy.BOOTSTRAP)
     return sender
 
 
@@ -273,12 +237,12 @@ def test_a_later_sender_of_a_room_finds_nothing_of_the_request_before(
         assert give(joined)
         assert receiving.take(room, 20).difference == ""
         assert ended(joined).error == ""
-        _settle(encode, receiving)
+        settle(encode)
         again = open_sender(sending, room, 2 * TOTAL)
         assert give(again)
         posts = library_of(receiving.client).attachment.control.posts
         wait_until(lambda: offers_in(posts, room))
-        assert _joined(again) == JoinedBy.NOBODY
+        assert joined_by(again) == JoinedBy.NOBODY
         assert again.sent_tokens == 0
     receiving.add(encode.addr, room)
     received = receiving.take(room, 20)
@@ -320,7 +284,7 @@ def test_a_sender_that_its_node_joins_while_it_binds_itself_is_bound_to_the_same
     door.grants.watch(is_joined_by_its_node)
     assert give(sender)
     other.join()
-    assert _joined(sender) == JoinedBy.BOOTSTRAP
+    assert joined_by(sender) == JoinedBy.BOOTSTRAP
     assert receiving.take(posted.room, 20).difference == ""
     assert ended(sender).error == ""
 
@@ -337,109 +301,6 @@ def test_a_sender_whose_grant_another_has_writes_nothing_and_fails(
     assert ended(sender).reason == f"room {posted.room} is in use by another sender of this node"
     assert sender.sent_tokens == 0
     assert "in use by another sender" in receiving.take(posted.room, 20).reason
-
-
-@pytest.fixture
-def waiting(encode: Station, sending: Client, room: int, request: pytest.FixtureRequest) -> Iterator[EmbeddingSender]:
-    """A sender of another client, of the same room but longer, which its node has. By a parameter: it has no doors."""
-    with attach(encode.run_dir) as other:
-        wait_doors(other)
-        before = _kicks(encode)
-        with through_workers(other) if getattr(request, "param", "") else nullcontext():
-            sender = open_sender(other, room, LONGER)
-        sender.tell()
-        wait_until(lambda: _kicks(encode) != before)
-        yield sender
-        sender.abort("enough")
-        ended(sender)
-
-
-def _is_released(encode: Station, sender: EmbeddingSender) -> bool:
-    return all((it["slot"], it["epoch"]) != (sender.slot, sender.epoch) for it in encode.in_flight())
-
-
-@pytest.mark.parametrize("is_over", [False, True])
-@pytest.mark.usefixtures("waiting")
-def test_a_second_sender_that_has_found_its_grant_ends_as_its_destination_does(
-    encode: Station, sending: Client, receiving: Queues, posted: EmbeddingReceiver, is_over: bool
-) -> None:
-    """R79, D6, D11, R23, P8: its node knows another one, and tells the destination all the same."""
-    sender = open_sender(sending, posted.room, TOTAL)
-    assert give(sender, 0, 10)
-    with stopped(encode.pid_of("bootstrap")):
-        sender.tell()
-        if is_over:
-            assert give(sender, 10)
-    why = "" if is_over else f"room {posted.room} is in use by another sender of this node"
-    assert ended(sender).reason == why
-    assert receiving.take(posted.room, 20).reason == why
-    wait_until(lambda: _is_released(encode, sender))
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_two_senders_of_a_room_with_one_grant_fail_and_are_released(
-    encode: Station, sending: Client, receiving: Queues, waiting: EmbeddingSender, posted: EmbeddingReceiver,
-    monkeypatch: pytest.MonkeyPatch, late: bool,
-) -> None:  # fmt: skip
-    """R79, R81, D6, R23: one has found it, and is being told of; the node has joined the other, whose rows nobody
-    writes. The first may be told of late: its destination has closed the other by then, and waits for its scheduler.
-    """
-    sender = open_sender(sending, posted.room, TOTAL)
-    assert give(sender, 0, 10)
-    encode.control.untold.add(posted.room, -1)  # so its node does not look for it
-    posted.tell()
-    wait_until(lambda: _joined(waiting) == JoinedBy.BOOTSTRAP)
-    encode.control.untold.add(posted.room, 1)
-    reasons = (  # the second is the destination's own, if it has heard of both senders by then
-        f"room {posted.room} is in use by another sender of this node",
-        f"the encode side announced {TOTAL} tokens and then {LONGER}",
-    )
-    with monkeypatch.context() as patch:
-        if late:
-            patch.setattr(library_of(receiving.client), "_take_turn", lambda: False)
-        give(waiting)
-        assert ended(waiting).reason in reasons
-        assert waiting.sent_tokens == 0
-        wait_until(lambda: not late or _is_released(encode, waiting))
-        _both(sending, receiving.client)
-        assert ended(sender).error
-    assert receiving.take(posted.room, 20).reason in reasons
-    wait_until(lambda: _is_released(encode, sender) and _is_released(encode, waiting))
-
-
-DOORLESS: Final = pytest.mark.parametrize("waiting", ["without doors"], indirect=True)
-
-
-@DOORLESS
-def test_a_sender_finds_no_grant_to_which_its_node_has_joined_another(
-    sending: Client, receiving: Queues, waiting: EmbeddingSender, posted: EmbeddingReceiver
-) -> None:
-    """R79, R81: whose rows the worker writes."""
-    posted.tell()
-    wait_until(lambda: _joined(waiting) == JoinedBy.BOOTSTRAP)
-    sender = open_sender(sending, posted.room, TOTAL)
-    assert give(sender)
-    assert _joined(sender) == JoinedBy.NOBODY
-    assert give(waiting)
-    assert receiving.take(posted.room, 20).total == LONGER
-    assert sender.sent_tokens == 0
-    sender.abort("enough")
-
-
-@DOORLESS
-def test_a_node_joins_nobody_to_a_grant_that_another_sender_has_found(
-    encode: Station, sending: Client, receiving: Queues, waiting: EmbeddingSender, posted: EmbeddingReceiver
-) -> None:
-    """R79, R81: or its worker would write into the same blocks."""
-    sender = open_sender(sending, posted.room, TOTAL)
-    assert give(sender, 0, 10)
-    give(waiting)
-    posted.tell()
-    why = f"room {posted.room} is in use by another sender of this node"
-    assert receiving.take(posted.room, 20).reason == why
-    assert ended(sender).reason == why
-    assert _joined(waiting) == JoinedBy.NOBODY
-    wait_until(lambda: _is_released(encode, sender))
 
 
 def test_what_has_come_is_as_long_as_its_rows(sending: Client, receiving: Queues, posted: EmbeddingReceiver) -> None:

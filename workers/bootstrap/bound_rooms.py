@@ -2,18 +2,20 @@
 
 A client that finds a grant binds its slot to it and notes the destination (`Rendezvous` in
 `pipeline/client/rendezvous.py`). When the bootstrap is told of the slot, it takes that destination up (R79). When
-somebody asks the node for a room of which only a client knows, the bootstrap tells itself of it (R78, R80).
+somebody asks the node for a room of which only a client knows, the bootstrap tells itself of it (R78, R80). Of a grant
+that is sent to the node it looks whether a client other than that of the room's sender has found it (R81).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from embridge.allocator.errors import FailureCode
 from embridge.allocator.records import Destination, JoinedBy, Peer, Slot
 from embridge.allocator.rings import Kick
 from embridge.workers.bootstrap.ended_rooms import Remote
 from embridge.workers.bootstrap.grant_applier import GrantApplier, Open
-from embridge.workers.bootstrap.pending_grants import PendingGrants, RemoteSlot
+from embridge.workers.bootstrap.pending_grants import Grant, PendingGrants, RemoteSlot
 from embridge.workers.role import RoleContext
 
 
@@ -59,6 +61,33 @@ class BoundRooms:
             if waiting.grant.key.epoch == remote.epoch:
                 self._grants.apply(ours, waiting.grant, now_ns)
         return ours
+
+    def apply(self, held: Open, grant: Grant, peer: int, now_ns: int) -> None:
+        """Apply a peer's grant to a destination of the bootstrap's, unless another sender has found it (R81).
+
+        The tombstone is raised here, before the first block is granted: from then on no client binds itself to the
+        grant, and who was about to has marked it before.
+        """
+        slot, epoch, d = held.slot, held.epoch, held.destination
+        if not self._dsts.get(slot, d, Destination.FIRST_GRANT):
+            remote = Remote(peer, grant.key.slot, grant.key.epoch)
+            self._peers.raise_tombstone(*remote)
+            if self._is_anothers(slot, remote):
+                why = f"room {grant.key.room} is in use by another sender of this node"
+                self._ctx.fail(slot, epoch, FailureCode.REFUSED, why)
+            if self._slots.get(slot, Slot.FAILURE):
+                return  # it ends, and has no block until then
+        self._grants.apply(held, grant, now_ns)
+
+    def _is_anothers(self, slot: int, remote: Remote) -> bool:
+        """Whether another slot is bound to a request of a language node. One that was about to be is kept from it."""
+        finder = self._peers.finder(*remote)
+        if finder is None or finder == slot or self._slots.get(finder, Slot.ROOM) != self._slots.get(slot, Slot.ROOM):
+            return False
+        # the slot may be released: then it is joined for nothing, and is reset when it is opened again
+        if self._slots.join(finder, JoinedBy.BOOTSTRAP):
+            return False
+        return not self._slots.get(finder, Slot.NUM_DESTINATIONS) or self.remote(finder, 0) == remote
 
     def remote(self, slot: int, d: int) -> Remote:
         """The request of a language node that is a slot's destination."""

@@ -269,7 +269,7 @@ class Admission:
             if wrong:
                 self._ctx.fail(held.slot, held.epoch, FailureCode.PROTOCOL, f"a destination's grant is wrong: {wrong}")
             else:
-                self._grants.apply(held, grant, self._now_ns)
+                self._bound.apply(held, grant, peer, self._now_ns)
             return
         if wrong:
             self._refuse(connection, grant, FailureCode.PROTOCOL, f"grant refused: {wrong}")
@@ -299,7 +299,7 @@ class Admission:
                 self._bound.look_for(room, self._open_room)  # a second sender, which has found this grant
             held = self._open.get(key)
             if held is not None and held.remote_epoch == grant.key.epoch:
-                self._grants.apply(held, grant, now_ns)
+                self._bound.apply(held, grant, peer, now_ns)
             else:
                 self._join(*self._rooms[room], grant, peer, connection)
         elif self._pending.num_of(peer) >= MAX_PENDING_A_PEER:
@@ -320,7 +320,7 @@ class Admission:
     def _join(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
         """Enter one more destination of a room that is open here.
 
-        The tombstone is raised last: a successor that is started before that finds everything as open.
+        The tombstone is raised last, by `apply`: a successor that is started before that finds everything as open.
         """
         is_bound = self._bound.is_bound(slot)
         if not is_bound and not self._ctx.is_live(slot, epoch):
@@ -347,8 +347,7 @@ class Admission:
         self._grants.begin(slot, count, grant, peer)
         held = self._open[(peer, grant.key.slot)] = Open(grant.key.epoch, slot, epoch, count)
         self._slots.set(slot, Slot.NUM_DESTINATIONS, count + 1)
-        self._peers.raise_tombstone(peer, grant.key.slot, grant.key.epoch)
-        self._grants.apply(held, grant, self._now_ns)
+        self._bound.apply(held, grant, peer, self._now_ns)
 
     def _join_bound(self, slot: int, epoch: int, grant: Grant, peer: int, connection: bytes) -> None:
         """A grant comes to a room whose client has bound itself to one, or is about to say to which (R79)."""
@@ -356,7 +355,7 @@ class Admission:
         if held is None:
             self._pend(key, Pending(grant, peer, connection, self._now_ns))
         elif self._open.get(key) == held and held.remote_epoch == grant.key.epoch:
-            self._grants.apply(held, grant, self._now_ns)
+            self._bound.apply(held, grant, peer, self._now_ns)
         else:
             reason = f"room {grant.key.room} has its destination, which its encoder has found on this host"
             self._refuse(connection, grant, FailureCode.REFUSED, reason)

@@ -23,6 +23,21 @@ from .files import (
 
 BOOTSTRAP: Final = [
     Mutant(
+        "grant-of-another-applied", "R81, P6",
+        "a grant that another sender of the room has found is given to the worker",
+        "workers/bootstrap/bound_rooms.py",
+        "            if self._is_anothers(slot, remote):\n",
+        "            if self._is_anothers(slot, remote) and remote is None:\n",
+        ("tests/workers/bootstrap/test_grants.py::test_a_grant_that_another_sender_has_found_is_never_applied",),
+    ),
+    Mutant(
+        "finder-not-kept-off", "R81, P6", "a sender that is about to bind itself to another's grant may do so",
+        "workers/bootstrap/bound_rooms.py",
+        "        if self._slots.join(finder, JoinedBy.BOOTSTRAP):\n",
+        "        if self._slots.get(finder, Slot.JOINED_BY) != JoinedBy.CLIENT:\n",
+        ("tests/workers/bootstrap/test_grants.py::test_a_grant_that_another_sender_has_found_is_never_applied",),
+    ),
+    Mutant(
         "grant-without-expose", "D2, P7", "a grant leaves with blocks that are not exposed",
         "workers/bootstrap/granted_window.py",
         "self._control.blocks.cells.expose(blocks, 0, len(blocks), slot, epoch, exposure) == len(blocks)",

@@ -77,11 +77,26 @@ CLIENT_RENDEZVOUS: Final = [
         (f"{BIND}::test_what_cannot_be_true_is_left_alone",),
     ),
     Mutant(
-        "buried-grant-bound", "R79, R81", "an encoder binds itself to a grant to which its node has joined another",
+        "buried-grant-bound", "R79, R81", "an encoder marks a grant to which its node has joined another",
         "allocator/native/bind.h",
         "!bind_is_there(b) || bind_is_over(b))",
         "!bind_is_there(b))",
         (f"{BIND}::test_what_cannot_be_true_is_left_alone",),
+    ),
+    Mutant(
+        "marked-without-a-look", "R81, P6",
+        "an encoder marks a grant as found, and does not look at its tombstone after that",
+        "allocator/native/bind.h",
+        "!bind_mark(b) || bind_is_over(b))",
+        "!bind_mark(b))",
+        (f"{BIND}::test_who_marks_a_grant_sees_its_tombstone_or_is_seen",),
+    ),
+    Mutant(
+        "mark-overwritten", "R81, P6", "an encoder that finds a grant hides who has found it before",
+        "allocator/native/bind.h",
+        "        return word == ours;\n",
+        "        word = bind_load(finder);\n",
+        (f"{BIND}::test_a_grant_has_one_mark_an_epoch",),
     ),
     Mutant(
         "bound-grant-kept", "R79", "an encoder whose slot the bootstrap has joined keeps the grant that it has bound",

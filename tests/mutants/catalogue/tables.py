@@ -89,8 +89,8 @@ TABLES: Final = [
     Mutant(
         "tombstones-wiped", "R15", "a node that registers once more loses its tombstones",
         "allocator/peertable.py",
-        "if self._tombstones is not None and not keep_tombstones:",
-        "if self._tombstones is not None:",
+        "if self._tombstones is not None and self._finders is not None and not keep_tombstones:",
+        "if self._tombstones is not None and self._finders is not None:",
         crossing("an_abort_of_what_is_forgotten_is_told_of_a_taint_also_after_its_node_registered_again"),
     ),
     Mutant(

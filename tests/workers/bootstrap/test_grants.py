@@ -7,7 +7,7 @@ from support.alone import EncodeAlone, LanguageAlone, failure_of
 from support.simulation import LIMITS
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.records import Destination, Slot
+from embridge.allocator.records import FINDER_SLOT_BITS, Destination, JoinedBy, Slot
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.encode import Admission
@@ -248,3 +248,51 @@ def test_a_resume_that_crosses_the_end_of_its_request_is_refused_and_nobody_is_w
     assert (node.metric("bootstrap", "messages_refused"), warned) == (refused + 1, [])
     node.resume(2, [5], first=0)
     assert warned == [(2, "room 2 is not known to the encode node")]
+
+
+OTHER = 40  # a slot of another client
+FOUND = {
+    "it is bound": ({Slot.JOINED_BY: JoinedBy.CLIENT}, 1, False),
+    "it is about to be": ({}, 1, True),
+    "it is of another room": ({Slot.ROOM: 2, Slot.JOINED_BY: JoinedBy.CLIENT}, 1, True),
+    "it is bound to another grant": ({Slot.JOINED_BY: JoinedBy.CLIENT, Slot.NUM_DESTINATIONS: 1}, 1, True),
+    "it has found an older one": ({Slot.JOINED_BY: JoinedBy.CLIENT}, 0, True),
+}
+
+
+@pytest.mark.parametrize(("words", "epoch", "may"), FOUND.values(), ids=FOUND)
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_grant_that_another_sender_has_found_is_never_applied(
+    words: dict[Slot, int], epoch: int, may: bool, is_restarted: bool
+) -> None:
+    """R81, P6: nor by a bootstrap whose predecessor has died before it looked."""
+    node = EncodeAlone()
+    sender, peers = node.sender(1, 8), node.control.peers
+    node.init(1, [])
+    assert peers.tombstone(0, 1) == 1
+    assert peers._finders is not None
+    for field, value in {Slot.ROOM: 1, **words}.items():
+        node.slots.set(OTHER, field, value)
+    peers._finders.store(1, epoch << FINDER_SLOT_BITS | OTHER)
+    if is_restarted:
+        node.actor("bootstrap").start()
+    for _ in range(2):
+        node.init(1, [3, 4])
+        node.init(1, [3, 4])
+    assert (sender.poll() == Phase.Success) == may
+    assert bool(node.get(sender, Destination.GRANTED_BLOCKS)) == may
+    assert len(node.engine.submitted) == may
+    is_kept_off = may and epoch == 1 and not words
+    assert (node.slots.get(OTHER, Slot.JOINED_BY) == JoinedBy.BOOTSTRAP) == is_kept_off
+    if not may:
+        assert str(sender.failure_exception()).endswith("room 1 is in use by another sender of this node")
+
+
+def test_a_sender_that_has_found_its_own_grant_is_granted_it() -> None:
+    """R81: its bootstrap was faster."""
+    node = EncodeAlone()
+    sender = node.sender(1, 8)
+    assert node.control.peers._finders is not None
+    node.control.peers._finders.store(1, 1 << FINDER_SLOT_BITS | sender.slot)
+    node.init(1, [3, 4])
+    assert sender.poll() == Phase.Success
