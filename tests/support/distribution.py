@@ -44,7 +44,6 @@ LONG_WITHOUT_NODES = (
     "tests/native/test_single_step.py",
     "tests/workers/test_simulation.py",
     "tests/workers/test_simulated_direct_writes.py",
-    "tests/test_unchanged.py",
     "tests/native/test_sanitizers.py",
 )
 """What is begun first of the rest, so that nobody is left with it in the end."""
