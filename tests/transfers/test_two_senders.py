@@ -198,8 +198,8 @@ def test_a_node_that_finds_a_sender_bound_to_the_grant_fails_the_other_and_grant
     encode: Station, language: Station, sending: Client, receiving: Queues, waiting: EmbeddingSender,
     posted: EmbeddingReceiver, step: BindStep,
 ) -> None:  # fmt: skip
-    """R79, R81, P6, P8: whether that has noted its destination or not; all end."""
-    sender = open_sender(sending, posted.room, TOTAL)
+    """R79, R81, P6, P8: whether that has noted its destination or not; all end, by their deadlines at the latest."""
+    sender = open_sender(sending, posted.room, TOTAL, timeout_s=15.0)
     give(waiting)
     with _bind_watched(language, sender, step, lambda: _join(encode, waiting, posted)):
         give(sender, 0, 10)
