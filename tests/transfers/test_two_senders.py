@@ -199,7 +199,7 @@ def test_a_node_that_finds_a_sender_bound_to_the_grant_fails_the_other_and_grant
     posted: EmbeddingReceiver, step: BindStep,
 ) -> None:  # fmt: skip
     """R79, R81, P6, P8: whether that has noted its destination or not; all end, by their deadlines at the latest."""
-    sender = open_sender(sending, posted.room, TOTAL, timeout_s=15.0)
+    sender = open_sender(sending, posted.room, TOTAL)
     give(waiting)
     with _bind_watched(language, sender, step, lambda: _join(encode, waiting, posted)):
         give(sender, 0, 10)
@@ -210,5 +210,5 @@ def test_a_node_that_finds_a_sender_bound_to_the_grant_fails_the_other_and_grant
     assert waiting.sent_tokens == 0
     assert receiving.take(posted.room, 20).reason in reasons
     tell_both(sending, receiving.client)
-    assert ended(sender).error
+    assert ended(sender, 90.0).error  # at once, mostly: its destination is over, which is said to whoever tells of it
     wait_until(lambda: _is_released(encode, sender) and _is_released(encode, waiting))
