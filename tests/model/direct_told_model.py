@@ -290,7 +290,8 @@ class Model(Ruled[Setting, Rules]):
         is_acked = self.setting.another and ("ack", 0) in world.messages
         if language.at == "open" and language.phase == FAILED and world.close == "none" and is_acked:
             answered = world._replace(messages=world.messages - {("abort", 0)})  # it is said no more
-            yield "the language node closes it, once", answered._replace(close="sent")
+            is_kept = self.rules.r79_what_was_closed_is_known_until_its_release
+            yield "the language node closes it, once", answered._replace(close="sent", forgotten=not is_kept)
         if world.close == "sent":
             other = "over" if world.other != "none" else "none"
             taken = self.of_encoder(world, closed=encoder.reported or encoder.closed)
@@ -403,8 +404,9 @@ class Model(Ruled[Setting, Rules]):
     def report_taken(self, world: World, language: Language, phase: int) -> Iterator[Step]:
         if phase == OPEN:  # said once
             world = world._replace(messages=world.messages - {("status", OPEN)})
-            has_closed = world.close != "none" and self.rules.r79_what_was_closed_is_closed_again
-            if language.at == "open" and not (language.phase == FAILED and has_closed):
+            knows_it_closed = world.close != "none" and not world.forgotten
+            is_closed = knows_it_closed and self.rules.r79_what_was_closed_is_closed_again
+            if language.at == "open" and not (language.phase == FAILED and is_closed):
                 yield "the language node takes the report of what is in flight", world
                 return
         if language.at == "over" or language.told == RELEASED or language.phase != OPEN:

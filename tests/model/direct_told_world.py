@@ -65,6 +65,7 @@ class World(NamedTuple):
     kept_off: bool = False  # its node has joined its slot, so that it binds itself to nothing
     other: str = "none"  # another sender, to which the node has joined the same request: none, joined, failed, over
     close: str = "none"  # the one that answers the node's acknowledgement: none, sent, taken
+    forgotten: bool = False  # the language node's poller has done with it, and its bootstrap has yet to release it
     fault: str | None = None
 
 
@@ -93,6 +94,7 @@ class Rules:
     r79_the_bound_one_is_taken_up: bool = True
     r79_who_notes_looks_whether_it_is_told: bool = True
     r79_what_was_closed_is_closed_again: bool = True
+    r79_what_was_closed_is_known_until_its_release: bool = True
     r80_released_after_both_words: bool = True
     r80_told_is_shown_before_the_init: bool = True
     r80_who_has_ended_looks_whether_it_is_shown: bool = True

@@ -38,6 +38,7 @@ BROKEN = [
     ("r79_the_bound_one_is_taken_up", "stuck", Setting(told=("language",))),
     ("r79_who_notes_looks_whether_it_is_told", "stuck", Setting(told=("encoder",))),
     ("r79_what_was_closed_is_closed_again", "stuck", Setting(another=True)),
+    ("r79_what_was_closed_is_known_until_its_release", "stuck", Setting(another=True)),
     ("r80_released_after_both_words", "stuck", Setting(told=())),
     ("r80_told_is_shown_before_the_init", "stuck", Setting(told=("language",))),
     ("r80_who_has_ended_looks_whether_it_is_shown", "stuck", Setting(told=("language",))),

@@ -104,7 +104,7 @@ r45_nor_given_back, r45_retired_before_the_lane_is_anothers |
 | R77 | `repair`: r77_digests_are_compared, r77_all_is_told_where_they_differ |
 | R78 | `told`: r78_told_or_released_by_one_cas, r78_the_slots_of_the_dead_are_told, r78_a_report_tells |
 | R79 | `told`: r79_joined_by_one_cas, r79_the_bound_one_is_taken_up, r79_who_notes_looks_whether_it_is_told, \
-r79_what_was_closed_is_closed_again |
+r79_what_was_closed_is_closed_again, r79_what_was_closed_is_known_until_its_release |
 | R80 | `told`: r80_released_after_both_words, r80_told_is_shown_before_the_init, \
 r80_who_has_ended_looks_whether_it_is_shown |
 | R81 | `told`: r81_success_ends_the_claim, r81_whoever_writes_is_bound, r81_so_is_who_has_the_worker_write, \

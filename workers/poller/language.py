@@ -52,7 +52,8 @@ class StatusReceiver(Poller):
         self._grants = GrantWatch(ctx)
         self._peer_of: dict[int, int] = {}  # slot -> the peer with which its request is in flight
         self._num_with: Counter[int] = Counter()  # peer -> how many of these
-        self._closed: dict[int, int] = {}  # slot -> epoch of those of which the encode node was told that they are over
+        # slot -> epoch of those of which the encode node was told that they are over; kept, for they are released later
+        self._closed: dict[int, int] = {}
         self._checked_slots: dict[int, int] = {}  # slot -> epoch of requests of which rows were checked
         self._sessions = ctx.control.sessions
         self._claims = ctx.control.claims
@@ -440,7 +441,7 @@ class StatusReceiver(Poller):
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
-        tables = (self._resends, self._unheard, self._checked_slots, self._revoked, self._asking, self._closed)
+        tables = (self._resends, self._unheard, self._checked_slots, self._revoked, self._asking)
         for held in tables:
             held.pop(slot, None)
         self._grants.forget(slot)

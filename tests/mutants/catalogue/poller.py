@@ -38,6 +38,14 @@ POLLER: Final = [
         (f"{REPAIR}::test_whoever_tells_of_a_request_that_has_been_closed_is_told_again",),
     ),
     Mutant(
+        "closed-and-forgotten", "R79, R23, P8",
+        "a sender is told of when its destination's poller has done with the request, and its bootstrap has not",
+        "workers/poller/language.py",
+        "self._revoked, self._asking)",
+        "self._revoked, self._asking, self._closed)",
+        (f"{REPAIR}::test_whoever_tells_of_a_request_that_has_been_closed_is_told_again_until_it_is_released",),
+    ),
+    Mutant(
         "nobody-looked-up-among-peers", "R16, D4",
         "who tells of a slot that is opened meanwhile looks up a peer that is none",
         "allocator/peertable.py",

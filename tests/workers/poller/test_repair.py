@@ -76,6 +76,26 @@ def test_whoever_tells_of_a_request_that_has_been_closed_is_told_again() -> None
     assert node.slots.get(receiver.slot, Slot.RELEASED_EPOCH) < receiver.epoch
 
 
+def test_whoever_tells_of_a_request_that_has_been_closed_is_told_again_until_it_is_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """R79, R23: its poller has done with it, and its bootstrap is slow to release it."""
+    node = LanguageAlone()
+    receiver = node.receiver(1)
+    receiver.abort()
+    receiver.clear()
+    node.settle()
+    with monkeypatch.context() as slow:
+        slow.setattr(node.actor("bootstrap"), "is_runnable", lambda now_ns: False)
+        node.abort_ack(receiver)
+        for num_times in (1, 2):
+            assert [close.key.room for close in node.sent(msg.Close)] == [1] * num_times
+            node.status(receiver, Phase.WaitingForInput, 0)
+        assert node.slots.get(receiver.slot, Slot.RELEASED_EPOCH) < receiver.epoch
+    node.settle()
+    assert node.slots.get(receiver.slot, Slot.RELEASED_EPOCH) == receiver.epoch
+
+
 def test_a_request_that_only_the_encode_side_knows_is_closed_there() -> None:
     """R23: on neither list it is never guessed to be a success."""
     node = LanguageAlone()
