@@ -227,6 +227,9 @@ class BlockCells:
         indices ascending within each run, into `out` (u32) from position `at`. Returns how many: fewer when memory is
         short. A run that another process freed moments ago may be overlooked for one of other pieces; a free block is
         not overlooked."""
+    def find_run(self, lowest: int, length: int, /) -> int:
+        """The first block of the lowest run of `length` free blocks of index >= `lowest`, by a look at all cells; -1:
+        there is none. Nothing is taken, so somebody else may have them by now."""
     def expose(self, indices: Buffer, first: int, count: int, slot: int, epoch: int, exposure: int, /) -> int:
         """Owned (or already exposed) -> exposed, for each of `indices[first:first + count]` (u32) that (slot, epoch)
         holds; the side table's word is stored before the cell changes. Returns how many now stand exposed."""

@@ -74,6 +74,19 @@ static PyObject *blocks_acquire_some(PyObject *self, PyObject *const *args, Py_s
     return result;
 }
 
+static PyObject *blocks_find_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct blocks *blocks = &((BlockCells *)self)->blocks;
+    uint64_t lowest, length;
+    if (take_count("find_run", nargs, 2) < 0 || take_up_to(args[0], "lowest", UINT32_MAX, &lowest) < 0 ||
+        take_up_to(args[1], "length", UINT32_MAX, &length) < 0)
+        return NULL;
+    uint32_t start;
+    blocks_look_at_all(blocks);
+    const bool is_there = length > 0 && blocks_find(blocks, (uint32_t)lowest, (uint32_t)length, &start);
+    return PyLong_FromLong(is_there ? (long)start : -1);
+}
+
 // `count` of `buffer` from `first` on, each checked: nothing is moved where one of them names no block.
 static int take_indices(const struct blocks *blocks, PyObject *buffer, PyObject *first, PyObject *count, Array *indices,
                         const uint32_t **items, uint64_t *num)
@@ -223,6 +236,7 @@ static PyObject *blocks_count_free(PyObject *self, PyObject *argument)
 
 static PyMethodDef blocks_methods[] = {
     {"acquire", (PyCFunction)(void (*)(void))blocks_acquire_some, METH_FASTCALL, NULL},
+    {"find_run", (PyCFunction)(void (*)(void))blocks_find_run, METH_FASTCALL, NULL},
     {"expose", (PyCFunction)(void (*)(void))blocks_expose_each, METH_FASTCALL, NULL},
     {"release", (PyCFunction)(void (*)(void))blocks_release_each, METH_FASTCALL, NULL},
     {"quarantine", (PyCFunction)(void (*)(void))blocks_quarantine_each, METH_FASTCALL, NULL},

@@ -40,23 +40,39 @@ class BlockPool:
         self.num_blocks = layout.num_blocks
         self.cells = BlockCells(mapping, layout.cells, layout.exposure, layout.num_blocks)
         self._waiters = LaneBits(mapping, layout, SegmentHeader.BLOCK_WAITERS)
+        self._roomy_from = self.num_blocks // 2  # above what the others take, who begin below
 
     def acquire(
-        self, slot: int, epoch: int, want: int, *, may_take_reserve: bool, behind: int = RESERVE_BLOCK
+        self, slot: int, epoch: int, want: int, *, may_take_reserve: bool, behind: int = RESERVE_BLOCK, room: int = 0
     ) -> array[int]:
         """Take up to `want` blocks for a request, neighbours where possible; empty if there is none it may have.
 
-        If all blocks right `behind` one that it has are free, it has those, and its blocks stay one run.
+        If all blocks right `behind` one that it has are free, it has those, and its blocks stay one run. It has its
+        first ones where `room` more are free behind them, as it may need so many later, if there is such a place; the
+        next request that asks for room begins behind that.
         """
         out = array("I", bytes(4 * max(want, 0)))
         if want <= 0:
             return out
-        goes_on = behind != RESERVE_BLOCK and self._are_free(behind + 1, want)
-        lowest = behind + 1 if goes_on else RESERVE_BLOCK + 1
+        lowest = RESERVE_BLOCK + 1
+        if behind != RESERVE_BLOCK and self._are_free(behind + 1, want):
+            lowest = behind + 1
+        elif room:
+            lowest = self._roomy(want + room)
         got = self.cells.acquire(slot, epoch, want, lowest, out, 0)
         if got < want and may_take_reserve:
             got += self.cells.acquire(slot, epoch, 1, RESERVE_BLOCK, out, got)
         return out[:got]
+
+    def _roomy(self, length: int) -> int:
+        """Where a run of so many free blocks begins; if there is none, the lowest block that may be taken."""
+        lowest = RESERVE_BLOCK + 1
+        for begin in (max(self._roomy_from, lowest), lowest):
+            start = self.cells.find_run(begin, length)
+            if start >= 0:
+                self._roomy_from = start + length
+                return start
+        return lowest
 
     def _are_free(self, first: int, count: int) -> bool:
         fits = first + count <= self.num_blocks

@@ -148,14 +148,16 @@ class EmbeddingReceiver(TransferHandle):
         """
         return np.array(self.take(whole("want", want, 0, MAX_BLOCKS), may_take_reserve=may_take_reserve), np.uint32)
 
-    def take(self, want: int, *, may_take_reserve: bool = True) -> array[int]:
-        """`allocate`, for a queue."""
+    def take(self, want: int, *, may_take_reserve: bool = True, room: int = 0) -> array[int]:
+        """`allocate`, for a queue, with `room` behind the first ones for so many more, if there is such a place."""
         self._attachment.check_usable()
         if self.slot == NO_SLOT:
             return array("I")
         granted, pool = self.granted_blocks, self._control.blocks
         last = self.block_of(granted - 1) if granted > self.drained_blocks else RESERVE_BLOCK
-        blocks = pool.acquire(self.slot, self.epoch, want, may_take_reserve=may_take_reserve, behind=last)
+        blocks = pool.acquire(
+            self.slot, self.epoch, want, may_take_reserve=may_take_reserve, behind=last, room=room
+        )
         if len(blocks) and self.progress().phase >= TERMINAL:  # whoever cleans up may have passed already
             pool.release(blocks, self.slot, self.epoch)
             return blocks[:0]

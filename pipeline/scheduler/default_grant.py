@@ -51,6 +51,13 @@ class AdaptiveDefault:
             self._now = self._learned()
         return self._now
 
+    def longest(self) -> int:
+        """How many tokens a request of unknown length may well have: the longest recent one, or four times the start
+        value while too few were seen.
+        """
+        most = max(self._recent, default=0)
+        return most if len(self._recent) >= ENOUGH else max(most, 4 * self._start)
+
     def _learned(self) -> int:
         lengths = sorted(self._recent)
         length = lengths[min(int(len(lengths) * QUANTILE), len(lengths) - 1)]

@@ -17,6 +17,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from typing import Final
 
 from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.geometry import MAX_TOKENS
@@ -35,6 +36,8 @@ from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResul
 from embridge.pipeline.scheduler.shared_rooms import SharedRooms
 from embridge.pipeline.scheduler.streamed import StreamedRequests
 from embridge.workers.timing import NS
+
+WORTH_A_RUN_BYTES: Final = 4 << 20
 
 
 class TransferQueue:
@@ -324,7 +327,8 @@ class TransferQueue:
         reserved = min(target, max(self._draining.reserve(request, target, may_exceed=may_exceed), granted))
         held = num_granted - words[Slot.DRAINED_BLOCKS]
         missing = min(-(-reserved // self._bs) - num_granted, receiver.max_window_blocks - held)
-        blocks = receiver.take(max(missing, 0), may_take_reserve=record.has_rows_waiting).tolist()
+        room = self._room_behind(receiver, total, missing) if missing > 0 == num_granted else 0
+        blocks = receiver.take(max(missing, 0), may_take_reserve=record.has_rows_waiting, room=room).tolist()
         record.note_granted(num_granted, blocks)
         if blocks:
             after = min((num_granted + len(blocks)) * self._bs, reserved)
@@ -335,6 +339,16 @@ class TransferQueue:
         record.is_contacted = True
         record.has_rows_waiting = receiver.ready_tokens > granted
         return shows_rows and granted < target
+
+    def _room_behind(self, receiver: EmbeddingReceiver, total: int, num_blocks: int) -> int:
+        """How many blocks a request may need behind its first ones: then they stay one run, which is lent and not
+        copied out. None where a copy costs little, or the window holds no more.
+        """
+        expected = total or self.default.longest()
+        if self._ranks is not None or expected * self._attachment.geometry.token_bytes < WORTH_A_RUN_BYTES:
+            return 0
+        needed = -(-expected // self._bs)
+        return max(needed - num_blocks, 0) if needed <= receiver.max_window_blocks else 0
 
     # ---- the end
 

@@ -126,6 +126,17 @@ def test_free_blocks_on_both_sides_of_used_ones_are_no_run() -> None:
     assert acquire(cells, 2, 1, 8).tolist() == [*range(60, 64), *range(192, 196)]
 
 
+def test_the_lowest_run_of_so_many_is_found_and_not_taken() -> None:
+    cells, other = (BlockCells(mapping, 0, 8 * 256, 256) for mapping in [new_mapping(256)] * 2)
+    acquire(other, 1, 1, 256)
+    assert cells.find_run(0, 1) == -1
+    release(other, np.array([*range(60, 66), *range(192, 202), *range(250, 256)], np.uint32), 1, 1)
+    assert [cells.find_run(0, length) for length in (1, 6, 7, 10, 11)] == [60, 60, 192, 192, -1]
+    assert [cells.find_run(lowest, 6) for lowest in (61, 193, 197, 251, 256, 2**32 - 1)] == [192, 193, 250, -1, -1, -1]
+    assert cells.find_run(0, 0) == -1
+    assert cells.counts()[0] == 22
+
+
 def test_runs_stay_whole_through_churn_at_four_fifths_use() -> None:
     rng = np.random.default_rng(1)
     cells = new_cells(4096)

@@ -87,6 +87,20 @@ SCHEDULER: Final = [
         (f"{LENT}::test_blocks_that_are_no_run_in_the_order_of_the_rows_are_drained",),
     ),
     Mutant(
+        "no-room-behind", "R35", "a request of unknown length begins where the next one ends its run",
+        "pipeline/scheduler/transfer_queue.py",
+        "        return max(needed - num_blocks, 0) if needed <= receiver.max_window_blocks else 0\n",
+        "        return 0\n",
+        (f"{STAYING}::test_requests_whose_lengths_are_unknown_leave_each_other_room[True]",),
+    ),
+    Mutant(
+        "room-given-twice", "R35", "two requests of unknown length are given the same room",
+        "allocator/blocks.py",
+        "                self._roomy_from = start + length\n",
+        "                self._roomy_from = start\n",
+        (f"{STAYING}::test_requests_whose_lengths_are_unknown_leave_each_other_room[True]",),
+    ),
+    Mutant(
         "result-made-anew", "R35", "each look at a result makes another tensor",
         "pipeline/scheduler/request.py",
         "        if self._embeddings is None:\n",

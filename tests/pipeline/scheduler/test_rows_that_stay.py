@@ -9,6 +9,8 @@ from support.alone import BLOCK_SIZE, ENCODE_ADDRESS
 from support.lending import Scheduler
 
 from embridge.allocator.status import Phase
+from embridge.pipeline.scheduler import transfer_queue
+from embridge.pipeline.scheduler.default_grant import ENOUGH, RECENT
 from embridge.pipeline.scheduler.draining import Draining
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
@@ -61,6 +63,59 @@ def test_what_is_granted_later_goes_on_where_the_first_blocks_end() -> None:
     assert receiver.current_allocation().tolist() == [2, 3, 4, 5]
     node.announce(others[0], 16)
     assert node.receiver_of(others[0]).current_allocation().tolist() != [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("is_worth_it", [True, False])
+def test_requests_whose_lengths_are_unknown_leave_each_other_room(
+    monkeypatch: pytest.MonkeyPatch, is_worth_it: bool
+) -> None:
+    """R35: so each is one run in the end, and lent, if it needs four times the default, or what others have needed. One
+    that is copied out in no time has the lowest blocks.
+    """
+    monkeypatch.setattr(transfer_queue, "WORTH_A_RUN_BYTES", 0 if is_worth_it else 1 << 20)
+    node = Scheduler(num_blocks=64)
+    requests = [node.add(room) for room in range(1, 7)]
+    first = [node.receiver_of(request).block_of(0) for request in requests]
+    assert first == ([32, 36, 40, 44, 48, 52] if is_worth_it else [1, 2, 3, 4, 5, 6])
+    for request in requests:
+        receiver = node.announce(request, 4 * BLOCK_SIZE)
+        assert receiver.granted_blocks == 4
+    for request in requests:
+        node.finish(request, 4 * BLOCK_SIZE)
+    finished, _ = node.queue.pop_transferred()
+    assert [node.is_lent(request) for request in finished] == [is_worth_it] * 6
+    for request in finished:
+        node.check(request)
+
+
+def test_room_is_left_behind_the_last_then_from_below_and_where_there_is_none_a_request_has_the_lowest_blocks() -> None:
+    """R35."""
+    pool = Scheduler(num_blocks=64).control.blocks
+
+    def acquired(want: int, room: int) -> list[int]:
+        return pool.acquire(9, 1, want, may_take_reserve=False, room=room).tolist()
+
+    assert acquired(2, 10) == [32, 33]
+    assert acquired(2, 10) == [44, 45]
+    assert acquired(3, 0) == [1, 2, 3]  # of whose length nothing is unknown
+    assert acquired(2, 10) == [4, 5]
+    assert acquired(2, 10) == [16, 17]
+    assert acquired(2, 10) == [46, 47]
+    assert acquired(2, 17) == [6, 7]
+    assert acquired(2, 10) == [18, 19]
+
+
+@pytest.mark.parametrize(("num_seen", "room"), [(0, 3), (ENOUGH - 1, 5), (ENOUGH, 5), (ENOUGH + RECENT, 1)])
+def test_room_is_left_for_the_longest_that_was_seen_of_late(
+    monkeypatch: pytest.MonkeyPatch, num_seen: int, room: int
+) -> None:
+    """R35: for four times the default, while few were seen."""
+    monkeypatch.setattr(transfer_queue, "WORTH_A_RUN_BYTES", 0)
+    node = Scheduler(num_blocks=64)
+    for number in range(num_seen):
+        node.queue.default.observe((6 if number < ENOUGH else 2) * BLOCK_SIZE)
+    first, second = (node.receiver_of(node.add(room)) for room in (1, 2))
+    assert second.block_of(0) - first.block_of(0) == 1 + room
 
 
 def test_rows_that_are_on_their_way_are_drained_when_somebody_is_short() -> None:
