@@ -4,7 +4,7 @@ from typing import Final
 
 from ..mutant import Mutant
 
-UNTOLD = "tests/transfers/test_untold.py"
+UNTOLD = "tests/transfers/untold/test_untold.py"
 BIND = "tests/allocator/test_core_bind.py"
 GRANT = "tests/allocator/test_core_grant.py"
 

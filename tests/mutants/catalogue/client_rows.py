@@ -240,7 +240,7 @@ CLIENT_ROWS: Final = [
         "pipeline/client/direct_path.py",
         "        if decided != WrittenBy.UNDECIDED and not self._rendezvous.is_bound(d):\n",
         "        if decided != WrittenBy.UNDECIDED and self._rendezvous.is_bound(d) is None:\n",
-        ("tests/transfers/test_untold.py::test_a_sender_whose_grant_another_has_writes_nothing_and_fails",),
+        ("tests/transfers/untold/test_untold.py::test_a_sender_whose_grant_another_has_writes_nothing_and_fails",),
     ),
     Mutant(
         "rows-out-kept-by-a-failure", "R31, P24", "a commit that comes too late does not give the claim back",

@@ -15,18 +15,7 @@ from support.nodes import Station
 from support.posted import BindStep, grants_in, offers_in
 from support.scheduling import Queues
 from support.stopping import stopped
-from support.untold import (
-    LONGER,
-    TOTAL,
-    is_posted,
-    joined_by,
-    kicks,
-    post,
-    settle,
-    tell_all,
-    tell_both,
-    untold_for_long,
-)
+from support.untold import LONGER, TOTAL, is_posted, joined_by, kicks, settle, tell_all, tell_both
 from support.waiting import wait_until
 
 from embridge import Client, EmbeddingReceiver, EmbeddingSender
@@ -41,21 +30,6 @@ pytestmark = pytest.mark.process
 
 def _is_settled(sender: EmbeddingSender) -> bool:
     return sender._final is not None
-
-
-@pytest.fixture
-def sending(encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]) -> Iterator[Client]:
-    """A client of the encode node that has a door to the language node, whose clients know that. Neither tells its
-    node of a request because that takes long.
-    """
-    with untold_for_long(encode, sending, receiving, next(rooms)):
-        yield sending
-
-
-@pytest.fixture
-def posted(encode: Station, sending: Client, receiving: Queues, room: int) -> EmbeddingReceiver:
-    """The scheduler's side of a request of which nobody else knows."""
-    return post(encode, receiving, room)
 
 
 # ---- nothing goes wrong

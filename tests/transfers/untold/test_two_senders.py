@@ -12,7 +12,7 @@ from support.nodes import Station
 from support.posted import BindStep
 from support.scheduling import Queues
 from support.stopping import stopped
-from support.untold import LONGER, TOTAL, joined_by, kicks, post, tell_both, untold_for_long
+from support.untold import LONGER, TOTAL, joined_by, kicks, tell_both
 from support.waiting import wait_until
 
 from embridge import Client, EmbeddingReceiver, EmbeddingSender, attach
@@ -20,21 +20,6 @@ from embridge.allocator.records import Destination, JoinedBy, Slot
 from embridge.pipeline.client.client import library_of
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture
-def sending(encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]) -> Iterator[Client]:
-    """A client of the encode node that has a door to the language node, whose clients know that. Neither tells its
-    node of a request because that takes long.
-    """
-    with untold_for_long(encode, sending, receiving, next(rooms)):
-        yield sending
-
-
-@pytest.fixture
-def posted(encode: Station, sending: Client, receiving: Queues, room: int) -> EmbeddingReceiver:
-    """The scheduler's side of a request of which nobody else knows."""
-    return post(encode, receiving, room)
 
 
 @pytest.fixture
