@@ -33,13 +33,14 @@ setup: $(BUILT)  ## create .venv, install everything, build the native core (aga
 demo: $(BUILT)  ## carry real photographs between two nodes and check every byte; ARGS="--help" lists its options
 	$(BIN)/embridge demo $(ARGS)
 
-test: lint types bytecode  ## ruff, mypy --strict, and every test but the storms; some when their sources changed, or with ARGS=--all
+test: lint types bytecode  ## ruff, mypy --strict, and all tests but storms that a change concerns, or ARGS=--all
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto -m "not storm" --changed $(ARGS)
 
 lint: $(BUILT)  ## ruff
 	$(BIN)/ruff check .
 
-# In one run, for product and tests share its cache; the paths are those from which pytest imports the tests and what they share.
+# In one run, for product and tests share its cache; the paths are those from which pytest imports the tests and what
+# they share.
 types: $(BUILT)  ## mypy --strict for the product and the tests, over links that show the checker the installed layout
 	@mkdir -p $(TYPING)/embridge
 	@for package in $(PACKAGES); do ln -sfn "$(CURDIR)/$$package" "$(TYPING)/embridge/$$package"; done
@@ -51,35 +52,42 @@ types: $(BUILT)  ## mypy --strict for the product and the tests, over links that
 settings: $(BUILT)  ## docs/settings.md, from the settings themselves
 	@$(BIN)/python -m embridge.pipeline.settings_page > docs/settings.md
 
+# Where Python is told to write none, each of some thousand processes would compile every module anew.
 .PHONY: bytecode
-bytecode: $(BUILT)  # where Python is told to write none, each of some thousand processes would compile every module anew
+bytecode: $(BUILT)
 	@$(BIN)/python -m compileall -q $(SOURCES)
 
-# Those that start nodes come last and one at a time, for each of them fills the machine: beside others, and beside programs that spin on
-# every core, a killed process takes seconds to end and to begin again. Status 5 says that nothing was left to run.
+# Those that start nodes come last and one at a time, for each of them fills the machine: beside others, and beside
+# programs that spin on every core, a killed process takes seconds to end and to begin again. Status 5 says that nothing
+# was left to run.
 storm: $(BUILT) bytecode  ## the long randomised runs, about an hour; ARGS=--resume goes on with what has not passed yet
 	@status=0; \
-	$(LONG) -n auto --dist worksteal -m "storm and not process" --passed=.build/storm.passed $(ARGS) || test $$? = 5 || status=1; \
-	$(LONG) -m "storm and process" --passed=.build/storm-of-nodes.passed $(ARGS) || test $$? = 5 || status=1; \
+	$(LONG) -n auto --dist worksteal -m "storm and not process" --passed=.build/storm.passed $(ARGS) \
+		|| test $$? = 5 || status=1; \
+	$(LONG) -m "storm and process" --passed=.build/storm-of-nodes.passed $(ARGS) \
+		|| test $$? = 5 || status=1; \
 	exit $$status
 
 soak: $(BUILT)  ## an hour of full load, and whether anything drifts; ARGS="--engine mooncake --seconds 600", say
 	PYTHONPATH=tests $(BIN)/python -m storm.soak $(ARGS)
 
-mutants: $(BUILT)  ## break promises on purpose, one at a time: each must turn a test red; ARGS="--jobs 4", "--only NAME", "--list"
+mutants: $(BUILT)  ## break promises on purpose, one at a time: each must turn a test red; ARGS="--only NAME", "--list"
 	cd tests && ../$(BIN)/python -m mutants $(ARGS)
 
 bench: $(BUILT) $(PEERS)  ## every benchmark in bench/, one after another; ARGS=--quick for a first look
-	@set -e; for file in $(sort $(filter-out bench/compare.py, $(wildcard bench/[!_]*.py))); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+	@set -e; for file in $(sort $(filter-out bench/compare.py, $(wildcard bench/[!_]*.py))); do \
+		echo "== $$file"; $(BIN)/python "$$file" $(ARGS); \
+	done
 
 wheel: $(BUILT)  ## build a wheel into dist/
 	@rm -rf build/lib.* build/bdist.*  # else modules that are no more would be packed, too
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist/*.whl
 
-# An environment of its own, without the editable install: what .venv has besides is added by a path file, whose folders' own path
-# files (so the finder of the editable install) Python does not read. Run from another folder, which holds none of the sources.
-wheelcheck: wheel  ## install the wheel apart, and run the tests of the allocator, the pipeline and the package against it; ARGS for pytest
+# An environment of its own, without the editable install: what .venv has besides is added by a path file, whose
+# folders' own path files (so the finder of the editable install) Python does not read. Run from another folder, which
+# holds none of the sources.
+wheelcheck: wheel  ## install the wheel apart, and run tests of rooms and package against it; ARGS for pytest
 	@rm -rf $(APART) && mkdir -p $(APART)/folder
 	@$(BIN)/python -m venv --without-pip $(APART)/venv
 	@$(PIP) --python $(APART)/venv/bin/python install --quiet --no-deps --no-index $$(ls -t dist/embridge-*.whl | head -1)
@@ -116,7 +124,8 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | system
 
 # A benchmark runs without its peers, too, and says so.
 $(PEERS): $(INSTALLED)
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[bench]' || echo "the peers could not be installed" >&2
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[bench]' \
+		|| echo "the peers could not be installed" >&2
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(CORE)

@@ -1,11 +1,11 @@
 """Claims: who may write into the blocks of a request of this node, one word a slot.
 
     claims [slot]  63        36 35     32 31     24 23            0
-                   │ epoch:28  │ state:4 │ entry:8 │ generation:24 │  then: length:32, lane:16
+                   | epoch:28  | state:4 | entry:8 | generation:24 |  then: length:32, lane:16
 
-    shut ──offer──▶ open ◀──give_back── writing ──revoke──▶ revoked
-      │              │ └────take───────▶   │                   │
-      └─ revoke ─────┴────▶ ended ◀── end_writer, ────── give_back, end_writer
+    shut --offer--> open <--give_back-- writing --revoke--> revoked
+      |              | +----take------->   |                   |
+      +- revoke -----+----> ended <-- end_writer, ------ give_back, end_writer
                                       the last give_back
 
 A client of an encode node on this host writes straight into this node's blocks, and it may stop or die between any two

@@ -88,5 +88,5 @@ def sizes(role: Role, geometry: Geometry, limits: Limits) -> str:
 def _box(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    edge = "─" * (len(lines[0]) + 2)
-    return [title, f"┌{edge}┐", *(f"│ {line} │" for line in lines), f"└{edge}┘"]
+    edge = "-" * (len(lines[0]) + 2)
+    return [title, f"+{edge}+", *(f"| {line} |" for line in lines), f"+{edge}+"]

@@ -1,55 +1,55 @@
 """Every offset, size and alignment of the two segments: a map one can draw, and no logic.
 
     control segment, with the role that alone has a table
-    ┌─────────────────────────────────────────────────────────────────────────────────┐
-    │ header                  magic, version, size, identity, geometry, limits, state │
-    │ doorbells               a line for whoever can be woken                         │
-    │ claims        language  who may write into the blocks of a slot                 │
-    │ meetings      language  what an encoder reads of the grant of a slot            │
-    │ posts         language  grants and offers, by which both find each other        │
-    │ windows       language  blocks granted for a slot                               │
-    │ words                   a status word a slot                                    │
-    │ stamps                  when it first entered each phase                        │
-    │ dirty                   a bit a slot and view: the word has changed             │
-    │ processes               pid, beat, state, restarts of each process              │
-    │ lanes                   a record a client                                       │
-    │ pages                   which lane leases a page of 64 slots                    │
-    │ slots                   a record a slot                                         │
-    │ destinations  encode    watermarks of each destination of a slot                │
-    │ grants        encode    blocks granted by the destinations of a slot            │
-    │ staging       encode    source blocks that cache rows of a slot                 │
-    │ wanted        encode    rooms that somebody has asked for                       │
-    │ asked         encode    how many grants wait for an encoder, by room            │
-    │ untold        encode    how many requests only clients know of, by room         │
-    │ finished      encode    rooms of such requests that have succeeded              │
-    │ sessions      language  the engine of each worker                               │
-    │ ports         language  a bit a port that an engine had                         │
-    │ cells                   the owner of each block                                 │
-    │ exposure                the session that may write into each block              │
-    │ shelf         encode    generations and the floor of published items            │
-    │ heads         encode    how each published item stands                          │
-    │ items         encode    its key, its blocks, its rows                           │
-    │ held          encode    the owner of each block of the shelf                    │
-    │ readers       encode    processes of other nodes that read the shelf            │
-    │ uses          encode    when each item was used last                            │
-    │ ledgers       encode    which items each reader pins                            │
-    │ peers                   other nodes                                             │
-    │ tombstones    encode    the highest epoch of each slot of each peer             │
-    │ finders       encode    the slot that has found a grant of a peer's slot        │
-    │ writers                 processes of other nodes that map the payload           │
-    │ routes                  the registrar's record; nodes that discovery tells of   │
-    │ metrics                 a row of counters a process, and one of all clients     │
-    │ rings                   one from each process or lane to each that it kicks     │
-    └─────────────────────────────────────────────────────────────────────────────────┘
+    +---------------------------------------------------------------------------------+
+    | header                  magic, version, size, identity, geometry, limits, state |
+    | doorbells               a line for whoever can be woken                         |
+    | claims        language  who may write into the blocks of a slot                 |
+    | meetings      language  what an encoder reads of the grant of a slot            |
+    | posts         language  grants and offers, by which both find each other        |
+    | windows       language  blocks granted for a slot                               |
+    | words                   a status word a slot                                    |
+    | stamps                  when it first entered each phase                        |
+    | dirty                   a bit a slot and view: the word has changed             |
+    | processes               pid, beat, state, restarts of each process              |
+    | lanes                   a record a client                                       |
+    | pages                   which lane leases a page of 64 slots                    |
+    | slots                   a record a slot                                         |
+    | destinations  encode    watermarks of each destination of a slot                |
+    | grants        encode    blocks granted by the destinations of a slot            |
+    | staging       encode    source blocks that cache rows of a slot                 |
+    | wanted        encode    rooms that somebody has asked for                       |
+    | asked         encode    how many grants wait for an encoder, by room            |
+    | untold        encode    how many requests only clients know of, by room         |
+    | finished      encode    rooms of such requests that have succeeded              |
+    | sessions      language  the engine of each worker                               |
+    | ports         language  a bit a port that an engine had                         |
+    | cells                   the owner of each block                                 |
+    | exposure                the session that may write into each block              |
+    | shelf         encode    generations and the floor of published items            |
+    | heads         encode    how each published item stands                          |
+    | items         encode    its key, its blocks, its rows                           |
+    | held          encode    the owner of each block of the shelf                    |
+    | readers       encode    processes of other nodes that read the shelf            |
+    | uses          encode    when each item was used last                            |
+    | ledgers       encode    which items each reader pins                            |
+    | peers                   other nodes                                             |
+    | tombstones    encode    the highest epoch of each slot of each peer             |
+    | finders       encode    the slot that has found a grant of a peer's slot        |
+    | writers                 processes of other nodes that map the payload           |
+    | routes                  the registrar's record; nodes that discovery tells of   |
+    | metrics                 a row of counters a process, and one of all clients     |
+    | rings                   one from each process or lane to each that it kicks     |
+    +---------------------------------------------------------------------------------+
 
     payload segment, with what each pool begins on
-    ┌────────────────────────────────────────────────────────────────────────┐
-    │ embeddings  2 MiB   input_embeddings [block][token][hidden]            │
-    │ deepstack   2 MiB   deepstack_embeddings [block][token][layer][hidden] │
-    │ positions   a page  mrope_positions [block][token][3] int32            │
-    │ ids         a page  fill_ids [block][token] int32                      │
-    │ aux         a page  aux_datas [block][16] int32                        │
-    └────────────────────────────────────────────────────────────────────────┘
+    +------------------------------------------------------------------------+
+    | embeddings  2 MiB   input_embeddings [block][token][hidden]            |
+    | deepstack   2 MiB   deepstack_embeddings [block][token][layer][hidden] |
+    | positions   a page  mrope_positions [block][token][3] int32            |
+    | ids         a page  fill_ids [block][token] int32                      |
+    | aux         a page  aux_datas [block][16] int32                        |
+    +------------------------------------------------------------------------+
 
 `allocator.drawing` draws this, and a test compares them. A table begins on a line of 64 bytes, the rings on a page.
 The tables from doorbells to dirty are the *writers' part*, pages of their own: it is all that a writer of another node

@@ -1,7 +1,7 @@
 """How a scheduler and an encoder of one host find each other, with nobody in between: posts, and what was granted.
 
-    posts    [bucket][8]  grant  0:1 │ tag:17 │ slot:16 │ epoch:28
-                          offer  1:1 │ tag:17 │ entry:8 │ generation:24
+    posts    [bucket][8]  grant  0:1 | tag:17 | slot:16 | epoch:28
+                          offer  1:1 | tag:17 | entry:8 | generation:24
     meetings [slot]       a record of eight words: what a writer needs to know of a grant
 
 Both stand in a language node's writers' part. The scheduler's client enters its grant, and then looks for an offer; an

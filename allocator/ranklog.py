@@ -1,16 +1,16 @@
 """The log of a group of ranks: rank 0 tells the others what it has handed over, and they tell it what they released.
 
     log segment (all may write)                             rows segment (rank 0 writes)
-    ┌─────────────────────────────────────────────┐         ┌──────────────────────────────────────┐
-    │ header    magic, sizes, geometry, rank 0    │         │ rows of a request: aux, then a       │
-    ├─────────────────────────────────────────────┤    ┌───▶│ section for each per-token buffer    │
-    │ rank 1    state, pid │ cut │ released       │    │    ├──────────────────────────────────────┤
-    │           doorbell                          │    │    │ rows of another                      │
-    │           ring of items ────────────────────┼────┘    │                                      │
-    │           tickets, one word an entry        │         └──────────────────────────────────────┘
-    ├─────────────────────────────────────────────┤
-    │ rank 2    ...                               │
-    └─────────────────────────────────────────────┘
+    +---------------------------------------------+         +--------------------------------------+
+    | header    magic, sizes, geometry, rank 0    |         | rows of a request: aux, then a       |
+    +---------------------------------------------+    +--->| section for each per-token buffer    |
+    | rank 1    state, pid | cut | released       |    |    +--------------------------------------+
+    |           doorbell                          |    |    | rows of another                      |
+    |           ring of items --------------------+----+    |                                      |
+    |           tickets, one word an entry        |         +--------------------------------------+
+    +---------------------------------------------+
+    | rank 2    ...                               |
+    +---------------------------------------------+
 
 Rank 0 writes one batch of items, which is what one `pop_transferred` returned, into one ring after the other, each with
 a single store of its tail. So a rank sees a whole batch or nothing of it, and all ranks see the same batches in the

@@ -3,8 +3,8 @@
 The registrar alone writes it. Any client reads it, at any time, without a lock and without holding the writer up. Each
 record is guarded by a generation word, which is odd while the record is being written:
 
-    writer   generation odd ── the other words ── generation even, and greater
-    reader   generation ── the other words ── generation again: the same, and even, or what was read is thrown away
+    writer   generation odd -- the other words -- generation even, and greater
+    reader   generation -- the other words -- generation again: the same, and even, or what was read is thrown away
 
 A reader never takes a record that is half old and half new. Every word is stored with release and loaded with acquire.
 If a reader has loaded any word of a newer writing, its second look sees the odd generation that was stored before that

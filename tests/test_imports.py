@@ -332,14 +332,24 @@ def test_a_package_that_is_imported_by_its_bare_name_says_so(tmp_path: Path) -> 
         assert f"import embridge.{package}" in result.stderr
 
 
-def test_a_file_has_at_most_450_lines_of_at_most_120_columns() -> None:
-    """What is longer has two purposes; what is wider nobody reads beside something else."""
+def test_a_file_has_at_most_450_lines_of_at_most_120_bytes() -> None:
+    """What is longer has two purposes; what is wider nobody reads beside something else, and tools count bytes."""
     folders = [ROOT / folder for folder in ("allocator", "bench", "tests")]
     others = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".pyi", ".c", ".h")]
     texts = {path.relative_to(ROOT): path.read_text().splitlines() for path in {*SOURCES, *others}}
     longest = {path: len(lines) for path, lines in texts.items() if path.suffix != ".pyi"}
     assert {str(path): count for path, count in longest.items() if count > 450} == {}
-    assert [f"{path}:{n}" for path in texts for n, line in enumerate(texts[path], 1) if len(line) > 120] == []
+    assert _wide_lines(texts) == []
+
+
+def test_what_says_how_it_is_built_and_checked_has_lines_of_at_most_120_bytes() -> None:
+    files = [ROOT / name for name in ("Makefile", "pyproject.toml", "setup.py", "constraints.txt", "MANIFEST.in")]
+    files += ROOT.glob(".ci/*")
+    assert _wide_lines({path.relative_to(ROOT): path.read_text().splitlines() for path in files}) == []
+
+
+def _wide_lines(texts: dict[Path, list[str]]) -> list[str]:
+    return [f"{path}:{n}" for path in texts for n, line in enumerate(texts[path], 1) if len(line.encode()) > 120]
 
 
 def test_a_class_has_at_most_20_public_methods() -> None:

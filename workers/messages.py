@@ -4,10 +4,10 @@ Every message is idempotent and carries absolute values (a whole window, never a
 reordered one changes nothing but time. The envelope names who speaks and to which incarnation of whom (R14); a request
 is `(language node, its incarnation, its slot, its epoch)`, and the room joins that to the encoder's call.
 
-    language bootstrap ──register, init, resume, abort──▶ encode bootstrap   (answers: registered, refused, stale)
-    encode poller ──announce, status, abort_ack, heartbeat, snapshot──▶ language poller
-    encode transfer worker ──landed──▶ language poller
-    language poller ──checked, close, heartbeat, resync──▶ encode poller
+    language bootstrap --register, init, resume, abort--> encode bootstrap   (answers: registered, refused, stale)
+    encode poller --announce, status, abort_ack, heartbeat, snapshot--> language poller
+    encode transfer worker --landed--> language poller
+    language poller --checked, close, heartbeat, resync--> encode poller
 
 `decode` checks the type and range of every field before anything else sees it; what depends on a peer's geometry (block
 indices, slots) is checked by the role that knows it.

@@ -1,16 +1,16 @@
 // Owner cells: one 64-bit cell a block says who owns it.
 //
 //   cells     [block]    63           46 45        18 17      2 1     0
-//                        │ generation:18 │ epoch:28  │ slot:16 │state:2│
+//                        | generation:18 | epoch:28  | slot:16 |state:2|
 //                        free: epoch and slot are 0, the generation stays
 //
 //   exposure  [block]    the session (and peer) to which the block was last exposed
 //
-//   free ──acquire──▶ owned ──expose──▶ exposed ──quarantine, reclaim──▶ quarantined
-//     ▲                 │                  │                                  │
-//     ├── release, reclaim, quarantine ────┤                                  │
-//     │                       release, reclaim                                │
-//     └─────────────── end_quarantine (the owner), end_exposure (a fence) ────┘
+//   free --acquire--> owned --expose--> exposed --quarantine, reclaim--> quarantined
+//     ^                 |                  |                                  |
+//     +-- release, reclaim, quarantine ----+                                  |
+//     |                       release, reclaim                                |
+//     +--------------- end_quarantine (the owner), end_exposure (a fence) ----+
 //
 // Invariants. A block's state and owner are one word, moved by one compare-and-swap from the exact value that was
 // looked at; so a block has one owner, and two who want it cannot both get it. Each acquire takes the next

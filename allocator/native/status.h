@@ -1,10 +1,10 @@
 // Status words: one 64-bit word a slot that only ever increases, with the time of each phase's entry and dirty bits.
 //
 //   words    [slot]           63        36 35   33  32  31             0
-//                             │ epoch:28 │phase:3│whole│    sent:32     │     compared as one integer
+//                             | epoch:28 |phase:3|whole|    sent:32     |     compared as one integer
 //
 //   stamps   [slot][5]        [0]     ns of the opening, all 64 bits
-//                             [1..4]  │ epoch's low 8 bits:8 │ ns:56 │   0: not entered
+//                             [1..4]  | epoch's low 8 bits:8 | ns:56 |   0: not entered
 //
 //   dirty    [view][slot/64]  bit slot%64: the slot's word has changed since this view last looked
 //

@@ -4,8 +4,8 @@ It reads its configuration as a line of JSON on standard input (`node.launch` wr
 first). The processes are spawned from the context that `torch.multiprocessing` hands out, which is the very object of
 `multiprocessing` (a test says so): nobody here imports torch.
 
-    STARTING ──all processes READY──▶ READY ──SIGTERM──▶ DRAINING ──nothing in flight, or drain_timeout──▶ STOPPED
-                                                             └──────────── a second SIGTERM ──────────────▶
+    STARTING --all processes READY--> READY --SIGTERM--> DRAINING --nothing in flight, or drain_timeout--> STOPPED
+                                                             +------------ a second SIGTERM -------------->
 
 SIGINT has the effect of SIGTERM. SIGHUP changes nothing, and a line of the log says so: a node reads nothing again on
 demand (it reads an allow-list again when the file has changed).

@@ -11,9 +11,9 @@ A process that keeps dying makes the node *unhealthy*: the log, `embridge status
 need the process fail with the reason, and new ones are refused with it. The process is started again at a slow pace;
 once it has held for a while, the node is healthy again.
 
-    born ──READY──▶ watched ──died──▶ pause, born again ──too often──▶ failing: born again each `retry_s`
-      │                └── silent: killed ──▶ died                        │
-      └── not READY in time: killed ──▶ died        watched ◀── READY for `retry_s`
+    born --READY--> watched --died--> pause, born again --too often--> failing: born again each `retry_s`
+      |                +-- silent: killed --> died                        |
+      +-- not READY in time: killed --> died        watched <-- READY for `retry_s`
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ learn what its `pop_transferred` returned, batch for batch, from a log in shared
 agree (B8). See `allocator/ranklog.py` for the log and `pipeline/ranks/follower.py` for the other end.
 
     library thread                                          caller's thread
-    request ended ─▶ placed in shared memory, if it         pop_transferred: one batch into each rank's log,
+    request ended -> placed in shared memory, if it         pop_transferred: one batch into each rank's log,
                      is not there already                   then to the caller
-                  ─▶ room claimed in every rank's log ────▶
-    memory free again  ◀── released by rank 0, and by every rank that was told of it and lives
+                  -> room claimed in every rank's log ---->
+    memory free again  <-- released by rank 0, and by every rank that was told of it and lives
 
 A rank that is slow, or never comes, holds nobody up but by what it occupies, and that is bounded. A request that finds
 no room, in memory or in a log, waits until its own deadline. Then it fails and names the rank that holds the memory; a

@@ -102,7 +102,7 @@ def test_a_pool_that_is_said_to_begin_on_a_page_need_not_begin_on_a_huge_one() -
 
 def test_a_table_is_drawn_for_the_role_that_has_it() -> None:
     """By the properties of `Control`, which refuse the other role's."""
-    lines = {line.split()[1]: line.split()[2] for line in drawing().splitlines() if line.startswith("│")}
+    lines = {line.split()[1]: line.split()[2] for line in drawing().splitlines() if line.startswith("|")}
     assert {name: lines[name] for name in ("destinations", "grants", "staging", "tombstones")} == dict.fromkeys(
         ("destinations", "grants", "staging", "tombstones"), "encode"
     )
@@ -120,4 +120,4 @@ def test_doctor_draws_both_nodes_with_their_sizes(monkeypatch: pytest.MonkeyPatc
     for role in Role:
         control = ControlLayout.of(role, Geometry(num_blocks=3), Limits(num_slots=128))
         assert f"control segment of the {role.name.lower()} node, {control.size} bytes" in done.output
-        assert re.search(rf"│ rings +{control.rings} ", done.output)
+        assert re.search(rf"\| rings +{control.rings} ", done.output)

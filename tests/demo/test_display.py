@@ -41,7 +41,8 @@ def test_a_request_that_arrived_shows_its_way_and_its_numbers() -> None:
         )
     )
     row = next(row for row in text.splitlines() if "coffee" in row)
-    for part in ("600×400", "2000", "14.4", "100", "2.5", "0.29", "WaitingForInput → Transferring → Success", "ok ✓"):
+    phases = "WaitingForInput → Transferring → Success"
+    for part in ("600×400", "2000", "14.4", "100", "2.5", "0.29", phases, "ok ✓"):
         assert part in row
 
 
