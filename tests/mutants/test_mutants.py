@@ -4,12 +4,17 @@ mutants`.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.agents import running
 
 from .catalogue import MUTANTS
 from .mutant import Mutant
@@ -26,7 +31,7 @@ def test_every_mutant_applies_once_and_compiles() -> None:
 
 
 def test_every_mutant_has_a_name_of_its_own_and_breaks_what_is_promised() -> None:
-    """Its labels stand in the documents, its tests in the sources."""
+    """The labels stand in the documents."""
     assert len(BY_NAME) == len(MUTANTS) >= 24
     text = (ROOT / "docs" / "invariants.md").read_text()
     promised = set(LABEL.findall(text))
@@ -34,9 +39,43 @@ def test_every_mutant_has_a_name_of_its_own_and_breaks_what_is_promised() -> Non
         labels = set(mutant.breaks.split(", "))
         assert labels, mutant.name
         assert labels <= promised, f"{mutant.name}: {labels - promised}"
-        for test in mutant.tests:
-            file, _, name = test.partition("::")
-            assert not name or f"def {name.split('[')[0]}(" in (ROOT / file).read_text(), f"{mutant.name}: {test}"
+
+
+def _functions(file: str) -> set[str]:
+    """The tests of a file as mutants name them, without parameters; the file itself is one."""
+    functions = (node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef))
+    return {file, *(f"{file}::{node.name}" for node in functions if node.name.startswith("test"))}
+
+
+class _Collected:
+    """A plugin that keeps the names of what pytest has collected."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.names = {item.nodeid for item in session.items}
+
+
+def _collect(_agent: SimpleNamespace, files: list[str]) -> set[str]:
+    """The tests of these files with their parameters; for a process of its own, which pytest changes."""
+    collected = _Collected()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        options = ["--collect-only", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+        status = pytest.main([*options, *(f"{ROOT}/{file}" for file in files)], plugins=[collected])
+    assert status == 0, said.getvalue()
+    return collected.names
+
+
+def test_every_test_that_a_mutant_names_is_there() -> None:
+    """With its parameters, if it is named with them."""
+    named = {test for mutant in MUTANTS for test in mutant.tests}
+    files = {test: test.partition("::")[0] for test in named}
+    assert {test.partition("[")[0] for test in named} <= set().union(*map(_functions, set(files.values())))
+    with_parameters = {test for test in named if "[" in test}
+    assert with_parameters
+    with running("collector") as agent:
+        assert with_parameters <= agent.call(_collect, sorted({files[test] for test in with_parameters}))
 
 
 def test_a_mutant_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
