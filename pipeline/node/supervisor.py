@@ -291,11 +291,15 @@ class Supervisor:
     # ---- the end
 
     def stop(self, timeout_s: float) -> None:
-        """Send SIGTERM to all, wait, and SIGKILL what is left, which ends a stopped process, too."""
+        """Send SIGTERM to all, wait, and SIGKILL what is left, which ends a stopped process, too.
+
+        Who sleeps is woken: a process that waits on sockets sleeps on after a signal, until its next beat.
+        """
         self._stopping = True
         alive = [child for child in self._children if child.process is not None and child.process.exitcode is None]
         for child in alive:
             child.process.terminate()
+            self._control.bell(child.name).ring()
         deadline = time.monotonic() + timeout_s
         for child in alive:
             child.process.join(max(0.0, deadline - time.monotonic()))

@@ -8,7 +8,7 @@ import logging
 import os
 import selectors
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,12 +68,14 @@ class FakeProcess:
         self.end(-signal.SIGKILL)
 
     def terminate(self) -> None:
+        self._context.terminated(self.name)
         self.end(0)
 
 
 class FakeContext:
     def __init__(self) -> None:
         self.born: list[FakeProcess] = []
+        self.terminated: Callable[[str], None] = lambda name: None
 
     def Process(self, *, name: str, **_: Any) -> FakeProcess:
         return FakeProcess(self, name)
@@ -388,6 +390,16 @@ def test_a_process_that_dies_before_all_were_ready_ends_the_launch_and_is_named(
 
 
 # ---- descriptors
+
+
+def test_a_process_that_is_told_to_stop_is_woken_to_hear_of_it(node: Node) -> None:
+    """Now, and not at its next beat: a process that waits on sockets sleeps on after a signal."""
+    bells = {name: node.control.bell(name) for name in node.control.processes.names[1:]}
+    told: dict[str, int] = {}
+    node.context.terminated = lambda name: told.update({name: bells[name].sequence()})
+    node.supervisor.stop(1.0)
+    assert told.keys() == bells.keys()
+    assert [name for name, before in told.items() if bells[name].sequence() == before] == []
 
 
 def test_a_group_of_ranks_for_which_the_node_has_no_descriptors_is_refused() -> None:
