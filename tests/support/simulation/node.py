@@ -15,6 +15,7 @@ from embridge.allocator.blocks import QUARANTINED
 from embridge.allocator.buffers import PayloadBuffers, aux_offset, pools
 from embridge.allocator.claims import HELD, Claim, WriterId
 from embridge.allocator.control import Control, format_control
+from embridge.allocator.drawing import control_spans
 from embridge.allocator.geometry import AUX_WORDS, Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.records import CLAIM_WORDS, POSTS_A_SLOT, Destination, NodeState, SegmentHeader, Slot
@@ -29,6 +30,9 @@ from support.simulation.settings import LIMITS, ROWS_A_ROOM
 
 if TYPE_CHECKING:
     from support.simulation.world import World
+
+CHECKED_TABLES = ("claims", "words", "slots", "destinations", "cells", "writers")
+"""What `SimulatedNode.check` and `SimulatedNode.check_blocks` look at."""
 
 
 def segment(size: int, *, alignment: int = 4096) -> Mapping:
@@ -95,6 +99,12 @@ class SimulatedNode:
         num_claims = limits.num_slots if role == Role.LANGUAGE else 0
         self._claims = np.frombuffer(self.control_map, np.uint64, num_claims * CLAIM_WORDS, at.claims)[::CLAIM_WORDS]
         self._posts = np.frombuffer(self.control_map, np.uint64, num_claims * POSTS_A_SLOT, at.posts)
+        self._checked_tables = [
+            memoryview(self.control_map)[span.offset : span.offset + span.size]
+            for span in control_spans(at)
+            if span.name in CHECKED_TABLES
+        ]
+        self._last_checked = b""
         self._pools = pools(geometry)
         self.make_engine: Callable[[], Any] = lambda: SimulatedEngine(self, late_writes=world.late_writes)
         self.make_writers: Callable[[], dict[int, Any]] = lambda: {world.engine.number: self.make_engine()}
@@ -135,6 +145,14 @@ class SimulatedNode:
         return self in self.world.nodes and number in self._sessions.values()
 
     # ---- what must hold
+
+    def check_if_changed(self) -> None:
+        """All of `check` and `check_blocks`, unless every table that they look at is as it was found the last time."""
+        tables = b"".join(self._checked_tables)
+        if tables != self._last_checked:
+            self.check()
+            self.check_blocks()
+            self._last_checked = tables
 
     def check(self) -> None:
         """P5, D12: words never decrease and terminal ones absorb.

@@ -243,8 +243,7 @@ class World:
 
     def check(self) -> None:
         for node in self.nodes:
-            node.check()
-            node.check_blocks()
+            node.check_if_changed()
 
     def is_clean(self) -> bool:
         """All blocks free and all slots released, on every node."""
