@@ -7,13 +7,14 @@ A failing seed prints the end of its trace; `run_seed` with the same arguments m
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from support.simulation import CALM, DISTURBANCES, FAULTS, Faults, Scenario, SimulatedNode, Transfer, World, run_seed
+from support.simulation import Faults, SimulatedNode, World
+from support.simulation.rooms import Transfer
+from support.simulation.scenario import ENGINES, FAULTS, MIXTURES, Scenario, run_seed
 
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.workers.poller.encode import Publisher
@@ -24,9 +25,7 @@ from embridge.workers.timing import NS
 from embridge.workers.transfer.attempt import Attempt
 from embridge.workers.transfer.encode import TransferWorker
 
-# Retries come last, so that the others keep their seeds.
-MIX = sorted(itertools.product(FAULTS, DISTURBANCES), key=lambda mixture: mixture[1] == "retries")
-ENGINES = ("shm", "network")
+MIX = [mixture for mixture in MIXTURES if mixture[1] != "retries"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +41,7 @@ def test_rows_arrive_whole_and_everything_is_given_back(faults: str, disturbance
     """R24, R35, P5, P6, P7, P8, P11, P17, D8, D12: what `World.check`, the engine and `Scenario` say, for a seed of
     every mixture; each engine has half of them.
     """
-    number = MIX.index((faults, disturbance))
+    number = MIXTURES.index((faults, disturbance))
     run_seed(1000 * number, faults, disturbance, ENGINES[number % len(ENGINES)])
 
 
@@ -53,7 +52,7 @@ def test_rows_arrive_whole_and_everything_is_given_back(faults: str, disturbance
 def test_rows_arrive_whole_under_a_thousand_seeds(faults: str, disturbance: str, engine: str, ten: int) -> None:
     """The same as above, for thirty more seeds of every mixture and engine; every third has its nodes verify (R27)."""
     for seed in range(10 * ten, 10 * ten + 10):
-        number = 100_000 + 1000 * MIX.index((faults, disturbance)) + seed
+        number = 100_000 + 1000 * MIXTURES.index((faults, disturbance)) + seed
         run_seed(number, faults, disturbance, engine, verify=seed % 3 == 0)
 
 
@@ -111,31 +110,6 @@ def test_a_failure_comes_with_its_seed_and_the_end_of_its_trace() -> None:
 def _damage(node: SimulatedNode) -> None:
     """What no role does: lower a status word."""
     node._words[np.nonzero(node._words)[0][0]] -= 1
-
-
-def run_retries(seeds: range, engine: str) -> tuple[int, int]:
-    """Runs in which the encode node goes for good.
-
-    Returns how many blocks were kept for the other one, and in how many runs.
-    """
-    kept = []
-    for seed in seeds:
-        world = World(seed, faults=CALM, late_writes=engine == "network", verify=seed % 2 == 0)
-        try:
-            scenario = Scenario(world, "retries")
-            scenario.run()
-            kept.append(scenario.num_kept)
-        finally:
-            world.close()
-    return sum(kept), sum(map(bool, kept))
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_requests_whose_encode_node_dies_are_finished_by_another_one_which_sends_what_is_missing(engine: str) -> None:
-    """R26, P6, P7: none fails, though what had come is kept and its old blocks may be written late."""
-    num_blocks, num_runs = run_retries(range(6000, 6004), engine)
-    assert num_blocks > 4
-    assert num_runs > 1
 
 
 FAILING = Faults(failed_attempt=0.3, lost=0.05, doubled=0.1, delayed=0.2, kill_role=0.01)

@@ -13,7 +13,6 @@ import torch
 from embridge.allocator.errors import FailureCode, NodeGoneError
 from embridge.allocator.geometry import Geometry, Role
 from embridge.pipeline.client.sender import EmbeddingSender
-from embridge.pipeline.scheduler.queues import PreallocQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers.timing import NS
@@ -73,7 +72,6 @@ class Rooms:
         self.is_near = disturbance == "near"  # both sides of a room open it at about the same time
         self.encode = self._encode_node(1)
         self.keeps = disturbance == "retries"
-        self.num_kept = 0
         self.lost: dict[Transfer, list[EmbeddingRequest]] = {}  # failed with their encode node, to be retried
         self.is_dense = disturbance in ("writers", "near", "several")  # many short rooms, two encoders
         few = (1, 1, 1, 1, 2) if world.is_direct else (1, 1, 2)
@@ -191,8 +189,12 @@ class Rooms:
         )
         transfer.requests.append(request)
         transfer.owners[request] = scheduler
-        self._send_elsewhere(transfer)
+        self._send_if_it_was_lost(transfer)
         scheduler.actor.call(lambda: scheduler.queue.add(request))
+
+    def _send_if_it_was_lost(self, transfer: Transfer) -> None:
+        if self.keeps and transfer.encoder is not None and transfer.encoder not in self.encoders:
+            self._send(transfer)
 
     def _poll(self, scheduler: Scheduler) -> None:
         """The scheduler's step, every 10 ms."""
@@ -221,8 +223,11 @@ class Rooms:
         while scheduler.kept and self.is_over():
             self._check_result(scheduler.kept[-1])
             scheduler.kept.pop().release()
-        for transfer in list(self.lost):
-            self._retry(transfer)
+        self._take_up_lost()
+
+    def _take_up_lost(self) -> None:
+        """What becomes of the rooms that are lost with their encode node."""
+        assert not self.lost
 
     def _transfer_of(self, request: EmbeddingRequest) -> Transfer:
         return self.transfers[request.room - 1]
@@ -239,30 +244,6 @@ class Rooms:
                 f"room {transfer.room}: {name}"
             )
         assert result.aux_datas[:2].tolist() == [transfer.total, -transfer.room]
-
-    # ---- rooms that are lost with their encode node
-
-    def _retry(self, transfer: Transfer) -> None:
-        """As a router does: once it is known who has all rows, and who is to get them from the other node."""
-        lost, addr = self.lost[transfer], self.encode.own_addresses.bootstrap_addr
-        waiting = [
-            r for r in transfer.requests if r not in transfer.outcomes and r not in lost and r.bootstrap_addr == addr
-        ]
-        finished = [r for r in transfer.requests if transfer.outcomes.get(r) == "Success"]
-        if transfer.num_due or len(lost) + len(waiting) + len(finished) < self.num_languages:
-            return
-        assert not (waiting and finished), f"{transfer}: two encode nodes at once"
-        del self.lost[transfer]
-        self._send_elsewhere(transfer)
-        for request in lost:
-            scheduler = transfer.owners[request]
-            self.num_kept += request.transferred_tokens // BLOCK_SIZE
-            prealloc = PreallocQueue(scheduler.actor.client, scheduler.queue)
-            prealloc.retry(request, addr, required_dst_info_num=len(lost) + len(waiting))
-
-    def _send_elsewhere(self, transfer: Transfer) -> None:
-        if self.keeps and transfer.encoder is not None and transfer.encoder not in self.encoders:
-            self._send(transfer)
 
     # ---- how they end
 

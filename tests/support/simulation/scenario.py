@@ -1,14 +1,14 @@
 """What whole nodes are given to do in a simulation: clients, rooms, rows, and one kind of disturbance, all drawn by the
-seed; and how each request has to end.
+seed; and how each request has to end. `retries` has the one kind that needs more than this.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import partial
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.geometry import Role
 from embridge.allocator.records import Lane, LaneState
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
@@ -26,6 +26,10 @@ DEADLY = Faults(lost=0.05, doubled=0.1, delayed=0.2, kill_role=0.01, stall=0.003
 FAULTS = {"calm": CALM, "lossy": LOSSY, "deadly": DEADLY}
 PAUSE, PAUSE_OFTEN, KILL_WRITER, GIVE_UP = 0.1, 0.4, 0.05, 0.1
 DISTURBANCES = ("none", "aborts", "absences", "clients", "nodes", "cuts", "retries")
+# Retries come last, so that the others keep their seeds.
+MIXTURES = sorted(itertools.product(FAULTS, DISTURBANCES), key=lambda mixture: mixture[1] == "retries")
+DIRECT_MIXTURES = list(itertools.product(FAULTS, (*DISTURBANCES, "writers", "near", "several")))
+ENGINES = ("shm", "network")
 
 
 class Scenario(Rooms):
@@ -186,17 +190,6 @@ class Scenario(Rooms):
 
         self.world.after(self.rng.uniform(0.0, 10.0), "it comes back", back)
 
-    def _plan_retries(self) -> None:
-        """The encode node goes for good; another one is there, to which whatever failed with it is sent."""
-        self.world.at(self._soon(), "the encode node goes", self._encode_goes)
-
-    def _encode_goes(self) -> None:
-        for actor in self.encode.clients:
-            actor.is_dead = True
-        self.world.close_node(self.encode)
-        self.encode = self.world.node("spare", Role.ENCODE, self._geometry(), node_id=2)
-        self.encoders = [self._client(self.encode)]
-
     def _plan_cuts(self) -> None:
         """Messages go one way only, or neither, for some seconds; both sides may or may not take that for death."""
         for transfer in self.transfers:
@@ -252,7 +245,15 @@ class Scenario(Rooms):
                 assert scheduler.queue.memory.reserved_bytes == 0
 
 
-def run_seed(seed: int, faults: str, disturbance: str = "none", engine: str = "shm", *, verify: bool = False) -> World:
+def run_seed(
+    seed: int,
+    faults: str,
+    disturbance: str = "none",
+    engine: str = "shm",
+    *,
+    verify: bool = False,
+    scenario: type[Scenario] = Scenario,
+) -> World:
     """One run; `engine` is shm, network, or direct. Raises AssertionError, with the end of its trace."""
     world = World(
         seed,
@@ -262,7 +263,7 @@ def run_seed(seed: int, faults: str, disturbance: str = "none", engine: str = "s
         verify=verify,
     )
     try:
-        Scenario(world, disturbance).run()
+        scenario(world, disturbance).run()
     finally:
         world.close()
     return world
