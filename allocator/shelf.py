@@ -6,6 +6,7 @@ The rows lie in a segment of their own, each item's in one run of blocks, so tha
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cached_property
 from hashlib import blake2b
 from struct import pack
 from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from embridge.allocator._core import Mapping, Shelf, ShelfReader, Words
 from embridge.allocator.errors import SegmentError
@@ -265,13 +267,25 @@ def dtype_of(code: int) -> str:
 
 
 class Connection:
-    """A socket that is closed with its last reference; it does not block."""
+    """A socket that is closed with its last reference, and the memory that is written to while it is open; it does not
+    block.
+
+    A forked child lets go of it by itself, whoever has the views that keep it: pins and connection are the parent's.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._written_to: tuple[Mapping, ...] = ()
+        _connections.add(self)
 
-    def close(self) -> None:
-        """Close it now."""
+    def open_to(self, *written_to: Mapping) -> None:
+        """Say what is written to while it is open."""
+        self._written_to = written_to
+
+    def hang_up(self) -> None:
+        """Write nothing more into the node's memory, and close it, in a forked child."""
+        for mapping in self._written_to:
+            mapping.discard()
         self._sock.close()
 
     def is_open(self) -> bool:
@@ -285,6 +299,17 @@ class Connection:
 
     def __del__(self) -> None:
         self._sock.close()
+
+
+_connections: WeakSet[Connection] = WeakSet()
+
+
+def _hang_up_in_child() -> None:
+    for connection in list(_connections):
+        connection.hang_up()
+
+
+os.register_at_fork(after_in_child=_hang_up_in_child)
 
 
 class ShelfPart:
@@ -304,8 +329,7 @@ class ShelfPart:
         size = layout.ledger_bytes
         uses = map_segment(control_fd, size, offset=layout.uses)
         ledger = map_segment(control_fd, size, offset=layout.ledgers + reader * size)
-        self._written_to = (uses, ledger)
-        self._connection = connection
+        connection.open_to(uses, ledger)
         self.core = ShelfReader(
             record=Words(look, layout.shelf, SHELF_RECORD_WORDS),
             heads=Words(look, layout.heads, entries),
@@ -317,9 +341,3 @@ class ShelfPart:
             block_bytes=SHELF_BLOCK_BYTES,
             connection=connection,
         )
-
-    def hang_up(self) -> None:
-        """Write nothing more into the node's memory, in a forked child: pins and connection are the parent's."""
-        for mapping in self._written_to:
-            mapping.discard()
-        self._connection.close()

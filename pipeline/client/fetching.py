@@ -297,7 +297,7 @@ class Fetching:
         """Let go in a forked child; another thread of the parent may have had the turn."""
         self._turn = threading.Lock()
         self._waiting.clear()
-        self._doors.hang_up()
+        self._doors.close()
 
 
 _all: weakref.WeakSet[Fetching] = weakref.WeakSet()

@@ -3,7 +3,7 @@
 A shelf door is a connection to an encode node's run socket. Through it come the tables of its shelf, and the rows, to
 be read only; and this client's ledger, which is all that it writes (R42). The node keeps the connection and a pidfd of
 this process, so that a death takes its pins away. Whoever has a view of an item keeps the connection: the door of a
-client that has left stays open to its views (R63, R64).
+client that has left stays open to its views (R63, R64); a forked child lets go of it (`Connection`).
 
 Nothing waits: whoever calls `find` goes on where the last call has stopped, the caller of a fetch or the library
 thread.
@@ -51,10 +51,6 @@ class ShelfDoor:
             return self._part.core.pin(*ItemKey.of(key, self.node), now_ns)
         except ValueError as error:
             raise SegmentError(str(error)) from None
-
-    def hang_up(self) -> None:
-        """Write nothing more there, in a forked child: the door is the parent's."""
-        self._part.hang_up()
 
 
 class ClosedDoor:
@@ -174,10 +170,3 @@ class ShelfDoors:
             if isinstance(door, ClosedDoor):
                 door.close()
         self._doors.clear()
-
-    def hang_up(self) -> None:
-        """Let go of them in a forked child."""
-        for door in self._doors.values():
-            if isinstance(door, ShelfDoor):
-                door.hang_up()
-        self.close()

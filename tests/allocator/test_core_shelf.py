@@ -386,7 +386,7 @@ def test_a_dead_readers_pins_are_taken_away_before_its_entry_is_anothers(shelf: 
     pin = reader.pin("cat")
     assert shelf.core.unpublish(*key("cat")) == 1
     assert not is_empty(shelf)
-    reader.part.hang_up()  # it dies before it takes the pin away
+    reader.connection.hang_up()  # it dies before it takes the pin away
     shelf.table.remove_reader(reader.number)
     assert is_empty(shelf)
     assert pin is not None
@@ -411,7 +411,7 @@ def test_a_child_that_forgets_its_pins_takes_none_away(shelf: OneShelf) -> None:
     reader = shelf.reader()
     shelf.publish("cat")
     pin = reader.pin("cat")
-    reader.part.hang_up()
+    reader.connection.hang_up()
     del pin
     shelf.core.unpublish(*key("cat"))
     assert shelf.core.sweep() == 0

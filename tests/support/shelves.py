@@ -115,8 +115,9 @@ class ShelfReaderOf:
         self._shelf = shelf
         size = os.fstat(shelf.control_fd).st_size
         self.look: Mapping = map_segment(shelf.control_fd, size, writable=False)
+        self.connection = Connection(socket.socket())
         self.part = ShelfPart(
-            shelf.control_fd, shelf.rows_fd, self.look, shelf.control.layout, number, Connection(socket.socket())
+            shelf.control_fd, shelf.rows_fd, self.look, shelf.control.layout, number, self.connection
         )
 
     def pin(self, text: str) -> Pin | None:

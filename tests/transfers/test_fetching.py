@@ -345,21 +345,36 @@ def test_the_pins_of_a_reader_that_is_killed_go_with_it(shelved: Station, publis
         assert publisher.publish(f"newer {number}", rows_of_version(9)).status == PublishStatus.READY
 
 
-def test_a_child_of_a_reader_takes_no_pins_away(shelved: Station, publisher: Client, reader: Client) -> None:
-    """R60."""
+@pytest.mark.parametrize("has_left", [False, True])
+def test_a_child_of_a_reader_takes_no_pins_away(
+    shelved: Station, publisher: Client, language: Station, has_left: bool
+) -> None:
+    """R60, R63: also of views whose client has left; and it keeps no connection open that the parent closes."""
     publisher.publish("cat", rows_of_version(4))
-    items = [fetched(reader, "cat", shelved.addr)]
+    reader = attach(language.run_dir)
+    views = [fetched(reader, "cat", shelved.addr).rows]
+    if has_left:
+        reader.close()
+    ours, theirs = socket.socketpair()
     pid = os.fork()
     if not pid:
-        items.clear()
+        ours.close()
+        views.clear()
+        theirs.send(b"cleared")
+        theirs.recv(1)
         os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
+    theirs.close()
+    assert ours.recv(7) == b"cleared"
     for number in range(6):
         publisher.publish(f"{number}", rows_of_version(9))
     assert publisher.shelf.counts().pinned == 1
-    assert is_all(items[0].rows, 4.0)
-    items.clear()
+    assert is_all(views[0], 4.0)
+    views.clear()
     assert publisher.shelf.counts().pinned == 0
+    reader.close()
+    wait_until(lambda: not publisher.shelf.counts().readers, 10.0, shelved.log)
+    ours.close()
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_views_of_a_dead_node_stay_and_its_successor_is_found(language: Station, own_dir: Path) -> None:
