@@ -163,18 +163,32 @@ class LaneTable:
 
 
 class WantedNodes:
-    """The encode node that each lane's client wants to know, by its address (language side)."""
+    """The encode node that each lane's client wants to know, by its address (language side).
+
+    There is one address a lane. So the next one is put there when the bootstrap has taken the last: else of two that
+    are wanted at a time one would be lost each time, or what is read be half of each. That holds over the lane's
+    clients, too: what a dead one has left there is taken first.
+    """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
+        self._words = Words(mapping, layout.lanes, layout.limits.max_clients * LANE_WORDS)
         self._bytes = memoryview(mapping)[layout.lanes : layout.lanes + layout.limits.max_clients * LANE_WORDS * 8]
 
-    def put(self, lane: int, address: str) -> None:
-        """Say which (that lane's client, before it kicks its bootstrap)."""
+    def put(self, lane: int, address: str) -> bool:
+        """Say which (that lane's client, before it kicks its bootstrap). False: another one stands there still."""
+        if self._words.load(lane * LANE_WORDS + Lane.WANTS_NODE):
+            return False
         self._at(lane)[:] = packed(address, ADDRESS_BYTES)
+        self._words.store(lane * LANE_WORDS + Lane.WANTS_NODE, 1)
+        return True
 
-    def get(self, lane: int) -> str:
-        """The address that was put there last."""
-        return unpacked(bytes(self._at(lane)))
+    def take(self, lane: int) -> str | None:
+        """The address that stands there, which it does no more then; None: there is none (bootstrap only)."""
+        if not self._words.load(lane * LANE_WORDS + Lane.WANTS_NODE):
+            return None
+        address = unpacked(bytes(self._at(lane)))
+        self._words.store(lane * LANE_WORDS + Lane.WANTS_NODE, 0)
+        return address
 
     def _at(self, lane: int) -> memoryview[int]:
         first = lane * LANE_WORDS * 8 + LANE_ADDRESS_OFFSET

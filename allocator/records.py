@@ -78,6 +78,9 @@ class Lane(IntEnum):
     # on a language node results that are lent; the poller at the end
     NUM_EARLY = 8
     NUM_LENT = 9  # language, the client: blocks that are lent to its scheduler, or will be once it pops them
+    # language, 1, the client: the address of an encode node that it wants to know stands in the lane; 0, the bootstrap:
+    # it has read that
+    WANTS_NODE = 10
 
 
 class LaneState(IntEnum):
@@ -352,4 +355,4 @@ RING_TAIL: Final = 2 * LINE_BYTES // 8
 RING_REFUSED: Final = RING_TAIL + 1
 PROCESS_WORDS: Final = 8
 LANE_WORDS: Final = 32
-LANE_ADDRESS_OFFSET: Final = 8 * 16  # language, the client: the encode node that it wants to know
+LANE_ADDRESS_OFFSET: Final = 8 * 16  # language, the client: see `Lane.WANTS_NODE`

@@ -184,10 +184,14 @@ class Attachment:
         """Have the bootstrap announce the room if somebody has asked for it (either thread)."""
         self._to_bootstrap.send_now(Kick.ASK, self.lane, 0, room)
 
-    def meet(self, address: str) -> None:
-        """Have the bootstrap register with the encode node at a numeric address (either thread, language side)."""
-        self.control.wanted_nodes.put(self.lane, address)
+    def meet(self, address: str) -> bool:
+        """Have the bootstrap register with the encode node at a numeric address (whoever has the turn, language side).
+
+        False: it has yet to hear of another one. It is kicked all the same, because that kick may be lost.
+        """
+        is_said = self.control.wanted_nodes.put(self.lane, address)
         self._to_bootstrap.send_now(Kick.MEET, self.lane, 0)
+        return is_said
 
     def tell_left(self, slot: int, epoch: int) -> None:
         """Tell the bootstrap, with the next `flush`, that the client is done with an epoch (library thread)."""

@@ -29,6 +29,7 @@ from embridge.workers.transfer.engines.base import EngineError
 from embridge.workers.transfer.engines.shm import knock
 
 MEET_AGAIN_NS: Final = 2 * NS  # the kick to the bootstrap, while it has not registered with the node
+MEET_NEXT_NS: Final = NS // 100  # while it has yet to hear of another node
 REFUSED_NS: Final = NS  # for which a refusal is remembered
 
 
@@ -63,7 +64,7 @@ class ClosedDoor:
         self._address = address
         self._sock: socket.socket | None = None
         self._node = (0, 0)
-        self._met_ns = 0
+        self._meet_ns = 0  # when it is to be said next
         self.refused = ""
         """Why the node does not open it; empty: it may yet do so."""
         self.refused_ns = 0
@@ -108,9 +109,9 @@ class ClosedDoor:
 
     def _meet(self) -> None:
         now_ns = self._attachment.clock()
-        if now_ns - self._met_ns >= MEET_AGAIN_NS or not self._met_ns:
-            self._met_ns = now_ns
-            self._attachment.meet(self._address)
+        if now_ns >= self._meet_ns:
+            is_said = self._attachment.meet(self._address)
+            self._meet_ns = now_ns + (MEET_AGAIN_NS if is_said else MEET_NEXT_NS)
 
     def _opened(self, sock: socket.socket) -> ShelfDoor:
         welcome, fds = run_socket.receive_welcome(sock)

@@ -116,7 +116,7 @@ class GrantSender:
             case Kick.SESSION:
                 self._grant_anew(slot)
             case Kick.MEET:
-                self._meet(self._control.wanted_nodes.get(slot), now_ns)
+                self._meet(slot, now_ns)
 
     def _open(self, slot: int, epoch: int, now_ns: int) -> None:
         """Have a request's encode node registered; if the request has failed, too, so that its encoder hears why."""
@@ -168,10 +168,13 @@ class GrantSender:
         link = self._links[address] = Link(address, now_ns, self._registration)
         return link
 
-    def _meet(self, address: str, now_ns: int) -> None:
+    def _meet(self, lane: int, now_ns: int) -> None:
         """Have an encode node registered that a client wants to know, for which nobody has a request."""
+        wanted = self._control.wanted_nodes.take(lane)
+        if wanted is None:  # an earlier kick has led here
+            return
         try:
-            address = numeric(address)
+            address = numeric(wanted)
         except ValueError:  # no client of ours says so
             self._ctx.count(Metric.MESSAGES_REFUSED)
             return

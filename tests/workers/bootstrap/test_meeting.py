@@ -8,6 +8,7 @@ from support.alone import ENCODE_ADDRESS, LanguageAlone
 from embridge.allocator.records import Peer
 from embridge.pipeline.client.client import library_of
 from embridge.workers import messages as msg
+from embridge.workers.role import Send
 
 
 @pytest.fixture
@@ -52,6 +53,18 @@ def test_a_node_that_does_not_answer_is_asked_again_for_a_while_and_then_forgott
     assert num_asked > 1
     node.advance(5.0)
     assert len(node.sent(msg.Register)) == num_asked
+
+
+def test_of_two_that_are_wanted_at_a_time_none_is_lost(node: LanguageAlone) -> None:
+    """P8: the second is said when the bootstrap has heard of the first, and not over it."""
+    attachment, other = library_of(node.client).attachment, "tcp://10.0.0.21:1"
+    assert attachment.meet(ENCODE_ADDRESS)
+    assert not attachment.meet(other)
+    node.settle()
+    assert attachment.meet(other)
+    node.settle()
+    asked = [it.address for _, it in node.wire.sent if isinstance(it, Send) and isinstance(it.message, msg.Register)]
+    assert sorted(asked) == sorted([ENCODE_ADDRESS, other])
 
 
 def test_one_that_was_declared_dead_is_registered_with_anew(node: LanguageAlone) -> None:
