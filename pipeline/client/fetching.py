@@ -119,7 +119,7 @@ class Fetch:
     def poll(self) -> bool:
         """Look, without waiting; whether it has ended. Raises RuntimeError after `Client.close`."""
         if not self.is_done:
-            self._fetching.turn()
+            self._fetching.look(self)
         return self.is_done
 
     def wait(self, timeout_s: float) -> bool:
@@ -199,7 +199,7 @@ class Fetching:
         self._library = library
         self._doors = ShelfDoors(attachment)
         self._metrics = attachment.control.metrics
-        self._waiting: list[Fetch] = []
+        self._waiting: dict[Fetch, None] = {}  # and none that has ended: it would keep its item
         self._turn = threading.Lock()
         library.add_turn(self._library_turn, self.close)
         _all.add(self)
@@ -220,19 +220,32 @@ class Fetching:
         it.until_ns, it.deadline_ns = now_ns + int(wait_s * NS), now_ns + int(deadline_s * NS)
         with self._turn:
             if not self._look(it):
-                self._waiting.append(it)
+                self._waiting[it] = None
         if not it.is_done:
             self._library.wake()
         return it
 
-    def turn(self) -> None:
-        """Look after those that wait; nothing, if the other thread does so just now."""
+    def look(self, it: Fetch) -> None:
+        """Look after one that waits, and no others: nothing, if the other thread does so just now."""
         self._attachment.check_attached()
-        if not self._waiting or not self._turn.acquire(blocking=False):
+        if not self._turn.acquire(blocking=False):
             return
-        looked_at = self._waiting
         try:
-            self._waiting = [it for it in looked_at if not it.is_done and not self._look(it)]
+            has_ended = it.is_done or self._look(it)
+            if has_ended:
+                self._waiting.pop(it, None)
+        finally:
+            self._turn.release()
+        if has_ended:
+            it.call_back()
+
+    def _take_turn(self) -> None:
+        """Look after those that wait; nothing, if the other thread does so just now."""
+        if not self._turn.acquire(blocking=False):
+            return
+        looked_at = list(self._waiting)
+        try:
+            self._waiting = {it: None for it in looked_at if not it.is_done and not self._look(it)}
         finally:
             self._turn.release()
         for it in looked_at:
@@ -241,7 +254,7 @@ class Fetching:
 
     def _library_turn(self) -> bool:
         if self._waiting:
-            self.turn()
+            self._take_turn()
             self._attachment.user_bell.ring()
         return False
 
@@ -250,6 +263,7 @@ class Fetching:
         with self._turn:
             if not it.is_done:
                 it.end(None, error)
+            self._waiting.pop(it, None)
         it.call_back()
 
     def _look(self, it: Fetch) -> bool:
@@ -288,7 +302,7 @@ class Fetching:
         """End those that wait, and let go of the doors; views keep theirs."""
         _all.discard(self)
         with self._turn:
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting = list(self._waiting), {}
             self._doors.close()
         for it in waiting:
             self.give_up(it, FetchFailed(it.key, "this client is closed"))

@@ -25,6 +25,7 @@ from support.waiting import wait_until
 from embridge import (
     AttachError,
     Client,
+    Fetch,
     FetchError,
     FetchFailed,
     FetchTimeout,
@@ -233,6 +234,23 @@ def test_a_callback_may_fetch_and_one_that_fails_stops_nobody(
     wait_until(lambda: found, 10.0, lambda: "it is called")
     assert found == [1.0]
     assert "a callback of its fetch failed" in caplog.text
+
+
+def test_who_polls_looks_after_one_fetch_however_many_wait(
+    shelved: Station, publisher: Client, reader: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who polls n of them in turn would look n * n times."""
+    fetches = [reader.fetch(f"{number}", shelved.addr, wait_s=30) for number in range(5)]
+    fetching, looked_at = fetches[0]._fetching, list[Fetch]()
+
+    def look(it: Fetch) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            looked_at.append(it)
+        return False
+
+    monkeypatch.setattr(fetching, "_look", look)
+    wait_until(lambda: fetches[3].poll() or looked_at, 10.0, lambda: "the library thread has not the turn")
+    assert set(looked_at) == {fetches[3]}
 
 
 # ---- nodes that are not there, or publish nothing
