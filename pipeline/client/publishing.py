@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import NodeState
@@ -115,15 +117,21 @@ class ClientShelf:
         """Copy rows to the shelf, and show them, as `Client.publish`."""
         import torch
 
-        tensor = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(rows)
-        if not tensor.dim() or not tensor.numel():
-            raise ValueError(f"rows: shape {tuple(tensor.shape)} has no rows; give (num_rows, width)")
-        shape = tensor.shape[0], tensor.numel() // tensor.shape[0]
-        item = self._open(key, *shape, str(tensor.dtype).removeprefix("torch."), replace, ttl_s)
+        if not isinstance(rows, torch.Tensor | np.ndarray):
+            raise ValueError(f"rows: {type(rows).__name__} is neither a tensor nor an array")
+        shape = tuple(rows.shape)
+        if not shape or 0 in shape:
+            raise ValueError(f"rows: shape {shape} has no rows; give (num_rows, width)")
+        dtype = rows.dtype.name if isinstance(rows, np.ndarray) else str(rows.dtype).removeprefix("torch.")
+        item = self._open(key, shape[0], math.prod(shape[1:]), dtype, replace, ttl_s)
         if isinstance(item, Published):
             return item
         with self._filling(item) as it:
-            it.rows.view(tensor.shape).copy_(tensor.detach())
+            there = it.rows.view(shape)
+            if isinstance(rows, np.ndarray):
+                there.numpy()[...] = rows  # as they are: torch takes no array in another byte order, or read-only
+            else:
+                there.copy_(rows.detach())
         return it.result
 
     @contextlib.contextmanager

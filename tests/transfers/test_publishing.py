@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_arrays_and_rows_that_are_no_run_of_memory(client: Client) -> None:
     assert shapes == {(3, 2, "int64"), (6, 4, "float32")}
 
 
+def test_arrays_that_are_read_only_or_lie_in_another_order(client: Client) -> None:
+    """P22: torch itself takes none of them, or warns."""
+    fixed = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
+    fixed.flags.writeable = False
+    shelf = library_of(client).attachment.shelf
+    assert shelf is not None
+    there = torch.frombuffer(shelf, dtype=torch.float32)
+    for rows in (fixed, fixed[::-1].copy()[::-1], fixed.astype(">f4")):
+        there.zero_()
+        with warnings.catch_warnings(action="error"):
+            assert client.publish("cat", rows, replace=True).status == READY
+        assert there[there != 0].tolist() == list(range(1, 13))
+
+
 @pytest.mark.parametrize(
     ("key", "rows", "why"),
     [
@@ -111,9 +126,11 @@ def test_arrays_and_rows_that_are_no_run_of_memory(client: Client) -> None:
         ("k", torch.ones(0, 4), "has no rows"),
         ("k", torch.tensor(1.0), "has no rows"),
         ("k", torch.ones(1, 1, dtype=torch.complex64), "dtype: 'complex64' is unknown"),
+        ("k", np.array([["a"]]), "dtype: 'str32' is unknown"),
+        ("k", [[1.0]], "list is neither a tensor nor an array"),
     ],
 )
-def test_what_cannot_be_published_is_refused(client: Client, key: Any, rows: torch.Tensor, why: str) -> None:
+def test_what_cannot_be_published_is_refused(client: Client, key: Any, rows: Any, why: str) -> None:
     """D9."""
     with pytest.raises(ValueError, match=why):
         client.publish(key, rows)
