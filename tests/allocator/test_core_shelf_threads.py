@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.shelves import BLOCK, OneShelf, content, key
+from support.waiting import wait_until
 
 from embridge.allocator.shelf import Answer
 
@@ -36,7 +37,7 @@ def _publish_until(shelf: OneShelf, lane: int, stop: threading.Event, faults: li
             table.clear()
 
 
-def _read_until(shelf: OneShelf, reader: int, stop: threading.Event, faults: list[str]) -> None:
+def _read_until(shelf: OneShelf, reader: int, stop: threading.Event, faults: list[str], found: list[int]) -> None:
     it, last = shelf.reader(), dict.fromkeys("abcd", 0)
     while not stop.is_set():
         for name in "abcd":
@@ -47,23 +48,24 @@ def _read_until(shelf: OneShelf, reader: int, stop: threading.Event, faults: lis
             if rows != content(name, pin.rows, len(rows)) or pin.number < last[name]:
                 faults.append(f"reader {reader}: torn or older rows of {name}")
             last[name] = pin.number
+            found[reader] += 1
 
 
 def test_publishers_and_readers_at_once(shelf: OneShelf) -> None:
     """P6, R39 to R49, R84: in threads, which change places between any two calls."""
-    stop, faults = threading.Event(), list[str]()
+    stop, faults, found = threading.Event(), list[str](), [0, 0]
     threads = [threading.Thread(target=_publish_until, args=(shelf, lane, stop, faults)) for lane in (1, 2)]
-    threads += [threading.Thread(target=_read_until, args=(shelf, n, stop, faults)) for n in range(2)]
+    threads += [threading.Thread(target=_read_until, args=(shelf, n, stop, faults, found)) for n in range(2)]
     for thread in threads:
         thread.start()
-    stop.wait(0.5)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        wait_until(lambda: min(found) >= 400, 60.0, lambda: f"they have read {found}")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert faults == []
     shelf.core.clear()
     shelf.core.sweep()
     counts = shelf.table.counts()
     assert (counts.items, counts.filling, counts.retired) == (0, 0, 0)
-
-

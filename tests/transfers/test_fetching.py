@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -420,7 +419,7 @@ def _finds(reader: Client, addr: str) -> bool:
 
 def test_readers_and_publishers_all_at_once(shelved: Station, publisher: Client, language: Station) -> None:
     """P6, R84: rows of one version, and never an older one after a newer one."""
-    stop, faults = threading.Event(), list[object]()
+    stop, faults, found = threading.Event(), list[object](), [0, 0]
 
     def publish(number: int) -> None:
         with attach(shelved.run_dir) as mine:
@@ -429,7 +428,7 @@ def test_readers_and_publishers_all_at_once(shelved: Station, publisher: Client,
                 version += 1
                 mine.publish("cat", rows_of_version(version * 10 + number), replace=True)
 
-    def read() -> None:
+    def read(reader: int) -> None:
         with attach(language.run_dir) as mine:
             last = 0
             while not stop.is_set():
@@ -440,15 +439,18 @@ def test_readers_and_publishers_all_at_once(shelved: Station, publisher: Client,
                 if item.rows.min() != item.rows.max() or item.generation < last:
                     faults.append(item.generation)
                 last = item.generation
+                found[reader] += 1
 
     publisher.publish("cat", rows_of_version(1))
     threads = [threading.Thread(target=publish, args=(number,)) for number in range(2)]
-    threads += [threading.Thread(target=read) for _ in range(2)]
+    threads += [threading.Thread(target=read, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        wait_until(lambda: min(found) >= 200, 60.0, lambda: f"they have read {found}")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert faults == []
     wait_until(lambda: not publisher.shelf.counts().readers, 10.0, shelved.log)
