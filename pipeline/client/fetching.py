@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.001  # between two looks of `Fetch.wait`
+LOOK_AT_DOORS_NS: Final = NS // 10
 MOST_S: Final = 1e9
 
 
@@ -198,6 +199,7 @@ class Fetching:
         """Monotonic nanoseconds."""
         self._library = library
         self._doors = ShelfDoors(attachment)
+        self._doors_ns = 0
         self._metrics = attachment.control.metrics
         self._waiting: dict[Fetch, None] = {}  # and none that has ended: it would keep its item
         self._turn = threading.Lock()
@@ -253,10 +255,21 @@ class Fetching:
                 it.call_back()
 
     def _library_turn(self) -> bool:
+        self._look_at_doors()
         if self._waiting:
             self._take_turn()
             self._attachment.user_bell.ring()
         return False
+
+    def _look_at_doors(self) -> None:
+        now_ns = self.clock()
+        if now_ns < self._doors_ns or not self._turn.acquire(blocking=False):
+            return
+        self._doors_ns = now_ns + LOOK_AT_DOORS_NS
+        try:
+            self._doors.drop_dead()
+        finally:
+            self._turn.release()
 
     def give_up(self, it: Fetch, error: FetchError) -> None:
         """End a fetch, unless it has ended."""

@@ -165,6 +165,14 @@ class ShelfDoors:
             return opened
         return door.refused or None
 
+    def drop_dead(self) -> None:
+        """Let go of those whose node is gone, though nobody fetches from it any more: the node that takes its place may
+        need the room. Views keep theirs (R64).
+        """
+        for address, door in list(self._doors.items()):
+            if isinstance(door, ShelfDoor) and not door.is_open():
+                del self._doors[address]
+
     def close(self) -> None:
         """Let go of all of them; views keep theirs."""
         for door in self._doors.values():

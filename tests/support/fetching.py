@@ -1,12 +1,37 @@
-"""What an agent does as one who reads published items: functions for `Agent.call`."""
+"""Fetching published items, in a test itself and in an agent: functions for `Agent.call`, from `join` on."""
 
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Final
 
-from embridge import Item, NotPublished, attach
+import torch
+
+from embridge import Client, Item, NotPublished, attach
+from embridge.allocator.geometry import SHELF_BLOCK_BYTES
+from support.nodes import LIMITS, Station, station
+
+NUM_BLOCKS: Final = 32  # of a shelf node: four items
+
+
+def shelf_node(path: Path, **settings: Any) -> AbstractContextManager[Station]:
+    """An encode node with a shelf of 2 MiB."""
+    limits = replace(LIMITS, shelf_bytes=NUM_BLOCKS * SHELF_BLOCK_BYTES)
+    return station("encode", path, limits=limits, deepstack_layers=3, **settings)
+
+
+def fetched(client: Client, key: str, addr: str, **named: Any) -> Item:
+    fetch = client.fetch(key, addr, **named)
+    assert fetch.wait(30)
+    return fetch.result()
+
+
+def is_all(rows: torch.Tensor, value: float) -> bool:
+    return float(rows.min()) == float(rows.max()) == value
 
 
 def join(state: SimpleNamespace, run_dir: Path) -> None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import fetching
-from support.agents import Agent, running
-from support.nodes import LIMITS, Station, station
+from support.fetching import fetched, is_all, shelf_node
+from support.nodes import Station
 from support.publishing import rows_of_version
 from support.waiting import wait_until
 
@@ -43,19 +39,12 @@ from embridge.workers.run_socket import PROTOCOL_VERSION, SOCKET_NAME, ReaderHel
 
 pytestmark = pytest.mark.process
 
-NUM_BLOCKS = 32  # four items
-
 
 @pytest.fixture(scope="module")
 def shelved(shared_dir: Path) -> Iterator[Station]:
     """An encode node with a shelf of 2 MiB."""
     with shelf_node(shared_dir / "fetched") as it:
         yield it
-
-
-def shelf_node(path: Path, **settings: Any) -> Any:
-    limits = replace(LIMITS, shelf_bytes=NUM_BLOCKS * SHELF_BLOCK_BYTES)
-    return station("encode", path, limits=limits, deepstack_layers=3, **settings)
 
 
 @pytest.fixture
@@ -72,27 +61,10 @@ def reader(language: Station) -> Iterator[Client]:
         yield it
 
 
-@pytest.fixture
-def agent(language: Station) -> Iterator[Agent]:
-    with running("reader") as it:
-        it.call(fetching.join, language.run_dir)
-        yield it
-
-
-def fetched(client: Client, key: str, addr: str, **named: Any) -> Item:
-    fetch = client.fetch(key, addr, **named)
-    assert fetch.wait(30)
-    return fetch.result()
-
-
 def failed(client: Client, key: str, addr: str, **named: Any) -> FetchError | None:
     fetch = client.fetch(key, addr, **named)
     assert fetch.wait(30)
     return fetch.exception()
-
-
-def is_all(rows: torch.Tensor, value: float) -> bool:
-    return float(rows.min()) == float(rows.max()) == value
 
 
 # ---- what is read
@@ -321,136 +293,3 @@ def _asked(node: Station, hello: ReaderHello) -> socket.socket:
     sock.connect(str(node.run_dir / SOCKET_NAME))
     send_frame(sock, hello)
     return sock
-
-
-# ---- who leaves, stops or dies
-
-
-def test_views_outlive_their_client_and_keep_their_place(
-    shelved: Station, publisher: Client, language: Station
-) -> None:
-    """R63: the node knows of them until the last one goes."""
-    publisher.publish("cat", rows_of_version(1))
-    with attach(language.run_dir) as leaving:
-        rows = fetched(leaving, "cat", shelved.addr).rows
-        waits = leaving.fetch("never", shelved.addr, wait_s=60)
-    with pytest.raises(FetchFailed, match="closed"):
-        waits.result()
-    with pytest.raises(RuntimeError, match="closed"):
-        leaving.fetch("cat", shelved.addr)
-    for number in range(6):
-        publisher.publish(f"{number}", rows_of_version(9))
-    assert is_all(rows, 1.0)
-    assert publisher.shelf.counts().readers == 1
-    del rows
-    wait_until(lambda: not publisher.shelf.counts().readers, 10.0, shelved.log)
-    assert publisher.shelf.counts().pinned == 0
-
-
-def test_the_pins_of_a_reader_that_is_killed_go_with_it(shelved: Station, publisher: Client, agent: Agent) -> None:
-    """R42, P3; of a "dead reader of a shelf": its items may be evicted then, and not before."""
-    for number in range(3):
-        publisher.publish(f"{number}", rows_of_version(number))
-        assert agent.call(fetching.fetch, f"{number}", shelved.addr) == number
-    assert publisher.shelf.counts().pinned == 3
-    agent.kill(signal.SIGSTOP)
-    assert [publisher.publish(f"new {n}", rows_of_version(8)).evicted for n in range(3)] == [0, 1, 1]
-    assert [bool(publisher.shelf.contains(f"{n}")) for n in range(3)] == [True] * 3
-    agent.kill()
-    wait_until(lambda: not publisher.shelf.counts().pinned, 10.0, shelved.log)
-    for number in range(4):
-        assert publisher.publish(f"newer {number}", rows_of_version(9)).status == PublishStatus.READY
-
-
-@pytest.mark.parametrize("has_left", [False, True])
-def test_a_child_of_a_reader_takes_no_pins_away(
-    shelved: Station, publisher: Client, language: Station, has_left: bool
-) -> None:
-    """R60, R63: also of views whose client has left; and it keeps no connection open that the parent closes."""
-    publisher.publish("cat", rows_of_version(4))
-    reader = attach(language.run_dir)
-    views = [fetched(reader, "cat", shelved.addr).rows]
-    if has_left:
-        reader.close()
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if not pid:
-        ours.close()
-        views.clear()
-        theirs.send(b"cleared")
-        theirs.recv(1)
-        os._exit(0)
-    theirs.close()
-    assert ours.recv(7) == b"cleared"
-    for number in range(6):
-        publisher.publish(f"{number}", rows_of_version(9))
-    assert publisher.shelf.counts().pinned == 1
-    assert is_all(views[0], 4.0)
-    views.clear()
-    assert publisher.shelf.counts().pinned == 0
-    reader.close()
-    wait_until(lambda: not publisher.shelf.counts().readers, 10.0, shelved.log)
-    ours.close()
-    assert os.waitpid(pid, 0)[1] == 0
-
-
-def test_views_of_a_dead_node_stay_and_its_successor_is_found(language: Station, own_dir: Path) -> None:
-    """R64, D3: nothing of the old one is published any more; what is read of it stays as it was."""
-    with ExitStack() as stack:
-        reader = stack.enter_context(attach(language.run_dir))
-        with shelf_node(own_dir / "e") as first:
-            with attach(first.run_dir) as publisher:
-                publisher.publish("cat", rows_of_version(1))
-                rows = fetched(reader, "cat", first.addr).rows
-                port = int(first.addr.rpartition(":")[2])
-            first.kill_group()
-        with shelf_node(own_dir / "e", bootstrap_port=port) as second, attach(second.run_dir) as publisher:
-            assert second.addr == first.addr
-            publisher.publish("cat", rows_of_version(2))
-            wait_until(lambda: _finds(reader, second.addr), 30.0, second.log)
-            assert float(fetched(reader, "cat", second.addr).rows[0, 0]) == 2.0
-            assert is_all(rows, 1.0)
-
-
-def _finds(reader: Client, addr: str) -> bool:
-    fetch = reader.fetch("cat", addr)
-    return fetch.wait(20) and fetch.exception() is None
-
-
-def test_readers_and_publishers_all_at_once(shelved: Station, publisher: Client, language: Station) -> None:
-    """P6, R84: rows of one version, and never an older one after a newer one."""
-    stop, faults, found = threading.Event(), list[object](), [0, 0]
-
-    def publish(number: int) -> None:
-        with attach(shelved.run_dir) as mine:
-            version = 0
-            while not stop.is_set():
-                version += 1
-                mine.publish("cat", rows_of_version(version * 10 + number), replace=True)
-
-    def read(reader: int) -> None:
-        with attach(language.run_dir) as mine:
-            last = 0
-            while not stop.is_set():
-                try:
-                    item = fetched(mine, "cat", shelved.addr)
-                except NotPublished:
-                    continue
-                if item.rows.min() != item.rows.max() or item.generation < last:
-                    faults.append(item.generation)
-                last = item.generation
-                found[reader] += 1
-
-    publisher.publish("cat", rows_of_version(1))
-    threads = [threading.Thread(target=publish, args=(number,)) for number in range(2)]
-    threads += [threading.Thread(target=read, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        wait_until(lambda: min(found) >= 200, 60.0, lambda: f"they have read {found}")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert faults == []
-    wait_until(lambda: not publisher.shelf.counts().readers, 10.0, shelved.log)

@@ -65,6 +65,7 @@ OPPOSITE: Final = "tests/pipeline/client/test_rooms_in_opposite_orders.py"
 SHELF: Final = "tests/allocator/test_core_shelf.py"
 PUBLISHING: Final = "tests/transfers/test_publishing.py"
 FETCHING: Final = "tests/transfers/test_fetching.py"
+READERS: Final = "tests/transfers/test_leaving_readers.py"
 MEETING: Final = "tests/workers/bootstrap/test_meeting.py"
 STAYING: Final = "tests/pipeline/scheduler/test_rows_that_stay.py"
 

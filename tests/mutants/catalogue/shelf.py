@@ -3,7 +3,7 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import FETCHING, MEETING, PUBLISHING, SHELF, STEPS
+from .files import FETCHING, MEETING, PUBLISHING, READERS, SHELF, STEPS
 
 SHELF_MUTANTS: Final = [
     Mutant(
@@ -114,14 +114,28 @@ SHELF_MUTANTS: Final = [
         "allocator/shelf.py",
         "        for mapping in self._written_to:\n            mapping.discard()\n",
         "",
-        (f"{FETCHING}::test_a_child_of_a_reader_takes_no_pins_away",),
+        (f"{READERS}::test_a_child_of_a_reader_takes_no_pins_away",),
     ),
     Mutant(
         "views-without-a-connection", "R63, P6", "the node forgets a reader that has left and still has views",
         "allocator/shelf.py",
         "            connection=connection,\n",
         "            connection=None,\n",
-        (f"{FETCHING}::test_views_outlive_their_client_and_keep_their_place",),
+        (f"{READERS}::test_views_outlive_their_client_and_keep_their_place",),
+    ),
+    Mutant(
+        "dead-shelf-kept", "R64, P23", "who fetches no more keeps the shelf of a dead node",
+        "pipeline/client/fetching.py",
+        "            self._doors.drop_dead()\n",
+        "            pass\n",
+        (f"{READERS}::test_nobody_keeps_the_shelf_of_a_dead_node_without_looking_at_it",),
+    ),
+    Mutant(
+        "wanted-over-wanted", "P8", "of two nodes that are wanted at a time one is lost",
+        "allocator/lanes_and_processes.py",
+        "        if self._words.load(lane * LANE_WORDS + Lane.WANTS_NODE):\n            return False\n",
+        "",
+        (f"{MEETING}::test_of_two_that_are_wanted_at_a_time_none_is_lost",),
     ),
     Mutant(
         "publication-not-buried", "R45, P1", "what a dead client was publishing keeps its room for ever",
