@@ -202,7 +202,7 @@ class Fetching:
         self._doors_ns = 0
         self._metrics = attachment.control.metrics
         self._waiting: dict[Fetch, None] = {}  # and none that has ended: it would keep its item
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # a signal handler may fetch in the midst of a fetch
         library.add_turn(self._library_turn, self.close)
         _all.add(self)
 
@@ -228,48 +228,37 @@ class Fetching:
         return it
 
     def look(self, it: Fetch) -> None:
-        """Look after one that waits, and no others: nothing, if the other thread does so just now."""
+        """Look after one that waits, and no others."""
         self._attachment.check_attached()
-        if not self._turn.acquire(blocking=False):
-            return
-        try:
-            has_ended = it.is_done or self._look(it)
-            if has_ended:
-                self._waiting.pop(it, None)
-        finally:
-            self._turn.release()
+        with self._turn:
+            has_ended = self._has_ended(it)
         if has_ended:
             it.call_back()
 
-    def _take_turn(self) -> None:
-        """Look after those that wait; nothing, if the other thread does so just now."""
-        if not self._turn.acquire(blocking=False):
-            return
-        looked_at = list(self._waiting)
-        try:
-            self._waiting = {it: None for it in looked_at if not it.is_done and not self._look(it)}
-        finally:
-            self._turn.release()
-        for it in looked_at:
-            if it.is_done:
-                it.call_back()
-
     def _library_turn(self) -> bool:
-        self._look_at_doors()
-        if self._waiting:
-            self._take_turn()
-            self._attachment.user_bell.ring()
+        ended: list[Fetch] = []
+        try:
+            with self._turn:
+                self._look_at_doors()
+                ended += (it for it in list(self._waiting) if self._has_ended(it))
+        finally:
+            for it in ended:
+                it.call_back()
+            if ended:
+                self._attachment.user_bell.ring()
         return False
+
+    def _has_ended(self, it: Fetch) -> bool:
+        if not it.is_done and not self._look(it):
+            return False
+        self._waiting.pop(it, None)
+        return True
 
     def _look_at_doors(self) -> None:
         now_ns = self.clock()
-        if now_ns < self._doors_ns or not self._turn.acquire(blocking=False):
-            return
-        self._doors_ns = now_ns + LOOK_AT_DOORS_NS
-        try:
+        if now_ns >= self._doors_ns:
+            self._doors_ns = now_ns + LOOK_AT_DOORS_NS
             self._doors.drop_dead()
-        finally:
-            self._turn.release()
 
     def give_up(self, it: Fetch, error: FetchError) -> None:
         """End a fetch, unless it has ended."""
@@ -322,7 +311,7 @@ class Fetching:
 
     def hang_up(self) -> None:
         """Let go in a forked child; another thread of the parent may have had the turn."""
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self._waiting.clear()
         self._doors.close()
 

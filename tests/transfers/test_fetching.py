@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from embridge import (
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.allocator.segment import map_segment
 from embridge.allocator.shelf import DTYPE_BYTES
+from embridge.pipeline.client.shelf_doors import ShelfDoors
 from embridge.pipeline.inspection.observe import requests
 from embridge.workers.run_socket import PROTOCOL_VERSION, SOCKET_NAME, ReaderHello, receive_welcome, send_frame
 
@@ -205,6 +207,33 @@ def test_a_callback_may_fetch_and_one_that_fails_stops_nobody(
     wait_until(lambda: found, 10.0, lambda: "it is called")
     assert found == [1.0]
     assert "a callback of its fetch failed" in caplog.text
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_handler_may_fetch_in_the_midst_of_a_fetch(
+    shelved: Station, publisher: Client, reader: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: nobody waits for what he has himself. Both end."""
+    publisher.publish("cat", rows_of_version(1))
+    first = reader.fetch("cat", shelved.addr, wait_s=30)
+    find, inner, signalled = ShelfDoors.find, list[Fetch](), list[int]()
+
+    def find_and_signal(doors: ShelfDoors, address: str) -> object:
+        if not signalled and threading.current_thread() is threading.main_thread():
+            signalled.append(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR1)
+        return find(doors, address)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: inner.append(reader.fetch("cat", shelved.addr, wait_s=30)))
+    monkeypatch.setattr(ShelfDoors, "find", find_and_signal)
+    try:
+        outer = reader.fetch("cat", shelved.addr, wait_s=30)
+        for fetch in (first, outer, *inner):
+            assert fetch.wait(30)
+            assert is_all(fetch.result().rows, 1.0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(inner) == 1
 
 
 def test_who_polls_looks_after_one_fetch_however_many_wait(

@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from support import fetching
 from support.agents import Agent, running
-from support.fetching import NUM_BLOCKS, fetched, is_all, shelf_node
+from support.fetching import fetched, is_all, shelf_node
 from support.nodes import Station
 from support.publishing import rows_of_version
 from support.waiting import wait_until
 
 from embridge import Client, FetchFailed, NotPublished, PublishStatus, attach
-from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 
 pytestmark = pytest.mark.process
 
@@ -139,19 +138,28 @@ def test_nobody_keeps_the_shelf_of_a_dead_node_without_looking_at_it(language: S
                 publisher.publish("cat", rows_of_version(1))
             rows = fetched(reader, "cat", it.addr).rows
             fetched(other, "cat", it.addr).release()
-            assert len(_shelves_read()) == 2
+            shelf = _inode_at(rows.data_ptr())
+            assert _times_read(shelf) == 2
             it.kill_group()
-        wait_until(lambda: len(_shelves_read()) == 1, 10.0, lambda: _shelves_read())
+        wait_until(lambda: _times_read(shelf) == 1, 10.0, lambda: "one has a view, and the other has none")
         assert is_all(rows, 1.0)
         del rows
-        wait_until(lambda: not _shelves_read(), 10.0, lambda: _shelves_read())
+        wait_until(lambda: not _times_read(shelf), 10.0, lambda: "nobody has a view")
 
 
-def _shelves_read() -> list[str]:
-    """Where this process has mapped rows of shelves to read them."""
-    lines = [line.split(maxsplit=2) for line in Path("/proc/self/maps").read_text().splitlines()]
-    spans = [(at, [int(end, 16) for end in at.split("-")]) for at, access, _ in lines if access == "r--s"]
-    return [at for at, (first, end) in spans if end - first == NUM_BLOCKS * SHELF_BLOCK_BYTES]
+def _maps() -> list[tuple[int, str, str]]:
+    """(first address, access, inode) of what this process has mapped."""
+    lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    return [(int(at.partition("-")[0], 16), access, inode) for at, access, _, _, inode, *_ in lines]
+
+
+def _inode_at(address: int) -> str:
+    return max(it for it in _maps() if it[0] <= address)[2]
+
+
+def _times_read(inode: str) -> int:
+    """How often this process has mapped a file to read it."""
+    return sum(access == "r--s" and it == inode for _, access, it in _maps())
 
 
 def _finds(reader: Client, addr: str) -> bool:

@@ -170,8 +170,7 @@ class GrantSender:
 
     def _meet(self, lane: int, now_ns: int) -> None:
         """Have an encode node registered that a client wants to know, for which nobody has a request."""
-        wanted = self._control.wanted_nodes.take(lane)
-        if wanted is None:  # an earlier kick has led here
+        if (wanted := self._control.wanted_nodes.take(lane)) is None:  # an earlier kick has led here
             return
         try:
             address = numeric(wanted)
