@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_S: Final = 0.001  # between two looks of `Fetch.wait`
+# between two looks of `Fetch.wait`: nobody rings for what is published, and who has waited long can wait a little more
+LOOK_NS: Final = NS // 1000
+MOST_LOOK_NS: Final = NS // 50
+LOOKS: Final = 16  # a pause is this part of what has been waited
 LOOK_AT_DOORS_NS: Final = NS // 10
 MOST_S: Final = 1e9
 
@@ -127,12 +130,14 @@ class Fetch:
         """Wait for its end for so many seconds; whether it has ended. Raises ValueError, and as `poll`."""
         if not is_time(timeout_s) or timeout_s < 0:
             raise ValueError(f"timeout_s: {said(timeout_s)} s must not be negative")
-        clock = self._fetching.clock
-        until_ns = clock() + int(min(float(timeout_s), MOST_S) * NS)
+        now_ns = begun_ns = self._fetching.clock()
+        until_ns = begun_ns + int(min(float(timeout_s), MOST_S) * NS)
         while not self.poll():
-            if clock() >= until_ns:
+            if now_ns >= until_ns:
                 return False
-            time.sleep(LOOK_S)
+            pause_ns = min(max((now_ns - begun_ns) // LOOKS, LOOK_NS), MOST_LOOK_NS)
+            time.sleep(min(pause_ns, until_ns - now_ns) / NS)
+            now_ns = self._fetching.clock()
         return True
 
     def exception(self) -> FetchError | None:

@@ -253,6 +253,25 @@ def test_who_polls_looks_after_one_fetch_however_many_wait(
     assert set(looked_at) == {fetches[3]}
 
 
+def test_who_has_waited_long_looks_more_rarely(
+    shelved: Station, publisher: Client, reader: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: nobody rings for what is published, so it is looked for, and others need the core."""
+    fetch, looks = reader.fetch("never", shelved.addr, wait_s=30), list[Fetch]()
+
+    def look(it: Fetch) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            looks.append(it)
+        return False
+
+    monkeypatch.setattr(fetch._fetching, "_look", look)
+    assert not fetch.wait(0.5)
+    assert 1 < len(looks) < 150
+    looks.clear()
+    assert not fetch.wait(0)
+    assert len(looks) == 1
+
+
 # ---- nodes that are not there, or publish nothing
 
 
