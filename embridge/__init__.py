@@ -4,8 +4,9 @@
 
 A node is started by `launch` (or by `embridge launch`), and joined by `attach`. On an encode node, `Client.sender`
 sends the rows of one request. On a language node, `PreallocQueue`, `TransferQueue` and `WaitingQueue` carry requests to
-their end, or `Client.receiver` receives one by hand; `follow` is for the other ranks of a scheduler. `Client.publish`
-leaves rows on an encode node, under a key, and `Client.fetch` reads them. `spawn` starts processes of the caller's own.
+their end, `receive` carries one by one call, and `Client.receiver` receives one by hand; `follow` is for the other
+ranks of a scheduler. `Client.publish` leaves rows on an encode node, under a key, and `Client.fetch` reads them.
+`spawn` starts processes of the caller's own.
 
 Names are loaded when they are first used: the processes of a node import only what they need.
 """
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from embridge.pipeline.ranks.follower import FollowedRequest as FollowedRequest
     from embridge.pipeline.ranks.follower import Follower as Follower
     from embridge.pipeline.ranks.follower import follow as follow
+    from embridge.pipeline.scheduler.arrivals import Arrival as Arrival
+    from embridge.pipeline.scheduler.arrivals import receive as receive
     from embridge.pipeline.scheduler.queues import PreallocQueue as PreallocQueue
     from embridge.pipeline.scheduler.queues import WaitingQueue as WaitingQueue
     from embridge.pipeline.scheduler.request import EmbeddingChunk as EmbeddingChunk
@@ -103,6 +106,7 @@ _NAMES = {
     "embridge.pipeline.inspection.node_status": ("node_status",),
     "embridge.pipeline.node.launch": ("Node", "launch"),
     "embridge.pipeline.ranks.follower": ("FollowedRequest", "Follower", "follow"),
+    "embridge.pipeline.scheduler.arrivals": ("Arrival", "receive"),
     "embridge.pipeline.scheduler.queues": ("PreallocQueue", "WaitingQueue"),
     "embridge.pipeline.scheduler.request": ("EmbeddingChunk", "EmbeddingRequest", "EmbeddingResult"),
     "embridge.pipeline.scheduler.transfer_queue": ("TransferQueue",),

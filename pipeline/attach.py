@@ -14,7 +14,7 @@ from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.client import Client
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.config import default_run_dir
-from embridge.pipeline.join import join
+from embridge.pipeline.join import join, once_up
 from embridge.pipeline.ranks.leader import Ranks
 
 
@@ -25,8 +25,11 @@ def attach(
     pin: bool | None = None,
     num_ranks: int = 1,
     group: str = "",
+    wait_s: float = 0.0,
 ) -> Client:
     """Join the node that runs in `run_dir` (default: the default directory of that role).
+
+    `wait_s`: wait for so many seconds for a node that is not up yet, or is being started again.
 
     `num_ranks`: this process is rank 0 of so many on this node (at most 32); the others call `follow(run_dir,
     rank=...)`. What it receives then lies in shared memory, `host_buffer_bytes` of it, reserved here (a third of a
@@ -41,10 +44,11 @@ def attach(
         AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is
             another one; with ranks: this group has a rank 0 already.
         SegmentError: /dev/shm has no room for what the ranks are to share.
-        ValueError: `num_ranks` is out of range.
+        ValueError: `num_ranks` or `wait_s` is out of range.
     """
     num_ranks = whole("num_ranks", num_ranks, 1, MAX_RANKS, f"2 to {MAX_RANKS} (1: there is no other rank)")
-    library = _join(Path(run_dir) if run_dir is not None else default_run_dir(role))
+    path = Path(run_dir) if run_dir is not None else default_run_dir(role)
+    library = once_up(lambda: _join(path), wait_s)
     client = Client(library)
     if num_ranks != 1:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.control import Control
@@ -13,12 +15,18 @@ from embridge.allocator.errors import AttachError
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.segment import map_segment
 from embridge.allocator.shelf import shelf_size
+from embridge.pipeline.arguments import is_time, said
 from embridge.pipeline.run_dir import RunDirError, open_run_dir
 from embridge.workers import run_socket
 from embridge.workers.files import above_standard
 from embridge.workers.run_socket import SOCKET_NAME, Welcome
 
 JOIN_TIMEOUT_S = 10.0
+RETRY_S: Final = 0.02
+TOO_EARLY: Final = (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, run_socket.NotYet)
+"""What a process meets at a node that is not up: no socket, an old one, one of a node that ends; or no free place."""
+
+T = TypeVar("T")
 SEGMENTS = frozenset({"control", "payload", "shelf"})  # among the descriptors that a client is handed
 
 
@@ -74,6 +82,26 @@ def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[soc
         sock.close()
         raise AttachError(str(error)) from error
     return sock, welcome, fds
+
+
+def once_up(join: Callable[[], T], wait_s: float) -> T:
+    """What `join` returns; it is called again for `wait_s` seconds while no node is up in its run directory, or the
+    node has no place for this process yet.
+
+    Raises:
+        ValueError: `wait_s` is no number of seconds.
+        AttachError: as `join`.
+    """
+    if not is_time(wait_s) or wait_s < 0:
+        raise ValueError(f"wait_s: {said(wait_s)} s must not be negative")
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return join()
+        except AttachError as error:
+            if not isinstance(error.__cause__, TOO_EARLY) or time.monotonic() >= deadline:
+                raise
+        time.sleep(RETRY_S)
 
 
 def check_run_dir(run_dir: Path) -> None:

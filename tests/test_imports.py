@@ -213,7 +213,8 @@ def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
 
 
 OF_REAL_THINGS = {
-    "pipeline/ranks/follower.py": "it waits for a node to answer, and looks whether it lives; no request has a time",
+    "pipeline/join.py": "it waits for a node to answer",
+    "pipeline/ranks/follower.py": "it looks whether its node lives; no request has a time",
     "pipeline/inspection/observe.py": "one look, from outside",
     "pipeline/node/launcher.py": "its loop, and processes that it waits for; who looks at their beats is given a clock",
     "pipeline/node/claim.py": "the wall clock, which orders incarnations",

@@ -59,6 +59,7 @@ class Library:
     """
 
     ranks: LeadingRanks | None = None
+    arrivals: object = None  # of `receive`, in the scheduler's room
     doors: Doors | None = None
     """Where this client may write rows straight into a destination's blocks; None where it does not."""
 

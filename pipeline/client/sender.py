@@ -15,11 +15,8 @@ slot may be another request's at once.
 
 from __future__ import annotations
 
-import logging
 import time
 from array import array
-from collections import deque
-from collections.abc import Callable
 from threading import Lock, get_ident
 from typing import Any, Final
 
@@ -38,15 +35,14 @@ from embridge.pipeline.client.direct_path import DirectPath
 from embridge.pipeline.client.given_rows import Given, given_rows, num_rows, place
 from embridge.pipeline.client.handle import NO_SLOT
 from embridge.pipeline.client.in_place import GivesInPlace
+from embridge.pipeline.client.is_done import IsDone
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.stock import Stock
-
-log = logging.getLogger(__name__)
 
 CLOSE_LOOK_S: Final = 0.001
 
 
-class EmbeddingSender(GivesInPlace):
+class EmbeddingSender(GivesInPlace, IsDone):
     """Made by `Client.sender(room, total_tokens)`.
 
     No method waits. One thread at a time calls the methods that give rows.
@@ -59,9 +55,7 @@ class EmbeddingSender(GivesInPlace):
     _told_ready = 0
     _writing = False
     _writer = 0
-    _done = False
     _stock: Stock | None = None  # until the end, if a row was kept
-    _done_callbacks: deque[Callable[[EmbeddingSender], object]] | None = None  # if there are any
 
     def __init__(self, library: Library, room: int, total_tokens: int, aux: array[int]) -> None:
         super().__init__(library, room)
@@ -310,34 +304,6 @@ class EmbeddingSender(GivesInPlace):
             raise ValueError(f"input_embeddings: {count} rows, the request was opened with {self.total_tokens} tokens")
         return self.write(0, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings, borrow=borrow)
 
-    @property
-    def done(self) -> bool:
-        """Whether the request has ended and no lent row is looked at any more, so that all are the caller's again.
-
-        That is later than the end in `poll()`, by a copy at most.
-        """
-        return self._done
-
-    def add_done_callback(self, callback: Callable[[EmbeddingSender], object]) -> None:
-        """Have the library thread call `callback(sender)` once it is `done`, or call it now if it is; keep it brief."""
-        if self._done_callbacks is None:
-            self._done_callbacks = deque()
-        self._done_callbacks.append(callback)
-        if self._done:
-            self._call_back()
-
-    def _call_back(self) -> None:
-        callbacks = self._done_callbacks
-        while callbacks:
-            try:
-                callback = callbacks.popleft()
-            except IndexError:  # the other thread has taken it
-                return
-            try:
-                callback(self)
-            except Exception:
-                log.exception("room %d: a done callback failed", self.room)
-
     def clear(self) -> None:
         """Free the rows once the request has ended. Before the end it does nothing: a sender clears itself then."""
         if self.poll() >= Phase.Success:
@@ -431,8 +397,7 @@ class EmbeddingSender(GivesInPlace):
             stock.clear()
         if direct is not None:
             direct.let_go()
-        self._done = True
-        self._call_back()
+        self._has_done()
 
     def _show_placed(self) -> None:
         """Enter the blocks that the caller's thread has filled."""

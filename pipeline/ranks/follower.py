@@ -17,7 +17,7 @@ import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -29,15 +29,15 @@ from embridge.allocator.ranklog import MAX_RANKS, Item, RankLog, unpack_batch
 from embridge.allocator.segment import map_segment
 from embridge.pipeline.arguments import whole
 from embridge.pipeline.config import default_run_dir
-from embridge.pipeline.join import JOIN_TIMEOUT_S, knock
+from embridge.pipeline.join import JOIN_TIMEOUT_S, knock, once_up
 from embridge.pipeline.leaving import let_go, refuse
 from embridge.pipeline.scheduler.host_memory import HostRows
 from embridge.pipeline.scheduler.request import EmbeddingResult
 from embridge.workers import run_socket
-from embridge.workers.run_socket import Follow, NotYet
+from embridge.workers.run_socket import Follow
 from embridge.workers.timing import NS
 
-RETRY_S = 0.02
+FOR_EVER_S: Final = 1e9
 SLOW_LOOK_NS = NS // 10
 FIRST_LOOK_RECORDS = 64
 CLOSED = "this follower is closed"
@@ -68,28 +68,26 @@ class FollowedRequest:
 
 
 def follow(
-    run_dir: str | Path | None = None, *, rank: int, group: str = "", role: str = "language", timeout_s: float = 60.0
+    run_dir: str | Path | None = None,
+    *,
+    rank: int,
+    group: str = "",
+    role: str = "language",
+    timeout_s: float | None = 60.0,
 ) -> Follower:
     """Join the node that runs in `run_dir` as one more rank.
 
-    Rank 0 is the process that called `attach(run_dir, num_ranks=...)` there. Either may come first: until rank 0 is
-    there, this waits.
+    Rank 0 is the process that called `attach(run_dir, num_ranks=...)` there. Either may come first, and before the
+    node: until rank 0 is there, this waits for `timeout_s` seconds, or without a deadline (None).
 
     Raises:
-        AttachError: no node answers there, rank 0 has not come within `timeout_s`, the rank is out of range or taken,
-            or has left before.
+        AttachError: neither node nor rank 0 has come in time, or the rank is taken, or has left before.
         SegmentError: what was handed over is not of this version.
+        ValueError: `rank` or `timeout_s` is out of range.
     """
     rank = whole("rank", rank, 1, MAX_RANKS - 1, f"1 to {MAX_RANKS - 1}; rank 0 calls attach(run_dir, num_ranks=...)")
     path = Path(run_dir) if run_dir is not None else default_run_dir(role)
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return Follower(path, rank, group)
-        except AttachError as error:
-            if not isinstance(error.__cause__, NotYet) or time.monotonic() > deadline:
-                raise
-        time.sleep(RETRY_S)
+    return once_up(lambda: Follower(path, rank, group), FOR_EVER_S if timeout_s is None else timeout_s)
 
 
 class Follower:

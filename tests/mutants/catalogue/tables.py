@@ -23,8 +23,8 @@ TABLES: Final = [
     Mutant(
         "reserve-for-anybody", "R21, D8", "the reserve goes to requests whose rows do not wait",
         "allocator/blocks.py",
-        "lowest = behind + 1 if goes_on else RESERVE_BLOCK + 1\n",
-        "lowest = behind + 1 if goes_on else RESERVE_BLOCK\n",
+        "        lowest = RESERVE_BLOCK + 1\n        if behind",
+        "        lowest = RESERVE_BLOCK\n        if behind",
         (f"{ATTEMPTS}::test_a_source_block_of_the_reserve_is_staged_only_for_what_can_be_written_now",),
     ),
     Mutant(
