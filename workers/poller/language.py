@@ -52,8 +52,7 @@ class StatusReceiver(Poller):
         self._grants = GrantWatch(ctx)
         self._peer_of: dict[int, int] = {}  # slot -> the peer with which its request is in flight
         self._num_with: Counter[int] = Counter()  # peer -> how many of these
-        # slot -> epoch of those of which the encode node was told that they are over; kept, for they are released later
-        self._closed: dict[int, int] = {}
+        self._closed: dict[int, int] = {}  # slot -> epoch of what is closed there; kept until another has the slot
         self._checked_slots: dict[int, int] = {}  # slot -> epoch of requests of which rows were checked
         self._sessions = ctx.control.sessions
         self._claims = ctx.control.claims

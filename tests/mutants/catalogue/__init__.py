@@ -17,6 +17,7 @@ from .client_slots import CLIENT_SLOTS
 from .core import CORE
 from .node import NODE
 from .poller import POLLER
+from .poller_parts import POLLER_PARTS
 from .scheduler import SCHEDULER
 from .shelf import SHELF_MUTANTS
 from .tables import TABLES
@@ -28,6 +29,7 @@ MUTANTS: Final = [
     *TABLES,
     *BOOTSTRAP,
     *POLLER,
+    *POLLER_PARTS,
     *TRANSFER,
     *WORKERS,
     *CLIENT_ROWS,
