@@ -596,6 +596,12 @@ class ShelfReader:
         """The newest item of a key, which stays where it is while the Pin, or a view of it, is there; None: it is not
         published. Raises ValueError for an item that does not lie on the shelf.
         """
+    def adopt(self, entry: int, generation: int, /) -> Pin | None:
+        """The pin of an item that a process before this one has left in this ledger; None: there is none (R85).
+        Raises IndexError for an entry that there is not.
+        """
+    def forget_others(self) -> None:
+        """Take away the pins that a process before this one has left, and that nobody has adopted (R85)."""
     def watch(self, before: Callable[[int], object] | None, /) -> None:
         """As `Shelf.watch`."""
 
@@ -610,4 +616,10 @@ class Pin:
     rows: int
     width: int
     dtype: int
+    bytes: int
+    first: int
+    """The block of the shelf at which its rows begin."""
+    entry: int
+    generation: int
+    """Of its entry: with it what the pin says."""
     def __buffer__(self, flags: int, /) -> memoryview: ...

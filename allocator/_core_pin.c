@@ -118,6 +118,23 @@ static bool is_inside(const ShelfReader *self, const struct shelf_found *found)
            found->words[ITEM_BYTES] <= blocks * self->block_bytes;
 }
 
+// What both ways to a pin begin with: a Pin of nothing yet.
+static Pin *pin_new(ShelfReader *self)
+{
+    const core_state *state = state_of_type(Py_TYPE((PyObject *)self));
+    Pin *pin = (Pin *)PyType_GenericAlloc(state->pin, 0);
+    if (pin != NULL && PyObject_GetBuffer((PyObject *)self->rows, &pin->rows, PyBUF_SIMPLE) < 0)
+        Py_CLEAR(pin);
+    return pin;
+}
+
+static void pin_of(Pin *pin, ShelfReader *self)
+{
+    Py_INCREF((PyObject *)self);
+    pin->reader = self;
+    self->num_pins++;
+}
+
 // With the GIL, which makes the threads of this process take turns at the counts.
 static PyObject *reader_pin(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -126,21 +143,14 @@ static PyObject *reader_pin(PyObject *object, PyObject *const *args, Py_ssize_t 
     uint64_t now_ns;
     if (take_count("pin", nargs, 3) < 0 || shelf_take_key(args, &key) < 0 || take_u64(args[2], &now_ns) < 0)
         return NULL;
-    const core_state *state = state_of_type(Py_TYPE(object));
-    Pin *pin = (Pin *)PyType_GenericAlloc(state->pin, 0);
+    Pin *pin = pin_new(self);
     if (pin == NULL)
         return NULL;
-    if (PyObject_GetBuffer((PyObject *)self->rows, &pin->rows, PyBUF_SIMPLE) < 0) {
-        Py_DECREF((PyObject *)pin);
-        return NULL;
-    }
     struct call call = {.reader = self->reader, .self = self};
     call.reader.shelf.before = self->before == NULL ? NULL : say_before;
     const bool is_there = shelf_pin(&call.reader, &key, now_ns, &pin->found);
     if (is_there) {
-        Py_INCREF(object);
-        pin->reader = self;
-        self->num_pins++;
+        pin_of(pin, self);
         if (is_inside(self, &pin->found))
             return (PyObject *)pin;
         PyErr_Format(PyExc_ValueError, "shelf: an item of %llu bytes in block %llu lies outside; restart its node",
@@ -153,6 +163,35 @@ static PyObject *reader_pin(PyObject *object, PyObject *const *args, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
+static PyObject *reader_adopt(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    ShelfReader *self = (ShelfReader *)object;
+    uint64_t entry, generation;
+    if (take_count("adopt", nargs, 2) < 0 || take_u64(args[0], &entry) < 0 || take_u64(args[1], &generation) < 0)
+        return NULL;
+    if (entry >= self->reader.shelf.num_entries) {
+        PyErr_Format(PyExc_IndexError, "entry %llu of %u", (unsigned long long)entry, self->reader.shelf.num_entries);
+        return NULL;
+    }
+    Pin *pin = pin_new(self);
+    if (pin == NULL)
+        return NULL;
+    if (shelf_adopt(&self->reader, (uint32_t)entry, generation, &pin->found)) {
+        pin_of(pin, self);
+        if (is_inside(self, &pin->found))
+            return (PyObject *)pin;
+    }
+    Py_DECREF((PyObject *)pin);
+    Py_RETURN_NONE;
+}
+
+static PyObject *reader_forget_others(PyObject *object, PyObject *args)
+{
+    (void)args;
+    shelf_forget_others(&((ShelfReader *)object)->reader);
+    Py_RETURN_NONE;
+}
+
 static PyObject *reader_watch(PyObject *object, PyObject *before)
 {
     return watch_with(&((ShelfReader *)object)->before, before);
@@ -160,6 +199,8 @@ static PyObject *reader_watch(PyObject *object, PyObject *before)
 
 static PyMethodDef reader_methods[] = {
     {"pin", (PyCFunction)(void (*)(void))reader_pin, METH_FASTCALL, NULL},
+    {"adopt", (PyCFunction)(void (*)(void))reader_adopt, METH_FASTCALL, NULL},
+    {"forget_others", reader_forget_others, METH_NOARGS, NULL},
     {"watch", reader_watch, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -208,6 +249,18 @@ static int pin_getbuffer(PyObject *object, Py_buffer *view, int flags)
     return PyBuffer_FillInfo(view, object, first, (Py_ssize_t)pin->found.words[ITEM_BYTES], is_readonly, flags);
 }
 
+static PyObject *pin_get_entry(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(((Pin *)object)->found.entry);
+}
+
+static PyObject *pin_get_generation(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(((Pin *)object)->found.generation);
+}
+
 static PyObject *pin_get_word(PyObject *object, void *word)
 {
     return PyLong_FromUnsignedLongLong(((Pin *)object)->found.words[(uintptr_t)word]);
@@ -218,6 +271,10 @@ static PyGetSetDef pin_properties[] = {
     {"rows", pin_get_word, NULL, NULL, (void *)ITEM_ROWS},
     {"width", pin_get_word, NULL, NULL, (void *)ITEM_WIDTH},
     {"dtype", pin_get_word, NULL, NULL, (void *)ITEM_DTYPE},
+    {"bytes", pin_get_word, NULL, NULL, (void *)ITEM_BYTES},
+    {"first", pin_get_word, NULL, NULL, (void *)ITEM_FIRST},
+    {"entry", pin_get_entry, NULL, NULL, NULL},
+    {"generation", pin_get_generation, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

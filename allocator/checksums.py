@@ -34,8 +34,10 @@ class RowSum(NamedTuple):
 class RowSums:
     """Computes running checksums over the blocks of one payload."""
 
-    def __init__(self, payload: Mapping, geometry: Geometry) -> None:
+    def __init__(self, payload: Mapping, geometry: Geometry, shelf: Mapping | None = None) -> None:
+        """`shelf`: the rows of published items, on a node that has them."""
         self._payload = payload
+        self._shelf = shelf
         self._geometry = geometry
         self._bs = geometry.block_size
         self._columns = [(pool.offset, pool.row_bytes) for pool in pools(geometry)]
@@ -58,3 +60,32 @@ class RowSums:
             columns = array("q", [word for offset, size in self._columns for word in (offset + row * size, size)])
             value = checksum(self._payload, columns, high - low, value)
         return RowSum(end, value)
+
+    # ---- fetches: of the bytes of one item, without `aux_datas`, ids and positions
+
+    def extend_item(self, before: RowSum, end: int, blocks: list[int], num_bytes: int) -> RowSum:
+        """As `extend`, of a fetch of an item of so many bytes, which are fewer than its last row has room for.
+
+        Raises:
+            IndexError: a block is none of this payload.
+        """
+        first, value = before
+        base, row_bytes = self._columns[0]
+        for k, block in enumerate(blocks, first // self._bs):
+            low, high = max(first, k * self._bs), min(end, (k + 1) * self._bs)
+            at = base + (block * self._bs + low - k * self._bs) * row_bytes
+            value = self._run(self._payload, at, low, high, num_bytes, value)
+        return RowSum(end, value)
+
+    def extend_on_shelf(self, before: RowSum, end: int, begin: int, num_bytes: int) -> RowSum:
+        """The same, of an item that begins at this byte of the shelf."""
+        assert self._shelf is not None
+        first, value = before
+        at = begin + first * self._columns[0][1]
+        return RowSum(end, self._run(self._shelf, at, first, end, num_bytes, value))
+
+    def _run(self, memory: Mapping, at: int, low: int, high: int, num_bytes: int, value: int) -> int:
+        """Go on over rows [low, high), which begin there."""
+        row_bytes = self._columns[0][1]
+        size = min(high * row_bytes, num_bytes) - low * row_bytes
+        return checksum(memory, array("q", [at, size]), 1, value)

@@ -12,6 +12,7 @@ from embridge.allocator._core import Consumer, Doorbell, GrantPoster, Mapping, P
 from embridge.allocator.blocks import BlockPool
 from embridge.allocator.claims import ClaimTable
 from embridge.allocator.errors import SegmentError
+from embridge.allocator.fetches import FetchTable
 from embridge.allocator.geometry import (
     GEOMETRY_WORDS,
     SLOTS_PER_PAGE,
@@ -160,6 +161,16 @@ class Control:
         """Published items (encode side, with `shelf_bytes`)."""
         assert self.has_shelf
         return ShelfTable(self.mapping, self.layout)
+
+    @cached_property
+    def fetches(self) -> FetchTable:
+        """The published items that requests fetch (language side, or with a shelf)."""
+        assert self.role == Role.LANGUAGE or self.has_shelf
+        return FetchTable(self.mapping, self.layout)
+
+    def is_fetch(self, slot: int, epoch: int) -> bool:
+        """Whether a request fetches a published item; one that is open."""
+        return (self.role == Role.LANGUAGE or self.has_shelf) and self.fetches.has(slot, epoch)
 
     @property
     def has_shelf(self) -> bool:

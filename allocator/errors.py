@@ -16,6 +16,7 @@
     │   ├── NotPublished          nothing is published under its key, or no more
     │   ├── GenerationGone        it is published, but not that generation any more
     │   ├── FetchTimeout          no answer came in time
+    │   ├── Busy                  its node, or this one, has no slot for it now
     │   └── FetchFailed           its node cannot be reached, or has refused
     └── ProtocolError         a peer sent what it must not
 
@@ -84,6 +85,9 @@ class FailureCode(IntEnum):
     UNREACHABLE = 9
     TOO_LARGE = 10
     CORRUPT = 11
+    NOT_PUBLISHED = 12
+    GENERATION_GONE = 13
+    BUSY = 14
 
 
 class TransferError(EmbridgeError):
@@ -146,6 +150,10 @@ class NotPublished(FetchError):
 
 class GenerationGone(FetchError):
     """The key is published, but another generation than the wanted one."""
+
+
+class Busy(FetchError):
+    """There is no slot for the fetch now, at the node of the item or at this one; try again."""
 
 
 class FetchTimeout(FetchError):

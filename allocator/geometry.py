@@ -126,6 +126,11 @@ class Limits:
             )
 
     @property
+    def num_lanes(self) -> int:
+        """Those of clients, and behind them one of the node's own, where it has a shelf."""
+        return self.max_clients + (self.shelf_bytes > 0)
+
+    @property
     def shelf_blocks(self) -> int:
         """Blocks of the shelf; 0: there is none."""
         return -(-self.shelf_bytes // SHELF_BLOCK_BYTES)

@@ -52,8 +52,10 @@ class LaneTable:
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_lanes = layout.limits.max_clients
+        self.own_lane = self.num_lanes
+        """The lane of the node's own requests, behind those of clients; there is one where it has a shelf."""
         self.num_pages = layout.limits.num_slots // SLOTS_PER_PAGE
-        self._words = Words(mapping, layout.lanes, self.num_lanes * LANE_WORDS)
+        self._words = Words(mapping, layout.lanes, layout.limits.num_lanes * LANE_WORDS)
         self._pages = Words(mapping, layout.pages, self.num_pages)
 
     def get(self, lane: int, field: Lane) -> int:
@@ -73,6 +75,10 @@ class LaneTable:
                 self._words.store(at + Lane.STATE, LaneState.ATTACHED)
                 return lane
         return None
+
+    def take_own(self) -> None:
+        """Say that the lane of the node's own requests is in use (bootstrap of a node with a shelf only)."""
+        self._words.store(self.own_lane * LANE_WORDS + Lane.STATE, LaneState.ATTACHED)
 
     def beat(self, lane: int, now_ns: int) -> None:
         """Beat for the lane's client (its library thread only)."""

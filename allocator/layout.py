@@ -33,6 +33,7 @@
     | readers       encode    processes of other nodes that read the shelf            |
     | uses          encode    when each item was used last                            |
     | ledgers       encode    which items each reader pins                            |
+    | fetches                 the item that a slot's request fetches                  |
     | peers                   other nodes                                             |
     | tombstones    encode    the highest epoch of each slot of each peer             |
     | finders       encode    the slot that has found a grant of a peer's slot        |
@@ -69,6 +70,7 @@ from embridge.allocator.records import (
     CLAIM_WORDS,
     DESTINATION_WORDS,
     DOORBELL_BYTES,
+    FETCHED_WORDS,
     ITEM_WORDS,
     LANE_WORDS,
     LINE_BYTES,
@@ -92,7 +94,7 @@ from embridge.allocator.records import (
 )
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 9
+LAYOUT_VERSION: Final = 10
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
 
@@ -161,6 +163,7 @@ CONTROL_TABLES: Final = {
     "readers": "processes of other nodes that read the shelf",
     "uses": "when each item was used last",
     "ledgers": "which items each reader pins",
+    "fetches": "the item that a slot's request fetches",
     "peers": "other nodes",
     "tombstones": "the highest epoch of each slot of each peer",
     "finders": "the slot that has found a grant of a peer's slot",
@@ -239,6 +242,7 @@ class ControlLayout:
     readers: int
     uses: int
     ledgers: int
+    fetches: int
     peers: int
     tombstones: int
     finders: int
@@ -258,7 +262,7 @@ class ControlLayout:
         own_window = min(limits.window_blocks, geometry.num_blocks)
         offsets = {
             "header": m.take(PAGE_BYTES),
-            "doorbells": m.take((num_processes + 2 * limits.max_clients) * DOORBELL_BYTES, PAGE_BYTES),
+            "doorbells": m.take((num_processes + 2 * limits.num_lanes) * DOORBELL_BYTES, PAGE_BYTES),
             "claims": m.take(n * CLAIM_WORDS * 8 * language),
             "meetings": m.take(n * MEETING_WORDS * 8 * language),
             "posts": m.take(n * POSTS_A_SLOT * 8 * language),
@@ -267,7 +271,7 @@ class ControlLayout:
             "stamps": m.take(n * 5 * 8),
             "dirty": m.take(NUM_VIEWS * n // SLOTS_PER_PAGE * 8),
             "processes": m.take(num_processes * PROCESS_WORDS * 8, PAGE_BYTES),
-            "lanes": m.take(limits.max_clients * LANE_WORDS * 8),
+            "lanes": m.take(limits.num_lanes * LANE_WORDS * 8),
             "pages": m.take(n // SLOTS_PER_PAGE * 8),
             "slots": m.take(n * SLOT_BYTES),
             "destinations": m.take(n * limits.max_destinations * DESTINATION_WORDS * 8 * encode),
@@ -282,6 +286,7 @@ class ControlLayout:
             "cells": m.take(geometry.num_blocks * 8),
             "exposure": m.take(geometry.num_blocks * 8),
             **_shelf_tables(m, limits.shelf_entries * encode, limits.shelf_blocks * encode),
+            "fetches": m.take(n * FETCHED_WORDS * 8 * (language or limits.shelf_bytes > 0)),
             "peers": m.take(limits.max_peers * PEER_BYTES),
             "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "finders": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
@@ -358,7 +363,7 @@ def metric_names(limits: Limits) -> list[str]:
 
 def doorbell_names(limits: Limits) -> list[str]:
     """The names of all who can be woken, in the order of the doorbells."""
-    lanes = range(limits.max_clients)
+    lanes = range(limits.num_lanes)
     return [*process_names(limits), *(f"lane{i}" for i in lanes), *(f"library{i}" for i in lanes)]
 
 

@@ -40,6 +40,7 @@ class Metric(IntEnum):
     ITEMS_EVICTED = 21  # encode: items that were taken away for others
     FETCHED_IN_PLACE = 22  # language: items that its clients have read where they lie
     NOT_PUBLISHED = 23  # language: fetches of what is not published, or not in that generation
+    FETCHED_COPIES = 24  # language: items that its clients have fetched by a transfer
 
 
 class Metrics:

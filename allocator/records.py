@@ -284,8 +284,32 @@ class Reader(IntEnum):
 SHELF_RECORD_WORDS: Final = LINE_BYTES // 8
 READER_WORDS: Final = 8
 MAX_READERS: Final = 64
+OWN_READER: Final = 0  # the node's own bootstrap, for the items that its transfers read (R85)
 ITEM_WORDS: Final = 48  # of an entry's record, with its key
 MAX_KEY_BYTES: Final = 256
+
+
+class Fetched(IntEnum):
+    """Words of what a slot's request fetches, where it is a published item.
+
+    Who opens the slot writes all of them before: on a language node its client, on an encode node the bootstrap.
+    """
+
+    EPOCH = 0  # the request that fetches; a request of any other epoch does not
+    NUMBER = 1  # which of the items of its key it is; on a language node the poller writes this and all to `BYTES`
+    ROWS = 2
+    WIDTH = 3
+    DTYPE = 4
+    BYTES = 5  # 0: not answered yet
+    ENTRY = 6  # encode: with `GENERATION` the item word (R52)
+    GENERATION = 7
+    FIRST = 8  # encode: the block of the shelf at which its rows begin
+    WANTED = 9  # language: the number that is wanted; 0: any
+    KEY_BYTES = 10  # language
+
+
+FETCHED_KEY: Final = 16
+FETCHED_WORDS: Final = 48
 
 
 class Session(IntEnum):

@@ -25,6 +25,7 @@ from embridge.allocator.records import (
     ITEM_WORDS,
     MAX_KEY_BYTES,
     MAX_READERS,
+    OWN_READER,
     READER_WORDS,
     SHELF_RECORD_WORDS,
     Reader,
@@ -150,6 +151,7 @@ class ShelfTable:
         limits = layout.limits
         self.num_entries, self.num_blocks = limits.shelf_entries, limits.shelf_blocks
         num_words = layout.ledger_bytes // 8
+        self._mapping, self._ledgers_at = mapping, layout.ledgers
         self._record = Words(mapping, layout.shelf, SHELF_RECORD_WORDS)
         self._heads = Words(mapping, layout.heads, self.num_entries)
         self._items = Words(mapping, layout.items, self.num_entries * ITEM_WORDS)
@@ -176,7 +178,7 @@ class ShelfTable:
 
     def add_reader(self, node: tuple[int, int], pid: int) -> int | None:
         """List a process of a node that is about to read the shelf (launcher only). Returns its entry, or None."""
-        for reader in range(MAX_READERS):
+        for reader in range(OWN_READER + 1, MAX_READERS):
             at = reader * READER_WORDS
             if self._readers.load(at + Reader.NODE_ID) == 0:
                 self._record.raise_to(Record.READERS, reader + 1)
@@ -185,6 +187,23 @@ class ShelfTable:
                 self._readers.store(at + Reader.NODE_ID, node[0])
                 return reader
         return None
+
+    def own_reader(self, rows: Mapping) -> ShelfReader:
+        """The node's own reader, whose pins are those of its transfers (its bootstrap only, R85). It has the pins that
+        the one before it has left, until `ShelfReader.forget_others`. `rows` is the segment of the rows.
+        """
+        self._record.raise_to(Record.READERS, OWN_READER + 1)
+        return ShelfReader(
+            record=self._record,
+            heads=self._heads,
+            items=self._items,
+            cells=self._cells,
+            uses=self._uses,
+            ledger=Words(self._mapping, self._ledgers_at + OWN_READER * self._ledger_words * 8, self.num_entries),
+            rows=rows,
+            block_bytes=SHELF_BLOCK_BYTES,
+            connection=None,
+        )
 
     def remove_reader(self, reader: int) -> None:
         """Take away all pins of a reader that can read no more, and then its entry (launcher only, R42)."""

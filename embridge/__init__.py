@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embridge.allocator.errors import AttachError as AttachError
+    from embridge.allocator.errors import Busy as Busy
     from embridge.allocator.errors import EmbridgeError as EmbridgeError
     from embridge.allocator.errors import FailureCode as FailureCode
     from embridge.allocator.errors import FetchError as FetchError
@@ -87,7 +88,7 @@ _NAMES = {
             "NodeGoneError",
         ),
         *("NodeUnhealthyError", "PeerLost", "SegmentError", "TransferAborted", "TransferError", "TransferTimeout"),
-        *("FetchError", "FetchFailed", "FetchTimeout", "GenerationGone", "NotPublished"),
+        *("Busy", "FetchError", "FetchFailed", "FetchTimeout", "GenerationGone", "NotPublished"),
     ),
     "embridge.allocator.geometry": ("Geometry", "Limits"),
     "embridge.allocator.routes": ("RouteRecord",),

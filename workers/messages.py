@@ -4,7 +4,7 @@ Every message is idempotent and carries absolute values (a whole window, never a
 reordered one changes nothing but time. The envelope names who speaks and to which incarnation of whom (R14); a request
 is `(language node, its incarnation, its slot, its epoch)`, and the room joins that to the encoder's call.
 
-    language bootstrap --register, init, resume, abort--> encode bootstrap   (answers: registered, refused, stale)
+    language bootstrap --register, init, ask, resume, abort--> encode bootstrap   (answers: registered, refused, stale)
     encode poller --announce, status, abort_ack, heartbeat, snapshot--> language poller
     encode transfer worker --landed--> language poller
     language poller --checked, close, heartbeat, resync--> encode poller
@@ -22,8 +22,8 @@ import msgspec
 
 from embridge.allocator.errors import ProtocolError
 
-VERSION: Final = 8
-ACCEPTED_VERSIONS: Final = (8,)  # those that `decode` can read: a field more or less is no message of it
+VERSION: Final = 9
+ACCEPTED_VERSIONS: Final = (9,)  # those that `decode` can read: a field more or less is no message of it
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 128
 MAX_WINDOW: Final = 4096
@@ -39,6 +39,10 @@ SlotNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 16) - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 EngineName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_-]{1,16}\Z")]
+ItemName = Annotated[bytes, msgspec.Meta(min_length=1, max_length=256)]
+ItemBytes = Annotated[int, msgspec.Meta(ge=1, le=1 << 44)]
+Positive32 = Annotated[int, msgspec.Meta(ge=1, le=(1 << 32) - 1)]
+DtypeCode = Annotated[int, msgspec.Meta(ge=1, le=255)]
 PhaseNumber = Annotated[int, msgspec.Meta(ge=0, le=4)]
 
 
@@ -161,6 +165,18 @@ class Init(_Grant, frozen=True, tag="init"):
     registration: U63
 
 
+class Ask(_Grant, frozen=True, tag="ask"):
+    """The first message of a fetch: a request for the published item of a key, where others name a room (R50).
+
+    It grants no block: those follow when the item's length is known. `generation`: that one and no other; 0: any. The
+    number of the room is the fetch's own, and says which workers have it.
+    """
+
+    registration: U63
+    item: ItemName
+    generation: U63
+
+
 class Resume(_Grant, frozen=True, tag="resume"):
     """A later grant: the whole window still held, from `first_block` (R1).
 
@@ -190,11 +206,21 @@ class AbortAck(_Fields, frozen=True, tag="abort_ack"):
     tainted: U32
 
 
+class ItemState(_Fields, frozen=True):
+    """What a request fetches: which of the items of its key, its shape, the code of its dtype, and its bytes."""
+
+    generation: U63
+    rows: Positive32
+    width: Positive32
+    dtype: DtypeCode
+    num_bytes: ItemBytes
+
+
 class RoomState(_Fields, frozen=True):
     """One request as the encode side sees it, for one destination.
 
     `resumed`: it has been Transferring, whatever its phase is now. `session`: the latest one of which it knows grants.
-    `checksum`: of the rows that are sent, where nodes verify (R27).
+    `checksum`: of the rows that are sent, where nodes verify (R27). `item`: of a fetch alone.
     """
 
     key: RequestKey
@@ -209,6 +235,7 @@ class RoomState(_Fields, frozen=True):
     code: U32
     reason: Text
     checksum: U32
+    item: ItemState | None = None
 
 
 class CheckedRows(_Fields, frozen=True):
@@ -307,6 +334,7 @@ Message = (
     | Refused
     | Stale
     | Init
+    | Ask
     | Resume
     | Abort
     | AbortAck

@@ -40,6 +40,7 @@ class ProcessSpec:
     control_bytes: int
     payload: Descriptor
     payload_bytes: int
+    shelf: Descriptor | None = None
     event_fds: dict[str, Descriptor]
     death: Descriptor
     listen: Descriptor | None

@@ -34,4 +34,12 @@ def room_state(ctx: RoleContext, slot: int, d: int, phase: int, sent: int, check
         code=slots.get(slot, Slot.FAILURE) if failed else 0,
         reason=msg.clip(slots.reason(slot)) if failed else "",
         checksum=checksum,
+        item=_item(ctx, slot),
     )
+
+
+def _item(ctx: RoleContext, slot: int) -> msg.ItemState | None:
+    """What a request fetches; None: it fetches nothing."""
+    if not ctx.control.is_fetch(slot, ctx.slots.get(slot, Slot.EPOCH)):
+        return None
+    return msg.ItemState(*ctx.control.fetches.shape(slot))

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from embridge.allocator import layout as lay
-from embridge.allocator._core import set_parent_death_signal
+from embridge.allocator._core import Mapping, set_parent_death_signal
 from embridge.allocator.checksums import RowSums
 from embridge.allocator.control import Control
 from embridge.allocator.geometry import Role
@@ -27,6 +27,7 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Process
 from embridge.allocator.segment import map_segment
 from embridge.allocator.sessions import NO_SESSION, LiveSession
+from embridge.allocator.shelf import shelf_size
 from embridge.workers.addresses import Names
 from embridge.workers.process_spec import RENEWED, STARTING, STOPPED, ProcessSpec, begin, is_launcher_gone
 from embridge.workers.role import Inbox, Renew, RoleContext, Step
@@ -84,7 +85,7 @@ def _role(spec: ProcessSpec, ctx: RoleContext) -> Step:
         if encode:
             from embridge.workers.bootstrap.encode import Admission
 
-            return Admission(ctx)
+            return Admission(ctx, _shelf(spec, ctx, writable=False))
         from embridge.workers.bootstrap.language import GrantSender
 
         return GrantSender(ctx)
@@ -108,15 +109,25 @@ def _role(spec: ProcessSpec, ctx: RoleContext) -> Step:
     from embridge.workers.transfer.encode import TransferWorker
 
     payload = map_segment(spec.payload.fd, spec.payload_bytes, alignment=HUGE_PAGE_BYTES)
+    shelf = _shelf(spec, ctx)
     writers = engines.make_writers(
         offered,
         payload,
+        shelf,
         node_id=ctx.control.node_id,
         incarnation=ctx.control.incarnation,
         host=spec.host,
         settings=spec.engine_settings,
     )
-    return TransferWorker(ctx, index, writers, RowSums(payload, ctx.control.geometry) if ctx.control.verify else None)
+    sums = RowSums(payload, ctx.control.geometry, shelf) if ctx.control.verify else None
+    return TransferWorker(ctx, index, writers, sums)
+
+
+def _shelf(spec: ProcessSpec, ctx: RoleContext, *, writable: bool = True) -> Mapping | None:
+    """The rows of published items; None where this node has no shelf. What an engine registers has to be writable."""
+    if spec.shelf is None or not ctx.control.has_shelf:
+        return None
+    return map_segment(spec.shelf.fd, shelf_size(ctx.control.limits), writable=writable)
 
 
 def _sums(spec: ProcessSpec, ctx: RoleContext) -> RowSums:

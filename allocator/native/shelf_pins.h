@@ -52,4 +52,27 @@ static inline bool shelf_pin(struct shelf_reader *r, const struct shelf_key *key
     return false;
 }
 
+// Share the pin that a dead process of this reader has left. False: there is none of that generation.
+static inline bool shelf_adopt(struct shelf_reader *r, uint32_t entry, uint64_t generation, struct shelf_found *found)
+{
+    const word64 *item = shelf_item(&r->shelf, entry);
+    if (generation == 0 || atomic_load_explicit(&r->ledger[entry], memory_order_relaxed) != generation)
+        return false;
+    for (unsigned i = 0; i <= ITEM_KEY_BYTES; i++)
+        found->words[i] = item_load(item, i); // which stays, for it was pinned all the time
+    found->entry = entry;
+    found->generation = generation;
+    r->counts[entry]++;
+    return true;
+}
+
+// Take away the pins of this reader that nobody in this process has.
+static inline void shelf_forget_others(struct shelf_reader *r)
+{
+    for (uint32_t entry = 0; entry < r->shelf.num_entries; entry++)
+        if (r->counts[entry] == 0 && atomic_load_explicit(&r->ledger[entry], memory_order_relaxed) != 0)
+            // SYNC pin: release, what was read under it is read.
+            atomic_store_explicit(&r->ledger[entry], 0, memory_order_release);
+}
+
 #endif

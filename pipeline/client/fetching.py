@@ -1,5 +1,8 @@
 """Fetching: a published item by its key, from the node at an address, by a client of a language node.
 
+Where that node is on another host, or does not let this client in, the item comes as the rows of a request
+(`far_fetch.py`) and is copied.
+
 Where the node is on this host, the item is read where it lies (`shelf_doors.py`): once the door is open, a fetch is a
 lookup and a pin, in microseconds, and no process hears of it. The item stays for as long as somebody has a view of its
 rows, and after that may be evicted. An unknown key is said to be so at once.
@@ -8,6 +11,7 @@ rows, and after that may be evicted. An unknown key is said to be so at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -18,10 +22,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from embridge.allocator._core import Pin
 from embridge.allocator.errors import (
+    Busy,
+    EmbridgeError,
+    FailureCode,
     FetchError,
     FetchFailed,
     FetchTimeout,
     GenerationGone,
+    NodeBusyError,
     NotPublished,
     SegmentError,
 )
@@ -29,11 +37,14 @@ from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.shelf import ItemKey, dtype_of
 from embridge.pipeline.arguments import is_time, said, whole
+from embridge.pipeline.client.far_fetch import CopiedRows, FarFetch
 from embridge.pipeline.client.shelf_doors import ShelfDoor, ShelfDoors
 from embridge.workers.addresses import numeric
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from embridge.pipeline.client.library import Library
@@ -45,16 +56,26 @@ LOOK_NS: Final = NS // 1000
 MOST_LOOK_NS: Final = NS // 50
 LOOKS: Final = 16  # a pause is this part of what has been waited
 LOOK_AT_DOORS_NS: Final = NS // 10
+UNMET_NS: Final = NS  # for a node that may be on this host to register; then it is asked as one that is not
+ASK_AGAIN_NS: Final = NS // 10
 MOST_S: Final = 1e9
 
 
+_ERRORS: Final[dict[int, type[FetchError]]] = {
+    FailureCode.NOT_PUBLISHED: NotPublished,
+    FailureCode.GENERATION_GONE: GenerationGone,
+    FailureCode.BUSY: Busy,
+    FailureCode.TIMEOUT: FetchTimeout,
+}
+
+
 class Item:
-    """One item that was fetched, read where it lies. Any thread may use it; nothing changes it.
+    """One item that was fetched, read where it lies, or copied here. Any thread may use it; nothing changes it.
 
     It keeps its place for as long as this or a view of its rows is there; `release` says that this needs it no more.
     """
 
-    def __init__(self, key: str | bytes, pin: Pin) -> None:
+    def __init__(self, key: str | bytes, pin: Pin | CopiedRows) -> None:
         self.key = key
         """Under which it is published."""
         self.generation = pin.number
@@ -63,14 +84,14 @@ class Item:
         """(num_rows, width)."""
         self.dtype = dtype_of(pin.dtype)
         """The name of the dtype of its rows."""
-        self.where = "in place"
-        """Where its rows are: on the shelf of their node."""
-        self._pin: Pin | None = pin
+        self.where = "in place" if isinstance(pin, Pin) else "host"
+        """Where its rows are: on the shelf of their node ("in place"), or in memory of this process ("host")."""
+        self._pin: Pin | CopiedRows | None = pin
 
     @property
     def rows(self) -> torch.Tensor:
-        """The rows, of shape `shape`: a view of memory that is mapped read-only. To write to it is a SIGSEGV, for torch
-        has no tensors that can be read only. Raises ValueError after `release`.
+        """The rows, of shape `shape`. In place they are a view of memory that is mapped read-only; to write to it is a
+        SIGSEGV, for torch has no tensors that can be read only. Raises ValueError after `release`.
         """
         import torch
 
@@ -82,10 +103,10 @@ class Item:
         """Copy the rows into a tensor of as many elements, on whichever device. Raises ValueError as `rows`."""
         destination.copy_(self.rows.view(destination.shape))
 
-    def _held(self) -> Pin:
+    def _held(self) -> Pin | npt.NDArray[np.uint8]:
         if self._pin is None:
             raise ValueError(f"item {self.key!r} was released")
-        return self._pin
+        return self._pin if isinstance(self._pin, Pin) else self._pin.bytes
 
     def release(self) -> None:
         """Need it no more; views that are still held keep it. Again: nothing happens."""
@@ -108,8 +129,12 @@ class Fetch:
         """Of its node, numeric."""
         self.generation = generation
         """That is wanted; 0: any."""
-        self.until_ns = self.deadline_ns = 0
-        """When it stops to look for what is not published, and when it ends without an answer; monotonic."""
+        self.begun_ns = self.until_ns = self.deadline_ns = 0
+        """When it began, when it stops to look for what is not published, and when it ends without an answer."""
+        self.far: FarFetch | None = None
+        """Its request, while it has one."""
+        self.again_ns = 0
+        """When it is asked for again, on another host."""
         self._fetching = fetching
         self._item: Item | None = None
         self._error: FetchError | None = None
@@ -223,7 +248,7 @@ class Fetching:
             if not is_time(value) or not 0 <= value <= MOST_S:
                 raise ValueError(f"{name}: {said(value)} s must be from 0 to {MOST_S:g} s")
         it = Fetch(self, key, numeric(addr), whole("generation", generation, 0, 1 << 63))
-        now_ns = attachment.clock()
+        now_ns = it.begun_ns = attachment.clock()
         it.until_ns, it.deadline_ns = now_ns + int(wait_s * NS), now_ns + int(deadline_s * NS)
         with self._turn:
             if not self._look(it):
@@ -251,7 +276,7 @@ class Fetching:
                 it.call_back()
             if ended:
                 self._attachment.user_bell.ring()
-        return False
+        return any(it.far is not None and it.far.waits_for_block for it in list(self._waiting))
 
     def _has_ended(self, it: Fetch) -> bool:
         if not it.is_done and not self._look(it):
@@ -271,16 +296,26 @@ class Fetching:
             if not it.is_done:
                 it.end(None, error)
             self._waiting.pop(it, None)
+            far, it.far = it.far, None
+            if far is not None and not self._attachment.is_closed:
+                with contextlib.suppress(RuntimeError):  # this client leaves just now, which gives up all that it has
+                    far.give_up(error.reason)
         it.call_back()
 
     def _look(self, it: Fetch) -> bool:
         """Whether a fetch has ended."""
         now_ns, key = self._attachment.clock(), it.key
+        if it.far is not None:
+            return self._look_at_request(it, it.far, now_ns)
+        if now_ns < it.again_ns:
+            return False
         door = self._doors.find(it.address)
         if isinstance(door, ShelfDoor):
             return self._look_on_shelf(it, door, now_ns)
-        if door is not None:
+        if isinstance(door, str):
             it.end(None, FetchFailed(key, door))
+        elif door is not None or UNMET_NS <= now_ns - it.begun_ns < it.deadline_ns - it.begun_ns:
+            self._begin_far(it, now_ns)
         elif now_ns >= it.deadline_ns:
             why = f"no encode node at {it.address} has let this client in; check its address, and that it is up"
             it.end(None, FetchTimeout(key, why))
@@ -303,6 +338,44 @@ class Fetching:
             it.end(None, NotPublished(it.key, f"it is not published at {it.address}"))
         else:
             it.end(None, GenerationGone(it.key, f"generation {it.generation} is gone; {pin.number} is there"))
+        return True
+
+    # ---- on other hosts
+
+    def _begin_far(self, it: Fetch, now_ns: int) -> None:
+        raw, left_s = ItemKey.of(it.key, (0, 0)).key, max(it.deadline_ns - now_ns, 1) / NS
+        it.again_ns = now_ns + ASK_AGAIN_NS  # a signal handler that looks at it meanwhile begins no other
+        try:
+            it.far = FarFetch(self._library, it.address, raw, it.generation, left_s)
+        except NodeBusyError as error:
+            it.end(None, Busy(it.key, str(error)))
+        except (EmbridgeError, RuntimeError, ValueError) as error:
+            it.end(None, FetchFailed(it.key, str(error)))
+
+    def _look_at_request(self, it: Fetch, far: FarFetch, now_ns: int) -> bool:
+        try:
+            found = far.step()
+        except Exception as error:  # it ends this fetch, and no other
+            log.exception("item %r: its fetch failed", it.key)
+            found = FailureCode.INTERNAL, f"{type(error).__name__}: {error}"
+        if found is None:
+            return False
+        it.far = None
+        if isinstance(found, CopiedRows):
+            it.end(Item(it.key, found), None)
+            self._metrics.count_for_client(Metric.FETCHED_COPIES)
+            return True
+        code, reason = found
+        if code == FailureCode.NOT_PUBLISHED and now_ns < min(it.until_ns, it.deadline_ns):
+            it.again_ns = now_ns + ASK_AGAIN_NS  # as a new request: this one is refused for ever (R50)
+            return False
+        if code in (FailureCode.NOT_PUBLISHED, FailureCode.GENERATION_GONE):
+            self._metrics.count_for_client(Metric.NOT_PUBLISHED)
+        if code == FailureCode.NOT_PUBLISHED:
+            reason = f"it is not published at {it.address}"
+        elif code in (FailureCode.PEER_LOST, FailureCode.UNREACHABLE) and not self._attachment.node_gone:
+            reason = f"{reason}; fetch it from another node, or have it encoded again"
+        it.end(None, _ERRORS.get(code, FetchFailed)(it.key, reason))
         return True
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from enum import Enum
 from typing import Final
 
 from embridge.allocator._core import Pin
@@ -31,6 +32,12 @@ from embridge.workers.transfer.engines.shm import knock
 MEET_AGAIN_NS: Final = 2 * NS  # the kick to the bootstrap, while it has not registered with the node
 MEET_NEXT_NS: Final = NS // 100  # while it has yet to hear of another node
 REFUSED_NS: Final = NS  # for which a refusal is remembered
+
+
+class Elsewhere(Enum):
+    """What is found instead of a door."""
+
+    FAR = "the node has a shelf, and its host is another one, or no door is left"
 
 
 class ShelfDoor:
@@ -67,6 +74,8 @@ class ClosedDoor:
         self._meet_ns = 0  # when it is to be said next
         self.refused = ""
         """Why the node does not open it; empty: it may yet do so."""
+        self.is_far = False
+        """Whether its items are to be had, though not in place."""
         self.refused_ns = 0
 
     def look(self) -> ShelfDoor | None:
@@ -94,9 +103,10 @@ class ClosedDoor:
             return None
         except run_socket.NotYet:  # it has registered, and has yet to hear that it is
             self.close()
-        except EngineError as error:
-            self._refuse(f"its node is not on this host, and items of other hosts cannot be fetched: {error}")
-        except (OSError, AttachError, SegmentError, ValueError) as error:
+        except (EngineError, AttachError) as error:
+            self._refuse(str(error))
+            self.is_far = True
+        except (OSError, SegmentError, ValueError) as error:
             self._refuse(str(error))
         return None
 
@@ -151,8 +161,10 @@ class ShelfDoors:
         self._attachment = attachment
         self._doors: dict[str, ShelfDoor | ClosedDoor] = {}
 
-    def find(self, address: str) -> ShelfDoor | str | None:
-        """The door of an encode node; or why it does not open, in words; or None: it is about to be opened."""
+    def find(self, address: str) -> ShelfDoor | Elsewhere | str | None:
+        """The door of an encode node; or that it is far; or why it does not open, in words; or None: it is about to be
+        opened.
+        """
         door = self._doors.get(address)
         if isinstance(door, ShelfDoor):
             if door.is_open():
@@ -163,7 +175,7 @@ class ShelfDoors:
         if not door.refused and (opened := door.look()) is not None:
             self._doors[address] = opened
             return opened
-        return door.refused or None
+        return Elsewhere.FAR if door.is_far else door.refused or None
 
     def drop_dead(self) -> None:
         """Let go of those whose node is gone, though nobody fetches from it any more: the node that takes its place may

@@ -37,6 +37,7 @@ class SlotLease:
         self._slots = control.slots
         self._lanes = control.lanes
         self._opener = control.opener
+        self._fetches = control.fetches if control.role == Role.LANGUAGE else None
         self._lane = lane
         self.pages: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._free: dict[int, deque[int]] = {}  # page -> its free slots, first in, first out (R17)
@@ -65,6 +66,8 @@ class SlotLease:
             words = record.words
             words[Slot.ROOM], words[Slot.LANE] = room, self._lane
             words[Slot.OPENED_NS], words[Slot.DEADLINE_NS] = opened_ns, deadline_ns
+            if self._fetches is not None:
+                self._fetches.ask_nothing(slot)
             prepare(slot, record)
             if epoch := self._opener.open(slot, record, opened_ns, is_untold=is_untold):
                 return slot, epoch

@@ -224,6 +224,8 @@ def _destination_view(scene: Scene, slot: int, d: int) -> DestinationView:
 
 def _staged(control: Control, slot: int, sent: int, limit: int) -> int:
     """The row to which source blocks hold, without a gap, what can move from `sent` on."""
+    if control.is_fetch(slot, control.slots.get(slot, Slot.EPOCH)):
+        return max(limit, sent)  # they lie on the shelf
     bs, end = control.geometry.block_size, sent
     for k in range(sent // bs, -(-limit // bs)):
         entry = StageEntry.of(control.staging.load(slot, k))

@@ -116,6 +116,7 @@ class Launcher:
         payload_bytes = PayloadLayout.of(config.geometry).size
         self._control_fd = self._own(create_segment("control", layout.size, remedy="lower num_slots"))
         self._payload_fd = self._own(create_segment("payload", payload_bytes, huge=True))
+        self._shelf: Descriptor | None = None
         self._shelf_fds = self._make_shelf() if self.role == Role.ENCODE and config.limits.shelf_bytes else {}
         mapping = map_segment(self._control_fd.fd, layout.size)
         format_control(
@@ -143,7 +144,7 @@ class Launcher:
     def _make_shelf(self) -> dict[str, int]:
         """The segment of published items, by the descriptors of who publishes and of who reads."""
         size = shelf_size(self.config.limits)
-        shelf = self._own(create_segment("shelf", size, remedy="lower shelf_bytes", huge=True))
+        self._shelf = shelf = self._own(create_segment("shelf", size, remedy="lower shelf_bytes", huge=True))
         with naming("shelf", LIMITS_REMEDY):
             to_read = self._own(Descriptor(os.open(f"/proc/self/fd/{shelf.fd}", os.O_RDONLY | os.O_CLOEXEC)))
         return {"shelf": shelf.fd, "shelf to read": to_read.fd}
@@ -175,6 +176,7 @@ class Launcher:
                 control_bytes=self.control.layout.size,
                 payload=self._payload_fd,
                 payload_bytes=self._payload.size,
+                shelf=self._shelf if name != "poller" else None,
                 event_fds=bells,
                 death=death,
                 listen=self._listening.get(name),

@@ -43,7 +43,7 @@ class Library:
 def engine(monkeypatch: pytest.MonkeyPatch) -> MooncakeEngine:
     monkeypatch.setattr(mooncake, "start_engine", lambda host, settings: Library())
     payload: Any = SimpleNamespace(address=0, size=1 << 12)
-    return MooncakeEngine(payload, "127.0.0.1", MooncakeSettings())
+    return MooncakeEngine(payload, None, "127.0.0.1", MooncakeSettings())
 
 
 def outcome(engine: MooncakeEngine) -> Outcome:

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 
 from embridge import Client, Item, NotPublished, attach
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
+from embridge.pipeline.client import shelf_doors
+from embridge.workers.transfer.engines.base import EngineError
 from support.nodes import LIMITS, Station, station
 
 NUM_BLOCKS: Final = 32  # of a shelf node: four items
@@ -69,3 +71,19 @@ def read_for(state: SimpleNamespace, seconds: float, addr: str) -> tuple[int, li
                 if item.rows.min() != item.rows.max():
                     faults.append(f"{key}: generation {item.generation} is torn")
     return found, faults
+
+
+def no_door(record: object, hello: object) -> NoReturn:
+    """In the place of `shelf_doors.knock`: every encode node is on another host."""
+    raise EngineError("its node is on another host")
+
+
+def join_from_afar(state: SimpleNamespace, run_dir: Path) -> None:
+    """As `join`, by a process to which no node opens its shelf."""
+    vars(shelf_doors)["knock"] = no_door
+    join(state, run_dir)
+
+
+def begin(state: SimpleNamespace, key: str, addr: str) -> None:
+    """Begin a fetch, and do not wait for it."""
+    state.fetch = state.client.fetch(key, addr)

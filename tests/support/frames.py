@@ -101,6 +101,7 @@ class FrameMaker:
             known_blocks=rng.randrange(4), session=rng.choice((0, 1, 2)), tainted=rng.choice((0, 1, 2**32 - 1)),
             code=rng.choice((0, 99)),
             reason="no", checksum=rng.randrange(1 << 32),
+            item=rng.choice((None, None, msg.ItemState(1, 1, some or 1, 11, some or 1))),
         )  # fmt: skip
         endpoint = (
             f"tcp://10.1.{node_id >> 8 & 255}.{node_id & 255}:2"
@@ -108,7 +109,7 @@ class FrameMaker:
             else rng.choice(("", "tcp://x:2"))
         )
         first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
-        match rng.randrange(15):
+        match rng.randrange(17):
             case 0:
                 return msg.Register(
                     envelope=envelope, bootstrap_addr="tcp://10.0.0.22:1",
@@ -132,6 +133,14 @@ class FrameMaker:
             case 4 | 5:
                 return msg.Init(
                     envelope, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, rng.choice((0, 1, 2))
+                )
+            case 15:
+                key = key if rng.random() < 0.5 else msgspec.structs.replace(key, slot=rng.randrange(64))
+                blocks, first = (blocks, first) if rng.random() < 0.2 else ([], 0)
+                item = rng.choice((b"cat", b"dog", b"\0" * 256))
+                return msg.Ask(
+                    envelope, key, endpoint, 0, 1, 0, blocks, first, 1, len(blocks) * 4, rng.choice((0, 1, 2)), item,
+                    rng.choice((0, 1, 2**63 - 1)),
                 )
             case 6:
                 return msg.Resume(envelope, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, sent)

@@ -12,22 +12,20 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 from support.cables import plug, pull
 from support.encoding import ended, give, open_sender
-from support.nodes import Station, station
+from support.nodes import Station
 from support.remains import run_dirs
 from support.scheduling import Holder, Queues
 from support.stopping import stop
+from support.two_hosts import PEER_TIMEOUT_S, Places
 from support.waiting import wait_until
 
 from embridge import Client, EmbeddingSender, attach
 from embridge.demo.hosts import Host, two_hosts, why_impossible
 from embridge.pipeline.client.client import library_of
-from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 from embridge.workers.transfer.engines import mooncake
 
 WHY_NOT = why_impossible() or mooncake.why_unavailable()
@@ -39,37 +37,7 @@ pytestmark = [
 
 ONE_ROUND = ["Bootstrapping", "WaitingForInput", "Success"]
 RESUMED = ["Bootstrapping", "WaitingForInput", "Transferring", "Success"]
-PEER_TIMEOUT_S = 5.0
 SLACK_S = 1.0  # beyond the promise, for a machine that runs other tests
-
-
-class Places:
-    """Both hosts, a key for each, and nodes on them."""
-
-    def __init__(self, path: Path, one: Host, other: Host) -> None:
-        self.path = path
-        self.hosts = {"encode": one, "language": other}
-        self.allow_file = path / "nodes.allow"
-        pairs = {role: new_key_pair() for role in self.hosts}
-        self.allow_file.write_text(
-            "".join(allow_line(host.address, pairs[role].public) + "\n" for role, host in self.hosts.items())
-        )
-        for role, pair in pairs.items():
-            write_key_file(path / f"{role}.key", pair)
-
-    def node(self, role: str, name: str, **settings: Any) -> Any:
-        host = self.hosts[role]
-        return station(
-            role,
-            self.path / name,
-            within=host.within,
-            host=host.address,
-            key_file=self.path / f"{role}.key",
-            allow_file=self.allow_file,
-            engine="mooncake",
-            peer_timeout_s=PEER_TIMEOUT_S,
-            **{"num_blocks": 9, "default_allocate_tokens": 1024, "fence_after_s": 1.0, **settings},
-        )
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,12 @@ class BoundRooms:
         """Whether a slot's client has bound it to a grant, or is about to."""
         return self._slots.get(slot, Slot.JOINED_BY) == JoinedBy.CLIENT
 
+    def is_waiting(self, slot: int, d: int) -> bool:
+        """Whether a destination of any room has yet to hear how the request ended."""
+        remote, incarnation = self.remote(slot, d), self._dsts.get(slot, d, Destination.INCARNATION)
+        is_there = self._peers.is_alive(remote.peer) and self._peers.get(remote.peer, Peer.INCARNATION) == incarnation
+        return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
+
     def take_up(self, slot: int, epoch: int, now_ns: int) -> Open | None:
         """Take up the destination to which a client has bound its slot (R79).
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 import logging
 from collections import deque
 
+from embridge.allocator._core import Mapping
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Destination, JoinedBy, Peer, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
+from embridge.workers.bootstrap.announcing import Announcing
 from embridge.workers.bootstrap.bound_rooms import BoundRooms
 from embridge.workers.bootstrap.ended_rooms import PATIENCE_NS, EndedRooms, Refusal, Remote
+from embridge.workers.bootstrap.fetched_items import FetchedItems
 from embridge.workers.bootstrap.grant_applier import GrantApplier, Open
 from embridge.workers.bootstrap.pending_grants import Grant, Pending, PendingGrants, RemoteSlot, wider
 from embridge.workers.bootstrap.registrations import LOOK_NS, Registrations
@@ -34,7 +37,8 @@ MAX_PENDING_A_PEER = 16384
 class Admission:
     """The encode node's bootstrap role."""
 
-    def __init__(self, ctx: RoleContext) -> None:
+    def __init__(self, ctx: RoleContext, shelf: Mapping | None = None) -> None:
+        """`shelf`: the rows of published items; None where the node has no shelf."""
         self._ctx = ctx
         self._control = ctx.control
         self._slots = ctx.slots
@@ -47,6 +51,7 @@ class Admission:
         self._pending = PendingGrants(asked.add)
         self._grants = GrantApplier(ctx)
         self._bound = BoundRooms(ctx, self._open, self._pending, self._grants)
+        self._items = FetchedItems(ctx, shelf, self._open, self._grants)
         keep_s, control = ctx.timing.request_timeout_s, ctx.control
         self._ended = EndedRooms(keep_s, control.limits.max_destinations, control.finished.has)
         # (until, room, destination): destinations that wait for a finished room to be opened again
@@ -57,8 +62,7 @@ class Admission:
         self._registrations = Registrations(ctx, self._limit)
         self._now_ns = 0
         self._swept_ns = 0
-        self._wanted = ctx.control.wanted
-        self._has_announced = False
+        self._announcing = Announcing(ctx, self._rooms, self._pending, self._ended)
         self._recover = True
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
@@ -81,10 +85,8 @@ class Admission:
         if now_ns - self._swept_ns > self._ctx.timing.scan_s * NS:
             self._swept_ns = now_ns
             self._drop_old_pending(now_ns)
-        if self._has_announced:
-            self._has_announced = False
-            for lane in self._control.room_waiters.lanes():
-                self._control.bell(f"library{lane}").ring()
+            self._items.look(now_ns)
+        self._announcing.ring()
         return self._out
 
     def next_step_ns(self, now_ns: int) -> int:
@@ -97,8 +99,8 @@ class Admission:
         Grants that were pending are sent again by their nodes.
         """
         for slot, epoch in self._ctx.current_slots():
-            room = self._slots.get(slot, Slot.ROOM)
-            if room not in self._rooms or self._ctx.is_live(slot, epoch):
+            room, is_fetch = self._slots.get(slot, Slot.ROOM), self._control.is_fetch(slot, epoch)
+            if not is_fetch and (room not in self._rooms or self._ctx.is_live(slot, epoch)):
                 self._rooms[room] = (slot, epoch)
             for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
                 remote = self._dsts.get(slot, d, Destination.REMOTE_SLOT)
@@ -109,6 +111,7 @@ class Admission:
                     self._open[key] = held
             self._bound.take_up(slot, epoch, self._now_ns)
             self._grants.look(slot, epoch)
+        self._items.rebuild()
 
     # ---- from the clients and the poller
 
@@ -124,7 +127,7 @@ class Admission:
             case Kick.PEER_DEAD:
                 self._forget_pending_of(slot)
             case Kick.ASK:
-                self._announce(record.value)
+                self._announcing.announce(record.value)
 
     def _open_room(self, slot: int, epoch: int) -> None:
         self._ctx.to("poller").send(Kick.OPEN, slot, epoch)
@@ -155,11 +158,13 @@ class Admission:
         if not self._ctx.is_current(slot, epoch):
             return
         room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
-        if any(self._is_waiting(slot, d) for d in range(count)):
+        if any(self._bound.is_waiting(slot, d) for d in range(count)):
             # a destination joined while the poller ended the request: it must be told (R23)
             self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             return
-        if (slot, epoch) in self._doubles:
+        if is_fetch := self._control.is_fetch(slot, epoch):
+            pass  # it has no room
+        elif (slot, epoch) in self._doubles:
             self._doubles.discard((slot, epoch))
         elif self._rooms.get(room, (slot, epoch)) == (slot, epoch):
             self._rooms.pop(room, None)
@@ -168,24 +173,18 @@ class Admission:
             required, joined = self._slots.get(slot, Slot.REQUIRED), [self._bound.remote(slot, d) for d in range(count)]
             self._ended.released(room, failure, self._now_ns, required=required, joined=joined)
             self._refuse_pending(room)
-        for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
+        for d in range(count):
             key = (self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.REMOTE_SLOT))
             held = self._open.get(key)
             if held is not None and (held.slot, held.epoch) == (slot, epoch):
                 del self._open[key]
         self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
+        if is_fetch:
+            self._items.released(slot)
+            return
         self._bound.count_released(slot, epoch, room)
         self._ctx.wake_library(slot)
         self._ctx.wake_reaper(slot)
-
-    def _is_waiting(self, slot: int, d: int) -> bool:
-        """Whether a destination has yet to hear how the request ended."""
-        peer, incarnation = (
-            self._dsts.get(slot, d, Destination.PEER) - 1,
-            self._dsts.get(slot, d, Destination.INCARNATION),
-        )
-        is_there = self._peers.is_alive(peer) and self._peers.get(peer, Peer.INCARNATION) == incarnation
-        return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
 
     # ---- from language nodes
 
@@ -211,6 +210,8 @@ class Admission:
         match message:
             case msg.Init() | msg.Resume():
                 self._take_grant(message, peer, connection, now_ns)
+            case msg.Ask():
+                self._take_question(message, peer, connection, now_ns)
             case msg.Abort():
                 self._take_abort(message, peer, connection)
             case _:
@@ -240,11 +241,10 @@ class Admission:
 
     def _register(self, message: msg.Register, key: str, connection: bytes, now_ns: int) -> None:
         answer = self._registrations.take(message, key, connection, now_ns, self._peers_in_use)
-        if answer is None:
-            return
-        if answer.begins_again is not None:
-            self._forget_granted_by(answer.begins_again)
-        self._out.append(Reply(connection, answer.message))
+        if answer is not None:
+            if answer.begins_again is not None:
+                self._forget_granted_by(answer.begins_again)
+            self._out.append(Reply(connection, answer.message))
 
     def _forget_granted_by(self, peer: int) -> None:
         """Forget what a peer granted before it took this node for dead.
@@ -279,7 +279,7 @@ class Admission:
         if waiting is not None and waiting.grant.key.epoch >= grant.key.epoch:
             if waiting.grant.key == grant.key:
                 self._pending.replace(key, waiting._replace(grant=wider(waiting.grant, grant), connection=connection))
-                self._announce(room)  # once more, because the client may have been too slow for the log
+                self._announcing.announce(room)  # once more, because the client may have been too slow for the log
             else:
                 self._ctx.count(Metric.MESSAGES_STALE)  # it is about an earlier request than the one that waits (P17)
             return
@@ -303,17 +303,31 @@ class Admission:
             else:
                 self._join(*self._rooms[room], grant, peer, connection)
         elif self._pending.num_of(peer) >= MAX_PENDING_A_PEER:
-            self._refuse(
-                connection, grant, FailureCode.REFUSED, f"{MAX_PENDING_A_PEER} requests of this node already wait"
-            )
+            why = f"{MAX_PENDING_A_PEER} requests of this node already wait"
+            self._refuse(connection, grant, FailureCode.REFUSED, why)
         else:
             # a slot has one request, so the one that waited before is over
             self._pend(key, Pending(grant, peer, connection, now_ns))
             if self._ended.finished(room, now_ns) is not None:
                 self._asked.append((now_ns + PATIENCE_NS, room, Remote(*key, grant.key.epoch)))
-            self._announce(room)
+            self._announcing.announce(room)
 
-    def _is_newest(self, grant: msg.Init, peer: int) -> bool:
+    def _take_question(self, ask: msg.Ask, peer: int, connection: bytes, now_ns: int) -> None:
+        """A fetch: answered at once. It is refused, or a request like any other from now on (R50, R51)."""
+        key = (peer, ask.key.slot)
+        held = self._open.get(key)
+        if held is not None and held.remote_epoch == ask.key.epoch:
+            self._grants.apply(held, ask, now_ns)
+        elif wrong := self._grants.why_wrong(ask, peer):
+            self._refuse(connection, ask, FailureCode.PROTOCOL, f"fetch refused: {wrong}")
+        elif not self._is_newest(ask, peer):
+            self._ctx.count(Metric.MESSAGES_STALE)
+        else:
+            self._pending.drop(key)
+            if (refusal := self._items.take(ask, peer, now_ns)) is not None:
+                self._refuse(connection, ask, *refusal, is_news=False)
+
+    def _is_newest(self, grant: msg.Init | msg.Ask, peer: int) -> bool:
         """Whether a first grant is of its node's latest registration, which voids those before it (R14, D2)."""
         return grant.registration == self._peers.get(peer, Peer.REGISTRATION)
 
@@ -409,7 +423,7 @@ class Admission:
             if refusal is not None:
                 self._refuse(late.connection, late.grant, *refusal)
                 self._pending.drop(key)
-        self._announce(room)
+        self._announcing.announce(room)
 
     def _refuse_finished(self, room: int, remote: Remote) -> None:
         """Refuse a destination that has waited long enough for an encoder to open a finished room again."""
@@ -422,21 +436,8 @@ class Admission:
 
     # ---- what waits for its encoder
 
-    def _announce(self, room: int) -> None:
-        """Tell clients whose calls wait for a slot that this room has all its destinations, or needs no encoder.
-
-        A room with fewer destinations than it needs is not announced, because it would hold a slot as long as a room
-        that nobody has asked for.
-        """
-        if not self._control.room_waiters.lanes():
-            return
-        grants = [waiting.grant for _, waiting in self._pending.of_room(room)]
-        is_over = room in self._rooms or self._ended.bars(room)
-        if is_over or len(grants) >= max(min((grant.required_dst_info_num for grant in grants), default=1), 1):
-            self._wanted.append(room, can_end=is_over or all(grant.dst_embedding_indices for grant in grants))
-            self._has_announced = True
-
     def _forget_pending_of(self, peer: int) -> None:
+        self._items.forget_peer(peer)
         self._ended.peer_gone(peer, self._now_ns)
         self._pending.drop_peer(peer)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
@@ -22,14 +21,14 @@ from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.records import Peer, PeerState, Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, exposure_of
-from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, host_of, numeric
+from embridge.workers.bootstrap.grant_messages import GrantMessages
 from embridge.workers.bootstrap.granted_window import GrantedWindow
 from embridge.workers.bootstrap.links import Link, Waiting, registration
 from embridge.workers.bootstrap.registrations import why_not_numeric
 from embridge.workers.log_limit import LogLimit
-from embridge.workers.role import Arrival, Denied, Disconnect, Inbox, Out, RoleContext, Send
+from embridge.workers.role import Arrival, Denied, Disconnect, Inbox, Out, RoleContext
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -45,6 +44,7 @@ class GrantSender:
         self._control = ctx.control
         self._slots = ctx.slots
         self._window = GrantedWindow(ctx)
+        self._messages = GrantMessages(ctx)
         self._sessions = ctx.control.sessions
         self._posts = ctx.control.posts
         self._links: dict[str, Link] = {}
@@ -369,9 +369,6 @@ class GrantSender:
             return None
         return peer
 
-    def _key(self, slot: int, epoch: int) -> msg.RequestKey:
-        return msg.RequestKey(slot, epoch, self._slots.get(slot, Slot.ROOM))
-
     def _grant_anew(self, worker: int) -> None:
         """Send every window again that was granted under the worker's session before, as it is in a new one (R10)."""
         for slot, epoch in self._ctx.current_slots():
@@ -411,38 +408,13 @@ class GrantSender:
         )
         if window is None:
             return
-        first, indices, tokens = window
-        word = split(self._ctx.status.load(slot))
-        record = self._control.peers.record(peer)
-        common: dict[str, Any] = {
-            "envelope": self._ctx.envelope(record.incarnation),
-            "key": self._key(slot, epoch),
-            "endpoint": self._ctx.addresses.poller_addr,
-            "dst_port": session.port,
-            "session_id": session.number,
-            "base": session.base,
-            "dst_embedding_indices": indices,
-            "first_block": first,
-            "required_dst_info_num": max(self._slots.get(slot, Slot.REQUIRED), 1),
-            "allocated_tokens": max(tokens - first * self._ctx.bs, 0),
-        }
-        message: msg.Init | msg.Resume
-        if self._slots.get(slot, Slot.HEARD_EPOCH) != epoch:
-            message = msg.Init(**common, registration=self._control.peers.get(peer, Peer.REGISTRATION))
-        else:
-            message = msg.Resume(**common, sent_tokens=word.sent)
-        self._out.append(Send(record.bootstrap_addr, message, record.key))
+        self._out.append(self._messages.grant(slot, epoch, peer, session, window))
 
     def _send_abort(self, slot: int, epoch: int) -> None:
         peer = self._peer_of(slot)
         if peer is None or not self._ctx.is_current(slot, epoch):
             return
-        record = self._control.peers.record(peer)
-        code, reason = self._slots.get(slot, Slot.FAILURE), msg.clip(self._slots.reason(slot))
-        envelope = self._ctx.envelope(record.incarnation)
-        self._out.append(
-            Send(record.bootstrap_addr, msg.Abort(envelope, self._key(slot, epoch), code, reason), record.key)
-        )
+        self._out.append(self._messages.abort(slot, epoch, peer))
 
 
 def _other_version(message: msg.Foreign) -> str:

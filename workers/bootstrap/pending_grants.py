@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from embridge.workers import messages as msg
 
-Grant = msg.Init | msg.Resume
+Grant = msg.Init | msg.Resume | msg.Ask
 RemoteSlot = tuple[int, int]
 """(peer, slot there)."""
 

@@ -26,7 +26,7 @@ from embridge.workers.poller.base import Poller
 from embridge.workers.poller.grant_watch import GrantWatch
 from embridge.workers.poller.peer_watch import why_lost
 from embridge.workers.poller.quarantine import Quarantine
-from embridge.workers.poller.reports import what_is_wrong, why_late
+from embridge.workers.poller.reports import note_item, what_is_wrong, why_late
 from embridge.workers.poller.room_lists import HeardNodes, HeardRooms
 from embridge.workers.poller.verifier import Verifier
 from embridge.workers.role import Inbox, Out, RoleContext, Send
@@ -52,7 +52,7 @@ class StatusReceiver(Poller):
         self._grants = GrantWatch(ctx)
         self._peer_of: dict[int, int] = {}  # slot -> the peer with which its request is in flight
         self._num_with: Counter[int] = Counter()  # peer -> how many of these
-        self._closed: dict[int, int] = {}  # slot -> epoch of what is closed there; kept until another has the slot
+        self._closed: dict[int, int] = {}  # slot -> epoch that was closed there; kept, for it is released later
         self._checked_slots: dict[int, int] = {}  # slot -> epoch of requests of which rows were checked
         self._sessions = ctx.control.sessions
         self._claims = ctx.control.claims
@@ -203,6 +203,7 @@ class StatusReceiver(Poller):
         slots.raise_to(slot, Slot.TAINTED, room.tainted)  # before the word (R6)
         slots.raise_to(slot, Slot.KNOWN_BLOCKS, room.known_blocks)
         more_ready = slots.raise_to(slot, Slot.PEER_READY, room.ready_tokens)
+        note_item(self._ctx, room)
         new_total = self._set_total(slot, epoch, room.total_tokens)
         if more_ready:
             slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
@@ -440,8 +441,7 @@ class StatusReceiver(Poller):
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)
-        tables = (self._resends, self._unheard, self._checked_slots, self._revoked, self._asking)
-        for held in tables:
+        for held in (self._resends, self._unheard, self._checked_slots, self._revoked, self._asking):
             held.pop(slot, None)
         self._grants.forget(slot)
         self._count_for_its_peer(slot, is_over=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from embridge.allocator.fetches import ItemShape
 from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotTable
 from embridge.allocator.status import Phase, split
@@ -27,6 +28,13 @@ def what_is_wrong(slots: SlotTable, room: msg.RoomState) -> str | None:
     if room.phase == Phase.Success and not 0 < total == room.sent_tokens:
         return f"Success with {room.sent_tokens} of {total} tokens sent"
     return None
+
+
+def note_item(ctx: RoleContext, room: msg.RoomState) -> None:
+    """Write down what a fetch fetches, before its length is known (of another request: nothing)."""
+    it = room.item
+    if it is not None and ctx.control.fetches.has(room.key.slot, room.key.epoch):
+        ctx.control.fetches.answer(room.key.slot, ItemShape(it.generation, it.rows, it.width, it.dtype, it.num_bytes))
 
 
 def why_late(ctx: RoleContext, slot: int) -> str:

@@ -279,20 +279,31 @@ class TransferWorker:
             return 0
         if not self._contact.is_granted_by(peer, slot, d):  # once more: its door may have opened
             return 0
-        blocks, end = self._staged.hold(slot, sent, limit, most_blocks)
-        if not blocks:
+        is_fetch, blocks = self._control.is_fetch(slot, epoch), list[tuple[int, int]]()
+        if is_fetch:  # its rows lie on the shelf, and stay there (R52)
+            end = min(limit, (sent // self._ctx.bs + most_blocks) * self._ctx.bs)
+        else:
+            blocks, end = self._staged.hold(slot, sent, limit, most_blocks)
+        if not blocks and not is_fetch:
             if not before or (slot, d) not in self._starved:
                 self._ctx.wake_library(slot)
             self._starved.add((slot, d))
             return 0
         self._starved.discard((slot, d))
         try:
-            moves = self._moves.of(slot, d, sent, end, blocks, self._control.peers.get(peer, Peer.NUM_BLOCKS))
+            num_blocks = self._control.peers.get(peer, Peer.NUM_BLOCKS)
+            if is_fetch:
+                moves = self._moves.of_item(slot, d, sent, end, num_blocks)
+            else:
+                moves = self._moves.of(slot, d, sent, end, blocks, num_blocks)
             after = None
             if self._sums is not None:
                 summed = before[-1].sum if before else None
                 summed = summed or RowSum.of(get(slot, d, Destination.SUMMED))
-                after = self._sums.extend(summed, end, [source for _, source in blocks])
+                if is_fetch:
+                    after = self._sums.extend_on_shelf(summed, end, *self._moves.where(slot))
+                else:
+                    after = self._sums.extend(summed, end, [source for _, source in blocks])
             self._dsts.set(slot, d, Destination.ATTEMPT_SESSION, session.number)
             self._dsts.raise_to(slot, d, Destination.ISSUED, end)  # before it is submitted (R6)
             ticket = engine.submit(peer, session, moves)

@@ -54,7 +54,11 @@ class LanguageTransferWorker:
         if self._ctx.is_live(record.slot, record.epoch):
             bs = self._ctx.bs
             blocks = [self._windows.get(record.slot, k) for k in range(first // bs, -(-end // bs))]
-            after = sums.extend(RowSum(first, record.extra), end, blocks)
+            before, fetches = RowSum(first, record.extra), self._ctx.control.fetches
+            if fetches.has(record.slot, record.epoch):
+                after = sums.extend_item(before, end, blocks, fetches.shape(record.slot).bytes)
+            else:
+                after = sums.extend(before, end, blocks)
             self._ctx.to("poller").send(Kick.CHECKSUM, record.slot, record.epoch, record.value, after.checksum)
 
     def next_step_ns(self, now_ns: int) -> int:

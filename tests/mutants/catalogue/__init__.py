@@ -15,6 +15,7 @@ from .client_rendezvous import CLIENT_RENDEZVOUS
 from .client_rows import CLIENT_ROWS
 from .client_slots import CLIENT_SLOTS
 from .core import CORE
+from .fetches import FETCHES
 from .node import NODE
 from .poller import POLLER
 from .poller_parts import POLLER_PARTS
@@ -37,5 +38,6 @@ MUTANTS: Final = [
     *CLIENT_SLOTS,
     *SCHEDULER,
     *SHELF_MUTANTS,
+    *FETCHES,
     *NODE,
 ]

@@ -154,8 +154,8 @@ BOOTSTRAP: Final = [
         "released-while-joining", "R23",
         "a slot is released though a destination that joined late has not heard of the end",
         "workers/bootstrap/encode.py",
-        "if any(self._is_waiting(slot, d) for d in range(count)):",
-        "if all(self._is_waiting(slot, d) for d in range(count, 0)) and count < 0:",
+        "if any(self._bound.is_waiting(slot, d) for d in range(count)):",
+        "if all(self._bound.is_waiting(slot, d) for d in range(count, 0)) and count < 0:",
         crossing("a_destination_that_joins_while_the_request_ends_hears_of_the_end"),
     ),
     Mutant(

@@ -114,7 +114,11 @@ class SimulatedEngine:
         return Outcome.FAILED
 
     def read(self, start: int, size: int) -> bytes:
-        return np.frombuffer(self._node.payload, np.uint8, size, start).tobytes()
+        """Of the payload, or of the shelf behind it."""
+        node, behind = self._node, start - self._node.payload.size
+        if node.shelf is not None and behind >= 0:
+            return np.frombuffer(node.shelf, np.uint8, size, behind).tobytes()
+        return np.frombuffer(node.payload, np.uint8, size, start).tobytes()
 
     def close(self, peer: int) -> None:
         if peer in self._targets:

@@ -90,6 +90,12 @@ class FusedControl(Control):
         self._fuse.guard(table, "set", "raise_to", "settle", "set_grant")
         return table
 
+    @cached_property
+    def fetches(self) -> Any:
+        table = super().fetches
+        self._fuse.guard(table, "ask", "ask_nothing", "answer", "hold")
+        return table
+
     @property
     def staging(self) -> Any:
         table = super().staging

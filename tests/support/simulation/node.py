@@ -20,6 +20,7 @@ from embridge.allocator.geometry import AUX_WORDS, Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.records import CLAIM_WORDS, POSTS_A_SLOT, Destination, NodeState, SegmentHeader, Slot
 from embridge.allocator.sessions import NO_SESSION, LiveSession
+from embridge.allocator.shelf import shelf_size
 from embridge.allocator.status import TERMINAL, is_whole, split
 from embridge.pipeline.client.client import Client
 from embridge.pipeline.node.recovery import Recovery
@@ -67,6 +68,7 @@ class SimulatedNode:
         key: str = "",
     ) -> None:
         self.key = key  # what its connections prove
+        self.graves: list[object] = []  # roles that have died
         self.world = world
         self.name = name
         self.may_leak = False  # a test takes a block on purpose
@@ -76,6 +78,8 @@ class SimulatedNode:
         layout = ControlLayout.of(role, geometry, limits)
         self.control_map, self.writers_part = _segment(layout.size, (0, layout.size), layout.writers_part)
         self.payload = segment(PayloadLayout.of(geometry).size)
+        has_shelf = role == Role.ENCODE and limits.shelf_bytes > 0
+        self.shelf = segment(shelf_size(limits)) if has_shelf else None
         format_control(
             self.control_map,
             role,

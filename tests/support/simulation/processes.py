@@ -115,11 +115,11 @@ class RoleActor(Actor):
     def _role(self) -> Step:
         encode = self.control.role == Role.ENCODE
         if self.role_name == "bootstrap":
-            return Admission(self.ctx) if encode else GrantSender(self.ctx)
+            return Admission(self.ctx, self.node.shelf) if encode else GrantSender(self.ctx)
         if self.role_name == "poller":
             return Publisher(self.ctx) if encode else StatusReceiver(self.ctx)
         worker = self.ctx.index - lay.first_worker()
-        sums = RowSums(self.node.payload, self.node.geometry) if self.control.verify else None
+        sums = RowSums(self.node.payload, self.node.geometry, self.node.shelf) if self.control.verify else None
         if not encode:
             return LanguageTransferWorker(self.ctx, worker, self.node.begin_session(worker), sums)
         writers = self.node.make_writers()
@@ -139,6 +139,7 @@ class RoleActor(Actor):
     def _die(self) -> None:
         if self.engine is not None:
             self.engine.shutdown()
+        self.node.graves.append(self.role)  # what it held in native objects is not given back by its death
         self.world.network.forget(self)
         processes = self.node.control.processes
         restarts = processes.get(self.role_name, Process.NUM_RESTARTS)
@@ -228,7 +229,8 @@ class ClientActor(Actor):
         self.sock = sock
         control = FusedControl(node.control_map, self.fuse)
         attachment = Attachment(
-            Path(), control, node.payload, sock, welcome, lambda: self.world.now_ns, event_fds={}, owns_memory=False
+            Path(), control, node.payload, sock, welcome, lambda: self.world.now_ns, event_fds={}, owns_memory=False,
+            shelf=node.shelf,
         )
         library = Library(attachment)
         self.lines: list[Line] = []  # of its doors

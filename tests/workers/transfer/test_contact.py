@@ -74,7 +74,7 @@ def test_a_peer_that_does_not_answer_is_tried_by_every_call_and_each_is_told(mon
     monkeypatch.setattr(mooncake, "_register", lambda *_: None)
     monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
     nothing: Any = None
-    engine = MooncakeEngine(nothing, "127.0.0.1", MooncakeSettings())
+    engine = MooncakeEngine(nothing, None, "127.0.0.1", MooncakeSettings())
     record: Any = SimpleNamespace(poller_addr="tcp://10.0.0.7:1")
     session = LiveSession(1, 15_001, 1 << 32)
     assert not engine.open(0, record, session)

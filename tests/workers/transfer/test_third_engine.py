@@ -84,7 +84,7 @@ class Cable(Engine):
         return "" if offer == f"gauge {self.gauge}" else f"its cable has {offer}, ours gauge {self.gauge}"
 
     def make_writer(
-        self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object
+        self, payload: Mapping, shelf: Mapping | None, *, node_id: int, incarnation: int, host: str, settings: object
     ) -> TransferEngine:
         self.made.append((node_id, incarnation, host, settings))
         return SimulatedEngine.__new__(SimulatedEngine)
@@ -157,7 +157,7 @@ def test_doctor_says_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_transfer_worker_is_given_its_writer_with_its_settings() -> None:
     payload, config = EncodeAlone().node.payload, PipelineConfig(engine_settings={"cable": {"colour": "red"}})
     made = engines.make_writers(
-        [CABLE], payload, node_id=1, incarnation=2, host="10.0.0.7", settings=config.engine_settings
+        [CABLE], payload, None, node_id=1, incarnation=2, host="10.0.0.7", settings=config.engine_settings
     )
     assert list(made) == [3]
     assert CABLE.made[-1] == (1, 2, "10.0.0.7", CableSettings(colour="red"))

@@ -168,7 +168,7 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> MooncakeEngine:
     monkeypatch.setattr(mooncake, "start_engine", lambda *_: Contact())
     monkeypatch.setattr(mooncake, "_register", lambda *_: None)
     nothing: Any = None
-    return MooncakeEngine(nothing, "127.0.0.1", MooncakeSettings())
+    return MooncakeEngine(nothing, None, "127.0.0.1", MooncakeSettings())
 
 
 def meet(engine: MooncakeEngine, peer: int, session: int) -> None:

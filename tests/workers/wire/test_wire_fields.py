@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone, StubEngine, failure_of
+from support.questions import Shelved, fetch_from_afar, tell
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.status import Phase
@@ -76,6 +77,10 @@ def an_encode_node_takes_every_message() -> None:
     node.actor("bootstrap").arrivals.append(Arrival(foreign(registration), b"stranger", None))
     node.settle()
     EncodeAlone(engine=StubEngine(late_writes=True))  # reached by network
+    shelved = Shelved()
+    shelved.publish("cat")
+    shelved.ask(1, "cat")
+    shelved.ask(2, "dog", generation=3)
 
 
 def a_language_node_takes_every_message() -> None:
@@ -103,6 +108,9 @@ def a_language_node_takes_every_message() -> None:
     state = plain.state(received, Phase.Success, 8, total_tokens=8, resumed=True)
     plain.hears("poller", msg.Landed(plain.envelope(node_id=20), state))
     assert received.poll() == Phase.Success
+    afar = LanguageAlone()
+    _, slot = fetch_from_afar(afar, "cat")
+    tell(afar, slot, Phase.WaitingForInput, 0, msg.ItemState(5, 2, 3, 11, 6))
 
 
 def test_every_field_of_the_wire_is_read(read: set[tuple[str, str]]) -> None:

@@ -86,6 +86,7 @@ def engines_for(name: str, host: str) -> tuple[Engine, ...]:
 def make_writers(
     offered: Iterable[Engine],
     payload: _core.Mapping,
+    shelf: _core.Mapping | None,
     *,
     node_id: int,
     incarnation: int,
@@ -95,7 +96,7 @@ def make_writers(
     """The engines of one transfer worker of an encode node, by number. `settings`: by name."""
     return {
         engine.number: engine.make_writer(
-            payload, node_id=node_id, incarnation=incarnation, host=host, settings=settings.get(engine.name)
+            payload, shelf, node_id=node_id, incarnation=incarnation, host=host, settings=settings.get(engine.name)
         )
         for engine in offered
     }

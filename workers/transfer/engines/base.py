@@ -18,7 +18,10 @@ from embridge.allocator.sessions import LiveSession
 from embridge.workers.engine_kind import EngineKind
 
 Moves = list[tuple[int, int, int]]
-"""Copies, each as (offset in the peer's payload, offset in our payload, bytes)."""
+"""Copies, each as (offset in the peer's payload, offset in our memory, bytes).
+
+Our memory is our payload, and behind its last byte the shelf, where this node has one; each attempt is of one of them.
+"""
 
 
 class EngineError(EmbridgeError):
@@ -104,9 +107,10 @@ class Engine(EngineKind):
 
     @abstractmethod
     def make_writer(
-        self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object
+        self, payload: Mapping, shelf: Mapping | None, *, node_id: int, incarnation: int, host: str, settings: object
     ) -> TransferEngine:
-        """The engine of one transfer worker of an encode node, which has this payload and binds this host.
+        """The engine of one transfer worker of an encode node, which has this payload, perhaps a shelf, and binds this
+        host.
 
         Raises:
             LaunchError: it does not start; the text says what to do.

@@ -174,7 +174,7 @@ def _register(engine: Any, payload: Mapping) -> None:
     code = engine.register_memory(payload.address, payload.size)
     if code:
         raise LaunchError(
-            f"mooncake: {payload.size} bytes of payload are not registered (code {code}); "
+            f"mooncake: {payload.size} bytes are not registered (code {code}); "
             "for rdma raise the locked-memory limit (`ulimit -l`)"
         )
 
@@ -249,12 +249,15 @@ class MooncakeEngine:
     name = "mooncake"
     late_writes = True
 
-    def __init__(self, payload: Mapping, host: str, settings: MooncakeSettings) -> None:
-        self._payload = payload
+    def __init__(self, payload: Mapping, shelf: Mapping | None, host: str, settings: MooncakeSettings) -> None:
+        self._payload, self._shelf = payload, shelf  # kept mapped: the engine reads there
+        self._shelf_at = shelf.address - payload.size if shelf is not None else 0  # it lies behind
         self._host = host
         self._settings = settings
         self._engine = start_engine(host, settings)
         _register(self._engine, payload)
+        if shelf is not None:
+            _register(self._engine, shelf)
         self._remotes: dict[int, dict[int, _RemoteSession]] = {}  # peer -> port -> its session there
         self._tickets: dict[int, _Ticket] = {}
         self._ticket = 0
@@ -333,7 +336,8 @@ class MooncakeEngine:
         pending = []
         for there, here, size in ticket.moves:
             number = self._engine.transfer_submit_write(
-                remote.name, self._payload.address + here, remote.base + there, size
+                remote.name, here + (self._shelf_at if here >= self._payload.size else self._payload.address),
+                remote.base + there, size
             )
             if number <= 0:
                 remote.opened = remote.written = False  # its port is closed: the next attempt asks again
@@ -429,10 +433,10 @@ class Mooncake(Engine):
         return why_out_of_reach(ours, theirs)
 
     def make_writer(
-        self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object
+        self, payload: Mapping, shelf: Mapping | None, *, node_id: int, incarnation: int, host: str, settings: object
     ) -> MooncakeEngine:
         assert isinstance(settings, MooncakeSettings)
-        return MooncakeEngine(payload, host, settings)
+        return MooncakeEngine(payload, shelf, host, settings)
 
     def make_session_engine(
         self, payload: Mapping, *, host: str, settings: object, take_port: Callable[[int], bool]

@@ -70,8 +70,9 @@ class ShmEngine:
     name = "shm"
     late_writes = False
 
-    def __init__(self, payload: Mapping, node_id: int, incarnation: int) -> None:
+    def __init__(self, payload: Mapping, shelf: Mapping | None, node_id: int, incarnation: int) -> None:
         self._payload = payload
+        self._shelf = shelf
         self._node_id = node_id
         self._incarnation = incarnation
         self._doors: dict[int, _Door] = {}
@@ -119,7 +120,10 @@ class ShmEngine:
     def submit(self, peer: int, session: LiveSession, moves: Moves) -> int:
         payload = self._doors[peer].payload
         assert payload is not None
-        copy(payload, self._payload, array("q", chain.from_iterable(moves)), len(moves))
+        source, behind = self._payload, self._payload.size
+        if self._shelf is not None and moves[0][1] >= behind:
+            source, moves = self._shelf, [(there, here - behind, size) for there, here, size in moves]
+        copy(payload, source, array("q", chain.from_iterable(moves)), len(moves))
         self._ticket += 1
         self._done.add(self._ticket)
         return self._ticket
@@ -159,9 +163,9 @@ class SharedMemory(Engine):
         return "" if offer else "it has no run socket"
 
     def make_writer(
-        self, payload: Mapping, *, node_id: int, incarnation: int, host: str, settings: object
+        self, payload: Mapping, shelf: Mapping | None, *, node_id: int, incarnation: int, host: str, settings: object
     ) -> ShmEngine:
-        return ShmEngine(payload, node_id, incarnation)
+        return ShmEngine(payload, shelf, node_id, incarnation)
 
 
 SHARED_MEMORY = SharedMemory()
