@@ -372,7 +372,7 @@ class Fetching:
         if code in (FailureCode.NOT_PUBLISHED, FailureCode.GENERATION_GONE):
             self._metrics.count_for_client(Metric.NOT_PUBLISHED)
         if code == FailureCode.NOT_PUBLISHED:
-            reason = f"it is not published at {it.address}"
+            reason = f"{reason} at {it.address}"
         elif code in (FailureCode.PEER_LOST, FailureCode.UNREACHABLE) and not self._attachment.node_gone:
             reason = f"{reason}; fetch it from another node, or have it encoded again"
         it.end(None, _ERRORS.get(code, FetchFailed)(it.key, reason))

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from support.alone import ENCODE_ADDRESS, Alone, EncodeAlone, LanguageAlone
+from support.alone import ENCODE_ADDRESS, Alone, LanguageAlone
 from support.frames import FrameMaker
+from support.questions import Shelved
 
 from embridge.allocator.errors import ProtocolError
 from embridge.allocator.status import Phase
@@ -57,7 +58,8 @@ def no_error(node: Alone) -> bool:
 
 
 def attack_encode(role: str, count: int, *, verify: bool = False) -> None:
-    node = EncodeAlone(identities={10: GOOD, 11: HOSTILE}, verify=verify)
+    node = Shelved(identities={10: GOOD, 11: HOSTILE}, verify=verify)
+    node.publish("cat", 7)
     node.register(node_id=11)
     maker = FrameMaker(
         random.Random(16), node.control.incarnation, [(11, 1), (11, 1), (10, 1), (12, 1), (2**63 - 2, 5)]

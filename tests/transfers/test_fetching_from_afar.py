@@ -231,7 +231,7 @@ def test_the_death_of_a_process_of_the_language_node_fails_no_fetch(
 def test_a_reader_that_is_killed_leaves_no_pin_and_no_slot(
     nodes: tuple[Station, Station], clients: tuple[Client, Client]
 ) -> None:
-    """R53, R56, P4: and so does one that gives up."""
+    """R53, R56, P4: and so does one that gives up, and one that leaves."""
     (publisher, reader), (encode, language) = clients, nodes
     publisher.publish("cat", large(6))
     with running("reader") as agent:
@@ -243,6 +243,11 @@ def test_a_reader_that_is_killed_leaves_no_pin_and_no_slot(
     fetch = reader.fetch("cat", encode.addr)
     wait_until(has_begun(encode), 20.0, encode.log)
     fetch.abort()
+    is_left(encode, language, publisher)
+    with attach(language.run_dir) as leaving:
+        left = leaving.fetch("cat", encode.addr)
+        wait_until(has_begun(encode), 20.0, encode.log)
+    assert isinstance(left.exception(), FetchFailed)
     is_left(encode, language, publisher)
     assert publisher.publish("dog", large(7)).status == PublishStatus.READY
 

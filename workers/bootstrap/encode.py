@@ -325,7 +325,7 @@ class Admission:
         else:
             self._pending.drop(key)
             if (refusal := self._items.take(ask, peer, now_ns)) is not None:
-                self._refuse(connection, ask, *refusal, is_news=False)
+                self._out.append(Reply(connection, msg.Refused(self._header(ask), *refusal, ask.key)))
 
     def _is_newest(self, grant: msg.Init | msg.Ask, peer: int) -> bool:
         """Whether a first grant is of its node's latest registration, which voids those before it (R14, D2)."""

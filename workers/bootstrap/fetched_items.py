@@ -117,6 +117,9 @@ class FetchedItems:
         pin = reader.pin(*ItemKey.of(ask.item, (control.node_id, control.incarnation)), now_ns)
         if pin is None:
             return Refusal(FailureCode.NOT_PUBLISHED, "it is not published")
+        if ask.generation > pin.number:
+            other = f"generation {ask.generation} is not published yet; {pin.number} is"
+            return Refusal(FailureCode.NOT_PUBLISHED, other)
         if ask.generation not in (0, pin.number):
             gone = f"generation {ask.generation} is gone; {pin.number} is there"
             return Refusal(FailureCode.GENERATION_GONE, gone)

@@ -55,16 +55,19 @@ def test_a_question_is_answered_with_what_the_item_is_and_its_rows_come_as_block
 
 
 def test_what_is_not_there_is_refused_at_once_and_holds_no_slot() -> None:
-    """P24, R50: an unknown key, one that was taken away, another generation."""
+    """P24, R50: an unknown key, one that was taken away, another generation, gone or yet to come."""
     node = Shelved()
     generation = node.publish("cat")
     node.publish("gone")
     node.client.shelf.unpublish("gone")
     node.ask(1, "unknown")
     node.ask(2, "gone")
-    node.ask(3, "cat", generation=generation + 7)
-    assert codes(node) == [FailureCode.NOT_PUBLISHED] * 2 + [FailureCode.GENERATION_GONE]
-    assert f"generation {generation + 7} is gone; {generation} is there" in node.sent(msg.Refused)[-1].reason
+    node.ask(3, "cat", generation=generation - 1)
+    node.ask(4, "cat", generation=generation + 7)
+    assert codes(node) == [*[FailureCode.NOT_PUBLISHED] * 2, FailureCode.GENERATION_GONE, FailureCode.NOT_PUBLISHED]
+    *_, gone, yet = [refusal.reason for refusal in node.sent(msg.Refused)]
+    assert gone == f"generation {generation - 1} is gone; {generation} is there"
+    assert yet == f"generation {generation + 7} is not published yet; {generation} is"
     assert node.open() == []
     assert node.num_pinned == 0
 
