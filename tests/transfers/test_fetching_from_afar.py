@@ -15,8 +15,10 @@ import pytest
 import torch
 from support import fetching, publishing
 from support.agents import running
+from support.encoding import give, open_sender
 from support.nodes import LIMITS, Station, every_engine, station
 from support.publishing import rows_of_version
+from support.scheduling import Queues
 from support.waiting import wait_until
 
 from embridge import Client, Fetch, FetchError, FetchFailed, GenerationGone, Item, NotPublished, PublishStatus, attach
@@ -190,6 +192,32 @@ def test_nothing_is_torn_while_items_are_published_and_evicted(
             found, faults = agent.result()
             assert faults == []
             assert found > 10
+
+
+@every_engine
+def test_rooms_and_fetches_of_one_client_share_its_nodes_blocks(
+    nodes: tuple[Station, Station], clients: tuple[Client, Client], rooms: Iterator[int]
+) -> None:
+    """P21, R21, R35: each of them ends, also where results stay in their blocks until they are popped."""
+    (publisher, reader), addr = clients, nodes[0].addr
+    queues = Queues(reader)
+    publisher.publish("large", large(1))
+    for number in range(4):
+        publisher.publish(f"{number}", rows_of_version(number))
+    fetches, opened = [reader.fetch("large", addr)], []
+    for number in range(12):
+        room = next(rooms)
+        opened.append(room)
+        queues.add(addr, room)
+        give(open_sender(publisher, room, 700), 0)
+        fetches.append(reader.fetch(f"{number % 4}", addr))
+    for room in opened:
+        received = queues.take(room, 60)
+        assert (received.error, received.difference) == ("", "")
+    assert all(fetch.wait(60) for fetch in fetches)
+    for number, fetch in enumerate(fetches[1:]):
+        assert torch.equal(fetch.result().rows, rows_of_version(number % 4))
+    assert float(fetches[0].result().rows.sum()) == LARGE[1]
 
 
 # ---- the deaths of processes
