@@ -67,6 +67,7 @@ class Sources:
         self._heads = {name.partition(".")[0] for name in self._folders}
         self._product = tuple(f"{folder}/" for folder in self._folders.values())
         self._modules: dict[str, frozenset[str] | None] = {}
+        self._there: dict[str, frozenset[str]] = {}
         self._bases: dict[str, list[str]] = {}
         self._digests: dict[str, str] = {}
         self._known: dict[str, Kept] = {}
@@ -244,8 +245,10 @@ class Sources:
         return self._modules[key]
 
     def _existing(self, file: str) -> frozenset[str]:
-        file = file.lstrip("/")
-        return frozenset([file] if (self._root / file).is_file() else [])
+        if file not in self._there:
+            name = file.lstrip("/")
+            self._there[file] = frozenset([name] if (self._root / name).is_file() else [])
+        return self._there[file]
 
     def _base_of(self, folder: str, name: str) -> str | None:
         """The folder in which a file of this one finds the module with this name, as pytest sets the path."""
