@@ -13,18 +13,23 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import support
 from support.agents import Agent, running, start_fork_server
 from support.closing import close_all
 from support.leaks import LeakCheck
 from support.nodes import BEAT_S, Station, station
 from support.remains import run_dirs
-from support.scheduling import Queues
 
-from embridge import Client, attach
+import embridge
 from embridge.pipeline.client import untold
+
+if TYPE_CHECKING:
+    from support import Queues
+
+    from embridge import Client
 
 pytest_plugins = ["support.resuming", "support.distribution", "support.unchanged"]
 OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()
@@ -209,7 +214,7 @@ def rooms(_rooms: Iterator[int]) -> Iterator[int]:
 @pytest.fixture
 def sending(encode: Station) -> Iterator[Client]:
     """A client of the shared encode node."""
-    with attach(encode.run_dir) as client:
+    with embridge.attach(encode.run_dir) as client:
         yield client
     encode.wait_idle()
 
@@ -217,6 +222,6 @@ def sending(encode: Station) -> Iterator[Client]:
 @pytest.fixture
 def receiving(language: Station) -> Iterator[Queues]:
     """A client of the shared language node, with its queues."""
-    with attach(language.run_dir) as client:
-        yield Queues(client)
+    with embridge.attach(language.run_dir) as client:
+        yield support.Queues(client)
     language.wait_idle()
