@@ -15,6 +15,7 @@ this host are the worker's; the rows that it sends are staged for it as ever.
 
 from __future__ import annotations
 
+import os
 from array import array
 from threading import RLock
 from typing import Any
@@ -84,6 +85,14 @@ class Held:
         _OUT.pop(self, None)
         if self.door.has_closed:  # its client has left it to us
             self.door.close()
+
+
+def _hang_up_in_child() -> None:
+    for held in list(_OUT):
+        held.door.hang_up()  # whoever has its client, which may have left
+
+
+os.register_at_fork(after_in_child=_hang_up_in_child)
 
 
 class DirectPath:

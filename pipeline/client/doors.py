@@ -102,12 +102,14 @@ class Door:
         return True
 
     def hang_up(self) -> None:
-        """Close a forked child's copy of the connection, and let go of the memory: the door is the parent's."""
+        """Close a forked child's copy of the connection, and let go of the memory: the door is the parent's. Through
+        rows that are out the child writes into memory of its own from now on, and gives no claim back.
+        """
         self.has_closed = True
         self.rows.close()
         self._connection.close()
-        self.payload.close()
-        self._mapped_part.close()
+        self.payload.discard()
+        self._mapped_part.discard()
 
 
 class _Refusal(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -288,6 +290,45 @@ def test_a_client_that_leaves_with_rows_out_keeps_its_door_until_they_are_commit
     assert language.counts().quarantined == 4
     assert "this client is closed" in str(agent.call(commit_too_late, room))
     language.wait_idle()
+
+
+@pytest.mark.parametrize("has_left", [False, True])
+def test_a_forked_child_writes_to_memory_of_its_own_and_gives_no_claim_back(
+    encode: Station, language: Station, sending: Client, receiving: Queues, room: int, has_left: bool
+) -> None:
+    """R28, R33, P7: the rows that are out are the parent's, also if its client has left."""
+    client = attach(encode.run_dir)
+    sender, it = granted(encode, client, receiving, room)
+    rows = sender.rows(0, TOTAL)
+    assert rows.is_in_place
+    fill(sender, rows)
+    if has_left:
+        client.close()
+        ended(it.receiver)
+        it.receiver.clear()
+    claims = claims_of(language)
+    assert [claim.state for claim in claims.values()] == [ClaimState.REVOKED if has_left else ClaimState.WRITING]
+    pid = os.fork()
+    if not pid:
+        for view in rows[3:]:
+            view.fill_(99)  # type: ignore[union-attr]
+        with contextlib.suppress(RuntimeError):
+            sender.commit(TOTAL)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert claims_of(language) == claims
+    for view, want in zip(rows[3:], rows_of(encode.geometry, room, 0, TOTAL), strict=True):
+        assert view is not None
+        assert want is not None
+        assert torch.equal(view.view(torch.uint8), want.contiguous().view(torch.uint8))
+    if has_left:
+        with pytest.raises(RuntimeError, match="closed"):
+            sender.commit(TOTAL)
+    else:
+        assert sender.commit(TOTAL)
+        assert it.finish(TOTAL).difference == ""
+        client.close()
+    assert not claims_of(language)
 
 
 def test_rows_that_were_made_in_place_are_read_in_place_as_they_land(
