@@ -17,6 +17,7 @@
     │   ├── GenerationGone        it is published, but not that generation any more
     │   ├── FetchTimeout          no answer came in time
     │   ├── Busy                  its node, or this one, has no slot for it now
+    │   ├── ItemsTooLarge         the cache is too small for all that one user wants
     │   └── FetchFailed           its node cannot be reached, or has refused
     └── ProtocolError         a peer sent what it must not
 
@@ -162,6 +163,10 @@ class FetchTimeout(FetchError):
 
 class FetchFailed(FetchError):
     """The node of the item cannot be reached, has refused, or the fetch was given up."""
+
+
+class ItemsTooLarge(FetchError):
+    """The cache cannot hold all items of one user at once, however empty it is."""
 
 
 class ProtocolError(EmbridgeError):

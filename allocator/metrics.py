@@ -41,6 +41,9 @@ class Metric(IntEnum):
     FETCHED_IN_PLACE = 22  # language: items that its clients have read where they lie
     NOT_PUBLISHED = 23  # language: fetches of what is not published, or not in that generation
     FETCHED_COPIES = 24  # language: items that its clients have fetched by a transfer
+    CACHE_HITS = 25  # language: items that were in the cache of a client when a request first wanted them
+    CACHE_MISSES = 26  # language: items that had to be fetched then
+    CACHE_EVICTIONS = 27  # language: items that have left the cache for others
 
 
 class Metrics:

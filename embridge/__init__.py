@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from embridge.allocator.errors import FetchFailed as FetchFailed
     from embridge.allocator.errors import FetchTimeout as FetchTimeout
     from embridge.allocator.errors import GenerationGone as GenerationGone
+    from embridge.allocator.errors import ItemsTooLarge as ItemsTooLarge
     from embridge.allocator.errors import LaunchError as LaunchError
     from embridge.allocator.errors import NodeBusyError as NodeBusyError
     from embridge.allocator.errors import NodeGoneError as NodeGoneError
@@ -43,10 +44,14 @@ if TYPE_CHECKING:
     from embridge.allocator.shelf import ShelfCounts as ShelfCounts
     from embridge.allocator.status import Phase as Phase
     from embridge.pipeline.attach import attach as attach
+    from embridge.pipeline.client.cached_items import CacheCounts as CacheCounts
     from embridge.pipeline.client.client import Client as Client
     from embridge.pipeline.client.fetching import Fetch as Fetch
     from embridge.pipeline.client.fetching import Item as Item
     from embridge.pipeline.client.in_place import WritableRows as WritableRows
+    from embridge.pipeline.client.item_cache import ItemCache as ItemCache
+    from embridge.pipeline.client.item_cache import Wanted as Wanted
+    from embridge.pipeline.client.item_cache import WantStatus as WantStatus
     from embridge.pipeline.client.publishing import ClientShelf as ClientShelf
     from embridge.pipeline.client.publishing import Published as Published
     from embridge.pipeline.client.publishing import PublishedRows as PublishedRows
@@ -88,16 +93,18 @@ _NAMES = {
             "NodeGoneError",
         ),
         *("NodeUnhealthyError", "PeerLost", "SegmentError", "TransferAborted", "TransferError", "TransferTimeout"),
-        *("Busy", "FetchError", "FetchFailed", "FetchTimeout", "GenerationGone", "NotPublished"),
+        *("Busy", "FetchError", "FetchFailed", "FetchTimeout", "GenerationGone", "ItemsTooLarge", "NotPublished"),
     ),
     "embridge.allocator.geometry": ("Geometry", "Limits"),
     "embridge.allocator.routes": ("RouteRecord",),
     "embridge.allocator.shelf": ("ItemRecord", "ShelfCounts"),
     "embridge.allocator.status": ("Phase",),
     "embridge.pipeline.attach": ("attach",),
+    "embridge.pipeline.client.cached_items": ("CacheCounts",),
     "embridge.pipeline.client.client": ("Client",),
     "embridge.pipeline.client.fetching": ("Fetch", "Item"),
     "embridge.pipeline.client.in_place": ("WritableRows",),
+    "embridge.pipeline.client.item_cache": ("ItemCache", "WantStatus", "Wanted"),
     "embridge.pipeline.client.publishing": (
         *("ClientShelf", "Published", "PublishedRows", "PublishStatus", "WhyDropped"),
     ),

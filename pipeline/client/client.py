@@ -13,6 +13,7 @@ from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.arguments import whole
 from embridge.pipeline.client.fetching import Fetch, Fetching
 from embridge.pipeline.client.handle import TransferHandle
+from embridge.pipeline.client.item_cache import ItemCache
 from embridge.pipeline.client.leading_ranks import LeadingRanks
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.opening import open_sender
@@ -174,10 +175,24 @@ class Client:
             NodeGoneError: this client's own node is gone.
             RuntimeError: after `close()`, or in a forked child.
         """
+        return self._all_fetches().fetch(key, addr, generation, wait_s, deadline_s)
+
+    def item_cache(self, max_bytes: int, *, wait_s: float = 0.0) -> ItemCache:
+        """A cache of published items for an engine's requests, of `max_bytes` (language side); see `ItemCache`.
+
+        `wait_s`: for so many seconds an item may come that is not published yet. A client may have several.
+
+        Raises:
+            ValueError: a number is out of range, or this is no language node.
+            RuntimeError: after `close()`, or in a forked child.
+        """
+        return ItemCache(self._library, self._all_fetches(), max_bytes, wait_s)
+
+    def _all_fetches(self) -> Fetching:
         self._attachment.check_attached()
         if self._fetching is None:
             self._fetching = Fetching(self._library)
-        return self._fetching.fetch(key, addr, generation, wait_s, deadline_s)
+        return self._fetching
 
     # ---- where to send a request
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -79,9 +80,20 @@ class CopiedRows:
 class FarFetch:
     """One fetch from a node on another host. Whoever has the turn of fetches calls a method."""
 
-    def __init__(self, library: Library, address: str, key: bytes, generation: int, timeout_s: float) -> None:
-        """Raises NodeBusyError, NodeUnhealthyError, NodeGoneError, RuntimeError as `Client.receiver`."""
+    def __init__(
+        self,
+        library: Library,
+        address: str,
+        key: bytes,
+        generation: int,
+        timeout_s: float,
+        admit: Callable[[int], bool] | None = None,
+    ) -> None:
+        """`admit` is asked whether there is memory for so many bytes, until it says so.
+
+        Raises NodeBusyError, NodeUnhealthyError, NodeGoneError, RuntimeError as `Client.receiver`."""
         self._library = library
+        self._admit = admit
         self._control = library.attachment.control
         room = library.check_open(secrets.randbits(ROOM_BITS), Role.LANGUAGE, "fetch")
         self._receiver = ItemReceiver(library, room, address, key, generation)
@@ -140,6 +152,8 @@ class FarFetch:
         if not size or size != shape.bytes or total != -(-size // self._row_bytes):
             told = f"{shape.bytes} bytes of {shape.rows} x {shape.width} rows, in {total} tokens"
             self._receiver.fail(FailureCode.PROTOCOL, f"the encode node tells of {told}")
+            return False
+        if self._admit is not None and not self._admit(size):
             return False
         try:
             self._rows = CopiedRows(shape)

@@ -20,6 +20,8 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import numpy as np
+
 from embridge.allocator._core import Pin
 from embridge.allocator.errors import (
     Busy,
@@ -33,6 +35,7 @@ from embridge.allocator.errors import (
     NotPublished,
     SegmentError,
 )
+from embridge.allocator.fetches import ItemShape
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.shelf import ItemKey, dtype_of
@@ -43,8 +46,6 @@ from embridge.workers.addresses import numeric
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import torch
 
     from embridge.pipeline.client.library import Library
@@ -97,16 +98,26 @@ class Item:
 
         kind = getattr(torch, self.dtype)
         count = self.shape[0] * self.shape[1]
-        return torch.frombuffer(self._held(), dtype=kind, count=count).view(self.shape)
+        held = self._need()
+        return torch.frombuffer(held if isinstance(held, Pin) else held.bytes, dtype=kind, count=count).view(self.shape)
 
     def copy_to(self, destination: torch.Tensor) -> None:
         """Copy the rows into a tensor of as many elements, on whichever device. Raises ValueError as `rows`."""
         destination.copy_(self.rows.view(destination.shape))
 
-    def _held(self) -> Pin | npt.NDArray[np.uint8]:
+    def copied(self) -> CopiedRows:
+        """Its rows in memory of this process; copied, if they are read in place. Raises ValueError, MemoryError."""
+        pin = self._need()
+        if isinstance(pin, CopiedRows):
+            return pin
+        copy = CopiedRows(ItemShape(pin.number, pin.rows, pin.width, pin.dtype, pin.bytes))
+        copy.bytes[:] = np.frombuffer(pin, np.uint8, pin.bytes)
+        return copy
+
+    def _need(self) -> Pin | CopiedRows:
         if self._pin is None:
             raise ValueError(f"item {self.key!r} was released")
-        return self._pin if isinstance(self._pin, Pin) else self._pin.bytes
+        return self._pin
 
     def release(self) -> None:
         """Need it no more; views that are still held keep it. Again: nothing happens."""
@@ -133,6 +144,8 @@ class Fetch:
         """When it began, when it stops to look for what is not published, and when it ends without an answer."""
         self.far: FarFetch | None = None
         """Its request, while it has one."""
+        self.admit: Callable[[int], bool] | None = None
+        """Asked, again and again, whether there is memory for so many bytes, before any of them moves."""
         self.again_ns = 0
         """When it is asked for again, on another host."""
         self._fetching = fetching
@@ -237,9 +250,15 @@ class Fetching:
         _all.add(self)
 
     def fetch(
-        self, key: str | bytes, addr: str, generation: int, wait_s: float, deadline_s: float | None
+        self,
+        key: str | bytes,
+        addr: str,
+        generation: int = 0,
+        wait_s: float = 0.0,
+        deadline_s: float | None = None,
+        admit: Callable[[int], bool] | None = None,
     ) -> Fetch:
-        """As `Client.fetch`."""
+        """As `Client.fetch`; and no row moves until `admit` has said that there is memory for so many bytes."""
         attachment = self._attachment
         attachment.check_usable()
         ItemKey.of(key, (0, 0))  # whether it is one
@@ -248,6 +267,7 @@ class Fetching:
             if not is_time(value) or not 0 <= value <= MOST_S:
                 raise ValueError(f"{name}: {said(value)} s must be from 0 to {MOST_S:g} s")
         it = Fetch(self, key, numeric(addr), whole("generation", generation, 0, 1 << 63))
+        it.admit = admit
         now_ns = it.begun_ns = attachment.clock()
         it.until_ns, it.deadline_ns = now_ns + int(wait_s * NS), now_ns + int(deadline_s * NS)
         with self._turn:
@@ -325,6 +345,10 @@ class Fetching:
         try:
             pin = door.pin(it.key, now_ns)
             if pin is not None and it.generation in (0, pin.number):
+                if it.admit is not None and not it.admit(pin.bytes):
+                    if now_ns >= it.deadline_ns:
+                        it.end(None, FetchTimeout(it.key, f"there was no memory for its {pin.bytes} bytes"))
+                    return it.is_done
                 it.end(Item(it.key, pin), None)
                 self._metrics.count_for_client(Metric.FETCHED_IN_PLACE)
                 return True
@@ -346,7 +370,7 @@ class Fetching:
         raw, left_s = ItemKey.of(it.key, (0, 0)).key, max(it.deadline_ns - now_ns, 1) / NS
         it.again_ns = now_ns + ASK_AGAIN_NS  # a signal handler that looks at it meanwhile begins no other
         try:
-            it.far = FarFetch(self._library, it.address, raw, it.generation, left_s)
+            it.far = FarFetch(self._library, it.address, raw, it.generation, left_s, it.admit)
         except NodeBusyError as error:
             it.end(None, Busy(it.key, str(error)))
         except (EmbridgeError, RuntimeError, ValueError) as error:

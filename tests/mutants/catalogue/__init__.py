@@ -11,6 +11,7 @@ Each file has the mutants of one room of the sources; `files.py` has the tests t
 from typing import Final
 
 from .bootstrap import BOOTSTRAP
+from .cache import CACHE
 from .client_rendezvous import CLIENT_RENDEZVOUS
 from .client_rows import CLIENT_ROWS
 from .client_slots import CLIENT_SLOTS
@@ -39,5 +40,6 @@ MUTANTS: Final = [
     *SCHEDULER,
     *SHELF_MUTANTS,
     *FETCHES,
+    *CACHE,
     *NODE,
 ]

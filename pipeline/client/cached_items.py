@@ -1,0 +1,87 @@
+"""What an item cache knows of each item and of each user (`item_cache.py`, which has the lock)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from embridge.allocator.errors import FetchError
+from embridge.pipeline.client.far_fetch import CopiedRows
+from embridge.pipeline.client.fetching import Fetch
+
+Key = str | bytes
+
+
+class State(StrEnum):
+    """Of an item."""
+
+    ABSENT = "absent"
+    ASKED = "asked"  # its fetch is under way, and has no memory
+    TAKEN = "taken"  # it has memory
+    READY = "ready"
+
+
+class Place:
+    """One item: on its way, or here. There is one of a key at a time, and those that were forgotten and are in use."""
+
+    def __init__(self, key: Key, address: str) -> None:
+        self.key, self.address = key, address
+        self.state = State.ABSENT
+        self.size = 0  # in bytes, once that is known
+        self.users: dict[User, None] = {}
+        self.rows: CopiedRows | None = None
+        self.fetch: Fetch | None = None
+        self.attempt = 0  # the number of the latest fetch; what another one says is nothing to it
+        self.is_prefetched = False
+        self.is_held_back = False  # its fetch was refused memory when it last asked
+        self.again_ns = self.busy_since_ns = 0  # not before; since when its node has had no slot
+
+    @property
+    def lacks_memory(self) -> bool:
+        return self.state in (State.ABSENT, State.ASKED)
+
+    @property
+    def is_pinned(self) -> bool:
+        return any(user.is_admitted for user in self.users)
+
+
+class User:
+    """Who wants a set of items, all at once."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.places: dict[Key, Place] = {}
+        self.since_ns = now_ns
+        self.is_admitted = False
+        self.is_asking = True  # else it was told of a miss, and has not asked again
+        self.errors: dict[Key, FetchError] = {}  # of which it was not told yet
+
+    @property
+    def waits(self) -> bool:
+        return self.is_asking and not self.is_admitted
+
+    @property
+    def lacks_memory(self) -> bool:
+        return any(place.lacks_memory for place in self.places.values())
+
+
+class CacheCounts(NamedTuple):
+    """What a cache holds, and has done."""
+
+    items: int
+    """That are here."""
+    bytes: int
+    """Of memory: of items that are here or on their way, and of evicted ones at which somebody still looks."""
+    max_bytes: int
+    admitted: int
+    """Users that have all their items."""
+    waiting: int
+    """Users that have not."""
+    longest_wait_s: float
+    """Of those, since their first `want`."""
+    hits: int
+    """Items that were here when a user first asked for them."""
+    shared: int
+    """Items that were on their way then, for somebody else."""
+    misses: int
+    """Items that were not."""
+    evictions: int

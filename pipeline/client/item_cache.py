@@ -1,0 +1,438 @@
+"""The item cache of a language node's client: published items that its engine needs, fetched once and kept for many.
+
+A *user* is a request of the engine. It wants a set of items, all at once, and is admitted when all of them are here;
+they stay until it ends, whatever becomes of it meanwhile (R69). Users that wait stand in the order in which they first
+asked. Memory goes to the first of them that lacks some; for it items are evicted, the least recently used first, that
+no admitted user needs, and in the end those that only users behind it want (R65). So no two wait for each other.
+
+Whoever asks does no I/O: the library thread begins fetches and copies what was fetched. Memory is taken when a fetch
+has learned how much it needs, before any row moves (`Fetch.admit`), and is counted until the last view of it is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Hashable, Mapping
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from embridge.allocator.errors import Busy, EmbridgeError, FetchError, FetchFailed, FetchTimeout, ItemsTooLarge
+from embridge.allocator.metrics import Metric
+from embridge.allocator.shelf import ItemKey
+from embridge.pipeline.arguments import is_time, said, whole
+from embridge.pipeline.client.cached_items import CacheCounts, Key, Place, State, User
+from embridge.pipeline.client.fetching import Fetch, Fetching, Item
+from embridge.workers.addresses import numeric
+from embridge.workers.timing import NS
+
+if TYPE_CHECKING:
+    from embridge.pipeline.client.library import Library
+
+MAX_BYTES: Final = 1 << 50
+BUSY_PAUSE_NS: Final = NS // 20
+"""After which an item is asked for again whose node had no slot."""
+
+
+class WantStatus(StrEnum):
+    """What `ItemCache.want` answers."""
+
+    READY = "ready"
+    """All items are here, and stay until `end`."""
+    NOT_YET = "not yet"
+    """Some are on their way, or wait for memory; ask again."""
+    MISSED = "missed"
+    """Some could not be fetched. This is said once; who asks again has them fetched again."""
+
+
+class Wanted(NamedTuple):
+    """The answer to `ItemCache.want`."""
+
+    status: WantStatus
+    errors: Mapping[Key, FetchError]
+    """Why, for each item that could not be fetched."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the user has all its items."""
+        return self.status == WantStatus.READY
+
+
+class ItemCache:
+    """One client's, made by `Client.item_cache`. Any thread may call it; no method waits or does I/O."""
+
+    def __init__(self, library: Library, fetching: Fetching, max_bytes: int, wait_s: float) -> None:
+        attachment = library.attachment
+        self.max_bytes = whole("max_bytes", max_bytes, 1, MAX_BYTES)
+        """Of all items that it holds, those on their way, and evicted ones at which somebody still looks."""
+        if not is_time(wait_s) or wait_s < 0:
+            raise ValueError(f"wait_s: {said(wait_s)} s must not be negative")
+        self._library = library
+        self._attachment = attachment
+        self._fetching = fetching
+        self._wait_s = wait_s
+        self._metrics = attachment.control.metrics
+        self._lock = threading.Lock()
+        self._places: dict[Key, Place] = {}  # the least recently used first
+        self._users: dict[Hashable, User] = {}  # in the order in which they first asked
+        self._used_bytes = 0
+        self._freed: deque[int] = deque()  # sizes of memory at which nobody looks any more
+        self._ended: deque[tuple[Place, int, Fetch]] = deque()
+        self._given_up: deque[Fetch] = deque()
+        self._hits = self._shared = self._misses = self._evictions = 0
+        library.add_turn(self._turn, self._close)
+
+    # ---- for the engine
+
+    def want(self, user: Hashable, items: Mapping[Key, str]) -> Wanted:
+        """Ask for a set of items, all at once: the keys, and for each the tcp://ip:port of its encode node.
+
+        The first call of a user puts it in line; further ones say how it stands. Once READY it stays so until `end`.
+        After MISSED the next call asks anew, perhaps other nodes. It takes microseconds.
+
+        Raises:
+            ItemsTooLarge: the items have more bytes together than the cache. The user is in line no more.
+            ValueError: a key or an address is none, or the user has asked for other keys before, and has not ended.
+            RuntimeError: after `Client.close`, or in a forked child.
+        """
+        self._attachment.check_attached()
+        with self._lock:
+            me = self._users.get(user)
+            if me is None:
+                me = self._enter(user, self._checked(items))
+            elif me.places.keys() != items.keys():
+                raise ValueError(f"items: user {user!r} has asked for other keys before; `end` it first")
+            elif me.errors:
+                return self._told(user, me)
+            elif not me.is_asking:
+                for key, address in self._checked(items).items():
+                    self._wanted_by(me, key, address)
+                me.is_asking = True
+            self._admit()
+            if me.is_admitted:
+                return Wanted(WantStatus.READY, {})
+        self._library.wake()
+        return Wanted(WantStatus.NOT_YET, {})
+
+    def get(self, user: Hashable, key: Key) -> Item:
+        """An item of an admitted user, in memory of this process. Views of its rows may outlive the user.
+
+        Raises ValueError: the user has not been READY, has ended, or has not asked for that key.
+        """
+        with self._lock:
+            me = self._users.get(user)
+            place = me.places.get(key) if me is not None and me.is_admitted else None
+            if place is None or place.rows is None:
+                raise ValueError(f"item {key!r}: user {user!r} does not have it; `want` it until that is READY")
+            return Item(key, place.rows)
+
+    def end(self, user: Hashable) -> None:
+        """The user needs its items no more: they stay until somebody else needs their memory. Again: no effect."""
+        with self._lock:
+            if user in self._users:
+                self._leave(user)
+        if not self._attachment.is_closed:
+            self._library.wake()
+
+    def prefetch(self, key: Key, addr: str) -> None:
+        """Fetch an item for whoever will want it, once there is memory that no user lacks. Raises as `want`."""
+        self._attachment.check_attached()
+        [(_, address)] = self._checked({key: addr}).items()
+        with self._lock:
+            self._place(key, address).is_prefetched = True
+        self._library.wake()
+
+    def forget(self, key: Key) -> None:
+        """Have the next user that wants an item get it anew; who has it keeps it until it ends."""
+        with self._lock:
+            place = self._places.pop(key, None)
+            if place is None:
+                return
+            waiting = [me for me in place.users if not me.is_admitted]
+            for me in waiting:
+                del place.users[me]
+                self._wanted_by(me, key, place.address)
+            self._give_up_unless_wanted(place)
+        if not self._attachment.is_closed:
+            self._library.wake()
+
+    def counts(self) -> CacheCounts:
+        """What it holds, and has done."""
+        with self._lock:
+            self._collect()
+            waiting = [me.since_ns for me in self._users.values() if not me.is_admitted]
+            longest_ns = self._attachment.clock() - min(waiting) if waiting else 0
+            return CacheCounts(
+                items=sum(place.state == State.READY for place in self._places.values()),
+                bytes=self._used_bytes,
+                max_bytes=self.max_bytes,
+                admitted=len(self._users) - len(waiting),
+                waiting=len(waiting),
+                longest_wait_s=longest_ns / NS,
+                hits=self._hits,
+                shared=self._shared,
+                misses=self._misses,
+                evictions=self._evictions,
+            )
+
+    # ---- users and places (who has the lock)
+
+    def _checked(self, items: Mapping[Key, str]) -> dict[Key, str]:
+        if not items:
+            raise ValueError("items: there is none; a user wants at least one")
+        for key in items:
+            ItemKey.of(key, (0, 0))  # whether it is one
+        return {key: numeric(address) for key, address in items.items()}
+
+    def _enter(self, user: Hashable, items: dict[Key, str]) -> User:
+        me = User(self._attachment.clock())
+        states = [place.state for key, address in items.items() if (place := self._wanted_by(me, key, address))]
+        try:
+            self._check_fits(me)
+        except ItemsTooLarge:
+            self._let_go(me)
+            raise
+        self._users[user] = me
+        hits = states.count(State.READY)
+        misses = sum(len(place.users) == 1 for place in me.places.values() if place.lacks_memory)
+        self._hits += hits
+        self._misses += misses
+        self._shared += len(states) - hits - misses
+        self._metrics.count_for_client(Metric.CACHE_HITS, hits)
+        self._metrics.count_for_client(Metric.CACHE_MISSES, misses)
+        return me
+
+    def _check_fits(self, me: User) -> None:
+        needed = sum(place.size for place in me.places.values())
+        if needed > self.max_bytes:
+            key = max(me.places.values(), key=lambda place: place.size).key
+            raise ItemsTooLarge(key, f"its user's items have {needed} bytes > max_bytes {self.max_bytes} of the cache")
+
+    def _place(self, key: Key, address: str) -> Place:
+        place = self._places.pop(key, None) or Place(key, address)
+        self._places[key] = place  # as the one that was used last
+        if place.state == State.ABSENT:
+            place.address = address
+        return place
+
+    def _wanted_by(self, me: User, key: Key, address: str) -> Place:
+        place = me.places[key] = self._place(key, address)
+        place.users[me] = None
+        return place
+
+    def _told(self, user: Hashable, me: User) -> Wanted:
+        errors, me.errors = me.errors, {}
+        for error in errors.values():
+            if isinstance(error, ItemsTooLarge):
+                self._leave(user)
+                raise error
+        return Wanted(WantStatus.MISSED, errors)
+
+    def _leave(self, user: Hashable) -> None:
+        self._let_go(self._users.pop(user))
+
+    def _let_go(self, me: User) -> None:
+        for place in me.places.values():
+            place.users.pop(me, None)
+            self._give_up_unless_wanted(place)
+
+    def _give_up_unless_wanted(self, place: Place) -> None:
+        """Let go of a place that nobody wants; what has memory comes to its end first (R71)."""
+        if place.users:
+            return
+        if place.state == State.ASKED and not place.is_prefetched:
+            place.attempt += 1
+            place.state, place.fetch, fetch = State.ABSENT, None, place.fetch
+            if fetch is not None:
+                self._given_up.append(fetch)
+        if place.state == State.ABSENT:
+            if not place.is_prefetched and self._places.get(place.key) is place:
+                del self._places[place.key]
+        elif self._places.get(place.key) is not place:  # it was forgotten
+            place.rows = None
+
+    def _admit(self) -> bool:
+        """Admit whoever has all of its items, wherever it stands in line. True if there was one."""
+        ready = [
+            me
+            for me in self._users.values()
+            if me.waits and all(place.state == State.READY for place in me.places.values())
+        ]
+        for me in ready:
+            me.is_admitted = True
+        return bool(ready)
+
+    def _first(self) -> User | None:
+        """The first in line that lacks memory: nobody behind it gets any (R66)."""
+        return next((me for me in self._users.values() if me.waits and me.lacks_memory), None)
+
+    # ---- memory
+
+    def _may_take(self, place: Place, attempt: int, size: int) -> bool:
+        """Take memory for what a fetch will bring, if it is its turn; evict for it what may go (any thread)."""
+        with self._lock:
+            if place.attempt != attempt or place.state != State.ASKED:  # it is given up
+                return False
+            place.size = size
+            self._refuse_too_large(place)
+            if place.attempt != attempt:
+                self._library.wake()
+                return False
+            first, place.is_held_back = self._first(), True
+            if (first is not None and first not in place.users) or not self._make_room(size, first):
+                return False
+            place.is_held_back = False
+            place.state = State.TAKEN
+            self._used_bytes += size
+            return True
+
+    def _refuse_too_large(self, place: Place) -> None:
+        for me in [me for me in place.users if me.waits]:
+            try:
+                self._check_fits(me)
+            except ItemsTooLarge as error:
+                self._fail(me, error)
+                del place.users[me]
+        if not any(me.waits for me in place.users):
+            place.is_prefetched &= place.size <= self.max_bytes
+            self._give_up_unless_wanted(place)
+
+    def _make_room(self, size: int, first: User | None) -> bool:
+        self._collect()
+        if self._used_bytes + size > self.max_bytes:
+            victims = [place for place in self._places.values() if self._may_evict(place, first)]
+            if self._used_bytes - sum(place.size for place in victims) + size > self.max_bytes:
+                return False  # nothing goes in vain, unless somebody looks at it still
+            for victim in victims:
+                self._evict(victim)
+                self._collect()
+                if self._used_bytes + size <= self.max_bytes:
+                    break
+        return self._used_bytes + size <= self.max_bytes
+
+    def _may_evict(self, place: Place, first: User | None) -> bool:
+        """Not what an admitted user has (R69), nor what the first in line wants; of the others' it may take (R65)."""
+        if place.state != State.READY or place.is_pinned:
+            return False
+        return first not in place.users if first is not None else not place.users
+
+    def _evict(self, place: Place) -> None:
+        place.rows, place.state = None, State.ABSENT
+        place.is_prefetched = False
+        self._evictions += 1
+        self._metrics.count_for_client(Metric.CACHE_EVICTIONS)
+        if not place.users:
+            del self._places[place.key]
+
+    def _collect(self) -> None:
+        """Count what nobody looks at any more."""
+        while self._freed:
+            self._used_bytes -= self._freed.popleft()
+
+    # ---- fetches: the library thread, but for `_has_ended`
+
+    def _turn(self) -> bool:
+        ended = [self._ended.popleft() for _ in range(len(self._ended))]
+        for it in ended:
+            self._take(*it)
+        with self._lock:
+            self._collect()
+            has_changed = self._admit() or bool(ended)
+            asked = self._to_ask_for()
+        while self._given_up:
+            self._given_up.popleft().abort()
+        for place in asked:
+            self._ask(place)
+        if has_changed:
+            self._attachment.user_bell.ring()
+        if self._ended or (ended and not asked):  # what has ended at once, or who is behind it in line
+            self._library.wake()
+        return False
+
+    def _to_ask_for(self) -> list[Place]:
+        """The items of the first in line that lacks memory; while nobody does, those that were named ahead."""
+        now_ns, first = self._attachment.clock(), self._first()
+        places = first.places.values() if first is not None else self._places.values()
+        asked = [
+            place
+            for place in places
+            if place.state == State.ABSENT and now_ns >= place.again_ns and (first is not None or place.is_prefetched)
+        ]
+        for place in asked:
+            place.attempt += 1
+            place.state, place.is_held_back = State.ASKED, False
+        return asked
+
+    def _ask(self, place: Place) -> None:
+        attempt = place.attempt
+        try:
+            fetch = self._fetching.fetch(
+                place.key, place.address, wait_s=self._wait_s, admit=partial(self._may_take, place, attempt)
+            )
+        except (EmbridgeError, RuntimeError) as error:
+            with self._lock:
+                self._failed(place, FetchFailed(place.key, str(error)))
+            return
+        with self._lock:
+            if place.attempt == attempt:
+                place.fetch = fetch
+            else:  # meanwhile nobody wants it any more
+                self._given_up.append(fetch)
+        fetch.add_done_callback(partial(self._has_ended, place, attempt))
+
+    def _has_ended(self, place: Place, attempt: int, fetch: Fetch) -> None:
+        """Note the end of a fetch (any thread)."""
+        self._ended.append((place, attempt, fetch))
+        self._library.wake()
+
+    def _take(self, place: Place, attempt: int, fetch: Fetch) -> None:
+        """Take what a fetch has brought: copy it, without the lock, if it was read where it lies."""
+        error, rows = fetch.exception(), None
+        if error is None:
+            try:
+                with fetch.result() as item:
+                    rows = item.copied()
+            except MemoryError:
+                error = FetchFailed(place.key, f"this process has no memory for its {place.size} bytes")
+        with self._lock:
+            if place.attempt != attempt:
+                return
+            place.fetch = None
+            if rows is None:
+                assert error is not None
+                self._failed(place, error)
+                return
+            assert place.state == State.TAKEN
+            place.busy_since_ns = 0
+            weakref.finalize(rows.bytes, self._freed.append, place.size).atexit = False
+            place.rows, place.state = rows, State.READY
+            self._give_up_unless_wanted(place)
+
+    def _failed(self, place: Place, error: FetchError) -> None:
+        """Tell all who wait for it, once, but for what passes by itself (R68)."""
+        if place.state == State.TAKEN:
+            self._used_bytes -= place.size
+        place.state, place.fetch = State.ABSENT, None
+        if isinstance(error, FetchTimeout) and place.is_held_back:
+            return  # it had no memory here
+        now_ns = self._attachment.clock()
+        place.busy_since_ns = place.busy_since_ns or now_ns
+        if isinstance(error, Busy) and now_ns - place.busy_since_ns < self._attachment.request_timeout_s * NS:
+            place.again_ns = now_ns + BUSY_PAUSE_NS
+            return
+        place.busy_since_ns, place.is_prefetched = 0, False
+        for me in place.users:
+            self._fail(me, error)
+        self._give_up_unless_wanted(place)
+
+    def _fail(self, me: User, error: FetchError) -> None:
+        me.errors[error.key] = type(error)(error.key, error.reason)  # each may keep its own
+        me.is_asking = False
+
+    def _close(self) -> None:
+        """The client leaves; views keep what they look at."""
+        with self._lock:
+            self._users.clear()
+            self._places.clear()

@@ -1,0 +1,75 @@
+"""The cache of published items at a language node."""
+
+from typing import Final
+
+from ..mutant import Mutant
+
+SOURCE: Final = "pipeline/client/item_cache.py"
+TESTS: Final = "tests/pipeline/client/test_item_cache.py"
+
+CACHE: Final = [
+    Mutant(
+        "first-takes-nothing", "R65, D8, P8", "items that somebody wants are evicted for nobody",
+        SOURCE,
+        "        return first not in place.users if first is not None else not place.users\n",
+        "        return not place.users\n",
+        (f"{TESTS}::test_every_user_gets_its_whole_set_in_the_end[0-False]",),
+    ),
+    Mutant(
+        "behind-takes-memory", "R66", "memory goes to whoever asks, not to the first in line",
+        SOURCE,
+        "            if (first is not None and first not in place.users) or not self._make_room(size, first):\n",
+        "            if not self._make_room(size, first):\n",
+        (f"{TESTS}::test_a_failure_is_told_to_all_who_wait_once_and_whoever_asks_again_has_it_fetched_again",),
+    ),
+    Mutant(
+        "fetched-for-each", "R67", "an item that is on its way is fetched once more",
+        SOURCE,
+        "            if place.state == State.ABSENT and now_ns",
+        "            if place.state != State.READY and now_ns",
+        (f"{TESTS}::test_a_user_is_admitted_when_all_its_items_are_there_and_what_is_there_is_fetched_once",),
+    ),
+    Mutant(
+        "told-to-one", "R68, P8", "of those who wait for an item one is told that it has failed",
+        SOURCE,
+        "        for me in place.users:\n            self._fail(me, error)\n",
+        "        for me in [*place.users][:1]:\n            self._fail(me, error)\n",
+        (f"{TESTS}::test_a_failure_is_told_to_all_who_wait_once_and_whoever_asks_again_has_it_fetched_again",),
+    ),
+    Mutant(
+        "admitted-and-evicted", "R69", "items of an admitted user are evicted",
+        SOURCE,
+        "        if place.state != State.READY or place.is_pinned:\n",
+        "        if place.state != State.READY:\n",
+        (f"{TESTS}::test_items_of_an_admitted_user_stay_until_it_ends_and_then_as_long_as_there_is_room",),
+    ),
+    Mutant(
+        "memory-from-under-a-fetch", "R71", "a fetch that nobody wants any more loses its memory",
+        SOURCE,
+        "        if place.state == State.ASKED and not place.is_prefetched:\n            place.attempt += 1\n",
+        "        if place.state != State.READY and not place.is_prefetched:\n            place.attempt += 1\n",
+        (f"{TESTS}::test_the_first_in_line_takes_what_only_users_behind_it_want_and_no_other",),
+    ),
+    Mutant(
+        "looked-at-and-not-counted", "R63", "memory of an evicted item counts no more, though somebody looks at it",
+        SOURCE,
+        "        place.rows, place.state = None, State.ABSENT\n        place.is_prefetched = False\n",
+        "        place.rows, place.state = None, State.ABSENT\n        place.is_prefetched = False\n"
+        "        self._used_bytes -= place.size\n",
+        (f"{TESTS}::test_memory_counts_until_nobody_looks_at_it",),
+    ),
+    Mutant(
+        "too-large-for-ever", "D9", "a user whose items never fit waits for ever",
+        SOURCE,
+        "        if needed > self.max_bytes:\n",
+        "        if needed > 2 * self.max_bytes:\n",
+        (f"{TESTS}::test_a_set_that_never_fits_is_refused_at_once_and_holds_nothing",),
+    ),
+    Mutant(
+        "not-woken-for-the-end", "P8", "an engine that sleeps is not woken when a user has all its items",
+        SOURCE,
+        "        if has_changed:\n",
+        "        if has_changed and not ended:\n",
+        (f"{TESTS}::test_a_user_is_admitted_when_all_its_items_are_there_and_what_is_there_is_fetched_once",),
+    ),
+]
