@@ -86,7 +86,7 @@ class ItemCache:
 
     # ---- for the engine
 
-    def want(self, user: Hashable, items: Mapping[Key, str]) -> Wanted:
+    def want(self, user: Hashable, items: Mapping[str, str] | Mapping[bytes, str]) -> Wanted:
         """Ask for a set of items, all at once: the keys, and for each the tcp://ip:port of its encode node.
 
         The first call of a user puts it in line; further ones say how it stands. Once READY it stays so until `end`.
@@ -139,7 +139,8 @@ class ItemCache:
     def prefetch(self, key: Key, addr: str) -> None:
         """Fetch an item for whoever will want it, once there is memory that no user lacks. Raises as `want`."""
         self._attachment.check_attached()
-        [(_, address)] = self._checked({key: addr}).items()
+        ItemKey.of(key, (0, 0))  # whether it is one
+        address = numeric(addr)
         with self._lock:
             self._place(key, address).is_prefetched = True
         self._library.wake()
@@ -179,7 +180,7 @@ class ItemCache:
 
     # ---- users and places (who has the lock)
 
-    def _checked(self, items: Mapping[Key, str]) -> dict[Key, str]:
+    def _checked(self, items: Mapping[str, str] | Mapping[bytes, str]) -> dict[Key, str]:
         if not items:
             raise ValueError("items: there is none; a user wants at least one")
         for key in items:

@@ -223,7 +223,8 @@ def test_a_user_asks_for_the_same_keys_until_it_ends() -> None:
     it.is_ready(1, "a")
     with pytest.raises(ValueError, match="other keys"):
         it.is_ready(1, "ab")
-    for items in ({}, {"a" * 300: ADDRESS}, {"b": "nowhere"}):
+    bad: list[dict[str, str]] = [{}, {"a" * 300: ADDRESS}, {"b": "nowhere"}]
+    for items in bad:
         with pytest.raises(ValueError, match=r"."):
             it.cache.want(2, items)
     assert it.cache.counts().waiting == 1
