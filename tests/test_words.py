@@ -261,6 +261,7 @@ PUBLIC = {
     "publishing": "of a shelf, for who makes rows where they will be read",
     "item_cache": "of a client, for an engine that needs all items of a request at once",
     "want": "of an item cache",
+    "is_ready": "of what it answers",
     "prefetch": "the same",
     "contains": "of a shelf, for who would publish what is there already",
     "buffered_chunks": "of a request, for who looks at it before its end",
