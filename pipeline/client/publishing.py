@@ -171,7 +171,12 @@ class ClientShelf:
         num_rows, width, dtype = item.shape
         offset, kind = item.first * SHELF_BLOCK_BYTES, getattr(torch, dtype)
         try:
-            flat = torch.frombuffer(shelf, dtype=kind, count=num_rows * width, offset=offset)
+            memory = memoryview(shelf)
+        except BufferError:  # the shelf of a node that has gone meanwhile is no more
+            self._attachment.check_usable()
+            raise
+        try:
+            flat = torch.frombuffer(memory, dtype=kind, count=num_rows * width, offset=offset)
             it = PublishedRows(flat.view(num_rows, width), None)
             yield it
         except BaseException:

@@ -53,11 +53,14 @@ def first_of(item: Item) -> float:
     return float(item.rows[0, 0])
 
 
-def read_for(state: SimpleNamespace, seconds: float, addr: str) -> tuple[int, list[str]]:
-    """Fetch five keys again and again, and look at all of their rows; how many there were, and what was wrong."""
+def read_for(state: SimpleNamespace, seconds: float, addr: str, least: int = 0) -> tuple[int, list[str]]:
+    """Fetch five keys again and again, and look at all of their rows; how many there were, and what was wrong.
+
+    It takes so many seconds, and up to 20 more until there were `least`.
+    """
     faults, found, until = [], 0, time.monotonic() + seconds
     last = dict.fromkeys("abcde", 0)
-    while time.monotonic() < until:
+    while time.monotonic() < until or (found < least and time.monotonic() < until + 20):
         for key, least in last.items():
             fetch = state.client.fetch(key, addr)
             fetch.wait(20)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from support.nodes import LIMITS, Station, station
 from support.publishing import rows_of_version
 from support.waiting import wait_until
 
-from embridge import Client, LaunchError, attach, launch
+from embridge import Client, LaunchError, NodeGoneError, attach, launch
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.allocator.records import NodeState, SegmentHeader
 from embridge.allocator.shelf import DTYPE_BYTES, ShelfCounts
@@ -221,6 +222,28 @@ def test_a_client_that_leaves_while_it_makes_rows_writes_to_nobodys_memory(shelv
         making.__exit__(None, None, None)
     with pytest.raises(RuntimeError, match="closed"):
         leaving.publish("cat", rows_of_version(1))
+
+
+def test_a_node_that_goes_while_a_publication_begins_is_said_to_be_gone(
+    shelved: Station, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: its memory may have been let go of by the library thread since the look at it."""
+    with attach(shelved.run_dir) as mine:
+        attachment, table = library_of(mine).attachment, mine.shelf._table
+        core = table.core
+
+        def begin(*given: Any) -> Any:
+            answer = core.begin(*given)
+            attachment.node_gone = True
+            assert attachment.shelf is not None
+            attachment.shelf.discard()
+            return answer
+
+        monkeypatch.setitem(vars(table), "core", SimpleNamespace(begin=begin, drop=core.drop, show=core.show))
+        with pytest.raises(NodeGoneError, match="is gone"):
+            mine.publish("cat", rows_of_version(1))
+        attachment.node_gone = False
+    wait_until(lambda: not client.shelf.counts().filling, 10.0, lambda: f"{client.shelf.counts()}")
 
 
 # ---- who dies
