@@ -204,7 +204,7 @@ def test_the_lane_is_kept_while_the_library_thread_copies(
 # ---- refused
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "publish": ("key", None), "fetch": ("key", "tcp://127.0.0.1:1"),
+    "publish": ("key", None), "item_cache": (1,), "fetch": ("key", "tcp://127.0.0.1:1"),
     "rows": (0, 1), "commit": (0,),
     "sender": (1, 8), "receiver": ("tcp://127.0.0.1:1", 1),
     "allocate": (1,), "take": (1,), "init": ([],),
@@ -222,6 +222,7 @@ ANSWERED = {
     "let_go": "gives the caller's rows back once",
     "done": "whether lent rows are the caller's again",
     "add_done_callback": "the same, and is called at once",
+    "until_done": "the same, in a coroutine",
     **dict.fromkeys(
         ("end_without_slot", "entered", "prepare", "give_up", "catch_up", "check_room"),
         "is between a library and its handles"
