@@ -167,8 +167,8 @@ def test_the_death_of_a_language_node_ends_its_fetches() -> None:
 
 @pytest.mark.parametrize("change", range(1, 45))
 def test_a_bootstrap_that_dies_anywhere_leaves_no_pin_without_a_request(change: int) -> None:
-    """R51, R55, R85, P1, P11: and the question at which it was, a "dead bootstrap of a node with a shelf", is answered by
-    the next one, once.
+    """R51, R55, R85, P1, P11: and the question at which it was, a "dead bootstrap of a node with a shelf", is answered
+    by the next one, once.
     """
     node = Shelved()
     node.publish("cat", 8)
