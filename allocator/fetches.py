@@ -67,7 +67,7 @@ class FetchTable:
         return raw[: words[Fetched.KEY_BYTES]], words[Fetched.WANTED]
 
     def answer(self, slot: int, shape: ItemShape) -> None:
-        """Write what the encode node answers, before the request's length is known to its client (poller)."""
+        """Write what the encode node answers, its bytes last, before its length is known to the client (poller)."""
         at = slot * FETCHED_WORDS
         for field, value in zip(_SHAPE, shape, strict=True):
             self._words.store(at + field, value)
@@ -92,9 +92,10 @@ class FetchTable:
     # ---- both
 
     def shape(self, slot: int) -> ItemShape:
-        """What the item is; of 0 bytes: not answered yet."""
+        """What the item is; of 0 bytes: not answered yet. Its bytes are written last, and read first."""
         at = slot * FETCHED_WORDS
-        return ItemShape(*(self._words.load(at + field) for field in _SHAPE))
+        size = self._words.load(at + Fetched.BYTES)
+        return ItemShape(*(self._words.load(at + field) for field in _SHAPE[:-1]), size)
 
     def _put(self, slot: int, words: array[int]) -> None:
         at = slot * FETCHED_WORDS

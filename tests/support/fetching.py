@@ -61,7 +61,7 @@ def read_for(state: SimpleNamespace, seconds: float, addr: str, least: int = 0) 
     faults, found, until = [], 0, time.monotonic() + seconds
     last = dict.fromkeys("abcde", 0)
     while time.monotonic() < until or (found < least and time.monotonic() < until + 20):
-        for key, least in last.items():
+        for key, newest in last.items():
             fetch = state.client.fetch(key, addr)
             fetch.wait(20)
             if isinstance(fetch.exception(), NotPublished):
@@ -69,8 +69,8 @@ def read_for(state: SimpleNamespace, seconds: float, addr: str, least: int = 0) 
             with fetch.result() as item:
                 found += 1
                 last[key] = item.generation
-                if item.generation < least:
-                    faults.append(f"{key}: generation {item.generation} after {least}")
+                if item.generation < newest:
+                    faults.append(f"{key}: generation {item.generation} after {newest}")
                 if item.rows.min() != item.rows.max():
                     faults.append(f"{key}: generation {item.generation} is torn")
     return found, faults

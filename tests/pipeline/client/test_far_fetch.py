@@ -9,6 +9,7 @@ from support.questions import THERE, fetch_from_afar, land, state_of, tell
 
 from embridge import Busy, FetchFailed, FetchTimeout, GenerationGone, NotPublished
 from embridge.allocator.errors import FailureCode, FetchError
+from embridge.allocator.fetches import ItemShape
 from embridge.allocator.records import Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
@@ -254,3 +255,27 @@ def test_a_node_of_this_host_that_has_no_door_left_is_asked_as_one_of_another(no
     assert [node.control.peers.record(peer).offer for peer in node.control.peers.alive()] == [THERE]
     refuse(node, slot, FailureCode.NOT_PUBLISHED)
     assert isinstance(error_of(fetch), NotPublished)
+
+
+@pytest.mark.parametrize("loads", range(6))
+def test_an_answer_that_is_being_written_is_read_whole_or_not_at_all(
+    node: LanguageAlone, monkeypatch: pytest.MonkeyPatch, loads: int
+) -> None:
+    """R52, P6: between any two loads of its client the poller writes all of it."""
+    fetches, left = node.control.fetches, [loads]
+    load, answer = fetches._words.load, ItemShape(7, 3, 14, 11, 42)
+
+    class Between:
+        def load(self, index: int) -> int:
+            if left[0] == 0:
+                monkeypatch.undo()
+                fetches.answer(3, answer)
+            left[0] -= 1
+            return load(index)
+
+    monkeypatch.setattr(fetches, "_words", Between())
+    found = fetches.shape(3)
+    assert found == answer or not found.bytes
+    monkeypatch.undo()
+    fetches.answer(3, answer)
+    assert fetches.shape(3) == answer
