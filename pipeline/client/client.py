@@ -177,16 +177,18 @@ class Client:
         """
         return self._all_fetches().fetch(key, addr, generation, wait_s, deadline_s)
 
-    def item_cache(self, max_bytes: int, *, wait_s: float = 0.0) -> ItemCache:
+    def item_cache(self, max_bytes: int, *, wait_s: float = 0.0, shared: bool = False) -> ItemCache:
         """A cache of published items for an engine's requests, of `max_bytes` (language side); see `ItemCache`.
 
-        `wait_s`: for so many seconds an item may come that is not published yet. A client may have several.
+        `wait_s`: for so many seconds an item may come that is not published yet. `shared`: other processes of this host
+        may read its items where they lie (`ItemCache.memory`). A client may have several.
 
         Raises:
             ValueError: a number is out of range, or this is no language node.
+            SegmentError: memory that is shared cannot be had.
             RuntimeError: after `close()`, or in a forked child.
         """
-        return ItemCache(self._library, self._all_fetches(), max_bytes, wait_s)
+        return ItemCache(self._library, self._all_fetches(), max_bytes, wait_s, shared=shared)
 
     def _all_fetches(self) -> Fetching:
         self._attachment.check_attached()

@@ -23,6 +23,7 @@ from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.shelf import DTYPE_BYTES, code_of
 from embridge.allocator.status import Phase, split
+from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.leaving import refuse
@@ -71,10 +72,10 @@ class CopiedRows:
     """The rows of an item that was fetched, in memory of this process; what a `Pin` says of one that is read in place.
     """
 
-    def __init__(self, shape: ItemShape) -> None:
-        """Raises MemoryError."""
+    def __init__(self, shape: ItemShape, take: Callable[[int], Bytes] = fresh_memory) -> None:
+        """`take` gives memory of so many bytes. Raises MemoryError."""
         self.number, self.rows, self.width, self.dtype, size = shape
-        self.bytes = np.empty(size, np.uint8)
+        self.bytes = take(size)
 
 
 class FarFetch:
@@ -88,12 +89,13 @@ class FarFetch:
         generation: int,
         timeout_s: float,
         admit: Callable[[int], bool] | None = None,
+        take: Callable[[int], Bytes] = fresh_memory,
     ) -> None:
-        """`admit` is asked whether there is memory for so many bytes, until it says so.
+        """`admit` is asked whether there is memory for so many bytes, until it says so; then `take` gives it.
 
         Raises NodeBusyError, NodeUnhealthyError, NodeGoneError, RuntimeError as `Client.receiver`."""
         self._library = library
-        self._admit = admit
+        self._admit, self._take = admit, take
         self._control = library.attachment.control
         room = library.check_open(secrets.randbits(ROOM_BITS), Role.LANGUAGE, "fetch")
         self._receiver = ItemReceiver(library, room, address, key, generation)
@@ -156,7 +158,7 @@ class FarFetch:
         if self._admit is not None and not self._admit(size):
             return False
         try:
-            self._rows = CopiedRows(shape)
+            self._rows = CopiedRows(shape, self._take)
         except MemoryError:
             self._receiver.fail(FailureCode.TOO_LARGE, f"{size} bytes: this process has no memory for them")
         return self._rows is not None

@@ -40,6 +40,7 @@ from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.shelf import ItemKey, dtype_of
 from embridge.pipeline.arguments import is_time, said, whole
+from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
 from embridge.pipeline.client.far_fetch import CopiedRows, FarFetch
 from embridge.pipeline.client.shelf_doors import ShelfDoor, ShelfDoors
 from embridge.workers.addresses import numeric
@@ -105,12 +106,14 @@ class Item:
         """Copy the rows into a tensor of as many elements, on whichever device. Raises ValueError as `rows`."""
         destination.copy_(self.rows.view(destination.shape))
 
-    def copied(self) -> CopiedRows:
-        """Its rows in memory of this process; copied, if they are read in place. Raises ValueError, MemoryError."""
+    def copied(self, take: Callable[[int], Bytes] = fresh_memory) -> CopiedRows:
+        """Its rows in memory of this process; copied, into what `take` gives, if they are read in place. Raises
+        ValueError, MemoryError.
+        """
         pin = self._need()
         if isinstance(pin, CopiedRows):
             return pin
-        copy = CopiedRows(ItemShape(pin.number, pin.rows, pin.width, pin.dtype, pin.bytes))
+        copy = CopiedRows(ItemShape(pin.number, pin.rows, pin.width, pin.dtype, pin.bytes), take)
         copy.bytes[:] = np.frombuffer(pin, np.uint8, pin.bytes)
         return copy
 
@@ -146,6 +149,8 @@ class Fetch:
         """Its request, while it has one."""
         self.admit: Callable[[int], bool] | None = None
         """Asked, again and again, whether there is memory for so many bytes, before any of them moves."""
+        self.take = fresh_memory
+        """Gives that memory."""
         self.again_ns = 0
         """When it is asked for again, on another host."""
         self._fetching = fetching
@@ -257,8 +262,11 @@ class Fetching:
         wait_s: float = 0.0,
         deadline_s: float | None = None,
         admit: Callable[[int], bool] | None = None,
+        take: Callable[[int], Bytes] = fresh_memory,
     ) -> Fetch:
-        """As `Client.fetch`; and no row moves until `admit` has said that there is memory for so many bytes."""
+        """As `Client.fetch`; and no row moves until `admit` has said that there is memory for so many bytes, which
+        `take` gives if they are not read in place.
+        """
         attachment = self._attachment
         attachment.check_usable()
         ItemKey.of(key, (0, 0))  # whether it is one
@@ -267,7 +275,7 @@ class Fetching:
             if not is_time(value) or not 0 <= value <= MOST_S:
                 raise ValueError(f"{name}: {said(value)} s must be from 0 to {MOST_S:g} s")
         it = Fetch(self, key, numeric(addr), whole("generation", generation, 0, 1 << 63))
-        it.admit = admit
+        it.admit, it.take = admit, take
         now_ns = it.begun_ns = attachment.clock()
         it.until_ns, it.deadline_ns = now_ns + int(wait_s * NS), now_ns + int(deadline_s * NS)
         with self._turn:
@@ -370,7 +378,7 @@ class Fetching:
         raw, left_s = ItemKey.of(it.key, (0, 0)).key, max(it.deadline_ns - now_ns, 1) / NS
         it.again_ns = now_ns + ASK_AGAIN_NS  # a signal handler that looks at it meanwhile begins no other
         try:
-            it.far = FarFetch(self._library, it.address, raw, it.generation, left_s, it.admit)
+            it.far = FarFetch(self._library, it.address, raw, it.generation, left_s, it.admit, it.take)
         except NodeBusyError as error:
             it.end(None, Busy(it.key, str(error)))
         except (EmbridgeError, RuntimeError, ValueError) as error:

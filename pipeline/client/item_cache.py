@@ -23,6 +23,7 @@ from embridge.allocator.errors import Busy, EmbridgeError, FetchError, FetchFail
 from embridge.allocator.metrics import Metric
 from embridge.allocator.shelf import ItemKey
 from embridge.pipeline.arguments import is_time, said, whole
+from embridge.pipeline.client.cache_memory import CacheMemory, fresh_memory
 from embridge.pipeline.client.cached_items import CacheCounts, Key, Place, State, User
 from embridge.pipeline.client.fetching import Fetch, Fetching, Item
 from embridge.workers.addresses import numeric
@@ -63,7 +64,9 @@ class Wanted(NamedTuple):
 class ItemCache:
     """One client's, made by `Client.item_cache`. Any thread may call it; no method waits or does I/O."""
 
-    def __init__(self, library: Library, fetching: Fetching, max_bytes: int, wait_s: float) -> None:
+    def __init__(
+        self, library: Library, fetching: Fetching, max_bytes: int, wait_s: float, *, shared: bool = False
+    ) -> None:
         attachment = library.attachment
         self.max_bytes = whole("max_bytes", max_bytes, 1, MAX_BYTES)
         """Of all items that it holds, those on their way, and evicted ones at which somebody still looks."""
@@ -73,6 +76,9 @@ class ItemCache:
         self._attachment = attachment
         self._fetching = fetching
         self._wait_s = wait_s
+        self.memory = CacheMemory(self.max_bytes) if shared else None
+        """Where its items lie, for other processes of this host, too; None: for this one alone."""
+        self._take_bytes = self.memory.take if self.memory is not None else fresh_memory
         self._metrics = attachment.control.metrics
         self._lock = threading.Lock()
         self._places: dict[Key, Place] = {}  # the least recently used first
@@ -369,9 +375,8 @@ class ItemCache:
     def _ask(self, place: Place) -> None:
         attempt = place.attempt
         try:
-            fetch = self._fetching.fetch(
-                place.key, place.address, wait_s=self._wait_s, admit=partial(self._may_take, place, attempt)
-            )
+            may_take, take = partial(self._may_take, place, attempt), self._take_bytes
+            fetch = self._fetching.fetch(place.key, place.address, wait_s=self._wait_s, admit=may_take, take=take)
         except (EmbridgeError, RuntimeError) as error:
             with self._lock:
                 self._failed(place, FetchFailed(place.key, str(error)))
@@ -394,7 +399,7 @@ class ItemCache:
         if error is None:
             try:
                 with fetch.result() as item:
-                    rows = item.copied()
+                    rows = item.copied(self._take_bytes)
             except MemoryError:
                 error = FetchFailed(place.key, f"this process has no memory for its {place.size} bytes")
         with self._lock:

@@ -11,6 +11,7 @@ import numpy as np
 from embridge import FetchError, FetchFailed, ItemCache
 from embridge.allocator.fetches import ItemShape
 from embridge.allocator.shelf import code_of
+from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
 from embridge.pipeline.client.far_fetch import CopiedRows
 from embridge.workers.timing import NS
 
@@ -22,11 +23,15 @@ class StubItem:
 
     def __init__(self, size: int, value: int) -> None:
         self._rows: CopiedRows | None = CopiedRows(ItemShape(1, 1, size, code_of("uint8"), size))
-        self.copied().bytes[:] = value
+        self._rows.bytes[:] = value
 
-    def copied(self) -> CopiedRows:
+    def copied(self, take: Callable[[int], Bytes] = fresh_memory) -> CopiedRows:
+        """As of an item that is read in place."""
         assert self._rows is not None
-        return self._rows
+        there = self._rows
+        rows = CopiedRows(ItemShape(there.number, there.rows, there.width, there.dtype, len(there.bytes)), take)
+        rows.bytes[:] = there.bytes
+        return rows
 
     def __enter__(self) -> StubItem:
         return self
@@ -85,7 +90,7 @@ class StubFetch:
 class StubCache:
     """An `ItemCache` whose library thread is the test."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, shared: bool = False) -> None:
         self.now_ns = NS
         self.fetches: list[StubFetch] = []
         self.num_rung = 0
@@ -104,7 +109,7 @@ class StubCache:
         )
         fetching: Any = SimpleNamespace(fetch=self._fetch)
         self._is_awake = False
-        self.cache = ItemCache(library, fetching, max_bytes, 0.0)
+        self.cache = ItemCache(library, fetching, max_bytes, 0.0, shared=shared)
         [self._turn] = turns
 
     def _ring(self) -> None:
@@ -113,7 +118,9 @@ class StubCache:
     def _wake(self) -> None:
         self._is_awake = True
 
-    def _fetch(self, key: str, address: str, *, wait_s: float, admit: Callable[[int], bool]) -> StubFetch:
+    def _fetch(
+        self, key: str, address: str, *, wait_s: float, admit: Callable[[int], bool], take: Callable[[int], Bytes]
+    ) -> StubFetch:
         fetch = StubFetch(key, address, admit)
         self.fetches.append(fetch)
         return fetch

@@ -1,0 +1,156 @@
+"""Memory of an item cache that other processes of its host read: the ranks of an engine share one copy (D16).
+
+It is one file without a name, in memory, many times as long as all that may lie in it at one time. What nobody uses has
+no memory, only a number. So there is always a hole for the next item (first fit needs no more than the logarithm of the
+largest item, in pages, times what is used), and memory is bounded by the cache alone. Nothing is left of it when its
+processes have ended, however they have.
+
+Whoever is told a `RowsAt` opens the file through its owner's /proc, and maps it to be read only. The owner takes the
+memory back when nobody in its own process has a view of the rows any more. Whoever tells others of rows keeps one until
+they have read them (R70).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import warnings
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from embridge.allocator.errors import SegmentError
+from embridge.allocator.ranges import Ranges
+
+if TYPE_CHECKING:
+    import torch
+
+    from embridge.pipeline.client.fetching import Item
+
+Bytes = npt.NDArray[np.uint8]
+SPREAD: Final = 32
+"""How many times as long as the cache the file is: enough for items of up to 2^32 pages."""
+
+
+def fresh_memory(size: int) -> Bytes:
+    """So many bytes of this process's own. Raises MemoryError."""
+    return np.empty(size, np.uint8)
+
+
+class MemoryName(NamedTuple):
+    """How other processes of the host find the memory of a cache."""
+
+    pid: int
+    fd: int
+    device: int
+    inode: int
+
+
+class RowsAt(NamedTuple):
+    """Where the rows of one item lie, for other processes of the host."""
+
+    memory: MemoryName
+    offset: int
+    """In bytes."""
+    shape: tuple[int, int]
+    """(num_rows, width)."""
+    dtype: str
+    """The name of the dtype of the rows."""
+
+
+class CacheMemory:
+    """The memory of one cache. Any thread may call it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """Raises SegmentError."""
+        self._lock = threading.Lock()
+        self._freed: deque[tuple[int, int]] = deque()
+        size = -(-max_bytes // mmap.PAGESIZE) * mmap.PAGESIZE * SPREAD
+        self._fd = -1
+        try:
+            self._fd = os.memfd_create("embridge-items", os.MFD_CLOEXEC)
+            os.ftruncate(self._fd, size)
+            self._mapping = mmap.mmap(self._fd, size)
+        except (OSError, OverflowError, ValueError) as error:
+            self._close()
+            raise SegmentError(
+                f"memory of the item cache: {size} bytes cannot be mapped: {error}; lower max_bytes, or raise "
+                "`ulimit -v` and `ulimit -n`"
+            ) from error
+        self._ranges = Ranges(size, mmap.PAGESIZE)
+        self._begin = np.frombuffer(self._mapping, np.uint8).__array_interface__["data"][0]
+        stat = os.fstat(self._fd)
+        self.name = MemoryName(os.getpid(), self._fd, stat.st_dev, stat.st_ino)
+        """For other processes, as long as this object is there."""
+        weakref.finalize(self, os.close, self._fd).atexit = False
+
+    def take(self, size: int) -> Bytes:
+        """Memory of so many bytes, which goes back with the last view of it. Raises MemoryError."""
+        with self._lock:
+            while self._freed:
+                begin, end = self._freed.popleft()
+                self._mapping.madvise(mmap.MADV_REMOVE, begin, end - begin)
+                self._ranges.give_back(begin, end)
+            found = self._ranges.take(size)
+            if found is None:
+                raise MemoryError
+            try:
+                os.posix_fallocate(self._fd, found[0], found[1] - found[0])
+            except OSError as error:
+                self._freed.append(found)
+                raise MemoryError from error
+        rows = np.frombuffer(self._mapping, np.uint8, size, found[0])
+        weakref.finalize(rows, self._freed.append, found).atexit = False
+        return rows
+
+    def where(self, item: Item) -> RowsAt:
+        """Where the rows of an item of this cache lie, for a `CacheView`. Whoever tells others of them keeps the item
+        until they have read it. Raises ValueError: the item is released.
+        """
+        offset: int = item.copied().bytes.__array_interface__["data"][0] - self._begin
+        return RowsAt(self.name, offset, item.shape, item.dtype)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+class CacheView:
+    """The memory of another process's cache, to be read only. One thread at a time calls it."""
+
+    def __init__(self, name: MemoryName) -> None:
+        """Raises SegmentError: its process has ended, is on another host, or is another user's."""
+        where = f"memory of the item cache of process {name.pid}"
+        try:
+            fd = os.open(f"/proc/{name.pid}/fd/{name.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SegmentError(
+                f"{where}: it cannot be opened here: {error.strerror}; run both as one user, on one host, and where "
+                "they see each other's process numbers"
+            ) from error
+        try:
+            stat = os.fstat(fd)
+            if (stat.st_dev, stat.st_ino) != (name.device, name.inode):
+                raise SegmentError(f"{where}: it is gone")
+            self._mapping = mmap.mmap(fd, stat.st_size, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise SegmentError(f"{where}: it cannot be mapped: {error.strerror}; raise `ulimit -v`") from error
+        finally:
+            os.close(fd)
+
+    def rows(self, at: RowsAt) -> torch.Tensor:
+        """The rows, (num_rows, width). They may be read for as long as the owner keeps them; to write is a SIGSEGV.
+
+        Raises ValueError: they would lie outside of the memory.
+        """
+        import torch
+
+        count = at.shape[0] * at.shape[1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that they are not to be written to
+            flat = torch.frombuffer(self._mapping, dtype=getattr(torch, at.dtype), count=count, offset=at.offset)
+        return flat.view(at.shape)

@@ -1,0 +1,95 @@
+"""Memory of an item cache that other processes read: where rows lie, and when memory is used again."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.caching import StubCache
+
+from embridge import SegmentError
+from embridge.pipeline.client.cache_memory import CacheMemory, CacheView, RowsAt
+
+PAGE = 4096
+READ = """
+import ast, sys
+from embridge.pipeline.client.cache_memory import CacheView, MemoryName, RowsAt
+name, offset, shape, dtype = ast.literal_eval(sys.argv[1])
+view = CacheView(MemoryName(*name))
+print(view.rows(RowsAt(MemoryName(*name), offset, shape, dtype)).sum().item())
+"""
+
+
+def resident_bytes(memory: CacheMemory) -> int:
+    return Path(f"/proc/self/fd/{memory.name.fd}").stat().st_blocks * 512
+
+
+def test_another_process_reads_the_rows_of_an_item_where_they_lie() -> None:
+    """D16."""
+    it = StubCache(10 * PAGE, shared=True)
+    it.is_ready(1, "a")
+    it.come("a", 10, 3)
+    it.is_ready(1, "a")
+    assert it.cache.memory is not None
+    at = it.cache.memory.where(it.cache.get(1, "a"))
+    told = repr((tuple(at.memory), at.offset, at.shape, at.dtype))
+    found = subprocess.run([sys.executable, "-c", READ, told], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.stdout, found.stderr) == ("30\n", "")
+
+
+def test_memory_goes_back_with_the_last_view_whatever_has_become_of_the_item() -> None:
+    """R70: whoever tells others of rows keeps the item until they have read it."""
+    it = StubCache(2 * PAGE, shared=True)
+    memory = it.cache.memory
+    assert memory is not None
+    it.is_ready(1, "a")
+    it.come("a", 2 * PAGE)
+    it.is_ready(1, "a")
+    item = it.cache.get(1, "a")
+    at = memory.where(item)
+    view = CacheView(memory.name)
+    it.cache.end(1)
+    it.cache.forget("a")
+    it.is_ready(2, "b")
+    assert not it.come("b", 2 * PAGE)  # somebody still looks at a
+    assert view.rows(at).flatten().tolist() == [ord("a")] * 2 * PAGE
+    item.release()
+    assert it.come("b", 2 * PAGE)
+    assert it.is_ready(2, "b")
+    assert view.rows(memory.where(it.cache.get(2, "b"))).flatten().tolist() == [ord("b")] * 2 * PAGE
+    assert resident_bytes(memory) <= 3 * PAGE
+
+
+def test_what_fits_by_its_bytes_finds_a_place_whatever_has_come_and_gone() -> None:
+    """Items of any size, in any order: memory in use is never more than their pages, and no item is written over."""
+    memory, rng = CacheMemory(256 * PAGE), random.Random(5)
+    held: list[np.ndarray[tuple[int], np.dtype[np.uint8]]] = []
+    for turn in range(2000):
+        pages = rng.choice((1, 1, 2, 3, 8, 60, 130))
+        while sum(rows.nbytes for rows in held) > (256 - pages) * PAGE:
+            held.pop(rng.randrange(len(held)))
+        held.append(memory.take(pages * PAGE))
+        held[-1][:: PAGE // 2] = turn % 251
+        assert resident_bytes(memory) <= 256 * PAGE
+        which = rng.randrange(len(held))
+        assert (held[which][:: PAGE // 2] == held[which][0]).all()
+
+
+def test_a_name_that_leads_to_another_file_or_to_none_is_refused() -> None:
+    memory = CacheMemory(PAGE)
+    name = memory.name
+    for wrong in (name._replace(inode=name.inode + 1), name._replace(fd=999), name._replace(pid=1 << 22)):
+        with pytest.raises(SegmentError, match=f"item cache of process {wrong.pid}"):
+            CacheView(wrong)
+    view = CacheView(name)
+    with pytest.raises(ValueError, match="offset"):
+        view.rows(RowsAt(name, 1 << 40, (1, 8), "uint8"))
+
+
+def test_what_cannot_be_mapped_is_said() -> None:
+    with pytest.raises(SegmentError, match="lower max_bytes"):
+        CacheMemory(1 << 50)
