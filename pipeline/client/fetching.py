@@ -149,7 +149,7 @@ class Fetch:
         """Its request, while it has one."""
         self.admit: Callable[[int], bool] | None = None
         """Asked, again and again, whether there is memory for so many bytes, before any of them moves."""
-        self.take = fresh_memory
+        self.take: Callable[[int], Bytes] = fresh_memory
         """Gives that memory."""
         self.again_ns = 0
         """When it is asked for again, on another host."""

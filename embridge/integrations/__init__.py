@@ -1,0 +1,1 @@
+"""embridge in inference engines, each of which is imported by its own module alone."""

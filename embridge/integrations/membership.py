@@ -1,0 +1,79 @@
+"""An engine's client of a node: launches the node, if it is to, and joins it again when it has come back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from embridge import Client, EmbridgeError, Node, PipelineConfig, attach, launch
+
+log = logging.getLogger(__name__)
+
+AGAIN_S: Final = 0.5
+
+
+class Membership:
+    """One thread at a time calls it. A node that it has launched ends with it, and with this process."""
+
+    def __init__(self, run_dir: Path, config: PipelineConfig | None = None) -> None:
+        """Join the node in `run_dir`; with `config`, launch it there first, in a folder that goes with it.
+
+        Raises:
+            AttachError: no node answers there, and none was to be launched.
+            LaunchError, ConfigError: as `launch`.
+        """
+        self.run_dir = run_dir
+        self.clock = time.monotonic_ns
+        """Monotonic nanoseconds."""
+        self._config = config
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._node: Node | None = launch(config) if config is not None else None
+        try:
+            self._client = attach(run_dir)
+        except BaseException:
+            self.close()
+            raise
+
+    def look(self) -> Client | None:
+        """The client; None while its node is gone. Another one afterwards: what the last one had is gone, too."""
+        if self._thread is None and not self._client.node_gone:
+            return self._client
+        if self._thread is None:
+            log.warning("the node in %s is gone; it is joined again when it is back", self.run_dir)
+            self._thread = threading.Thread(target=self._join_again, name="embridge-join", daemon=True)
+            self._thread.start()
+        if self._thread.is_alive():
+            return None
+        self._thread = None
+        return self._client
+
+    def _join_again(self) -> None:
+        self._client.close()
+        while not self._stop.is_set():
+            try:
+                if self._config is not None and (self._node is None or self._node.wait(0) is not None):
+                    self._node = launch(self._config)
+                self._client = attach(self.run_dir)
+                log.warning("the node in %s is joined again", self.run_dir)
+                return
+            except (EmbridgeError, ValueError) as error:
+                log.debug("the node in %s is not joined: %s", self.run_dir, error)
+            self._stop.wait(AGAIN_S)
+
+    def close(self) -> None:
+        """Leave the node, and stop it if it was launched here."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if "_client" in vars(self):
+            self._client.close()
+        if self._node is not None:
+            self._node.stop()
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self.run_dir)
