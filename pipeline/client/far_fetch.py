@@ -109,6 +109,11 @@ class FarFetch:
         self.waits_for_block = False
         """Whether it could use a block, and there is none."""
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the encode node has said anything."""
+        return bool(self._receiver.total_embedding_length)
+
     def step(self) -> CopiedRows | tuple[int, str] | None:
         """Go on. Returns the rows; or the code of a failure, and why; None: it has not ended.
 

@@ -42,6 +42,7 @@ from embridge.allocator.shelf import ItemKey, dtype_of
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
 from embridge.pipeline.client.far_fetch import CopiedRows, FarFetch
+from embridge.pipeline.client.refusals import Refusals
 from embridge.pipeline.client.shelf_doors import ShelfDoor, ShelfDoors
 from embridge.workers.addresses import numeric
 from embridge.workers.timing import NS
@@ -59,6 +60,7 @@ MOST_LOOK_NS: Final = NS // 50
 LOOKS: Final = 16  # a pause is this part of what has been waited
 LOOK_AT_DOORS_NS: Final = NS // 10
 UNMET_NS: Final = NS  # for a node that may be on this host to register; then it is asked as one that is not
+LATE_NS: Final = NS // 10  # without an answer, after which it is tried whether anybody listens there
 ASK_AGAIN_NS: Final = NS // 10
 MOST_S: Final = 1e9
 
@@ -248,6 +250,7 @@ class Fetching:
         self._library = library
         self._doors = ShelfDoors(attachment)
         self._doors_ns = 0
+        self._refusals = Refusals()
         self._metrics = attachment.control.metrics
         self._waiting: dict[Fetch, None] = {}  # and none that has ended: it would keep its item
         self._turn = threading.RLock()  # a signal handler may fetch in the midst of a fetch
@@ -333,8 +336,13 @@ class Fetching:
     def _look(self, it: Fetch) -> bool:
         """Whether a fetch has ended."""
         now_ns, key = self._attachment.clock(), it.key
-        if it.far is not None:
+        if it.far is not None and (it.far.is_answered or not self._is_refused(it, now_ns)):
             return self._look_at_request(it, it.far, now_ns)
+        if it.far is not None:
+            far, it.far = it.far, None
+            far.give_up(f"nobody listens at {it.address}")
+            it.end(None, self._refusal(it))
+            return True
         if now_ns < it.again_ns:
             return False
         door = self._doors.find(it.address)
@@ -342,6 +350,8 @@ class Fetching:
             return self._look_on_shelf(it, door, now_ns)
         if isinstance(door, str):
             it.end(None, FetchFailed(key, door))
+        elif door is None and self._is_refused(it, now_ns):
+            it.end(None, self._refusal(it))
         elif door is not None or UNMET_NS <= now_ns - it.begun_ns < it.deadline_ns - it.begun_ns:
             self._begin_far(it, now_ns)
         elif now_ns >= it.deadline_ns:
@@ -371,6 +381,13 @@ class Fetching:
         else:
             it.end(None, GenerationGone(it.key, f"generation {it.generation} is gone; {pin.number} is there"))
         return True
+
+    def _is_refused(self, it: Fetch, now_ns: int) -> bool:
+        return now_ns - it.begun_ns >= LATE_NS and self._refusals.is_refused(it.address, now_ns)
+
+    def _refusal(self, it: Fetch) -> FetchFailed:
+        why = f"nobody listens at {it.address}; fetch it from another node, or have it encoded again"
+        return FetchFailed(it.key, why)
 
     # ---- on other hosts
 
@@ -416,6 +433,7 @@ class Fetching:
         with self._turn:
             waiting, self._waiting = list(self._waiting), {}
             self._doors.close()
+            self._refusals.close()
         for it in waiting:
             self.give_up(it, FetchFailed(it.key, "this client is closed"))
 
@@ -423,6 +441,7 @@ class Fetching:
         """Let go in a forked child; another thread of the parent may have had the turn."""
         self._turn = threading.RLock()
         self._waiting.clear()
+        self._refusals.close()
         self._doors.close()
 
 

@@ -122,6 +122,11 @@ class ItemCache:
         self._library.wake()
         return Wanted(WantStatus.NOT_YET, {})
 
+    def has_answer(self, user: Hashable) -> bool:
+        """Whether `want` might say more than NOT_YET; without a lock, and without hastening anything."""
+        me = self._users.get(user)
+        return me is None or not me.waits
+
     def get(self, user: Hashable, key: Key) -> Item:
         """An item of an admitted user, in memory of this process. Views of its rows may outlive the user.
 

@@ -86,6 +86,8 @@ class EmbridgeConnector(ECConnectorBase):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> LoadsAndSaves:
         self._step += 1
+        if self._consumer is not None:
+            self._consumer.end_step()
         loads, self._loads = self._loads, {}
         if loads:
             self._read[self._step] = list(loads.values())

@@ -20,6 +20,7 @@ from embridge.integrations.membership import Membership
 from embridge.integrations.vllm.producer import GONE, Producer
 from embridge.integrations.vllm.settings import Settings
 from embridge.pipeline.client.cache_memory import CacheMemory, RowsAt
+from embridge.pipeline.client.client import library_of
 from embridge.workers.addresses import numeric
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Consumer:
         self._wishes: dict[str, Wish] = {}
         self._held: dict[str, dict[tuple[str, int], Held]] = {}
         self._unavailable: set[str] = set()
+        self._is_waiting = False
         self.counts: Counter[str] = Counter()
         if not settings.encoders and own is None:
             try:
@@ -112,6 +114,12 @@ class Consumer:
         if wish is not None:
             self._let_go(wish)
 
+    def end_step(self) -> None:
+        """Have the cache go on, once a step, if some request waits for it."""
+        if self._is_waiting and self._client is not None:
+            library_of(self._client).wake()
+        self._is_waiting = False
+
     def take_unavailable(self) -> set[str]:
         """Requests of which an item cannot be had, each once."""
         taken, self._unavailable = self._unavailable, set()
@@ -143,8 +151,11 @@ class Consumer:
         return needed
 
     def _look(self, request: Request, wish: Wish) -> bool:
-        self.counts["looks"] += 1
         cache = self._find_cache()
+        if cache is not None and wish.asked is not None and not cache.has_answer(wish.user):
+            self._is_waiting = True
+            return False
+        self.counts["looks"] += 1
         if cache is None:
             return self._missed(request, wish, dict.fromkeys(wish.wanted, GONE))
         if wish.asked is None:

@@ -275,3 +275,18 @@ def test_every_user_gets_its_whole_set_in_the_end(seed: int, forgets: bool) -> N
         fetch.abort()
     it.settle()
     assert it.cache.counts()[3:5] == (0, 0)
+
+
+def test_whoever_only_wants_to_know_whether_to_ask_again_wakes_nobody() -> None:
+    it = StubCache(100)
+    assert it.cache.has_answer(1)  # it has not asked yet
+    it.is_ready(1, "a")
+    assert not it.cache.has_answer(1)
+    it.fetch_of("a").fail(NotPublished("a", "it is not"))
+    it.settle()
+    assert it.cache.has_answer(1)
+    assert it.cache.want(1, {"a": ADDRESS}).status == WantStatus.MISSED
+    it.is_ready(1, "a")
+    assert not it.cache.has_answer(1)
+    assert it.come("a", 10)
+    assert it.cache.has_answer(1)

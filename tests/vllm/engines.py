@@ -1,0 +1,473 @@
+"""Engines of real processes: vLLM's Scheduler in one, its runners' connector wrappers in a worker for each rank.
+
+What is missing of an engine is the model: an encoder output is computed from its identifier, and every row that a step
+would gather is compared with it. A test steps an engine by hand, or lets it run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import (
+    CacheConfig,
+    ECTransferConfig,
+    ModelConfig,
+    MultiModalConfig,
+    ParallelConfig,
+    SchedulerConfig,
+    VllmConfig,
+)
+from vllm.distributed.ec_transfer import ec_transfer_state, ensure_ec_transfer_initialized, get_ec_transfer
+from vllm.distributed.ec_transfer.ec_connector.utils import ECOutputAggregator
+from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
+from vllm.plugins import load_general_plugins
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput, make_empty_encoder_model_runner_output
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.worker.ec_connector_model_runner_mixin import ECConnectorModelRunnerMixin
+from vllm.v1.worker.gpu.ec_connector import ActiveECConnector
+
+HIDDEN = 64
+BLOCK = 16
+EOS = 2
+LIMIT_S = 60.0
+CONTEXT = multiprocessing.get_context("forkserver")
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": HIDDEN,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 8192,
+    "torch_dtype": "bfloat16",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """One engine of the test's. `transfer`: the fields of `ECTransferConfig`."""
+
+    model: str
+    transfer: dict[str, Any]
+    runner: str = "v1"
+    num_ranks: int = 1
+    num_blocks: int = 1000
+    cache_embeds: int = 1000
+    max_batched_tokens: int = 2048
+    prefix_caching: bool = False
+    width: int = HIDDEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One request. `items`: (identifier, offset, length) of each."""
+
+    name: str
+    items: tuple[tuple[str, int, int], ...] = ()
+    prompt: int = 32
+    max_tokens: int = 1
+    params: Any = None
+    has_data: bool = True
+
+
+@dataclass
+class Step:
+    """What one step of an engine has done."""
+
+    scheduled: dict[str, int] = field(default_factory=dict)
+    encoded: list[str] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+    ended: dict[str, tuple[str, Any]] = field(default_factory=dict)  # why, and its ec_transfer_params
+    stats: dict[str, int] = field(default_factory=dict)
+    free_blocks: int = 0
+    ensure_ns: list[int] = field(default_factory=list)
+
+
+def model_folder(path: Path) -> str:
+    """A model of which only the shape is known."""
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(MODEL))
+    return str(path)
+
+
+def rows_of(identifier: str, rows: int, width: int) -> torch.Tensor:
+    """What the encoder would have made of an image."""
+    seed = int.from_bytes(identifier.encode()[-6:], "little")
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def config_of(spec: EngineSpec, rank: int = 0) -> VllmConfig:
+    load_general_plugins()
+    model = ModelConfig(model=spec.model, dtype="bfloat16", skip_tokenizer_init=True, max_model_len=4096)
+    if spec.transfer["ec_role"] == "ec_producer":
+        model.multimodal_config = MultiModalConfig()
+    scheduler = SchedulerConfig(
+        max_num_seqs=64,
+        max_num_batched_tokens=spec.max_batched_tokens,
+        max_model_len=4096,
+        enable_chunked_prefill=True,
+        async_scheduling=False,
+        is_encoder_decoder=False,
+        watermark=0.0,
+    )
+    config = VllmConfig(
+        model_config=model,
+        scheduler_config=scheduler,
+        cache_config=CacheConfig(block_size=BLOCK, enable_prefix_caching=spec.prefix_caching),
+        parallel_config=ParallelConfig(),
+        ec_transfer_config=ECTransferConfig(**spec.transfer),
+    )
+    config.parallel_config.rank = rank
+    return config
+
+
+class Worker:
+    """One rank: the part of a model runner that has to do with encoder outputs."""
+
+    def __init__(self, spec: EngineSpec, rank: int) -> None:
+        config = config_of(spec, rank)
+        ensure_ec_transfer_initialized(config)
+        self.spec = spec
+        self.encoder_cache: dict[str, torch.Tensor] = {}
+        self.features: dict[str, list[MultiModalFeatureSpec]] = {}
+        self.prompts: dict[str, int] = {}
+        self.v2 = ActiveECConnector(config, self.encoder_cache) if spec.runner == "v2" else None
+
+    def execute(self, told: SchedulerOutput) -> ModelRunnerOutput:
+        for identifier in told.free_encoder_mm_hashes:
+            self.encoder_cache.pop(identifier, None)
+        work: list[tuple[str, int, int]] = []  # request, computed before, tokens that it has
+        for new in told.scheduled_new_reqs:
+            self.features[new.req_id], self.prompts[new.req_id] = new.mm_features, len(new.prompt_token_ids or ())
+            work.append((new.req_id, new.num_computed_tokens, len(new.prefill_token_ids or new.prompt_token_ids or ())))
+        cached = told.scheduled_cached_reqs
+        for name, computed, outputs in zip(
+            cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
+        ):
+            work.append((name, computed, self.prompts[name] + outputs))
+        is_consumer = get_ec_transfer().is_consumer
+        if self.v2 is not None:
+            with self.v2.maybe_get_output(told) as ec_output:
+                self._encode(told)
+                self._gather(told, work if is_consumer else [])
+        elif not told.total_num_scheduled_tokens:
+            ec_output = None
+        else:
+            with ECConnectorModelRunnerMixin.maybe_get_ec_connector_output(
+                told, encoder_cache=self.encoder_cache
+            ) as ec_output:
+                self._encode(told)
+                self._gather(told, work if is_consumer else [])
+        if not is_consumer:
+            empty = make_empty_encoder_model_runner_output(told)
+            return empty if self.v2 is None else ModelRunnerOutput.with_ec_conn_output(empty, ec_output)
+        names = list(told.num_scheduled_tokens)
+        place = {name: (computed, total) for name, computed, total in work}
+        sampled = [[EOS + 1] if told.num_scheduled_tokens[it] + place[it][0] >= place[it][1] else [] for it in names]
+        output = ModelRunnerOutput(
+            req_ids=names, req_id_to_index={name: k for k, name in enumerate(names)}, sampled_token_ids=sampled
+        )
+        return ModelRunnerOutput.with_ec_conn_output(output, ec_output)
+
+    def _encode(self, told: SchedulerOutput) -> None:
+        for name, indices in told.scheduled_encoder_inputs.items():
+            for index in indices:
+                it = self.features[name][index]
+                rows = rows_of(it.identifier, it.mm_position.length, self.spec.width)
+                self.encoder_cache[it.identifier] = rows
+                if self.v2 is None:
+                    ECConnectorModelRunnerMixin.maybe_save_ec_to_connector(self.encoder_cache, it.identifier)
+
+    def _gather(self, told: SchedulerOutput, work: list[tuple[str, int, int]]) -> None:
+        for name, computed, _ in work:
+            end = computed + told.num_scheduled_tokens[name]
+            for it in self.features[name]:
+                place = it.mm_position
+                if place.offset < end and place.offset + place.length > computed:
+                    rows = self.encoder_cache[it.identifier]
+                    assert torch.equal(rows, rows_of(it.identifier, place.length, self.spec.width)), it.identifier
+
+
+class Engine:
+    """The process of the scheduler, with connections to its workers."""
+
+    def __init__(self, spec: EngineSpec, workers: list[Connection]) -> None:
+        config = config_of(spec)
+        config.cache_config.num_gpu_blocks = spec.num_blocks
+        register_all_kvcache_specs(config)
+        attention = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+        kv = KVCacheConfig(
+            num_blocks=spec.num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], attention)]
+        )
+        self.scheduler = Scheduler(
+            vllm_config=config,
+            kv_cache_config=kv,
+            block_size=BLOCK,
+            log_stats=True,
+            structured_output_manager=StructuredOutputManager(config),
+        )
+        self.scheduler.use_v2_model_runner = spec.runner == "v2"
+        self.scheduler.max_num_encoder_input_tokens = spec.cache_embeds
+        self.scheduler.encoder_cache_manager = EncoderCacheManager(spec.cache_embeds)
+        self.workers, self.aggregator = workers, ECOutputAggregator()
+        self.width, self.ensure_ns = spec.width, []
+        connector = self.scheduler.ec_connector
+        ensure = connector.ensure_cache_available
+
+        def timed(request: Request, computed: int) -> bool:
+            begun = time.perf_counter_ns()
+            answer = ensure(request, computed)
+            self.ensure_ns.append(time.perf_counter_ns() - begun)
+            return answer
+
+        connector.ensure_cache_available = timed
+
+    def add(self, ask: Ask) -> None:
+        sampling = SamplingParams(
+            ignore_eos=True, max_tokens=ask.max_tokens, extra_args={"ec_transfer_params": ask.params}
+        )
+        sampling.update_from_generation_config({}, EOS)
+        features = [
+            MultiModalFeatureSpec(
+                data=MultiModalKwargsItem.dummy() if ask.has_data else None,
+                mm_position=PlaceholderRange(offset=offset, length=length),
+                identifier=identifier,
+                modality="image",
+            )
+            for identifier, offset, length in ask.items
+        ]
+        self.scheduler.add_request(
+            Request(
+                request_id=ask.name,
+                prompt_token_ids=[sum(ask.name.encode()) % 100] * ask.prompt,
+                sampling_params=sampling,
+                pooling_params=None,
+                mm_features=features or None,
+                block_hasher=get_request_block_hasher(BLOCK, sha256),
+            )
+        )
+
+    def step(self, *, between: str = "") -> Step:
+        """One step; `between`: a request that is aborted while the workers are at it, if it is scheduled."""
+        told = self.scheduler.schedule()
+        for worker in self.workers:
+            worker.send(told)
+        step = Step(scheduled=dict(told.num_scheduled_tokens), loads=sorted(told.ec_connector_metadata.loads))
+        for name, indices in told.scheduled_encoder_inputs.items():
+            step.encoded += [self.scheduler.requests[name].mm_features[k].identifier for k in indices]
+        if between in told.num_scheduled_tokens:
+            self.scheduler.finish_requests(between, RequestStatus.FINISHED_ABORTED)
+        answers = [worker.recv() for worker in self.workers]
+        for answer in answers:
+            if isinstance(answer, str):
+                raise RuntimeError(answer)
+        found = self.scheduler.update_from_output(told, self.aggregator.aggregate(answers))
+        step.preempted = sorted(told.preempted_req_ids or ())
+        for outputs in found.values():
+            for it in outputs.outputs:
+                if it.finish_reason is not None:
+                    step.ended[it.request_id] = (str(it.finish_reason), it.ec_transfer_params)
+            if outputs.scheduler_stats is not None and outputs.scheduler_stats.ec_connector_stats:
+                step.stats = dict(outputs.scheduler_stats.ec_connector_stats)
+        step.free_blocks = self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        step.ensure_ns, self.ensure_ns = self.ensure_ns, []
+        return step
+
+    def abort(self, name: str) -> None:
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+
+    def preempt_all(self) -> None:
+        self.scheduler.reset_prefix_cache(reset_running_requests=True)
+
+    def read_bytes(self) -> int:
+        """Bytes of the item cache that are taken."""
+        consumer = self.scheduler.ec_connector._consumer
+        return consumer._cache.counts().bytes if consumer is not None and consumer._cache is not None else 0
+
+    def evict(self, identifier: str) -> None:
+        """Take an item from the shelf of this engine."""
+        producer = self.scheduler.ec_connector._producer
+        assert producer._member.look().shelf.unpublish(producer._settings.key(identifier))
+
+    def shutdown(self) -> None:
+        self.scheduler.shutdown()
+
+
+def serve_worker(spec: EngineSpec, rank: int, scheduler: Connection, test: Connection) -> None:
+    """What a worker's process runs."""
+    try:
+        worker = Worker(spec, rank)
+    except Exception as error:
+        test.send(f"{type(error).__name__}: {error}")
+        return
+    test.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            told = scheduler.recv()
+            if told is None:
+                break
+            try:
+                answer: Any = worker.execute(told)
+            except Exception as error:
+                answer = f"{type(error).__name__}: {error}"
+            scheduler.send(answer)
+    ec_transfer_state.ensure_ec_transfer_shutdown()
+
+
+def serve_engine(spec: EngineSpec, workers: list[Connection], test: Connection) -> None:
+    """What a scheduler's process runs: a method of `Engine` at a time, as the test names it."""
+    init_none_hash(sha256)
+    try:
+        engine = Engine(spec, workers)
+    except Exception as error:
+        test.send(f"{type(error).__name__}: {error}")
+        return
+    test.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            method, args, kwargs = test.recv()
+            if method == "shutdown":
+                engine.shutdown()
+                for worker in workers:
+                    worker.send(None)
+                test.send((True, None))
+                return
+            try:
+                test.send((True, getattr(engine, method)(*args, **kwargs)))
+            except Exception as error:
+                test.send((False, f"{type(error).__name__}: {error}"))
+
+
+class Running:
+    """An engine of processes of its own, seen from the test."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.processes: list[Any] = []
+        pipes = [CONTEXT.Pipe() for _ in range(spec.num_ranks)]
+        starts = []
+        for rank, (_, end) in enumerate(pipes):
+            here, there = CONTEXT.Pipe()
+            self._start(serve_worker, spec, rank, end, there)
+            starts.append(here)
+        for start in starts:  # as in vLLM, where the scheduler is made when all workers are
+            self._await(start)
+        self.test, there = CONTEXT.Pipe()
+        self._start(serve_engine, spec, [end for end, _ in pipes], there)
+        for pair in pipes:
+            for end in pair:
+                end.close()
+        self._await(self.test)
+
+    def _start(self, function: Any, *args: Any) -> None:
+        process = CONTEXT.Process(target=function, args=args)
+        process.start()
+        self.processes.append(process)
+        args[-1].close()
+
+    def _await(self, start: Connection) -> None:
+        if not wait([start], LIMIT_S):
+            self.kill()
+            raise AssertionError("a process of the engine does not start")
+        try:
+            said = start.recv()
+        except EOFError:
+            said = "a process of the engine has ended"
+        if said is not None:
+            self.kill()
+            raise RuntimeError(said)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self.test.send((method, args, kwargs))
+        if not wait([self.test], LIMIT_S):
+            raise AssertionError(f"{method}: no answer")
+        is_well, answer = self.test.recv()
+        if not is_well:
+            raise RuntimeError(answer)
+        return answer
+
+    def add(self, ask: Ask) -> None:
+        self.call("add", ask)
+
+    def step(self, **kwargs: Any) -> Step:
+        step: Step = self.call("step", **kwargs)
+        return step
+
+    def run(self, *asks: Ask, until: int | None = None) -> list[Step]:
+        """Add requests, and step until as many have ended."""
+        for ask in asks:
+            self.add(ask)
+        left, steps = len(asks) if until is None else until, []
+        deadline = time.monotonic() + LIMIT_S
+        while left > 0:
+            assert time.monotonic() < deadline, steps[-3:]
+            steps.append(self.step())
+            left -= len(steps[-1].ended)
+            if not steps[-1].scheduled:
+                time.sleep(0.001)
+        return steps
+
+    def kill(self) -> None:
+        """As if its container were gone."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        for process in self.processes:
+            process.join(LIMIT_S)
+
+    def stop(self) -> None:
+        if self.processes[-1].is_alive():
+            self.call("shutdown")
+        for process in self.processes:
+            process.join(LIMIT_S)
+            assert process.exitcode is not None, "a process of the engine does not end"
+
+
+@contextlib.contextmanager
+def running(spec: EngineSpec) -> Iterator[Running]:
+    """An engine, which has ended afterwards."""
+    engine = Running(spec)
+    try:
+        yield engine
+        engine.stop()
+    finally:
+        engine.kill()
+
+
+def encoded(steps: list[Step]) -> list[str]:
+    return [identifier for step in steps for identifier in step.encoded]
+
+
+def loaded(steps: list[Step]) -> list[str]:
+    return [identifier for step in steps for identifier in step.loads]
+
+
+def ended(steps: list[Step]) -> dict[str, tuple[str, Any]]:
+    return {name: how for step in steps for name, how in step.ended.items()}
+
+
+def counted(steps: list[Step], name: str) -> int:
+    return sum(step.stats.get(name, 0) for step in steps)
