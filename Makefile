@@ -23,7 +23,7 @@ SYSTEM_PACKAGES := libibverbs1 libnuma1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo test lint types storm soak mutants bench wheel wheelcheck clean
+.PHONY: help setup system demo test lint types storm vllm soak mutants bench wheel wheelcheck clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ storm: $(BUILT) bytecode  ## the long randomised runs, about an hour; ARGS=--res
 	$(LONG) -m "storm and process" --passed=.build/storm-of-nodes.passed $(ARGS) \
 		|| test $$? = 5 || status=1; \
 	exit $$status
+
+vllm: $(BUILT)  ## the connector for vLLM with vLLM's own scheduler, which is installed once a user; ARGS for pytest
+	TORCH="$(TORCH)" .ci/vllm $(ARGS)
 
 soak: $(BUILT)  ## an hour of full load, and whether anything drifts; ARGS="--engine mooncake --seconds 600", say
 	PYTHONPATH=tests $(BIN)/python -m storm.soak $(ARGS)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from embridge import Client
 
 pytest_plugins = ["support.resuming", "support.distribution", "support.unchanged"]
+collect_ignore = ["vllm"]  # `make vllm` runs them, where vLLM is installed
 OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 

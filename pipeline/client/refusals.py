@@ -29,10 +29,6 @@ class _Tries:
         self.next_ns = self.looked_ns = 0
         self.refused_ns: int | None = None  # when the first of them was
 
-    def __del__(self) -> None:
-        if self.sock is not None:
-            self.sock.close()
-
 
 class Refusals:
     """Those that one client has met. Nothing waits. Who calls a method has the turn."""

@@ -20,6 +20,7 @@ from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.client import Client, library_of
 from embridge.pipeline.client.doors import Doors
 from embridge.pipeline.client.library import Library
+from embridge.pipeline.client.refusals import Refusals
 from embridge.workers.bootstrap.encode import Admission
 from embridge.workers.bootstrap.language import GrantSender
 from embridge.workers.poller.encode import Publisher
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
     from support.simulation.node import SimulatedNode
 
 LIBRARY_WAIT_NS, STARVING_WAIT_NS = 100 * MS, 5 * MS
+
+
+class NoRefusals(Refusals):
+    """No host of a simulation refuses a connection: there is none to be had."""
+
+    def is_refused(self, address: str, now_ns: int) -> bool:
+        return False
 
 
 class Answered:
@@ -243,6 +251,8 @@ class ClientActor(Actor):
         if self.world.is_direct:
             library.requests.untold.late_ns = self.world.late_ns
         self.client: Client = Client(library)
+        if control.role == Role.LANGUAGE:
+            self.client._all_fetches()._refusals = NoRefusals()
         self.bell = control.bell(f"library{lane}")
         self.seen = -1
 
