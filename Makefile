@@ -46,7 +46,7 @@ types: $(BUILT)  ## mypy --strict for the product and the tests, over links that
 	@for package in $(PACKAGES); do ln -sfn "$(CURDIR)/$$package" "$(TYPING)/embridge/$$package"; done
 	@ln -sfn "$(CURDIR)/examples/demo" "$(TYPING)/embridge/demo"
 	@for file in "$(CURDIR)"/embridge/*; do ln -sfn "$$file" "$(TYPING)/embridge/"; done
-	MYPYPATH=$(TYPING):tests:tests/allocator:tests/model:tests/native \
+	MYPYPATH=$(TYPING):tests:tests/allocator:tests/model:tests/native:tests/vllm \
 		$(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache $(TYPING)/embridge tests
 
 settings: $(BUILT)  ## docs/settings.md, from the settings themselves

@@ -29,8 +29,6 @@ from embridge.allocator.ranges import Ranges
 if TYPE_CHECKING:
     import torch
 
-    from embridge.pipeline.client.fetching import Item
-
 Bytes = npt.NDArray[np.uint8]
 SPREAD: Final = 32
 """How many times as long as the cache the file is: enough for items of up to 2^32 pages."""
@@ -107,12 +105,12 @@ class CacheMemory:
         weakref.finalize(rows, self._freed.append, found).atexit = False
         return rows
 
-    def where(self, item: Item) -> RowsAt:
-        """Where the rows of an item of this cache lie, for a `CacheView`. Whoever tells others of them keeps the item
-        until they have read it. Raises ValueError: the item is released.
+    def where(self, taken: Bytes, shape: tuple[int, int], dtype: str) -> RowsAt:
+        """Where the rows of an item lie, for a `CacheView`: what `take` gave (`item.copied().bytes`), and the item's
+        shape and dtype. Whoever tells others of them keeps the item until they have read it.
         """
-        offset: int = item.copied().bytes.__array_interface__["data"][0] - self._begin
-        return RowsAt(self.name, offset, item.shape, item.dtype)
+        offset: int = taken.__array_interface__["data"][0] - self._begin
+        return RowsAt(self.name, offset, shape, dtype)
 
     def _close(self) -> None:
         if self._fd >= 0:

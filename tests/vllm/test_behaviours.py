@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engines import HIDDEN, Ask, Running, counted, encoded, ended, loaded
+from engines import Ask, Running, counted, encoded, ended, loaded
+from runners import HIDDEN
 
 RUNNERS = pytest.mark.parametrize("runner", ["v1", "v2"])
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import Ask, Running, config_of, ended, loaded
+from engines import Ask, Running, ended, loaded
 from prometheus_client import REGISTRY
+from runners import config_of
 from test_behaviours import promised
 from vllm.config import ECTransferConfig
 from vllm.distributed.ec_transfer.ec_connector.factory import ECConnectorFactory
@@ -102,7 +103,7 @@ def test_a_consumer_of_which_nothing_says_from_where_it_may_fetch_does_not_start
 
 def test_engines_join_nodes_that_run_by_themselves(start: Callable[..., Running], folder: Path, name: str) -> None:
     run_dirs = {role: folder / f"{role}-by-hand" for role in ("encode", "language")}
-    shape = {"geometry": {"hidden_size": 64, "num_blocks": 8}}
+    shape: dict[str, Any] = {"geometry": {"hidden_size": 64, "num_blocks": 8}}
     configs = {role: PipelineConfig.from_env(role=role, run_dir=it, **shape) for role, it in run_dirs.items()}
     configs["encode"] = PipelineConfig.from_env(
         role="encode", run_dir=run_dirs["encode"], limits={"shelf_bytes": 1 << 22}, **shape

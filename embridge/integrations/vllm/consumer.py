@@ -198,7 +198,7 @@ class Consumer:
             if item.dtype != self._dtype or wide or item.shape[0] != rows:
                 fits = f"{rows} rows of a multiple of {self._hidden} {self._dtype} are needed"
                 wrong[name] = f"it has {item.shape[0]} rows of {item.shape[1]} {item.dtype}, and {fits}"
-            held[name] = Held(item, memory.where(item), memory)
+            held[name] = Held(item, memory.where(item.copied().bytes, item.shape, item.dtype), memory)
         if wrong:
             self.counts["refused"] += len(wrong)
             return self._missed(request, wish, wrong)

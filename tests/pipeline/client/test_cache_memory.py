@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.caching import StubCache
 
-from embridge import SegmentError
+from embridge import Item, SegmentError
 from embridge.pipeline.client.cache_memory import CacheMemory, CacheView, RowsAt
 
 PAGE = 4096
@@ -28,6 +28,10 @@ def resident_bytes(memory: CacheMemory) -> int:
     return Path(f"/proc/self/fd/{memory.name.fd}").stat().st_blocks * 512
 
 
+def where(memory: CacheMemory, item: Item) -> RowsAt:
+    return memory.where(item.copied().bytes, item.shape, item.dtype)
+
+
 def test_another_process_reads_the_rows_of_an_item_where_they_lie() -> None:
     """D16."""
     it = StubCache(10 * PAGE, shared=True)
@@ -35,7 +39,7 @@ def test_another_process_reads_the_rows_of_an_item_where_they_lie() -> None:
     it.come("a", 10, 3)
     it.is_ready(1, "a")
     assert it.cache.memory is not None
-    at = it.cache.memory.where(it.cache.get(1, "a"))
+    at = where(it.cache.memory, it.cache.get(1, "a"))
     told = repr((tuple(at.memory), at.offset, at.shape, at.dtype))
     found = subprocess.run([sys.executable, "-c", READ, told], capture_output=True, text=True, timeout=60, check=False)
     assert (found.stdout, found.stderr) == ("30\n", "")
@@ -50,7 +54,7 @@ def test_memory_goes_back_with_the_last_view_whatever_has_become_of_the_item() -
     it.come("a", 2 * PAGE)
     it.is_ready(1, "a")
     item = it.cache.get(1, "a")
-    at = memory.where(item)
+    at = where(memory, item)
     view = CacheView(memory.name)
     it.cache.end(1)
     it.cache.forget("a")
@@ -60,7 +64,7 @@ def test_memory_goes_back_with_the_last_view_whatever_has_become_of_the_item() -
     item.release()
     assert it.come("b", 2 * PAGE)
     assert it.is_ready(2, "b")
-    assert view.rows(memory.where(it.cache.get(2, "b"))).flatten().tolist() == [ord("b")] * 2 * PAGE
+    assert view.rows(where(memory, it.cache.get(2, "b"))).flatten().tolist() == [ord("b")] * 2 * PAGE
     assert resident_bytes(memory) <= 3 * PAGE
 
 

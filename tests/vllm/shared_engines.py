@@ -14,7 +14,8 @@ import pytest
 
 os.environ |= {"VLLM_TARGET_DEVICE": "cpu", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
-from engines import CONTEXT, EngineSpec, Running, model_folder, running
+from engines import CONTEXT, Running, running
+from runners import EngineSpec, model_folder
 
 NODE = {"geometry": {"hidden_size": 64, "num_blocks": 8}}
 LANGUAGE = {"launch": True, "cache_bytes": 1 << 22, "encoders": ["tcp://127.0.0.1:*"], "node": NODE}
