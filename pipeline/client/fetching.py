@@ -109,9 +109,7 @@ class Item:
         destination.copy_(self.rows.view(destination.shape))
 
     def copied(self, take: Callable[[int], Bytes] = fresh_memory) -> CopiedRows:
-        """Its rows in memory of this process; copied, into what `take` gives, if they are read in place. Raises
-        ValueError, MemoryError.
-        """
+        """Its rows in memory of this process, or in what `take` gives. Raises ValueError, MemoryError."""
         pin = self._need()
         if isinstance(pin, CopiedRows):
             return pin
@@ -151,8 +149,7 @@ class Fetch:
         """Its request, while it has one."""
         self.admit: Callable[[int], bool] | None = None
         """Asked, again and again, whether there is memory for so many bytes, before any of them moves."""
-        self.take: Callable[[int], Bytes] = fresh_memory
-        """Gives that memory."""
+        self.take: Callable[[int], Bytes] = fresh_memory  # gives that memory
         self.again_ns = 0
         """When it is asked for again, on another host."""
         self._fetching = fetching
@@ -267,9 +264,7 @@ class Fetching:
         admit: Callable[[int], bool] | None = None,
         take: Callable[[int], Bytes] = fresh_memory,
     ) -> Fetch:
-        """As `Client.fetch`; and no row moves until `admit` has said that there is memory for so many bytes, which
-        `take` gives if they are not read in place.
-        """
+        """As `Client.fetch`; no row moves until `admit` says that there is memory, which `take` gives."""
         attachment = self._attachment
         attachment.check_usable()
         ItemKey.of(key, (0, 0))  # whether it is one
@@ -336,13 +331,9 @@ class Fetching:
     def _look(self, it: Fetch) -> bool:
         """Whether a fetch has ended."""
         now_ns, key = self._attachment.clock(), it.key
-        if it.far is not None and (it.far.is_answered or not self._is_refused(it, now_ns)):
-            return self._look_at_request(it, it.far, now_ns)
         if it.far is not None:
-            far, it.far = it.far, None
-            far.give_up(f"nobody listens at {it.address}")
-            it.end(None, self._refusal(it))
-            return True
+            is_over = not it.far.is_answered and self._end_if_refused(it, now_ns)
+            return is_over or self._look_at_request(it, it.far, now_ns)
         if now_ns < it.again_ns:
             return False
         door = self._doors.find(it.address)
@@ -350,8 +341,8 @@ class Fetching:
             return self._look_on_shelf(it, door, now_ns)
         if isinstance(door, str):
             it.end(None, FetchFailed(key, door))
-        elif door is None and self._is_refused(it, now_ns):
-            it.end(None, self._refusal(it))
+        elif door is None and self._end_if_refused(it, now_ns):
+            return True
         elif door is not None or UNMET_NS <= now_ns - it.begun_ns < it.deadline_ns - it.begun_ns:
             self._begin_far(it, now_ns)
         elif now_ns >= it.deadline_ns:
@@ -382,12 +373,15 @@ class Fetching:
             it.end(None, GenerationGone(it.key, f"generation {it.generation} is gone; {pin.number} is there"))
         return True
 
-    def _is_refused(self, it: Fetch, now_ns: int) -> bool:
-        return now_ns - it.begun_ns >= LATE_NS and self._refusals.is_refused(it.address, now_ns)
-
-    def _refusal(self, it: Fetch) -> FetchFailed:
+    def _end_if_refused(self, it: Fetch, now_ns: int) -> bool:
+        if now_ns - it.begun_ns < LATE_NS or not self._refusals.is_refused(it.address, now_ns):
+            return False
         why = f"nobody listens at {it.address}; fetch it from another node, or have it encoded again"
-        return FetchFailed(it.key, why)
+        far, it.far = it.far, None
+        if far is not None:
+            far.give_up(why)
+        it.end(None, FetchFailed(it.key, why))
+        return True
 
     # ---- on other hosts
 
