@@ -259,10 +259,7 @@ def test_every_setting_is_read(group: Any) -> None:
 PUBLIC = {
     "from_toml": "of a configuration, for who launches a node from Python",
     "publishing": "of a shelf, for who makes rows where they will be read",
-    "item_cache": "of a client, for an engine that needs all items of a request at once",
-    "is_ready": "of what an item cache answers",
     "prefetch": "of an item cache",
-    "contains": "of a shelf, for who would publish what is there already",
     "buffered_chunks": "of a request, for who looks at it before its end",
     "copy_to": "of a result, for who needs its rows elsewhere",
     "pop_available": "of a transfer queue, for who reads rows as they land",
