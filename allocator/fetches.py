@@ -95,7 +95,7 @@ class FetchTable:
         """What the item is; of 0 bytes: not answered yet. Its bytes are written last, and read first."""
         at = slot * FETCHED_WORDS
         size = self._words.load(at + Fetched.BYTES)
-        return ItemShape(*(self._words.load(at + field) for field in _SHAPE[:-1]), size)
+        return ItemShape(*[self._words.load(at + field) for field in _SHAPE])._replace(bytes=size)
 
     def _put(self, slot: int, words: array[int]) -> None:
         at = slot * FETCHED_WORDS

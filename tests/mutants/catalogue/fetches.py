@@ -16,8 +16,8 @@ FETCHES: Final = [
     Mutant(
         "torn-answer", "R52, P6", "what an item is, is read while it is written",
         "allocator/fetches.py",
-        "        return ItemShape(*(self._words.load(at + field) for field in _SHAPE[:-1]), size)\n",
-        "        return ItemShape(*(self._words.load(at + field) for field in _SHAPE))\n",
+        "for field in _SHAPE])._replace(bytes=size)\n",
+        "for field in _SHAPE])\n",
         (f"{FAR}::test_an_answer_that_is_being_written_is_read_whole_or_not_at_all[2]",),
     ),
     Mutant(
