@@ -15,6 +15,9 @@ BUILT := allocator/_core.abi3.so
 TYPING := .build/typing
 APART := .build/wheelcheck
 PACKAGES := pipeline workers allocator
+ENGINES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embridge/dynamo
+DYNAMO := ai-dynamo==1.6.1
+DYNAMO_NEEDS := pydantic pydantic-core typing-inspection annotated-types safetensors
 SOURCES := embridge $(PACKAGES) examples
 CORE := $(wildcard allocator/*.c allocator/*.h allocator/*/*.c allocator/*/*.h)
 LONG := $(BIN)/python -m pytest --timeout 1800
@@ -23,7 +26,7 @@ SYSTEM_PACKAGES := libibverbs1 libnuma1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo test lint types storm vllm soak mutants bench wheel wheelcheck clean
+.PHONY: help setup system demo test lint types storm vllm soak mutants bench wheel wheelcheck engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +102,12 @@ wheelcheck: wheel  ## install the wheel apart, and run tests of rooms and packag
 	cd $(APART)/folder && EMBRIDGE_TEST_SITE="$$site" ../venv/bin/python -m pytest -c "$(CURDIR)/pyproject.toml" \
 		--rootdir "$(CURDIR)" -p no:cacheprovider -n auto -m "not storm" $(ARGS) \
 		"$(CURDIR)/tests/test_package.py" "$(CURDIR)/tests/allocator" "$(CURDIR)/tests/pipeline" "$(CURDIR)/tests/transfers"
+
+# Dynamo's package goes into a folder of its own. Of it the tests import one module, so it comes without dependencies.
+engines: $(BUILT)  ## tests of the classes for Dynamo over its own package (4 MB, kept in the user's cache)
+	@test -d "$(ENGINES)/dynamo" || { echo "installing $(DYNAMO) into $(ENGINES)"; \
+		$(PIP) install --quiet --no-deps --target "$(ENGINES)" $(DYNAMO) $(DYNAMO_NEEDS); }
+	PYTHONPATH="$(ENGINES)" $(BIN)/python -m pytest -n 0 -p no:cacheprovider $(ARGS) tests/integrations/test_dynamo.py
 
 clean:  ## remove what was built, .venv too
 	rm -rf $(VENV) .build build dist embridge.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis allocator/*.so

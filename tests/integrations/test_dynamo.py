@@ -1,0 +1,127 @@
+"""Dynamo's way of embeddings over embridge: on one host, and to a reader that may not read in place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.engines import stand_in_for_dynamo
+from support.fetching import no_door
+from support.nodes import LIMITS, Station, station
+from support.waiting import wait_until
+
+from embridge import NotPublished, attach
+from embridge.allocator.geometry import SHELF_BLOCK_BYTES
+from embridge.pipeline.client import shelf_doors
+
+stand_in_for_dynamo()
+from embridge.integrations.dynamo import EmbridgeEmbeddingReceiver, EmbridgeEmbeddingSender  # noqa: E402
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def shelved(shared_dir: Path) -> Iterator[Station]:
+    """An encode node with a shelf of 2 MiB."""
+    limits = replace(LIMITS, shelf_bytes=32 * SHELF_BLOCK_BYTES)
+    with station("encode", shared_dir / "dynamo", limits=limits, deepstack_layers=3) as it:
+        yield it
+
+
+@pytest.fixture
+def sender(shelved: Station) -> Iterator[EmbridgeEmbeddingSender]:
+    it = EmbridgeEmbeddingSender(shelved.run_dir)
+    yield it
+    it.close()
+
+
+@pytest.fixture(params=["in place", "copied", "from afar"])
+def receiver(
+    language: Station, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EmbridgeEmbeddingReceiver]:
+    if request.param == "from afar":
+        monkeypatch.setattr(shelf_doors, "knock", no_door)
+    it = EmbridgeEmbeddingReceiver(language.run_dir, copies=request.param != "in place")
+    yield it
+    it.close()
+
+
+EMBEDDINGS = [
+    torch.randn(3, 1000),
+    torch.randn(2, 5, 64).bfloat16(),
+    torch.arange(100, dtype=torch.int64),
+    torch.randn(64, 32).half().T,
+]
+
+
+async def carried(sender: Any, receiver: Any, embeddings: torch.Tensor) -> None:
+    given = embeddings.clone()
+    request, sent = await sender.send_embeddings(given, stage_embeddings=True)
+    await sent
+    given.zero_()  # it is the caller's again
+    number, tensor = await receiver.receive_embeddings(request)
+    assert tensor.dtype == embeddings.dtype
+    assert torch.equal(tensor, embeddings)
+    receiver.release_tensor(number)
+    receiver.release_tensor(number)
+
+
+def test_embeddings_of_any_shape_and_dtype_come_as_they_were(
+    shelved: Station, sender: EmbridgeEmbeddingSender, receiver: EmbridgeEmbeddingReceiver
+) -> None:
+    """P6: several at once; nothing is pinned afterwards (P5)."""
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(carried(sender, receiver, it) for it in EMBEDDINGS * 3))
+
+    asyncio.run(all_of_them())
+    with attach(shelved.run_dir) as publisher:
+        wait_until(lambda: publisher.shelf.counts().pinned == 0)
+
+
+def test_one_request_may_be_received_twice_and_an_embedding_that_is_gone_is_said_to_be(
+    shelved: Station, sender: EmbridgeEmbeddingSender, receiver: EmbridgeEmbeddingReceiver
+) -> None:
+    async def run() -> None:
+        request, _ = await sender.send_embeddings(EMBEDDINGS[0])
+        numbers = set()
+        for _ in range(2):
+            number, tensor = await receiver.receive_embeddings(request)
+            assert torch.equal(tensor, EMBEDDINGS[0])
+            numbers.add(number)
+        assert len(numbers) == 2
+        for number in numbers:
+            receiver.release_tensor(number)
+        del tensor
+        with attach(shelved.run_dir) as publisher:
+            publisher.shelf.clear()
+        with pytest.raises(NotPublished):
+            await receiver.receive_embeddings(request)
+
+    asyncio.run(run())
+
+
+def test_what_is_no_request_of_a_sender_is_refused(
+    sender: EmbridgeEmbeddingSender, receiver: EmbridgeEmbeddingReceiver
+) -> None:
+    async def run() -> None:
+        request, _ = await sender.send_embeddings(EMBEDDINGS[0])
+        right = request.serialized_request
+        for wrong in ("/tmp/file.safetensors", {}, {"embridge_key": 1, "embridge_node": "tcp://127.0.0.1:1"}):
+            request.serialized_request = wrong
+            with pytest.raises(ValueError, match="names no item"):
+                await receiver.receive_embeddings(request)
+        request.serialized_request, request.embeddings_shape = right, [7, 7]
+        with pytest.raises(ValueError, match="the request tells of"):
+            await receiver.receive_embeddings(request)
+        with pytest.raises(ValueError, match="enlarge it"):
+            await sender.send_embeddings(torch.zeros(3 << 20, 1))
+        with pytest.raises(ValueError, match="no rows"):
+            await sender.send_embeddings(torch.zeros(0, 8))
+
+    asyncio.run(run())
