@@ -23,20 +23,6 @@ from embridge import Client, FetchFailed, NotPublished, PublishStatus, attach
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture(scope="module")
-def shelved(shared_dir: Path) -> Iterator[Station]:
-    with shelf_node(shared_dir / "left") as it:
-        yield it
-
-
-@pytest.fixture
-def publisher(shelved: Station) -> Iterator[Client]:
-    with attach(shelved.run_dir) as it:
-        it.shelf.clear()
-        yield it
-        it.shelf.clear()
-
-
 @pytest.fixture
 def agent(language: Station) -> Iterator[Agent]:
     with running("reader") as it:

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from support.fetching import no_door
-from support.nodes import LIMITS, Station, station
+from support.nodes import Station
 from support.publishing import rows_of_version
 from support.waiting import wait_until
 
 from embridge import Client, ItemCache, NotPublished, WantStatus, attach
-from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.pipeline.client import shelf_doors
 
 pytestmark = pytest.mark.process
 
 ITEM_BYTES = rows_of_version(1).nbytes
-
-
-@pytest.fixture(scope="module")
-def shelved(shared_dir: Path) -> Iterator[Station]:
-    """An encode node with a shelf of 2 MiB: four items."""
-    limits = replace(LIMITS, shelf_bytes=32 * SHELF_BLOCK_BYTES)
-    with station("encode", shared_dir / "cached", limits=limits, deepstack_layers=3) as it:
-        yield it
-
-
-@pytest.fixture
-def publisher(shelved: Station) -> Iterator[Client]:
-    with attach(shelved.run_dir) as it:
-        it.shelf.clear()
-        yield it
-        it.shelf.clear()
 
 
 @pytest.fixture(params=["in place", "from afar"])

@@ -8,12 +8,11 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.fetching import fetched, is_all, shelf_node
+from support.fetching import fetched, is_all
 from support.nodes import Station
 from support.publishing import rows_of_version
 from support.waiting import wait_until
@@ -40,21 +39,6 @@ from embridge.pipeline.inspection.observe import requests
 from embridge.workers.run_socket import PROTOCOL_VERSION, SOCKET_NAME, ReaderHello, receive_welcome, send_frame
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(scope="module")
-def shelved(shared_dir: Path) -> Iterator[Station]:
-    """An encode node with a shelf of 2 MiB."""
-    with shelf_node(shared_dir / "fetched") as it:
-        yield it
-
-
-@pytest.fixture
-def publisher(shelved: Station) -> Iterator[Client]:
-    with attach(shelved.run_dir) as it:
-        it.shelf.clear()
-        yield it
-        it.shelf.clear()
 
 
 @pytest.fixture
