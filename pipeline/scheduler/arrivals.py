@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Final, Self
@@ -16,6 +17,7 @@ from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 from embridge.workers.timing import NS
 
 MOST_S: Final = 1e9
+LOOK_S: Final = 0.001
 
 
 class Arrival:
@@ -46,10 +48,13 @@ class Arrival:
             raise ValueError(f"timeout_s: {said(timeout_s)} s must not be negative")
         clock = self._arrivals.clock
         until_ns = clock() + int(min(float(timeout_s), MOST_S) * NS)
+        was_awake = False
         while not self.poll():
             if (left_ns := until_ns - clock()) <= 0:
                 return False
-            self._arrivals.client.wait(left_ns / NS)
+            if was_awake:  # at once, for something that only `Client.poll` takes: the caller drives a receiver by hand
+                time.sleep(LOOK_S)
+            was_awake = self._arrivals.client.wait(left_ns / NS)
         return True
 
     def exception(self) -> TransferError | None:
@@ -128,7 +133,7 @@ class _Arrivals:
 
     async def _drive(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look whenever something has changed, for as long as a coroutine waits."""
-        changed = asyncio.Event()
+        changed, was_awake = asyncio.Event(), False
         loop.add_reader(descriptor := self.client.fileno(), changed.set)
         try:
             while self._waiting:
@@ -141,8 +146,10 @@ class _Arrivals:
                         del self._waiting[ended]
                 if self._waiting and self.client.arm():
                     await changed.wait()
+                    was_awake = False
                 else:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(LOOK_S if was_awake else 0)  # as `Arrival.wait`
+                    was_awake = True
         except Exception as error:
             for ended in self._waiting:
                 if not ended.done():

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from support.encoding import give, open_sender
 from support.nodes import Station, station
 from support.rows import DELTA, arrived, difference
@@ -125,6 +124,35 @@ def test_coroutines_that_wait_hear_that_their_client_has_closed(encode: Station,
         asyncio.run(wait())
 
 
+@pytest.mark.parametrize("awaits", [False, True])
+def test_who_waits_does_not_spin_for_a_receiver_that_is_driven_by_hand(
+    encode: Station, scheduling: Client, rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch, awaits: bool
+) -> None:
+    """Its rises are `Client.poll`'s to tell of, which nobody calls meanwhile."""
+    by_hand = scheduling.receiver(encode.addr, next(rooms))
+    by_hand.abort("enough")
+    wait_until(lambda: by_hand.poll().is_terminal)
+    arrival, looks = receive(scheduling, encode.addr, next(rooms)), []
+    look = arrival._arrivals.look
+
+    def noted() -> None:
+        looks.append(1)
+        look()
+
+    async def wait() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(arrival, 0.3)
+
+    monkeypatch.setattr(arrival._arrivals, "look", noted)
+    if awaits:
+        asyncio.run(wait())
+    else:
+        assert not arrival.wait(0.3)
+    assert 1 <= len(looks) <= 320
+    arrival.release()
+    by_hand.clear()
+
+
 def test_a_client_with_ranks_receives_through_a_queue(language: Station, encode: Station, room: int) -> None:
     with attach(language.run_dir, num_ranks=2, group="arrivals") as client, pytest.raises(ValueError, match="ranks"):
         receive(client, encode.addr, room)
@@ -158,4 +186,4 @@ def test_who_joins_waits_for_a_node_that_is_not_up(tmp_path: Path) -> None:
         assert sorted(joined) == [0, 2]
         node.wait_idle()
     with station("language", run_dir), attach(run_dir, wait_s=5) as client:
-        assert torch.is_tensor(torch.zeros(client.geometry.hidden_size))
+        assert not client.node_gone
