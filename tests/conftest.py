@@ -20,7 +20,7 @@ import support
 from support.agents import Agent, running, start_fork_server
 from support.closing import close_all
 from support.leaks import LeakCheck
-from support.nodes import BEAT_S, Station, station
+from support.nodes import BEAT_S, TWO_WORKERS, Station, station
 from support.remains import run_dirs
 
 import embridge
@@ -147,7 +147,9 @@ def stations(shared_dir: Path) -> Iterator[Callable[..., Station]]:
             if (name, engine) not in made:
                 path = shared_dir / f"{name}-{engine}"
                 made[name, engine] = stack.enter_context(
-                    station(role, path, engine=engine, deepstack_layers=3, beat_s=BEAT_S, **settings)
+                    station(
+                        role, path, engine=engine, deepstack_layers=3, beat_s=BEAT_S, limits=TWO_WORKERS, **settings
+                    )
                 )
             return made[name, engine]
 

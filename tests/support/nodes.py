@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ Settings = dict[str, Any]
 
 BEAT_S = 1.0  # of shared nodes: the beats of some twenty that nobody uses any more cost a tenth of the machine
 LIMITS = Limits(
+    num_workers=1,  # a process costs a tenth of a second of a core, and most nodes start for one test
     num_slots=512,
     max_clients=6,
     max_destinations=4,
@@ -37,19 +38,22 @@ LIMITS = Limits(
     max_peer_slots=512,
     ring_records=512,
 )
-
+TWO_WORKERS = replace(LIMITS, num_workers=2)
+"""As by default: of the nodes that many tests share, and of those that a test about workers has to itself."""
 
 _NO_MOONCAKE = mooncake.why_unavailable()
+_MOONCAKE_IS_THERE = pytest.mark.skipif(bool(_NO_MOONCAKE), reason=_NO_MOONCAKE or "it is there")
 every_engine = pytest.mark.parametrize(
+    "engine", ["shm", pytest.param("mooncake", marks=_MOONCAKE_IS_THERE)], indirect=True, scope="session"
+)
+"""The tests run over every engine, on nodes that offer no other (conformance)."""
+every_engine_in_storms = pytest.mark.parametrize(
     "engine",
-    [
-        "shm",
-        pytest.param("mooncake", marks=pytest.mark.skipif(bool(_NO_MOONCAKE), reason=_NO_MOONCAKE or "it is there")),
-    ],
+    ["shm", pytest.param("mooncake", marks=[_MOONCAKE_IS_THERE, pytest.mark.storm])],
     indirect=True,
     scope="session",
 )
-"""The tests run over every engine, on nodes that offer no other (conformance)."""
+"""For what an engine has little to do with: over Mooncake in `make storm`."""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ import torch
 from support import fetching, publishing
 from support.agents import running
 from support.encoding import give, open_sender
-from support.nodes import LIMITS, Station, every_engine, station
+from support.nodes import LIMITS, Station, every_engine, every_engine_in_storms, station
 from support.publishing import rows_of_version
 from support.scheduling import Queues
 from support.waiting import wait_until
@@ -223,8 +223,8 @@ def test_rooms_and_fetches_of_one_client_share_its_nodes_blocks(
 # ---- the deaths of processes
 
 
-@every_engine
-@pytest.mark.parametrize("name", ["bootstrap", "poller", "worker0", "worker1"])
+@every_engine_in_storms
+@pytest.mark.parametrize("name", ["bootstrap", "poller", "worker0"])
 def test_the_death_of_a_process_of_the_encode_node_fails_no_fetch(
     nodes: tuple[Station, Station], clients: tuple[Client, Client], name: str
 ) -> None:
@@ -239,7 +239,7 @@ def test_the_death_of_a_process_of_the_encode_node_fails_no_fetch(
     assert float(rows.min()) == float(rows.max()) == 4.0
 
 
-@every_engine
+@every_engine_in_storms
 @pytest.mark.parametrize("name", ["bootstrap", "poller", "worker0"])
 def test_the_death_of_a_process_of_the_language_node_fails_no_fetch(
     nodes: tuple[Station, Station], clients: tuple[Client, Client], name: str
@@ -255,7 +255,7 @@ def test_the_death_of_a_process_of_the_language_node_fails_no_fetch(
     assert float(rows.min()) == float(rows.max()) == 5.0
 
 
-@every_engine
+@every_engine_in_storms
 def test_a_reader_that_is_killed_leaves_no_pin_and_no_slot(
     nodes: tuple[Station, Station], clients: tuple[Client, Client]
 ) -> None:
@@ -280,7 +280,7 @@ def test_a_reader_that_is_killed_leaves_no_pin_and_no_slot(
     assert publisher.publish("dog", large(7)).status == PublishStatus.READY
 
 
-@every_engine
+@every_engine_in_storms
 def test_the_death_of_a_node_ends_its_fetches_on_the_other(own_dir: Path, engine: str) -> None:
     """R56, P4, D1: the reader hears what to do; the encode node gives back what it held."""
     with pair(own_dir, engine, peer_timeout_s=4.0) as (encode, language):
@@ -308,7 +308,7 @@ def test_the_death_of_a_node_ends_its_fetches_on_the_other(own_dir: Path, engine
             other.wait_idle()
 
 
-@every_engine
+@every_engine_in_storms
 def test_rows_are_checked_on_receipt_where_nodes_verify(own_dir: Path, engine: str) -> None:
     """R27."""
     with (
