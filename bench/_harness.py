@@ -23,6 +23,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import platform
+import random
 import resource
 import statistics
 import time
@@ -157,11 +158,12 @@ class Benchmark:
         return max(1, count // 4) if self.quick else count
 
     def interleave(self, cases: dict[str, Case], rounds: int | None = None) -> Results:
-        """Every case in every round, each round beginning with another one."""
+        """Every case in every round, in another order each time: what one leaves behind (freed pages, caches) would
+        else always be the burden of the same one after it.
+        """
         results, names = Results(), list(cases)
         for number in range(rounds or self.rounds):
-            shift = number % len(names)
-            for name in names[shift:] + names[:shift]:
+            for name in random.Random(number).sample(names, len(names)):
                 if name in results.missing:
                     continue
                 try:
