@@ -57,8 +57,8 @@ def descriptors_left(role: Role, limits: Limits) -> int:
         limit = sys.maxsize
     if limit < needed:
         raise LaunchError(
-            f"descriptors: a process may have {limit}, a node of {limits.max_clients} clients and "
-            f"{limits.num_workers} workers needs {needed}; raise `ulimit -n` or lower max_clients"
+            f"descriptors: a process may have {limit}, a node with max_clients = {limits.max_clients} and "
+            f"num_workers = {limits.num_workers} needs {needed}; raise `ulimit -n` or lower max_clients"
         )
     return limit - needed
 

@@ -101,17 +101,17 @@ def test_a_process_that_does_not_beat_makes_its_node_unhealthy_until_it_does(
     cluster: Cluster, scheduler_client: Client
 ) -> None:
     """D4: a stopped worker is named; nothing is routed there meanwhile."""
-    pid = cluster.encode.pid_of("worker1")
+    pid = cluster.encode.pid_of("worker0")
     os.kill(pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: "worker1 of encode node" in cluster.server.get("/health")[1]["error"], 10)
+        wait_until(lambda: "worker0 of encode node" in cluster.server.get("/health")[1]["error"], 10)
         answer = cluster.server.get("/health")
         assert answer[0] == 503
-        assert ("worker1", cluster.encode.addr) in [
+        assert ("worker0", cluster.encode.addr) in [
             (it["process"], it["bootstrap_addr"]) for it in answer[1]["unhealthy"]
         ]
         wait_until(lambda: not scheduler_client.encode_nodes()[0].healthy)
-        with pytest.raises(NoRouteError, match="worker1 silent"):
+        with pytest.raises(NoRouteError, match="worker0 silent"):
             scheduler_client.pick_encode_node()
     finally:
         os.kill(pid, signal.SIGCONT)

@@ -80,7 +80,7 @@ def lengths(num_blocks: int, destinations: int, rooms: Iterator[int]) -> dict[in
 
 @pytest.mark.parametrize(
     ("pair", "destinations"),
-    [(16, 2), (1, 1), pytest.param(16, 1, marks=STORM), pytest.param(1, 2, marks=STORM)],
+    [(16, 2), *(pytest.param(*pools, marks=STORM) for pools in ((1, 1), (16, 1), (1, 2)))],
     ids=["16 blocks a side-2", "one block a side-1", "16 blocks a side-1", "one block a side-2"],
     indirect=["pair"],
     scope="module",

@@ -213,8 +213,8 @@ def half_way(encode: Station, sending: Client, queues: Queues, room: int) -> Emb
     [
         ("killed", "encode"),
         ("killed", "language"),
-        ("stopped", "encode"),
-        pytest.param("stopped", "language", marks=pytest.mark.storm),  # ten seconds of silence more
+        pytest.param("stopped", "encode", marks=pytest.mark.storm),  # as silent as one that is cut off
+        pytest.param("stopped", "language", marks=pytest.mark.storm),
         ("cut off", "encode"),
     ],
 )
