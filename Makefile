@@ -52,8 +52,9 @@ types: $(BUILT)  ## mypy --strict for the product and the tests, over links that
 	MYPYPATH=$(TYPING):tests:tests/allocator:tests/model:tests/native:tests/vllm \
 		$(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache $(TYPING)/embridge tests
 
-settings: $(BUILT)  ## docs/settings.md, from the settings themselves
+settings: $(BUILT)  ## docs/settings.md and examples/deploy/node.toml, from the settings themselves
 	@$(BIN)/python -m embridge.pipeline.settings_page > docs/settings.md
+	@$(BIN)/python -m embridge.pipeline.settings_toml > examples/deploy/node.toml
 
 # Where Python is told to write none, each of some thousand processes would compile every module anew.
 .PHONY: bytecode
@@ -99,7 +100,7 @@ wheelcheck: wheel  ## install the wheel apart, and run tests of rooms and packag
 	@$(PIP) --python $(APART)/venv/bin/python install --quiet --no-deps --no-index $$(ls -t dist/embridge-*.whl | head -1)
 	@site=$$($(APART)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$site/zz_tools.pth" && \
-	cd $(APART)/folder && EMBRIDGE_TEST_SITE="$$site" ../venv/bin/python -m pytest -c "$(CURDIR)/pyproject.toml" \
+	cd $(APART)/folder && TESTED_EMBRIDGE_SITE="$$site" ../venv/bin/python -m pytest -c "$(CURDIR)/pyproject.toml" \
 		--rootdir "$(CURDIR)" -p no:cacheprovider -n auto -m "not storm" $(ARGS) \
 		"$(CURDIR)/tests/test_package.py" "$(CURDIR)/tests/allocator" "$(CURDIR)/tests/pipeline" "$(CURDIR)/tests/transfers"
 

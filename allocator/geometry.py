@@ -40,15 +40,28 @@ class Geometry:
     With `num_blocks` 0 the launcher chooses a number (`pipeline.node.sizing`) before anything is laid out.
     """
 
-    hidden_size: int = setting(3584, "Elements of a token's row.", ge=1, le=1 << 20, is_flag=True)
-    block_size: int = setting(128, "Tokens a block.", ge=1, le=MAX_BLOCK_SIZE, is_flag=True)
-    num_blocks: int = setting(
-        0, "Blocks of the pool; 0: 64, or what half of /dev/shm has room for.", ge=0, le=MAX_BLOCKS, is_flag=True
+    hidden_size: int = setting(
+        3584, "Elements of a token's row.", ge=1, le=1 << 20, is_flag=True, unit="elements", why="that of Qwen2.5-VL-7B"
     )
-    dtype: str = setting("bfloat16", "Type of a row's elements.", choices=lambda: tuple(DTYPE_BYTES), is_flag=True)
-    deepstack_layers: int = setting(0, "Deepstack rows a token; 0: none, Qwen3-VL: 3.", ge=0, le=64, is_flag=True)
-    fill_ids: bool = setting(True, "Whether a row has its token's id.")
-    mrope_positions: bool = setting(True, "Whether a row has its token's three positions.")
+    block_size: int = setting(
+        128, "Tokens a block.", ge=1, le=MAX_BLOCK_SIZE, is_flag=True, unit="tokens",
+        why="the documents' number; the last block of a request wastes little",
+    )  # fmt: skip
+    num_blocks: int = setting(
+        0, "Blocks of the pool; 0: 64, or what half of /dev/shm has room for.", ge=0, le=MAX_BLOCKS, is_flag=True,
+        why="a container has 64 MB of /dev/shm unless it is given more, and half of it is left to another node",
+    )  # fmt: skip
+    dtype: str = setting(
+        "bfloat16", "Type of a row's elements.", choices=lambda: tuple(DTYPE_BYTES), is_flag=True,
+        why="it is what vision towers put out",
+    )  # fmt: skip
+    deepstack_layers: int = setting(
+        0, "Deepstack rows a token; 0: none, Qwen3-VL: 3.", ge=0, le=64, is_flag=True, why="most models have none"
+    )
+    fill_ids: bool = setting(True, "Whether a row has its token's id.", why="schedulers of Qwen's models need it")
+    mrope_positions: bool = setting(
+        True, "Whether a row has its token's three positions.", why="schedulers of Qwen's models need them"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -89,29 +102,41 @@ class Limits:
     """
 
     num_slots: int = setting(
-        2048, "Requests that may be open at one time.", ge=SLOTS_PER_PAGE, le=1 << 16, is_flag=True
+        2048, "Requests that may be open at one time.", ge=SLOTS_PER_PAGE, le=1 << 16, is_flag=True,
+        why="more than a scheduler keeps open, in a control segment of 3 to 7 MiB, most of which grows with it",
+    )  # fmt: skip
+    max_clients: int = setting(
+        16, "Encoder or scheduler processes that may attach.", ge=1, le=64, is_flag=True,
+        why="it is one for each of a host's 8 GPUs, twice, for processes that are being replaced",
+    )  # fmt: skip
+    num_workers: int = setting(
+        2, "Transfer workers.", ge=1, le=16, is_flag=True, why="one copies on while the other waits or is restarted"
     )
-    max_clients: int = setting(16, "Encoder or scheduler processes that may attach.", ge=1, le=64, is_flag=True)
-    num_workers: int = setting(2, "Transfer workers.", ge=1, le=16, is_flag=True)
-    max_destinations: int = setting(4, "Language nodes that may ask for one room.", ge=1, le=64)
+    max_destinations: int = setting(
+        4, "Language nodes that may ask for one room.", ge=1, le=64, why="the tables of every slot grow with it"
+    )
     window_blocks: int = setting(
         0, "Blocks that one request may hold at one time, at all its destinations together; 0: half of the pool, from "
-        "128 to 256.", ge=0, le=4096,
+        "128 to 256.", ge=0, le=4096, why="half of a pool leaves room to others, and more than 256 are never needed",
     )  # fmt: skip
-    max_peers: int = setting(32, "Other nodes that may be registered.", ge=1, le=256)
-    max_peer_slots: int = setting(
-        2048, "The most `num_slots` that another node may have.", ge=SLOTS_PER_PAGE, le=1 << 16
+    max_peers: int = setting(
+        32, "Other nodes that may be registered.", ge=1, le=256, why="it is a rack's, and tables grow with it"
     )
+    max_peer_slots: int = setting(
+        2048, "The most `num_slots` that another node may have.", ge=SLOTS_PER_PAGE, le=1 << 16,
+        why="it is the default of `num_slots`",
+    )  # fmt: skip
     ring_records: int = setting(
         256, "Kicks on their way from one process to another; a power of two. A consumer takes 256 at a time.",
-        ge=16, le=1 << 20,
+        ge=16, le=1 << 20, why="it is what a consumer takes at a time",
     )  # fmt: skip
     max_routes: int = setting(
-        0, "Nodes of the other role that discovery may tell of; 0: 128 with discovery, none without.", ge=0, le=1024
-    )
+        0, "Nodes of the other role that discovery may tell of; 0: 128 with discovery, none without.", ge=0, le=1024,
+        why="discovery alone decides whether there is a table",
+    )  # fmt: skip
     shelf_bytes: int = setting(
         0, "Shared memory of an encode node for published items; 0: nothing can be published.",
-        ge=0, le=1 << 40, is_flag=True,
+        ge=0, le=1 << 40, is_flag=True, why="only who publishes items needs the memory",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

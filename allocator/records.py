@@ -39,6 +39,7 @@ class SegmentHeader(IntEnum):
     SLOT_WAITERS = 24  # one bit for each lane that finds no slot
     ROOM_WAITERS = 25  # encode: one bit for each lane whose calls wait for a slot; it reads the log of wanted rooms
     TOUCHED_BYTES = 26  # launcher: so much of the payload, from its beginning, was touched after READY
+    LOG_LEVEL = 27  # launcher: the least level of what the node's processes log, as `logging` numbers it
     LIMITS = 32
 
 

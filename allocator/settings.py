@@ -16,13 +16,21 @@ from typing import Annotated, Any, Final, NamedTuple, get_args, get_type_hints
 import msgspec
 
 _BOOLEANS: Final = {"yes": "true", "no": "false"}  # beside true, false, 1 and 0, which msgspec knows
+_KINDS: Final = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "Path": "path"}
+_SEEN: Final = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list",
+                "dict": "a table", "NoneType": "nothing"}  # fmt: skip
+_COUNTED: Final = {
+    *("blocks", "clients", "destinations", "layers", "peers", "records", "restarts", "routes", "slots"),
+    *("tokens", "workers"),
+}
 
 
 class Setting(NamedTuple):
     """One field of a group.
 
-    `given_help` is its help, or a function that makes it. `limits` are those of `msgspec.Meta`, by name. With `is_flag`
-    the command line has the setting, too.
+    `given_help` is its help, or a function that makes it. `why` is the reason of its default. `limits` are those of
+    `msgspec.Meta`, by name. With `is_flag` the command line has the setting, too. A setting that `is_required` has no
+    default: it is asked for, and the group that has it refuses the empty text.
     """
 
     name: str
@@ -30,9 +38,12 @@ class Setting(NamedTuple):
     is_optional: bool
     default: Any
     given_help: str | Callable[[], str]
+    why: str
     limits: tuple[tuple[str, float], ...]
     choices: Callable[[], Sequence[str]] | None
     is_flag: bool
+    given_unit: str
+    is_required: bool
 
     @property
     def help(self) -> str:
@@ -54,13 +65,29 @@ class Setting(NamedTuple):
         """The last word of the name, with a space before it, if that word is a unit; else empty."""
         return {"s": " s", "bytes": " bytes"}.get(self.name.rpartition("_")[2], "")
 
+    @property
+    def counted(self) -> str:
+        """What its number counts, for people: `s`, `bytes`, `slots`; empty for what counts nothing."""
+        last = self.name.rpartition("_")[2]
+        return self.given_unit or self.unit.strip() or (last if self.kind is int and last in _COUNTED else "")
+
+    @property
+    def kind_name(self) -> str:
+        """The kind of its values, in words."""
+        return _KINDS[self.kind.__name__]
+
+    @property
+    def expected(self) -> str:
+        """The same, as what an error expects."""
+        return f"a {self.kind_name}" if self.kind not in (str, bool) else self.kind_name
+
     def error(self, value: object) -> str:
         """What is wrong with a value, in the words of an error."""
         if self.choices is not None and isinstance(value, str):
             return f"{self.name}: {value!r} is unknown; use one of {', '.join(self.choices())}"
         is_number = isinstance(value, int if self.kind is int else int | float) and not isinstance(value, bool)
         if self.low is None or not is_number:
-            return f"{self.name}: {value!r} is no {self.kind.__name__}"
+            return f"{self.name}: expected {self.expected}, got {seen(value)}"
         if self.high is None:
             return f"{self.name}: {value!r}{self.unit} < {shown(self.low)}{self.unit}; give at least that"
         return f"{self.name}: {value!r}{self.unit} is outside {shown(self.low)} to {shown(self.high)}{self.unit}"
@@ -70,6 +97,12 @@ class Setting(NamedTuple):
         if self.kind is bool:
             return msgspec.convert(_BOOLEANS.get(text.lower(), text), bool, strict=False)
         return self.kind(text)
+
+
+def seen(value: object) -> str:
+    """A value and its type, as an error about its type says what it got."""
+    kind = type(value).__name__
+    return "nothing" if value is None else f"{value!r}, {_SEEN.get(kind, f'of type {kind}')}"
 
 
 def shown(limit: float) -> str:
@@ -87,16 +120,19 @@ def setting(
     lt: float | None = None,
     choices: Callable[[], Sequence[str]] | None = None,
     is_flag: bool = False,
+    why: str = "",
+    unit: str = "",
+    is_required: bool = False,
 ) -> Any:
     """A dataclass field that is a setting (see `Setting`).
 
-    `choices`, and `help` where it is a function, are called each time they are shown or checked, not before.
+    `choices`, and `help` where it is a function, are called each time they are shown or checked, not before. `why` ends
+    the sentence that its default begins: no capital letter, no full stop.
     """
     limits = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     given = tuple((name, limit) for name, limit in limits.items() if limit is not None)
-    return dataclasses.field(
-        default=default, metadata={"given_help": help, "limits": given, "choices": choices, "is_flag": is_flag}
-    )
+    told = {"given_help": help, "why": why, "limits": given, "choices": choices, "is_flag": is_flag}
+    return dataclasses.field(default=default, metadata=told | {"given_unit": unit, "is_required": is_required})
 
 
 @cache
@@ -138,5 +174,5 @@ def check(group: Any) -> None:
             msgspec.convert(value, _type_of(it))
         except msgspec.ValidationError:
             raise ValueError(it.error(value)) from None
-        if it.choices is not None and value not in it.choices():
+        if it.choices is not None and value not in it.choices() and not (it.is_required and value == ""):
             raise ValueError(it.error(value))

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from embridge.pipeline.scheduler.transfer_queue import TransferQueue as TransferQueue
     from embridge.pipeline.spawn import spawn as spawn
     from embridge.workers.timing import Timing as Timing
-    from embridge.workers.transfer.engines.mooncake import MooncakeSettings as MooncakeSettings
+    from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings as MooncakeSettings
 
     __version__: str
 
@@ -120,7 +120,7 @@ _NAMES = {
     "embridge.pipeline.scheduler.transfer_queue": ("TransferQueue",),
     "embridge.pipeline.spawn": ("spawn",),
     "embridge.workers.timing": ("Timing",),
-    "embridge.workers.transfer.engines.mooncake": ("MooncakeSettings",),
+    "embridge.workers.transfer.engines.mooncake_settings": ("MooncakeSettings",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
-from embridge.allocator.settings import Setting, check, setting, settings_of
+from embridge.allocator.settings import Setting, check, seen, setting, settings_of
+from embridge.pipeline import unknown_variables
+from embridge.pipeline.urls import host_of_url, is_loopback
 from embridge.workers.timing import Timing
 from embridge.workers.transfer import engines
 
@@ -47,57 +48,77 @@ class PipelineConfig:
     engine's settings as a group like the others: `from_env(mooncake={"protocol": "rdma"})`.
     """
 
-    role: str = setting("language", "Which side of the transfer.", choices=lambda: tuple(ROLES), is_flag=True)
+    role: str = setting(
+        "", "Which side of the transfer.", choices=lambda: tuple(ROLES), is_flag=True, is_required=True
+    )
     run_dir: Path | None = setting(
-        None, "Folder of the run socket; one a node. Default: a folder of this user and of the role.", is_flag=True
-    )
+        None, "Folder of the run socket; one a node. Default: a folder of this user and of the role.", is_flag=True,
+        why="clients of the same user look there when they are not told",
+    )  # fmt: skip
     host: str = setting(
-        "127.0.0.1", "The one address that the node binds; other than loopback needs keys.", is_flag=True
-    )
+        "127.0.0.1", "The one address that the node binds; other than loopback needs keys.", is_flag=True,
+        why="nothing of a node is reached from elsewhere unless somebody says so",
+    )  # fmt: skip
     bootstrap_port: int = setting(
-        0, "Port of init, resume and announce; 0: any free one.", ge=0, le=65535, is_flag=True
-    )
-    poller_port: int = setting(0, "Port of status and heartbeats; 0: any free one.", ge=0, le=65535, is_flag=True)
+        0, "Port of init, resume and announce; 0: any free one.", ge=0, le=65535, is_flag=True,
+        why="nodes of one host never ask for the same",
+    )  # fmt: skip
+    poller_port: int = setting(
+        0, "Port of status and heartbeats; 0: any free one.", ge=0, le=65535, is_flag=True,
+        why="nodes of one host never ask for the same",
+    )  # fmt: skip
     key_file: Path | None = setting(
         None, "Secret key of the node, read at launch; with it control messages are encrypted and both ends proved. "
-        "See `embridge keys`.", is_flag=True,
+        "See `embridge keys`.", is_flag=True, why="a loopback address needs no keys",
     )  # fmt: skip
     allow_file: Path | None = setting(
-        None, "Public keys of the other nodes, one line each. A node has both files or neither.", is_flag=True
+        None, "Public keys of the other nodes, one line each. A node has both files or neither.", is_flag=True,
+        why="a loopback address needs no keys",
+    )  # fmt: skip
+    engine: str = setting(
+        "auto", engines.how_rows_travel, choices=engines.choices, is_flag=True, why="it reaches every peer"
     )
-    engine: str = setting("auto", engines.how_rows_travel, choices=engines.choices, is_flag=True)
     engine_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)  # by the name of the engine
-    discovery: str = setting("", "URL of `embridge discovery`, http://host:port; default: none.", is_flag=True)
-    discovery_token_file: Path | None = setting(None, "File, mode 0600, of the token it expects.", is_flag=True)
+    discovery: str = setting(
+        "", "URL of `embridge discovery`, http://host:port; default: none.", is_flag=True,
+        why="a request may name its encode node itself",
+    )  # fmt: skip
+    discovery_token_file: Path | None = setting(
+        None, "File, mode 0600, of the token it expects.", is_flag=True, why="a server on loopback expects none"
+    )
     geometry: Geometry = field(default_factory=Geometry)
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
     default_allocate_tokens: int = setting(
-        8192, "Tokens that are granted to a request before its length is known.", ge=1, is_flag=True
-    )
+        8192, "Tokens that are granted to a request before its length is known.", ge=1, is_flag=True,
+        why="the documents' number; most requests need one round then",
+    )  # fmt: skip
     host_buffer_bytes: int = setting(
-        4 * GIB, "Limit of a language node's received tensors in host memory.", ge=1, is_flag=True
-    )
+        4 * GIB, "Limit of a language node's received tensors in host memory.", ge=1, is_flag=True,
+        why="it holds 70 requests of 8192 tokens of 7 KiB",
+    )  # fmt: skip
     unsent_max_bytes: int = setting(
         GIB, "Limit, for all clients of an encode node together, of rows in host memory that wait to be sent.",
-        ge=1, le=MAX_UNSENT_BYTES, is_flag=True,
+        ge=1, le=MAX_UNSENT_BYTES, is_flag=True, why="it holds 18 requests of 8192 tokens of 7 KiB",
     )  # fmt: skip
     max_restarts: int = setting(
         30, "How often one process may be started within a minute; beyond it the node is unhealthy, until that process "
-        "holds again.", ge=1,
+        "holds again.", ge=1, why="a death every two seconds is lived through; one that comes at every start is told",
     )  # fmt: skip
     verify: bool = setting(
         False, "Sum rows (CRC-32C) before they are sent and check them on receipt; the nodes of both roles, or none.",
-        is_flag=True,
+        is_flag=True, why="it costs every byte two more passes",
     )  # fmt: skip
     direct: bool = setting(
         True, "On one host, let encoders write straight into the blocks of language nodes, if both nodes have it so; "
-        "false: rows go through the transfer workers.", is_flag=True,
+        "false: rows go through the transfer workers.", is_flag=True, why="rows are copied once then, not twice",
     )  # fmt: skip
-    lock_memory: bool = setting(True, "Lock the pool in memory (mlock).", is_flag=True)
+    lock_memory: bool = setting(
+        True, "Lock the pool in memory (mlock).", is_flag=True, why="a page that was swapped out stalls a transfer"
+    )
     log_level: str = setting(
         "WARNING", "What the node's processes log.",
-        choices=lambda: ("DEBUG", "INFO", "WARNING", "ERROR"), is_flag=True,
+        choices=lambda: ("DEBUG", "INFO", "WARNING", "ERROR"), is_flag=True, why="it has what somebody should look at",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -107,11 +128,9 @@ class PipelineConfig:
             raise ConfigError(str(error)) from None
         for name, group in GROUPS.items():
             if not isinstance(getattr(self, name), group):
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is no {group.__name__}")
+                raise ConfigError(_no_group(name, getattr(self, name), group))
         object.__setattr__(self, "engine_settings", _engine_settings(self.engine_settings))
-        if self.run_dir is None:
-            object.__setattr__(self, "run_dir", default_run_dir(self.role))
-        object.__setattr__(self, "run_dir", Path(self.run_dir or "").absolute())
+        object.__setattr__(self, "run_dir", Path(self.run_dir or default_run_dir(self.role)).absolute())
         self._check_paths()
         try:
             address = ipaddress.ip_address(self.host)
@@ -126,6 +145,10 @@ class PipelineConfig:
             )
         self._check_keys(is_loopback=address.is_loopback)
         self._check_discovery()
+        if not self.role:
+            raise ConfigError(
+                f"role: which side is this node? say {' or '.join(ROLES)}: --role, EMBRIDGE_ROLE, or `role` in the file"
+            )
 
     def _check_paths(self) -> None:
         """Refuse paths that are no UTF-8 text: they go to the launcher, and to other nodes, as text."""
@@ -165,10 +188,10 @@ class PipelineConfig:
                     f"limits.max_routes: {self.limits.max_routes} without discovery; set discovery, or leave it 0"
                 )
             return
-        host = _host_of(self.discovery)
+        host = host_of_url(self.discovery)
         if len(self.discovery) > MAX_URL_CHARS or host is None:
             raise ConfigError(f"discovery: {self.discovery!r} is not of the form http://host:port")
-        if not _is_loopback(host) and self.discovery_token_file is None:
+        if not is_loopback(host) and self.discovery_token_file is None:
             raise ConfigError(
                 f"discovery: {host} is not a loopback address; a server there expects a token: set discovery_token_file"
             )
@@ -209,8 +232,8 @@ class PipelineConfig:
             ConfigError: a key or a value is wrong; the text names it, and where it came from.
         """
         values: dict[str, Any] = {}
-        origins: dict[str, str] = {}
-        pool_tokens, known = None, groups()
+        origins = origins_of(*layers)
+        pool_tokens = None
         for layer in layers:
             pool_tokens = layer.values.get(POOL_TOKENS, pool_tokens)
             for key, value in layer.values.items():
@@ -218,8 +241,6 @@ class PipelineConfig:
                     pool_tokens = None
                 if key == POOL_TOKENS:
                     continue
-                names = [f"{key}.{name}" for name in value] if key in known and isinstance(value, Mapping) else [key]
-                origins |= {name: layer.origin_of(name) for name in names}
                 try:
                     values[key] = _laid_over(values, key, value)
                 except ConfigError as error:
@@ -253,6 +274,20 @@ class Layer:
 
     def origin_of(self, name: str) -> str:
         return self.origins.get(name, self.origin)
+
+
+def origins_of(*layers: Layer) -> dict[str, str]:
+    """Where each setting that these layers have comes from, by its full name (`limits.num_slots`)."""
+    origins: dict[str, str] = {}
+    known = groups()
+    for layer in layers:
+        for key, value in layer.values.items():
+            is_table = key in known and isinstance(value, Mapping)
+            names = [f"{key}.{name}" for name in value] if is_table else [key]
+            if key == POOL_TOKENS:
+                names = ["geometry.num_blocks"]
+            origins |= {name: POOL_TOKENS if key == POOL_TOKENS else layer.origin_of(name) for name in names}
+    return origins
 
 
 def _engine_groups() -> dict[str, Any]:
@@ -305,25 +340,27 @@ def environment(environ: Mapping[str, str] | None = None) -> Layer:
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    known = [variable_of(group, it.name) for group, it in all_settings()]
+    unknown_variables.warn(environ, known)
     if POOL_TOKENS in environ:
-        values[POOL_TOKENS] = _parsed(POOL_TOKENS, environ[POOL_TOKENS], int, int)
+        values[POOL_TOKENS] = _parsed(POOL_TOKENS, environ[POOL_TOKENS], "a whole number", int)
     for group, it in all_settings():
         full = f"{group}.{it.name}" if group else it.name
         for variable in (DOCUMENTED.get(full, ""), variable_of(group, it.name)):
             if variable in environ:
                 target = values.setdefault(group, {}) if group else values
-                target[it.name] = _parsed(variable, environ[variable], it.kind, it.from_text)
+                target[it.name] = _parsed(variable, environ[variable], it.expected, it.from_text)
                 origins[full] = variable
     if "num_blocks" in values.get("geometry", {}):
         values.pop(POOL_TOKENS, None)
     return Layer(values, origins=origins)
 
 
-def _parsed(variable: str, text: str, kind: type, parse: Callable[[str], Any]) -> Any:
+def _parsed(variable: str, text: str, expected: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        raise ConfigError(f"{variable}: {text!r} is no {kind.__name__}") from error
+        raise ConfigError(f"{variable}: expected {expected}, got {text!r}") from error
 
 
 def _laid_over(values: Mapping[str, Any], key: str, value: Any) -> Any:
@@ -369,8 +406,12 @@ def _engine_settings(given: object) -> dict[str, Any]:
         value = given.get(name, {})
         found[name] = _replaced(name, group, group(), value) if isinstance(value, Mapping) else value
         if not isinstance(found[name], group):
-            raise ConfigError(f"{name}: {value!r} is no {group.__name__}")
+            raise ConfigError(_no_group(name, value, group))
     return found
+
+
+def _no_group(name: str, value: object, group: type) -> str:
+    return f"{name}: expected a table of settings, [{name}] in a file ({group.__name__}), got {seen(value)}"
 
 
 def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:
@@ -386,22 +427,3 @@ def _with_pool(geometry: Geometry, tokens: int) -> Geometry:
         return replace(geometry, num_blocks=tokens // geometry.block_size)
     except ValueError as error:
         raise ConfigError(f"{POOL_TOKENS}: {tokens} tokens in blocks of {geometry.block_size}: {error}") from error
-
-
-def _host_of(url: str) -> str | None:
-    """The host of `http(s)://host:port`, without path, query or user; None for anything else."""
-    try:
-        parts = urlsplit(url)
-        plain = parts.scheme in ("http", "https") and parts.port and parts.path in ("", "/")
-    except ValueError:
-        return None
-    has_more = parts.query or parts.fragment or parts.username or parts.password
-    is_ours = plain and not has_more and url.isascii() and url.isprintable()
-    return parts.hostname if is_ours else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -181,7 +181,7 @@ def test_what_this_tree_is_tested_with_is_what_it_asks_for() -> None:
 
 def test_the_package_under_test_is_the_one_that_is_meant() -> None:
     """This checkout; or, under `make wheelcheck`, the wheel that it has installed."""
-    meant = Path(os.environ.get("EMBRIDGE_TEST_SITE", ROOT))
+    meant = Path(os.environ.get("TESTED_EMBRIDGE_SITE", ROOT))
     assert Path(embridge.allocator.__file__).is_relative_to(meant)
     assert Path(embridge.allocator._core.__file__).is_relative_to(meant)
 

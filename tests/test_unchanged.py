@@ -76,7 +76,7 @@ def run(tree: Path, *arguments: str, option: str = "--changed", **environment: s
     """How many tests passed, and what pytest said."""
     command = [sys.executable, "-m", "pytest", "-p", "support.unchanged", "-p", "no:cacheprovider", *option.split()]
     kept = {
-        name: value for name, value in os.environ.items() if name not in ("CI", "EMBRIDGE_ALL_TESTS", "PYTEST_ADDOPTS")
+        name: value for name, value in os.environ.items() if name not in ("CI", "ALL_EMBRIDGE_TESTS", "PYTEST_ADDOPTS")
     }
     kept["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # hypothesis costs each of these runs more than the rest of it
     result = subprocess.run(
@@ -142,7 +142,7 @@ def test_one_that_has_failed_runs_until_it_has_passed(passed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment"), [(("--all",), {}), ((), {"CI": "true"}), ((), {"EMBRIDGE_ALL_TESTS": "1"})], ids=str
+    ("arguments", "environment"), [(("--all",), {}), ((), {"CI": "true"}), ((), {"ALL_EMBRIDGE_TESTS": "1"})], ids=str
 )
 def test_all_run_where_all_are_asked_for(passed: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
     assert run(passed, *arguments, **environment)[0] == ALL

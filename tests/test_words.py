@@ -23,7 +23,7 @@ import embridge
 from embridge.allocator import errors, geometry, metrics, ranklog, records, rings, shelf, status
 from embridge.pipeline.config import PipelineConfig
 from embridge.workers.timing import Timing
-from embridge.workers.transfer.engines.mooncake import MooncakeSettings
+from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(

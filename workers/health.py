@@ -40,6 +40,12 @@ def load_of(ctx: RoleContext) -> Load:
     return Load(tokens, requests, ctx.control.blocks.counts().free)
 
 
+def num_in_flight(control: Control) -> int:
+    """The requests for which a node that drains waits: all that are open or wait for a slot, but for lent results."""
+    slots = control.slots
+    return sum(not slots.is_lent(slot) for slot, _ in control.open_slots()) + control.lanes.num_waiting()
+
+
 def silent_processes(control: Control, now_ns: int, bound_s: float) -> list[tuple[str, float]]:
     """Every process of the node that has not beaten for longer than `bound_s` (D4).
 

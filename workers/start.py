@@ -2,7 +2,7 @@
 
 A process of a node goes STARTING -> READY -> STOPPED. It ends on SIGTERM from the launcher, or when the launcher is
 gone: then the death pipe closes, and the kernel sends the parent-death signal besides. SIGINT and SIGHUP are the
-launcher's business.
+launcher's business, who sends a SIGHUP on when it has stored another level of the log.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from embridge.allocator.control import Control
 from embridge.allocator.geometry import Role
 from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Process
+from embridge.allocator.records import Process, SegmentHeader
 from embridge.allocator.segment import map_segment
 from embridge.allocator.sessions import NO_SESSION, LiveSession
 from embridge.allocator.shelf import shelf_size
@@ -65,7 +65,13 @@ def run(spec: ProcessSpec) -> None:
     ctx = RoleContext(
         control, spec.name, spec.timing, spec.addresses, engines=offered, find=names.find, forget=names.forget
     )
+
+    def take_log_level(*_: object) -> None:
+        logging.getLogger().setLevel(control.header.load(SegmentHeader.LOG_LEVEL))
+
+    signal.signal(signal.SIGHUP, take_log_level)
     control.processes.set(spec.name, Process.STATE, STARTING)
+    take_log_level()  # whoever changes it after this line sees the state, and sends the signal
     if spec.name in ("bootstrap", "poller"):
         from embridge.workers.wire.loop import run_on_wire
 

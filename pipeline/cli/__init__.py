@@ -15,8 +15,10 @@ COMMANDS = {
     "demo": "Carry real photographs between two nodes and check every byte.",
     "discovery": "Run the discovery server: which nodes there are, how they fare.",
     "doctor": "Check this machine: what works, what would be slow, and what to do.",
+    "drain": "Have a running node finish its requests and end.",
     "keys": "Make and look at the keys by which nodes know each other.",
     "launch": "Run one node in the foreground.",
+    "stop": "End a running node at once.",
     "status": "Show a running node: its processes, blocks and requests.",
 }
 

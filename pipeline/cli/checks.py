@@ -19,6 +19,7 @@ from typing import Final
 from embridge.workers.checks import Check
 
 GIB: Final = 1 << 30
+ANY_ROLE: Final = "encode"  # for what does not depend on it
 MIN_DESCRIPTORS: Final = 1024  # a node with 16 clients holds some 300
 
 
@@ -146,7 +147,7 @@ def engines() -> list[Check]:
     from embridge.pipeline.config import PipelineConfig
     from embridge.workers.transfer.engines import ENGINES
 
-    settings = PipelineConfig.from_env().engine_settings
+    settings = PipelineConfig.from_env(role=ANY_ROLE).engine_settings
     looks = {it.title: partial(it.check_machine, settings.get(it.name)) for it in ENGINES}
     return [check for title, look in looks.items() for check in _guarded(title, look)]
 
@@ -156,7 +157,7 @@ def keys() -> Check:
     from embridge.pipeline.config import PipelineConfig
     from embridge.pipeline.node.launch import check_keys
 
-    config = PipelineConfig.from_env()
+    config = PipelineConfig.from_env(role=ANY_ROLE)
     if config.key_file is None or config.allow_file is None:
         return Check(
             "keys", "note", "none in the environment", "nodes bind loopback addresses only: see `embridge keys --help`"

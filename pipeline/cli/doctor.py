@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from embridge.pipeline.cli.errors import FAILED, expected_errors
-
-MARKS = {"ok": ("green", "ok"), "note": ("cyan", "note"), "warn": ("yellow", "warn"), "fail": ("red", "FAIL")}
 
 
 @click.command("doctor", short_help="Check this machine: what works, what would be slow, and what to do.")
@@ -23,24 +19,9 @@ def command(as_json: bool, layout: bool) -> None:
         _draw()
         return
     from embridge.pipeline.cli.checks import run_checks
+    from embridge.pipeline.cli.output import show_checks
 
-    checks = run_checks()
-    if as_json:
-        click.echo(json.dumps([check._asdict() for check in checks], indent=2))
-    else:
-        from rich.table import Table
-        from rich.text import Text
-
-        from embridge.pipeline.cli.output import console
-
-        table = Table(box=None, pad_edge=False)
-        for heading in ("check", "", "seen", "what to do"):
-            table.add_column(heading, overflow="fold")
-        for check in checks:
-            colour, mark = MARKS[check.state]
-            table.add_row(check.name, Text(mark, style=colour), Text(check.seen), Text(check.advice))
-        console().print(table)
-    raise SystemExit(FAILED if any(check.state == "fail" for check in checks) else 0)
+    raise SystemExit(0 if show_checks(run_checks(), as_json=as_json) else FAILED)
 
 
 def _draw() -> None:

@@ -3,6 +3,7 @@
 0    done
 1    what was asked for did not work out: a node did not start, a request failed, a check failed
 2    the question was wrong: an option, a setting, a folder that is not there
+3    no node runs there (status, stop, drain)
 130  Ctrl-C          143  SIGTERM
 """
 
@@ -16,6 +17,7 @@ import click
 
 FAILED = 1
 WRONG = 2
+NO_NODE = 3
 INTERRUPTED = 130
 
 
@@ -35,6 +37,23 @@ class QuestionError(CommandError):
     """The same, where the question was wrong."""
 
     exit_code = WRONG
+
+
+class NoNodeError(CommandError):
+    """The same, where no node runs in the run directory that is meant."""
+
+    exit_code = NO_NODE
+
+
+@contextmanager
+def no_node_is_status_3() -> Iterator[None]:
+    """Turn the error of whoever finds no node into its own exit status, for scripts that go by it."""
+    from embridge.allocator.errors import AttachError
+
+    try:
+        yield
+    except AttachError as error:
+        raise NoNodeError(error) from error
 
 
 @contextmanager

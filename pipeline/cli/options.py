@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from embridge.pipeline.cli.errors import expected_errors
+from embridge.pipeline.cli.errors import NoNodeError, QuestionError, expected_errors
 
 if TYPE_CHECKING:
     from embridge.allocator.settings import Setting
-    from embridge.pipeline.config import PipelineConfig
+    from embridge.pipeline.config import Layer, PipelineConfig
 
 
 class NodeCommand(click.Command):
@@ -39,7 +40,10 @@ def _option(flags: str, it: Setting) -> click.Option:
         kind = click.Choice(choices, case_sensitive=not all(choice.isupper() for choice in choices))
     elif it.kind is Path:
         kind = click.Path(path_type=Path)
-    return click.Option([flags], type=kind, default=None, help=it.help)
+    from embridge.pipeline.settings_page import default_of
+
+    told = "asked for" if it.is_required else f"default: {default_of(it)}"
+    return click.Option([flags], type=kind, default=None, help=f"{it.help} [{told}]")
 
 
 def node_config(toml: Path | None, given: dict[str, Any]) -> PipelineConfig:
@@ -48,6 +52,13 @@ def node_config(toml: Path | None, given: dict[str, Any]) -> PipelineConfig:
     Raises:
         ConfigError: names the setting that can't be used, and where its value came from.
     """
+    from embridge.pipeline import config
+
+    return config.PipelineConfig.of_layers(*node_layers(toml, given))
+
+
+def node_layers(toml: Path | None, given: dict[str, Any]) -> list[Layer]:
+    """What the file, the environment and the flags say, each going over those before it. Raises ConfigError."""
     from embridge.pipeline import config
 
     settings = {config.long_name(group, it.name): (group, it) for group, it in config.all_settings() if it.is_flag}
@@ -60,14 +71,42 @@ def node_config(toml: Path | None, given: dict[str, Any]) -> PipelineConfig:
         (values.setdefault(group, {}) if group else values)[it.name] = value
         origins[f"{group}.{it.name}" if group else it.name] = config.flags_of(group, it)[0]
     files = [] if toml is None else [config.toml_file(toml)]
-    flags = config.Layer(values, origins=origins)
-    return config.PipelineConfig.of_layers(*files, config.environment(), flags)
+    return [*files, config.environment(), config.Layer(values, origins=origins)]
+
+
+def node_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options by which a command about a running node is told which one."""
+    function = click.option(
+        "--role", type=click.Choice(["encode", "language"]), help="Which of the two default run directories."
+    )(function)
+    return click.option(
+        "--run-dir", type=click.Path(path_type=Path),
+        help="The node's run directory; default: that of the role, or of the one node that runs in one of the two.",
+    )(function)  # fmt: skip
 
 
 def run_dir_of(run_dir: Path | None, role: str | None) -> Path:
     """The run directory that a command about a running node means: as given, or as the environment or the role say.
 
+    Where nobody says anything, it is that of the one node that runs in a default run directory.
+
     Raises:
         ConfigError: a setting in the environment can't be used.
+        QuestionError: two nodes run in default run directories; which one is meant is asked for.
+        NoNodeError: none does.
     """
-    return run_dir or node_config(None, {"role": role}).directory
+    from embridge.pipeline.config import ROLES, default_run_dir, environment
+    from embridge.workers.run_socket import SOCKET_NAME
+
+    said = environment().values
+    if run_dir is not None:
+        return run_dir
+    if role is not None or {"run_dir", "role"} & said.keys():
+        return node_config(None, {"role": role or said.get("role") or next(iter(ROLES))}).directory
+    running = {name: path for name in ROLES if ((path := default_run_dir(name)) / SOCKET_NAME).exists()}
+    if len(running) > 1:
+        raise QuestionError(f"which node? two run here: say {' or '.join(f'--role {name}' for name in running)}")
+    if not running:
+        places = " nor ".join(str(default_run_dir(name)) for name in ROLES)
+        raise NoNodeError(f"no node runs in {places}; say --run-dir where it is elsewhere")
+    return next(iter(running.values()))

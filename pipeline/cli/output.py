@@ -1,8 +1,16 @@
-"""Where commands print."""
+"""Where commands print, and what several of them print."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import click
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from embridge.workers.checks import Check
 
 PIPE_WIDTH = 150  # a file or a pipe has no width of its own, and rich would assume 80
 
@@ -11,3 +19,25 @@ def console() -> Console:
     """Standard output, in a terminal's width or wide enough for every table."""
     made = Console()
     return made if made.is_terminal else Console(width=max(made.width, PIPE_WIDTH))
+
+
+_MARKS: Final = {"ok": ("green", "ok"), "note": ("cyan", "note"), "warn": ("yellow", "warn"), "fail": ("red", "FAIL")}
+
+
+def show_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
+    """Print checks as a table, or as a list in JSON. Returns whether all hold (a warning does)."""
+    checks = list(checks)
+    if as_json:
+        click.echo(json.dumps([check._asdict() for check in checks], indent=2))
+    else:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for heading in ("check", "", "seen", "what to do"):
+            table.add_column(heading, overflow="fold")
+        for check in checks:
+            colour, mark = _MARKS[check.state]
+            table.add_row(check.name, Text(mark, style=colour), Text(check.seen), Text(check.advice))
+        console().print(table)
+    return all(check.state != "fail" for check in checks)

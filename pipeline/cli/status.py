@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embridge.pipeline.cli.errors import FAILED, QuestionError, expected_errors
-from embridge.pipeline.cli.options import run_dir_of
+from embridge.pipeline.cli.errors import FAILED, NO_NODE, QuestionError, expected_errors, no_node_is_status_3
+from embridge.pipeline.cli.options import node_options, run_dir_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,8 +28,7 @@ IN_DETAIL = {
 
 
 @click.command("status", short_help="Show a running node: its processes, blocks and requests.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="The node's run directory; default: that of the role.")
-@click.option("--role", type=click.Choice(["encode", "language"]), help="Which of the two default run directories.")
+@node_options
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, all fields; with --watch one line each time.")
 @click.option("--request", "room", type=int, metavar="ROOM", help="One request, in detail.")
 @click.option("--watch", is_flag=True, help=f"Again each {REFRESH_S:g} s, until Ctrl-C.")
@@ -43,8 +42,11 @@ def command(run_dir: Path | None, role: str | None, as_json: bool, room: int | N
         if watch:
             _watch(path, room, as_json=as_json)
             return
-        status = _status(path, room)
+        with no_node_is_status_3():
+            status = _status(path, room)
         _show(status, as_json=as_json)
+        if status.get("state") == "GONE":
+            raise SystemExit(NO_NODE)
         if "role" not in status and room is None:
             raise SystemExit(FAILED)
 

@@ -31,20 +31,29 @@ def open_own(path: Path) -> int:
     except OSError as error:
         raise LaunchError(f"run directory {path}: {error.strerror}; choose another with --run-dir") from error
     try:
-        status = os.fstat(directory)
-        if status.st_mode & 0o077:
-            raise LaunchError(
-                f"run directory {path}: mode {status.st_mode & 0o777:o} of user {status.st_uid}; "
-                f"it must be 700 and belong to user {os.geteuid()}"
-            )
-        if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
-            raise LaunchError(
-                f"run directory {path}: its socket's path exceeds {MAX_SOCKET_PATH} bytes; choose a shorter one"
-            )
+        check_own(path, directory)
     except BaseException:
         os.close(directory)
         raise
     return directory
+
+
+def check_own(path: Path, directory: int) -> None:
+    """Check that a run directory that is open is for this user alone, and its path short enough for a socket.
+
+    Raises:
+        LaunchError: it is not.
+    """
+    status = os.fstat(directory)
+    if status.st_mode & 0o077:
+        raise LaunchError(
+            f"run directory {path}: mode {status.st_mode & 0o777:o} of user {status.st_uid}; "
+            f"it must be 700 and belong to user {os.geteuid()}"
+        )
+    if len(os.fsencode(path / SOCKET_NAME)) > MAX_SOCKET_PATH:
+        raise LaunchError(
+            f"run directory {path}: its socket's path exceeds {MAX_SOCKET_PATH} bytes; choose a shorter one"
+        )
 
 
 def take_lock(path: Path, directory: int) -> int:

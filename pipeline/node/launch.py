@@ -3,7 +3,7 @@
 The node is a process group of its own: a launcher (`launcher_start` says how it begins), from which its processes are
 spawned. They are never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes
 a process where it imports torch). If the caller dies, or becomes another program, the node notices and stops: a pidfd
-says that it is dead, whatever it has forked, and the end of a pipe that it holds says that it has called `exec`.
+says that it is dead, whatever it has forked, and the end of a socket that it holds says that it has called `exec`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.config import ConfigError, PipelineConfig
-from embridge.pipeline.node.launch_messages import Ready, encode_config
+from embridge.pipeline.node.launch_messages import MAX_CONFIG_BYTES, Ready, encode_config
 from embridge.pipeline.node.launcher_start import command
+from embridge.pipeline.node.reloading import Reloaded
 from embridge.workers.files import above_standard
 
+STOP_AT_ONCE: Final = (signal.SIGTERM, signal.SIGINT)
+"""Both have the same effect on a launcher, and the second one stops it at once: two of one kind may arrive as one."""
+RELOAD_TIMEOUT_S: Final = 5.0
 EXIT_LOOK_S = 0.5  # how often `launch` looks whether a launcher that says nothing has ended
 
 
@@ -76,11 +81,32 @@ class Node:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
+    def reload(self, config: PipelineConfig, timeout_s: float = RELOAD_TIMEOUT_S) -> Reloaded:
+        """Have the running node take over what it can from this configuration: `log_level`, and its allow-list.
+
+        Returns what is in force now, what needs a restart, and what cannot be used. Nothing that a node cannot take
+        over does any harm. One thread at a time.
+
+        Raises:
+            LaunchError: the launcher does not answer; it has ended, or does not run.
+        """
+        try:
+            while select.select([self._alive], [], [], 0)[0] and os.read(self._alive, MAX_CONFIG_BYTES):
+                pass  # the answer to one that was given up
+            os.write(self._alive, encode_config(config))
+            readable, _, _ = select.select([self._alive], [], [], timeout_s)
+            answer = os.read(self._alive, MAX_CONFIG_BYTES) if readable else b""
+        except OSError as error:
+            raise LaunchError(f"reload: the launcher cannot be told: {error.strerror}; it has ended") from error
+        if not answer:
+            raise LaunchError(f"reload: no answer within {timeout_s:g} s; look at `embridge status` and the node's log")
+        return msgspec.json.decode(answer, type=Reloaded)
+
     def stop(self) -> int:
         """Stop without draining and wait for it; kills what does not end. Returns the exit status."""
         if self._process.poll() is None:
-            self.terminate()
-            self.terminate()
+            for number in STOP_AT_ONCE:
+                self._process.send_signal(number)
         code = self.wait(self.config.timing.stop_timeout_s + 2)
         if code is None:
             self._process.kill()
@@ -115,17 +141,17 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
     check_keys(config)
     opened: list[int] = []
     try:
-        opened += os.pipe()
+        opened += (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         opened += os.pipe()
         opened.append(os.pidfd_open(os.getpid()))
         for index, fd in enumerate(opened):  # the launcher's own standard input would take the place of 0
             opened[index] = -1
             opened[index] = above_standard(fd)
-        alive_read, alive_write, ready_read, ready_write, parent = opened
+        alive, theirs, ready_read, ready_write, parent = opened
         process = subprocess.Popen(
-            [*within, *command(ready_write, alive_read, parent)],
+            [*within, *command(ready_write, theirs, parent)],
             stdin=subprocess.PIPE,
-            pass_fds=(ready_write, alive_read, parent),
+            pass_fds=(ready_write, theirs, parent),
             start_new_session=True,
         )
     except OSError as error:
@@ -135,7 +161,7 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
         raise LaunchError(
             f"launcher: it cannot be started: {error.strerror}; check `ulimit -n` and `ulimit -u`"
         ) from error
-    for fd in (alive_read, ready_write, parent):
+    for fd in (theirs, ready_write, parent):
         os.close(fd)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
@@ -146,7 +172,7 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
     except BaseException as error:
         process.kill()
         process.wait()
-        os.close(alive_write)
+        os.close(alive)
         if isinstance(error, OSError):
             raise LaunchError(
                 f"launcher: its answer cannot be read: {error.strerror}; launch the node again"
@@ -156,9 +182,9 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
         os.close(ready_read)
     if ready.error:
         process.wait()
-        os.close(alive_write)
+        os.close(alive)
         raise LaunchError(ready.error)
-    return Node(process, config, ready, alive_write)
+    return Node(process, config, ready, alive)
 
 
 def check_keys(config: PipelineConfig) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from embridge.pipeline.config import PipelineConfig
+
+MAX_CONFIG_BYTES: Final = 1 << 16  # a path has 4096 bytes at most, and all else is short
 
 
 class Ready(msgspec.Struct, frozen=True):

@@ -7,8 +7,9 @@ first). The processes are spawned from the context that `torch.multiprocessing` 
     STARTING --all processes READY--> READY --SIGTERM--> DRAINING --nothing in flight, or drain_timeout--> STOPPED
                                                              +------------ a second SIGTERM -------------->
 
-SIGINT has the effect of SIGTERM. SIGHUP changes nothing, and a line of the log says so: a node reads nothing again on
-demand (it reads an allow-list again when the file has changed).
+SIGINT has the effect of SIGTERM. SIGHUP has the launcher read the files of its keys again; whoever launched the node
+may send it a whole configuration besides (`Node.reload`). `reloading` says what a running node takes over; a line of
+the log says what it was, and what needs a restart. Nothing of that ends a process.
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ from embridge.allocator.segment import (
 from embridge.allocator.shelf import shelf_size
 from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.node.claim import next_identity, open_own, take_lock
-from embridge.pipeline.node.launch_messages import Ready, decode_config
+from embridge.pipeline.node.launch_messages import MAX_CONFIG_BYTES, Ready, decode_config
 from embridge.pipeline.node.launcher_start import LAUNCHER
 from embridge.pipeline.node.naming import LIMITS_REMEDY, naming
 from embridge.pipeline.node.ports import BIND_FOR_S, listen
 from embridge.pipeline.node.prefaulting import Prefaulting
 from embridge.pipeline.node.preflight import check_discovery, chosen_engines, descriptors_left, with_pool
 from embridge.pipeline.node.recovery import Recovery
+from embridge.pipeline.node.reloading import Reloaded, reloaded
 from embridge.pipeline.node.run_socket_server import RunSocketServer
 from embridge.pipeline.node.supervisor import Supervisor
+from embridge.workers.health import num_in_flight
 from embridge.workers.keys import KeyFileError, read_key_file
 from embridge.workers.process_spec import READY, ProcessSpec
 from embridge.workers.role import Addresses
@@ -59,6 +62,7 @@ from embridge.workers.timing import NS
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LEVELS = logging.getLevelNamesMapping()
 
 
 class Launcher:
@@ -67,6 +71,7 @@ class Launcher:
     def __init__(self, config: PipelineConfig) -> None:
         """Raises LaunchError or SegmentError where the node cannot be made; nothing of the node is left then."""
         self.config = config
+        self._given = config  # with what is in force since the last reload
         self.role = ROLES[config.role]
         self._stops = 0
         self._is_orphan = False
@@ -140,6 +145,7 @@ class Launcher:
             }
         self.control = Control(mapping, {name: d.fd for name, d in self._event_fds.items()})
         self.control.header.store(SegmentHeader.LAUNCHER_PID, os.getpid())
+        self.control.header.store(SegmentHeader.LOG_LEVEL, LEVELS[config.log_level])
 
     def _make_shelf(self) -> dict[str, int]:
         """The segment of published items, by the descriptors of who publishes and of who reads."""
@@ -244,13 +250,41 @@ class Launcher:
 
     # ---- watching
 
-    def stop_on(self, *fds: int) -> None:
-        """Stop when one of these descriptors can be read: the process that launched the node is gone then.
+    def follow(self, alive_fd: int, parent_fd: int | None) -> None:
+        """Stop when the process that launched the node is gone: `parent_fd` is its pidfd, `alive_fd` a socket to it.
 
-        They are a pipe whose other end that process holds, and a pidfd of that process.
+        What that process writes into the socket is a configuration that it has read again (`Node.reload`); its end says
+        that the process has become another program.
         """
-        for fd in fds:
-            self._selector.register(fd, selectors.EVENT_READ, lambda: self._parent_gone(fds))
+        fds = [fd for fd in (alive_fd, parent_fd) if fd is not None]
+        self._selector.register(alive_fd, selectors.EVENT_READ, lambda: self._hear(alive_fd, fds))
+        if parent_fd is not None:
+            self._selector.register(parent_fd, selectors.EVENT_READ, lambda: self._parent_gone(fds))
+
+    def _hear(self, alive_fd: int, fds: Sequence[int]) -> None:
+        try:
+            said = os.read(alive_fd, MAX_CONFIG_BYTES)
+        except OSError:  # the process died with an answer unread
+            said = b""
+        if not said:
+            self._parent_gone(fds)
+            return
+        try:
+            told = self._reload(decode_config(said))
+        except ValueError as error:  # msgspec's own are ValueErrors
+            told = Reloaded([], [], [f"the configuration cannot be read: {error}"])
+        with contextlib.suppress(OSError):  # it does not wait for an answer any more
+            os.write(alive_fd, msgspec.json.encode(told))
+
+    def _reload(self, fresh: PipelineConfig) -> Reloaded:
+        """Take over what a running node can from a configuration, say so in the log, and return it."""
+        self._given, told = reloaded(self._given, fresh, self._keys)
+        level = self._given.log_level
+        self.control.header.store(SegmentHeader.LOG_LEVEL, LEVELS[level])
+        logging.getLogger().setLevel(level)
+        self._supervisor.take_log_level()
+        log.warning("reloaded: %s", told)
+        return told
 
     def _parent_gone(self, fds: Sequence[int]) -> None:
         if self._is_orphan:
@@ -269,7 +303,7 @@ class Launcher:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._stops += 1
             elif number == signal.SIGHUP:
-                log.warning("SIGHUP: this node has nothing to read again; SIGTERM drains and ends it")
+                self._reload(self._given)
 
     def _turn(self, wait_s: float) -> None:
         for key, _ in self._selector.select(wait_s):
@@ -288,16 +322,11 @@ class Launcher:
                 drain_until = time.monotonic() + self.config.timing.drain_timeout_s
                 self._enter(NodeState.DRAINING)
                 log.info("draining")
-            if drain_until is not None and (not self._in_flight() or time.monotonic() > drain_until):
+            if drain_until is not None and (not num_in_flight(self.control) or time.monotonic() > drain_until):
                 break
             wait_s = self.config.timing.beat_s if drain_until is None else 0.02
             self._turn(min([wait_s, *(max(0.0, (at_ns - now) / NS) for at_ns in due)]))
         return 0
-
-    def _in_flight(self) -> bool:
-        slots = self.control.slots
-        flow = any(not slots.is_lent(slot) for slot, _ in self.control.open_slots())
-        return flow or self.control.lanes.num_waiting() > 0
 
     def close(self) -> None:
         """End all processes, and close and remove everything that the node has opened."""
@@ -319,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=LAUNCHER, description=__doc__)
     parser.add_argument("--ready-fd", type=int, required=True, help="descriptor on which READY is announced")
     parser.add_argument(
-        "--alive-fd", type=int, required=True, help="descriptor whose end means that the parent is gone"
+        "--alive-fd", type=int, required=True, help="socket to the parent, whose end means that the parent is gone"
     )
     parser.add_argument("--parent-fd", type=int, help="pidfd of the parent")
     options = parser.parse_args(arguments)
@@ -338,7 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
             stack.callback(launcher.close)
             with naming("event loop", LIMITS_REMEDY):
                 launcher.watch_signals(signals)
-                launcher.stop_on(*(fd for fd in (options.alive_fd, options.parent_fd) if fd is not None))
+                launcher.follow(options.alive_fd, options.parent_fd)
             launcher.start()
         except EmbridgeError as error:
             if launcher is not None:

@@ -18,9 +18,11 @@ once it has held for a while, the node is healthy again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
+import signal
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -277,6 +279,16 @@ class Supervisor:
         )
         if self._control.has_discovery:
             self._control.bell("registrar").ring()
+
+    # ---- what was reloaded
+
+    def take_log_level(self) -> None:
+        """Have every process take over the level of the log that stands in the header."""
+        for child in self._children:
+            # who has no state yet has no handler, and reads the level when it has
+            if child.pidfd >= 0 and self._processes.get(child.name, Process.STATE):
+                with contextlib.suppress(ProcessLookupError):  # it has just died
+                    signal.pidfd_send_signal(child.pidfd, signal.SIGHUP)
 
     # ---- the launch
 

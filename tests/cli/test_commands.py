@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.cli import COMMANDS, main
 from embridge.pipeline.cli.checks import CHECKS, engines, huge_pages, run_checks
-from embridge.pipeline.cli.errors import expected_errors
-from embridge.pipeline.cli.options import node_config
+from embridge.pipeline.cli.errors import CommandError, expected_errors
+from embridge.pipeline.cli.options import node_config, run_dir_of
 from embridge.pipeline.cli.status import render
 from embridge.pipeline.config import ConfigError
+from embridge.workers.run_socket import SOCKET_NAME
 
 
 def invoke(*args: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
@@ -58,6 +59,9 @@ def test_every_command_explains_itself(name: str) -> None:
         (["demo", "--block-size", "-1"], "block_size"),
         (["demo", "--images", "/absent"], "/absent"),
         (["launch", "--role", "both"], "--role"),
+        (["launch"], "which side is this node? say encode or language: --role"),
+        (["launch", "--role", "encode", "--json"], "--json"),
+        (["stop", "--timeout", "-1"], "--timeout"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it_and_status_2(args: list[str], named: str) -> None:
@@ -117,7 +121,7 @@ def test_flags_go_over_environment_over_toml_over_defaults(tmp_path: Path, monke
 
 def test_a_bad_environment_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE", "many")
-    with pytest.raises(ConfigError, match="SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE"):
+    with pytest.raises(ConfigError, match="SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE: expected a whole number"):
         node_config(None, {})
 
 
@@ -174,10 +178,32 @@ def test_a_mooncake_that_is_not_installed_names_the_extra(monkeypatch: pytest.Mo
     assert "embridge[mooncake" in check.advice
 
 
-def test_status_of_no_node_is_one_line_and_status_1(tmp_path: Path) -> None:
-    code, out, err = invoke("status", "--run-dir", str(tmp_path))
-    assert (code, out) == (1, "")
+@pytest.mark.parametrize("command", ["status", "drain", "stop"])
+def test_a_command_about_no_node_is_one_line_and_status_3(command: str, tmp_path: Path) -> None:
+    code, out, err = invoke(command, "--run-dir", str(tmp_path))
+    assert (code, out) == (3, "")
     assert len(err.splitlines()) == 1
+
+
+def test_which_node_is_meant_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word about it: the one that runs in a default run directory; of two it is asked for."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    for name in ("EMBRIDGE_ROLE", "EMBRIDGE_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CommandError, match=f"no node runs in {tmp_path}/embridge-encode nor {tmp_path}"):
+        run_dir_of(None, None)
+    for role in ("language", "encode"):
+        (tmp_path / f"embridge-{role}").mkdir()
+        (tmp_path / f"embridge-{role}" / SOCKET_NAME).touch()
+        if role == "language":
+            assert run_dir_of(None, None) == tmp_path / "embridge-language"
+    with pytest.raises(CommandError, match=r"which node\? two run here: say --role encode or --role lang") as raised:
+        run_dir_of(None, None)
+    assert raised.value.exit_code == 2
+    assert run_dir_of(None, "encode") == tmp_path / "embridge-encode"
+    monkeypatch.setenv("EMBRIDGE_RUN_DIR", str(tmp_path / "elsewhere"))
+    assert run_dir_of(None, None) == tmp_path / "elsewhere"
+    assert run_dir_of(tmp_path / "here", "encode") == tmp_path / "here"
 
 
 def test_status_is_shown_in_one_table_a_group() -> None:

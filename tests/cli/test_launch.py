@@ -77,7 +77,7 @@ def test_a_second_signal_ends_a_drain_that_has_something_to_wait_for(tmp_path: P
 
 
 def test_sighup_ends_a_node_when_it_says_that_the_terminal_is_gone(tmp_path: Path) -> None:
-    """P18: drained, as by SIGTERM. With its terminal, or without one from the start, there is nothing to read again."""
+    """P18: drained, as by SIGTERM. With its terminal, or without one from the start, it has settings read again."""
     terminal, theirs = os.openpty()
     words = [
         *LAUNCH,
@@ -105,7 +105,7 @@ def test_sighup_ends_a_node_when_it_says_that_the_terminal_is_gone(tmp_path: Pat
         wait_until(lambda: b"READY" in log.read_bytes() or program.poll() is not None, 60)
         command = wait_until(lambda: children_of(program.pid))[0]
         os.kill(command, signal.SIGHUP)
-        wait_until(lambda: b"SIGHUP: there is nothing to read again" in log.read_bytes())
+        wait_until(lambda: b"reloaded: now in force: nothing new" in log.read_bytes())
         os.close(terminal)  # the kernel sends SIGHUP
         assert program.wait(30) == 0, log.read_text()
         assert "draining" in log.read_text()

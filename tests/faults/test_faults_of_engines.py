@@ -15,7 +15,8 @@ from support.waiting import wait_until
 from embridge.allocator.sessions import LiveSession
 from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.base import Outcome
-from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
+from embridge.workers.transfer.engines.mooncake import MooncakeEngine
+from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings
 
 THREAD = Point("threading.Thread.start", 1)
 MOVES = [(0, 0, 8)]

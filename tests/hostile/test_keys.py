@@ -98,7 +98,7 @@ def test_a_secret_is_in_no_text_that_a_key_pair_is_turned_into(tmp_path: Path) -
     assert PAIR.secret not in f"{PAIR} {PAIR!r} {[PAIR]}"
     assert pickle.loads(pickle.dumps(PAIR)) == PAIR
     write_key_file(tmp_path / "node.key", PAIR)
-    config = PipelineConfig(key_file=tmp_path / "node.key", allow_file=tmp_path / "x")
+    config = PipelineConfig(role="encode", key_file=tmp_path / "node.key", allow_file=tmp_path / "x")
     assert PAIR.secret.encode() not in encode_config(config)
 
 
@@ -160,7 +160,7 @@ def test_a_malformed_line_is_named_with_its_file(tmp_path: Path, line: str, says
         read_allow_list(path)
     write_key_file(tmp_path / "node.key", PAIR)
     with pytest.raises(ConfigError, match="line 3"):
-        check_keys(PipelineConfig(key_file=tmp_path / "node.key", allow_file=path))
+        check_keys(PipelineConfig(role="encode", key_file=tmp_path / "node.key", allow_file=path))
     code, out, err = invoke("keys", "check", path)
     assert (code, out) == (2, "")
     assert "line 3" in err

@@ -37,7 +37,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGES: Final = ("pipeline", "workers", "allocator")
 COPIED: Final = (*PACKAGES, "embridge", "tests", "pyproject.toml", "setup.py")
 LIMIT_S: Final = 600.0
-MARK: Final = "EMBRIDGE_MUTANT"
+MARK: Final = "MUTANT_OF_EMBRIDGE"
 _NEW_MOUNTS: Final = 0x20000  # CLONE_NEWNS
 _PRIVATE: Final = 0x44000  # MS_REC | MS_PRIVATE
 

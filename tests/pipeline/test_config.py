@@ -21,7 +21,7 @@ from embridge.pipeline.config import (
 )
 from embridge.pipeline.node.launch_messages import decode_config, encode_config
 from embridge.workers.timing import Timing
-from embridge.workers.transfer.engines.mooncake import MooncakeSettings
+from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings
 
 PATHS = ("run_dir", "key_file", "allow_file", "discovery_token_file")
 
@@ -36,8 +36,8 @@ def toml(tmp_path: Path) -> Path:
 
 
 def test_nothing_said_is_the_default() -> None:
-    config = PipelineConfig.from_env({})
-    assert config == PipelineConfig()
+    config = PipelineConfig.from_env({}, role="encode")
+    assert config == PipelineConfig(role="encode")
     assert config.default_allocate_tokens == 8192
     assert (config.geometry, config.limits, config.timing) == (Geometry(), Limits(), Timing())
 
@@ -113,7 +113,8 @@ def test_the_documented_variables_set_the_default_the_pool_and_the_block() -> No
             "SGLANG_EMBEDDING_DEFAULT_ALLOCATE_BUFFER_SIZE": "1024",
             "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "4000",
             "SGLANG_EMBEDDING_CACHE_BLOCK_SIZE": "64",
-        }
+        },
+        role="encode",
     )
     assert config.default_allocate_tokens == 1024
     assert config.geometry.block_size == 64
@@ -140,7 +141,7 @@ def test_the_pool_in_tokens_becomes_blocks_of_the_size_that_is_used_at_last(
 
 def test_our_own_variable_goes_over_the_documented_one() -> None:
     environ = {"SGLANG_EMBEDDING_CACHE_BLOCK_SIZE": "64", "EMBRIDGE_BLOCK_SIZE": "16"}
-    assert PipelineConfig.from_env(environ).geometry.block_size == 16
+    assert PipelineConfig.from_env(environ, role="encode").geometry.block_size == 16
 
 
 @pytest.mark.parametrize(
@@ -197,8 +198,8 @@ def test_a_bad_value_of_every_setting_is_tried() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"mooncake": "tcp"}, "mooncake: 'tcp' is no MooncakeSettings"),
-        ({"mooncake": Timing()}, r"mooncake: Timing\(.*\) is no MooncakeSettings"),
+        ({"mooncake": "tcp"}, r"mooncake: expected a table of settings, .* \(MooncakeSettings\), got 'tcp', text"),
+        ({"mooncake": Timing()}, r"mooncake: expected a table .*, got Timing\(.*\), of type Timing"),
         ({"mooncake": {"protocol": "udp"}}, "mooncake.protocol: 'udp' is unknown; use one of tcp, rdma"),
         ({"mooncake": {"colour": "red"}}, "mooncake.colour: unknown setting; known: connect_timeout_s, "),
         ({"shm": {}}, "engine_settings: 'shm' has no settings; known: mooncake"),
@@ -216,16 +217,16 @@ def test_the_settings_of_an_engine_are_a_group_wherever_they_come_from(tmp_path:
     fields = {"protocol": "rdma", "device": "mlx5_0"}
     (tmp_path / "node.toml").write_text('[mooncake]\nprotocol = "rdma"\n')
     for config in (
-        PipelineConfig(engine_settings={"mooncake": rdma}),
-        PipelineConfig(engine_settings={"mooncake": fields}),
-        PipelineConfig.from_env({}, mooncake=rdma),
-        PipelineConfig.from_env({"EMBRIDGE_MOONCAKE_DEVICE": "mlx5_0"}, mooncake={"protocol": "rdma"}),
-        PipelineConfig.from_toml(tmp_path / "node.toml", {"EMBRIDGE_MOONCAKE_DEVICE": "mlx5_0"}),
+        PipelineConfig(role="encode", engine_settings={"mooncake": rdma}),
+        PipelineConfig(role="encode", engine_settings={"mooncake": fields}),
+        PipelineConfig.from_env({}, role="encode", mooncake=rdma),
+        PipelineConfig.from_env({"EMBRIDGE_MOONCAKE_DEVICE": "mlx5_0"}, role="encode", mooncake={"protocol": "rdma"}),
+        PipelineConfig.from_toml(tmp_path / "node.toml", {"EMBRIDGE_MOONCAKE_DEVICE": "mlx5_0"}, role="encode"),
     ):
         assert config.engine_settings == {"mooncake": rdma}
         assert decode_config(encode_config(config)) == config
-    assert PipelineConfig().engine_settings == {"mooncake": MooncakeSettings()}
-    with pytest.raises(ConfigError, match=r"^mooncake: 5 is no MooncakeSettings \(from the file\)"):
+    assert PipelineConfig(role="encode").engine_settings == {"mooncake": MooncakeSettings()}
+    with pytest.raises(ConfigError, match=r"^mooncake: expected a table .*, got 5, a whole number \(from the file\)"):
         PipelineConfig.of_layers(Layer({"mooncake": 5}, "the file"))
     with pytest.raises(ConfigError, match=r"^engine_settings: unknown setting; known: .*timing.*, mooncake"):
         PipelineConfig.from_env({}, engine_settings={"mooncake": rdma})
@@ -257,7 +258,7 @@ def test_a_host_that_others_can_reach_wants_keys(host: str) -> None:
         match=f"host: {host} is no loopback address, and without keys .* make a key with `embridge keys new`",
     ):
         PipelineConfig(host=host)
-    assert PipelineConfig(host=host, **KEYS).key_file == Path("/tmp/a.key")
+    assert PipelineConfig(role="encode", host=host, **KEYS).key_file == Path("/tmp/a.key")
 
 
 @pytest.mark.parametrize("keys", [{}, KEYS])
@@ -326,12 +327,12 @@ def test_a_discovery_server_is_a_plain_url_and_beyond_loopback_there_is_a_token(
     "url", ["http://127.0.0.1:8998", "http://[::1]:8998/", "http://localhost:1", "https://127.0.0.1:1"]
 )
 def test_discovery_brings_a_route_table_and_none_is_there_without(url: str) -> None:
-    assert PipelineConfig().limits.max_routes == 0
-    assert PipelineConfig(discovery=url).limits.max_routes == DEFAULT_ROUTES
-    assert PipelineConfig(discovery=url, limits=Limits(max_routes=3)).limits.max_routes == 3
+    assert PipelineConfig(role="encode").limits.max_routes == 0
+    assert PipelineConfig(role="encode", discovery=url).limits.max_routes == DEFAULT_ROUTES
+    assert PipelineConfig(role="encode", discovery=url, limits=Limits(max_routes=3)).limits.max_routes == 3
     with pytest.raises(ConfigError, match="max_routes: 3 without discovery"):
         PipelineConfig(limits=Limits(max_routes=3))
-    config = PipelineConfig(discovery="http://server:8998", discovery_token_file=Path("token"))
+    config = PipelineConfig(role="encode", discovery="http://server:8998", discovery_token_file=Path("token"))
     assert config.discovery_token_file == Path.cwd() / "token"
     assert decode_config(encode_config(config)) == config
 
@@ -358,7 +359,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_directory_is_absolute_and_each_role_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert PipelineConfig(run_dir=Path("here")).directory == Path.cwd() / "here"
+    assert PipelineConfig(role="encode", run_dir=Path("here")).directory == Path.cwd() / "here"
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     assert PipelineConfig(role="encode").directory == Path("/run/user/7/embridge-encode")
     assert default_run_dir("language") != default_run_dir("encode")

@@ -17,6 +17,7 @@ from embridge.pipeline.config import GROUPS, Layer, all_settings, environment, f
 from embridge.pipeline.settings_page import page
 
 ROOT = Path(__file__).parents[2]
+ENCODE = Layer({"role": "encode"})
 
 
 def test_the_page_is_what_the_fields_say() -> None:
@@ -37,7 +38,7 @@ def test_every_setting_says_what_it_is_and_has_a_variable_of_its_own() -> None:
 class MoreTiming(Timing):
     """As if a contributor had added one field."""
 
-    patience_s: float = setting(3.0, "How long nobody is in a hurry.", gt=0, lt=9, is_flag=True)
+    patience_s: float = setting(3.0, "How long nobody is in a hurry.", gt=0, lt=9, is_flag=True, why="it suits all")
 
 
 @pytest.fixture
@@ -53,17 +54,19 @@ def test_a_setting_is_added_in_one_place(one_more: None, tmp_path: Path, monkeyp
     (tmp_path / "node.toml").write_text("[timing]\npatience_s = 4.5\n")
     from_file = toml_file(tmp_path / "node.toml")
     from_environment = environment({"EMBRIDGE_PATIENCE_S": "5"})
-    assert PipelineConfig.of_layers(from_file).timing == MoreTiming(patience_s=4.5)
-    assert PipelineConfig.of_layers(from_file, from_environment).timing == MoreTiming(patience_s=5.0)
+    assert PipelineConfig.of_layers(ENCODE, from_file).timing == MoreTiming(patience_s=4.5)
+    assert PipelineConfig.of_layers(ENCODE, from_file, from_environment).timing == MoreTiming(patience_s=5.0)
     monkeypatch.setenv("EMBRIDGE_PATIENCE_S", "5")
-    assert node_config(tmp_path / "node.toml", {"patience_s": 6.0}).timing == MoreTiming(patience_s=6.0)
+    flags = {"role": "encode", "patience_s": 6.0}
+    assert node_config(tmp_path / "node.toml", flags).timing == MoreTiming(patience_s=6.0)
     with pytest.raises(ConfigError, match=r"^timing\.patience_s: 9\.5 s is outside 0 to 9 s"):
         PipelineConfig.of_layers(Layer({"timing": {"patience_s": 9.5}}))
     told = CliRunner().invoke(main, ["launch", "--help"]).output
     assert "--patience-s FLOAT" in told
     assert "How long nobody is in a hurry." in told
-    assert "**`patience_s`** (number; above 0 to below 9; default 3.0 s): How long nobody is in a hurry." in page()
-    assert "`--patience-s`, `EMBRIDGE_PATIENCE_S`" in " ".join(page().split())
+    assert "**`patience_s`** (number; above 0 to below 9 s; default 3.0 s): How long nobody is in a hurry." in page()
+    told = " ".join(page().split())
+    assert "Why this default: it suits all. `--patience-s`, `EMBRIDGE_PATIENCE_S`, TOML `timing.patience_s`" in told
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_a_setting_is_added_in_one_place(one_more: None, tmp_path: Path, monkeyp
     ],
 )
 def test_texts_are_read_as_python_reads_them(variable: str, text: str, name: str, value: object) -> None:
-    found: object = PipelineConfig.from_env({variable: text})
+    found: object = PipelineConfig.from_env({variable: text}, role="encode")
     for part in name.split("."):
         found = getattr(found, part)
     assert found == value
@@ -117,14 +120,14 @@ def test_a_value_from_the_environment_that_is_refused_names_its_variable(variabl
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[limits]\nnum_slots = 64.0\n", "limits.num_slots: 64.0 is no int"),
+        ("[limits]\nnum_slots = 64.0\n", "limits.num_slots: expected a whole number, got 64.0, a number"),
         ("[limits]\nnum_slots = 100\n", "limits.num_slots: 100 is no multiple of 64"),
-        ("[limits]\nnum_slots = true\n", "limits.num_slots: True is no int"),
+        ("[limits]\nnum_slots = true\n", "limits.num_slots: expected a whole number, got True, true or false"),
         ("bootstrap_port = 65536\n", "bootstrap_port: 65536 is outside 0 to 65535"),
         ("host_buffer_bytes = 0\n", "host_buffer_bytes: 0 bytes < 1 bytes; give at least that"),
-        ("verify = 1\n", "verify: 1 is no bool"),
-        ("host = 5\n", "host: 5 is no str"),
-        ("timing = 5\n", "timing: 5 is no Timing"),
+        ("verify = 1\n", "verify: expected true or false, got 1, a whole number"),
+        ("host = 5\n", "host: expected text, got 5, a whole number"),
+        ("timing = 5\n", "timing: expected a table of settings, [timing] in a file (Timing), got 5, a whole number"),
     ],
 )
 def test_a_value_from_a_file_that_is_refused_names_the_file(tmp_path: Path, text: str, said: str) -> None:

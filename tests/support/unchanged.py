@@ -10,7 +10,7 @@ behind shows nothing.
 
 What has passed is kept under `.build`, by test file, with a digest of its sources: after any change of them each of its
 tests runs again, as one does that has failed or was skipped. `--all` runs every test, as continuous integration does
-(`CI` or `EMBRIDGE_ALL_TESTS` in the environment). How many were left out, and how to run them, is said at the end.
+(`CI` or `ALL_EMBRIDGE_TESTS` in the environment). How many were left out, and how to run them, is said at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from support.sources import Sources, split_line
 
 FILE: Final = Path(".build", "passed.json")
 WORKER_KEY: Final = "unchanged"
-ALL_IN: Final = ("CI", "EMBRIDGE_ALL_TESTS")
+ALL_IN: Final = ("CI", "ALL_EMBRIDGE_TESTS")
 IMPORTS: Final = "@imports"
 OWN_IMPORTS: Final = "@own-imports"
 COMMON: Final = ("constraints.txt", "pyproject.toml")  # the libraries, and how pytest runs

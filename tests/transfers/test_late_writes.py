@@ -20,7 +20,7 @@ from support.waiting import wait_until
 
 from embridge.pipeline.client.client import library_of
 from embridge.workers.transfer.engines import mooncake
-from embridge.workers.transfer.engines.mooncake import MooncakeSettings
+from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings
 
 WHY_NOT = mooncake.why_unavailable()
 pytestmark = [pytest.mark.process, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is there")]

@@ -111,15 +111,15 @@ NODE: Final = [
     Mutant(
         "launch-forked-parent", "P9", "a node ends with the last process that holds its pipe",
         "pipeline/node/launcher.py",
-        "for fd in (options.alive_fd, options.parent_fd) if",
-        "for fd in (options.alive_fd,) if",
+        "        if parent_fd is not None:\n",
+        "        if parent_fd is not None and parent_fd < 0:\n",
         (f"{INHERITS}::test_a_node_ends_with_the_process_that_launched_it_whatever_that_has_forked",),
     ),
     Mutant(
         "launch-other-program", "P9", "a node lives on when the process that launched it has become another program",
         "pipeline/node/launcher.py",
-        "for fd in (options.alive_fd, options.parent_fd) if",
-        "for fd in (options.parent_fd,) if",
+        "        if not said:\n            self._parent_gone(fds)\n",
+        "        if not said:\n",
         (f"{INHERITS}::test_a_node_ends_when_the_process_that_launched_it_becomes_another_program",),
     ),
     Mutant(

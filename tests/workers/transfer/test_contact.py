@@ -20,7 +20,8 @@ from embridge.workers import messages as msg
 from embridge.workers.timing import NS
 from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.base import NoAnswer
-from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
+from embridge.workers.transfer.engines.mooncake import MooncakeEngine
+from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

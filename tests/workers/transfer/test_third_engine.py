@@ -109,7 +109,7 @@ def _one_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_the_setting_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engines.choices() == ("auto", "shm", "mooncake", "cable")
-    assert PipelineConfig(engine="cable").engine == "cable"
+    assert PipelineConfig(role="encode", engine="cable").engine == "cable"
     assert engines.engines_for("cable", "127.0.0.1") == (CABLE,)
     assert CABLE not in engines.engines_for("auto", "10.0.0.7")
     assert "shared memory to peers on this host, Mooncake to others." in engines.how_rows_travel()
@@ -123,11 +123,11 @@ def test_the_setting_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_settings_are_a_group_of_the_node(tmp_path: Path) -> None:
     """TOML, environment, flag, check, page and the way to the launcher have it from its class."""
     (tmp_path / "node.toml").write_text('[cable]\ncolour = "red"\nlength_m = 3.5\n')
-    config = PipelineConfig.from_toml(tmp_path / "node.toml", {"EMBRIDGE_CABLE_LENGTH_M": "4"})
+    config = PipelineConfig.from_toml(tmp_path / "node.toml", {"EMBRIDGE_CABLE_LENGTH_M": "4"}, role="encode")
     assert config.engine_settings["cable"] == CableSettings(colour="red", length_m=4.0)
     assert config.engine_settings.keys() == {"mooncake", "cable"}
     assert decode_config(encode_config(config)) == config
-    config = PipelineConfig(engine_settings={"cable": CableSettings(colour="red")})
+    config = PipelineConfig(role="encode", engine_settings={"cable": CableSettings(colour="red")})
     assert config.engine_settings["cable"].length_m == 2.5
     with pytest.raises(
         ConfigError, match=r"^cable\.length_m: 100\.0 is outside 0 to 100 \(from EMBRIDGE_CABLE_LENGTH_M\)"
@@ -155,7 +155,8 @@ def test_doctor_says_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_transfer_worker_is_given_its_writer_with_its_settings() -> None:
-    payload, config = EncodeAlone().node.payload, PipelineConfig(engine_settings={"cable": {"colour": "red"}})
+    payload = EncodeAlone().node.payload
+    config = PipelineConfig(role="encode", engine_settings={"cable": {"colour": "red"}})
     made = engines.make_writers(
         [CABLE], payload, None, node_id=1, incarnation=2, host="10.0.0.7", settings=config.engine_settings
     )

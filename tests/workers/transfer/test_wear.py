@@ -23,7 +23,8 @@ from embridge.workers.timing import NS
 from embridge.workers.transfer.encode import WORN_WAIT_NS, YOUNG_NS
 from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.base import Outcome, OwnShortage
-from embridge.workers.transfer.engines.mooncake import MooncakeEngine, MooncakeSettings
+from embridge.workers.transfer.engines.mooncake import MooncakeEngine
+from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

@@ -36,12 +36,12 @@ from embridge.allocator._core import Mapping
 from embridge.allocator.errors import LaunchError
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.sessions import LiveSession
-from embridge.allocator.settings import check, setting
 from embridge.workers import descriptors
 from embridge.workers.addresses import host_of
 from embridge.workers.checks import Check, installed, library_advice, why_it_fails
 from embridge.workers.timing import NS
 from embridge.workers.transfer.engines.base import Engine, Moves, NoAnswer, Outcome, OwnShortage
+from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ MODULES: Final = ("mooncake-transfer-engine", "mooncake-transfer-engine-cuda13",
 LEAST_VERSION: Final = (0, 3, 12)  # pyproject.toml asks for no less
 _FRAMING: Final = re.compile("[0-9]{1,9}", re.ASCII)
 _START: Final = (
-    "import sys; from embridge.workers.transfer.engines.mooncake import MooncakeSettings, start_engine; "
+    "import sys; from embridge.workers.transfer.engines.mooncake import start_engine; "
+    "from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings; "
     "start_engine('127.0.0.1', MooncakeSettings(protocol=sys.argv[1], device=sys.argv[2]))"
 )
 _PACKAGES: Final = {"libibverbs": "libibverbs1", "libnuma": "libnuma1", "libcudart": "the CUDA runtime"}
@@ -65,27 +66,6 @@ _MOST_OVER: Final = 128  # sessions that are over and still have sockets here
 _PART: Final = 32  # of the descriptors; so many sessions have an eighth of them
 _IDLE_NS: Final = NS  # a session that was not used for so long loses little when its sockets are closed
 _FORGOTTEN_NS: Final = 60 * NS  # unused, an older session of a peer counts as over; if it is not, it is opened again
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MooncakeSettings:
-    """How a node's Mooncake engines travel.
-
-    For "tcp", `MC_FORCE_TCP` is set in the engines' processes, for the engine picks RDMA by itself where it sees a
-    device.
-    """
-
-    protocol: str = setting("tcp", "How engines travel.", choices=lambda: ("tcp", "rdma"))
-    device: str = setting("", "The RDMA device; empty: all that Mooncake finds.")
-    write_timeout_s: float = setting(
-        5.0, "An attempt that takes longer has failed; with it, up to 16 MiB are under way.", gt=0, lt=3600
-    )
-    connect_timeout_s: float = setting(
-        3.0, "A session that cannot be opened for so long is unreachable.", gt=0, lt=3600
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def module_version() -> str | None:
