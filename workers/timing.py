@@ -12,8 +12,8 @@ NS = 1_000_000_000
 
 def _time(default: float, help: str, why: str, *, may_be_zero: bool = False, is_flag: bool = False) -> Any:
     """Seconds, more than 0 and less than a million."""
-    low = {"ge" if may_be_zero else "gt": 0}
-    return setting(default, help, lt=1e6, is_flag=is_flag, why=why, **low)
+    at_least, above = (0, None) if may_be_zero else (None, 0)
+    return setting(default, help, ge=at_least, gt=above, lt=1e6, is_flag=is_flag, why=why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
