@@ -20,6 +20,7 @@ from embridge.pipeline import unknown_variables
 from embridge.pipeline.urls import host_of_url, is_loopback
 from embridge.workers.timing import Timing
 from embridge.workers.transfer import engines
+from embridge.workers.web.address import web_address
 
 GIB: Final = 1 << 30
 DEFAULT_ROUTES: Final = 128  # nodes of the other role, where discovery is set and `max_routes` is not
@@ -79,6 +80,11 @@ class PipelineConfig:
         "auto", engines.how_rows_travel, choices=engines.choices, is_flag=True, why="it reaches every peer"
     )
     engine_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)  # by the name of the engine
+    metrics_addr: str = setting(
+        "127.0.0.1:0", "Address and port where the node serves HTTP: /metrics for Prometheus. Port 0: any free one, so "
+        "that any number of nodes may share a host; `embridge status` shows it. \"off\": none.", is_flag=True,
+        why="who runs on this host may look, and nodes never ask for the same port",
+    )  # fmt: skip
     discovery: str = setting(
         "", "URL of `embridge discovery`, http://host:port; default: none.", is_flag=True,
         why="a request may name its encode node itself",
@@ -145,6 +151,11 @@ class PipelineConfig:
             )
         self._check_keys(is_loopback=address.is_loopback)
         self._check_discovery()
+        try:
+            has_web = int(web_address(self.metrics_addr) is not None)
+        except ValueError as error:
+            raise ConfigError(f"metrics_addr: {error}") from error
+        object.__setattr__(self, "limits", replace(self.limits, has_web=has_web))
         if not self.role:
             raise ConfigError(
                 f"role: which side is this node? say {' or '.join(ROLES)}: --role, EMBRIDGE_ROLE, or `role` in the file"

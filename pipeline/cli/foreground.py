@@ -39,7 +39,7 @@ def run_in_foreground(config: PipelineConfig, read_again: Callable[[], PipelineC
     with Signals() as signals, launch(config) as node, Pulse(node, manager) as pulse:
         click.echo(
             f"READY role={config.role} bootstrap={node.bootstrap_addr} poller={node.poller_addr} "
-            f"run_dir={node.run_dir} pid={node.pid}"
+            f"http={node.web_addr or 'off'} run_dir={node.run_dir} pid={node.pid}"
         )
         manager.ready(f"{config.role} node at {node.bootstrap_addr}")
         forwarded, code = 0, None

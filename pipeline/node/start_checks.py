@@ -25,6 +25,7 @@ from embridge.pipeline.node.sizing import Sizes, mib
 from embridge.pipeline.run_dir import RunDirError, open_run_dir
 from embridge.workers.checks import Check
 from embridge.workers.files import open_regular
+from embridge.workers.web.address import web_address
 
 
 def start_checks(config: PipelineConfig) -> list[Check]:
@@ -79,12 +80,13 @@ def _locking(config: PipelineConfig) -> Check | str:
 
 
 def _ports(config: PipelineConfig) -> str:
-    said = []
-    for name, port in (("bootstrap", config.bootstrap_port), ("poller", config.poller_port)):
-        fd, _ = listen(name, config.host, port, time.monotonic())
+    where = {"bootstrap": (config.host, config.bootstrap_port), "poller": (config.host, config.poller_port)}
+    if web := web_address(config.metrics_addr):
+        where["web"] = web
+    for name, (host, port) in where.items():
+        fd, _ = listen(name, host, port, time.monotonic())
         os.close(fd)
-        said.append(f"{name} {port or 'any'}")
-    return f"{config.host}: {', '.join(said)}"
+    return ", ".join(f"{name} {host}:{port or 'any'}" for name, (host, port) in where.items())
 
 
 def _run_directory(config: PipelineConfig) -> str:
