@@ -5,6 +5,7 @@ One node, launched by the command with a socket of the test's own in the place o
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -75,6 +76,18 @@ class Service:
             assert set(said) == {"WATCHDOG"}, said
         return said
 
+    def asked(self, path: str) -> tuple[int, str]:
+        """What the node's HTTP port answers."""
+        found = re.search(r"http=http://(\S+)", self.log())
+        assert found is not None
+        connection = http.client.HTTPConnection(found[1], timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
@@ -127,6 +140,7 @@ def test_the_manager_is_told_when_the_node_is_ready_and_again_and_again_that_it_
     assert ready["READY"] == "1"
     assert ready["STATUS"].startswith("language node at tcp://127.0.0.1:")
     assert "READY role=language" in service.log()
+    assert service.asked("/livez") == service.asked("/readyz") == (200, "ok\n")
     for _ in range(2):
         assert service.hear(WATCHDOG_S * 10) == {"WATCHDOG": "1"}
     (launcher,) = children_of(service.process.pid)
@@ -209,6 +223,8 @@ def test_drain_waits_for_requests_in_flight_and_stop_does_not(service: Service) 
         assert (said["ended"], said["in_flight"]) == (False, 1)
         assert [said["pid"]] == children_of(service.process.pid)
 
+        assert service.asked("/readyz") == (503, "the node is DRAINING\n")
+        assert service.asked("/livez") == (200, "ok\n")
         again = run("drain", "--run-dir", str(service.run_dir), "--timeout", "0")
         assert again.exit_code == 1, "a second drain does not stop it"
         assert not service.process.poll()
