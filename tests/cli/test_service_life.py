@@ -1,6 +1,6 @@
 """A node as a service: what its manager is told, what SIGHUP reloads, and how it is drained and stopped from elsewhere.
 
-One node, launched by the command with a socket of the test's own in the place of systemd's, lives through the file.
+One node lives through the file. The unit's command launches it, and a socket of the test's own stands for systemd's.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 
 pytestmark = pytest.mark.process
 
+UNIT = Path(__file__).parents[2] / "examples" / "deploy" / "embridge@.service"
 WATCHDOG_S = 0.4
 SETTINGS = """\
 role = "language"
@@ -40,6 +41,12 @@ num_blocks = 4
 [timing]
 silent_after_s = 0.6
 """
+
+
+def exec_of(key: str) -> list[str]:
+    """The words of this line of the unit."""
+    (line,) = re.findall(rf"(?m)^{key}=(.*)$", UNIT.read_text())
+    return str(line).split()
 
 
 @dataclass
@@ -95,7 +102,7 @@ class Service:
         """Change the settings, and ask for a reload as systemd does. Returns what the manager is told at its end."""
         (self.folder / "node.toml").write_text(text + SETTINGS.format(folder=self.folder))
         before_us = time.monotonic_ns() // 1000
-        self.process.send_signal(signal.SIGHUP)
+        subprocess.run([str(self.process.pid) if it == "$MAINPID" else it for it in exec_of("ExecReload")], check=True)
         began = self.hear_of("RELOADING")
         assert began["RELOADING"] == "1"
         assert before_us <= int(began["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
@@ -118,10 +125,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             **os.environ,
             "NOTIFY_SOCKET": str(folder / "notify"),
             "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
-            "EMBRIDGE_RUN_DIR": str(folder / "node"),
         }
         file = stack.enter_context(open(folder / "log", "wb"))
-        words = [sys.executable, "-m", "embridge", "launch", "--config", str(folder / "node.toml")]
+        _, *words = exec_of("ExecStart")
+        places = {"/etc/embridge/%i.toml": str(folder / "node.toml"), "/run/embridge-%i": str(folder / "node")}
+        words = [sys.executable, "-m", "embridge", *(places.get(word, word) for word in words)]
         process = subprocess.Popen(words, stdout=file, stderr=file, env=environment, start_new_session=True, text=True)
         it = Service(folder, process, manager)
         try:
