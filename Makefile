@@ -52,9 +52,9 @@ types: $(BUILT)  ## mypy --strict for the product and the tests, over links that
 	MYPYPATH=$(TYPING):tests:tests/allocator:tests/model:tests/native:tests/vllm \
 		$(BIN)/mypy --config-file pyproject.toml --cache-dir .mypy_cache $(TYPING)/embridge tests
 
-settings: $(BUILT)  ## docs/settings.md and examples/deploy/node.toml, from the settings themselves
+settings: $(BUILT)  ## docs/settings.md and deploy/node.toml, from the settings themselves
 	@$(BIN)/python -m embridge.pipeline.settings_page > docs/settings.md
-	@$(BIN)/python -m embridge.pipeline.settings_toml > examples/deploy/node.toml
+	@$(BIN)/python -m embridge.pipeline.settings_toml > deploy/node.toml
 
 # Where Python is told to write none, each of some thousand processes would compile every module anew.
 .PHONY: bytecode

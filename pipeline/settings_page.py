@@ -38,7 +38,7 @@ embridge launch --print-config --config node.toml --role encode   # every value,
 embridge launch --check --config node.toml --role encode          # whether such a node could start here, now
 ```
 
-[`examples/deploy/node.toml`](../examples/deploy/node.toml) is a file with every setting, its range and its reason, each
+[`deploy/node.toml`](../deploy/node.toml) is a file with every setting, its range and its reason, each
 commented out. `--check` looks at the keys, the packages, the limits, shared memory, both ports and the run directory,
 makes nothing, and ends with status 1 if a node would not start.
 

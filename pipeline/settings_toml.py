@@ -1,6 +1,6 @@
 """Settings as a TOML file: the sample with every setting commented out, and the values that a node would have.
 
-    python -m embridge.pipeline.settings_toml > examples/deploy/node.toml
+    python -m embridge.pipeline.settings_toml > deploy/node.toml
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def sample() -> str:
 
 
 def _sample_entry(group: str, it: Setting) -> str:
-    facts = [it.kind_name, *filter(None, [allowed_of(it)])]
+    facts = [fact for fact in (it.kind_name, allowed_of(it)) if fact]
     why = f" Why this default: {it.why}." if it.why else ""
     places = ", ".join([variable_of(group, it.name), *flags_of(group, it)])
     text = f"{it.help}{why} ({'; '.join(facts)}; {places})"

@@ -19,14 +19,14 @@ _LINK: Final = re.compile(r"\w*_PORT=(tcp|udp|sctp)://.*", re.ASCII)
 _told: set[str] = set()
 
 
-def warn(environ: Mapping[str, str], known: Iterable[str]) -> None:
+def warn(variables: Mapping[str, str], known: Iterable[str]) -> None:
     """Log a warning for each variable that begins as settings do and is none of the `known`; once a process."""
     names = set(known)
-    for variable in sorted(environ.keys() - names - _told):
+    for variable in sorted(variables.keys() - names - _told):
         if not variable.startswith(PREFIX):
             continue
         near = nearest(variable, names)
-        given = f"{variable}={environ[variable]}"
+        given = f"{variable}={variables[variable]}"
         if _LINK.fullmatch(given) or _OF_KUBERNETES.fullmatch(given):
             continue
         _told.add(variable)

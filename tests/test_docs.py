@@ -25,7 +25,7 @@ from embridge.pipeline.cli import main as command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SOURCES = ("embridge", "pipeline", "workers", "allocator", "examples", "tests", "bench")
+SOURCES = ("embridge", "pipeline", "workers", "allocator", "examples", "deploy", "tests", "bench")
 WIDTH_BYTES = 120
 FILE = re.compile(r"[\w./-]+\.(py|pyi|c|h|md|toml|json)|(" + "|".join((*SOURCES, "docs")) + r")/[\w./-]+")
 OF_OTHERS = {"SimpleQueue", "ThreadSanitizer", "TransferEngine.initialize", "PreallocQueue→TransferQueue"}

@@ -184,12 +184,13 @@ def test_who_uses_zeromq_starts_no_thread() -> None:
 
 def test_the_environment_is_read_in_one_place() -> None:
     """But for the variables of Mooncake and numpy, which they read themselves: they are set, and checked, where those
-    are started.
+    are started. Those of a service manager are taken out of it.
     """
     for path, tree in parsed():
         if path in (
             Path("pipeline/config.py"),
             Path("pipeline/node/launcher_start.py"),
+            Path("pipeline/node/service_manager.py"),
             Path("workers/transfer/engines/mooncake.py"),
         ):
             continue
@@ -220,6 +221,7 @@ OF_REAL_THINGS = {
     "pipeline/node/claim.py": "the wall clock, which orders incarnations",
     "pipeline/node/ports.py": "it waits for a port that is to come free",
     "pipeline/node/launch.py": "it waits for a process",
+    "pipeline/node/ending.py": "it waits for a process",
     "pipeline/spawn.py": "it waits for processes",
     "pipeline/node/supervisor.py": "it waits for processes to end; beats it looks at by the clock it is given",
     "workers/transfer/engines/mooncake.py": "an engine, with threads and deadlines of its own",

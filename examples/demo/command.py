@@ -36,7 +36,8 @@ from embridge.pipeline.cli.errors import CommandError, expected_errors
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides sizes, order and weights.")
 @click.option("--plain", is_flag=True, help="Lines instead of a live table; automatic where output is no terminal.")
-def command(**options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what became of each request as JSON; all else to stderr.")
+def command(as_json: bool, **options: Any) -> None:
     """Carry real photographs between two nodes and check every byte.
 
     Starts an encode node, a language node and an encoder process; cuts the photographs as Qwen2.5-VL does, streams
@@ -56,4 +57,4 @@ def command(**options: Any) -> None:
         from embridge.demo.run import run
         from embridge.pipeline.cli.output import console
 
-        raise SystemExit(run(settings, console()))
+        raise SystemExit(run(settings, console(to_stderr=as_json), as_json=as_json))

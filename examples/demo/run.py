@@ -6,6 +6,7 @@ Everything is what a deployment would use; only the model is small. This file st
 
 from __future__ import annotations
 
+import json
 import signal
 import tempfile
 import time
@@ -38,8 +39,10 @@ QUESTIONS = (
 JOIN_S = 10.0
 
 
-def run(settings: DemoSettings, console: Console) -> int:
+def run(settings: DemoSettings, console: Console, *, as_json: bool = False) -> int:
     """Run it; 0 when every request arrived with every byte right, else 1. Everything is stopped when it returns.
+
+    With `as_json` what became of each request goes to standard output at the end, as one JSON document.
 
     Raises:
         FileNotFoundError: there are no photographs.
@@ -59,7 +62,23 @@ def run(settings: DemoSettings, console: Console) -> int:
         moving_s = (time.monotonic_ns() - moving_ns) / 1e9
         _show(lines, console)
     _summarise(lines, console, moving_s=moving_s, whole_s=(time.monotonic_ns() - started_ns) / 1e9)
+    if as_json:
+        print(json.dumps([_told(line) for line in lines], indent=2))
     return 0 if all(line.ok for line in lines) else 1
+
+
+def _told(line: Line) -> dict[str, Any]:
+    return {
+        "photograph": line.photograph.name,
+        "tokens": line.tokens,
+        "bytes": line.size_bytes,
+        "streamed": line.streamed,
+        "rounds": line.rounds,
+        "path": [phase.name for phase in line.path],
+        "latency_ms": line.latency_ms,
+        "ok": line.ok,
+        "problem": line.problem,
+    }
 
 
 def _items(settings: DemoSettings) -> list[Item]:

@@ -12,6 +12,7 @@ import click
 
 ELSEWHERE = {"demo": "embridge.demo.command"}
 COMMANDS = {
+    "completion": "Have the shell complete commands, options and their values.",
     "demo": "Carry real photographs between two nodes and check every byte.",
     "discovery": "Run the discovery server: which nodes there are, how they fare.",
     "doctor": "Check this machine: what works, what would be slow, and what to do.",

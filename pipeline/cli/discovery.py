@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from embridge.pipeline.cli.errors import CommandError, expected_errors
+from embridge.pipeline.cli.ready import say_ready
 
 DEFAULT_PORT = 8998  # that of SGLang's bootstrap server
 
@@ -29,7 +30,8 @@ DEFAULT_PORT = 8998  # that of SGLang's bootstrap server
     show_default=True,
     help="Log level.",
 )
-def command(host: str, port: int, token_file: Path | None, log_level: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the line that says READY as JSON.")
+def command(host: str, port: int, token_file: Path | None, log_level: str, as_json: bool) -> None:
     """Run the discovery server: which nodes there are, how they fare.
 
     One for a cluster. Start it, then give its URL to every node: embridge launch --discovery http://HOST:PORT. Nodes
@@ -62,10 +64,6 @@ def command(host: str, port: int, token_file: Path | None, log_level: str) -> No
         check_binding(host, has_token=token_file is not None)
         server = Server(token=read_token(token_file) if token_file else "")
         try:
-            server.run(host, port, _ready)
+            server.run(host, port, lambda url: say_ready({"discovery": url, "pid": os.getpid()}, as_json=as_json))
         except OSError as error:
             raise CommandError(f"{host}:{port}: {error.strerror or error}; choose another with --port") from error
-
-
-def _ready(url: str) -> None:
-    click.echo(f"READY discovery={url} pid={os.getpid()}")

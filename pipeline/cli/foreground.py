@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from embridge.pipeline.cli.errors import FAILED, CommandError
+from embridge.pipeline.cli.ready import say_ready
 
 if TYPE_CHECKING:
     from embridge.pipeline.config import PipelineConfig
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 WAKE_S = 0.2
 
 
-def run_in_foreground(config: PipelineConfig, read_again: Callable[[], PipelineConfig]) -> int:
+def run_in_foreground(config: PipelineConfig, read_again: Callable[[], PipelineConfig], *, as_json: bool) -> int:
     """Launch the node and wait for its end. Returns the exit status of the command.
 
     `read_again` reads all settings anew, from where they came.
@@ -37,9 +38,16 @@ def run_in_foreground(config: PipelineConfig, read_again: Callable[[], PipelineC
 
     manager = ServiceManager()
     with Signals() as signals, launch(config) as node, Pulse(node, manager) as pulse:
-        click.echo(
-            f"READY role={config.role} bootstrap={node.bootstrap_addr} poller={node.poller_addr} "
-            f"http={node.web_addr or 'off'} run_dir={node.run_dir} pid={node.pid}"
+        say_ready(
+            {
+                "role": config.role,
+                "bootstrap": node.bootstrap_addr,
+                "poller": node.poller_addr,
+                "http": node.web_addr or "off",
+                "run_dir": str(node.run_dir),
+                "pid": node.pid,
+            },
+            as_json=as_json,
         )
         manager.ready(f"{config.role} node at {node.bootstrap_addr}")
         forwarded, code = 0, None

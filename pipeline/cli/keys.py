@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ _ADDRESS_HELP = (
     "Where the others reach the node: host, host:port, [ipv6]:port (the bootstrap port), "
     "or - if they never connect to it first, as nobody does to a language node."
 )
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 
 
 @click.group("keys", short_help="Make and look at the keys by which nodes know each other.")
@@ -37,7 +39,8 @@ def command() -> None:
 @click.argument("key_file", type=click.Path(path_type=Path))
 @click.option("--address", required=True, help=_ADDRESS_HELP)
 @click.option("--name", default="", help="One word for people, at the end of the line.")
-def new(key_file: Path, address: str, name: str) -> None:
+@_json_option
+def new(key_file: Path, address: str, name: str, as_json: bool) -> None:
     """Make a key: write the secret half to KEY_FILE (mode 600), and print the line for the allow-lists of the others.
 
     A file that exists is never overwritten.
@@ -48,7 +51,7 @@ def new(key_file: Path, address: str, name: str) -> None:
         pair = new_key_pair()
         line = allow_line(address, pair.public, name)  # before the file: a wrong address leaves nothing behind
         write_key_file(key_file, pair)
-        click.echo(line)
+        _say(address, pair.public, name, line, as_json=as_json)
         click.echo(
             f"{key_file}: the secret key, for this node alone; the line above goes into the allow-lists of the others",
             err=True,
@@ -59,17 +62,25 @@ def new(key_file: Path, address: str, name: str) -> None:
 @click.argument("key_file", type=click.Path(path_type=Path))
 @click.option("--address", default="-", show_default=True, help=_ADDRESS_HELP)
 @click.option("--name", default="", help="One word for people, at the end of the line.")
-def show(key_file: Path, address: str, name: str) -> None:
+@_json_option
+def show(key_file: Path, address: str, name: str, as_json: bool) -> None:
     """Print the line by which others list the node whose secret key is in KEY_FILE. The secret is not shown."""
     with expected_errors():
         from embridge.workers.keys import allow_line, read_key_file
 
-        click.echo(allow_line(address, read_key_file(key_file).public, name))
+        public = read_key_file(key_file).public
+        _say(address, public, name, allow_line(address, public, name), as_json=as_json)
+
+
+def _say(address: str, public: str, name: str, line: str, *, as_json: bool) -> None:
+    """Print the line of an allow-list, or its parts."""
+    click.echo(json.dumps({"address": address, "public_key": public, "name": name}) if as_json else line)
 
 
 @command.command("check", short_help="Read an allow-list as a node does, and say what is wrong with it.")
 @click.argument("allow_file", type=click.Path(path_type=Path))
-def check(allow_file: Path) -> None:
+@_json_option
+def check(allow_file: Path, as_json: bool) -> None:
     """Read ALLOW_FILE as a node does, and list it. What is wrong is named with its line, and the exit status is 2.
 
     One line a node: `<address> <public key> [name]`. Every listed key may connect. When a node connects, it wants the
@@ -80,6 +91,13 @@ def check(allow_file: Path) -> None:
         from embridge.workers.keys import read_allow_list
 
         allowed = read_allow_list(allow_file)
+        if as_json:
+            told = [
+                {"line": it.line, "address": it.address, "public_key": it.key, "name": it.name}
+                for it in allowed.entries
+            ]
+            click.echo(json.dumps(told, indent=2))
+            return
         for entry in allowed.entries:
             click.echo(f"line {entry.line}: {entry.address} {entry.key} {entry.name}".rstrip())
         click.echo(f"{len(allowed.entries)} lines, {len(allowed.keys)} keys; nothing is wrong with them")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from embridge.pipeline.cli.errors import FAILED, QuestionError, expected_errors
+from embridge.pipeline.cli.errors import FAILED, expected_errors
 from embridge.pipeline.cli.options import NodeCommand, node_config, node_layers
 
 
@@ -15,7 +15,7 @@ from embridge.pipeline.cli.options import NodeCommand, node_config, node_layers
 @click.option("--config", "toml", type=click.Path(path_type=Path), help="TOML file; flags and environment go over it.")
 @click.option("--print-config", is_flag=True, help="Print each value and its origin, as TOML; launch nothing.")
 @click.option("--check", is_flag=True, help="Say whether such a node could start here, now; launch nothing.")
-@click.option("--json", "as_json", is_flag=True, help="With --check: print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the line that says READY, or what --check finds, as JSON.")
 def command(toml: Path | None, print_config: bool, check: bool, as_json: bool, **given: Any) -> None:
     """Run one node in the foreground, until SIGTERM, Ctrl-C, or the end of its terminal.
 
@@ -30,8 +30,6 @@ def command(toml: Path | None, print_config: bool, check: bool, as_json: bool, *
 
     never_block_on_output()  # signals are passed on also while nobody reads the output
     with expected_errors():
-        if as_json and not check:
-            raise QuestionError("--json: it says how --check prints; a launch prints its READY line")
         if print_config:
             _print(toml, given)
         elif check:
@@ -39,7 +37,8 @@ def command(toml: Path | None, print_config: bool, check: bool, as_json: bool, *
         else:
             from embridge.pipeline.cli.foreground import run_in_foreground
 
-            raise SystemExit(run_in_foreground(node_config(toml, given), lambda: node_config(toml, given)))
+            config = node_config(toml, given)
+            raise SystemExit(run_in_foreground(config, lambda: node_config(toml, given), as_json=as_json))
 
 
 def _print(toml: Path | None, given: dict[str, Any]) -> None:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 150  # a file or a pipe has no width of its own, and rich would assume 80
 
 
-def console() -> Console:
-    """Standard output, in a terminal's width or wide enough for every table."""
-    made = Console()
-    return made if made.is_terminal else Console(width=max(made.width, PIPE_WIDTH))
+def console(*, to_stderr: bool = False) -> Console:
+    """Standard output, or standard error, in a terminal's width or wide enough for every table."""
+    made = Console(stderr=to_stderr)
+    return made if made.is_terminal else Console(stderr=to_stderr, width=max(made.width, PIPE_WIDTH))
 
 
 _MARKS: Final = {"ok": ("green", "ok"), "note": ("cyan", "note"), "warn": ("yellow", "warn"), "fail": ("red", "FAIL")}

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -84,7 +83,7 @@ def _ports(config: PipelineConfig) -> str:
     if web := web_address(config.metrics_addr):
         where["web"] = web
     for name, (host, port) in where.items():
-        fd, _ = listen(name, host, port, time.monotonic())
+        fd, _ = listen(name, host, port, NO_PATIENCE)
         os.close(fd)
     return ", ".join(f"{name} {host}:{port or 'any'}" for name, (host, port) in where.items())
 
@@ -126,6 +125,7 @@ def _check_lock(path: Path, directory: int) -> None:
             os.close(fd)
 
 
+NO_PATIENCE: Final = 0.0  # of the monotonic clock, which is past that
 LOCKED: Final = "locked memory"
 _LOOKS: Final[dict[str, Callable[[PipelineConfig], Check | str]]] = {
     "run directory": _run_directory,

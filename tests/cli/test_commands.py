@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pwd
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +16,9 @@ from click.testing import CliRunner
 from embridge.allocator.errors import LaunchError
 from embridge.pipeline.cli import COMMANDS, main
 from embridge.pipeline.cli.checks import CHECKS, engines, huge_pages, run_checks
-from embridge.pipeline.cli.errors import CommandError, expected_errors
+from embridge.pipeline.cli.errors import FAILED, INTERRUPTED, NO_NODE, WRONG, CommandError, expected_errors
 from embridge.pipeline.cli.options import node_config, run_dir_of
+from embridge.pipeline.cli.ready import say_ready
 from embridge.pipeline.cli.status import render
 from embridge.pipeline.config import ConfigError
 from embridge.workers.run_socket import SOCKET_NAME
@@ -60,7 +64,6 @@ def test_every_command_explains_itself(name: str) -> None:
         (["demo", "--images", "/absent"], "/absent"),
         (["launch", "--role", "both"], "--role"),
         (["launch"], "which side is this node? say encode or language: --role"),
-        (["launch", "--role", "encode", "--json"], "--json"),
         (["stop", "--timeout", "-1"], "--timeout"),
     ],
 )
@@ -226,3 +229,91 @@ def test_status_is_shown_in_one_table_a_group() -> None:
     assert [line.split() for line in text.splitlines() if line.startswith("encoder")] == [["encoder", "14"]]
     assert "Bootstrapping" in text
     assert "none" in text
+
+
+def shown_commands() -> list[tuple[list[str], str, set[int]]]:
+    """(words, what `--json` prints, exit statuses) of each row of the table of commands."""
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    rows = re.findall(r"(?m)^\| `embridge ([^`]+)` \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", page)
+    return [(words.split(), json_text, {int(code) for code in codes.split(", ")}) for words, json_text, codes in rows]
+
+
+def test_the_table_of_commands_has_all_of_them_and_says_which_speak_json() -> None:
+    import click
+
+    context = click.Context(main)
+    shown = {" ".join(word for word in words if word[0] != "-"): json_text for words, json_text, _ in shown_commands()}
+    found: dict[str, click.Command] = {}
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            found |= {f"{name} {sub}": it for sub, it in command.commands.items()}
+        else:
+            found[name] = command
+    assert shown.keys() == found.keys()
+    for name, it in found.items():
+        has_json = any("--json" in param.opts for param in it.get_params(context))
+        assert has_json is (name != "completion"), name
+
+
+def test_the_table_of_exit_statuses_has_those_that_commands_end_with() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    listed = {int(code) for code in re.findall(r"(?m)^\| (\d+) \|", page)}
+    assert listed == {0, FAILED, WRONG, NO_NODE, INTERRUPTED, 128 + signal.SIGTERM}
+    assert set().union(*(codes for _, _, codes in shown_commands())) == {0, FAILED, WRONG, NO_NODE}
+    assert {words[0] for words, _, codes in shown_commands() if NO_NODE in codes} == {"status", "drain", "stop"}
+
+
+def test_keys_speak_json(tmp_path: Path) -> None:
+    code, out, _ = invoke("keys", "new", str(tmp_path / "a.key"), "--address", "10.0.0.7", "--name", "a", "--json")
+    made = json.loads(out)
+    assert code == 0
+    assert (made["address"], made["name"]) == ("10.0.0.7", "a")
+    _, out, _ = invoke("keys", "show", str(tmp_path / "a.key"), "--json")
+    assert json.loads(out) == {"address": "-", "public_key": made["public_key"], "name": ""}
+    (tmp_path / "nodes.allow").write_text(f"# ours\n10.0.0.7 {made['public_key']} a\n")
+    _, out, _ = invoke("keys", "check", str(tmp_path / "nodes.allow"), "--json")
+    assert json.loads(out) == [{"line": 2, **made}]
+
+
+def test_ready_is_one_line_for_people_or_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    say_ready({"role": "encode", "pid": 7}, as_json=False)
+    assert capsys.readouterr().out == "READY role=encode pid=7\n"
+    say_ready({"role": "encode", "pid": 7}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"state": "READY", "role": "encode", "pid": 7}
+
+
+def test_completion_is_installed_by_one_command_and_a_shell_completes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = invoke("completion", "--install", "bash")
+    place = tmp_path / ".local/share/bash-completion/completions/embridge"
+    assert (code, out) == (0, f"{place}: written; the next bash completes `embridge`\n")
+    asked = f"source {place}; complete -p embridge; COMP_WORDS=(embridge launch --role ''); COMP_CWORD=3; "
+    asked += '_embridge_completion "$0"; echo "${COMPREPLY[@]}"'
+    program = Path(sys.executable).with_name("embridge")
+    done = subprocess.run(["bash", "-c", asked, program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["complete -o nosort -F _embridge_completion embridge", "encode language"]
+
+
+def test_zsh_is_told_once_where_the_completion_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".zshrc").write_text("setopt autocd")
+    for _ in range(2):
+        assert invoke("completion", "--install", "zsh")[0] == 0
+    lines = (tmp_path / ".zshrc").read_text().splitlines()
+    assert lines[0] == "setopt autocd"
+    assert [line.split()[1] for line in lines[1:]] == ["~/.local/share/zsh/site-functions/_embridge"]
+    assert (tmp_path / ".local/share/zsh/site-functions/_embridge").read_text().startswith("#compdef embridge")
+
+
+def test_completion_for_a_shell_that_is_not_known_asks_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = pwd.struct_passwd(("me", "x", 1, 1, "", "/home/me", "/bin/tcsh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: entry)
+    assert invoke("completion") == (
+        2,
+        "",
+        "embridge: which shell? yours is 'tcsh'; say one of bash, fish, zsh\n",
+    )

@@ -1,4 +1,4 @@
-"""The files of `examples/deploy/`: what they name is there, their limits fit the settings, and a container runs.
+"""The files of `deploy/`: what they name is there, their limits fit the settings, and a container runs.
 
 No container engine is needed: namespaces of the test's own stand for the container.
 """
@@ -30,7 +30,7 @@ from embridge.pipeline.node.sizing import Sizes
 from embridge.workers.keys import new_key_pair, write_key_file
 from embridge.workers.web.routes import ROUTES
 
-FOLDER = Path(__file__).parents[2] / "examples" / "deploy"
+FOLDER = Path(__file__).parents[2] / "deploy"
 UNIT = FOLDER / "embridge@.service"
 MIB = 1 << 20
 UNITS = {"Mi": MIB, "Gi": 1024 * MIB}
@@ -205,7 +205,7 @@ def test_the_image_has_settings_and_a_command_that_there_are() -> None:
     assert exposed == [str(config.bootstrap_port), str(config.poller_port), metrics_port]
     assert words_of("ENTRYPOINT") == ["embridge"]
     options_of(words_of("CMD"))
-    makefile = (FOLDER.parents[1] / "Makefile").read_text()
+    makefile = (FOLDER.parent / "Makefile").read_text()
     assert re.findall(r"torch==\S+", (FOLDER / "Containerfile").read_text()) == re.findall(r"torch==\S+", makefile)
     assert ("STOPSIGNAL", "SIGTERM") in instructions()
 

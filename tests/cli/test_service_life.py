@@ -29,7 +29,7 @@ from embridge.workers.keys import allow_line, new_key_pair, write_key_file
 
 pytestmark = pytest.mark.process
 
-UNIT = Path(__file__).parents[2] / "examples" / "deploy" / "embridge@.service"
+UNIT = Path(__file__).parents[2] / "deploy" / "embridge@.service"
 WATCHDOG_S = 0.4
 SETTINGS = """\
 role = "language"
@@ -184,7 +184,8 @@ def test_sighup_takes_over_the_level_of_the_log_and_the_allow_list_and_names_wha
     with open(allow_file, "a") as file:
         file.write(allow_line("-", other.public) + "\n")
     for name in ("bootstrap", "poller"):  # a line of level INFO, of processes that were born with WARNING
-        wait_until(lambda: re.search(rf"embridge\[{name}\] allow file {allow_file}: 2 keys", service.log()))  # noqa: B023
+        line = f"embridge[{name}] allow file {allow_file}: 2 keys"
+        wait_until(lambda: line in service.log())  # noqa: B023
     assert f"{allow_file} with 2 keys" in service.reload()
     assert children_of(*children_of(service.process.pid)) == pids
 

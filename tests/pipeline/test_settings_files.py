@@ -17,7 +17,7 @@ from embridge.pipeline.settings_toml import sample
 from embridge.pipeline.unknown_variables import nearest
 
 ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT / "examples" / "deploy" / "node.toml"
+SAMPLE = ROOT / "deploy" / "node.toml"
 
 
 def test_the_sample_is_what_the_fields_say_and_starts_a_node_with_defaults() -> None:
