@@ -133,6 +133,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         process = subprocess.Popen(words, stdout=file, stderr=file, env=environment, start_new_session=True, text=True)
         it = Service(folder, process, manager)
         try:
+            it.hear()
             yield it
         finally:
             process.kill()
@@ -144,7 +145,7 @@ def run(*words: str) -> Result:
 
 
 def test_the_manager_is_told_when_the_node_is_ready_and_again_and_again_that_it_lives(service: Service) -> None:
-    ready = service.hear()
+    ready = service.told[0]
     assert ready["READY"] == "1"
     assert ready["STATUS"].startswith("language node at tcp://127.0.0.1:")
     assert "READY role=language" in service.log()

@@ -21,6 +21,7 @@ from .node import NODE
 from .poller import POLLER
 from .poller_parts import POLLER_PARTS
 from .scheduler import SCHEDULER
+from .service import SERVICE_MUTANTS
 from .shelf import SHELF_MUTANTS
 from .tables import TABLES
 from .transfer import TRANSFER
@@ -42,4 +43,5 @@ MUTANTS: Final = [
     *FETCHES,
     *CACHE,
     *NODE,
+    *SERVICE_MUTANTS,
 ]

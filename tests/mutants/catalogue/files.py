@@ -78,3 +78,10 @@ STAYING: Final = "tests/pipeline/scheduler/test_rows_that_stay.py"
 def crossing(name: str) -> tuple[str, ...]:
     """One test of steps that cross."""
     return (f"{CROSSINGS}::test_{name}",)
+COMMANDS: Final = "tests/cli/test_commands.py"
+SERVICE: Final = "tests/cli/test_service_life.py"
+DEPLOY: Final = "tests/cli/test_deploy_files.py"
+SETTINGS_FILES: Final = "tests/pipeline/test_settings_files.py"
+START_CHECKS: Final = "tests/pipeline/node/test_start_checks.py"
+SERVICE_MANAGER: Final = "tests/pipeline/node/test_service_manager.py"
+PROBES: Final = "tests/workers/web/test_probes.py"
