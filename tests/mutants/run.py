@@ -35,7 +35,7 @@ from .mutant import Mutant
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PACKAGES: Final = ("pipeline", "workers", "allocator")
-COPIED: Final = (*PACKAGES, "embridge", "tests", "pyproject.toml", "setup.py")
+COPIED: Final = (*PACKAGES, "embridge", "tests", "deploy", "pyproject.toml", "setup.py")
 LIMIT_S: Final = 600.0
 MARK: Final = "MUTANT_OF_EMBRIDGE"
 _NEW_MOUNTS: Final = 0x20000  # CLONE_NEWNS

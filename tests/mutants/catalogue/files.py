@@ -80,7 +80,6 @@ def crossing(name: str) -> tuple[str, ...]:
     return (f"{CROSSINGS}::test_{name}",)
 COMMANDS: Final = "tests/cli/test_commands.py"
 SERVICE: Final = "tests/cli/test_service_life.py"
-DEPLOY: Final = "tests/cli/test_deploy_files.py"
 SETTINGS_FILES: Final = "tests/pipeline/test_settings_files.py"
 START_CHECKS: Final = "tests/pipeline/node/test_start_checks.py"
 SERVICE_MANAGER: Final = "tests/pipeline/node/test_service_manager.py"

@@ -3,7 +3,7 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import COMMANDS, DEPLOY, PROBES, SERVICE, SERVICE_MANAGER, SETTINGS_FILES, START_CHECKS
+from .files import COMMANDS, PROBES, SERVICE, SERVICE_MANAGER, SETTINGS_FILES, START_CHECKS
 
 SERVICE_MUTANTS: Final = [
     Mutant(
@@ -103,13 +103,5 @@ SERVICE_MUTANTS: Final = [
         "if view.control.state == NodeState.READY else",
         "if view.control.state >= NodeState.READY else",
         (f"{PROBES}::test_a_node_that_starts_or_drains_lives_and_is_not_ready",),
-    ),
-    Mutant(
-        "grace-too-short", "P18", "Kubernetes kills a node that still drains",
-        "deploy/kubernetes.yaml",
-        "      # Longer than drain_timeout_s and stop_timeout_s together, and than the encoder takes to end before its node.\n"
-        "      terminationGracePeriodSeconds: 60\n",
-        "      terminationGracePeriodSeconds: 30\n",
-        (f"{DEPLOY}::test_a_pods_probes_ask_what_the_node_answers_and_it_has_time_to_drain",),
     ),
 ]
