@@ -96,11 +96,12 @@ class Node:
             LaunchError: the launcher does not answer; it has ended, or does not run.
         """
         try:
-            while select.select([self._alive], [], [], 0)[0] and os.read(self._alive, MAX_CONFIG_BYTES):
+            answers = select.poll()
+            answers.register(self._alive, select.POLLIN)
+            while answers.poll(0) and os.read(self._alive, MAX_CONFIG_BYTES):
                 pass  # the answer to one that was given up
             os.write(self._alive, encode_config(config))
-            readable, _, _ = select.select([self._alive], [], [], timeout_s)
-            answer = os.read(self._alive, MAX_CONFIG_BYTES) if readable else b""
+            answer = os.read(self._alive, MAX_CONFIG_BYTES) if answers.poll(timeout_s * 1000) else b""
         except OSError as error:
             raise LaunchError(f"reload: the launcher cannot be told: {error.strerror}; it has ended") from error
         if not answer:
