@@ -45,7 +45,7 @@ class Geometry:
     )
     block_size: int = setting(
         128, "Tokens a block.", ge=1, le=MAX_BLOCK_SIZE, is_flag=True, unit="tokens",
-        why="the documents' number; the last block of a request wastes little",
+        why="it is SGLang's, and the last block of a request wastes little",
     )  # fmt: skip
     num_blocks: int = setting(
         0, "Blocks of the pool; 0: 64, or what half of /dev/shm has room for.", ge=0, le=MAX_BLOCKS, is_flag=True,

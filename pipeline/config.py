@@ -97,7 +97,7 @@ class PipelineConfig:
     timing: Timing = field(default_factory=Timing)
     default_allocate_tokens: int = setting(
         8192, "Tokens that are granted to a request before its length is known.", ge=1, is_flag=True,
-        why="the documents' number; most requests need one round then",
+        why="it is SGLang's, and most requests need one round then",
     )  # fmt: skip
     host_buffer_bytes: int = setting(
         4 * GIB, "Limit of a language node's received tensors in host memory.", ge=1, is_flag=True,

@@ -43,7 +43,8 @@ def _option(flags: str, it: Setting) -> click.Option:
     from embridge.pipeline.settings_page import default_of
 
     told = "asked for" if it.is_required else f"default: {default_of(it)}"
-    return click.Option([flags], type=kind, default=None, help=f"{it.help} [{told}]")
+    said = it.help if "default:" in it.help.lower() else f"{it.help} [{told}]"
+    return click.Option([flags], type=kind, default=None, help=said)
 
 
 def node_config(toml: Path | None, given: dict[str, Any]) -> PipelineConfig:
