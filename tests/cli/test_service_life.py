@@ -129,7 +129,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         file = stack.enter_context(open(folder / "log", "wb"))
         _, *words = exec_of("ExecStart")
         places = {"/etc/embridge/%i.toml": str(folder / "node.toml"), "/run/embridge-%i": str(folder / "node")}
-        words = [sys.executable, "-m", "embridge", *(places.get(word, word) for word in words)]
+        # `env`: under `nohup` these tests, and what they start, would ignore SIGHUP
+        words = ["env", "--default-signal=HUP", sys.executable, "-m", "embridge", *(places.get(it, it) for it in words)]
         process = subprocess.Popen(words, stdout=file, stderr=file, env=environment, start_new_session=True, text=True)
         it = Service(folder, process, manager)
         try:

@@ -312,7 +312,7 @@ def test_of_a_dead_node_the_run_directory_tells(tmp_path: Path, was_killed: bool
             sock.bind(str(tmp_path / "embridge.sock"))
     code, out, _ = invoke("--run-dir", str(tmp_path), "--json")
     left = json.loads(out)
-    assert (code, left["state"], left["node_id"], left["last_incarnation"]) == (1, "GONE", "ab", 1700000000000)
+    assert (code, left["state"], left["node_id"], left["last_incarnation"]) == (3, "GONE", "ab", 1700000000000)
     assert ("died without stopping" in left["why"]) == was_killed
     code, out, _ = invoke("--run-dir", str(tmp_path))
     assert (code, "GONE" in out) == (1, True)
