@@ -315,7 +315,7 @@ def test_of_a_dead_node_the_run_directory_tells(tmp_path: Path, was_killed: bool
     assert (code, left["state"], left["node_id"], left["last_incarnation"]) == (3, "GONE", "ab", 1700000000000)
     assert ("died without stopping" in left["why"]) == was_killed
     code, out, _ = invoke("--run-dir", str(tmp_path))
-    assert (code, "GONE" in out) == (1, True)
+    assert (code, "GONE" in out) == (3, True)
     code, out, err = invoke("--run-dir", str(tmp_path), "--request", "7")
     assert (code, out, len(err.splitlines())) == (1, "", 1)
 
