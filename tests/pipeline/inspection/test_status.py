@@ -317,7 +317,7 @@ def test_of_a_dead_node_the_run_directory_tells(tmp_path: Path, was_killed: bool
     code, out, _ = invoke("--run-dir", str(tmp_path))
     assert (code, "GONE" in out) == (3, True)
     code, out, err = invoke("--run-dir", str(tmp_path), "--request", "7")
-    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert (code, out, len(err.splitlines())) == (3, "", 1)
 
 
 def test_where_no_node_ever_ran_there_is_nothing_to_tell(tmp_path: Path) -> None:
