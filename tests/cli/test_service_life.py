@@ -1,6 +1,6 @@
 """A node as a service: what its manager is told, what SIGHUP reloads, and how it is drained and stopped from elsewhere.
 
-One node lives through the file. The unit's command launches it, and a socket of the test's own stands for systemd's.
+One node serves most of the file. The unit's command launches it, and a socket of the test's own stands for systemd's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,9 +110,8 @@ class Service:
         return done["STATUS"]
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
+@contextmanager
+def launched(folder: Path) -> Iterator[Service]:
     pair = new_key_pair()
     write_key_file(folder / "node.key", pair)
     (folder / "nodes.allow").write_text(allow_line("127.0.0.1", pair.public) + "\n")
@@ -139,6 +138,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with launched(tmp_path_factory.mktemp("service")) as it:
+        yield it
 
 
 def run(*words: str) -> Result:
@@ -221,31 +226,32 @@ def test_check_says_that_a_node_runs_there_already(service: Service) -> None:
     assert "stop it or choose another --run-dir" in " ".join(run(*words).stdout.split())
 
 
-def test_drain_waits_for_requests_in_flight_and_stop_does_not(service: Service) -> None:
+def test_drain_waits_for_requests_in_flight_and_stop_does_not(tmp_path: Path) -> None:
     """Nothing of the node is left then, and the command that launched it has succeeded."""
-    with socket.create_server(("127.0.0.1", 0)) as silent, attach(service.run_dir) as client:
-        queue, address = PreallocQueue(client, TransferQueue(client)), "tcp://{}:{}".format(*silent.getsockname())
-        queue.add(EmbeddingRequest(room=7, bootstrap_addr=address, required_dst_info_num=1))
-        drained = run("drain", "--run-dir", str(service.run_dir), "--timeout", "0.5", "--json")
-        assert drained.exit_code == 1
-        assert "draining: 1 requests in flight" in drained.stderr
-        assert "it still runs after 0.5 s, with 1 requests; `embridge stop` ends it at once" in drained.stderr
-        said = json.loads(drained.stdout)
-        assert (said["ended"], said["in_flight"]) == (False, 1)
-        assert [said["pid"]] == children_of(service.process.pid)
+    with launched(tmp_path) as service:
+        with socket.create_server(("127.0.0.1", 0)) as silent, attach(service.run_dir) as client:
+            queue, address = PreallocQueue(client, TransferQueue(client)), "tcp://{}:{}".format(*silent.getsockname())
+            queue.add(EmbeddingRequest(room=7, bootstrap_addr=address, required_dst_info_num=1))
+            drained = run("drain", "--run-dir", str(service.run_dir), "--timeout", "0.5", "--json")
+            assert drained.exit_code == 1
+            assert "draining: 1 requests in flight" in drained.stderr
+            assert "it still runs after 0.5 s, with 1 requests; `embridge stop` ends it at once" in drained.stderr
+            said = json.loads(drained.stdout)
+            assert (said["ended"], said["in_flight"]) == (False, 1)
+            assert [said["pid"]] == children_of(service.process.pid)
 
-        assert service.asked("/readyz") == (503, "the node is DRAINING\n")
-        assert service.asked("/livez") == (200, "ok\n")
-        again = run("drain", "--run-dir", str(service.run_dir), "--timeout", "0")
-        assert again.exit_code == 1, "a second drain does not stop it"
-        assert not service.process.poll()
+            assert service.asked("/readyz") == (503, "the node is DRAINING\n")
+            assert service.asked("/livez") == (200, "ok\n")
+            again = run("drain", "--run-dir", str(service.run_dir), "--timeout", "0")
+            assert again.exit_code == 1, "a second drain does not stop it"
+            assert not service.process.poll()
 
-        stopped = run("stop", "--run-dir", str(service.run_dir))
-        assert stopped.exit_code == 0, stopped.output
-        assert f"(pid {said['pid']}) has ended" in stopped.stdout
-    assert service.process.wait(30) == 0, service.log()
-    assert run("stop", "--run-dir", str(service.run_dir)).exit_code == 3
-    assert "Traceback" not in service.log()
+            stopped = run("stop", "--run-dir", str(service.run_dir))
+            assert stopped.exit_code == 0, stopped.output
+            assert f"(pid {said['pid']}) has ended" in stopped.stdout
+        assert service.process.wait(30) == 0, service.log()
+        assert run("stop", "--run-dir", str(service.run_dir)).exit_code == 3
+        assert "Traceback" not in service.log()
 
 
 def children_of(*pids: int) -> list[int]:
