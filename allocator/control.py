@@ -32,6 +32,8 @@ from embridge.allocator.peertable import PeerTable
 from embridge.allocator.posts import PostTable
 from embridge.allocator.records import (
     CLAIM_WORDS,
+    HEADER_WEB_BYTES,
+    HEADER_WEB_OFFSET,
     MEETING_WORDS,
     NUM_VIEWS,
     POSTS_A_SLOT,
@@ -51,6 +53,7 @@ from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
 from embridge.allocator.shelf import ShelfTable
 from embridge.allocator.status import StatusTable, split
+from embridge.allocator.texts import packed, unpacked
 from embridge.allocator.wanted import FinishedRooms, RoomCounts, WantedLog
 
 _HEADER_WORDS = 64
@@ -268,6 +271,19 @@ class Control:
         """The writer of the route table, for the registrar alone."""
         assert self.has_discovery
         return RouteWriter(self.mapping, self.layout)
+
+    @property
+    def web_addr(self) -> str:
+        """Where the node's HTTP port is, as `http://address:port`; empty: it has none."""
+        return unpacked(bytes(self._web_text))
+
+    @web_addr.setter
+    def web_addr(self, address: str) -> None:
+        self._web_text[:] = packed(address, HEADER_WEB_BYTES)
+
+    @property
+    def _web_text(self) -> memoryview[int]:
+        return memoryview(self.mapping)[HEADER_WEB_OFFSET : HEADER_WEB_OFFSET + HEADER_WEB_BYTES]
 
     @property
     def state(self) -> NodeState:

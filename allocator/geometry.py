@@ -113,6 +113,7 @@ class Limits:
         0, "Shared memory of an encode node for published items; 0: nothing can be published.",
         ge=0, le=1 << 40, is_flag=True,
     )  # fmt: skip
+    has_web: int = 0  # no setting: 1 where `metrics_addr` is an address, for the tables have a place for that process
 
     def __post_init__(self) -> None:
         check(self)

@@ -94,7 +94,7 @@ from embridge.allocator.records import (
 )
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 10
+LAYOUT_VERSION: Final = 11
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
 
@@ -352,8 +352,8 @@ def first_worker() -> int:
 
 def process_names(limits: Limits) -> list[str]:
     """The processes of a node, in the order of the process table."""
-    registrar = ["registrar"] if limits.max_routes else []
-    return ["launcher", "bootstrap", "poller", *(f"worker{w}" for w in range(limits.num_workers)), *registrar]
+    others = ["registrar"] * (limits.max_routes > 0) + ["web"] * limits.has_web
+    return ["launcher", "bootstrap", "poller", *(f"worker{w}" for w in range(limits.num_workers)), *others]
 
 
 def metric_names(limits: Limits) -> list[str]:

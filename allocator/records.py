@@ -42,6 +42,10 @@ class SegmentHeader(IntEnum):
     LIMITS = 32
 
 
+HEADER_WEB_OFFSET: Final = 8 * 64  # launcher: where the HTTP port is, as text; empty: there is none
+HEADER_WEB_BYTES: Final = 128
+
+
 class NodeState(IntEnum):
     """`SegmentHeader.NODE_STATE`; only rises."""
 

@@ -19,6 +19,7 @@ from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
 from embridge.allocator.settings import Setting, check, setting, settings_of
 from embridge.workers.timing import Timing
 from embridge.workers.transfer import engines
+from embridge.workers.web.address import web_address
 
 GIB: Final = 1 << 30
 DEFAULT_ROUTES: Final = 128  # nodes of the other role, where discovery is set and `max_routes` is not
@@ -67,6 +68,10 @@ class PipelineConfig:
     )
     engine: str = setting("auto", engines.how_rows_travel, choices=engines.choices, is_flag=True)
     engine_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)  # by the name of the engine
+    metrics_addr: str = setting(
+        "127.0.0.1:0", "Address and port where the node serves HTTP: /metrics for Prometheus. Port 0: any free one, so "
+        "that any number of nodes may share a host; `embridge status` shows it. \"off\": none.", is_flag=True,
+    )  # fmt: skip
     discovery: str = setting("", "URL of `embridge discovery`, http://host:port; default: none.", is_flag=True)
     discovery_token_file: Path | None = setting(None, "File, mode 0600, of the token it expects.", is_flag=True)
     geometry: Geometry = field(default_factory=Geometry)
@@ -126,6 +131,11 @@ class PipelineConfig:
             )
         self._check_keys(is_loopback=address.is_loopback)
         self._check_discovery()
+        try:
+            has_web = int(web_address(self.metrics_addr) is not None)
+        except ValueError as error:
+            raise ConfigError(f"metrics_addr: {error}") from error
+        object.__setattr__(self, "limits", replace(self.limits, has_web=has_web))
 
     def _check_paths(self) -> None:
         """Refuse paths that are no UTF-8 text: they go to the launcher, and to other nodes, as text."""

@@ -224,6 +224,7 @@ OF_REAL_THINGS = {
     "pipeline/node/supervisor.py": "it waits for processes to end; beats it looks at by the clock it is given",
     "workers/transfer/engines/mooncake.py": "an engine, with threads and deadlines of its own",
     "workers/wire/reader.py": "sockets",
+    "workers/web/process.py": "the loop around answers, which are given the clock",
     "workers/discovery/registrar.py": "its loop, and its exchanges over HTTP",
     "workers/stderr.py": "the thread that writes",
     "workers/wire/loop.py": "sockets, and the loop around them; a role is told the time of its step",

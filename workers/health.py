@@ -14,8 +14,8 @@ from embridge.allocator.status import TERMINAL, split
 from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS
 
-NOT_ESSENTIAL: Final = frozenset({"registrar"})
-"""Processes without which requests go on."""
+NOT_ESSENTIAL: Final = {"registrar": "discovery", "web": "the HTTP port"}
+"""Processes without which requests go on, and what does not."""
 
 
 _SIGNALS: Final = frozenset(signal.Signals)
@@ -79,7 +79,7 @@ def why_unhealthy(control: Control) -> str:
     """In words, which processes cannot be kept alive; empty while there is none, which costs one load."""
     said = [
         f"process {name} cannot be kept alive ({last_exit(control, name)})"
-        f"{': requests go on without it, discovery does not' if name in NOT_ESSENTIAL else ''}"
+        f"{f': requests go on without it, {NOT_ESSENTIAL[name]} does not' if name in NOT_ESSENTIAL else ''}"
         for name in control.failing()
     ]
     return "; ".join(said)

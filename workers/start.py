@@ -74,6 +74,10 @@ def run(spec: ProcessSpec) -> None:
         from embridge.workers.discovery.registrar import run_registrar
 
         run_registrar(spec, ctx)
+    elif spec.name == "web":
+        from embridge.workers.web.process import run_web
+
+        run_web(spec, ctx)
     else:
         _run_on_rings(spec, ctx, _role(spec, ctx))
     control.processes.set(spec.name, Process.STATE, STOPPED)

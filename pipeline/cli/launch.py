@@ -35,6 +35,7 @@ def command(toml: Path | None, **given: Any) -> None:
         with _Signals() as signals, launch(config) as node:
             click.echo(
                 f"READY role={config.role} bootstrap={node.bootstrap_addr} poller={node.poller_addr} "
+                f"http={node.web_addr or 'off'} "
                 f"run_dir={node.run_dir} pid={node.pid}"
             )
             forwarded, code = 0, None

@@ -50,6 +50,7 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
         "payload_bytes": control.header.load(SegmentHeader.PAYLOAD_BYTES),
         "memory": _memory(control),
         "touched": _touched(control),
+        "http": control.web_addr or "off",
         "keys": _keys(seen),
         "blocks": control.blocks.counts()._asdict(),
         **(_unsent(control) if control.role == Role.ENCODE else {}),

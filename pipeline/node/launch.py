@@ -57,6 +57,11 @@ class Node:
         return self._ready.poller_addr
 
     @property
+    def web_addr(self) -> str:
+        """The node's HTTP port, as `http://address:port`; empty where `metrics_addr` is off."""
+        return self._ready.web_addr
+
+    @property
     def incarnation(self) -> int:
         return self._ready.incarnation
 

@@ -16,6 +16,7 @@ class Ready(msgspec.Struct, frozen=True):
     incarnation: int = 0
     bootstrap_addr: str = ""
     poller_addr: str = ""
+    web_addr: str = ""
     error: str = ""
 
 

@@ -49,12 +49,14 @@ from embridge.pipeline.node.preflight import check_discovery, chosen_engines, de
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.run_socket_server import RunSocketServer
 from embridge.pipeline.node.supervisor import Supervisor
+from embridge.workers.health import NOT_ESSENTIAL
 from embridge.workers.keys import KeyFileError, read_key_file
 from embridge.workers.process_spec import READY, ProcessSpec
 from embridge.workers.role import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
 from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
+from embridge.workers.web.address import web_address
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +134,7 @@ class Launcher:
         )
         self._payload = map_segment(self._payload_fd.fd, payload_bytes, alignment=HUGE_PAGE_BYTES)
         names = ["bootstrap", "poller", *(f"lane{i}" for i in range(config.limits.max_clients))]
-        if config.discovery:
-            names.append("registrar")
+        names += ["registrar"] * bool(config.discovery) + ["web"] * config.limits.has_web
         with naming("eventfds", LIMITS_REMEDY):
             self._event_fds = {
                 name: self._own(Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))) for name in names
@@ -153,9 +154,13 @@ class Launcher:
         config, until = self.config, time.monotonic() + BIND_FOR_S
         self._listening: dict[str, Descriptor] = {}
         addresses = {}
-        for name, port in (("bootstrap", config.bootstrap_port), ("poller", config.poller_port)):
-            fd, addresses[name] = listen(name, config.host, port, until)
+        where = {"bootstrap": (config.host, config.bootstrap_port), "poller": (config.host, config.poller_port)}
+        if web := web_address(config.metrics_addr):
+            where["web"] = web
+        for name, (host, port) in where.items():
+            fd, addresses[name] = listen(name, host, port, until)
             self._listening[name] = self._own(Descriptor(fd))
+        self.control.web_addr = addresses.get("web", "").replace("tcp://", "http://")
         self.addresses = Addresses(addresses["bootstrap"], addresses["poller"], str(config.directory / SOCKET_NAME))
 
     # ---- up
@@ -168,7 +173,7 @@ class Launcher:
         beat.set("launcher", Process.PID, os.getpid())
         for name in self.control.processes.names[1:]:
             bells = self._event_fds if name == "poller" else {n: self._event_fds[n] for n in ("bootstrap", "poller")}
-            if name == "registrar":
+            if name in NOT_ESSENTIAL:
                 bells = {name: self._event_fds[name]}
             spec = ProcessSpec(
                 name=name,
@@ -188,7 +193,7 @@ class Launcher:
                 engines=tuple(engine.name for engine in self._engines),
                 host=self.config.host,
                 engine_settings={it.name: self.config.engine_settings.get(it.name) for it in self._engines},
-                keys=self._keys if name in self._listening else None,
+                keys=self._keys if name in ("bootstrap", "poller") else None,
                 allow_file=self.config.allow_file,
                 discovery=self.config.discovery,
                 discovery_token_file=str(self.config.discovery_token_file or ""),
@@ -240,7 +245,8 @@ class Launcher:
             self.control.bell("registrar").ring()
 
     def ready(self) -> Ready:
-        return Ready(os.getpid(), self.incarnation, self.addresses.bootstrap_addr, self.addresses.poller_addr)
+        addresses = self.addresses.bootstrap_addr, self.addresses.poller_addr, self.control.web_addr
+        return Ready(os.getpid(), self.incarnation, *addresses)
 
     # ---- watching
 

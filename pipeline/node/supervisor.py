@@ -204,7 +204,9 @@ class Supervisor:
             self._control.bell("registrar").ring()
         if first:
             effect = (
-                "discovery is without it, requests go on" if child.name in NOT_ESSENTIAL else "the node is UNHEALTHY"
+                f"{NOT_ESSENTIAL[child.name]} is without it, requests go on"
+                if child.name in NOT_ESSENTIAL
+                else "the node is UNHEALTHY"
             )
             log.error(
                 "process %s (pid %d) %s; it was started %d times within a minute: %s, %d requests fail; "

@@ -114,6 +114,7 @@ def test_a_table_is_drawn_for_the_role_that_has_it() -> None:
 def test_doctor_draws_both_nodes_with_their_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBRIDGE_NUM_SLOTS", "128")
     monkeypatch.setenv("EMBRIDGE_NUM_BLOCKS", "3")
+    monkeypatch.setenv("EMBRIDGE_METRICS_ADDR", "off")
     done = CliRunner().invoke(main, ["doctor", "--layout"])
     assert done.exit_code == 0, done.output
     assert done.output.startswith(drawing())

@@ -39,7 +39,7 @@ def test_nothing_said_is_the_default() -> None:
     config = PipelineConfig.from_env({})
     assert config == PipelineConfig()
     assert config.default_allocate_tokens == 8192
-    assert (config.geometry, config.limits, config.timing) == (Geometry(), Limits(), Timing())
+    assert (config.geometry, config.limits, config.timing) == (Geometry(), Limits(has_web=1), Timing())
 
 
 def test_flags_go_over_the_environment_over_the_file_over_the_defaults(toml: Path) -> None:
@@ -64,6 +64,7 @@ def test_the_environment_covers_every_setting() -> None:
             "key_file": "/tmp/a.key",
             "allow_file": "/tmp/nodes.allow",
             "engine": "shm",
+            "metrics_addr": "[::1]:9464",
             "discovery": "http://127.0.0.1:8998",
             "discovery_token_file": "/tmp/token",
             "default_allocate_tokens": 77,
@@ -84,7 +85,7 @@ def test_the_environment_covers_every_setting() -> None:
             "fill_ids": False,
             "mrope_positions": False,
         },
-        Limits: {field.name: 64 for field in dataclasses.fields(Limits)} | {"num_workers": 3},
+        Limits: {field.name: 64 for field in dataclasses.fields(Limits)} | {"num_workers": 3, "has_web": 1},
         Timing: {field.name: 1.5 for field in dataclasses.fields(Timing)}
         | {"discovery_ttl_s": 3.0, "silent_after_s": 3.5},
         MooncakeSettings: {"protocol": "rdma", "device": "mlx5_0", "write_timeout_s": 2.5, "connect_timeout_s": 3.5},
@@ -173,6 +174,7 @@ BAD = {
     "key_file": 7,
     "allow_file": 8,
     "engine": "carrier pigeon",
+    "metrics_addr": "localhost",
     "discovery": "somewhere",
     "discovery_token_file": 5,
     "default_allocate_tokens": 0,

@@ -138,7 +138,7 @@ def config_of(role: str, run_dir: Path, **settings: Any) -> PipelineConfig:
         geometry=Geometry(**{"hidden_size": 64, "num_blocks": 8, **geometry}),
         timing=Timing(**{"request_timeout_s": 60.0, "peer_timeout_s": 30.0, "fence_after_s": 1.0, **timing}),
         lock_memory=False,
-        **{"limits": LIMITS, "log_level": "INFO", **settings},
+        **{"limits": LIMITS, "log_level": "INFO", "metrics_addr": "off", **settings},
     )
 
 
