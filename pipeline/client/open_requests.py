@@ -5,8 +5,10 @@ from __future__ import annotations
 import weakref
 from collections import deque
 
+from embridge.allocator.ends import Counter, Path
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.handle import TransferHandle
@@ -100,6 +102,8 @@ class OpenRequests:
             if self._asked is not None:
                 self._finished.note(handle.room)
                 self._untold_rooms.add(handle.room, -1)
+            rounds = self._attachment.control.slots.get(handle.slot, Slot.NUM_ROUNDS)
+            self._attachment.control.ends.succeeded(Counter.CLIENTS, handle.slot, handle.epoch, Path.DIRECT, rounds)
             self.lease.released(handle.slot, handle.epoch)
             self._attachment.control.metrics.count_for_client(Metric.SUCCEEDED)
             return
@@ -109,7 +113,7 @@ class OpenRequests:
 
     def end_without_slot(self, handle: TransferHandle) -> None:
         """End a request that was given up, and for which there is no slot (library thread)."""
-        handle.end_without_slot()
+        self._attachment.control.ends.failed(Counter.CLIENTS, handle.end_without_slot())
         self.departed.append(handle)
         self.forget_room(handle)
         self._attachment.user_bell.ring()
