@@ -15,8 +15,9 @@ from embridge.allocator.control import Control
 from embridge.allocator.segment import map_segment
 from embridge.workers.process_spec import ProcessSpec, begin, is_launcher_gone
 from embridge.workers.role import RoleContext
-from embridge.workers.web.routes import View, routes
+from embridge.workers.web.routes import routes
 from embridge.workers.web.server import Server
+from embridge.workers.web.view import View
 
 
 def run_web(spec: ProcessSpec, ctx: RoleContext) -> None:

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
-from embridge.allocator.control import Control
-from embridge.workers.timing import Timing
+from embridge.workers.web.metrics import metrics
 from embridge.workers.web.server import Answer, Asked, Handler
+from embridge.workers.web.view import View
 
-
-class View(NamedTuple):
-    """What an answer is made from: the node's control segment, read-only, its times, and a clock in monotonic ns."""
-
-    control: Control
-    timing: Timing
-    clock: Callable[[], int]
-
-
-ROUTES: Final[Mapping[str, Callable[[View, Asked], Answer]]] = {}
+ROUTES: Final[Mapping[str, Callable[[View, Asked], Answer]]] = {
+    "/metrics": metrics,
+}
 
 
 def routes(view: View) -> dict[str, Handler]:
