@@ -71,8 +71,10 @@ def _health(scene: Scene) -> Samples:
 
 
 def _requests(scene: Scene) -> Samples:
-    failed = {("failed", code.name.lower()): count for code, count in scene.ended.failed.items()}
-    return {("succeeded", "none"): scene.ended.succeeded, **failed}
+    found: dict[tuple[str, ...], float | Histogram] = {("succeeded", "none"): scene.ended.succeeded}
+    for code, count in scene.ended.failed.items():
+        found["failed", code.name.lower()] = count
+    return found
 
 
 def _in_flight(scene: Scene) -> Samples:
