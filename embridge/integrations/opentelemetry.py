@@ -12,6 +12,7 @@ resource are those of the tracer provider, which is the caller's.
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Final
 
 from opentelemetry.context import Context
@@ -51,7 +52,7 @@ class RequestSpans:
         )
         if span.is_recording():
             inner = set_span_in_context(span, context)
-            for phase, after in zip(path, path[1:], strict=False):
+            for phase, after in pairwise(path):
                 name = _NAMES.get(phase, phase.name.lower())
                 start, stop = stamps[phase] + to_wall, stamps[after] + to_wall
                 self._tracer.start_span(name, inner, start_time=start).end(max(start, stop))

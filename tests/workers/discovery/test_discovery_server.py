@@ -275,7 +275,7 @@ def test_what_is_no_http_has_no_traceback_in_the_log_and_is_counted(caplog: pyte
             writer.close()
         good = {"Authorization": f"Bearer {TOKEN}"}
         assert (
-            'embridge_discovery_reports_total{result="malformed"} 60.0'
+            'embridge_discovery_reports_total{result="malformed"} 60\n'
             in (await caller.ask("GET", "/metrics", headers=good))[1]
         )
 
