@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
 from embridge.allocator.settings import Setting, check, setting, settings_of
+from embridge.workers.log_lines import FORMATS
 from embridge.workers.timing import Timing
 from embridge.workers.transfer import engines
 from embridge.workers.web.address import web_address
@@ -101,9 +102,14 @@ class PipelineConfig:
     )  # fmt: skip
     lock_memory: bool = setting(True, "Lock the pool in memory (mlock).", is_flag=True)
     log_level: str = setting(
-        "WARNING", "What the node's processes log.",
+        "INFO", "What the node's processes log: INFO the start and what happens to the node, WARNING failed requests "
+        "and what is mended, DEBUG every step of a request.",
         choices=lambda: ("DEBUG", "INFO", "WARNING", "ERROR"), is_flag=True,
     )  # fmt: skip
+    log_format: str = setting(
+        "text", "Lines for people, or JSON, an object a line.", choices=lambda: FORMATS, is_flag=True
+    )
+    source: str = field(default="", compare=False)  # no setting: where the values came from, for the log
 
     def __post_init__(self) -> None:
         try:
@@ -238,7 +244,7 @@ class PipelineConfig:
             if pool_tokens is not None:
                 values["geometry"] = _with_pool(values.get("geometry", Geometry()), pool_tokens)
             of_engines = {name: values.pop(name) for name in _engine_groups() if name in values}
-            return cls(**values, engine_settings=of_engines)
+            return cls(**values, engine_settings=of_engines, source=_source(origins))
         except ConfigError as error:
             raise _with_origin(error, origins) from error
 
@@ -341,7 +347,8 @@ def _laid_over(values: Mapping[str, Any], key: str, value: Any) -> Any:
     group = groups().get(key)
     if group is not None and isinstance(value, Mapping):
         return _replaced(key, group, values.get(key, group()), value)
-    names = [it.name for it in fields(PipelineConfig) if it.name != "engine_settings"] + list(_engine_groups())
+    named = [it.name for it in fields(PipelineConfig) if it.name not in ("engine_settings", "source")]
+    names = named + list(_engine_groups())
     if key not in names:
         raise ConfigError(f"{key}: unknown setting; known: {', '.join(names)}")
     return value
@@ -381,6 +388,12 @@ def _engine_settings(given: object) -> dict[str, Any]:
         if not isinstance(found[name], group):
             raise ConfigError(f"{name}: {value!r} is no {group.__name__}")
     return found
+
+
+def _source(origins: Mapping[str, str]) -> str:
+    """Where settings came from, each place once: a file, variables, flags; never a value."""
+    places = list(dict.fromkeys(origin or "arguments" for origin in origins.values()))
+    return ", ".join(places) or "defaults"
 
 
 def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from embridge.allocator.control import Control
-from embridge.allocator.ends import Path
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import LIBRARY_VIEW, Lane, LaneState, Peer, Slot
@@ -183,11 +182,6 @@ class RoleContext:
         """The engine through which rows travel to or from a peer; None if none has been agreed on with it."""
         number = self.control.peers.get(peer, Peer.ENGINE)
         return next((engine for engine in self.engines if engine.number == number), None)
-
-    def path_to(self, peer: int) -> Path:
-        """How rows travel to or from a peer where no client writes them itself."""
-        engine = self.engine_of(peer) if peer >= 0 else None
-        return Path.SHM if engine is None or engine.is_local else Path.NETWORK
 
     def is_lane_dead(self, slot: int) -> bool:
         return self.control.lanes.get(self.slots.get(slot, Slot.LANE), Lane.STATE) != LaneState.ATTACHED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
 
@@ -15,6 +16,8 @@ from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.slot_lease import SlotLease
 from embridge.pipeline.client.untold import UntoldRequests
 from embridge.pipeline.leaving import refuse
+
+log = logging.getLogger(__name__)
 
 
 class OpenRequests:
@@ -62,6 +65,7 @@ class OpenRequests:
                 self._untold_rooms.add(handle.room, -1)
             return False
         handle.entered(*at)
+        log.debug("room %d has slot %d.%d%s", handle.room, *at, ", and the node is not told" if is_untold else "")
         self._enter(handle, is_untold=is_untold)
         handle.catch_up()
         return True
@@ -94,6 +98,7 @@ class OpenRequests:
     def leave(self, handle: TransferHandle) -> None:
         """Give a request's slot back, because the client needs nothing of it any more (whoever has the turn)."""
         self.departed.append(handle)
+        log.debug("room %d leaves slot %d.%d", handle.room, handle.slot, handle.epoch)
         is_released = handle.release_untold()
         if self.by_slot.get(handle.slot) is handle:
             del self.by_slot[handle.slot]

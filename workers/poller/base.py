@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
-from embridge.allocator.ends import Counter, Path
+from embridge.allocator.ends import Counter
 from embridge.allocator.errors import known_code
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Slot
@@ -19,6 +19,7 @@ from embridge.allocator.slot_changes import SlotChanges
 from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.log_limit import MOST_LINES
+from embridge.workers.poller.paths import paths_of
 from embridge.workers.poller.peer_watch import PeerWatch
 from embridge.workers.poller.reaper import Reaper
 from embridge.workers.poller.timers import Timers
@@ -139,6 +140,8 @@ class Poller(ABC):
         if not self._ctx.status.advance(slot, epoch, phase, sent, self._now_ns, is_told):
             return False
         self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("room %d is %s: %d tokens sent", self._slots.get(slot, Slot.ROOM), Phase(phase).name, sent)
         self._control.ring_lane(self._slots.get(slot, Slot.LANE))
         return True
 
@@ -161,17 +164,13 @@ class Poller(ABC):
         if self._succeeded.get(slot) != epoch:
             self._succeeded[slot] = epoch
             self._ctx.count(Metric.SUCCEEDED)
-            first, *others = self._paths(slot)
+            first, *others = paths_of(self._ctx, slot)
             rounds = self._slots.get(slot, Slot.NUM_ROUNDS)
             if self._control.ends.succeeded(Counter.POLLER, slot, epoch, first, rounds):
                 for path in others:
                     self._control.ends.delivered(Counter.POLLER, path, split(self._ctx.status.load(slot)).sent)
 
     # ---- the side's own
-
-    @abstractmethod
-    def _paths(self, slot: int) -> list[Path]:
-        """How the rows of a request have travelled, to each of its destinations."""
 
     @abstractmethod
     def _session_began(self, worker: int, number: int) -> None:

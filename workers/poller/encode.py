@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from embridge.allocator.checksums import RowSum
-from embridge.allocator.ends import Path
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Destination, JoinedBy, Peer, Process, Slot, WrittenBy
@@ -234,16 +233,6 @@ class Publisher(Poller):
     def _peer_is(self, peer: int, incarnation: int) -> bool:
         peers = self._control.peers
         return peers.is_alive(peer) and peers.get(peer, Peer.INCARNATION) == incarnation
-
-    def _paths(self, slot: int) -> list[Path]:
-        get = self._dsts.get
-        is_direct = self._slots.get(slot, Slot.MAY_WRITE)
-        return [
-            Path.DIRECT
-            if is_direct and get(slot, d, Destination.WRITTEN_BY) == WrittenBy.CLIENT
-            else self._ctx.path_to(get(slot, d, Destination.PEER) - 1)
-            for d in range(len(self._sent[slot]))
-        ]
 
     # ---- telling
 

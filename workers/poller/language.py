@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from embridge.allocator.ends import Path
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Peer, Slot
@@ -249,12 +248,6 @@ class StatusReceiver(Poller):
         if phase == Phase.Success:
             self._claims.end(slot, epoch)  # its blocks may be anybody's once its scheduler knows (R81)
         self._raise(slot, epoch, phase, max(room.sent_tokens, word.sent))
-
-    def _paths(self, slot: int) -> list[Path]:
-        """Who has written directly has told the length in the claim (a retry begins with it: then it may be wrong)."""
-        if not self._slots.get(slot, Slot.SESSION) and self._claims.length(slot):
-            return [Path.DIRECT]
-        return [self._ctx.path_to(self._slots.get(slot, Slot.PEER) - 1)]
 
     # ---- rows that are checked on receipt
 

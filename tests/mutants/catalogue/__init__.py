@@ -24,6 +24,7 @@ from .scheduler import SCHEDULER
 from .shelf import SHELF_MUTANTS
 from .tables import TABLES
 from .transfer import TRANSFER
+from .web import WEB
 from .workers import WORKERS
 
 MUTANTS: Final = [
@@ -42,4 +43,5 @@ MUTANTS: Final = [
     *FETCHES,
     *CACHE,
     *NODE,
+    *WEB,
 ]

@@ -56,3 +56,23 @@ def test_it_dies_and_is_back_at_the_same_port_and_nothing_else_notices(node: Sta
     assert node_status(node.run_dir)["http"] == before
     assert {name: pid for name, pid in node.pids().items() if name != "web"} == others
     wait_until(lambda: "\nembridge_healthy 1\n" in scrape(node), what="healthy again")
+
+
+def test_the_log_begins_with_a_line_that_says_what_runs(node: Station) -> None:
+    node.says("is READY: ")
+    (line,) = [line for line in node.log().splitlines() if " is READY: " in line]
+    told = dict(re.findall(r'(\w+)=("[^"]*"|\S+)', line))
+    assert f" INFO embridge[language {node.control.node_id:x} launcher] embridge " in line
+    assert re.search(r"\] embridge \d+\.\d+\S*: language node [0-9a-f]+ is READY: ", line)
+    assert told["bootstrap"] == node.addr
+    assert told["http"] == node.node.web_addr
+    assert told["pool"].startswith('"4x')
+    assert told["config"] == "arguments"
+    assert {"engines", "poller", "payload", "control", "slots", "workers", "run_dir", "keys", "direct"} <= set(told)
+
+
+def test_each_process_has_a_title(node: Station) -> None:
+    for name, pid in node.pids().items():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
+        assert words == f"embridge: language {name}".encode()
+        assert Path(f"/proc/{pid}/comm").read_text() == f"eb-lng-{name}"[:15] + "\n"
