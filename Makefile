@@ -27,6 +27,7 @@ SYSTEM_PACKAGES := libibverbs1 libnuma1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup system demo test lint types storm vllm soak mutants bench wheel wheelcheck engines clean
+.PHONY: settings metrics
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +56,9 @@ types: $(BUILT)  ## mypy --strict for the product and the tests, over links that
 settings: $(BUILT)  ## docs/settings.md and deploy/node.toml, from the settings themselves
 	@$(BIN)/python -m embridge.pipeline.settings_page > docs/settings.md
 	@$(BIN)/python -m embridge.pipeline.settings_toml > deploy/node.toml
+
+metrics: $(BUILT)  ## docs/metrics.md, from the metrics themselves
+	@$(BIN)/python -m embridge.pipeline.metrics_page > docs/metrics.md
 
 # Where Python is told to write none, each of some thousand processes would compile every module anew.
 .PHONY: bytecode

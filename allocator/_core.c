@@ -243,7 +243,7 @@ static int core_exec(PyObject *module)
         {"SHELF_WAYS", SHELF_WAYS},
         {"ITEM_WORDS", ITEM_WORDS},
     };
-    if (add_direct_constants(module) < 0)
+    if (add_direct_constants(module) < 0 || add_end_constants(module) < 0)
         return -1;
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)

@@ -97,6 +97,11 @@ HIDDEN PyObject *core_claim_give_back(PyObject *module, PyObject *const *args, P
 
 HIDDEN PyObject *status_open_record(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 
+// ---- ends (_core_ends.c)
+
+HIDDEN PyObject *status_count_success(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+HIDDEN int add_end_constants(PyObject *module);
+
 // ---- direct writes (_core_direct.c)
 
 HIDDEN int add_direct_constants(PyObject *module);

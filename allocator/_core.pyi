@@ -22,6 +22,19 @@ NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cach
 SHELF_WAYS: int  # as in `geometry`
 ITEM_WORDS: int  # as in `records`
 
+# a row of `ends`, as `native/ends.h` draws it
+END_REASON: int
+END_REASONS: int
+END_DELIVERY: int
+END_PATHS: int
+END_ROUNDS: int
+END_SUCCEEDED: int
+END_TIMES: int
+NUM_TIMES: int
+TIME_WORDS: int
+END_WORDS: int
+TIME_BOUNDS_NS: tuple[int, ...]
+
 # where `DirectWriter`, `GrantBinder`, `GrantPoster` and `StatusTable.open_record` find words, and values of some, as
 # `records`, `posts` and `metrics` have them
 CLAIM_WORDS: int
@@ -202,6 +215,12 @@ class StatusTable:
         a terminal phase (3, 4), a value that is not greater, or Failed where the word is whole, unless the encode node
         has told so or is lost (`is_told`). A whole word stays whole until its end. On success stamps the first entry
         of `phase` and sets the slot's dirty bit in every view."""
+    def count_success(
+        self, slot: int, epoch: int, path: int, rounds: int, ends: Words, row: int, /
+    ) -> bool:
+        """Count a request that has succeeded in a row of `ends` (`END_WORDS` words each): its path, its tokens, its
+        rounds, and by its stamps how long it took. False, and nothing is counted: the slot has another epoch, or no
+        success."""
     def mark(self, slot: int, view: int, /) -> None:
         """Set the slot's dirty bit in one view, with no change of the word."""
     def changed(self, view: int, pages: Buffer, num_pages: int, out: Buffer, /) -> int:

@@ -392,6 +392,7 @@ static PyMethodDef status_methods[] = {
     {"open", (PyCFunction)(void (*)(void))status_open_slot, METH_FASTCALL, NULL},
     {"open_record", (PyCFunction)(void (*)(void))status_open_record, METH_FASTCALL, NULL},
     {"advance", (PyCFunction)(void (*)(void))status_advance_slot, METH_FASTCALL, NULL},
+    {"count_success", (PyCFunction)(void (*)(void))status_count_success, METH_FASTCALL, NULL},
     {"mark", (PyCFunction)(void (*)(void))status_mark_slot, METH_FASTCALL, NULL},
     {"changed", (PyCFunction)(void (*)(void))status_take_changed, METH_FASTCALL, NULL},
     {"compare", (PyCFunction)(void (*)(void))status_compare_words, METH_FASTCALL, NULL},

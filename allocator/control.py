@@ -11,6 +11,7 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Consumer, Doorbell, GrantPoster, Mapping, Producer, Words, format_ring
 from embridge.allocator.blocks import BlockPool
 from embridge.allocator.claims import ClaimTable
+from embridge.allocator.ends import Ends
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.fetches import FetchTable
 from embridge.allocator.geometry import (
@@ -135,6 +136,7 @@ class Control:
         self.writers = WriterTable(mapping, at)
         self.peers = PeerTable(mapping, at)
         self.metrics = Metrics(mapping, at)
+        self.ends = Ends(mapping, at, self.status)
         self.slot_waiters = LaneBits(mapping, at, SegmentHeader.SLOT_WAITERS)
         self.room_waiters = LaneBits(mapping, at, SegmentHeader.ROOM_WAITERS)
         self._bells: dict[str, Doorbell] = {}

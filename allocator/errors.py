@@ -130,9 +130,14 @@ _FAILURES: dict[FailureCode, type[TransferError]] = {
 }
 
 
+def known_code(code: int) -> FailureCode:
+    """The failure code that a number stands for. An unknown one (a newer peer's) becomes INTERNAL."""
+    return FailureCode(code) if code in FailureCode._value2member_map_ else FailureCode.INTERNAL
+
+
 def failure(code: int, reason: str, room: int) -> TransferError:
-    """The exception for a failed request's code and reason. An unknown code (a newer peer's) becomes INTERNAL."""
-    known = FailureCode(code) if code in FailureCode._value2member_map_ else FailureCode.INTERNAL
+    """The exception for a failed request's code and reason."""
+    known = known_code(code)
     return _FAILURES.get(known, TransferError)(known, reason, room)
 
 

@@ -40,6 +40,7 @@
     | writers                 processes of other nodes that map the payload           |
     | routes                  the registrar's record; nodes that discovery tells of   |
     | metrics                 a row of counters a process, and one of all clients     |
+    | ends                    how requests ended, by whom counts; how long they took  |
     | rings                   one from each process or lane to each that it kicks     |
     +---------------------------------------------------------------------------------+
 
@@ -70,6 +71,7 @@ from embridge.allocator.records import (
     CLAIM_WORDS,
     DESTINATION_WORDS,
     DOORBELL_BYTES,
+    END_WORDS,
     FETCHED_WORDS,
     ITEM_WORDS,
     LANE_WORDS,
@@ -78,6 +80,7 @@ from embridge.allocator.records import (
     MAX_WRITERS,
     MEETING_WORDS,
     METRIC_WORDS,
+    NUM_END_ROWS,
     NUM_VIEWS,
     PEER_BYTES,
     PORT_WORDS,
@@ -170,6 +173,7 @@ CONTROL_TABLES: Final = {
     "writers": "processes of other nodes that map the payload",
     "routes": "the registrar's record; nodes that discovery tells of",
     "metrics": "a row of counters a process, and one of all clients",
+    "ends": "how requests ended, by whom counts; how long they took",
     "rings": "one from each process or lane to each that it kicks",
 }
 """The tables of the control segment, as `drawing` shows them."""
@@ -249,6 +253,7 @@ class ControlLayout:
     writers: int
     routes: int
     metrics: int
+    ends: int
     rings: int
     size: int
 
@@ -293,6 +298,7 @@ class ControlLayout:
             "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
             "routes": m.take((1 + limits.max_routes) * ROUTE_WORDS * 8 * (limits.max_routes > 0)),
             "metrics": m.take(len(metric_names(limits)) * METRIC_WORDS * 8),
+            "ends": m.take(NUM_END_ROWS * END_WORDS * 8),
         }
         ring = RING_HEADER_BYTES + limits.ring_records * RECORD_BYTES
         rings = m.take(len(ring_pairs(limits)) * ring, PAGE_BYTES)

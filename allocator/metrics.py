@@ -44,6 +44,7 @@ class Metric(IntEnum):
     CACHE_HITS = 25  # language: items that were in the cache of a client when a request first wanted them
     CACHE_MISSES = 26  # language: items that had to be fetched then
     CACHE_EVICTIONS = 27  # language: items that have left the cache for others
+    FENCES = 28  # language: fences that were asked for, to end the quarantine of blocks
 
 
 class Metrics:
@@ -59,8 +60,15 @@ class Metrics:
     def count_for_client(self, metric: Metric, count: int = 1) -> None:
         self.add(len(self.names) - 1, metric, count)
 
+    def get(self, process: int, metric: Metric) -> int:
+        return self._words.load(process * METRIC_WORDS + metric)
+
     def row(self, process: int) -> dict[str, int]:
         return {m.name.lower(): self._words.load(process * METRIC_WORDS + m) for m in Metric}
+
+    def total(self, metric: Metric) -> int:
+        """What all have counted of one."""
+        return self._words.sum(metric, len(self.names), METRIC_WORDS)
 
     def all(self) -> dict[str, dict[str, int]]:
         return {name: self.row(i) for i, name in enumerate(self.names)}

@@ -105,6 +105,11 @@ def seen(value: object) -> str:
     return "nothing" if value is None else f"{value!r}, {_SEEN.get(kind, f'of type {kind}')}"
 
 
+def no_table(name: str, value: object, group: type) -> str:
+    """What is wrong with a value that is no group of settings, in the words of an error."""
+    return f"{name}: expected a table of settings, [{name}] in a file ({group.__name__}), got {seen(value)}"
+
+
 def shown(limit: float) -> str:
     """A limit as people write it."""
     return str(int(limit)) if limit == int(limit) else f"{limit:g}"

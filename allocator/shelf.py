@@ -151,7 +151,7 @@ class ShelfTable:
         limits = layout.limits
         self.num_entries, self.num_blocks = limits.shelf_entries, limits.shelf_blocks
         num_words = layout.ledger_bytes // 8
-        self._mapping, self._ledgers_at = mapping, layout.ledgers
+        self._mapping, self._items_at, self._ledgers_at = mapping, layout.items, layout.ledgers
         self._record = Words(mapping, layout.shelf, SHELF_RECORD_WORDS)
         self._heads = Words(mapping, layout.heads, self.num_entries)
         self._items = Words(mapping, layout.items, self.num_entries * ITEM_WORDS)
@@ -243,6 +243,13 @@ class ShelfTable:
                 found["pinned_bytes"] += size
         found |= {"readers": len(self.readers()), "entries": self.num_entries}
         return ShelfCounts(**found | {"size_bytes": self.num_blocks * SHELF_BLOCK_BYTES})
+
+    def ready(self) -> tuple[int, int]:
+        """How many items are READY, and their bytes; one look at each entry, and no other work."""
+        sizes = Words(self._mapping, self._items_at + 8 * _Item.BYTES, self.num_entries, 8 * ITEM_WORDS)
+        heads = zip(self._heads.load_many(0, self.num_entries), sizes.load_many(0, self.num_entries), strict=True)
+        found = [size for head, size in heads if head >> _STATE_SHIFT & 15 == ItemState.READY]
+        return len(found), sum(found)
 
     def published(self) -> list[ItemRecord]:
         """The items that are READY, and not below the floor."""

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
-from embridge.allocator.settings import Setting, check, seen, setting, settings_of
+from embridge.allocator.settings import Setting, check, no_table, setting, settings_of
 from embridge.pipeline import unknown_variables
 from embridge.pipeline.urls import host_of_url, is_loopback
+from embridge.workers.log_lines import FORMATS
 from embridge.workers.timing import Timing
 from embridge.workers.transfer import engines
 from embridge.workers.web.address import web_address
@@ -49,9 +50,7 @@ class PipelineConfig:
     engine's settings as a group like the others: `from_env(mooncake={"protocol": "rdma"})`.
     """
 
-    role: str = setting(
-        "", "Which side of the transfer.", choices=lambda: tuple(ROLES), is_flag=True, is_required=True
-    )
+    role: str = setting("", "Which side of the transfer.", choices=lambda: tuple(ROLES), is_flag=True, is_required=True)
     run_dir: Path | None = setting(
         None, "Folder of the run socket; one a node. Default: a folder of this user and of the role.", is_flag=True,
         why="clients of the same user look there when they are not told",
@@ -123,9 +122,15 @@ class PipelineConfig:
         True, "Lock the pool in memory (mlock).", is_flag=True, why="a page that was swapped out stalls a transfer"
     )
     log_level: str = setting(
-        "WARNING", "What the node's processes log.",
-        choices=lambda: ("DEBUG", "INFO", "WARNING", "ERROR"), is_flag=True, why="it has what somebody should look at",
+        "INFO", "What the node's processes log: INFO the start and what happens to the node, WARNING failed requests "
+        "and what is mended, DEBUG every step of a request.",
+        choices=lambda: ("DEBUG", "INFO", "WARNING", "ERROR"), is_flag=True, why="it has what happens to a node, and nothing for each request",
     )  # fmt: skip
+    log_format: str = setting(
+        "text", "Lines for people, or JSON, an object a line.", choices=lambda: FORMATS, is_flag=True,
+        why="people read a log first",
+    )  # fmt: skip
+    source: str = field(default="", compare=False)  # no setting: where the values came from, for the log
 
     def __post_init__(self) -> None:
         try:
@@ -134,7 +139,7 @@ class PipelineConfig:
             raise ConfigError(str(error)) from None
         for name, group in GROUPS.items():
             if not isinstance(getattr(self, name), group):
-                raise ConfigError(_no_group(name, getattr(self, name), group))
+                raise ConfigError(no_table(name, getattr(self, name), group))
         object.__setattr__(self, "engine_settings", _engine_settings(self.engine_settings))
         object.__setattr__(self, "run_dir", Path(self.run_dir or default_run_dir(self.role)).absolute())
         self._check_paths()
@@ -260,7 +265,7 @@ class PipelineConfig:
             if pool_tokens is not None:
                 values["geometry"] = _with_pool(values.get("geometry", Geometry()), pool_tokens)
             of_engines = {name: values.pop(name) for name in _engine_groups() if name in values}
-            return cls(**values, engine_settings=of_engines)
+            return cls(**values, engine_settings=of_engines, source=_source(origins))
         except ConfigError as error:
             raise _with_origin(error, origins) from error
 
@@ -379,7 +384,8 @@ def _laid_over(values: Mapping[str, Any], key: str, value: Any) -> Any:
     group = groups().get(key)
     if group is not None and isinstance(value, Mapping):
         return _replaced(key, group, values.get(key, group()), value)
-    names = [it.name for it in fields(PipelineConfig) if it.name != "engine_settings"] + list(_engine_groups())
+    named = [it.name for it in fields(PipelineConfig) if it.name not in ("engine_settings", "source")]
+    names = named + list(_engine_groups())
     if key not in names:
         raise ConfigError(f"{key}: unknown setting; known: {', '.join(names)}")
     return value
@@ -417,12 +423,14 @@ def _engine_settings(given: object) -> dict[str, Any]:
         value = given.get(name, {})
         found[name] = _replaced(name, group, group(), value) if isinstance(value, Mapping) else value
         if not isinstance(found[name], group):
-            raise ConfigError(_no_group(name, value, group))
+            raise ConfigError(no_table(name, value, group))
     return found
 
 
-def _no_group(name: str, value: object, group: type) -> str:
-    return f"{name}: expected a table of settings, [{name}] in a file ({group.__name__}), got {seen(value)}"
+def _source(origins: Mapping[str, str]) -> str:
+    """Where settings came from, each place once: a file, variables, flags; never a value."""
+    places = list(dict.fromkeys(origin or "arguments" for origin in origins.values()))
+    return ", ".join(places) or "defaults"
 
 
 def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:

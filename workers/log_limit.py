@@ -13,6 +13,8 @@ LINES_A_PEER: Final = 20
 LINES_IN_ALL: Final = 200
 LINES_A_CAUSE: Final = 100
 MAX_CAUSES: Final = 256
+MOST_LINES: Final = "most_lines"
+"""The name under which a record may have a limit of its own (`extra`)."""
 
 
 class LogLimit:
@@ -89,10 +91,11 @@ class CauseLimit:
         cause = _cause(record)
         if cause not in self._lines and len(self._lines) >= MAX_CAUSES:
             cause = ("", "any other text", "")
+        most = getattr(record, MOST_LINES, self._most)
         lines = self._lines[cause] = self._lines.get(cause, 0) + 1
-        if lines > self._most:
+        if lines > most:
             self._held_back[cause] = self._held_back.get(cause, 0) + 1
-        return lines <= self._most, lines == self._most, told
+        return lines <= most, lines == most, told
 
 
 def _cause(record: logging.LogRecord) -> tuple[str, str, str]:

@@ -48,7 +48,10 @@ class ProcessSpec:
     addresses: Addresses
     timing: Timing
     launcher_pid: int
-    log_level: str = "WARNING"
+    role: str = ""
+    node: str = ""  # its id, as lines of the log have it
+    log_level: str = "INFO"
+    log_format: str = "text"
     engines: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     engine_settings: Mapping[str, object] = field(default_factory=dict)

@@ -33,6 +33,7 @@ from embridge.workers.process_spec import RENEWED, STARTING, STOPPED, ProcessSpe
 from embridge.workers.role import Inbox, Renew, RoleContext, Step
 from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
+from embridge.workers.titles import set_title
 from embridge.workers.transfer import engines
 from embridge.workers.transfer.engines.base import SessionEngine
 
@@ -47,7 +48,8 @@ TIMER_SLACK = Path("/proc/self/timerslack_ns")
 
 def run(spec: ProcessSpec) -> None:
     """Live the life of one process of a node (what a spawned process runs)."""
-    log_to_stderr(spec.log_level, spec.name)
+    log_to_stderr(spec.log_level, spec.name, role=spec.role, node=spec.node, kind=spec.log_format)
+    set_title(spec.role, spec.name)
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != spec.launcher_pid:
         return

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Final, TextIO, cast
 
 from embridge.workers.log_limit import CauseLimit
+from embridge.workers.log_lines import Lines, lines
 
 MAX_TEXTS: Final = 1000  # waiting to be written; a text is a line, or a traceback
 MAX_TEXT_LENGTH: Final = 8192
@@ -46,6 +48,7 @@ class Writer:
         self._num_dropped = 0
         self._num_taken = 0
         self._stuck_at = -1  # `_num_taken` when the last flush was given up
+        self.lines = Lines("")  # how what is no record of a log is written
 
     def put(self, text: str) -> None:
         """Queue a text to be written as soon as possible; drop it if too many are queued."""
@@ -101,7 +104,8 @@ class Writer:
             self._write(item)
             self._num_taken += 1
             dropped, self._num_dropped = self._num_dropped, 0
-            if dropped and not self._write(f"{dropped} lines were dropped: nobody read them in time\n"):
+            note = self.lines.note(f"{dropped} lines were dropped: nobody read them in time")
+            if dropped and not self._write(f"{note}\n"):
                 self._num_dropped += dropped
         fd, self._fd = self._fd, None
         if fd is not None:
@@ -154,7 +158,7 @@ class Stream(io.TextIOBase):
         with self._lock:
             whole, newline, self._part = (self._part + text).rpartition("\n")
             if newline:
-                self.writer.put(whole + newline)
+                self.writer.put(self.writer.lines.note(whole) + newline)
         return len(text)
 
     def flush(self) -> None:
@@ -178,13 +182,16 @@ class Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            is_last, held_back = False, ""
             if record.levelno > logging.DEBUG:
                 passes, is_last, held_back = self._limit.take(record, time.monotonic_ns())
+                for line in held_back.splitlines():
+                    self._writer.put(f"{self._writer.lines.note(line)}\n")
                 if not passes:
                     return
-            last = "; no more lines of this cause within a minute" if is_last else ""
-            self._writer.put(f"{held_back}{self.format(record)}{last}\n")
+                if is_last:
+                    record = copy.copy(record)
+                    record.msg, record.args = f"{record.getMessage()}; no more lines of this cause within a minute", ()
+            self._writer.put(f"{self.format(record)}\n")
         except Exception:
             self.handleError(record)
 
@@ -212,17 +219,20 @@ def never_block_on_output() -> None:
         sys.stderr = cast(TextIO, stream)
 
 
-def log_to_stderr(level: str, name: str) -> None:
-    """Log on standard error, as every process of a node does.
+def log_to_stderr(level: str, name: str, *, role: str = "", node: str = "", kind: str = "text") -> Lines:
+    """Log on standard error, as every process of a node does, in lines of this kind (`log_lines.FORMATS`).
 
-    The process never waits for whoever reads it, and each cause has a limited number of lines a minute.
+    The process never waits for whoever reads it, and each cause has a limited number of lines a minute. Returns how a
+    line is written: its `node` may be set later.
     """
+    written = lines(kind, name, role, node)
     never_block_on_output()
     stream: object = sys.stderr
     if isinstance(stream, Stream):
         # now and not with the first line: the number of this process's threads stays the same after its start
+        stream.writer.lines = written
         stream.writer.start()
     handler = Handler(stream.writer) if isinstance(stream, Stream) else logging.StreamHandler()
-    logging.basicConfig(
-        level=level, format=f"%(asctime)s %(levelname)s embridge[{name}] %(message)s", handlers=[handler]
-    )
+    handler.setFormatter(written)
+    logging.basicConfig(level=level, handlers=[handler])
+    return written

@@ -54,7 +54,7 @@ def command(host: str, port: int, token_file: Path | None, log_level: str, as_js
         try:
             from embridge.workers.discovery.server import Server, check_binding
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in ("aiohttp", "prometheus_client"):
+            if (error.name or "").partition(".")[0] != "aiohttp":
                 raise
             raise CommandError(f"{error.name} is not installed; run pip install 'embridge[discovery]'") from error
         from embridge.workers.discovery.auth_token import read_token

@@ -204,10 +204,14 @@ class TransferHandle:
         if self._given_up is None:
             self._given_up = (code, reason)
 
-    def end_without_slot(self) -> None:
-        """End a given-up request as Failed, for which there was no slot (library thread, or `Client.close`)."""
+    def end_without_slot(self) -> int:
+        """End a given-up request as Failed, for which there was no slot (library thread, or `Client.close`).
+
+        Returns the code of its failure.
+        """
         assert self._given_up is not None
         self._settle_without_slot(*self._given_up)
+        return self._given_up[0]
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
         """Write this side's words of the slot's record, before its epoch is opened (either thread)."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
 
+from embridge.allocator.ends import Counter, Path
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
+from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.slot_lease import SlotLease
 from embridge.pipeline.client.untold import UntoldRequests
 from embridge.pipeline.leaving import refuse
+
+log = logging.getLogger(__name__)
 
 
 class OpenRequests:
@@ -60,6 +65,7 @@ class OpenRequests:
                 self._untold_rooms.add(handle.room, -1)
             return False
         handle.entered(*at)
+        log.debug("room %d has slot %d.%d%s", handle.room, *at, ", and the node is not told" if is_untold else "")
         self._enter(handle, is_untold=is_untold)
         handle.catch_up()
         return True
@@ -92,6 +98,7 @@ class OpenRequests:
     def leave(self, handle: TransferHandle) -> None:
         """Give a request's slot back, because the client needs nothing of it any more (whoever has the turn)."""
         self.departed.append(handle)
+        log.debug("room %d leaves slot %d.%d", handle.room, handle.slot, handle.epoch)
         is_released = handle.release_untold()
         if self.by_slot.get(handle.slot) is handle:
             del self.by_slot[handle.slot]
@@ -100,6 +107,8 @@ class OpenRequests:
             if self._asked is not None:
                 self._finished.note(handle.room)
                 self._untold_rooms.add(handle.room, -1)
+            rounds = self._attachment.control.slots.get(handle.slot, Slot.NUM_ROUNDS)
+            self._attachment.control.ends.succeeded(Counter.CLIENTS, handle.slot, handle.epoch, Path.DIRECT, rounds)
             self.lease.released(handle.slot, handle.epoch)
             self._attachment.control.metrics.count_for_client(Metric.SUCCEEDED)
             return
@@ -109,7 +118,7 @@ class OpenRequests:
 
     def end_without_slot(self, handle: TransferHandle) -> None:
         """End a request that was given up, and for which there is no slot (library thread)."""
-        handle.end_without_slot()
+        self._attachment.control.ends.failed(Counter.CLIENTS, handle.end_without_slot())
         self.departed.append(handle)
         self.forget_room(handle)
         self._attachment.user_bell.ring()

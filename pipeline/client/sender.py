@@ -334,9 +334,10 @@ class EmbeddingSender(GivesInPlace, IsDone):
             self._slots.set(self.slot, Slot.TOTAL, self.total_tokens)
         super().catch_up()
 
-    def end_without_slot(self) -> None:
-        super().end_without_slot()
+    def end_without_slot(self) -> int:
+        code = super().end_without_slot()
         self.let_go()
+        return code
 
     @property
     def wants_block(self) -> bool:

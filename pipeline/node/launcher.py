@@ -50,6 +50,7 @@ from embridge.pipeline.node.preflight import check_discovery, chosen_engines, de
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.reloading import Reloaded, reloaded
 from embridge.pipeline.node.run_socket_server import RunSocketServer
+from embridge.pipeline.node.start_line import start_line
 from embridge.pipeline.node.supervisor import Supervisor
 from embridge.workers.health import NOT_ESSENTIAL, num_in_flight
 from embridge.workers.keys import KeyFileError, read_key_file
@@ -58,6 +59,7 @@ from embridge.workers.role import Addresses
 from embridge.workers.run_socket import SOCKET_NAME
 from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
+from embridge.workers.titles import set_title
 from embridge.workers.web.address import web_address
 
 log = logging.getLogger(__name__)
@@ -194,7 +196,10 @@ class Launcher:
                 addresses=self.addresses,
                 timing=self.config.timing,
                 launcher_pid=os.getpid(),
+                role=self.config.role,
+                node=f"{self.node_id:x}",
                 log_level=self.config.log_level,
+                log_format=self.config.log_format,
                 engines=tuple(engine.name for engine in self._engines),
                 host=self.config.host,
                 engine_settings={it.name: self.config.engine_settings.get(it.name) for it in self._engines},
@@ -248,6 +253,11 @@ class Launcher:
         self.control.header.store(SegmentHeader.NODE_STATE, state)
         if self.control.has_discovery:
             self.control.bell("registrar").ring()
+
+    @property
+    def engine_names(self) -> list[str]:
+        """The engines that this node offers."""
+        return [engine.name for engine in self._engines]
 
     def ready(self) -> Ready:
         addresses = self.addresses.bootstrap_addr, self.addresses.poller_addr, self.control.web_addr
@@ -362,13 +372,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("embridge: the process that launched this node is gone before it said what to launch", file=sys.stderr)
         return 1
     config = decode_config(line)
-    log_to_stderr(config.log_level, "launcher")
+    lines = log_to_stderr(config.log_level, "launcher", role=config.role, kind=config.log_format)
+    set_title(config.role, "launcher")
     launcher = None
     with contextlib.ExitStack() as stack:
         try:
             with naming("signals", LIMITS_REMEDY):
                 signals = stack.enter_context(_signals())
             launcher = Launcher(config)
+            lines.node = f"{launcher.node_id:x}"
             stack.callback(launcher.close)
             with naming("event loop", LIMITS_REMEDY):
                 launcher.watch_signals(signals)
@@ -379,6 +391,7 @@ def main(arguments: list[str] | None = None) -> int:
                 stack.close()  # whoever reads the error may start the node again at once
             _say(options.ready_fd, Ready(error=str(error)))
             return 1
+        log.info("%s", start_line(launcher.control, launcher.config, launcher.ready(), launcher.engine_names))
         if not _say(options.ready_fd, launcher.ready()):
             return 1
         return launcher.run()

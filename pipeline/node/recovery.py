@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from embridge.allocator.claims import WriterId
 from embridge.allocator.control import Control
+from embridge.allocator.ends import Counter
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import Role
 from embridge.allocator.layout import first_worker
@@ -82,6 +83,7 @@ class Recovery:
                 self._to_poller.send(Kick.FAIL, slot, epoch)
             elif control.status.advance(slot, epoch, Phase.Failed, word.sent, self._clock(), True):
                 # also where it is whole: what its encode node tells is heard by nobody here (R36)
+                control.ends.failed(Counter.LAUNCHER, control.slots.get(slot, Slot.FAILURE))
                 control.ring_lane(control.slots.get(slot, Slot.LANE))
         self.flush()
         return failed

@@ -75,6 +75,7 @@ def test_the_environment_covers_every_setting() -> None:
             "direct": False,
             "lock_memory": False,
             "log_level": "DEBUG",
+            "log_format": "json",
         },
         Geometry: {
             "hidden_size": 9,
@@ -101,7 +102,8 @@ def test_the_environment_covers_every_setting() -> None:
     assert parts.keys() == groups().keys()
     for kind, expected in values.items():
         part = next((part for part in parts.values() if isinstance(part, kind)), config)
-        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - {*parts, "engine_settings"}
+        elsewhere = {*parts, "engine_settings", "source"}
+        missing = {field.name for field in dataclasses.fields(kind)} - set(expected) - elsewhere
         assert not missing
         for name, value in expected.items():
             got = getattr(part, name)
@@ -186,6 +188,7 @@ BAD = {
     "direct": "perhaps",
     "lock_memory": "yes",
     "log_level": "LOUD",
+    "log_format": "xml",
     "geometry": 7,
     "limits": [1],
     "timing": "fast",
@@ -194,7 +197,7 @@ BAD = {
 
 
 def test_a_bad_value_of_every_setting_is_tried() -> None:
-    assert set(BAD) == {field.name for field in dataclasses.fields(PipelineConfig)}
+    assert {*BAD, "source"} == {field.name for field in dataclasses.fields(PipelineConfig)}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ destination of the encode node's slot. The transfer worker reads there how far i
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from embridge.allocator.checksums import RowSum
@@ -17,6 +18,8 @@ from embridge.allocator.rings import Kick
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.pending_grants import Grant
 from embridge.workers.role import RoleContext
+
+log = logging.getLogger(__name__)
 
 
 class Open(NamedTuple):
@@ -134,6 +137,7 @@ class GrantApplier:
                 self._dsts.set(slot, d, Destination.FIRST_GRANT, tokens)
             if self._dsts.raise_to(slot, d, Destination.GRANTED_TOKENS, tokens):
                 self._slots.raise_to(slot, Slot.MOVED_NS, now_ns)
+        log.debug("room %d: a grant to block %d is entered for destination %d", grant.key.room, end, d)
         self.look(slot, epoch)
 
     def _check_progress(self, held: Open, grant: Grant) -> str | None:

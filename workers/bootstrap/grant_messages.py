@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from embridge.allocator.records import Peer, Slot
@@ -9,6 +10,8 @@ from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.role import RoleContext, Send
+
+log = logging.getLogger(__name__)
 
 
 class GrantMessages:
@@ -50,6 +53,8 @@ class GrantMessages:
             message = msg.Ask(**common, registration=registration, item=item, generation=generation)
         else:
             message = msg.Init(**common, registration=registration)
+        said = common["key"].room, type(message).__name__, first, first + len(indices), session.number
+        log.debug("room %d: %s grants blocks [%d, %d) under session %d", *said)
         return Send(record.bootstrap_addr, message, record.key)
 
     def abort(self, slot: int, epoch: int, peer: int) -> Send:

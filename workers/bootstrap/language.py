@@ -105,6 +105,7 @@ class GrantSender:
                 self._open(slot, epoch, now_ns)
                 self._send_abort(slot, epoch)
             case Kick.RELEASE:
+                log.debug("room %d is released: slot %d.%d", self._slots.get(slot, Slot.ROOM), slot, epoch)
                 self._posts.take_off_grant(self._slots.get(slot, Slot.ROOM), slot, epoch)
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
                 self._control.ring_slot_waiters()

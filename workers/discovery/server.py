@@ -31,8 +31,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from embridge.workers.discovery import messages as msg
-from embridge.workers.discovery.metrics import CONTENT_TYPE, exposition
+from embridge.workers.discovery.metrics import metrics
 from embridge.workers.discovery.registry import Registry, RegistryFull, RouteConflict
+from embridge.workers.exposition import content_type
 from embridge.workers.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
@@ -239,8 +240,8 @@ class Server:
         return _json({"nodes": self.registry.entries(self._clock(), _query(request.query, msg.RouteFilter).role)})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        now = self._clock()
-        return web.Response(body=exposition(self.registry, now), headers={"Content-Type": CONTENT_TYPE})
+        shown = content_type(request.headers.get("Accept", ""))
+        return web.Response(body=metrics(self.registry, self._clock(), shown), headers={"Content-Type": shown})
 
 
 def _complaint(sick: Mapping[str, Any]) -> str:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
+from embridge.allocator.ends import Counter
+from embridge.allocator.errors import known_code
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick, Record
 from embridge.allocator.slot_changes import SlotChanges
 from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg
+from embridge.workers.log_limit import MOST_LINES
+from embridge.workers.poller.paths import paths_of
 from embridge.workers.poller.peer_watch import PeerWatch
 from embridge.workers.poller.reaper import Reaper
 from embridge.workers.poller.timers import Timers
@@ -23,6 +27,8 @@ from embridge.workers.role import Arrival, Inbox, Out, RoleContext
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
+
+FAILURES_A_CAUSE = 10  # lines a minute about failed requests of one code
 
 
 class Poller(ABC):
@@ -134,6 +140,8 @@ class Poller(ABC):
         if not self._ctx.status.advance(slot, epoch, phase, sent, self._now_ns, is_told):
             return False
         self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("room %d is %s: %d tokens sent", self._slots.get(slot, Slot.ROOM), Phase(phase).name, sent)
         self._control.ring_lane(self._slots.get(slot, Slot.LANE))
         return True
 
@@ -146,13 +154,21 @@ class Poller(ABC):
         self._slots.claim_failure(slot, code, reason)
         if self._raise(slot, epoch, Phase.Failed, split(self._ctx.status.load(slot)).sent, is_told=is_told):
             self._ctx.count(Metric.FAILED)
-            log.info("room %d failed: %s", self._slots.get(slot, Slot.ROOM), self._slots.reason(slot))
+            known = known_code(self._slots.get(slot, Slot.FAILURE))
+            self._control.ends.failed(Counter.POLLER, known)
+            said = self._slots.get(slot, Slot.ROOM), self._slots.reason(slot)
+            log.warning(f"room %d failed, {known.name}: %s", *said, extra={MOST_LINES: FAILURES_A_CAUSE})
 
     def _note_success(self, slot: int, epoch: int) -> None:
         """Count a request that has succeeded, once: whoever has written its rows may have raised its word."""
         if self._succeeded.get(slot) != epoch:
             self._succeeded[slot] = epoch
             self._ctx.count(Metric.SUCCEEDED)
+            first, *others = paths_of(self._ctx, slot)
+            rounds = self._slots.get(slot, Slot.NUM_ROUNDS)
+            if self._control.ends.succeeded(Counter.POLLER, slot, epoch, first, rounds):
+                for path in others:
+                    self._control.ends.delivered(Counter.POLLER, path, split(self._ctx.status.load(slot)).sent)
 
     # ---- the side's own
 

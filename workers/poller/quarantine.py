@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick
 from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
 from embridge.workers.role import RoleContext
@@ -61,5 +62,6 @@ class Quarantine:
                 now_ns - self._fenced_ns.get(worker, -FENCE_AGAIN_NS) >= FENCE_AGAIN_NS
             ):
                 self._fenced_ns[worker] = now_ns
+                self._ctx.count(Metric.FENCES)
                 log.info("session %d is fenced: %d blocks are in quarantine under it", number, len(blocks))
                 self._ctx.to(f"worker{worker}").send(Kick.FENCE, worker, 0, number)

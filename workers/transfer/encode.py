@@ -354,6 +354,8 @@ class TransferWorker:
                 continue
             ended[attempt.slot, attempt.destination] = attempt.epoch
             self._attempts.end(attempt, outcome)
+            at = attempt.slot, attempt.epoch, attempt.destination, attempt.first, attempt.end, outcome.name
+            log.debug("slot %d.%d, destination %d: rows [%d, %d) are %s", *at)
             if outcome is Outcome.DONE:
                 self._pace.learn(attempt.queued_bytes, self._now_ns - attempt.submitted_ns)
                 self._ctx.count(Metric.WRITES)

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
+from embridge.workers.web.metrics import metrics
 from embridge.workers.web.probes import live, ready
 from embridge.workers.web.server import Answer, Asked, Handler
 from embridge.workers.web.view import View
 
 ROUTES: Final[Mapping[str, Callable[[View, Asked], Answer]]] = {
+    "/metrics": metrics,
     "/livez": live,
     "/readyz": ready,
 }

@@ -25,6 +25,7 @@ from .service import SERVICE_MUTANTS
 from .shelf import SHELF_MUTANTS
 from .tables import TABLES
 from .transfer import TRANSFER
+from .web import WEB
 from .workers import WORKERS
 
 MUTANTS: Final = [
@@ -44,4 +45,5 @@ MUTANTS: Final = [
     *CACHE,
     *NODE,
     *SERVICE_MUTANTS,
+    *WEB,
 ]

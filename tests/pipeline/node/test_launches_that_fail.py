@@ -125,8 +125,8 @@ def _limited(state: SimpleNamespace, run_dir: Path, number: int, soft: int, drop
     [
         (
             70,
-            "LaunchError: descriptors: a process may have 70, a node with max_clients = 6 and num_workers = 1 needs 82; "
-            "raise `ulimit -n`",
+            "LaunchError: descriptors: a process may have 70, a node with max_clients = 6 and num_workers = 1 needs "
+            "82; raise `ulimit -n`",
         ),
         (-3, "LaunchError: launcher: it cannot be started: Too many open files; check `ulimit -n`"),
     ],

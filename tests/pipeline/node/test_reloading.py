@@ -32,7 +32,7 @@ def test_every_group_is_compared_and_what_needs_a_restart_is_not_taken_over() ->
     )
     in_force, told = reloaded(RUNNING, fresh, None)
     assert in_force == replace(RUNNING, log_level="DEBUG")
-    assert told.taken == ["log_level DEBUG (was WARNING)"]
+    assert told.taken == ["log_level DEBUG (was INFO)"]
     assert told.restart == [
         "verify True (is False)",
         "geometry.num_blocks 7 (is 0)",

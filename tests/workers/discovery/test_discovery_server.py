@@ -150,11 +150,11 @@ def test_prometheus_sees_the_same_nodes() -> None:
         await caller.put(incarnation=1)
         status, text = await caller.ask("GET", "/metrics")
         assert status == 200
-        labels = 'bootstrap_addr="tcp://127.0.0.1:4001",node_id="a1",role="encode",state="READY"'
+        labels = 'role="encode",node_id="a1",bootstrap_addr="tcp://127.0.0.1:4001"'
         assert f"embridge_node_healthy{{{labels}}} 0.0" in text
         assert f"embridge_node_outstanding_tokens{{{labels}}} 300.0" in text
-        assert 'embridge_discovery_reports_total{result="conflict"} 1.0' in text
-        assert "python_info" not in text
+        assert 'embridge_discovery_reports_total{result="conflict"} 1\n' in text
+        assert f"embridge_node_draining{{{labels}}} 0.0" in text
 
     against(body)
 
@@ -275,7 +275,7 @@ def test_what_is_no_http_has_no_traceback_in_the_log_and_is_counted(caplog: pyte
             writer.close()
         good = {"Authorization": f"Bearer {TOKEN}"}
         assert (
-            'embridge_discovery_reports_total{result="malformed"} 60.0'
+            'embridge_discovery_reports_total{result="malformed"} 60\n'
             in (await caller.ask("GET", "/metrics", headers=good))[1]
         )
 
