@@ -48,11 +48,12 @@ from embridge.allocator.records import (
     Slot,
     Told,
 )
+from embridge.allocator.refused_nodes import RefusedNodes
 from embridge.allocator.request_tables import DestinationTable, SlotTable, StagingTable, WindowTable
 from embridge.allocator.rings import KickInbox, KickSender
 from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
-from embridge.allocator.shelf import ShelfTable
+from embridge.allocator.shelf import ShelfTable, begin_shelf
 from embridge.allocator.status import StatusTable, split
 from embridge.allocator.texts import packed, unpacked
 from embridge.allocator.wanted import FinishedRooms, RoomCounts, WantedLog
@@ -94,6 +95,8 @@ def format_control(
             header.store(base + i, word)
     for word_index, word in words.items():
         header.store(word_index, word)
+    if layout.limits.shelf_entries and role == Role.ENCODE:
+        begin_shelf(mapping, layout, incarnation)
     header.store(SegmentHeader.MAGIC, lay.MAGIC)
 
 
@@ -257,6 +260,11 @@ class Control:
     def wanted_nodes(self) -> WantedNodes:
         assert self.role == Role.LANGUAGE
         return WantedNodes(self.mapping, self.layout)
+
+    @property
+    def refused_nodes(self) -> RefusedNodes:
+        assert self.role == Role.LANGUAGE
+        return RefusedNodes(self.mapping, self.layout)
 
     @property
     def has_discovery(self) -> bool:

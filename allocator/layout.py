@@ -38,6 +38,7 @@
     | tombstones    encode    the highest epoch of each slot of each peer             |
     | finders       encode    the slot that has found a grant of a peer's slot        |
     | writers                 processes of other nodes that map the payload           |
+    | refused       language  encode nodes with which this one cannot work, and why   |
     | routes                  the registrar's record; nodes that discovery tells of   |
     | metrics                 a row of counters a process, and one of all clients     |
     | ends                    how requests ended, by whom counts; how long they took  |
@@ -81,6 +82,7 @@ from embridge.allocator.records import (
     MEETING_WORDS,
     METRIC_WORDS,
     NUM_END_ROWS,
+    NUM_REFUSED,
     NUM_VIEWS,
     PEER_BYTES,
     PORT_WORDS,
@@ -88,6 +90,7 @@ from embridge.allocator.records import (
     PROCESS_WORDS,
     READER_WORDS,
     RECORD_BYTES,
+    REFUSED_WORDS,
     RING_HEADER_BYTES,
     ROUTE_WORDS,
     SESSION_WORDS,
@@ -171,6 +174,7 @@ CONTROL_TABLES: Final = {
     "tombstones": "the highest epoch of each slot of each peer",
     "finders": "the slot that has found a grant of a peer's slot",
     "writers": "processes of other nodes that map the payload",
+    "refused": "encode nodes with which this one cannot work, and why",
     "routes": "the registrar's record; nodes that discovery tells of",
     "metrics": "a row of counters a process, and one of all clients",
     "ends": "how requests ended, by whom counts; how long they took",
@@ -251,6 +255,7 @@ class ControlLayout:
     tombstones: int
     finders: int
     writers: int
+    refused: int
     routes: int
     metrics: int
     ends: int
@@ -296,6 +301,7 @@ class ControlLayout:
             "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "finders": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
+            "refused": m.take(NUM_REFUSED * REFUSED_WORDS * 8 * language),
             "routes": m.take((1 + limits.max_routes) * ROUTE_WORDS * 8 * (limits.max_routes > 0)),
             "metrics": m.take(len(metric_names(limits)) * METRIC_WORDS * 8),
             "ends": m.take(NUM_END_ROWS * END_WORDS * 8),

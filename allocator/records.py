@@ -386,4 +386,20 @@ RING_TAIL: Final = 2 * LINE_BYTES // 8
 RING_REFUSED: Final = RING_TAIL + 1
 PROCESS_WORDS: Final = 8
 LANE_WORDS: Final = 32
+
+
+class RefusedNode(IntEnum):
+    """Words of a record of an encode node with which this language node cannot work; the bootstrap writes them, between
+    two steps of `GENERATION`, and over the oldest record.
+    """
+
+    GENERATION = 0  # odd while the others are being written
+    REFUSED_NS = 1  # when
+
+
+REFUSED_ADDRESS: Final = 2  # words; the address of its bootstrap
+REFUSED_REASON: Final = REFUSED_ADDRESS + ADDRESS_BYTES // 8
+REFUSED_REASON_BYTES: Final = 256
+REFUSED_WORDS: Final = REFUSED_REASON + REFUSED_REASON_BYTES // 8
+NUM_REFUSED: Final = 8
 LANE_ADDRESS_OFFSET: Final = 8 * 16  # language, the client: see `Lane.WANTS_NODE`

@@ -1,29 +1,17 @@
 """The route table: the nodes of the other role that discovery knows, and how the registrar itself fares.
 
-The registrar alone writes it. Any client reads it, at any time, without a lock and without holding the writer up. Each
-record is guarded by a generation word, which is odd while the record is being written:
-
-    writer   generation odd -- the other words -- generation even, and greater
-    reader   generation -- the other words -- generation again: the same, and even, or what was read is thrown away
-
-A reader never takes a record that is half old and half new. Every word is stored with release and loaded with acquire.
-If a reader has loaded any word of a newer writing, its second look sees the odd generation that was stored before that
-word, or a later one, so the two looks differ. If its first look saw the even generation at the end of a writing, it
-sees all words of that writing, or newer ones, and for the newer ones the first argument holds. Generations only rise,
-so "the same" means that nothing was written in between.
-
-A writer that is killed half way leaves an odd generation. The record is not readable until the next registrar has
-written it; that one starts by freeing such records. It goes on from the odd generation, because a step to an even one
-would declare the half-written record whole. `tests/model/test_route_table_model.py` explores every interleaving, with
-kills.
+The registrar alone writes it. Any client reads it, at any time, without a lock and without holding the writer up
+(`GuardedRecords`). A registrar that is killed leaves a record that is not readable until the next one has written it;
+that one starts by freeing such records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from embridge.allocator._core import Mapping, Words
+from embridge.allocator._core import Mapping
+from embridge.allocator.guarded_records import GuardedRecords, put_text, text_of
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import (
     DISCOVERY_REASON,
@@ -39,9 +27,6 @@ from embridge.allocator.records import (
     NodeState,
     Route,
 )
-from embridge.allocator.texts import packed, unpacked
-
-READ_TRIES: Final = 64  # a writing takes some 10 µs, so these many looks do not all find the same one
 
 
 class RouteRecord(NamedTuple):
@@ -79,7 +64,7 @@ class RouteWriter:
     """The registrar's end; one process at a time. Opening it frees the records that a killed one left half written."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
-        self._records = _Records(mapping, layout)
+        self._records = GuardedRecords(mapping, layout.routes, 1 + layout.limits.max_routes, ROUTE_WORDS)
         self._slots: dict[int, int] = {}  # node id -> record
         for index in range(1, self._records.count):
             words = self._records.read(index)
@@ -112,8 +97,8 @@ class RouteWriter:
         words[Discovery.SINCE_NS] = record.since_ns
         words[Discovery.HEARD_NS] = record.heard_ns
         words[Discovery.NUM_FAILURES] = record.num_failures
-        _put_text(words, DISCOVERY_URL, ROUTE_TEXT_BYTES, record.url)
-        _put_text(words, DISCOVERY_REASON, DISCOVERY_REASON_BYTES, record.reason)
+        put_text(words, DISCOVERY_URL, ROUTE_TEXT_BYTES, record.url)
+        put_text(words, DISCOVERY_REASON, DISCOVERY_REASON_BYTES, record.reason)
         self._records.write(0, words)
 
 
@@ -124,7 +109,7 @@ class RouteReader:
     """
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
-        self._records = _Records(mapping, layout)
+        self._records = GuardedRecords(mapping, layout.routes, 1 + layout.limits.max_routes, ROUTE_WORDS)
         self._known: dict[int, tuple[int, RouteRecord | None]] = {}  # record -> (generation, what it held)
 
     def routes(self) -> list[RouteRecord]:
@@ -163,41 +148,9 @@ class RouteReader:
             since_ns=words[Discovery.SINCE_NS],
             heard_ns=words[Discovery.HEARD_NS],
             num_failures=words[Discovery.NUM_FAILURES],
-            url=_text(words, DISCOVERY_URL, ROUTE_TEXT_BYTES),
-            reason=_text(words, DISCOVERY_REASON, DISCOVERY_REASON_BYTES),
+            url=text_of(words, DISCOVERY_URL, ROUTE_TEXT_BYTES),
+            reason=text_of(words, DISCOVERY_REASON, DISCOVERY_REASON_BYTES),
         )
-
-
-class _Records:
-    """Records of `ROUTE_WORDS` words, each behind its generation."""
-
-    def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
-        self.count = 1 + layout.limits.max_routes
-        self._words = Words(mapping, layout.routes, self.count * ROUTE_WORDS)
-
-    def generation(self, index: int) -> int:
-        return self._words.load(index * ROUTE_WORDS + Route.GENERATION)
-
-    def write(self, index: int, words: list[int]) -> None:
-        """Replace a record. The generation in `words` is ignored."""
-        at = index * ROUTE_WORDS
-        generation = self._words.load(at + Route.GENERATION) | 1  # it is odd already if a writer was killed
-        self._words.store(at + Route.GENERATION, generation)
-        for i in range(1, ROUTE_WORDS):
-            self._words.store(at + i, words[i])
-        self._words.store(at + Route.GENERATION, generation + 1)
-
-    def read(self, index: int) -> list[int] | None:
-        """A record as it was at one moment, its generation first; None if every look found it being written."""
-        at, load = index * ROUTE_WORDS, self._words.load
-        for _ in range(READ_TRIES):
-            generation = load(at + Route.GENERATION)
-            if generation & 1:
-                continue
-            words = [generation, *(load(at + i) for i in range(1, ROUTE_WORDS))]
-            if load(at + Route.GENERATION) == generation:
-                return words
-        return None
 
 
 def _words_of(route: RouteRecord) -> list[int]:
@@ -211,9 +164,9 @@ def _words_of(route: RouteRecord) -> list[int]:
     words[Route.FREE_BLOCKS] = route.free_blocks
     words[Route.NUM_BLOCKS] = route.num_blocks
     words[Route.REPORTED_NS] = max(0, route.reported_ns)
-    _put_text(words, ROUTE_BOOTSTRAP, ROUTE_TEXT_BYTES, route.bootstrap_addr)
-    _put_text(words, ROUTE_UNHEALTHY, ROUTE_TEXT_BYTES, route.unhealthy)
-    _put_text(words, ROUTE_POLLER, ROUTE_TEXT_BYTES, route.poller_addr)
+    put_text(words, ROUTE_BOOTSTRAP, ROUTE_TEXT_BYTES, route.bootstrap_addr)
+    put_text(words, ROUTE_UNHEALTHY, ROUTE_TEXT_BYTES, route.unhealthy)
+    put_text(words, ROUTE_POLLER, ROUTE_TEXT_BYTES, route.poller_addr)
     return words
 
 
@@ -227,23 +180,12 @@ def _route_of(words: list[int]) -> RouteRecord | None:
         incarnation=words[Route.INCARNATION],
         state=NodeState(state),
         healthy=bool(words[Route.HEALTHY]),
-        unhealthy=_text(words, ROUTE_UNHEALTHY, ROUTE_TEXT_BYTES),
-        bootstrap_addr=_text(words, ROUTE_BOOTSTRAP, ROUTE_TEXT_BYTES),
-        poller_addr=_text(words, ROUTE_POLLER, ROUTE_TEXT_BYTES),
+        unhealthy=text_of(words, ROUTE_UNHEALTHY, ROUTE_TEXT_BYTES),
+        bootstrap_addr=text_of(words, ROUTE_BOOTSTRAP, ROUTE_TEXT_BYTES),
+        poller_addr=text_of(words, ROUTE_POLLER, ROUTE_TEXT_BYTES),
         outstanding_tokens=words[Route.OUTSTANDING_TOKENS],
         outstanding_requests=words[Route.OUTSTANDING_REQUESTS],
         free_blocks=words[Route.FREE_BLOCKS],
         num_blocks=words[Route.NUM_BLOCKS],
         reported_ns=words[Route.REPORTED_NS],
     )
-
-
-def _put_text(words: list[int], first: int, size_bytes: int, text: str) -> None:
-    raw = packed(text, size_bytes)
-    for i in range(size_bytes // 8):
-        words[first + i] = int.from_bytes(raw[8 * i : 8 * i + 8], "little")
-
-
-def _text(words: list[int], first: int, size_bytes: int) -> str:
-    raw = b"".join(word.to_bytes(8, "little") for word in words[first : first + size_bytes // 8])
-    return unpacked(raw)

@@ -51,6 +51,8 @@ DTYPE_BYTES: Final = {
 _DTYPES: Final = ("", *DTYPE_BYTES)
 _STATE_SHIFT: Final = 16
 _GENERATION_SHIFT: Final = 20
+_MAX_FIRST: Final = (1 << 43) - 1
+GENERATIONS_AN_INCARNATION: Final = 8
 
 
 class Answer(IntEnum):
@@ -76,6 +78,17 @@ class ItemState(IntEnum):
 def shelf_size(limits: Limits) -> int:
     """Bytes of the segment of the rows."""
     return limits.shelf_blocks * SHELF_BLOCK_BYTES
+
+
+def begin_shelf(mapping: Mapping, layout: ControlLayout, incarnation: int) -> None:
+    """Have the generations of a fresh shelf begin where none of its node's earlier ones has been (launcher only, R58).
+
+    Incarnations are at least as far apart as the milliseconds between them, and so are their generations, eight times.
+    So who asks for one of an earlier incarnation finds none, unless that had drawn 8000 a second all its life. Half of
+    all generations are left for this one.
+    """
+    first = (incarnation * GENERATIONS_AN_INCARNATION) & _MAX_FIRST
+    Words(mapping, layout.shelf, SHELF_RECORD_WORDS).store(Record.DRAWN, first)
 
 
 _UNSEEN: Final = {ItemState.FILLING: "filling", ItemState.SHOWING: "filling", ItemState.RETIRED: "retired"}

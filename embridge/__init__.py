@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from embridge.pipeline.attach import attach as attach
     from embridge.pipeline.client.cached_items import CacheCounts as CacheCounts
     from embridge.pipeline.client.client import Client as Client
-    from embridge.pipeline.client.fetching import Fetch as Fetch
-    from embridge.pipeline.client.fetching import Item as Item
+    from embridge.pipeline.client.fetch import Fetch as Fetch
+    from embridge.pipeline.client.fetch import Item as Item
     from embridge.pipeline.client.in_place import WritableRows as WritableRows
     from embridge.pipeline.client.item_cache import ItemCache as ItemCache
     from embridge.pipeline.client.item_cache import Wanted as Wanted
@@ -102,7 +102,7 @@ _NAMES = {
     "embridge.pipeline.attach": ("attach",),
     "embridge.pipeline.client.cached_items": ("CacheCounts",),
     "embridge.pipeline.client.client": ("Client",),
-    "embridge.pipeline.client.fetching": ("Fetch", "Item"),
+    "embridge.pipeline.client.fetch": ("Fetch", "Item"),
     "embridge.pipeline.client.in_place": ("WritableRows",),
     "embridge.pipeline.client.item_cache": ("ItemCache", "WantStatus", "Wanted"),
     "embridge.pipeline.client.publishing": (

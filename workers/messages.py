@@ -168,8 +168,9 @@ class Init(_Grant, frozen=True, tag="init"):
 class Ask(_Grant, frozen=True, tag="ask"):
     """The first message of a fetch: a request for the published item of a key, where others name a room (R50).
 
-    It grants no block: those follow when the item's length is known. `generation`: that one and no other; 0: any. The
-    number of the room is the fetch's own, and says which workers have it.
+    It grants no block: those follow when the item's length is known. `generation`: that one and no other; 0: any. Rows
+    before `first_block` have come before, of that generation, by a fetch that failed (R57). The number of the room is
+    the fetch's own, and says which workers have it.
     """
 
     registration: U63

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from embridge.allocator.errors import FetchError
 from embridge.pipeline.client.far_fetch import CopiedRows
-from embridge.pipeline.client.fetching import Fetch
+from embridge.pipeline.client.fetch import Fetch
 
 Key = str | bytes
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.arguments import whole
-from embridge.pipeline.client.fetching import Fetch, Fetching
+from embridge.pipeline.client.fetch import Fetch
+from embridge.pipeline.client.fetching import Fetching
 from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.item_cache import ItemCache
 from embridge.pipeline.client.leading_ranks import LeadingRanks

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 from array import array
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -19,24 +19,29 @@ from embridge.allocator.buffers import pools
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.fetches import FetchTable, ItemShape
 from embridge.allocator.geometry import Role
-from embridge.allocator.records import Slot
+from embridge.allocator.records import Peer, Slot
 from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.shelf import DTYPE_BYTES, code_of
 from embridge.allocator.status import Phase, split
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
+from embridge.pipeline.client.handle import NO_SLOT
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.client.retrying import first_missing_block
 from embridge.pipeline.leaving import refuse
 
 ROOM_BITS: Final = 62
+NO_ANSWER: Final = ItemShape(0, 0, 0, 0, 0)
 _WIDTHS: Final = {code_of(dtype): size for dtype, size in DTYPE_BYTES.items()}
 
 
 class ItemReceiver(EmbeddingReceiver):
     """The request of one fetch."""
 
-    def __init__(self, library: Library, room: int, address: str, key: bytes, generation: int) -> None:
-        super().__init__(library, room, address, required_dst_info_num=1)
+    def __init__(
+        self, library: Library, room: int, address: str, key: bytes, generation: int, total: int, first_block: int
+    ) -> None:
+        super().__init__(library, room, address, 1, total, first_block)
         self._fetches: FetchTable = library.attachment.control.fetches
         self._question = key, generation
         self.on_change = self._changed
@@ -49,7 +54,7 @@ class ItemReceiver(EmbeddingReceiver):
     @property
     def shape(self) -> ItemShape:
         """What the encode node has answered; of 0 bytes: nothing yet."""
-        return self._fetches.shape(self.slot)
+        return self._fetches.shape(self.slot) if self.slot != NO_SLOT else NO_ANSWER
 
     def has_risen(self) -> bool:
         """Not for `Client.poll`: the caller knows of no request."""
@@ -74,8 +79,19 @@ class CopiedRows:
 
     def __init__(self, shape: ItemShape, take: Callable[[int], Bytes] = fresh_memory) -> None:
         """`take` gives memory of so many bytes. Raises MemoryError."""
+        self.shape = shape
         self.number, self.rows, self.width, self.dtype, size = shape
         self.bytes = take(size)
+
+
+class PartOfRows(NamedTuple):
+    """What has come of an item whose fetch has failed: rows of the nodes' own, from the first on (R57)."""
+
+    rows: CopiedRows
+    tokens: int
+    """How many of the nodes' own rows have come."""
+    node: tuple[int, int]
+    """Id and incarnation of the encode node whose item it is; no other one's are the same bytes (R58)."""
 
 
 class FarFetch:
@@ -90,29 +106,45 @@ class FarFetch:
         timeout_s: float,
         admit: Callable[[int], bool] | None = None,
         take: Callable[[int], Bytes] = fresh_memory,
+        part: PartOfRows | None = None,
     ) -> None:
-        """`admit` is asked whether there is memory for so many bytes, until it says so; then `take` gives it.
+        """`admit` is asked whether there is memory for so many bytes, until it says so; then `take` gives it. `part`:
+        what has come before; it goes on behind that, or fails as GENERATION_GONE.
 
         Raises NodeBusyError, NodeUnhealthyError, NodeGoneError, RuntimeError as `Client.receiver`."""
         self._library = library
         self._admit, self._take = admit, take
         self._control = library.attachment.control
         room = library.check_open(secrets.randbits(ROOM_BITS), Role.LANGUAGE, "fetch")
-        self._receiver = ItemReceiver(library, room, address, key, generation)
-        library.open(self._receiver, timeout_s)
         geometry = library.attachment.geometry
         self._bs, self._row_bytes = geometry.block_size, geometry.embedding_bytes
+        total = first_block = 0
+        if part is not None:
+            generation, total = part.rows.shape.number, -(-part.rows.shape.bytes // self._row_bytes)
+            first_block = first_missing_block(part.tokens, total, self._bs)
+        self._receiver = ItemReceiver(library, room, address, key, generation, total, first_block)
+        library.open(self._receiver, timeout_s)
         self._begin = pools(geometry)[0].offset
-        self._drained = 0
+        self._drained = first_block * self._bs
+        self._before = part
         self._rows: CopiedRows | None = None
+        self._node = (0, 0)
         self._is_stepping = False
+        self._given_up: str | None = None
         self.waits_for_block = False
         """Whether it could use a block, and there is none."""
 
     @property
     def is_answered(self) -> bool:
         """Whether the encode node has said anything."""
-        return bool(self._receiver.total_embedding_length)
+        return self._rows is not None or bool(self._receiver.shape.bytes)
+
+    @property
+    def part(self) -> PartOfRows | None:
+        """What has come, for a fetch that goes on behind it; None: not a whole block has."""
+        if self._rows is None or self._drained < self._bs:
+            return self._before
+        return PartOfRows(self._rows, self._drained, self._node)
 
     def step(self) -> CopiedRows | tuple[int, str] | None:
         """Go on. Returns the rows; or the code of a failure, and why; None: it has not ended.
@@ -127,6 +159,8 @@ class FarFetch:
             return self._step()
         finally:
             self._is_stepping = False
+            if self._given_up is not None:
+                self.give_up(self._given_up)
 
     def _step(self) -> CopiedRows | tuple[int, str] | None:
         receiver = self._receiver
@@ -160,6 +194,11 @@ class FarFetch:
             told = f"{shape.bytes} bytes of {shape.rows} x {shape.width} rows, in {total} tokens"
             self._receiver.fail(FailureCode.PROTOCOL, f"the encode node tells of {told}")
             return False
+        peers, peer = self._control.peers, self._control.slots.get(self._receiver.slot, Slot.PEER) - 1
+        self._node = peers.get(peer, Peer.NODE_ID), peers.get(peer, Peer.INCARNATION)
+        if self._before is not None:
+            self._go_on(self._before, shape)
+            return self._rows is not None
         if self._admit is not None and not self._admit(size):
             return False
         try:
@@ -167,6 +206,14 @@ class FarFetch:
         except MemoryError:
             self._receiver.fail(FailureCode.TOO_LARGE, f"{size} bytes: this process has no memory for them")
         return self._rows is not None
+
+    def _go_on(self, part: PartOfRows, shape: ItemShape) -> None:
+        """Have the rest written behind what has come before, if it is the rest of that (R57, R58)."""
+        if (part.node, part.rows.shape) == (self._node, shape):
+            self._rows, self._before = part.rows, None
+        else:
+            self._before = None
+            self._receiver.fail(FailureCode.GENERATION_GONE, "what came before is of another item")
 
     def _drain(self, rows: CopiedRows, sent: int) -> None:
         """Copy out what has landed, and free the blocks behind it."""
@@ -199,6 +246,9 @@ class FarFetch:
             receiver.grant(blocks.tolist(), after - granted * bs)
 
     def give_up(self, why: str) -> None:
-        """End it here; its node does the rest."""
+        """End it here; its node does the rest. In the midst of a step, by a signal handler: behind that."""
+        if self._is_stepping:
+            self._given_up = why
+            return
         self._receiver.fail(FailureCode.ABORTED, why)
         self._receiver.leave()

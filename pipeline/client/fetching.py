@@ -10,19 +10,14 @@ rows, and after that may be evicted. An unknown key is said to be so at once.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from embridge.allocator._core import Pin
 from embridge.allocator.errors import (
     Busy,
     EmbridgeError,
@@ -35,35 +30,27 @@ from embridge.allocator.errors import (
     NotPublished,
     SegmentError,
 )
-from embridge.allocator.fetches import ItemShape
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
-from embridge.allocator.shelf import ItemKey, dtype_of
+from embridge.allocator.shelf import ItemKey
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
-from embridge.pipeline.client.far_fetch import CopiedRows, FarFetch
+from embridge.pipeline.client.far_fetch import CopiedRows, FarFetch, PartOfRows
+from embridge.pipeline.client.fetch import MOST_S, Fetch, Item
 from embridge.pipeline.client.refusals import Refusals
 from embridge.pipeline.client.shelf_doors import ShelfDoor, ShelfDoors
 from embridge.workers.addresses import numeric
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
-    import torch
-
     from embridge.pipeline.client.library import Library
 
 log = logging.getLogger(__name__)
 
-# between two looks of `Fetch.wait`: nobody rings for what is published, and who has waited long can wait a little more
-LOOK_NS: Final = NS // 1000
-MOST_LOOK_NS: Final = NS // 50
-LOOKS: Final = 16  # a pause is this part of what has been waited
 LOOK_AT_DOORS_NS: Final = NS // 10
 UNMET_NS: Final = NS  # for a node that may be on this host to register; then it is asked as one that is not
 LATE_NS: Final = NS // 10  # without an answer, after which it is tried whether anybody listens there
 ASK_AGAIN_NS: Final = NS // 10
-MOST_S: Final = 1e9
-
 
 _ERRORS: Final[dict[int, type[FetchError]]] = {
     FailureCode.NOT_PUBLISHED: NotPublished,
@@ -71,166 +58,6 @@ _ERRORS: Final[dict[int, type[FetchError]]] = {
     FailureCode.BUSY: Busy,
     FailureCode.TIMEOUT: FetchTimeout,
 }
-
-
-class Item:
-    """One item that was fetched, read where it lies, or copied here. Any thread may use it; nothing changes it.
-
-    It keeps its place for as long as this or a view of its rows is there; `release` says that this needs it no more.
-    """
-
-    def __init__(self, key: str | bytes, pin: Pin | CopiedRows) -> None:
-        self.key = key
-        """Under which it is published."""
-        self.generation = pin.number
-        """Which of the items of its key it is: later ones have greater numbers."""
-        self.shape = (pin.rows, pin.width)
-        """(num_rows, width)."""
-        self.dtype = dtype_of(pin.dtype)
-        """The name of the dtype of its rows."""
-        self.where = "in place" if isinstance(pin, Pin) else "host"
-        """Where its rows are: on the shelf of their node ("in place"), or in memory of this process ("host")."""
-        self._pin: Pin | CopiedRows | None = pin
-
-    @property
-    def rows(self) -> torch.Tensor:
-        """The rows, of shape `shape`. In place they are a view of memory that is mapped read-only; to write to it is a
-        SIGSEGV, for torch has no tensors that can be read only. Raises ValueError after `release`.
-        """
-        import torch
-
-        kind = getattr(torch, self.dtype)
-        count = self.shape[0] * self.shape[1]
-        held = self._need()
-        return torch.frombuffer(held if isinstance(held, Pin) else held.bytes, dtype=kind, count=count).view(self.shape)
-
-    def copy_to(self, destination: torch.Tensor) -> None:
-        """Copy the rows into a tensor of as many elements, on whichever device. Raises ValueError as `rows`."""
-        destination.copy_(self.rows.view(destination.shape))
-
-    def copied(self, take: Callable[[int], Bytes] = fresh_memory) -> CopiedRows:
-        """Its rows in memory of this process, or in what `take` gives. Raises ValueError, MemoryError."""
-        pin = self._need()
-        if isinstance(pin, CopiedRows):
-            return pin
-        copy = CopiedRows(ItemShape(pin.number, pin.rows, pin.width, pin.dtype, pin.bytes), take)
-        copy.bytes[:] = np.frombuffer(pin, np.uint8, pin.bytes)
-        return copy
-
-    def _need(self) -> Pin | CopiedRows:
-        if self._pin is None:
-            raise ValueError(f"item {self.key!r} was released")
-        return self._pin
-
-    def release(self) -> None:
-        """Need it no more; views that are still held keep it. Again: nothing happens."""
-        self._pin = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-class Fetch:
-    """One fetch, which ends by itself: with an item, or with an error. Made by `Client.fetch`."""
-
-    def __init__(self, fetching: Fetching, key: str | bytes, address: str, generation: int) -> None:
-        self.key = key
-        """Of the item."""
-        self.address = address
-        """Of its node, numeric."""
-        self.generation = generation
-        """That is wanted; 0: any."""
-        self.begun_ns = self.until_ns = self.deadline_ns = 0
-        """When it began, when it stops to look for what is not published, and when it ends without an answer."""
-        self.far: FarFetch | None = None
-        """Its request, while it has one."""
-        self.admit: Callable[[int], bool] | None = None
-        """Asked, again and again, whether there is memory for so many bytes, before any of them moves."""
-        self.take: Callable[[int], Bytes] = fresh_memory  # gives that memory
-        self.again_ns = 0
-        """When it is asked for again, on another host."""
-        self._fetching = fetching
-        self._item: Item | None = None
-        self._error: FetchError | None = None
-        self._callbacks: list[Callable[[Fetch], object]] = []
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it has ended, as far as was looked: `poll` looks."""
-        return self._item is not None or self._error is not None
-
-    def poll(self) -> bool:
-        """Look, without waiting; whether it has ended. Raises RuntimeError after `Client.close`."""
-        if not self.is_done:
-            self._fetching.look(self)
-        return self.is_done
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for its end for so many seconds; whether it has ended. Raises ValueError, and as `poll`."""
-        if not is_time(timeout_s) or timeout_s < 0:
-            raise ValueError(f"timeout_s: {said(timeout_s)} s must not be negative")
-        now_ns = begun_ns = self._fetching.clock()
-        until_ns = begun_ns + int(min(float(timeout_s), MOST_S) * NS)
-        while not self.poll():
-            if now_ns >= until_ns:
-                return False
-            pause_ns = min(max((now_ns - begun_ns) // LOOKS, LOOK_NS), MOST_LOOK_NS)
-            time.sleep(min(pause_ns, until_ns - now_ns) / NS)
-            now_ns = self._fetching.clock()
-        return True
-
-    def exception(self) -> FetchError | None:
-        """Why it has failed, made anew, for whoever catches it may keep it; None: it has not failed."""
-        return None if self._error is None else _again(self._error)
-
-    def result(self) -> Item:
-        """The item. Raises what `exception` gives; ValueError: it has not ended, `wait` for it."""
-        if self._error is not None:
-            raise _again(self._error)  # of which nothing here keeps the frames, and the items in them
-        if self._item is None:
-            raise ValueError(f"item {self.key!r}: its fetch has not ended; wait for it")
-        return self._item
-
-    def abort(self) -> None:
-        """Give it up: unless it has ended, it fails."""
-        self._fetching.give_up(self, FetchFailed(self.key, "its fetch was given up"))
-
-    def add_done_callback(self, callback: Callable[[Fetch], object]) -> None:
-        """Have `callback(fetch)` called at its end, by whichever thread notices; now, if it has ended."""
-        self._callbacks.append(callback)
-        if self.is_done:
-            self.call_back()
-
-    def call_back(self) -> None:
-        """Call those that wait for its end, which has come (any thread that has not the turn)."""
-        while self._callbacks:
-            try:
-                callback = self._callbacks.pop()
-            except IndexError:  # another thread has it
-                return
-            try:
-                callback(self)
-            except Exception as error:  # a kept record would keep the error's frames, and what they have
-                why = f"{type(error).__name__}: {error}"
-                log.error("item %r: a callback of its fetch failed: %s", self.key, why)
-
-    def end(self, item: Item | None, error: FetchError | None) -> None:
-        """End it (who has the turn, and calls `call_back` behind it)."""
-        self._item, self._error = item, error
-
-    def __await__(self) -> Generator[Any, None, Item]:
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        self.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
-        yield from ended.wait().__await__()
-        return self.result()
-
-
-def _again(error: FetchError) -> FetchError:
-    return type(error)(error.key, error.reason)
 
 
 class Fetching:
@@ -246,6 +73,8 @@ class Fetching:
         """Monotonic nanoseconds."""
         self._library = library
         self._doors = ShelfDoors(attachment)
+        self.row_bytes = attachment.geometry.embedding_bytes
+        """Of a row of the node's own, in which items come from afar."""
         self._doors_ns = 0
         self._refusals = Refusals()
         self._metrics = attachment.control.metrics
@@ -263,8 +92,11 @@ class Fetching:
         deadline_s: float | None = None,
         admit: Callable[[int], bool] | None = None,
         take: Callable[[int], Bytes] = fresh_memory,
+        part: PartOfRows | None = None,
     ) -> Fetch:
-        """As `Client.fetch`; no row moves until `admit` says that there is memory, which `take` gives."""
+        """As `Client.fetch`; no row moves until `admit` says that there is memory, which `take` gives. `part`: what has
+        come of it before, from there.
+        """
         attachment = self._attachment
         attachment.check_usable()
         ItemKey.of(key, (0, 0))  # whether it is one
@@ -273,7 +105,7 @@ class Fetching:
             if not is_time(value) or not 0 <= value <= MOST_S:
                 raise ValueError(f"{name}: {said(value)} s must be from 0 to {MOST_S:g} s")
         it = Fetch(self, key, numeric(addr), whole("generation", generation, 0, 1 << 63))
-        it.admit, it.take = admit, take
+        it.admit, it.take, it.part = admit, take, part
         now_ns = it.begun_ns = attachment.clock()
         it.until_ns, it.deadline_ns = now_ns + int(wait_s * NS), now_ns + int(deadline_s * NS)
         with self._turn:
@@ -282,6 +114,14 @@ class Fetching:
         if not it.is_done:
             self._library.wake()
         return it
+
+    def retry(self, it: Fetch, addr: str, deadline_s: float | None) -> Fetch:
+        """As `Fetch.retry`, of one that has failed."""
+        with self._turn:
+            part, it.part = it.part, None  # one goes on with it
+        if part is not None and numeric(addr) != it.address:
+            part = None
+        return self.fetch(it.key, addr, it.generation, 0.0, deadline_s, it.admit, it.take, part)
 
     def look(self, it: Fetch) -> None:
         """Look after one that waits, and no others."""
@@ -315,6 +155,7 @@ class Fetching:
         if now_ns >= self._doors_ns:
             self._doors_ns = now_ns + LOOK_AT_DOORS_NS
             self._doors.drop_dead()
+            self._refusals.forget_old(now_ns)
 
     def give_up(self, it: Fetch, error: FetchError) -> None:
         """End a fetch, unless it has ended."""
@@ -323,13 +164,27 @@ class Fetching:
                 it.end(None, error)
             self._waiting.pop(it, None)
             far, it.far = it.far, None
+            if far is not None:
+                self._keep_part(it, far)
             if far is not None and not self._attachment.is_closed:
                 with contextlib.suppress(RuntimeError):  # this client leaves just now, which gives up all that it has
                     far.give_up(error.reason)
         it.call_back()
 
     def _look(self, it: Fetch) -> bool:
-        """Whether a fetch has ended."""
+        """Whether a fetch has ended. What fails ends it, and no other."""
+        try:
+            return self._look_at(it)
+        except Exception as error:
+            log.exception("item %r: its fetch failed", it.key)
+            far, it.far = it.far, None
+            why = f"{type(error).__name__}: {error}"
+            it.end(None, FetchFailed(it.key, why))
+            if far is not None:
+                far.give_up(why)
+            return True
+
+    def _look_at(self, it: Fetch) -> bool:
         now_ns, key = self._attachment.clock(), it.key
         if it.far is not None:
             is_over = not it.far.is_answered and self._end_if_refused(it, now_ns)
@@ -369,6 +224,9 @@ class Fetching:
         self._metrics.count_for_client(Metric.NOT_PUBLISHED)
         if pin is None:
             it.end(None, NotPublished(it.key, f"it is not published at {it.address}"))
+        elif pin.number < it.generation:
+            why = f"generation {it.generation} is not published yet; {pin.number} is at {it.address}"
+            it.end(None, NotPublished(it.key, why))
         else:
             it.end(None, GenerationGone(it.key, f"generation {it.generation} is gone; {pin.number} is there"))
         return True
@@ -389,27 +247,34 @@ class Fetching:
         raw, left_s = ItemKey.of(it.key, (0, 0)).key, max(it.deadline_ns - now_ns, 1) / NS
         it.again_ns = now_ns + ASK_AGAIN_NS  # a signal handler that looks at it meanwhile begins no other
         try:
-            it.far = FarFetch(self._library, it.address, raw, it.generation, left_s, it.admit, it.take)
+            it.far = FarFetch(
+                self._library, it.address, raw, it.generation, left_s, it.admit, it.take, it.part
+            )
         except NodeBusyError as error:
             it.end(None, Busy(it.key, str(error)))
         except (EmbridgeError, RuntimeError, ValueError) as error:
             it.end(None, FetchFailed(it.key, str(error)))
+        if it.is_done and it.far is not None:  # by a signal handler that has given it up meanwhile
+            it.far.give_up("its fetch was given up")
+            it.far = None
 
     def _look_at_request(self, it: Fetch, far: FarFetch, now_ns: int) -> bool:
-        try:
-            found = far.step()
-        except Exception as error:  # it ends this fetch, and no other
-            log.exception("item %r: its fetch failed", it.key)
-            found = FailureCode.INTERNAL, f"{type(error).__name__}: {error}"
-        if found is None:
-            return False
+        found = far.step()
+        if found is None or it.is_done:  # a signal handler has given it up meanwhile
+            return it.is_done
         it.far = None
         if isinstance(found, CopiedRows):
+            it.part = None
             it.end(Item(it.key, found), None)
             self._metrics.count_for_client(Metric.FETCHED_COPIES)
             return True
         code, reason = found
-        if code == FailureCode.NOT_PUBLISHED and now_ns < min(it.until_ns, it.deadline_ns):
+        if it.part is not None and code in (FailureCode.NOT_PUBLISHED, FailureCode.GENERATION_GONE):
+            it.part, it.again_ns = None, now_ns  # what has come is of an item that is there no more (R57)
+            return False
+        self._keep_part(it, far)
+        may_ask = now_ns < it.until_ns and now_ns + ASK_AGAIN_NS < it.deadline_ns
+        if code == FailureCode.NOT_PUBLISHED and may_ask:
             it.again_ns = now_ns + ASK_AGAIN_NS  # as a new request: this one is refused for ever (R50)
             return False
         if code in (FailureCode.NOT_PUBLISHED, FailureCode.GENERATION_GONE):
@@ -420,6 +285,11 @@ class Fetching:
             reason = f"{reason}; fetch it from another node, or have it encoded again"
         it.end(None, _ERRORS.get(code, FetchFailed)(it.key, reason))
         return True
+
+    @staticmethod
+    def _keep_part(it: Fetch, far: FarFetch) -> None:
+        """Keep what has come, in memory of its own: a cache counts what it has given."""
+        it.part = far.part if it.take is fresh_memory else None
 
     def close(self) -> None:
         """End those that wait, and let go of the doors; views keep theirs."""

@@ -25,7 +25,8 @@ from embridge.allocator.shelf import ItemKey
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.cache_memory import CacheMemory, fresh_memory
 from embridge.pipeline.client.cached_items import CacheCounts, Key, Place, State, User
-from embridge.pipeline.client.fetching import Fetch, Fetching, Item
+from embridge.pipeline.client.fetch import Fetch, Item
+from embridge.pipeline.client.fetching import Fetching
 from embridge.workers.addresses import numeric
 from embridge.workers.timing import NS
 

@@ -27,7 +27,7 @@ class _Tries:
     def __init__(self) -> None:
         self.sock: socket.socket | None = None
         self.next_ns = self.looked_ns = 0
-        self.refused_ns: int | None = None  # when the first of them was
+        self.refused_ns: tuple[int, int] | None = None  # when the first of them was, and the last
 
 
 class Refusals:
@@ -40,8 +40,6 @@ class Refusals:
         """Whether nobody has listened at a numeric address for a while; tries it, each time that this is asked."""
         it = self._tries.get(address)
         if it is None:
-            for old in [old for old, them in self._tries.items() if now_ns - them.looked_ns >= FORGET_NS]:
-                self._end(self._tries.pop(old))
             it = self._tries[address] = _Tries()
         elif now_ns - it.looked_ns >= FORGET_NS:
             self._end(it)
@@ -51,8 +49,14 @@ class Refusals:
         if found is not None:
             self._end(it)
             it.next_ns = now_ns + TRY_NS
-            it.refused_ns = (now_ns if it.refused_ns is None else it.refused_ns) if found else None
-        return it.refused_ns is not None and now_ns - it.refused_ns >= REFUSED_NS
+            first_ns = now_ns if it.refused_ns is None else it.refused_ns[0]
+            it.refused_ns = (first_ns, now_ns) if found else None
+        return it.refused_ns is not None and it.refused_ns[1] - it.refused_ns[0] >= REFUSED_NS
+
+    def forget_old(self, now_ns: int) -> None:
+        """Keep nothing of addresses for which nobody has asked for long."""
+        for old in [old for old, it in self._tries.items() if now_ns - it.looked_ns >= FORGET_NS]:
+            self._end(self._tries.pop(old))
 
     @staticmethod
     def _try(it: _Tries, address: str) -> bool | None:

@@ -32,12 +32,13 @@ from embridge.workers.transfer.engines.shm import knock
 MEET_AGAIN_NS: Final = 2 * NS  # the kick to the bootstrap, while it has not registered with the node
 MEET_NEXT_NS: Final = NS // 100  # while it has yet to hear of another node
 REFUSED_NS: Final = NS  # for which a refusal is remembered
+UNASKED_NS: Final = 10 * NS  # after which a door that is closed, and for which nobody has asked, is forgotten
 
 
 class Elsewhere(Enum):
     """What is found instead of a door."""
 
-    FAR = "the node has a shelf, and its host is another one, or no door is left"
+    FAR = "the node has a shelf that is not to be read in place: it is on another host, lets nobody in, or is dead"
 
 
 class ShelfDoor:
@@ -71,18 +72,24 @@ class ClosedDoor:
         self._address = address
         self._sock: socket.socket | None = None
         self._node = (0, 0)
+        self._refused_nodes = attachment.control.refused_nodes
+        self._made_ns = attachment.clock()
         self._meet_ns = 0  # when it is to be said next
         self.refused = ""
         """Why the node does not open it; empty: it may yet do so."""
         self.is_far = False
         """Whether its items are to be had, though not in place."""
         self.refused_ns = 0
+        self.asked_ns = 0
+        """When somebody has asked for it last."""
 
     def look(self) -> ShelfDoor | None:
         """Go on; the door, once it is open."""
         record = self._record()
         if record is None:
             self._meet()
+            if why := self._refused_nodes.why(self._address, self._made_ns):
+                self._refuse(why)
             return None
         node = (record.node_id, record.incarnation)
         if not record.offer:
@@ -170,8 +177,13 @@ class ShelfDoors:
             if door.is_open():
                 return door
             door = None
-        if door is None or (door.refused and self._attachment.clock() - door.refused_ns >= REFUSED_NS):
+        now_ns = self._attachment.clock()
+        if door is not None and now_ns - (door.refused_ns or door.asked_ns) >= REFUSED_NS:  # it may be as it was not
+            door.close()
+            door = None
+        if door is None:
             door = self._doors[address] = ClosedDoor(self._attachment, address)
+        door.asked_ns = now_ns
         if not door.refused and (opened := door.look()) is not None:
             self._doors[address] = opened
             return opened
@@ -179,11 +191,16 @@ class ShelfDoors:
 
     def drop_dead(self) -> None:
         """Let go of those whose node is gone, though nobody fetches from it any more: the node that takes its place may
-        need the room. Views keep theirs (R64).
+        need the room. Views keep theirs (R64). Those that did not open are forgotten, too (P23).
         """
+        long_ago_ns = self._attachment.clock() - UNASKED_NS
         for address, door in list(self._doors.items()):
-            if isinstance(door, ShelfDoor) and not door.is_open():
+            if isinstance(door, ShelfDoor):
+                if not door.is_open():
+                    del self._doors[address]
+            elif door.asked_ns <= long_ago_ns:
                 del self._doors[address]
+                door.close()
 
     def close(self) -> None:
         """Let go of all of them; views keep theirs."""

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embridge.allocator import guarded_records
 from embridge.allocator import layout as lay
-from embridge.allocator import routes as routes_module
 from embridge.allocator._core import Mapping, Words
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.geometry import Geometry, Limits, Role
@@ -147,7 +147,7 @@ def test_wherever_the_writer_is_killed_a_reader_sees_the_old_or_the_new_record_o
     """D3: before every single store. And the next registrar repairs what it left, so the node can be routed to
     again.
     """
-    monkeypatch.setattr(routes_module, "Words", _MortalWords)
+    monkeypatch.setattr(guarded_records, "Words", _MortalWords)
     old, new, stays = route(1, 1), route(1, 2), route(2, 3)
     outcomes = set()
     for stores in range(2 * (ROUTE_WORDS + 1)):

@@ -1,5 +1,5 @@
-"""A record of `allocator/routes.py`, every interleaving of one writer and one reader, with the writer killed between
-any two stores.
+"""A record of `allocator/guarded_records.py`, every interleaving of one writer and one reader, with the writer killed
+between any two stores.
 
 A record is two words behind a generation; a writing gives both words its number, so a record is torn when they differ.
 The writer is killed, and the next registrar starts: it frees a record that it finds half written, and goes on writing.

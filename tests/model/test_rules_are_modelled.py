@@ -116,6 +116,7 @@ r84_who_retires_completes_what_is_shown, r84_the_number_is_set_once, \
 r84_it_is_for_the_generation_that_was_seen_before |
 | R85 | `pins`: r85_pinned_before_the_slot_is_open, r85_released_before_the_pin_goes, \
 r85_the_last_one_takes_it_away, r85_a_new_bootstrap_counts_the_slots, r85_a_new_bootstrap_takes_the_others_away |
+| R86 | `shares`: r86_each_living_node_has_a_part, r86_what_is_beyond_the_parts_is_shared |
 
 What no knob shows, and why:
 
@@ -161,6 +162,7 @@ import direct_outcome_model
 import direct_rendezvous_model
 import direct_told_model
 import direct_writers_model
+import fetch_share_model
 import identity_model
 import item_cache_model
 import item_fetch_model
@@ -181,6 +183,7 @@ import test_direct_outcome_model
 import test_direct_rendezvous_model
 import test_direct_told_model
 import test_direct_writers_model
+import test_fetch_share_model
 import test_identity_model
 import test_item_cache_model
 import test_item_fetch_model
@@ -221,6 +224,7 @@ MODELS = {
     "in place": (item_in_place_model, test_item_in_place_model),
     "cache": (item_cache_model, test_item_cache_model),
     "notices": (item_notices_model, test_item_notices_model),
+    "shares": (fetch_share_model, test_fetch_share_model),
 }
 
 

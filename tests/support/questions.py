@@ -10,7 +10,7 @@ import torch
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.allocator.records import Slot
 from embridge.allocator.status import Phase
-from embridge.pipeline.client.fetching import Fetch
+from embridge.pipeline.client.fetch import Fetch
 from embridge.workers import messages as msg
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, EncodeAlone, LanguageAlone
 from support.simulation import LIMITS

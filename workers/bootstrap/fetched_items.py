@@ -13,13 +13,14 @@ from embridge.allocator._core import Mapping, Pin
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.fetches import HeldItem, ItemShape
 from embridge.allocator.geometry import MAX_TOKENS, SLOTS_PER_PAGE
-from embridge.allocator.records import JoinedBy, NodeState, Slot
+from embridge.allocator.records import Destination, JoinedBy, NodeState, Slot
 from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.rings import Kick
 from embridge.allocator.shelf import ItemKey
 from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.ended_rooms import Refusal
+from embridge.workers.bootstrap.fetch_shares import FetchShares
 from embridge.workers.bootstrap.grant_applier import GrantApplier, Open
 from embridge.workers.bootstrap.pending_grants import RemoteSlot
 from embridge.workers.role import RoleContext
@@ -49,6 +50,8 @@ class FetchedItems:
         self._free: dict[int, deque[int]] = {}  # page of the node's own -> its free slots, first in, first out (R17)
         self._refused: dict[RemoteSlot, tuple[int, Refusal]] = {}  # the last request of a slot that was refused
         self._waits_until_ns = 0
+        self._num_pages = max(self._lanes.num_pages // 2, 1)
+        self._shares = FetchShares(self._num_pages * SLOTS_PER_PAGE)
         self._reader = control.shelf.own_reader(shelf) if shelf is not None and control.has_shelf else None
         if self._reader is not None:
             control.lanes.take_own()
@@ -78,6 +81,7 @@ class FetchedItems:
             self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
             return False
         held = self._control.fetches.held(slot)
+        self._shares.opened(slot, self._control.destinations.get(slot, 0, Destination.PEER) - 1)
         pin = self._reader.adopt(held.entry, held.generation)
         if pin is not None:
             self._pins[slot] = pin
@@ -131,6 +135,10 @@ class FetchedItems:
         if not 0 < total <= MAX_TOKENS:
             most = MAX_TOKENS * control.geometry.embedding_bytes
             return Refusal(FailureCode.TOO_LARGE, f"{pin.bytes} bytes > {most} bytes of one request")
+        if ask.first_block * control.geometry.block_size >= total:
+            return Refusal(FailureCode.PROTOCOL, f"it begins at block {ask.first_block}, behind its {total} tokens")
+        if not self._shares.may_open(peer, control.peers.alive()):
+            return Refusal(FailureCode.BUSY, "its node has as many fetches of this one as it may have; try again")
         found = self._open_slot(ask.key.room, pin, total, now_ns)
         if found is None:
             return Refusal(FailureCode.BUSY, "its node has no slot for the fetch; try again")
@@ -140,6 +148,7 @@ class FetchedItems:
     def _enter(self, slot: int, epoch: int, ask: msg.Ask, peer: int, pin: Pin, now_ns: int) -> None:
         """Enter the destination of a slot that was opened, last that there is one: before, nobody is told of it."""
         self._pins[slot] = pin
+        self._shares.opened(slot, peer)
         self._grants.begin(slot, 0, ask, peer)
         held = self._open[peer, ask.key.slot] = Open(ask.key.epoch, slot, epoch, 0)
         self._slots.set(slot, Slot.NUM_DESTINATIONS, 1)
@@ -178,7 +187,7 @@ class FetchedItems:
             if free:
                 return free.popleft()
         page = None
-        if len(self._free) < max(self._lanes.num_pages // 2, 1):
+        if len(self._free) < self._num_pages:
             page = self._lanes.lease_page(self._lane)
         if page is None:
             self._wait_for_page(now_ns)
@@ -202,6 +211,7 @@ class FetchedItems:
     def released(self, slot: int) -> None:
         """A request has been released: nobody reads its item for it any more (R53)."""
         self._pins.pop(slot, None)
+        self._shares.released(slot)
         page = slot // SLOTS_PER_PAGE
         if page in self._free:
             self._free[page].append(slot)

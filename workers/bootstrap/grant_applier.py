@@ -53,8 +53,9 @@ class GrantApplier:
         if isinstance(grant, msg.Init) and grant.first_block * bs > MAX_TOKENS:
             begins = f"it begins at block {grant.first_block} of {bs} tokens"
             return f"{begins}, behind the {MAX_TOKENS} that a request may have"
-        if isinstance(grant, msg.Ask) and (grant.first_block, required) != (0, 1):
-            return f"a fetch of {required} destinations from block {grant.first_block} on"
+        if isinstance(grant, msg.Ask) and (required != 1 or (grant.first_block and not grant.generation)):
+            from_ = f"from block {grant.first_block} on" * bool(grant.first_block)
+            return f"a fetch of {required} destinations, of generation {grant.generation} {from_}"
         if required > limits.max_destinations:
             return f"required_dst_info_num {required} > max_destinations {limits.max_destinations}"
         if count > window:

@@ -47,6 +47,8 @@ class GrantSender:
         self._messages = GrantMessages(ctx)
         self._sessions = ctx.control.sessions
         self._posts = ctx.control.posts
+        self._refused_nodes = ctx.control.refused_nodes
+        self._now_ns = 0
         self._links: dict[str, Link] = {}
         self._lookups: dict[str, Waiting] = {}  # requests that wait for a name, by their address as given
         self._limit = LogLimit()
@@ -58,7 +60,7 @@ class GrantSender:
         self._recover = True
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
-        self._out = []
+        self._out, self._now_ns = [], now_ns
         if self._recover:
             self._recover = False
             for slot, epoch in self._ctx.current_slots():
@@ -224,6 +226,7 @@ class GrantSender:
 
     def _give_up(self, link: Link, code: FailureCode, reason: str) -> None:
         log.warning("encode node %s: %s", link.address, reason)
+        self._refused_nodes.put(link.address, reason, self._now_ns)
         self._end(link.waiting.take_all(), code, reason)
         self._ctx.forget(link.address)
         self._drop(link)

@@ -113,8 +113,8 @@ FETCHES: Final = [
     Mutant(
         "fetches-take-all-pages", "P12, P21", "fetches leave no slot to encoders",
         ITEMS,
-        "max(self._lanes.num_pages // 2, 1)",
-        "self._lanes.num_pages",
+        "        self._num_pages = max(self._lanes.num_pages // 2, 1)\n",
+        "        self._num_pages = self._lanes.num_pages\n",
         (f"{ASKED}::test_a_node_takes_no_more_than_half_of_its_pages_for_fetches",),
     ),
     Mutant(

@@ -95,8 +95,8 @@ TABLES: Final = [
     ),
     Mutant(
         "route-torn", "P17", "a reader of the routes does not look at the generation once more",
-        "allocator/routes.py",
-        "            if load(at + Route.GENERATION) == generation:\n                return words\n",
+        "allocator/guarded_records.py",
+        "            if load(at + _GENERATION) == generation:\n                return words\n",
         "            return words\n",
         ("tests/allocator/test_routes.py::test_a_record_that_is_replaced_while_it_is_read_is_read_again",),
     ),

@@ -13,7 +13,7 @@ from embridge.allocator.fetches import ItemShape
 from embridge.allocator.records import Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
-from embridge.pipeline.client.fetching import Fetch
+from embridge.pipeline.client.fetch import Fetch
 from embridge.workers import messages as msg
 
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -35,6 +35,7 @@ def test_what_was_seen_long_ago_counts_no_more() -> None:
     assert not refusals.is_refused(address, NS + FORGET_NS)
     assert not refusals.is_refused(address, NS + FORGET_NS + TRY_NS)
     refusals.is_refused("tcp://127.0.0.1:9", NS + 3 * FORGET_NS)
+    refusals.forget_old(NS + 3 * FORGET_NS)
     assert list(refusals._tries) == ["tcp://127.0.0.1:9"]
     refusals.close()
 

@@ -11,7 +11,7 @@ import torch
 from embridge.allocator.errors import FetchError, GenerationGone, NotPublished
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES, Geometry, Role
 from embridge.pipeline.client.client import Client
-from embridge.pipeline.client.fetching import Fetch
+from embridge.pipeline.client.fetch import Fetch
 from embridge.pipeline.client.publishing import PublishStatus
 from embridge.workers.timing import NS
 from support.simulation.node import SimulatedNode

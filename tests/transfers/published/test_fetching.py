@@ -145,7 +145,9 @@ def test_a_certain_generation_is_that_one_or_none(shelved: Station, publisher: C
     error = failed(reader, "cat", shelved.addr, generation=first)
     assert isinstance(error, GenerationGone)
     assert f"generation {first} is gone; {second} is there" in str(error)
-    assert isinstance(failed(reader, "cat", shelved.addr, generation=second + 1), GenerationGone)
+    yet = failed(reader, "cat", shelved.addr, generation=second + 1)
+    assert isinstance(yet, NotPublished)
+    assert f"generation {second + 1} is not published yet; {second} is at tcp://" in str(yet)
     assert isinstance(failed(reader, "dog", shelved.addr, generation=1), NotPublished)
 
 

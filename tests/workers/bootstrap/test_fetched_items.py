@@ -243,6 +243,7 @@ def test_a_node_takes_no_more_than_half_of_its_pages_for_fetches() -> None:
     """P12, P21: encoders have the others."""
     limits = replace(LIMITS, shelf_bytes=SHELF_BLOCK_BYTES)
     node = Shelved(limits=limits)
+    node.control.peers.bury(*node.control.peers.alive())
     node.register(node_id=11, num_slots=128)
     node.publish("cat")
     for slot in range(SLOTS_PER_PAGE + 1):
@@ -307,3 +308,53 @@ def test_a_fetch_that_is_given_up_before_its_first_block_is_opened_once(change: 
     assert node.open() == []
     node.ask(1, "cat")  # which was doubled on its way
     assert node.open() == []
+
+
+def test_a_fetch_that_goes_on_has_the_rest_alone_and_of_the_same_item() -> None:
+    """R57: what it does not name, or has no rest of, is refused."""
+    node = Shelved()
+    generation = node.publish("cat", 42)
+    node.ask(1, "cat", first_block=1)
+    node.ask(1, "cat", first_block=3, generation=generation)
+    assert codes(node) == [FailureCode.PROTOCOL] * 2
+    node.ask(1, "cat", epoch=2, first_block=2, generation=generation)
+    assert node.told()[-1].sent_tokens == 8
+    key, own = msg.RequestKey(1, 2, 1), "tcp://10.1.0.10:2"
+    node.hears("bootstrap", msg.Resume(node.envelope(node_id=10), key, own, 7, 1, 1 << 32, [9], 2, 1, 3, 8))
+    shelf = PayloadLayout.of(node.node.geometry).size
+    moves = [move for _, moves in node.engine.submitted for move in moves]
+    assert moves == [[9 * 4 * ROW_BYTES, shelf + 32, 10]]
+    assert node.told()[-1].phase == Phase.Success
+    node.publish("cat", 42, version=2)
+    node.ask(2, "cat", first_block=2, generation=generation)
+    assert codes(node)[-1] == FailureCode.GENERATION_GONE
+    end(node, 1, epoch=2)
+    assert node.open() == []
+    assert node.num_pinned == 0
+
+
+def test_no_node_takes_so_many_slots_that_another_has_none_for_its_fetches() -> None:
+    """R86, P21: also not behind a restart of the bootstrap; what its fetches give back, it may have again."""
+    limits = replace(LIMITS, shelf_bytes=SHELF_BLOCK_BYTES)
+    node = Shelved(limits=limits)
+    node.register(node_id=11, num_slots=128)
+    node.publish("cat", 8)
+    part = SLOTS_PER_PAGE // 2 // 2
+    for slot in range(SLOTS_PER_PAGE):
+        node.ask(slot, "cat", node_id=11)
+    assert len(node.open()) == SLOTS_PER_PAGE - part
+    assert set(codes(node)) == {FailureCode.BUSY}
+    node.restart("bootstrap")
+    node.settle()
+    node.forget_sent()
+    node.ask(64, "cat", node_id=11)
+    assert codes(node) == [FailureCode.BUSY]
+    for slot in range(part):
+        node.ask(slot, "cat")
+    assert len(node.open()) == SLOTS_PER_PAGE
+    assert codes(node) == [FailureCode.BUSY]
+    node.abort(0, node_id=11)
+    node.hears("poller", msg.Close(node.envelope(node_id=11), msg.RequestKey(0, 1, 0)))
+    node.ask(65, "cat", node_id=11)
+    assert len(node.open()) == SLOTS_PER_PAGE
+    assert codes(node) == [FailureCode.BUSY]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from support.alone import ENCODE_ADDRESS, LanguageAlone
 
-from embridge.allocator.records import Peer
+from embridge import FetchFailed
+from embridge.allocator.control import Control
+from embridge.allocator.records import NUM_REFUSED, Peer
 from embridge.pipeline.client.client import library_of
 from embridge.workers import messages as msg
 from embridge.workers.role import Send
+from embridge.workers.timing import NS
 
 
 @pytest.fixture
@@ -86,3 +89,60 @@ def test_what_is_no_address_is_counted_and_asked_nowhere(node: LanguageAlone) ->
     meet(node, "tcp://somewhere:1")
     assert node.sent(msg.Register) == []
     assert node.metric("bootstrap", "messages_refused") == 1
+
+
+def refuse(node: LanguageAlone, reason: str, *, address: str = ENCODE_ADDRESS) -> None:
+    node.hears("bootstrap", msg.Refused(node.envelope(node_id=20), 7, reason), address=address)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_refused_registration_ends_a_fetch_at_once(node: LanguageAlone) -> None:
+    """P24: and those that begin within a second of it; a later one is refused by a question of its own."""
+    fetch = node.client.fetch("cat", ENCODE_ADDRESS)
+    node.settle()
+    refuse(node, "hidden_size: language 2, encode 3; launch both with the same")
+    node.advance(0.2)
+    assert fetch.is_done
+    with pytest.raises(FetchFailed, match="refused: hidden_size: language 2, encode 3"):
+        fetch.result()
+    assert isinstance(node.client.fetch("dog", ENCODE_ADDRESS).exception(), FetchFailed)
+    node.advance(1.5)
+    node.forget_sent()
+    later = node.client.fetch("cat", ENCODE_ADDRESS)
+    node.settle()
+    assert not later.is_done
+    assert len(node.sent(msg.Register)) == 1
+    refuse(node, "dtype: language float16, encode bfloat16")
+    node.advance(0.2)
+    assert "dtype: language float16" in str(later.exception())
+    assert list(node.control.open_slots()) == []
+
+
+def test_a_node_that_was_refused_and_is_right_now_is_registered_with(node: LanguageAlone) -> None:
+    """D3: what was found before is no word of what comes after it."""
+    node.client.fetch("cat", ENCODE_ADDRESS).abort()
+    node.settle()
+    refuse(node, "no")
+    node.advance(1.5)
+    fetch = node.client.fetch("cat", ENCODE_ADDRESS)
+    node.settle()
+    answer(node)
+    node.advance(0.2)
+    assert known(node) == [(ENCODE_ADDRESS, 1, "there.sock")]
+    assert not fetch.is_done
+
+
+def test_what_was_refused_longest_ago_is_forgotten_first(node: LanguageAlone) -> None:
+    """P24: also behind a record that a bootstrap has left half written when it died."""
+    table, now_ns = Control(node.node.control_map).refused_nodes, NS
+    for number in range(NUM_REFUSED + 1):
+        table.put(f"tcp://10.0.0.{number}:1", f"because of {number}", now_ns + number)
+    assert table.why("tcp://10.0.0.0:1", 0) == ""
+    assert [table.why(f"tcp://10.0.0.{number}:1", 0) for number in (1, 8)] == ["because of 1", "because of 8"]
+    assert table.why("tcp://10.0.0.1:1", now_ns + 2) == ""
+    records = table._records
+    records._words.store(records.num_words * 2, records.generation(2) | 1)
+    assert table.why("tcp://10.0.0.2:1", 0) == ""
+    table.put("tcp://10.0.0.9:1", "because of 9", now_ns + 9)
+    assert table.why("tcp://10.0.0.9:1", 0) == "because of 9"
+    assert table.why("tcp://10.0.0.1:1", 0) == "because of 1"
