@@ -28,6 +28,8 @@ from embridge.allocator.lanebits import LaneBits
 from embridge.allocator.lanes_and_processes import LaneTable, ProcessTable, WantedNodes, WriterTable
 from embridge.allocator.layout import ControlLayout, PayloadLayout
 from embridge.allocator.metrics import Metrics
+from embridge.allocator.missed_items import MissedItems
+from embridge.allocator.notices import NoticeTable
 from embridge.allocator.opening import SlotOpener
 from embridge.allocator.peertable import PeerTable
 from embridge.allocator.posts import PostTable
@@ -260,6 +262,16 @@ class Control:
     def wanted_nodes(self) -> WantedNodes:
         assert self.role == Role.LANGUAGE
         return WantedNodes(self.mapping, self.layout)
+
+    def notices(self, lane: int) -> NoticeTable:
+        """What the client of a lane hears of items that it follows."""
+        assert self.role == Role.LANGUAGE
+        return NoticeTable(self.mapping, self.layout, lane)
+
+    @property
+    def missed_items(self) -> MissedItems:
+        assert self.has_shelf
+        return MissedItems(self.mapping, self.layout)
 
     @property
     def refused_nodes(self) -> RefusedNodes:

@@ -38,6 +38,8 @@
     | tombstones    encode    the highest epoch of each slot of each peer             |
     | finders       encode    the slot that has found a grant of a peer's slot        |
     | writers                 processes of other nodes that map the payload           |
+    | notices       language  what each client hears of items that it follows         |
+    | missed        encode    keys of items that were asked for in vain               |
     | refused       language  encode nodes with which this one cannot work, and why   |
     | routes                  the registrar's record; nodes that discovery tells of   |
     | metrics                 a row of counters a process, and one of all clients     |
@@ -74,6 +76,7 @@ from embridge.allocator.records import (
     DOORBELL_BYTES,
     END_WORDS,
     FETCHED_WORDS,
+    HEARD_WORDS,
     ITEM_WORDS,
     LANE_WORDS,
     LINE_BYTES,
@@ -82,6 +85,8 @@ from embridge.allocator.records import (
     MEETING_WORDS,
     METRIC_WORDS,
     NUM_END_ROWS,
+    MISSED_WORDS,
+    NUM_MISSED,
     NUM_REFUSED,
     NUM_VIEWS,
     PEER_BYTES,
@@ -174,6 +179,8 @@ CONTROL_TABLES: Final = {
     "tombstones": "the highest epoch of each slot of each peer",
     "finders": "the slot that has found a grant of a peer's slot",
     "writers": "processes of other nodes that map the payload",
+    "notices": "what each client hears of items that it follows",
+    "missed": "keys of items that were asked for in vain",
     "refused": "encode nodes with which this one cannot work, and why",
     "routes": "the registrar's record; nodes that discovery tells of",
     "metrics": "a row of counters a process, and one of all clients",
@@ -255,6 +262,8 @@ class ControlLayout:
     tombstones: int
     finders: int
     writers: int
+    notices: int
+    missed: int
     refused: int
     routes: int
     metrics: int
@@ -301,6 +310,8 @@ class ControlLayout:
             "tombstones": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "finders": m.take(limits.max_peers * limits.max_peer_slots * 8 * encode),
             "writers": m.take(MAX_WRITERS * WRITER_WORDS * 8),
+            "notices": m.take(limits.max_clients * HEARD_WORDS * 8 * language),
+            "missed": m.take(NUM_MISSED * MISSED_WORDS * 8 * (encode and limits.shelf_bytes > 0)),
             "refused": m.take(NUM_REFUSED * REFUSED_WORDS * 8 * language),
             "routes": m.take((1 + limits.max_routes) * ROUTE_WORDS * 8 * (limits.max_routes > 0)),
             "metrics": m.take(len(metric_names(limits)) * METRIC_WORDS * 8),

@@ -45,6 +45,9 @@ class Metric(IntEnum):
     CACHE_MISSES = 26  # language: items that had to be fetched then
     CACHE_EVICTIONS = 27  # language: items that have left the cache for others
     FENCES = 28  # language: fences that were asked for, to end the quarantine of blocks
+    NOTICES_SENT = 29  # encode: changes of what is published that were told to nodes that follow
+    INVENTORIES_SENT = 30  # encode: all that is published told to one of them
+    NOTICE_GAPS = 31  # language: that a node that is followed was asked for what was missed
 
 
 class Metrics:

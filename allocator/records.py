@@ -403,3 +403,49 @@ REFUSED_REASON_BYTES: Final = 256
 REFUSED_WORDS: Final = REFUSED_REASON + REFUSED_REASON_BYTES // 8
 NUM_REFUSED: Final = 8
 LANE_ADDRESS_OFFSET: Final = 8 * 16  # language, the client: see `Lane.WANTS_NODE`
+
+
+class Heard(IntEnum):
+    """Words of a lane's part of the table of notices: which nodes' items its client follows, and how far its ring is.
+
+    `FOLLOWED_NODES` words follow, one a node that is followed, which the client writes: a number that rises with each
+    time that it begins anew, and the node's entry of the peer table, plus one. The poller clears them of a dead client.
+    """
+
+    READ = 0  # how many records the client has read
+    WRITTEN = 1  # poller, how many it has written
+    FIRST_NODE = 8
+
+
+class HeardNotice(IntEnum):
+    """Words of a record of such a ring, which the poller writes before it counts it."""
+
+    WHAT = 0  # a `NoticeKind`
+    FOLLOWED = 1  # the word that stands among those of `Heard`, by which it is followed
+    GENERATION = 2
+    NUM_BYTES = 3
+    KEY_BYTES = 4
+
+
+FOLLOWED_NODES: Final = 16
+NOTICE_KEY: Final = 8
+NOTICE_WORDS: Final = NOTICE_KEY + MAX_KEY_BYTES // 8
+NOTICES_A_LANE: Final = 64
+HEARD_FIRST: Final = 24  # where the records begin
+HEARD_WORDS: Final = HEARD_FIRST + NOTICES_A_LANE * NOTICE_WORDS
+
+
+class MissedItem(IntEnum):
+    """Words of a record of a key that was asked for in vain; the bootstrap writes them, between two steps of
+    `GENERATION`, and over the oldest record.
+    """
+
+    GENERATION = 0  # odd while the others are being written
+    ASKED_NS = 1  # when it was asked for last
+    NUM_ASKED = 2  # how often
+    KEY_BYTES = 3
+
+
+MISSED_KEY: Final = 8
+MISSED_WORDS: Final = MISSED_KEY + MAX_KEY_BYTES // 8
+NUM_MISSED: Final = 64

@@ -266,18 +266,43 @@ class ShelfTable:
 
     def published(self) -> list[ItemRecord]:
         """The items that are READY, and not below the floor."""
-        found = []
-        for entry, generation, state in self._entries():
-            if state != ItemState.READY or generation < self.floor():
+        entries = [(entry, generation) for entry, generation, state in self._entries() if state == ItemState.READY]
+        return [it for entry, generation in entries if (it := self._item(entry, generation)) is not None]
+
+    def changes(self, seen: list[int]) -> list[tuple[int, ItemRecord | None]]:
+        """The entries that stand otherwise than when this was asked last, each with its item, if it has one that may be
+        seen. `seen` is its memory, one word an entry, and at first 0.
+        """
+        heads, floor = self._heads.load_many(0, self.num_entries), self.floor()
+        if heads == seen[: self.num_entries] and seen[-1] == floor:
+            return []
+        changed: list[tuple[int, ItemRecord | None]] = []
+        for entry, (head, before) in enumerate(zip(heads, seen, strict=False)):
+            generation, state = head >> _GENERATION_SHIFT, head >> _STATE_SHIFT & 15
+            is_old = seen[-1] <= before >> _GENERATION_SHIFT < floor
+            if head == before and not is_old:
                 continue
-            words = self._items.load_many(entry * ITEM_WORDS, ITEM_WORDS)
-            size, dtype = words[_Item.KEY_BYTES], words[_Item.DTYPE]
-            raw = pack(f"<{ITEM_WORDS - _Item.KEY}Q", *words[_Item.KEY :])
-            is_there = self._heads.load(entry) >> _STATE_SHIFT == generation << 4 | ItemState.READY
-            if is_there and size <= MAX_KEY_BYTES and dtype < len(_DTYPES):
-                shape = words[_Item.ROWS], words[_Item.WIDTH]
-                found.append(ItemRecord(raw[:size], words[_Item.NUMBER], *shape, _DTYPES[dtype], words[_Item.BYTES]))
-        return found
+            it = self._item(entry, generation) if state == ItemState.READY else None
+            if it is not None or state != ItemState.READY or generation < floor:  # else it has changed since
+                seen[entry] = head
+                changed.append((entry, it))
+        seen[-1] = floor
+        return changed
+
+    def new_memory(self) -> list[int]:
+        """What `changes` remembers, before it was asked: a word an entry, and the floor."""
+        return [0] * (self.num_entries + 1)
+
+    def _item(self, entry: int, generation: int) -> ItemRecord | None:
+        """The item of an entry that was READY; None: it is gone, or below the floor."""
+        words = self._items.load_many(entry * ITEM_WORDS, ITEM_WORDS)
+        size, dtype = words[_Item.KEY_BYTES], words[_Item.DTYPE]
+        raw = pack(f"<{ITEM_WORDS - _Item.KEY}Q", *words[_Item.KEY :])
+        is_there = self._heads.load(entry) >> _STATE_SHIFT == generation << 4 | ItemState.READY
+        if not is_there or generation < self.floor() or size > MAX_KEY_BYTES or dtype >= len(_DTYPES):
+            return None
+        shape = words[_Item.ROWS], words[_Item.WIDTH]
+        return ItemRecord(raw[:size], words[_Item.NUMBER], *shape, _DTYPES[dtype], words[_Item.BYTES])
 
     def _is_pinned(self, entry: int, generation: int) -> bool:
         ledgers = range(entry, self._record.load(Record.READERS) * self._ledger_words, self._ledger_words)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from embridge.allocator.errors import TransferTimeout as TransferTimeout
     from embridge.allocator.geometry import Geometry as Geometry
     from embridge.allocator.geometry import Limits as Limits
+    from embridge.allocator.missed_items import WantedItem as WantedItem
+    from embridge.allocator.notices import NoticeKind as NoticeKind
     from embridge.allocator.routes import RouteRecord as RouteRecord
     from embridge.allocator.shelf import ItemRecord as ItemRecord
     from embridge.allocator.shelf import ShelfCounts as ShelfCounts
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from embridge.pipeline.client.publishing import WhyDropped as WhyDropped
     from embridge.pipeline.client.receiver import EmbeddingReceiver as EmbeddingReceiver
     from embridge.pipeline.client.sender import EmbeddingSender as EmbeddingSender
+    from embridge.pipeline.client.subscriptions import ItemNotice as ItemNotice
+    from embridge.pipeline.client.subscriptions import Subscription as Subscription
     from embridge.pipeline.config import ConfigError as ConfigError
     from embridge.pipeline.config import PipelineConfig as PipelineConfig
     from embridge.pipeline.inspection.node_status import node_status as node_status
@@ -97,6 +101,8 @@ _NAMES = {
     ),
     "embridge.allocator.geometry": ("Geometry", "Limits"),
     "embridge.allocator.routes": ("RouteRecord",),
+    "embridge.allocator.missed_items": ("WantedItem",),
+    "embridge.allocator.notices": ("NoticeKind",),
     "embridge.allocator.shelf": ("ItemRecord", "ShelfCounts"),
     "embridge.allocator.status": ("Phase",),
     "embridge.pipeline.attach": ("attach",),
@@ -110,6 +116,7 @@ _NAMES = {
     ),
     "embridge.pipeline.client.receiver": ("EmbeddingReceiver",),
     "embridge.pipeline.client.sender": ("EmbeddingSender",),
+    "embridge.pipeline.client.subscriptions": ("ItemNotice", "Subscription"),
     "embridge.pipeline.config": ("ConfigError", "PipelineConfig"),
     "embridge.pipeline.inspection.node_status": ("node_status",),
     "embridge.pipeline.node.launch": ("Node", "launch"),

@@ -7,7 +7,8 @@ is `(language node, its incarnation, its slot, its epoch)`, and the room joins t
     language bootstrap --register, init, ask, resume, abort--> encode bootstrap   (answers: registered, refused, stale)
     encode poller --announce, status, abort_ack, heartbeat, snapshot--> language poller
     encode transfer worker --landed--> language poller
-    language poller --checked, close, heartbeat, resync--> encode poller
+    language poller --checked, close, heartbeat, resync, follow--> encode poller
+    encode poller --notices, inventory--> language poller
 
 `decode` checks the type and range of every field before anything else sees it; what depends on a peer's geometry (block
 indices, slots) is checked by the role that knows it.
@@ -22,13 +23,14 @@ import msgspec
 
 from embridge.allocator.errors import ProtocolError
 
-VERSION: Final = 9
-ACCEPTED_VERSIONS: Final = (9,)  # those that `decode` can read: a field more or less is no message of it
+VERSION: Final = 10
+ACCEPTED_VERSIONS: Final = (10,)  # those that `decode` can read: a field more or less is no message of it
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 128
 MAX_WINDOW: Final = 4096
 MAX_ROOMS_A_HEARTBEAT: Final = 8192
 MAX_OFFERS: Final = 16
+MAX_NOTICES: Final = 1024
 MAX_FOREIGN_BYTES: Final = 4096  # of a frame of another version that is looked into
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
@@ -329,6 +331,53 @@ class Snapshot(_Fields, frozen=True, tag="snapshot"):
     rooms: Annotated[list[RoomState], msgspec.Meta(max_length=MAX_ROOMS_A_HEARTBEAT)]
 
 
+class ItemNotice(_Fields, frozen=True):
+    """How one entry of a shelf stands: which item it has; of generation 0, none."""
+
+    entry: U32
+    generation: U63
+    num_bytes: U63
+    key: Annotated[bytes, msgspec.Meta(max_length=256)]
+
+
+class Follow(_Fields, frozen=True, tag="follow"):
+    """A language node wants to be told what is published, and was told so far of one stream up to a number (R75).
+
+    It says so with each heartbeat as long as it wants, and when it finds that it has missed something.
+    """
+
+    envelope: Envelope
+    stream: U63
+    number: U63
+
+
+class Notices(_Fields, frozen=True, tag="notices"):
+    """What has changed on the shelf, numbered from `first` on within a stream, which is one life of the poller (R73).
+
+    With no changes it is a heartbeat: it says which number would be the next, so that a lost one shows (R74).
+    """
+
+    envelope: Envelope
+    stream: U63
+    first: U63
+    changes: Annotated[list[ItemNotice], msgspec.Meta(max_length=MAX_NOTICES)]
+
+
+class Inventory(_Fields, frozen=True, tag="inventory"):
+    """What has been announced up to a number, of the entries in [first_entry, end_entry) of so many (R76).
+
+    One piece of all of it; a piece that is lost is asked for with the others.
+    """
+
+    envelope: Envelope
+    stream: U63
+    number: U63
+    first_entry: U32
+    end_entry: Positive32
+    num_entries: Positive32
+    items: Annotated[list[ItemNotice], msgspec.Meta(max_length=MAX_NOTICES)]
+
+
 Message = (
     Register
     | Registered
@@ -347,6 +396,9 @@ Message = (
     | Heartbeat
     | Resync
     | Snapshot
+    | Follow
+    | Notices
+    | Inventory
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -193,6 +193,10 @@ class Attachment:
         self._to_bootstrap.send_now(Kick.MEET, self.lane, 0)
         return is_said
 
+    def kick_follows(self) -> None:
+        """Have the poller look which nodes are followed (whoever has the turn, language side)."""
+        self._to_poller.send_now(Kick.LOOK, 0, 0)
+
     def tell_left(self, slot: int, epoch: int) -> None:
         """Tell the bootstrap, with the next `flush`, that the client is done with an epoch (library thread)."""
         self._to_bootstrap.send(Kick.LOOK, slot, epoch)

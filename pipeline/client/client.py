@@ -21,6 +21,7 @@ from embridge.pipeline.client.opening import open_sender
 from embridge.pipeline.client.publishing import ClientShelf, Published
 from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
 from embridge.pipeline.client.sender import EmbeddingSender
+from embridge.pipeline.client.subscriptions import Subscription, Subscriptions
 
 
 class Client:
@@ -36,6 +37,7 @@ class Client:
         self._attachment = attachment
         self._shelf: ClientShelf | None = None
         self._fetching: Fetching | None = None
+        self._subscriptions: Subscriptions | None = None
         self.run_dir = attachment.run_dir
         """The run directory of the node (pathlib.Path)."""
         self.lane = attachment.lane
@@ -190,6 +192,19 @@ class Client:
             RuntimeError: after `close()`, or in a forked child.
         """
         return ItemCache(self._library, self._all_fetches(), max_bytes, wait_s, shared=shared)
+
+    def subscribe(self, addr: str) -> Subscription:
+        """Follow what is published on the encode node at `addr` (tcp://ip:port): which items come and go (language
+        side). What it tells comes within a tenth of a second or so; a node may come later, and may come again.
+
+        Raises:
+            ValueError: `addr` is no numeric address, 16 nodes are followed already, or this is no language node.
+            NodeGoneError, RuntimeError: as `fetch`.
+        """
+        self._attachment.check_attached()
+        if self._subscriptions is None:
+            self._subscriptions = Subscriptions(self._library)
+        return self._subscriptions.subscribe(addr)
 
     def _all_fetches(self) -> Fetching:
         self._attachment.check_attached()

@@ -17,6 +17,7 @@ import numpy as np
 
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.allocator.metrics import Metric
+from embridge.allocator.missed_items import WantedItem
 from embridge.allocator.records import NodeState
 from embridge.allocator.shelf import DTYPE_BYTES, Answer, ItemKey, ItemRecord, ShelfCounts, code_of
 from embridge.pipeline.arguments import is_time, said, whole
@@ -271,6 +272,15 @@ class ClientShelf:
         """The items that are there, in no order. Raises NodeGoneError, RuntimeError as `contains`."""
         self._attachment.check_usable()
         return self._table.published()
+
+    def wanted(self) -> list[WantedItem]:
+        """Keys that were asked for in vain from other hosts, the latest first, and how often: what is worth publishing.
+
+        Those are the latest 64 that are not there now. A reader of this host looks by itself and asks nobody, so what
+        it has missed is not among them. Raises NodeGoneError, RuntimeError as `contains`.
+        """
+        self._attachment.check_usable()
+        return [it for it in self._attachment.control.missed_items.all() if not self.contains(it.key)]
 
     def counts(self) -> ShelfCounts:
         """Items and bytes on the shelf. Raises NodeGoneError, RuntimeError as `contains`."""

@@ -13,13 +13,13 @@ def test_no_node_keeps_another_from_its_part_and_one_that_is_alone_has_all(setti
     assert finding.fault is None, finding
 
 
-@pytest.mark.parametrize(
-    ("rule", "kind", "setting"),
-    [
-        ("r86_each_living_node_has_a_part", "starved", Setting(deaths=0)),
-        ("r86_what_is_beyond_the_parts_is_shared", "idle", Setting(nodes=1, deaths=0)),
-    ],
-)
+BROKEN = [
+    ("r86_each_living_node_has_a_part", "starved", Setting(deaths=0)),
+    ("r86_what_is_beyond_the_parts_is_shared", "idle", Setting(nodes=1, deaths=0)),
+]
+
+
+@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
 def test_each_rule_of_the_shares_is_needed(rule: str, kind: str, setting: Setting) -> None:
     """Without it, the shortest trace ends in a node that is refused."""
     finding = explore_shares(setting, Rules(**{rule: False}))

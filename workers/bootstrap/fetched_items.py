@@ -120,6 +120,7 @@ class FetchedItems:
             return Refusal(FailureCode.REFUSED, "its node is being stopped")
         pin = reader.pin(*ItemKey.of(ask.item, (control.node_id, control.incarnation)), now_ns)
         if pin is None:
+            control.missed_items.put(ask.item, now_ns)
             return Refusal(FailureCode.NOT_PUBLISHED, "it is not published")
         if ask.generation > pin.number:
             other = f"generation {ask.generation} is not published yet; {pin.number} is"

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 
 from embridge.allocator.ends import Counter
 from embridge.allocator.errors import known_code
+from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick, Record
@@ -20,8 +21,10 @@ from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.log_limit import MOST_LINES
 from embridge.workers.poller.paths import paths_of
+from embridge.workers.poller.followed_shelves import FollowedShelves
 from embridge.workers.poller.peer_watch import PeerWatch
 from embridge.workers.poller.reaper import Reaper
+from embridge.workers.poller.shelf_notices import ShelfNotices
 from embridge.workers.poller.timers import Timers
 from embridge.workers.role import Arrival, Inbox, Out, RoleContext
 from embridge.workers.timing import NS
@@ -43,6 +46,11 @@ class Poller(ABC):
         self._timers = Timers(ctx.is_current)
         self._watch = PeerWatch(ctx, self._num_rooms, self._beats)
         self._reaper = Reaper(ctx)
+        self._notices: FollowedShelves | ShelfNotices | None = None
+        if ctx.control.role == Role.LANGUAGE:
+            self._notices = FollowedShelves(ctx)
+        elif ctx.control.has_shelf:
+            self._notices = ShelfNotices(ctx)
         self._changes = SlotChanges(ctx.control)
         self._out: list[Out] = []
         self._scanned_ns = 0
@@ -77,11 +85,15 @@ class Poller(ABC):
             elif self._live.get(slot) == epoch:
                 self._forget(slot)
         self._reaper.free_lanes()
+        if self._notices is not None:
+            with self._ctx.isolated("notices"):
+                self._notices.step(now_ns, self._out)
         return self._out
 
     def next_step_ns(self, now_ns: int) -> int:
         due = min(self._watch.next_ns(), self._scanned_ns + int(self._ctx.timing.scan_s * NS))
-        return self._timers.next_ns(due)
+        due_ns = self._notices.next_ns() if self._notices is not None else None
+        return self._timers.next_ns(due if due_ns is None else min(due, due_ns))
 
     def _check_blocks(self, *, is_idle: bool) -> None:
         """Check that, with no request in flight, every block is free (P1) or waits for a fence.
@@ -104,7 +116,9 @@ class Poller(ABC):
         if isinstance(message, msg.Foreign):
             return  # refused, and counted so, where it came in; whoever registers is told
         peer = self._watch.heard(message.envelope, self._now_ns, arrival.identity)
-        if peer is not None and not self._take(message, peer):
+        if peer is None or (self._notices is not None and self._notices.take(message, peer, self._now_ns)):
+            return
+        if not self._take(message, peer):
             self._ctx.count(Metric.MESSAGES_REFUSED)
 
     def _look(self, record: Record, touched: dict[int, int]) -> None:

@@ -17,6 +17,7 @@ from .client_rows import CLIENT_ROWS
 from .client_slots import CLIENT_SLOTS
 from .core import CORE
 from .fetches import FETCHES
+from .following import FOLLOWING
 from .node import NODE
 from .poller import POLLER
 from .poller_parts import POLLER_PARTS
@@ -42,6 +43,7 @@ MUTANTS: Final = [
     *SCHEDULER,
     *SHELF_MUTANTS,
     *FETCHES,
+    *FOLLOWING,
     *CACHE,
     *NODE,
     *SERVICE_MUTANTS,

@@ -55,7 +55,7 @@ def is_idle(node: LanguageAlone) -> bool:
     return list(node.control.open_slots()) == [] and set(node.counts()) == {"free"}
 
 
-def breaks(*_: object) -> None:
+def breaks(*_: object) -> object:
     raise OSError("it breaks")
 
 
@@ -106,7 +106,8 @@ def test_a_fetch_that_is_given_up_in_the_midst_of_a_look_is_over(
             fetch.abort()
         return (take if number == 0 else drained)(me, *values)
 
-    monkeypatch.setattr(*((EmbeddingReceiver, "take") if number == 0 else (FarFetch, "_drain")), give_up)
+    where: tuple[type, str] = ((EmbeddingReceiver, "take"), (FarFetch, "_drain"))[number]
+    monkeypatch.setattr(where[0], where[1], give_up)
     tell(node, slot, Phase.WaitingForInput, 0, ITEM)
     node.advance(0.1)
     land(node, slot, bytes(42))

@@ -60,7 +60,9 @@ def broken_off(node: LanguageAlone, sent: int = 9, *, generation: int = 0) -> Fe
 
 
 def only_slot(node: LanguageAlone) -> int:
+    node.settle()
     node.advance(0.2, until=lambda: bool(list(node.control.open_slots())))
+    node.settle()
     ((slot, _),) = list(node.control.open_slots())
     return slot
 
@@ -180,7 +182,7 @@ def test_at_another_node_a_retry_begins_at_the_first_row_and_one_retry_has_what_
     fetch = broken_off(node)
     first, second = fetch.retry(), fetch.retry()
     node.advance(0.2)
-    assert sorted(ask.first_block for ask in node.sent(msg.Ask)) == [0, 2]
+    assert {ask.first_block for ask in node.sent(msg.Ask)} == {0, 2}
     first.abort()
     assert first.kept_bytes == 9 * ROW_BYTES  # its own retry may go on
     second.abort()

@@ -8,9 +8,11 @@ import pytest
 from support.alone import StubEngine
 from support.questions import ROW_BYTES, Shelved
 from support.simulation import LIMITS
+from support.simulation.node import segment
 
+from embridge.allocator.control import Control, format_control
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.geometry import SHELF_BLOCK_BYTES, SLOTS_PER_PAGE
+from embridge.allocator.geometry import SHELF_BLOCK_BYTES, SLOTS_PER_PAGE, Role
 from embridge.allocator.layout import PayloadLayout
 from embridge.allocator.records import NodeState, SegmentHeader
 from embridge.allocator.shelf import ItemKey
@@ -358,3 +360,18 @@ def test_no_node_takes_so_many_slots_that_another_has_none_for_its_fetches() -> 
     node.ask(65, "cat", node_id=11)
     assert len(node.open()) == SLOTS_PER_PAGE
     assert codes(node) == [FailureCode.BUSY]
+
+
+def test_a_generation_names_no_item_of_a_later_incarnation() -> None:
+    """R58: those of each incarnation begin behind all before it, as it does by the clock."""
+    control = Shelved().node.control
+    first, later = [], control.incarnation + 1000  # a second later
+    for incarnation in (control.incarnation, later):
+        mapping = segment(control.layout.size)
+        format_control(
+            mapping, Role.ENCODE, control.geometry, control.limits, node_id=1, incarnation=incarnation, now_ns=1
+        )
+        core = Control(mapping).shelf.core
+        _, entry, generation, *_ = core.begin(b"h" * 16, b"cat", 0, 1, 40, 1, 40, 1, 0, 1, False)
+        first.append(core.show(entry, generation, 0))
+    assert first[1] >= first[0] + 8000

@@ -55,6 +55,9 @@ EXAMPLES: list[msg.Message] = [
     msg.Snapshot(HEADER, 5, 1 << 16, [STATE, STATE]),
     msg.Ask(HEADER, KEY, "tcp://a:2", 0, 1, 1 << 45, [], 0, 1, 0, 7, b"\xffkey", 8),
     msg.Status(HEADER, msgspec.structs.replace(STATE, item=msg.ItemState(5, 2, 3, 4, 48))),
+    msg.Follow(HEADER, 7, 8),
+    msg.Notices(HEADER, 7, 8, [msg.ItemNotice(3, 4, 5, b"\xffkey"), msg.ItemNotice(4, 0, 0, b"")]),
+    msg.Inventory(HEADER, 7, 8, 0, 1024, 2048, [msg.ItemNotice(3, 4, 5, b"\xffkey")]),
 ]
 NAMES = [type(example).__name__ + str(i) for i, example in enumerate(EXAMPLES)]
 RAW: list[list[Any]] = [msgspec.msgpack.decode(msg.encode(example)) for example in EXAMPLES]

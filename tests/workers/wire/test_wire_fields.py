@@ -25,6 +25,7 @@ STRUCTS: tuple[type[msgspec.Struct], ...] = (
     msg.RequestKey,
     msg.RoomState,
     msg.CheckedRows,
+    msg.ItemNotice,
     *msg.Message.__args__,
 )
 
@@ -81,6 +82,8 @@ def an_encode_node_takes_every_message() -> None:
     shelved.publish("cat")
     shelved.ask(1, "cat")
     shelved.ask(2, "dog", generation=3)
+    shelved.hears("poller", msg.Follow(shelved.envelope(), 7, 8))
+    shelved.advance(0.1)
 
 
 def a_language_node_takes_every_message() -> None:
@@ -111,6 +114,12 @@ def a_language_node_takes_every_message() -> None:
     afar = LanguageAlone()
     _, slot = fetch_from_afar(afar, "cat")
     tell(afar, slot, Phase.WaitingForInput, 0, msg.ItemState(5, 2, 3, 11, 6))
+    subscription = afar.client.subscribe(ENCODE_ADDRESS)
+    afar.advance(0.1)
+    envelope, cat = afar.envelope(node_id=20), msg.ItemNotice(1, 2, 3, b"cat")
+    afar.hears("poller", msg.Inventory(envelope, 7, 8, 0, 4, 4, [cat]), msg.Notices(envelope, 7, 9, [cat]))
+    afar.advance(0.2)
+    assert subscription.keys() == {b"cat": 2}
 
 
 def test_every_field_of_the_wire_is_read(read: set[tuple[str, str]]) -> None:
