@@ -21,10 +21,10 @@ from struct import pack, unpack
 from typing import Final
 
 from embridge.allocator._core import Mapping, Words
+from embridge.allocator.records import Guarded
 from embridge.allocator.texts import packed, unpacked
 
 READ_TRIES: Final = 64  # a writing takes some 10 µs, so these many looks do not all find the same one
-_GENERATION: Final = 0
 
 
 class GuardedRecords:
@@ -36,26 +36,26 @@ class GuardedRecords:
 
     def generation(self, index: int) -> int:
         """Which writing of a record this is; odd: it is being written, or a writer was killed."""
-        return self._words.load(index * self.num_words + _GENERATION)
+        return self._words.load(index * self.num_words + Guarded.GENERATION)
 
     def write(self, index: int, words: list[int]) -> None:
         """Replace a record. The generation in `words` is ignored."""
         at = index * self.num_words
-        generation = self._words.load(at + _GENERATION) | 1  # it is odd already if a writer was killed
-        self._words.store(at + _GENERATION, generation)
+        generation = self._words.load(at + Guarded.GENERATION) | 1  # it is odd already if a writer was killed
+        self._words.store(at + Guarded.GENERATION, generation)
         for i in range(1, self.num_words):
             self._words.store(at + i, words[i])
-        self._words.store(at + _GENERATION, generation + 1)
+        self._words.store(at + Guarded.GENERATION, generation + 1)
 
     def read(self, index: int) -> list[int] | None:
         """A record as it was at one moment, its generation first; None if every look found it being written."""
         at, load = index * self.num_words, self._words.load
         for _ in range(READ_TRIES):
-            generation = load(at + _GENERATION)
+            generation = load(at + Guarded.GENERATION)
             if generation & 1:
                 continue
             words = [generation, *(load(at + i) for i in range(1, self.num_words))]
-            if load(at + _GENERATION) == generation:
+            if load(at + Guarded.GENERATION) == generation:
                 return words
         return None
 

@@ -329,13 +329,18 @@ SESSION_WORDS: Final = 8
 PORT_WORDS: Final = (1 << 16) // 64
 
 
+class Guarded(IntEnum):
+    """The first word of each record that one process writes and others read at any time (`GuardedRecords`)."""
+
+    GENERATION = 0  # odd while the others are being written
+
+
 class Route(IntEnum):
     """Words of one route: a node that discovery knows.
 
-    The registrar writes all of them, between two steps of `GENERATION`.
+    The registrar writes all of them, between two steps of its generation.
     """
 
-    GENERATION = 0  # odd while the others are being written
     STATE = 1  # a NodeState; 0: entry free
     NODE_ID = 2
     INCARNATION = 3
@@ -350,7 +355,6 @@ class Route(IntEnum):
 class Discovery(IntEnum):
     """Words of the registrar's own record, which stands before the routes and is written as they are."""
 
-    GENERATION = 0
     STATE = 1
     SINCE_NS = 2
     HEARD_NS = 3  # the last good answer; 0: none yet
@@ -390,10 +394,9 @@ LANE_WORDS: Final = 32
 
 class RefusedNode(IntEnum):
     """Words of a record of an encode node with which this language node cannot work; the bootstrap writes them, between
-    two steps of `GENERATION`, and over the oldest record.
+    two steps of its generation, and over the oldest record.
     """
 
-    GENERATION = 0  # odd while the others are being written
     REFUSED_NS = 1  # when
 
 
@@ -440,7 +443,6 @@ class MissedItem(IntEnum):
     `GENERATION`, and over the oldest record.
     """
 
-    GENERATION = 0  # odd while the others are being written
     ASKED_NS = 1  # when it was asked for last
     NUM_ASKED = 2  # how often
     KEY_BYTES = 3

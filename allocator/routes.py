@@ -24,6 +24,7 @@ from embridge.allocator.records import (
     ROUTE_WORDS,
     Discovery,
     DiscoveryState,
+    Guarded,
     NodeState,
     Route,
 )
@@ -134,7 +135,7 @@ class RouteReader:
         if words is None:  # a killed registrar left it, or it is being written whenever we look
             return None
         route = _route_of(words)
-        self._known[index] = (words[Route.GENERATION], route)
+        self._known[index] = (words[Guarded.GENERATION], route)
         return route
 
     def discovery(self) -> DiscoveryRecord | None:

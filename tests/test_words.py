@@ -138,10 +138,6 @@ def _names(path: Path, tree: ast.Module) -> dict[str, type[enum.Enum]]:
 # ---- words, kicks, counters, states
 
 ALIKE = {
-    (
-        records.Discovery,
-        "GENERATION",
-    ): "the registrar's own record is read and written as a route's, by `Route.GENERATION`",
     (records.Slot, "EPOCH"): "`native/slots.h` writes it",
     (records.Shelf, "DRAWN"): "`native/shelf.h` writes it",
     (records.Shelf, "FLOOR"): "`native/shelf.h` writes it",
@@ -263,8 +259,8 @@ PUBLIC = {
     "buffered_chunks": "of a request, for who looks at it before its end",
     "copy_to": "of a result, for who needs its rows elsewhere",
     "pop_available": "of a transfer queue, for who reads rows as they land",
-    "retry": "of a receiver, without the queues",
-    "allocate": "the same",
+    "kept_bytes": "of a fetch, for who decides whether to retry it",
+    "allocate": "of a receiver, without the queues",
     "resume_transfer": "the same",
 }
 CALLED_BY_OTHERS = {

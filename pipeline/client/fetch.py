@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from embridge.workers.timing import NS
 if TYPE_CHECKING:
     import torch
 
-    from embridge.pipeline.client.fetching import Fetching
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +93,26 @@ class Item:
         self.release()
 
 
+class FetchTurns(Protocol):
+    """What a fetch asks of those of its client (`Fetching`)."""
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    @property
+    def clock(self) -> Callable[[], int]: ...
+
+    def look(self, it: Fetch) -> None: ...
+
+    def retry(self, it: Fetch, addr: str, deadline_s: float | None) -> Fetch: ...
+
+    def give_up(self, it: Fetch, error: FetchError) -> None: ...
+
+
 class Fetch:
     """One fetch, which ends by itself: with an item, or with an error. Made by `Client.fetch`."""
 
-    def __init__(self, fetching: Fetching, key: str | bytes, address: str, generation: int) -> None:
+    def __init__(self, fetching: FetchTurns, key: str | bytes, address: str, generation: int) -> None:
         self.key = key
         """Of the item."""
         self.address = address

@@ -78,10 +78,10 @@ class Subscription:
         """Wait for a notice for so many seconds; whether there is one. Raises ValueError, and as `poll`."""
         if not is_time(timeout_s) or timeout_s < 0:
             raise ValueError(f"timeout_s: {said(timeout_s)} s must not be negative")
-        until = time.monotonic() + min(float(timeout_s), 1e9)
+        until_ns = self._all.clock() + int(min(float(timeout_s), 1e9) * NS)
         while True:
             self._all.look(self)
-            if self._notices or time.monotonic() >= until:
+            if self._notices or self._all.clock() >= until_ns:
                 return bool(self._notices)
             time.sleep(LOOK_S)
 
@@ -140,6 +140,8 @@ class Subscriptions:
         control = self._attachment.control
         if control.role != Role.LANGUAGE:
             raise ValueError("subscribe: this client is attached to an encode node; attach to the language node")
+        self.clock = self._attachment.clock
+        """Monotonic nanoseconds."""
         self._table = control.notices(self._attachment.lane)
         self._peers = control.peers
         self._turn = threading.RLock()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from storm.checked_fetches import Span, faults_of_fetches, figures_of_fetches
 from storm.history import Event
 
 NS = 1_000_000_000
@@ -51,16 +52,6 @@ class Violation(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.rule} at {self.t / NS:.3f}: {self.text}"
-
-
-class Span(NamedTuple):
-    """From and until when something was so, in ns."""
-
-    first: int
-    last: int
-
-    def meets(self, other: Span) -> bool:
-        return self.first <= other.last and other.first <= self.last
 
 
 class _Told:
@@ -184,6 +175,7 @@ def check(events: Sequence[Event], allowed: Allowed = PROMISED) -> list[Violatio
         found += _side(told, room, side)
     for room in told.asked:
         found += _both(told, room)
+    found += [Violation(*fault) for fault in faults_of_fetches(told)]
     return sorted(found, key=lambda violation: violation.t)
 
 
@@ -293,6 +285,10 @@ def _end(told: _Told) -> list[Violation]:
             found.append(Violation("P1", f"node {node}: blocks are held at the end: {counts}", event["t"]))
         if event["in_flight"]:
             found.append(Violation("P5", f"node {node}: in flight at the end: {event['in_flight'][:2]}", event["t"]))
+        if any(event.get("items", ())):
+            pinned, filling, pages = event["items"]
+            text = f"node {node}: {pinned} items pinned, {filling} being filled, {pages} pages of fetches at the end"
+            found.append(Violation("P1", text, event["t"]))
         if event["dead_lanes"]:
             found.append(
                 Violation("P1", f"node {node}: seats of the dead are not free: {event['dead_lanes']}", event["t"])
@@ -405,6 +401,7 @@ def figures(events: Sequence[Event], allowed: Allowed = PROMISED) -> dict[str, A
         "requests": len(language),
         "succeeded": sum(event["phase"] == "Success" for event in language),
         "failed": sum(event["phase"] == "Failed" for event in language),
+        **figures_of_fetches(told.of["fetched"]),
         "tokens": sum(event["tokens"] for event in language),
         "blocks": sum(
             math.ceil(event["tokens"] / begin["block_size"]) for begin in told.of["begin"] for event in language

@@ -28,6 +28,7 @@ from embridge import Client, EmbeddingRequest, EmbeddingSender, attach
 from embridge.allocator.errors import AttachError, NodeGoneError
 from embridge.allocator.status import Phase
 from storm.history import Recorder, messages_of, speak_into
+from storm.items import Fetches, Publishing
 from storm.plan import LONGEST, Request, request_of
 
 IDLE_S = 0.001
@@ -178,6 +179,7 @@ class Encoder(Load):
 
     def _attached(self, client: Client) -> None:
         self._rooms: dict[int, Sending] = {}
+        self._items = Publishing(client, self._seat.name)
 
     def _begin(self, room: int, addr: str, request: Request) -> None:
         assert self._client is not None
@@ -199,6 +201,7 @@ class Encoder(Load):
                 held.sender.abort(why)
 
     def _step(self, now: float) -> None:
+        self._items.step(now)
         for room, it in list(self._rooms.items()):
             progress = it.sender.progress()
             self._saw(room, progress.phase, progress.sent)
@@ -248,8 +251,10 @@ class Scheduler(Load):
         self._aborts: dict[int, float] = {}
         self._granted: dict[int, tuple[int, int]] = {}
         self._kept: deque[tuple[float, EmbeddingRequest]] = deque()  # every third result, and until when
+        self._items = Fetches(client, self._seat.name, self._seat.deadline_s, self._note)
 
     def _begin(self, room: int, addr: str, request: Request) -> None:
+        self._items.met(addr)
         try:
             self._queues.add(addr, room, timeout_s=self._seat.deadline_s)
         except NodeGoneError:
@@ -260,7 +265,7 @@ class Scheduler(Load):
             self._aborts[room] = time.monotonic() + request.abort_after_s
 
     def _pending(self) -> bool:
-        return bool(self._queues.requests)
+        return bool(self._queues.requests) or bool(len(self._items))
 
     def _abort(self, room: int, why: str) -> None:
         request = self._queues.requests.get(room) if self._client is not None else None
@@ -274,6 +279,7 @@ class Scheduler(Load):
             if now >= at:
                 del self._aborts[room]
                 self._abort(room, ABORTED)
+        self._items.step(now)
         self._queues.step()
         self._queues.order.clear()  # it would grow for an hour
         for room, request in self._queues.requests.items():

@@ -158,8 +158,8 @@ class Load:
     def _is_idle(self, node: NodeSeat) -> bool:
         control = node.control
         assert control is not None
-        lanes = (control.lanes.get(lane, Lane.STATE) for lane in range(control.lanes.num_lanes))
-        return (
+        lanes = (control.lanes.get(lane, Lane.STATE) for lane in range(control.limits.max_clients))
+        return not any(node.held_items()) and (
             control.blocks.counts().free == control.blocks.num_blocks
             and not requests(control, 0)
             and all(state == LaneState.FREE for state in lanes)
@@ -168,7 +168,7 @@ class Load:
     def _final(self, node: NodeSeat) -> None:
         control = node.control
         assert control is not None
-        lanes = range(control.lanes.num_lanes)
+        lanes = range(control.limits.max_clients)
         self.note(
             "final",
             node=node.name,
@@ -177,6 +177,7 @@ class Load:
             in_flight=requests(control, time.monotonic_ns())[:8],
             dead_lanes=[lane for lane in lanes if control.lanes.get(lane, Lane.STATE) == LaneState.DEAD],
             metrics=control.metrics.all(),
+            items=node.held_items(),
         )
 
     def _clean_up(self) -> None:

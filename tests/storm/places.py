@@ -19,6 +19,7 @@ from embridge.allocator.geometry import Geometry, Limits
 from embridge.allocator.records import Process
 from embridge.demo.hosts import Host
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
+from storm.items import SHELF_BYTES
 from storm.plan import LONGEST
 
 POOL_TOKENS, WINDOW_TOKENS = 768, 512
@@ -70,6 +71,14 @@ class NodeSeat:
     @property
     def is_up(self) -> bool:
         return self.node is not None and not self.down
+
+    def held_items(self) -> list[int]:
+        """Of a node with a shelf: items that are pinned, or being filled, and pages of slots that fetches have."""
+        assert self.control is not None
+        if not self.control.has_shelf:
+            return []
+        counts, lanes = self.control.shelf.counts(), self.control.lanes
+        return [counts.pinned, counts.filling, len(lanes.pages_of(lanes.own_lane))]
 
     def pids(self) -> dict[str, int]:
         assert self.control is not None
@@ -139,6 +148,7 @@ def node_config(options: Options, role: str, run_dir: Path, where: dict[str, Any
             max_peers=8,
             max_peer_slots=512,
             ring_records=512,
+            shelf_bytes=SHELF_BYTES if role == "encode" else 0,
         ),
         timing=Timing(
             request_timeout_s=options.deadline_s,

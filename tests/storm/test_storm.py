@@ -53,8 +53,8 @@ def command(module: str, *words: str, folder: Path, timeout_s: float) -> str:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("engine", ["shm", pytest.param("mooncake", marks=pytest.mark.storm)])
 def test_a_short_storm_breaks_no_promise(engine: str, tmp_path: Path) -> None:
-    """P3, P5, P6, P8, P11: four kills of processes and clients under load, or as many as eight seconds have
-    room for.
+    """P3, P5, P6, P8, P11, R53, R55, R63: four kills of processes and clients under load, or as many as eight seconds
+    have room for; items are fetched meanwhile, in place and as from another host.
     """
     said = command(
         "storm",
@@ -67,6 +67,7 @@ def test_a_short_storm_breaks_no_promise(engine: str, tmp_path: Path) -> None:
     assert seen["kills"] >= 2
     assert seen["succeeded"] > 0
     assert seen["looks"] > 1000
+    assert seen["fetched"] > 0
     assert "seed 11 held" in said
 
 

@@ -96,7 +96,7 @@ TABLES: Final = [
     Mutant(
         "route-torn", "P17", "a reader of the routes does not look at the generation once more",
         "allocator/guarded_records.py",
-        "            if load(at + _GENERATION) == generation:\n                return words\n",
+        "            if load(at + Guarded.GENERATION) == generation:\n                return words\n",
         "            return words\n",
         ("tests/allocator/test_routes.py::test_a_record_that_is_replaced_while_it_is_read_is_read_again",),
     ),

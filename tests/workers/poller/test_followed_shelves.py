@@ -222,7 +222,7 @@ def test_nobody_is_followed_for_a_client_that_has_closed_its_subscription_or_is_
     node.node.clients[0].die()
     node.advance(0.5)
     node.forget_sent()
-    node.advance(5.0)
+    node.advance(2.0)
     assert node.sent(msg.Follow) == []
     other = node.new_client().subscribe(ENCODE_ADDRESS)
     node.advance(0.3)
