@@ -276,6 +276,7 @@ class Shelf(IntEnum):
     DRAWN = 0  # the last generation, or number (add)
     FLOOR = 1  # nothing of a lesser generation is visible; only rises
     READERS = 2  # launcher: how many entries of the reader table were ever in use
+    RECALLS = 3  # clients (add): how often a publication has found no room because of what readers have pinned (R62)
 
 
 class Reader(IntEnum):

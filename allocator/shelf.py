@@ -187,6 +187,10 @@ class ShelfTable:
             ledger_words=self._ledger_words,
         )
 
+    def recall(self) -> None:
+        """Ask those who read in place to copy out what they have pinned and do not look at (a client, R62)."""
+        self._record.add(Record.RECALLS, 1)
+
     # ---- readers
 
     def add_reader(self, node: tuple[int, int], pid: int) -> int | None:
@@ -394,8 +398,9 @@ class ShelfPart:
         uses = map_segment(control_fd, size, offset=layout.uses)
         ledger = map_segment(control_fd, size, offset=layout.ledgers + reader * size)
         connection.open_to(uses, ledger)
+        self._record = Words(look, layout.shelf, SHELF_RECORD_WORDS)
         self.core = ShelfReader(
-            record=Words(look, layout.shelf, SHELF_RECORD_WORDS),
+            record=self._record,
             heads=Words(look, layout.heads, entries),
             items=Words(look, layout.items, entries * ITEM_WORDS),
             cells=Words(look, layout.held, num_blocks),
@@ -405,3 +410,7 @@ class ShelfPart:
             block_bytes=SHELF_BLOCK_BYTES,
             connection=connection,
         )
+
+    def recalls(self) -> int:
+        """How often the node has asked for what is pinned here (R62)."""
+        return self._record.load(Record.RECALLS)

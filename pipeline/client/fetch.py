@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -31,6 +32,7 @@ LOOK_NS: Final = NS // 1000
 MOST_LOOK_NS: Final = NS // 50
 LOOKS: Final = 16  # a pause is this part of what has been waited
 MOST_S: Final = 1e9
+UNSEEN: Final = 3  # references to a pin at which nobody looks: of its item, and of who counts them
 
 
 class Item:
@@ -76,6 +78,18 @@ class Item:
         copy = CopiedRows(ItemShape(pin.number, pin.rows, pin.width, pin.dtype, pin.bytes), take)
         copy.bytes[:] = np.frombuffer(pin, np.uint8, pin.bytes)
         return copy
+
+    def move_out(self) -> None:
+        """Have its rows in memory of this process, unless somebody looks at them where they lie (R62, R63): its node
+        has no room. Nothing happens where there is no memory for them.
+        """
+        pin = self._pin
+        if not isinstance(pin, Pin) or sys.getrefcount(pin) > UNSEEN:
+            return
+        with contextlib.suppress(MemoryError, ValueError):  # it was released meanwhile, say
+            copy = self.copied()
+            if self._pin is pin:
+                self._pin, self.where = copy, "host"
 
     def _need(self) -> Pin | CopiedRows:
         if self._pin is None:

@@ -213,7 +213,9 @@ class Fetching:
                     if now_ns >= it.deadline_ns:
                         it.end(None, FetchTimeout(it.key, f"there was no memory for its {pin.bytes} bytes"))
                     return it.is_done
-                it.end(Item(it.key, pin), None)
+                item = Item(it.key, pin)
+                door.lend(item)
+                it.end(item, None)
                 self._metrics.count_for_client(Metric.FETCHED_IN_PLACE)
                 return True
         except SegmentError as error:

@@ -226,6 +226,7 @@ class ClientShelf:
             return _Begun(entry, generation, first, evicted, replace, shape)
         if status := _OTHERS.get(Answer(answer)):
             return Published(status, number)
+        self._table.recall()
         return Published(PublishStatus.DROPPED, 0, _DROPS[Answer(answer)], evicted)
 
     def _expires_ns(self, ttl_s: float | None) -> int:

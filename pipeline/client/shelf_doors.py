@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import weakref
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from embridge.allocator._core import Pin
 from embridge.allocator.control import Control
@@ -41,6 +42,12 @@ class Elsewhere(Enum):
     FAR = "the node has a shelf that is not to be read in place: it is on another host, lets nobody in, or is dead"
 
 
+class Recalled(Protocol):
+    """What reads an item in place, and may have its rows elsewhere (R62)."""
+
+    def move_out(self) -> None: ...
+
+
 class ShelfDoor:
     """One encode node's shelf, open to this client."""
 
@@ -49,10 +56,23 @@ class ShelfDoor:
         """Its id and incarnation."""
         self._connection = connection
         self._part = part
+        self._recalls = part.recalls()
+        self._items: weakref.WeakSet[Recalled] = weakref.WeakSet()
 
     def is_open(self) -> bool:
         """Whether its node lives."""
         return self._connection.is_open()
+
+    def lend(self, item: Recalled) -> None:
+        """Note what reads in place through this door (who has the turn)."""
+        self._items.add(item)
+
+    def look_at_recalls(self) -> None:
+        """Where the node is short of room, have those at whose rows nobody looks copied out (who has the turn, R62)."""
+        if (recalls := self._part.recalls()) != self._recalls:
+            self._recalls = recalls
+            for item in list(self._items):
+                item.move_out()
 
     def pin(self, key: str | bytes, now_ns: int) -> Pin | None:
         """The newest item of a key, pinned; None: it is not published. Raises SegmentError: it cannot be right."""
@@ -196,7 +216,9 @@ class ShelfDoors:
         long_ago_ns = self._attachment.clock() - UNASKED_NS
         for address, door in list(self._doors.items()):
             if isinstance(door, ShelfDoor):
-                if not door.is_open():
+                if door.is_open():
+                    door.look_at_recalls()
+                else:
                     del self._doors[address]
             elif door.asked_ns <= long_ago_ns:
                 del self._doors[address]

@@ -18,7 +18,7 @@ from embridge.allocator.errors import NodeGoneError
 from embridge.pipeline.client.shelf_doors import Elsewhere, ShelfDoor, ShelfDoors
 from storm.history import Recorder
 
-SHELF_BYTES: Final = 4 << 20
+SHELF_BYTES: Final = 1 << 20
 KEYS: Final = 12  # with their sizes some more than the shelf holds
 PUBLISH_S: Final = 0.03  # from one publication to the next, of each encoder
 FETCH_S: Final = 0.01  # from one fetch to the next, of each scheduler, at least
@@ -58,12 +58,13 @@ class Publishing:
         self._rng = random.Random(name)
         self._versions = itertools.count(self._rng.randrange(1 << 20))
         self._next = 0.0
+        self._first = list(range(KEYS))  # each of them soon
 
     def step(self, now: float) -> None:
         if now < self._next:
             return
         self._next = now + PUBLISH_S
-        key = self._rng.randrange(KEYS)
+        key = self._first.pop() if self._first else self._rng.randrange(KEYS)
         with contextlib.suppress(NodeGoneError):
             self._client.publish(f"{key}", rows_of(key, next(self._versions)), replace=self._rng.random() < 0.7)
 
@@ -156,4 +157,4 @@ def some_are_far(rng: random.Random) -> None:
         return Elsewhere.FAR if isinstance(found, ShelfDoor) and rng.random() < FAR else found
 
     find_some.is_some = True  # type: ignore[attr-defined]
-    ShelfDoors.find = find_some  # type: ignore[method-assign]
+    ShelfDoors.find = find_some  # type: ignore[assignment, method-assign]

@@ -44,8 +44,8 @@ FETCHES: Final = [
     Mutant(
         "transfer-without-a-pin", "R52, P6", "the blocks of an item come free while it is sent",
         ITEMS,
-        "        self._pins[slot] = pin\n        self._grants.begin",
-        "        self._grants.begin",
+        "        self._pins[slot] = pin\n        self._shares",
+        "        self._shares",
         (f"{ASKED}::test_an_item_stays_until_no_attempt_can_read_it_whatever_became_of_the_request",),
     ),
     Mutant(

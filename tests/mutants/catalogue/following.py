@@ -4,6 +4,7 @@ from typing import Final
 
 from ..mutant import Mutant
 from .files import ASKED, BREAKING, FOLLOWED, MEETING, NOTICED, RETRIED
+from .files import FETCHING as FETCHED
 
 FETCHING: Final = "pipeline/client/fetching.py"
 CLIENT: Final = "pipeline/client/far_fetch.py"
@@ -123,6 +124,13 @@ FOLLOWING: Final = [
         "        self._shares.opened(slot, self._control.destinations.get(slot, 0, Destination.PEER) - 1)\n",
         "",
         (f"{ASKED}::test_no_node_takes_so_many_slots_that_another_has_none_for_its_fetches",),
+    ),
+    Mutant(
+        "nothing-recalled", "R62", "items at which nobody looks keep the shelf from new ones",
+        "pipeline/client/shelf_doors.py",
+        "                item.move_out()\n",
+        "                pass\n",
+        (f"{FETCHED}::test_items_at_which_nobody_looks_are_copied_out_where_their_node_is_short_of_room",),
     ),
     Mutant(
         "numbered-and-not-announced", "R72", "what is told is not what was announced",

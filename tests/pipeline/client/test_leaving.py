@@ -205,6 +205,7 @@ def test_the_lane_is_kept_while_the_library_thread_copies(
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "publish": ("key", None), "item_cache": (1,), "fetch": ("key", "tcp://127.0.0.1:1"),
+    "subscribe": ("tcp://127.0.0.1:1",),
     "rows": (0, 1), "commit": (0,),
     "sender": (1, 8), "receiver": ("tcp://127.0.0.1:1", 1),
     "allocate": (1,), "take": (1,), "init": ([],),

@@ -118,6 +118,27 @@ def test_a_newer_item_is_read_when_it_is_there_and_the_older_one_stays_for_who_h
     assert publisher.shelf.counts().pinned == 1
 
 
+def test_items_at_which_nobody_looks_are_copied_out_where_their_node_is_short_of_room(
+    shelved: Station, publisher: Client, reader: Client
+) -> None:
+    """R62, R63: a view keeps its place; the publication that found no room was dropped, and the next one is not."""
+    items = []
+    for number in range(4):
+        publisher.publish(f"{number}", rows_of_version(number))
+        items.append(fetched(reader, f"{number}", shelved.addr))
+    view = items[0].rows
+    assert publisher.publish("more", rows_of_version(7)).status == PublishStatus.DROPPED
+    wait_until(lambda: [it.where for it in items[1:]] == ["host"] * 3, 10.0, lambda: [it.where for it in items])
+    assert publisher.shelf.counts().pinned == 1
+    assert publisher.publish("more", rows_of_version(7)).status == PublishStatus.READY
+    assert items[0].where == "in place"
+    assert is_all(view, 0.0)
+    for number, item in enumerate(items):
+        assert is_all(item.rows, float(number))
+    items[1].rows.zero_()  # nobody else's
+    assert is_all(fetched(reader, "more", shelved.addr).rows, 7.0)
+
+
 # ---- what is not there
 
 
