@@ -22,25 +22,34 @@ class WantedItem(NamedTuple):
 
 
 class MissedItems:
-    """The latest of them. Any process reads; the bootstrap alone writes."""
+    """The latest of them. Any process reads; the bootstrap alone writes, through one of these."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self._records = GuardedRecords(mapping, layout.missed, NUM_MISSED, MISSED_WORDS)
+        self._places: dict[bytes, tuple[int, int]] = {}  # key -> its record, and how often; the oldest first
+        self._free: list[int] | None = None  # records that hold none; None: it has not looked
 
     def put(self, key: bytes, now_ns: int) -> None:
         """Note a key (bootstrap only), in its place, or in that of the one that was asked for longest ago."""
-        found = [self._of(index) for index in range(NUM_MISSED)]
-        index = next((at for at, it in enumerate(found) if it is not None and it.key == key), None)
-        count = 0
+        if self._free is None:
+            self._take_up()
+        index, count = self._places.pop(key, (None, 0))
         if index is None:
-            index = min(range(NUM_MISSED), key=lambda at: it.asked_ns if (it := found[at]) is not None else 0)
-        else:
-            count = next(it.num_asked for it in found if it is not None and it.key == key)
+            index = self._free.pop() if self._free else self._places.pop(next(iter(self._places)))[0]
+        self._places[key] = index, count + 1
         words = [0] * MISSED_WORDS
         words[MissedItem.ASKED_NS], words[MissedItem.NUM_ASKED] = now_ns, count + 1
         words[MissedItem.KEY_BYTES] = len(key)
         words[MISSED_KEY:] = unpack(f"<{MAX_KEY_BYTES // 8}Q", key.ljust(MAX_KEY_BYTES, b"\0"))
         self._records.write(index, words)
+
+    def _take_up(self) -> None:
+        """Go on with what the bootstrap before has written."""
+        found = {index: it for index in range(NUM_MISSED) if (it := self._of(index)) is not None}
+        for index in sorted(found, key=lambda index: found[index].asked_ns):
+            self._places[found[index].key] = index, found[index].num_asked
+        used = {index for index, _ in self._places.values()}
+        self._free = [index for index in range(NUM_MISSED) if index not in used]
 
     def all(self) -> list[WantedItem]:
         """Those that are in the table, the latest first."""

@@ -51,7 +51,9 @@ class Item:
         self.dtype = dtype_of(pin.dtype)
         """The name of the dtype of its rows."""
         self.where = "in place" if isinstance(pin, Pin) else "host"
-        """Where its rows are: on the shelf of their node ("in place"), or in memory of this process ("host")."""
+        """Where its rows are: on the shelf of their node ("in place"), or in memory of this process ("host"), to where
+        they move when their node is short of room and nobody looks at them.
+        """
         self._pin: Pin | CopiedRows | None = pin
 
     @property
@@ -233,6 +235,8 @@ class Fetch:
 
     def end(self, item: Item | None, error: FetchError | None) -> None:
         """End it (who has the turn, and calls `call_back` behind it)."""
+        if item is not None:
+            self.part = None
         self._item, self._error = item, error
 
     def __await__(self) -> Generator[Any, None, Item]:

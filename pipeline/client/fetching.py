@@ -181,7 +181,8 @@ class Fetching:
             why = f"{type(error).__name__}: {error}"
             it.end(None, FetchFailed(it.key, why))
             if far is not None:
-                far.give_up(why)
+                with contextlib.suppress(EmbridgeError, RuntimeError):  # its node is gone, which ends it
+                    far.give_up(why)
             return True
 
     def _look_at(self, it: Fetch) -> bool:
@@ -266,7 +267,6 @@ class Fetching:
             return it.is_done
         it.far = None
         if isinstance(found, CopiedRows):
-            it.part = None
             it.end(Item(it.key, found), None)
             self._metrics.count_for_client(Metric.FETCHED_COPIES)
             return True

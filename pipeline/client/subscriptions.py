@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOOK_S: Final = 0.01
 MEET_NS: Final = NS // 2  # between two words to the bootstrap that a node is to be registered with
-MOST_KEPT: Final = 4096  # notices that are kept for who does not read them; then they count no more
+MOST_KEPT: Final = 4096  # notices, besides two a key, that are kept for who does not read them
 
 
 class ItemNotice(NamedTuple):
@@ -62,9 +62,9 @@ class Subscription:
     def poll(self) -> list[ItemNotice]:
         """What was told since the last call. Raises RuntimeError after `Client.close`, ValueError after `close`."""
         self._all.look(self)
-        found: list[ItemNotice] = []
-        while self._notices:
-            found.append(self._notices.popleft())
+        with self._all.turn:
+            found = list(self._notices)
+            self._notices.clear()
         return found
 
     def keys(self) -> dict[bytes, int]:
@@ -72,7 +72,8 @@ class Subscription:
         notices it leaves.
         """
         self._all.look(self)
-        return {key: max(generations) for key, generations in list(self._items.items())}
+        with self._all.turn:
+            return {key: max(generations) for key, generations in self._items.items()}
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for a notice for so many seconds; whether there is one. Raises ValueError, and as `poll`."""
@@ -88,22 +89,27 @@ class Subscription:
     def __iter__(self) -> Iterator[ItemNotice]:
         while True:
             self.wait(1e9)
-            while self._notices:
-                yield self._notices.popleft()  # one by one: who goes away leaves the others
+            while (notice := self._next()) is not None:  # one by one: who goes away leaves the others
+                yield notice
 
     async def __aiter__(self) -> AsyncIterator[ItemNotice]:
         while True:
             self._all.look(self)
-            while self._notices:
-                yield self._notices.popleft()
+            while (notice := self._next()) is not None:
+                yield notice
             await asyncio.sleep(LOOK_S)
+
+    def _next(self) -> ItemNotice | None:
+        with self._all.turn:
+            return self._notices.popleft() if self._notices else None
 
     def take(self, notice: ItemNotice) -> None:
         """Enter what was told (who has the turn)."""
         if notice.kind == NoticeKind.ALL_TOLD:
             self.is_whole = True
             return
-        if len(self._notices) >= MOST_KEPT:  # as whoever has lost some is told: what there is follows
+        if len(self._notices) >= MOST_KEPT + 2 * len(self._items):
+            # as whoever has lost some is told: what there is follows
             self._notices.clear()
             self._notices.append(ItemNotice(NoticeKind.RESYNC))
             kept = [(key, *it) for key, generations in self._items.items() for it in generations.items()]
@@ -144,7 +150,9 @@ class Subscriptions:
         """Monotonic nanoseconds."""
         self._table = control.notices(self._attachment.lane)
         self._peers = control.peers
-        self._turn = threading.RLock()
+        self.turn = threading.RLock()
+        """Who has it changes what is known."""
+        self._is_looking = False
         self._serial = self._attachment.clock()  # above all that whoever had the lane before has written
         self._open: dict[int, Subscription] = {}  # by place
         for place in range(FOLLOWED_NODES):
@@ -155,7 +163,7 @@ class Subscriptions:
         """As `Client.subscribe`."""
         self._attachment.check_usable()
         address = numeric(addr)
-        with self._turn:
+        with self.turn:
             free = next((place for place in range(FOLLOWED_NODES) if place not in self._open), None)
             if free is None:
                 raise ValueError(f"subscribe: this client follows {FOLLOWED_NODES} nodes already; close a subscription")
@@ -166,19 +174,28 @@ class Subscriptions:
     def look(self, it: Subscription) -> None:
         """Take what was told, for all of them."""
         self._attachment.check_attached()
-        with self._turn:
+        with self.turn:
             if self._open.get(it.place) is not it:
                 raise ValueError(f"subscription of {it.address}: it was closed")
             if not self._attachment.node_gone:
                 self._look()
 
     def _library_turn(self) -> bool:
-        with self._turn:
+        with self.turn:
             if self._open and not self._attachment.node_gone:
                 self._look()
         return False
 
     def _look(self) -> None:
+        if self._is_looking:  # by a signal handler in the midst of a look
+            return
+        self._is_looking = True
+        try:
+            self._take()
+        finally:
+            self._is_looking = False
+
+    def _take(self) -> None:
         for it in self._open.values():
             self._follow(it)
         by_word = {it.word: it for it in self._open.values() if it.word}
@@ -216,7 +233,9 @@ class Subscriptions:
 
     def end(self, it: Subscription) -> None:
         """Follow one no more."""
-        with self._turn:
+        if self._attachment.is_forked:  # it is the parent's, which may have the turn
+            return
+        with self.turn:
             if self._open.get(it.place) is it:
                 del self._open[it.place]
                 if not self._attachment.is_closed and not self._attachment.node_gone:
@@ -224,7 +243,7 @@ class Subscriptions:
                     self._attachment.kick_follows()
 
     def _close(self) -> None:
-        with self._turn:
+        with self.turn:
             for place in self._open:
                 self._table.follow(place, 0)
             self._open.clear()

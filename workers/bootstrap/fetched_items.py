@@ -55,6 +55,7 @@ class FetchedItems:
         self._reader = control.shelf.own_reader(shelf) if shelf is not None and control.has_shelf else None
         if self._reader is not None:
             control.lanes.take_own()
+            self._missed = control.missed_items
             self._opener = control.opener
 
     # ---- after a restart
@@ -120,7 +121,7 @@ class FetchedItems:
             return Refusal(FailureCode.REFUSED, "its node is being stopped")
         pin = reader.pin(*ItemKey.of(ask.item, (control.node_id, control.incarnation)), now_ns)
         if pin is None:
-            control.missed_items.put(ask.item, now_ns)
+            self._missed.put(ask.item, now_ns)
             return Refusal(FailureCode.NOT_PUBLISHED, "it is not published")
         if ask.generation > pin.number:
             other = f"generation {ask.generation} is not published yet; {pin.number} is"

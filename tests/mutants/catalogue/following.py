@@ -16,8 +16,8 @@ FOLLOWING: Final = [
     Mutant(
         "broken-and-not-aborted", "D4, D6", "a fetch that breaks off holds its slot for ever",
         FETCHING,
-        "            if far is not None:\n                far.give_up(why)\n            return True\n",
-        "            return True\n",
+        "                    far.give_up(why)\n            return True\n",
+        "                    pass\n            return True\n",
         (f"{BREAKING}::test_a_fetch_that_breaks_off_is_aborted_and_leaves_nothing",),
     ),
     Mutant(

@@ -160,6 +160,10 @@ def test_keys_that_were_asked_for_in_vain_are_known_until_they_are_there() -> No
     assert [(it.key, it.num_asked) for it in node.client.shelf.wanted()] == [(b"cat", 2), (b"dog", 1)]
     node.publish("cat")
     assert [it.key for it in node.client.shelf.wanted()] == [b"dog"]
+    node.restart("bootstrap")
+    node.settle()
+    node.ask(5, "dog")
+    assert [(it.key, it.num_asked) for it in node.client.shelf.wanted()] == [(b"dog", 2)]
     for number in range(64):
         node.advance(0.02)
         node.ask(4, f"{number}", epoch=number + 1)
