@@ -117,11 +117,15 @@ class Fetching:
 
     def retry(self, it: Fetch, addr: str, deadline_s: float | None) -> Fetch:
         """As `Fetch.retry`, of one that has failed."""
+        address = numeric(addr)
         with self._turn:
             part, it.part = it.part, None  # one goes on with it
-        if part is not None and numeric(addr) != it.address:
-            part = None
-        return self.fetch(it.key, addr, it.generation, 0.0, deadline_s, it.admit, it.take, part)
+        try:
+            here = part if address == it.address else None
+            return self.fetch(it.key, address, it.generation, 0.0, deadline_s, it.admit, it.take, here)
+        except (ValueError, EmbridgeError, RuntimeError):
+            it.part = part
+            raise
 
     def look(self, it: Fetch) -> None:
         """Look after one that waits, and no others."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from embridge.allocator.geometry import Role
 from embridge.allocator.notices import NoticeKind, followed_word
-from embridge.allocator.records import FOLLOWED_NODES
+from embridge.allocator.records import FOLLOWED_NODES, Peer
 from embridge.pipeline.arguments import is_time, said
 from embridge.workers.addresses import numeric
 from embridge.workers.timing import NS
@@ -229,7 +229,9 @@ class Subscriptions:
         return None
 
     def _is_alive(self, peer: int, node_id: int, incarnation: int) -> bool:
-        return self._peers.is_alive(peer) and self._peers.find(node_id, incarnation) == peer
+        get = self._peers.get
+        at = get(peer, Peer.NODE_ID), get(peer, Peer.INCARNATION)
+        return self._peers.is_alive(peer) and at == (node_id, incarnation)
 
     def end(self, it: Subscription) -> None:
         """Follow one no more."""

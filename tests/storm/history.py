@@ -18,6 +18,12 @@ What the events are, and who writes them (`runner`: the process that raises the 
     do observed    observer  node, looks, changes final       runner    node, counts, blocks, in_flight, dead_lanes left
     runner    what: what the storm left behind torn        reader    lines that were not written to their end: their
     writer was killed
+
+Of fetches of published items (`storm.items`), by clients:
+
+    fetch       number, client, key, deadline_s
+    fetched     number (0: it was looked at once more), client, where, error, reason, difference, kept: bytes that a
+                retry need not fetch
 """
 
 from __future__ import annotations

@@ -43,6 +43,20 @@ def test_a_fetch_has_the_rows_of_one_publication_and_nothing_stays_pinned(faults
     assert sum(run(first + number, faults, kind, ENGINES[number % 2]) for number in range(4)) > 0
 
 
+def test_some_retries_go_on_behind_what_has_come() -> None:
+    """R57: else nothing was shown of them above."""
+    kept = 0
+    for seed in range(10):
+        world = World(seed, faults=FAULTS["calm"])
+        try:
+            fetches = Fetches(world, "retries")
+            fetches.run()
+            kept += fetches.kept_bytes
+        finally:
+            world.close()
+    assert kept > 0
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("faults", FAULTS)
 def test_a_fetch_is_checked_on_receipt_where_nodes_verify(faults: str, engine: str) -> None:

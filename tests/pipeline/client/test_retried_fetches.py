@@ -195,5 +195,7 @@ def test_what_has_not_failed_is_not_retried(node: LanguageAlone) -> None:
         fetch.retry()
     fetch.abort()
     assert isinstance(error_of(fetch), FetchFailed)
+    kept = broken_off(node)
     with pytest.raises(ValueError, match="deadline_s"):
-        fetch.retry(deadline_s=-1)
+        kept.retry(deadline_s=-1)
+    assert kept.kept_bytes == 9 * ROW_BYTES

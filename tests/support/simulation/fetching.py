@@ -23,7 +23,7 @@ GEOMETRY: Final = Geometry(hidden_size=16, block_size=4, num_blocks=6)
 KEYS: Final = "abc"
 LIMIT_S: Final = 400.0
 ROOMY, SHORT = 16, 2  # blocks of a shelf, of which each item takes one
-KINDS: Final = ("none", "evictions", "aborts", "readers", "publishers", "languages")
+KINDS: Final = ("none", "evictions", "aborts", "readers", "publishers", "languages", "retries")
 
 
 class Fetches:
@@ -38,7 +38,7 @@ class Fetches:
         self.published: dict[tuple[str, int], int] = {}  # (key, generation) -> version
         self.version = 0
         self.fetches: dict[Fetch, ClientActor] = {}
-        self.num_items = 0
+        self.num_items = self.kept_bytes = 0
         self.given_up: set[Fetch] = set()
         self.publisher, self.reader = self._client(self.encode), self._client(self.language)
         self.num_due = 0
@@ -104,6 +104,25 @@ class Fetches:
             fetch = self.rng.choice(waiting)
             self.given_up.add(fetch)
             self.fetches[fetch].call_beside(fetch.abort)
+
+    def _plan_retries(self) -> None:
+        """A fetch is given up, and another one goes on behind what has come of it (R57)."""
+        for _ in range(8):
+            self._at(self._retry)
+
+    def _retry(self) -> None:
+        waiting = [fetch for fetch in self.fetches if not fetch.is_done]
+        if waiting:
+            fetch = self.rng.choice(waiting)
+            reader = self.fetches[fetch]
+            self.given_up.add(fetch)
+            reader.call_beside(partial(self._retry_now, fetch, reader))
+
+    def _retry_now(self, fetch: Fetch, reader: ClientActor) -> None:
+        fetch.abort()
+        if fetch.exception() is not None:
+            self.kept_bytes += fetch.kept_bytes
+            self.fetches[fetch.retry()] = reader
 
     def _plan_readers(self) -> None:
         """The client that fetches dies, at any change of shared memory; another takes its seat."""
