@@ -35,7 +35,7 @@ def rules(*events: Event) -> list[str]:
     return [found.rule for found in check([*up, *events, *ended, event(END, "end")])]
 
 
-FAILED = {"error": "FetchFailed", "reason": "for nothing"}
+FAILED: dict[str, Any] = {"error": "FetchFailed", "reason": "for nothing"}
 DEATH = event(1.5, "fault", id=1, kind="kill client", victim="scheduler-0.1", node="l", pid=7)
 
 

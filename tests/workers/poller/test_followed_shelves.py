@@ -116,7 +116,7 @@ def test_a_new_stream_is_asked_for_whole(node: LanguageAlone) -> None:
     inventory(node, 9, item(1, "cat", 7), item(2, "dog", 8))
     it.poll()
     node.forget_sent()
-    changes(node, 1, item(1, "cow", 11), stream=6)
+    changes(node, 10, item(1, "cow", 11), stream=6)
     node.advance(0.2)
     assert it.poll() == []
     assert (5, 9) in [(ask.stream, ask.number) for ask in node.sent(msg.Follow)]
