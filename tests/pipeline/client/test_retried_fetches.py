@@ -190,10 +190,12 @@ def test_at_another_node_a_retry_begins_at_the_first_row_and_one_retry_has_what_
 
 
 def test_what_has_not_failed_is_not_retried(node: LanguageAlone) -> None:
-    fetch, _ = fetch_from_afar(node, "cat")
+    fetch, slot = fetch_from_afar(node, "cat")
     with pytest.raises(ValueError, match="has not failed"):
         fetch.retry()
     fetch.abort()
+    node.advance(0.1)
+    ack(node, slot)
     assert isinstance(error_of(fetch), FetchFailed)
     kept = broken_off(node)
     with pytest.raises(ValueError, match="deadline_s"):

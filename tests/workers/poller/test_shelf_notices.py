@@ -156,6 +156,7 @@ def test_keys_that_were_asked_for_in_vain_are_known_until_they_are_there() -> No
     node.ask(1, "cat")
     node.advance(0.1)
     node.ask(2, "dog")
+    node.advance(0.1)
     node.ask(3, "cat")
     assert [(it.key, it.num_asked) for it in node.client.shelf.wanted()] == [(b"cat", 2), (b"dog", 1)]
     node.publish("cat")
