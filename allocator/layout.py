@@ -84,8 +84,8 @@ from embridge.allocator.records import (
     MAX_WRITERS,
     MEETING_WORDS,
     METRIC_WORDS,
-    NUM_END_ROWS,
     MISSED_WORDS,
+    NUM_END_ROWS,
     NUM_MISSED,
     NUM_REFUSED,
     NUM_VIEWS,
@@ -105,7 +105,7 @@ from embridge.allocator.records import (
 )
 
 MAGIC: Final = 0x31454744_4952424D  # "MBRIDGE1"
-LAYOUT_VERSION: Final = 11
+LAYOUT_VERSION: Final = 12
 PAGE_BYTES: Final = 4096
 HUGE_PAGE_BYTES: Final = 2 << 20
 

@@ -394,9 +394,7 @@ LANE_WORDS: Final = 32
 
 
 class RefusedNode(IntEnum):
-    """Words of a record of an encode node with which this language node cannot work; the bootstrap writes them, between
-    two steps of its generation, and over the oldest record.
-    """
+    """Words of a record of an encode node with which this one cannot work (the bootstrap, over the oldest one)."""
 
     REFUSED_NS = 1  # when
 
@@ -440,9 +438,7 @@ HEARD_WORDS: Final = HEARD_FIRST + NOTICES_A_LANE * NOTICE_WORDS
 
 
 class MissedItem(IntEnum):
-    """Words of a record of a key that was asked for in vain; the bootstrap writes them, between two steps of
-    `GENERATION`, and over the oldest record.
-    """
+    """Words of a record of a key that was asked for in vain (the bootstrap, over the oldest one)."""
 
     ASKED_NS = 1  # when it was asked for last
     NUM_ASKED = 2  # how often

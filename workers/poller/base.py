@@ -20,8 +20,8 @@ from embridge.allocator.slot_changes import SlotChanges
 from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.log_limit import MOST_LINES
-from embridge.workers.poller.paths import paths_of
 from embridge.workers.poller.followed_shelves import FollowedShelves
+from embridge.workers.poller.paths import paths_of
 from embridge.workers.poller.peer_watch import PeerWatch
 from embridge.workers.poller.reaper import Reaper
 from embridge.workers.poller.shelf_notices import ShelfNotices
