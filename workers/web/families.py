@@ -297,6 +297,12 @@ NODE: Final[tuple[Metered, ...]] = (
             _total(Metric.CACHE_MISSES)),
     Metered(Family("embridge_item_cache_evictions", "counter", "Items that have left the cache for others.",
                    role="language"), _total(Metric.CACHE_EVICTIONS)),
+    Metered(Family("embridge_item_notices_sent", "counter", "Changes of what is published that followers were told.",
+                   role="encode"), _total(Metric.NOTICES_SENT)),
+    Metered(Family("embridge_item_inventories_sent", "counter", "All that is published, told to a follower at once.",
+                   role="encode"), _total(Metric.INVENTORIES_SENT)),
+    Metered(Family("embridge_item_notice_gaps", "counter", "Times that what was missed of notices was asked for.",
+                   role="language"), _total(Metric.NOTICE_GAPS)),
 )  # fmt: skip
 """Every metric of a node, in the order in which it is shown."""
 
