@@ -24,12 +24,9 @@ class Lines(logging.Formatter):
         self.role = role
         self.node = node
 
-    def usesTime(self) -> bool:  # as `logging` asks it
-        return True
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:
         who = " ".join(filter(None, (self.role, self.node, self.process)))
-        return f"{record.asctime} {record.levelname} embridge[{who}] {record.message}"
+        return f"{self.formatTime(record)} {record.levelname} embridge[{who}] {super().format(record)}"
 
     def note(self, text: str) -> str:
         """A line of what is no record: what a library or a crash has printed, or what this module says itself."""
