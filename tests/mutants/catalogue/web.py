@@ -5,6 +5,7 @@ from typing import Final
 from ..mutant import Mutant
 
 _SERVER: Final = "tests/workers/web/test_web_server.py"
+_LINES: Final = "tests/workers/test_log_lines.py"
 _METRICS: Final = "tests/workers/web/test_metrics.py"
 
 WEB: Final = [
@@ -48,6 +49,6 @@ WEB: Final = [
         "workers/poller/base.py",
         ", extra={MOST_LINES: FAILURES_A_CAUSE})",
         ")",
-        ("tests/workers/test_log_lines.py::test_failed_requests_are_warned_of_each_code_by_itself_and_not_without_end",),
+        (f"{_LINES}::test_failed_requests_are_warned_of_each_code_by_itself_and_not_without_end",),
     ),
 ]
