@@ -72,7 +72,7 @@ def page() -> str:
             _HEAD,
             "## Of a node\n",
             _entries(of_node),
-            f"\nBuckets of histograms, in seconds: {bounds}.\n",
+            f"\n{textwrap.fill(f'Buckets of histograms, in seconds: {bounds}.', WIDTH)}\n",
             "## Of the discovery server\n",
             _entries(discovery.FAMILIES.values()),
             _SPANS,
