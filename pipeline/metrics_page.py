@@ -85,7 +85,7 @@ def _entries(families: Iterable[Family]) -> str:
 
 
 def _entry(it: Family) -> str:
-    facts = [it.kind]
+    facts: list[str] = [it.kind]
     if it.labels:
         facts.append(f"by {', '.join(f'`{label}`' for label in it.labels)}")
     if it.role:

@@ -138,7 +138,7 @@ def test_who_says_nothing_is_let_go_and_holds_nobody_up(site: Site) -> None:
 
 
 def test_who_does_not_read_its_answer_is_let_go(site: Site) -> None:
-    site.server._routes = {"/": lambda _: Answer(bytes(1 << 24))}  # type: ignore[attr-defined]
+    site.server._routes = {"/": lambda _: Answer(bytes(1 << 24))}
     sock = site.caller(b"GET / HTTP/1.1\r\n\r\n")
     site.turns()
     site.clock.ns += int(PATIENCE_S * NS)
