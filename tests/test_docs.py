@@ -122,7 +122,7 @@ def test_every_page_is_found_from_the_readme() -> None:
 
 @cache
 def files() -> set[str]:
-    found = (path for top in (*SOURCES, "docs") for path in (ROOT / top).rglob("*"))
+    found = (path for top in (*SOURCES, "docs", "deploy") for path in (ROOT / top).rglob("*"))
     return {str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts}
 
 
