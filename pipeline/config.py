@@ -6,6 +6,7 @@ No other module reads the environment for settings of embridge.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import tempfile
 import tomllib
@@ -370,6 +371,17 @@ def environment(environ: Mapping[str, str] | None = None) -> Layer:
     if "num_blocks" in values.get("geometry", {}):
         values.pop(POOL_TOKENS, None)
     return Layer(values, origins=origins)
+
+
+def json_variable(variable: str, environ: Mapping[str, str] | None = None) -> Any:
+    """What a variable of the environment says in JSON, for engines that have no place for our options; None: it is
+    empty, or not set. Raises ConfigError: it is no JSON.
+    """
+    text = (os.environ if environ is None else environ).get(variable, "")
+    try:
+        return json.loads(text) if text else None
+    except ValueError as error:
+        raise ConfigError(f"{variable}: {text!r} is no JSON: {error}") from None
 
 
 def _parsed(variable: str, text: str, expected: str, parse: Callable[[str], Any]) -> Any:

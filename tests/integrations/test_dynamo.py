@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.engines import stand_in_for_dynamo
 from support.fetching import no_door
-from support.nodes import LIMITS, Station, station
+from support.nodes import Station
 from support.waiting import wait_until
 
 from embridge import NotPublished, attach
-from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.pipeline.client import shelf_doors
 
 stand_in_for_dynamo()
 from embridge.integrations.dynamo import EmbridgeEmbeddingReceiver, EmbridgeEmbeddingSender  # noqa: E402
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(scope="module")
-def shelved(shared_dir: Path) -> Iterator[Station]:
-    """An encode node with a shelf of 2 MiB."""
-    limits = replace(LIMITS, shelf_bytes=32 * SHELF_BLOCK_BYTES)
-    with station("encode", shared_dir / "dynamo", limits=limits, deepstack_layers=3) as it:
-        yield it
 
 
 @pytest.fixture

@@ -22,8 +22,11 @@ OVER_SHARED_MEMORY = (
     *("pipeline/node/test_bad_nodes.py", "pipeline/node/test_dying.py"),
     *("pipeline/inspection/test_status.py", "transfers/test_lessons.py", "transfers/test_lessons_of_lifetimes.py"),
 )
+FOR_ENGINES = ("integrations/test_dynamo.py", "integrations/test_sglang_parts.py", "integrations/test_sglang_rooms.py")
 TOGETHER = {
-    f"tests/{name}": f"tests/{names[0]}" for names in (OVER_EVERY_ENGINE, OVER_SHARED_MEMORY) for name in names
+    f"tests/{name}": f"tests/{names[0]}"
+    for names in (OVER_EVERY_ENGINE, OVER_SHARED_MEMORY, FOR_ENGINES)
+    for name in names
 }
 """File -> which of them it goes with."""
 

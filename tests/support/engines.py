@@ -10,9 +10,12 @@ import importlib
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
+from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+# ---- Dynamo
 
 DYNAMO = "dynamo.common.multimodal.embedding_transfer"
 PACKAGES = ("dynamo", "dynamo.common", "dynamo.common.multimodal", "dynamo.common.utils")
@@ -65,3 +68,143 @@ def stand_in_for_dynamo() -> None:
     module.TransferRequest = TransferRequest
     module.AbstractEmbeddingSender = AbstractEmbeddingSender
     module.AbstractEmbeddingReceiver = AbstractEmbeddingReceiver
+
+
+# ---- SGLang
+
+SGLANG_BASE = "sglang.srt.disaggregation.base"
+
+
+class KVPoll:
+    """SGLang's numbers."""
+
+    Failed = 0
+    Bootstrapping = 1
+    WaitingForInput = 2
+    Transferring = 3
+    Success = 4
+
+
+class KVTransferMetric(NamedTuple):
+    """SGLang's, which is a dataclass."""
+
+    transfer_latency_s: float | None = None
+    alloc_latency_s: float | None = None
+    transfer_total_bytes: int | None = None
+
+
+class KVTransferDestination(StrEnum):
+    """SGLang's."""
+
+    DEVICE = "device"
+    HOST = "host"
+
+
+class BaseKVManager(ABC):
+    """SGLang's."""
+
+    @abstractmethod
+    def __init__(
+        self, args: Any, disaggregation_mode: Any, server_args: Any, is_mla_backend: bool | None = False
+    ) -> None: ...
+
+    @abstractmethod
+    def register_to_bootstrap(self) -> Any: ...
+
+
+class BaseKVSender(ABC):
+    """SGLang's."""
+
+    @abstractmethod
+    def __init__(
+        self, mgr: Any, bootstrap_addr: str, bootstrap_room: int, req_has_disagg_prefill_dp_rank: bool = False
+    ) -> None: ...
+
+    @abstractmethod
+    def init(self, num_kv_indices: int, aux_index: int | None = None) -> Any: ...
+
+    @abstractmethod
+    def send(self, kv_indices: Any, state_indices: Any = None, num_kv_tokens: int | None = None) -> Any: ...
+
+    @abstractmethod
+    def get_transfer_metric(self) -> Any: ...
+
+    @abstractmethod
+    def poll(self) -> Any: ...
+
+    @abstractmethod
+    def failure_exception(self) -> Any: ...
+
+
+class BaseKVReceiver(ABC):
+    """SGLang's."""
+
+    @abstractmethod
+    def __init__(self, mgr: Any, bootstrap_addr: str, bootstrap_room: int | None = None) -> None: ...
+
+    @abstractmethod
+    def init(self, prefill_dp_rank: int) -> Any: ...
+
+    @abstractmethod
+    def send_metadata(
+        self,
+        kv_indices: Any,
+        aux_index: int | None = None,
+        state_indices: Any = None,
+        decode_prefix_len: int | None = None,
+        destination: Any = KVTransferDestination.DEVICE,
+    ) -> Any: ...
+
+    @abstractmethod
+    def poll(self) -> Any: ...
+
+    @abstractmethod
+    def failure_exception(self) -> Any: ...
+
+
+class BaseKVBootstrapServer(ABC):
+    """SGLang's."""
+
+    @abstractmethod
+    def __init__(self, host: str, port: int) -> None: ...
+
+
+STANDS_IN = (BaseKVManager, BaseKVSender, BaseKVReceiver, BaseKVBootstrapServer)
+
+
+def has_sglang() -> bool:
+    """Whether SGLang itself is installed, with what its modules import."""
+    return importlib.util.find_spec("sglang") is not None
+
+
+def define_operators() -> None:
+    """Those which torchvision's build for CUDA wants when it is imported beside a torch without."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept.append(library)
+
+
+_kept: list[Any] = []
+
+
+def stand_in_for_sglang() -> None:
+    """Have SGLang's base classes importable: the real ones, where it is installed."""
+    if SGLANG_BASE in sys.modules:
+        return
+    if has_sglang():
+        define_operators()
+        importlib.import_module(SGLANG_BASE)
+        return
+    parts = SGLANG_BASE.split(".")
+    for count in range(1, len(parts) + 1):
+        package: Any = ModuleType(".".join(parts[:count]))
+        package.__path__ = []
+        sys.modules[package.__name__] = package
+    conn: Any = ModuleType(f"{SGLANG_BASE}.conn")
+    sys.modules[conn.__name__] = conn
+    for it in (*STANDS_IN, KVPoll, KVTransferMetric, KVTransferDestination):
+        setattr(package, it.__name__, it)
+        setattr(conn, it.__name__, it)

@@ -7,7 +7,6 @@ until its workers say that they have read it, whatever becomes of the request me
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -17,11 +16,11 @@ from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataR
 
 from embridge import Client, ConfigError, EmbridgeError, Item, ItemCache, WantStatus
 from embridge.integrations.membership import Membership
+from embridge.integrations.options import why_refused
 from embridge.integrations.vllm.producer import GONE, Producer
 from embridge.integrations.vllm.settings import Settings
 from embridge.pipeline.client.cache_memory import CacheMemory, RowsAt
 from embridge.pipeline.client.client import library_of
-from embridge.workers.addresses import numeric
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -174,17 +173,9 @@ class Consumer:
         return answer.is_ready and self._admit(request, wish, cache)
 
     def _why_refused(self, address: str) -> str:
-        try:
-            address = numeric(address)
-        except ValueError as error:
-            return str(error)
-        if self._settings.is_listed(address) or (self._own is not None and address == self._own.address):
+        if self._own is not None and address == self._own.address:
             return ""
-        if not self._settings.encoders and self._client is not None:
-            with contextlib.suppress(ValueError):  # it has no discovery
-                if any(node.bootstrap_addr == address for node in self._client.encode_nodes()):
-                    return ""
-        return f"{address} is none of the encode nodes that are allowed (encoders)"
+        return why_refused(address, self._settings.encoders, self._client)
 
     def _admit(self, request: Request, wish: Wish, cache: ItemCache) -> bool:
         """Take the items of a request that has all of them; False: one does not fit the model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -12,20 +11,12 @@ from typing import Any, Final
 
 from embridge import ConfigError, PipelineConfig
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
+from embridge.integrations.options import allowed_nodes, check_names, check_values, is_listed
 from embridge.pipeline.config import GIB, default_run_dir
-from embridge.workers.addresses import numeric
 
 MAX_KEY_BYTES: Final = 256
+SOURCE: Final = "ec_connector_extra_config"
 _PLAIN: Final = re.compile(r"[\w.-]{1,40}", re.ASCII)
-_KINDS: Final[dict[str, tuple[type, ...]]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "str": (str,),
-    "float": (int, float),
-    "tuple[str, ...]": (list, tuple),
-    "Mapping[str, Any]": (dict,),
-}
-_ANY_PORT: Final = ":*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,34 +45,20 @@ class Settings:
     """More settings of a node that is launched, by name, groups as tables: {"bootstrap_port": 8998}."""
 
     def __post_init__(self) -> None:
-        for it in dataclasses.fields(self):
-            value, kinds = getattr(self, it.name), _KINDS[str(it.type)]
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise ConfigError(f"ec_connector_extra_config: {it.name}: {value!r} is no {it.type}")
-        for name, least in (("shelf_bytes", SHELF_BLOCK_BYTES), ("cache_bytes", 1), ("wait_s", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"ec_connector_extra_config: {name}: {getattr(self, name)} < {least}")
+        check_values(self, SOURCE, shelf_bytes=SHELF_BLOCK_BYTES, cache_bytes=1, wait_s=0)
         if self.on_missing not in ("error", "encode"):
-            raise ConfigError(f"ec_connector_extra_config: on_missing: {self.on_missing!r} is no error or encode")
-        try:
-            allowed = [numeric(it.replace(_ANY_PORT, ":1")) for it in self.encoders]
-        except (AttributeError, ValueError) as error:
-            raise ConfigError(f"ec_connector_extra_config: encoders: {error}") from None
-        ports = [_ANY_PORT if it.endswith(_ANY_PORT) else "" for it in self.encoders]
-        rule = tuple(it.removesuffix(":1") + port if port else it for it, port in zip(allowed, ports, strict=True))
-        object.__setattr__(self, "encoders", rule)
+            raise ConfigError(f"{SOURCE}: on_missing: {self.on_missing!r} is no error or encode")
+        object.__setattr__(self, "encoders", allowed_nodes(self.encoders, SOURCE))
 
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> Settings:
         """From `ec_connector_extra_config`."""
-        known = {it.name for it in dataclasses.fields(cls)}
-        if unknown := sorted(extra.keys() - known):
-            raise ConfigError(f"ec_connector_extra_config: {unknown[0]} is none of {', '.join(sorted(known))}")
+        check_names(cls, extra, SOURCE)
         return cls(**extra)
 
     def is_listed(self, address: str) -> bool:
         """Whether a numeric address is among `encoders`."""
-        return address in self.encoders or address.rpartition(":")[0] + _ANY_PORT in self.encoders
+        return is_listed(address, self.encoders)
 
     def key(self, identifier: str) -> str:
         """Under which an item of vLLM's is published."""
