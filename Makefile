@@ -15,7 +15,8 @@ BUILT := allocator/_core.abi3.so
 TYPING := .build/typing
 APART := .build/wheelcheck
 PACKAGES := pipeline workers allocator
-ENGINES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embridge/dynamo
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embridge
+ENGINES := $(CACHE)/dynamo
 DYNAMO := ai-dynamo==1.6.1
 DYNAMO_NEEDS := pydantic pydantic-core typing-inspection annotated-types safetensors
 SOURCES := embridge $(PACKAGES) examples
@@ -108,11 +109,20 @@ wheelcheck: wheel  ## install the wheel apart, and run tests of rooms and packag
 		--rootdir "$(CURDIR)" -p no:cacheprovider -n auto -m "not storm" $(ARGS) \
 		"$(CURDIR)/tests/test_package.py" "$(CURDIR)/tests/allocator" "$(CURDIR)/tests/pipeline" "$(CURDIR)/tests/transfers"
 
-# Dynamo's package goes into a folder of its own. Of it the tests import one module, so it comes without dependencies.
-engines: $(BUILT)  ## tests of the classes for Dynamo over its own package (4 MB, kept in the user's cache)
+# The engines' packages go into folders of their own, one an engine. Of Dynamo's the tests import one module, so it comes
+# without dependencies. SGLang comes with what its modules import; a folder that is not complete is made anew.
+SGLANG_LIST := tests/integrations/sglang.txt
+SGLANG = $(CACHE)/sglang-$(firstword $(shell cksum < $(SGLANG_LIST)))
+engines: $(BUILT)  ## tests of what is for Dynamo and SGLang over their packages (4 MB, 1.3 GB; in the user's cache)
 	@test -d "$(ENGINES)/dynamo" || { echo "installing $(DYNAMO) into $(ENGINES)"; \
 		$(PIP) install --quiet --no-deps --target "$(ENGINES)" $(DYNAMO) $(DYNAMO_NEEDS); }
 	PYTHONPATH="$(ENGINES)" $(BIN)/python -m pytest -n 0 -p no:cacheprovider $(ARGS) tests/integrations/test_dynamo.py
+	@test -e "$(SGLANG)/.complete" || { rm -rf "$(SGLANG)"; \
+		echo "installing SGLang into $(SGLANG): 1.3 GB, of which Triton is 1 GB; two minutes"; \
+		{ $(PIP) install --quiet --no-deps --target "$(SGLANG)" -r $(SGLANG_LIST) && touch "$(SGLANG)/.complete"; } || \
+		echo "SKIPPED: the tests over SGLang itself: it cannot be installed; pip says why above" >&2; }
+	@test ! -e "$(SGLANG)/.complete" || PYTHONPATH="$(SGLANG)" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 \
+		-p no:cacheprovider $(ARGS) tests/integrations/test_sglang*.py
 
 clean:  ## remove what was built, .venv too
 	rm -rf $(VENV) .build build dist embridge.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis allocator/*.so

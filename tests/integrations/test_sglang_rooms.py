@@ -262,6 +262,17 @@ def test_of_several_ranks_all_succeed_or_all_fail(shelved: Station, managers: Ma
         it.clear()
 
 
+def test_blocks_are_taken_only_for_a_node_that_is_there(managers: Making, room: int) -> None:
+    """P5: until the handshake a request is Bootstrapping, and holds nothing."""
+    receiver = EmbridgeKVReceiver(managers("decode"), "127.0.0.1:1", room)
+    receiver.init(0)
+    for _ in range(100):
+        assert receiver.poll() == KVPoll.Bootstrapping
+    receiver.abort()
+    wait_until(lambda: receiver.poll() == KVPoll.Failed)
+    receiver.clear()
+
+
 def test_what_does_not_fit_is_refused(shelved: Station, language: Station, managers: Making) -> None:
     with pytest.raises(ValueError, match="'null' is none of prefill"):
         managers("null")
