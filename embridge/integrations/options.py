@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from embridge import Client, ConfigError
+from embridge import Client, ConfigError, EmbridgeError
 from embridge.workers.addresses import numeric
 
 ANY_PORT: Final = ":*"
@@ -63,9 +63,14 @@ def why_refused(address: str, encoders: Sequence[str], client: Client | None) ->
         return str(error)
     if is_listed(address, encoders):
         return ""
-    told = client.encode_nodes() if not encoders and client is not None and has_discovery(client) else []
-    if any(node.bootstrap_addr == address for node in told):
-        return ""
+    if not encoders and client is not None:
+        try:
+            if any(node.bootstrap_addr == address for node in client.encode_nodes()):
+                return ""
+        except ValueError:
+            pass  # it has no discovery
+        except EmbridgeError as error:
+            return str(error)
     return f"{address} is none of the encode nodes that are allowed (encoders)"
 
 

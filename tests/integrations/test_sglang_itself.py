@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 import torch
@@ -26,6 +26,9 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(not has_sglang(), reason="SGLang is not installed here; `make engines` installs it apart"),
 ]
+
+
+SMALL: Final = {"geometry": {"hidden_size": 64, "num_blocks": 8}, "lock_memory": False}
 
 
 class Pair(NamedTuple):
@@ -103,6 +106,13 @@ def test_both_ranks_get_every_byte_and_it_was_fetched_once(pair: Pair, language:
     assert fetched(language) - before == 2
 
 
+def test_what_a_turn_costs_in_which_a_request_waits(pair: Pair) -> None:
+    """A figure, for the page: it is no promise."""
+    for rank in pair.ranks:
+        rank.start(sglang.exchanges_s, 1000)
+    print(f"telling the other rank takes {max(rank.result() for rank in pair.ranks) * 1e6:.0f} us a turn")
+
+
 def test_what_finds_no_room_on_the_shelf_comes_by_sglangs_own_way(pair: Pair) -> None:
     """Also beside a part that is published."""
     tokens = [13000, 40]  # of 192 bytes: more than 2 MiB
@@ -117,6 +127,30 @@ def test_a_request_that_is_aborted_or_whose_encoder_fails_leaves_nothing(pair: P
 
 def test_an_encoder_with_another_way_of_delivery_is_refused(pair: Pair) -> None:
     assert "give zmq_to_scheduler" in pair.encoder.call(sglang.refuses, "mooncake")
+
+
+def test_a_bootstrap_server_is_an_encode_node_which_a_manager_joins_again(own_dir: Path) -> None:
+    rooms = importlib.import_module("embridge.integrations.sglang.rooms")
+    mode = importlib.import_module("sglang.srt.disaggregation.utils").DisaggregationMode.PREFILL
+    port, path = port_to_keep(), own_dir / "encode"
+
+    def begun() -> Any:
+        server = rooms.EmbridgeKVBootstrapServer("127.0.0.1", port, run_dir=path, **SMALL)
+        assert server.address == f"tcp://127.0.0.1:{port}"
+        return server
+
+    server = begun()
+    manager = rooms.EmbridgeKVManager(None, mode, None, run_dir=path)
+    before = manager.client
+    manager.register_to_bootstrap()
+    assert manager.client is before
+    server.close()
+    wait_until(lambda: before.node_gone)
+    server = begun()
+    manager.register_to_bootstrap()
+    assert not manager.client.node_gone
+    manager.close()
+    server.close()
 
 
 def test_requests_of_a_dead_encode_node_fail_within_a_second(pair: Pair) -> None:

@@ -143,12 +143,16 @@ def test_rows_may_be_given_from_blocks_of_the_encoders_own(shelved: Station, man
     rows = rows_of(encoding.client.geometry, room, 0, 512)
     order = torch.tensor([2, 0, 3, 1])
     blocks = {name: it.view(4, 128, *it.shape[1:])[order.argsort()] for name, it in rows._asdict().items()}
-    encoding.set_source(**blocks)
     driver = Driver(decoding, shelved.addr, room)
     driver.grant(DEFAULT)
     sender = EmbridgeKVSender(encoding, "", room)
     sender.send(order[:2].numpy())  # not open: no effect
     sender.init(500, mrope_position_delta=DELTA)
+    with pytest.raises(ValueError, match="set_source"):
+        sender.send(order[:2].numpy())
+    encoding.set_source(**blocks)
+    with pytest.raises(ValueError, match="257 > 256 in these blocks"):
+        sender.send(order[:2].numpy(), num_kv_tokens=257)
     sender.send(order[:2].numpy())
     sender.send(order[2:3].numpy(), num_kv_tokens=128)
     sender.send(order[3:].numpy())

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from embridge.pipeline.client.fetching import LOOK_AT_DOORS_NS
+from embridge.workers.timing import NS
 from support.engines import define_operators
 from support.waiting import wait_until
 
@@ -133,7 +135,7 @@ def encode(state: SimpleNamespace, rid: str, part: int, num_parts: int, seed: in
 
 
 def kill_before_telling(state: SimpleNamespace, group: int) -> None:
-    """The next part is published, and its node killed before anybody is told."""
+    """The next part is published, and its node killed; all are told when who has mapped its shelf has let go of it."""
     published = state.encoder.delivery.published
     publish = published.publish
 
@@ -141,6 +143,7 @@ def kill_before_telling(state: SimpleNamespace, group: int) -> None:
         published.publish = publish
         told = await publish(rows)
         os.killpg(group, signal.SIGKILL)
+        await asyncio.sleep(3 * LOOK_AT_DOORS_NS / NS)  # nobody tells this process when another has done so
         return told
 
     published.publish = publish_and_kill
@@ -216,4 +219,14 @@ def is_forgotten(state: SimpleNamespace) -> bool:
 
 def end_rank(state: SimpleNamespace) -> None:
     state.receiver._parts.close()
-    torch.distributed.destroy_process_group()
+    distributed = importlib.import_module("sglang.srt.distributed.parallel_state")
+    distributed.destroy_model_parallel()
+    distributed.destroy_distributed_environment()
+
+
+def exchanges_s(state: SimpleNamespace, count: int) -> float:
+    """Seconds of one turn's telling, of so many, with nothing to tell."""
+    parts, begun = state.receiver._parts, time.perf_counter()
+    for _ in range(count):
+        parts.exchange()
+    return (time.perf_counter() - begun) / count

@@ -111,10 +111,12 @@ class Parts:
     def keep(self, rids: Collection[str]) -> None:
         """Forget all requests but these: they have left the list of those that wait."""
         for rid in [rid for rid in self._wanted if rid not in rids]:
-            del self._wanted[rid]
+            parts = self._wanted.pop(rid)
             self._news.pop(rid, None)
             if self._cache is not None:
                 self._cache.end(rid)
+                for part in parts.values():  # of which no other request will ever hear
+                    self._cache.forget(part.key)
         for rid in [rid for rid in self._placed if rid not in rids]:
             del self._placed[rid]
         if self._is_waiting and self._client is not None:

@@ -219,10 +219,14 @@ class EmbridgeKVSender(_Handle, BaseKVSender):
         """
         if self._handle is None:
             return
+        if not self._manager.source:
+            raise ValueError("kv_indices: no buffers were named; call the manager's set_source")
         blocks = torch.as_tensor(np.asarray(kv_indices, np.int64))
         rows: dict[str, Any] = {name: buffer[blocks].flatten(0, 1) for name, buffer in self._manager.source.items()}
-        there = next(iter(rows.values())).shape[0] if rows else 0
+        there = next(iter(rows.values())).shape[0]
         count = min(there, self._handle.total_tokens - self._given) if num_kv_tokens is None else num_kv_tokens
+        if count > there:
+            raise ValueError(f"num_kv_tokens: {count} > {there} in these blocks")
         if self._handle.write(self._given, **{name: it[:count] for name, it in rows.items()}):
             self._given += count
 
