@@ -109,8 +109,8 @@ wheelcheck: wheel  ## install the wheel apart, and run tests of rooms and packag
 		--rootdir "$(CURDIR)" -p no:cacheprovider -n auto -m "not storm" $(ARGS) \
 		"$(CURDIR)/tests/test_package.py" "$(CURDIR)/tests/allocator" "$(CURDIR)/tests/pipeline" "$(CURDIR)/tests/transfers"
 
-# The engines' packages go into folders of their own, one an engine. Of Dynamo's the tests import one module, so it comes
-# without dependencies. SGLang comes with what its modules import; a folder that is not complete is made anew.
+# The engines' packages go into folders of their own, one an engine. Of Dynamo's the tests import one module, so it
+# comes without dependencies. SGLang comes with what its modules import; a folder that is not complete is made anew.
 SGLANG_LIST := tests/integrations/sglang.txt
 SGLANG = $(CACHE)/sglang-$(firstword $(shell cksum < $(SGLANG_LIST)))
 engines: $(BUILT)  ## tests of what is for Dynamo and SGLang over their packages (4 MB, 1.3 GB; in the user's cache)

@@ -255,13 +255,11 @@ def test_every_setting_is_read(group: Any) -> None:
 PUBLIC = {
     "from_toml": "of a configuration, for who launches a node from Python",
     "publishing": "of a shelf, for who makes rows where they will be read",
-    "prefetch": "of an item cache",
     "buffered_chunks": "of a request, for who looks at it before its end",
     "copy_to": "of a result, for who needs its rows elsewhere",
     "pop_available": "of a transfer queue, for who reads rows as they land",
     "kept_bytes": "of a fetch, for who decides whether to retry it",
-    "allocate": "of a receiver, without the queues",
-    "resume_transfer": "the same",
+    "retry": "of a receiver, without the queues",
 }
 CALLED_BY_OTHERS = {
     "emit": "logging",

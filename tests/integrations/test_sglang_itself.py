@@ -21,11 +21,9 @@ from support.waiting import wait_until
 
 from embridge.allocator.metrics import Metric
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not has_sglang(), reason="SGLang is not installed here; `make engines` installs it apart"),
-]
+if not has_sglang():
+    pytest.skip("SGLang is not installed here; `make engines` installs it apart", allow_module_level=True)
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 
 SMALL: Final = {"geometry": {"hidden_size": 64, "num_blocks": 8}, "lock_memory": False}

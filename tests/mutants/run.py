@@ -134,7 +134,8 @@ class Copy:
             else:
                 shutil.copy2(source, self.tree / name)
         (self.site / "embridge").mkdir(parents=True)
-        for part in (*(self.tree / package for package in PACKAGES), *(self.tree / "embridge").glob("*.py")):
+        own = [part for part in (self.tree / "embridge").iterdir() if part.name != "__pycache__"]
+        for part in (*(self.tree / package for package in PACKAGES), *own):
             (self.site / "embridge" / part.name).symlink_to(part)
 
     def apply(self, mutant: Mutant) -> None:
@@ -225,7 +226,7 @@ def _be_pytest(tree: Path, site: Path, said: Path, mark: str, arguments: list[st
     os.environ.update(PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", **{MARK: mark})
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(site))
-    for package in PACKAGES:
+    for package in (*PACKAGES, "integrations"):
         spec = importlib.util.find_spec(f"embridge.{package}")
         assert spec is not None
         assert spec.origin is not None
