@@ -146,10 +146,9 @@ def stations(shared_dir: Path) -> Iterator[Callable[..., Station]]:
         def get(role: str, name: str, engine: str, **settings: Any) -> Station:
             if (name, engine) not in made:
                 path = shared_dir / f"{name}-{engine}"
+                over: dict[str, Any] = {"limits": TWO_WORKERS, **settings}
                 made[name, engine] = stack.enter_context(
-                    station(
-                        role, path, engine=engine, deepstack_layers=3, beat_s=BEAT_S, limits=TWO_WORKERS, **settings
-                    )
+                    station(role, path, engine=engine, deepstack_layers=3, beat_s=BEAT_S, **over)
                 )
             return made[name, engine]
 

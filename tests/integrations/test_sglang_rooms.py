@@ -266,12 +266,15 @@ def test_of_several_ranks_all_succeed_or_all_fail(shelved: Station, managers: Ma
         it.clear()
 
 
-def test_blocks_are_taken_only_for_a_node_that_is_there(managers: Making, room: int) -> None:
+def test_blocks_are_taken_only_for_a_node_that_is_there(shelved: Station, managers: Making, room: int) -> None:
     """P5: until the handshake a request is Bootstrapping, and holds nothing."""
-    receiver = EmbridgeKVReceiver(managers("decode"), "127.0.0.1:1", room)
+    receiver = EmbridgeKVReceiver(managers("decode"), shelved.addr, room)
     receiver.init(0)
-    for _ in range(100):
-        assert receiver.poll() == KVPoll.Bootstrapping
+    assert receiver._handle is not None
+    while not receiver._handle.handshake_done:
+        found = receiver.poll()
+        assert found == KVPoll.Bootstrapping or receiver._handle.handshake_done
+    assert receiver.poll() == KVPoll.WaitingForInput
     receiver.abort()
     wait_until(lambda: receiver.poll() == KVPoll.Failed)
     receiver.clear()
