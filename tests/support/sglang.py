@@ -61,7 +61,7 @@ def begin_encoder(state: SimpleNamespace, options: str) -> str:
     server = importlib.import_module(f"{ENCODER}.server")
     _init_lightly(server.MMEncoder)
     _begin(state)
-    http = importlib.import_module(f"{ENCODER}.http_server")
+    http: Any = importlib.import_module(f"{ENCODER}.http_server")
     uvicorn = importlib.import_module("uvicorn")
     state.loop = asyncio.new_event_loop()
     begun = threading.Event()
