@@ -23,7 +23,7 @@ from embridge.allocator.metrics import Metric
 
 if not has_sglang():
     pytest.skip("SGLang is not installed here; `make engines` installs it apart", allow_module_level=True)
-pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]  # three processes import SGLang
 
 
 SMALL: Final = {"geometry": {"hidden_size": 64, "num_blocks": 8}, "lock_memory": False}
@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="module")
 def pair(shared_dir: Path, language: Station) -> Iterator[Pair]:
     with shelf_node(shared_dir / "sglang") as node, running("encoder") as encoder:
-        url = encoder.call(sglang.begin_encoder, f'{{"run_dir": "{node.run_dir}"}}', timeout_s=240)
+        url = encoder.call(sglang.begin_encoder, f'{{"run_dir": "{node.run_dir}"}}', timeout_s=800)
         options = f'{{"run_dir": "{language.run_dir}", "encoders": ["tcp://127.0.0.1:*"]}}'
         meet_at = f"tcp://127.0.0.1:{port_to_keep()}"
         with running("rank 0") as first, running("rank 1") as second:
@@ -61,7 +61,7 @@ def pair(shared_dir: Path, language: Station) -> Iterator[Pair]:
             for number, rank in enumerate(ranks):
                 rank.start(sglang.begin_rank, options, number, 2, meet_at)
             for rank in ranks:
-                assert rank.result(240) == "embridge.integrations.sglang.plugin.ReceiverByHTTP"
+                assert rank.result(800) == "embridge.integrations.sglang.plugin.ReceiverByHTTP"
             yield Pair(node, encoder, url, ranks)
             for rank in ranks:
                 rank.call(sglang.end_rank)
