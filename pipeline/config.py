@@ -6,7 +6,6 @@ No other module reads the environment for settings of embridge.
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import tempfile
 import tomllib
@@ -125,7 +124,8 @@ class PipelineConfig:
     log_level: str = setting(
         "INFO", "What the node's processes log: INFO the start and what happens to the node, WARNING failed requests "
         "and what is mended, DEBUG every step of a request.",
-        choices=lambda: ("DEBUG", "INFO", "WARNING", "ERROR"), is_flag=True, why="it has what happens to a node, and nothing for each request",
+        choices=lambda: ("DEBUG", "INFO", "WARNING", "ERROR"), is_flag=True,
+        why="it has what happens to a node, and nothing for each request",
     )  # fmt: skip
     log_format: str = setting(
         "text", "Lines for people, or JSON, an object a line.", choices=lambda: FORMATS, is_flag=True,
@@ -371,17 +371,6 @@ def environment(environ: Mapping[str, str] | None = None) -> Layer:
     if "num_blocks" in values.get("geometry", {}):
         values.pop(POOL_TOKENS, None)
     return Layer(values, origins=origins)
-
-
-def json_variable(variable: str, environ: Mapping[str, str] | None = None) -> Any:
-    """What a variable of the environment says in JSON, for engines that have no place for our options; None: it is
-    empty, or not set. Raises ConfigError: it is no JSON.
-    """
-    text = (os.environ if environ is None else environ).get(variable, "")
-    try:
-        return json.loads(text) if text else None
-    except ValueError as error:
-        raise ConfigError(f"{variable}: {text!r} is no JSON: {error}") from None
 
 
 def _parsed(variable: str, text: str, expected: str, parse: Callable[[str], Any]) -> Any:

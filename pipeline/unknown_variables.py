@@ -11,6 +11,8 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 PREFIX: Final = "EMBRIDGE_"
+OF_ENGINES: Final = frozenset({"EMBRIDGE_SGLANG"})
+"""Read by integrations, in processes that may launch a node, too."""
 _NEAR: Final = 0.6  # of difflib's ratio: a letter more or less, two that are swapped, a word that is missing
 _OF_KUBERNETES: Final = re.compile(r"\w*_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*", re.ASCII)
 _LINK: Final = re.compile(r"\w*_PORT=(tcp|udp|sctp)://.*", re.ASCII)
@@ -22,7 +24,7 @@ _told: set[str] = set()
 def warn(variables: Mapping[str, str], known: Iterable[str]) -> None:
     """Log a warning for each variable that begins as settings do and is none of the `known`; once a process."""
     names = set(known)
-    for variable in sorted(variables.keys() - names - _told):
+    for variable in sorted(variables.keys() - names - OF_ENGINES - _told):
         if not variable.startswith(PREFIX):
             continue
         near = nearest(variable, names)

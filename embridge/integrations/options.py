@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -18,6 +20,17 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "tuple[str, ...]": (list, tuple),
     "Mapping[str, Any]": (dict,),
 }
+
+
+def json_variable(variable: str) -> Any:
+    """What a variable of the environment says in JSON, for engines that have no place for our options; None: it is
+    empty, or not set. Raises ConfigError: it is no JSON.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        return json.loads(text) if text else None
+    except ValueError as error:
+        raise ConfigError(f"{variable}: {text!r} is no JSON: {error}") from None
 
 
 def check_names(options: type[Any], given: Mapping[str, Any], source: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from embridge import PipelineConfig
+from embridge.integrations.sglang.options import VARIABLE
 from embridge.pipeline.cli import main
 from embridge.pipeline.config import all_settings
 from embridge.pipeline.settings_toml import sample
@@ -110,6 +111,11 @@ def test_what_kubernetes_puts_there_for_a_service_is_not_named(caplog: pytest.Lo
     PipelineConfig.from_env(links, role="encode")
     assert not caplog.messages
     assert nearest("EMBRIDGE_LM_PORT_80_TCP_ADDR", ["EMBRIDGE_HOST"]) is None
+
+
+def test_what_an_integration_reads_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    PipelineConfig.from_env({VARIABLE: "{}"}, role="encode")
+    assert not caplog.messages
 
 
 def test_help_has_every_default() -> None:

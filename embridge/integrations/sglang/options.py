@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from embridge import ConfigError
-from embridge.integrations.options import allowed_nodes, check_names, check_values
-from embridge.pipeline.config import GIB, default_run_dir, json_variable
+from embridge.integrations.options import allowed_nodes, check_names, check_values, json_variable
+from embridge.pipeline.config import GIB, default_run_dir
 
 VARIABLE: Final = "EMBRIDGE_SGLANG"
 
