@@ -142,6 +142,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.has_web not in (0, 1):
+            raise ValueError(f"has_web: {self.has_web} is neither 0 nor 1")
         if self.num_slots % SLOTS_PER_PAGE:
             raise ValueError(f"num_slots: {self.num_slots} is no multiple of {SLOTS_PER_PAGE}")
         if self.ring_records & (self.ring_records - 1):

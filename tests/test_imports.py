@@ -184,10 +184,12 @@ def test_who_uses_zeromq_starts_no_thread() -> None:
 
 def test_the_environment_is_read_in_one_place() -> None:
     """But for the variables of Mooncake and numpy, which they read themselves: they are set, and checked, where those
-    are started. Those of a service manager are taken out of it.
+    are started. Those of a service manager are taken out of it. An engine whose command line has no place for options
+    of an integration has them in a variable.
     """
     for path, tree in parsed():
         if path in (
+            Path("embridge/integrations/options.py"),
             Path("pipeline/config.py"),
             Path("pipeline/node/launcher_start.py"),
             Path("pipeline/node/service_manager.py"),

@@ -259,11 +259,9 @@ PUBLIC = {
     "copy_to": "of a result, for who needs its rows elsewhere",
     "pop_available": "of a transfer queue, for who reads rows as they land",
     "kept_bytes": "of a fetch, for who decides whether to retry it",
-    "retry": "of a receiver, without the queues",
 }
 CALLED_BY_OTHERS = {
     "emit": "logging",
-    "filter": "logging",
     "resolve": "aiohttp",
     "get_command": "click",
     "format_commands": "click",

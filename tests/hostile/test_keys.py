@@ -251,7 +251,9 @@ def test_launch_refuses_keys_that_cannot_be_used_in_one_line(tmp_path: Path) -> 
     write_key_file(secret, PAIR)
     secret.chmod(0o644)
     allow.write_text(f"- {KEY2}\n")
-    code, out, err = invoke("launch", "--run-dir", tmp_path / "n", "--key-file", secret, "--allow-file", allow)
+    code, out, err = invoke(
+        *("launch", "--role", "encode", "--run-dir", tmp_path / "n", "--key-file", secret, "--allow-file", allow)
+    )
     assert (code, out) == (2, "")
     assert err.splitlines() == [f"embridge: key file {secret}: mode 644, others may use it; run `chmod 600 {secret}`"]
     assert not (tmp_path / "n").exists()

@@ -109,7 +109,14 @@ class FrameMaker:
             else rng.choice(("", "tcp://x:2"))
         )
         first, required, sent = rng.choice((0, 1, 2**32 - 1)), rng.choice((1, 2, 64)), some
-        match rng.randrange(17):
+        changes = [
+            msg.ItemNotice(
+                rng.choice((0, 1, 2, 2**32 - 1)), rng.choice((0, 1, 2, 2**63 - 1)), some, b"k" * rng.choice((0, 1, 256))
+            )
+            for _ in range(rng.choice((0, 1, 2, 20)))
+        ]
+        stream, number = rng.choice((0, 1, 2, 2**63 - 1)), rng.choice((0, 1, 2, 3, 2**63 - 1))
+        match rng.randrange(20):
             case 0:
                 return msg.Register(
                     envelope=envelope, bootstrap_addr="tcp://10.0.0.22:1",
@@ -142,6 +149,13 @@ class FrameMaker:
                     envelope, key, endpoint, 0, 1, 0, blocks, first, 1, len(blocks) * 4, rng.choice((0, 1, 2)), item,
                     rng.choice((0, 1, 2**63 - 1)),
                 )
+            case 17:
+                return msg.Follow(envelope, stream, number)
+            case 18:
+                return msg.Notices(envelope, stream, number, changes)
+            case 19:
+                ends = rng.choice((1, 2, 2**32 - 1)), rng.choice((1, 2, 2**32 - 1))
+                return msg.Inventory(envelope, stream, number, rng.choice((0, 1, 2**32 - 1)), *ends, changes)
             case 6:
                 return msg.Resume(envelope, key, endpoint, 0, 1, 0, blocks, first, required, len(blocks) * 4, sent)
             case 7:

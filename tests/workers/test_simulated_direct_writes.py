@@ -21,7 +21,7 @@ from embridge.workers.timing import NS
 
 SOME = range(400_000, 400_012)
 MORE = range(400_000, 400_024)
-SEVERAL = range(36, 41)
+SEVERAL = range(40, 45)
 MIX = [mixture for mixture in DIRECT_MIXTURES if mixture[1] != "retries"]
 
 

@@ -23,6 +23,7 @@ GEOMETRY: Final = Geometry(hidden_size=16, block_size=4, num_blocks=6)
 KEYS: Final = "abc"
 LIMIT_S: Final = 400.0
 ROOMY, SHORT = 16, 2  # blocks of a shelf, of which each item takes one
+MANY: Final = 25
 KINDS: Final = ("none", "evictions", "aborts", "readers", "publishers", "languages", "retries")
 
 
@@ -73,9 +74,17 @@ class Fetches:
         self.publisher.call(partial(self._publish_now, key, version, replaces))
 
     def _publish_now(self, key: str, version: int, replaces: bool) -> None:
-        result = self.publisher.client.publish(key, rows_of(version), replace=replaces)
+        result = self.publisher.client.publish(key, self._rows_of(version), replace=replaces)
         if result.status == PublishStatus.READY:
             self.published[key, result.generation] = version
+
+    def _rows_of(self, version: int) -> torch.Tensor:
+        """(rows, width) of a version, whose bytes end somewhere in a row of the nodes' own; where fetches are given up
+        and retried, so many that they come in a good number of rounds.
+        """
+        num_rows, width = version % 5 + 1, 7 * (version % 13) + 3
+        num_rows *= MANY if self.kind == "retries" else 1
+        return (torch.arange(num_rows * width) * 31 + version).to(torch.int16).view(num_rows, width)
 
     def _fetch(self) -> None:
         key, reader = self.rng.choice(KEYS), self.reader
@@ -178,7 +187,7 @@ class Fetches:
         with fetch.result() as item:
             assert isinstance(item.key, str)
             version = self.published[item.key, item.generation]
-            assert torch.equal(item.rows, rows_of(version)), f"{item.key}: not version {version}"
+            assert torch.equal(item.rows, self._rows_of(version)), f"{item.key}: not version {version}"
             assert fetch.generation in (0, item.generation)
             self.num_items += 1
 
@@ -191,8 +200,3 @@ class Fetches:
             return True
         return fetch in self.given_up
 
-
-def rows_of(version: int) -> torch.Tensor:
-    """(rows, width) of a version, whose bytes end somewhere in a row of the nodes' own."""
-    num_rows, width = version % 5 + 1, 7 * (version % 13) + 3
-    return (torch.arange(num_rows * width) * 31 + version).to(torch.int16).view(num_rows, width)

@@ -132,15 +132,16 @@ def test_its_settings_are_a_group_of_the_node(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"^cable\.length_m: 100\.0 is outside 0 to 100 \(from EMBRIDGE_CABLE_LENGTH_M\)"
     ):
-        PipelineConfig.from_env({"EMBRIDGE_CABLE_LENGTH_M": "100"})
+        PipelineConfig.from_env({"EMBRIDGE_CABLE_LENGTH_M": "100"}, role="encode")
     assert [it.name for group, it in all_settings() if group == "cable"] == ["colour", "length_m"]
     assert "--cable-length-m FLOAT" in CliRunner().invoke(main, ["launch", "--help"]).output
-    assert node_config(None, {"cable_length_m": 5.0}).engine_settings["cable"].length_m == 5.0
+    assert node_config(None, {"role": "encode", "cable_length_m": 5.0}).engine_settings["cable"].length_m == 5.0
     with pytest.raises(ConfigError, match=r"^cable\.length_m: 100\.0 is outside 0 to 100 \(from --cable-length-m\)"):
-        node_config(None, {"cable_length_m": 100.0})
+        node_config(None, {"role": "encode", "cable_length_m": 100.0})
     section = " ".join(page().partition("## Cable: `[cable]`\n")[2].split())
-    assert "`--cable-length-m`, `EMBRIDGE_CABLE_LENGTH_M`." in section
-    colour = "- **`colour`** (text; one of grey, red; default grey): What it looks like. `EMBRIDGE_CABLE_COLOUR`."
+    assert "`--cable-length-m`, `EMBRIDGE_CABLE_LENGTH_M`, TOML `cable.length_m`." in section
+    colour = "- **`colour`** (text; one of grey, red; default grey): What it looks like. `EMBRIDGE_CABLE_COLOUR`, "
+    colour += "TOML `cable.colour`."
     assert colour in section
 
 
