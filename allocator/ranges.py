@@ -38,6 +38,18 @@ class Ranges:
             begin = self._free.pop(index - 1)[0]
         insort(self._free, (begin, end))
 
+    def cut(self, size: int) -> list[tuple[int, int]]:
+        """Take away so many free bytes, those at the highest addresses; all, if there are fewer."""
+        found: list[tuple[int, int]] = []
+        while size > 0 and self._free:
+            begin, end = self._free.pop()
+            keep = max(begin, end - -(-size // self._granularity) * self._granularity)
+            if keep > begin:
+                self._free.append((begin, keep))
+            found.append((keep, end))
+            size -= end - keep
+        return found
+
     @property
     def free_bytes(self) -> int:
         return sum(end - begin for begin, end in self._free)

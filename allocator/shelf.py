@@ -94,6 +94,19 @@ def begin_shelf(mapping: Mapping, layout: ControlLayout, incarnation: int) -> No
 _UNSEEN: Final = {ItemState.FILLING: "filling", ItemState.SHOWING: "filling", ItemState.RETIRED: "retired"}
 
 
+def raw_key(key: str | bytes) -> bytes:
+    """The bytes of a key. Raises ValueError for what is no key."""
+    if not isinstance(key, str | bytes):
+        raise ValueError(f"key: {type(key).__name__} is neither str nor bytes")
+    try:
+        raw = key.encode() if isinstance(key, str) else key
+    except UnicodeEncodeError as error:
+        raise ValueError(f"key: {key!r} is no text: {error}") from None
+    if not 0 < len(raw) <= MAX_KEY_BYTES:
+        raise ValueError(f"key: {len(raw)} bytes is outside 1 to {MAX_KEY_BYTES} bytes")
+    return raw
+
+
 class ItemKey(NamedTuple):
     """A key, as the shelf of one node looks for it."""
 
@@ -103,14 +116,7 @@ class ItemKey(NamedTuple):
     @classmethod
     def of(cls, key: str | bytes, node: tuple[int, int]) -> ItemKey:
         """`node`: id and incarnation of the shelf's node. Raises ValueError for what is no key."""
-        if not isinstance(key, str | bytes):
-            raise ValueError(f"key: {type(key).__name__} is neither str nor bytes")
-        try:
-            raw = key.encode() if isinstance(key, str) else key
-        except UnicodeEncodeError as error:
-            raise ValueError(f"key: {key!r} is no text: {error}") from None
-        if not 0 < len(raw) <= MAX_KEY_BYTES:
-            raise ValueError(f"key: {len(raw)} bytes is outside 1 to {MAX_KEY_BYTES} bytes")
+        raw = raw_key(key)
         return cls(blake2b(raw, digest_size=16, key=pack("<QQ", *node)).digest(), raw)
 
 

@@ -46,20 +46,24 @@ if TYPE_CHECKING:
     from embridge.allocator.shelf import ShelfCounts as ShelfCounts
     from embridge.allocator.status import Phase as Phase
     from embridge.pipeline.attach import attach as attach
+    from embridge.pipeline.client.cache_memory import CacheReader as CacheReader
+    from embridge.pipeline.client.cache_memory import RowsAt as RowsAt
     from embridge.pipeline.client.cached_items import CacheCounts as CacheCounts
+    from embridge.pipeline.client.cached_items import HeldItem as HeldItem
+    from embridge.pipeline.client.cached_items import Wanted as Wanted
+    from embridge.pipeline.client.cached_items import WantStatus as WantStatus
     from embridge.pipeline.client.client import Client as Client
     from embridge.pipeline.client.fetch import Fetch as Fetch
     from embridge.pipeline.client.fetch import Item as Item
     from embridge.pipeline.client.in_place import WritableRows as WritableRows
     from embridge.pipeline.client.item_cache import ItemCache as ItemCache
-    from embridge.pipeline.client.item_cache import Wanted as Wanted
-    from embridge.pipeline.client.item_cache import WantStatus as WantStatus
     from embridge.pipeline.client.publishing import ClientShelf as ClientShelf
     from embridge.pipeline.client.publishing import Published as Published
     from embridge.pipeline.client.publishing import PublishedRows as PublishedRows
     from embridge.pipeline.client.publishing import PublishStatus as PublishStatus
     from embridge.pipeline.client.publishing import WhyDropped as WhyDropped
     from embridge.pipeline.client.receiver import EmbeddingReceiver as EmbeddingReceiver
+    from embridge.pipeline.client.request_items import RequestItems as RequestItems
     from embridge.pipeline.client.sender import EmbeddingSender as EmbeddingSender
     from embridge.pipeline.client.subscriptions import ItemNotice as ItemNotice
     from embridge.pipeline.client.subscriptions import Subscription as Subscription
@@ -106,15 +110,17 @@ _NAMES = {
     "embridge.allocator.shelf": ("ItemRecord", "ShelfCounts"),
     "embridge.allocator.status": ("Phase",),
     "embridge.pipeline.attach": ("attach",),
-    "embridge.pipeline.client.cached_items": ("CacheCounts",),
+    "embridge.pipeline.client.cache_memory": ("CacheReader", "RowsAt"),
+    "embridge.pipeline.client.cached_items": ("CacheCounts", "HeldItem", "WantStatus", "Wanted"),
     "embridge.pipeline.client.client": ("Client",),
     "embridge.pipeline.client.fetch": ("Fetch", "Item"),
     "embridge.pipeline.client.in_place": ("WritableRows",),
-    "embridge.pipeline.client.item_cache": ("ItemCache", "WantStatus", "Wanted"),
+    "embridge.pipeline.client.item_cache": ("ItemCache",),
     "embridge.pipeline.client.publishing": (
         *("ClientShelf", "Published", "PublishedRows", "PublishStatus", "WhyDropped"),
     ),
     "embridge.pipeline.client.receiver": ("EmbeddingReceiver",),
+    "embridge.pipeline.client.request_items": ("RequestItems",),
     "embridge.pipeline.client.sender": ("EmbeddingSender",),
     "embridge.pipeline.client.subscriptions": ("ItemNotice", "Subscription"),
     "embridge.pipeline.config": ("ConfigError", "PipelineConfig"),

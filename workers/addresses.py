@@ -13,6 +13,7 @@ threads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import re
 import socket
@@ -28,6 +29,7 @@ MAX_ASKED: Final = 256  # names that are being looked up, or wait for it
 MAX_THREADS: Final = 64
 LONG_NS: Final = NS  # a look-up that takes longer makes its name one of those that come last
 MAX_KEPT: Final = 1024  # answers
+MAX_REMEMBERED: Final = 80  # characters of an address whose one form is kept
 MAX_ADDRESSES: Final = 8  # of one name that are tried
 FOUND_NS: Final = 10 * NS  # how long an answer is kept
 NOT_FOUND_NS: Final = NS
@@ -63,6 +65,11 @@ def split_address(address: str) -> tuple[str, int]:
 
 def numeric(address: str) -> str:
     """The one form of `tcp://ip:port`. Raises ValueError for a name, another transport, or what leads to no node."""
+    return _numeric(address) if len(address) <= MAX_REMEMBERED else _numeric.__wrapped__(address)
+
+
+@functools.lru_cache(MAX_KEPT)
+def _numeric(address: str) -> str:
     host, port = split_address(address)
     try:
         ip = ipaddress.ip_address(host)

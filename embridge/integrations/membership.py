@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import shutil
 import threading
 import time
 from pathlib import Path
 from typing import Final
 
-from embridge import Client, EmbridgeError, Node, PipelineConfig, attach, launch
+from embridge import Client, Node, PipelineConfig, attach, launch
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +19,8 @@ class Membership:
     """One thread at a time calls it. A node that it has launched ends with it, and with this process."""
 
     def __init__(self, run_dir: Path, config: PipelineConfig | None = None) -> None:
-        """Join the node in `run_dir`; with `config`, launch it there first, in a folder that goes with it.
+        """Join the node in `run_dir`; with `config`, launch it there first. What a launched node puts there goes with
+        it, also when this process is killed; the folder too, if nothing else is in it.
 
         Raises:
             AttachError: no node answers there, and none was to be launched.
@@ -33,21 +32,29 @@ class Membership:
         self._config = config
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._node: Node | None = launch(config) if config is not None else None
+        self._node: Node | None = launch(config, keeps_run_dir=False) if config is not None else None
         try:
             self._client = attach(run_dir)
         except BaseException:
-            self.close()
+            if self._node is not None:
+                self._node.stop()
             raise
 
     def look(self) -> Client | None:
-        """The client; None while its node is gone. Another one afterwards: what the last one had is gone, too."""
-        if self._thread is None and not self._client.node_gone:
-            return self._client
+        """The client; None while its node is gone. Another one afterwards: what the last one had is gone, too. It
+        raises nothing.
+        """
         if self._thread is None:
+            if not self._client.node_gone:
+                return self._client
+            thread = threading.Thread(target=self._join_again, name="embridge-join", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # there are too many now
+                log.debug("the node in %s is not joined: %s", self.run_dir, str(error))
+                return None
             log.warning("the node in %s is gone; it is joined again when it is back", self.run_dir)
-            self._thread = threading.Thread(target=self._join_again, name="embridge-join", daemon=True)
-            self._thread.start()
+            self._thread = thread
         if self._thread.is_alive():
             return None
         self._thread = None
@@ -58,12 +65,15 @@ class Membership:
         while not self._stop.is_set():
             try:
                 if self._config is not None and (self._node is None or self._node.wait(0) is not None):
-                    self._node = launch(self._config)
+                    if self._node is not None:
+                        self._node.stop()  # it has ended; what this process had of it is closed
+                        self._node = None
+                    self._node = launch(self._config, keeps_run_dir=False)
                 self._client = attach(self.run_dir)
                 log.warning("the node in %s is joined again", self.run_dir)
                 return
-            except (EmbridgeError, ValueError) as error:
-                log.debug("the node in %s is not joined: %s", self.run_dir, error)
+            except Exception as error:  # whatever it is: the engine goes on without its node, and this tries again
+                log.debug("the node in %s is not joined: %s", self.run_dir, str(error))
             self._stop.wait(AGAIN_S)
 
     def close(self) -> None:
@@ -71,9 +81,6 @@ class Membership:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if "_client" in vars(self):
-            self._client.close()
+        self._client.close()
         if self._node is not None:
             self._node.stop()
-            with contextlib.suppress(OSError):
-                shutil.rmtree(self.run_dir)

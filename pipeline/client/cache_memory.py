@@ -1,9 +1,11 @@
 """Memory of an item cache that other processes of its host read: the ranks of an engine share one copy (D16).
 
-It is one file without a name, in memory, many times as long as all that may lie in it at one time. What nobody uses has
-no memory, only a number. So there is always a hole for the next item (first fit needs no more than the logarithm of the
-largest item, in pages, times what is used), and memory is bounded by the cache alone. Nothing is left of it when its
-processes have ended, however they have.
+It is one file without a name, in memory, many times as long as all that may lie in it at one time; most of it has no
+memory. So there is always a hole for the next item (first fit needs no more than the logarithm of the largest item, in
+pages, times what has memory). What nobody uses any more is *warm*: it keeps its memory for the next item that fits
+there, for memory that the kernel has yet to zero and to map costs several times as much as the copy into it. It goes
+back when the next item needs memory elsewhere, so that what is used and what is warm are never more than the cache.
+Nothing is left of it all when its processes have ended, however they have.
 
 Whoever is told a `RowsAt` opens the file through its owner's /proc, and maps it to be read only. The owner takes the
 memory back when nobody in its own process has a view of the rows any more. Whoever tells others of rows keeps one until
@@ -25,6 +27,7 @@ import numpy.typing as npt
 
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.ranges import Ranges
+from embridge.pipeline.client.host_copies import fresh_copy
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +70,9 @@ class CacheMemory:
         """Raises SegmentError."""
         self._lock = threading.Lock()
         self._freed: deque[tuple[int, int]] = deque()
-        size = -(-max_bytes // mmap.PAGESIZE) * mmap.PAGESIZE * SPREAD
+        self._limit = -(-max_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._used = 0
+        size = self._limit * SPREAD
         self._fd = -1
         try:
             self._fd = os.memfd_create("embridge-items", os.MFD_CLOEXEC)
@@ -79,7 +84,8 @@ class CacheMemory:
                 f"memory of the item cache: {size} bytes cannot be mapped: {error}; lower max_bytes, or raise "
                 "`ulimit -v` and `ulimit -n`"
             ) from error
-        self._ranges = Ranges(size, mmap.PAGESIZE)
+        self._ranges = Ranges(size, mmap.PAGESIZE)  # without memory
+        self._warm = Ranges(0, mmap.PAGESIZE)
         self._begin = np.frombuffer(self._mapping, np.uint8).__array_interface__["data"][0]
         stat = os.fstat(self._fd)
         self.name = MemoryName(os.getpid(), self._fd, stat.st_dev, stat.st_ino)
@@ -88,22 +94,33 @@ class CacheMemory:
 
     def take(self, size: int) -> Bytes:
         """Memory of so many bytes, which goes back with the last view of it. Raises MemoryError."""
+        needed = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         with self._lock:
             while self._freed:
                 begin, end = self._freed.popleft()
-                self._mapping.madvise(mmap.MADV_REMOVE, begin, end - begin)
-                self._ranges.give_back(begin, end)
-            found = self._ranges.take(size)
-            if found is None:
-                raise MemoryError
-            try:
-                os.posix_fallocate(self._fd, found[0], found[1] - found[0])
-            except OSError as error:
-                self._freed.append(found)
-                raise MemoryError from error
+                self._warm.give_back(begin, end)
+                self._used -= end - begin
+            found = self._warm.take(needed) or self._take_cold(needed)
+            self._used += needed
         rows = np.frombuffer(self._mapping, np.uint8, size, found[0])
         weakref.finalize(rows, self._freed.append, found).atexit = False
         return rows
+
+    def _take_cold(self, size: int) -> tuple[int, int]:
+        """Memory that the kernel has yet to give."""
+        for begin, end in self._warm.cut(self._used + self._warm.free_bytes + size - self._limit):
+            self._mapping.madvise(mmap.MADV_REMOVE, begin, end - begin)
+            self._ranges.give_back(begin, end)
+        found = self._ranges.take(size)
+        if found is None:
+            raise MemoryError
+        try:
+            os.posix_fallocate(self._fd, found[0], size)
+        except OSError as error:
+            self._mapping.madvise(mmap.MADV_REMOVE, found[0], size)
+            self._ranges.give_back(*found)
+            raise MemoryError from error
+        return found
 
     def where(self, taken: Bytes, shape: tuple[int, int], dtype: str) -> RowsAt:
         """Where the rows of an item lie, for a `CacheView`: what `take` gave (`item.copied().bytes`), and the item's
@@ -152,3 +169,27 @@ class CacheView:
             warnings.simplefilter("ignore", UserWarning)  # that they are not to be written to
             flat = torch.frombuffer(self._mapping, dtype=getattr(torch, at.dtype), count=count, offset=at.offset)
         return flat.view(at.shape)
+
+
+class CacheReader:
+    """What a process reads of the caches of others. It maps one at a time: that whose rows it has read last, so that
+    memory of a cache that is no more does not stay.
+    """
+
+    def __init__(self) -> None:
+        self._name: MemoryName | None = None
+        self._view: CacheView | None = None
+
+    def rows(self, at: RowsAt) -> torch.Tensor:
+        """The rows, (num_rows, width), to be read only, for as long as the owner keeps them.
+
+        Raises SegmentError, ValueError as `CacheView`.
+        """
+        if self._view is None or self._name != at.memory:
+            self._view, self._name = CacheView(at.memory), at.memory
+        return self._view.rows(at)
+
+    def load(self, at: RowsAt, device: str) -> torch.Tensor:
+        """A copy of the rows on a device, which is complete on return. Raises as `rows`."""
+        rows = self.rows(at)
+        return fresh_copy(rows) if device == "cpu" else rows.to(device, copy=True)

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from embridge.allocator.errors import FetchError
+from embridge.pipeline.client.cache_memory import CacheMemory, RowsAt
 from embridge.pipeline.client.far_fetch import CopiedRows
-from embridge.pipeline.client.fetch import Fetch
+from embridge.pipeline.client.fetch import Fetch, Item
 
 Key = str | bytes
+
+
+class WantStatus(StrEnum):
+    """What `ItemCache.want` answers."""
+
+    READY = "ready"
+    """All items are here, and stay until `end`."""
+    NOT_YET = "not yet"
+    """Some are on their way, or wait for memory; ask again."""
+    MISSED = "missed"
+    """Some could not be fetched. This is said once; who asks again has them fetched again."""
+
+
+class Wanted(NamedTuple):
+    """The answer to `ItemCache.want`."""
+
+    status: WantStatus
+    errors: Mapping[Key, FetchError]
+    """Why, for each item that could not be fetched."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the user has all its items."""
+        return self.status == WantStatus.READY
+
+    @classmethod
+    def missed(cls, errors: Mapping[Key, FetchError]) -> Wanted:
+        """That these cannot be had."""
+        return cls(WantStatus.MISSED, errors)
+
+
+READY: Final = Wanted(WantStatus.READY, {})
+NOT_YET: Final = Wanted(WantStatus.NOT_YET, {})
 
 
 class State(StrEnum):
@@ -30,6 +65,7 @@ class Place:
         self.size = 0  # in bytes, once that is known
         self.users: dict[User, None] = {}
         self.rows: CopiedRows | None = None
+        self.at: RowsAt | None = None  # where they lie, of a cache that is shared
         self.fetch: Fetch | None = None
         self.attempt = 0  # the number of the latest fetch; what another one says is nothing to it
         self.is_prefetched = False
@@ -50,6 +86,7 @@ class User:
 
     def __init__(self, now_ns: int) -> None:
         self.places: dict[Key, Place] = {}
+        self.held: dict[Key, HeldItem] = {}  # once it is admitted, of a cache that is shared
         self.since_ns = now_ns
         self.is_admitted = False
         self.is_asking = True  # else it was told of a miss, and has not asked again
@@ -60,8 +97,28 @@ class User:
         return self.is_asking and not self.is_admitted
 
     @property
+    def is_complete(self) -> bool:
+        """Whether it waits, and all of its items are there."""
+        return self.waits and all(place.state == State.READY for place in self.places.values())
+
+    @property
     def lacks_memory(self) -> bool:
         return any(place.lacks_memory for place in self.places.values())
+
+
+class HeldItem(NamedTuple):
+    """An item that stays for as long as this is there, and where its rows lie for other processes of the host."""
+
+    item: Item
+    at: RowsAt
+    address: str
+    """Of the node that has published it."""
+    memory: CacheMemory
+
+    @property
+    def nbytes(self) -> int:
+        """Of its rows."""
+        return self.item.copied().bytes.nbytes
 
 
 class CacheCounts(NamedTuple):

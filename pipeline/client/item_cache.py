@@ -11,20 +11,20 @@ has learned how much it needs, before any row moves (`Fetch.admit`), and is coun
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections import deque
-from collections.abc import Hashable, Mapping
-from enum import StrEnum
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from embridge.allocator.errors import Busy, EmbridgeError, FetchError, FetchFailed, FetchTimeout, ItemsTooLarge
 from embridge.allocator.metrics import Metric
-from embridge.allocator.shelf import ItemKey
+from embridge.allocator.shelf import dtype_of, raw_key
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.cache_memory import CacheMemory, fresh_memory
-from embridge.pipeline.client.cached_items import CacheCounts, Key, Place, State, User
+from embridge.pipeline.client.cached_items import NOT_YET, READY, CacheCounts, HeldItem, Key, Place, State, User, Wanted
 from embridge.pipeline.client.fetch import Fetch, Item
 from embridge.pipeline.client.fetching import Fetching
 from embridge.workers.addresses import numeric
@@ -36,30 +36,6 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 1 << 50
 BUSY_PAUSE_NS: Final = NS // 20
 """After which an item is asked for again whose node had no slot."""
-
-
-class WantStatus(StrEnum):
-    """What `ItemCache.want` answers."""
-
-    READY = "ready"
-    """All items are here, and stay until `end`."""
-    NOT_YET = "not yet"
-    """Some are on their way, or wait for memory; ask again."""
-    MISSED = "missed"
-    """Some could not be fetched. This is said once; who asks again has them fetched again."""
-
-
-class Wanted(NamedTuple):
-    """The answer to `ItemCache.want`."""
-
-    status: WantStatus
-    errors: Mapping[Key, FetchError]
-    """Why, for each item that could not be fetched."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the user has all its items."""
-        return self.status == WantStatus.READY
 
 
 class ItemCache:
@@ -83,21 +59,26 @@ class ItemCache:
         self._metrics = attachment.control.metrics
         self._lock = threading.Lock()
         self._places: dict[Key, Place] = {}  # the least recently used first
-        self._users: dict[Hashable, User] = {}  # in the order in which they first asked
+        self._users: dict[Hashable, User] = {}
+        self._line: dict[User, None] = {}  # those that are not admitted, in the order in which they first asked
         self._used_bytes = 0
         self._freed: deque[int] = deque()  # sizes of memory at which nobody looks any more
         self._ended: deque[tuple[Place, int, Fetch]] = deque()
         self._given_up: deque[Fetch] = deque()
-        self._hits = self._shared = self._misses = self._evictions = 0
+        self.totals = Counter(hits=0, shared=0, misses=0, evictions=0)
+        """What has happened so far, as `CacheCounts` has it; to be read only."""
         library.add_turn(self._turn, self._close)
 
     # ---- for the engine
 
-    def want(self, user: Hashable, items: Mapping[str, str] | Mapping[bytes, str]) -> Wanted:
+    def want(
+        self, user: Hashable, items: Mapping[str, str] | Mapping[bytes, str], *, hastens: bool = True
+    ) -> Wanted:
         """Ask for a set of items, all at once: the keys, and for each the tcp://ip:port of its encode node.
 
         The first call of a user puts it in line; further ones say how it stands. Once READY it stays so until `end`.
-        After MISSED the next call asks anew, perhaps other nodes. It takes microseconds.
+        After MISSED the next call asks anew, perhaps other nodes. It takes microseconds. Without `hastens` it is left
+        to `hasten` that things go on: once, by whoever asks for many users.
 
         Raises:
             ItemsTooLarge: the items have more bytes together than the cache. The user is in line no more.
@@ -117,11 +98,19 @@ class ItemCache:
                 for key, address in self._checked(items).items():
                     self._wanted_by(me, key, address)
                 me.is_asking = True
-            self._admit()
+            if me.is_complete:
+                self._admit(me)
             if me.is_admitted:
-                return Wanted(WantStatus.READY, {})
-        self._library.wake()
-        return Wanted(WantStatus.NOT_YET, {})
+                return READY
+        if hastens:
+            self.hasten()
+        return NOT_YET
+
+    def hasten(self) -> None:
+        """Have what users wait for go on, at once."""
+        if not self._attachment.is_closed:
+            with contextlib.suppress(RuntimeError):  # another thread closes the client just now
+                self._library.wake()
 
     def has_answer(self, user: Hashable) -> bool:
         """Whether `want` might say more than NOT_YET; without a lock, and without hastening anything."""
@@ -140,18 +129,29 @@ class ItemCache:
                 raise ValueError(f"item {key!r}: user {user!r} does not have it; `want` it until that is READY")
             return Item(key, place.rows)
 
+    def held(self, user: Hashable) -> Mapping[Key, HeldItem]:
+        """All items of an admitted user, and where their rows lie for other processes of this host (of a cache that is
+        `shared`); empty: it is not admitted. Whoever tells them keeps what this returns until they have read (R70); the
+        client may leave meanwhile. It takes no lock.
+        """
+        me = self._users.get(user)
+        return me.held if me is not None and me.is_admitted else {}
+
+    def are_here(self, keys: Iterable[Key]) -> bool:
+        """Whether some items are here, just now; without a lock."""
+        return all((place := self._places.get(key)) is not None and place.state == State.READY for key in keys)
+
     def end(self, user: Hashable) -> None:
         """The user needs its items no more: they stay until somebody else needs their memory. Again: no effect."""
         with self._lock:
             if user in self._users:
                 self._leave(user)
-        if not self._attachment.is_closed:
-            self._library.wake()
+        self.hasten()
 
     def prefetch(self, key: Key, addr: str) -> None:
         """Fetch an item for whoever will want it, once there is memory that no user lacks. Raises as `want`."""
         self._attachment.check_attached()
-        ItemKey.of(key, (0, 0))  # whether it is one
+        raw_key(key)  # whether it is one
         address = numeric(addr)
         with self._lock:
             self._place(key, address).is_prefetched = True
@@ -168,26 +168,21 @@ class ItemCache:
                 del place.users[me]
                 self._wanted_by(me, key, place.address)
             self._give_up_unless_wanted(place)
-        if not self._attachment.is_closed:
-            self._library.wake()
+        self.hasten()
 
     def counts(self) -> CacheCounts:
         """What it holds, and has done."""
         with self._lock:
             self._collect()
-            waiting = [me.since_ns for me in self._users.values() if not me.is_admitted]
-            longest_ns = self._attachment.clock() - min(waiting) if waiting else 0
+            longest_ns = self._attachment.clock() - min(me.since_ns for me in self._line) if self._line else 0
             return CacheCounts(
                 items=sum(place.state == State.READY for place in self._places.values()),
                 bytes=self._used_bytes,
                 max_bytes=self.max_bytes,
-                admitted=len(self._users) - len(waiting),
-                waiting=len(waiting),
+                admitted=len(self._users) - len(self._line),
+                waiting=len(self._line),
                 longest_wait_s=longest_ns / NS,
-                hits=self._hits,
-                shared=self._shared,
-                misses=self._misses,
-                evictions=self._evictions,
+                **self.totals,
             )
 
     # ---- users and places (who has the lock)
@@ -195,9 +190,7 @@ class ItemCache:
     def _checked(self, items: Mapping[str, str] | Mapping[bytes, str]) -> dict[Key, str]:
         if not items:
             raise ValueError("items: there is none; a user wants at least one")
-        for key in items:
-            ItemKey.of(key, (0, 0))  # whether it is one
-        return {key: numeric(address) for key, address in items.items()}
+        return {key: numeric(address) for key, address in items.items() if raw_key(key)}
 
     def _enter(self, user: Hashable, items: dict[Key, str]) -> User:
         me = User(self._attachment.clock())
@@ -208,13 +201,14 @@ class ItemCache:
             self._let_go(me)
             raise
         self._users[user] = me
+        self._line[me] = None
         hits = states.count(State.READY)
         misses = sum(len(place.users) == 1 for place in me.places.values() if place.lacks_memory)
-        self._hits += hits
-        self._misses += misses
-        self._shared += len(states) - hits - misses
-        self._metrics.count_for_client(Metric.CACHE_HITS, hits)
-        self._metrics.count_for_client(Metric.CACHE_MISSES, misses)
+        self.totals["shared"] += len(states) - hits - misses
+        for name, metric, count in (("hits", Metric.CACHE_HITS, hits), ("misses", Metric.CACHE_MISSES, misses)):
+            if count:
+                self.totals[name] += count
+                self._metrics.count_for_client(metric, count)
         return me
 
     def _check_fits(self, me: User) -> None:
@@ -241,12 +235,13 @@ class ItemCache:
             if isinstance(error, ItemsTooLarge):
                 self._leave(user)
                 raise error
-        return Wanted(WantStatus.MISSED, errors)
+        return Wanted.missed(errors)
 
     def _leave(self, user: Hashable) -> None:
         self._let_go(self._users.pop(user))
 
     def _let_go(self, me: User) -> None:
+        self._line.pop(me, None)
         for place in me.places.values():
             place.users.pop(me, None)
             self._give_up_unless_wanted(place)
@@ -266,20 +261,19 @@ class ItemCache:
         elif self._places.get(place.key) is not place:  # it was forgotten
             place.rows = None
 
-    def _admit(self) -> bool:
-        """Admit whoever has all of its items, wherever it stands in line. True if there was one."""
-        ready = [
-            me
-            for me in self._users.values()
-            if me.waits and all(place.state == State.READY for place in me.places.values())
-        ]
-        for me in ready:
-            me.is_admitted = True
-        return bool(ready)
+    def _admit(self, me: User) -> None:
+        """Admit a user that has all of its items, wherever it stands in line."""
+        if self.memory is not None:
+            for key, place in me.places.items():
+                assert place.rows is not None
+                assert place.at is not None
+                me.held[key] = HeldItem(Item(key, place.rows), place.at, place.address, self.memory)
+        me.is_admitted = True
+        del self._line[me]
 
     def _first(self) -> User | None:
         """The first in line that lacks memory: nobody behind it gets any (R66)."""
-        return next((me for me in self._users.values() if me.waits and me.lacks_memory), None)
+        return next((me for me in self._line if me.waits and me.lacks_memory), None)
 
     # ---- memory
 
@@ -334,7 +328,7 @@ class ItemCache:
     def _evict(self, place: Place) -> None:
         place.rows, place.state = None, State.ABSENT
         place.is_prefetched = False
-        self._evictions += 1
+        self.totals["evictions"] += 1
         self._metrics.count_for_client(Metric.CACHE_EVICTIONS)
         if not place.users:
             del self._places[place.key]
@@ -352,13 +346,15 @@ class ItemCache:
             self._take(*it)
         with self._lock:
             self._collect()
-            has_changed = self._admit() or bool(ended)
+            complete = [me for me in self._line if me.is_complete]
+            for me in complete:
+                self._admit(me)
             asked = self._to_ask_for()
         while self._given_up:
             self._given_up.popleft().abort()
         for place in asked:
             self._ask(place)
-        if has_changed:
+        if ended or complete:
             self._attachment.user_bell.ring()
         if self._ended or (ended and not asked):  # what has ended at once, or who is behind it in line
             self._library.wake()
@@ -401,11 +397,13 @@ class ItemCache:
 
     def _take(self, place: Place, attempt: int, fetch: Fetch) -> None:
         """Take what a fetch has brought: copy it, without the lock, if it was read where it lies."""
-        error, rows = fetch.exception(), None
+        error, rows, at = fetch.exception(), None, None
         if error is None:
             try:
                 with fetch.result() as item:
                     rows = item.copied(self._take_bytes)
+                if self.memory is not None:
+                    at = self.memory.where(rows.bytes, (rows.rows, rows.width), dtype_of(rows.dtype))
             except MemoryError:
                 error = FetchFailed(place.key, f"this process has no memory for its {place.size} bytes")
         with self._lock:
@@ -419,7 +417,7 @@ class ItemCache:
             assert place.state == State.TAKEN
             place.busy_since_ns = 0
             weakref.finalize(rows.bytes, self._freed.append, place.size).atexit = False
-            place.rows, place.state = rows, State.READY
+            place.rows, place.state, place.at = rows, State.READY, at
             self._give_up_unless_wanted(place)
 
     def _failed(self, place: Place, error: FetchError) -> None:
@@ -447,4 +445,5 @@ class ItemCache:
         """The client leaves; views keep what they look at."""
         with self._lock:
             self._users.clear()
+            self._line.clear()
             self._places.clear()

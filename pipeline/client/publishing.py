@@ -22,6 +22,7 @@ from embridge.allocator.records import NodeState
 from embridge.allocator.shelf import DTYPE_BYTES, Answer, ItemKey, ItemRecord, ShelfCounts, code_of
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.attachment import Attachment
+from embridge.pipeline.client.host_copies import copy_rows
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class ClientShelf:
             if isinstance(rows, np.ndarray):
                 there.numpy()[...] = rows  # as they are: torch takes no array in another byte order, or read-only
             else:
-                there.copy_(rows.detach())
+                copy_rows(there, rows.detach())
         return it.result
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -15,6 +16,7 @@ from embridge.pipeline.run_dir import IDENTITY_NAME, RunDirError, open_run_dir, 
 from embridge.workers.files import open_regular
 from embridge.workers.run_socket import SOCKET_NAME
 
+LOCK_NAME: Final = "lock"
 MAX_SOCKET_PATH: Final = 107  # bytes that fit into sockaddr_un
 
 
@@ -65,7 +67,7 @@ def take_lock(path: Path, directory: int) -> int:
         LaunchError: another node holds the lock, or the lock's file cannot be opened.
     """
     try:
-        fd = open_regular("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, directory=directory)
+        fd = open_regular(LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, directory=directory)
     except OSError as error:
         raise LaunchError(f"run directory {path}: lock: {error.strerror}; choose another with --run-dir") from error
     try:
@@ -78,6 +80,18 @@ def take_lock(path: Path, directory: int) -> int:
             why = f"it cannot be locked: {error.strerror}; choose another with --run-dir"
         raise LaunchError(f"run directory {path}: {why}") from error
     return fd
+
+
+def remove_own(path: Path, directory: int) -> None:
+    """Take the run directory away, whose lock this process has: what a node puts there, and the folder if that is all.
+
+    A node that begins there meanwhile keeps it: it finds a lock that is held, or puts one of its own there.
+    """
+    with contextlib.suppress(OSError):
+        for name in (SOCKET_NAME, IDENTITY_NAME, LOCK_NAME):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+        path.rmdir()
 
 
 def next_identity(path: Path, directory: int) -> tuple[int, int]:

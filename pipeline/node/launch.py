@@ -134,10 +134,12 @@ class Node:
         self.stop()
 
 
-def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
+def launch(config: PipelineConfig, *, within: Sequence[str] = (), keeps_run_dir: bool = True) -> Node:
     """Start a node and wait until all its processes are READY.
 
     `within`: words of a command that runs the node's, with another view of the machine: `("ip", "netns", "exec", "b")`.
+    Without `keeps_run_dir` the node takes its run directory away when it ends, also when this process was killed; it
+    has no identity then that outlives it, and what is in that folder besides stays.
 
     Raises:
         ConfigError: the node's key file or its allow-list cannot be used.
@@ -155,7 +157,7 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = ()) -> Node:
             opened[index] = above_standard(fd)
         alive, theirs, ready_read, ready_write, parent = opened
         process = subprocess.Popen(
-            [*within, *command(ready_write, theirs, parent)],
+            [*within, *command(ready_write, theirs, parent, keeps_run_dir=keeps_run_dir)],
             stdin=subprocess.PIPE,
             pass_fds=(ready_write, theirs, parent),
             start_new_session=True,

@@ -40,7 +40,7 @@ from embridge.allocator.segment import (
 )
 from embridge.allocator.shelf import shelf_size
 from embridge.pipeline.config import ROLES, PipelineConfig
-from embridge.pipeline.node.claim import next_identity, open_own, take_lock
+from embridge.pipeline.node.claim import next_identity, open_own, remove_own, take_lock
 from embridge.pipeline.node.launch_messages import MAX_CONFIG_BYTES, Ready, decode_config
 from embridge.pipeline.node.launcher_start import LAUNCHER
 from embridge.pipeline.node.naming import LIMITS_REMEDY, naming
@@ -71,9 +71,11 @@ LEVELS = logging.getLevelNamesMapping()
 class Launcher:
     """One node, from its run directory to its end."""
 
-    def __init__(self, config: PipelineConfig) -> None:
+    def __init__(self, config: PipelineConfig, *, keeps_run_dir: bool = True) -> None:
         """Raises LaunchError or SegmentError where the node cannot be made; nothing of the node is left then."""
         self.config = config
+        self._keeps_run_dir = keeps_run_dir
+        self._claimed = -1  # the descriptor of the run directory, once that is this node's
         self._given = config  # with what is in force since the last reload
         self.role = ROLES[config.role]
         self._stops = 0
@@ -101,6 +103,7 @@ class Launcher:
         check_discovery(config)
         directory = self._own(Descriptor(open_own(config.directory))).fd
         self._own(Descriptor(take_lock(config.directory, directory)))
+        self._claimed = directory
         self.node_id, self.incarnation = next_identity(config.directory, directory)
         self._make_segments()
         self._listen()
@@ -355,6 +358,9 @@ class Launcher:
         if self._run_socket is not None:
             self._run_socket.close()
         self._selector.close()
+        if self._claimed >= 0 and not self._keeps_run_dir:
+            remove_own(self.config.directory, self._claimed)
+        self._claimed = -1
         for descriptor in reversed(self._opened):  # the lock of the run directory last
             descriptor.close()
 
@@ -366,6 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--alive-fd", type=int, required=True, help="socket to the parent, whose end means that the parent is gone"
     )
     parser.add_argument("--parent-fd", type=int, help="pidfd of the parent")
+    parser.add_argument("--remove-run-dir", action="store_true", help="the run directory ends with the node")
     options = parser.parse_args(arguments)
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
@@ -379,7 +386,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             with naming("signals", LIMITS_REMEDY):
                 signals = stack.enter_context(_signals())
-            launcher = Launcher(config)
+            launcher = Launcher(config, keeps_run_dir=not options.remove_run_dir)
             lines.node = f"{launcher.node_id:x}"
             stack.callback(launcher.close)
             with naming("event loop", LIMITS_REMEDY):

@@ -36,9 +36,10 @@ ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "1")
 _KEPT: Final = {signal.SIGPIPE, signal.SIGXFSZ}  # which the interpreter ignores
 
 
-def command(ready_fd: int, alive_fd: int, parent_fd: int) -> list[str]:
+def command(ready_fd: int, alive_fd: int, parent_fd: int, *, keeps_run_dir: bool = True) -> list[str]:
     """The words that start a launcher with these descriptors (see its `main`)."""
     told = ["--ready-fd", str(ready_fd), "--alive-fd", str(alive_fd), "--parent-fd", str(parent_fd)]
+    told += [] if keeps_run_dir else ["--remove-run-dir"]
     return [sys.executable, *_interpreter_flags(), "-P", "-c", _CODE, LAUNCHER, *told, "--", *import_path()]
 
 

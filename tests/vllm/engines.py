@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-from runners import BLOCK, EOS, EngineSpec, config_of, serve_worker
+from runners import BLOCK, EOS, EngineSpec, answer_of, config_of, serve, serve_worker
 from vllm.distributed.ec_transfer.ec_connector.utils import ECOutputAggregator
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
 from vllm.sampling_params import SamplingParams
@@ -32,6 +32,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 LIMIT_S = 60.0
 CONTEXT = multiprocessing.get_context("forkserver")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """One request. `items`: (identifier, offset, length) of each."""
@@ -42,6 +44,29 @@ class Ask:
     max_tokens: int = 1
     params: Any = None
     has_data: bool = True
+
+
+def request_of(ask: Ask) -> Request:
+    """As vLLM's scheduler has it."""
+    sampling = SamplingParams(ignore_eos=True, max_tokens=ask.max_tokens, extra_args={"ec_transfer_params": ask.params})
+    sampling.update_from_generation_config({}, EOS)
+    features = [
+        MultiModalFeatureSpec(
+            data=MultiModalKwargsItem.dummy() if ask.has_data else None,
+            mm_position=PlaceholderRange(offset=offset, length=length),
+            identifier=identifier,
+            modality="image",
+        )
+        for identifier, offset, length in ask.items
+    ]
+    return Request(
+        request_id=ask.name,
+        prompt_token_ids=[sum(ask.name.encode()) % 100] * ask.prompt,
+        sampling_params=sampling,
+        pooling_params=None,
+        mm_features=features or None,
+        block_hasher=get_request_block_hasher(BLOCK, sha256),
+    )
 
 
 @dataclass
@@ -93,29 +118,7 @@ class Engine:
         connector.ensure_cache_available = timed
 
     def add(self, ask: Ask) -> None:
-        sampling = SamplingParams(
-            ignore_eos=True, max_tokens=ask.max_tokens, extra_args={"ec_transfer_params": ask.params}
-        )
-        sampling.update_from_generation_config({}, EOS)
-        features = [
-            MultiModalFeatureSpec(
-                data=MultiModalKwargsItem.dummy() if ask.has_data else None,
-                mm_position=PlaceholderRange(offset=offset, length=length),
-                identifier=identifier,
-                modality="image",
-            )
-            for identifier, offset, length in ask.items
-        ]
-        self.scheduler.add_request(
-            Request(
-                request_id=ask.name,
-                prompt_token_ids=[sum(ask.name.encode()) % 100] * ask.prompt,
-                sampling_params=sampling,
-                pooling_params=None,
-                mm_features=features or None,
-                block_hasher=get_request_block_hasher(BLOCK, sha256),
-            )
-        )
+        self.scheduler.add_request(request_of(ask))
 
     def step(self, *, between: str = "") -> Step:
         """One step; `between`: a request that is aborted while the workers are at it, if it is scheduled."""
@@ -127,10 +130,7 @@ class Engine:
             step.encoded += [self.scheduler.requests[name].mm_features[k].identifier for k in indices]
         if between in told.num_scheduled_tokens:
             self.scheduler.finish_requests(between, RequestStatus.FINISHED_ABORTED)
-        answers = [worker.recv() for worker in self.workers]
-        for answer in answers:
-            if isinstance(answer, str):
-                raise RuntimeError(answer)
+        answers = [answer_of(worker) for worker in self.workers]
         found = self.scheduler.update_from_output(told, self.aggregator.aggregate(answers))
         step.preempted = sorted(told.preempted_req_ids or ())
         for outputs in found.values():
@@ -152,39 +152,23 @@ class Engine:
     def read_bytes(self) -> int:
         """Bytes of the item cache that are taken."""
         consumer = self.scheduler.ec_connector._consumer
-        return consumer._cache.counts().bytes if consumer is not None and consumer._cache is not None else 0
+        return consumer.items._cache.counts().bytes if consumer is not None else 0
 
     def evict(self, identifier: str) -> None:
         """Take an item from the shelf of this engine."""
-        producer = self.scheduler.ec_connector._producer
-        assert producer._member.look().shelf.unpublish(producer._settings.key(identifier))
+        connector = self.scheduler.ec_connector
+        assert connector._shelf._member.look().shelf.unpublish(connector._settings.key(identifier))
 
     def shutdown(self) -> None:
         self.scheduler.shutdown()
+        for worker in self.workers:
+            worker.send(None)
 
 
 def serve_engine(spec: EngineSpec, workers: list[Connection], test: Connection) -> None:
     """What a scheduler's process runs: a method of `Engine` at a time, as the test names it."""
     init_none_hash(sha256)
-    try:
-        engine = Engine(spec, workers)
-    except Exception as error:
-        test.send(f"{type(error).__name__}: {error}")
-        return
-    test.send(None)
-    with contextlib.suppress(EOFError):
-        while True:
-            method, args, kwargs = test.recv()
-            if method == "shutdown":
-                engine.shutdown()
-                for worker in workers:
-                    worker.send(None)
-                test.send((True, None))
-                return
-            try:
-                test.send((True, getattr(engine, method)(*args, **kwargs)))
-            except Exception as error:
-                test.send((False, f"{type(error).__name__}: {error}"))
+    serve(lambda: Engine(spec, workers), test, test, lambda it, call: getattr(it, call[0])(*call[1], **call[2]))
 
 
 class Running:
@@ -230,10 +214,7 @@ class Running:
         self.test.send((method, args, kwargs))
         if not wait([self.test], LIMIT_S):
             raise AssertionError(f"{method}: no answer")
-        is_well, answer = self.test.recv()
-        if not is_well:
-            raise RuntimeError(answer)
-        return answer
+        return answer_of(self.test)
 
     def add(self, ask: Ask) -> None:
         self.call("add", ask)
@@ -268,6 +249,7 @@ class Running:
     def stop(self) -> None:
         if self.processes[-1].is_alive():
             self.call("shutdown")
+            self.test.send(None)
         for process in self.processes:
             process.join(LIMIT_S)
             assert process.exitcode is not None, "a process of the engine does not end"

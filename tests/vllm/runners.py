@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -164,22 +165,38 @@ class Worker:
                     assert torch.equal(rows, rows_of(it.identifier, place.length, self.spec.width)), it.identifier
 
 
+def serve(make: Callable[[], Any], start: Connection, calls: Connection, work: Callable[[Any, Any], Any]) -> None:
+    """What a process runs: it makes something, says on `start` how that went, and works with it until it is told None,
+    or nobody is there to tell it anything.
+    """
+    try:
+        made = make()
+    except Exception as error:
+        start.send(_said(error))
+        return
+    start.send(None)
+    with contextlib.suppress(EOFError):
+        while (call := calls.recv()) is not None:
+            try:
+                answer = True, work(made, call)
+            except Exception as error:
+                answer = False, _said(error)
+            calls.send(answer)
+
+
+def answer_of(process: Connection) -> Any:
+    """What one that serves has answered. Raises RuntimeError: it has failed."""
+    is_well, answer = process.recv()
+    if not is_well:
+        raise RuntimeError(answer)
+    return answer
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 def serve_worker(spec: EngineSpec, rank: int, scheduler: Connection, test: Connection) -> None:
     """What a worker's process runs."""
-    try:
-        worker = Worker(spec, rank)
-    except Exception as error:
-        test.send(f"{type(error).__name__}: {error}")
-        return
-    test.send(None)
-    with contextlib.suppress(EOFError):
-        while True:
-            told = scheduler.recv()
-            if told is None:
-                break
-            try:
-                answer: Any = worker.execute(told)
-            except Exception as error:
-                answer = f"{type(error).__name__}: {error}"
-            scheduler.send(answer)
+    serve(lambda: Worker(spec, rank), test, scheduler, Worker.execute)
     ec_transfer_state.ensure_ec_transfer_shutdown()

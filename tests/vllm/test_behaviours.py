@@ -195,6 +195,24 @@ def test_rows_that_do_not_fit_the_model_are_refused(
     assert counted(steps, "refused") == 2
 
 
+def test_rows_of_one_request_are_not_loaded_for_another_that_has_other_places_for_them(
+    producer: Running, start: Callable[..., Running], name: str
+) -> None:
+    """Clients may name their media themselves, and give two of them one name."""
+    small = start("ec_consumer", cache_embeds=16)
+    a, b = f"{name}a", f"{name}b"
+    params = promised(producer, a, b)
+    small.add(Ask(name="1", items=((a, 0, 16),), max_tokens=200, params=params))
+    while not small.step().loads:
+        pass
+    assert loaded(small.run(Ask(name="2", items=((b, 0, 16),), params=params))) == [b]  # in the place of a
+    steps = small.run(Ask(name="3", items=((a, 0, 8),)))
+    assert (loaded(steps), encoded(steps), ended(steps)["3"][0]) == ([], [a], "length")
+    steps = small.run(Ask(name="4", items=((b, 0, 16),), params=params), Ask(name="5", items=((a, 0, 16),)))
+    assert (loaded(steps), encoded(steps)) == ([b, a], [])  # of which 5 was told nothing, and 1 has it
+    small.call("abort", "1")
+
+
 def test_deepstack_rows_are_several_times_as_wide(start: Callable[..., Running], name: str) -> None:
     source, target = start("ec_producer", width=4 * HIDDEN), start("ec_consumer", width=4 * HIDDEN)
     steps = target.run(Ask(name=name, items=((name, 0, 16),), params=promised(source, name)))

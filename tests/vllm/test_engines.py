@@ -126,6 +126,27 @@ def test_a_node_that_was_launched_ends_with_its_engine(start: Callable[..., Runn
     assert not [it for it in folder.iterdir() if it in there]
 
 
+def test_of_an_engine_that_is_killed_nothing_is_left(start: Callable[..., Running], folder: Path) -> None:
+    """Its launched nodes end, and take their run directories with them."""
+    engine = start("ec_both", {"shelf_bytes": 1 << 22})
+    there = [it for it in folder.iterdir() if "ec_both" in it.name]
+    assert len(there) == 2
+    engine.kill()
+    deadline = time.monotonic() + 20
+    while any(it.exists() for it in there):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_a_user_keeps_in_the_run_directory_stays(start: Callable[..., Running], folder: Path) -> None:
+    run_dir = folder / "with-a-file"
+    run_dir.mkdir(mode=0o700)
+    (run_dir / "mine").write_text("1")
+    start("ec_consumer", {"run_dir": str(run_dir)}).stop()
+    assert [it.name for it in run_dir.iterdir()] == ["mine"]
+    shutil.rmtree(run_dir)
+
+
 def test_a_consumer_whose_node_dies_goes_on_with_the_next(
     start: Callable[..., Running], producer: Running, folder: Path, name: str
 ) -> None:

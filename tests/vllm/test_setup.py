@@ -21,7 +21,7 @@ from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorLogging
 
 from embridge import ConfigError, PipelineConfig, launch
 from embridge.integrations.vllm import EmbridgeConnector, register
-from embridge.integrations.vllm.settings import Settings
+from embridge.integrations.vllm.consumer import Settings
 from embridge.integrations.vllm.stats import COUNTS, Done, Stats
 from embridge.pipeline.config import default_run_dir
 
@@ -62,31 +62,29 @@ def test_the_entry_point_registers_it_and_again_does_no_harm(producer: Running) 
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(extra: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"ec_connector_extra_config: {next(iter(extra))}"):
-        Settings.of(extra)
-
-
-def test_addresses_are_compared_in_their_one_form() -> None:
-    settings = Settings.of({"encoders": ["tcp://[0::1]:8998", "tcp://10.0.0.1:*"]})
-    assert settings.is_listed("tcp://[::1]:8998")
-    assert settings.is_listed("tcp://10.0.0.1:1234")
-    assert not settings.is_listed("tcp://[::1]:8999")
-    assert not settings.is_listed("tcp://10.0.0.11:1234")
+    with pytest.raises(ConfigError, match=rf"ec_connector_extra_config: .*\b{next(iter(extra))}\b"):
+        Settings.of(extra, "ec_connector_extra_config")
 
 
 def test_a_key_has_the_namespace_and_is_hashed_where_it_would_be_too_long() -> None:
-    settings = Settings.of({"namespace": "v2/"})
+    settings = Settings.of({"namespace": "v2/"}, "ec_connector_extra_config")
     assert settings.key("abc") == "v2/abc"
     assert len(settings.key("x" * 300)) == 64
     assert settings.key("x" * 300) != settings.key("x" * 301)
 
 
+@pytest.mark.parametrize("identifier", ["", "\ud800", "x" * 5000, "\0", "é" * 200])
+def test_an_identifier_of_any_form_has_a_key(identifier: str) -> None:
+    """Clients may name their media themselves."""
+    assert 0 < len(Settings.of({}, "ec_connector_extra_config").key(identifier).encode()) <= 256
+
+
 def test_each_engine_of_a_host_has_a_run_directory_of_its_own() -> None:
-    settings = Settings.of({"launch": True})
+    settings = Settings.of({"launch": True}, "ec_connector_extra_config")
     assert settings.directory("encode", "e1", is_both=True) == default_run_dir("encode-e1")
     assert len({settings.directory("encode", it, is_both=True) for it in ("a/b", "a.b", "../x", "x" * 99)}) == 4
     assert "/" not in settings.directory("encode", "../x", is_both=False).name
-    fixed = Settings.of({"run_dir": "/run/e"})
+    fixed = Settings.of({"run_dir": "/run/e"}, "ec_connector_extra_config")
     assert fixed.directory("encode", "e1", is_both=False) == Path("/run/e")
     assert fixed.directory("encode", "e1", is_both=True) == Path("/run/e/encode")
 
@@ -137,6 +135,10 @@ def test_counts_come_to_the_log_and_to_prometheus_by_vllms_own_ways(
     logs.observe(told.data)
     logs.log(lambda text, *values: lines.append(text % values))
     assert lines == ["EC Transfer metrics: loads=3, missed=1"]
+    more = Stats(data={"loads": 5}).data
+    one, other = EmbridgeConnector.build_ec_connector_stats(more), EmbridgeConnector.build_ec_connector_stats(more)
+    one.aggregate(Stats(data={"loads": 1}))  # each logger has its own
+    assert (one.data, other.data) == ({"loads": 6}, {"loads": 5})
     metrics = ECConnectorProm(config, ["engine"], {0: ["0"]})
     metrics.observe(told.data)
     assert REGISTRY.get_sample_value("vllm:embridge_loads_total", {"engine": "0"}) == 3

@@ -6,6 +6,10 @@ from ..mutant import Mutant
 
 SOURCE: Final = "pipeline/client/item_cache.py"
 TESTS: Final = "tests/pipeline/client/test_item_cache.py"
+REQUESTS: Final = "pipeline/client/request_items.py"
+TESTS_OF_REQUESTS: Final = "tests/pipeline/client/test_request_items.py"
+MEMORY: Final = "pipeline/client/cache_memory.py"
+TESTS_OF_MEMORY: Final = "tests/pipeline/client/test_cache_memory.py"
 
 CACHE: Final = [
     Mutant(
@@ -68,8 +72,36 @@ CACHE: Final = [
     Mutant(
         "not-woken-for-the-end", "P8", "an engine that sleeps is not woken when a user has all its items",
         SOURCE,
-        "        if has_changed:\n",
-        "        if has_changed and not ended:\n",
+        "        if ended or complete:\n",
+        "        if complete and not ended:\n",
         (f"{TESTS}::test_a_user_is_admitted_when_all_its_items_are_there_and_what_is_there_is_fetched_once",),
+    ),
+    Mutant(
+        "grown-and-let-go", "R69", "a request that needs more loses what it has while it waits for that",
+        REQUESTS,
+        "        if it.held and not any(",
+        "        if it.held or not any(",
+        (f"{TESTS_OF_REQUESTS}::test_who_needs_more_later_keeps_what_it_has",),
+    ),
+    Mutant(
+        "grown-and-held", "R65, P8", "requests that need more keep what they have, whoever else is there",
+        REQUESTS,
+        "        if it.held and not any(",
+        "        if False and not any(",
+        (f"{TESTS_OF_REQUESTS}::test_requests_that_need_more_do_not_wait_for_one_another_for_ever",),
+    ),
+    Mutant(
+        "read-by-some", "R70", "what a step loads is let go before its workers have read it",
+        REQUESTS,
+        "[it for it in self._loads if it <= step]",
+        "[it for it in self._loads if it >= step]",
+        (f"{TESTS_OF_REQUESTS}::test_what_a_step_loads_stays_until_it_is_read_whatever_becomes_of_the_request",),
+    ),
+    Mutant(
+        "warm-for-ever", "P12", "memory that nobody uses any more is kept beside what is used",
+        MEMORY,
+        "self._warm.cut(self._used + self._warm.free_bytes + size - self._limit)",
+        "self._warm.cut(0)",
+        (f"{TESTS_OF_MEMORY}::test_memory_that_nobody_uses_is_kept_and_no_more_than_the_cache_may_have",),
     ),
 ]

@@ -12,7 +12,7 @@ import pytest
 from support.caching import StubCache
 
 from embridge import Item, SegmentError
-from embridge.pipeline.client.cache_memory import CacheMemory, CacheView, RowsAt
+from embridge.pipeline.client.cache_memory import CacheMemory, CacheReader, CacheView, RowsAt
 
 PAGE = 4096
 READ = """
@@ -97,3 +97,40 @@ def test_a_name_that_leads_to_another_file_or_to_none_is_refused() -> None:
 def test_what_cannot_be_mapped_is_said() -> None:
     with pytest.raises(SegmentError, match="lower max_bytes"):
         CacheMemory(1 << 50)
+
+
+def test_memory_that_nobody_uses_is_kept_and_no_more_than_the_cache_may_have() -> None:
+    """P12."""
+    memory = CacheMemory(4 * PAGE)
+    first = memory.take(3 * PAGE)
+    first[:] = 1
+    begin = memory.where(first, (1, 1), "uint8").offset
+    del first
+    assert resident_bytes(memory) == 3 * PAGE
+    again, more = memory.take(2 * PAGE), memory.take(PAGE)
+    assert [memory.where(rows, (1, 1), "uint8").offset - begin for rows in (again, more)] == [0, 2 * PAGE]
+    assert resident_bytes(memory) == 3 * PAGE
+    del again, more
+    large = memory.take(4 * PAGE)
+    large[:] = 2
+    assert resident_bytes(memory) <= 4 * PAGE
+
+
+def num_mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:embridge-items")
+
+
+def test_a_reader_lets_go_of_a_cache_when_it_reads_another() -> None:
+    """That of a node that is gone would stay in memory for as long as its workers live."""
+    before, reader = num_mapped(), CacheReader()
+    for value in (1, 2, 3):
+        memory = CacheMemory(PAGE)
+        rows = memory.take(PAGE)
+        rows[:] = value
+        at = memory.where(rows, (1, PAGE), "uint8")
+        assert reader.load(at, "cpu").flatten().tolist() == [value] * PAGE
+        assert reader.rows(at).device.type == "cpu"
+        del rows, memory
+        assert num_mapped() == before + 1  # the reader's
+    del reader
+    assert num_mapped() == before

@@ -1,0 +1,78 @@
+"""What the configuration of an engine says of embridge: which nodes it has, how large, and from whom it fetches."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+import msgspec
+
+from embridge import ConfigError, PipelineConfig
+from embridge.allocator.geometry import SHELF_BLOCK_BYTES
+from embridge.allocator.records import MAX_KEY_BYTES
+from embridge.pipeline.client.allowed_nodes import AllowedNodes
+from embridge.pipeline.config import GIB, default_run_dir
+
+_PLAIN: Final = re.compile(r"[\w.-]{1,40}", re.ASCII)
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of one engine. Each engine's integration adds its own."""
+
+    launch: bool = False
+    """Start a node with the engine; it ends with it. Else a node runs in `run_dir`."""
+    run_dir: str = ""
+    """Of the node; for an engine that has two, a folder for `encode` and `language`. Default: of this user and role,
+    and with `launch` of the engine's id."""
+    encoders: tuple[str, ...] = ()
+    """Encode nodes from which it fetches: tcp://ip:port, or tcp://ip:* for every one of a host. Where it is empty,
+    those are allowed of which discovery has told the node."""
+    shelf_bytes: Annotated[int, msgspec.Meta(ge=SHELF_BLOCK_BYTES)] = 4 * GIB
+    """Of an encode node that is launched."""
+    cache_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 * GIB
+    """Host memory for items that were fetched."""
+    wait_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """How long an item may come that is not published yet."""
+    namespace: str = ""
+    """Goes before each key: the version of the weights, say."""
+    node: dict[str, Any] = {}
+    """More settings of a node that is launched, by name, groups as tables: {"bootstrap_port": 8998}."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], source: str) -> Self:
+        """From what stands in `source`. Raises ConfigError: a name or a value is wrong."""
+        try:
+            found = msgspec.convert(dict(options), cls)
+            AllowedNodes(found.encoders)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        return found
+
+    def key(self, name: str) -> str:
+        """Under which an item of the engine's is published. A name may be a client's, and of any form."""
+        key = self.namespace + name
+        with contextlib.suppress(UnicodeEncodeError):  # it has half of a surrogate pair
+            if 0 < len(key.encode()) <= MAX_KEY_BYTES:
+                return key
+        return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+
+    def directory(self, role: str, engine: str, *, is_both: bool) -> Path:
+        """The run directory of the engine's node of a role; `engine` tells the engines of a host apart."""
+        if self.run_dir:
+            return Path(self.run_dir) / role if is_both else Path(self.run_dir)
+        if not self.launch:
+            return default_run_dir(role)
+        tag = engine if _PLAIN.fullmatch(engine) else hashlib.sha256(engine.encode()).hexdigest()[:32]
+        return default_run_dir(f"{role}-{tag}")
+
+    def config(self, role: str, run_dir: Path) -> PipelineConfig | None:
+        """Of the node that is to be launched; None: one runs. Raises ConfigError."""
+        if not self.launch:
+            return None
+        shelf = {"shelf_bytes": self.shelf_bytes} if role == "encode" else {}
+        node = {**self.node, "limits": {**shelf, **self.node.get("limits", {})}}
+        return PipelineConfig.from_env(**node | {"role": role, "run_dir": run_dir})

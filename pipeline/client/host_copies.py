@@ -1,0 +1,47 @@
+"""Copies within host memory, by the thread that asks for them alone.
+
+Torch spreads a copy over as many threads as the machine has cores, and waits for the last. Beside a model and its
+server those cores are busy, and the last one comes a time slice later: 10 ms, where one thread copies 9 MB in 2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def copy_rows(there: torch.Tensor, rows: torch.Tensor) -> None:
+    """Copy a tensor, on whichever device, into one of the same shape that is contiguous in host memory."""
+    if rows.dtype == there.dtype and _is_plain(rows):
+        np.copyto(_bytes(there), _bytes(rows))
+    else:
+        there.copy_(rows)
+
+
+def fresh_copy(rows: torch.Tensor) -> torch.Tensor:
+    """A copy of rows in host memory. Numpy asks for huge pages, of which the kernel needs to zero and map few: a fifth
+    of the time of torch's.
+    """
+    import torch
+
+    there = torch.from_numpy(np.empty(rows.nbytes, np.uint8)).view(rows.dtype).view(rows.shape)
+    copy_rows(there, rows)
+    return there
+
+
+def _is_plain(rows: torch.Tensor) -> bool:
+    import torch
+
+    is_dense = rows.device.type == "cpu" and rows.layout == torch.strided and rows.is_contiguous()
+    return is_dense and not rows.is_conj() and not rows.is_neg()
+
+
+def _bytes(rows: torch.Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    import torch
+
+    found: np.ndarray[tuple[int], np.dtype[np.uint8]] = rows.flatten().view(torch.uint8).numpy()
+    return found

@@ -1,0 +1,127 @@
+"""An engine's membership of a node: nothing that becomes of the node is raised into the engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.waiting import wait_until
+
+from embridge import AttachError, PipelineConfig
+from embridge.integrations import membership
+from embridge.integrations.membership import Membership
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from embridge import PipelineConfig
+from embridge.integrations.membership import Membership
+run_dir = Path(sys.argv[1])
+geometry = {"hidden_size": 64, "num_blocks": 8}
+it = Membership(run_dir, PipelineConfig.from_env(role="language", run_dir=run_dir, geometry=geometry))
+assert (run_dir / "lock").exists()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+class StubNode:
+    """A node, and the client that joins it."""
+
+    def __init__(self) -> None:
+        self.node_gone = self.is_stopped = False
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def wait(self, timeout_s: float) -> int | None:
+        return 1 if self.node_gone else None
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[StubNode]:
+    """Those that were launched; the last one is joined."""
+    made: list[StubNode] = []
+
+    def launch(config: Any, *, keeps_run_dir: bool) -> StubNode:
+        assert not keeps_run_dir
+        made.append(StubNode())
+        return made[-1]
+
+    monkeypatch.setattr(membership, "launch", launch)
+    monkeypatch.setattr(membership, "attach", lambda run_dir: made[-1])
+    monkeypatch.setattr(membership, "AGAIN_S", 0.001)
+    return made
+
+
+def test_a_node_that_is_gone_is_launched_and_joined_again(nodes: list[StubNode]) -> None:
+    it = Membership(Path("/there"), PipelineConfig())
+    assert it.look() is nodes[0]  # type: ignore[comparison-overlap]
+    nodes[0].node_gone = True
+    wait_until(lambda: it.look() is not None)
+    assert it.look() is nodes[1]  # type: ignore[comparison-overlap]
+    assert (nodes[0].closed, nodes[0].is_stopped) == (1, True)  # what this process had of it is closed
+    it.close()
+    assert (nodes[1].closed, nodes[1].is_stopped) == (1, True)
+
+
+@pytest.mark.parametrize("error", [AttachError("nobody"), OSError("no file"), RuntimeError("no thread")])
+def test_whatever_joining_again_raises_it_is_tried_again(
+    nodes: list[StubNode], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = Membership(Path("/there"), PipelineConfig())
+    attach, left = vars(membership)["attach"], [1, 2, 3]
+
+    def fail(run_dir: Path) -> Any:
+        if left:
+            left.pop()
+            raise type(error)(*error.args)
+        return attach(run_dir)
+
+    monkeypatch.setattr(membership, "attach", fail)
+    nodes[0].node_gone = True
+    wait_until(lambda: it.look() is not None)
+    assert not left
+    assert len(nodes) == 2  # it was launched once
+    it.close()
+
+
+def test_without_a_thread_to_be_had_the_node_stays_gone_and_nothing_is_raised(
+    nodes: list[StubNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = Membership(Path("/there"), PipelineConfig())
+
+    def fail() -> None:
+        raise RuntimeError("can't start new thread")
+
+    nodes[0].node_gone = True
+    with monkeypatch.context() as patch:
+        patch.setattr(membership, "threading", SimpleNamespace(Thread=lambda **_: SimpleNamespace(start=fail)))
+        assert it.look() is None
+        assert it.look() is None
+    wait_until(lambda: it.look() is not None)
+    it.close()
+
+
+@pytest.mark.process
+def test_the_run_directory_of_a_launched_node_goes_with_it_but_not_what_is_a_user_s(tmp_path: Path) -> None:
+    """P9: also when whoever launched it was killed; the launcher takes it away itself."""
+    run_dir = tmp_path / "node"
+    shape: dict[str, Any] = {"geometry": {"hidden_size": 64, "num_blocks": 8}}
+    config = PipelineConfig.from_env(role="language", run_dir=run_dir, **shape)
+    subprocess.run([sys.executable, "-c", KILLED, str(run_dir)], timeout=60, check=False)
+    wait_until(lambda: not run_dir.exists(), 30)
+    assert run_dir.parent.exists()
+    run_dir.mkdir(mode=0o700)
+    (run_dir / "mine").touch()
+    it = Membership(run_dir, config)
+    assert it.look() is not None
+    it.close()
+    assert [path.name for path in run_dir.iterdir()] == ["mine"]
