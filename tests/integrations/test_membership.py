@@ -62,7 +62,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[StubNode]:
 
 
 def test_a_node_that_is_gone_is_launched_and_joined_again(nodes: list[StubNode]) -> None:
-    it = Membership(Path("/there"), PipelineConfig())
+    it = Membership(Path("/there"), PipelineConfig(role="language"))
     assert it.look() is nodes[0]  # type: ignore[comparison-overlap]
     nodes[0].node_gone = True
     wait_until(lambda: it.look() is not None)
@@ -76,7 +76,7 @@ def test_a_node_that_is_gone_is_launched_and_joined_again(nodes: list[StubNode])
 def test_whatever_joining_again_raises_it_is_tried_again(
     nodes: list[StubNode], error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = Membership(Path("/there"), PipelineConfig())
+    it = Membership(Path("/there"), PipelineConfig(role="language"))
     attach, left = vars(membership)["attach"], [1, 2, 3]
 
     def fail(run_dir: Path) -> Any:
@@ -96,7 +96,7 @@ def test_whatever_joining_again_raises_it_is_tried_again(
 def test_without_a_thread_to_be_had_the_node_stays_gone_and_nothing_is_raised(
     nodes: list[StubNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = Membership(Path("/there"), PipelineConfig())
+    it = Membership(Path("/there"), PipelineConfig(role="language"))
 
     def fail() -> None:
         raise RuntimeError("can't start new thread")

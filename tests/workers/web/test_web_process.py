@@ -46,7 +46,7 @@ def test_it_maps_no_payload_and_looks_through_a_mapping_that_nothing_can_be_writ
 
 
 def test_it_dies_and_is_back_at_the_same_port_and_nothing_else_notices(node: Station) -> None:
-    """D4: the launcher holds the port, so who asks meanwhile waits and is answered."""
+    """D4: a "dead web"; the launcher holds the port, so who asks meanwhile waits and is answered."""
     others = {name: pid for name, pid in node.pids().items() if name != "web"}
     before, pid = node.node.web_addr, node.pid_of("web")
     os.kill(pid, signal.SIGKILL)
