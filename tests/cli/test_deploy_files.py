@@ -83,7 +83,9 @@ def test_the_units_times_are_longer_than_those_of_a_node() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
-    text = UNIT.read_text().replace("/opt/embridge/bin/embridge", sys.executable)
+    program = tmp_path / "embridge"  # a path without a space, which ends a word in a unit
+    program.symlink_to(sys.executable)
+    text = UNIT.read_text().replace("/opt/embridge/bin/embridge", str(program))
     (tmp_path / UNIT.name).write_text(text)
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / UNIT.name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -185,7 +185,7 @@ def test_sighup_takes_over_the_level_of_the_log_and_the_allow_list_and_names_wha
         f"now in force: log_level INFO (was WARNING), {allow_file} with 1 keys; "
         "needs a restart: default_allocate_tokens 77 (is 8192)"
     )
-    assert f"reloaded: {said}" in service.log()
+    wait_until(lambda: f"reloaded: {said}" in service.log())  # a thread of the launcher writes it
 
     other = new_key_pair()
     with open(allow_file, "a") as file:
