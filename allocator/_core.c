@@ -221,7 +221,8 @@ static int core_exec(PyObject *module)
         {&turn_taker_spec, &state->turn_taker},     {&direct_writer_spec, &state->direct_writer},
         {&grant_binder_spec, &state->grant_binder}, {&grant_poster_spec, &state->grant_poster},
         {&shelf_spec, &state->shelf},               {&shelf_reader_spec, &state->shelf_reader},
-        {&pin_spec, &state->pin},
+        {&pin_spec, &state->pin},                   {&untold_opener_spec, &state->untold_opener},
+        {&untold_sender_spec, &state->untold_sender}, {&untold_receiver_spec, &state->untold_receiver},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
@@ -270,6 +271,9 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->shelf);
     Py_VISIT(state->shelf_reader);
     Py_VISIT(state->pin);
+    Py_VISIT(state->untold_opener);
+    Py_VISIT(state->untold_sender);
+    Py_VISIT(state->untold_receiver);
     return 0;
 }
 
@@ -291,6 +295,9 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->shelf);
     Py_CLEAR(state->shelf_reader);
     Py_CLEAR(state->pin);
+    Py_CLEAR(state->untold_opener);
+    Py_CLEAR(state->untold_sender);
+    Py_CLEAR(state->untold_receiver);
     return 0;
 }
 

@@ -29,6 +29,9 @@ typedef struct {
     PyTypeObject *shelf;
     PyTypeObject *shelf_reader;
     PyTypeObject *pin;
+    PyTypeObject *untold_opener;
+    PyTypeObject *untold_sender;
+    PyTypeObject *untold_receiver;
 } core_state;
 
 typedef struct {
@@ -74,7 +77,7 @@ typedef struct {
 
 HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec,
     doorbell_spec, direct_writer_spec, grant_binder_spec, grant_poster_spec, turn_spec, turn_taker_spec, shelf_spec,
-    shelf_reader_spec, pin_spec;
+    shelf_reader_spec, pin_spec, untold_opener_spec, untold_sender_spec, untold_receiver_spec;
 
 // ---- handles (_core_mapping.c)
 

@@ -35,9 +35,24 @@ TIME_WORDS: int
 END_WORDS: int
 TIME_BOUNDS_NS: tuple[int, ...]
 
-# where `DirectWriter`, `GrantBinder`, `GrantPoster` and `StatusTable.open_record` find words, and values of some, as
-# `records`, `posts` and `metrics` have them
+# where the handles of requests (`DirectWriter` and those that follow it) and `StatusTable.open_record` find words, and
+# values of some, as `records`, `posts` and `metrics` have them
 CLAIM_WORDS: int
+SLOT_ROOM: int
+SLOT_OPENED_NS: int
+SLOT_DEADLINE_NS: int
+SLOT_LENT: int
+SLOT_PEER: int
+SLOT_MAY_WRITE: int
+METRIC_SUCCEEDED: int
+PEER_WINDOW: int
+MEETING_TOLD: int
+HEADER_NODE_STATE: int
+HEADER_BLOCK_WAITERS: int
+HEADER_FAILING: int
+HEADER_SLOT_WAITERS: int
+NODE_STATE_READY: int
+LENT_RESULT: int
 SLOT_EPOCH: int
 SLOT_LANE: int
 SLOT_TOTAL: int
@@ -515,6 +530,108 @@ class GrantPoster:
     def watch(self, before: Callable[[int], object] | None, /) -> None:
         """Have `before(step)` called before each change that the others make from now on (`enum grant_step`). If it
         raises, nothing is changed any more, and they raise that.
+        """
+
+class UntoldOpener:
+    """Opens untold requests of an encode node's client (`native/untold.h`). Either thread of the client."""
+
+    def __init__(
+        self,
+        status: StatusTable,
+        slots: Words,
+        destinations: Words,
+        staging: Words,
+        asked: Words,
+        untold: Words,
+        finished: Words,
+        lane: int,
+        aux_at: int,
+        aux_words: int,
+    ) -> None:
+        """`lane`: the client's. The auxiliary words of a slot's record are `aux_words`, from its `aux_at`-th word on.
+        Raises ValueError where a table is too small for its slots.
+        """
+    def open(self, slot: int, room: int, opened_ns: int, deadline_ns: int, aux: Buffer, /) -> int:
+        """Write a slot's record, and open its next epoch, of which no process of the node is told. `aux`: int32.
+
+        Returns twice the epoch, and 1 more where somebody may have asked for the room (R80); 0: its epochs are used up.
+        """
+
+class UntoldSender:
+    """Sends untold requests of an encode node's client to one language node of this host, and releases them
+    (`native/untold.h`): what a `GrantBinder` and a `DirectWriter` do, in one call.
+    """
+
+    def __init__(
+        self, writer: DirectWriter, binder: GrantBinder, columns: Buffer, finished: Words, untold: Words
+    ) -> None:
+        """`columns` as `DirectWriter.write` takes them. Raises ValueError or IndexError for what does not fit."""
+    def send(self, peer: int, room: int, slot: int, epoch: int, total: int, first: int, end: int, /, *at: int) -> int:
+        """Bind an open request that has no destination yet to the grant of its room, and write rows [first, end) as far
+        as they are granted; `at` are the addresses of the first row of each column. Whom it concerns there is rung.
+
+        Returns 0 where there is no grant; else what `GrantBinder.bind` does, plus 16 times the row up to which was
+        written, plus 8 where the request has failed, so that its destination was told nothing. Nothing is written where
+        the language node is gone. Raises as `DirectWriter.write`.
+        """
+    def leave(self, room: int, slot: int, epoch: int, /) -> tuple[int, tuple[int, int, int, int, int]] | None:
+        """Release the slot of a request that has succeeded, whose destination has ended, and of which no process of
+        either node was told (R80). Returns its status word, and when it entered each phase; None: it is not so.
+        """
+    def watch(self, before: Callable[[int], object] | None, /) -> None:
+        """Have `before(step)` called before each change that `leave` makes from now on (`enum leave_step`). If it
+        raises, nothing is changed any more, and `leave` raises that.
+        """
+
+class UntoldReceiver:
+    """Opens, grants, lends and releases untold requests of a language node's client (`native/untold.h`).
+
+    Whoever has the turn calls it. Who watches the `GrantPoster` sees each change.
+    """
+
+    def __init__(
+        self,
+        poster: GrantPoster,
+        status: StatusTable,
+        header: Words,
+        peers: Words,
+        fetches: Words,
+        lanes: Words,
+        metrics: Words,
+        lane: int,
+        lent_at: int,
+        metrics_at: int,
+        peer_words: int,
+        fetch_words: int,
+        slot_words: int,
+        address_at: int,
+        block_size: int,
+    ) -> None:
+        """`lent_at`: which of the words of `lanes` counts what the lane has lent. `metrics_at`: where the row of
+        counters begins. `address_at`: at which word of a slot's record the encode node's address begins. Raises
+        ValueError where a table is too small.
+        """
+    def open(
+        self, slot: int, room: int, opened_ns: int, deadline_ns: int, address: Buffer, peer: int, node_id: int,
+        incarnation: int, rows: int, enough: int, out: Buffer, /,
+    ) -> int:
+        """Open a slot for a request at an encode node (its entry in the peer table, and who it is), take as many blocks
+        as `out` (uint32) has room for, and grant them for `rows` rows at most. Nothing happens unless the node takes
+        requests, nobody waits for blocks or slots, and `enough` blocks are free.
+
+        Returns 0 where nothing has happened; else the epoch from bit 36 on, how many blocks from bit 3 on, and how far
+        it came: 1 it is open, and the encode node is gone; 2 there were no blocks; 3 the encode node has to be sent
+        what is granted; 4 it is posted.
+        """
+    def lend(self, slot: int, epoch: int, blocks: int, enough: int, /) -> int:
+        """Say that all the blocks of a request that has succeeded are lent, and how many (R35). Returns how many grants
+        it has had; 0, and nothing has happened: it was granted others, somebody waits, or fewer are free.
+        """
+    def release(
+        self, slot: int, epoch: int, room: int, lent: int, now_ns: int, /
+    ) -> tuple[int, tuple[int, int, int, int, int]] | None:
+        """`GrantPoster.release`, and `lent` blocks count as lent no more. Returns the request's status word, and when
+        it entered each phase; None where it is not released.
         """
 
 def copy(destination: Buffer, source: Buffer, moves: Buffer, count: int, /) -> int:

@@ -1,11 +1,11 @@
 // GrantBinder: the binding of native/bind.h.
-#include "_core.h"
+#include "_core_untold.h"
 
 #include "native/bind.h"
 
 #define BLOCKS_ON_STACK 64
 
-enum { SLOTS, DESTINATIONS, GRANTS, PEERS, TOMBSTONES, FINDERS, CLAIMS, MEETINGS, POSTS, WINDOWS, NUM_WORDS };
+enum { SLOTS, DESTINATIONS, GRANTS, PEERS, TOMBSTONES, FINDERS, THEIR_CLAIMS, MEETINGS, POSTS, WINDOWS, NUM_BOUND };
 enum {
     SLOT_SIZE,
     NUM_DESTINATIONS,
@@ -21,7 +21,7 @@ enum { NODE_ID, INCARNATION, ID_THERE, INCARNATION_THERE, NUM_NAMES };
 
 typedef struct {
     PyObject_HEAD
-    Words *words[NUM_WORDS];
+    Words *words[NUM_BOUND];
     struct bind_tables tables;
     PyObject *before; // or NULL
 } GrantBinder;
@@ -35,8 +35,8 @@ struct call {
 static int take_tables(GrantBinder *self, const Py_ssize_t *n)
 {
     struct bind_tables *t = &self->tables;
-    uint64_t count[NUM_WORDS];
-    for (size_t i = 0; i < NUM_WORDS; i++) {
+    uint64_t count[NUM_BOUND];
+    for (size_t i = 0; i < NUM_BOUND; i++) {
         if (self->words[i]->stride != 8)
             return PyErr_Format(PyExc_ValueError, "words: a stride of %zu bytes is not 8", self->words[i]->stride), -1;
         if (require_writable(self->words[i]->mapping) < 0)
@@ -53,7 +53,7 @@ static int take_tables(GrantBinder *self, const Py_ssize_t *n)
     t->num_blocks = (uint64_t)n[NUM_BLOCKS];
     t->num_slots = count[SLOTS] / t->slot_words;
     t->num_peers = count[PEERS] / t->peer_words;
-    t->num_slots_there = count[CLAIMS] / CLAIM_WORDS;
+    t->num_slots_there = count[THEIR_CLAIMS] / CLAIM_WORDS;
     t->num_buckets = count[POSTS] / BUCKET_POSTS;
     const struct {
         const char *what;
@@ -76,8 +76,8 @@ static int take_tables(GrantBinder *self, const Py_ssize_t *n)
                                 (unsigned long long)all[i].least),
                    -1;
     }
-    word64 *first[NUM_WORDS];
-    for (size_t i = 0; i < NUM_WORDS; i++)
+    word64 *first[NUM_BOUND];
+    for (size_t i = 0; i < NUM_BOUND; i++)
         first[i] = (word64 *)(void *)self->words[i]->first;
     t->slots = first[SLOTS];
     t->destinations = first[DESTINATIONS];
@@ -85,7 +85,7 @@ static int take_tables(GrantBinder *self, const Py_ssize_t *n)
     t->peers = first[PEERS];
     t->tombstones = first[TOMBSTONES];
     t->finders = first[FINDERS];
-    t->claims = first[CLAIMS];
+    t->claims = first[THEIR_CLAIMS];
     t->meetings = first[MEETINGS];
     t->posts = first[POSTS];
     t->windows = first[WINDOWS];
@@ -100,7 +100,7 @@ static PyObject *binder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
                             "block_size", "num_blocks",  "node_id",      "incarnation",
                             "node_id_there", "incarnation_there", NULL};
     PyTypeObject *const is = state_of_type(type)->words;
-    PyObject *words[NUM_WORDS], *name[NUM_NAMES];
+    PyObject *words[NUM_BOUND], *name[NUM_NAMES];
     uint64_t named[NUM_NAMES];
     Py_ssize_t n[NUM_SIZES];
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!O!O!O!O!O!O!nnnnnnnnOOOO:GrantBinder", names, is,
@@ -111,7 +111,7 @@ static PyObject *binder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         return NULL;
     for (size_t i = 0; i < NUM_SIZES; i++) {
         if (n[i] < 1 || n[i] > INT32_MAX)
-            return PyErr_Format(PyExc_ValueError, "%s: %zd is out of range", names[NUM_WORDS + i], n[i]);
+            return PyErr_Format(PyExc_ValueError, "%s: %zd is out of range", names[NUM_BOUND + i], n[i]);
     }
     for (size_t i = 0; i < NUM_NAMES; i++) {
         if (take_u64(name[i], &named[i]) < 0)
@@ -121,7 +121,7 @@ static PyObject *binder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     GrantBinder *self = (GrantBinder *)alloc(type, 0);
     if (self == NULL)
         return NULL;
-    for (size_t i = 0; i < NUM_WORDS; i++) {
+    for (size_t i = 0; i < NUM_BOUND; i++) {
         Py_INCREF(words[i]);
         self->words[i] = (Words *)words[i];
     }
@@ -155,7 +155,7 @@ static void binder_dealloc(PyObject *object)
     GrantBinder *self = (GrantBinder *)object;
     PyObject_GC_UnTrack(object);
     binder_clear(object);
-    for (size_t i = 0; i < NUM_WORDS; i++)
+    for (size_t i = 0; i < NUM_BOUND; i++)
         Py_XDECREF((PyObject *)self->words[i]);
     PyMem_Free(self->tables.seen);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
@@ -168,7 +168,8 @@ static bool say_before(struct grant_bind *bind, enum bind_step step)
 }
 
 // With the GIL: it takes less time than to give that away and to take it back.
-static PyObject *binder_bind(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+int binder_bind_request(PyObject *object, PyObject *peer_given, uint64_t room, uint32_t slot, uint64_t epoch,
+                        unsigned *bound)
 {
     GrantBinder *self = (GrantBinder *)object;
     const struct bind_tables *t = &self->tables;
@@ -176,19 +177,48 @@ static PyObject *binder_bind(PyObject *object, PyObject *const *args, Py_ssize_t
     struct grant_bind *b = &call.bind;
     uint64_t on_stack[BLOCKS_ON_STACK];
     uint32_t peer;
-    if (take_count("bind", nargs, 4) < 0 || take_index(args[0], "peer", t->num_peers, &peer) < 0 ||
-        take_u64(args[1], &b->room) < 0 || take_index(args[2], "slot", t->num_slots, &b->slot) < 0 ||
-        take_up_to(args[3], "epoch", MAX_EPOCH, &b->epoch) < 0)
-        return NULL;
+    if (take_index(peer_given, "peer", t->num_peers, &peer) < 0)
+        return -1;
     const uint64_t most = t->window < t->window_there ? t->window : t->window_there;
     b->peer = peer;
+    b->room = room;
+    b->slot = slot;
+    b->epoch = epoch;
     b->blocks = most <= BLOCKS_ON_STACK ? on_stack : PyMem_Malloc(most * sizeof *b->blocks);
-    if (b->blocks == NULL)
-        return PyErr_NoMemory();
-    const unsigned bound = bind_grant(b);
+    if (b->blocks == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    *bound = bind_grant(b);
     if (b->blocks != on_stack)
         PyMem_Free(b->blocks);
-    return b->is_stopped ? NULL : PyLong_FromUnsignedLong(bound);
+    return b->is_stopped ? -1 : 0;
+}
+
+int binder_there(PyObject *object, uint64_t num_slots, word64 **meetings, uint64_t *incarnation)
+{
+    const struct bind_tables *t = &((GrantBinder *)object)->tables;
+    if (t->num_slots_there < num_slots) {
+        PyErr_Format(PyExc_ValueError, "meetings: of %llu slots, not %llu", (unsigned long long)t->num_slots_there,
+                     (unsigned long long)num_slots);
+        return -1;
+    }
+    *meetings = t->meetings;
+    *incarnation = t->there.incarnation;
+    return 0;
+}
+
+static PyObject *binder_bind(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t room, epoch;
+    uint32_t slot;
+    unsigned bound;
+    if (take_count("bind", nargs, 4) < 0 || take_u64(args[1], &room) < 0 ||
+        take_index(args[2], "slot", ((GrantBinder *)object)->tables.num_slots, &slot) < 0 ||
+        take_up_to(args[3], "epoch", MAX_EPOCH, &epoch) < 0 ||
+        binder_bind_request(object, args[0], room, slot, epoch, &bound) < 0)
+        return NULL;
+    return PyLong_FromUnsignedLong(bound);
 }
 
 static PyObject *binder_watch(PyObject *object, PyObject *before)

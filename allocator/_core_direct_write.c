@@ -1,5 +1,5 @@
 // A write of a DirectWriter: the binding of native/direct.h.
-#include "_core_direct.h"
+#include "_core_untold.h"
 
 #include <string.h>
 
@@ -152,18 +152,20 @@ static int check_spans(const struct direct_write *w, uint64_t *rows)
     return 0;
 }
 
-static PyObject *write_checked(struct call *call, uint64_t rows)
+// `end`: up to which row; negative where the request has failed, 0 where nothing was written. -1 with an exception.
+static int write_checked(struct call *call, uint64_t rows, long long *end)
 {
     struct direct_write *w = &call->write;
     DirectWriter *self = call->self;
     uint64_t row_bytes = 0;
+    *end = 0;
     for (size_t c = 0; c < w->num_columns; c++)
         row_bytes += w->columns[c].row_bytes;
     if (self->closing) // nobody begins any more
-        return PyLong_FromLong(0);
+        return 0;
     Py_buffer held; // so that the payload stays while it is written to
     if (PyObject_GetBuffer((PyObject *)self->payload, &held, PyBUF_WRITABLE) < 0)
-        return NULL;
+        return -1;
     self->num_writing++;
     if (row_bytes != 0 && rows > KEEP_GIL_BYTES / row_bytes)
         call->without_gil = PyEval_SaveThread();
@@ -173,14 +175,35 @@ static PyObject *write_checked(struct call *call, uint64_t rows)
     PyBuffer_Release(&held);
     if (call->error[0] != NULL) {
         PyErr_Restore(call->error[0], call->error[1], call->error[2]);
-        return NULL;
+        return -1;
     }
     if (w->is_bad)
         return PyErr_Format(PyExc_IndexError, "block %llu was granted, of a pool of %llu",
-                            (unsigned long long)w->bad_block, (unsigned long long)w->num_blocks);
-    if (w->end == w->first)
-        return PyLong_FromLong(0);
-    return PyLong_FromLongLong(w->is_told ? (long long)w->end : -(long long)w->end);
+                            (unsigned long long)w->bad_block, (unsigned long long)w->num_blocks), -1;
+    if (w->end != w->first)
+        *end = w->is_told ? (long long)w->end : -(long long)w->end;
+    return 0;
+}
+
+int direct_writer_columns(const DirectWriter *self, const Array *given, struct direct_column *columns)
+{
+    return check_columns(self, given, columns);
+}
+
+int direct_writer_send(DirectWriter *self, uint32_t slot, uint64_t epoch, uint64_t total,
+                       const struct direct_column *columns, size_t num_columns, const uint64_t *span, long long *end)
+{
+    struct call call = {.self = self};
+    struct direct_write *w = &call.write;
+    uint64_t rows;
+    if (find_request(self, w, slot, epoch, 0) < 0)
+        return -1;
+    w->num_rows = total;
+    w->columns = columns;
+    w->num_columns = num_columns;
+    w->spans = span;
+    w->num_spans = 1;
+    return check_spans(w, &rows) < 0 ? -1 : write_checked(&call, rows, end);
 }
 
 // (slot, epoch, total), and the destination, which is the first where it is NULL.
@@ -246,8 +269,9 @@ PyObject *direct_writer_write(PyObject *object, PyObject *const *args, Py_ssize_
         memcpy(copied, spans.data, words * sizeof *copied);
         w->spans = copied;
         w->num_spans = words / span_words;
-        if (check_spans(w, &rows) == 0)
-            result = write_checked(&call, rows);
+        long long end;
+        if (check_spans(w, &rows) == 0 && write_checked(&call, rows, &end) == 0)
+            result = PyLong_FromLongLong(end);
     }
     if (copied != on_stack)
         PyMem_Free(copied);

@@ -1,15 +1,15 @@
 // GrantPoster: the binding of native/grant.h.
-#include "_core.h"
+#include "_core_untold.h"
 
 #include "native/grant.h"
 
-enum { SLOTS, WINDOWS, CLAIMS, MEETINGS, POSTS, NUM_WORDS };
+enum { SLOTS, WINDOWS, OWN_CLAIMS, MEETINGS, POSTS, NUM_GRANT_TABLES };
 
 typedef struct {
     PyObject_HEAD
     StatusTable *status;
     BlockCells *cells;
-    Words *words[NUM_WORDS];
+    Words *words[NUM_GRANT_TABLES];
     struct grant_tables tables;
     PyObject *before; // or NULL
 } GrantPoster;
@@ -28,14 +28,14 @@ static int take_tables(GrantPoster *self, Py_ssize_t slot_words, Py_ssize_t wind
         PyErr_Format(PyExc_ValueError, "slot_words: %zd, window: %zd", slot_words, window);
         return -1;
     }
-    const uint64_t least[NUM_WORDS] = {
+    const uint64_t least[NUM_GRANT_TABLES] = {
         [SLOTS] = num_slots * (uint64_t)slot_words,
         [WINDOWS] = num_slots * (uint64_t)window,
-        [CLAIMS] = num_slots * CLAIM_WORDS,
+        [OWN_CLAIMS] = num_slots * CLAIM_WORDS,
         [MEETINGS] = num_slots * MEETING_WORDS,
         [POSTS] = BUCKET_POSTS,
     };
-    for (size_t i = 0; i < NUM_WORDS; i++) {
+    for (size_t i = 0; i < NUM_GRANT_TABLES; i++) {
         if (require_writable(self->words[i]->mapping) < 0)
             return -1;
         if (self->words[i]->stride != 8 || self->words[i]->count < least[i]) {
@@ -48,7 +48,7 @@ static int take_tables(GrantPoster *self, Py_ssize_t slot_words, Py_ssize_t wind
     t->blocks = &self->cells->blocks;
     t->slots = (word64 *)(void *)self->words[SLOTS]->first;
     t->windows = (word64 *)(void *)self->words[WINDOWS]->first;
-    t->claims = (word64 *)(void *)self->words[CLAIMS]->first;
+    t->claims = (word64 *)(void *)self->words[OWN_CLAIMS]->first;
     t->meetings = (word64 *)(void *)self->words[MEETINGS]->first;
     t->posts = (word64 *)(void *)self->words[POSTS]->first;
     t->slot_words = (uint64_t)slot_words;
@@ -63,11 +63,11 @@ static PyObject *poster_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
                             "meetings", "posts", "slot_words", "window_blocks", NULL};
     const core_state *state = state_of_type(type);
     PyTypeObject *words = state->words;
-    PyObject *status, *cells, *given[NUM_WORDS];
+    PyObject *status, *cells, *given[NUM_GRANT_TABLES];
     Py_ssize_t slot_words, window;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!O!O!O!nn:GrantPoster", names, state->status_table, &status,
                                      state->block_cells, &cells, words, &given[SLOTS], words, &given[WINDOWS], words,
-                                     &given[CLAIMS], words, &given[MEETINGS], words, &given[POSTS], &slot_words,
+                                     &given[OWN_CLAIMS], words, &given[MEETINGS], words, &given[POSTS], &slot_words,
                                      &window))
         return NULL;
     const allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -78,7 +78,7 @@ static PyObject *poster_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     Py_INCREF(cells);
     self->status = (StatusTable *)status;
     self->cells = (BlockCells *)cells;
-    for (size_t i = 0; i < NUM_WORDS; i++) {
+    for (size_t i = 0; i < NUM_GRANT_TABLES; i++) {
         Py_INCREF(given[i]);
         self->words[i] = (Words *)given[i];
     }
@@ -107,7 +107,7 @@ static void poster_dealloc(PyObject *object)
     GrantPoster *self = (GrantPoster *)object;
     PyObject_GC_UnTrack(object);
     poster_clear(object);
-    for (size_t i = 0; i < NUM_WORDS; i++)
+    for (size_t i = 0; i < NUM_GRANT_TABLES; i++)
         Py_XDECREF((PyObject *)self->words[i]);
     Py_XDECREF((PyObject *)self->status);
     Py_XDECREF((PyObject *)self->cells);
@@ -182,6 +182,15 @@ static PyObject *poster_release(PyObject *object, PyObject *const *args, Py_ssiz
 static PyObject *poster_watch(PyObject *object, PyObject *before)
 {
     return watch_with(&((GrantPoster *)object)->before, before);
+}
+
+const struct grant_tables *poster_tables(PyObject *poster) { return &((GrantPoster *)poster)->tables; }
+
+PyObject *poster_before(PyObject *poster)
+{
+    PyObject *before = ((GrantPoster *)poster)->before;
+    Py_XINCREF(before);
+    return before;
 }
 
 static PyMethodDef poster_methods[] = {

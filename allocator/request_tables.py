@@ -67,7 +67,7 @@ class SlotRecord:
 
     def set_address(self, text: str) -> None:
         """Raises ValueError: it is too long."""
-        self.words[ADDRESS_OFFSET // 8 :] = _address_words(text)
+        self.words[ADDRESS_OFFSET // 8 :] = address_words(text)
 
     def set_aux(self, aux: array[int]) -> None:
         """The request's 16 auxiliary words, int32 (encode side)."""
@@ -75,7 +75,8 @@ class SlotRecord:
 
 
 @lru_cache(maxsize=256)
-def _address_words(text: str) -> array[int]:
+def address_words(text: str) -> array[int]:
+    """The words of an address in a record. Raises ValueError: it is too long."""
     if len(text.encode()) > ADDRESS_BYTES:
         raise ValueError(f"bootstrap_addr: {len(text.encode())} bytes > {ADDRESS_BYTES} bytes")
     return array("Q", packed(text, ADDRESS_BYTES))

@@ -39,6 +39,9 @@ enum grant_step {
     END_FREE,
     END_TAKE_OFF,
     END_RELEASE,
+    GRANT_OPEN,
+    GRANT_ACQUIRE,
+    GRANT_LEND,
 };
 
 struct grant_tables {

@@ -4,12 +4,17 @@
 #define EMBRIDGE_NATIVE_RECORDS_H
 
 enum {
+    SLOT_ROOM = 0,
     SLOT_EPOCH = 1,
     SLOT_LANE = 2,
     SLOT_TOTAL = 3,
+    SLOT_OPENED_NS = 4,
+    SLOT_DEADLINE_NS = 5,
     SLOT_READY = 6,
     SLOT_REQUIRED = 7,
+    SLOT_LENT = 8,
     SLOT_RELEASED_EPOCH = 10,
+    SLOT_PEER = 12,
     SLOT_GRANTED = 13,
     SLOT_DRAINED_BLOCKS = 15,
     SLOT_MOVED_NS = 16,
@@ -17,6 +22,7 @@ enum {
     SLOT_NUM_ROUNDS = 24,
     SLOT_INIT_ASKED = 26,
     SLOT_SESSION = 27,
+    SLOT_MAY_WRITE = 29,
     SLOT_TOLD = 30,
     SLOT_JOINED_BY = 31,
     SLOT_WORDS = 32,
@@ -35,9 +41,11 @@ enum {
     METRIC_WRITES = 5,
     METRIC_BYTES_WRITTEN = 6,
     METRIC_TOKENS_WRITTEN = 7,
+    METRIC_SUCCEEDED = 8,
     PEER_STATE = 0,
     PEER_NODE_ID = 1,
     PEER_INCARNATION = 2,
+    PEER_WINDOW = 4,
     PEER_REGISTRATION = 9,
     MEETING_EPOCH = 0,
     MEETING_ROOM = 1,
@@ -45,7 +53,12 @@ enum {
     MEETING_INCARNATION = 3,
     MEETING_GRANTED = 4,
     MEETING_BOUND = 5,
+    MEETING_TOLD = 6,
     MEETING_WORDS = 8,
+    HEADER_NODE_STATE = 7,
+    HEADER_BLOCK_WAITERS = 9,
+    HEADER_FAILING = 13,
+    HEADER_SLOT_WAITERS = 24,
 };
 
 enum { JOINED_BY_NOBODY = 0, JOINED_BY_CLIENT = 1 };
@@ -54,5 +67,7 @@ enum { TOLD_BITS = 2, TOLD_UNTOLD = 1, TOLD_RELEASED = 3 };
 enum { FINDER_SLOT_BITS = 16 };
 enum { LOCAL_EXPOSURE = 0 }; // of blocks that no session of a network engine may write
 enum { REGISTERED_STATE = 1 };
+enum { NODE_STATE_READY = 1 };
+enum { LENT_RESULT = 1 };
 
 #endif

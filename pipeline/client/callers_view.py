@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from contextlib import suppress
 
 import numpy as np
 
@@ -60,26 +59,28 @@ class CallersView:
         self._seen = sequence
         status, pages, out = attachment.control.status, self._requests.lease.pages, self._out
         by_slot, looked_at = self._requests.by_slot, self._looked_at
-        looks: dict[TransferHandle, None] = {}
-        if now >= self._slow_ns:
+        if is_slow := now >= self._slow_ns:
             self._slow_ns = now + SLOW_LOOK_NS
             status.changed(USER_VIEW, pages, len(pages), out)
             count = status.compare(pages, len(pages), self._words, out)
-            looks.update((handle, None) for handle in self._round.some() if handle.slot != NO_SLOT)
         else:
             count = status.changed(USER_VIEW, pages, len(pages), out)
-        for slot in out[:count]:
-            if (changed := by_slot.get(slot)) is not None:
-                looks[changed] = None
+        looks = [handle for slot in out[:count] if (handle := by_slot.get(slot)) is not None]
+        if is_slow:
+            looks = list(dict.fromkeys([*self._some_open(), *looks]))
         to_end: list[TransferHandle] = []
         for handle in looks:
             looked_at[handle.slot] = handle
-            self._has_seen_by_hand |= handle.is_by_hand
-            if handle.may_end_here:
+            if handle.on_success is None:
+                self._has_seen_by_hand |= handle.is_by_hand
+            elif handle.may_end_here:
                 to_end.append(handle)
         if to_end:
             self._end(to_end)
         return True
+
+    def _some_open(self) -> list[TransferHandle]:
+        return [handle for handle in self._round.some() if handle.slot != NO_SLOT]
 
     def _end(self, handles: list[TransferHandle]) -> None:
         """End requests that have succeeded; those that need more than a look are left to the library thread."""
@@ -107,8 +108,10 @@ class CallersView:
         is_done = False
         with TurnTaker(self._turn) as has_turn:
             if has_turn:
-                with suppress(Exception):
+                try:
                     is_done = step()
+                except Exception:  # the library thread says so
+                    is_done = False
         if self.library_waits:
             self._attachment.library_bell.ring()
         return is_done

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from embridge.allocator.geometry import MAX_TOKENS
+from embridge.allocator.geometry import MAX_TOKENS, Role
 from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.arguments import whole
 from embridge.pipeline.client.fetch import Fetch
@@ -20,6 +20,7 @@ from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.opening import open_sender
 from embridge.pipeline.client.publishing import ClientShelf, Published
 from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
+from embridge.pipeline.client.routing import RoutePicker
 from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.pipeline.client.subscriptions import Subscription, Subscriptions
 
@@ -38,6 +39,7 @@ class Client:
         self._shelf: ClientShelf | None = None
         self._fetching: Fetching | None = None
         self._subscriptions: Subscriptions | None = None
+        self._picker: RoutePicker | None = None
         self.run_dir = attachment.run_dir
         """The run directory of the node (pathlib.Path)."""
         self.lane = attachment.lane
@@ -222,7 +224,7 @@ class Client:
             NodeGoneError: the node is gone.
             RuntimeError: after `close()`, or in a forked child.
         """
-        return self._library.route_picker("encode_nodes").nodes()
+        return self._route_picker("encode_nodes").nodes()
 
     def pick_encode_node(self, tokens: int = 0, *, other_than: str = "") -> str:
         """The `bootstrap_addr` of the healthy, READY encode node with the least to do; ties go round.
@@ -237,7 +239,20 @@ class Client:
             NodeGoneError, RuntimeError: as `encode_nodes`.
         """
         tokens = whole("tokens", tokens, 0, MAX_TOKENS)
-        return self._library.route_picker("pick_encode_node").pick(tokens, other_than).bootstrap_addr
+        return self._route_picker("pick_encode_node").pick(tokens, other_than).bootstrap_addr
+
+    def _route_picker(self, what: str) -> RoutePicker:
+        attachment = self._attachment
+        attachment.check_usable()
+        control = attachment.control
+        if control.role != Role.LANGUAGE:
+            raise ValueError(f"{what}: this client is attached to an encode node; attach to the language node")
+        if self._picker is None:
+            if not control.has_discovery:
+                where = f"the node in {attachment.run_dir}"
+                raise ValueError(f"{what}: {where} has no discovery; launch it with --discovery http://host:port")
+            self._picker = RoutePicker(control.routes, attachment.clock)
+        return self._picker
 
     # ---- what has changed
 

@@ -15,88 +15,32 @@ this host are the worker's; the rows that it sends are staged for it as ever.
 
 from __future__ import annotations
 
-import os
 from array import array
-from threading import RLock
-from typing import Any
+from typing import Any, Final
 
-from embridge.allocator.buffers import pools
+from embridge.allocator._core import BIND_GONE, BIND_TOLD
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.records import Destination, Slot, WrittenBy
 from embridge.allocator.status import TERMINAL, Phase
 from embridge.pipeline.client.doors import Door
 from embridge.pipeline.client.given_rows import Given, address_of
 from embridge.pipeline.client.handle import TransferHandle
+from embridge.pipeline.client.held import Held, hold_open
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.rendezvous import ONLY, Rendezvous
 from embridge.pipeline.client.stock import Stock
 from embridge.pipeline.leaving import refuse
 
-_OUT: dict[Held, None] = {}  # of all clients of this process: the memory behind views that are out must stay mapped
-
-
-class Held:
-    """A claim that is held, and the run of rows behind it that may be written in place.
-
-    Its door stays open until it is let go of, whoever drops the client, because views of the rows may be anywhere.
-    """
-
-    def __init__(self, door: Door, slot: int, epoch: int, first: int) -> None:
-        """`slot` and `epoch` are the destination's."""
-        self.door = door
-        self.slot = slot
-        self.epoch = epoch
-        self.first = self.end = first
-        self._row = 0  # in the payload
-        self._pools = pools(door.geometry)
-        self.memory = memoryview(door.payload)  # which stays mapped for as long as somebody has these rows
-
-    def add(self, block: int, limit: int) -> bool:
-        """Add the rows before `limit` that lie in this block, the next one of the request. False: it is elsewhere."""
-        bs = self.door.geometry.block_size
-        row = block * bs + self.end % bs
-        if block >= self.door.geometry.num_blocks or (
-            self.end > self.first and row != self._row + self.end - self.first
-        ):
-            return False
-        if self.end == self.first:
-            self._row = row
-        self.end = min(limit, (self.end // bs + 1) * bs)
-        return True
-
-    def offset_of(self, name: str) -> int:
-        """Where the first row of a buffer lies in the payload."""
-        pool = next(pool for pool in self._pools if pool.name == name)
-        return pool.offset + self._row * pool.row_bytes
-
-    def addresses(self) -> list[int]:
-        """Where the first row lies in each buffer, in `pools`' order."""
-        return [self.door.payload.address + self.offset_of(pool.name) for pool in self._pools]
-
-    def let_go(self, *, is_given_back: bool) -> None:
-        """Give the claim back, unless that is done, and let the door close."""
-        if not is_given_back:
-            self.door.part.claims.give_back(self.slot, self.epoch, self.door.writer)
-        self.forget()
-
-    def forget(self) -> None:
-        """Let the door close."""
-        self.door.held.pop(self, None)
-        _OUT.pop(self, None)
-        if self.door.has_closed:  # its client has left it to us
-            self.door.close()
-
-
-def _hang_up_in_child() -> None:
-    for held in list(_OUT):
-        held.door.hang_up()  # whoever has its client, which may have left
-
-
-os.register_at_fork(after_in_child=_hang_up_in_child)
+HAS_FAILED: Final = 8  # of what `UntoldSender.send` returns, as the next
+SENT_SHIFT: Final = 4
 
 
 class DirectPath:
     """One sender's."""
+
+    _found: Door | None = None  # of the only destination
+    _all: tuple[tuple[int, Door], ...] = ()  # of several, where the worker writes to none
+    _meets: Rendezvous | None = None
 
     def __init__(self, library: Library, handle: TransferHandle, total: int) -> None:
         control = library.attachment.control
@@ -104,21 +48,26 @@ class DirectPath:
         self._library = library
         self._attachment = library.attachment
         self._doors = library.doors
+        self._deciding = library.doors.deciding
         self._handle = handle
         self._total = total
-        self._deciding = RLock()  # either thread decides, once a request; a signal handler may, in the midst of it
-        self._rendezvous = Rendezvous(library.attachment, library.doors, handle, self._deciding)
         self._slots = control.slots
-        self._pools = pools(control.geometry)
+        self._pools = library.doors.pools
         self._dsts = library.destinations
         self._bs = control.geometry.block_size
-        self._found: Door | None = None  # of the only destination
-        self._all: tuple[tuple[int, Door], ...] = ()  # of several, where the worker writes to none
+
+    @property
+    def _rendezvous(self) -> Rendezvous:
+        if (meets := self._meets) is None:  # most requests need none
+            made = Rendezvous(self._attachment, self._doors, self._handle, self._deciding)
+            meets = vars(self).setdefault("_meets", made)
+        return meets
 
     def refuse(self, why: str) -> None:
         """The client has left its node: whatever is asked of the tables from now on is a RuntimeError."""
         refuse(self, why, ("_slots", "_dsts"))
-        self._rendezvous.refuse(why)
+        if self._meets is not None:
+            self._meets.refuse(why)
         self.let_go()
 
     def let_go(self) -> None:
@@ -279,6 +228,42 @@ class DirectPath:
         """Whether it has been said that they are written directly."""
         return self._found is not None or bool(self._all)
 
+    def write_first(self, span: list[int]) -> int:
+        """Find the grant of a request that has no destination yet, and write these rows, its first: one native call for
+        each door. Returns as `DirectWriter.write`; 0, too, where there is no grant, or where they are many.
+        """
+        handle, attachment = self._handle, self._attachment
+        if span[1] > self._doors.few_rows:
+            return 0
+        for peer, door in self._doors.open_ones():
+            with self._deciding:
+                said = door.untold.send(peer, handle.room, handle.slot, handle.epoch, self._total, *span)
+            if not said:
+                continue
+            if said & (BIND_TOLD | BIND_GONE):
+                self._rendezvous.follow_up(said)
+            if said & BIND_GONE:
+                return 0
+            self._found = door
+            end: int = said >> SENT_SHIFT
+            if said & HAS_FAILED:
+                return -end
+            if end:
+                attachment.user_bell.ring()
+                if end < self._total:
+                    attachment.kick_poller(handle.slot, handle.epoch)
+            return end
+        return 0
+
+    def leave(self) -> tuple[int, tuple[int, ...]] | None:
+        """Release the slot of a request that has succeeded, if no process of either node was told of it (who has the
+        turn, R80). Returns its status word, and when it entered each phase; None: it is to be ended as any other.
+        """
+        door, handle = self._found, self._handle
+        if door is None or (self._meets is not None and self._meets.has_offered):
+            return None
+        return door.untold.leave(handle.room, handle.slot, handle.epoch)
+
     def write_plain(self, span: list[int]) -> int:
         """Copy what is granted of these rows, where it has been said already that they are written directly. Returns as
         `DirectWriter.write`, of what all destinations have.
@@ -299,7 +284,7 @@ class DirectPath:
         if door is None:
             return None
         held = Held(door, self._get(Destination.REMOTE_SLOT), self._get(Destination.REMOTE_EPOCH), first)
-        _OUT[held] = door.held[held] = None  # first: it does not close from here on
+        hold_open(held)  # first: it does not close from here on
         if door.has_closed or not door.part.claims.take(held.slot, held.epoch, door.writer):
             held.forget()
             return None

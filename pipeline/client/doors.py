@@ -13,9 +13,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from threading import RLock
 from typing import Final, NamedTuple, Protocol
 
-from embridge.allocator._core import DirectWriter, GrantBinder, Mapping, StatusTable
+from embridge.allocator._core import DirectWriter, GrantBinder, Mapping, StatusTable, UntoldSender
+from embridge.allocator.buffers import pools
 from embridge.allocator.claims import ClaimTable, WriterId
 from embridge.allocator.control import Control
 from embridge.allocator.direct import columns, direct_writer, grant_binder
@@ -25,6 +27,7 @@ from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.posts import PostTable
 from embridge.allocator.records import NUM_VIEWS, Peer, WrittenBy
 from embridge.allocator.segment import map_segment
+from embridge.allocator.untold import untold_sender
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.given_rows import PlainRows
 from embridge.workers import run_socket
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 
 KNOCK_AGAIN_NS: Final = NS // 10  # at a node that has refused; twice as long after each time
 MOST_AGAIN_NS: Final = 60 * NS
+FEW_BYTES: Final = 1 << 20
 PATIENCE_NS: Final = NS  # with a node that does not answer; requests to it go through the worker then
 
 
@@ -87,6 +91,8 @@ class Door:
         self.columns = columns(control.geometry)
         self.grants: GrantBinder = grant_binder(attachment.control, part, control.layout, control.geometry, node)
         """Finds what is granted there, and binds requests to it; either thread."""
+        self.untold: UntoldSender = untold_sender(attachment.control, self.rows, self.grants, self.columns)
+        """Does both in one call, and releases requests of which nobody else need know."""
         self.has_closed = False
         """Whether nobody begins to write through it any more."""
         self.held: dict[object, None] = {}
@@ -193,6 +199,11 @@ class Doors:
         self._open: dict[int, Door] = {}
         self._knocks: dict[int, _Awaited] = {}
         self.plain_rows = PlainRows(attachment.geometry)
+        self.pools = pools(attachment.geometry)
+        self.few_rows = FEW_BYTES // max(attachment.geometry.token_bytes, 1)
+        """So many are copied in less time than it takes to hand a lock over."""
+        self.deciding = RLock()
+        """Held by who binds a sender, or says who writes: either thread; a signal handler may, in the midst of it."""
         self._refused: dict[int, _Refusal] = {}  # by peer
         self._closing: list[Door] = []
         self._has_news = False

@@ -22,6 +22,9 @@ from embridge.pipeline.arguments import whole
 Bytes = npt.NDArray[np.uint8]
 
 INT32: Final = np.iinfo(np.int32)
+INT32_MIN: Final = -(1 << 31)
+INT32_MAX: Final = (1 << 31) - 1
+NO_AUX: Final = array("i", bytes(4 * AUX_WORDS))
 INTEGERS: Final = frozenset(
     getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
 )  # not those that are quantized
@@ -180,7 +183,7 @@ def aux_words(aux_datas: Any, total_tokens: int, mrope_position_delta: int) -> a
     Raises:
         ValueError: a shape, a type or a value is none that fits.
     """
-    words = array("i", bytes(4 * AUX_WORDS))
+    words = NO_AUX[:]
     if aux_datas is not None:
         try:
             given = np.asarray(aux_datas)
@@ -191,8 +194,10 @@ def aux_words(aux_datas: Any, total_tokens: int, mrope_position_delta: int) -> a
         if given.min() < INT32.min or given.max() > INT32.max:
             raise ValueError(f"aux_datas: {given.min()} to {given.max()} is outside int32")
         words = array("i", given.tolist())
-    delta = whole("mrope_position_delta", mrope_position_delta, INT32.min, INT32.max)
-    words[0], words[1] = min(total_tokens, INT32.max), delta
+    delta = mrope_position_delta
+    if type(delta) is not int or not INT32_MIN <= delta <= INT32_MAX:
+        delta = whole("mrope_position_delta", delta, INT32_MIN, INT32_MAX)
+    words[0], words[1] = min(total_tokens, INT32_MAX), delta
     return words
 
 

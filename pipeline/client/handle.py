@@ -6,8 +6,11 @@ Bootstrapping, and the request may be given up.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Callable
 from typing import Final, Protocol
 
+from embridge.allocator._core import PHASE_BITS, SENT_BITS
 from embridge.allocator.errors import FailureCode, TransferError, failure
 from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotRecord
@@ -19,6 +22,10 @@ from embridge.pipeline.leaving import refuse
 MAX_ROOM = (1 << 63) - 1
 NO_SLOT: Final = -1
 OWN_NODE_GONE: Final = "this client's own node is gone"
+SUCCESS: Final = int(Phase.Success)
+PHASE_SHIFT: Final = SENT_BITS + 1
+EPOCH_SHIFT: Final = PHASE_SHIFT + PHASE_BITS
+RISEN_MASK: Final = (1 << EPOCH_SHIFT) - 1 & ~(1 << SENT_BITS)  # of a status word: whether it is whole is nobody's here
 LED_TO_MEMORY = ("_control", "_slots", "_status", "_windows", "_sessions", "_claims", "posting")
 
 
@@ -42,6 +49,12 @@ class TransferHandle:
     _final: Progress | None = None
     _final_stamps: tuple[int, ...] = (0,) * 5
     _final_failure: TransferError | None = None
+    on_success: Callable[[], bool] | None = None
+    """Ends a request that has succeeded, where a queue drives it (see `end_here`)."""
+    has_settled = False
+    """Whether its client has released its slot itself."""
+    aux: array[int] | None = None
+    """Of a sender that may be untold: its auxiliary words."""
 
     def __init__(self, library: HandleLibrary, room: int) -> None:
         self._library = library
@@ -53,7 +66,7 @@ class TransferHandle:
         self.epoch = 0
         self.room = room
         self.opened_ns = self.deadline_ns = 0
-        self.reported = (0, 0)
+        self.reported = 0  # phase and `sent`, as in the status word
 
     def __repr__(self) -> str:
         try:
@@ -90,10 +103,17 @@ class TransferHandle:
 
     def has_risen(self) -> bool:
         """Whether the status is higher than when this was asked last (by `Client.poll`)."""
-        now = self.progress()
-        if (now.phase, now.sent) <= self.reported:
+        if self._final is None and self.slot != NO_SLOT and not self._attachment.node_gone:
+            word = self._status.load(self.slot)
+            risen = word & RISEN_MASK if word >> EPOCH_SHIFT == self.epoch else None
+        else:
+            risen = None
+        if risen is None:
+            now = self.progress()
+            risen = now.phase << PHASE_SHIFT | now.sent
+        if risen <= self.reported:
             return False
-        self.reported = (now.phase, now.sent)
+        self.reported = risen
         return True
 
     def poll(self) -> Phase:
@@ -185,9 +205,15 @@ class TransferHandle:
         self._final_failure = failure(FailureCode.PEER_LOST, OWN_NODE_GONE, self.room)
         self._final = Progress(self.epoch, Phase.Failed, word.sent)
 
-    def keep_outcome(self) -> None:
-        """Settle the outcome of a request that ended before the library thread looked at it (`Client.close`)."""
-        if self._final is None and self.slot != NO_SLOT and self.progress().phase >= Phase.Success:
+    def keep_outcome(self, word: int = 0, stamps: tuple[int, ...] = ()) -> None:
+        """Settle the outcome of a request that ended before the library thread looked at it (`Client.close`); or with
+        which its client has released its slot itself (whoever has the turn).
+        """
+        if stamps:
+            self._final_stamps = stamps
+            self._final = split(word)
+            self.has_settled = True
+        elif self._final is None and self.slot != NO_SLOT and self.progress().phase >= Phase.Success:
             self._settle()
 
     def refuse(self, why: str) -> None:

@@ -26,7 +26,8 @@ from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
 from embridge.pipeline.client.source_rows import SourceRows
 
 if TYPE_CHECKING:
-    from embridge.pipeline.client.direct_path import DirectPath, Held
+    from embridge.pipeline.client.direct_path import DirectPath
+    from embridge.pipeline.client.held import Held
     from embridge.pipeline.client.library import Library
     from embridge.pipeline.client.stock import Stock
 

@@ -19,9 +19,10 @@ import numpy as np
 from embridge.allocator._core import Turn, TurnTaker
 from embridge.allocator.errors import FailureCode, NodeBusyError, NodeGoneError, NodeUnhealthyError
 from embridge.allocator.geometry import Role
-from embridge.allocator.records import LIBRARY_VIEW, NodeState
+from embridge.allocator.records import LIBRARY_VIEW, NodeState, SegmentHeader
 from embridge.allocator.rings import FULL_RING_WAIT_S
 from embridge.allocator.slot_changes import SlotChanges
+from embridge.allocator.untold import untold_receiver
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.attachment import CLOSED, FORKED, Attachment
 from embridge.pipeline.client.callers_view import SLOW_LOOK_NS, CallersView
@@ -31,7 +32,6 @@ from embridge.pipeline.client.leading_ranks import LeadingRanks
 from embridge.pipeline.client.neighbours import Neighbours
 from embridge.pipeline.client.open_requests import OpenRequests
 from embridge.pipeline.client.rounds import Round
-from embridge.pipeline.client.routing import RoutePicker
 from embridge.pipeline.client.slot_queue import MAX_WAITING, SlotQueue
 from embridge.pipeline.client.unsent_memory import UnsentMemory
 from embridge.pipeline.client.untold import LIBRARY_WAIT_S
@@ -46,7 +46,8 @@ STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
 END_WAIT_S = 5.0  # for the library thread to finish what it copies
 LED_TO_MEMORY = (
-    *("destinations", "staging", "windows", "sessions", "unsent", "slot_queue", "_picker", "_changes", "neighbours"),
+    *("destinations", "staging", "windows", "sessions", "unsent", "slot_queue", "_changes"),
+    *("neighbours", "untold"),
 )
 
 _libraries: weakref.WeakSet[Library] = weakref.WeakSet()  # libraries that have threads, to be told of a fork
@@ -79,6 +80,7 @@ class Library:
         else:
             self.windows, self.sessions = control.windows, control.sessions
             self.neighbours = Neighbours(control)
+            self.untold = untold_receiver(control, attachment.lane)
         self._limit = LogLimit()
         self._stop = threading.Event()
         self._has_ended = True  # until it begins
@@ -97,7 +99,6 @@ class Library:
         self._num_lacking = 0  # how many of them wait in a transfer queue
         self._is_slot_waiter = self._is_block_waiter = self._is_spared = False
         self.drained_ns = -NS  # when rows were copied out last (whoever has the turn)
-        self._picker: RoutePicker | None = None
 
     def start(self) -> None:
         """Start the library thread. Raises RuntimeError: no thread can be started."""
@@ -121,11 +122,13 @@ class Library:
         `instead_of`: a request of the same room, which has failed.
         """
         attachment, control = self.attachment, self.attachment.control
-        attachment.check_usable()
+        if attachment.is_closed or attachment.node_gone or attachment.is_forked:
+            attachment.check_usable()
         if control.role != role:
             ours, theirs = control.role.name.lower(), role.name.lower()
             raise ValueError(f"{what}: this client is attached to a {ours} node; attach to the {theirs} node")
-        room = whole("room", room, 0, MAX_ROOM, "0 to 2**63 - 1")
+        if type(room) is not int or not 0 <= room <= MAX_ROOM:
+            room = whole("room", room, 0, MAX_ROOM, "0 to 2**63 - 1")
         if self.requests.by_room.get(room, instead_of) is not instead_of:
             raise ValueError(f"room: {room} is in use; a room is one request, use a new number")
         if not control.is_sound:
@@ -146,8 +149,9 @@ class Library:
             NodeBusyError: there is no slot, and it may not wait, or as many requests as may wait do.
         """
         attachment = self.attachment
-        timeout_s = attachment.request_timeout_s if timeout_s is None else timeout_s
-        if not is_time(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+        if timeout_s is None:
+            timeout_s = attachment.request_timeout_s
+        elif not is_time(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s: {said(timeout_s)} s must be positive, and at most {MAX_TIMEOUT_S:g} s")
         handle.opened_ns = attachment.clock()
         handle.deadline_ns = handle.opened_ns + int(float(timeout_s) * NS)
@@ -170,19 +174,6 @@ class Library:
             self._to_serve.append(handle)
         self.attachment.library_bell.ring()
 
-    def route_picker(self, what: str) -> RoutePicker:
-        """What this client knows of the encode nodes, for the method `what`. Raises as `Client.encode_nodes` does."""
-        attachment, control = self.attachment, self.attachment.control
-        attachment.check_usable()
-        if control.role != Role.LANGUAGE:
-            raise ValueError(f"{what}: this client is attached to an encode node; attach to the language node")
-        if self._picker is None:
-            if not control.has_discovery:
-                where = f"the node in {attachment.run_dir}"
-                raise ValueError(f"{what}: {where} has no discovery; launch it with --discovery http://host:port")
-            self._picker = RoutePicker(control.routes, attachment.clock)
-        return self._picker
-
     # ---- for handles and queues, on the library thread
 
     def add_turn(self, turn: Callable[[], bool], end: Callable[[], None]) -> None:
@@ -201,6 +192,11 @@ class Library:
         """Give a request's slot back, because the client needs nothing of it any more."""
         self._starving.pop(handle, None)
         self.requests.leave(handle)
+
+    def left(self, handle: TransferHandle, word: int) -> None:
+        """As `OpenRequests.left`."""
+        self._starving.pop(handle, None)
+        self.requests.left(handle, word)
 
     @property
     def is_starving(self) -> bool:
@@ -228,7 +224,9 @@ class Library:
 
         They are those of other clients, and this client's own, for one more turn.
         """
-        self.attachment.control.ring_block_waiters()
+        control = self.attachment.control
+        if control.header.load(SegmentHeader.BLOCK_WAITERS):
+            control.ring_block_waiters()
         if self._starving:
             self.attachment.library_bell.ring()
 
@@ -281,6 +279,7 @@ class Library:
         if is_slow := now >= self._slow_ns:
             self._slow_ns = now + SLOW_LOOK_NS
             self._look_at_node()
+            requests.known.forget_some()
             count = status.compare(pages, len(pages), self._words, out)
             changed += out[:count].tolist()
             changed += self._changes.take_some(memoryview(pages))

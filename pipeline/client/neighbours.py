@@ -41,6 +41,10 @@ class Neighbours:
                 found[record.bootstrap_addr] = Neighbour(peer, node)
         self._by_address = found
 
+    def known(self, address: str) -> Neighbour | None:
+        """The encode node at this address, if it was a neighbour at the last look."""
+        return self._by_address.get(address)
+
     def find(self, address: str) -> Neighbour | None:
         """The encode node at this address, if it is a neighbour and lives."""
         neighbour = self._by_address.get(address)

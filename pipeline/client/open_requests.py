@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import logging
-import weakref
+from array import array
 from collections import deque
+from collections.abc import Iterator
+from typing import Final
+from weakref import ref
 
 from embridge.allocator.ends import Counter, Path
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Slot
 from embridge.allocator.rings import Kick
+from embridge.allocator.untold import untold_opener
 from embridge.pipeline.client.attachment import Attachment
-from embridge.pipeline.client.handle import TransferHandle
-from embridge.pipeline.client.slot_lease import SlotLease
+from embridge.pipeline.client.handle import RISEN_MASK, TransferHandle
+from embridge.pipeline.client.slot_lease import NO_MORE_EPOCHS, SlotLease
 from embridge.pipeline.client.untold import UntoldRequests
 from embridge.pipeline.leaving import refuse
 
 log = logging.getLogger(__name__)
+
+LEAST_LOOKS: Final = 64
+
+
+class KnownRequests:
+    """All requests that were made and may still be asked something; weakly, for their callers drop them.
+
+    Either thread adds. Those that are gone are forgotten a few at a time, for as many as have come.
+    """
+
+    def __init__(self) -> None:
+        self.refs: deque[ref[TransferHandle]] = deque()
+        """What either thread appends to."""
+        self._num_left = 0  # when they were looked at last
+
+    def __iter__(self) -> Iterator[TransferHandle]:
+        found = (known() for known in list(self.refs))
+        return iter([handle for handle in found if handle is not None])
+
+    def add(self, handle: TransferHandle) -> None:
+        self.refs.append(ref(handle))
+
+    def forget_some(self) -> None:
+        """Forget those that are gone, of some (library thread)."""
+        refs = self.refs
+        for _ in range(min(len(refs), max(2 * (len(refs) - self._num_left), LEAST_LOOKS))):
+            known = refs.popleft()
+            if known() is not None:
+                refs.append(known)
+        self._num_left = len(refs)
 
 
 class OpenRequests:
@@ -38,7 +72,8 @@ class OpenRequests:
         if attachment.control.role == Role.ENCODE:
             control = attachment.control
             self._asked, self._untold_rooms, self._finished = control.asked, control.untold, control.finished
-        self.known: weakref.WeakSet[TransferHandle] = weakref.WeakSet()  # all that were made, to be told of the end
+            self._opener = untold_opener(control, attachment.lane)
+        self.known = KnownRequests()  # to be told of the end
 
     def add(self, handle: TransferHandle) -> None:
         """Note a request that has no slot yet."""
@@ -51,18 +86,15 @@ class OpenRequests:
         `is_early` says that nobody has asked for its room yet; `untold`, that the node's processes
         need not be told of it yet.
         """
-        is_untold = untold and self._is_in_time(handle)
-        is_counted = is_untold and self._asked is not None
+        is_untold = untold and handle.deadline_ns - handle.opened_ns > 2 * self.untold.late_ns  # it is told in time
         if self._asked is not None:
+            if is_untold and handle.aux is not None:
+                return self._enter_untold(handle, handle.aux, is_early=is_early)
             self._finished.forget(handle.room)
-        if is_counted:
-            self._untold_rooms.add(handle.room, 1)  # before there is a slot: a count may be too high, never too low
         at = self.lease.open(
             handle.room, handle.opened_ns, handle.deadline_ns, handle.prepare, is_early=is_early, is_untold=is_untold
         )
         if at is None:
-            if is_counted:
-                self._untold_rooms.add(handle.room, -1)
             return False
         handle.entered(*at)
         log.debug("room %d has slot %d.%d%s", handle.room, *at, ", and the node is not told" if is_untold else "")
@@ -70,21 +102,49 @@ class OpenRequests:
         handle.catch_up()
         return True
 
-    def _is_in_time(self, handle: TransferHandle) -> bool:
-        """Whether the deadline of a request is behind the time at which its node will be told of it."""
-        return handle.deadline_ns - handle.opened_ns > 2 * self.untold.late_ns
+    def _enter_untold(self, handle: TransferHandle, aux: array[int], *, is_early: bool) -> bool:
+        """Give a sender its slot, of which no process of the node is told (R80). False if there is none for it."""
+        lease, opened_ns = self.lease, handle.opened_ns
+        while (slot := lease.take(is_early=is_early)) is not None:
+            if said := self._opener.open(slot, handle.room, opened_ns, handle.deadline_ns, aux):
+                break
+            log.warning(NO_MORE_EPOCHS, slot)
+        else:
+            return False
+        handle.entered(slot, said >> 1)
+        self._say_opened(handle)
+        self._note(handle)
+        self._wait(handle)
+        if said & 1:
+            handle.tell()  # somebody has asked
+        return True
 
-    def _enter(self, handle: TransferHandle, *, is_untold: bool = False) -> None:
-        self.known.add(handle)
+    def _say_opened(self, handle: TransferHandle) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("room %d has slot %d.%d, and the node is not told", handle.room, handle.slot, handle.epoch)
+
+    def _note(self, handle: TransferHandle) -> None:
+        self.known.refs.append(ref(handle))
         self.by_slot[handle.slot] = handle
         self.by_room[handle.room] = handle
-        if not is_untold:
-            self._attachment.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
-            return
+
+    def _wait(self, handle: TransferHandle) -> None:
         if self.untold.add(handle):
             self._attachment.library_bell.ring()
-        if self._asked is not None and self._asked.get(handle.room):
-            handle.tell()  # who asks after this look finds it (R80)
+
+    def _enter(self, handle: TransferHandle, *, is_untold: bool = False) -> None:
+        self._note(handle)
+        if is_untold:
+            self._wait(handle)
+        else:
+            self._attachment.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
+
+    def enter_opened(self, handle: TransferHandle, slot: int, epoch: int) -> None:
+        """Note the slot that was opened for a receiver, of which no process of the node is told."""
+        handle.entered(slot, epoch)
+        self._say_opened(handle)
+        self._note(handle)
+        self._wait(handle)
 
     def is_open(self, handle: TransferHandle) -> bool:
         """Whether a request is still in flight, and so has not left its slot."""
@@ -107,14 +167,35 @@ class OpenRequests:
             if self._asked is not None:
                 self._finished.note(handle.room)
                 self._untold_rooms.add(handle.room, -1)
-            rounds = self._attachment.control.slots.get(handle.slot, Slot.NUM_ROUNDS)
-            self._attachment.control.ends.succeeded(Counter.CLIENTS, handle.slot, handle.epoch, Path.DIRECT, rounds)
+            self._count(handle)
             self.lease.released(handle.slot, handle.epoch)
             self._attachment.control.metrics.count_for_client(Metric.SUCCEEDED)
             return
         self._attachment.tell(handle.room, handle.slot, handle.epoch)
         self.lease.leave(handle.slot, handle.epoch)
         self._attachment.tell_left(handle.slot, handle.epoch)
+
+    def left(self, handle: TransferHandle, word: int) -> None:
+        """Take back the slot of a request that its client has released itself, with this status word (who has the turn,
+        R78).
+        """
+        slot, room = handle.slot, handle.room
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("room %d leaves slot %d.%d", room, slot, handle.epoch)
+        self._count(handle)
+        if handle.reported != word & RISEN_MASK:  # else its caller knows
+            self.departed.append(handle)
+        if self.by_slot.get(slot) is handle:
+            del self.by_slot[slot]
+        if self.by_room.get(room) is handle:
+            del self.by_room[room]
+        self.lease.take_back(slot)
+
+    def _count(self, handle: TransferHandle) -> None:
+        """Count a request that no process of the node counts, before its slot is another's."""
+        control, slot = self._attachment.control, handle.slot
+        rounds = control.slots.get(slot, Slot.NUM_ROUNDS)
+        control.ends.succeeded(Counter.CLIENTS, slot, handle.epoch, Path.DIRECT, rounds)
 
     def end_without_slot(self, handle: TransferHandle) -> None:
         """End a request that was given up, and for which there is no slot (library thread)."""
@@ -135,4 +216,4 @@ class OpenRequests:
         for table in (self.by_slot, self.by_room, self.departed):
             table.clear()
         self.untold.clear()
-        refuse(self, why, ("lease", "_asked", "_untold_rooms", "_finished"))
+        refuse(self, why, ("lease", "_asked", "_untold_rooms", "_finished", "_opener"))

@@ -22,7 +22,8 @@ def open_sender(
 ) -> EmbeddingSender:
     """Open a room to be sent, as `Client.sender` says."""
     room = library.check_open(room, Role.ENCODE, "sender")
-    total_tokens = whole("total_tokens", total_tokens, 1, MAX_TOKENS)
+    if type(total_tokens) is not int or not 0 < total_tokens <= MAX_TOKENS:
+        total_tokens = whole("total_tokens", total_tokens, 1, MAX_TOKENS)
     aux = aux_words(aux_datas, total_tokens, mrope_position_delta)
     sender = EmbeddingSender(library, room, total_tokens, aux)
     library.open(sender, timeout_s, may_be_untold=library.doors is not None and len(library.doors) > 0)

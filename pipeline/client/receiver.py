@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from embridge.allocator._core import PHASE_BITS
 from embridge.allocator.blocks import RESERVE_BLOCK
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS, Role
@@ -21,7 +22,7 @@ from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase
 from embridge.pipeline.arguments import check_address, grant_of, whole
-from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
+from embridge.pipeline.client.handle import NO_SLOT, PHASE_SHIFT, SUCCESS, TransferHandle
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.posting import Posting
 from embridge.pipeline.client.retrying import first_missing_block, why_in_vain
@@ -59,7 +60,7 @@ class EmbeddingReceiver(TransferHandle):
         self.posting = Posting(library, self)
         self.on_change: Callable[[], None] | None = None
         self.on_success: Callable[[], bool] | None = None
-        self.on_left: Callable[[], None] | None = None
+        self.num_returned = 0  # blocks that count as lent until this has left
 
     # ---- what is known
 
@@ -231,20 +232,18 @@ class EmbeddingReceiver(TransferHandle):
         `TransferQueue._grant` decided them (step 1), and they are this request's, as `init` and `resume_transfer` ask;
         `GrantSender._send_grant` sends the window to the encode node (step 3), where `Posting.post` does not do both.
         """
-        slots, slot, count, granted = self._slots, self.slot, len(indices), self.granted_blocks
-        if self.posting.is_near and count > 0 == granted and self.is_untold:
+        granted = self.granted_blocks
+        if self.posting.is_near and len(indices) > 0 == granted and self.is_untold:
             if self.posting.post(indices, tokens):
                 return
         else:
-            for i, index in enumerate(indices):
-                self._windows.set(slot, granted + i, index)
-            if count:
-                slots.set(slot, Slot.NUM_ROUNDS, self.num_rounds + 1)
-                slots.raise_to(slot, Slot.GRANTED, granted + count << 32 | granted * self._bs + tokens)
-                slots.raise_to(slot, Slot.MOVED_NS, self._attachment.clock())
-            slots.set(slot, Slot.INIT_ASKED, 1)
-        if not self.tell():  # else the bootstrap sends what was granted when it is told
-            self._attachment.kick_bootstrap(Kick.GRANT, slot, self.epoch)
+            self.posting.record(self._windows, granted, indices, granted * self._bs + tokens)
+        self.send_granted()
+
+    def send_granted(self) -> None:
+        """Have the bootstrap send what is granted, now or when it is told of the request."""
+        if not self.tell():
+            self._attachment.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
 
     def release_drained(self, num_tokens: int) -> int:
         """Free the blocks whose rows all lie in [0, num_tokens), which the caller has copied out (R3).
@@ -366,6 +365,8 @@ class EmbeddingReceiver(TransferHandle):
 
     def _leave_here(self) -> bool:
         """Leave a request that has ended. False: the library thread is to see to it."""
+        if self._final is None and self.posting.leave(self.num_returned):
+            return not self._library.num_waiting
         self.service()
         self._attachment.flush()
         return self._final is not None and not self._library.num_waiting
@@ -392,13 +393,12 @@ class EmbeddingReceiver(TransferHandle):
         self.posting.check()
         if self._has_asked:
             self._slots.set(self.slot, Slot.INIT_ASKED, 1)
-            if not self.tell():
-                self._attachment.kick_bootstrap(Kick.GRANT, self.slot, self.epoch)
+            self.send_granted()
         super().catch_up()
 
     @property
     def may_end_here(self) -> bool:
-        return self.on_success is not None and self.progress().phase == Phase.Success
+        return self._status.load(self.slot) >> PHASE_SHIFT == self.epoch << PHASE_BITS | SUCCESS
 
     def end_here(self) -> bool:
         return self.on_success is None or self.on_success()
@@ -414,8 +414,8 @@ class EmbeddingReceiver(TransferHandle):
         if self._cleared and self._final is None and self.progress().phase >= TERMINAL:
             self._settle()
             self._library.leave(self)
-            if self.on_left is not None:
-                self.on_left()
+            if self.num_returned:
+                self._control.lanes.add_lent(self._attachment.lane, -self.num_returned)
             del self.posting  # nothing is granted any more; and it leads back here: this is freed with its last use
 
 

@@ -48,6 +48,11 @@ class Rendezvous:
         """Whether the slot has its destination, or somebody is about to enter it."""
         return self._slots.get(self._handle.slot, Slot.JOINED_BY) != JoinedBy.NOBODY
 
+    @property
+    def has_offered(self) -> bool:
+        """Whether an offer of the room stands somewhere."""
+        return bool(self._offered)
+
     # ---- before
 
     def offer(self) -> None:
@@ -87,11 +92,11 @@ class Rendezvous:
         with self._deciding:
             for peer, door in self._doors.open_ones():
                 if bound := door.grants.bind(peer, handle.room, handle.slot, handle.epoch):
-                    self._follow_up(bound)
+                    self.follow_up(bound)
                     return None if bound & BIND_GONE else door
         return None
 
-    def _follow_up(self, bound: int) -> None:
+    def follow_up(self, bound: int) -> None:
         """Tell whom it concerns that the slot is bound."""
         handle = self._handle
         if bound & BIND_TOLD:

@@ -59,7 +59,7 @@ class EmbeddingSender(GivesInPlace, IsDone):
 
     def __init__(self, library: Library, room: int, total_tokens: int, aux: array[int]) -> None:
         super().__init__(library, room)
-        self._aux = aux
+        self.aux = aux
         self.total_tokens = total_tokens
         self._geometry = library.attachment.geometry
         self._direct = DirectPath(library, self, total_tokens) if library.doors is not None else None  # until the end
@@ -165,10 +165,14 @@ class EmbeddingSender(GivesInPlace, IsDone):
         try:
             if attachment.is_closed or attachment.node_gone or attachment.is_forked:
                 return False
-            is_open = self.slot != NO_SLOT and self.poll() < TERMINAL
-            if not direct.has_found and not (is_open and direct.may_write(start)):
-                return False
-            end = direct.write_plain(span)
+            has_found = direct.has_found
+            if not has_found and start == 0 and self.slot != NO_SLOT:
+                end = direct.write_first(span)
+            if not end:
+                is_open = self.slot != NO_SLOT and self.poll() < TERMINAL
+                if not has_found and not (is_open and direct.may_write(start)):
+                    return False
+                end = direct.write_plain(span)
             if end:
                 self._is_announced = True
                 self._ready = self._told_ready = abs(end)
@@ -181,15 +185,37 @@ class EmbeddingSender(GivesInPlace, IsDone):
         finally:
             self._writing = False
             has_ended = end != 0 and not attachment.is_closed and self.poll() >= TERMINAL
-            if has_ended and (self._done_callbacks or not self.is_untold or not self._library.view.end(self)):
+            if has_ended and (self._done_callbacks or not self._library.view.end(self)):
                 self._library.wake(self)
 
     def end_here(self) -> bool:
-        self.service()
-        self._attachment.flush()
+        if not self._leave_untold():
+            if not self.is_untold:
+                return False
+            self._end_by_look()
         if self._library.slot_queue.is_wanted:
             self._attachment.library_bell.ring()
         return self._final is not None
+
+    def _leave_untold(self) -> bool:
+        """End a request of which nothing is kept, and of which no process of either node was told: one look."""
+        direct = self._direct
+        if (
+            direct is None or self._stock is not None or self._writing or self._filling is not None
+            or self._final is not None or self._attachment.node_gone
+        ):
+            return False
+        if (ended := direct.leave()) is None:
+            return False
+        self.let_go()
+        self.keep_outcome(*ended)
+        self._library.left(self, ended[0])
+        self._direct = None
+        return True
+
+    def _end_by_look(self) -> None:
+        self.service()
+        self._attachment.flush()
 
     def _write_directly(self, given: Given) -> int:
         """Copy what the destination has granted of these rows into its blocks, if that may be done; up to which row."""
@@ -326,7 +352,8 @@ class EmbeddingSender(GivesInPlace, IsDone):
         super().fail(code, reason)
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
-        record.set_aux(self._aux)
+        assert self.aux is not None
+        record.set_aux(self.aux)
         record.words[Slot.MAY_WRITE] = self._direct is not None
 
     def catch_up(self) -> None:

@@ -23,6 +23,7 @@ from embridge.allocator.request_tables import SlotRecord
 log = logging.getLogger(__name__)
 
 MOST_HELD: Final = SLOTS_PER_PAGE * 3 // 4
+NO_MORE_EPOCHS: Final = "slot %d has used all its epochs; it is retired"
 
 
 class SlotLease:
@@ -61,7 +62,7 @@ class SlotLease:
         what belongs to one side. `is_untold`: no process of the node is told of it yet (R78). Returns (slot, epoch), or
         None if no slot is free.
         """
-        while (slot := self._take_early() if is_early else self._take()) is not None:
+        while (slot := self.take(is_early=is_early)) is not None:
             record = SlotRecord()
             words = record.words
             words[Slot.ROOM], words[Slot.LANE] = room, self._lane
@@ -71,8 +72,18 @@ class SlotLease:
             prepare(slot, record)
             if epoch := self._opener.open(slot, record, opened_ns, is_untold=is_untold):
                 return slot, epoch
-            log.warning("slot %d has used all its epochs; it is retired", slot)
+            log.warning(NO_MORE_EPOCHS, slot)
         return None
+
+    def take(self, *, is_early: bool = False) -> int | None:
+        """Take a slot, to be opened. None if none is free."""
+        if self._releasing:
+            self.collect()
+        return self._take_early() if is_early else self._take()
+
+    def put_back(self, slot: int) -> None:
+        """Put a slot back that was taken, and not opened."""
+        self._free[slot // SLOTS_PER_PAGE].appendleft(slot)
 
     def has_some_to_spare(self) -> bool:
         """Whether a quarter of what this client has, or may lease, is free."""
@@ -87,7 +98,6 @@ class SlotLease:
         While most of the node's pages are nobody's, a quarter of each is left free, as `hold` asks: so the slots of all
         requests that are in flight may be held.
         """
-        self.collect()
         pages = sorted(self._free, key=self._early.__contains__) if self._early else list(self._free)
         slot = self._pop(pages, least=SLOTS_PER_PAGE - MOST_HELD)
         if slot is None and self._may_spread() and (page := self._lease_page()) is not None:
@@ -104,7 +114,6 @@ class SlotLease:
         return self._control.role == Role.LANGUAGE and 2 * num_unleased > count
 
     def _take_early(self) -> int | None:
-        self.collect()
         while True:
             slot = self._pop(list(self._early))
             if slot is None and (page := self._make_early()) is not None:
@@ -187,17 +196,26 @@ class SlotLease:
 
     def leave(self, slot: int, epoch: int) -> None:
         """Leave a slot of which the client needs nothing any more. It is free once the node has released it, too."""
-        self._is_early_no_more(slot)
+        self.let_go(slot)
         self._slots.set(slot, Slot.CLEARED_EPOCH, epoch)
         self._releasing[slot, epoch] = None
 
     def released(self, slot: int, epoch: int) -> None:
         """Take a slot back that this client has released itself, as its node was not told of the epoch (R78)."""
-        self._is_early_no_more(slot)
         self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
-        self._free[slot // SLOTS_PER_PAGE].append(slot)
+        self.take_back(slot)
 
-    def _is_early_no_more(self, slot: int) -> None:
+    def take_back(self, slot: int) -> None:
+        """Take back a slot of which all has been said already (R78)."""
+        page = slot // SLOTS_PER_PAGE
+        if (early := self._early.get(page)) is not None:
+            early.discard(slot)
+            if not early:
+                self._end_early(page, early)
+        self._free[page].append(slot)
+
+    def let_go(self, slot: int) -> None:
+        """Note that a slot is held for long no more (by whoever has the turn)."""
         page = slot // SLOTS_PER_PAGE
         early = self._early.get(page)
         if early is not None:

@@ -35,14 +35,14 @@ class UntoldRequests:
     def add(self, handle: TransferHandle) -> bool:
         """Note a request. True if the library thread is to be woken, because it may sleep until long after."""
         is_first = not self._due and self.late_ns < 2 * LIBRARY_WAIT_S * NS
-        self._due.append((self._clock() + self.late_ns, handle))
+        self._due.append((handle.opened_ns + self.late_ns, handle))
         return is_first
 
     def turn(self, now_ns: int) -> None:
         """Tell the node of those that are late, or soon will be: one look for many of them."""
         while self._due:
             late_ns, handle = self._due[0]
-            is_over = handle.progress().phase >= TERMINAL  # its client releases it, when it needs it no more
+            is_over = handle.has_settled or handle.progress().phase >= TERMINAL  # its client releases it in time
             if not is_over and late_ns > now_ns + self.late_ns // 4:
                 return
             self._due.popleft()

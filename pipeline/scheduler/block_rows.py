@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -26,19 +25,15 @@ class BlockRows(Rows):
         first_block: int,
         total: int,
         places: Mapping[str, Pool],
-        count_back: Callable[[int], None],
     ) -> None:
-        """`places`: the payload's buffers by name. `count_back` is told of the blocks that are given back, by whichever
-        thread does.
-        """
+        """`places`: the payload's buffers by name."""
         geometry = attachment.geometry
-        super().__init__(geometry)
+        self.geometry = geometry
         self._places = places
         self._memory = memoryview(attachment.payload)  # which stays mapped for as long as somebody has these rows
         self.first_block = first_block
         self.num_blocks = -(-total // geometry.block_size)
         self._receiver = receiver
-        self._count_back = count_back
         self._claims = [None]
 
     @property
@@ -64,9 +59,12 @@ class BlockRows(Rows):
         self._claims.append(None)
 
     def give_back(self) -> None:
-        """Have the library thread free the blocks and the slot, in its next turn (any thread)."""
+        """Free the blocks and the slot, or have the library thread do so in its next turn (any thread)."""
         if not self.claim():
             return
-        self._count_back(self.num_blocks)
-        with suppress(RuntimeError):  # the client has left its node, and all that it held went back with its lane
-            self._receiver.clear()
+        receiver = self._receiver
+        receiver.num_returned += self.num_blocks  # they count as lent until it leaves
+        try:
+            receiver.clear()
+        except RuntimeError:  # the client has left its node, and all that it held went back with its lane
+            return

@@ -13,6 +13,7 @@ its length, a request has at most half of the pool granted ahead of its rows, be
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from typing import Final
 
@@ -35,32 +36,38 @@ class AdaptiveDefault:
         self._start = -(-start_tokens // block_size) * block_size
         self._block_size = block_size
         self._adaptive = adaptive
-        self._recent: deque[int] = deque(maxlen=RECENT)
-        self._has_more = False  # than `_now` was learned from
-        self._now = self._start
-
-    def observe(self, total_tokens: int) -> None:
-        """Note the real length of a request, in tokens."""
-        self._recent.append(total_tokens)
-        self._has_more = self._adaptive
-
-    def tokens(self) -> int:
+        self._recent: deque[int] = deque()
+        self._sorted: list[int] = []
+        self.now = self._start
         """The default now, in tokens."""
-        if self._has_more and len(self._recent) >= ENOUGH:
-            self._has_more = False
-            self._now = self._learned()
-        return self._now
-
-    def longest(self) -> int:
+        self.longest = 4 * self._start
         """How many tokens a request of unknown length may well have: the longest recent one, or four times the start
         value while too few were seen.
         """
-        most = max(self._recent, default=0)
-        return most if len(self._recent) >= ENOUGH else max(most, 4 * self._start)
+
+    def observe(self, total_tokens: int) -> None:
+        """Note the real length of a request, in tokens."""
+        recent, lengths = self._recent, self._sorted
+        recent.append(total_tokens)
+        if len(recent) > RECENT:
+            oldest = recent.popleft()
+            if oldest == total_tokens:
+                return
+            del lengths[bisect_left(lengths, oldest)]
+        insort(lengths, total_tokens)
+        if len(lengths) < ENOUGH:
+            self.longest = max(lengths[-1], 4 * self._start)
+            return
+        self.longest = lengths[-1]
+        if self._adaptive:
+            self.now = self._learned()
+
+    def tokens(self) -> int:
+        """The default now, in tokens."""
+        return self.now
 
     def _learned(self) -> int:
-        lengths = sorted(self._recent)
-        length = lengths[min(int(len(lengths) * QUANTILE), len(lengths) - 1)]
+        length = self._sorted[min(int(len(self._sorted) * QUANTILE), len(self._sorted) - 1)]
         blocks = -(-length // self._block_size)
         return min(max(blocks * self._block_size, self._block_size), 4 * self._start)
 

@@ -103,7 +103,7 @@ class HostMemory:
         """Take back the memory that was given to `give_back_later`."""
         while self._returned:
             rows, tokens = self._returned.popleft()
-            self.reserved_bytes -= self.bytes_for(tokens)
+            self.reserved_bytes -= tokens * self._token_bytes
             if rows is not None:
                 self.give_back(rows)
 

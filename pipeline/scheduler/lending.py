@@ -11,9 +11,9 @@ The rows of a streamed request are lent as they land, where the same holds and a
 from __future__ import annotations
 
 import logging
-import weakref
 from collections import deque
 from collections.abc import Callable
+from weakref import ref
 
 import numpy as np
 
@@ -47,8 +47,7 @@ class Lending:
         self._bs = library.attachment.geometry.block_size
         self._quarter = self._control.blocks.num_blocks // 4 + 1
         self._kept: dict[EmbeddingRequest, None] = {}  # on their way, with rows that stay in their blocks
-        self._lent: weakref.WeakSet[EmbeddingRequest] = weakref.WeakSet()
-        self._returned: deque[int] = deque()
+        self._lent: dict[int, ref[EmbeddingRequest]] = {}  # by slot, which is its request's until that is released
 
     # ---- as rows land
 
@@ -83,19 +82,22 @@ class Lending:
         self._enter(request, receiver)
         return True
 
-    def lend(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> bool:
-        """Lend the rows of a request that has succeeded. False: they are to be drained.
+    def lend(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> int:
+        """Lend the rows of a request that has succeeded. Returns how many grants it has had; 0: they are to be drained.
 
         It keeps its slot and its blocks until it is released; blocks behind its last row come free.
         """
-        self._kept.pop(request, None)
+        if self._kept:
+            self._kept.pop(request, None)
+        if num_rounds := self._lend_straight(request, receiver):
+            return num_rounds
         total = request.total_embedding_length
         num_blocks, granted = self._slots.granted(receiver.slot)
         num_behind = num_blocks - -(-total // self._bs)
         if request.record.lent is None:
             is_run = self._is_run(request, receiver, granted)
             if not is_run or self._is_short(num_behind) or not self._may_hold(receiver):
-                return False
+                return 0
             self._enter(request, receiver)
         self._slots.set(receiver.slot, Slot.LENT, Lent.RESULT)
         self._library.requests.forget_room(receiver)
@@ -106,22 +108,48 @@ class Lending:
         if total > request.transferred_tokens:
             request.chunk_info.append((request.transferred_tokens, total))
             request.transferred_tokens = total
-        return True
+        return receiver.num_rounds
+
+    def _lend_straight(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> int:
+        """Lend the rows of a request at one look, where they fill all the blocks that it was granted. Returns as
+        `lend`; 0, and nothing has happened: they are to be looked at more closely.
+        """
+        record, total, slot = request.record, request.total_embedding_length, receiver.slot
+        needed, lease = -(-total // self._bs), self._library.requests.lease
+        if (
+            record.lent is not None or record.run_blocks != needed or record.drained_tokens or not self._may_lend
+            or record.first_of_run == RESERVE_BLOCK or request.transferred_tokens or not lease.hold(slot)
+        ):
+            return 0
+        num_rounds = self._library.untold.lend(slot, receiver.epoch, needed, self._quarter)
+        if not num_rounds:
+            lease.let_go(slot)
+            return 0
+        record.lent = BlockRows(self._attachment, receiver, record.first_of_run, total, self._places)
+        self._lent[slot] = ref(request)
+        self._library.requests.forget_room(receiver)
+        request.chunk_info.append((0, total))
+        request.transferred_tokens = total
+        if request.is_released:  # as in `_enter`
+            self._end_released(request)
+        return num_rounds
+
+    def _end_released(self, request: EmbeddingRequest) -> None:
+        """Give back what is lent to a request that was released meanwhile: whoever has done so saw nothing of it."""
+        lent, request.record.lent = request.record.lent, None
+        if lent is not None:
+            lent.give_back()
 
     def _may_hold(self, receiver: EmbeddingReceiver) -> bool:
         return self._library.requests.lease.hold(receiver.slot)
 
     def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
         first, total = request.record.first_of_run, request.total_embedding_length
-        receiver.on_left = self.collect
-        lent = request.record.lent = BlockRows(
-            self._attachment, receiver, first, total, self._places, self._returned.append
-        )
-        self._lent.add(request)
+        lent = request.record.lent = BlockRows(self._attachment, receiver, first, total, self._places)
+        self._lent[receiver.slot] = ref(request)
         self._count(lent.num_blocks)
-        if request.is_released:  # meanwhile: whoever has done so saw nothing that was lent
-            request.record.lent = None
-            lent.give_back()
+        if request.is_released:
+            self._end_released(request)
 
     def hand_over(self, request: EmbeddingRequest) -> None:
         """A request is popped: what is lent is its scheduler's from now on, and needs no host memory (any thread)."""
@@ -130,11 +158,6 @@ class Lending:
             request.result = EmbeddingResult(lent, request.total_embedding_length)
             self._memory.give_back_later(None, record.reserved_tokens)
             record.reserved_tokens = 0
-
-    def collect(self) -> None:
-        """Count what was released."""
-        while self._returned:
-            self._count(-self._returned.popleft())
 
     def _count(self, num_blocks: int) -> None:
         self._control.lanes.add_lent(self._attachment.lane, num_blocks)
@@ -236,9 +259,11 @@ class Lending:
 
         What is lent by a node that is gone stays as it is, for nobody writes there any more.
         """
-        for request in list(self._lent):
-            lent = request.record.lent
-            if not self._attachment.node_gone and lent is not None and lent.claim() and request.failure is None:
+        for request in [found() for found in self._lent.values()]:
+            lent = request.record.lent if request is not None else None
+            if request is None or lent is None:
+                continue
+            if not self._attachment.node_gone and lent.claim() and request.failure is None:
                 self._copy_out(request, lent)
         self._lent.clear()
         self._kept.clear()

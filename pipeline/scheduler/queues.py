@@ -37,7 +37,9 @@ class PreallocQueue:
         """
         if request.record.added_s:
             raise ValueError(f"room {request.room}: this request was added before; make a new one")
-        self._attachment.check_usable()
+        attachment = self._attachment
+        if attachment.is_closed or attachment.node_gone or attachment.is_forked:
+            attachment.check_usable()
         self._transfer.add(request)
 
     def retry(

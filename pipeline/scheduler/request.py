@@ -125,6 +125,8 @@ class EmbeddingRequest:
     """What its transfer queue keeps of it; its owner has no use for that."""
 
     def __post_init__(self) -> None:
+        if type(self.room) is int is type(self.required_dst_info_num):
+            return
         with suppress(TypeError):  # a value that is no whole number becomes the request's failure when its turn comes
             self.room, self.required_dst_info_num = index(self.room), index(self.required_dst_info_num)
 

@@ -17,7 +17,6 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import Final
 
 from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.geometry import MAX_TOKENS
@@ -34,10 +33,9 @@ from embridge.pipeline.scheduler.incoming import NO_SLOT_IN_TIME, IncomingReques
 from embridge.pipeline.scheduler.lending import Lending
 from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResult
 from embridge.pipeline.scheduler.shared_rooms import SharedRooms
+from embridge.pipeline.scheduler.straight import StraightRequests
 from embridge.pipeline.scheduler.streamed import StreamedRequests
 from embridge.workers.timing import NS
-
-WORTH_A_RUN_BYTES: Final = 4 << 20
 
 
 class TransferQueue:
@@ -80,14 +78,11 @@ class TransferQueue:
         self._num_arrived = 0
         self._finished: deque[EmbeddingRequest] = deque()
         self._failed: deque[EmbeddingRequest] = deque()
+        self._straight = StraightRequests(library, self.default, self.memory, has_ranks=ranks is not None)
         library.add_turn(self._turn, self._abandon)
 
     def __len__(self) -> int:
-        return (
-            len(self._incoming)
-            + len(self._active)
-            + (len(self._ranks) if self._ranks is not None else 0)
-        )
+        return len(self._incoming) + len(self._active) + (len(self._ranks) if self._ranks is not None else 0)
 
     # ---- the scheduler's thread
 
@@ -99,7 +94,16 @@ class TransferQueue:
         """
         if request.is_streamed and self._ranks is not None:
             raise ValueError(f"room {request.room}: is_streamed: ranks get whole requests; leave it out, or num_ranks")
-        self._attachment.check_attached()
+        attachment = self._attachment
+        if attachment.is_closed or attachment.is_forked:
+            attachment.check_attached()
+        if self._ranks is None and not self._incoming:
+            request.record.added_s = (now_ns := attachment.clock()) / NS
+            if self._library.view.do(partial(self._go_straight, request, now_ns)):
+                return
+        if request.receiver is not None:
+            self._library.wake()
+            return
         self._incoming.add(request)
         if self._ranks is not None or not self._library.view.do(self._begin):
             self._library.wake()
@@ -123,7 +127,8 @@ class TransferQueue:
         finished, failed = list(_taken(self._finished)), list(_taken(self._failed))
         for request in finished:
             self._lending.hand_over(request)
-            self._streamed.forget(request)
+            if request.is_streamed:
+                self._streamed.forget(request)
         if self._ranks is not None and (finished or failed):
             self._ranks.publish(finished, failed)
         return finished, failed
@@ -159,7 +164,6 @@ class TransferQueue:
         True if some wait for a block.
         """
         self.memory.collect()
-        self._lending.collect()
         waits = False
         self._incoming.turn(self._open)
         if self._attachment.node_gone:
@@ -229,6 +233,29 @@ class TransferQueue:
             return self._refuse(request, FailureCode.REFUSED, "this client's node is gone, or is being stopped")
         except Exception as error:  # a bad request is the request's failure, not the queue's
             return self._refuse(request, FailureCode.REFUSED, str(error))
+        self._enter(request, receiver)
+        if request.abort_reason:  # it is opened all the same, so that its encoder hears why
+            receiver.abort(request.abort_reason)
+        elif receiver.is_untold:
+            self._want(request)  # nobody else looks at it: it may be granted at once
+        return True
+
+    def _go_straight(self, request: EmbeddingRequest, now_ns: int) -> bool:
+        """Open and grant a request at once, if all is as usual. False: if it has a receiver now, the library thread is
+        to see to it; else it is to be added as any other.
+        """
+        self.memory.collect()
+        receiver = None if self._wanting else self._straight.open(request, now_ns)
+        if receiver is None:
+            return False
+        self._enter(request, receiver)
+        if not request.record.is_contacted and receiver.is_untold:
+            self._want(request)
+        return request.record.is_contacted or self._begin()
+
+    def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
+        """Note a request that has just got its slot."""
+        record = request.record
         request.receiver = receiver
         record.failed_receiver = None
         record.memory = self.memory
@@ -236,14 +263,10 @@ class TransferQueue:
         self._num_arrived += 1
         record.arrival = self._num_arrived
         self._active[request] = None
-        self._shared.enter(request)
+        if request.required_dst_info_num > 1:
+            self._shared.enter(request)
         receiver.on_change = partial(self._serve, request)
         receiver.on_success = partial(self._end_at_once, request)
-        if request.abort_reason:  # it is opened all the same, so that its encoder hears why
-            receiver.abort(request.abort_reason)
-        elif receiver.is_untold:
-            self._want(request)  # nobody else looks at it: it may be granted at once
-        return True
 
     def _refuse(self, request: EmbeddingRequest, code: FailureCode, reason: str) -> bool:
         """End a request as Failed before it had a slot."""
@@ -327,7 +350,7 @@ class TransferQueue:
         reserved = min(target, max(self._draining.reserve(request, target, may_exceed=may_exceed), granted))
         held = num_granted - words[Slot.DRAINED_BLOCKS]
         missing = min(-(-reserved // self._bs) - num_granted, receiver.max_window_blocks - held)
-        room = self._room_behind(receiver, total, missing) if missing > 0 == num_granted else 0
+        room = self._straight.room_behind(receiver, total, missing) if missing > 0 == num_granted else 0
         blocks = receiver.take(max(missing, 0), may_take_reserve=record.has_rows_waiting, room=room).tolist()
         record.note_granted(num_granted, blocks)
         if blocks:
@@ -339,16 +362,6 @@ class TransferQueue:
         record.is_contacted = True
         record.has_rows_waiting = receiver.ready_tokens > granted
         return shows_rows and granted < target
-
-    def _room_behind(self, receiver: EmbeddingReceiver, total: int, num_blocks: int) -> int:
-        """How many blocks a request may need behind its first ones: then they stay one run, which is lent and not
-        copied out. None where a copy costs little, or the window holds no more.
-        """
-        expected = total or self.default.longest()
-        if self._ranks is not None or expected * self._attachment.geometry.token_bytes < WORTH_A_RUN_BYTES:
-            return 0
-        needed = -(-expected // self._bs)
-        return max(needed - num_blocks, 0) if needed <= receiver.max_window_blocks else 0
 
     # ---- the end
 
@@ -367,11 +380,14 @@ class TransferQueue:
         receiver = request.receiver
         if receiver is None or request not in self._active:
             return True
-        self._learn(request, receiver, receiver.sent_tokens)
-        if not self._lending.lend(request, receiver):
+        total = self._attachment.control.status.load(receiver.slot) & MAX_TOKENS
+        if total != request.total_embedding_length:
+            self._learn(request, receiver, total)
+        if not (num_rounds := self._lending.lend(request, receiver)):
             return False
-        self._streamed.show(request, receiver)
-        request.num_rounds += receiver.num_rounds
+        if request.is_streamed:
+            self._streamed.show(request, receiver)
+        request.num_rounds += num_rounds
         self._active.pop(request, None)
         receiver.on_change = receiver.on_success = None
         self._finished.append(request)

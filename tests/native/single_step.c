@@ -20,6 +20,7 @@
 // recovery, too.
 #include "scenes_broken.h"
 #include "scenes_shelf.h"
+#include "scenes_untold.h"
 
 #define FEW_STEPS 20000
 
@@ -311,6 +312,7 @@ int main(int argc, char **argv)
         {direct_scenes, sizeof direct_scenes / sizeof *direct_scenes},
         {bind_scenes, sizeof bind_scenes / sizeof *bind_scenes},
         {grant_scenes, sizeof grant_scenes / sizeof *grant_scenes},
+        {untold_scenes, sizeof untold_scenes / sizeof *untold_scenes},
         {shelf_scenes, sizeof shelf_scenes / sizeof *shelf_scenes},
         {broken_scenes, sizeof broken_scenes / sizeof *broken_scenes},
         {broken_shelf_scenes, sizeof broken_shelf_scenes / sizeof *broken_shelf_scenes},

@@ -32,6 +32,7 @@ OPERATIONS = [
     "bind",
     "grant",
     "give back",
+    "leave",
     "publish",
     "retire",
     "pin",
@@ -104,7 +105,7 @@ def test_another_process_comes_between(program: list[str]) -> None:
         stepped(program, "rivals", 120, 0),
         [
             *("acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind", "grant", "give back"),
-            *("publish", "retire", "pin"),
+            *("leave", "publish", "retire", "pin"),
         ],
     )
 

@@ -7,6 +7,7 @@ from ..mutant import Mutant
 UNTOLD = "tests/transfers/untold/test_untold.py"
 BIND = "tests/allocator/test_core_bind.py"
 GRANT = "tests/allocator/test_core_grant.py"
+IN_ONE_CALL = "tests/allocator/test_core_untold.py"
 
 CLIENT_RENDEZVOUS: Final = [
     Mutant(
@@ -57,10 +58,47 @@ CLIENT_RENDEZVOUS: Final = [
     Mutant(
         "finished-untold-unnoted", "P24",
         "a client that has released an untold request leaves no note that its room is over",
-        "pipeline/client/open_requests.py",
-        "                self._finished.note(handle.room)\n",
+        "allocator/native/untold.h",
+        "    room_note(l->finished, l->room);\n",
         "",
         (f"{UNTOLD}::test_who_comes_to_a_room_that_was_finished_untold_hears_of_it",),
+    ),
+    Mutant(
+        "released-though-told-there", "R80",
+        "an encoder releases a request of which the language node was told, and waits for an answer",
+        "allocator/native/untold.h",
+        "    return atomic_fetch_add_explicit(told, 0, memory_order_seq_cst) < epoch;\n",
+        "    return told != NULL;\n",
+        (f"{IN_ONE_CALL}::"
+         "test_a_request_of_which_somebody_has_heard_is_released_by_its_node[the language node is told]",),
+    ),
+    Mutant(
+        "opened-uncounted", "R80", "a room is counted after the look whether somebody has asked for it",
+        "allocator/_core_untold.c",
+        "    room_count(&self->untold, room, 1);\n",
+        "",
+        (f"{IN_ONE_CALL}::test_a_request_goes_from_its_opening_to_its_release_by_six_calls",),
+    ),
+    Mutant(
+        "opened-before-those-who-wait", "R21", "a request takes blocks at once though others wait for some",
+        "allocator/native/untold.h",
+        "grant_load(&t->header[HEADER_FAILING]) | grant_load(&t->header[HEADER_BLOCK_WAITERS]) |\n",
+        "grant_load(&t->header[HEADER_FAILING]) |\n",
+        (f"{IN_ONE_CALL}::test_what_is_out_of_the_ordinary_is_opened_as_any_other[somebody waits for a block]",),
+    ),
+    Mutant(
+        "last-quarter-lent-at-once", "R35", "rows are lent at one look although few blocks are free",
+        "allocator/native/untold.h",
+        "        blocks_num_free(g->blocks, (uint32_t)enough) < enough || !grant_may(grant, GRANT_LEND))\n",
+        "        !grant_may(grant, GRANT_LEND))\n",
+        (f"{IN_ONE_CALL}::test_what_others_may_need_is_not_lent[few blocks are free]",),
+    ),
+    Mutant(
+        "failed-request-bound", "R37, P5", "an encoder binds a request that has failed to a grant",
+        "allocator/_core_untold.c",
+        "status_epoch(word) != epoch || status_phase(word) >= FIRST_TERMINAL_PHASE)\n",
+        "status_epoch(word) != epoch)\n",
+        (f"{IN_ONE_CALL}::test_who_has_ended_or_finds_no_grant_sends_nothing",),
     ),
     Mutant(
         "any-rooms-grant", "R37, P6", "an encoder binds itself to whatever grant its room's tag leads to",

@@ -244,7 +244,7 @@ CLIENT_ROWS: Final = [
     ),
     Mutant(
         "rows-out-kept-by-a-failure", "R31, P24", "a commit that comes too late does not give the claim back",
-        "pipeline/client/direct_path.py",
+        "pipeline/client/held.py",
         "        if not is_given_back:\n",
         "        if is_given_back:\n",
         ("tests/transfers/test_rows_in_place.py::"
@@ -252,7 +252,7 @@ CLIENT_ROWS: Final = [
     ),
     Mutant(
         "in-place-beyond-the-run", "R29, P6", "rows are handed out as one run whose blocks are none",
-        "pipeline/client/direct_path.py",
+        "pipeline/client/held.py",
         "            self.end > self.first and row != self._row + self.end - self.first\n",
         "            self.end > self.first and row == 0\n",
         ("tests/transfers/test_rows_in_place.py::"

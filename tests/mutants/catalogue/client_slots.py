@@ -60,8 +60,8 @@ CLIENT_SLOTS: Final = [
     Mutant(
         "shown-without-the-turn", "R8", "the caller shows source blocks while the library thread does",
         "pipeline/client/callers_view.py",
-        "            if has_turn:\n                with suppress(Exception):\n",
-        "            if has_turn or step:\n                with suppress(Exception):\n",
+        "            if has_turn:\n                try:\n",
+        "            if has_turn or step:\n                try:\n",
         (f"{SHOWN}::test_while_somebody_has_the_turn_the_library_thread_shows_them",),
     ),
     Mutant(
@@ -198,8 +198,8 @@ CLIENT_SLOTS: Final = [
     Mutant(
         "caller-ends-nothing", "R35", "the caller leaves what has landed to the library thread",
         "pipeline/client/callers_view.py",
-        "            if handle.may_end_here:\n",
-        "            if False:\n",
+        "            elif handle.may_end_here:\n",
+        "            elif False:\n",
         (f"{CALLER}::test_a_request_that_has_landed_is_popped_without_a_turn_of_the_library_thread",),
     ),
     Mutant(

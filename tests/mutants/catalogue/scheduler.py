@@ -88,7 +88,7 @@ SCHEDULER: Final = [
     ),
     Mutant(
         "no-room-behind", "R35", "a request of unknown length begins where the next one ends its run",
-        "pipeline/scheduler/transfer_queue.py",
+        "pipeline/scheduler/straight.py",
         "        return max(needed - num_blocks, 0) if needed <= receiver.max_window_blocks else 0\n",
         "        return 0\n",
         (f"{STAYING}::test_requests_whose_lengths_are_unknown_leave_each_other_room[True]",),

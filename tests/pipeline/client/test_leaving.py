@@ -228,6 +228,7 @@ ANSWERED = {
         ("end_without_slot", "entered", "prepare", "give_up", "catch_up", "check_room"),
         "is between a library and its handles"
     ),
+    "on_success": "there is no queue that drives it", "aux": "as it was", "has_settled": "as it was",
     "end_here": "is for whoever has the turn", "may_end_here": "there is no queue that drives it",
     "is_waiting": "as it was", "is_by_hand": "what the library thread goes by",
     "is_closed": "a fact about this client",

@@ -9,7 +9,7 @@ from support.alone import BLOCK_SIZE, ENCODE_ADDRESS
 from support.lending import Scheduler
 
 from embridge.allocator.status import Phase
-from embridge.pipeline.scheduler import transfer_queue
+from embridge.pipeline.scheduler import straight
 from embridge.pipeline.scheduler.default_grant import ENOUGH, RECENT
 from embridge.pipeline.scheduler.draining import Draining
 from embridge.pipeline.scheduler.request import EmbeddingRequest
@@ -72,7 +72,7 @@ def test_requests_whose_lengths_are_unknown_leave_each_other_room(
     """R35: so each is one run in the end, and lent, if it needs four times the default, or what others have needed. One
     that is copied out in no time has the lowest blocks.
     """
-    monkeypatch.setattr(transfer_queue, "WORTH_A_RUN_BYTES", 0 if is_worth_it else 1 << 20)
+    monkeypatch.setattr(straight, "WORTH_A_RUN_BYTES", 0 if is_worth_it else 1 << 20)
     node = Scheduler(num_blocks=64)
     requests = [node.add(room) for room in range(1, 7)]
     first = [node.receiver_of(request).block_of(0) for request in requests]
@@ -110,7 +110,7 @@ def test_room_is_left_for_the_longest_that_was_seen_of_late(
     monkeypatch: pytest.MonkeyPatch, num_seen: int, room: int
 ) -> None:
     """R35: for four times the default, while few were seen."""
-    monkeypatch.setattr(transfer_queue, "WORTH_A_RUN_BYTES", 0)
+    monkeypatch.setattr(straight, "WORTH_A_RUN_BYTES", 0)
     node = Scheduler(num_blocks=64)
     for number in range(num_seen):
         node.queue.default.observe((6 if number < ENOUGH else 2) * BLOCK_SIZE)

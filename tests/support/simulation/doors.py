@@ -95,6 +95,7 @@ class SimulatedDoor(Door):
         self._own = actor.node.control
         self.rows.watch(self._step)
         self.grants.watch(lambda _step: self._fuse.burn())
+        self.untold.watch(lambda _step: self._fuse.burn())
         actor.fuse.guard(self.part.posts, "post_offer", "take_off_offer", "take_off_grant", "bind", "is_told")
 
     def _step(self, step: int, slot: int, block: int, first: int, end: int) -> None:

@@ -32,7 +32,7 @@ from embridge.workers.transfer.encode import TransferWorker
 from embridge.workers.transfer.language import LanguageTransferWorker
 from support.simulation.doors import Line, SimulatedKnock
 from support.simulation.engine import SimulatedEngine
-from support.simulation.fuse import Fuse, FusedControl, Killed
+from support.simulation.fuse import Fuse, FusedControl, Guarded, Killed
 from support.simulation.network import brief
 from support.simulation.settings import MS
 
@@ -248,6 +248,8 @@ class ClientActor(Actor):
         if self.world.is_direct and control.role == Role.ENCODE:
             library.doors = Doors(attachment, partial(SimulatedKnock, self))
             self.fuse.pause = self._between
+        if control.role == Role.ENCODE:
+            library.requests._opener = Guarded(library.requests._opener, self.fuse, "open")  # type: ignore[assignment]
         if self.world.is_direct:
             library.requests.untold.late_ns = self.world.late_ns
         self.client: Client = Client(library)

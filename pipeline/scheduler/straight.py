@@ -1,0 +1,111 @@
+"""Opens and grants a request in one native call, where nothing about it is out of the ordinary.
+
+That is a request with one destination, at an encode node of this host, of which no process need be told (R78), while
+there are slots, blocks and host memory for all. What `TransferQueue` decides of it step by step is then known ahead: it
+gets the default, all at once. Whatever is otherwise, nothing has happened yet, and the transfer queue goes its way.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+from embridge.allocator.request_tables import address_words
+from embridge.pipeline.arguments import is_time
+from embridge.pipeline.client.handle import MAX_ROOM
+from embridge.pipeline.client.library import MAX_TIMEOUT_S, Library
+from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, free_for_all_of
+from embridge.pipeline.scheduler.host_memory import HostMemory
+from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.workers.timing import NS
+
+IS_OPEN, IS_NEAR, HAS_BLOCKS, IS_POSTED = 1, 2, 3, 4  # how far `UntoldReceiver.open` came
+CAME_BITS: Final = 3
+EPOCH_SHIFT: Final = 36
+WORTH_A_RUN_BYTES: Final = 4 << 20  # copying less out costs little
+FEW: Final = 8  # so small a part of the pool is granted to a request ahead of its rows, whatever is lent
+
+
+class StraightRequests:
+    """Those of one transfer queue. Whoever has the turn calls it."""
+
+    def __init__(self, library: Library, default: AdaptiveDefault, memory: HostMemory, *, has_ranks: bool) -> None:
+        attachment = library.attachment
+        self._library = library
+        self._attachment = attachment
+        self._default = default
+        self._memory = memory
+        self._bs = attachment.geometry.block_size
+        self._token_bytes = attachment.geometry.token_bytes
+        self._num_blocks = attachment.control.blocks.num_blocks
+        self._has_ranks = has_ranks
+        self._plans: tuple[int, int, int, array[int]] = (0, 0, 0, array("I"))
+
+    def _plan(self, tokens: int) -> tuple[int, int, int, array[int]]:
+        """(tokens of the default, as bytes of host memory, how many blocks must be free, room for the blocks)."""
+        blocks = -(-tokens // self._bs)
+        enough = free_for_all_of(blocks, self._num_blocks)
+        may = blocks * FEW <= self._num_blocks and enough < self._num_blocks
+        self._plans = (tokens, tokens * self._token_bytes, enough, array("I", bytes(4 * blocks * may)))
+        return self._plans
+
+    def open(self, request: EmbeddingRequest, now_ns: int) -> EmbeddingReceiver | None:
+        """Open and grant a request, which has just been added, as far as that is possible at once.
+
+        None: it is to be opened as any other. Else its record says what it has been granted.
+        """
+        record, library, attachment, room = request.record, self._library, self._attachment, request.room
+        near = library.neighbours.known(request.bootstrap_addr)
+        if (
+            near is None or request.required_dst_info_num != 1 or request.abort_reason or record.total_there
+            or record.failed_receiver is not None or type(room) is not int or not 0 <= room <= MAX_ROOM
+            or room in library.requests.by_room or library.slot_queue or attachment.node_gone or attachment.is_closed
+        ):
+            return None
+        timeout_s = request.timeout_s
+        if timeout_s is None:
+            timeout_s = attachment.request_timeout_s
+        elif not is_time(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            return None
+        timeout_ns = int(timeout_s * NS)
+        tokens, memory = self._default.now, self._memory
+        _, size, enough, out = self._plans if self._plans[0] == tokens else self._plan(tokens)
+        if (
+            not out or self._default.longest * self._token_bytes >= WORTH_A_RUN_BYTES
+            or memory.reserved_bytes + size > memory.limit_bytes
+            or timeout_ns <= 2 * library.requests.untold.late_ns or (slot := library.requests.lease.take()) is None
+        ):
+            return None
+        said = library.untold.open(
+            slot, room, now_ns, now_ns + timeout_ns, address_words(request.bootstrap_addr), near.peer, *near.node,
+            tokens, enough, out,
+        )
+        if not said:
+            library.requests.lease.put_back(slot)
+            return None
+        receiver = EmbeddingReceiver(library, room, request.bootstrap_addr, 1)
+        receiver.opened_ns, receiver.deadline_ns = now_ns, now_ns + timeout_ns
+        receiver.posting.neighbour = near
+        library.requests.enter_opened(receiver, slot, said >> EPOCH_SHIFT)
+        count, came = said >> CAME_BITS & (1 << EPOCH_SHIFT - CAME_BITS) - 1, said & (1 << CAME_BITS) - 1
+        if came == IS_OPEN:
+            receiver.posting.check()
+        if count:
+            record.has_share = record.is_contacted = True
+            record.reserved_tokens = tokens
+            memory.reserved_bytes += size
+            record.note_granted(0, out[:count].tolist())
+            if came != IS_POSTED:
+                receiver.send_granted()
+        return receiver
+
+    def room_behind(self, receiver: EmbeddingReceiver, total: int, num_blocks: int) -> int:
+        """How many blocks a request may need behind its first ones: then they stay one run, which is lent and not
+        copied out. None where a copy costs little, or the window holds no more.
+        """
+        expected = total or self._default.longest
+        if self._has_ranks or expected * self._token_bytes < WORTH_A_RUN_BYTES:
+            return 0
+        needed = -(-expected // self._bs)
+        return max(needed - num_blocks, 0) if needed <= receiver.max_window_blocks else 0
