@@ -48,6 +48,7 @@ class Embridge(Carrier):
                         engine=self.engine,
                         geometry=geometry,
                         lock_memory=False,
+                        log_level="WARNING",  # the lines of two dozen starts would hide the table
                         default_allocate_tokens=min(DEFAULT_TOKENS, job.tokens),
                         host_buffer_bytes=max(1 << 30, 2 * job.size * job.in_flight),
                     )
