@@ -133,7 +133,7 @@ class RouteReader:
             return known[1]
         words = self._records.read(index)
         if words is None:  # a killed registrar left it, or it is being written whenever we look
-            return None
+            return known[1] if known is not None else None
         route = _route_of(words)
         self._known[index] = (words[Guarded.GENERATION], route)
         return route

@@ -20,9 +20,8 @@ import re
 import stat
 import sys
 import threading
-from multiprocessing import reduction
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import posix_ipc
 
@@ -36,27 +35,17 @@ _NAME: Final = re.compile(r"embridge-(\d+)-(\d+)-(\d+)-[a-z]+-[0-9a-f]{16}")  # 
 
 
 class Descriptor:
-    """A file descriptor that survives being an argument of a spawned process.
-
-    A bare integer would name another open file in the child. This one is duplicated into it.
-    """
+    """A file descriptor, which is closed once."""
 
     __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (reduction.DupFd(self.fd),)
-
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def _rebuild(handle: Any) -> Descriptor:
-    return Descriptor(handle.detach())
 
 
 def create_segment(label: str, size: int, *, remedy: str = "lower num_blocks", huge: bool = False) -> Descriptor:

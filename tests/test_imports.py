@@ -189,7 +189,8 @@ def test_the_environment_is_read_in_one_place() -> None:
     """
     for path, tree in parsed():
         if path in (
-            Path("embridge/integrations/options.py"),
+            Path("embridge/integrations/engine_settings.py"),
+            Path("embridge/integrations/sglang/options.py"),
             Path("pipeline/config.py"),
             Path("pipeline/node/launcher_start.py"),
             Path("pipeline/node/service_manager.py"),
@@ -320,11 +321,11 @@ def test_a_process_of_a_node_does_not_import_what_it_does_not_use() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_spawn_context_of_torch_is_the_one_that_the_launcher_uses() -> None:
-    """Where torch brought its own, a node would have to be spawned from that."""
+def test_the_context_of_torch_is_the_one_that_the_launcher_uses() -> None:
+    """Where torch brought its own, a node would have to be forked from that."""
     import torch.multiprocessing
 
-    assert torch.multiprocessing.get_context("spawn") is multiprocessing.get_context("spawn")
+    assert torch.multiprocessing.get_context("fork") is multiprocessing.get_context("fork")
 
 
 def test_asking_for_the_package_alone_imports_no_torch() -> None:

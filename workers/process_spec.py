@@ -29,7 +29,7 @@ RENEWED: Final = 75
 
 @dataclass(kw_only=True)
 class ProcessSpec:
-    """What a process of a node is told when it is born. Its descriptors survive the way into a spawned process.
+    """What a process of a node is told when it is born. It has these descriptors, and none else of the launcher's.
 
     `engines` are names of engines, and `engine_settings` has the settings of each by its name. `stop` is set when the
     process is told to end.

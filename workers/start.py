@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
 from embridge.workers.titles import set_title
 from embridge.workers.transfer import engines
-from embridge.workers.transfer.engines.base import SessionEngine
+from embridge.workers.transfer.engines.base import SessionEngine, TransferEngine
 
 if TYPE_CHECKING:
     from embridge.workers.wire.teller import Teller
@@ -46,8 +47,32 @@ SHORT_S = 0.002  # a nap between two looks at what is under way
 TIMER_SLACK = Path("/proc/self/timerslack_ns")
 
 
-def run(spec: ProcessSpec) -> None:
-    """Live the life of one process of a node (what a spawned process runs)."""
+Work = Callable[[ProcessSpec, RoleContext], None]
+"""What one process of a node does until it is told to stop."""
+
+
+def work_of(name: str, role: Role) -> Work:
+    """The work of a process of a node, by its name. What that needs is imported now: the launcher calls this, before
+    it forks the process.
+    """
+    if name == "registrar":
+        from embridge.workers.discovery.registrar import run_registrar
+
+        return run_registrar
+    if name == "web":
+        from embridge.workers.web.process import run_web
+
+        return run_web
+    make = _role_of(name, role)
+    if name in ("bootstrap", "poller"):
+        from embridge.workers.wire.loop import run_on_wire
+
+        return lambda spec, ctx: run_on_wire(spec, ctx, make(spec, ctx))
+    return lambda spec, ctx: _run_on_rings(spec, ctx, make(spec, ctx))
+
+
+def run(spec: ProcessSpec, work: Work) -> None:
+    """Live the life of one process of a node (what a process runs as soon as it is forked)."""
     log_to_stderr(spec.log_level, spec.name, role=spec.role, node=spec.node, kind=spec.log_format)
     set_title(spec.role, spec.name)
     set_parent_death_signal(signal.SIGKILL)
@@ -60,6 +85,7 @@ def run(spec: ProcessSpec) -> None:
     signal.signal(signal.SIGTERM, stop)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     mapping = map_segment(spec.control.fd, spec.control_bytes)
     control = Control(mapping, {name: descriptor.fd for name, descriptor in spec.event_fds.items()})
     names = Names(lambda: os.eventfd_write(spec.event_fds["bootstrap"].fd, 1))  # only the bootstrap process asks
@@ -74,56 +100,45 @@ def run(spec: ProcessSpec) -> None:
     signal.signal(signal.SIGHUP, take_log_level)
     control.processes.set(spec.name, Process.STATE, STARTING)
     take_log_level()  # whoever changes it after this line sees the state, and sends the signal
-    if spec.name in ("bootstrap", "poller"):
-        from embridge.workers.wire.loop import run_on_wire
-
-        run_on_wire(spec, ctx, _role(spec, ctx))
-    elif spec.name == "registrar":
-        from embridge.workers.discovery.registrar import run_registrar
-
-        run_registrar(spec, ctx)
-    elif spec.name == "web":
-        from embridge.workers.web.process import run_web
-
-        run_web(spec, ctx)
-    else:
-        _run_on_rings(spec, ctx, _role(spec, ctx))
+    work(spec, ctx)
     control.processes.set(spec.name, Process.STATE, STOPPED)
 
 
-def _role(spec: ProcessSpec, ctx: RoleContext) -> Step:
-    encode = ctx.control.role == Role.ENCODE
-    if spec.name == "bootstrap":
-        if encode:
+def _role_of(name: str, role: Role) -> Callable[[ProcessSpec, RoleContext], Step]:
+    if role == Role.ENCODE:
+        if name == "bootstrap":
             from embridge.workers.bootstrap.encode import Admission
 
-            return Admission(ctx, _shelf(spec, ctx, writable=False))
-        from embridge.workers.bootstrap.language import GrantSender
-
-        return GrantSender(ctx)
-    if spec.name == "poller":
-        if encode:
+            return lambda spec, ctx: Admission(ctx, _shelf(spec, ctx, writable=False))
+        if name == "poller":
             from embridge.workers.poller.encode import Publisher
 
-            return Publisher(ctx)
+            return lambda spec, ctx: Publisher(ctx)
+        from embridge.workers.transfer.encode import TransferWorker
+
+        return lambda spec, ctx: TransferWorker(ctx, ctx.index - lay.first_worker(), *_writers_and_sums(spec, ctx))
+    if name == "bootstrap":
+        from embridge.workers.bootstrap.language import GrantSender
+
+        return lambda spec, ctx: GrantSender(ctx)
+    if name == "poller":
         from embridge.workers.poller.language import StatusReceiver
 
-        return StatusReceiver(ctx)
-    index = ctx.index - lay.first_worker()
-    offered = engines.named(spec.engines)
-    if loud := [engine.name for engine in offered if engine.writes_to_stderr]:
-        _keep_engine_messages_apart(Path(spec.addresses.run_socket).with_name(engines.log_name(spec.name, loud)))
-    if not encode:
-        from embridge.workers.transfer.language import LanguageTransferWorker
+        return lambda spec, ctx: StatusReceiver(ctx)
+    from embridge.workers.transfer.language import LanguageTransferWorker
 
-        session = _begin_session(spec, ctx) if ctx.has_sessions else NO_SESSION
-        return LanguageTransferWorker(ctx, index, session, _sums(spec, ctx) if ctx.control.verify else None)
-    from embridge.workers.transfer.encode import TransferWorker
+    return lambda spec, ctx: LanguageTransferWorker(
+        ctx, ctx.index - lay.first_worker(), *_session_and_sums(spec, ctx)
+    )
 
+
+def _writers_and_sums(spec: ProcessSpec, ctx: RoleContext) -> tuple[dict[int, TransferEngine], RowSums | None]:
+    """What a transfer worker of an encode node has besides."""
+    _keep_engines_apart(spec)
     payload = map_segment(spec.payload.fd, spec.payload_bytes, alignment=HUGE_PAGE_BYTES)
     shelf = _shelf(spec, ctx)
     writers = engines.make_writers(
-        offered,
+        engines.named(spec.engines),
         payload,
         shelf,
         node_id=ctx.control.node_id,
@@ -131,8 +146,14 @@ def _role(spec: ProcessSpec, ctx: RoleContext) -> Step:
         host=spec.host,
         settings=spec.engine_settings,
     )
-    sums = RowSums(payload, ctx.control.geometry, shelf) if ctx.control.verify else None
-    return TransferWorker(ctx, index, writers, sums)
+    return writers, RowSums(payload, ctx.control.geometry, shelf) if ctx.control.verify else None
+
+
+def _session_and_sums(spec: ProcessSpec, ctx: RoleContext) -> tuple[LiveSession, RowSums | None]:
+    """What a transfer worker of a language node has besides."""
+    _keep_engines_apart(spec)
+    session = _begin_session(spec, ctx) if ctx.has_sessions else NO_SESSION
+    return session, _sums(spec, ctx) if ctx.control.verify else None
 
 
 def _shelf(spec: ProcessSpec, ctx: RoleContext, *, writable: bool = True) -> Mapping | None:
@@ -147,11 +168,15 @@ def _sums(spec: ProcessSpec, ctx: RoleContext) -> RowSums:
     return RowSums(payload, ctx.control.geometry)
 
 
-def _keep_engine_messages_apart(path: Path) -> None:
-    """Have the engine's library write to a file of this process's life instead of standard error.
+def _keep_engines_apart(spec: ProcessSpec) -> None:
+    """Have an engine's library that writes to standard error write to a file of this process's life instead.
 
     Texts of this package stay on standard error.
     """
+    loud = [engine.name for engine in engines.named(spec.engines) if engine.writes_to_stderr]
+    if not loud:
+        return
+    path = Path(spec.addresses.run_socket).with_name(engines.log_name(spec.name, loud))
     path.unlink(missing_ok=True)  # whatever has that name: opening a FIFO would wait, and a link would be followed
     theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(theirs, 2)  # `log_to_stderr` has kept what it was

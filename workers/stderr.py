@@ -219,6 +219,12 @@ def never_block_on_output() -> None:
         sys.stderr = cast(TextIO, stream)
 
 
+def forget_streams() -> None:
+    """Have a process that was forked begin with the interpreter's own streams: the threads of others are not in it."""
+    sys.stdout, sys.stderr = cast(TextIO, sys.__stdout__), cast(TextIO, sys.__stderr__)
+    logging.getLogger().handlers.clear()
+
+
 def log_to_stderr(level: str, name: str, *, role: str = "", node: str = "", kind: str = "text") -> Lines:
     """Log on standard error, as every process of a node does, in lines of this kind (`log_lines.FORMATS`).
 

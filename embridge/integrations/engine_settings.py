@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,37 +21,53 @@ from embridge.pipeline.config import GIB, default_run_dir
 _PLAIN: Final = re.compile(r"[\w.-]{1,40}", re.ASCII)
 
 
-class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of one engine. Each engine's integration adds its own."""
+class FetchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of an engine that fetches items through a node. Each engine's integration adds its own."""
 
-    launch: bool = False
-    """Start a node with the engine; it ends with it. Else a node runs in `run_dir`."""
     run_dir: str = ""
     """Of the node; for an engine that has two, a folder for `encode` and `language`. Default: of this user and role,
-    and with `launch` of the engine's id."""
+    and where it launches its node, of the engine's id."""
     encoders: tuple[str, ...] = ()
     """Encode nodes from which it fetches: tcp://ip:port, or tcp://ip:* for every one of a host. Where it is empty,
     those are allowed of which discovery has told the node."""
-    shelf_bytes: Annotated[int, msgspec.Meta(ge=SHELF_BLOCK_BYTES)] = 4 * GIB
-    """Of an encode node that is launched."""
     cache_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 * GIB
     """Host memory for items that were fetched."""
+
+    @classmethod
+    def of(cls, options: object, source: str) -> Self:
+        """From what stands in `source`. Raises ConfigError: a name or a value is wrong."""
+        try:
+            found = msgspec.convert(dict(options) if isinstance(options, Mapping) else options, cls)
+            AllowedNodes(found.encoders)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        return found
+
+    @classmethod
+    def from_variable(cls, variable: str) -> Self:
+        """From a variable of the environment, a JSON object, for engines that have no place for our settings; defaults
+        where it is empty or not set. Raises ConfigError.
+        """
+        try:
+            given = msgspec.json.decode(os.environ.get(variable, "") or "{}")
+        except ValueError as error:
+            raise ConfigError(f"{variable}: it is no JSON: {error}") from None
+        return cls.of(given, variable)
+
+
+class EngineSettings(FetchSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of an engine that may launch its nodes."""
+
+    launch: bool = False
+    """Start a node with the engine; it ends with it. Else a node runs in `run_dir`."""
+    shelf_bytes: Annotated[int, msgspec.Meta(ge=SHELF_BLOCK_BYTES)] = 4 * GIB
+    """Of an encode node that is launched."""
     wait_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """How long an item may come that is not published yet."""
     namespace: str = ""
     """Goes before each key: the version of the weights, say."""
     node: dict[str, Any] = {}
     """More settings of a node that is launched, by name, groups as tables: {"bootstrap_port": 8998}."""
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], source: str) -> Self:
-        """From what stands in `source`. Raises ConfigError: a name or a value is wrong."""
-        try:
-            found = msgspec.convert(dict(options), cls)
-            AllowedNodes(found.encoders)
-        except ValueError as error:
-            raise ConfigError(f"{source}: {error}") from None
-        return found
 
     def key(self, name: str) -> str:
         """Under which an item of the engine's is published. A name may be a client's, and of any form."""

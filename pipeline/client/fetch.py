@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-import time
+import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# between two looks of `Fetch.wait`: nobody rings for what is published, and who has waited long can wait a little more
+# between two looks of `Fetch.wait`, unless another thread notices the end: nobody rings for what is published, and who
+# has waited long can wait a little more
 LOOK_NS: Final = NS // 1000
 MOST_LOOK_NS: Final = NS // 50
 LOOKS: Final = 16  # a pause is this part of what has been waited
@@ -168,12 +169,23 @@ class Fetch:
             raise ValueError(f"timeout_s: {said(timeout_s)} s must not be negative")
         now_ns = begun_ns = self._fetching.clock()
         until_ns = begun_ns + int(min(float(timeout_s), MOST_S) * NS)
-        while not self.poll():
-            if now_ns >= until_ns:
-                return False
-            pause_ns = min(max((now_ns - begun_ns) // LOOKS, LOOK_NS), MOST_LOOK_NS)
-            time.sleep(min(pause_ns, until_ns - now_ns) / NS)
-            now_ns = self._fetching.clock()
+        ended = threading.Lock()
+        ended.acquire()
+
+        def tell(_: Fetch) -> None:
+            ended.release()
+
+        self.add_done_callback(tell)
+        try:
+            while not self.poll():
+                if now_ns >= until_ns:
+                    return False
+                pause_ns = min(max((now_ns - begun_ns) // LOOKS, LOOK_NS), MOST_LOOK_NS)
+                ended.acquire(timeout=min(pause_ns, until_ns - now_ns) / NS)
+                now_ns = self._fetching.clock()
+        finally:
+            with contextlib.suppress(ValueError):  # it was called
+                self._callbacks.remove(tell)
         return True
 
     def exception(self) -> FetchError | None:
@@ -242,6 +254,7 @@ class Fetch:
     def __await__(self) -> Generator[Any, None, Item]:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
+
         def tell(_: Fetch) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody awaits it any more
                 loop.call_soon_threadsafe(ended.set)

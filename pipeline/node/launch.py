@@ -1,9 +1,9 @@
 """`launch()`: start a node from any Python process, wait until it is READY, and end it.
 
-The node is a process group of its own: a launcher (`launcher_start` says how it begins), from which its processes are
-spawned. They are never spawned from the caller's `__main__` (re-importing that costs a second and hundreds of megabytes
-a process where it imports torch). If the caller dies, or becomes another program, the node notices and stops: a pidfd
-says that it is dead, whatever it has forked, and the end of a socket that it holds says that it has called `exec`.
+The node is a process group of its own: a launcher, which is a fresh interpreter (`launcher_start` says how it begins),
+and the processes that it forks (`birth`). Nothing of the caller's is in them. If the caller dies, or becomes another
+program, the node notices and stops: a pidfd says that it is dead, whatever it has forked, and the end of a socket that
+it holds says that it has called `exec`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The launcher, one a node: makes the segments, starts the processes, lets clients in, and watches over all of them.
 
 It reads its configuration as a line of JSON on standard input (`node.launch` writes it, `launcher_start` says what runs
-first). The processes are spawned from the context that `torch.multiprocessing` hands out, which is the very object of
-`multiprocessing` (a test says so): nobody here imports torch.
+first). The processes are forked from it (`birth`), by the context that `torch.multiprocessing` hands out, which is the
+very object of `multiprocessing` (a test says so): nobody here imports torch.
 
     STARTING --all processes READY--> READY --SIGTERM--> DRAINING --nothing in flight, or drain_timeout--> STOPPED
                                                              +------------ a second SIGTERM -------------->
@@ -40,6 +40,7 @@ from embridge.allocator.segment import (
 )
 from embridge.allocator.shelf import shelf_size
 from embridge.pipeline.config import ROLES, PipelineConfig
+from embridge.pipeline.node.birth import Birth
 from embridge.pipeline.node.claim import next_identity, open_own, remove_own, take_lock
 from embridge.pipeline.node.launch_messages import MAX_CONFIG_BYTES, Ready, decode_config
 from embridge.pipeline.node.launcher_start import LAUNCHER
@@ -108,9 +109,9 @@ class Launcher:
         self._make_segments()
         self._listen()
         self._recovery = Recovery(self.control)
-        context = multiprocessing.get_context("spawn")
+        birth = Birth(multiprocessing.get_context("fork"), [self.control.mapping, self._payload])
         self._supervisor = Supervisor(
-            context, self.control, self._selector, self._recovery, config.timing, config.max_restarts
+            birth, self.control, self._selector, self._recovery, config.timing, config.max_restarts
         )
 
     # ---- run directory, segments, sockets

@@ -6,7 +6,7 @@ process calls `prepare` first, before it imports the launcher.
 The import path is handed over, because the process that launches may have found this package by a path of its own
 (`sys.path`, a folder beside its script). The standard library comes first. The working directory is left out, so that a
 user's `secrets.py` does not stand for the standard library's. `-P` keeps the working directory out of the processes
-that the launcher spawns, too; they get the launcher's path.
+that an engine starts, too.
 
 `prepare` sets anew what else a process inherits and a node must not depend on: signals that are ignored (SIGCHLD,
 without which no exit status is known; what `nohup` and shells ignore) or blocked; descriptors 0, 1 and 2 that are
@@ -103,7 +103,7 @@ def prepare() -> None:
     _reset_signals()
     os.umask(0o077)
     os.chdir("/")
-    os.environ.setdefault(*ONE_THREAD)  # before an engine's library imports numpy in one that is spawned from here
+    os.environ.setdefault(*ONE_THREAD)  # before an engine's library imports numpy in a process that is forked from here
 
 
 def _open_standard_descriptors() -> None:

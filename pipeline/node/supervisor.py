@@ -30,10 +30,11 @@ from typing import Any
 
 from embridge.allocator.control import Control
 from embridge.allocator.records import Process, SegmentHeader
+from embridge.pipeline.node.birth import Birth
 from embridge.pipeline.node.recovery import Recovery
 from embridge.workers.health import NOT_ESSENTIAL, exit_reason
 from embridge.workers.process_spec import READY, RENEWED, STOPPED, ProcessSpec
-from embridge.workers.start import run
+from embridge.workers.start import Work, work_of
 from embridge.workers.timing import NS, Timing
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Child:
     """One process of the node, and its births in the last minute."""
 
     spec: ProcessSpec
+    work: Work
     process: Any = None
     pidfd: int = -1
     born_ns: list[int] = field(default_factory=list)
@@ -93,13 +95,13 @@ class Child:
 class Supervisor:
     """Owns the processes of a node.
 
-    `context` is a spawn context. `max_restarts` is how often one process may start again within a minute before the
+    `birth` starts them. `max_restarts` is how often one process may start again within a minute before the
     node is unhealthy.
     """
 
     def __init__(
         self,
-        context: Any,
+        birth: Birth,
         control: Control,
         selector: selectors.BaseSelector,
         recovery: Recovery,
@@ -109,7 +111,7 @@ class Supervisor:
         clock: Callable[[], int] = time.monotonic_ns,
         open_pidfd: Callable[[int], int] = os.pidfd_open,
     ) -> None:
-        self._context = context
+        self._birth = birth
         self._control = control
         self._processes = control.processes
         self._selector = selector
@@ -128,17 +130,15 @@ class Supervisor:
 
     def start(self, spec: ProcessSpec) -> None:
         """Start a process of the node. Raises OSError where that is not possible; nothing of it is left then."""
-        child = Child(spec)
+        child = Child(spec, work_of(spec.name, self._control.role))
         self._children.append(child)
-        self._spawn(child)
+        self._begin(child)
 
-    def _spawn(self, child: Child) -> None:
+    def _begin(self, child: Child) -> None:
         name = child.name
         self._processes.set(name, Process.STATE, 0)
         child.killed, child.steady_ns, child.restart_ns = "", 0, 0
-        process = self._context.Process(target=run, args=(child.spec,), name=f"embridge-{name}", daemon=True)
-        process.start()
-        child.process = process
+        child.process = process = self._birth.begin(child.spec, child.work)
         try:
             child.pidfd = self._open_pidfd(process.pid)
             self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._died(child))
@@ -237,14 +237,14 @@ class Supervisor:
                 if not child.is_failing:
                     self._processes.beat_for(child.name, now_ns)
                 if child.restart_ns <= now_ns:
-                    self._try_spawn(child, now_ns)
+                    self._try_begin(child, now_ns)
                 if child.restart_ns:
                     due = min(due or child.restart_ns, child.restart_ns)
         return due
 
-    def _try_spawn(self, child: Child, now_ns: int) -> None:
+    def _try_begin(self, child: Child, now_ns: int) -> None:
         try:
-            self._spawn(child)
+            self._begin(child)
         except OSError as error:
             pause_s = RESTART_PAUSE_S[-1]
             log.error("process %s cannot be started: %s; trying again in %g s", child.name, error.strerror, pause_s)

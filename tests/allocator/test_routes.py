@@ -170,6 +170,25 @@ def test_wherever_the_writer_is_killed_a_reader_sees_the_old_or_the_new_record_o
     assert outcomes == {(old, stays), (None, stays), (new, stays), (new, None)}
 
 
+def test_who_knows_a_route_keeps_it_while_its_record_is_written(
+    mapping: Mapping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D4: a registrar that is not given the core in mid-write, or was killed there, takes no node from schedulers."""
+    monkeypatch.setattr(guarded_records, "Words", _MortalWords)
+    writer, reader = RouteWriter(mapping, LAYOUT), RouteReader(mapping, LAYOUT)
+    writer.put_all([route(1, 1)])
+    for stores in range(ROUTE_WORDS):
+        assert reader.routes() == [route(1, 1)]
+        monkeypatch.setattr(_MortalWords, "left", stores)
+        with pytest.raises(_Killed):
+            writer.put_all([route(1, 2)])
+        assert reader.routes() == [route(1, 1)]
+        monkeypatch.setattr(_MortalWords, "left", sys.maxsize)
+        writer.put_all([route(1, 1)])
+    writer.put_all([])
+    assert reader.routes() == []
+
+
 def test_a_record_that_is_replaced_while_it_is_read_is_read_again(mapping: Mapping) -> None:
     """And so whole."""
     writer, reader = RouteWriter(mapping, LAYOUT), RouteReader(mapping, LAYOUT)

@@ -15,8 +15,8 @@ import torch
 
 from embridge import Client, ConfigError, EmbridgeError, ItemCache, WantStatus
 from embridge.integrations.membership import Membership
-from embridge.integrations.options import has_discovery, why_refused
 from embridge.integrations.sglang.options import VARIABLE, Options
+from embridge.pipeline.client.allowed_nodes import AllowedNodes
 from embridge.pipeline.client.cache_memory import CacheView, MemoryName, RowsAt
 from embridge.pipeline.client.client import library_of
 
@@ -50,6 +50,7 @@ class Parts:
             SegmentError: the memory of the cache cannot be had.
         """
         self._options, self._group = options, group
+        self._allowed = AllowedNodes(options.encoders)
         self._wanted: dict[str, dict[int, Part]] = {}  # by request and part
         self._placed: dict[str, dict[int, RowsAt]] = {}  # what the ranks that follow may read
         self._news: dict[str, dict[int, RowsAt]] = {}  # of which they are not told yet
@@ -62,11 +63,14 @@ class Parts:
             self._member = Membership(options.directory("language"))
             try:
                 self._find_cache()
-                if not options.encoders and self._client is not None and not has_discovery(self._client):
-                    raise ConfigError(
-                        f"{VARIABLE}: encoders: name the encode nodes from which embeddings may be fetched, as "
-                        "tcp://ip:port; or give the node discovery"
-                    )
+                if not options.encoders and self._client is not None:
+                    self._client.encode_nodes()
+            except ValueError as error:
+                self._member.close()
+                raise ConfigError(
+                    f"{VARIABLE}: encoders: name the encode nodes from which embeddings may be fetched, as "
+                    f"tcp://ip:port; or give the node discovery ({error})"
+                ) from None
             except BaseException:
                 self._member.close()
                 raise
@@ -81,7 +85,7 @@ class Parts:
         if self._member is None:
             return
         cache = self._find_cache()
-        if cache is not None and not why_refused(part.address, self._options.encoders, self._client):
+        if cache is not None and not self._allowed.why_not(part.address, self._client):
             cache.prefetch(part.key, part.address)
 
     def rows(self, rid: str) -> Mapping[int, torch.Tensor] | None:
@@ -138,7 +142,7 @@ class Parts:
             self._is_waiting = True
             return None
         for part in wanted.values():
-            if why := why_refused(part.address, self._options.encoders, self._client):
+            if why := self._allowed.why_not(part.address, self._client):
                 raise PartMissed(why)
         try:
             answer = cache.want(rid, {part.key: part.address for part in wanted.values()})

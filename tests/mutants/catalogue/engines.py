@@ -16,7 +16,7 @@ ENGINES: Final = [
     Mutant(
         "parts-from-anywhere", "P16", "a part is fetched from wherever its message says",
         PARTS,
-        "            if why := why_refused(part.address, self._options.encoders, self._client):\n",
+        "            if why := self._allowed.why_not(part.address, self._client):\n",
         "            if why := '':\n",
         (f"{PARTS_TESTS}::test_a_request_whose_parts_cannot_be_had_is_told_why",),
     ),

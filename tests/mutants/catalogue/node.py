@@ -3,7 +3,7 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import DYING, INHERITS, NAMES, PREFAULTING, REVOKED, RUN_DIR, SIZING
+from .files import BIRTH, DYING, INHERITS, NAMES, PREFAULTING, REVOKED, RUN_DIR, SIZING
 
 NODE: Final = [
     Mutant(
@@ -40,6 +40,49 @@ NODE: Final = [
         "            self._prefaulting.lock()\n",
         "            self._prefaulting.lock\n",
         (f"{PREFAULTING}::test_ready_waits_neither_for_touching_nor_for_locking",),
+    ),
+    Mutant(
+        "launchers-files-kept", "P9, D16", "a process of a node has what the launcher had open when it was born",
+        "pipeline/node/birth.py",
+        "            if fd not in kept and (",
+        "            if fd < 0 and (",
+        (f"{BIRTH}::test_a_process_has_nothing_of_the_launchers_but_its_share_also_when_it_is_born_again[encode]",),
+    ),
+    Mutant(
+        "launchers-mappings-kept", "D16, B13", "every process of a node has its payload mapped",
+        "pipeline/node/birth.py",
+        "            mapping.discard()\n",
+        "            mapping.size\n",
+        (f"{BIRTH}::test_a_process_has_nothing_of_the_launchers_but_its_share_also_when_it_is_born_again[encode]",),
+    ),
+    Mutant(
+        "closed-by-number-alone", "D4", "a child closes a descriptor whose number is another file's by now",
+        "pipeline/node/birth.py",
+        " and (status.st_dev, status.st_ino) == known:",
+        " and status.st_dev + known[0]:",
+        (f"{BIRTH}::test_a_number_that_is_another_file_by_now_is_left_alone",),
+    ),
+    Mutant(
+        "stopped-before-it-hears", "P10", "a signal that comes while a process is born is the launcher's",
+        "pipeline/node/birth.py",
+        "signal.SIG_BLOCK, signal.valid_signals())",
+        "signal.SIG_BLOCK, ())",
+        (f"{BIRTH}::test_a_signal_that_comes_before_the_child_has_its_handlers_is_not_lost",),
+    ),
+    Mutant(
+        "route-lost-in-mid-write", "D4", "a registrar that is killed in mid-write takes a node from schedulers",
+        "allocator/routes.py",
+        "            return known[1] if known is not None else None\n",
+        "            return None\n",
+        ("tests/allocator/test_routes.py::test_who_knows_a_route_keeps_it_while_its_record_is_written",),
+    ),
+    Mutant(
+        "fetch-not-woken", "P8", "who waits for a fetch does not hear of its end",
+        "pipeline/client/fetch.py",
+        "        self.add_done_callback(tell)\n        try:\n",
+        "        try:\n",
+        ("tests/pipeline/client/test_waiting_for_fetches.py::"
+         "test_all_that_wait_are_woken_by_the_thread_that_notices_the_end",),
     ),
     Mutant(
         "no-restart", "P11, D4", "a process of the node that died is not started again",

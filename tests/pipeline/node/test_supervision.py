@@ -24,6 +24,7 @@ from embridge.allocator.records import NodeState, Peer, Process, SegmentHeader, 
 from embridge.allocator.rings import Kick
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
+from embridge.pipeline.node.birth import Birth
 from embridge.pipeline.node.rank_groups import RankGroups, descriptors_of
 from embridge.pipeline.node.recovery import Recovery
 from embridge.pipeline.node.supervisor import STALLED_NS, Silences, Supervisor
@@ -98,7 +99,7 @@ class Node:
         self.context = FakeContext()
         self.selector = selectors.DefaultSelector()
         self.supervisor = Supervisor(
-            self.context,
+            Birth(self.context, []),
             self.control,
             self.selector,
             Recovery(self.control, lambda: self.now_ns),
