@@ -407,7 +407,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """Give a descriptor from which the numbers of signals can be read. Raises OSError."""
+    """Give a descriptor from which the numbers of signals can be read; afterwards these have no effect. Raises OSError.
+
+    The interpreter would give them back to the kernel at its end, who ends a process by them.
+    """
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -416,6 +419,8 @@ def _signals() -> Iterator[int]:
     try:
         yield read
     finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(before)
         os.close(read)
         os.close(write)

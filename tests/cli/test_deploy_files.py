@@ -261,7 +261,7 @@ def test_the_images_command_is_a_node_that_drains_as_process_1_of_a_small_contai
         command = [*UNSHARE, "--kill-child", "sh", "-c", script, "container", *words]
         program = subprocess.Popen(command, stdout=file, stderr=file, env=environ, start_new_session=True)
     try:
-        wait_until(lambda: "READY" in log.read_text() or program.poll() is not None, 90, log.read_text)
+        wait_until(lambda: "READY role=" in log.read_text() or program.poll() is not None, 90, log.read_text)
         assert f"READY role=encode bootstrap=tcp://127.0.0.1:{environ['EMBRIDGE_BOOTSTRAP_PORT']} " in log.read_text()
         (first,) = children_of(program.pid)
         assert [line.split()[-1] for line in status_of(first) if line.startswith("NSpid")] == ["1"]

@@ -157,7 +157,7 @@ def test_a_signal_that_comes_before_the_child_has_its_handlers_is_not_lost(
         os.set_blocking(read, False)
         with pytest.raises(BlockingIOError):
             os.read(read, 1)
-        assert memoryview(mapping)[:1] == b"\0", "it is mapped here still"
+        assert bytes(memoryview(mapping)[:1]) == b"\0", "it is mapped here still"
     finally:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGTERM, before)

@@ -144,6 +144,16 @@ def test_an_encode_node_that_drains_finishes_what_it_has_and_a_second_sigterm_en
 # ---- the end, not asked for
 
 
+def test_signals_that_come_when_a_node_ends_do_not_change_how_it_has_ended(own_dir: Path) -> None:
+    """P10: `Node.stop` sends two, and between them the launcher may have gone a long way."""
+    for _ in range(3):
+        node = start_node(config_of("encode", own_dir / "n"), own_dir / "log")
+        node.terminate()
+        while node.wait(0) is None:
+            os.kill(node.pid, signal.SIGINT)
+        assert node.stop() == 0
+
+
 def test_when_the_launcher_is_killed_none_of_its_processes_is_left_after_a_second(own_dir: Path) -> None:
     """P10: a "dead launcher": the parent-death signal and the death pipe; a client hears of it, too."""
     with station("encode", own_dir / "e") as it, attach(it.run_dir) as client:
