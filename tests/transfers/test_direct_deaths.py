@@ -159,8 +159,17 @@ def test_a_scheduler_that_is_killed_leaves_its_blocks_to_who_writes_into_them(
 # ---- an encoder that is killed at any step
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("is_granted", [True, False], ids=["its caller's thread", "its library thread"])
+@pytest.mark.parametrize(
+    ("step", "is_granted"),
+    [
+        pytest.param(
+            step, is_granted, id=f"{'its caller' if is_granted else 'its library'}'s thread-{step}",
+            marks=[pytest.mark.storm] * (not is_granted and number % 2),
+        )
+        for is_granted in (True, False)
+        for number, step in enumerate(STEPS)
+    ],
+)
 def test_an_encoder_that_is_killed_at_a_step_of_a_write_leaves_both_sides_agreed_and_every_block_free(
     encode: Station, language: Station, receiving: Queues, room: int, agent: Agent, step: str, is_granted: bool
 ) -> None:

@@ -174,6 +174,7 @@ def _fail_whole_ones(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Poller, "_raise", mutant)
 
 
+@pytest.mark.storm
 def test_without_the_rule_of_whole_destinations_these_seeds_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """R36: the runs above would see it."""
     _fail_whole_ones(monkeypatch)

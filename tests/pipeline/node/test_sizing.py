@@ -132,6 +132,7 @@ def test_doctor_adds_up_both_segments_of_both_roles(own_dir: Path) -> None:
 
 @container
 @pytest.mark.process
+@pytest.mark.storm
 def test_the_demo_runs_in_a_container(own_dir: Path) -> None:
     """P13, P6: two nodes of its own sizes, and every byte right."""
     pytest.importorskip("skimage")
