@@ -102,7 +102,7 @@ def test_a_killed_process_leaves_what_was_seen_where_it_died(program: list[str])
 def test_another_process_comes_between(program: list[str]) -> None:
     """P1, P5, R16: it takes, frees, reclaims, raises or consumes in the middle, and neither loses what it has."""
     assert_all_have_a_scene(
-        stepped(program, "rivals", 40, 0),
+        stepped(program, "rivals", 120, 0),
         [
             *("acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind", "grant", "give back"),
             *("leave", "publish", "retire", "pin"),

@@ -52,7 +52,7 @@ def test_it_dies_and_is_back_at_the_same_port_and_nothing_else_notices(node: Sta
     os.kill(pid, signal.SIGKILL)
     text = scrape(node)
     assert 'embridge_process_restarts_total{process="web"} 1' in text
-    assert node.pid_of("web") != pid
+    wait_until(lambda: node.pid_of("web") != pid)  # the launcher writes it down when it has forked
     assert node_status(node.run_dir)["http"] == before
     assert {name: pid for name, pid in node.pids().items() if name != "web"} == others
     wait_until(lambda: "\nembridge_healthy 1\n" in scrape(node), what="healthy again")
