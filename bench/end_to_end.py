@@ -143,7 +143,8 @@ def main() -> None:
             if options.only not in title or job.size * in_flight > MOST_BYTES:
                 continue
             least = in_flight * (2 if job.size * in_flight > GREAT_BYTES else 4)
-            total = max(12, least, min(bench.scaled(600), bench.scaled(ROUND_BYTES // job.size)))
+            enough = 600 if in_flight == 1 else 2400
+            total = max(12, least, min(bench.scaled(enough), bench.scaled(ROUND_BYTES // job.size)))
             floors = (WakeUp, *COPIES) if in_flight == 1 else COPIES
             seen[title] = compare(bench, title, job, total, (*floors, *here, *network))
     for hidden in SMALL:
