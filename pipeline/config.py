@@ -17,7 +17,7 @@ from typing import Any, Final
 from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
 from embridge.allocator.settings import Setting, check, no_table, setting, settings_of
 from embridge.pipeline import unknown_variables
-from embridge.pipeline.urls import host_of_url, is_loopback
+from embridge.pipeline.urls import check_discovery_url
 from embridge.workers.log_lines import FORMATS
 from embridge.workers.timing import Timing
 from embridge.workers.transfer import engines
@@ -25,7 +25,6 @@ from embridge.workers.web.address import web_address
 
 GIB: Final = 1 << 30
 DEFAULT_ROUTES: Final = 128  # nodes of the other role, where discovery is set and `max_routes` is not
-MAX_URL_CHARS: Final = 120
 MAX_UNSENT_BYTES: Final = 1 << 62  # the sum of it and of one more request fits into a word of 64 bits
 ROLES: Final = {"encode": Role.ENCODE, "language": Role.LANGUAGE}
 
@@ -85,12 +84,18 @@ class PipelineConfig:
         why="who runs on this host may look, and nodes never ask for the same port",
     )  # fmt: skip
     discovery: str = setting(
-        "", "URL of `embridge discovery`, http://host:port; default: none.", is_flag=True,
+        "", "URL of `embridge discovery`, http://host:port, or of an etcd, etcd://host:port[,host:port][/prefix]; "
+        "default: none.", is_flag=True,
         why="a request may name its encode node itself",
     )  # fmt: skip
     discovery_token_file: Path | None = setting(
-        None, "File, mode 0600, of the token it expects.", is_flag=True, why="a server on loopback expects none"
-    )
+        None, "File, mode 0600, of the token it expects; of an etcd user:password.", is_flag=True,
+        why="a server on loopback expects none",
+    )  # fmt: skip
+    discovery_ca_file: Path | None = setting(
+        None, "File (PEM) of the authorities by which its certificate is checked, for https:// and etcds://.",
+        is_flag=True, why="the system's are asked then",
+    )  # fmt: skip
     geometry: Geometry = field(default_factory=Geometry)
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
@@ -136,6 +141,7 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         try:
             check(self)
+            check_discovery_url(self.discovery, self.discovery_token_file, self.discovery_ca_file)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         for name, group in GROUPS.items():
@@ -169,7 +175,7 @@ class PipelineConfig:
 
     def _check_paths(self) -> None:
         """Refuse paths that are no UTF-8 text: they go to the launcher, and to other nodes, as text."""
-        for name in ("run_dir", "key_file", "allow_file", "discovery_token_file"):
+        for name in ("run_dir", "key_file", "allow_file", "discovery_token_file", "discovery_ca_file"):
             value = getattr(self, name)
             raw = os.fsencode(value) if value is not None else b""
             try:
@@ -197,21 +203,15 @@ class PipelineConfig:
             )
 
     def _check_discovery(self) -> None:
-        if self.discovery_token_file is not None:
-            object.__setattr__(self, "discovery_token_file", Path(self.discovery_token_file).absolute())
+        for name in ("discovery_token_file", "discovery_ca_file"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(value).absolute())
         if not self.discovery:
             if self.limits.max_routes:
                 raise ConfigError(
                     f"limits.max_routes: {self.limits.max_routes} without discovery; set discovery, or leave it 0"
                 )
             return
-        host = host_of_url(self.discovery)
-        if len(self.discovery) > MAX_URL_CHARS or host is None:
-            raise ConfigError(f"discovery: {self.discovery!r} is not of the form http://host:port")
-        if not is_loopback(host) and self.discovery_token_file is None:
-            raise ConfigError(
-                f"discovery: {host} is not a loopback address; a server there expects a token: set discovery_token_file"
-            )
         if not self.limits.max_routes:
             object.__setattr__(self, "limits", replace(self.limits, max_routes=DEFAULT_ROUTES))
 

@@ -59,6 +59,7 @@ class ProcessSpec:
     allow_file: Path | None = None
     discovery: str = ""
     discovery_token_file: str = ""
+    discovery_ca_file: str = ""
     stop: bool = field(default=False, init=False)
 
 

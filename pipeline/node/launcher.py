@@ -211,6 +211,7 @@ class Launcher:
                 allow_file=self.config.allow_file,
                 discovery=self.config.discovery,
                 discovery_token_file=str(self.config.discovery_token_file or ""),
+                discovery_ca_file=str(self.config.discovery_ca_file or ""),
             )
             with naming(f"{name}: it cannot be started", LIMITS_REMEDY):
                 self._supervisor.start(spec)

@@ -15,7 +15,9 @@ from embridge.allocator.segment import SHARED_MEMORY, shared_memory_space
 from embridge.pipeline.config import ROLES, PipelineConfig
 from embridge.pipeline.node.naming import naming
 from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, chosen_pool, mib
-from embridge.workers.discovery.auth_token import read_token
+from embridge.workers.discovery.auth_token import read_login, read_token
+from embridge.workers.discovery.authorities import tls_context
+from embridge.workers.discovery.etcd_url import is_etcd
 from embridge.workers.transfer import engines
 from embridge.workers.transfer.engines.base import Engine
 
@@ -73,15 +75,18 @@ def chosen_engines(config: PipelineConfig) -> tuple[Engine, ...]:
 
 
 def check_discovery(config: PipelineConfig) -> None:
-    """Raise LaunchError unless the registrar has what it needs: its packages, and a token file that can be used."""
+    """Raise LaunchError unless the registrar has what it needs: its packages, and files that can be used."""
     if not config.discovery:
         return
     if importlib.util.find_spec("aiohttp") is None:
         raise LaunchError(
             "discovery: aiohttp is not installed; run pip install 'embridge[discovery]', or set no discovery"
         )
-    if config.discovery_token_file is not None:
+    read = read_login if is_etcd(config.discovery) else read_token
+    for name, use in (("discovery_token_file", read), ("discovery_ca_file", tls_context)):
+        path = getattr(config, name)
         try:
-            read_token(config.discovery_token_file)
+            if path is not None:
+                use(path)
         except ValueError as error:
-            raise LaunchError(f"discovery_token_file: {error}") from error
+            raise LaunchError(f"{name}: {error}") from error

@@ -23,7 +23,7 @@ from embridge.pipeline.node.launch_messages import decode_config, encode_config
 from embridge.workers.timing import Timing
 from embridge.workers.transfer.engines.mooncake_settings import MooncakeSettings
 
-PATHS = ("run_dir", "key_file", "allow_file", "discovery_token_file")
+PATHS = ("run_dir", "key_file", "allow_file", "discovery_token_file", "discovery_ca_file")
 
 
 @pytest.fixture
@@ -65,8 +65,9 @@ def test_the_environment_covers_every_setting() -> None:
             "allow_file": "/tmp/nodes.allow",
             "engine": "shm",
             "metrics_addr": "[::1]:9464",
-            "discovery": "http://127.0.0.1:8998",
+            "discovery": "https://127.0.0.1:8998",
             "discovery_token_file": "/tmp/token",
+            "discovery_ca_file": "/tmp/ca.pem",
             "default_allocate_tokens": 77,
             "host_buffer_bytes": 78,
             "unsent_max_bytes": 80,
@@ -180,6 +181,7 @@ BAD = {
     "metrics_addr": "localhost",
     "discovery": "somewhere",
     "discovery_token_file": 5,
+    "discovery_ca_file": 5,
     "default_allocate_tokens": 0,
     "host_buffer_bytes": 0,
     "unsent_max_bytes": 0,
@@ -321,6 +323,18 @@ def test_a_bad_value_inside_a_group_names_itself(group: str, key: str, value: ob
         ("http://" + "h" * 120 + ":1", "not of the form"),
         ("http://10.0.0.1:8998", "10.0.0.1 is not a loopback address"),
         ("http://server:8998", "server is not a loopback address"),
+        ("etcd://", "not of the form etcd://host:port"),
+        ("etcd://10.0.0.1", "'10.0.0.1' is not of the form host:port"),
+        ("etcd://a:2379,b:0", "'b:0' is not of the form host:port"),
+        ("etcd://a:2379,b:65536", "'b:65536' is not"),
+        ("etcd://user:secret@a:2379", "is not of the form host:port"),
+        ("etcd://a:2379/pre fix", "not of the form"),
+        ("etcd://a:2379//x", "not of the form"),
+        ("etcd://a:2379/x?y=1", "not of the form"),
+        ("etcd://a:2379/x\n", "not of the form"),
+        ("etcd://" + ",".join(["a:1"] * 10), "10 endpoints > 9"),
+        ("etcd://a:1/" + "x" * 64, "a prefix of 65 characters > 64"),
+        ("etcd://" + "h" * 520 + ":1", "not of the form"),
     ],
 )
 def test_a_discovery_server_is_a_plain_url_and_beyond_loopback_there_is_a_token(url: str, said: str) -> None:
@@ -329,7 +343,11 @@ def test_a_discovery_server_is_a_plain_url_and_beyond_loopback_there_is_a_token(
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8998", "http://[::1]:8998/", "http://localhost:1", "https://127.0.0.1:1"]
+    "url",
+    [
+        *("http://127.0.0.1:8998", "http://[::1]:8998/", "http://localhost:1", "https://127.0.0.1:1"),
+        *("etcd://10.0.0.1:2379,10.0.0.2:2379", "etcds://etcd.cluster:2379/prod/embridge"),
+    ],
 )
 def test_discovery_brings_a_route_table_and_none_is_there_without(url: str) -> None:
     assert PipelineConfig(role="encode").limits.max_routes == 0
@@ -340,6 +358,15 @@ def test_discovery_brings_a_route_table_and_none_is_there_without(url: str) -> N
     config = PipelineConfig(role="encode", discovery="http://server:8998", discovery_token_file=Path("token"))
     assert config.discovery_token_file == Path.cwd() / "token"
     assert decode_config(encode_config(config)) == config
+
+
+def test_authorities_are_for_a_server_that_has_a_certificate() -> None:
+    for url in ("https://127.0.0.1:1", "etcds://etcd:2379"):
+        config = PipelineConfig(role="encode", discovery=url, discovery_ca_file=Path("ca.pem"))
+        assert config.discovery_ca_file == Path.cwd() / "ca.pem"
+    for url in ("http://127.0.0.1:1", "etcd://etcd:2379"):
+        with pytest.raises(ConfigError, match=f"discovery_ca_file: {url} has no certificate; use https:// or etcds://"):
+            PipelineConfig(role="encode", discovery=url, discovery_ca_file=Path("ca.pem"))
 
 
 def test_an_unknown_setting_is_an_error_that_lists_the_known(tmp_path: Path) -> None:

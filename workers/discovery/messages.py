@@ -85,6 +85,12 @@ class RouteReport(_Node, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ttl_s: Annotated[float, Meta(ge=0.1, le=3600)]
 
 
+class NodeValue(_Node, frozen=True, kw_only=True):
+    """What a node puts into etcd; it may have more fields than this version knows, because nodes are not renewed at
+    once. `load` and state are those of the moment; how old they are its reader sees.
+    """
+
+
 class RouteEntry(_Node, frozen=True, kw_only=True):
     """A registered node. `healthy`: every process of it beats, and its last report is `age_s` old and not late."""
 

@@ -2,7 +2,7 @@
 
 Every second the registrar reports the node (its load, and which processes do not beat), asks for the nodes of the other
 role, and writes them into the route table, where clients read them. It reports at once that the node drains, and leaves
-when the node stops.
+when the node stops. The server is our own, or an etcd (`services.py`).
 
 The node goes on, whatever the server does (it may be down, hang, or send nonsense). Each request has a deadline.
 Failures are retried after a pause that doubles up to the time to live, with jitter. The reason of a failure is logged
@@ -26,8 +26,9 @@ from embridge.allocator.metrics import Metric
 from embridge.allocator.records import DiscoveryState, NodeState
 from embridge.allocator.routes import DiscoveryRecord, RouteRecord
 from embridge.workers.discovery import messages as msg
-from embridge.workers.discovery.auth_token import read_token
-from embridge.workers.discovery.client import DiscoveryClient, DiscoveryError
+from embridge.workers.discovery.client import DiscoveryService
+from embridge.workers.discovery.http import DiscoveryError
+from embridge.workers.discovery.services import open_service
 from embridge.workers.health import failing_processes, load_of, silent_processes
 from embridge.workers.process_spec import ProcessSpec, begin
 from embridge.workers.role import RoleContext
@@ -42,13 +43,13 @@ PUBLISHED: Final = (NodeState.READY, NodeState.DRAINING)
 class Backoff:
     """When the next exchange is due: after the interval while all is well, else after a pause that doubles each time.
 
-    The pause has a limit, and is shortened at random by up to a half, so that the nodes of a cluster do not all come
-    back at once.
+    The pause has a limit (`longest_s`), and is shortened at random by up to a half, so that the nodes of a cluster do
+    not all come back at once.
     """
 
     def __init__(self, interval_s: float, longest_s: float, chance: random.Random) -> None:
         self._interval_s = interval_s
-        self._longest_s = longest_s
+        self.longest_s = longest_s
         self._chance = chance
         self.num_failures = 0
 
@@ -58,7 +59,7 @@ class Backoff:
 
     def failed(self) -> float:
         self.num_failures += 1
-        pause_s = min(self._longest_s, self._interval_s * 2.0 ** min(self.num_failures - 1, 30))
+        pause_s = min(self.longest_s, self._interval_s * 2.0 ** min(self.num_failures - 1, 30))
         return pause_s * self._chance.uniform(0.5, 1.0)
 
 
@@ -112,10 +113,12 @@ class Reporter:
     def take(self, answer: msg.RouteAnswer, now_ns: int) -> None:
         """Write the routes of an answer into the table.
 
-        Routes that a server which has just started does not list are kept: those nodes may not have renewed there yet.
+        Routes that a server which has just started does not list are kept: those nodes may not have renewed there yet,
+        which takes them their longest pause, and a request that is under way.
         """
         routes = {route.node_id: route for route in (_record(entry, now_ns) for entry in answer.routes)}
-        if answer.server_up_s < self._ctx.timing.discovery_ttl_s:
+        timing = self._ctx.timing
+        if answer.server_up_s < timing.discovery_ttl_s + timing.discovery_timeout_s:
             routes = self._known | routes
         left_out = self._table.put_all(routes.values())
         if left_out and not self._told_full:
@@ -170,7 +173,7 @@ class Registrar:
         self._wake = asyncio.Event()
         self._due_ns = 0
         self._published = NodeState.STARTING
-        self._client: DiscoveryClient | None = None
+        self._service: DiscoveryService | None = None
 
     async def run(self) -> None:
         loop, event_fd = asyncio.get_running_loop(), self._spec.event_fds[self._spec.name].fd
@@ -222,24 +225,24 @@ class Registrar:
         """Whether the node has become READY, or drains, since the last report: that is reported at once, once."""
         return self._control.state in PUBLISHED and self._control.state != self._published
 
-    def _connected(self) -> DiscoveryClient:
-        """The client, made on first use and after a refusal.
-
-        The token is read again then, because it may have been changed.
-        """
-        if self._client is None:
-            file = self._spec.discovery_token_file
-            try:
-                token = read_token(file) if file else ""
-            except ValueError as error:
-                raise DiscoveryError(str(error)) from error
-            self._client = DiscoveryClient(self._spec.discovery, token, self._timing.discovery_timeout_s)
-        return self._client
+    def _connected(self) -> DiscoveryService:
+        """The service, made on first use. Raises DiscoveryError."""
+        if self._service is None:
+            self._service = open_service(
+                self._spec.discovery,
+                token_file=self._spec.discovery_token_file,
+                ca_file=self._spec.discovery_ca_file,
+                timing=self._timing,
+                clock=time.monotonic_ns,
+                unreadable=lambda count: self._ctx.count(Metric.MESSAGES_REFUSED, count),
+            )
+            self._backoff.longest_s = self._service.longest_pause_s
+        return self._service
 
     async def _disconnect(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        service, self._service = self._service, None
+        if service is not None:
+            await service.close()
 
     async def _exchange(self) -> None:
         """Report the node and ask for the routes, once; set when the next exchange is due."""
@@ -250,15 +253,15 @@ class Registrar:
         self._published = NodeState[report.state]
         state, reason = DiscoveryState.REGISTERED, ""
         try:
-            client = self._connected()
+            service = self._connected()
             self._ctx.count(Metric.MESSAGES_OUT)
             try:
-                await client.register(report)
+                await service.register(report)
             except DiscoveryError as error:
                 if not error.refused:
                     raise
                 state, reason = DiscoveryState.REFUSED, str(error)  # the routes are asked for all the same
-            answer = await client.routes(self._reporter.other_role.name.lower())
+            answer = await service.routes(self._reporter.other_role.name.lower())
             self._ctx.count(Metric.MESSAGES_IN)
             self._reporter.take(answer, time.monotonic_ns())
         except DiscoveryError as error:
@@ -268,8 +271,6 @@ class Registrar:
             self._ctx.count(Metric.ERRORS)
             state, reason = DiscoveryState.UNREACHABLE, f"{type(error).__name__}: {error}"
         pause_s = self._backoff.succeeded() if state == DiscoveryState.REGISTERED else self._backoff.failed()
-        if state == DiscoveryState.REFUSED:
-            await self._disconnect()
         now = time.monotonic_ns()
         self._due_ns = now + int(pause_s * NS)
         self._reporter.say(state, reason, self._backoff.num_failures, now)

@@ -71,6 +71,24 @@ def test_keys_and_tokens_that_cannot_be_read_fail(tmp_path: Path) -> None:
     assert f"{tmp_path}/token" in told["discovery"]
 
 
+def test_what_an_etcd_asks_of_a_node_is_looked_at_too(tmp_path: Path) -> None:
+    """Its file holds a user and a password, and authorities have to be some."""
+    login, ca_file = tmp_path / "login", tmp_path / "ca.pem"
+    login.touch(0o600)
+    login.write_text("a-token-without-a-user")
+    ca_file.write_text("no certificate")
+
+    def told() -> str:
+        url = "etcds://10.0.0.1:2379"
+        return failed(
+            tmp_path / "node", discovery=url, discovery_token_file=login, discovery_ca_file=ca_file
+        )["discovery"]
+
+    assert f"discovery_token_file: token file {login}: it has no user and password" in told()
+    login.write_text("me:pw")
+    assert f"discovery_ca_file: {ca_file}: " in told()
+
+
 def test_an_engine_that_this_machine_does_not_have_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     assert "Mooncake is not installed" in failed(tmp_path / "node", engine="mooncake")["engines"]

@@ -19,8 +19,9 @@ from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import DiscoveryState, NodeState, Process, SegmentHeader, Slot
 from embridge.allocator.status import Phase
 from embridge.workers.discovery import messages as msg
-from embridge.workers.discovery.client import DiscoveryClient, DiscoveryError
+from embridge.workers.discovery.http import DiscoveryError
 from embridge.workers.discovery.registrar import Backoff, Reporter
+from embridge.workers.discovery.services import open_service
 from embridge.workers.health import load_of, silent_processes
 from embridge.workers.role import Addresses, RoleContext
 from embridge.workers.timing import NS, Timing
@@ -122,7 +123,9 @@ def test_a_node_is_published_while_it_is_ready_or_drains(ctx: RoleContext, state
 
 
 def test_what_a_young_server_does_not_list_is_kept_and_what_an_old_one_does_not_list_is_gone(ctx: RoleContext) -> None:
-    """D3: also when the registrar itself was started again in between."""
+    """D3: also when the registrar itself was started again in between. Young is who is up for less than the longest
+    pause of a node and the time that its request may take.
+    """
     reporter, reader = Reporter(ctx, "http://127.0.0.1:1"), ctx.control.routes
 
     def listed() -> dict[int, int]:
@@ -132,9 +135,9 @@ def test_what_a_young_server_does_not_list_is_kept_and_what_an_old_one_does_not_
     assert listed() == {1: 1, 2: 1}
     assert {route.reported_ns for route in reader.routes()} == {10 * NS - NS // 2}
     reporter = Reporter(ctx, "http://127.0.0.1:1")
-    reporter.take(msg.RouteAnswer(routes=[entry(2, incarnation=2)], server_up_s=4.9), 11 * NS)
+    reporter.take(msg.RouteAnswer(routes=[entry(2, incarnation=2)], server_up_s=6.9), 11 * NS)
     assert listed() == {1: 1, 2: 2}
-    reporter.take(msg.RouteAnswer(routes=[entry(2, incarnation=2)], server_up_s=5.0), 12 * NS)
+    reporter.take(msg.RouteAnswer(routes=[entry(2, incarnation=2)], server_up_s=7.0), 12 * NS)
     assert listed() == {2: 2}
 
 
@@ -175,11 +178,13 @@ def test_a_name_that_is_slow_to_resolve_keeps_no_exchange_waiting_and_no_end(mon
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     async def exchange(timeout_s: float) -> None:
-        client = DiscoveryClient("http://slow.example:4000", "", timeout_s)
+        timing = Timing(discovery_timeout_s=timeout_s)
+        url = "http://slow.example:4000"
+        service = open_service(url, token_file="", ca_file="", timing=timing, clock=lambda: 0, unreadable=print)
         try:
-            await client.routes("encode")
+            await service.routes("encode")
         finally:
-            await client.close()
+            await service.close()
 
     monkeypatch.setattr(socket, "getaddrinfo", never)
     with pytest.raises(DiscoveryError, match=r"http://slow.example:4000: no answer within 0.1 s"):

@@ -1,0 +1,175 @@
+"""An etcd as its own process, and a gateway that answers as a test wants."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import urllib.request
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.leaks import MARK
+from support.ports import port_to_keep
+from support.remains import run_dirs
+from support.waiting import wait_until
+
+needs_etcd = pytest.mark.skipif(
+    shutil.which("etcd") is None, reason="etcd is not installed (Debian: apt-get install etcd-server)"
+)
+PREFIX = "/tests/embridge"
+
+
+class Etcd:
+    """One member with a data directory of its own; it can be stopped, and started again at the same ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._log = folder / "etcd.log"
+        self._port, self._peer_port = port_to_keep(), port_to_keep()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self.url = f"etcd://127.0.0.1:{self._port}{PREFIX}"
+        self.start()
+
+    def start(self, *, empty: bool = False) -> None:
+        """Start it with the data that it had, or with none; it answers when this returns."""
+        data, peer = self._folder / "data", f"http://127.0.0.1:{self._peer_port}"
+        if empty:
+            shutil.rmtree(data)
+        options = {
+            "name": "only",
+            "data-dir": data,
+            "listen-client-urls": self.endpoint,
+            "advertise-client-urls": self.endpoint,
+            "listen-peer-urls": peer,
+            "initial-advertise-peer-urls": peer,
+            "initial-cluster": f"only={peer}",
+            "heartbeat-interval": 50,
+            "election-timeout": 250,  # it has no others to wait for
+            "logger": "zap",
+            "log-level": "error",
+        }
+        words = [f"--{name}={value}" for name, value in options.items()]
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                ["etcd", *words],
+                stdout=log,
+                stderr=log,
+                # it may outlive the test that restarts it
+                env={name: value for name, value in os.environ.items() if name != MARK} | {"GOMAXPROCS": "2"},
+            )
+        wait_until(self._answers, 30, lambda: f"etcd answers: {self._log.read_text()[-2000:]}")
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, self._log.read_text()[-2000:]
+        try:
+            self.call("kv/range", {"key": "AA=="})
+        except OSError:
+            return False
+        return True
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(20)
+
+    def call(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(f"{self.endpoint}/v3/{path}", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read())
+
+    def keys(self) -> dict[str, Any]:
+        """All keys of the tests' prefix, as the gateway shows them, with `value` read as JSON where it is that."""
+        found = self.call("kv/range", {"key": _b64(PREFIX + "/"), "range_end": _b64(PREFIX + "0")}).get("kvs", [])
+        return {b64decode(it["key"]).decode(): it | {"value": _json(b64decode(it["value"]))} for it in found}
+
+    def nodes(self, role: str = "encode") -> list[Any]:
+        """What the nodes of a role have put."""
+        return [it["value"] for key, it in self.keys().items() if key.startswith(f"{PREFIX}/{role}/")]
+
+    def put(self, key: str, value: str) -> None:
+        self.call("kv/put", {"key": _b64(PREFIX + key), "value": _b64(value)})
+
+    def delete_all(self) -> None:
+        self.call("kv/deleterange", {"key": _b64(PREFIX + "/"), "range_end": _b64(PREFIX + "0")})
+
+
+def _b64(text: str) -> str:
+    return b64encode(text.encode()).decode()
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data
+
+
+@contextmanager
+def etcd() -> Iterator[Etcd]:
+    """An etcd for the length of a block; nothing of it is left."""
+    with run_dirs() as folder:
+        it = Etcd(folder)
+        try:
+            yield it
+        finally:
+            it.signal(signal.SIGCONT)
+            it.kill()
+
+
+Answer = Callable[[str, dict[str, Any], str], tuple[int, Any]]
+"""Path, body and authorization of a request; its status, and what is answered as JSON or as bytes."""
+
+
+class FakeGateway:
+    """Answers requests over HTTP, one at a time, and keeps what it was asked."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.asked: list[str] = []
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                path = self.path.removeprefix("/v3/")
+                gateway.asked.append(path)
+                status, answered = gateway.answer(path, body, self.headers.get("Authorization", ""))
+                data = answered if isinstance(answered, bytes) else json.dumps(answered).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@contextmanager
+def fake_gateway(answer: Answer) -> Iterator[FakeGateway]:
+    gateway = FakeGateway(answer)
+    try:
+        yield gateway
+    finally:
+        gateway.close()
