@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import urllib.request
@@ -30,22 +31,35 @@ PREFIX = "/tests/embridge"
 
 
 class Etcd:
-    """One member with a data directory of its own; it can be stopped, and started again at the same ports."""
+    """One member with a data directory of its own; it can be stopped, and started again at the same ports.
 
-    def __init__(self, folder: Path) -> None:
+    With `tls` it has a certificate, which is its own authority (`ca_file`). Beyond `quota_bytes` it takes no values.
+    """
+
+    def __init__(self, folder: Path, *, tls: bool = False, quota_bytes: int = 0) -> None:
         self._folder = folder
+        self._quota_bytes = quota_bytes
         self._log = folder / "etcd.log"
         self._port, self._peer_port = port_to_keep(), port_to_keep()
-        self.endpoint = f"http://127.0.0.1:{self._port}"
-        self.url = f"etcd://127.0.0.1:{self._port}{PREFIX}"
+        self.ca_file, self._key_file = folder / "certificate.pem", folder / "key.pem"
+        self._context = ssl.create_default_context(cafile=self._certify()) if tls else None
+        self.endpoint = f"http{'s' * tls}://127.0.0.1:{self._port}"
+        self.url = f"etcd{'s' * tls}://127.0.0.1:{self._port}{PREFIX}"
         self.start()
+
+    def _certify(self) -> Path:
+        words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        words += ["-subj", "/CN=etcd"]
+        words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(self._key_file), "-out", str(self.ca_file)]
+        subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=60)
+        return self.ca_file
 
     def start(self, *, empty: bool = False) -> None:
         """Start it with the data that it had, or with none; it answers when this returns."""
         data, peer = self._folder / "data", f"http://127.0.0.1:{self._peer_port}"
         if empty:
             shutil.rmtree(data)
-        options = {
+        options: dict[str, object] = {
             "name": "only",
             "data-dir": data,
             "listen-client-urls": self.endpoint,
@@ -55,9 +69,12 @@ class Etcd:
             "initial-cluster": f"only={peer}",
             "heartbeat-interval": 50,
             "election-timeout": 250,  # it has no others to wait for
+            "quota-backend-bytes": self._quota_bytes,
             "logger": "zap",
             "log-level": "error",
         }
+        if self._context is not None:
+            options |= {"cert-file": self.ca_file, "key-file": self._key_file}
         words = [f"--{name}={value}" for name, value in options.items()]
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
@@ -86,20 +103,31 @@ class Etcd:
 
     def call(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(f"{self.endpoint}/v3/{path}", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10, context=self._context) as answer:
             return json.loads(answer.read())
 
-    def keys(self) -> dict[str, Any]:
+    def pairs(self) -> dict[str, Any]:
         """All keys of the tests' prefix, as the gateway shows them, with `value` read as JSON where it is that."""
         found = self.call("kv/range", {"key": _b64(PREFIX + "/"), "range_end": _b64(PREFIX + "0")}).get("kvs", [])
         return {b64decode(it["key"]).decode(): it | {"value": _json(b64decode(it["value"]))} for it in found}
 
     def nodes(self, role: str = "encode") -> list[Any]:
         """What the nodes of a role have put."""
-        return [it["value"] for key, it in self.keys().items() if key.startswith(f"{PREFIX}/{role}/")]
+        return [it["value"] for key, it in self.pairs().items() if key.startswith(f"{PREFIX}/{role}/")]
 
     def put(self, key: str, value: str) -> None:
         self.call("kv/put", {"key": _b64(PREFIX + key), "value": _b64(value)})
+
+    def ask_for_logins(self, user: str, password: str) -> None:
+        """From now on only that user may read and write the tests' prefix, and nothing else."""
+        whole = {"key": _b64(PREFIX + "/"), "range_end": _b64(PREFIX + "0")}
+        self.call("auth/user/add", {"name": "root", "password": "root"})
+        self.call("auth/user/grant", {"user": "root", "role": "root"})
+        self.call("auth/role/add", {"name": "nodes"})
+        self.call("auth/role/grant", {"name": "nodes", "perm": {"permType": "READWRITE", **whole}})
+        self.call("auth/user/add", {"name": user, "password": password})
+        self.call("auth/user/grant", {"user": user, "role": "nodes"})
+        self.call("auth/enable", {})
 
     def delete_all(self) -> None:
         self.call("kv/deleterange", {"key": _b64(PREFIX + "/"), "range_end": _b64(PREFIX + "0")})
@@ -117,10 +145,10 @@ def _json(data: bytes) -> Any:
 
 
 @contextmanager
-def etcd() -> Iterator[Etcd]:
+def etcd(*, tls: bool = False, quota_bytes: int = 0) -> Iterator[Etcd]:
     """An etcd for the length of a block; nothing of it is left."""
     with run_dirs() as folder:
-        it = Etcd(folder)
+        it = Etcd(folder, tls=tls, quota_bytes=quota_bytes)
         try:
             yield it
         finally:

@@ -137,11 +137,14 @@ def test_a_registrar_that_dies_is_started_again_and_the_routes_stay_meanwhile(
     assert said(cluster.language).state == DiscoveryState.REGISTERED
 
 
-def test_after_a_restart_of_the_server_the_nodes_are_there_again(cluster: Cluster, scheduler_client: Client) -> None:
-    """Its state is in memory; a scheduler does not notice, for its last routes stay, as does what a young server does
-    not list yet.
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_server_that_ends_and_comes_back_empty_loses_no_node(
+    cluster: Cluster, scheduler_client: Client, number: signal.Signals, status: int
+) -> None:
+    """D3: its state is in memory, so it comes back empty; a scheduler does not notice, for its last routes stay, as does
+    what a young server does not list yet.
     """
-    assert cluster.server.stop() == 0
+    assert cluster.server.stop(number) == status
     wait_until(lambda: said(cluster.language).state == DiscoveryState.UNREACHABLE)
     assert "Connection refused; is `embridge discovery` running?" in said(cluster.language).reason
     assert scheduler_client.pick_encode_node() == cluster.encode.addr

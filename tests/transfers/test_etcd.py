@@ -15,6 +15,7 @@ from support.discovery import QUICK
 from support.encoding import open_sender
 from support.etcd import PREFIX, Etcd, etcd, needs_etcd
 from support.nodes import Settings, Station, station
+from support.remains import run_dirs
 from support.waiting import wait_until
 
 from embridge import Client, NoRouteError, attach
@@ -23,7 +24,6 @@ from embridge.allocator.records import DiscoveryState, NodeState, Process
 from embridge.allocator.routes import DiscoveryRecord
 from embridge.pipeline.cli import main
 from embridge.workers.process_spec import READY
-from support.remains import run_dirs
 
 pytestmark = [pytest.mark.process, needs_etcd]
 
@@ -44,7 +44,7 @@ class Cluster(NamedTuple):
 
     def puts(self) -> dict[str, tuple[str, str]]:
         """Each key with the revision at which it was made, and its lease."""
-        return {key: (it["create_revision"], it["lease"]) for key, it in self.etcd.keys().items()}
+        return {key: (it["create_revision"], it["lease"]) for key, it in self.etcd.pairs().items()}
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def are_registered(cluster: Cluster) -> bool:
 def test_a_node_is_found_with_its_health_and_load_which_change_and_what_is_no_node_is_passed_over(
     cluster: Cluster, room: int
 ) -> None:
-    """D10: through etcd as through our own server; a worker that does not beat is named, and nothing is routed there."""
-    (key,) = [key for key in cluster.etcd.keys() if key.startswith(f"{PREFIX}/encode/")]
+    """D10: as through our own server; a worker that does not beat is named, and nothing is routed there."""
+    (key,) = [key for key in cluster.etcd.pairs() if key.startswith(f"{PREFIX}/encode/")]
     node = cluster.encode.control.node_id
     assert key == f"{PREFIX}/encode/{node:x}/{cluster.encode.node.incarnation:016}"
     refused = cluster.language.control.metrics.total(Metric.MESSAGES_REFUSED)
@@ -126,7 +126,7 @@ def test_a_node_that_drains_is_told_at_once_and_gone_when_it_stops(cluster: Clus
 
 
 def test_a_registrar_that_is_killed_is_started_again_and_its_registration_renewed(cluster: Cluster) -> None:
-    """D3, D4: under a lease of the new one; the old one runs out, and takes nothing with it."""
+    """D3, D4: under a lease of the new one; the old one has no key any more that it could take with it."""
     before = cluster.puts()
     (key,) = [key for key in before if key.startswith(f"{PREFIX}/encode/")]
     pid = cluster.encode.pid_of("registrar")
@@ -136,6 +136,7 @@ def test_a_registrar_that_is_killed_is_started_again_and_its_registration_renewe
         assert cluster.listed() == [cluster.encode.addr]
     wait_until(lambda: cluster.puts()[key][1] != before[key][1])
     assert cluster.puts()[key][0] == before[key][0], "it was renewed, not made again"
+    assert "keys" not in cluster.etcd.call("lease/timetolive", {"ID": before[key][1], "keys": True})
     wait_until(lambda: said(cluster.encode).state == DiscoveryState.REGISTERED)
 
 

@@ -16,6 +16,7 @@ from .client_rendezvous import CLIENT_RENDEZVOUS
 from .client_rows import CLIENT_ROWS
 from .client_slots import CLIENT_SLOTS
 from .core import CORE
+from .discovery import DISCOVERY
 from .engines import ENGINES
 from .fetches import FETCHES
 from .following import FOLLOWING
@@ -49,5 +50,6 @@ MUTANTS: Final = [
     *NODE,
     *SERVICE_MUTANTS,
     *WEB,
+    *DISCOVERY,
     *ENGINES,
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import msgspec
 import pytest
-from support.etcd import Answer, FakeGateway, fake_gateway
+from support.etcd import Answer, Etcd, FakeGateway, etcd, fake_gateway, needs_etcd
 
 from embridge.workers.discovery import messages as msg
 from embridge.workers.discovery.auth_token import read_login
@@ -412,6 +415,65 @@ def through_login(gateway: FakeGateway, login: Path, text: str) -> str:
     except DiscoveryError as error:
         return "refused" if error.refused else str(error).partition(": ")[2].partition(";")[0]
     return "taken"
+
+
+@needs_etcd
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_an_etcd_that_has_a_certificate_and_asks_for_logins_is_talked_to_with_both(tmp_path: Path) -> None:
+    """A user that may read and write the prefix alone needs no other right."""
+    login = tmp_path / "login"
+    login.touch(0o600)
+
+    async def life(url: str, ca_file: str, password: str) -> list[msg.RouteEntry]:
+        login.write_text(f"nodes:{password}")
+        timing, files = Timing(), {"token_file": str(login), "ca_file": ca_file}
+        service = open_service(url, timing=timing, clock=time.monotonic_ns, unreadable=print, **files)
+        try:
+            await service.register(report())
+            await service.register(report(outstanding_tokens=7))
+            found = (await service.routes("encode")).routes
+            await service.leave(msg.Leave(node_id="1", incarnation=7))
+            assert (await service.routes("encode")).routes == []
+            return found
+        finally:
+            await service.close()
+
+    with etcd(tls=True) as server:
+        server.ask_for_logins("nodes", "correct-horse")
+        (found,) = asyncio.run(life(server.url, str(server.ca_file), "correct-horse"))
+        assert (found.node_id, found.outstanding_tokens) == ("1", 7)
+        with pytest.raises(DiscoveryError, match="answered 400: etcdserver: authentication failed"):
+            asyncio.run(life(server.url, str(server.ca_file), "battery"))
+        with pytest.raises(DiscoveryError, match=r"its certificate is not accepted: .*; see discovery_ca_file"):
+            asyncio.run(life(server.url, "", "correct-horse"))
+
+
+@needs_etcd
+def test_a_real_etcd_without_space_keeps_who_is_registered() -> None:
+    """And says why it takes no news of them."""
+
+    async def life(server: Etcd) -> None:
+        service = open_service(
+            server.url, token_file="", ca_file="", timing=Timing(), clock=time.monotonic_ns, unreadable=print
+        )
+        try:
+            await service.register(report())
+            with pytest.raises(HTTPError, match="429"):
+                for number in range(10):
+                    server.put(f"/others/{number}", "x" * 800_000)
+            for _ in range(2):
+                with pytest.raises(DiscoveryError, match="answered 429: .*database space exceeded") as raised:
+                    await service.register(report(outstanding_tokens=7))
+                assert raised.value.refused
+                assert [it.outstanding_tokens for it in (await service.routes("encode")).routes] == [0]
+            await service.register(report())
+            await service.leave(msg.Leave(node_id="1", incarnation=7))
+            assert (await service.routes("encode")).routes == []
+        finally:
+            await service.close()
+
+    with etcd(quota_bytes=1_000_000) as server:
+        asyncio.run(life(server))
 
 
 @pytest.mark.parametrize("text", ["ab", ":secretly", "two words:x", "x" * 600])
