@@ -21,8 +21,9 @@ _EXAMPLES: Final = {
     "run_dir": "/run/embridge-encode",
     "key_file": "/etc/embridge/node.key",
     "allow_file": "/etc/embridge/nodes.allow",
-    "discovery": "http://127.0.0.1:8998",
+    "discovery": "https://discovery.cluster:8998",
     "discovery_token_file": "/etc/embridge/discovery.token",
+    "discovery_ca_file": "/etc/embridge/discovery-ca.pem",
     "device": "mlx5_0",
 }
 """What stands in the sample for a setting that has no default."""

@@ -9,6 +9,7 @@ import signal
 import ssl
 import subprocess
 import threading
+import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from embridge.workers.discovery import messages as msg
 from support.leaks import MARK
 from support.ports import port_to_keep
 from support.remains import run_dirs
@@ -118,6 +120,18 @@ class Etcd:
     def put(self, key: str, value: str) -> None:
         self.call("kv/put", {"key": _b64(PREFIX + key), "value": _b64(value)})
 
+    def fill(self) -> None:
+        """Put values until it has no space for more (`quota_bytes`)."""
+        for number in range(100):
+            try:
+                self.put(f"/filling/{number}", "x" * 800_000)
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == 429:
+                    return
+                raise
+        raise AssertionError("it has space without end")
+
     def ask_for_logins(self, user: str, password: str) -> None:
         """From now on only that user may read and write the tests' prefix, and nothing else."""
         whole = {"key": _b64(PREFIX + "/"), "range_end": _b64(PREFIX + "0")}
@@ -142,6 +156,26 @@ def _json(data: bytes) -> Any:
         return json.loads(data)
     except ValueError:
         return data
+
+
+def report(node: int = 1, **changes: Any) -> msg.RouteReport:
+    """What an encode node says of itself, but for what is changed."""
+    fields: dict[str, Any] = {
+        "role": "encode",
+        "node_id": f"{node:x}",
+        "incarnation": 7,
+        "bootstrap_addr": f"tcp://127.0.0.1:{node}",
+        "poller_addr": "tcp://127.0.0.1:9",
+        "state": "READY",
+        "unhealthy": [],
+        "outstanding_tokens": 0,
+        "outstanding_requests": 0,
+        "free_blocks": 0,
+        "num_blocks": 1,
+        "sequence": 1,
+        "ttl_s": 5.0,
+    }
+    return msg.RouteReport(**{**fields, **changes})
 
 
 @contextmanager

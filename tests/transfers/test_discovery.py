@@ -141,8 +141,8 @@ def test_a_registrar_that_dies_is_started_again_and_the_routes_stay_meanwhile(
 def test_a_server_that_ends_and_comes_back_empty_loses_no_node(
     cluster: Cluster, scheduler_client: Client, number: signal.Signals, status: int
 ) -> None:
-    """D3: its state is in memory, so it comes back empty; a scheduler does not notice, for its last routes stay, as does
-    what a young server does not list yet.
+    """D3: its state is in memory; a scheduler does not notice, for its last routes stay, as does what a young server
+    does not list yet.
     """
     assert cluster.server.stop(number) == status
     wait_until(lambda: said(cluster.language).state == DiscoveryState.UNREACHABLE)

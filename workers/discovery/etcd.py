@@ -30,7 +30,6 @@ from embridge.workers.timing import NS, Timing
 log = logging.getLogger(__name__)
 
 INCARNATION_DIGITS: Final = 16  # of `MAX_COUNT`: keys are ordered as incarnations are
-MAX_UNREADABLE: Final = msg.MAX_NODES
 LINES_A_MINUTE: Final = 5
 
 KeyIds = tuple[str, str, int]  # role, node id, incarnation

@@ -5,6 +5,7 @@ from typing import Final
 from ..mutant import Mutant
 
 _ETCD: Final = "tests/workers/discovery/test_etcd_client.py"
+_GATEWAY: Final = "tests/workers/discovery/test_etcd_gateway.py"
 _REGISTRAR: Final = "tests/workers/discovery/test_registrar.py"
 
 DISCOVERY: Final = [
@@ -90,20 +91,20 @@ DISCOVERY: Final = [
         "workers/discovery/etcd_gateway.py",
         "                self._current = (self._current + 1) % len(self._endpoints)\n",
         "",
-        (f"{_ETCD}::test_a_member_that_does_not_answer_or_has_no_leader_is_passed_over",),
+        (f"{_GATEWAY}::test_a_member_that_does_not_answer_or_has_no_leader_is_passed_over",),
     ),
     Mutant(
         "forgotten-login", "P8", "an etcd that has forgotten a token is not logged in to again",
         "workers/discovery/etcd_gateway.py",
         "            if not self._token or error.status not in NEEDS_LOGIN:\n",
         "            if error.status:\n",
-        (f"{_ETCD}::test_who_logs_in_does_so_once_and_again_when_etcd_has_forgotten_the_token",),
+        (f"{_GATEWAY}::test_who_logs_in_does_so_once_and_again_when_etcd_has_forgotten_the_token",),
     ),
     Mutant(
         "answers-without-bound", "P12", "an answer of discovery takes as much memory as it wants",
         "workers/discovery/http.py",
         "        if len(data) > msg.MAX_ANSWER_BYTES:\n",
         "        if len(data) > msg.MAX_ANSWER_BYTES << 20:\n",
-        (f"{_ETCD}::test_every_other_answer_is_an_error_that_says_what_came",),
+        (f"{_GATEWAY}::test_every_other_answer_is_an_error_that_says_what_came",),
     ),
 ]
