@@ -137,14 +137,14 @@ def test_a_registrar_that_dies_is_started_again_and_the_routes_stay_meanwhile(
     assert said(cluster.language).state == DiscoveryState.REGISTERED
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(("number", "ended_with"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_server_that_ends_and_comes_back_empty_loses_no_node(
-    cluster: Cluster, scheduler_client: Client, number: signal.Signals, status: int
+    cluster: Cluster, scheduler_client: Client, number: signal.Signals, ended_with: int
 ) -> None:
     """D3: its state is in memory; a scheduler does not notice, for its last routes stay, as does what a young server
     does not list yet.
     """
-    assert cluster.server.stop(number) == status
+    assert cluster.server.stop(number) == ended_with
     wait_until(lambda: said(cluster.language).state == DiscoveryState.UNREACHABLE)
     assert "Connection refused; is `embridge discovery` running?" in said(cluster.language).reason
     assert scheduler_client.pick_encode_node() == cluster.encode.addr
