@@ -182,6 +182,9 @@ class Launcher:
             death, _ = (self._own(Descriptor(fd)) for fd in os.pipe())
         beat = self.control.processes
         beat.set("launcher", Process.PID, os.getpid())
+        talking = {"bootstrap", "poller"}
+        if self.role == Role.ENCODE:  # its transfer workers tell the nodes of other hosts of a success (R83)
+            talking |= {name for name in self.control.processes.names if name.startswith("worker")}
         for name in self.control.processes.names[1:]:
             bells = self._event_fds if name == "poller" else {n: self._event_fds[n] for n in ("bootstrap", "poller")}
             if name in NOT_ESSENTIAL:
@@ -207,7 +210,7 @@ class Launcher:
                 engines=tuple(engine.name for engine in self._engines),
                 host=self.config.host,
                 engine_settings={it.name: self.config.engine_settings.get(it.name) for it in self._engines},
-                keys=self._keys if name in ("bootstrap", "poller") else None,
+                keys=self._keys if name in talking else None,
                 allow_file=self.config.allow_file,
                 discovery=self.config.discovery,
                 discovery_token_file=str(self.config.discovery_token_file or ""),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.nodes import station
+from support.nodes import config_of, station
 from support.waiting import wait_until
 
 from embridge import attach
@@ -24,6 +24,9 @@ from embridge.pipeline.node.birth import Birth, close_but, open_files
 from embridge.workers.process_spec import READY, ProcessSpec
 from embridge.workers.role import Addresses
 from embridge.workers.timing import Timing
+from embridge.pipeline.node.launcher import Launcher
+from embridge.pipeline.node.supervisor import Supervisor
+from embridge.workers.keys import new_key_pair, write_key_file
 
 ALIKE = ("/dev/shm/", "anon_inode:")  # segments; doorbells, and what cannot be told from a process's own
 WRITE_ENDS = (os.O_WRONLY, os.O_RDWR)
@@ -89,6 +92,26 @@ def test_a_process_has_nothing_of_the_launchers_but_its_share_also_when_it_is_bo
 def test_a_number_that_is_another_file_by_now_is_left_alone() -> None:
     """`multiprocessing` opens pipes between the look and the fork."""
     ours, others = socket.socketpair()
+@pytest.mark.parametrize("role", ["encode", "language"])
+def test_who_speaks_to_other_nodes_has_the_key_with_which_they_know_this_one(
+    own_dir: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    """D15, R83: also the workers of an encode node, whose word of a success no node with keys would hear else."""
+    pair, specs = new_key_pair(), list[ProcessSpec]()
+    write_key_file(own_dir / "key", pair)
+    (own_dir / "allow").write_text("")
+    monkeypatch.setattr(Supervisor, "start", lambda _, spec: specs.append(spec))
+    files = {"key_file": own_dir / "key", "allow_file": own_dir / "allow"}
+    launcher = Launcher(config_of(role, own_dir / "n", metrics_addr="127.0.0.1:0", **files))
+    try:
+        launcher.start()
+    finally:
+        launcher.close()
+    has_key = {spec.name for spec in specs if spec.keys == pair}
+    assert {spec.name for spec in specs} == {"bootstrap", "poller", "worker0", "web"}
+    assert has_key == {"bootstrap", "poller", *["worker0"] * (role == "encode")}
+
+
     kept, lent = os.pipe()
     files = open_files()
     assert {ours.fileno(), others.fileno(), kept, lent} <= files.keys()
