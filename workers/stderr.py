@@ -22,6 +22,7 @@ import select
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TextIO, cast
 
@@ -219,10 +220,17 @@ def never_block_on_output() -> None:
         sys.stderr = cast(TextIO, stream)
 
 
-def forget_streams() -> None:
-    """Have a process that was forked begin with the interpreter's own streams: the threads of others are not in it."""
+@contextlib.contextmanager
+def bare_streams() -> Iterator[None]:
+    """For a block: the interpreter's own streams. So whoever forks in it, and flushes them first, waits for nobody, and
+    the process that is forked begins with them: the threads of others are not in it.
+    """
+    ours = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = cast(TextIO, sys.__stdout__), cast(TextIO, sys.__stderr__)
-    logging.getLogger().handlers.clear()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = ours
 
 
 def log_to_stderr(level: str, name: str, *, role: str = "", node: str = "", kind: str = "text") -> Lines:

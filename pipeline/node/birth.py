@@ -17,16 +17,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import os
 import signal
+import stat
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from embridge.allocator import _core
 from embridge.allocator.segment import Descriptor
 from embridge.workers.process_spec import ProcessSpec
 from embridge.workers.start import Work, run
-from embridge.workers.stderr import forget_streams
+from embridge.workers.stderr import bare_streams
+
+PIPE_ENDS: Final = 4  # that `multiprocessing` opens for a process, and no other thread of a launcher opens any
 
 Files = Mapping[int, tuple[int, int]]
 """Open descriptors, each with what tells its file from others."""
@@ -44,10 +48,16 @@ class Birth:
         """Start a process; returns it (multiprocessing.Process). Raises OSError."""
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
+            inherited = open_files()
             process = self._context.Process(
-                target=self._live, args=(spec, work, open_files()), name=f"embridge-{spec.name}", daemon=True
+                target=self._live, args=(spec, work, inherited), name=f"embridge-{spec.name}", daemon=True
             )
-            process.start()
+            try:
+                with bare_streams():
+                    process.start()
+            except OSError:
+                close_pipes_since(inherited)
+                raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return process
@@ -55,7 +65,7 @@ class Birth:
     def _live(self, spec: ProcessSpec, work: Work, inherited: Files) -> None:
         gc.freeze()
         signal.set_wakeup_fd(-1)
-        forget_streams()
+        logging.getLogger().handlers.clear()  # the thread behind them is the launcher's
         for mapping in self._mappings:
             mapping.discard()
         close_but(inherited, {0, 1, 2, *descriptors_of(spec)})
@@ -70,6 +80,18 @@ def open_files() -> Files:
             status = os.fstat(fd)
             found[fd] = status.st_dev, status.st_ino
     return found
+
+
+def close_pipes_since(files: Files) -> None:
+    """Close the pipes that were opened since: `multiprocessing` leaves its own open where it cannot fork.
+
+    No descriptor is needed for that: new ones have the least numbers that were free.
+    """
+    for fd in range(max(files, default=0) + 1 + PIPE_ENDS):
+        with contextlib.suppress(OSError):
+            status = os.fstat(fd)
+            if stat.S_ISFIFO(status.st_mode) and files.get(fd) != (status.st_dev, status.st_ino):
+                os.close(fd)
 
 
 def close_but(files: Files, kept: Iterable[int]) -> None:

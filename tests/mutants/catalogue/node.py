@@ -63,6 +63,20 @@ NODE: Final = [
         (f"{BIRTH}::test_a_number_that_is_another_file_by_now_is_left_alone",),
     ),
     Mutant(
+        "worker-without-key", "D15, R83", "a worker tells a success to nodes with keys as one that has none",
+        "pipeline/node/launcher.py",
+        "keys=self._keys if name in talking else None,",
+        'keys=self._keys if name in ("bootstrap", "poller") else None,',
+        (f"{BIRTH}::test_who_speaks_to_other_nodes_has_the_key_with_which_they_know_this_one[encode]",),
+    ),
+    Mutant(
+        "pipes-of-no-child", "P15", "each process that cannot be forked costs the launcher four descriptors",
+        "pipeline/node/birth.py",
+        "                close_pipes_since(inherited)\n",
+        "",
+        (f"{BIRTH}::test_a_process_that_cannot_be_forked_leaves_nothing_open[fork-1]",),
+    ),
+    Mutant(
         "stopped-before-it-hears", "P10", "a signal that comes while a process is born is the launcher's",
         "pipeline/node/birth.py",
         "signal.SIG_BLOCK, signal.valid_signals())",

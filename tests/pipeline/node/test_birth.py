@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.nodes import config_of, station
@@ -21,12 +24,12 @@ from embridge.allocator.records import Process
 from embridge.allocator.segment import Descriptor, create_segment, map_segment
 from embridge.pipeline.node import birth
 from embridge.pipeline.node.birth import Birth, close_but, open_files
-from embridge.workers.process_spec import READY, ProcessSpec
-from embridge.workers.role import Addresses
-from embridge.workers.timing import Timing
 from embridge.pipeline.node.launcher import Launcher
 from embridge.pipeline.node.supervisor import Supervisor
 from embridge.workers.keys import new_key_pair, write_key_file
+from embridge.workers.process_spec import READY, ProcessSpec
+from embridge.workers.role import Addresses
+from embridge.workers.timing import Timing
 
 ALIKE = ("/dev/shm/", "anon_inode:")  # segments; doorbells, and what cannot be told from a process's own
 WRITE_ENDS = (os.O_WRONLY, os.O_RDWR)
@@ -64,7 +67,7 @@ def of_the_launcher(control: Control, name: str) -> list[str]:
     written = {what for fd, what in its.items() if what.startswith("pipe:") and is_write_end(pid, fd)} & shared
     own = sorted(written)[:1]  # by whose end `multiprocessing` sees that this process has ended
     read = {what for what in shared if what.startswith("pipe:")} - written
-    assert read, "the launcher's death is noticed"
+    assert len(read) == 2, "by the death pipe, and by the one of `multiprocessing`, the launcher's death is noticed"
     left = shared - {*own, *read, *listening[: name in ("bootstrap", "poller", "web")]}
     return sorted(left)
 
@@ -89,9 +92,6 @@ def test_a_process_has_nothing_of_the_launchers_but_its_share_also_when_it_is_bo
                 assert segments_of(processes.get(name, Process.PID)) <= {"control", *payload}, name
 
 
-def test_a_number_that_is_another_file_by_now_is_left_alone() -> None:
-    """`multiprocessing` opens pipes between the look and the fork."""
-    ours, others = socket.socketpair()
 @pytest.mark.parametrize("role", ["encode", "language"])
 def test_who_speaks_to_other_nodes_has_the_key_with_which_they_know_this_one(
     own_dir: Path, monkeypatch: pytest.MonkeyPatch, role: str
@@ -112,6 +112,9 @@ def test_who_speaks_to_other_nodes_has_the_key_with_which_they_know_this_one(
     assert has_key == {"bootstrap", "poller", *["worker0"] * (role == "encode")}
 
 
+def test_a_number_that_is_another_file_by_now_is_left_alone() -> None:
+    """`multiprocessing` opens pipes between the look and the fork."""
+    ours, others = socket.socketpair()
     kept, lent = os.pipe()
     files = open_files()
     assert {ours.fileno(), others.fileno(), kept, lent} <= files.keys()
@@ -150,6 +153,46 @@ def spec() -> Iterator[ProcessSpec]:
         launcher_pid=os.getpid(),
     )
     control.close()
+
+
+@pytest.mark.parametrize(("call", "nth"), [("fork", 1), ("pipe", 1), ("pipe", 2)])
+def test_a_process_that_cannot_be_forked_leaves_nothing_open(
+    spec: ProcessSpec, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+) -> None:
+    """P15: it is tried again every few seconds while the machine has no room for it, and the launcher has as many
+    descriptors as before.
+    """
+    real, calls = getattr(os, call), iter(range(1, 9))
+
+    def refused() -> object:
+        if next(calls) == nth:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real()
+
+    birth = Birth(multiprocessing.get_context("fork"), [])
+    before = open_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refused)
+        with pytest.raises(BlockingIOError):
+            birth.begin(spec, lambda *_: None)
+    assert open_files() == before
+
+
+def test_a_launcher_that_forks_waits_for_nobody_who_reads_what_it_says(
+    spec: ProcessSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P21: `multiprocessing` flushes both streams, and behind them a pipe may be full."""
+    flushed = []
+    theirs = SimpleNamespace(flush=lambda: flushed.append(1), write=len)
+    monkeypatch.setattr(birth, "run", lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", theirs)
+        patch.setattr(sys, "stderr", theirs)
+        process = Birth(multiprocessing.get_context("fork"), []).begin(spec, lambda *_: None)
+        assert sys.stdout is sys.stderr is theirs
+    process.join(20)
+    assert process.exitcode == 0
+    assert not flushed
 
 
 def test_a_signal_that_comes_before_the_child_has_its_handlers_is_not_lost(
