@@ -42,6 +42,7 @@ class Node:
         self._process = process
         self._alive = alive
         self._ready = ready
+        self._is_told = False
         self.config = config
 
     @property
@@ -84,7 +85,8 @@ class Node:
     def terminate(self) -> None:
         """Ask the node to drain: accepted requests end, new ones are refused, then it stops. Once more: stop now."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(STOP_AT_ONCE[self._is_told])
+            self._is_told = True
 
     def reload(self, config: PipelineConfig, timeout_s: float = RELOAD_TIMEOUT_S) -> Reloaded:
         """Have the running node take over what it can from this configuration: `log_level`, and its allow-list.

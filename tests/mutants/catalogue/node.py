@@ -201,6 +201,15 @@ NODE: Final = [
         (f"{INHERITS}::test_signals_that_whoever_launches_ignores_or_blocks_have_their_effect",),
     ),
     Mutant(
+        "told-twice-as-once", "P18",
+        "a node that is to stop at once only drains, where the signal before was not taken",
+        "pipeline/node/launch.py",
+        "STOP_AT_ONCE[self._is_told]",
+        "STOP_AT_ONCE[0]",
+        ("tests/pipeline/node/test_node_life.py::"
+         "test_a_launcher_that_has_not_looked_yet_when_it_is_told_a_second_time_is_told_both_times",),
+    ),
+    Mutant(
         "launch-hangup", "P18", "SIGHUP ends a node without draining",
         "pipeline/node/launcher.py",
         "SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)",

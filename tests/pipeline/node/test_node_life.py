@@ -22,11 +22,11 @@ from support.remains import alive
 from support.scheduling import Queues
 from support.waiting import wait_until
 
-from embridge import Client, EmbeddingRequest, Phase, attach, launch
+from embridge import Client, EmbeddingRequest, Node, Phase, attach, launch
 from embridge.allocator.errors import AttachError, LaunchError, NodeGoneError
 from embridge.allocator.records import NodeState, Process
 from embridge.pipeline.client.client import library_of
-from embridge.pipeline.node.launch_messages import encode_config
+from embridge.pipeline.node.launch_messages import Ready, encode_config
 from embridge.pipeline.node.launcher_start import command
 from embridge.workers.process_spec import READY
 
@@ -139,6 +139,23 @@ def test_an_encode_node_that_drains_finishes_what_it_has_and_a_second_sigterm_en
         assert ended(other).reason == "this client's own node is gone"
         assert "is lost" in receiving.take(endless, 20).reason
         assert not alive(list(draining.pids().values()))
+
+
+def test_a_launcher_that_has_not_looked_yet_when_it_is_told_a_second_time_is_told_both_times(own_dir: Path) -> None:
+    """P18: the kernel keeps one signal of a kind for a process that does not run, however often it is sent."""
+    process = subprocess.Popen(["sleep", "60"])
+    node = Node(process, config_of("encode", own_dir / "n"), Ready(), -1)
+    try:
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0] == "T")
+        node.terminate()
+        node.terminate()
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        (pending,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("ShdPnd"))
+        assert pending.bit_count() == 2
+    finally:
+        process.kill()
+        process.wait()
 
 
 # ---- the end, not asked for
