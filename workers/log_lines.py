@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from embridge.allocator.texts import one_line
+
 FORMATS: Final = ("text", "json")
 
 
@@ -27,6 +29,10 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         who = " ".join(filter(None, (self.role, self.node, self.process)))
         return f"{self.formatTime(record)} {record.levelname} embridge[{who}] {super().format(record)}"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """What is logged, on one line whoever has written parts of it; a traceback stands behind it."""
+        return one_line(super().formatMessage(record))
 
     def note(self, text: str) -> str:
         """A line of what is no record: what a library or a crash has printed, or what this module says itself."""
@@ -46,15 +52,20 @@ class JsonLines(Lines):
             "process": self.process,
             "pid": record.process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _whole(record.getMessage()),
         }
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = _whole(self.formatException(record.exc_info))
         return msgspec.json.encode(fields).decode()
 
     def note(self, text: str) -> str:
         record = logging.LogRecord("embridge", logging.ERROR, "", 0, text, (), None)
         return self.format(record)
+
+
+def _whole(text: str) -> str:
+    """The text as UTF-8 has it: a path may hold other bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def lines(kind: str, process: str, role: str = "", node: str = "") -> Lines:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embridge.allocator.texts import one_line
 from embridge.pipeline.cli.errors import FAILED, NO_NODE, QuestionError, expected_errors, no_node_is_status_3
 from embridge.pipeline.cli.options import node_options, run_dir_of
 
@@ -210,4 +211,4 @@ def _text(value: object) -> str:
         return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_text(entry) for entry in value) or "none"
-    return str(value)
+    return one_line(str(value))

@@ -25,9 +25,8 @@ from embridge.allocator.records import RECORD_BYTES
 
 WORD = st.integers(0, (1 << 64) - 1)
 FINISHED = st.builds(Item, room=WORD, ticket=WORD, entry=WORD, offset=WORD, capacity_tokens=WORD, total_tokens=WORD)
-FAILED = st.builds(
-    Item, room=WORD, ticket=WORD, code=st.integers(1, 99), reason=st.text(max_size=100), total_tokens=WORD
-)
+REASON = st.text(st.characters(exclude_categories=("C", "Z")), max_size=100)  # on one line, as every text there
+FAILED = st.builds(Item, room=WORD, ticket=WORD, code=st.integers(1, 99), reason=REASON, total_tokens=WORD)
 LAYOUT = RankLogLayout(num_ranks=3, num_entries=4, ring_records=8)
 
 

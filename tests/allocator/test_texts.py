@@ -15,7 +15,8 @@ from embridge.allocator.texts import packed, unpacked
         ("12345678", "12345678"),
         ("123456789", "12345678"),
         ("1234567é", "1234567"),
-        ("\udcff", "?"),
+        ("\udcff", "\\udcff"),
+        ("a\nb\x1b[", "a\\nb\\x1b"),
     ],
 )
 def test_a_text_comes_back_whole_or_cut_at_a_character(text: str, back: str) -> None:

@@ -26,6 +26,20 @@ def test_a_line_names_the_role_the_node_and_the_process() -> None:
     assert lines("text", "launcher", "encode").format(record("early")).endswith(" embridge[encode launcher] early")
 
 
+def test_a_record_is_one_line_whoever_has_written_parts_of_it() -> None:
+    """A peer says why it has given a request up; it writes no lines of ours, and nothing that a terminal obeys."""
+    told = record("room %d failed: %s", 7, "a\n2026-11-30 15:04:05,678 INFO embridge[x] all is well\x1b[2J\udcff")
+    line = lines("text", "poller").format(told)
+    assert line.endswith(r"room 7 failed: a\n2026-11-30 15:04:05,678 INFO embridge[x] all is well\x1b[2J\udcff")
+    assert line.isprintable()
+    try:
+        raise ValueError("a bug")
+    except ValueError:
+        told.exc_info = sys.exc_info()
+    assert lines("text", "poller").format(told).splitlines()[1] == "Traceback (most recent call last):"
+    assert json.loads(lines("json", "poller").format(told))["message"].endswith("\x1b[2J\\udcff")
+
+
 def test_a_line_of_json_has_a_field_for_each_and_one_for_a_traceback() -> None:
     try:
         raise ValueError("a\nbug")

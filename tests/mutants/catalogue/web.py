@@ -10,6 +10,13 @@ _METRICS: Final = "tests/workers/web/test_metrics.py"
 
 WEB: Final = [
     Mutant(
+        "peer-writes-log-lines", "P16", "what a peer says of a request can be a line of the log by itself",
+        "workers/log_lines.py",
+        "return one_line(super().formatMessage(record))",
+        "return super().formatMessage(record)",
+        (f"{_LINES}::test_a_record_is_one_line_whoever_has_written_parts_of_it",),
+    ),
+    Mutant(
         "silent-askers-stay", "P21, P12", "who connects to the HTTP port and says nothing stays",
         "workers/web/server.py",
         "for it in [it for it in self._connections if it.until_ns <= now]:",
