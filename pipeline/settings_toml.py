@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from embridge.allocator.settings import Setting, settings_of
+from embridge.allocator.texts import one_line
 from embridge.pipeline.config import PipelineConfig, flags_of, groups, variable_of
 from embridge.pipeline.settings_page import allowed_of, default_of
 
@@ -76,7 +77,7 @@ def _entries(group: str, kind: Any, values: Any, origins: Mapping[str, str]) -> 
         if value is None:
             yield f"# {name}: not set"
         elif origin:
-            yield f"{name} = {text_of(value)}  # from {origin}; default: {default_of(it)}"
+            yield f"{name} = {text_of(value)}  # from {one_line(origin)}; default: {default_of(it)}"
         else:
             made = "" if value == it.default else ", made from other settings"
             yield f"{name} = {text_of(value)}  # default{made}"
@@ -87,7 +88,7 @@ def text_of(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | Path):
-        return json.dumps(str(value)).replace("\x7f", "\\u007f")
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 

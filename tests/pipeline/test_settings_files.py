@@ -75,9 +75,12 @@ def test_what_is_printed_names_each_origin_and_is_the_same_configuration_again(
 
 
 def test_paths_are_printed_as_toml_reads_them(tmp_path: Path) -> None:
-    odd = tmp_path / 'a "quoted"\\name\x7f\t'
-    done = CliRunner().invoke(main, ["launch", "--role", "encode", "--run-dir", str(odd), "--print-config"])
+    odd = tmp_path / 'a "quoted"\\name\x7f\t\u00e4\U0001f600'
+    file = tmp_path / "two\nlines.toml"
+    file.write_text('role = "encode"\n')
+    done = CliRunner().invoke(main, ["launch", "--config", str(file), "--run-dir", str(odd), "--print-config"])
     assert tomllib.loads(done.stdout)["run_dir"] == str(odd)
+    assert f"# from {tmp_path}/two\\nlines.toml; " in done.stdout
 
 
 @pytest.mark.parametrize(
