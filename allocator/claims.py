@@ -37,6 +37,7 @@ GENERATION_BITS: Final = 24
 MAX_GENERATION: Final = (1 << GENERATION_BITS) - 1
 _ENTRY_BITS: Final = 8
 _WRITER_BITS: Final = GENERATION_BITS + _ENTRY_BITS
+_STATE_BITS: Final = 4
 
 
 class ClaimState(IntEnum):
@@ -73,18 +74,22 @@ class Claim(NamedTuple):
     writer: WriterId = NOBODY
 
     def pack(self) -> int:
-        head = self.epoch << 4 | self.state
-        return head << _WRITER_BITS | self.writer.pack()
+        return _bare(self.epoch, self.state) | self.writer.pack()
 
     @classmethod
     def of(cls, word: int) -> Claim:
-        head, entry = word >> _WRITER_BITS, word >> GENERATION_BITS & (1 << _ENTRY_BITS) - 1
-        return cls(head >> 4, ClaimState(head & 0xF), WriterId(entry, word & MAX_GENERATION))
+        epoch, entry = word >> _WRITER_BITS + _STATE_BITS, word >> GENERATION_BITS & (1 << _ENTRY_BITS) - 1
+        return cls(epoch, ClaimState(state_of(word)), WriterId(entry, word & MAX_GENERATION))
+
+
+def state_of(word: int) -> int:
+    """The state that a claim word names."""
+    return word >> _WRITER_BITS & (1 << _STATE_BITS) - 1
 
 
 def _bare(epoch: int, state: ClaimState) -> int:
     """A claim word that names no writer."""
-    return (epoch << 4 | state) << _WRITER_BITS
+    return (epoch << _STATE_BITS | state) << _WRITER_BITS
 
 
 class ClaimTable:

@@ -24,6 +24,9 @@ from embridge.allocator.records import PORT_WORDS, SESSION_WORDS, SegmentHeader,
 SHM_EXPOSURE: Final = 0
 """The exposure word of blocks that only writers of this host may write; their death is their fence (R12)."""
 
+SESSION_MASK: Final = (1 << 32) - 1
+"""Of an exposure word: the session."""
+
 _LOW_BYTE: Final = 0 if sys.byteorder == "little" else 7  # of a cell: its state is in there
 _IS_QUARANTINED: Final = bytes(byte & 3 == QUARANTINED for byte in range(256))
 
@@ -45,6 +48,11 @@ NO_SESSION: Final = LiveSession(0, 0, 0)
 def exposure_of(worker: int, number: int) -> int:
     """The exposure word of a block that was granted under this session."""
     return (worker + 1) << 32 | number
+
+
+def of_exposure(word: int) -> tuple[int, int]:
+    """(worker, session) of such a word; (-1, 0) of `SHM_EXPOSURE`."""
+    return (word >> 32) - 1, word & SESSION_MASK
 
 
 class SessionTable:

@@ -16,7 +16,7 @@ from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import Role
 from embridge.allocator.records import Destination, Lane, LaneState, Peer, Process, Slot, WrittenBy
 from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
-from embridge.allocator.sessions import SHM_EXPOSURE
+from embridge.allocator.sessions import SHM_EXPOSURE, of_exposure
 from embridge.allocator.status import TERMINAL, is_whole, split
 from embridge.pipeline.inspection.open_readonly import DEAD, condition_of
 from embridge.pipeline.inspection.views import NOBODY, Actor, DestinationView, EncodeView, LanguageView
@@ -118,7 +118,7 @@ class Scene:
             return []
         found = []
         for word, blocks in self.control.sessions.quarantined().items():
-            worker, number = (word >> 32) - 1, word & 0xFFFF_FFFF
+            worker, number = of_exposure(word)
             if word == SHM_EXPOSURE:
                 session = "shared memory"
                 ends = "the abort's acknowledgement and the claim's end, or the writers' death"

@@ -6,14 +6,13 @@ import logging
 
 from embridge.allocator.metrics import Metric
 from embridge.allocator.rings import Kick
-from embridge.allocator.sessions import SHM_EXPOSURE, exposure_of
+from embridge.allocator.sessions import SESSION_MASK, SHM_EXPOSURE, exposure_of, of_exposure
 from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
 FENCE_AGAIN_NS = 5 * NS  # until a fence that was asked for and has not come is asked for again
-_SESSION_MASK = (1 << 32) - 1
 
 
 class Quarantine:
@@ -41,7 +40,7 @@ class Quarantine:
 
         The engine through which others could have written there is dead (R10).
         """
-        if self._blocks.cells.end_exposure(~_SESSION_MASK & (1 << 64) - 1, exposure_of(worker, 0), number):
+        if self._blocks.cells.end_exposure(~SESSION_MASK & (1 << 64) - 1, exposure_of(worker, 0), number):
             self._ctx.control.ring_block_waiters()
 
     def look(self, now_ns: int) -> None:
@@ -54,7 +53,7 @@ class Quarantine:
         }
         patience_s = self._ctx.timing.fence_wait_s if self._blocks.waiters() else self._ctx.timing.fence_after_s
         for word, blocks in held.items():
-            worker, number = (word >> 32) - 1, word & _SESSION_MASK
+            worker, number = of_exposure(word)
             current = self._sessions.number(worker)
             if number < current:
                 self._free_fenced(worker, current)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.records import Lane, LaneState
+from embridge.allocator.status import split
 from embridge.workers.role import RoleContext
 
 
@@ -48,7 +49,7 @@ class Reaper:
     def _in_use(self, page: int) -> bool:
         first = page * SLOTS_PER_PAGE
         for slot in range(first, first + SLOTS_PER_PAGE):
-            epoch = self._ctx.status.load(slot) >> 36
+            epoch = split(self._ctx.status.load(slot)).epoch
             if epoch and self._ctx.is_current(slot, epoch):
                 return True
         return False

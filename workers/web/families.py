@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from embridge.allocator._core import Words
-from embridge.allocator.claims import HELD
+from embridge.allocator.claims import HELD, state_of
 from embridge.allocator.ends import TIME_BOUNDS_NS, Times
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
@@ -32,7 +32,7 @@ from embridge.allocator.records import (
     SegmentHeader,
     Writer,
 )
-from embridge.allocator.status import Phase
+from embridge.allocator.status import Phase, split
 from embridge.workers.exposition import Family, Histogram, Samples
 from embridge.workers.health import failing_processes, silent_processes
 from embridge.workers.timing import NS
@@ -81,8 +81,8 @@ def _in_flight(scene: Scene) -> Samples:
     """Slots whose word and record are of one epoch that is not released, by the phase of the word."""
     count = scene.control.limits.num_slots
     words, epochs, released = (words.load_many(0, count) for words in scene.slot_words)
-    rows = zip(words, epochs, released, strict=True)
-    phases = Counter(word >> 33 & 7 for word, epoch, gone in rows if word >> 36 == epoch > gone)
+    rows = zip(map(split, words), epochs, released, strict=True)
+    phases = Counter(word.phase for word, epoch, gone in rows if word.epoch == epoch > gone)
     return _by((_stage(phase), phases[phase]) for phase in Phase)
 
 
@@ -93,7 +93,7 @@ def _stage(phase: Phase) -> str:
 def _claims(scene: Scene) -> Samples:
     at = scene.control.layout
     words = Words(scene.control.mapping, at.claims, scene.control.limits.num_slots, 8 * CLAIM_WORDS)
-    states = Counter(word >> 32 & 15 for word in words.load_many(0, len(words)))
+    states = Counter(map(state_of, words.load_many(0, len(words))))
     return _by((state.name.lower(), states[state]) for state in sorted(HELD))
 
 
