@@ -74,7 +74,8 @@ static inline bool end_success(const struct status_table *status, uint32_t slot,
         end_time(times + phase * TIME_WORDS, left > entered[phase] ? left - entered[phase] : 0);
         left = entered[phase];
     }
-    end_time(times + (NUM_TIMES - 1) * TIME_WORDS, entered[PHASE_SUCCESS] - left);
+    const uint64_t success = entered[PHASE_SUCCESS]; // who said so may have looked at the clock before it was opened
+    end_time(times + (NUM_TIMES - 1) * TIME_WORDS, success > left ? success - left : 0);
     end_add(row + END_DELIVERY + 2 * path, 1);
     end_add(row + END_DELIVERY + 2 * path + 1, status_sent(word));
     end_add(row + END_ROUNDS, rounds);

@@ -319,6 +319,16 @@ def test_a_late_count_of_a_slot_that_is_open_again_counts_nothing() -> None:
     assert (ended.whole.sum_ns, ended.whole.counts[0]) == (50, 1)
 
 
+def test_an_end_that_is_stamped_before_the_opening_has_taken_no_time() -> None:
+    """A poller looks at the clock when its step begins, and a request may be opened, and whole, within that step."""
+    control = control_of(Role.LANGUAGE)
+    epoch = control.status.open(5, 200)
+    control.status.advance(5, epoch, Phase.Success, 7, 150)
+    assert control.ends.succeeded(Counter.POLLER, 5, epoch, Way.SHM, 1)
+    for times in (control.ends.read().whole, control.ends.read().stages[0]):
+        assert (times.sum_ns, times.counts[0], sum(times.counts)) == (0, 1, 1)
+
+
 def test_ten_thousand_requests_make_not_one_series_more() -> None:
     control = control_of(Role.LANGUAGE, num_slots=10048)
     before = samples(control)
