@@ -50,6 +50,28 @@ def test_imports_run_one_way() -> None:
                 assert parts[1] in PACKAGES[: PACKAGES.index(path.parts[0]) + 1], f"{path} imports {name}"
 
 
+FORKED = {"work_of", "_role_of", "_teller_of"}  # of `workers/start.py`: what the launcher calls before it forks
+
+
+def test_what_a_process_of_a_node_runs_was_imported_before_it_was_forked() -> None:
+    """A process that is started again runs the code with which its node was launched, whatever is installed by then."""
+    late = []
+    for path, tree in parsed():
+        if path.parts[0] not in ("workers", "allocator") or path == Path("workers/start.py"):
+            continue
+        late += [f"{path}: {name}" for name in imported_in_functions(tree) if name.startswith("embridge.")]
+    (start,) = [tree for path, tree in parsed() if path == Path("workers/start.py")]
+    functions = [node for node in start.body if isinstance(node, ast.FunctionDef) and node.name not in FORKED]
+    late += [f"{function.name}: {name}" for function in functions for name in imported_in_functions(function)]
+    assert not late
+
+
+def imported_in_functions(tree: ast.AST) -> list[str]:
+    """What functions import when they are called."""
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return [name for function in functions for name in imports(ast.Module(function.body, []))]
+
+
 def module_of(path: Path) -> str:
     """The full name of the module in a file of the sources."""
     parts = list(path.with_suffix("").parts)

@@ -68,7 +68,8 @@ def work_of(name: str, role: Role) -> Work:
         from embridge.workers.wire.loop import run_on_wire
 
         return lambda spec, ctx: run_on_wire(spec, ctx, make(spec, ctx))
-    return lambda spec, ctx: _run_on_rings(spec, ctx, make(spec, ctx))
+    make_teller = _teller_of(role)
+    return lambda spec, ctx: _run_on_rings(spec, ctx, make(spec, ctx), make_teller(spec, ctx))
 
 
 def run(spec: ProcessSpec, work: Work) -> None:
@@ -130,6 +131,18 @@ def _role_of(name: str, role: Role) -> Callable[[ProcessSpec, RoleContext], Step
     return lambda spec, ctx: LanguageTransferWorker(
         ctx, ctx.index - lay.first_worker(), *_session_and_sums(spec, ctx)
     )
+
+
+def _teller_of(role: Role) -> Callable[[ProcessSpec, RoleContext], Teller | None]:
+    """What makes the sockets of a transfer worker whose rows go to other hosts: it tells those of a success (R83)."""
+    if role != Role.ENCODE:
+        return lambda spec, ctx: None
+    from embridge.workers.wire.teller import Teller
+
+    def make(spec: ProcessSpec, ctx: RoleContext) -> Teller | None:
+        return None if all(engine.is_local for engine in engines.named(spec.engines)) else Teller(spec, ctx)
+
+    return make
 
 
 def _writers_and_sums(spec: ProcessSpec, ctx: RoleContext) -> tuple[dict[int, TransferEngine], RowSums | None]:
@@ -202,10 +215,9 @@ def _begin_session(spec: ProcessSpec, ctx: RoleContext) -> LiveSession:
 _target: SessionEngine | None = None  # kept: its end is the end of the session
 
 
-def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
+def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step, teller: Teller | None) -> None:
     """Run a role of a process without a port, which sleeps on its doorbell, until the process is told to stop."""
-    inbox, bell = ctx.control.inbox(spec.name), ctx.control.bell(spec.name)
-    teller, glance = _teller(spec, ctx), getattr(role, "glance", None)
+    inbox, bell, glance = ctx.control.inbox(spec.name), ctx.control.bell(spec.name), getattr(role, "glance", None)
     with contextlib.suppress(OSError):
         TIMER_SLACK.write_text("1")  # of this thread; by default a short sleep lasts 50 us longer than asked for
     begin(spec, ctx.control)
@@ -236,12 +248,3 @@ def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
                 bell.wait(seen, wait_s, 0.0)
     if teller is not None:
         teller.close()
-
-
-def _teller(spec: ProcessSpec, ctx: RoleContext) -> Teller | None:
-    """The sockets of a transfer worker whose rows go to other hosts: it tells their nodes of a success (R83)."""
-    if ctx.control.role != Role.ENCODE or all(engine.is_local for engine in engines.named(spec.engines)):
-        return None
-    from embridge.workers.wire.teller import Teller
-
-    return Teller(spec, ctx)

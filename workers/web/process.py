@@ -15,6 +15,7 @@ from embridge.allocator.control import Control
 from embridge.allocator.segment import map_segment
 from embridge.workers.process_spec import ProcessSpec, begin, is_launcher_gone
 from embridge.workers.role import RoleContext
+from embridge.workers.version import version
 from embridge.workers.web.routes import routes
 from embridge.workers.web.server import Server
 from embridge.workers.web.view import View
@@ -23,6 +24,7 @@ from embridge.workers.web.view import View
 def run_web(spec: ProcessSpec, ctx: RoleContext) -> None:
     """Serve the node's HTTP port until the process is told to stop."""
     assert spec.listen is not None
+    version()  # of what runs here: another one may be installed meanwhile
     seen = Control(map_segment(spec.control.fd, spec.control_bytes, writable=False))
     server = Server(socket.socket(fileno=os.dup(spec.listen.fd)), routes(View(seen, spec.timing, time.monotonic_ns)))
     event_fd, bell = spec.event_fds[spec.name].fd, ctx.control.bell(spec.name)

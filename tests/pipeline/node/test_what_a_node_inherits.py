@@ -61,7 +61,7 @@ def marks(folder: Path) -> str:
 
 
 def test_nothing_of_the_working_directory_is_imported(own_dir: Path) -> None:
-    """Neither by the launcher nor by those that it spawns; the one who launches has kept it off his own path."""
+    """Neither by the launcher nor by those that it forks; the one who launches has kept it off his own path."""
     folder = set_traps(own_dir / "there")
     with launched_by("", own_dir / "n", cwd=folder) as it:
         assert alive(list(it.pids().values())) == list(it.pids().values())
