@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import os
 import secrets
 import time
@@ -15,6 +16,7 @@ from embridge.pipeline.node.naming import naming
 from embridge.pipeline.run_dir import IDENTITY_NAME, RunDirError, open_run_dir, read_identity, write_identity
 from embridge.workers.files import open_regular
 from embridge.workers.run_socket import SOCKET_NAME
+from embridge.workers.transfer import engines
 
 LOCK_NAME: Final = "lock"
 MAX_SOCKET_PATH: Final = 107  # bytes that fit into sockaddr_un
@@ -88,7 +90,8 @@ def remove_own(path: Path, directory: int) -> None:
     A node that begins there meanwhile keeps it: it finds a lock that is held, or puts one of its own there.
     """
     with contextlib.suppress(OSError):
-        for name in (SOCKET_NAME, IDENTITY_NAME, LOCK_NAME):
+        logs = fnmatch.filter(os.listdir(f"/proc/self/fd/{directory}"), engines.LOG_PATTERN)
+        for name in (*logs, SOCKET_NAME, IDENTITY_NAME, LOCK_NAME):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
         path.rmdir()

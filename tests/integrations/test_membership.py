@@ -15,6 +15,7 @@ from embridge import AttachError, PipelineConfig
 from embridge.integrations import membership
 from embridge.integrations.membership import Membership
 
+from embridge.workers.transfer import engines
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -124,4 +125,5 @@ def test_the_run_directory_of_a_launched_node_goes_with_it_but_not_what_is_a_use
     it = Membership(run_dir, config)
     assert it.look() is not None
     it.close()
+    (run_dir / engines.log_name("worker0", ["mooncake"])).touch()  # as a worker does whose engine's library speaks
     assert [path.name for path in run_dir.iterdir()] == ["mine"]
