@@ -62,6 +62,7 @@ class Membership:
 
     def _join_again(self) -> None:
         self._client.close()
+        said = ""
         while not self._stop.is_set():
             try:
                 if self._config is not None and (self._node is None or self._node.wait(0) is not None):
@@ -73,7 +74,9 @@ class Membership:
                 log.warning("the node in %s is joined again", self.run_dir)
                 return
             except Exception as error:  # whatever it is: the engine goes on without its node, and this tries again
-                log.debug("the node in %s is not joined: %s", self.run_dir, str(error))
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("the node in %s is not joined: %s", self.run_dir, said)
             self._stop.wait(AGAIN_S)
 
     def close(self) -> None:

@@ -75,9 +75,10 @@ def test_a_node_that_is_gone_is_launched_and_joined_again(nodes: list[StubNode])
 
 @pytest.mark.parametrize("error", [AttachError("nobody"), OSError("no file"), RuntimeError("no thread")])
 def test_whatever_joining_again_raises_it_is_tried_again(
-    nodes: list[StubNode], error: Exception, monkeypatch: pytest.MonkeyPatch
+    nodes: list[StubNode], error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     it = Membership(Path("/there"), PipelineConfig(role="language"))
+    """And said once."""
     attach, left = vars(membership)["attach"], [1, 2, 3]
 
     def fail(run_dir: Path) -> Any:
@@ -92,6 +93,7 @@ def test_whatever_joining_again_raises_it_is_tried_again(
     assert not left
     assert len(nodes) == 2  # it was launched once
     it.close()
+    assert [text for text in caplog.messages if str(error) in text] == [f"the node in /there is not joined: {error}"]
 
 
 def test_without_a_thread_to_be_had_the_node_stays_gone_and_nothing_is_raised(
