@@ -16,6 +16,7 @@ from embridge import ConfigError, PipelineConfig
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.allocator.records import MAX_KEY_BYTES
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
+from embridge.pipeline.client.item_cache import MAX_BYTES
 from embridge.pipeline.config import GIB, default_run_dir
 
 _PLAIN: Final = re.compile(r"[\w.-]{1,40}", re.ASCII)
@@ -30,7 +31,7 @@ class FetchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     encoders: tuple[str, ...] = ()
     """Encode nodes from which it fetches: tcp://ip:port, or tcp://ip:* for every one of a host. Where it is empty,
     those are allowed of which discovery has told the node."""
-    cache_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 * GIB
+    cache_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_BYTES)] = 4 * GIB
     """Host memory for items that were fetched."""
 
     @classmethod
@@ -90,6 +91,7 @@ class EngineSettings(FetchSettings, frozen=True, kw_only=True, forbid_unknown_fi
         """Of the node that is to be launched; None: one runs. Raises ConfigError."""
         if not self.launch:
             return None
-        shelf = {"shelf_bytes": self.shelf_bytes} if role == "encode" else {}
-        node = {**self.node, "limits": {**shelf, **self.node.get("limits", {})}}
-        return PipelineConfig.from_env(**node | {"role": role, "run_dir": run_dir})
+        node, limits = self.node | {"role": role, "run_dir": run_dir}, self.node.get("limits", {})
+        if role == "encode" and isinstance(limits, Mapping):  # what is no table is refused with the rest
+            node["limits"] = {"shelf_bytes": self.shelf_bytes, **limits}
+        return PipelineConfig.from_env(**node)

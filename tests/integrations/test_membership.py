@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from support.waiting import wait_until
 
-from embridge import AttachError, PipelineConfig
+from embridge import AttachError, ConfigError, PipelineConfig
 from embridge.integrations import membership
+from embridge.integrations.engine_settings import EngineSettings
 from embridge.integrations.membership import Membership
-
 from embridge.workers.transfer import engines
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -77,8 +78,8 @@ def test_a_node_that_is_gone_is_launched_and_joined_again(nodes: list[StubNode])
 def test_whatever_joining_again_raises_it_is_tried_again(
     nodes: list[StubNode], error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    it = Membership(Path("/there"), PipelineConfig(role="language"))
     """And said once."""
+    it = Membership(Path("/there"), PipelineConfig(role="language"))
     attach, left = vars(membership)["attach"], [1, 2, 3]
 
     def fail(run_dir: Path) -> Any:
@@ -92,8 +93,8 @@ def test_whatever_joining_again_raises_it_is_tried_again(
     wait_until(lambda: it.look() is not None)
     assert not left
     assert len(nodes) == 2  # it was launched once
-    it.close()
     assert [text for text in caplog.messages if str(error) in text] == [f"the node in /there is not joined: {error}"]
+    it.close()
 
 
 def test_without_a_thread_to_be_had_the_node_stays_gone_and_nothing_is_raised(
@@ -124,8 +125,24 @@ def test_the_run_directory_of_a_launched_node_goes_with_it_but_not_what_is_a_use
     assert run_dir.parent.exists()
     run_dir.mkdir(mode=0o700)
     (run_dir / "mine").touch()
+    (run_dir / engines.log_name("worker0", ["mooncake"])).touch()  # as a worker does whose engine's library speaks
     it = Membership(run_dir, config)
     assert it.look() is not None
     it.close()
-    (run_dir / engines.log_name("worker0", ["mooncake"])).touch()  # as a worker does whose engine's library speaks
     assert [path.name for path in run_dir.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("limits", [3, None, ["num_slots"]])
+@pytest.mark.parametrize("role", ["encode", "language"])
+def test_settings_of_a_node_that_are_no_table_are_refused_by_their_name(role: str, limits: Any) -> None:
+    settings = EngineSettings.of({"launch": True, "node": {"limits": limits}}, "the engine's options")
+    with pytest.raises(ConfigError, match=r"limits: expected a table"):
+        settings.config(role, Path("/there"))
+
+
+def test_the_shelf_of_a_node_that_is_launched_is_that_of_its_limits_where_they_have_one() -> None:
+    for limits, size in (({}, 1 << 20), ({"shelf_bytes": 1 << 21}, 1 << 21)):
+        settings = EngineSettings.of({"launch": True, "shelf_bytes": 1 << 20, "node": {"limits": limits}}, "options")
+        config = settings.config("encode", Path("/there"))
+        assert config is not None
+        assert config.limits.shelf_bytes == size

@@ -227,3 +227,4 @@ def test_options_are_read_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> 
     options = Options.from_env()
     assert (str(options.directory("encode")), options.cache_bytes) == ("/run/e", 4 << 30)
     assert options.encoders == ("tcp://[0::1]:8998", "tcp://10.0.0.1:*")
+        ('{"cache_bytes": 1125899906842625}', "cache_bytes"),
