@@ -77,6 +77,7 @@ class RequestItems:
         self._allowed = AllowedNodes(encoders)
         self._client: Client | None = None
         self._cache: ItemCache | None = None
+        self._without: Client | None = None  # that has no cache, which was said
         self._counted: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._requests: dict[Hashable, _Request] = {}
@@ -261,7 +262,9 @@ class RequestItems:
         try:
             return self._renew(client)
         except (EmbridgeError, RuntimeError, ValueError) as error:  # it is gone again, or there is no memory for it now
-            log.warning("the node in %s has no item cache: %s", client.run_dir, str(error))
+            if client is not self._without:  # each step asks
+                log.warning("the node in %s has no item cache: %s", client.run_dir, str(error))
+            self._without = client
             return None
 
     def _renew(self, client: Client) -> ItemCache:

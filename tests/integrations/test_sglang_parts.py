@@ -8,6 +8,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from support.fetching import no_door
 from support.nodes import Station
 from support.waiting import wait_until
 
-from embridge import ConfigError
+from embridge import ConfigError, NodeGoneError, SegmentError
 from embridge.integrations.sglang import register
 from embridge.integrations.sglang.options import VARIABLE, Options
 from embridge.integrations.sglang.parts import PartMissed, Parts
@@ -171,6 +172,38 @@ def test_a_request_whose_parts_cannot_be_had_is_told_why(
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("error", [NodeGoneError("gone"), SegmentError("there is no memory")], ids=lambda it: str(it))
+def test_a_node_that_has_come_back_and_has_no_cache_fails_requests_and_not_their_scheduler(
+    published: PublishedParts, ranks: Making, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """It is gone again, say; as soon as it has one, that is used."""
+    parts, has_none, there = ranks(), True, tell(published, EMBEDDINGS[0])
+    member = parts._member
+    assert member is not None
+    client = member.look()
+    assert client is not None
+
+    def item_cache(*args: Any, **named: Any) -> Any:
+        if has_none:
+            raise type(error)(*error.args)
+        return client.item_cache(*args, **named)
+
+    again = SimpleNamespace(item_cache=item_cache, encode_nodes=client.encode_nodes, run_dir=client.run_dir)
+    member.look = lambda: again  # type: ignore[assignment, return-value, method-assign]
+    with caplog.at_level(logging.WARNING):
+        for rid in ("one", "two"):
+            expect(parts, rid, {0: there})
+            with pytest.raises(PartMissed, match="the node of this scheduler is gone"):
+                parts.rows(rid)
+            parts.keep({})
+    assert len(caplog.messages) == 1
+    has_none = False
+    member.look = lambda: client  # type: ignore[method-assign]
+    expect(parts, "three", {0: there})
+    assert torch.equal(come(parts, "three")[0], EMBEDDINGS[0])
+
+
+@pytest.mark.process
 def test_what_cannot_be_published_goes_by_sglangs_own_way(
     published: PublishedParts, ranks: Making, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,6 +245,7 @@ def test_without_its_variable_the_plugin_does_nothing(monkeypatch: pytest.Monkey
         ('{"encoders": ["localhost"]}', "encoders"),
         ('{"cache_bytes": 0}', "cache_bytes"),
         ('{"cache_bytes": true}', "cache_bytes"),
+        ('{"cache_bytes": 1125899906842625}', "cache_bytes"),
         ('{"keep_s": 0}', "keep_s"),
         ('{"run_dir": 7}', "run_dir"),
     ],
@@ -227,4 +261,3 @@ def test_options_are_read_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> 
     options = Options.from_env()
     assert (str(options.directory("encode")), options.cache_bytes) == ("/run/e", 4 << 30)
     assert options.encoders == ("tcp://[0::1]:8998", "tcp://10.0.0.1:*")
-        ('{"cache_bytes": 1125899906842625}', "cache_bytes"),

@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from embridge import Client, ConfigError, EmbridgeError, ItemCache, WantStatus
+from embridge import CacheReader, Client, ConfigError, EmbridgeError, ItemCache, WantStatus
 from embridge.integrations.membership import Membership
 from embridge.integrations.sglang.options import VARIABLE, Options
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
-from embridge.pipeline.client.cache_memory import CacheView, MemoryName, RowsAt
+from embridge.pipeline.client.cache_memory import RowsAt
 from embridge.pipeline.client.client import library_of
 
 log = logging.getLogger(__name__)
@@ -54,17 +54,19 @@ class Parts:
         self._wanted: dict[str, dict[int, Part]] = {}  # by request and part
         self._placed: dict[str, dict[int, RowsAt]] = {}  # what the ranks that follow may read
         self._news: dict[str, dict[int, RowsAt]] = {}  # of which they are not told yet
-        self._view: tuple[MemoryName, CacheView] | None = None
+        self._reader = CacheReader()
         self._is_waiting = False
         self._member: Membership | None = None
         self._client: Client | None = None
         self._cache: ItemCache | None = None
+        self._without: Client | None = None  # that has no cache, which was said
         if leads:
             self._member = Membership(options.directory("language"))
             try:
-                self._find_cache()
-                if not options.encoders and self._client is not None:
-                    self._client.encode_nodes()
+                if (client := self._member.look()) is not None:
+                    self._renew(client)
+                    if not options.encoders:
+                        client.encode_nodes()
             except ValueError as error:
                 self._member.close()
                 raise ConfigError(
@@ -170,17 +172,25 @@ class Parts:
         """The cache; a new one where the node has come back; None while it is gone."""
         assert self._member is not None
         client = self._member.look()
-        if client is not None and client is not self._client:
-            self._client = client
-            self._cache = client.item_cache(self._options.cache_bytes, shared=True)
-        return self._cache if client is not None else None
+        if client is None or client is self._client:
+            return self._cache if client is not None else None
+        try:
+            return self._renew(client)
+        except (EmbridgeError, RuntimeError, ValueError) as error:  # it is gone again, or there is no memory for it now
+            if client is not self._without:  # each turn asks
+                log.warning("the node in %s has no item cache: %s", client.run_dir, str(error))
+            self._without = client
+            return None
+
+    def _renew(self, client: Client) -> ItemCache:
+        cache = client.item_cache(self._options.cache_bytes, shared=True)
+        self._client, self._cache = client, cache
+        return cache
 
     # ---- the others
 
     def _mapped(self, at: RowsAt) -> torch.Tensor:
         try:
-            if self._view is None or self._view[0] != at.memory:
-                self._view = at.memory, CacheView(at.memory)
-            return self._view[1].rows(at)
+            return self._reader.rows(at)
         except (EmbridgeError, ValueError) as error:
             raise PartMissed(str(error)) from error
