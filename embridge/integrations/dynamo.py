@@ -16,6 +16,7 @@ waits for a receiver, and nothing is kept for one that has died.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Awaitable
 from itertools import count
@@ -29,7 +30,7 @@ from dynamo.common.multimodal.embedding_transfer import (
     TransferRequest,
 )
 
-from embridge import Client, Item, NodeBusyError, PublishStatus, WhyDropped, attach
+from embridge import Client, Item, NodeBusyError, Published, PublishStatus, WhyDropped, attach
 
 KEEP_S: Final = 300.0
 ROOM_S: Final = 5.0
@@ -65,8 +66,8 @@ class EmbridgeEmbeddingSender(AbstractEmbeddingSender):  # type: ignore[misc]
         rows = rows.reshape(1, -1) if rows.dim() < 2 else rows
         until = asyncio.get_running_loop().time() + ROOM_S
         while True:
-            async with self._turn:
-                done = await asyncio.to_thread(self._client.publish, key, rows, ttl_s=self._keep_s)
+            # a caller that is cancelled leaves the thread that publishes, which keeps the turn until it is done
+            done = await asyncio.shield(self._publish(key, rows))
             if done.status != PublishStatus.DROPPED:
                 break
             if done.why == WhyDropped.TOO_LARGE:
@@ -82,6 +83,10 @@ class EmbridgeEmbeddingSender(AbstractEmbeddingSender):  # type: ignore[misc]
             serialized_request={KEY: key, NODE: self._client.bootstrap_addr},
         )
         return request, sent
+
+    async def _publish(self, key: str, rows: torch.Tensor) -> Published:
+        async with self._turn:
+            return await asyncio.to_thread(self._client.publish, key, rows, ttl_s=self._keep_s)
 
     def close(self) -> None:
         """Leave the node; what was published stays there."""
@@ -111,10 +116,15 @@ class EmbridgeEmbeddingReceiver(AbstractEmbeddingReceiver):  # type: ignore[misc
             NodeGoneError: this client's node is gone.
         """
         key, node = _named(request.serialized_request)
-        item = await self._client.fetch(key, node, wait_s=self._wait_s)
+        fetch = self._client.fetch(key, node, wait_s=self._wait_s)
+        try:
+            item = await fetch
+        except asyncio.CancelledError:
+            fetch.abort()
+            raise
         shape, dtype = list(request.embeddings_shape), request.embedding_dtype_str.removeprefix("torch.")
         rows = item.rows
-        if item.dtype != dtype or rows.numel() != torch.Size(shape).numel():
+        if item.dtype != dtype or rows.numel() != math.prod(shape) or min(shape, default=0) < 0:
             item.release()
             raise ValueError(f"item {key!r}: {item.shape} of {item.dtype}; the request tells of {shape} of {dtype}")
         rows = rows.view(shape)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +97,67 @@ def test_one_request_may_be_received_twice_and_an_embedding_that_is_gone_is_said
     asyncio.run(run())
 
 
+def test_a_sender_that_is_cancelled_keeps_its_turn_until_its_thread_is_done(
+    sender: EmbridgeEmbeddingSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread at a time calls a client, and a thread goes on when who waits for it is cancelled."""
+    begun, may_end, real = threading.Event(), threading.Event(), sender._client.publish
+
+    def publish(*args: Any, **named: Any) -> Any:
+        begun.set()
+        assert may_end.wait(20)
+        return real(*args, **named)
+
+    monkeypatch.setattr(sender._client, "publish", publish)
+
+    async def run() -> None:
+        cancelled = asyncio.create_task(sender.send_embeddings(EMBEDDINGS[0]))
+        assert await asyncio.to_thread(begun.wait, 20)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        has_turn = sender._turn.locked()
+        may_end.set()
+        await sender.send_embeddings(EMBEDDINGS[1])
+        assert has_turn
+
+    asyncio.run(run())
+
+
+def test_a_receiver_that_is_cancelled_fetches_no_more(
+    shelved: Station, language: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P12: nobody waits for what would come."""
+    receiver = EmbridgeEmbeddingReceiver(language.run_dir, wait_s=60)
+    fetches, real = list[Any](), receiver._client.fetch
+
+    def fetch(*args: Any, **named: Any) -> Any:
+        fetches.append(real(*args, **named))
+        return fetches[-1]
+
+    monkeypatch.setattr(receiver._client, "fetch", fetch)
+    request = SimpleNamespace(
+        serialized_request={"embridge_key": "not there", "embridge_node": shelved.addr},
+        embeddings_shape=[1, 1],
+        embedding_dtype_str="float32",
+    )
+
+    async def run() -> None:
+        receiving = asyncio.create_task(receiver.receive_embeddings(request))
+        while not fetches:
+            await asyncio.sleep(0)
+        assert not fetches[0].poll()
+        receiving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await receiving
+
+    try:
+        asyncio.run(run())
+        assert fetches[0].is_done
+    finally:
+        receiver.close()
+
+
 def test_what_is_no_request_of_a_sender_is_refused(
     sender: EmbridgeEmbeddingSender, receiver: EmbridgeEmbeddingReceiver
 ) -> None:
@@ -105,9 +168,10 @@ def test_what_is_no_request_of_a_sender_is_refused(
             request.serialized_request = wrong
             with pytest.raises(ValueError, match="names no item"):
                 await receiver.receive_embeddings(request)
-        request.serialized_request, request.embeddings_shape = right, [7, 7]
-        with pytest.raises(ValueError, match="the request tells of"):
-            await receiver.receive_embeddings(request)
+        request.serialized_request = right
+        for request.embeddings_shape in ([7, 7], [-3, -1000]):
+            with pytest.raises(ValueError, match="the request tells of"):
+                await receiver.receive_embeddings(request)
         with pytest.raises(ValueError, match="enlarge it"):
             await sender.send_embeddings(torch.zeros(3 << 20, 1))
         with pytest.raises(ValueError, match="no rows"):

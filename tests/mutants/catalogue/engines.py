@@ -14,6 +14,30 @@ ANY_LENGTH: Final = "test_a_request_of_any_length_arrives_in_the_rounds_that_its
 
 ENGINES: Final = [
     Mutant(
+        "turn-left-to-a-thread", "P6", "a sender that is cancelled lets others call the client that its thread calls",
+        "embridge/integrations/dynamo.py",
+        "await asyncio.shield(self._publish(key, rows))",
+        "await self._publish(key, rows)",
+        ("tests/integrations/test_dynamo.py::"
+         "test_a_sender_that_is_cancelled_keeps_its_turn_until_its_thread_is_done",),
+    ),
+    Mutant(
+        "engine-logs-left-behind", "P9", "what an engine's library has written outlives the run directory of a node",
+        "pipeline/node/claim.py",
+        "for name in (*logs, SOCKET_NAME,",
+        "for name in (*logs[:0], SOCKET_NAME,",
+        ("tests/integrations/test_membership.py::"
+         "test_the_run_directory_of_a_launched_node_goes_with_it_but_not_what_is_a_user_s",),
+    ),
+    Mutant(
+        "no-cache-ends-scheduler", "P21", "a node that is back without a cache ends the scheduler of its requests",
+        PARTS,
+        "        except (EmbridgeError, RuntimeError, ValueError) as error:  # it is gone again",
+        "        except KeyError as error:  # it is gone again",
+        (f"{PARTS_TESTS}::"
+         "test_a_node_that_has_come_back_and_has_no_cache_fails_requests_and_not_their_scheduler[gone]",),
+    ),
+    Mutant(
         "parts-from-anywhere", "P16", "a part is fetched from wherever its message says",
         PARTS,
         "            if why := self._allowed.why_not(part.address, self._client):\n",
