@@ -82,9 +82,10 @@ def _ports(config: PipelineConfig) -> str:
     where = {"bootstrap": (config.host, config.bootstrap_port), "poller": (config.host, config.poller_port)}
     if web := web_address(config.metrics_addr):
         where["web"] = web
-    for name, (host, port) in where.items():
-        fd, _ = listen(name, host, port, NO_PATIENCE)
-        os.close(fd)
+    with contextlib.ExitStack() as stack:  # all at one time, as a node has them
+        for name, (host, port) in where.items():
+            fd, _ = listen(name, host, port, NO_PATIENCE)
+            stack.callback(os.close, fd)
     return ", ".join(f"{name} {host}:{port or 'any'}" for name, (host, port) in where.items())
 
 

@@ -48,6 +48,14 @@ def test_a_port_that_is_taken_fails(tmp_path: Path) -> None:
         }
 
 
+def test_two_ports_that_are_one_fail(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for other in ({"poller_port": port}, {"metrics_addr": f"127.0.0.1:{port}"}):
+        told = failed(tmp_path / "node", bootstrap_port=port, **other)
+        assert told["ports"].endswith(f"port: 127.0.0.1:{port}: Address already in use")
+
+
 def test_a_pool_that_does_not_fit_fails_with_the_number_that_would(tmp_path: Path) -> None:
     huge = Geometry(hidden_size=1 << 20, block_size=16383, num_blocks=1 << 20)
     assert "shared memory" in failed(tmp_path / "node", geometry=huge)["shared memory"]
