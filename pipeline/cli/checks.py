@@ -44,6 +44,8 @@ def interpreter() -> Check:
 
 def kernel() -> Check:
     """pidfds, by which deaths are noticed, and the socket option that gives a peer's (Linux 6.5)."""
+    from embridge.workers.run_socket import SO_PEERPIDFD
+
     seen = f"Linux {platform.release()}"
     if not hasattr(os, "pidfd_open"):
         return Check("kernel", "fail", f"{seen}, no pidfd_open", "use Linux 5.3 or newer")
@@ -54,9 +56,9 @@ def kernel() -> Check:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         try:
-            os.close(ours.getsockopt(socket.SOL_SOCKET, 77))  # SO_PEERPIDFD
+            os.close(ours.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
         except OSError:
-            return Check("kernel", "note", f"{seen}, no SO_PEERPIDFD", "clients are watched by their connection alone")
+            return Check("kernel", "note", f"{seen}, no SO_PEERPIDFD", "clients are watched by their process numbers")
     return Check("kernel", "ok", seen)
 
 
