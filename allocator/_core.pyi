@@ -149,6 +149,10 @@ class Mapping:
         """
     def discard(self) -> None:
         """Let the memory go now. Buffers and handles that are left find zeroed memory of this process's own instead."""
+    def abandon(self) -> None:
+        """Let the memory go now, in a process in which nothing looks there any more: to do so is a SIGSEGV. In return
+        it succeeds also where a machine promises no memory beyond what it has.
+        """
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Words:

@@ -174,16 +174,18 @@ static int mapping_getbuffer(PyObject *self, Py_buffer *view, int flags)
 }
 
 // 0, or the errno; then it stays mapped.
-static int release_memory(Mapping *mapping)
+static int replace_memory(Mapping *mapping, int protection)
 {
     if (mapping->released)
         return 0;
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    if (mmap(mapping->address, mapping->mapped, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
+    if (mmap(mapping->address, mapping->mapped, protection, flags, -1, 0) == MAP_FAILED)
         return errno;
     mapping->released = true;
     return 0;
 }
+
+static int release_memory(Mapping *mapping) { return replace_memory(mapping, PROT_READ | PROT_WRITE); }
 
 static void mapping_releasebuffer(PyObject *self, Py_buffer *view)
 {
@@ -209,6 +211,18 @@ static PyObject *mapping_discard(PyObject *self, PyObject *unused)
     Mapping *mapping = (Mapping *)self;
     mapping->closed = true;
     if ((errno = release_memory(mapping)) != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+// As `discard`, in a process that has no use of it: what may be written to counts as memory that this process may want,
+// where a machine promises no more than it has (vm.overcommit_memory = 2).
+static PyObject *mapping_abandon(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    Mapping *mapping = (Mapping *)self;
+    mapping->closed = true;
+    if ((errno = replace_memory(mapping, PROT_NONE)) != 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
@@ -308,6 +322,7 @@ static PyMethodDef mapping_methods[] = {
     {"advise_huge", mapping_advise_huge, METH_NOARGS, NULL},
     {"close", mapping_close, METH_NOARGS, NULL},
     {"discard", mapping_discard, METH_NOARGS, NULL},
+    {"abandon", mapping_abandon, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

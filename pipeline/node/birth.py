@@ -67,7 +67,7 @@ class Birth:
         signal.set_wakeup_fd(-1)
         logging.getLogger().handlers.clear()  # the thread behind them is the launcher's
         for mapping in self._mappings:
-            mapping.discard()
+            mapping.abandon()
         close_but(inherited, {0, 1, 2, *descriptors_of(spec)})
         run(spec, work)
 

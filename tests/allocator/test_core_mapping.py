@@ -130,6 +130,28 @@ def test_a_mapping_that_is_discarded_leaves_zeroes_to_whoever_looks() -> None:
     assert num_maps(address) == 0
 
 
+def written_to() -> int:
+    """Bytes of memory that this process may write to and that is its own, as the kernel counts them."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in status if line.startswith("VmData:"))
+    return int(line.split()[1]) << 10
+
+
+def test_a_mapping_that_is_abandoned_counts_as_no_memory_of_this_process() -> None:
+    """P13: a machine that promises no more than it has would refuse it, once for each process of a node."""
+    size = 1 << 30  # without memory
+    mapping, control = SharedMemory(size).map(), SharedMemory(size).map()
+    before = written_to()
+    control.discard()
+    between = written_to()
+    mapping.abandon()
+    assert between - before > size // 2
+    assert written_to() - between < size // 2
+    assert not shared_at(mapping.address)
+    with pytest.raises(BufferError):
+        memoryview(mapping)
+
+
 @pytest.mark.parametrize("alignment", [PAGE, 1 << 16, 1 << 21])
 def test_a_mapping_is_aligned_as_asked_and_reserves_no_more_than_its_size(alignment: int) -> None:
     size = 3 * PAGE + 1

@@ -51,7 +51,7 @@ NODE: Final = [
     Mutant(
         "launchers-mappings-kept", "D16, B13", "every process of a node has its payload mapped",
         "pipeline/node/birth.py",
-        "            mapping.discard()\n",
+        "            mapping.abandon()\n",
         "            mapping.size\n",
         (f"{BIRTH}::test_a_process_has_nothing_of_the_launchers_but_its_share_also_when_it_is_born_again[encode]",),
     ),

@@ -64,6 +64,14 @@ TABLES: Final = [
         ("tests/workers/test_counters.py::test_kicks_that_wait_for_room_in_their_ring_are_counted_and_none_is_lost",),
     ),
     Mutant(
+        "abandoned-and-counted", "P13", "what a process of a node has abandoned counts as memory of its own",
+        "allocator/_core_mapping.c",
+        "replace_memory(mapping, PROT_NONE)",
+        "replace_memory(mapping, PROT_WRITE)",
+        ("tests/allocator/test_core_mapping.py::"
+         "test_a_mapping_that_is_abandoned_counts_as_no_memory_of_this_process",),
+    ),
+    Mutant(
         "closed-while-looked-at", "B12", "a mapping that is closed goes away under the views that there are",
         "allocator/_core_mapping.c",
         "    if (mapping->views == 0 && (errno = release_memory(mapping)) != 0)\n",
