@@ -21,6 +21,8 @@ COMMANDS = {
     "launch": "Run one node in the foreground.",
     "stop": "End a running node at once.",
     "status": "Show a running node: its processes, blocks and requests.",
+    "top": "Watch a running node in a terminal: rates, memory, and what waits.",
+    "trace": "Show when a request entered its phases, and what it waits for.",
 }
 
 

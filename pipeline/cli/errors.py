@@ -3,7 +3,7 @@
 0    done
 1    what was asked for did not work out: a node did not start, a request failed, a check failed
 2    the question was wrong: an option, a setting, a folder that is not there
-3    no node runs there (status, stop, drain)
+3    no node runs there (status, top, trace, stop, drain)
 130  Ctrl-C          143  SIGTERM
 """
 

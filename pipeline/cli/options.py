@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,18 +96,41 @@ def run_dir_of(run_dir: Path | None, role: str | None) -> Path:
         QuestionError: two nodes run in default run directories; which one is meant is asked for.
         NoNodeError: none does.
     """
-    from embridge.pipeline.config import ROLES, default_run_dir, environment
-    from embridge.workers.run_socket import SOCKET_NAME
+    from embridge.pipeline.config import ROLES, environment
 
     said = environment().values
     if run_dir is not None:
         return run_dir
     if role is not None or {"run_dir", "role"} & said.keys():
         return node_config(None, {"role": role or said.get("role") or next(iter(ROLES))}).directory
-    running = {name: path for name in ROLES if ((path := default_run_dir(name)) / SOCKET_NAME).exists()}
+    running = _running()
     if len(running) > 1:
         raise QuestionError(f"which node? two run here: say {' or '.join(f'--role {name}' for name in running)}")
+    return next(iter(running.values()))
+
+
+def run_dirs_of(run_dirs: Sequence[Path], role: str | None) -> Sequence[Path]:
+    """The run directories that a command about several nodes means; without a word about it, those of all nodes that
+    run in default ones.
+
+    Raises as `run_dir_of`.
+    """
+    from embridge.pipeline.config import environment
+
+    if run_dirs:
+        return run_dirs
+    if role is None and not {"run_dir", "role"} & environment().values.keys():
+        return list(_running().values())
+    return [run_dir_of(None, role)]
+
+
+def _running() -> dict[str, Path]:
+    """The nodes that run in default run directories, by role. Raises NoNodeError: none does."""
+    from embridge.pipeline.config import ROLES, default_run_dir
+    from embridge.workers.run_socket import SOCKET_NAME
+
+    running = {name: path for name in ROLES if ((path := default_run_dir(name)) / SOCKET_NAME).exists()}
     if not running:
         places = " nor ".join(str(default_run_dir(name)) for name in ROLES)
         raise NoNodeError(f"no node runs in {places}; say --run-dir where it is elsewhere")
-    return next(iter(running.values()))
+    return running

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +18,13 @@ PIPE_WIDTH = 150  # a file or a pipe has no width of its own, and rich would ass
 
 
 def console(*, to_stderr: bool = False) -> Console:
-    """Standard output, or standard error, in a terminal's width or wide enough for every table."""
+    """Standard output, or standard error, in a terminal's width or wide enough for every table.
+
+    A character that the terminal's encoding lacks is shown as `?`.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
     made = Console(stderr=to_stderr)
     return made if made.is_terminal else Console(stderr=to_stderr, width=max(made.width, PIPE_WIDTH))
 

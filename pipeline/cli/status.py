@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REFRESH_S = 1.0
 IN_DETAIL = {
     *("slot", "epoch", "deadline_in_s", "moved_s_ago", "reason", "client", "process", "pid", "line", "stamps_s"),
-    *("required", "destinations", "encode_node", "blocks", "claim_holder"),
+    *("required", "destinations", "encode_node", "blocks", "claim_holder", "paths"),
 }
 """What is shown of a request in detail, and in JSON, but not in the table of all."""
 
@@ -208,7 +208,7 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items()) or "none"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_text(entry) for entry in value) or "none"
     return one_line(str(value))

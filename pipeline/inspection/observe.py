@@ -17,6 +17,7 @@ from embridge.allocator.routes import RouteRecord
 from embridge.allocator.status import Phase, phase_path, split
 from embridge.pipeline.inspection.explain import explain
 from embridge.pipeline.inspection.open_readonly import Look, look
+from embridge.pipeline.inspection.paths import known_paths
 from embridge.pipeline.inspection.scene import Scene, in_flight, view_of
 from embridge.pipeline.inspection.views import DestinationView, EncodeView, LanguageView
 from embridge.workers.health import last_exit, why_unhealthy
@@ -53,6 +54,7 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
         "http": control.web_addr or "off",
         "keys": _keys(seen),
         "blocks": control.blocks.counts()._asdict(),
+        "ended": _ended(control),
         **(_unsent(control) if control.role == Role.ENCODE else {}),
         **({"shelf": dataclasses.asdict(control.shelf.counts())} if control.has_shelf else {}),
         "quarantine": [entry for entry, _ in scene.quarantine],
@@ -101,6 +103,16 @@ def _readers(control: Control, record: PeerRecord) -> list[int]:
     """The processes of a peer that read the shelf."""
     node = (record.node_id, record.incarnation)
     return [pid for *of, pid in control.shelf.readers() if tuple(of) == node]
+
+
+def _ended(control: Control) -> dict[str, Any]:
+    """How requests have ended since the node was launched, and what those that succeeded have carried on which path."""
+    ended = control.ends.read()
+    return {
+        "succeeded": ended.succeeded,
+        "failed": {code.name.lower(): count for code, count in ended.failed.items() if count},
+        "delivered": {path.name.lower(): of._asdict() for path, of in ended.delivered.items() if of.requests},
+    }
 
 
 def _unsent(control: Control) -> dict[str, int]:
@@ -240,6 +252,7 @@ def requests(control: Control, now_ns: int, *, sees_pids: bool = False) -> list[
             "pid": said.process.pid,
             "line": said.rule,
             "stamps_s": _stamps(control, slot, view.opened_ns),
+            "paths": known_paths(control, slot, view.sent),
         }
         if isinstance(view, EncodeView):
             entry["required"] = view.required

@@ -142,7 +142,7 @@ def view_of(scene: Scene, slot: int) -> EncodeView | LanguageView:
     get = control.slots.get
     word, stamps = split(control.status.load(slot)), control.status.stamps(slot)
     opened_ns, lane = get(slot, Slot.OPENED_NS), get(slot, Slot.LANE)
-    others = [pair for pair in scene.holders if pair[0] != slot]
+    others = [pair for pair in scene.holders[: MANY_HOLDERS + 1] if pair[0] != slot]
     common: dict[str, Any] = {
         "now_ns": scene.now_ns,
         "room": get(slot, Slot.ROOM),

@@ -178,7 +178,7 @@ class Poller(ABC):
         if self._succeeded.get(slot) != epoch:
             self._succeeded[slot] = epoch
             self._ctx.count(Metric.SUCCEEDED)
-            first, *others = paths_of(self._ctx, slot)
+            first, *others = paths_of(self._control, self._ctx.engine_of, slot)
             rounds = self._slots.get(slot, Slot.NUM_ROUNDS)
             if self._control.ends.succeeded(Counter.POLLER, slot, epoch, first, rounds):
                 for path in others:
