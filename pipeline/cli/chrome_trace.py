@@ -56,9 +56,8 @@ def _events(story: Story, begin_ns: int, pid: int, tid: int) -> Iterable[dict[st
     for stage in story.stages:
         yield slice_(stage.phase.name, stage.begin_ns, stage.end_ns or end_ns)
     if story.waits is not None:  # of one that has ended, what its slot waits for
-        since_ns = max(story.waits.since_ns, story.ended_ns)
         name = f"waits for {story.waits.process}"
-        yield slice_(name, since_ns, story.seen_ns, why=story.waits.reason, pid=story.waits.process.pid)
+        yield slice_(name, story.waits_since_ns, story.seen_ns, why=story.waits.reason, pid=story.waits.process.pid)
 
 
 def _named(what: str, name: str, pid: int, tid: int | None = None) -> dict[str, Any]:

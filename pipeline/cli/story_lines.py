@@ -26,8 +26,7 @@ def story_lines(story: Mapping[str, Any], width: int, *, seen_at: str = "") -> l
     if story["failure"]:
         lines += labelled("failed", [Field(f"{story['failure']}: {story['reason']}", TROUBLE)], width)
     if story["waits_for"]:
-        since = duration(story["took_s"] - story["waits_since_s"] if not story["has_ended"] else None)
-        lines += labelled("waits for", [story["waits_for"], *([f"for {since}"] if since != "-" else [])], width)
+        lines += labelled("waits for", [story["waits_for"], f"for {duration(story['waits_s'])}"], width)
         lines += wrapped(story["why"], width, indent=2)
     return lines
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, Final
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleDimensions, Group
 from rich.screen import Screen
 from rich.text import Text
 
@@ -91,7 +91,12 @@ class Terminal:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines, now."""
+        """Columns and lines, now; what is drawn next has this size."""
+        try:
+            width, height = os.get_terminal_size(self._fd)
+        except OSError:  # the terminal is gone
+            width = height = 0
+        self._console.size = ConsoleDimensions(width or 80, height or 24)  # some that are no window say 0
         return self._console.size.width, self._console.size.height
 
     def draw(self, lines: Sequence[Text]) -> None:

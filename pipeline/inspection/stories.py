@@ -66,6 +66,11 @@ class Story(NamedTuple):
         """From its opening to its end, or until it was seen."""
         return (self.ended_ns or self.seen_ns) - self.opened_ns
 
+    @property
+    def waits_since_ns(self) -> int:
+        """Since when it waits: from its opening or end on, though who owes the step may be in trouble for longer."""
+        return max(self.waits.since_ns if self.waits else 0, self.ended_ns or self.opened_ns)
+
     def told(self) -> dict[str, Any]:
         """It as plain data; times in seconds since it was opened."""
         return {
@@ -94,7 +99,7 @@ class Story(NamedTuple):
             "failure": self.failure,
             "reason": self.reason,
             "waits_for": str(self.waits.process) if self.waits else None,
-            "waits_since_s": self._since(self.waits.since_ns) if self.waits else None,
+            "waits_s": round((self.seen_ns - self.waits_since_ns) / NS, 6) if self.waits else None,
             "why": self.waits.reason if self.waits else None,
         }
 

@@ -6,29 +6,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+from support.by_hand import by_hand
 from support.claims import shut
 
-from embridge.allocator._core import Mapping
-from embridge.allocator.control import Control, format_control
-from embridge.allocator.geometry import Geometry, Limits, Role
 from embridge.allocator.lanes_and_processes import ForeignWriter
-from embridge.allocator.layout import ControlLayout
 from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.allocator.status import Phase
 from embridge.pipeline.inspection.scene import Scene, view_of
-
-
-def by_hand(tmp_path: Path) -> Control:
-    geometry, limits = (
-        Geometry(hidden_size=8, num_blocks=9),
-        Limits(num_slots=64, max_clients=1, window_blocks=4, max_peers=1),
-    )
-    size = ControlLayout.of(Role.LANGUAGE, geometry, limits).size
-    with open(tmp_path / "control", "wb+") as file:
-        file.truncate(size)
-        mapping = Mapping(file.fileno(), size)
-    format_control(mapping, Role.LANGUAGE, geometry, limits, node_id=1, incarnation=1, now_ns=1)
-    return Control(mapping)
 
 
 def test_rows_that_were_written_directly_are_ahead_of_what_the_encode_node_has_told(tmp_path: Path) -> None:
