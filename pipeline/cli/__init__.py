@@ -12,6 +12,7 @@ import click
 
 ELSEWHERE = {"demo": "embridge.demo.command"}
 COMMANDS = {
+    "bench": "Measure how fast rows go on this machine, and what bounds them.",
     "completion": "Have the shell complete commands, options and their values.",
     "demo": "Carry real photographs between two nodes and check every byte.",
     "discovery": "Run the discovery server: which nodes there are, how they fare.",

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 @click.option("--once", is_flag=True, help="Print one picture, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one picture as JSON, and end.")
 def command(run_dir: Path | None, role: str | None, interval_s: float, once: bool, as_json: bool) -> None:
-    """Watch a running node: requests by phase and path, rates, memory, and for each request who owes its next step.
+    """Watch a running node in a terminal: rates, memory, and what waits.
 
-    Enter opens the story of a request, n the node, h lists all keys, q quits. One picture (--once, --json) takes two
-    looks, --interval apart, for its rates.
+    For each request it says who owes its next step. Enter opens the story of a request, n the node, h lists all keys,
+    q quits. One picture (--once, --json) takes two looks, --interval apart, for its rates.
     """
     with expected_errors():
         path = run_dir_of(run_dir, role)

@@ -46,7 +46,7 @@ def command(
     run_dirs: Sequence[Path],
     role: str | None,
 ) -> None:
-    """Show when the request of a ROOM entered its phases, how it ended, or what it waits for; or the slowest requests.
+    """Show when a request entered its phases, and what it waits for: that of a ROOM, or the slowest ones.
 
     A node tells of requests in flight, and of those that have ended as long as their slots were not used again: of the
     last dozens, mostly. Nodes of this host are shown together, with one clock.

@@ -181,9 +181,9 @@ def test_a_mooncake_that_is_not_installed_names_the_extra(monkeypatch: pytest.Mo
     assert "embridge[mooncake" in check.advice
 
 
-@pytest.mark.parametrize("command", ["status", "drain", "stop"])
+@pytest.mark.parametrize("command", ["status", "top --once", "trace 7", "drain", "stop"])
 def test_a_command_about_no_node_is_one_line_and_status_3(command: str, tmp_path: Path) -> None:
-    code, out, err = invoke(command, "--run-dir", str(tmp_path))
+    code, out, err = invoke(*command.split(), "--run-dir", str(tmp_path))
     assert (code, out) == (3, "")
     assert len(err.splitlines()) == 1
 
@@ -262,7 +262,9 @@ def test_the_table_of_exit_statuses_has_those_that_commands_end_with() -> None:
     listed = {int(code) for code in re.findall(r"(?m)^\| (\d+) \|", page)}
     assert listed == {0, FAILED, WRONG, NO_NODE, INTERRUPTED, 128 + signal.SIGTERM}
     assert set().union(*(codes for _, _, codes in shown_commands())) == {0, FAILED, WRONG, NO_NODE}
-    assert {words[0] for words, _, codes in shown_commands() if NO_NODE in codes} == {"status", "drain", "stop"}
+    assert {words[0] for words, _, codes in shown_commands() if NO_NODE in codes} == {
+        *("status", "top", "trace", "drain", "stop")
+    }
 
 
 def test_keys_speak_json(tmp_path: Path) -> None:

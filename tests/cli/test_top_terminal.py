@@ -70,7 +70,7 @@ class Pty:
         return (
             termios.tcgetattr(self.theirs) == self.before
             and text.rfind(LEFT) > text.rfind(ENTERED)
-            and CURSOR in text[text.rfind(ENTERED) :]
+            and CURSOR in text[max(0, text.rfind(ENTERED)) :]
         )
 
     def close(self) -> None:

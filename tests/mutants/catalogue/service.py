@@ -3,9 +3,40 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import COMMANDS, PROBES, SERVICE, SERVICE_MANAGER, SETTINGS_FILES, START_CHECKS
+from .files import (
+    COMMANDS,
+    PROBES,
+    SERVICE,
+    SERVICE_MANAGER,
+    SETTINGS_FILES,
+    START_CHECKS,
+    STORIES,
+    TOP,
+    TOP_TERMINAL,
+)
 
 SERVICE_MUTANTS: Final = [
+    Mutant(
+        "story-of-two-requests", "P17", "a slot that is being opened is told of with the words of two requests",
+        "pipeline/inspection/stories.py",
+        "        if epoch and split(word).epoch == epoch:\n            yield",
+        "        if epoch:\n            yield",
+        (f"{STORIES}::test_a_request_that_is_just_being_opened_is_not_told_of_by_the_words_of_the_last_one",),
+    ),
+    Mutant(
+        "terminal-kept", "P9", "a command that ends with an exception leaves the terminal as it had it",
+        "pipeline/cli/terminal.py",
+        "            stack.callback(self._give_back)\n",
+        "",
+        (f"{TOP_TERMINAL}::test_whatever_ends_the_block_the_terminal_is_as_it_was",),
+    ),
+    Mutant(
+        "texts-command-the-terminal", "P21", "the reason that another node gives is obeyed by an operator's terminal",
+        "pipeline/cli/layout.py",
+        'else "?" for char',
+        "else char for char",
+        (f"{TOP}::test_what_others_say_cannot_command_the_terminal",),
+    ),
     Mutant(
         "role-guessed", "P13", "a node of which nobody said the role starts as one",
         "pipeline/config.py",

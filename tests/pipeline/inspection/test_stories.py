@@ -67,7 +67,7 @@ def test_a_request_that_has_ended_is_told_of_until_its_slot_has_another(language
 def test_a_request_that_is_just_being_opened_is_not_told_of_by_the_words_of_the_last_one(
     language: RequestsByHand,
 ) -> None:
-    """R16: the record is about the next epoch before the status word is."""
+    """P17: the record is about the next epoch before the status word is."""
     slot, epoch = delivered(language)
     language.control.slots.set(slot, Slot.EPOCH, epoch + 1)
     assert stories(language.control, NOW_NS) == []
@@ -159,7 +159,7 @@ def test_a_chrome_trace_has_a_process_a_node_a_thread_a_request_and_a_slice_a_ph
 
 
 def test_what_has_ended_is_counted_by_code_and_path(language: RequestsByHand) -> None:
-    """P17: by what the node's processes have counted."""
+    """By what the node's processes have counted."""
     slot, epoch = delivered(language)
     assert language.control.ends.succeeded(ends.Counter.POLLER, slot, epoch, ends.Path.DIRECT, 2)
     language.control.ends.failed(ends.Counter.CLIENTS, FailureCode.TIMEOUT)
