@@ -188,7 +188,9 @@ def test_nothing_that_runs_what_it_reads_is_used() -> None:
 
 
 def test_who_uses_zeromq_starts_no_thread() -> None:
-    """D19: its sockets belong to the one thread of their process; only the wire, and who guards it, make any."""
+    """D19: its sockets belong to the one thread of their process; only the wire, and who guards it, make any, and
+    `embridge bench`, which is measured beside it.
+    """
     users = {}
     for path, tree in parsed():
         names = set(imports(tree))
@@ -201,7 +203,8 @@ def test_who_uses_zeromq_starts_no_thread() -> None:
                 "multiprocessing",
             }
     wire = ("dealers", "loop", "port", "reader", "teller", "zap")
-    assert users == {"workers/keys.py": set()} | {f"workers/wire/{name}.py": set() for name in wire}
+    bench = {"pipeline/cli/bench_runs.py": {"multiprocessing"}}
+    assert users == {"workers/keys.py": set()} | {f"workers/wire/{name}.py": set() for name in wire} | bench
 
 
 def test_the_environment_is_read_in_one_place() -> None:
@@ -229,13 +232,14 @@ def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
     """P14: a jump of it changes nothing.
 
     The launcher reads it, for an incarnation, the discovery server, to refuse one of days to come, and who makes spans
-    of requests that have ended.
+    or traces of requests.
     """
     for path, tree in parsed():
         if path in (
             Path("pipeline/node/claim.py"),
             Path("workers/discovery/server.py"),
             Path("embridge/integrations/opentelemetry.py"),
+            Path("pipeline/inspection/stories.py"),
         ):
             continue
         for node in ast.walk(tree):
@@ -247,6 +251,7 @@ OF_REAL_THINGS = {
     "pipeline/join.py": "it waits for a node to answer",
     "pipeline/ranks/follower.py": "it looks whether its node lives; no request has a time",
     "pipeline/inspection/observe.py": "one look, from outside",
+    "pipeline/inspection/stories.py": "one look, from outside, and the time of day of it",
     "pipeline/node/launcher.py": "its loop, and processes that it waits for; who looks at their beats is given a clock",
     "pipeline/node/claim.py": "the wall clock, which orders incarnations",
     "pipeline/node/ports.py": "it waits for a port that is to come free",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from embridge.pipeline.cli.errors import expected_errors
+from embridge.pipeline.cli.figures import count
 
 if TYPE_CHECKING:
     from embridge.pipeline.cli.bench_runs import Figures
@@ -38,7 +39,7 @@ class Machine(NamedTuple):
 @click.option("--seconds", type=click.FloatRange(min=1), default=100.0, show_default=True, help="How long to measure.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON; all else to stderr.")
 def command(seconds: float, as_json: bool) -> None:
-    """Measure how fast rows go from an encoder's process to a scheduler's on this machine, and say what bounds them.
+    """Measure how fast rows go on this machine, and what bounds them: from an encoder's process to a scheduler's.
 
     Starts nodes of its own, beside ZeroMQ and one bare copy; with Mooncake installed a second pair of nodes sends
     through it. Carriers take turns in three rounds; a figure is the median. Needs some 300 MB of /dev/shm, twice that
@@ -94,7 +95,7 @@ def table_of(measured: Measured) -> Any:
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for title, carriers in measured.items():
         for i, (carrier, of) in enumerate(carriers.items()):
-            table.add_row("" if i else title, carrier, f"{of.one_ms:.3g}", f"{of.gb_per_s:.3g}", f"{of.per_s:.4g}")
+            table.add_row("" if i else title, carrier, f"{of.one_ms:.3g}", f"{of.gb_per_s:.3g}", count(of.per_s))
     return table
 
 

@@ -45,7 +45,7 @@ class Terminal:
         if not (sys.stdin.isatty() and console.is_terminal):
             return "standard input and output are no terminal"
         if console.is_dumb_terminal:
-            return f"a terminal of type {os.environ.get('TERM', '')!r} has no screen to draw on"
+            return "this terminal has no screen to draw on, as TERM says"
         return ""
 
     def __enter__(self) -> Terminal:

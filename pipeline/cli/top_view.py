@@ -154,7 +154,8 @@ def _rates(rates: Mapping[str, Any] | None) -> Iterable[Field | str]:
 def _watermarks(rows: Mapping[str, int]) -> Iterable[str]:
     if any(rows.values()):
         yield from (f"{name} {count(rows[name])}" for name in ("ready", "granted", "sent"))
-        yield f"of {count(rows['total'])}"
+        if rows["total"] >= rows["ready"]:  # else the length of many is not known
+            yield f"of {count(rows['total'])}"
 
 
 def _pool(picture: Mapping[str, Any]) -> Iterable[Field | str]:

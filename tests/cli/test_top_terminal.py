@@ -60,7 +60,7 @@ class Pty:
         return self.text
 
     def wait_for(self, said: str) -> None:
-        """Until this is shown that was not before; then what came before is forgotten."""
+        """Until this is shown; then what came before is forgotten."""
         wait_until(lambda: said in plain(self.read()), 20.0, lambda: f"{said!r} is shown: {plain(self.text)[-2000:]}")
         self.text = ""
 
@@ -158,7 +158,7 @@ def test_without_a_terminal_it_says_what_there_is_instead(
     assert Terminal.why_not(at_pty) == ""
     dumb = Console(file=at_pty.file, force_terminal=True, _environ={"TERM": "dumb"})
     monkeypatch.setenv("TERM", "dumb")
-    assert "'dumb' has no screen" in Terminal.why_not(dumb)
+    assert "has no screen to draw on" in Terminal.why_not(dumb)
     code, out, err = invoke("top", "--run-dir", str(tmp_path))
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "--once prints one picture" in err
@@ -199,6 +199,10 @@ def test_keys_lead_through_a_live_node_and_q_and_sigterm_give_the_terminal_back(
                     pty.type("\x1b")
                     senders.append(open_sender(sending, later, 100))
                     pty.wait_for(f"{later} Bootstrapping")
+                    process.send_signal(signal.SIGTSTP)  # Ctrl-Z
+                    wait_until(pty.is_given_back)
+                    process.send_signal(signal.SIGCONT)
+                    pty.wait_for("in flight")
                     pty.type("q")
                 else:
                     process.terminate()
