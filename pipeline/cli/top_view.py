@@ -112,7 +112,7 @@ def facts(picture: Mapping[str, Any], width: int) -> list[tuple[int, Lines]]:
         (0, "pool", _pool(picture)),
         (2, "oldest", _oldest(picture["requests"]["oldest"])),
         (3, "ended", _ended(picture["ended"])),
-        (5, "nodes", _nodes(picture)),
+        (5, "workers", _workers(picture)),
         (0, "trouble", _troubles(picture)),
     ]
     rest = ((soon, label, list(told)) for soon, label, told in said)
@@ -122,13 +122,13 @@ def facts(picture: Mapping[str, Any], width: int) -> list[tuple[int, Lines]]:
 def _title(picture: Mapping[str, Any], width: int) -> Lines:
     health = picture["health"]
     told = [
-        Field(f"{picture['role']} node {picture['node_id']}", LABEL),
+        Field(f"{picture['role']} {picture['node_id']}", LABEL),
         picture["state"],
         Field(health, "" if health == "ok" else TROUBLE),
         f"up {duration(picture['up_s'])}",
         f"{picture['requests']['in_flight']} in flight",
     ]
-    return labelled("embridge", told, width)
+    return labelled("node", told, width)
 
 
 def _in_flight(requests: Mapping[str, Any]) -> Iterable[Field | str]:
@@ -187,7 +187,7 @@ def _ended(ended: Mapping[str, Any]) -> Iterable[Field | str]:
         yield Field(f"{code} {count(number)}", TROUBLE)
 
 
-def _nodes(picture: Mapping[str, Any]) -> Iterable[Field | str]:
+def _workers(picture: Mapping[str, Any]) -> Iterable[Field | str]:
     clients, peers = picture["clients"], picture["peers"]
     for it in picture["processes"]:
         if not it["name"].startswith("worker"):

@@ -83,7 +83,7 @@ def test_at_80_by_24_an_operator_sees_the_node_and_every_request_with_who_owes_i
 ) -> None:
     text = text_of(shown(hand))
     for said in (
-        "language node 1  READY",
+        "node      language 1  READY",
         "4 in flight",
         "Bootstrapping 3  Transferring 1  shm 1",
         "[##################..] 8 of 9 blocks  claims held 0",
@@ -171,7 +171,7 @@ def test_an_encode_node_shows_what_waits_in_its_host_memory(tmp_path: Path) -> N
     hand.open(7, opened_s=99, TOTAL=100, READY=50)
     hand.control.lanes.add_unsent(0, 5_000_000)
     text = text_of(shown(hand))
-    assert "encode node 1" in text
+    assert "node      encode 1" in text
     assert "5 MB unsent" in text
     assert "claims" not in text
 
@@ -276,7 +276,7 @@ def test_a_page_that_is_longer_than_the_terminal_is_scrolled_to_its_end_and_no_f
     state.press("up")
     assert text_of(state, 80, 8).splitlines()[:-1] != last
     state.press("home")
-    assert text_of(state, 80, 8).startswith("embridge")
+    assert text_of(state, 80, 8).startswith("node ")
 
 
 def test_a_story_stays_when_its_request_has_ended(hand: RequestsByHand) -> None:

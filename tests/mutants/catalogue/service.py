@@ -19,8 +19,8 @@ SERVICE_MUTANTS: Final = [
     Mutant(
         "story-of-two-requests", "P17", "a slot that is being opened is told of with the words of two requests",
         "pipeline/inspection/stories.py",
-        "        if epoch and split(word).epoch == epoch:\n            yield",
-        "        if epoch:\n            yield",
+        "split(control.status.load(slot)).epoch == epoch and get(slot, Slot.EPOCH) == epoch",
+        "split(control.status.load(slot)).epoch == epoch",
         (f"{STORIES}::test_a_request_that_is_just_being_opened_is_not_told_of_by_the_words_of_the_last_one",),
     ),
     Mutant(

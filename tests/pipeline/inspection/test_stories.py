@@ -18,7 +18,8 @@ from embridge.allocator.status import Phase
 from embridge.pipeline.cli.chrome_trace import chrome_trace
 from embridge.pipeline.cli.story_lines import story_lines
 from embridge.pipeline.inspection.paths import known_paths
-from embridge.pipeline.inspection.stories import NodeStories, Story, stories
+from embridge.pipeline.inspection.scene import Scene
+from embridge.pipeline.inspection.stories import NodeStories, Story, stories, story_of
 from embridge.workers.timing import NS
 
 
@@ -71,6 +72,7 @@ def test_a_request_that_is_just_being_opened_is_not_told_of_by_the_words_of_the_
     slot, epoch = delivered(language)
     language.control.slots.set(slot, Slot.EPOCH, epoch + 1)
     assert stories(language.control, NOW_NS) == []
+    assert story_of(Scene(language.control, NOW_NS), slot, epoch) is None
 
 
 def test_a_request_that_waits_says_for_whom_and_since_when(language: RequestsByHand) -> None:
