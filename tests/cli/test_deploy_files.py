@@ -21,6 +21,7 @@ from typing import Any
 import click
 import pytest
 import yaml
+from support.remains import children_of
 from support.waiting import wait_until
 
 from embridge import PipelineConfig, Timing
@@ -276,7 +277,3 @@ def test_the_images_command_is_a_node_that_drains_as_process_1_of_a_small_contai
 
 def status_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/status").read_text().splitlines()
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.remains import children_of
 from support.waiting import wait_until
 
 from embridge import EmbeddingRequest, PreallocQueue, TransferQueue, attach
@@ -113,10 +114,6 @@ def test_sighup_ends_a_node_when_it_says_that_the_terminal_is_gone(tmp_path: Pat
     finally:
         program.kill()
         program.wait()
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_node_that_ends_by_itself_fails_the_command_though_sigchld_was_ignored(tmp_path: Path) -> None:

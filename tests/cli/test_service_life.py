@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support.remains import children_of
 from support.waiting import wait_until
 
 from embridge import EmbeddingRequest, PreallocQueue, TransferQueue, attach
@@ -252,7 +253,3 @@ def test_drain_waits_for_requests_in_flight_and_stop_does_not(tmp_path: Path) ->
         assert service.process.wait(30) == 0, service.log()
         assert run("stop", "--run-dir", str(service.run_dir)).exit_code == 3
         assert "Traceback" not in service.log()
-
-
-def children_of(*pids: int) -> list[int]:
-    return [int(word) for pid in pids for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -70,6 +70,24 @@ class Discovery:
         return [node["state"] for node in self.nodes(role)]
 
 
+def fields_of(node: int, **changes: Any) -> dict[str, Any]:
+    """What a report of an encode node and an entry for it have in common, but for what is changed."""
+    return {
+        "role": "encode",
+        "node_id": f"{node:x}",
+        "incarnation": 1,
+        "bootstrap_addr": f"tcp://127.0.0.1:{node}",
+        "poller_addr": "tcp://127.0.0.1:9",
+        "state": "READY",
+        "unhealthy": [],
+        "outstanding_tokens": 0,
+        "outstanding_requests": 0,
+        "free_blocks": 0,
+        "num_blocks": 1,
+        **changes,
+    }
+
+
 @contextmanager
 def discovery() -> Iterator[Discovery]:
     """A server for the length of a block."""

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from embridge.workers.discovery import messages as msg
+from support.discovery import fields_of
 from support.leaks import MARK
 from support.ports import port_to_keep
 from support.remains import run_dirs
@@ -160,22 +161,7 @@ def _json(data: bytes) -> Any:
 
 def report(node: int = 1, **changes: Any) -> msg.RouteReport:
     """What an encode node says of itself, but for what is changed."""
-    fields: dict[str, Any] = {
-        "role": "encode",
-        "node_id": f"{node:x}",
-        "incarnation": 7,
-        "bootstrap_addr": f"tcp://127.0.0.1:{node}",
-        "poller_addr": "tcp://127.0.0.1:9",
-        "state": "READY",
-        "unhealthy": [],
-        "outstanding_tokens": 0,
-        "outstanding_requests": 0,
-        "free_blocks": 0,
-        "num_blocks": 1,
-        "sequence": 1,
-        "ttl_s": 5.0,
-    }
-    return msg.RouteReport(**{**fields, **changes})
+    return msg.RouteReport(**fields_of(node, **{"incarnation": 7, "sequence": 1, "ttl_s": 5.0, **changes}))
 
 
 @contextmanager

@@ -34,3 +34,8 @@ def alive(pids: list[int]) -> list[int]:
         except psutil.NoSuchProcess:
             continue
     return running
+
+
+def children_of(*pids: int) -> list[int]:
+    """Of these processes, as the kernel lists them now."""
+    return [int(word) for pid in pids for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

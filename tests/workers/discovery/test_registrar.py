@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.discovery import fields_of
 from support.simulation import segment
 
 from embridge.allocator.control import Control, format_control
@@ -43,22 +44,7 @@ def ctx() -> RoleContext:
 
 
 def entry(node: int, **changes: Any) -> msg.RouteEntry:
-    fields: dict[str, Any] = {
-        "role": "encode",
-        "node_id": f"{node:x}",
-        "incarnation": 1,
-        "bootstrap_addr": f"tcp://127.0.0.1:{node}",
-        "poller_addr": "tcp://127.0.0.1:9",
-        "state": "READY",
-        "unhealthy": [],
-        "outstanding_tokens": 0,
-        "outstanding_requests": 0,
-        "free_blocks": 0,
-        "num_blocks": 1,
-        "healthy": True,
-        "age_s": 0.5,
-    }
-    return msg.RouteEntry(**{**fields, **changes})
+    return msg.RouteEntry(**fields_of(node, **{"healthy": True, "age_s": 0.5, **changes}))
 
 
 @settings(max_examples=20, deadline=None)
