@@ -31,7 +31,7 @@ from embridge.allocator.records import (
 )
 from embridge.allocator.texts import packed, unpacked
 
-_TOLD_BITS: Final = 2
+TOLD_BITS: Final = 2
 _BLANK: Final = bytes(SLOT_BYTES)
 STAGE_STAGED: Final = 1  # 0: the entry is empty
 STAGE_READING: Final = 2
@@ -113,11 +113,11 @@ class SlotTable:
     def told(self, slot: int, epoch: int) -> Told:
         """Whether the node's processes have this epoch, by one look; TOLD where the word is about another one."""
         word = self.get(slot, Slot.TOLD)
-        return Told(word & (1 << _TOLD_BITS) - 1) if word >> _TOLD_BITS == epoch else Told.TOLD
+        return Told(word & (1 << TOLD_BITS) - 1) if word >> TOLD_BITS == epoch else Told.TOLD
 
     def is_untold(self, slot: int, epoch: int) -> bool:
         """Whether the client alone has this epoch."""
-        return 0 <= slot < self.num_slots and self.get(slot, Slot.TOLD) == epoch << _TOLD_BITS | Told.UNTOLD
+        return 0 <= slot < self.num_slots and self.get(slot, Slot.TOLD) == epoch << TOLD_BITS | Told.UNTOLD
 
     def tell(self, slot: int, epoch: int) -> bool:
         """Give the node's processes a request that its client alone had (R78). True for the one who has done it."""
@@ -128,7 +128,7 @@ class SlotTable:
         return self._leave_untold(slot, epoch, Told.RELEASED)
 
     def _leave_untold(self, slot: int, epoch: int, told: Told) -> bool:
-        head = epoch << _TOLD_BITS
+        head = epoch << TOLD_BITS
         return self._words.compare_exchange(slot * self._stride + Slot.TOLD, head | Told.UNTOLD, head | told)
 
     def join(self, slot: int, who: JoinedBy) -> bool:

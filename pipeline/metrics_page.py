@@ -24,7 +24,8 @@ Every node serves its metrics over HTTP, from a process of its own that only loo
 dies, requests go on, and it is started again at the same port. The port is any free one of the loopback address, so
 that nodes on one host do not meet; `embridge status` shows it, and so does the line READY. For Prometheus give each
 node a port of its own: `--metrics-addr 127.0.0.1:9464`, or the address of an interface (there is neither a password nor
-encryption: leave it to networks that you trust). `--metrics-addr off` leaves the process out.
+encryption: leave it to networks that you trust). `--metrics-addr off` leaves the process out. The same port shows a
+[status page](deploying.md#the-status-page) for people.
 
 ```yaml
 scrape_configs:

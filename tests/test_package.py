@@ -94,8 +94,9 @@ class TestPackage:
             *(f"embridge/{place}py.typed" for place in folders if place != "demo/"),
             "embridge/allocator/_core.pyi",
         }
+        files = {"embridge/workers/status_page.html"}
         shipped = {name for name in built.shipped() if ".dist-info/" not in name}
-        assert shipped == modules | typing | {"embridge/allocator/_core.abi3.so"}
+        assert shipped == modules | typing | files | {"embridge/allocator/_core.abi3.so"}
 
     def test_the_wheel_names_its_command_its_licence_and_what_it_needs(self, built: Built) -> None:
         assert "embridge = embridge.pipeline.cli:main" in built.metadata("entry_points.txt")

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from embridge.allocator.control import Control
 from embridge.allocator.geometry import Role
-from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.pinning import lock_note
 from embridge.allocator.ranklog import RankLog
-from embridge.allocator.records import Lane, LaneState, Peer, Process, SegmentHeader
-from embridge.allocator.routes import RouteRecord
-from embridge.allocator.status import Phase, phase_path, split
-from embridge.pipeline.inspection.explain import explain
+from embridge.allocator.records import SegmentHeader
 from embridge.pipeline.inspection.open_readonly import Look, look
 from embridge.pipeline.inspection.paths import known_paths
-from embridge.pipeline.inspection.scene import Scene, in_flight, view_of
-from embridge.pipeline.inspection.views import DestinationView, EncodeView, LanguageView
-from embridge.workers.health import last_exit, why_unhealthy
+from embridge.workers.health import why_unhealthy
+from embridge.workers.inspection import parts
+from embridge.workers.inspection.requests import requests_of
+from embridge.workers.inspection.scene import Scene
 from embridge.workers.keys import KeyFileError, read_allow_list
 from embridge.workers.timing import NS
 from embridge.workers.wire.zap import FINGERPRINT
@@ -58,51 +56,29 @@ def _told(seen: Look, now: int) -> dict[str, Any]:
         **(_unsent(control) if control.role == Role.ENCODE else {}),
         **({"shelf": dataclasses.asdict(control.shelf.counts())} if control.has_shelf else {}),
         "quarantine": [entry for entry, _ in scene.quarantine],
-        "processes": [_process(scene, name) for name in control.processes.names],
+        "processes": parts.processes(scene),
         "clients": [
-            {
-                "lane": lane,
-                "pid": control.lanes.get(lane, Lane.PID),
-                "attached_s": round((now - control.lanes.get(lane, Lane.ATTACHED_NS)) / NS, 1),
-                "silent_s": _silent_s(control.lanes.get(lane, Lane.BEAT_NS), now),
-                "rings_full": control.num_refused(f"lane{lane}"),
-                "waiting": control.lanes.get(lane, Lane.NUM_WAITING),
-                "trouble": scene.client(lane).trouble,
-                **(
-                    {"unsent_bytes": control.lanes.get(lane, Lane.UNSENT_BYTES)}
-                    if control.role == Role.ENCODE
-                    else {"lent_blocks": control.lanes.get(lane, Lane.NUM_LENT)}
-                ),
-            }
-            for lane in range(control.lanes.num_lanes)
-            if control.lanes.get(lane, Lane.STATE) == LaneState.ATTACHED
+            {**client, "rings_full": control.num_refused(f"lane{client['lane']}")} for client in parts.clients(scene)
         ],
         "groups": [_rank(name, log, rank) for name, log in seen.logs.items() for rank in log.followers],
-        "peers": [
-            {
-                "node": f"{record.node_id:x}",
-                "incarnation": record.incarnation,
-                "bootstrap_addr": record.bootstrap_addr,
-                "registered_s": round((now - control.peers.get(peer, Peer.REGISTERED_NS)) / NS, 1),
-                "silent_s": round((now - control.peers.get(peer, Peer.HEARD_NS)) / NS, 2),
-                "writers": control.writers.pids(record.node_id, record.incarnation),
-                "direct_writers": control.writers.pids(record.node_id, record.incarnation, has_claims=True),
-                **({"shelf_readers": _readers(control, record)} if control.has_shelf else {}),
-            }
-            for peer in control.peers.alive()
-            for record in [control.peers.record(peer)]
-        ],
-        "discovery": _discovery(control, now),
-        "routes": [_route(route, now) for route in control.routes.routes()] if control.has_discovery else [],
+        "peers": [{**peer, **_mappers(control, peer)} for peer in parts.peers(scene)],
+        "discovery": parts.discovery(control, now),
+        "routes": [parts.route(it, now) for it in control.routes.routes()] if control.has_discovery else [],
         "requests": requests(control, now, sees_pids=seen.sees_pids),
         "metrics": control.metrics.all(),
     }
 
 
-def _readers(control: Control, record: PeerRecord) -> list[int]:
-    """The processes of a peer that read the shelf."""
-    node = (record.node_id, record.incarnation)
-    return [pid for *of, pid in control.shelf.readers() if tuple(of) == node]
+def _mappers(control: Control, peer: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The processes of a peer that have memory of this node mapped, by pid."""
+    node = int(peer["node"], 16), peer["incarnation"]
+    found = {
+        "writers": control.writers.pids(*node),
+        "direct_writers": control.writers.pids(*node, has_claims=True),
+    }
+    if control.has_shelf:
+        found["shelf_readers"] = [pid for *of, pid in control.shelf.readers() if tuple(of) == node]
+    return found
 
 
 def _ended(control: Control) -> dict[str, Any]:
@@ -154,19 +130,6 @@ def _keys(seen: Look) -> dict[str, Any]:
     return {"messages": "CURVE", "key_fingerprint": seen.public_key[:FINGERPRINT], "keys_allowed": listed}
 
 
-def _process(scene: Scene, name: str) -> dict[str, Any]:
-    get = scene.control.processes.get
-    return {
-        "name": name,
-        "pid": get(name, Process.PID),
-        "silent_s": round((scene.now_ns - get(name, Process.BEAT_NS)) / NS, 2),
-        "restarts": get(name, Process.NUM_RESTARTS),
-        "killed_silent": get(name, Process.NUM_SILENT),
-        "last_exit": last_exit(scene.control, name),
-        "trouble": scene.process(name).trouble,
-    }
-
-
 def _rank(group: str, log: RankLog, rank: int) -> dict[str, Any]:
     """One follower of a group; rank 0 is its client."""
     attached = sum(log.state(other).name == "JOINED" for other in log.followers)
@@ -183,110 +146,9 @@ def _rank(group: str, log: RankLog, rank: int) -> dict[str, Any]:
     }
 
 
-def _silent_s(beat_ns: int, now_ns: int) -> float:
-    """Seconds since the last beat; 0 before the first."""
-    return round((now_ns - beat_ns) / NS, 2) if beat_ns else 0.0
-
-
-def _discovery(control: Control, now_ns: int) -> str | dict[str, Any]:
-    """How the registrar fares, or that there is none."""
-    if not control.has_discovery:
-        return "not configured"
-    record = control.routes.discovery()
-    if record is None:
-        return "being written; look again"
-    return {
-        "state": record.state.name,
-        "server": record.url,
-        "for_s": round((now_ns - record.since_ns) / NS, 1) if record.since_ns else 0.0,
-        "heard_s_ago": round((now_ns - record.heard_ns) / NS, 1) if record.heard_ns else "never",
-        "failures": record.num_failures,
-        "reason": record.reason,
-    }
-
-
-def _route(route: RouteRecord, now_ns: int) -> dict[str, Any]:
-    return {
-        "name": route.bootstrap_addr,
-        "node": f"{route.node_id:x}",
-        "incarnation": route.incarnation,
-        "state": route.state.name,
-        "health": "ok" if route.healthy else route.unhealthy,
-        "outstanding_tokens": route.outstanding_tokens,
-        "outstanding_requests": route.outstanding_requests,
-        "free_blocks": route.free_blocks,
-        "reported_s_ago": round((now_ns - route.reported_ns) / NS, 1),
-    }
-
-
-# ---- requests
-
-
 def requests(control: Control, now_ns: int, *, sees_pids: bool = False) -> list[dict[str, Any]]:
-    """The requests in flight, slot by slot, each with who owes its next step."""
-    found, scene = [], Scene(control, now_ns, sees_pids=sees_pids)
-    for slot, epoch in in_flight(control):
-        view = view_of(scene, slot)
-        if split(control.status.load(slot)).epoch != epoch:  # the slot has another request by now
-            continue
-        said = explain(view)
-        entry = {
-            "room": view.room,
-            "slot": slot,
-            "epoch": epoch,
-            "phase": Phase(view.phase).name,
-            "ready": view.ready,
-            "granted": view.granted,
-            "sent": view.sent,
-            "total": view.total,
-            "drained": view.drained if isinstance(view, LanguageView) else None,
-            "age_s": round((now_ns - view.opened_ns) / NS, 2),
-            "waits_for": str(said.process),
-            "for_s": round((now_ns - said.since_ns) / NS, 2),
-            "why": said.reason,
-            "deadline_in_s": round((view.deadline_ns - now_ns) / NS, 2),
-            "moved_s_ago": round((now_ns - view.moved_ns) / NS, 2),
-            "reason": view.failure,
-            "client": view.client.pid,
-            "process": said.process.name,
-            "pid": said.process.pid,
-            "line": said.rule,
-            "stamps_s": _stamps(control, slot, view.opened_ns),
-            "paths": known_paths(control, slot, view.sent),
-        }
-        if isinstance(view, EncodeView):
-            entry["required"] = view.required
-            entry["destinations"] = [_destination(seen) for seen in view.destinations]
-            entry["written_by"] = ", ".join(
-                dict.fromkeys(seen.written_by.name.lower() for seen in view.destinations)
-            )
-        else:
-            entry["encode_node"] = str(view.other)
-            entry["blocks"] = {
-                "granted": view.granted_blocks,
-                "known_there": view.known_blocks,
-                "drained": view.drained_blocks,
-            }
-            entry["claim"] = view.claim.name
-            entry["claim_holder"] = view.writer.pid
-        found.append(entry)
+    """The requests in flight, slot by slot, each with who owes its next step; those, too, that only clients have."""
+    found = requests_of(Scene(control, now_ns, sees_pids=sees_pids), control.open_slots())
+    for entry in found:
+        entry["paths"] = known_paths(control, entry["slot"], entry["sent"])
     return found
-
-
-def _stamps(control: Control, slot: int, opened_ns: int) -> dict[str, float]:
-    """When each phase was entered, in seconds since the request was opened."""
-    stamps = control.status.stamps(slot)
-    return {phase.name: round((stamps[phase] - opened_ns) / NS, 6) for phase in phase_path(stamps)}
-
-
-def _destination(seen: DestinationView) -> dict[str, Any]:
-    return {
-        "node": str(seen.node),
-        "granted": seen.granted,
-        "sent": seen.sent,
-        "issued": seen.issued,
-        "staged": seen.staged,
-        "closed": seen.is_closed,
-        "written_by": seen.written_by.name.lower(),
-        "trouble": "lost" if seen.is_lost else seen.node.trouble,
-    }

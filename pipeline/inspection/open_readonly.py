@@ -23,10 +23,10 @@ from embridge.allocator.segment import SHARED_MEMORY, map_segment
 from embridge.pipeline.join import check_run_dir, knock
 from embridge.pipeline.run_dir import RunDirError, open_run_dir, read_identity
 from embridge.workers import run_socket
+from embridge.workers.inspection.conditions import condition_of
 from embridge.workers.transfer import engines
 
 ANSWER_TIMEOUT_S: Final = 2.0
-DEAD: Final = "it is dead"
 
 
 class Look(NamedTuple):
@@ -131,20 +131,6 @@ def _is_same(link: Path, file: Path) -> bool:
         return link.samefile(file)
     except OSError:
         return False
-
-
-def condition_of(pid: int) -> str:
-    """What stops a process from running, as the kernel tells; empty where nothing does."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return DEAD
-    return {
-        "T": "it is stopped by a signal",
-        "t": "it is stopped by a debugger",
-        "Z": DEAD,
-        "X": DEAD,
-    }.get(state, "")
 
 
 def remains(run_dir: Path) -> dict[str, Any]:

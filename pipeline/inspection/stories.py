@@ -19,11 +19,11 @@ from embridge.allocator.errors import known_code
 from embridge.allocator.geometry import Role
 from embridge.allocator.records import SLOT_BYTES, Destination, Peer, Slot
 from embridge.allocator.status import Phase, phase_path, split
-from embridge.pipeline.inspection.explain import Explanation, explain
 from embridge.pipeline.inspection.open_readonly import look
 from embridge.pipeline.inspection.paths import known_paths
-from embridge.pipeline.inspection.scene import Scene, view_of
-from embridge.pipeline.inspection.views import EncodeView
+from embridge.workers.inspection.explain import Explanation, explain
+from embridge.workers.inspection.scene import Scene, view_of
+from embridge.workers.inspection.views import EncodeView
 from embridge.workers.timing import NS
 
 

@@ -9,10 +9,12 @@ the answer is what the beats of each process say (D4).
     PUT    /route    a node registers, or renews           GET /health    200 only if every process of every node beats
     GET    /route    the nodes, for registrars             GET /nodes     the nodes with health and load, for routers
     DELETE /route    a node leaves                         GET /metrics   the same for Prometheus
+    GET    /         the status page, which asks           GET /status.json
 
 Every body is decoded into a typed, ranged message before a handler uses it. An answer that is no success is JSON with
 an `error` that says what was wrong. The server binds one address, and one beyond loopback only where a token is
-configured, which every request must then bear.
+configured, which every request must then bear, but for that of the status page: it holds no data,
+and asks for the token.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from embridge.workers.discovery import messages as msg
 from embridge.workers.discovery.metrics import metrics
 from embridge.workers.discovery.registry import Registry, RegistryFull, RouteConflict
+from embridge.workers.discovery.status import status
 from embridge.workers.exposition import content_type
 from embridge.workers.log_limit import LogLimit
+from embridge.workers.status_page import status_page
 
 log = logging.getLogger(__name__)
 _http_log = logging.getLogger(f"{__name__}.http")
@@ -118,6 +122,8 @@ class Server:
         app.router.add_get("/health", self._health)
         app.router.add_get("/nodes", self._nodes, allow_head=False)
         app.router.add_get("/metrics", self._metrics, allow_head=False)
+        app.router.add_get("/status.json", self._status, allow_head=False)
+        app.router.add_get("/", self._page)
         return app
 
     async def serve(self, host: str, port: int, ready: Callable[[str], None], stop: asyncio.Event) -> None:
@@ -163,7 +169,8 @@ class Server:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Check the token, then run the handler under a deadline; every failure is an answer of one form."""
         try:
-            if self._expected and not hmac.compare_digest(_credentials(request), self._expected):
+            needs_token = bool(self._expected) and request.match_info.handler != self._page
+            if needs_token and not hmac.compare_digest(_credentials(request), self._expected):
                 return _refuse(401, "Authorization: this server expects `Bearer <token>`, and got something else")
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 return await handler(request)
@@ -180,7 +187,8 @@ class Server:
         except web.HTTPException as error:
             return _refuse(
                 error.status,
-                f"{request.method} {request.path[:64]}: {error.reason}; known: /route /health /nodes /metrics",
+                f"{request.method} {request.path[:64]}: {error.reason}; "
+                "known: / /route /health /nodes /status.json /metrics",
             )
         except TimeoutError:
             return _refuse(408, f"body: not here within {REQUEST_TIMEOUT_S:g} s")
@@ -242,6 +250,14 @@ class Server:
     async def _metrics(self, request: web.Request) -> web.Response:
         shown = content_type(request.headers.get("Accept", ""))
         return web.Response(body=metrics(self.registry, self._clock(), shown), headers={"Content-Type": shown})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json(status(self.registry, self._clock()))
+
+    async def _page(self, request: web.Request) -> web.Response:
+        shown = status_page()
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", **shown.headers}
+        return web.Response(body=shown.body, content_type="text/html", charset="utf-8", headers=headers)
 
 
 def _complaint(sick: Mapping[str, Any]) -> str:

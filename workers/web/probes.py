@@ -20,11 +20,16 @@ def live(view: View, _asked: Asked) -> Answer:
 
 def ready(view: View, _asked: Asked) -> Answer:
     """200 while the node takes new requests; 503 with the reasons while it starts, drains, or lacks a process."""
+    return _answer(why_not_ready(view))
+
+
+def why_not_ready(view: View) -> list[str]:
+    """Why the node takes no new requests, in words; empty while it does."""
     why = [] if view.control.state == NodeState.READY else [f"the node is {view.control.state.name}"]
     if refusing := why_refusing(view.control):
         why.append(refusing)
     silent = _silent(view, view.timing.health_s)
-    return _answer([*why, *(f"{name}: silent for {s} s" for name, s in silent if name not in NOT_ESSENTIAL)])
+    return [*why, *(f"{name}: silent for {s} s" for name, s in silent if name not in NOT_ESSENTIAL)]
 
 
 def _silent(view: View, bound_s: float) -> list[tuple[str, float]]:

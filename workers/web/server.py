@@ -44,6 +44,7 @@ class Answer(NamedTuple):
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     status: int = 200
+    headers: Mapping[str, str] = {}
 
 
 Handler = Callable[[Asked], Answer]
@@ -167,7 +168,7 @@ class Server:
             return _written(Answer(b"this is no question in HTTP/1\n", status=400))
         method, target, _ = words
         if method not in ("GET", "HEAD"):
-            return _written(Answer(b"only GET and HEAD\n", status=405), extra="Allow: GET, HEAD\r\n")
+            return _written(Answer(b"only GET and HEAD\n", status=405, headers={"Allow": "GET, HEAD"}))
         try:
             parts = urlsplit(target)
             query = dict(parse_qsl(parts.query, keep_blank_values=True, max_num_fields=32))
@@ -188,8 +189,8 @@ class Server:
             return Answer(b"it cannot be answered; the log of the node says why\n", status=500)
 
 
-def _written(answer: Answer, *, is_head: bool = False, extra: str = "") -> bytes:
-    phrase = _PHRASES.get(answer.status, "")
+def _written(answer: Answer, *, is_head: bool = False) -> bytes:
+    phrase, extra = _PHRASES.get(answer.status, ""), "".join(f"{name}: {it}\r\n" for name, it in answer.headers.items())
     head = (
         f"HTTP/1.1 {answer.status} {phrase}\r\nContent-Type: {answer.content_type}\r\n"
         f"Content-Length: {len(answer.body)}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 from embridge.allocator.control import Control
+from embridge.allocator.routes import RouteReader
+from embridge.workers.inspection.open_slots import OpenSlots
 from embridge.workers.timing import Timing
 from embridge.workers.web.scene import Scene
 
@@ -22,3 +25,12 @@ class View:
     def scene(self) -> Scene:
         """The node as it is now; the one that was given before is of no use any more."""
         return self._scene.at(self.clock())
+
+    @cached_property
+    def open_slots(self) -> OpenSlots:
+        return OpenSlots(self.control)
+
+    @cached_property
+    def routes(self) -> RouteReader | None:
+        """The reader of the routes, which decodes again only what has changed; None without discovery."""
+        return self.control.routes if self.control.has_discovery else None

@@ -8,6 +8,10 @@ _SERVER: Final = "tests/workers/web/test_web_server.py"
 _LINES: Final = "tests/workers/test_log_lines.py"
 _METRICS: Final = "tests/workers/web/test_metrics.py"
 
+_STATUS: Final = "tests/workers/web/test_told_status.py"
+_PAGE: Final = "tests/workers/web/test_status_page.py"
+_DISCOVERY: Final = "tests/workers/discovery/test_discovery_server.py"
+
 WEB: Final = [
     Mutant(
         "peer-writes-log-lines", "P16", "what a peer says of a request can be a line of the log by itself",
@@ -15,6 +19,41 @@ WEB: Final = [
         "return one_line(super().formatMessage(record))",
         "return super().formatMessage(record)",
         (f"{_LINES}::test_a_record_is_one_line_whoever_has_written_parts_of_it",),
+    ),
+    Mutant(
+        "all-requests-told", "P12", "the status of a node grows with what is in flight",
+        "workers/web/status.py",
+        "oldest = heapq.nsmallest(MAX_REQUESTS, slots,",
+        "oldest = heapq.nsmallest(len(slots), slots,",
+        (f"{_STATUS}::test_the_oldest_requests_are_told_and_how_many_there_are",),
+    ),
+    Mutant(
+        "room-as-a-number", "P8", "a browser shows the number of another room",
+        "workers/web/status.py",
+        'shown = request | {"room": str(request["room"])}',
+        'shown = dict(request)',
+        (f"{_STATUS}::test_a_request_that_waits_says_for_whom_and_why_and_its_room_is_whole",),
+    ),
+    Mutant(
+        "released-slots-told", "R78", "requests that only their client had, and has released, are said to be in flight",
+        "workers/inspection/open_slots.py",
+        "if epoch <= gone or told == epoch << TOLD_BITS | Told.RELEASED:",
+        "if epoch <= gone:",
+        (f"{_STATUS}::test_what_is_released_is_not_told_by_whichever_side_and_what_has_ended_is_no_load",),
+    ),
+    Mutant(
+        "page-runs-any-script", "P16", "the status page may run a script that somebody has got into it",
+        "workers/status_page.py",
+        "script-src {script};",
+        "script-src {script} 'unsafe-inline';",
+        (f"{_PAGE}::test_the_policy_names_the_one_script_and_the_one_style_of_the_page",),
+    ),
+    Mutant(
+        "status-without-token", "D15", "the discovery server tells its nodes to who has no token",
+        "workers/discovery/server.py",
+        "request.match_info.handler != self._page",
+        "request.match_info.handler not in (self._page, self._status)",
+        (f"{_DISCOVERY}::test_the_status_page_is_shown_to_anybody_and_what_it_asks_for_only_with_the_token",),
     ),
     Mutant(
         "silent-askers-stay", "P21, P12", "who connects to the HTTP port and says nothing stays",

@@ -18,8 +18,8 @@ from embridge.allocator.status import Phase
 from embridge.pipeline.cli.chrome_trace import chrome_trace
 from embridge.pipeline.cli.story_lines import story_lines
 from embridge.pipeline.inspection.paths import known_paths
-from embridge.pipeline.inspection.scene import Scene
 from embridge.pipeline.inspection.stories import NodeStories, Story, stories, story_of
+from embridge.workers.inspection.scene import Scene
 from embridge.workers.timing import NS
 
 

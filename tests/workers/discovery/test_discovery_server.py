@@ -16,6 +16,8 @@ import pytest
 from embridge.workers.discovery import messages as msg
 from embridge.workers.discovery.auth_token import read_token
 from embridge.workers.discovery.server import Server, check_binding
+from embridge.workers.discovery.status import MAX_NODES
+from embridge.workers.status_page import status_page
 from embridge.workers.timing import NS
 
 TOKEN = "correct-horse-battery"
@@ -215,7 +217,7 @@ def test_bad_input_is_400_and_names_the_field() -> None:
         assert (await caller.ask("PUT", "/route", data=b" " * (msg.MAX_BODY_BYTES + 1)))[0] == 413
         assert (await caller.ask("POST", "/route", data=b"{}"))[0] == 405
         status, answer = await caller.ask("GET", "/routes")
-        assert (status, "known: /route" in answer["error"]) == (404, True)
+        assert (status, "known: / /route" in answer["error"]) == (404, True)
         assert (await caller.ask("GET", "/nodes"))[1] == {"nodes": []}
 
     against(body)
@@ -351,3 +353,43 @@ def test_a_port_in_use_is_an_error_and_leaves_nothing() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             asyncio.run(Server().serve("127.0.0.1", port, print, asyncio.Event()))
+
+
+def test_the_status_page_is_shown_to_anybody_and_what_it_asks_for_only_with_the_token() -> None:
+    """D15: the file holds no data; it is at `/`, and at no other path that is written so."""
+
+    async def body(caller: Caller) -> None:
+        for method in ("GET", "HEAD"):
+            async with caller.session.request(method, caller.url + "/") as response:
+                assert response.status == 200
+                assert response.content_type == "text/html"
+                assert response.headers["Content-Security-Policy"] == status_page().headers["Content-Security-Policy"]
+                assert await response.read() == (status_page().body if method == "GET" else b"")
+        for method, path in (("GET", "/status.json"), ("PUT", "/"), ("GET", "//"), ("GET", "/nodes")):
+            assert (await caller.ask(method, path))[0] == 401, (method, path)
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        status, told = await caller.ask("GET", "/status.json", headers=bearer)
+        assert (status, told["kind"], told["nodes"]) == (200, "discovery", [])
+
+    against(body, TOKEN)
+
+
+def test_the_status_has_the_sums_of_each_role_and_those_in_trouble_first() -> None:
+    """P12: and no more nodes than are of use to people."""
+
+    async def body(caller: Caller) -> None:
+        for i in range(MAX_NODES + 5):
+            await caller.put(node_id=f"{i + 1:x}", outstanding_tokens=i)
+        await caller.put(node_id="fb2", role="language", state="DRAINING", outstanding_requests=1)
+        await caller.put(node_id="fc3", unhealthy=[{"process": "worker1", "silent_s": 2.25}], outstanding_tokens=0)
+        status, told = await caller.ask("GET", "/status.json")
+        assert (status, told["num_nodes"], len(told["nodes"])) == (200, MAX_NODES + 7, MAX_NODES)
+        assert [it["node_id"] for it in told["nodes"][:3]] == ["fc3", "fb2", f"{MAX_NODES + 5:x}"]
+        assert told["roles"]["language"] == {
+            "nodes": 1, "healthy": 1, "ready": 0,
+            "outstanding_tokens": 300, "outstanding_requests": 1, "free_blocks": 5, "num_blocks": 8,
+        }  # fmt: skip
+        encode = told["roles"]["encode"]
+        assert (encode["nodes"], encode["healthy"], encode["ready"]) == (MAX_NODES + 6, MAX_NODES + 5, MAX_NODES + 6)
+
+    against(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from support.nodes import Station, station
 from support.waiting import wait_until
 
 from embridge.pipeline.inspection.node_status import node_status
+from embridge.workers.status_page import status_page
 
 pytestmark = pytest.mark.process
 
@@ -37,6 +39,19 @@ def test_the_port_is_where_status_and_node_say(node: Station) -> None:
     assert "\nembridge_healthy 1\n" in text
     assert '\nembridge_node_state{state="ready"} 1\n' in text
     assert 'embridge_process_restarts_total{process="web"} 0' in text
+
+
+def test_the_status_page_and_what_it_asks_for_are_answered(node: Station) -> None:
+    """P8: as `embridge status` has it, from a process that sees the pids of the others."""
+    with urllib.request.urlopen(node.node.web_addr, timeout=10) as answer:
+        assert answer.headers["Content-Security-Policy"] == status_page().headers["Content-Security-Policy"]
+        assert answer.read() == status_page().body
+    with urllib.request.urlopen(f"{node.node.web_addr}/status.json", timeout=10) as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+        told = json.load(answer)
+    assert (told["kind"], told["node_id"], told["ready"]) == ("node", f"{node.control.node_id:x}", True)
+    assert {it["name"]: it["pid"] for it in told["processes"]} == node.pids()
+    assert not [it for it in told["processes"] if it["trouble"]]
 
 
 def test_it_maps_no_payload_and_looks_through_a_mapping_that_nothing_can_be_written_to(node: Station) -> None:

@@ -11,8 +11,8 @@ import pytest
 from embridge.allocator.claims import ClaimState
 from embridge.allocator.records import WrittenBy
 from embridge.allocator.status import Phase
-from embridge.pipeline.inspection.explain import ENCODE, LANGUAGE, Explanation, Rule, explain
-from embridge.pipeline.inspection.views import Actor, DestinationView, EncodeView, LanguageView
+from embridge.workers.inspection.explain import ENCODE, LANGUAGE, Explanation, Rule, explain
+from embridge.workers.inspection.views import Actor, DestinationView, EncodeView, LanguageView
 
 NOW = 100_000
 CLIENT, BOOTSTRAP, POLLER, WORKER = (

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from functools import cache, cached_property
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
+from embridge.allocator._core import Words
 from embridge.allocator.blocks import FREE, QUARANTINED, BlockCounts
 from embridge.allocator.claims import HELD, ClaimState, WriterId
 from embridge.allocator.control import Control
@@ -18,8 +16,8 @@ from embridge.allocator.records import Destination, Lane, LaneState, Peer, Proce
 from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
 from embridge.allocator.sessions import SHM_EXPOSURE, of_exposure
 from embridge.allocator.status import TERMINAL, is_whole, split
-from embridge.pipeline.inspection.open_readonly import DEAD, condition_of
-from embridge.pipeline.inspection.views import NOBODY, Actor, DestinationView, EncodeView, LanguageView
+from embridge.workers.inspection.conditions import DEAD, condition_of
+from embridge.workers.inspection.views import NOBODY, Actor, DestinationView, EncodeView, LanguageView
 from embridge.workers.process_spec import READY
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
@@ -97,19 +95,20 @@ class Scene:
     @cached_property
     def holders(self) -> list[tuple[int, int]]:
         """(slot, blocks) of the requests that hold blocks, those with most first."""
-        cells = self._cells
-        return sorted(_by_owner(cells[cells & 3 != FREE]).items(), key=lambda pair: -pair[1])
+        found = Counter(cell >> 2 & 0xFFFF for cell in self._cells if cell & 3 != FREE)
+        return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
 
     @cached_property
     def quarantined(self) -> dict[int, int]:
         """How many blocks of each slot are in quarantine."""
-        cells = self._cells
-        return _by_owner(cells[cells & 3 == QUARANTINED])
+        if not self.blocks.quarantined:
+            return {}
+        return Counter(cell >> 2 & 0xFFFF for cell in self._cells if cell & 3 == QUARANTINED)
 
     @property
-    def _cells(self) -> npt.NDArray[np.uint64]:
+    def _cells(self) -> list[int]:
         at = self.control.layout
-        return np.frombuffer(self.control.mapping, np.uint64, at.num_blocks, at.cells)
+        return Words(self.control.mapping, at.cells, at.num_blocks).load_many(0, at.num_blocks)
 
     @cached_property
     def quarantine(self) -> list[tuple[dict[str, Any], int]]:
@@ -130,19 +129,14 @@ class Scene:
         return sorted(found, key=lambda entry: -int(entry[0]["blocks"]))
 
 
-def _by_owner(cells: npt.NDArray[np.uint64]) -> dict[int, int]:
-    """How many of these cells each slot has."""
-    owners, counts = np.unique(cells >> 2 & 0xFFFF, return_counts=True)
-    return dict(zip(owners.tolist(), counts.tolist(), strict=True))
-
-
 def view_of(scene: Scene, slot: int) -> EncodeView | LanguageView:
     """The view of one request: its words, and those about its processes. They may change while they are read."""
     control = scene.control
     get = control.slots.get
     word, stamps = split(control.status.load(slot)), control.status.stamps(slot)
     opened_ns, lane = get(slot, Slot.OPENED_NS), get(slot, Slot.LANE)
-    others = [pair for pair in scene.holders[: MANY_HOLDERS + 1] if pair[0] != slot]
+    # Who holds blocks is of interest where none is free, and a look at all of them.
+    others = [] if scene.blocks.free else [pair for pair in scene.holders[: MANY_HOLDERS + 1] if pair[0] != slot]
     common: dict[str, Any] = {
         "now_ns": scene.now_ns,
         "room": get(slot, Slot.ROOM),
@@ -275,8 +269,3 @@ def _language_view(scene: Scene, slot: int, epoch: int, common: dict[str, Any]) 
         is_writer_gone=is_writer_gone,
         own_quarantined_blocks=scene.quarantined.get(slot, 0),
     )
-
-
-def in_flight(control: Control) -> Iterator[tuple[int, int]]:
-    """(slot, epoch) of every request that is not released, also of those that only their clients have."""
-    return control.open_slots()

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from embridge.allocator.records import WrittenBy
 from embridge.allocator.status import Phase
-from embridge.pipeline.inspection.views import Actor, EncodeView, LanguageView
+from embridge.workers.inspection.views import Actor, EncodeView, LanguageView
 
 
 class Explanation(NamedTuple):

@@ -12,7 +12,7 @@ from support.claims import shut
 from embridge.allocator.lanes_and_processes import ForeignWriter
 from embridge.allocator.sessions import SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.allocator.status import Phase
-from embridge.pipeline.inspection.scene import Scene, view_of
+from embridge.workers.inspection.scene import Scene, view_of
 
 
 def test_rows_that_were_written_directly_are_ahead_of_what_the_encode_node_has_told(tmp_path: Path) -> None:
