@@ -14,13 +14,8 @@ from embridge.workers.status_page import status_page
 from embridge.workers.web.metrics import metrics
 from embridge.workers.web.probes import live, ready
 from embridge.workers.web.server import Answer, Asked, Handler
+from embridge.workers.web.status import status
 from embridge.workers.web.view import View
-
-
-def _status(view: View, asked: Asked) -> Answer:
-    from embridge.workers.web.status import status  # 10 ms, of use only where somebody looks
-
-    return status(view, asked)
 
 
 def _page(_view: View, _asked: Asked) -> Answer:
@@ -30,7 +25,7 @@ def _page(_view: View, _asked: Asked) -> Answer:
 
 ROUTES: Final[Mapping[str, Callable[[View, Asked], Answer]]] = {
     "/": _page,
-    "/status.json": _status,
+    "/status.json": status,
     "/metrics": metrics,
     "/livez": live,
     "/readyz": ready,

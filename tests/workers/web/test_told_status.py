@@ -58,6 +58,7 @@ def test_a_request_that_waits_says_for_whom_and_why_and_its_room_is_whole() -> N
     open_request(control, 70, (1 << 62) + 1, age_s=12.5, total=2000)
     (request,) = told(control)["requests"]
     (same,) = requests(control, NOW_NS, sees_pids=True)
+    del same["paths"]  # which takes the engines
     assert request == json.loads(json.dumps(same)) | {"room": "4611686018427387905", "num_destinations": 0}
     assert (request["age_s"], request["deadline_in_s"], request["phase"]) == (12.5, 30.0, "Bootstrapping")
     assert request["why"].endswith("(0 of 2000 rows are ready)")
