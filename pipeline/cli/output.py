@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -24,7 +25,8 @@ def console(*, to_stderr: bool = False) -> Console:
     """
     stream = sys.stderr if to_stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")
+        with contextlib.suppress(OSError):  # it was a file, and its descriptor has been made another file's
+            stream.reconfigure(errors="replace")
     made = Console(stderr=to_stderr)
     return made if made.is_terminal else Console(stderr=to_stderr, width=max(made.width, PIPE_WIDTH))
 
