@@ -12,7 +12,6 @@ back, so they let it go, and stand in line with all that they want, as others do
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -21,12 +20,11 @@ from embridge.allocator.errors import EmbridgeError, FetchError, FetchFailed
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
 from embridge.pipeline.client.cached_items import NOT_YET, READY, HeldItem, Key, Wanted, WantStatus
 from embridge.pipeline.client.fetch import Item
+from embridge.pipeline.client.renewed_cache import RenewedCache
 
 if TYPE_CHECKING:
     from embridge.pipeline.client.client import Client
     from embridge.pipeline.client.item_cache import ItemCache
-
-log = logging.getLogger(__name__)
 
 GONE: Final = "the node of this engine is gone"
 
@@ -72,12 +70,9 @@ class RequestItems:
             SegmentError: memory that is shared cannot be had.
             NodeGoneError: the node is gone.
         """
-        self._find_client, self._own_address = find_client, own_address
+        self._own_address = own_address
         self._max_bytes, self._wait_s = max_bytes, wait_s
         self._allowed = AllowedNodes(encoders)
-        self._client: Client | None = None
-        self._cache: ItemCache | None = None
-        self._without: Client | None = None  # that has no cache, which was said
         self._counted: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._requests: dict[Hashable, _Request] = {}
@@ -85,11 +80,9 @@ class RequestItems:
         self._loads: dict[int, list[HeldItem]] = {}
         self._new: dict[Hashable, _Request] = {}  # of which the cache has yet to hear
         self._is_waiting = False
-        client = find_client()
-        if client is not None:
-            if not encoders and not own_address():
-                client.encode_nodes()
-            self._renew(client)
+        if not encoders and not own_address() and (client := find_client()) is not None:
+            client.encode_nodes()
+        self._caches = RenewedCache(find_client, self._make)
 
     # ---- requests
 
@@ -106,7 +99,7 @@ class RequestItems:
             it = self._requests[request] = _Request()
         elif items.keys() <= it.held.keys():
             return READY
-        cache = self._find_cache()
+        cache = self._caches.find()
         if cache is None:
             self._withdraw(it)
             return self._missed({key: GONE for key in items if key not in it.held})
@@ -201,15 +194,15 @@ class RequestItems:
 
     def _withdraw(self, it: _Request) -> None:
         """It waits for nothing any more."""
-        if it.asked is not None and self._cache is not None:
-            self._cache.end(it.user)
+        if it.asked is not None and self._caches.last is not None:
+            self._caches.last.end(it.user)
         it.wanted = it.asked = it.missed = None
 
     def _let_go(self, request: Hashable, it: _Request) -> None:
         """Of what it holds."""
         for user in it.users:
-            if self._cache is not None:
-                self._cache.end(user)
+            if self._caches.last is not None:
+                self._caches.last.end(user)
         for key in it.held:
             holders = self._held[key]
             del holders[request]
@@ -230,7 +223,7 @@ class RequestItems:
     def hasten(self) -> None:
         """Have the cache fetch what requests lack that were told to wait since the last call: once a step, for all."""
         new, self._new = self._new, {}
-        cache = self._find_cache() if new or self._is_waiting else None
+        cache = self._caches.find() if new or self._is_waiting else None
         if cache is not None:
             for request, it in new.items():
                 if it.wanted is not None and it.asked is None and it.missed is None:
@@ -246,33 +239,20 @@ class RequestItems:
         items that could not be fetched; refused, those whose address is not allowed, or that came and do not fit.
         """
         taken, self._counts = self._counts, Counter()
-        if self._cache is not None:
-            now = Counter(self._cache.totals)
+        if self._caches.last is not None:
+            now = Counter(self._caches.last.totals)
             taken.update(now - self._counted)
             self._counted = now
         return taken
 
     # ---- the node
 
-    def _find_cache(self) -> ItemCache | None:
-        """The cache; a new one where the node has come back; None while it is gone."""
-        client = self._find_client()
-        if client is None or client is self._client:
-            return self._cache if client is not None else None
-        try:
-            return self._renew(client)
-        except (EmbridgeError, RuntimeError, ValueError) as error:  # it is gone again, or there is no memory for it now
-            if client is not self._without:  # each step asks
-                log.warning("the node in %s has no item cache: %s", client.run_dir, str(error))
-            self._without = client
-            return None
-
-    def _renew(self, client: Client) -> ItemCache:
+    def _make(self, client: Client) -> ItemCache:
         cache = client.item_cache(self._max_bytes, wait_s=self._wait_s, shared=True)
-        self._client, self._cache, self._counted = client, cache, Counter()
+        self._counted = Counter()
         return cache
 
     def _why_not(self, address: str) -> str:
         if address and address == self._own_address():
             return ""
-        return self._allowed.why_not(address, self._client)
+        return self._allowed.why_not(address, self._caches.client)

@@ -178,9 +178,9 @@ def test_a_node_that_has_come_back_and_has_no_cache_fails_requests_and_not_their
 ) -> None:
     """It is gone again, say; as soon as it has one, that is used."""
     parts, has_none, there = ranks(), True, tell(published, EMBEDDINGS[0])
-    member = parts._member
-    assert member is not None
-    client = member.look()
+    caches = parts._caches
+    assert caches is not None
+    client = caches.client
     assert client is not None
 
     def item_cache(*args: Any, **named: Any) -> Any:
@@ -189,7 +189,7 @@ def test_a_node_that_has_come_back_and_has_no_cache_fails_requests_and_not_their
         return client.item_cache(*args, **named)
 
     again = SimpleNamespace(item_cache=item_cache, encode_nodes=client.encode_nodes, run_dir=client.run_dir)
-    member.look = lambda: again  # type: ignore[assignment, return-value, method-assign]
+    caches._find_client = lambda: again  # type: ignore[assignment, return-value]
     with caplog.at_level(logging.WARNING):
         for rid in ("one", "two"):
             expect(parts, rid, {0: there})
@@ -198,7 +198,7 @@ def test_a_node_that_has_come_back_and_has_no_cache_fails_requests_and_not_their
             parts.keep({})
     assert len(caplog.messages) == 1
     has_none = False
-    member.look = lambda: client  # type: ignore[method-assign]
+    caches._find_client = lambda: client
     expect(parts, "three", {0: there})
     assert torch.equal(come(parts, "three")[0], EMBEDDINGS[0])
 

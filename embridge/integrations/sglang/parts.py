@@ -7,20 +7,18 @@ none of them, and they stay until it has left SGLang's list of those that wait, 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 import torch
 
-from embridge import CacheReader, Client, ConfigError, EmbridgeError, ItemCache, WantStatus
+from embridge import CacheReader, ConfigError, EmbridgeError, ItemCache, WantStatus
 from embridge.integrations.membership import Membership
 from embridge.integrations.sglang.options import VARIABLE, Options
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
 from embridge.pipeline.client.cache_memory import RowsAt
 from embridge.pipeline.client.client import library_of
-
-log = logging.getLogger(__name__)
+from embridge.pipeline.client.renewed_cache import RenewedCache
 
 GONE: Final = "the node of this scheduler is gone"
 
@@ -57,16 +55,15 @@ class Parts:
         self._reader = CacheReader()
         self._is_waiting = False
         self._member: Membership | None = None
-        self._client: Client | None = None
-        self._cache: ItemCache | None = None
-        self._without: Client | None = None  # that has no cache, which was said
+        self._caches: RenewedCache | None = None
         if leads:
             self._member = Membership(options.directory("language"))
             try:
-                if (client := self._member.look()) is not None:
-                    self._renew(client)
-                    if not options.encoders:
-                        client.encode_nodes()
+                self._caches = RenewedCache(
+                    self._member.look, lambda client: client.item_cache(options.cache_bytes, shared=True)
+                )
+                if not options.encoders and self._caches.client is not None:
+                    self._caches.client.encode_nodes()
             except ValueError as error:
                 self._member.close()
                 raise ConfigError(
@@ -84,10 +81,10 @@ class Parts:
             raise ValueError(f"part {index}: {told!r:.80} names no item; expected its key and its encode node")
         part = Part(*texts, tuple(shape), str(dtype).removeprefix("torch."))
         self._wanted.setdefault(rid, {})[index] = part
-        if self._member is None:
+        if self._caches is None:
             return
-        cache = self._find_cache()
-        if cache is not None and not self._allowed.why_not(part.address, self._client):
+        cache = self._caches.find()
+        if cache is not None and not self._allowed.why_not(part.address, self._caches.client):
             cache.prefetch(part.key, part.address)
 
     def rows(self, rid: str) -> Mapping[int, torch.Tensor] | None:
@@ -100,8 +97,8 @@ class Parts:
         wanted = self._wanted.get(rid)
         if not wanted:
             return {}
-        if self._member is not None:
-            return self._fetched(rid, wanted)
+        if self._caches is not None:
+            return self._fetched(self._caches, rid, wanted)
         placed = self._placed.get(rid)
         return None if placed is None else {index: self._mapped(at) for index, at in placed.items()}
 
@@ -119,14 +116,14 @@ class Parts:
         for rid in [rid for rid in self._wanted if rid not in rids]:
             parts = self._wanted.pop(rid)
             self._news.pop(rid, None)
-            if self._cache is not None:
-                self._cache.end(rid)
+            if self._caches is not None and self._caches.last is not None:
+                self._caches.last.end(rid)
                 for part in parts.values():  # of which no other request will ever hear
-                    self._cache.forget(part.key)
+                    self._caches.last.forget(part.key)
         for rid in [rid for rid in self._placed if rid not in rids]:
             del self._placed[rid]
-        if self._is_waiting and self._client is not None:
-            library_of(self._client).wake()
+        if self._is_waiting and self._caches is not None and self._caches.client is not None:
+            library_of(self._caches.client).wake()
         self._is_waiting = False
 
     def close(self) -> None:
@@ -136,15 +133,17 @@ class Parts:
 
     # ---- the rank that leads
 
-    def _fetched(self, rid: str, wanted: dict[int, Part]) -> Mapping[int, torch.Tensor] | None:
-        cache = self._find_cache()
+    def _fetched(
+        self, caches: RenewedCache, rid: str, wanted: dict[int, Part]
+    ) -> Mapping[int, torch.Tensor] | None:
+        cache = caches.find()
         if cache is None:
             raise PartMissed(GONE)
         if not cache.has_answer(rid):
             self._is_waiting = True
             return None
         for part in wanted.values():
-            if why := self._allowed.why_not(part.address, self._client):
+            if why := self._allowed.why_not(part.address, caches.client):
                 raise PartMissed(why)
         try:
             answer = cache.want(rid, {part.key: part.address for part in wanted.values()})
@@ -167,25 +166,6 @@ class Parts:
         if self._group is not None:
             self._news[rid] = placed
         return rows
-
-    def _find_cache(self) -> ItemCache | None:
-        """The cache; a new one where the node has come back; None while it is gone."""
-        assert self._member is not None
-        client = self._member.look()
-        if client is None or client is self._client:
-            return self._cache if client is not None else None
-        try:
-            return self._renew(client)
-        except (EmbridgeError, RuntimeError, ValueError) as error:  # it is gone again, or there is no memory for it now
-            if client is not self._without:  # each turn asks
-                log.warning("the node in %s has no item cache: %s", client.run_dir, str(error))
-            self._without = client
-            return None
-
-    def _renew(self, client: Client) -> ItemCache:
-        cache = client.item_cache(self._options.cache_bytes, shared=True)
-        self._client, self._cache = client, cache
-        return cache
 
     # ---- the others
 

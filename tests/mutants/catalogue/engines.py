@@ -31,7 +31,7 @@ ENGINES: Final = [
     ),
     Mutant(
         "no-cache-ends-scheduler", "P21", "a node that is back without a cache ends the scheduler of its requests",
-        PARTS,
+        "pipeline/client/renewed_cache.py",
         "        except (EmbridgeError, RuntimeError, ValueError) as error:  # it is gone again",
         "        except KeyError as error:  # it is gone again",
         (f"{PARTS_TESTS}::"
@@ -40,7 +40,7 @@ ENGINES: Final = [
     Mutant(
         "parts-from-anywhere", "P16", "a part is fetched from wherever its message says",
         PARTS,
-        "            if why := self._allowed.why_not(part.address, self._client):\n",
+        "            if why := self._allowed.why_not(part.address, caches.client):\n",
         "            if why := '':\n",
         (f"{PARTS_TESTS}::test_a_request_whose_parts_cannot_be_had_is_told_why",),
     ),
@@ -54,7 +54,7 @@ ENGINES: Final = [
     Mutant(
         "parts-never-given-back", "R65, P8", "a request that has left keeps its parts, and others wait for ever",
         PARTS,
-        "                self._cache.end(rid)\n",
+        "                self._caches.last.end(rid)\n",
         "",
         (f"{PARTS_TESTS}::test_a_request_has_its_parts_until_it_has_left_and_then_others_have_the_memory",),
     ),
