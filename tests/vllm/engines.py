@@ -152,7 +152,7 @@ class Engine:
     def read_bytes(self) -> int:
         """Bytes of the item cache that are taken."""
         consumer = self.scheduler.ec_connector._consumer
-        return consumer.items._cache.counts().bytes if consumer is not None else 0
+        return consumer.items._caches.last.counts().bytes if consumer is not None else 0
 
     def evict(self, identifier: str) -> None:
         """Take an item from the shelf of this engine."""
