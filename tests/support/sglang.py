@@ -213,7 +213,8 @@ def receive(
 def is_forgotten(state: SimpleNamespace) -> bool:
     """Whether nothing of any request is kept."""
     parts = state.receiver._parts
-    counts = parts._cache.counts() if parts._cache is not None else None
+    caches = parts._caches
+    counts = caches.last.counts() if caches is not None and caches.last is not None else None
     return not (parts._wanted or parts._placed or parts._news) and (counts is None or counts.admitted == 0)
 
 
