@@ -4,6 +4,7 @@ are to run.
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.unchanged import Rule, digests
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
@@ -103,27 +105,41 @@ def test_what_has_passed_is_left_out_and_the_summary_says_so(tree: Path, process
 
 
 def test_they_run_again_when_what_they_depend_on_has_changed(passed: Path) -> None:
-    """A pattern's file, one that is new, and what a test file imports, names or reads; nothing else. One after another:
-    what has run again, and passed, is left out of the next run.
-    """
-    again = {
-        "core/ring.c": RING,
-        "core/new.c": RING,
-        "slow/test_ring.py": RING,
-        "slow/model.py": RING,
-        "own/test_own.py": OWN,
-        "lib/client.py": RING,
-        "lib/other.py": 0,
-        "data/rows.txt": RING,
-        "quick/test_other.py": 0,
-        "harness.py": RING,
-        "conftest.py": RING,
-    }
-    for path, num_again in again.items():
-        file = passed / path
-        file.write_text((file.read_text() if file.exists() else "") + "\n")
-        assert (path, run(passed)[0]) == (path, num_again + ALWAYS)
     assert run(passed)[0] == ALWAYS
+    file = passed / "lib" / "client.py"
+    file.write_text(file.read_text() + "\n")
+    assert run(passed)[0] == RING + ALWAYS
+    assert run(passed)[0] == ALWAYS
+
+
+def test_what_they_depend_on_is_what_their_rules_name_and_what_they_import_name_and_read(tree: Path) -> None:
+    """A pattern's file, one that is new, and what a test file imports, names or reads; nothing else."""
+    ring, own = "slow/test_ring.py", "own/test_own.py"
+    depend_on = {
+        "core/ring.c": {ring},
+        "core/new.c": {ring},
+        "slow/test_ring.py": {ring},
+        "slow/model.py": {ring},
+        "own/test_own.py": {own},
+        "lib/client.py": {ring},
+        "lib/other.py": set(),
+        "data/rows.txt": {ring},
+        "quick/test_other.py": set(),
+        "harness.py": {ring},
+        "conftest.py": {ring},
+    }
+    settings = configparser.ConfigParser()
+    settings.read(tree / "pytest.ini")
+    rules = [Rule.of(line) for line in settings["pytest"]["run_if_changed"].split("\n") if line]
+    reads_by_path = [line for line in settings["pytest"]["reads_by_path"].split("\n") if line]
+    before = digests(tree, rules, reads_by_path)
+    assert set(before) == {ring, own}
+    for path, tests in depend_on.items():
+        file = tree / path
+        file.write_text((file.read_text() if file.exists() else "") + "\n")
+        after = digests(tree, rules, reads_by_path)
+        assert (path, {test for test in after if after[test] != before[test]}) == (path, tests)
+        before = after
 
 
 def test_all_with_a_rule_run_again_when_the_settings_of_pytest_have_changed(passed: Path) -> None:

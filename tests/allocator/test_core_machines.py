@@ -196,6 +196,6 @@ class Ring(RuleBasedStateMachine):
 
 
 TestOwnerCells = OwnerCells.TestCase
-TestOwnerCells.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestOwnerCells.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 TestRing = Ring.TestCase
-TestRing.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestRing.settings = settings(max_examples=25, stateful_step_count=60, deadline=None)

@@ -10,13 +10,13 @@ from worlds import worlds
 
 SMALL = {
     "two rows": Setting(),
-    "one gives up": Setting(total=1, deadlines=1),
     "one is lost": Setting(total=1, losses=1),
     "the encoder aborts": Setting(total=1, encoder_aborts=1),
-    "one is lost, two rows": Setting(losses=1),
 }
 
 LARGE = {
+    "one is lost, two rows": Setting(losses=1),
+    "one gives up": Setting(total=1, deadlines=1),
     "one gives up, one is lost": Setting(total=1, deadlines=1, losses=1),
     "one gives up, two rows": Setting(deadlines=1),
     "one gives up, one is lost, the encoder aborts": Setting(total=1, deadlines=1, losses=1, encoder_aborts=1),

@@ -19,7 +19,6 @@ WORKER = frozenset({1})
 
 SMALL = {
     "one slot, one after the other, aborts, a kill": Setting(slots=1, aborts=2, kills=1),
-    "two encoders, one block, aborts, a kill": Setting(threads=TWO, aborts=2, kills=1),
     "the scheduler is killed, and the encoder": Setting(slots=1, aborts=1, scheduler_kills=1, kills=1),
     "grants are withdrawn": Setting(threads=TWO, withdrawals=2, aborts=1),
     "encoders are stopped for ever": Setting(threads=TWO, aborts=2, stops=1),
@@ -29,12 +28,13 @@ SMALL = {
     "direct and network writer race for one slot": Setting(
         slots=1, threads=NETWORK, workers=WORKER, aborts=1, scheduler_kills=1
     ),
-    "direct and network writer race, one slot, both killed": Setting(
-        slots=1, threads=NETWORK, workers=WORKER, aborts=1, kills=2
-    ),
 }
 
 LARGE = {
+    "direct and network writer race, one slot, both killed": Setting(
+        slots=1, threads=NETWORK, workers=WORKER, aborts=1, kills=2
+    ),
+    "two encoders, one block, aborts, a kill": Setting(threads=TWO, aborts=2, kills=1),
     "two blocks each through one, two threads, an abort": Setting(length=2, threads=THREADS, aborts=1),
     "two blocks each through two, two encoders, an abort, a kill": Setting(
         blocks=2, length=2, threads=TWO, aborts=1, kills=1

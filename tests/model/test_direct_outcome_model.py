@@ -16,17 +16,17 @@ SMALL = {
     "two rows, their number comes late": Setting(rows=2, streaming=True, failures=1, kills=1),
     "the language node is lost": Setting(language_losses=1, kills=1),
     "the encode node is lost": Setting(encode_losses=1, failures=1, kills=1),
-    "two destinations, one would fail": Setting(destinations=2, failures=1),
-    "two destinations, killed": Setting(destinations=2, kills=1),
     "two destinations, the encoder aborts": Setting(destinations=2, encoder_aborts=1),
     "two destinations at a time": Setting(destinations=2, two_threads=True),
-    "two destinations, one is lost": Setting(destinations=2, language_losses=1),
     "one here and one far": Setting(destinations=2, far=1),
-    "one here and one far, one would fail": Setting(destinations=2, far=1, failures=1),
     "one here and one far, killed": Setting(destinations=2, far=1, kills=1),
 }
 
 LARGE = {
+    "two destinations, killed": Setting(destinations=2, kills=1),
+    "two destinations, one would fail": Setting(destinations=2, failures=1),
+    "one here and one far, one would fail": Setting(destinations=2, far=1, failures=1),
+    "two destinations, one is lost": Setting(destinations=2, language_losses=1),
     "two destinations at a time, killed": Setting(destinations=2, two_threads=True, kills=1),
     "two destinations at a time, one would fail": Setting(destinations=2, two_threads=True, failures=1),
     "two destinations, killed, both would fail, a deadline": Setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from direct_told_model import explore_told
 from direct_told_world import Rules, Setting
+from worlds import small_worlds
 
 ONE_DOOR = Setting(doubles=True, doorless=True, deadlines=True)
 SETTINGS = {
@@ -23,7 +24,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@small_worlds(SETTINGS, "both are killed, and deadlines")
 def test_whoever_is_told_one_writes_both_end_alike_and_nothing_is_left(setting: Setting) -> None:
     """R78, R79, R80, R81, P8: of the four ways to be told or not, each ends, with every message late or again."""
     finding = explore_told(setting)

@@ -10,17 +10,17 @@ from worlds import worlds
 
 SMALL = {
     "two requests and a deadline": Setting(deadlines=1),
-    "three requests and deadlines": Setting(requests=3, deadlines=2),
     "a worker is killed": Setting(kills=1, deadlines=1),
     "the encode node is started again": Setting(encode_restarts=1, deadlines=1),
     "the language node is started again": Setting(language_restarts=1),
-    "the encode node is taken for dead": Setting(language_burials=1, kills=1),
     "the language node is taken for dead": Setting(encode_burials=1),
     "both are taken for dead": Setting(requests=1, language_burials=1, encode_burials=1, kills=1, deadlines=1),
     "a slot with one epoch left": Setting(last_epoch=1),
 }
 
 LARGE = {
+    "three requests and deadlines": Setting(requests=3, deadlines=2),
+    "the encode node is taken for dead": Setting(language_burials=1, kills=1),
     "both nodes are started again": Setting(language_restarts=1, encode_restarts=1),
     "both are taken for dead, two requests": Setting(language_burials=1, encode_burials=1),
     "a restart and a burial": Setting(encode_restarts=1, language_burials=1),

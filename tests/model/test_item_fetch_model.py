@@ -16,15 +16,15 @@ SMALL = {
     "two rows through one block": Setting(length=2, doubles=0),
     "an attempt fails and lands late": Setting(failures=1, doubles=0),
     "an attempt fails and lands late, aborted": Setting(fetches=1, failures=1, aborts=1, doubles=0),
-    "a loss, an abort": Setting(losses=1, aborts=1, doubles=0, publications=1),
     "encode node killed": Setting(encode_kills=1, doubles=0),
-    "language node killed": Setting(language_kills=1, failures=1, doubles=0, publications=1),
-    "bootstrap killed": Setting(bootstrap_kills=1, doubles=0, aborts=1),
     "rows kept for a retry, an attempt fails": KEPT,
     "two slots, two blocks": Setting(slots=2, blocks=2, doubles=0, aborts=1),
 }
 
 LARGE = {
+    "bootstrap killed": Setting(bootstrap_kills=1, doubles=0, aborts=1),
+    "language node killed": Setting(language_kills=1, failures=1, doubles=0, publications=1),
+    "a loss, an abort": Setting(losses=1, aborts=1, doubles=0, publications=1),
     "two fetches, two doubles": Setting(doubles=2, under_way=3),
     "two rows through one block, three messages": Setting(length=2, under_way=3),
     "an attempt fails and lands late, aborted, a double": Setting(failures=1, aborts=1),

@@ -17,15 +17,9 @@ ANEW = ((Item(0, 1, replaces=True), Item(0, 2, replaces=True)),)
 TWICE_ANEW = ((*ANEW[0], Item(0, 3, replaces=True)),)
 
 SMALL = {
-    "two evictors, both killed, reader killed, two blocks an item": Setting(
-        blocks=2, length=2, evictors=2, halves=False, one_look=True, publications=ONE_AFTER_THE_OTHER,
-        evictions=1, evictor_kills=2, reader_kills=1,
-    ),
     "three keys of mixed hashes through one entry": Setting(
         publications=ONE_AFTER_THE_OTHER, lookups=((2, 0),), evictions=2
     ),
-    "two publishers of one key": Setting(entries=2, blocks=2, halves=False, one_look=True, publications=ONE_KEY),
-    "one key thrice, in two entries": Setting(entries=2, blocks=2, publications=TWICE_ANEW),
     "one key twice, publisher killed, an eviction, reader twice": Setting(
         entries=2, blocks=2, halves=False, one_look=True, publications=ANEW, lookups=((0, 0),),
         evictions=1, publisher_kills=1,
@@ -34,9 +28,6 @@ SMALL = {
         entries=2, blocks=2, halves=False, one_look=True, publications=ANEW, lookups=((0, 0),),
         evictions=1, publisher_kills=1, older_ones_stay=True,
     ),
-    "publisher killed while its device writes, one block": Setting(
-        entries=2, halves=False, one_look=True, publications=TWO_KEYS, publisher_kills=1, has_device=True
-    ),
     "publication broken off while its device writes": Setting(
         halves=False, one_look=True, publications=ONE_AFTER_THE_OTHER, exceptions=1, has_device=True
     ),
@@ -44,9 +35,6 @@ SMALL = {
     "reader stopped for ever with a pin, another publishes on": Setting(
         entries=2, blocks=2, halves=False, one_look=True, publications=((*ANEW[0], Item(1)),),
         evictions=1, reader_stops=1,
-    ),
-    "publisher stopped for ever while it fills": Setting(
-        entries=2, blocks=2, halves=False, one_look=True, publications=TWO_KEYS, publisher_stops=1
     ),
     "reader killed, its successor reads on": Setting(
         halves=False, one_look=True, publications=ONE_AFTER_THE_OTHER, lookups=((0, 1),), evictions=2,
@@ -68,6 +56,18 @@ SMALL = {
 }
 
 LARGE = {
+    "two evictors, both killed, reader killed, two blocks an item": Setting(
+        blocks=2, length=2, evictors=2, halves=False, one_look=True, publications=ONE_AFTER_THE_OTHER,
+        evictions=1, evictor_kills=2, reader_kills=1,
+    ),
+    "two publishers of one key": Setting(entries=2, blocks=2, halves=False, one_look=True, publications=ONE_KEY),
+    "one key thrice, in two entries": Setting(entries=2, blocks=2, publications=TWICE_ANEW),
+    "publisher stopped for ever while it fills": Setting(
+        entries=2, blocks=2, halves=False, one_look=True, publications=TWO_KEYS, publisher_stops=1
+    ),
+    "publisher killed while its device writes, one block": Setting(
+        entries=2, halves=False, one_look=True, publications=TWO_KEYS, publisher_kills=1, has_device=True
+    ),
     "two evictors, one killed, reader twice": Setting(
         evictors=2, halves=False, publications=ONE_AFTER_THE_OTHER, lookups=((0, 0),), evictions=2, evictor_kills=1
     ),
@@ -155,7 +155,7 @@ BROKEN = [
     (
         "r45_not_before_its_device_is_silent",
         "stray",
-        SMALL["publisher killed while its device writes, one block"],
+        LARGE["publisher killed while its device writes, one block"],
     ),
     ("r45_nor_given_back", "stray", SMALL["publication broken off while its device writes"]),
     (
@@ -163,7 +163,7 @@ BROKEN = [
         "stolen",
         SMALL["publisher killed, its successor publishes on"],
     ),
-    ("r46_absent_after_two_equal_looks", "absent", SMALL["one key thrice, in two entries"]),
+    ("r46_absent_after_two_equal_looks", "absent", LARGE["one key thrice, in two entries"]),
     ("r47_the_newest_counts", "old", Setting(entries=2, blocks=2, publications=ANEW, lookups=((0, 0),))),
     ("r47_a_dropped_one_retires_them_too", "old", Setting(publications=ANEW)),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lending_model import Rules, Setting, explore_lending
+from worlds import small_worlds
 
 SETTINGS = {
     "three blocks, two schedulers": Setting(),
@@ -23,7 +24,12 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@small_worlds(
+    SETTINGS,
+    "four blocks, an encoder that stops",
+    "streamed requests that may fail",
+    "all are streamed, and a scheduler dies",
+)
 def test_a_scheduler_that_keeps_its_results_until_all_have_come_gets_them_all(setting: Setting) -> None:
     """R35, R82, D8: from every state; more than the pool without its quarter is never lent, and no view is torn."""
     finding = explore_lending(setting)

@@ -9,10 +9,10 @@ from worlds import worlds
 SMALL = {
     "a loss of one row": Setting(total=1, losses=1),
     "one row comes twice, and a kill": Setting(total=1, doubles=1, kills=1),
-    "a loss of one row, and a poller that is killed": Setting(total=1, losses=1, poller_kills=1, worker_tells=False),
 }
 
 LARGE = {
+    "a loss of one row, and a poller that is killed": Setting(total=1, losses=1, poller_kills=1, worker_tells=False),
     "a message comes twice": Setting(total=1, losses=1, doubles=1, kills=1),
     "a loss, and pollers that are killed": Setting(total=1, losses=1, poller_kills=2),
     "the encoder gives up, and a loss": Setting(total=1, losses=1, encoder_aborts=1),

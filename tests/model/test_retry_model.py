@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from retry_model import Rules, Setting, explore_retry
+from worlds import small_worlds
 
-SMALL = {
+SETTINGS = {
     "a network, and somebody who takes what comes free": Setting(bystanders=1),
     "shared memory, and somebody who takes what comes free": Setting(shared_memory=True, bystanders=1),
     "three rows through one block": Setting(total=3, other_total=3, blocks=1, bystanders=1),
@@ -14,7 +15,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("setting", SMALL.values(), ids=SMALL)
+@small_worlds(SETTINGS, "a network, and somebody who takes what comes free")
 def test_a_retried_request_is_received_whole_and_no_block_is_used_while_its_first_encode_node_may_write(
     setting: Setting,
 ) -> None:

@@ -8,8 +8,12 @@ from slots_model import Rules, explore_slots
 
 @pytest.mark.parametrize(
     "rules",
-    [Rules(aborts=0), Rules(losses=0, doubles=0)],
-    ids=["lost, doubled and late", "aborted"],
+    [
+        pytest.param(Rules(aborts=0), id="lost, doubled and late", marks=pytest.mark.storm),
+        pytest.param(Rules(aborts=0, losses=0), id="doubled and late"),
+        pytest.param(Rules(aborts=0, doubles=0), id="lost and late"),
+        pytest.param(Rules(losses=0, doubles=0), id="aborted", marks=pytest.mark.storm),
+    ],
 )
 def test_rooms_that_are_opened_in_opposite_orders_all_end(rules: Rules) -> None:
     """P8, D8, R15: on both sides, whatever is lost, doubled, late, overrun or aborted, and though neither side has
@@ -28,7 +32,7 @@ def test_rooms_that_are_opened_in_opposite_orders_all_end(rules: Rules) -> None:
         Rules(asked_take_any=False, losses=0, doubles=0, aborts=0),
         Rules(calls_wait_without_slot=False, losses=0, doubles=0, aborts=0),
         Rules(ask_or_resend=False, doubles=0, aborts=0),
-        Rules(r15_abort_fails_the_room=False, losses=0, doubles=0),
+        pytest.param(Rules(r15_abort_fails_the_room=False, losses=0, doubles=0), marks=pytest.mark.storm),
     ],
     ids=[
         "first come, first served, and refused beyond that",

@@ -224,7 +224,7 @@ def is_over(rules: Rules, request: Request) -> bool:
     "rules",
     [
         Rules(),
-        Rules(num_requests=2, num_blocks=2),
+        pytest.param(Rules(num_requests=2, num_blocks=2), marks=pytest.mark.storm),
         Rules(num_sources=2, num_requests=2),
         Rules(num_sources=2, num_requests=2, is_evicting=False),
         Rules(num_requests=2, aborts=1),

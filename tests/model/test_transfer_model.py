@@ -14,12 +14,6 @@ from worlds import worlds
 SMALL = {
     "two blocks, a kill and a failure": Setting(blocks=2, kills=1, failures=1, all_succeed=True),
     "two blocks and a kill": Setting(totals=(2, 1), blocks=2, kills=1, all_succeed=True),
-    "aborts from both sides, and a kill": Setting(deadlines=1, encoder_aborts=1, kills=1, spare_fences=1),
-    "a deadline, a kill, and a fence too many": Setting(totals=(2, 2), deadlines=1, kills=1, spare_fences=1),
-    "two blocks and a deadline": Setting(totals=(2, 1), blocks=2, deadlines=1, spare_fences=1),
-    "streaming into a partly filled block": Setting(
-        totals=(3, 1), block_rows=2, streaming=True, deadlines=1, failures=1
-    ),
     "one source block": Setting(totals=(2, 1), sources=1, failures=1, kills=1, all_succeed=True),
     "two source blocks": Setting(totals=(2, 1), sources=2, failures=1, all_succeed=True),
     "two attempts at once, a kill and a failure": Setting(
@@ -35,6 +29,12 @@ SMALL = {
 }
 
 LARGE = {
+    "two blocks and a deadline": Setting(totals=(2, 1), blocks=2, deadlines=1, spare_fences=1),
+    "a deadline, a kill, and a fence too many": Setting(totals=(2, 2), deadlines=1, kills=1, spare_fences=1),
+    "streaming into a partly filled block": Setting(
+        totals=(3, 1), block_rows=2, streaming=True, deadlines=1, failures=1
+    ),
+    "aborts from both sides, and a kill": Setting(deadlines=1, encoder_aborts=1, kills=1, spare_fences=1),
     "two attempts at once, and a deadline": Setting(totals=(2, 1), blocks=2, attempts=2, deadlines=1, failures=1),
     "two blocks, three rows, a kill and a failure": Setting(
         totals=(2, 1), blocks=2, kills=1, failures=1, all_succeed=True

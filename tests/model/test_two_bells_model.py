@@ -183,6 +183,14 @@ def explore_bells(rules: Rules) -> Finding:
     return explore(World(), steps, violated=violated, goal=is_over)
 
 
+SPARED = [
+    pytest.param(False, False, id="futex-in place", marks=pytest.mark.storm),
+    pytest.param(False, True, id="futex-to be drained"),
+    pytest.param(True, False, id="eventfd-in place"),
+    pytest.param(True, True, id="eventfd-to be drained", marks=pytest.mark.storm),
+]
+
+
 @pytest.mark.parametrize("needs_copy", [False, True], ids=["in place", "to be drained"])
 @pytest.mark.parametrize("eventfd", [False, True], ids=["futex", "eventfd"])
 def test_what_has_landed_is_served_and_popped_whoever_was_woken(eventfd: bool, needs_copy: bool) -> None:
@@ -192,8 +200,7 @@ def test_what_has_landed_is_served_and_popped_whoever_was_woken(eventfd: bool, n
     assert finding.num_states > 1000
 
 
-@pytest.mark.parametrize("needs_copy", [False, True], ids=["in place", "to be drained"])
-@pytest.mark.parametrize("eventfd", [False, True], ids=["futex", "eventfd"])
+@pytest.mark.parametrize(("eventfd", "needs_copy"), SPARED)
 def test_a_caller_who_looks_pops_what_has_landed_though_the_library_thread_is_spared(
     eventfd: bool, needs_copy: bool
 ) -> None:

@@ -13,6 +13,18 @@ MOST_STATES = 30_000  # of a small world
 MOST_STATES_OF_A_LARGE_ONE = 3_000_000
 
 
+def small_worlds(settings: Mapping[str, Setting], *large: str) -> pytest.MarkDecorator:
+    """Parametrises a test by (setting); those that are named as large are for a storm."""
+    assert set(large) <= set(settings)
+    return pytest.mark.parametrize(
+        "setting",
+        [
+            pytest.param(setting, id=name, marks=[pytest.mark.storm] if name in large else [])
+            for name, setting in settings.items()
+        ],
+    )
+
+
 def worlds(small: Mapping[str, Setting], large: Mapping[str, Setting]) -> pytest.MarkDecorator:
     """Parametrises a test by (setting, max_states)."""
     return pytest.mark.parametrize(

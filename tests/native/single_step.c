@@ -36,6 +36,9 @@ static void complain(struct tally *tally, const char *where, uint64_t at, const 
         snprintf(tally->first, sizeof tally->first, "%s %llu: %s", where, (ull)at, what);
 }
 
+// A deliberately broken one has been found out, which is all that is asked of it.
+static bool is_done(const struct tally *tally) { return tally->scene->broken_in && tally->num_violations; }
+
 // ---- what recovery makes of a state: a function of that state alone, so it is asked once
 
 struct state {
@@ -171,7 +174,7 @@ static void walk_recovery(struct tally *tally, const struct world *root, unsigne
 static void run_boundaries(struct tally *tally)
 {
     walk_alone(tally);
-    for (uint32_t i = 0; i < num_states; i++) {
+    for (uint32_t i = 0; i < num_states && !is_done(tally); i++) {
         const unsigned deaths = states[i].deaths;
         if (deaths < tally->scene->followed || deaths == 0) {
             const struct world root = states[i].world; // `states` may move
@@ -196,7 +199,7 @@ static void run_kills(struct tally *tally, uint64_t limit)
 {
     const struct scene *scene = tally->scene;
     const uint64_t num_boundaries = look_ahead(tally), every = every_within(limit, num_boundaries);
-    for (uint64_t at = 0; at < num_boundaries; at += every) {
+    for (uint64_t at = 0; at < num_boundaries && !is_done(tally); at += every) {
         struct world killed;
         scene->prepare(scene, &stage->world);
         kill_at(tally, scene->operate, at);
@@ -216,7 +219,7 @@ static void run_rivals(struct tally *tally, uint64_t limit)
     const uint64_t every = every_within(limit, look_ahead(tally));
     for (const struct rival *rival = scene->rivals; rival->name; rival++) {
         bool ended = false;
-        for (uint64_t at = 0; !ended; at += every) {
+        for (uint64_t at = 0; !ended && !is_done(tally); at += every) {
             scene->prepare(scene, &stage->world);
             const pid_t child = begin(scene, scene->operate);
             for (uint64_t i = 0; i < at && !has_ended(); i++)
@@ -254,7 +257,7 @@ static uint64_t kill_twice(struct tally *tally, uint64_t at, uint64_t in, struct
 static void run_nested(struct tally *tally, uint64_t limit, uint64_t inner)
 {
     const uint64_t num_boundaries = look_ahead(tally), every = limit ? num_boundaries / limit + 1 : 1;
-    for (uint64_t at = 0; at < num_boundaries; at += every) {
+    for (uint64_t at = 0; at < num_boundaries && !is_done(tally); at += every) {
         struct world killed;
         const uint64_t num_inner = kill_twice(tally, at, MAX_STEPS, &killed), apart = inner ? num_inner / inner + 1 : 1;
         for (uint64_t in = at % apart; in < num_inner; in += apart)

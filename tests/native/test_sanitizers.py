@@ -17,13 +17,13 @@ from native_support import REPORT, build, run, succeed
 
 # Program, the argument that makes it take about a second when the machine is busy, and the one for `make storm`.
 PROGRAMS = [
-    pytest.param("ring", 18_000, 3_000_000, id="ring"),
-    pytest.param("cells", 20_000, 1_000_000, id="cells"),
+    pytest.param("ring", 9_000, 3_000_000, id="ring"),
+    pytest.param("cells", 8_000, 1_000_000, id="cells"),
     pytest.param("status", 8, 500, id="status"),
     pytest.param("doorbell", 6_000, 300_000, id="doorbell"),
-    pytest.param("copy", 64, 20_000, id="copy"),
+    pytest.param("copy", 24, 20_000, id="copy"),
     pytest.param("checksum", 300, 10_000, id="checksum"),
-    pytest.param("shelf", 10_000, 1_000_000, id="shelf"),
+    pytest.param("shelf", 4_000, 1_000_000, id="shelf"),
 ]
 KINDS = ["thread", "address"]
 

@@ -112,7 +112,7 @@ def test_another_process_comes_between(program: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "limit", "least"),
-    [("write", 5000, 20), ("bind", 5000, 20), ("grant", 5000, 20), ("acquire one", 1 << 16, 100)],
+    [("write", 2000, 8), ("bind", 5000, 20), ("grant", 5000, 20), ("acquire one", 1 << 12, 20)],
 )
 def test_another_process_comes_between_at_more_places(
     program: list[str], prefix: str, limit: int, least: int
@@ -134,4 +134,4 @@ def test_everywhere(program: list[str], mode: str, inner: int) -> None:
 @pytest.mark.parametrize("prefix", ["publish", "retire", "pin"])
 def test_another_process_changes_the_shelf_meanwhile(program: list[str], prefix: str) -> None:
     """P1, R39 to R49: it publishes, retires, pins and clears in the middle."""
-    assert all(scene.boundaries > 50 for scene in stepped(program, "rivals", 5000, 0, prefix).values())
+    assert all(scene.boundaries > 20 for scene in stepped(program, "rivals", 2000, 0, prefix).values())

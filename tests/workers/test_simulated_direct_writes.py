@@ -19,9 +19,9 @@ from embridge.pipeline.client.client import library_of
 from embridge.workers.poller.base import Poller
 from embridge.workers.timing import NS
 
-SOME = range(400_000, 400_012)
+SOME = range(400_000, 400_006)
 MORE = range(400_000, 400_024)
-SEVERAL = range(40, 45)
+SEVERAL = range(40, 42)
 MIX = [mixture for mixture in DIRECT_MIXTURES if mixture[1] != "retries"]
 
 
@@ -60,9 +60,9 @@ def run_writers(seeds: range) -> list[World]:
 def test_writers_die_and_stand_still_in_the_middle_of_what_they_write() -> None:
     """R30, R33: so these seeds have what they are for."""
     worlds = run_writers(SOME)
-    assert sum(world.num_landed for world in worlds) > 25
-    assert sum(world.num_writers_killed for world in worlds) > 4
-    assert sum(world.num_revoked for world in worlds) > 1
+    assert sum(world.num_landed for world in worlds) > 12
+    assert sum(world.num_writers_killed for world in worlds) > 2
+    assert sum(world.num_revoked for world in worlds) > 0
 
 
 def run_several(seeds: range) -> list[World]:
@@ -73,8 +73,8 @@ def run_several(seeds: range) -> list[World]:
 def test_destinations_that_are_whole_are_given_up_and_end_as_all_do() -> None:
     """R36: so these seeds have what they are for; `Scenario` says that no room ends in Success here, and not there."""
     worlds = run_several(SEVERAL)
-    assert sum(world.num_landed for world in worlds) > 30
-    assert sum(world.num_given_up for world in worlds) > 5
+    assert sum(world.num_landed for world in worlds) > 10
+    assert sum(world.num_given_up for world in worlds) > 1
 
 
 def test_a_seed_of_direct_writes_makes_the_same_steps_again() -> None:
@@ -100,7 +100,7 @@ def test_where_nobody_is_let_in_rows_go_through_the_workers() -> None:
         world.close()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_of_two_nodes_one_may_let_nobody_in_so_that_the_workers_write_to_it(seed: int) -> None:
     """R28, R8, P8: rows are staged for that one, kept until both have them, and both have the same end."""
     world = World(500_000 + seed, faults=Faults(pause=0.1), is_direct=True)

@@ -38,15 +38,15 @@ def run(seed: int, faults: str, kind: str, engine: str, *, verify: bool = False)
 
 @pytest.mark.parametrize(("faults", "kind"), MIX)
 def test_a_fetch_has_the_rows_of_one_publication_and_nothing_stays_pinned(faults: str, kind: str) -> None:
-    """R50 to R59, R85, P5, P6, P7, P8, P11: seeds of every mixture, on both engines."""
-    first = 100 * MIX.index((faults, kind))
-    assert sum(run(first + number, faults, kind, ENGINES[number % 2]) for number in range(2)) > 0
+    """R50 to R59, R85, P5, P6, P7, P8, P11: a seed of every mixture; each engine has half of them."""
+    number = MIX.index((faults, kind))
+    assert run(100 * number, faults, kind, ENGINES[number % len(ENGINES)]) > 0
 
 
 def test_some_retries_go_on_behind_what_has_come() -> None:
     """R57: else nothing was shown of them above."""
     kept = 0
-    for seed in range(10):
+    for seed in range(4):
         world = World(seed, faults=FAULTS["calm"])
         try:
             fetches = Fetches(world, "retries")

@@ -169,7 +169,7 @@ def test_roles_are_told_apart() -> None:
     assert [entry.node_id for entry in registry.entries(1, "language")] == ["b"]
 
 
-@settings(max_examples=60, stateful_step_count=30, deadline=None)
+@settings(max_examples=25, stateful_step_count=30, deadline=None)
 class RegistryMachine(RuleBasedStateMachine):
     """Nodes that report, leave and fall silent in any order, against what a node's own history says."""
 

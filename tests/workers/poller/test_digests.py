@@ -391,7 +391,7 @@ STATES = st.builds(
 
 
 @given(st.lists(STATES, max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_who_hears_all_that_was_told_has_its_digest(states: list[msg.RoomState]) -> None:
     """R77: in its order, whatever epochs and ends it tells of."""
     told, heard = ToldRooms(), HeardRooms()
@@ -407,7 +407,7 @@ def test_who_hears_all_that_was_told_has_its_digest(states: list[msg.RoomState])
 
 
 @given(st.lists(STATES, min_size=1, max_size=8), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_who_has_missed_something_has_another_digest(states: list[msg.RoomState], data: st.DataObject) -> None:
     """R77: unless what it missed was told anew since."""
     told, heard = HeardRooms(), HeardRooms()

@@ -286,13 +286,13 @@ def decodes_or_is_refused(data: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
     decodes_or_is_refused(data)
 
 
 @given(st.sampled_from(EXAMPLES), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_message_with_some_bytes_changed_is_a_message_or_a_protocol_error(
     example: msg.Message, data: st.DataObject
 ) -> None:
@@ -315,7 +315,7 @@ plain = st.recursive(
 
 
 @given(st.sampled_from([raw[0] for raw in RAW]), st.lists(plain, max_size=14))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_values_under_a_known_kind_are_a_message_or_a_protocol_error(tag: str, values: list[Any]) -> None:
     decodes_or_is_refused(packed([tag, *values]))
 
