@@ -25,7 +25,7 @@ ELSEWHERE = "tcp://10.0.0.21:1"
 BATCH = 500
 
 # Four roles, one of them also where nodes verify: together over 10^5 frames in the tests, and 10^6 in the storm.
-QUICK, STORM = 25_000, 250_000
+QUICK, STORM = 10_000, 250_000
 
 
 pytestmark = pytest.mark.usefixtures("quiet")

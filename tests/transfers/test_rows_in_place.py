@@ -286,7 +286,7 @@ def test_a_client_that_leaves_with_rows_out_keeps_its_door_until_they_are_commit
     receiving.add(encode.addr, other := next(rooms))  # whatever was to be done, was done when this has come
     assert give(open_sender(sending, other, TOTAL))
     assert receiving.take(other, 20).difference == ""
-    assert [claim.state for claim in claims_of(language).values()] == [ClaimState.REVOKED]
+    wait_until(lambda: [claim.state for claim in claims_of(language).values()] == [ClaimState.REVOKED])
     assert language.counts().quarantined == 4
     assert "this client is closed" in str(agent.call(commit_too_late, room))
     language.wait_idle()
@@ -306,8 +306,9 @@ def test_a_forked_child_writes_to_memory_of_its_own_and_gives_no_claim_back(
         client.close()
         ended(it.receiver)
         it.receiver.clear()
+    state = ClaimState.REVOKED if has_left else ClaimState.WRITING
+    wait_until(lambda: [claim.state for claim in claims_of(language).values()] == [state])
     claims = claims_of(language)
-    assert [claim.state for claim in claims.values()] == [ClaimState.REVOKED if has_left else ClaimState.WRITING]
     pid = os.fork()
     if not pid:
         for view in rows[3:]:
