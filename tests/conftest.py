@@ -36,6 +36,10 @@ collect_ignore = ["vllm"]  # `make vllm` runs them, where vLLM is installed
 OUTCOME = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("agents_import", "modules that agents (support.agents) need not import by themselves", type="args")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The tracker that `multiprocessing` starts on first use lives as long as this process: have it before any test
     begins.
@@ -58,9 +62,9 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fork_server() -> None:
+def fork_server(pytestconfig: pytest.Config) -> None:
     """Before the first test, too, and where what its agents write on standard error is captured."""
-    start_fork_server()
+    start_fork_server(pytestconfig.getini("agents_import"))
     gc.collect()
 
 

@@ -244,7 +244,8 @@ def test_the_processes_of_nodes_and_clients_load_nothing_but_sources(tmp_path: P
     site.mkdir()
     (site / "sitecustomize.py").write_text(NOTING.format(root=f"{ROOT}{os.sep}", noted=str(noted)))
     name = "test_a_registered_node_is_listed_with_its_health_and_load_and_found_by_the_other_side"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{PROVED}::{name}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "agents_import=torch"]
+    command += [f"{PROVED}::{name}"]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environ["PYTHONPATH"] = before_pythonpath(site)
     with open(tmp_path / "said", "w+") as said:

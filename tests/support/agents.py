@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -20,20 +20,18 @@ FORKED = multiprocessing.get_context("forkserver")
 of a core for torch, and half a second for the rest.
 """
 
-WHAT_AGENTS_DO = ("encoding", "scheduling", "carrying", "direct", "publishing", "fetching", "ranks", "crowds", "nodes")
-
 
 class AgentError(AssertionError):
     """A function failed in an agent; the text is its traceback there."""
 
 
-def start_fork_server() -> None:
-    """It lives as long as this process."""
-    FORKED.set_forkserver_preload(["torch", "pytest", *(f"support.{name}" for name in WHAT_AGENTS_DO)])
+def start_fork_server(modules: Iterable[str] = ("torch", "embridge.pipeline")) -> None:
+    """It lives as long as this process, and has imported these modules, which are found where this process finds them."""
+    FORKED.set_forkserver_preload(list(modules))
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
     try:
-        multiprocessing.forkserver.ensure_running()  # which looks for modules where an interpreter does by itself
+        multiprocessing.forkserver.ensure_running()
     finally:
         if path is None:
             del os.environ["PYTHONPATH"]
