@@ -26,7 +26,7 @@ class AgentError(AssertionError):
 
 
 def start_fork_server(modules: Iterable[str] = ("torch", "embridge.pipeline")) -> None:
-    """It lives as long as this process, and has imported these modules, which are found where this process finds them."""
+    """It lives as long as this process, and has imported these modules, from where this process finds them."""
     FORKED.set_forkserver_preload(list(modules))
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
