@@ -153,6 +153,9 @@ def test_one_that_has_failed_runs_until_it_has_passed(passed: Path) -> None:
     assert run(passed, FAILS="2")[0] == ALWAYS
     assert run(passed)[0] == 1 + ALWAYS
     assert run(passed)[0] == ALWAYS
+
+
+def test_one_that_has_passed_and_failed_since_runs_again(passed: Path) -> None:
     assert run(passed, "--all", FAILS="2")[0] == ALL - 1
     assert run(passed)[0] == 1 + ALWAYS
 

@@ -4,9 +4,8 @@ it ended.
 
 from __future__ import annotations
 
-import pytest
 from destinations_model import Rules, Setting, explore_destinations
-from worlds import worlds
+from worlds import rules, worlds
 
 SMALL = {
     "two rows": Setting(),
@@ -45,7 +44,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
+@rules(BROKEN, "r15_abort_fails_the_room", "d11_late_comers_are_told")
 def test_each_rule_of_several_destinations_is_needed(rule: str, kind: str, setting: Setting) -> None:
     """D11, B2: without it, a destination ends otherwise than the others, or never hears the outcome.
 

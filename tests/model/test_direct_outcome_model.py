@@ -11,7 +11,6 @@ from worlds import worlds
 SMALL = {
     "everybody goes on": Setting(),
     "killed, and a destination that would fail": Setting(kills=1, failures=1),
-    "a deadline at each side, an abort, a kill": Setting(encode_deadlines=1, failures=1, kills=1, encoder_aborts=1),
     "stopped for ever": Setting(stops=1, failures=1),
     "two rows, their number comes late": Setting(rows=2, streaming=True, failures=1, kills=1),
     "the language node is lost": Setting(language_losses=1, kills=1),
@@ -23,6 +22,7 @@ SMALL = {
 }
 
 LARGE = {
+    "a deadline at each side, an abort, a kill": Setting(encode_deadlines=1, failures=1, kills=1, encoder_aborts=1),
     "two destinations, killed": Setting(destinations=2, kills=1),
     "two destinations, one would fail": Setting(destinations=2, failures=1),
     "one here and one far, one would fail": Setting(destinations=2, far=1, failures=1),

@@ -17,10 +17,10 @@ SMALL = {
     "deadlines, and perhaps the network": Setting(deadlines=True, changes=1),
     "both are killed, and perhaps the network": Setting(encoder_kills=1, scheduler_kills=1, changes=1),
     "two rooms, the table is full": Setting(rooms=(0, 1), entries=1),
-    "two rooms with one tag, the table is full": Setting(rooms=(0, 1), entries=1, same_tag=True),
 }
 
 LARGE = {
+    "two rooms with one tag, the table is full": Setting(rooms=(0, 1), entries=1, same_tag=True),
     "asked again at another node, a scheduler is killed": Setting(rooms=(0, 0), scheduler_kills=1),
     "asked again at another node, deadlines": Setting(rooms=(0, 0), entries=1, deadlines=True),
     "two rooms with one tag, a scheduler is killed": Setting(rooms=(0, 1), entries=1, same_tag=True, scheduler_kills=1),

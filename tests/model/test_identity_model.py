@@ -4,14 +4,12 @@ is needed.
 
 from __future__ import annotations
 
-import pytest
 from identity_model import Rules, Setting, explore_identity
-from worlds import worlds
+from worlds import rules, worlds
 
 SMALL = {
     "two requests and a deadline": Setting(deadlines=1),
     "a worker is killed": Setting(kills=1, deadlines=1),
-    "the encode node is started again": Setting(encode_restarts=1, deadlines=1),
     "the language node is started again": Setting(language_restarts=1),
     "the language node is taken for dead": Setting(encode_burials=1),
     "both are taken for dead": Setting(requests=1, language_burials=1, encode_burials=1, kills=1, deadlines=1),
@@ -19,6 +17,7 @@ SMALL = {
 }
 
 LARGE = {
+    "the encode node is started again": Setting(encode_restarts=1, deadlines=1),
     "three requests and deadlines": Setting(requests=3, deadlines=2),
     "the encode node is taken for dead": Setting(language_burials=1, kills=1),
     "both nodes are started again": Setting(language_restarts=1, encode_restarts=1),
@@ -50,7 +49,12 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
+@rules(
+    BROKEN,
+    "r14_a_registration_voids_the_one_before",
+    "r14_worker_looks_again_behind_the_door",
+    "d3_the_dead_may_register_again",
+)
 def test_each_rule_of_identity_is_needed(rule: str, kind: str, setting: Setting) -> None:
     """P17, D2: with all rules this world holds; without this one, a request ends as another, or its row lands in
     another's block.

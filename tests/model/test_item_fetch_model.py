@@ -17,11 +17,11 @@ SMALL = {
     "an attempt fails and lands late": Setting(failures=1, doubles=0),
     "an attempt fails and lands late, aborted": Setting(fetches=1, failures=1, aborts=1, doubles=0),
     "encode node killed": Setting(encode_kills=1, doubles=0),
-    "rows kept for a retry, an attempt fails": KEPT,
-    "two slots, two blocks": Setting(slots=2, blocks=2, doubles=0, aborts=1),
 }
 
 LARGE = {
+    "rows kept for a retry, an attempt fails": KEPT,
+    "two slots, two blocks": Setting(slots=2, blocks=2, doubles=0, aborts=1),
     "bootstrap killed": Setting(bootstrap_kills=1, doubles=0, aborts=1),
     "language node killed": Setting(language_kills=1, failures=1, doubles=0, publications=1),
     "a loss, an abort": Setting(losses=1, aborts=1, doubles=0, publications=1),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from item_showing_model import Rules, Setting, explore_showing
-from worlds import worlds
+from worlds import rules, worlds
 
 SMALL = {
     "two publishers, one killed": Setting(kills=1, evictions=0),
@@ -33,7 +32,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
+@rules(BROKEN, "r84_it_is_for_the_generation_that_was_seen_before")
 def test_each_part_of_the_rule_for_showing_is_needed(rule: str, kind: str, setting: Setting) -> None:
     """R84: without it a reader sees the number of an item fall, though both publications were sound."""
     finding = explore_showing(setting, Rules(**{rule: False}))

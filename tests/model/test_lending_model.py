@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from lending_model import Rules, Setting, explore_lending
-from worlds import small_worlds
+from worlds import rules, small_worlds
 
 SETTINGS = {
     "three blocks, two schedulers": Setting(),
@@ -29,6 +28,7 @@ SETTINGS = {
     "four blocks, an encoder that stops",
     "streamed requests that may fail",
     "all are streamed, and a scheduler dies",
+    "a scheduler that dies",
 )
 def test_a_scheduler_that_keeps_its_results_until_all_have_come_gets_them_all(setting: Setting) -> None:
     """R35, R82, D8: from every state; more than the pool without its quarter is never lent, and no view is torn."""
@@ -48,7 +48,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
+@rules(BROKEN, "r35_the_reserve_is_never_lent", "r35_a_result_keeps_its_slot")
 def test_each_part_of_the_rule_for_lending_is_needed(rule: str, kind: str, setting: Setting) -> None:
     """R35, R82: without it a result never comes, others are left with too little, or a view changes under its
     reader.

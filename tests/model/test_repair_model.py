@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from repair_model import Rules, Setting, explore_repair
-from worlds import worlds
+from worlds import rules, worlds
 
 SMALL = {
     "a loss of one row": Setting(total=1, losses=1),
@@ -53,7 +52,12 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
+@rules(
+    BROKEN,
+    "r23_abort_is_sent_until_acknowledged",
+    "r24_the_one_behind_gets_the_blocks_again",
+    "r77_all_is_told_where_they_differ",
+)
 def test_each_rule_of_repair_is_needed(rule: str, kind: str, setting: Setting) -> None:
     """P8, D12: without it, one lost message or one kill leaves a request that never ends. With it all hold (above)."""
     finding = explore_repair(setting, Rules(**{rule: False}))

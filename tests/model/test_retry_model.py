@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from retry_model import Rules, Setting, explore_retry
-from worlds import small_worlds
+from worlds import rules, small_worlds
 
 SETTINGS = {
     "a network, and somebody who takes what comes free": Setting(bystanders=1),
@@ -33,7 +32,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
+@rules(BROKEN, "r26_a_copy_counts_if_its_block_is_still_ours")
 def test_each_part_of_the_rule_of_the_retry_is_needed(rule: str, kind: str, setting: Setting) -> None:
     """R26: with all of it this world holds; without this part, its shortest trace ends in a stray or wrong row, or
     nowhere.

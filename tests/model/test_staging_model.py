@@ -223,7 +223,7 @@ def is_over(rules: Rules, request: Request) -> bool:
 @pytest.mark.parametrize(
     "rules",
     [
-        Rules(),
+        pytest.param(Rules(), marks=pytest.mark.storm),
         pytest.param(Rules(num_requests=2, num_blocks=2), marks=pytest.mark.storm),
         Rules(num_sources=2, num_requests=2),
         Rules(num_sources=2, num_requests=2, is_evicting=False),

@@ -179,7 +179,7 @@ def test_no_wake_up_is_lost_and_the_newest_word_is_always_seen(eventfd: bool) ->
         Rules(eventfd=False, sequence_first=False),
         pytest.param(Rules(eventfd=True, sequence_first=False), marks=pytest.mark.storm),
         Rules(eventfd=False, ringer_leaves_asleep=False),
-        Rules(eventfd=True, wake_before_disarm=False),
+        pytest.param(Rules(eventfd=True, wake_before_disarm=False), marks=pytest.mark.storm),
         Rules(eventfd=True, number_armings=False),
         Rules(eventfd=False, take_before_look=False),
         Rules(eventfd=False, word_before_bit=False),

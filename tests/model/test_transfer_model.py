@@ -6,16 +6,13 @@ from __future__ import annotations
 
 import functools
 
-import pytest
 from transfer_model import explore_transfer
 from transfer_world import Rules, Setting
-from worlds import worlds
+from worlds import rules, worlds
 
 SMALL = {
     "two blocks, a kill and a failure": Setting(blocks=2, kills=1, failures=1, all_succeed=True),
-    "two blocks and a kill": Setting(totals=(2, 1), blocks=2, kills=1, all_succeed=True),
     "one source block": Setting(totals=(2, 1), sources=1, failures=1, kills=1, all_succeed=True),
-    "two source blocks": Setting(totals=(2, 1), sources=2, failures=1, all_succeed=True),
     "two attempts at once, a kill and a failure": Setting(
         totals=(2,), blocks=2, attempts=2, failures=1, kills=1, all_succeed=True
     ),
@@ -29,6 +26,8 @@ SMALL = {
 }
 
 LARGE = {
+    "two blocks and a kill": Setting(totals=(2, 1), blocks=2, kills=1, all_succeed=True),
+    "two source blocks": Setting(totals=(2, 1), sources=2, failures=1, all_succeed=True),
     "two blocks and a deadline": Setting(totals=(2, 1), blocks=2, deadlines=1, spare_fences=1),
     "a deadline, a kill, and a fence too many": Setting(totals=(2, 2), deadlines=1, kills=1, spare_fences=1),
     "streaming into a partly filled block": Setting(
@@ -99,7 +98,7 @@ def holds(setting: Setting) -> bool:
     return explore_transfer(setting).fault is None
 
 
-@pytest.mark.parametrize(("rule", "kind", "setting"), BROKEN, ids=[rule for rule, _, _ in BROKEN])
+@rules(BROKEN, "r10_fence_spares_the_new_session")
 def test_each_rule_of_the_transfer_is_needed(rule: str, kind: str, setting: Setting) -> None:
     """D2, P6: with all rules this world holds; without this one, its shortest trace ends in a stray, torn, or
     lost row.

@@ -191,8 +191,15 @@ SPARED = [
 ]
 
 
-@pytest.mark.parametrize("needs_copy", [False, True], ids=["in place", "to be drained"])
-@pytest.mark.parametrize("eventfd", [False, True], ids=["futex", "eventfd"])
+SERVED = [
+    pytest.param(False, False, id="futex-in place"),
+    pytest.param(False, True, id="futex-to be drained", marks=pytest.mark.storm),
+    pytest.param(True, False, id="eventfd-in place", marks=pytest.mark.storm),
+    pytest.param(True, True, id="eventfd-to be drained"),
+]
+
+
+@pytest.mark.parametrize(("eventfd", "needs_copy"), SERVED)
 def test_what_has_landed_is_served_and_popped_whoever_was_woken(eventfd: bool, needs_copy: bool) -> None:
     """P8: with one wake-up where the caller sleeps on the futex, and by the library thread where he is away."""
     finding = explore_bells(Rules(eventfd=eventfd, needs_copy=needs_copy))
@@ -218,7 +225,7 @@ def test_a_caller_who_looks_pops_what_has_landed_though_the_library_thread_is_sp
         Rules(caller_rings_who_waits=False),
         Rules(waits_before_try=False),
         Rules(library_tells=False, needs_copy=True),
-        Rules(is_spared=True, awake_is_asked_behind_the_ring=False),
+        pytest.param(Rules(is_spared=True, awake_is_asked_behind_the_ring=False), marks=pytest.mark.storm),
     ],
     ids=[
         "the ringer takes an armed eventfd for a sleeper that it has woken",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import pytest
@@ -22,6 +22,17 @@ def small_worlds(settings: Mapping[str, Setting], *large: str) -> pytest.MarkDec
             pytest.param(setting, id=name, marks=[pytest.mark.storm] if name in large else [])
             for name, setting in settings.items()
         ],
+    )
+
+
+def rules(broken: Sequence[tuple[str, str, Setting]], *large: str) -> pytest.MarkDecorator:
+    """Parametrises a test by (rule, kind, setting): a rule that is left out, what is wrong then, and a setting that
+    shows it. Those that are named as large are for a storm.
+    """
+    assert set(large) <= {rule for rule, _, _ in broken}
+    return pytest.mark.parametrize(
+        ("rule", "kind", "setting"),
+        [pytest.param(*it, id=it[0], marks=[pytest.mark.storm] if it[0] in large else []) for it in broken],
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from support.simulation import Faults, World
-from support.simulation.scenario import DIRECT_MIXTURES, Scenario, run_seed
+from support.simulation.scenario import DIRECT_MIXTURES, Scenario, is_in_every_run, run_seed
 
 from embridge.allocator.claims import HELD, Claim, ClaimState, ClaimTable, WriterId
 from embridge.pipeline.client.client import library_of
@@ -23,6 +23,7 @@ SOME = range(400_000, 400_006)
 MORE = range(400_000, 400_024)
 SEVERAL = range(40, 42)
 MIX = [mixture for mixture in DIRECT_MIXTURES if mixture[1] != "retries"]
+SHARE = [pytest.param(*it, marks=[] if is_in_every_run(*it) else [pytest.mark.storm]) for it in MIX]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize(("faults", "disturbance"), MIX)
+@pytest.mark.parametrize(("faults", "disturbance"), SHARE)
 def test_rows_that_encoders_write_themselves_arrive_whole_and_every_block_is_given_back(
     faults: str, disturbance: str
 ) -> None:

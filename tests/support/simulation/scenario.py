@@ -32,6 +32,13 @@ DIRECT_MIXTURES = list(itertools.product(FAULTS, (*DISTURBANCES, "writers", "nea
 ENGINES = ("shm", "network")
 
 
+def is_in_every_run(faults: str, disturbance: str) -> bool:
+    """Half of all mixtures, with each kind of faults and each disturbance; a storm has all of them."""
+    number = DIRECT_MIXTURES.index((faults, disturbance))
+    num_disturbances = len(DIRECT_MIXTURES) // len(FAULTS)
+    return (number // num_disturbances + number % num_disturbances) % 2 == 0
+
+
 class Scenario(Rooms):
     """Nodes, clients and rooms, drawn by the seed, and one kind of disturbance."""
 
