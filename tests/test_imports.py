@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import trees
+from support.trees import nodes_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("allocator", "workers", "pipeline")  # each may import those before it
@@ -23,12 +25,12 @@ NAMED_TUPLE = ("_asdict", "_make", "_replace")  # which are public
 
 @functools.cache
 def parsed() -> list[tuple[Path, ast.Module]]:
-    return [(path.relative_to(ROOT), ast.parse(path.read_text(), str(path))) for path in SOURCES]
+    return [(path.relative_to(ROOT), trees.parsed(path)) for path in SOURCES]
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
     """Full names of all that is imported anywhere in a module, for type checking, too."""
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -68,7 +70,7 @@ def test_what_a_process_of_a_node_runs_was_imported_before_it_was_forked() -> No
 
 def imported_in_functions(tree: ast.AST) -> list[str]:
     """What functions import when they are called."""
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    functions = (node for node in nodes_of(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     return [name for function in functions for name in imports(ast.Module(function.body, []))]
 
 
@@ -155,8 +157,8 @@ def test_nothing_private_of_a_client_is_used_in_another_file() -> None:
         if path.parts[:2] not in {("pipeline", room) for room in ("client", "scheduler", "ranks")}:
             continue
         used: dict[str, int] = {}
-        own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        for node in ast.walk(tree):
+        own = {node.name for node in nodes_of(tree) if isinstance(node, ast.FunctionDef)}
+        for node in nodes_of(tree):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
                     own.add(node.attr)
@@ -180,7 +182,7 @@ def test_nothing_that_runs_what_it_reads_is_used() -> None:
             assert name.split(".")[0] not in {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}, (
                 f"{path}: {name}"
             )
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"eval", "exec", "compile"}, f"{path}:{node.lineno} calls {node.func.id}"
             if isinstance(node, ast.Attribute):
@@ -222,7 +224,7 @@ def test_the_environment_is_read_in_one_place() -> None:
             Path("workers/transfer/engines/mooncake.py"),
         ):
             continue
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if isinstance(node, ast.Attribute | ast.Name):
                 name = node.attr if isinstance(node, ast.Attribute) else node.id
                 assert name not in {"environ", "getenv", "environb"}, f"{path}:{node.lineno} reads the environment"
@@ -242,7 +244,7 @@ def test_the_wall_clock_decides_nothing_in_a_transfer() -> None:
             Path("pipeline/inspection/stories.py"),
         ):
             continue
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if isinstance(node, ast.Attribute):
                 assert ast.unparse(node) not in {"time.time", "time.time_ns", "datetime.now"}, f"{path}:{node.lineno}"
 
@@ -277,7 +279,7 @@ BESIDE_A_CLOCK = {"pipeline/node/supervisor.py": {"stop"}}
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (node for node in nodes_of(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def reads_clock(node: ast.AST) -> bool:
@@ -292,7 +294,7 @@ def reads_clock(node: ast.AST) -> bool:
 
 def knows_clock(tree: ast.Module) -> bool:
     """Whether somebody is given a clock there, or takes another's."""
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = {node.attr for node in nodes_of(tree) if isinstance(node, ast.Attribute)}
     return bool(names & {"clock", "_clock"})
 
 
@@ -396,7 +398,7 @@ def test_a_class_has_at_most_20_public_methods() -> None:
     """Properties are none: they are read like attributes."""
     seen = {}
     for _, tree in parsed():
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if isinstance(node, ast.ClassDef):
                 methods = [
                     it.name

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.trees import nodes_of, parsed
 
 import embridge
 from embridge.allocator import errors, geometry, metrics, ranklog, records, rings, shelf, status
@@ -93,19 +94,14 @@ def called(call: ast.Call) -> str:
 
 
 @cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
-
-
-@cache
 def uses() -> dict[Word, list[Use]]:
     """Every mention of a member of an enum of `MODULES` outside its own class."""
     found: dict[Word, list[Use]] = defaultdict(list)
     for path in SOURCES:
         tree = parsed(path)
-        parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+        parents = {child: node for node in nodes_of(tree) for child in ast.iter_child_nodes(node)}
         names = _names(path, tree)
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if isinstance(node, ast.Attribute):
                 owner = names.get(ast.unparse(node.value))
                 if owner is not None:
@@ -124,7 +120,7 @@ def _names(path: Path, tree: ast.Module) -> dict[str, type[enum.Enum]]:
         here = {name: it for name, it in classes.items() if issubclass(it, enum.Enum)}
         if module.__name__ == own:
             names.update(here)
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if not isinstance(node, ast.ImportFrom):
                 continue
             for alias in node.names:
@@ -235,7 +231,7 @@ def readers() -> dict[str, set[str]]:
     """
     found: dict[str, set[str]] = defaultdict(set)
     for path in SOURCES:
-        for node in ast.walk(parsed(path)):
+        for node in nodes_of(parsed(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 value = node.value
                 found[node.attr].add(value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", ""))
