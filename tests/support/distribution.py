@@ -1,7 +1,6 @@
 """How `-n` deals the tests out: whole files, so that a file's nodes are started once, and the long ones first.
 
-Files whose tests share the nodes of `conftest.py`, or the trees of all sources, go to one process together, for each
-process would make its own.
+Files whose tests share the nodes of `conftest.py` go to one process together, for each process would start its own.
 Where something else than `-n` alone is asked for (`--dist worksteal`), that holds.
 """
 
@@ -24,10 +23,9 @@ OVER_SHARED_MEMORY = (
     *("pipeline/inspection/test_status.py", "transfers/test_lessons.py", "transfers/test_lessons_of_lifetimes.py"),
 )
 FOR_ENGINES = ("integrations/test_dynamo.py", "integrations/test_sglang_parts.py", "integrations/test_sglang_rooms.py")
-OF_TREES = ("test_imports.py", "test_words.py")
 TOGETHER = {
     f"tests/{name}": f"tests/{names[0]}"
-    for names in (OVER_EVERY_ENGINE, OVER_SHARED_MEMORY, FOR_ENGINES, OF_TREES)
+    for names in (OVER_EVERY_ENGINE, OVER_SHARED_MEMORY, FOR_ENGINES)
     for name in names
 }
 """File -> which of them it goes with."""
