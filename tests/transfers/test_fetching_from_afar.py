@@ -184,9 +184,9 @@ def test_nothing_is_torn_while_items_are_published_and_evicted(
         for agent in (reader, other):
             agent.call(fetching.join_from_afar, language.run_dir)
         for agent, lane in zip((one, two), lanes, strict=True):
-            agent.start(publishing.publish_for, 2.0, lane)
+            agent.start(publishing.publish_for, 0.8, lane)
         for agent in (reader, other):
-            agent.start(fetching.read_for, 2.0, encode.addr, 11)
+            agent.start(fetching.read_for, 0.8, encode.addr, 11)
         assert [agent.result() for agent in (one, two)] == [[], []]
         for agent in (reader, other):
             found, faults = agent.result()
