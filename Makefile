@@ -13,6 +13,7 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 BUILT := allocator/_core.abi3.so
 TYPING := .build/typing
+SITE_TOOLS := .build/site-tools
 APART := .build/wheelcheck
 PACKAGES := pipeline workers allocator
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embridge
@@ -28,7 +29,7 @@ SYSTEM_PACKAGES := libibverbs1 libnuma1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup system demo test lint types storm vllm soak mutants bench wheel wheelcheck engines clean
-.PHONY: settings metrics
+.PHONY: settings metrics api site
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +61,13 @@ settings: $(BUILT)  ## docs/settings.md and deploy/node.toml, from the settings 
 
 metrics: $(BUILT)  ## docs/metrics.md, from the metrics themselves
 	@$(BIN)/python -m embridge.pipeline.metrics_page > docs/metrics.md
+
+api: $(BUILT)  ## docs/api/, from the docstrings of the public names
+	@$(BIN)/python -m embridge.pipeline.api_page docs/api
+
+site: $(SITE_TOOLS)/.installed  ## README and docs/ as a site, in .build/site; its tools are installed apart, 60 MB
+	@NO_MKDOCS_2_WARNING=1 $(SITE_TOOLS)/bin/python -m mkdocs build --strict --quiet
+	@echo "open $(CURDIR)/.build/site/index.html"
 
 # Where Python is told to write none, each of some thousand processes would compile every module anew.
 .PHONY: bytecode
@@ -147,6 +155,11 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | system
 	$(PIP) install --quiet -c constraints.txt setuptools wheel
 	$(PIP) install --quiet -c constraints.txt $(TORCH)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev,discovery,mooncake-non-cuda]'
+	@touch $@
+
+$(SITE_TOOLS)/.installed: constraints.txt
+	$(PYTHON) -m venv $(SITE_TOOLS)
+	$(SITE_TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt mkdocs-material
 	@touch $@
 
 # A benchmark runs without its peers, too, and says so.

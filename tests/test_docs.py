@@ -22,9 +22,8 @@ from mutants.catalogue import MUTANTS
 import embridge
 from embridge import FailureCode
 from embridge.pipeline.cli import main as command_line
+from support.pages import COMMANDS, PAGES, PYTHON, ROOT, Block, blocks, prose, quoted
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = ("embridge", "pipeline", "workers", "allocator", "examples", "deploy", "tests", "bench")
 WIDTH_BYTES = 120
 FILE = re.compile(r"[\w./-]+\.(py|pyi|c|h|md|toml|json)|(" + "|".join((*SOURCES, "docs")) + r")/[\w./-]+")
@@ -32,48 +31,6 @@ OF_OTHERS = {"SimpleQueue", "ThreadSanitizer", "TransferEngine.initialize", "Pre
 """Names that the pages show and that others define."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-
-
-class Block(NamedTuple):
-    """What stands between two fences."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
-
-
-def blocks(page: Path) -> list[Block]:
-    found, begun, language = [], None, ""
-    lines = page.read_text().splitlines()
-    for number, line in enumerate(lines, 1):
-        if not line.strip().startswith("```"):
-            continue
-        if begun is None:
-            begun, language = number, line.strip()[3:]
-        else:
-            found.append(Block(page, begun, language, "\n".join(lines[begun : number - 1])))
-            begun = None
-    assert begun is None, f"{page}: the fence of line {begun} has no end"
-    return found
-
-
-def prose(page: Path) -> str:
-    return re.sub(r"(?ms)^ *```.*?^ *```$", "", page.read_text())
-
-
-def quoted(page: Path) -> list[str]:
-    """What stands in backticks, outside of fences."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"(?<=[^\s`])\n +(?=[^\s`])", " ", prose(page)))
-
-
-PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
-SHELL = [
-    line.strip() for page in PAGES for block in blocks(page) if not block.language for line in block.text.splitlines()
-]
 
 
 @every_page

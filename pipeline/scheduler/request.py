@@ -106,16 +106,16 @@ class EmbeddingRequest:
 
     room: int
     bootstrap_addr: str
-    required_dst_info_num: int = 1
+    required_dst_info_num: int = 1  # the number of language nodes that receive the room
     timeout_s: float | None = None
     payload: object = None
     keep_for_retry: bool = False
     is_streamed: bool = False
-    result: EmbeddingResult | None = field(default=None, init=False)
-    failure: TransferError | None = field(default=None, init=False)
-    total_embedding_length: int = field(default=0, init=False)
-    transferred_tokens: int = field(default=0, init=False)
-    num_rounds: int = field(default=0, init=False)
+    result: EmbeddingResult | None = field(default=None, init=False)  # of a finished one, until `release`
+    failure: TransferError | None = field(default=None, init=False)  # of a failed one
+    total_embedding_length: int = field(default=0, init=False)  # in tokens; 0 until it is known
+    transferred_tokens: int = field(default=0, init=False)  # that have landed here
+    num_rounds: int = field(default=0, init=False)  # grants that have carried blocks
     chunk_info: list[tuple[int, int]] = field(default_factory=list, init=False)
     receiver: EmbeddingReceiver | None = field(default=None, init=False)
     abort_reason: str = field(default="", init=False)
