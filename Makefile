@@ -67,7 +67,7 @@ api: $(BUILT)  ## docs/api/, from the docstrings of the public names
 
 site: $(SITE_TOOLS)/.installed  ## README and docs/ as a site, in .build/site; its tools are installed apart, 60 MB
 	@NO_MKDOCS_2_WARNING=1 $(SITE_TOOLS)/bin/python -m mkdocs build --strict --quiet
-	@echo "open $(CURDIR)/.build/site/index.html"
+	@echo "$(PYTHON) -m http.server -d $(CURDIR)/.build/site shows it"
 
 # Where Python is told to write none, each of some thousand processes would compile every module anew.
 .PHONY: bytecode

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from markdown import Extension, Markdown
+from markdown.blockprocessors import build_block_parser
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -29,11 +30,12 @@ class TwoSpaces(Extension):
 
     def extendMarkdown(self, md: Markdown) -> None:
         md.tab_length = 2
+        md.parser = build_block_parser(md)  # anew, for its parts have taken the number over
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     extensions: list[Any] = config.markdown_extensions
-    extensions.append(TwoSpaces())
+    extensions.insert(0, TwoSpaces())  # what others add is added to its parser
     config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")  # anchors as code hosts have them
     return config
 

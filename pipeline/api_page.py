@@ -62,14 +62,14 @@ PAGES: Final = {
 MADE_BY_CALLERS: Final = {
     *("PreallocQueue", "TransferQueue", "WaitingQueue", "EmbeddingRequest", "RequestItems", "CacheReader"),
 }
-_OF_A_HANDLE: Final = {
+OF_A_HANDLE: Final = {
     *("aux", "catch_up", "end_here", "end_without_slot", "entered", "evict", "fail", "give_up", "has_risen"),
     *("has_settled", "is_by_hand", "is_untold", "is_waiting", "keep_outcome", "let_go", "may_end_here", "on_success"),
     *("prepare", "refuse", "release_untold", "service", "tell", "wants_block", "stock", "send_granted", "is_tainted"),
 }
 INTERNAL: Final = {
-    "EmbeddingSender": _OF_A_HANDLE,
-    "EmbeddingReceiver": {*_OF_A_HANDLE, "grant", "take"},
+    "EmbeddingSender": OF_A_HANDLE,
+    "EmbeddingReceiver": {*OF_A_HANDLE, "grant", "take"},
     "EmbeddingRequest": {"record", "receiver"},
     "TransferQueue": {"add", "check_room"},
     "Fetch": {"call_back", "end"},
@@ -116,6 +116,7 @@ def _index() -> str:
             _fill(f"- [`{name}`]({file}.md#{name.lower()}): {_first(name)}", indent="  ") for name in names
         ]
         parts += [f"## [{title}]({file}.md)", "\n".join(lines)]
+    parts.append("[Options](options.md) lists those of each command.")
     return "\n\n".join(parts) + "\n"
 
 

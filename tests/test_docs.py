@@ -15,14 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import pytest
 from mutants.catalogue import MUTANTS
 
 import embridge
-from embridge import FailureCode
-from embridge.pipeline.cli import main as command_line
-from support.pages import COMMANDS, PAGES, PYTHON, ROOT, Block, blocks, prose, quoted
+from support.pages import PAGES, PYTHON, ROOT, Block, blocks, prose, quoted
 
 SOURCES = ("embridge", "pipeline", "workers", "allocator", "examples", "deploy", "tests", "bench")
 WIDTH_BYTES = 120
@@ -173,27 +170,6 @@ def test_contributing_says_when_to_run_each_make_target() -> None:
     assert listed == set(said)
 
 
-def test_every_command_that_is_shown_has_its_options() -> None:
-    """`embridge launch --role encode`, in a block or in a line."""
-    shown = 0
-    context = click.Context(command_line)
-    for text in [*SHELL, *(text for page in PAGES for text in quoted(page))]:
-        words = text.replace("\\", " ").removeprefix("$ ").split("#")[0].split()
-        if words[:1] != ["embridge"] or len(words) < 2 or words[1].startswith("-"):
-            continue
-        command, rest = command_line.get_command(context, words[1]), words[2:]
-        assert command is not None, text
-        if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-            command = command.get_command(context, rest[0])
-            assert command is not None, text
-        known = {option for param in command.get_params(context) for option in (*param.opts, *param.secondary_opts)} | {
-            "--help"
-        }
-        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, text
-        shown += 1
-    assert shown > 10
-
-
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_every_example_is_python_and_imports_what_is_there(block: Block) -> None:
     tree = ast.parse(block.text)
@@ -220,19 +196,21 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_the_example_of_the_readme_passes_mypy_strict(tmp_path: Path) -> None:
-    """Seen as it is installed, over the links of `make types`; the cache is the one of that, so this takes some seconds
-    after it.
+def test_the_programs_of_the_readme_and_the_tutorial_pass_mypy_strict(tmp_path: Path) -> None:
+    """Seen as they are installed, over the links of `make types`; the cache is the one of that, so this takes some
+    seconds after it.
     """
     typing = ROOT / ".build" / "typing" / "embridge"
     typing.mkdir(parents=True, exist_ok=True)
     for target in (*(ROOT / "embridge").iterdir(), *(ROOT / name for name in ("pipeline", "workers", "allocator"))):
         if not os.path.lexists(typing / target.name):
             (typing / target.name).symlink_to(target)
-    program = tmp_path / "example.py"
-    program.write_text(example().text)
+    programs = [example(), *(block for block in PYTHON if block.page.name == "tutorial.md")]
+    for number, block in enumerate(programs):
+        (tmp_path / f"example_{number}.py").write_text(block.text)
+    assert len(programs) == 3
     settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
-    mypy = [sys.executable, "-m", "mypy", *settings, str(program)]
+    mypy = [sys.executable, "-m", "mypy", *settings, *map(str, tmp_path.glob("*.py"))]
     environ = {**os.environ, "MYPYPATH": str(typing.parent)}
     result = subprocess.run(mypy, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=580, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -242,17 +220,6 @@ def test_every_promise_has_a_section() -> None:
     promised = re.findall(r"(?m)^- \*\*(P\d+)\*\*", (ROOT / "docs" / "invariants.md").read_text())
     sections = re.findall(r"(?m)^## (P\d+)\b", (ROOT / "docs" / "promises.md").read_text())
     assert promised == sections
-
-
-def test_every_exception_and_failure_code_has_its_cause_and_remedy() -> None:
-    page = (ROOT / "docs" / "errors.md").read_text()
-    sections = dict(re.findall(r"(?ms)^### (\w+)\n(.*?)(?=^#|\Z)", page))
-    public = [getattr(embridge, name) for name in embridge.__all__]
-    exceptions = [it.__name__ for it in public if isinstance(it, type) and issubclass(it, Exception)]
-    wanted = [*exceptions, *(code.name for code in FailureCode if code)]
-    assert not [
-        name for name in wanted if not {"*Cause*", "*Remedy*"} <= set(re.findall(r"\*\w+\*", sections.get(name, "")))
-    ]
 
 
 def test_the_page_of_mutants_names_those_of_the_catalogue_and_tests_of_theirs() -> None:
