@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import pytest
 from mutants.catalogue import MUTANTS
+from support.pages import PAGES, PYTHON, ROOT, Block, blocks, prose, quoted
 
 import embridge
-from support.pages import PAGES, PYTHON, ROOT, Block, blocks, prose, quoted
 
 SOURCES = ("embridge", "pipeline", "workers", "allocator", "examples", "deploy", "tests", "bench")
 WIDTH_BYTES = 120

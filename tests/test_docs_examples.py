@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +25,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-
-from embridge import Client, EmbeddingSender, Phase, attach, receive
-from embridge.pipeline.cli import main
 from support.agents import FORKED
 from support.commands import started
 from support.pages import COMMANDS, PYTHON, ROOT, blocks
 from support.ports import port_to_keep
 from support.waiting import wait_until
+
+from embridge import Client, EmbeddingSender, Phase, attach, receive
+from embridge.pipeline.cli import main
 
 pytestmark = pytest.mark.process
 
@@ -76,9 +77,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def rooms() -> Iterator[Callable[[], int]]:
-    numbers = iter(range(1000, 2000))
-    yield lambda: next(numbers)
+def rooms() -> Callable[[], int]:
+    return partial(next, iter(range(1000, 2000)))
 
 
 def live(path: Path, words: list[str], environment: dict[str, str], output: Any) -> None:
@@ -90,31 +90,28 @@ def live(path: Path, words: list[str], environment: dict[str, str], output: Any)
     sys.stdout.flush()
 
 
-class Running:
-    """A program that runs."""
+@contextmanager
+def running(place: Place, words: list[str]) -> Iterator[Callable[[], str]]:
+    """A program that runs for the length of a block at most. Gives what waits for its end: what it has printed."""
+    ours, theirs = FORKED.Pipe(duplex=False)
+    environment = {"XDG_RUNTIME_DIR": str(place.folder)}
+    process = FORKED.Process(target=live, args=(place.folder / words[0], words, environment, theirs))
+    process.start()
+    theirs.close()
 
-    def __init__(self, place: Place, words: list[str]) -> None:
-        ours, theirs = FORKED.Pipe(duplex=False)
-        environment = {"XDG_RUNTIME_DIR": str(place.folder)}
-        self._output = open(ours.fileno(), closefd=False)
-        self._pipe = ours
-        self._process = FORKED.Process(target=live, args=(place.folder / words[0], words, environment, theirs))
-        self._process.start()
-        theirs.close()
+    def end() -> str:
+        said = output.read()
+        process.join(20.0)
+        assert process.exitcode == 0, said
+        return said
 
-    def end(self) -> str:
-        """What it has printed."""
-        try:
-            said = self._output.read()
-            self._process.join(20.0)
-            assert self._process.exitcode == 0, said
-            return said
-        finally:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-            self._output.close()
-            self._pipe.close()
+    try:
+        with ours, open(ours.fileno(), closefd=False) as output:
+            yield end
+    finally:
+        process.kill()
+        process.join()
+        process.close()
 
 
 def printed(text: str) -> str:
@@ -130,9 +127,10 @@ def test_the_tutorial_runs_as_it_is_told(place: Place) -> None:
     texts = [block.text for block in blocks(TUTORIAL) if block.language == "text"]
     shown = [text for text in texts if not text.startswith("READY")]
     encoder, scheduler, again = place.typed("python")
-    said = [Running(place, words[1:]) for words in (encoder, scheduler)]
-    outputs = [program.end() for program in said]
-    outputs.append(Running(place, again[1:]).end())
+    with running(place, encoder[1:]) as encoded, running(place, scheduler[1:]) as received:
+        outputs = [encoded(), received()]
+    with running(place, again[1:]) as received:
+        outputs.append(received())
     for text, output in zip(shown, outputs, strict=True):
         assert re.fullmatch(printed(text), output), output
 

@@ -7,11 +7,10 @@ import re
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import click
-import pytest
 import yaml
+from support.pages import BLOCKS, COMMANDS, LANGUAGES, PAGES, ROOT, Block, prose, quoted
 
 import embridge
 from embridge import FailureCode, PipelineConfig
@@ -21,7 +20,6 @@ from embridge.pipeline.cli import main
 from embridge.pipeline.config import groups, variable_of
 from embridge.workers.discovery import metrics as discovery
 from embridge.workers.web.families import NODE
-from support.pages import BLOCKS, COMMANDS, LANGUAGES, PAGES, ROOT, Block, prose, quoted
 
 DOCS = ROOT / "docs"
 OURS = re.compile(r"(\S*/)?(python|pytest|embridge|make)$")

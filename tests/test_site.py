@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-
 from support.pages import PAGES, ROOT
 
 TOOLS = ROOT / ".build" / "site-tools" / "bin" / "python"
