@@ -37,6 +37,10 @@ def test_no_line_is_longer_than_120_bytes(page: Path) -> None:
     assert not [f"{number}: {len(line)}" for number, line in lines if len(line) > WIDTH_BYTES]
 
 
+def test_the_first_page_has_at_most_150_lines() -> None:
+    assert len(PAGES[0].read_text().splitlines()) <= 150
+
+
 def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
