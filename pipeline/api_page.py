@@ -73,6 +73,7 @@ INTERNAL: Final = {
     "EmbeddingRequest": {"record", "receiver"},
     "TransferQueue": {"add", "check_room"},
     "Fetch": {"call_back", "end"},
+    "Item": {"copied", "move_out"},
     "Subscription": {"take"},
     "PublishedRows": {"end"},
     "WritableRows": {"of", "until"},
@@ -129,15 +130,20 @@ def _entry(name: str) -> Iterator[str]:
     it = getattr(embridge, name)
     path = _path(it)
     yield f"## {name}"
-    bases = [f"`{base.__name__}`" for base in getattr(it, "__bases__", ()) if base.__name__ in embridge.__all__]
-    kind = "function" if not isinstance(it, type) else f"class, a {' and a '.join(bases)}" if bases else "class"
-    yield f"{kind.capitalize()}, in [`{path}`](../../{path})"
+    bases = [f"`{base.__name__}`" for base in getattr(it, "__bases__", ()) if _is_told(base)]
+    kind = "Function" if not isinstance(it, type) else f"Class, of {' and '.join(bases)}" if bases else "Class"
+    yield f"{kind}, in [`{path}`](../../{path})"
     if not isinstance(it, type) or name in MADE_BY_CALLERS:
         yield _signature(name, it)
     if it.__doc__ and not it.__doc__.startswith(f"{name}("):  # that one the dataclass has made
         yield from _text(it.__doc__)
     if isinstance(it, type):
         yield from _members(it)
+
+
+def _is_told(base: type) -> bool:
+    """Whether it says something of a class that this is a base of it: one of ours, or what a caller may catch."""
+    return base.__name__ in embridge.__all__ or (issubclass(base, Exception) and base is not Exception)
 
 
 def _path(it: Any) -> str:
