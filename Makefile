@@ -63,7 +63,7 @@ metrics: $(BUILT)  ## docs/metrics.md, from the metrics themselves
 	@$(BIN)/python -m embridge.pipeline.metrics_page > docs/metrics.md
 
 api: $(BUILT)  ## docs/api/, from the docstrings of the public names
-	@$(BIN)/python -m embridge.pipeline.api_page docs/api
+	@$(BIN)/python -m embridge.api_page docs/api
 
 site: $(SITE_TOOLS)/.installed  ## README and docs/ as a site, in .build/site; its tools are installed apart, 170 MB
 	@NO_MKDOCS_2_WARNING=1 $(SITE_TOOLS)/bin/python -m mkdocs build --strict --quiet

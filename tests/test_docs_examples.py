@@ -31,7 +31,7 @@ from support.pages import COMMANDS, PYTHON, ROOT, blocks
 from support.ports import port_to_keep
 from support.waiting import wait_until
 
-from embridge import Client, EmbeddingSender, Phase, attach, receive
+from embridge import Client, EmbeddingSender, Phase, RowsAt, attach, receive
 from embridge.pipeline.cli import main
 
 pytestmark = pytest.mark.process
@@ -179,7 +179,8 @@ class Guide:
 
 
 def test_the_guide_for_encoders_runs(place: Place, rooms: Callable[[], int]) -> None:
-    guide, buffers = Guide("encoder.md", place, rooms), []
+    guide = Guide("encoder.md", place, rooms)
+    buffers: list[torch.Tensor] = []
     with attach(role="language") as scheduler:
         names = guide.run(model=lambda image: (guide.rows, guide.ids, guide.positions))
         client: Client = names["client"]
@@ -313,7 +314,9 @@ def test_the_guide_for_schedulers_runs(place: Place, rooms: Callable[[], int]) -
 
 
 def test_the_guide_to_published_items_runs(place: Place, rooms: Callable[[], int]) -> None:
-    guide, used, sent = Guide("items.md", place, rooms), [], []
+    guide = Guide("items.md", place, rooms)
+    used: list[torch.Tensor] = []
+    sent: list[RowsAt] = []
     names = guide.run(digest="sha256:9f86", embeddings=guide.rows, use=used.append, encode_and_publish=pytest.fail)
     with names["encoder"], names["reader"]:
         assert torch.equal(used.pop(), guide.rows)

@@ -13,9 +13,8 @@ import yaml
 from support.pages import BLOCKS, COMMANDS, LANGUAGES, PAGES, ROOT, Block, prose, quoted
 
 import embridge
-from embridge import FailureCode, PipelineConfig
+from embridge import FailureCode, PipelineConfig, api_page
 from embridge.allocator.settings import settings_of
-from embridge.pipeline import api_page
 from embridge.pipeline.cli import main
 from embridge.pipeline.config import groups, variable_of
 from embridge.workers.discovery import metrics as discovery

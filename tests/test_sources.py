@@ -279,5 +279,6 @@ def test_every_test_file_in_a_folder_has_a_rule() -> None:
     rules = [Rule.of(line) for line in OPTIONS["run_if_changed"]]
     tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
     assert {test for test in tests if rule_for(test, rules) is None} == {
-        f"tests/test_{name}.py" for name in ("benchmarks", "docs", "imports", "package", "sources", "words")
+        f"tests/test_{name}.py"
+        for name in ("benchmarks", "docs", "docs_names", "imports", "package", "site", "sources", "words")
     }

@@ -259,7 +259,6 @@ PUBLIC = {
 CALLED_BY_OTHERS = {
     "emit": "logging",
     "resolve": "aiohttp",
-    "get_command": "click",
     "format_commands": "click",
     "forward": "torch",
 }

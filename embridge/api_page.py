@@ -1,6 +1,6 @@
 """Writes the pages of the API from the docstrings of the public names.
 
-    python -m embridge.pipeline.api_page docs/api
+    python -m embridge.api_page docs/api
 
 A name of `embridge.__all__` stands on one page (`PAGES`). Of a class, what is public is shown; `INTERNAL` has what only
 other files of embridge use.
@@ -239,7 +239,7 @@ def _signature(name: str, it: Callable[..., Any]) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not was_keyword:
             parts.append("*")
         was_keyword |= parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" * (parameter.kind is parameter.VAR_KEYWORD)
         said = "" if parameter.annotation is parameter.empty else f": {_named(parameter.annotation)}"
         default = "" if parameter.default is parameter.empty else f" = {_value(parameter.default)}"
         parts.append(f"{stars}{parameter.name}{said}{default}")
