@@ -221,6 +221,7 @@ class Engine:
         self._guide, self._encoder = guide, encoder
         self.prefilled: list[int] = []
         self.jobs: list[Any] = []
+        self.ends_loops = True
 
     def arrive(self) -> Any:
         room = self._guide.new_room()
@@ -236,6 +237,8 @@ class Engine:
     def prefill(self, job: Any, rows: torch.Tensor) -> None:
         assert torch.equal(rows, self._guide.rows)
         self.prefilled.append(job.room)
+        if not self.ends_loops:
+            return
         self._guide.names["stopping"].set()
         if "risen" in self._guide.names:
             self._guide.names["risen"].set()
@@ -296,6 +299,7 @@ def test_the_guide_for_schedulers_runs(place: Place, rooms: Callable[[], int]) -
         stack.callback(follower.join)
         stack.callback(names["stopping"].set)
         names["stopping"].clear()
+        engine.ends_loops = False  # the follower's loop ends when it has the request, too
         follower.start()
         job = engine.arrive()
         wait_until(lambda: names["step"](engine.take_arrived()) or job.room in engine.prefilled)
