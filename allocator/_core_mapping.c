@@ -7,6 +7,7 @@
 #include "_core.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -117,12 +118,13 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return PyErr_Format(PyExc_ValueError, "alignment: %zd is not a power of two", alignment);
     if ((wanted & (unsigned long long)(alignment - 1)) != 0 || wanted % (unsigned long long)page != 0)
         return PyErr_Format(PyExc_ValueError, "address: %llu is not a multiple of the alignment", wanted);
-    struct stat file;
-    if (fstat(fd, &file) < 0)
+    // Not fstat, for which glibc has a symbol since 2.33 alone: wheels are for 2.28, too.
+    struct statx file;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_SIZE, &file) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
-    if (file.st_size < offset + size) { // mmap would succeed, and the first touch beyond the end be a SIGBUS
+    if (file.stx_size < (uint64_t)(offset + size)) { // mmap would succeed, and the first touch beyond it be a SIGBUS
         PyObject *text =
-            PyUnicode_FromFormat("mapping of %zd bytes: the file has %lld", offset + size, (long long)file.st_size);
+            PyUnicode_FromFormat("mapping of %zd bytes: the file has %lld", offset + size, (long long)file.stx_size);
         PyObject *arguments = text == NULL ? NULL : Py_BuildValue("(iN)", ENXIO, text);
         PyErr_SetObject(PyExc_OSError, arguments);
         Py_XDECREF(arguments);

@@ -22,6 +22,7 @@ from embridge.workers.log_lines import FORMATS
 from embridge.workers.timing import Timing
 from embridge.workers.transfer import engines
 from embridge.workers.web.address import web_address
+from embridge.workers.web.hosts import listed_hosts
 
 GIB: Final = 1 << 30
 DEFAULT_ROUTES: Final = 128  # nodes of the other role, where discovery is set and `max_routes` is not
@@ -83,10 +84,13 @@ class PipelineConfig:
         "that any number of nodes may share a host; `embridge status` shows it. \"off\": none.", is_flag=True,
         why="who runs on this host may look, and nodes never ask for the same port",
     )  # fmt: skip
+    web_hosts: str = setting(
+        "", "Names, with commas between, by which that port shows its status page, beside localhost and IP addresses.",
+        why="else a stranger's page, in the browser of somebody here, could make its own name lead to the node",
+    )  # fmt: skip
     discovery: str = setting(
         "", "URL of `embridge discovery`, http://host:port, or of an etcd, etcd://host:port[,host:port][/prefix]; "
-        "default: none.", is_flag=True,
-        why="a request may name its encode node itself",
+        "default: none.", is_flag=True, why="a request may name its encode node itself",
     )  # fmt: skip
     discovery_token_file: Path | None = setting(
         None, "File, mode 0600, of the token it expects; of an etcd user:password.", is_flag=True,
@@ -141,12 +145,15 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         try:
             check(self)
+            has_web = int(web_address(self.metrics_addr) is not None)
+            listed_hosts(self.web_hosts)
             check_discovery_url(self.discovery, self.discovery_token_file, self.discovery_ca_file)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         for name, group in GROUPS.items():
             if not isinstance(getattr(self, name), group):
                 raise ConfigError(no_table(name, getattr(self, name), group))
+        object.__setattr__(self, "limits", replace(self.limits, has_web=has_web))
         object.__setattr__(self, "engine_settings", _engine_settings(self.engine_settings))
         object.__setattr__(self, "run_dir", Path(self.run_dir or default_run_dir(self.role)).absolute())
         self._check_paths()
@@ -163,11 +170,6 @@ class PipelineConfig:
             )
         self._check_keys(is_loopback=address.is_loopback)
         self._check_discovery()
-        try:
-            has_web = int(web_address(self.metrics_addr) is not None)
-        except ValueError as error:
-            raise ConfigError(f"metrics_addr: {error}") from error
-        object.__setattr__(self, "limits", replace(self.limits, has_web=has_web))
         if not self.role:
             raise ConfigError(
                 f"role: which side is this node? say {' or '.join(ROLES)}: --role, EMBRIDGE_ROLE, or `role` in the file"

@@ -22,6 +22,7 @@ _EXAMPLES: Final = {
     "run_dir": "/run/embridge-encode",
     "key_file": "/etc/embridge/node.key",
     "allow_file": "/etc/embridge/nodes.allow",
+    "web_hosts": "encode-7.cluster",
     "discovery": "https://discovery.cluster:8998",
     "discovery_token_file": "/etc/embridge/discovery.token",
     "discovery_ca_file": "/etc/embridge/discovery-ca.pem",

@@ -60,6 +60,7 @@ class ProcessSpec:
     discovery: str = ""
     discovery_token_file: str = ""
     discovery_ca_file: str = ""
+    web_hosts: str = ""
     stop: bool = field(default=False, init=False)
 
 

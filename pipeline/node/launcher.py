@@ -215,6 +215,7 @@ class Launcher:
                 discovery=self.config.discovery,
                 discovery_token_file=str(self.config.discovery_token_file or ""),
                 discovery_ca_file=str(self.config.discovery_ca_file or ""),
+                web_hosts=self.config.web_hosts,
             )
             with naming(f"{name}: it cannot be started", LIMITS_REMEDY):
                 self._supervisor.start(spec)

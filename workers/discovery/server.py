@@ -39,6 +39,7 @@ from embridge.workers.discovery.status import status
 from embridge.workers.exposition import content_type
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.status_page import status_page
+from embridge.workers.web.hosts import strange_name
 
 log = logging.getLogger(__name__)
 _http_log = logging.getLogger(f"{__name__}.http")
@@ -46,6 +47,11 @@ _http_log = logging.getLogger(f"{__name__}.http")
 REQUEST_TIMEOUT_S: Final = 5.0  # from the end of a request's headers to the end of its body
 SHUTDOWN_TIMEOUT_S: Final = 1.0
 CLOCKS_APART_S: Final = 24 * 3600.0  # how far the clocks of a node's host and of this one may differ
+
+_STRANGE: Final = (
+    "is no name of this server's, which answers to localhost and to IP addresses while it has no token; "
+    "ask it by its address, or start it with --token-file"
+)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -169,6 +175,8 @@ class Server:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Check the token, then run the handler under a deadline; every failure is an answer of one form."""
         try:
+            if not self._expected and (name := strange_name(request.headers.get("Host", ""))):
+                return _refuse(403, f"Host: {name!r} {_STRANGE}")
             needs_token = bool(self._expected) and request.match_info.handler != self._page
             if needs_token and not hmac.compare_digest(_credentials(request), self._expected):
                 return _refuse(401, "Authorization: this server expects `Bearer <token>`, and got something else")

@@ -21,7 +21,7 @@ def web_address(text: str) -> tuple[str, int] | None:
         colon = ""
     if not colon or is_v6 != (host != bare) or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(
-            f"{text!r} is not of the form address:port, such as 127.0.0.1:9464 or [::1]:9464 "
+            f"metrics_addr: {text!r} is not of the form address:port, such as 127.0.0.1:9464 or [::1]:9464 "
             "(port 0: any free one), nor off"
         )
     return bare, int(port)

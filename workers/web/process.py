@@ -16,6 +16,7 @@ from embridge.allocator.segment import map_segment
 from embridge.workers.process_spec import ProcessSpec, begin, is_launcher_gone
 from embridge.workers.role import RoleContext
 from embridge.workers.version import version
+from embridge.workers.web.hosts import listed_hosts
 from embridge.workers.web.routes import routes
 from embridge.workers.web.server import Server
 from embridge.workers.web.view import View
@@ -26,7 +27,8 @@ def run_web(spec: ProcessSpec, ctx: RoleContext) -> None:
     assert spec.listen is not None
     version()  # of what runs here: another one may be installed meanwhile
     seen = Control(map_segment(spec.control.fd, spec.control_bytes, writable=False))
-    server = Server(socket.socket(fileno=os.dup(spec.listen.fd)), routes(View(seen, spec.timing, time.monotonic_ns)))
+    view = View(seen, spec.timing, time.monotonic_ns)
+    server = Server(socket.socket(fileno=os.dup(spec.listen.fd)), routes(view, listed_hosts(spec.web_hosts)))
     event_fd, bell = spec.event_fds[spec.name].fd, ctx.control.bell(spec.name)
     server.watch(event_fd)
     server.watch(spec.death.fd)

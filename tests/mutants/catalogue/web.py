@@ -9,6 +9,7 @@ _LINES: Final = "tests/workers/test_log_lines.py"
 _METRICS: Final = "tests/workers/web/test_metrics.py"
 
 _STATUS: Final = "tests/workers/web/test_told_status.py"
+_PROBES: Final = "tests/workers/web/test_probes.py"
 _PAGE: Final = "tests/workers/web/test_status_page.py"
 _DISCOVERY: Final = "tests/workers/discovery/test_discovery_server.py"
 
@@ -54,6 +55,27 @@ WEB: Final = [
         "request.match_info.handler != self._page",
         "request.match_info.handler not in (self._page, self._status)",
         (f"{_DISCOVERY}::test_the_status_page_is_shown_to_anybody_and_what_it_asks_for_only_with_the_token",),
+    ),
+    Mutant(
+        "any-name-of-a-node", "D15", "a stranger's page whose name leads to a node reads its requests",
+        "workers/web/routes.py",
+        "if path in BY_ANY_NAME else",
+        "if path in ROUTES else",
+        (f"{_PROBES}::test_what_tells_of_requests_and_processes_is_answered_by_a_name_of_the_node_alone",),
+    ),
+    Mutant(
+        "names-that-begin-as-addresses", "D15", "a stranger's name that begins with a good address is answered",
+        "workers/web/hosts.py",
+        "found = _HOST.fullmatch(host)",
+        "found = _HOST.match(host.removesuffix('.evil.example'))",
+        ("tests/workers/web/test_hosts.py::test_a_node_answers_to_no_other_name",),
+    ),
+    Mutant(
+        "any-name-of-the-discovery-server", "D15", "a stranger's page registers nodes at a server without a token",
+        "workers/discovery/server.py",
+        "if not self._expected and (name",
+        "if self._expected and (name",
+        (f"{_DISCOVERY}::test_without_a_token_a_name_that_is_not_the_servers_own_reads_and_changes_nothing",),
     ),
     Mutant(
         "silent-askers-stay", "P21, P12", "who connects to the HTTP port and says nothing stays",

@@ -374,6 +374,26 @@ def test_the_status_page_is_shown_to_anybody_and_what_it_asks_for_only_with_the_
     against(body, TOKEN)
 
 
+def test_without_a_token_a_name_that_is_not_the_servers_own_reads_and_changes_nothing() -> None:
+    """D15: a page of a stranger's whose name leads here registers no node; with a token it would need that."""
+    evil = {"Host": "evil.example:8998"}
+
+    async def body(caller: Caller) -> None:
+        for method, path in (("GET", "/"), ("GET", "/nodes"), ("GET", "/metrics"), ("PUT", "/route")):
+            status, told = await caller.ask(method, path, headers=evil, json=REPORT if method == "PUT" else None)
+            assert status == 403
+            assert told["error"].startswith("Host: 'evil.example' is no name of this server's")
+        assert (await caller.ask("GET", "/nodes", headers={"Host": "localhost:1"})) == (200, {"nodes": []})
+
+    async def body_with_token(caller: Caller) -> None:
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        assert (await caller.ask("GET", "/nodes", headers=evil | bearer))[0] == 200
+        assert (await caller.ask("GET", "/nodes", headers=evil))[0] == 401
+
+    against(body)
+    against(body_with_token, TOKEN)
+
+
 def test_the_status_has_the_sums_of_each_role_and_those_in_trouble_first() -> None:
     """P12: and no more nodes than are of use to people."""
 

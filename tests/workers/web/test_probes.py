@@ -12,7 +12,7 @@ from embridge.allocator.layout import ControlLayout
 from embridge.allocator.records import NodeState, Process, SegmentHeader
 from embridge.allocator.segment import create_segment, map_segment
 from embridge.workers.timing import NS, Timing
-from embridge.workers.web.routes import routes
+from embridge.workers.web.routes import ROUTES, routes
 from embridge.workers.web.server import Asked
 from embridge.workers.web.view import View
 
@@ -39,9 +39,9 @@ def control() -> Iterator[Control]:
         segment.close()
 
 
-def asked(control: Control, path: str, *, later_s: float = 0.0) -> tuple[int, str]:
+def asked(control: Control, path: str, *, later_s: float = 0.0, host: str = "") -> tuple[int, str]:
     view = View(control, Timing(health_s=2.0, silent_after_s=10.0), lambda: NOW_NS + int(later_s * NS))
-    answer = routes(view)[path](Asked(path, {}, {}))
+    answer = routes(view, {"encode-7.cluster"})[path](Asked(path, {}, {"host": host}))
     return answer.status, answer.body.decode()
 
 
@@ -80,3 +80,20 @@ def test_a_process_that_cannot_be_kept_alive_makes_a_node_unready_if_requests_ne
 def test_a_web_process_that_is_silent_does_not_count_against_its_node(control: Control) -> None:
     control.processes.set("web", Process.BEAT_NS, NOW_NS - 60 * NS)
     assert asked(control, "/readyz") == (200, "ok\n")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_what_tells_of_requests_and_processes_is_answered_by_a_name_of_the_node_alone(
+    control: Control, path: str
+) -> None:
+    """D15: a page of a stranger's whose name leads here reads what Prometheus and a kubelet may read by any name."""
+    assert asked(control, path)[0] == asked(control, path, host="encode-7.cluster:9464")[0] == 200
+    status, told = asked(control, path, host="evil.example:9464")
+    if path in ("/metrics", "/livez", "/readyz"):
+        assert status == 200
+    else:
+        assert (status, told) == (
+            403,
+            "this node does not answer to the name 'evil.example': ask it by its IP address, or list the name in "
+            "web_hosts\n",
+        )

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture(scope="module")
 def node(shared_dir: Path) -> Iterator[Station]:
-    with station("language", shared_dir / "w", metrics_addr="127.0.0.1:0", num_blocks=4) as it:
+    with station("language", shared_dir / "w", metrics_addr="127.0.0.1:0", web_hosts="status.example", num_blocks=4) as it:
         yield it
 
 
@@ -91,3 +92,15 @@ def test_each_process_has_a_title(node: Station) -> None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
         assert words == f"embridge: language {name}".encode()
         assert Path(f"/proc/{pid}/comm").read_text() == f"eb-lng-{name}"[:15] + "\n"
+
+
+def test_a_name_that_is_not_the_nodes_own_reads_no_status(node: Station) -> None:
+    """D15: `web_hosts` has come from the configuration to the process that answers."""
+    for host, status in (("evil.example", 403), ("Status.example", 200)):
+        asked = urllib.request.Request(f"{node.node.web_addr}/status.json", headers={"Host": host})
+        try:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                assert answer.status == status
+        except urllib.error.HTTPError as error:
+            with error:
+                assert error.status == status
