@@ -11,6 +11,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
+RELEASING := $(VENV)/.releasing
+RELEASED := dist/release
+# The oldest glibc that the wheel is for: that of torch's and numpy's own wheels.
+MANYLINUX := manylinux_2_28_$(shell uname -m)
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 BUILT := allocator/_core.abi3.so
 TYPING := .build/typing
 SITE_TOOLS := .build/site-tools
@@ -29,7 +34,7 @@ SYSTEM_PACKAGES := libibverbs1 libnuma1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup system demo test lint types storm vllm soak mutants bench wheel wheelcheck engines clean
-.PHONY: settings metrics api site
+.PHONY: settings metrics api site release
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -117,6 +122,18 @@ wheelcheck: wheel  ## install the wheel apart, and run tests of rooms and packag
 		--rootdir "$(CURDIR)" -p no:cacheprovider -n auto -m "not storm" $(ARGS) \
 		"$(CURDIR)/tests/test_package.py" "$(CURDIR)/tests/allocator" "$(CURDIR)/tests/pipeline" "$(CURDIR)/tests/transfers"
 
+# The sdist is installed, too, in an environment of its own, and builds its core there.
+release: $(RELEASING) wheel  ## wheel and sdist into dist/release, each tried in empty environments of PYTHONS
+	@rm -rf $(RELEASED) && mkdir -p $(RELEASED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat $(MANYLINUX) --wheel-dir $(RELEASED) \
+		$$(ls -t dist/embridge-*.whl | head -1)
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("$(RELEASED)")' >/dev/null
+	@rm -rf .build/sdist && $(PYTHON) -m venv .build/sdist
+	.build/sdist/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(RELEASED)/embridge-*.tar.gz
+	cd .build && sdist/bin/python -c 'from embridge.allocator import _core; print(_core.__file__)'
+	TORCH="$(TORCH)" .ci/pythons $(RELEASED)/embridge-*.whl $(PYTHONS)
+	@ls -l $(RELEASED)
+
 # The engines' packages go into folders of their own, one an engine. Of Dynamo's the tests import one module, so it
 # comes without dependencies. SGLang comes with what its modules import; a folder that is not complete is made anew.
 SGLANG_LIST := tests/integrations/sglang.txt
@@ -166,6 +183,10 @@ $(SITE_TOOLS)/.installed: constraints.txt
 $(PEERS): $(INSTALLED)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[bench]' \
 		|| echo "the peers could not be installed" >&2
+	@touch $@
+
+$(RELEASING): $(INSTALLED)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[release]'
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(CORE)

@@ -42,6 +42,11 @@ class Progress(NamedTuple):
     sent: int
 
 
+EPOCH_SHIFT: Final = 36
+PHASE_SHIFT: Final = 33
+PHASE_MASK: Final = 0x7
+"""Where the epoch and the phase stand in a status word, for those who count many of them."""
+
 _new: Final = tuple.__new__  # a NamedTuple's own goes through one more function
 
 

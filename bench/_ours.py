@@ -7,6 +7,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from _carriers import Carrier, Job, Look, Release, Send, Sleep
@@ -28,6 +29,7 @@ class Embridge(Carrier):
     name = OURS
     engine = "auto"
     pool_bytes = 3 << 30
+    settings: ClassVar[dict[str, Any]] = {"log_level": "WARNING"}  # the lines of two dozen starts would hide the table
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -48,9 +50,9 @@ class Embridge(Carrier):
                         engine=self.engine,
                         geometry=geometry,
                         lock_memory=False,
-                        log_level="WARNING",  # the lines of two dozen starts would hide the table
                         default_allocate_tokens=min(DEFAULT_TOKENS, job.tokens),
                         host_buffer_bytes=max(1 << 30, 2 * job.size * job.in_flight),
+                        **self.settings,
                     )
                 )
             )

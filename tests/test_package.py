@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import os
 import pydoc
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -27,7 +29,10 @@ from embridge.workers.transfer.engines import mooncake
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("allocator", "workers", "pipeline")
-NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+NOT_SOURCES = shutil.ignore_patterns(
+    *(".git", ".venv", ".build", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+)
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
@@ -43,7 +48,7 @@ class Built(NamedTuple):
 
     def metadata(self, name: str) -> str:
         with zipfile.ZipFile(self.wheel) as archive:
-            return archive.read(f"embridge-0.1.0.dist-info/{name}").decode()
+            return archive.read(f"embridge-{VERSION}.dist-info/{name}").decode()
 
 
 def build(what: str, source: Path, target: Path) -> Path:
@@ -79,7 +84,7 @@ class TestPackage:
     """One build for all of them."""
 
     def test_the_wheel_is_for_every_python_from_3_11_on_and_for_this_platform(self, built: Built) -> None:
-        assert built.wheel.name.startswith("embridge-0.1.0-cp311-abi3-linux_")
+        assert built.wheel.name.startswith(f"embridge-{VERSION}-cp311-abi3-linux_")
         assert "Tag: cp311-abi3-linux_" in built.metadata("WHEEL")
         assert "Root-Is-Purelib: false" in built.metadata("WHEEL")
 
@@ -128,6 +133,8 @@ class TestPackage:
             "docs/invariants.md",
         } <= names
         assert not {name for name in names if name.endswith((".so", ".pyc"))}
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert {name for name in listed.stdout.split("\n") if name} <= names  # nothing, where this is no checkout
 
     def test_the_core_of_the_wheel_exports_its_entry_and_nothing_else(self, built: Built, tmp_path: Path) -> None:
         """And loads, without the package around it."""
@@ -144,6 +151,29 @@ class TestPackage:
             [sys.executable, "-I", "-c", code, str(core)], capture_output=True, text=True, timeout=60, check=False
         )
         assert result.returncode == 0, result.stderr
+
+    def test_the_core_of_the_wheel_needs_no_newer_glibc_than_the_release_says(
+        self, built: Built
+    ) -> None:
+        """By the versions of the symbols that it takes from there, as `auditwheel` reads them."""
+        with zipfile.ZipFile(built.wheel) as archive:
+            core = archive.read("embridge/allocator/_core.abi3.so")
+        needed = {int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)", core)}
+        (said,) = re.findall(r"^MANYLINUX := manylinux_2_(\d+)_", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert needed
+        assert max(needed) <= int(said)
+
+    def test_the_metadata_are_such_as_an_index_takes(self, built: Built) -> None:
+        found = Metadata.from_email(built.metadata("METADATA"), validate=True)
+        assert found.name == "embridge"
+        assert found.description_content_type == "text/markdown"
+        assert "Programming Language :: Python :: 3.14" in (found.classifiers or [])
+
+    def test_the_version_stands_in_one_place_and_the_changelog_begins_with_it(self, built: Built) -> None:
+        assert f"\nVersion: {VERSION}\n" in built.metadata("METADATA")
+        first = re.search(r"^## (\S+)", (ROOT / "docs" / "changelog.md").read_text(), re.MULTILINE)
+        assert first is not None
+        assert first[1] == VERSION
 
 
 def wanted() -> dict[str, list[Requirement]]:
@@ -204,6 +234,7 @@ def test_from_the_root_of_the_sources_a_folder_is_no_package(package: str, how: 
     )
 
 
+@pytest.mark.skipif("TESTED_EMBRIDGE_SITE" in os.environ, reason="there the sources hide the wheel's package")
 def test_from_the_root_of_the_sources_the_package_is_found_by_its_full_name() -> None:
     code = "import embridge.allocator as a, embridge as e; print(a.__name__, e.PipelineConfig.__name__)"
     result = subprocess.run(

@@ -17,7 +17,6 @@ from embridge.allocator.ends import TIME_BOUNDS_NS, Times
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import (
-    CLAIM_WORDS,
     MAX_WRITERS,
     RING_HEAD,
     RING_REFUSED,
@@ -32,7 +31,7 @@ from embridge.allocator.records import (
     SegmentHeader,
     Writer,
 )
-from embridge.allocator.status import Phase, split
+from embridge.allocator.status import Phase
 from embridge.workers.exposition import Family, Histogram, Samples
 from embridge.workers.health import failing_processes, silent_processes
 from embridge.workers.timing import NS
@@ -78,11 +77,8 @@ def _requests(scene: Scene) -> Samples:
 
 
 def _in_flight(scene: Scene) -> Samples:
-    """Slots whose word and record are of one epoch that is not released, by the phase of the word."""
-    count = scene.control.limits.num_slots
-    words, epochs, released = (words.load_many(0, count) for words in scene.slot_words)
-    rows = zip(map(split, words), epochs, released, strict=True)
-    phases = Counter(word.phase for word, epoch, gone in rows if word.epoch == epoch > gone)
+    """Slots that are not released, by whichever side (R78)."""
+    phases = scene.open_slots.phases()
     return _by((_stage(phase), phases[phase]) for phase in Phase)
 
 
@@ -91,9 +87,8 @@ def _stage(phase: Phase) -> str:
 
 
 def _claims(scene: Scene) -> Samples:
-    at = scene.control.layout
-    words = Words(scene.control.mapping, at.claims, scene.control.limits.num_slots, 8 * CLAIM_WORDS)
-    states = Counter(map(state_of, words.load_many(0, len(words))))
+    words = scene.claim_words
+    states = Counter(map(state_of, filter(None, words.load_many(0, len(words)))))  # 0: a slot that had none yet
     return _by((state.name.lower(), states[state]) for state in sorted(HELD))
 
 

@@ -47,6 +47,6 @@ def routes(view: View, listed: Collection[str] = ()) -> dict[str, Handler]:
 
 def _by_own_name(handler: Handler, listed: Collection[str], asked: Asked) -> Answer:
     if name := strange_name(asked.headers.get("host", ""), listed):
-        told = f"this node does not answer to the name {name!r}: ask it by its IP address, or list the name in web_hosts"
-        return Answer(f"{told}\n".encode(), status=403)
+        why = f"this node does not answer to the name {name!r}: ask it by its IP address, or list the name in web_hosts"
+        return Answer(f"{why}\n".encode(), status=403)
     return handler(asked)

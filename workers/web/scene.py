@@ -8,7 +8,8 @@ from embridge.allocator import layout as lay
 from embridge.allocator._core import Words
 from embridge.allocator.control import Control
 from embridge.allocator.ends import Ended
-from embridge.allocator.records import RING_HEADER_BYTES, SLOT_BYTES, Lane, LaneState, Peer, Slot
+from embridge.allocator.records import CLAIM_WORDS, RING_HEADER_BYTES, Lane, LaneState, Peer
+from embridge.workers.inspection.open_slots import OpenSlots
 from embridge.workers.timing import NS, Timing
 
 
@@ -18,12 +19,9 @@ class Scene:
     def __init__(self, control: Control, timing: Timing) -> None:
         self.control = control
         self.timing = timing
-        at, mapping, count = control.layout, control.mapping, control.limits.num_slots
-        self.slot_words = [
-            Words(mapping, at.words, count),
-            Words(mapping, at.slots + 8 * Slot.EPOCH, count, SLOT_BYTES),
-            Words(mapping, at.slots + 8 * Slot.RELEASED_EPOCH, count, SLOT_BYTES),
-        ]
+        at, mapping = control.layout, control.mapping
+        self.open_slots = OpenSlots(control)
+        self.claim_words = Words(mapping, at.claims, control.limits.num_slots, 8 * CLAIM_WORDS)
         self.rings = [
             (pair, Words(mapping, at.ring(*pair), RING_HEADER_BYTES // 8)) for pair in lay.ring_pairs(control.limits)
         ]

@@ -25,8 +25,8 @@ MAX_CONNECTIONS: Final = 64
 PATIENCE_S: Final = 5.0
 ACCEPT_PAUSE_S: Final = 0.2  # after a connection that could not be taken, for want of a descriptor, say
 _PHRASES: Final = {
-    200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 431: "Request Header Fields Too Large",
-    500: "Internal Server Error", 503: "Service Unavailable",
+    200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
 }  # fmt: skip
 
 

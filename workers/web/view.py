@@ -26,9 +26,9 @@ class View:
         """The node as it is now; the one that was given before is of no use any more."""
         return self._scene.at(self.clock())
 
-    @cached_property
+    @property
     def open_slots(self) -> OpenSlots:
-        return OpenSlots(self.control)
+        return self._scene.open_slots
 
     @cached_property
     def routes(self) -> RouteReader | None:

@@ -43,6 +43,13 @@ WEB: Final = [
         (f"{_STATUS}::test_what_is_released_is_not_told_by_whichever_side_and_what_has_ended_is_no_load",),
     ),
     Mutant(
+        "released-slots-counted", "R78", "metrics count as in flight what only its client had, and has released",
+        "workers/inspection/open_slots.py",
+        "and word >> EPOCH_SHIFT == epoch and told != epoch << TOLD_BITS | Told.RELEASED",
+        "and word >> EPOCH_SHIFT == epoch",
+        (f"{_STATUS}::test_what_is_released_is_not_told_by_whichever_side_and_what_has_ended_is_no_load",),
+    ),
+    Mutant(
         "page-runs-any-script", "P16", "the status page may run a script that somebody has got into it",
         "workers/status_page.py",
         "script-src {script};",

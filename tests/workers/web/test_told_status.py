@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from support.told_nodes import NOW_NS, full_node, node, open_request, told
@@ -25,8 +26,11 @@ from embridge.allocator.routes import DiscoveryRecord, RouteRecord
 from embridge.allocator.status import Phase
 from embridge.pipeline.inspection.observe import requests
 from embridge.workers.inspection.open_slots import OpenSlots
-from embridge.workers.timing import NS
+from embridge.workers.timing import NS, Timing
+from embridge.workers.web.routes import routes
+from embridge.workers.web.server import Asked
 from embridge.workers.web.status import MAX_DESTINATIONS, MAX_NODES, MAX_REQUESTS
+from embridge.workers.web.view import View
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&</script>\\"
 
@@ -92,6 +96,10 @@ def test_what_is_released_is_not_told_by_whichever_side_and_what_has_ended_is_no
     assert told_of["load"]["outstanding_requests"] == 2
     assert told_of["load"]["outstanding_tokens"] == 20
     assert told_of["load"]["phases"]["Failed"] == 1
+    scraped = routes(View(control, Timing(), lambda: NOW_NS))["/metrics"](Asked("/metrics", {}, {})).body.decode()
+    flight = dict(re.findall(r'^embridge_requests_in_flight\{phase="(\w+)"\} (\d)', scraped, re.MULTILINE))
+    assert {phase for phase, count in flight.items() if count != "0"} == {"bootstrapping", "failed"}
+    assert (flight["bootstrapping"], flight["failed"]) == ("2", "1")
 
 
 @pytest.mark.parametrize("state", [NodeState.STARTING, NodeState.DRAINING])
