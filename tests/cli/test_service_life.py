@@ -18,15 +18,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
 from support.remains import children_of
+from support.told_nodes import node as made_by_hand
 from support.waiting import wait_until
 
-from embridge import EmbeddingRequest, PreallocQueue, TransferQueue, attach
+from embridge import EmbeddingRequest, Node, PreallocQueue, Timing, TransferQueue, attach
+from embridge.allocator.geometry import Role
+from embridge.allocator.records import Process
 from embridge.pipeline.cli import main
+from embridge.pipeline.cli.foreground import Pulse
+from embridge.pipeline.node.service_manager import ServiceManager
 from embridge.workers.keys import allow_line, new_key_pair, write_key_file
+from embridge.workers.timing import NS
 
 pytestmark = pytest.mark.process
 
@@ -175,6 +183,22 @@ def test_a_launcher_that_hangs_is_not_said_to_live(service: Service) -> None:
     assert service.hear() == {"WATCHDOG": "1"}
 
 
+def test_only_the_launchers_beats_count_for_the_manager() -> None:
+    """D4: the launcher mends the others itself; one that has not beaten in time is not said to live."""
+    control, now_ns = made_by_hand(Role.LANGUAGE), time.monotonic_ns()
+    config: Any = SimpleNamespace(timing=Timing(silent_after_s=10.0))
+    look: Any = SimpleNamespace(control=control)
+    pulse = Pulse(cast(Node, SimpleNamespace(config=config)), ServiceManager({}))
+    assert not pulse.is_beating(), "nothing is seen yet"
+    pulse._seen = look
+    for name in control.processes.names:
+        control.processes.set(name, Process.BEAT_NS, now_ns)
+    control.processes.set("poller", Process.BEAT_NS, now_ns - 11 * NS)
+    assert pulse.is_beating()
+    control.processes.set("launcher", Process.BEAT_NS, now_ns - 11 * NS)
+    assert not pulse.is_beating()
+
+
 def test_sighup_takes_over_the_level_of_the_log_and_the_allow_list_and_names_what_needs_a_restart(
     service: Service,
 ) -> None:
@@ -227,7 +251,9 @@ def test_check_says_that_a_node_runs_there_already(service: Service) -> None:
     assert "stop it or choose another --run-dir" in " ".join(run(*words).stdout.split())
 
 
-def test_drain_waits_for_requests_in_flight_and_stop_does_not(tmp_path: Path) -> None:
+def test_drain_waits_for_requests_in_flight_and_stop_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing of the node is left then, and the command that launched it has succeeded."""
     with launched(tmp_path) as service:
         with socket.create_server(("127.0.0.1", 0)) as silent, attach(service.run_dir) as client:
@@ -243,9 +269,12 @@ def test_drain_waits_for_requests_in_flight_and_stop_does_not(tmp_path: Path) ->
 
             assert service.asked("/readyz") == (503, "the node is DRAINING\n")
             assert service.asked("/livez") == (200, "ok\n")
-            again = run("drain", "--run-dir", str(service.run_dir), "--timeout", "0")
-            assert again.exit_code == 1, "a second drain does not stop it"
-            assert not service.process.poll()
+            sent: list[object] = []
+            with monkeypatch.context() as patched:
+                patched.setattr(signal, "pidfd_send_signal", lambda *what: sent.append(what))
+                again = run("drain", "--run-dir", str(service.run_dir), "--timeout", "0")
+            assert (again.exit_code, sent) == (1, []), "a second drain does not stop it"
+            assert service.process.poll() is None
 
             stopped = run("stop", "--run-dir", str(service.run_dir))
             assert stopped.exit_code == 0, stopped.output

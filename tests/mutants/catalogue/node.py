@@ -155,7 +155,7 @@ NODE: Final = [
         "pipeline/node/launcher_start.py",
         "    os.environ.setdefault(*ONE_THREAD)",
         "    pass",
-        (f"{INHERITS}::test_a_process_that_has_found_the_package_by_a_path_of_its_own_launches_it",),
+        (f"{INHERITS}::test_numpy_begins_no_threads_in_a_node_unless_the_user_says_so",),
     ),
     Mutant(
         "launch-own-path", "P13",

@@ -112,7 +112,7 @@ SERVICE_MUTANTS: Final = [
         "pipeline/cli/foreground.py",
         '        return "launcher" not in dict(silent)\n',
         '        return "nobody" not in dict(silent)\n',
-        (f"{SERVICE}::test_a_launcher_that_hangs_is_not_said_to_live",),
+        (f"{SERVICE}::test_only_the_launchers_beats_count_for_the_manager",),
     ),
     Mutant(
         "manager-inherited", "D4", "processes of a node may speak to the service manager, too",
