@@ -86,6 +86,7 @@ class Child:
     killed: str = ""  # why we have killed it
     steady_ns: int = 0  # since when it has been READY, where it is failing
     is_failing: bool = False
+    is_missed: bool = False  # it died, and has not been READY since
 
     @property
     def name(self) -> str:
@@ -191,7 +192,9 @@ class Supervisor:
         else:
             recent = sum(1 for born in child.born_ns if now - born < 5 * NS)
             pause_s = RESTART_PAUSE_S[min(max(recent - 1, 0), len(RESTART_PAUSE_S) - 1)]
-            log.warning("process %s (pid %d) %s; restarting it in %g s", name, pid, reason, pause_s)
+            child.is_missed = True
+            when = f"in {pause_s:g} s" if pause_s else "at once"
+            log.warning("process %s (pid %d) %s; restarting it %s", name, pid, reason, when)
         child.restart_ns = now + int(pause_s * NS)
         self.tick(now)
 
@@ -256,6 +259,9 @@ class Supervisor:
         if state in (READY, STOPPED):
             silent_ns, most_s = self._silences.silent_ns(child.name, (pid, beat), now_ns), self._timing.silent_after_s
             why = f"it was silent for {silent_ns / NS:.1f} s"
+            if child.is_missed and state == READY and not child.is_failing:
+                child.is_missed = False
+                log.info("process %s is up again (pid %d)", child.name, pid)
         else:
             silent_ns, most_s = self._silences.silent_ns(child.name, pid, now_ns), self._timing.ready_timeout_s
             why = f"it was not READY within {silent_ns / NS:.1f} s"

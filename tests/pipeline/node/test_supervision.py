@@ -191,7 +191,8 @@ def node() -> Iterator[Node]:
 def test_a_process_that_does_not_beat_for_its_time_is_killed_named_and_born_again(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D4, P8: it alone; the others go on."""
+    """D4, P8: it alone; the others go on. The log says when it is up again."""
+    caplog.set_level(logging.INFO)
     node.quiet.add("worker1")
     node.advance(TIMING.silent_after_s)
     assert node.births("worker1") == 1
@@ -199,10 +200,13 @@ def test_a_process_that_does_not_beat_for_its_time_is_killed_named_and_born_agai
     node.quiet.add("poller")
     node.advance(TIMING.silent_after_s + 1)
     assert (node.births("poller"), node.births("worker1"), node.births("bootstrap")) == (2, 1, 1)
+    node.quiet.clear()
+    node.advance(1.0)
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "process poller (pid 1001) is killed: it was silent for 10.2 s",
-        "process poller (pid 1001) killed by SIGKILL because it was silent for 10.2 s; restarting it in 0 s",
+        "process poller (pid 1001) killed by SIGKILL because it was silent for 10.2 s; restarting it at once",
+        "process poller is up again (pid 1005)",
     ]
     get = node.control.processes.get
     assert (get("poller", Process.NUM_SILENT), get("poller", Process.NUM_RESTARTS)) == (1, 1)
