@@ -94,8 +94,7 @@ class PipelineConfig:
     )  # fmt: skip
     discovery_token_file: Path | None = setting(
         None, "File, mode 0600, of the token it expects; of an etcd user:password.", is_flag=True,
-        why="a server on loopback expects none",
-    )  # fmt: skip
+        why="a server on loopback expects none")  # fmt: skip
     discovery_ca_file: Path | None = setting(
         None, "File (PEM) of the authorities by which its certificate is checked, for https:// and etcds://.",
         is_flag=True, why="the system's are asked then",

@@ -39,6 +39,10 @@ scrape_configs:
 node. No label names a request, a peer or a client. Prometheus's own format and OpenMetrics are served, by what is asked
 for.
 
+Any name of the node answers `/metrics`; it has counts alone. What watching costs (`python bench/watching.py`): at idle
+0.2 % of a core with a scrape each 15 s and a page open; beside 10 000 requests in flight a scrape takes 9 ms on an
+encode node and 14 ms on a language node (p99: 13 and 17); of the throughput nothing that could be measured.
+
 [Discovery](discovery.md) has metrics of its own, below. Single requests are traced by [spans](#spans).
 """
 _SPANS: Final = """

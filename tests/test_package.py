@@ -133,8 +133,10 @@ class TestPackage:
             "docs/invariants.md",
         } <= names
         assert not {name for name in names if name.endswith((".so", ".pyc"))}
-        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert {name for name in listed.stdout.split("\n") if name} <= names  # nothing, where this is no checkout
+        listed = subprocess.run(
+            ["sh", "-c", "git ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert {name for name in listed.stdout.split("\n") if name} <= names  # none where this is no checkout
 
     def test_the_core_of_the_wheel_exports_its_entry_and_nothing_else(self, built: Built, tmp_path: Path) -> None:
         """And loads, without the package around it."""

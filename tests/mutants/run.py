@@ -223,7 +223,9 @@ def _be_pytest(tree: Path, site: Path, said: Path, mark: str, arguments: list[st
         libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, None)
     os.chdir(tree)
     sys.modules["__main__"] = types.ModuleType("__main__")  # which the tests' own processes would look for
-    os.environ.update(PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", **{MARK: mark})
+    # Safe: else a `python -c` of a test finds the tree's folder `embridge` first, and all below it by the finder of the
+    # editable install, which is that of the sources as they are.
+    os.environ.update(PYTHONPATH=str(site), PYTHONSAFEPATH="1", PYTHONDONTWRITEBYTECODE="1", **{MARK: mark})
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(site))
     for package in (*PACKAGES, "integrations"):
