@@ -44,7 +44,8 @@ setup: $(BUILT)  ## create .venv, install everything, build the native core (aga
 demo: $(BUILT)  ## carry real photographs between two nodes and check every byte; ARGS="--help" lists its options
 	$(BIN)/embridge demo $(ARGS)
 
-test: lint types bytecode  ## ruff, mypy --strict, and all tests but storms that a change concerns, or ARGS=--all
+test: $(BUILT)  ## ruff, mypy --strict, and all tests but storms that a change concerns, or ARGS=--all
+	@$(MAKE) --no-print-directory -j2 lint types bytecode
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto -m "not storm" --changed $(ARGS)
 
 lint: $(BUILT)  ## ruff
@@ -74,10 +75,13 @@ site: $(SITE_TOOLS)/.installed  ## README and docs/ as a site, in .build/site; i
 	@NO_MKDOCS_2_WARNING=1 $(SITE_TOOLS)/bin/python -m mkdocs build --strict --quiet
 	@echo "$(PYTHON) -m http.server -d $(CURDIR)/.build/site shows it"
 
-# Where Python is told to write none, each of some thousand processes would compile every module anew.
+# Where Python is told to write none, each of some thousand processes would compile every module anew; and in a new
+# clone each of pytest's processes would compile all tests.
 .PHONY: bytecode
 bytecode: $(BUILT)
 	@$(BIN)/python -m compileall -q $(SOURCES)
+	@ls tests/__pycache__/conftest*.pyc >/dev/null 2>&1 \
+		|| PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q --collect-only -m "not storm" >/dev/null
 
 # Those that start nodes come last and one at a time, for each of them fills the machine: beside others, and beside
 # programs that spin on every core, a killed process takes seconds to end and to begin again. Status 5 says that nothing

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.nodes import Station, station
+from support.nodes import Settings, Station, station
 from support.waiting import wait_until
 
 from embridge.pipeline.inspection.node_status import node_status
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture(scope="module")
 def node(shared_dir: Path) -> Iterator[Station]:
-    settings = {"metrics_addr": "127.0.0.1:0", "web_hosts": "status.example"}
+    settings: Settings = {"metrics_addr": "127.0.0.1:0", "web_hosts": "status.example"}
     with station("language", shared_dir / "w", **settings, num_blocks=4) as it:
         yield it
 
