@@ -130,6 +130,7 @@ def test_every_variable_that_is_named_is_a_setting_s() -> None:
     named = {
         (name, page.name)
         for page in PAGES
+        if page.name != "mutants.md"  # names of tests, one of which misspells a variable
         for name in re.findall(r"\bEMBRIDGE_[A-Z_]*[A-Z](?![A-Z_<*.])", page.read_text())
     }
     assert [it for it in sorted(named) if it[0] not in known | VARIABLES_OF_OTHERS.keys()] == []
