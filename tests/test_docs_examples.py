@@ -31,7 +31,7 @@ from support.pages import COMMANDS, PYTHON, ROOT, blocks
 from support.ports import port_to_keep
 from support.waiting import wait_until
 
-from embridge import Client, EmbeddingSender, Phase, RowsAt, attach, receive
+from embridge import Client, EmbeddingSender, NotPublished, Phase, RowsAt, attach, receive
 from embridge.pipeline.cli import main
 
 pytestmark = pytest.mark.process
@@ -326,6 +326,9 @@ def test_the_guide_to_published_items_runs(place: Place, rooms: Callable[[], int
         assert torch.equal(used.pop(), guide.rows)
         guide.run(request_id="r1")
         assert torch.equal(used.pop(), guide.rows)
+        with pytest.raises(NotPublished):  # a request whose item is nowhere ends the loop of the guide
+            wait_until(lambda: names["may_run"]("r2", ["sha256:none"]))
+        assert names["cache"].counts().waiting == 0
         guide.run(send_to_worker=sent.append)
         assert torch.equal(names["in_a_worker"](sent[0]), guide.rows)
         guide.run(find_client=lambda: names["reader"], step=1)
