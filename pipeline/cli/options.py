@@ -24,6 +24,24 @@ class NodeCommand(click.Command):
         with expected_errors():
             return [*own, *_setting_options(), help_option]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if variable := _variable_instead(error.option_name):
+                error.message += f" This setting has none; set {variable}, or its key in the file of --config."
+                error.possibilities = None
+            raise
+
+
+def _variable_instead(option: str) -> str:
+    """The variable of a setting that somebody takes to be an option; empty: there is no such setting."""
+    from embridge.pipeline.config import all_settings, long_name, variable_of
+
+    names = {long_name(group, it.name): variable_of(group, it.name) for group, it in all_settings() if not it.is_flag}
+    name = option.removeprefix("--").replace("-", "_")
+    return names.get(name) or names.get(name.removeprefix("no_"), "")
+
 
 @cache
 def _setting_options() -> list[click.Option]:

@@ -141,3 +141,10 @@ def test_a_run_dir_in_use_is_one_line_and_status_1(tmp_path: Path) -> None:
         assert again.exit_code == 1
         assert ready["run_dir"] in again.stderr
         assert len(again.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--no-fill-ids", "--fill-ids", "--max-peer-slots"])
+def test_a_setting_that_has_no_option_is_told_its_variable(option: str) -> None:
+    refused = CliRunner().invoke(main, ["launch", "--role", "encode", option])
+    assert refused.exit_code == 2
+    assert f"EMBRIDGE_{option[2:].removeprefix('no-').replace('-', '_').upper()}" in refused.output
