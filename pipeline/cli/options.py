@@ -29,8 +29,8 @@ class NodeCommand(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if variable := _variable_instead(error.option_name):
-                error.message += f" This setting has none; set {variable}, or its key in the file of --config."
-                error.possibilities = None
+                what = f"{error.message} This setting has none; set {variable}, or its key in the file of --config."
+                raise click.UsageError(what, ctx) from error
             raise
 
 
