@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -128,8 +129,11 @@ def test_an_encoder_with_another_way_of_delivery_is_refused(pair: Pair) -> None:
 
 
 def test_a_bootstrap_server_is_an_encode_node_which_a_manager_joins_again(own_dir: Path) -> None:
-    rooms = importlib.import_module("embridge.integrations.sglang.rooms")
-    mode = importlib.import_module("sglang.srt.disaggregation.utils").DisaggregationMode.PREFILL
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what SGLang and torch have to say when they are imported
+        stand_in_for_sglang()
+        mode = importlib.import_module("sglang.srt.disaggregation.utils").DisaggregationMode.PREFILL
+        rooms = importlib.import_module("embridge.integrations.sglang.rooms")
     port, path = port_to_keep(), own_dir / "encode"
 
     def begun() -> Any:
