@@ -17,7 +17,7 @@ from struct import pack
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
-from embridge.allocator._core import Mapping, Shelf, ShelfReader, Words
+from embridge.allocator._core import Mapping, Pin, Shelf, ShelfReader, Words
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES, Limits
 from embridge.allocator.layout import ControlLayout
@@ -31,6 +31,7 @@ from embridge.allocator.records import (
     Reader,
 )
 from embridge.allocator.records import Shelf as Record
+from embridge.allocator.rows_at import MemoryName, PinWord, RowsAt
 from embridge.allocator.segment import map_segment
 
 DTYPE_BYTES: Final = {
@@ -341,8 +342,8 @@ def dtype_of(code: int) -> str:
 
 
 class Connection:
-    """A socket that is closed with its last reference, and the memory that is written to while it is open; it does not
-    block.
+    """A socket that is closed with its last reference, the memory that is written to while it is open, and descriptors
+    that stay open with it; it does not block.
 
     A forked child lets go of it by itself, whoever has the views that keep it: pins and connection are the parent's.
     """
@@ -350,17 +351,29 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._written_to: tuple[Mapping, ...] = ()
+        self._kept: list[int] = []
         _connections.add(self)
 
     def open_to(self, *written_to: Mapping) -> None:
         """Say what is written to while it is open."""
         self._written_to = written_to
 
+    def keep(self, fd: int) -> MemoryName:
+        """Keep a descriptor of memory open with it, for other processes of this host to find. Raises OSError."""
+        own = os.dup(fd)
+        self._kept.append(own)
+        return MemoryName.of(own)
+
     def hang_up(self) -> None:
         """Write nothing more into the node's memory, and close it, in a forked child."""
         for mapping in self._written_to:
             mapping.discard()
+        self._close()
+
+    def _close(self) -> None:
         self._sock.close()
+        while self._kept:
+            os.close(self._kept.pop())
 
     def is_open(self) -> bool:
         """Whether the other end has not hung up."""
@@ -372,7 +385,7 @@ class Connection:
             return False
 
     def __del__(self) -> None:
-        self._sock.close()
+        self._close()
 
 
 _connections: WeakSet[Connection] = WeakSet()
@@ -404,6 +417,8 @@ class ShelfPart:
         uses = map_segment(control_fd, size, offset=layout.uses)
         ledger = map_segment(control_fd, size, offset=layout.ledgers + reader * size)
         connection.open_to(uses, ledger)
+        self._tables, self._rows = connection.keep(control_fd), connection.keep(rows_fd)
+        self._ledger_at = layout.ledgers + reader * size
         self._record = Words(look, layout.shelf, SHELF_RECORD_WORDS)
         self.core = ShelfReader(
             record=self._record,
@@ -416,6 +431,12 @@ class ShelfPart:
             block_bytes=SHELF_BLOCK_BYTES,
             connection=connection,
         )
+
+    def where(self, pin: Pin) -> RowsAt:
+        """Where the rows of an item lie that is pinned here, for other processes of this host."""
+        word = PinWord(self._tables, self._ledger_at + 8 * pin.entry, pin.generation)
+        shape, offset = (pin.rows, pin.width), pin.first * SHELF_BLOCK_BYTES
+        return RowsAt(self._rows, offset, shape, dtype_of(pin.dtype), word)
 
     def recalls(self) -> int:
         """How often the node has asked for what is pinned here (R62)."""

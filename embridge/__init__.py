@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from embridge.allocator.missed_items import WantedItem as WantedItem
     from embridge.allocator.notices import NoticeKind as NoticeKind
     from embridge.allocator.routes import RouteRecord as RouteRecord
+    from embridge.allocator.rows_at import RowsAt as RowsAt
     from embridge.allocator.shelf import ItemRecord as ItemRecord
     from embridge.allocator.shelf import ShelfCounts as ShelfCounts
     from embridge.allocator.status import Phase as Phase
     from embridge.pipeline.attach import attach as attach
     from embridge.pipeline.client.cache_memory import CacheReader as CacheReader
-    from embridge.pipeline.client.cache_memory import RowsAt as RowsAt
     from embridge.pipeline.client.cached_items import CacheCounts as CacheCounts
     from embridge.pipeline.client.cached_items import HeldItem as HeldItem
     from embridge.pipeline.client.cached_items import Wanted as Wanted
@@ -107,10 +107,11 @@ _NAMES = {
     "embridge.allocator.routes": ("RouteRecord",),
     "embridge.allocator.missed_items": ("WantedItem",),
     "embridge.allocator.notices": ("NoticeKind",),
+    "embridge.allocator.rows_at": ("RowsAt",),
     "embridge.allocator.shelf": ("ItemRecord", "ShelfCounts"),
     "embridge.allocator.status": ("Phase",),
     "embridge.pipeline.attach": ("attach",),
-    "embridge.pipeline.client.cache_memory": ("CacheReader", "RowsAt"),
+    "embridge.pipeline.client.cache_memory": ("CacheReader",),
     "embridge.pipeline.client.cached_items": ("CacheCounts", "HeldItem", "WantStatus", "Wanted"),
     "embridge.pipeline.client.client": ("Client",),
     "embridge.pipeline.client.fetch": ("Fetch", "Item"),

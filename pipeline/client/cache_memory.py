@@ -10,23 +10,30 @@ Nothing is left of it all when its processes have ended, however they have.
 Whoever is told a `RowsAt` opens the file through its owner's /proc, and maps it to be read only. The owner takes the
 memory back when nobody in its own process has a view of the rows any more. Whoever tells others of rows keeps one until
 they have read them (R70).
+
+Rows on a shelf are told in the same way, where their owner has pinned them (`load`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import sys
 import threading
 import warnings
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.ranges import Ranges
+from embridge.allocator.rows_at import MemoryName, PinWord, RowsAt
+from embridge.allocator.shelf import DTYPE_BYTES
 from embridge.pipeline.client.host_copies import fresh_copy
 
 if TYPE_CHECKING:
@@ -40,27 +47,6 @@ SPREAD: Final = 32
 def fresh_memory(size: int) -> Bytes:
     """So many bytes of this process's own. Raises MemoryError."""
     return np.empty(size, np.uint8)
-
-
-class MemoryName(NamedTuple):
-    """How other processes of the host find the memory of a cache."""
-
-    pid: int
-    fd: int
-    device: int
-    inode: int
-
-
-class RowsAt(NamedTuple):
-    """Where the rows of one item lie, for other processes of the host."""
-
-    memory: MemoryName
-    offset: int
-    """In bytes."""
-    shape: tuple[int, int]
-    """(num_rows, width)."""
-    dtype: str
-    """The name of the dtype of the rows."""
 
 
 class CacheMemory:
@@ -87,8 +73,7 @@ class CacheMemory:
         self._ranges = Ranges(size, mmap.PAGESIZE)  # without memory
         self._warm = Ranges(0, mmap.PAGESIZE)
         self._begin = np.frombuffer(self._mapping, np.uint8).__array_interface__["data"][0]
-        stat = os.fstat(self._fd)
-        self.name = MemoryName(os.getpid(), self._fd, stat.st_dev, stat.st_ino)
+        self.name = MemoryName.of(self._fd)
         """For other processes, as long as this object is there."""
         weakref.finalize(self, os.close, self._fd).atexit = False
 
@@ -134,28 +119,42 @@ class CacheMemory:
             os.close(self._fd)
 
 
-class CacheView:
-    """The memory of another process's cache, to be read only. One thread at a time calls it."""
+@contextlib.contextmanager
+def _opened(name: MemoryName) -> Iterator[int]:
+    where = f"memory of items of process {name.pid}"
+    try:
+        fd = os.open(f"/proc/{name.pid}/fd/{name.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SegmentError(
+            f"{where}: it cannot be opened here: {error.strerror}; run both as one user, on one host, and where "
+            "they see each other's process numbers"
+        ) from error
+    try:
+        stat = os.fstat(fd)
+        if (stat.st_dev, stat.st_ino) != (name.device, name.inode):
+            raise SegmentError(f"{where}: it is gone")
+        yield fd
+    finally:
+        os.close(fd)
 
-    def __init__(self, name: MemoryName) -> None:
-        """Raises SegmentError: its process has ended, is on another host, or is another user's."""
-        where = f"memory of the item cache of process {name.pid}"
-        try:
-            fd = os.open(f"/proc/{name.pid}/fd/{name.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise SegmentError(
-                f"{where}: it cannot be opened here: {error.strerror}; run both as one user, on one host, and where "
-                "they see each other's process numbers"
-            ) from error
-        try:
-            stat = os.fstat(fd)
-            if (stat.st_dev, stat.st_ino) != (name.device, name.inode):
-                raise SegmentError(f"{where}: it is gone")
-            self._mapping = mmap.mmap(fd, stat.st_size, prot=mmap.PROT_READ)
-        except OSError as error:
-            raise SegmentError(f"{where}: it cannot be mapped: {error.strerror}; raise `ulimit -v`") from error
-        finally:
-            os.close(fd)
+
+class CacheView:
+    """The memory of another process's cache, to be read only; or a part of it. One thread at a time calls it."""
+
+    def __init__(self, name: MemoryName, begin: int = 0, size: int = 0) -> None:
+        """The part begins at a multiple of a page, and all of it is mapped at once; `size` 0: the memory, to its end.
+
+        Raises SegmentError: its process has ended, is on another host, or is another user's. ValueError: there is no
+        such part.
+        """
+        self._begin = begin
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if size else 0)
+        with _opened(name) as fd:
+            try:
+                self._mapping = mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ, offset=begin)
+            except OSError as error:
+                where = f"memory of items of process {name.pid}"
+                raise SegmentError(f"{where}: it cannot be mapped: {error.strerror}; raise `ulimit -v`") from error
 
     def rows(self, at: RowsAt) -> torch.Tensor:
         """The rows, (num_rows, width). They may be read for as long as the owner keeps them; to write is a SIGSEGV.
@@ -164,10 +163,10 @@ class CacheView:
         """
         import torch
 
-        count = at.shape[0] * at.shape[1]
+        count, offset = at.shape[0] * at.shape[1], at.offset - self._begin
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that they are not to be written to
-            flat = torch.frombuffer(self._mapping, dtype=getattr(torch, at.dtype), count=count, offset=at.offset)
+            flat = torch.frombuffer(self._mapping, dtype=getattr(torch, at.dtype), count=count, offset=offset)
         return flat.view(at.shape)
 
 
@@ -181,15 +180,32 @@ class CacheReader:
         self._view: CacheView | None = None
 
     def rows(self, at: RowsAt) -> torch.Tensor:
-        """The rows, (num_rows, width), to be read only, for as long as the owner keeps them.
+        """The rows, (num_rows, width), to be read only, for as long as the owner keeps them. Of a shelf's `load` alone
+        may be had.
 
         Raises SegmentError, ValueError as `CacheView`.
         """
+        if at.pin is not None:
+            raise ValueError("rows: they lie on a shelf, under the pin of another process; load them")
         if self._view is None or self._name != at.memory:
             self._view, self._name = CacheView(at.memory), at.memory
         return self._view.rows(at)
 
     def load(self, at: RowsAt, device: str) -> torch.Tensor:
         """A copy of the rows on a device, which is complete on return. Raises as `rows`."""
-        rows = self.rows(at)
-        return fresh_copy(rows) if device == "cpu" else rows.to(device, copy=True)
+        return _loaded(self.rows(at), device) if at.pin is None else _loaded_under(at.pin, at, device)
+
+
+def _loaded(rows: torch.Tensor, device: str) -> torch.Tensor:
+    return fresh_copy(rows) if device == "cpu" else rows.to(device, copy=True)
+
+
+def _loaded_under(pin: PinWord, at: RowsAt, device: str) -> torch.Tensor:
+    """Rows on a shelf, copied under another process's pin, which that has until it says otherwise, or dies (R87)."""
+    with _opened(pin.tables) as tables:  # and nothing stays mapped of a node that may be gone
+        view = CacheView(at.memory, at.offset, at.shape[0] * at.shape[1] * DTYPE_BYTES[at.dtype])
+        rows = _loaded(view.rows(at), device)
+        now = int.from_bytes(os.pread(tables, 8, pin.offset), sys.byteorder)
+    if now != pin.generation:
+        raise SegmentError(f"process {pin.tables.pid} has ended: the rows that it has pinned are another item's by now")
+    return rows

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
+from embridge.allocator._core import Pin
 from embridge.allocator.errors import FetchError
-from embridge.pipeline.client.cache_memory import CacheMemory, RowsAt
+from embridge.allocator.rows_at import RowsAt
+from embridge.allocator.shelf import dtype_of
+from embridge.pipeline.client.cache_memory import CacheMemory
 from embridge.pipeline.client.far_fetch import CopiedRows
 from embridge.pipeline.client.fetch import Fetch, Item
 
@@ -64,13 +67,27 @@ class Place:
         self.state = State.ABSENT
         self.size = 0  # in bytes, once that is known
         self.users: dict[User, None] = {}
-        self.rows: CopiedRows | None = None
-        self.at: RowsAt | None = None  # where they lie, of a cache that is shared
+        self.rows: CopiedRows | Pin | None = None
+        self.held: HeldItem | None = None  # while it has rows, of a cache that is shared
         self.fetch: Fetch | None = None
         self.attempt = 0  # the number of the latest fetch; what another one says is nothing to it
         self.is_prefetched = False
+        self.is_new = False  # it was reached for a user that has yet to ask for it
         self.is_held_back = False  # its fetch was refused memory when it last asked
         self.again_ns = self.busy_since_ns = 0  # not before; since when its node has had no slot
+
+    def fill(self, rows: CopiedRows | Pin, memory: CacheMemory | None, at: RowsAt | None = None) -> None:
+        """Have rows, which lie there, or in memory of the cache."""
+        self.rows, self.state = rows, State.READY
+        if memory is not None:
+            self.held = HeldItem(self.key, LentRows.of(rows, memory, at), self.address, memory)
+
+    def ask(self) -> str:
+        """How it is counted that another user wants it."""
+        is_new, self.is_new = self.is_new, False
+        if is_new or (self.lacks_memory and len(self.users) == 1):
+            return "misses"
+        return "hits" if self.state == State.READY else "shared"
 
     @property
     def lacks_memory(self) -> bool:
@@ -106,19 +123,48 @@ class User:
         return any(place.lacks_memory for place in self.places.values())
 
 
-class HeldItem(NamedTuple):
-    """An item that stays for as long as this is there, and where its rows lie for other processes of the host."""
+class LentRows(NamedTuple):
+    """The rows of an item where they lie just now, which stay there for as long as this is kept."""
 
-    item: Item
+    rows: CopiedRows | Pin
     at: RowsAt
-    address: str
-    """Of the node that has published it."""
-    memory: CacheMemory
+
+    @classmethod
+    def of(cls, rows: CopiedRows | Pin, memory: CacheMemory, at: RowsAt | None = None) -> Self:
+        """`at` is needed of pinned ones, which lie on a shelf."""
+        if at is None:
+            assert isinstance(rows, CopiedRows)
+            at = memory.where(rows.bytes, (rows.rows, rows.width), dtype_of(rows.dtype))
+        return cls(rows, at)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the rows."""
+        return self.rows.bytes if isinstance(self.rows, Pin) else self.rows.bytes.nbytes
+
+
+class HeldItem:
+    """An item that stays for as long as this is there. Any thread may ask it."""
+
+    def __init__(self, key: Key, lent: LentRows, address: str, memory: CacheMemory) -> None:
+        self.key = key
+        self.lent = lent
+        """Where its rows lie now, for other processes of the host: keep it until they have read them (R70). Rows that
+        lie on a shelf lie in memory of the cache a little later, and this is another then."""
+        self.address = address
+        """Of the node that has published it."""
+        self.memory = memory
+        """Of its cache."""
+
+    @property
+    def item(self) -> Item:
+        """The item."""
+        return Item(self.key, self.lent.rows)
 
     @property
     def nbytes(self) -> int:
         """Of its rows."""
-        return self.item.copied().bytes.nbytes
+        return self.lent.nbytes
 
 
 class CacheCounts(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, Self
 from embridge.allocator.geometry import MAX_TOKENS, Role
 from embridge.allocator.routes import RouteRecord
 from embridge.pipeline.arguments import whole
+from embridge.pipeline.client.early_cache import EarlyItemCache
 from embridge.pipeline.client.fetch import Fetch
 from embridge.pipeline.client.fetching import Fetching
 from embridge.pipeline.client.handle import TransferHandle
@@ -182,17 +183,22 @@ class Client:
         """
         return self._all_fetches().fetch(key, addr, generation, wait_s, deadline_s)
 
-    def item_cache(self, max_bytes: int, *, wait_s: float = 0.0, shared: bool = False) -> ItemCache:
+    def item_cache(
+        self, max_bytes: int, *, wait_s: float = 0.0, shared: bool = False, in_place: bool = False
+    ) -> ItemCache:
         """A cache of published items for an engine's requests, of `max_bytes` (language side); see `ItemCache`.
 
         `wait_s`: for so many seconds an item may come that is not published yet. `shared`: other processes of this host
-        may read its items where they lie (`ItemCache.memory`). A client may have several.
+        may read its items where they lie (`ItemCache.held`). `in_place`, of one that is shared: users have what lies
+        on a shelf of this host before it is copied (`ItemCache.reach`). A client may have several.
 
         Raises:
             ValueError: a number is out of range, or this is no language node.
             SegmentError: memory that is shared cannot be had.
             RuntimeError: after `close()`, or in a forked child.
         """
+        if shared and in_place:
+            return EarlyItemCache(self._library, self._all_fetches(), max_bytes, wait_s)
         return ItemCache(self._library, self._all_fetches(), max_bytes, wait_s, shared=shared)
 
     def subscribe(self, addr: str) -> Subscription:

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from embridge.allocator._core import Pin
 from embridge.allocator.errors import (
     Busy,
     EmbridgeError,
@@ -32,6 +33,7 @@ from embridge.allocator.errors import (
 )
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
+from embridge.allocator.rows_at import RowsAt
 from embridge.allocator.shelf import ItemKey
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
@@ -114,6 +116,24 @@ class Fetching:
         if not it.is_done:
             self._library.wake()
         return it
+
+    def reach(self, key: str | bytes, address: str) -> tuple[Pin, RowsAt] | None:
+        """An item on a shelf that is open to this client, pinned, and where it lies; None: `fetch` it. `address` is
+        numeric. It waits for nobody.
+        """
+        if not self._turn.acquire(blocking=False):
+            return None
+        try:
+            door = self._doors.opened(address)
+            pin = door.pin(key, self.clock()) if door is not None else None
+            if door is None or pin is None:
+                return None
+            self._metrics.count_for_client(Metric.FETCHED_IN_PLACE)
+            return pin, door.where(pin)
+        except SegmentError:  # which a fetch says
+            return None
+        finally:
+            self._turn.release()
 
     def retry(self, it: Fetch, addr: str, deadline_s: float | None) -> Fetch:
         """As `Fetch.retry`, of one that has failed."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from embridge.allocator.errors import Busy, EmbridgeError, FetchError, FetchFailed, FetchTimeout, ItemsTooLarge
 from embridge.allocator.metrics import Metric
-from embridge.allocator.shelf import dtype_of, raw_key
+from embridge.allocator.shelf import raw_key
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.cache_memory import CacheMemory, fresh_memory
 from embridge.pipeline.client.cached_items import NOT_YET, READY, CacheCounts, HeldItem, Key, Place, State, User, Wanted
@@ -114,8 +114,7 @@ class ItemCache:
 
     def has_answer(self, user: Hashable) -> bool:
         """Whether `want` might say more than NOT_YET; without a lock, and without hastening anything."""
-        me = self._users.get(user)
-        return me is None or not me.waits
+        return (me := self._users.get(user)) is None or not me.waits
 
     def get(self, user: Hashable, key: Key) -> Item:
         """An item of an admitted user, in memory of this process. Views of its rows may outlive the user.
@@ -130,12 +129,15 @@ class ItemCache:
             return Item(key, place.rows)
 
     def held(self, user: Hashable) -> Mapping[Key, HeldItem]:
-        """All items of an admitted user, and where their rows lie for other processes of this host (of a cache that is
-        `shared`); empty: it is not admitted. Whoever tells them keeps what this returns until they have read (R70); the
-        client may leave meanwhile. It takes no lock.
+        """All items of an admitted user, and where their rows lie for others (of a cache that is `shared`); empty: it
+        is not admitted. What this returns stays, though the client leaves. It takes no lock.
         """
         me = self._users.get(user)
         return me.held if me is not None and me.is_admitted else {}
+
+    def reach(self, items: Mapping[Key, str]) -> bool:
+        """Have what can be read in place, at once (`EarlyItemCache`); whether all are here then. Microseconds."""
+        return self.are_here(items)
 
     def are_here(self, keys: Iterable[Key]) -> bool:
         """Whether some items are here, just now; without a lock."""
@@ -194,7 +196,7 @@ class ItemCache:
 
     def _enter(self, user: Hashable, items: dict[Key, str]) -> User:
         me = User(self._attachment.clock())
-        states = [place.state for key, address in items.items() if (place := self._wanted_by(me, key, address))]
+        places = [self._wanted_by(me, key, address) for key, address in items.items()]
         try:
             self._check_fits(me)
         except ItemsTooLarge:
@@ -202,13 +204,11 @@ class ItemCache:
             raise
         self._users[user] = me
         self._line[me] = None
-        hits = states.count(State.READY)
-        misses = sum(len(place.users) == 1 for place in me.places.values() if place.lacks_memory)
-        self.totals["shared"] += len(states) - hits - misses
-        for name, metric, count in (("hits", Metric.CACHE_HITS, hits), ("misses", Metric.CACHE_MISSES, misses)):
-            if count:
-                self.totals[name] += count
-                self._metrics.count_for_client(metric, count)
+        for place in places:
+            name = place.ask()
+            self.totals[name] += 1
+            if name != "shared":
+                self._metrics.count_for_client(Metric.CACHE_HITS if name == "hits" else Metric.CACHE_MISSES)
         return me
 
     def _check_fits(self, me: User) -> None:
@@ -259,15 +259,11 @@ class ItemCache:
             if not place.is_prefetched and self._places.get(place.key) is place:
                 del self._places[place.key]
         elif self._places.get(place.key) is not place:  # it was forgotten
-            place.rows = None
+            self._drop_rows(place)
 
     def _admit(self, me: User) -> None:
         """Admit a user that has all of its items, wherever it stands in line."""
-        if self.memory is not None:
-            for key, place in me.places.items():
-                assert place.rows is not None
-                assert place.at is not None
-                me.held[key] = HeldItem(Item(key, place.rows), place.at, place.address, self.memory)
+        me.held = {key: place.held for key, place in me.places.items() if place.held is not None}
         me.is_admitted = True
         del self._line[me]
 
@@ -309,14 +305,16 @@ class ItemCache:
     def _make_room(self, size: int, first: User | None) -> bool:
         self._collect()
         if self._used_bytes + size > self.max_bytes:
-            victims = [place for place in self._places.values() if self._may_evict(place, first)]
-            if self._used_bytes - sum(place.size for place in victims) + size > self.max_bytes:
+            victims, needed = [], self._used_bytes + size - self.max_bytes
+            for place in self._places.values():
+                if needed > 0 and self._may_evict(place, first):
+                    victims.append(place)
+                    needed -= place.size
+            if needed > 0:
                 return False  # nothing goes in vain, unless somebody looks at it still
             for victim in victims:
                 self._evict(victim)
-                self._collect()
-                if self._used_bytes + size <= self.max_bytes:
-                    break
+            self._collect()
         return self._used_bytes + size <= self.max_bytes
 
     def _may_evict(self, place: Place, first: User | None) -> bool:
@@ -326,12 +324,16 @@ class ItemCache:
         return first not in place.users if first is not None else not place.users
 
     def _evict(self, place: Place) -> None:
-        place.rows, place.state = None, State.ABSENT
-        place.is_prefetched = False
+        self._drop_rows(place)
+        place.state, place.is_prefetched = State.ABSENT, False
         self.totals["evictions"] += 1
         self._metrics.count_for_client(Metric.CACHE_EVICTIONS)
         if not place.users:
             del self._places[place.key]
+
+    def _drop_rows(self, place: Place) -> None:
+        """Let go of rows; their memory counts until nobody looks at it."""
+        place.rows = place.held = None
 
     def _collect(self) -> None:
         """Count what nobody looks at any more."""
@@ -397,13 +399,11 @@ class ItemCache:
 
     def _take(self, place: Place, attempt: int, fetch: Fetch) -> None:
         """Take what a fetch has brought: copy it, without the lock, if it was read where it lies."""
-        error, rows, at = fetch.exception(), None, None
+        error, rows = fetch.exception(), None
         if error is None:
             try:
                 with fetch.result() as item:
                     rows = item.copied(self._take_bytes)
-                if self.memory is not None:
-                    at = self.memory.where(rows.bytes, (rows.rows, rows.width), dtype_of(rows.dtype))
             except MemoryError:
                 error = FetchFailed(place.key, f"this process has no memory for its {place.size} bytes")
         with self._lock:
@@ -417,7 +417,7 @@ class ItemCache:
             assert place.state == State.TAKEN
             place.busy_since_ns = 0
             weakref.finalize(rows.bytes, self._freed.append, place.size).atexit = False
-            place.rows, place.state, place.at = rows, State.READY, at
+            place.fill(rows, self.memory)
             self._give_up_unless_wanted(place)
 
     def _failed(self, place: Place, error: FetchError) -> None:

@@ -13,12 +13,13 @@ back, so they let it go, and stand in line with all that they want, as others do
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from embridge.allocator.errors import EmbridgeError, FetchError, FetchFailed
+from embridge.allocator.rows_at import RowsAt
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
-from embridge.pipeline.client.cached_items import NOT_YET, READY, HeldItem, Key, Wanted, WantStatus
+from embridge.pipeline.client.cached_items import NOT_YET, READY, HeldItem, Key, LentRows, Wanted, WantStatus
 from embridge.pipeline.client.fetch import Item
 from embridge.pipeline.client.renewed_cache import RenewedCache
 
@@ -77,7 +78,7 @@ class RequestItems:
         self._counts: Counter[str] = Counter()
         self._requests: dict[Hashable, _Request] = {}
         self._held: dict[Key, dict[Hashable, HeldItem]] = {}
-        self._loads: dict[int, list[HeldItem]] = {}
+        self._loads: dict[int, list[LentRows]] = {}
         self._new: dict[Hashable, _Request] = {}  # of which the cache has yet to hear
         self._is_waiting = False
         if not encoders and not own_address() and (client := find_client()) is not None:
@@ -106,7 +107,7 @@ class RequestItems:
         if it.wanted is None or it.wanted.keys() != items.keys():
             self._withdraw(it)
             it.wanted = items
-            if not cache.are_here(items):
+            if not cache.are_here(items) and not self._reach(it, items, cache):
                 self._new[request] = it
                 return NOT_YET
             self._begin(request, it, cache)
@@ -127,6 +128,11 @@ class RequestItems:
             if it.asked.keys() != items.keys():
                 self._withdraw(it)
         return NOT_YET
+
+    def _reach(self, it: _Request, items: Mapping[Key, str], cache: ItemCache) -> bool:
+        """Whether all items are here once what can be read in place is."""
+        lacking = {key: at for key, at in items.items() if key not in it.held}
+        return not any(self._why_not(at) for at in lacking.values()) and cache.reach(lacking)
 
     def _begin(self, request: Hashable, it: _Request, cache: ItemCache) -> None:
         """Have the cache fetch what it lacks."""
@@ -212,11 +218,16 @@ class RequestItems:
 
     # ---- steps
 
-    def load(self, step: int, items: Iterable[HeldItem]) -> None:
-        """Workers are told to read these in a step; they stay until `has_read`. Steps are numbered upwards."""
-        self._loads[step] = list(items)
+    def load(self, step: int, items: Mapping[str, HeldItem]) -> dict[str, RowsAt]:
+        """Where workers read these in a step, by the same names; there they stay until `has_read`. Steps are numbered
+        upwards.
+        """
+        lent = {name: held.lent for name, held in items.items()}
+        if lent:
+            self._loads[step] = list(lent.values())
+        return {name: it.at for name, it in lent.items()}
 
-    def has_read(self, step: int) -> list[HeldItem]:
+    def has_read(self, step: int) -> list[LentRows]:
         """All workers are past the loads of this step, and of those before. Returns what was kept for them."""
         return [held for done in [it for it in self._loads if it <= step] for held in self._loads.pop(done)]
 
@@ -248,7 +259,7 @@ class RequestItems:
     # ---- the node
 
     def _make(self, client: Client) -> ItemCache:
-        cache = client.item_cache(self._max_bytes, wait_s=self._wait_s, shared=True)
+        cache = client.item_cache(self._max_bytes, wait_s=self._wait_s, shared=True, in_place=True)
         self._counted = Counter()
         return cache
 

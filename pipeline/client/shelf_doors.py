@@ -22,6 +22,7 @@ from embridge.allocator._core import Pin
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, SegmentError
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.rows_at import RowsAt
 from embridge.allocator.segment import map_segment
 from embridge.allocator.shelf import Connection, ItemKey, ShelfPart
 from embridge.pipeline.client.attachment import Attachment
@@ -80,6 +81,10 @@ class ShelfDoor:
             return self._part.core.pin(*ItemKey.of(key, self.node), now_ns)
         except ValueError as error:
             raise SegmentError(str(error)) from None
+
+    def where(self, pin: Pin) -> RowsAt:
+        """Where the rows of an item lie that is pinned here, for other processes of this host."""
+        return self._part.where(pin)
 
 
 class ClosedDoor:
@@ -208,6 +213,11 @@ class ShelfDoors:
             self._doors[address] = opened
             return opened
         return Elsewhere.FAR if door.is_far else door.refused or None
+
+    def opened(self, address: str) -> ShelfDoor | None:
+        """The door of an encode node, if it is open now; without going on."""
+        door = self._doors.get(address)
+        return door if isinstance(door, ShelfDoor) and door.is_open() else None
 
     def drop_dead(self) -> None:
         """Let go of those whose node is gone, though nobody fetches from it any more: the node that takes its place may

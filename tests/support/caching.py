@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from embridge import FetchError, FetchFailed, ItemCache
+from embridge import FetchError, FetchFailed, ItemCache, RowsAt
+from embridge.allocator._core import Pin
 from embridge.allocator.fetches import ItemShape
 from embridge.allocator.shelf import code_of
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
+from embridge.pipeline.client.early_cache import EarlyItemCache
 from embridge.pipeline.client.far_fetch import CopiedRows
 from embridge.workers.timing import NS
+from support.shelves import ShelfReaderOf
 
 ADDRESS = "tcp://127.0.0.1:9"
 
@@ -90,7 +93,8 @@ class StubFetch:
 class StubCache:
     """An `ItemCache` whose library thread is the test."""
 
-    def __init__(self, max_bytes: int, *, shared: bool = False) -> None:
+    def __init__(self, max_bytes: int, *, shared: bool = False, shelf: ShelfReaderOf | None = None) -> None:
+        """`shelf`: what it may read in place; then it is an early one."""
         self.now_ns = NS
         self.fetches: list[StubFetch] = []
         self.num_rung = 0
@@ -107,10 +111,20 @@ class StubCache:
         library: Any = SimpleNamespace(
             attachment=attachment, wake=self._wake, add_turn=lambda turn, end: turns.append(turn)
         )
-        fetching: Any = SimpleNamespace(fetch=self._fetch)
+        self._shelf = shelf
+        fetching: Any = SimpleNamespace(fetch=self._fetch, reach=self._reach)
         self._is_awake = False
-        self.cache = ItemCache(library, fetching, max_bytes, 0.0, shared=shared)
+        self.cache = (
+            EarlyItemCache(library, fetching, max_bytes, 0.0)
+            if shelf is not None
+            else ItemCache(library, fetching, max_bytes, 0.0, shared=shared)
+        )
         [self._turn] = turns
+
+    def _reach(self, key: str, address: str) -> tuple[Pin, RowsAt] | None:
+        assert self._shelf is not None
+        pin = self._shelf.pin(key)
+        return (pin, self._shelf.part.where(pin)) if pin is not None else None
 
     def _ring(self) -> None:
         self.num_rung += 1
@@ -125,13 +139,17 @@ class StubCache:
         self.fetches.append(fetch)
         return fetch
 
+    def turn(self) -> None:
+        """The library thread takes one turn."""
+        self._is_awake = False
+        assert not self._turn()
+
     def settle(self) -> None:
         """The library thread takes turns for as long as somebody wakes it."""
         for _ in range(100):
             if not self._is_awake:
                 return
-            self._is_awake = False
-            assert not self._turn()
+            self.turn()
         raise AssertionError("the cache does not settle")
 
     def under_way(self) -> list[StubFetch]:

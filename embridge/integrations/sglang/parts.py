@@ -12,11 +12,10 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from embridge import CacheReader, ConfigError, EmbridgeError, ItemCache, WantStatus
+from embridge import CacheReader, ConfigError, EmbridgeError, ItemCache, RowsAt, WantStatus
 from embridge.integrations.membership import Membership
 from embridge.integrations.sglang.options import VARIABLE, Options
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
-from embridge.pipeline.client.cache_memory import RowsAt
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.renewed_cache import RenewedCache
 

@@ -16,7 +16,7 @@ from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataR
 from vllm.platforms import current_platform
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from embridge import CacheReader, ConfigError, HeldItem
+from embridge import CacheReader, ConfigError, HeldItem, RowsAt
 from embridge.integrations.engine_shelf import EngineShelf
 from embridge.integrations.membership import Membership
 from embridge.integrations.vllm.consumer import ADDRESS, Consumer, Settings
@@ -88,21 +88,21 @@ class EmbridgeConnector(ECConnectorBase):
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> LoadsAndSaves:
         self._step += 1
         loads, self._loads = self._loads, {}
+        told: dict[str, RowsAt] = {}
         if self._consumer is not None:
             self._consumer.items.hasten()
-            if loads:
-                self._consumer.items.load(self._step, loads.values())
+            told = self._consumer.items.load(self._step, loads)
         saves: tuple[str, ...] = ()
         if self._shelf is not None:
             named = {it.identifier for new in scheduler_output.scheduled_new_reqs for it in new.mm_features}
             saves = tuple(identifier for identifier in named if not self._shelf.has(self._settings.key(identifier)))
-        return LoadsAndSaves(self._step, {identifier: held.at for identifier, held in loads.items()}, saves)
+        return LoadsAndSaves(self._step, told, saves)
 
     def update_connector_output(self, connector_output: ECConnectorOutput) -> None:
         done = connector_output.ec_connector_worker_meta
         if isinstance(done, Done):
             if self._consumer is not None and (read := self._consumer.items.has_read(done.step)):
-                self._counts.update(loads=len(read), load_bytes=sum(held.nbytes for held in read))
+                self._counts.update(loads=len(read), load_bytes=sum(it.nbytes for it in read))
             self._counts.update(done.counts)
 
     def request_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:

@@ -10,7 +10,7 @@ import prometheus_client
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata, ECConnectorWorkerMetadata
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorPromMetrics, ECConnectorStats
 
-from embridge.pipeline.client.cache_memory import RowsAt
+from embridge import RowsAt
 
 COUNTS: Final = {
     "published": "Encoder outputs that were published.",

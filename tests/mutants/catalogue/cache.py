@@ -10,6 +10,8 @@ REQUESTS: Final = "pipeline/client/request_items.py"
 TESTS_OF_REQUESTS: Final = "tests/pipeline/client/test_request_items.py"
 MEMORY: Final = "pipeline/client/cache_memory.py"
 TESTS_OF_MEMORY: Final = "tests/pipeline/client/test_cache_memory.py"
+EARLY: Final = "pipeline/client/early_cache.py"
+TESTS_OF_EARLY: Final = "tests/pipeline/client/test_early_cache.py"
 
 CACHE: Final = [
     Mutant(
@@ -57,8 +59,8 @@ CACHE: Final = [
     Mutant(
         "looked-at-and-not-counted", "R63", "memory of an evicted item counts no more, though somebody looks at it",
         SOURCE,
-        "        place.rows, place.state = None, State.ABSENT\n        place.is_prefetched = False\n",
-        "        place.rows, place.state = None, State.ABSENT\n        place.is_prefetched = False\n"
+        "        self._drop_rows(place)\n        place.state, place.is_prefetched = State.ABSENT, False\n",
+        "        self._drop_rows(place)\n        place.state, place.is_prefetched = State.ABSENT, False\n"
         "        self._used_bytes -= place.size\n",
         (f"{TESTS}::test_memory_counts_until_nobody_looks_at_it",),
     ),
@@ -103,5 +105,33 @@ CACHE: Final = [
         "self._warm.cut(self._used + self._warm.free_bytes + size - self._limit)",
         "self._warm.cut(0)",
         (f"{TESTS_OF_MEMORY}::test_memory_that_nobody_uses_is_kept_and_no_more_than_the_cache_may_have",),
+    ),
+    Mutant(
+        "copied-under-no-pin", "R87, P6", "rows that were copied after their pin was taken away are loaded",
+        MEMORY,
+        "    if now != pin.generation:\n",
+        "    if now > pin.generation:\n",
+        (f"{TESTS_OF_EARLY}::test_rows_are_no_one_s_whose_pin_was_taken_away_meanwhile",),
+    ),
+    Mutant(
+        "reached-out-of-turn", "R66", "who can read in place overtakes a user that waits for memory",
+        EARLY,
+        "            if self._first() is not None:\n",
+        "            if self._first() is not None and not items:\n",
+        (f"{TESTS_OF_EARLY}::test_nobody_overtakes_a_user_that_waits_for_memory",),
+    ),
+    Mutant(
+        "read-in-place-for-nothing", "P12", "memory of what is read in place is not counted",
+        EARLY,
+        "        self._used_bytes += pin.bytes\n",
+        "",
+        (f"{TESTS_OF_EARLY}::test_bytes_are_counted_right_whatever_comes_between[0]",),
+    ),
+    Mutant(
+        "pinned-for-ever", "P21", "what was reached on a shelf stays pinned there",
+        EARLY,
+        "        self._to_copy.append(place)\n        return True\n",
+        "        return True\n",
+        (f"{TESTS_OF_EARLY}::test_what_lies_on_a_shelf_is_there_at_once_and_is_copied_behind",),
     ),
 ]

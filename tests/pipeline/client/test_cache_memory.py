@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from support.caching import StubCache
 
-from embridge import Item, SegmentError
-from embridge.pipeline.client.cache_memory import CacheMemory, CacheReader, CacheView, RowsAt
+from embridge import Item, RowsAt, SegmentError
+from embridge.pipeline.client.cache_memory import CacheMemory, CacheReader, CacheView
 
 PAGE = 4096
 READ = """
 import ast, sys
-from embridge.pipeline.client.cache_memory import CacheView, MemoryName, RowsAt
+from embridge.allocator.rows_at import MemoryName, RowsAt
+from embridge.pipeline.client.cache_memory import CacheView
 name, offset, shape, dtype = ast.literal_eval(sys.argv[1])
 view = CacheView(MemoryName(*name))
 print(view.rows(RowsAt(MemoryName(*name), offset, shape, dtype)).sum().item())
@@ -87,7 +88,7 @@ def test_a_name_that_leads_to_another_file_or_to_none_is_refused() -> None:
     memory = CacheMemory(PAGE)
     name = memory.name
     for wrong in (name._replace(inode=name.inode + 1), name._replace(fd=999), name._replace(pid=1 << 22)):
-        with pytest.raises(SegmentError, match=f"item cache of process {wrong.pid}"):
+        with pytest.raises(SegmentError, match=f"items of process {wrong.pid}"):
             CacheView(wrong)
     view = CacheView(name)
     with pytest.raises(ValueError, match="offset"):

@@ -33,7 +33,8 @@ class Engine:
     def new_client(self) -> Any:
         return SimpleNamespace(run_dir="there", item_cache=self._item_cache, encode_nodes=self._encode_nodes)
 
-    def _item_cache(self, max_bytes: int, *, wait_s: float, shared: bool) -> Any:
+    def _item_cache(self, max_bytes: int, *, wait_s: float, shared: bool, in_place: bool) -> Any:
+        assert in_place
         if self.error is not None:
             raise type(self.error)(*self.error.args)  # not the one that keeps its frames
         self.stub = StubCache(max_bytes, shared=shared)
@@ -147,8 +148,8 @@ def test_what_a_step_loads_stays_until_it_is_read_whatever_becomes_of_the_reques
     assert it.has("1", "a")
     held = it.items.find("a")
     assert held is not None
-    it.items.load(4, [held])
-    it.items.load(5, [])
+    assert it.items.load(4, {"name": held}) == {"name": held.lent.at}
+    assert it.items.load(5, {}) == {}
     it.items.end("1")
     del held
     assert it.ask("2", "b") == WantStatus.NOT_YET

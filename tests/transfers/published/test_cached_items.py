@@ -12,8 +12,18 @@ from support.nodes import Station
 from support.publishing import rows_of_version
 from support.waiting import wait_until
 
-from embridge import Client, ItemCache, NotPublished, WantStatus, attach
+from embridge import (
+    CacheReader,
+    Client,
+    ItemCache,
+    NotPublished,
+    PublishStatus,
+    RequestItems,
+    WantStatus,
+    attach,
+)
 from embridge.pipeline.client import shelf_doors
+from embridge.pipeline.client.early_cache import EarlyItemCache
 
 pytestmark = pytest.mark.process
 
@@ -114,3 +124,38 @@ def test_a_cache_is_a_language_node_s(publisher: Client, language: Station) -> N
         publisher.item_cache(100)
     with attach(language.run_dir) as reader, pytest.raises(ValueError, match="wait_s"):
         reader.item_cache(100, wait_s=-1)
+
+
+def test_a_request_has_what_lies_on_a_shelf_of_this_host_at_once_and_workers_load_it_there(
+    shelved: Station, publisher: Client, language: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R64, R69, R70: it stays, whatever its node does, until it was read, or copied."""
+    with attach(language.run_dir) as reader:
+        items = RequestItems(lambda: reader, 3 * ITEM_BYTES, encoders=["tcp://127.0.0.1:*"])
+
+        def is_ready(request: str) -> bool:
+            is_here = items.ask(request, {"a": shelved.addr}).is_ready
+            items.hasten()
+            return is_here
+
+        publisher.publish("a", rows_of_version(1))
+        wait_until(lambda: is_ready("one"), 30)  # which opens the shelf
+        with monkeypatch.context() as patch:
+            patch.setattr(EarlyItemCache, "_next_to_copy", lambda cache: None)
+            publisher.publish("b", rows_of_version(2))
+            assert items.ask("two", {"b": shelved.addr}).is_ready
+            held = items.find("b", "two")
+            assert held is not None
+            told = items.load(1, {"b": held})
+            assert told["b"].pin is not None
+            items.end("two")
+            del held
+            publisher.shelf.clear()
+            assert publisher.publish("c", rows_of_version(3)).status == PublishStatus.READY
+            assert torch.equal(CacheReader().load(told["b"], "cpu"), rows_of_version(2))
+        assert [it.nbytes for it in items.has_read(1)] == [ITEM_BYTES]
+        wait_until(lambda: publisher.shelf.counts().pinned == 0)
+        assert items.ask("three", {"b": shelved.addr}).is_ready  # from memory of the cache
+        held = items.find("b", "three")
+        assert held is not None
+        assert torch.equal(CacheReader().load(held.lent.at, "cpu"), rows_of_version(2))

@@ -1,0 +1,197 @@
+"""An item cache whose users have what lies on a shelf of this host before it is copied."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support.caching import ADDRESS, StubCache
+from support.shelves import BLOCK, OneShelf, ShelfReaderOf, content
+
+from embridge import CacheReader, HeldItem, RowsAt, SegmentError
+
+
+class Early:
+    """A cache of so many blocks, and a reader of a shelf."""
+
+    def __init__(self, shelf: OneShelf, num_blocks: int) -> None:
+        self.shelf = shelf
+        self.reader: ShelfReaderOf = shelf.reader()
+        self.stub = StubCache(num_blocks * BLOCK, shelf=self.reader)
+        self.cache = self.stub.cache
+
+    def reach(self, keys: str) -> bool:
+        return self.cache.reach(dict.fromkeys(keys, ADDRESS))
+
+    def has(self, user: int, keys: str) -> bool:
+        return self.reach(keys) and self.cache.want(user, dict.fromkeys(keys, ADDRESS), hastens=False).is_ready
+
+    def held(self, user: int, key: str) -> HeldItem:
+        return self.cache.held(user)[key]
+
+    def num_pinned(self) -> int:
+        return self.shelf.table.counts().pinned
+
+
+@pytest.fixture
+def shelf() -> Iterator[OneShelf]:
+    it = OneShelf(16)
+    yield it
+    it.close()
+
+
+@pytest.fixture
+def early(shelf: OneShelf) -> Iterator[Callable[[int], Early]]:
+    made: list[Early] = []
+
+    def make(num_blocks: int) -> Early:
+        made.append(Early(shelf, num_blocks))
+        return made[-1]
+
+    yield make
+    for it in made:
+        it.reader.connection.hang_up()
+
+
+def loaded(at: RowsAt) -> bytes:
+    return CacheReader().load(at, "cpu").numpy().tobytes()
+
+
+def test_what_lies_on_a_shelf_is_there_at_once_and_is_copied_behind(
+    shelf: OneShelf, early: Callable[[int], Early]
+) -> None:
+    """R65, R70: who was told where it lies keeps it there."""
+    it = early(2)
+    shelf.publish("a")
+    shelf.publish("b", 2)
+    assert it.has(1, "ab")
+    assert it.stub.fetches == []
+    assert it.cache.get(1, "a").where == "in place"
+    told = [it.held(1, key).lent for key in "ab"]
+    assert [loaded(lent.at) for lent in told] == [content("a", 1, BLOCK), content("b", 2, BLOCK)]
+    with pytest.raises(ValueError, match="load them"):
+        CacheReader().rows(told[0].at)
+    it.stub.turn()
+    it.stub.turn()
+    assert it.num_pinned() == 2
+    now = [it.held(1, key).lent for key in "ab"]
+    assert all(lent.at.pin is None for lent in now)
+    assert [loaded(lent.at) for lent in (*now, *told)] == [content("a", 1, BLOCK), content("b", 2, BLOCK)] * 2
+    assert [lent.nbytes for lent in (*now, *told)] == [BLOCK] * 4
+    del told
+    assert it.num_pinned() == 0
+    counts = it.cache.counts()
+    assert (counts.misses, counts.hits, counts.shared, counts.bytes) == (2, 0, 0, 2 * BLOCK)
+    assert it.has(2, "a")
+    assert it.cache.counts().hits == 1
+
+
+def test_what_is_not_on_the_shelf_or_has_no_memory_is_fetched(shelf: OneShelf, early: Callable[[int], Early]) -> None:
+    it = early(1)
+    assert not it.reach("a")
+    shelf.publish("a")
+    shelf.publish("b")
+    shelf.publish("c", num_bytes=2 * BLOCK)
+    assert not it.reach("ab")
+    assert not it.reach("c")
+    assert it.has(1, "a")
+    assert not it.reach("b")  # the first user has all of the memory
+    it.cache.end(1)
+    assert it.has(2, "b")
+    assert it.cache.counts().evictions == 3  # of what nobody wanted then
+    assert it.cache.counts().bytes == BLOCK
+
+
+def test_nobody_overtakes_a_user_that_waits_for_memory(shelf: OneShelf, early: Callable[[int], Early]) -> None:
+    """R66."""
+    it = early(2)
+    shelf.publish("a")
+    assert not it.stub.is_ready(1, "x")
+    assert not it.reach("a")
+    assert it.stub.come("x", BLOCK)
+    assert not it.reach("ay")
+    assert it.reach("a")
+
+
+def test_a_copy_for_which_there_is_no_memory_is_tried_again(
+    shelf: OneShelf, early: Callable[[int], Early], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = early(2)
+    shelf.publish("a")
+    shelf.publish("b")
+
+    def none(size: int) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(it.cache, "_take_bytes", none)
+        assert it.has(1, "a")
+        assert it.has(2, "b")
+        it.stub.turn()
+        it.stub.turn()
+        assert it.num_pinned() == 2
+        it.cache.end(2)
+        it.cache.forget("b")
+        assert (it.num_pinned(), it.cache.counts().bytes) == (1, BLOCK)
+    it.stub.turn()
+    it.stub.turn()
+    assert it.num_pinned() == 0
+    assert it.stub.value(1, "a") == content("a", 1, 1)[0]
+
+
+def test_rows_are_no_one_s_whose_pin_was_taken_away_meanwhile(shelf: OneShelf, early: Callable[[int], Early]) -> None:
+    """R87: the process that has pinned them has died; what took their place may be in the copy."""
+    it = early(1)
+    shelf.publish("a")
+    assert it.has(1, "a")
+    at = it.held(1, "a").lent.at
+    assert loaded(at) == content("a", 1, BLOCK)
+    shelf.table.remove_reader(it.reader.number)
+    with pytest.raises(SegmentError, match="another item's"):
+        loaded(at)
+
+
+def test_a_client_that_leaves_pins_nothing_but_what_is_held(shelf: OneShelf, early: Callable[[int], Early]) -> None:
+    it = early(2)
+    shelf.publish("a")
+    shelf.publish("b")
+    assert it.has(1, "a")
+    assert it.has(2, "b")
+    held = it.held(1, "a")
+    it.cache._close()
+    assert it.num_pinned() == 1
+    assert loaded(held.lent.at) == content("a", 1, BLOCK)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_bytes_are_counted_right_whatever_comes_between(
+    shelf: OneShelf, early: Callable[[int], Early], seed: int
+) -> None:
+    """R65, R69, P12: any interleaving of users, copies and evictions; nobody reads another's rows."""
+    rng, it = random.Random(seed), early(6)
+    sizes, users = {key: rng.randint(1, 3) * BLOCK for key in "abcdefg"}, dict[int, str]()
+    for user in range(200):
+        what = rng.random()
+        if what < 0.3 and users:
+            one = rng.choice(list(users))
+            assert all(it.stub.value(one, key) == content(key, 1, 1)[0] for key in users.pop(one))
+            it.cache.end(one)
+        elif what < 0.4:
+            it.cache.forget(rng.choice("abcdefg"))
+        elif what < 0.6:
+            it.stub.turn()
+        else:
+            keys = "".join(rng.sample("abcdefg", rng.randint(1, 2)))
+            for key in keys:
+                shelf.publish(key, num_bytes=sizes[key], replaces=False)
+            if it.has(user, keys):
+                users[user] = keys
+        assert it.cache.counts().bytes <= 6 * BLOCK
+    for user in users:
+        it.cache.end(user)
+    for key in "abcdefg":
+        it.cache.forget(key)
+    it.stub.settle()
+    assert (it.cache.counts().bytes, it.num_pinned()) == (0, 0)
