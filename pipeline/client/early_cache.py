@@ -20,7 +20,6 @@ from embridge.pipeline.client.fetch import Item
 from embridge.pipeline.client.fetching import Fetching
 from embridge.pipeline.client.item_cache import ItemCache
 from embridge.pipeline.client.library import Library
-from embridge.workers.addresses import numeric
 
 
 class EarlyItemCache(ItemCache):
@@ -32,13 +31,17 @@ class EarlyItemCache(ItemCache):
         self._copying: Pin | None = None
 
     def reach(self, items: Mapping[Key, str]) -> bool:
+        try:
+            wanted = self._checked(items)  # type: ignore[arg-type]  # one kind of key, or both
+        except ValueError:  # which `want` says
+            return False
         with self._lock:
             if self._first() is not None:
                 return False
-            places = {key: self._place(key, address) for key, address in items.items() if key in self._places}
-            for key, address in items.items():
+            places = {key: self._place(key, address) for key, address in wanted.items() if key in self._places}
+            for key, address in wanted.items():
                 state = places[key].state if key in places else State.ABSENT
-                if state != State.READY and (state != State.ABSENT or not self._pin(key, numeric(address))):
+                if state != State.READY and (state != State.ABSENT or not self._pin(key, address)):
                     return False
         return self.are_here(items)  # but where one had to make room for another
 

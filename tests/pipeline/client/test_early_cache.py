@@ -96,6 +96,8 @@ def test_what_is_not_on_the_shelf_or_has_no_memory_is_fetched(shelf: OneShelf, e
     shelf.publish("c", num_bytes=2 * BLOCK)
     assert not it.reach("ab")
     assert not it.reach("c")
+    assert not it.cache.reach({"a": "nowhere"})
+    assert not it.cache.reach({"a" * 300: ADDRESS})
     assert it.has(1, "a")
     assert not it.reach("b")  # the first user has all of the memory
     it.cache.end(1)
