@@ -41,7 +41,8 @@ for.
 
 Any name of the node answers `/metrics`; it has counts alone. What watching costs (`python bench/watching.py`): at idle
 0.2 % of a core with a scrape each 15 s and a page open; beside 10 000 requests in flight a scrape takes 9 ms on an
-encode node and 14 ms on a language node (p99: 13 and 17); of the throughput nothing that could be measured.
+encode node and 14 ms on a language node (p99: 13 and 17). What it takes of the throughput was less than what rounds of
+one run on a shared machine differ by.
 
 [Discovery](discovery.md) has metrics of its own, below. Single requests are traced by [spans](#spans).
 """
