@@ -30,6 +30,10 @@ class PinWord(NamedTuple):
     """In bytes."""
     generation: int
     """Of the entry: what stands there for as long as the rows are pinned."""
+    reader_offset: int
+    """In bytes: where the tables say whose word that is."""
+    reader: bytes
+    """What stands there for as long as it is this process's."""
 
 
 class RowsAt(NamedTuple):

@@ -418,7 +418,8 @@ class ShelfPart:
         ledger = map_segment(control_fd, size, offset=layout.ledgers + reader * size)
         connection.open_to(uses, ledger)
         self._tables, self._rows = connection.keep(control_fd), connection.keep(rows_fd)
-        self._ledger_at = layout.ledgers + reader * size
+        self._ledger_at, self._reader_at = layout.ledgers + reader * size, layout.readers + reader * READER_WORDS * 8
+        self._reader = os.pread(control_fd, READER_WORDS * 8, self._reader_at)
         self._record = Words(look, layout.shelf, SHELF_RECORD_WORDS)
         self.core = ShelfReader(
             record=self._record,
@@ -434,7 +435,8 @@ class ShelfPart:
 
     def where(self, pin: Pin) -> RowsAt:
         """Where the rows of an item lie that is pinned here, for other processes of this host."""
-        word = PinWord(self._tables, self._ledger_at + 8 * pin.entry, pin.generation)
+        at = self._ledger_at + 8 * pin.entry
+        word = PinWord(self._tables, at, pin.generation, self._reader_at, self._reader)
         shape, offset = (pin.rows, pin.width), pin.first * SHELF_BLOCK_BYTES
         return RowsAt(self._rows, offset, shape, dtype_of(pin.dtype), word)
 

@@ -295,3 +295,18 @@ class TestDoor:
             [sys.executable, "-m", "embridge", "--version"], capture_output=True, text=True, timeout=60, check=False
         )
         assert result.stdout == f"embridge, version {embridge.__version__}\n", result.stderr
+
+
+def test_an_environment_that_was_half_made_is_no_python_s(tmp_path: Path) -> None:
+    """As of a Python without ensurepip, which fails when its own link is there."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "pythons", tmp_path / ".ci")
+    (tmp_path / "it.whl").touch()
+    python = tmp_path / "python-of-this-test"
+    python.write_text('#!/bin/sh\nmkdir -p "$3/bin"\nln -s /bin/false "$3/bin/python"\nexit 1\n')
+    python.chmod(0o755)
+    command = [tmp_path / ".ci" / "pythons", tmp_path / "it.whl", python]
+    for _ in range(2):
+        done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert done.stdout.splitlines()[-1] == f"NOT TESTED with {python}: it makes no environment"

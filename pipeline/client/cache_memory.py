@@ -93,9 +93,16 @@ class CacheMemory:
 
     def _take_cold(self, size: int) -> tuple[int, int]:
         """Memory that the kernel has yet to give."""
-        for begin, end in self._warm.cut(self._used + self._warm.free_bytes + size - self._limit):
-            self._mapping.madvise(mmap.MADV_REMOVE, begin, end - begin)
-            self._ranges.give_back(begin, end)
+        warm = self._warm.cut(self._used + self._warm.free_bytes + size - self._limit)
+        while warm:
+            begin, end = warm[-1]
+            try:
+                self._mapping.madvise(mmap.MADV_REMOVE, begin, end - begin)
+            except OSError as error:  # it is locked
+                for it in warm:
+                    self._warm.give_back(*it)
+                raise MemoryError from error
+            self._ranges.give_back(*warm.pop())
         found = self._ranges.take(size)
         if found is None:
             raise MemoryError
@@ -206,6 +213,7 @@ def _loaded_under(pin: PinWord, at: RowsAt, device: str) -> torch.Tensor:
         view = CacheView(at.memory, at.offset, at.shape[0] * at.shape[1] * DTYPE_BYTES[at.dtype])
         rows = _loaded(view.rows(at), device)
         now = int.from_bytes(os.pread(tables, 8, pin.offset), sys.byteorder)
-    if now != pin.generation:
+        reader = os.pread(tables, len(pin.reader), pin.reader_offset)  # behind the word, which then was that reader's
+    if now != pin.generation or reader != pin.reader:
         raise SegmentError(f"process {pin.tables.pid} has ended: the rows that it has pinned are another item's by now")
     return rows

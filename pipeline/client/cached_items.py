@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple, Self
+from weakref import WeakSet
 
 from embridge.allocator._core import Pin
 from embridge.allocator.errors import FetchError
@@ -69,6 +70,7 @@ class Place:
         self.users: dict[User, None] = {}
         self.rows: CopiedRows | Pin | None = None
         self.held: HeldItem | None = None  # while it has rows, of a cache that is shared
+        self.given: WeakSet[Item] = WeakSet()  # of rows on a shelf; they move with these
         self.fetch: Fetch | None = None
         self.attempt = 0  # the number of the latest fetch; what another one says is nothing to it
         self.is_prefetched = False
@@ -81,6 +83,14 @@ class Place:
         self.rows, self.state = rows, State.READY
         if memory is not None:
             self.held = HeldItem(self.key, LentRows.of(rows, memory, at), self.address, memory)
+
+    def give(self) -> Item:
+        """An item that it has."""
+        assert self.rows is not None
+        item = Item(self.key, self.rows)
+        if isinstance(self.rows, Pin):
+            self.given.add(item)
+        return item
 
     def ask(self) -> str:
         """How it is counted that another user wants it."""

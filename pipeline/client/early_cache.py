@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from embridge.allocator._core import Pin
 from embridge.pipeline.client.cached_items import Key, LentRows, Place, State
+from embridge.pipeline.client.far_fetch import CopiedRows
 from embridge.pipeline.client.fetch import Item
 from embridge.pipeline.client.fetching import Fetching
 from embridge.pipeline.client.item_cache import ItemCache
@@ -31,6 +32,8 @@ class EarlyItemCache(ItemCache):
         self._copying: Pin | None = None
 
     def reach(self, items: Mapping[Key, str]) -> bool:
+        if self._attachment.is_forked:  # a thread that is not here may have the lock
+            return False
         try:
             wanted = self._checked(items)  # type: ignore[arg-type]  # one kind of key, or both
         except ValueError:  # which `want` says
@@ -81,10 +84,17 @@ class EarlyItemCache(ItemCache):
 
     def _copy(self, place: Place) -> bool:
         """Copy rows from a shelf, without the lock; whether there was memory for them, else they stay there."""
-        pin, size, rows = self._copying, place.size, None
+        pin, rows = self._copying, None
         assert pin is not None
-        with contextlib.suppress(MemoryError):
-            rows = Item(place.key, pin).copied(self._take_bytes)
+        try:
+            with contextlib.suppress(MemoryError):
+                rows = Item(place.key, pin).copied(self._take_bytes)
+        finally:
+            goes_on = self._put(place, pin, rows)
+        return goes_on
+
+    def _put(self, place: Place, pin: Pin, rows: CopiedRows | None) -> bool:
+        size = pin.bytes
         with self._lock:
             self._copying = None
             if rows is None:
@@ -93,6 +103,8 @@ class EarlyItemCache(ItemCache):
                 else:
                     self._used_bytes -= size
                 return False
+            for item in place.given:
+                item.move_to(pin, rows)
             weakref.finalize(rows.bytes, self._freed.append, size).atexit = False
             if place.rows is pin:
                 assert place.held is not None

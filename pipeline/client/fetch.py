@@ -94,6 +94,11 @@ class Item:
             if self._pin is pin:
                 self._pin, self.where = copy, "host"
 
+    def move_to(self, pin: Pin, copy: CopiedRows) -> None:
+        """Have its rows in a copy of what is pinned, if that is what it has. Views that are held keep that (R63)."""
+        if self._pin is pin:
+            self._pin, self.where = copy, "host"
+
     def _need(self) -> Pin | CopiedRows:
         if self._pin is None:
             raise ValueError(f"item {self.key!r} was released")

@@ -126,7 +126,7 @@ class ItemCache:
             place = me.places.get(key) if me is not None and me.is_admitted else None
             if place is None or place.rows is None:
                 raise ValueError(f"item {key!r}: user {user!r} does not have it; `want` it until that is READY")
-            return Item(key, place.rows)
+            return place.give()
 
     def held(self, user: Hashable) -> Mapping[Key, HeldItem]:
         """All items of an admitted user, and where their rows lie for others (of a cache that is `shared`); empty: it

@@ -149,7 +149,7 @@ second lock.
 - R77, what is closed is named: else the digests differ once, and all is told again; so it only saves messages.
 - R83, a worker's message is in no list: were it in one, digests would differ, and all be told again, for nothing.
 - R87, the look behind the copy: it is R41 from the other side, and what it needs are R42 and R43, which the shelf's
-  model has: a ledger is cleared before it is another's, and what is retired is never pinned again.
+  model has: a ledger is cleared before it is another's, and then it is not that reader's any more.
 - R82, host memory that does not move, and copies that count only before a failure: both are one process's own steps.
 """
 

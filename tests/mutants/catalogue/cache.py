@@ -109,9 +109,16 @@ CACHE: Final = [
     Mutant(
         "copied-under-no-pin", "R87, P6", "rows that were copied after their pin was taken away are loaded",
         MEMORY,
-        "    if now != pin.generation:\n",
-        "    if now > pin.generation:\n",
+        "    if now != pin.generation or reader != pin.reader:\n",
+        "    if now > pin.generation or reader != pin.reader:\n",
         (f"{TESTS_OF_EARLY}::test_rows_are_no_one_s_whose_pin_was_taken_away_meanwhile",),
+    ),
+    Mutant(
+        "pinned-by-another", "R87, P6", "rows are loaded whose pin is by now another reader's, who has yet to look",
+        MEMORY,
+        "    if now != pin.generation or reader != pin.reader:\n",
+        "    if now != pin.generation:\n",
+        (f"{TESTS_OF_EARLY}::test_rows_are_no_one_s_whose_ledger_is_another_reader_s_by_now",),
     ),
     Mutant(
         "reached-out-of-turn", "R66", "who can read in place overtakes a user that waits for memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import subprocess
 import sys
@@ -135,3 +136,16 @@ def test_a_reader_lets_go_of_a_cache_when_it_reads_another() -> None:
         assert num_mapped() == before + 1  # the reader's
     del reader
     assert num_mapped() == before
+
+
+def test_memory_that_is_locked_is_none_and_stays_for_what_fits_there() -> None:
+    """The kernel takes no locked memory back: of a process that has called `mlockall`, say."""
+    memory = CacheMemory(4 * PAGE)
+    one, other = memory.take(PAGE), memory.take(PAGE)
+    address = ctypes.c_void_p(one.__array_interface__["data"][0])
+    assert ctypes.CDLL(None).mlock(address, ctypes.c_size_t(2 * PAGE)) == 0
+    del one
+    with pytest.raises(MemoryError):
+        memory.take(3 * PAGE)
+    assert memory.take(PAGE).__array_interface__["data"][0] == address.value
+    del other

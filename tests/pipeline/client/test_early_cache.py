@@ -11,6 +11,8 @@ from support.caching import ADDRESS, StubCache
 from support.shelves import BLOCK, OneShelf, ShelfReaderOf, content
 
 from embridge import CacheReader, HeldItem, RowsAt, SegmentError
+from embridge.allocator._core import Words
+from embridge.pipeline.client import cache_memory
 
 
 class Early:
@@ -143,6 +145,55 @@ def test_a_copy_for_which_there_is_no_memory_is_tried_again(
     assert it.stub.value(1, "a") == content("a", 1, 1)[0]
 
 
+def test_an_item_at_whose_rows_nobody_looks_moves_with_them(shelf: OneShelf, early: Callable[[int], Early]) -> None:
+    """R62, R63: whoever keeps it does not pin it on the shelf."""
+    it = early(2)
+    shelf.publish("a")
+    shelf.publish("b")
+    assert it.has(1, "ab")
+    kept, seen = it.cache.get(1, "a"), it.cache.get(1, "b")
+    view = seen.rows
+    it.stub.turn()
+    it.stub.turn()
+    it.cache.end(1)
+    assert (kept.where, seen.where, it.num_pinned()) == ("host", "host", 1)
+    assert kept.rows.numpy().tobytes() == content("a", 1, BLOCK)
+    del view
+    assert it.num_pinned() == 0
+
+
+def test_a_copy_that_fails_otherwise_leaves_nothing_pinned_nor_counted(
+    shelf: OneShelf, early: Callable[[int], Early], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = early(1)
+    shelf.publish("a")
+    assert it.has(1, "a")
+    it.cache.end(1)
+
+    def fails(size: int) -> Any:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(it.cache, "_take_bytes", fails)
+        with pytest.raises(ZeroDivisionError):
+            it.stub.turn()
+    it.stub.turn()
+    assert it.num_pinned() == 0
+    it.cache.forget("a")
+    assert it.cache.counts().bytes == 0
+
+
+def test_a_forked_child_reaches_nothing_and_waits_for_no_lock_of_its_parent_s(
+    shelf: OneShelf, early: Callable[[int], Early], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that the child has not may have had it."""
+    it = early(1)
+    shelf.publish("a")
+    monkeypatch.setattr(it.cache._attachment, "is_forked", True)
+    monkeypatch.setattr(it.cache, "_lock", None)
+    assert not it.reach("a")
+
+
 def test_rows_are_no_one_s_whose_pin_was_taken_away_meanwhile(shelf: OneShelf, early: Callable[[int], Early]) -> None:
     """R87: the process that has pinned them has died; what took their place may be in the copy."""
     it = early(1)
@@ -151,6 +202,32 @@ def test_rows_are_no_one_s_whose_pin_was_taken_away_meanwhile(shelf: OneShelf, e
     at = it.held(1, "a").lent.at
     assert loaded(at) == content("a", 1, BLOCK)
     shelf.table.remove_reader(it.reader.number)
+    with pytest.raises(SegmentError, match="another item's"):
+        loaded(at)
+
+
+def test_rows_are_no_one_s_whose_ledger_is_another_reader_s_by_now(
+    shelf: OneShelf, early: Callable[[int], Early], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R87, R41: who pins stores its word, and looks then; so for a moment a retired item's generation may stand there.
+    """
+    it, copy = early(1), cache_memory._loaded
+    shelf.publish("a")
+    assert it.has(1, "a")
+    at = it.held(1, "a").lent.at
+    pin = at.pin
+    assert pin is not None
+    word = Words(shelf.control.mapping, pin.offset, 1)
+
+    def slow_copy(*asked: Any) -> Any:
+        shelf.table.remove_reader(it.reader.number)  # it was killed,
+        assert shelf.table.add_reader((8, 1), 2) == it.reader.number  # and another comes, which finds the item
+        assert shelf.publish("b", num_bytes=16 * BLOCK)  # whose item makes room for this one
+        rows = copy(*asked)
+        word.store(0, pin.generation)  # and pins it too late, but has yet to look
+        return rows
+
+    monkeypatch.setattr(cache_memory, "_loaded", slow_copy)
     with pytest.raises(SegmentError, match="another item's"):
         loaded(at)
 
