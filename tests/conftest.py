@@ -42,8 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The tracker that `multiprocessing` starts on first use lives as long as this process: have it before any test
-    begins.
+    begins. A shell that runs us in the background has SIGINT ignored, here and in every child: tests send it.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.resource_tracker.ensure_running()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.leaks import LeakCheck, is_shared_memory
+from support.unharmed import opened_by
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.segment import create_segment, map_segment
@@ -75,3 +76,19 @@ def test_shared_memory_that_is_still_mapped_is_found(
 )
 def test_what_maps_names_is_told_apart_by_where_it_lies(name: str, is_ours: bool) -> None:
     assert is_shared_memory(name) == is_ours
+
+
+def test_a_doorbell_that_is_rung_for_the_first_time_is_no_descriptor_more_and_a_third_copy_is_one() -> None:
+    pid, opened = os.getpid(), [os.eventfd(0)]
+    try:
+        before = opened_by(pid)
+        opened.append(os.dup(opened[0]))
+        assert not opened_by(pid) - before
+        opened.append(os.dup(opened[0]))
+        assert opened_by(pid) - before == {"eventfd": 1}
+        opened.append(os.eventfd(0))
+        assert opened_by(pid) - before == {"eventfd": 3}, "one that is new may get its second copy later"
+    finally:
+        for fd in opened:
+            os.close(fd)
+    assert not opened_by(pid) - before

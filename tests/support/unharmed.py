@@ -18,8 +18,10 @@ from support.scheduling import Queues
 from support.waiting import wait_until
 from support.watched import is_all_watched
 
+_EVENTFD = re.compile(r"^eventfd-id:\s*(\d+)$", re.MULTILINE)
 TOTAL = 300  # tokens of a request in these tests: three blocks of the nodes' 128
 WATCHED = ("launcher", "bootstrap", "poller")
+COPIES_OF_A_DOORBELL = 2  # the eventfd that a process was given, and what `Doorbell` makes of it when it is first rung
 
 
 class Bench:
@@ -75,9 +77,8 @@ class Bench:
         found: Counter[str] = Counter()
         for node in (self.encode, self.language):
             for name in WATCHED:
-                for link in Path(f"/proc/{node.pid_of(name)}/fd").iterdir():
-                    with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
-                        found[f"{node.control.role.name} {name}: {os.readlink(link).split('[')[0]}"] += 1
+                opened = opened_by(node.pid_of(name))
+                found.update({f"{node.control.role.name} {name}: {kind}": num for kind, num in opened.items()})
         return found
 
     def _restarts(self) -> list[dict[str, int]]:
@@ -87,3 +88,19 @@ class Bench:
 def says(text: str) -> str:
     """A pattern for pytest: the text, with `...` for anything."""
     return ".*".join(re.escape(part) for part in text.split("..."))
+
+
+def opened_by(pid: int) -> Counter[str]:
+    """What a process has open, by kind. An eventfd counts as both copies, whether or not it was rung."""
+    found: Counter[str] = Counter()
+    eventfds: Counter[str] = Counter()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            kind, _, what = os.readlink(link).partition("[")
+            info = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text() if what == "eventfd]" else ""
+            if (number := _EVENTFD.search(info)) is None:
+                found[kind] += 1
+            else:
+                eventfds[number[1]] += 1
+    found["eventfd"] = sum(max(num, COPIES_OF_A_DOORBELL) for num in eventfds.values())
+    return found
