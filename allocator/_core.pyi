@@ -567,20 +567,27 @@ class UntoldSender:
     """
 
     def __init__(
-        self, writer: DirectWriter, binder: GrantBinder, columns: Buffer, finished: Words, untold: Words
+        self, writer: DirectWriter, binder: GrantBinder, columns: Buffer, finished: Words, untold: Words, ends: Words
     ) -> None:
-        """`columns` as `DirectWriter.write` takes them. Raises ValueError or IndexError for what does not fit."""
-    def send(self, peer: int, room: int, slot: int, epoch: int, total: int, first: int, end: int, /, *at: int) -> int:
+        """`columns` as `DirectWriter.write` takes them; `ends`: the row in which successes are counted. Raises
+        ValueError or IndexError for what does not fit.
+        """
+    def send(
+        self, peer: int, room: int, slot: int, epoch: int, total: int, may_leave: bool, first: int, end: int, /,
+        *at: int,
+    ) -> int | tuple[int, tuple[int, int, int, int, int]]:
         """Bind an open request that has no destination yet to the grant of its room, and write rows [first, end) as far
         as they are granted; `at` are the addresses of the first row of each column. Whom it concerns there is rung.
 
         Returns 0 where there is no grant; else what `GrantBinder.bind` does, plus 16 times the row up to which was
         written, plus 8 where the request has failed, so that its destination was told nothing. Nothing is written where
-        the language node is gone. Raises as `DirectWriter.write`.
+        the language node is gone. If it `may_leave`, and all rows are there, it leaves as `leave` does, and returns
+        what that does unless it is None. Raises as `DirectWriter.write`.
         """
     def leave(self, room: int, slot: int, epoch: int, /) -> tuple[int, tuple[int, int, int, int, int]] | None:
         """Release the slot of a request that has succeeded, whose destination has ended, and of which no process of
-        either node was told (R80). Returns its status word, and when it entered each phase; None: it is not so.
+        either node was told (R80), and count it. Returns its status word, and when it entered each phase; None: it is
+        not so.
         """
     def watch(self, before: Callable[[int], object] | None, /) -> None:
         """Have `before(step)` called before each change that `leave` makes from now on (`enum leave_step`). If it
@@ -602,6 +609,7 @@ class UntoldReceiver:
         fetches: Words,
         lanes: Words,
         metrics: Words,
+        ends: Words,
         lane: int,
         lent_at: int,
         metrics_at: int,
@@ -650,6 +658,11 @@ def checksum(memory: Buffer, columns: Buffer, rows: int, checksum: int, /) -> in
     `columns`: up to 16 pairs (offset of the first row, bytes of each row), int64. Row by row, of each row one column
     after the other: so the checksum of the first rows goes on to that of all. Every range is checked first
     (IndexError).
+    """
+
+def untrack(*objects: object) -> None:
+    """Have the collector pass these objects over: they are freed with their last use, but not where they are in a
+    cycle.
     """
 
 def set_parent_death_signal(signal: int, /) -> None:

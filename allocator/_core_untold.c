@@ -8,6 +8,7 @@
 
 #include "native/bind.h"
 #include "native/direct.h"
+#include "native/ends.h"
 #include "native/untold.h"
 
 #define MOST_SLOT_WORDS 128
@@ -95,6 +96,8 @@ PyObject *outcome_of(uint64_t word, const uint64_t times[NUM_PHASES])
         if (time == NULL || PyTuple_SetItem(stamps, phase, time) < 0)
             Py_CLEAR(stamps);
     }
+    if (stamps != NULL) // numbers: the collector would do so when it comes by
+        PyObject_GC_UnTrack(stamps);
     PyObject *said = PyLong_FromUnsignedLongLong(word);
     if (said != NULL && stamps != NULL)
         result = PyTuple_Pack(2, said, stamps);
@@ -225,7 +228,7 @@ typedef struct {
     struct direct_column columns[MOST_COLUMNS];
     size_t num_columns;
     uint64_t incarnation;
-    word64 *meetings, *succeeded;
+    word64 *meetings, *succeeded, *ends;
 } UntoldSender;
 
 struct leave_call {
@@ -235,13 +238,13 @@ struct leave_call {
 
 static PyObject *sender_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"writer", "binder", "columns", "finished", "untold", NULL};
+    static char *names[] = {"writer", "binder", "columns", "finished", "untold", "ends", NULL};
     const core_state *state = state_of_type(type);
-    PyObject *writer, *binder, *columns, *finished, *untold;
+    PyObject *writer, *binder, *columns, *finished, *untold, *ends;
     Array given;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OO!O!:UntoldSender", names, state->direct_writer, &writer,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OO!O!O!:UntoldSender", names, state->direct_writer, &writer,
                                      state->grant_binder, &binder, &columns, state->words, &finished, state->words,
-                                     &untold))
+                                     &untold, state->words, &ends))
         return NULL;
     UntoldSender *self = (UntoldSender *)keeper_new(type);
     if (self == NULL)
@@ -250,6 +253,7 @@ static PyObject *sender_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     keep(&self->keeper, 1, binder);
     keep(&self->keeper, 2, finished);
     keep(&self->keeper, 3, untold);
+    keep(&self->keeper, 4, ends);
     self->writer = (DirectWriter *)writer;
     self->binder = binder;
     const DirectWriter *w = self->writer;
@@ -258,6 +262,7 @@ static PyObject *sender_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         PyErr_Format(PyExc_ValueError, "metrics: %zu words", w->words[OWN_METRICS]->count);
     } else if (take_rooms(&self->finished, finished, "finished") == 0 &&
                take_rooms(&self->untold, untold, "untold") == 0 &&
+               (self->ends = own_table_of(ends, "ends", END_WORDS)) != NULL &&
                binder_there(binder, w->tables[THEIRS]->table.num_slots, &self->meetings, &self->incarnation) == 0 &&
                array_open(&given, columns, "columns", 8, false) == 0) {
         if (direct_writer_columns(w, &given, self->columns) == 0)
@@ -269,7 +274,46 @@ static PyObject *sender_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return (PyObject *)self;
 }
 
-// Bind, write, ring: of what is granted of these rows, up to which row, and what came of the binding.
+static bool say_leave(struct sender_leave *leave, enum leave_step step)
+{
+    return say_step(((struct leave_call *)(void *)leave)->self->keeper.before, (int)step);
+}
+
+// Release a request whose destination has all rows, and count it. What it came to, None, or NULL with an exception.
+static PyObject *leave_request(UntoldSender *self, uint64_t room, uint32_t slot, uint64_t epoch)
+{
+    const DirectWriter *w = self->writer;
+    struct leave_call call = {.self = self};
+    struct sender_leave *l = &call.leave;
+    l->room = room;
+    l->slot = slot;
+    l->epoch = epoch;
+    l->status = &w->tables[OWN]->table;
+    l->there = &w->tables[THEIRS]->table;
+    l->record = (word64 *)(void *)w->words[OWN_SLOTS]->first + slot * w->slot_words;
+    l->destination = (word64 *)(void *)w->words[OWN_DESTINATIONS]->first + slot * w->destinations_words;
+    l->meetings = self->meetings;
+    l->finished = &self->finished;
+    l->untold = &self->untold;
+    l->num_slots_there = l->there->num_slots;
+    l->incarnation = self->incarnation;
+    l->before = self->keeper.before == NULL ? NULL : say_leave;
+    const uint64_t word = status_load(l->status, slot);
+    uint64_t times[NUM_PHASES];
+    status_stamps(l->status, slot, times);
+    const bool has_left = sender_leave(l);
+    if (l->is_stopped)
+        return NULL;
+    if (!has_left)
+        Py_RETURN_NONE;
+    atomic_fetch_add_explicit(self->succeeded, 1, memory_order_relaxed);
+    end_success(l->status, slot, epoch, END_PATH_DIRECT, grant_load(&l->record[SLOT_NUM_ROUNDS]), self->ends);
+    return outcome_of(word, times);
+}
+
+// Bind, write, ring: of what is granted of these rows, up to which row, and what came of the binding. If `may_leave`,
+// and the destination has all rows, the request is released, too: then what it came to.
+// (peer, room, slot, epoch, total, may_leave, first, end, addresses)
 static PyObject *sender_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
     UntoldSender *self = (UntoldSender *)object;
@@ -278,13 +322,16 @@ static PyObject *sender_send(PyObject *object, PyObject *const *args, Py_ssize_t
     unsigned bound;
     const Py_ssize_t words = (Py_ssize_t)(SPAN_ADDRESSES + self->num_columns);
     const struct status_table *status = &self->writer->tables[OWN]->table;
-    if (take_count("send", nargs, 5 + words) < 0 || take_u64(args[1], &room) < 0 ||
+    if (take_count("send", nargs, 6 + words) < 0 || take_u64(args[1], &room) < 0 ||
         take_index(args[2], "slot", status->num_slots, &slot) < 0 ||
         take_up_to(args[3], "epoch", MAX_EPOCH, &epoch) < 0 ||
         take_up_to(args[4], "total", UINT32_MAX, &total) < 0)
         return NULL;
+    const int may_leave = PyObject_IsTrue(args[5]);
+    if (may_leave < 0)
+        return NULL;
     for (Py_ssize_t i = 0; i < words; i++)
-        if (take_u64(args[5 + i], &span[i]) < 0)
+        if (take_u64(args[6 + i], &span[i]) < 0)
             return NULL;
     const uint64_t word = status_load(status, slot);
     if (self->writer->closing || status_epoch(word) != epoch || status_phase(word) >= FIRST_TERMINAL_PHASE)
@@ -295,45 +342,26 @@ static PyObject *sender_send(PyObject *object, PyObject *const *args, Py_ssize_t
     if ((bound & (BIND_BOUND | BIND_GONE)) == BIND_BOUND &&
         direct_writer_send(self->writer, slot, epoch, total, self->columns, self->num_columns, span, &end) < 0)
         return NULL;
+    if (may_leave && end > 0 && (uint64_t)end == total && bound == BIND_BOUND) {
+        PyObject *outcome = leave_request(self, room, slot, epoch);
+        if (outcome == NULL || outcome != Py_None)
+            return outcome;
+        Py_DECREF(outcome);
+    }
     const unsigned long long said = (unsigned long long)(end < 0 ? -end : end) << 4;
     return PyLong_FromUnsignedLongLong(said | (end < 0 ? 8 : 0) | bound);
-}
-
-static bool say_leave(struct sender_leave *leave, enum leave_step step)
-{
-    return say_step(((struct leave_call *)(void *)leave)->self->keeper.before, (int)step);
 }
 
 static PyObject *sender_leave_request(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
     UntoldSender *self = (UntoldSender *)object;
-    const DirectWriter *w = self->writer;
-    struct leave_call call = {.self = self};
-    struct sender_leave *l = &call.leave;
-    if (take_count("leave", nargs, 3) < 0 || take_u64(args[0], &l->room) < 0 ||
-        take_index(args[1], "slot", w->tables[OWN]->table.num_slots, &l->slot) < 0 ||
-        take_up_to(args[2], "epoch", MAX_EPOCH, &l->epoch) < 0)
+    uint64_t room, epoch;
+    uint32_t slot;
+    if (take_count("leave", nargs, 3) < 0 || take_u64(args[0], &room) < 0 ||
+        take_index(args[1], "slot", self->writer->tables[OWN]->table.num_slots, &slot) < 0 ||
+        take_up_to(args[2], "epoch", MAX_EPOCH, &epoch) < 0)
         return NULL;
-    l->status = &w->tables[OWN]->table;
-    l->there = &w->tables[THEIRS]->table;
-    l->record = (word64 *)(void *)w->words[OWN_SLOTS]->first + l->slot * w->slot_words;
-    l->destination = (word64 *)(void *)w->words[OWN_DESTINATIONS]->first + l->slot * w->destinations_words;
-    l->meetings = self->meetings;
-    l->finished = &self->finished;
-    l->untold = &self->untold;
-    l->num_slots_there = l->there->num_slots;
-    l->incarnation = self->incarnation;
-    l->before = self->keeper.before == NULL ? NULL : say_leave;
-    const uint64_t word = status_load(l->status, l->slot);
-    uint64_t times[NUM_PHASES];
-    status_stamps(l->status, l->slot, times);
-    const bool has_left = sender_leave(l);
-    if (l->is_stopped)
-        return NULL;
-    if (!has_left)
-        Py_RETURN_NONE;
-    atomic_fetch_add_explicit(self->succeeded, 1, memory_order_relaxed);
-    return outcome_of(word, times);
+    return leave_request(self, room, slot, epoch);
 }
 
 static PyMethodDef sender_methods[] = {

@@ -3,11 +3,12 @@
 
 #include <string.h>
 
+#include "native/ends.h"
 #include "native/untold.h"
 
 #define MOST_SLOT_WORDS 128
 #define MOST_ADDRESS_WORDS 32
-enum { HEADER, PEERS, FETCHES, LANES, METRICS, NUM_TABLES_HERE };
+enum { HEADER, PEERS, FETCHES, LANES, METRICS, ENDS, NUM_TABLES_HERE };
 
 typedef struct {
     PyObject_HEAD
@@ -16,7 +17,7 @@ typedef struct {
     PyObject *words[NUM_TABLES_HERE];
     struct receiver_tables tables;
     uint64_t slot_words, address_at, block_size;
-    word64 *lent, *succeeded;
+    word64 *lent, *succeeded, *ends;
 } UntoldReceiver;
 
 struct call {
@@ -44,20 +45,20 @@ static word64 *take_table(UntoldReceiver *self, int which, const char *what, uin
 static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"poster",      "status",     "header",     "peers",   "fetches",    "lanes",      "metrics",
-                            "lane",        "lent_at",    "metrics_at", "peer_words", "fetch_words", "slot_words",
-                            "address_at",  "block_size", NULL};
+                            "ends",        "lane",       "lent_at",    "metrics_at", "peer_words", "fetch_words",
+                            "slot_words",  "address_at", "block_size", NULL};
     const core_state *state = state_of_type(type);
     PyTypeObject *const is = state->words;
     PyObject *poster, *status, *words[NUM_TABLES_HERE];
     Py_ssize_t n[8];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!O!O!O!nnnnnnnn:UntoldReceiver", names, state->grant_poster,
-                                     &poster, state->status_table, &status, is, &words[0], is, &words[1], is, &words[2],
-                                     is, &words[3], is, &words[4], &n[0], &n[1], &n[2], &n[3], &n[4], &n[5], &n[6],
-                                     &n[7]))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!O!O!O!O!nnnnnnnn:UntoldReceiver", names,
+                                     state->grant_poster, &poster, state->status_table, &status, is, &words[0], is,
+                                     &words[1], is, &words[2], is, &words[3], is, &words[4], is, &words[5], &n[0],
+                                     &n[1], &n[2], &n[3], &n[4], &n[5], &n[6], &n[7]))
         return NULL;
     for (size_t i = 0; i < sizeof n / sizeof *n; i++)
         if (n[i] < (i < 3 ? 0 : 1) || n[i] > INT32_MAX)
-            return PyErr_Format(PyExc_ValueError, "%s: %zd is out of range", names[7 + i], n[i]);
+            return PyErr_Format(PyExc_ValueError, "%s: %zd is out of range", names[8 + i], n[i]);
     const allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     UntoldReceiver *self = (UntoldReceiver *)alloc(type, 0);
     if (self == NULL)
@@ -87,7 +88,8 @@ static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *kwar
              (t->peers = take_table(self, PEERS, "peers", t->peer_words)) != NULL &&
              (t->fetches = take_table(self, FETCHES, "fetches", num_slots * t->fetch_words)) != NULL &&
              (self->lent = take_table(self, LANES, "lanes", lent_at + 1)) != NULL &&
-             (self->succeeded = take_table(self, METRICS, "metrics", succeeded_at + 1)) != NULL) {
+             (self->succeeded = take_table(self, METRICS, "metrics", succeeded_at + 1)) != NULL &&
+             (self->ends = take_table(self, ENDS, "ends", END_WORDS)) != NULL) {
         t->num_peers = ((Words *)words[PEERS])->count / t->peer_words;
         self->lent += lent_at;
         self->succeeded += succeeded_at;
@@ -221,6 +223,9 @@ static PyObject *receiver_release_request(PyObject *object, PyObject *const *arg
     if (lent)
         atomic_fetch_sub_explicit(self->lent, lent, memory_order_acq_rel);
     atomic_fetch_add_explicit(self->succeeded, 1, memory_order_relaxed);
+    const word64 *record = grant_record(&call.grant);
+    end_success(&self->status->table, call.grant.slot, call.grant.epoch, END_PATH_DIRECT,
+                grant_load(&record[SLOT_NUM_ROUNDS]), self->ends);
     return ended(&call, outcome_of(word, times));
 }
 

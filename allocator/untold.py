@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 
 from embridge.allocator._core import (
+    END_WORDS,
     DirectWriter,
     GrantBinder,
     StatusTable,
@@ -18,6 +19,7 @@ from embridge.allocator._core import (
     Words,
 )
 from embridge.allocator.control import Control
+from embridge.allocator.ends import Counter
 from embridge.allocator.geometry import AUX_WORDS
 from embridge.allocator.layout import metric_names
 from embridge.allocator.records import (
@@ -39,6 +41,10 @@ _HEADER_WORDS = LINE_BYTES
 
 def _room_words(control: Control, offset: int) -> Words:
     return Words(control.mapping, offset, control.limits.num_slots)
+
+
+def _clients_ends(control: Control) -> Words:
+    return Words(control.mapping, control.layout.ends + 8 * END_WORDS * Counter.CLIENTS, END_WORDS)
 
 
 def _status(control: Control) -> StatusTable:
@@ -74,7 +80,8 @@ def untold_sender(control: Control, writer: DirectWriter, binder: GrantBinder, c
     `columns`: the buffers of its rows, as `DirectWriter.write` takes them.
     """
     at = control.layout
-    return UntoldSender(writer, binder, columns, _room_words(control, at.finished), _room_words(control, at.untold))
+    finished, untold = _room_words(control, at.finished), _room_words(control, at.untold)
+    return UntoldSender(writer, binder, columns, finished, untold, _clients_ends(control))
 
 
 def untold_receiver(control: Control, lane: int) -> UntoldReceiver:
@@ -89,6 +96,7 @@ def untold_receiver(control: Control, lane: int) -> UntoldReceiver:
         fetches=Words(mapping, at.fetches, limits.num_slots * FETCHED_WORDS),
         lanes=Words(mapping, at.lanes, limits.max_clients * LANE_WORDS),
         metrics=Words(mapping, at.metrics, num_rows * METRIC_WORDS),
+        ends=_clients_ends(control),
         lane=lane,
         lent_at=lane * LANE_WORDS + Lane.NUM_LENT,
         metrics_at=(num_rows - 1) * METRIC_WORDS,

@@ -64,12 +64,13 @@ MADE_BY_CALLERS: Final = {
 }
 OF_A_HANDLE: Final = {
     *("aux", "catch_up", "end_here", "end_without_slot", "entered", "evict", "fail", "give_up", "has_risen"),
-    *("has_settled", "is_by_hand", "is_untold", "is_waiting", "keep_outcome", "let_go", "may_end_here", "on_success"),
+    *("has_settled", "is_by_hand", "is_untold", "is_waiting", "keep_outcome", "let_go", "may_end_here", "driver"),
     *("prepare", "refuse", "release_untold", "service", "tell", "wants_block", "stock", "send_granted", "is_tainted"),
+    "wake",
 }
 INTERNAL: Final = {
     "EmbeddingSender": OF_A_HANDLE,
-    "EmbeddingReceiver": {*OF_A_HANDLE, "grant", "take"},
+    "EmbeddingReceiver": {*OF_A_HANDLE, "check_neighbour", "grant", "neighbour", "num_returned", "request", "take"},
     "EmbeddingRequest": {"record", "receiver"},
     "TransferQueue": {"add", "check_room"},
     "Fetch": {"call_back", "end"},

@@ -103,16 +103,17 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
 
 
 class Defined(NamedTuple):
-    """A class: the files that define one of its name, and the names that stand in these."""
+    """A class: the files that define one of its name, the names that stand in these, and its bases."""
 
     files: set[str]
     names: set[str]
+    bases: set[str]
 
 
 @cache
 def classes() -> dict[str, Defined]:
     """Every class in the sources and tests."""
-    found: dict[str, Defined] = defaultdict(lambda: Defined(set(), set()))
+    found: dict[str, Defined] = defaultdict(lambda: Defined(set(), set(), set()))
     for path in files():
         if not path.endswith((".py", ".pyi")):
             continue
@@ -123,6 +124,7 @@ def classes() -> dict[str, Defined]:
                 found[node.name].names.update(it.name for it in inner if isinstance(it, ast.FunctionDef | ast.ClassDef))
                 found[node.name].names.update(it.attr for it in inner if isinstance(it, ast.Attribute))
                 found[node.name].names.update(it.id for it in inner if isinstance(it, ast.Name))
+                found[node.name].bases.update(it.id for it in node.bases if isinstance(it, ast.Name))
     return found
 
 
@@ -130,7 +132,9 @@ def members(name: str) -> set[str]:
     known = classes()
     if name not in known:
         return set()
-    names = known[name].names
+    names = set(known[name].names)
+    for base in known[name].bases - {name}:
+        names |= members(base)
     return names | {member for base in names & known.keys() if base != name for member in known[base].names}
 
 

@@ -20,6 +20,7 @@
 #define NUM_TIMES 4 // phases before the end, and from the opening to it
 #define END_REASONS 16
 #define END_PATHS 4
+#define END_PATH_DIRECT 0 // of `Path` (ends.py)
 
 enum end_words {
     END_REASON,

@@ -27,12 +27,12 @@ SLOW_LOOK_NS = NS // 10
 class CallersView:
     """The caller's thread calls all methods, and any thread `do`; the library thread reads and sets `library_waits`."""
 
-    def __init__(self, attachment: Attachment, requests: OpenRequests, turn: Turn) -> None:
-        """`turn` is what the library thread takes for each of its turns."""
+    def __init__(self, attachment: Attachment, requests: OpenRequests) -> None:
         num_slots = attachment.control.limits.num_slots
         self._attachment = attachment
         self._requests = requests
-        self._turn = turn
+        self.turn = Turn()
+        """What the library thread takes for each of its turns, and whoever does a part of its work."""
         self._out = array("I", bytes(4 * num_slots))
         self._words = np.zeros(num_slots, np.uint64)
         self._round = Round(requests.by_slot)
@@ -71,7 +71,7 @@ class CallersView:
         to_end: list[TransferHandle] = []
         for handle in looks:
             looked_at[handle.slot] = handle
-            if handle.on_success is None:
+            if handle.driver is None:
                 self._has_seen_by_hand |= handle.is_by_hand
             elif handle.may_end_here:
                 to_end.append(handle)
@@ -86,7 +86,7 @@ class CallersView:
         """End requests that have succeeded; those that need more than a look are left to the library thread."""
         attachment = self._attachment
         has_left = False
-        with TurnTaker(self._turn) as has_turn:
+        with TurnTaker(self.turn) as has_turn:
             for handle in handles:
                 if has_turn and handle.end_here():
                     self.has_ended_some = True
@@ -100,16 +100,16 @@ class CallersView:
         """End a request whose last row its caller has written. False: the library thread is to see to it."""
         return self.do(handle.end_here)
 
-    def do(self, step: Callable[[], bool]) -> bool:
+    def do(self, step: Callable[..., bool], *arguments: object) -> bool:
         """Do on this thread what is the library thread's, if that has no turn now.
 
         False: it is not done. `step` may have said so, or have failed; the library thread meets that, too, and says so.
         """
         is_done = False
-        with TurnTaker(self._turn) as has_turn:
+        with TurnTaker(self.turn) as has_turn:
             if has_turn:
                 try:
-                    is_done = step()
+                    is_done = step(*arguments)
                 except Exception:  # the library thread says so
                     is_done = False
         if self.library_waits:

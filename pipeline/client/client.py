@@ -276,8 +276,7 @@ class Client:
             rose = [handle for handle in open_now if handle.has_risen()]
         else:
             rose = view.rose()
-        departed = requests.departed
-        return rose + [handle for handle in [departed.popleft() for _ in range(len(departed))] if handle.has_risen()]
+        return rose + [handle for handle in requests.take_departed() if handle.has_risen()]
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep, without the GIL, until a status rises or a transfer queue has a request to hand over: poll then.

@@ -16,7 +16,7 @@ this host are the worker's; the rows that it sends are staged for it as ever.
 from __future__ import annotations
 
 from array import array
-from typing import Any, Final
+from typing import Final
 
 from embridge.allocator._core import BIND_GONE, BIND_TOLD
 from embridge.allocator.errors import FailureCode
@@ -219,48 +219,41 @@ class DirectPath:
             self._write_each([(d, door, spans) for d, door in targets])
         return max(given.first, min(given.end, self._sent_to_all()))
 
-    def plain_span(self, start: int, *given: Any) -> list[int] | None:
-        """These rows, if nothing but a native write is to be done for them; None: they need a second look."""
-        return self._doors.plain_rows.span(start, *given) if len(self._doors) else None
-
     @property
     def has_found(self) -> bool:
         """Whether it has been said that they are written directly."""
         return self._found is not None or bool(self._all)
 
-    def write_first(self, span: list[int]) -> int:
-        """Find the grant of a request that has no destination yet, and write these rows, its first: one native call for
-        each door. Returns as `DirectWriter.write`; 0, too, where there is no grant, or where they are many.
+    def follow_up(self, said: int, door: Door) -> int:
+        """Tell whom it concerns what `UntoldSender.send` has done. Returns as `DirectWriter.write`; 0, too, where the
+        language node is gone.
         """
         handle, attachment = self._handle, self._attachment
-        if span[1] > self._doors.few_rows:
+        if said & (BIND_TOLD | BIND_GONE):
+            self._rendezvous.follow_up(said)
+        if said & BIND_GONE:
             return 0
-        for peer, door in self._doors.open_ones():
-            with self._deciding:
-                said = door.untold.send(peer, handle.room, handle.slot, handle.epoch, self._total, *span)
-            if not said:
-                continue
-            if said & (BIND_TOLD | BIND_GONE):
-                self._rendezvous.follow_up(said)
-            if said & BIND_GONE:
-                return 0
-            self._found = door
-            end: int = said >> SENT_SHIFT
-            if said & HAS_FAILED:
-                return -end
-            if end:
-                attachment.user_bell.ring()
-                if end < self._total:
-                    attachment.kick_poller(handle.slot, handle.epoch)
-            return end
-        return 0
+        self._found = door
+        end = said >> SENT_SHIFT
+        if said & HAS_FAILED:
+            return -end
+        if end:
+            attachment.user_bell.ring()
+            if end < self._total:
+                attachment.kick_poller(handle.slot, handle.epoch)
+        return end
+
+    @property
+    def has_offered(self) -> bool:
+        """Whether an offer of the room stands somewhere."""
+        return self._meets is not None and self._meets.has_offered
 
     def leave(self) -> tuple[int, tuple[int, ...]] | None:
         """Release the slot of a request that has succeeded, if no process of either node was told of it (who has the
         turn, R80). Returns its status word, and when it entered each phase; None: it is to be ended as any other.
         """
         door, handle = self._found, self._handle
-        if door is None or (self._meets is not None and self._meets.has_offered):
+        if door is None or self.has_offered:
             return None
         return door.untold.leave(handle.room, handle.slot, handle.epoch)
 

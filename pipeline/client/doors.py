@@ -205,6 +205,8 @@ class Doors:
         self.deciding = RLock()
         """Held by who binds a sender, or says who writes: either thread; a signal handler may, in the midst of it."""
         self._refused: dict[int, _Refusal] = {}  # by peer
+        self.open_ones: tuple[tuple[int, Door], ...] = ()
+        """The doors that are open, each with its peer (either thread reads it)."""
         self._closing: list[Door] = []
         self._has_news = False
         self.is_wanted = False
@@ -212,7 +214,7 @@ class Doors:
 
     def __len__(self) -> int:
         """How many are open."""
-        return len(self._open)
+        return len(self.open_ones)
 
     def find(self, peer: int, incarnation: int) -> tuple[WrittenBy, Door | None]:
         """How rows go to an incarnation of a peer: directly, through its door; through the worker; or not known yet
@@ -231,10 +233,6 @@ class Doors:
         self.is_wanted = True
         return WrittenBy.UNDECIDED, None
 
-    def open_ones(self) -> list[tuple[int, Door]]:
-        """The doors that are open, each with its peer (either thread)."""
-        return list(self._open.items())
-
     def _is_here(self, peer: int) -> bool:
         engine = engines.numbered(self._peers.get(peer, Peer.ENGINE))
         return engine is not None and engine.is_local and self._peers.is_alive(peer)
@@ -250,6 +248,7 @@ class Doors:
             door = self._open.get(peer)
             if door is not None and not (is_here and door.node == node):
                 del self._open[peer]
+                self._have_opened()
                 self._closing.append(door)
                 door = None
             waiting = self._knocks.get(peer)
@@ -265,6 +264,9 @@ class Doors:
         """Whether it has become known since the last call how rows go to some peer."""
         has_news, self._has_news = self._has_news, False
         return has_news
+
+    def _have_opened(self) -> None:
+        self.open_ones = tuple(self._open.items())
 
     def _go_on(self, peer: int, node: tuple[int, int]) -> None:
         refused = self._refused.get(peer)
@@ -292,6 +294,7 @@ class Doors:
             self._refused.pop(peer, None)
             self._knocks.pop(peer)
             self._open[peer] = door
+            self._have_opened()
             self._has_news = True
             log.info("rows to %s are written into its blocks", record)
 
@@ -315,6 +318,7 @@ class Doors:
         self._closing = [door for door in (*self._open.values(), *self._closing) if not door.close()]
         self._knocks.clear()
         self._open.clear()
+        self._have_opened()
 
     def hang_up(self) -> None:
         """Let go of them in a forked child."""
@@ -324,3 +328,4 @@ class Doors:
             door.hang_up()
         for held in (self._knocks, self._open, self._closing):
             held.clear()
+        self._have_opened()

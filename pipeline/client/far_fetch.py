@@ -17,7 +17,7 @@ import numpy as np
 
 from embridge.allocator.buffers import pools
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.fetches import FetchTable, ItemShape
+from embridge.allocator.fetches import ItemShape
 from embridge.allocator.geometry import Role
 from embridge.allocator.records import Peer, Slot
 from embridge.allocator.request_tables import SlotRecord
@@ -26,13 +26,16 @@ from embridge.allocator.status import Phase, split
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
 from embridge.pipeline.client.handle import NO_SLOT
 from embridge.pipeline.client.library import Library
-from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.client.receiver import Driver, EmbeddingReceiver
 from embridge.pipeline.client.retrying import first_missing_block
-from embridge.pipeline.leaving import refuse
 
 ROOM_BITS: Final = 62
 NO_ANSWER: Final = ItemShape(0, 0, 0, 0, 0)
 _WIDTHS: Final = {code_of(dtype): size for dtype, size in DTYPE_BYTES.items()}
+
+
+# the library thread looks at all fetches in the same turn
+_LOOKED_AT: Final = Driver(lambda receiver: None, lambda receiver: False)
 
 
 class ItemReceiver(EmbeddingReceiver):
@@ -41,20 +44,19 @@ class ItemReceiver(EmbeddingReceiver):
     def __init__(
         self, library: Library, room: int, address: str, key: bytes, generation: int, total: int, first_block: int
     ) -> None:
-        super().__init__(library, room, address, 1, total, first_block)
-        self._fetches: FetchTable = library.attachment.control.fetches
+        super().__init__(library, room, address, total, first_block)
         self._question = key, generation
-        self.on_change = self._changed
+        self.driver = _LOOKED_AT
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
         super().prepare(slot, record)
         record.words[Slot.INIT_ASKED] = 1
-        self._fetches.ask(slot, split(self._status.load(slot)).epoch + 1, *self._question)
+        self._library.fetches.ask(slot, split(self._status.load(slot)).epoch + 1, *self._question)
 
     @property
     def shape(self) -> ItemShape:
         """What the encode node has answered; of 0 bytes: nothing yet."""
-        return self._fetches.shape(self.slot) if self.slot != NO_SLOT else NO_ANSWER
+        return self._library.fetches.shape(self.slot) if self.slot != NO_SLOT else NO_ANSWER
 
     def has_risen(self) -> bool:
         """Not for `Client.poll`: the caller knows of no request."""
@@ -62,15 +64,12 @@ class ItemReceiver(EmbeddingReceiver):
 
     def leave(self) -> None:
         """Need nothing of it any more (whoever has the turn of fetches)."""
-        self.on_change = None
+        self.driver = None
         self.clear()
 
-    def _changed(self) -> None:
-        """The library thread looks at all fetches in the same turn."""
-
-    def refuse(self, why: str) -> None:
-        super().refuse(why)
-        refuse(self, why, ("_fetches",))
+    @property
+    def may_end_here(self) -> bool:
+        return False
 
 
 class CopiedRows:

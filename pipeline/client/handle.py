@@ -7,17 +7,16 @@ Bootstrapping, and the request may be given up.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
 from typing import Final, Protocol
 
-from embridge.allocator._core import PHASE_BITS, SENT_BITS
+from embridge.allocator._core import PHASE_BITS, SENT_BITS, StatusTable, untrack
+from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode, TransferError, failure
 from embridge.allocator.records import Slot
-from embridge.allocator.request_tables import SlotRecord
+from embridge.allocator.request_tables import SlotRecord, SlotTable
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, Progress, phase_path, split
 from embridge.pipeline.client.attachment import Attachment
-from embridge.pipeline.leaving import refuse
 
 MAX_ROOM = (1 << 63) - 1
 NO_SLOT: Final = -1
@@ -26,13 +25,15 @@ SUCCESS: Final = int(Phase.Success)
 PHASE_SHIFT: Final = SENT_BITS + 1
 EPOCH_SHIFT: Final = PHASE_SHIFT + PHASE_BITS
 RISEN_MASK: Final = (1 << EPOCH_SHIFT) - 1 & ~(1 << SENT_BITS)  # of a status word: whether it is whole is nobody's here
-LED_TO_MEMORY = ("_control", "_slots", "_status", "_windows", "_sessions", "_claims", "posting")
 
 
 class HandleLibrary(Protocol):
-    """What a handle of either side needs of the client's library."""
+    """What a handle of either side needs of the client's library, which also leads it to the node's memory."""
 
     attachment: Attachment
+    control: Control
+    slots: SlotTable
+    status: StatusTable
 
     def hurry(self, handle: TransferHandle) -> None:
         """End a request soon that waits for a slot and was given up."""
@@ -45,12 +46,16 @@ class TransferHandle:
     otherwise.
     """
 
+    slot = NO_SLOT
+    epoch = 0
+    opened_ns = deadline_ns = 0
+    reported = 0  # phase and `sent`, as in the status word
     _given_up: tuple[FailureCode, str] | None = None  # if it was given up before it had a slot
     _final: Progress | None = None
     _final_stamps: tuple[int, ...] = (0,) * 5
     _final_failure: TransferError | None = None
-    on_success: Callable[[], bool] | None = None
-    """Ends a request that has succeeded, where a queue drives it (see `end_here`)."""
+    driver: object = None
+    """Who drives it in place of its caller, and ends it once it has succeeded (see `end_here`)."""
     has_settled = False
     """Whether its client has released its slot itself."""
     aux: array[int] | None = None
@@ -58,15 +63,7 @@ class TransferHandle:
 
     def __init__(self, library: HandleLibrary, room: int) -> None:
         self._library = library
-        self._attachment = attachment = library.attachment
-        self._control = control = attachment.control
-        self._slots = control.slots
-        self._status = control.status
-        self.slot = NO_SLOT
-        self.epoch = 0
         self.room = room
-        self.opened_ns = self.deadline_ns = 0
-        self.reported = 0  # phase and `sent`, as in the status word
 
     def __repr__(self) -> str:
         try:
@@ -75,6 +72,22 @@ class TransferHandle:
             return f"<{type(self).__name__} room={self.room}: {error}>"
         slot = "none" if self.slot == NO_SLOT else f"{self.slot}.{self.epoch}"
         return f"<{type(self).__name__} room={self.room} {Phase(now.phase).name} sent={now.sent} slot={slot}>"
+
+    @property
+    def _attachment(self) -> Attachment:
+        return self._library.attachment
+
+    @property
+    def _control(self) -> Control:
+        return self._library.control
+
+    @property
+    def _slots(self) -> SlotTable:
+        return self._library.slots
+
+    @property
+    def _status(self) -> StatusTable:
+        return self._library.status
 
     @property
     def is_waiting(self) -> bool:
@@ -211,17 +224,11 @@ class TransferHandle:
         """
         if stamps:
             self._final_stamps = stamps
-            self._final = split(word)
+            self._final = final = split(word)
+            untrack(final)
             self.has_settled = True
         elif self._final is None and self.slot != NO_SLOT and self.progress().phase >= Phase.Success:
             self._settle()
-
-    def refuse(self, why: str) -> None:
-        """Have every use of the node's memory raise RuntimeError, because the client has left its node.
-
-        The outcome of a request that has ended can still be asked for.
-        """
-        refuse(self, why, LED_TO_MEMORY)
 
     # ---- without a slot, and how it gets one
 
@@ -238,6 +245,11 @@ class TransferHandle:
         assert self._given_up is not None
         self._settle_without_slot(*self._given_up)
         return self._given_up[0]
+
+    def refuse(self, why: str) -> None:
+        """Have every use of the node's memory raise RuntimeError that this side leads to by itself, because the client
+        has left its node. The outcome of a request that has ended can still be asked for.
+        """
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
         """Write this side's words of the slot's record, before its epoch is opened (either thread)."""

@@ -72,8 +72,6 @@ class GivesInPlace(TransferHandle):
     _library: Library
     _writing: bool
     _writer: int
-    _geometry: Geometry
-    _direct: DirectPath | None
     _taken: int
     _ready: int
     _told_ready: int
@@ -93,6 +91,14 @@ class GivesInPlace(TransferHandle):
         borrow: bool = False,
     ) -> bool:
         """Give rows, as `EmbeddingSender.write`."""
+        raise NotImplementedError
+
+    @property
+    def _geometry(self) -> Geometry:
+        raise NotImplementedError
+
+    @property
+    def _direct(self) -> DirectPath | None:
         raise NotImplementedError
 
     @property
@@ -218,9 +224,10 @@ class GivesInPlace(TransferHandle):
 
     def _end_to_give(self) -> None:
         self._writing = False
-        # the library thread may have waited for us
-        if not self._attachment.is_closed and self.poll() >= Phase.Success:
-            self._library.wake(self)
+        is_closed = self._attachment.is_closed
+        if (self._final is not None or not is_closed) and self.poll() >= Phase.Success:
+            if not is_closed:  # the library thread may have waited for us
+                self._library.wake(self)
             if self.slot == NO_SLOT:
                 self.let_go()
 

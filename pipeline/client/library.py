@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from embridge.allocator._core import Turn, TurnTaker
+from embridge.allocator._core import TurnTaker
 from embridge.allocator.errors import FailureCode, NodeBusyError, NodeGoneError, NodeUnhealthyError
 from embridge.allocator.geometry import Role
 from embridge.allocator.records import LIBRARY_VIEW, NodeState, SegmentHeader
@@ -31,6 +31,7 @@ from embridge.pipeline.client.handle import MAX_ROOM, TransferHandle
 from embridge.pipeline.client.leading_ranks import LeadingRanks
 from embridge.pipeline.client.neighbours import Neighbours
 from embridge.pipeline.client.open_requests import OpenRequests
+from embridge.pipeline.client.posting import Posting
 from embridge.pipeline.client.rounds import Round
 from embridge.pipeline.client.slot_queue import MAX_WAITING, SlotQueue
 from embridge.pipeline.client.unsent_memory import UnsentMemory
@@ -46,8 +47,8 @@ STARVING_WAIT_S = 0.005
 MAX_TIMEOUT_S = 1e9
 END_WAIT_S = 5.0  # for the library thread to finish what it copies
 LED_TO_MEMORY = (
-    *("destinations", "staging", "windows", "sessions", "unsent", "slot_queue", "_changes"),
-    *("neighbours", "untold"),
+    *("control", "slots", "status", "destinations", "staging", "windows", "sessions", "claims", "posting", "unsent"),
+    *("fetches", "slot_queue", "_changes", "neighbours", "untold"),
 )
 
 _libraries: weakref.WeakSet[Library] = weakref.WeakSet()  # libraries that have threads, to be told of a fork
@@ -65,20 +66,21 @@ class Library:
     """Where this client may write rows straight into a destination's blocks; None where it does not."""
 
     def __init__(self, attachment: Attachment) -> None:
-        control = attachment.control
+        control = self.control = attachment.control
+        self.slots, self.status = control.slots, control.status
         num_slots = control.limits.num_slots
         self.attachment = attachment
         self.requests = OpenRequests(attachment, num_slots + MAX_WAITING)
         self.slot_queue = SlotQueue(attachment, self.requests)
-        self._turn = Turn()
-        self.view = CallersView(attachment, self.requests, self._turn)
+        self.view = CallersView(attachment, self.requests)
         if control.role == Role.ENCODE:
             self.destinations, self.staging = control.destinations, control.staging
             self.unsent = UnsentMemory(control, attachment.lane)
             if attachment.settings.get("direct") and not control.verify:
                 self.doors = Doors(attachment)
         else:
-            self.windows, self.sessions = control.windows, control.sessions
+            self.windows, self.sessions, self.fetches = control.windows, control.sessions, control.fetches
+            self.claims, self.posting = control.claims, Posting(attachment)
             self.neighbours = Neighbours(control)
             self.untold = untold_receiver(control, attachment.lane)
         self._limit = LogLimit()
@@ -252,7 +254,7 @@ class Library:
 
     def _take_turn(self) -> bool:
         self.view.library_waits = True  # first: a caller who gives it back from now on rings
-        with TurnTaker(self._turn) as has_turn:
+        with TurnTaker(self.view.turn) as has_turn:
             if not has_turn:
                 return False
             self.view.library_waits = False
@@ -279,7 +281,6 @@ class Library:
         if is_slow := now >= self._slow_ns:
             self._slow_ns = now + SLOW_LOOK_NS
             self._look_at_node()
-            requests.known.forget_some()
             count = status.compare(pages, len(pages), self._words, out)
             changed += out[:count].tolist()
             changed += self._changes.take_some(memoryview(pages))
@@ -408,7 +409,7 @@ class Library:
 
     def _leave_node(self) -> None:
         """Give up the lane and all that came with it, because no thread copies any more."""
-        for handle in list(self.requests.known):  # those that ended without a slot, too
+        for handle in self.requests.handles():
             handle.let_go()
             handle.keep_outcome()
         if self.doors is not None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import deque
-from collections.abc import Iterator
-from typing import Final
-from weakref import ref
 
+from embridge.allocator._core import untrack
 from embridge.allocator.ends import Counter, Path
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
@@ -22,36 +20,6 @@ from embridge.pipeline.client.untold import UntoldRequests
 from embridge.pipeline.leaving import refuse
 
 log = logging.getLogger(__name__)
-
-LEAST_LOOKS: Final = 64
-
-
-class KnownRequests:
-    """All requests that were made and may still be asked something; weakly, for their callers drop them.
-
-    Either thread adds. Those that are gone are forgotten a few at a time, for as many as have come.
-    """
-
-    def __init__(self) -> None:
-        self.refs: deque[ref[TransferHandle]] = deque()
-        """What either thread appends to."""
-        self._num_left = 0  # when they were looked at last
-
-    def __iter__(self) -> Iterator[TransferHandle]:
-        found = (known() for known in list(self.refs))
-        return iter([handle for handle in found if handle is not None])
-
-    def add(self, handle: TransferHandle) -> None:
-        self.refs.append(ref(handle))
-
-    def forget_some(self) -> None:
-        """Forget those that are gone, of some (library thread)."""
-        refs = self.refs
-        for _ in range(min(len(refs), max(2 * (len(refs) - self._num_left), LEAST_LOOKS))):
-            known = refs.popleft()
-            if known() is not None:
-                refs.append(known)
-        self._num_left = len(refs)
 
 
 class OpenRequests:
@@ -73,11 +41,9 @@ class OpenRequests:
             control = attachment.control
             self._asked, self._untold_rooms, self._finished = control.asked, control.untold, control.finished
             self._opener = untold_opener(control, attachment.lane)
-        self.known = KnownRequests()  # to be told of the end
 
     def add(self, handle: TransferHandle) -> None:
         """Note a request that has no slot yet."""
-        self.known.add(handle)
         self.by_room[handle.room] = handle
 
     def enter(self, handle: TransferHandle, *, is_early: bool = False, untold: bool = False) -> bool:
@@ -111,26 +77,13 @@ class OpenRequests:
             log.warning(NO_MORE_EPOCHS, slot)
         else:
             return False
-        handle.entered(slot, said >> 1)
-        self._say_opened(handle)
-        self._note(handle)
-        self._wait(handle)
+        self.enter_opened(handle, slot, said >> 1)
         if said & 1:
             handle.tell()  # somebody has asked
         return True
 
-    def _say_opened(self, handle: TransferHandle) -> None:
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("room %d has slot %d.%d, and the node is not told", handle.room, handle.slot, handle.epoch)
-
     def _note(self, handle: TransferHandle) -> None:
-        self.known.refs.append(ref(handle))
-        self.by_slot[handle.slot] = handle
-        self.by_room[handle.room] = handle
-
-    def _wait(self, handle: TransferHandle) -> None:
-        if self.untold.add(handle):
-            self._attachment.library_bell.ring()
+        self.by_slot[handle.slot] = self.by_room[handle.room] = handle
 
     def _enter(self, handle: TransferHandle, *, is_untold: bool = False) -> None:
         self._note(handle)
@@ -140,11 +93,22 @@ class OpenRequests:
             self._attachment.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
 
     def enter_opened(self, handle: TransferHandle, slot: int, epoch: int) -> None:
-        """Note the slot that was opened for a receiver, of which no process of the node is told."""
-        handle.entered(slot, epoch)
-        self._say_opened(handle)
-        self._note(handle)
+        """Note the slot that was opened for a request, of which no process of the node is told."""
+        handle.epoch = epoch
+        handle.slot = slot  # last, as in `entered`
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("room %d has slot %d.%d, and the node is not told", handle.room, slot, epoch)
+        self.by_slot[slot] = self.by_room[handle.room] = handle
+        untrack(handle.aux)
         self._wait(handle)
+
+    def _wait(self, handle: TransferHandle) -> None:
+        if self.untold.add(handle):
+            self._attachment.library_bell.ring()
+
+    def handles(self) -> list[TransferHandle]:
+        """All that are open, those that wait for a slot, too (either thread)."""
+        return list({*list(self.by_slot.values()), *list(self.by_room.values())})
 
     def is_open(self, handle: TransferHandle) -> bool:
         """Whether a request is still in flight, and so has not left its slot."""
@@ -176,13 +140,12 @@ class OpenRequests:
         self._attachment.tell_left(handle.slot, handle.epoch)
 
     def left(self, handle: TransferHandle, word: int) -> None:
-        """Take back the slot of a request that its client has released itself, with this status word (who has the turn,
-        R78).
+        """Take back the slot of a request that its client has released itself, with this status word, and which is
+        counted (who has the turn, R78).
         """
         slot, room = handle.slot, handle.room
         if log.isEnabledFor(logging.DEBUG):
             log.debug("room %d leaves slot %d.%d", room, slot, handle.epoch)
-        self._count(handle)
         if handle.reported != word & RISEN_MASK:  # else its caller knows
             self.departed.append(handle)
         if self.by_slot.get(slot) is handle:
@@ -190,6 +153,10 @@ class OpenRequests:
         if self.by_room.get(room) is handle:
             del self.by_room[room]
         self.lease.take_back(slot)
+
+    def take_departed(self) -> list[TransferHandle]:
+        """Those that have left since this was asked last (caller's thread)."""
+        return [self.departed.popleft() for _ in range(len(self.departed))]
 
     def _count(self, handle: TransferHandle) -> None:
         """Count a request that no process of the node counts, before its slot is another's."""
@@ -211,7 +178,7 @@ class OpenRequests:
 
     def refuse(self, why: str) -> None:
         """Have every use of a slot raise RuntimeError, because the client has left its node."""
-        for handle in list(self.known):
+        for handle in self.handles():
             handle.refuse(why)
         for table in (self.by_slot, self.by_room, self.departed):
             table.clear()

@@ -26,5 +26,5 @@ def open_sender(
         total_tokens = whole("total_tokens", total_tokens, 1, MAX_TOKENS)
     aux = aux_words(aux_datas, total_tokens, mrope_position_delta)
     sender = EmbeddingSender(library, room, total_tokens, aux)
-    library.open(sender, timeout_s, may_be_untold=library.doors is not None and len(library.doors) > 0)
+    library.open(sender, timeout_s, may_be_untold=library.doors is not None and bool(library.doors.open_ones))
     return sender

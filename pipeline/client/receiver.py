@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +18,29 @@ from embridge.allocator._core import PHASE_BITS
 from embridge.allocator.blocks import RESERVE_BLOCK
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS, Role
-from embridge.allocator.records import Peer, Slot
+from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase
 from embridge.pipeline.arguments import check_address, grant_of, whole
-from embridge.pipeline.client.handle import NO_SLOT, PHASE_SHIFT, SUCCESS, TransferHandle
+from embridge.pipeline.client.handle import NO_SLOT, PHASE_SHIFT, SUCCESS
 from embridge.pipeline.client.library import Library
-from embridge.pipeline.client.posting import Posting
+from embridge.pipeline.client.neighbours import Neighbour
+from embridge.pipeline.client.receiver_words import ReceiverWords
 from embridge.pipeline.client.retrying import first_missing_block, why_in_vain
+from embridge.pipeline.shared_keys import share_keys
 
 
-class EmbeddingReceiver(TransferHandle):
+class Driver(NamedTuple):
+    """Who grants and frees for receivers, in place of their callers. Whoever has the turn calls it."""
+
+    serve: Callable[[EmbeddingReceiver], None]
+    """Look at a request whose words have changed."""
+    end_at_once: Callable[[EmbeddingReceiver], bool]
+    """End a request that has succeeded, if its rows may stay in their blocks. False: it is to be served."""
+
+
+class EmbeddingReceiver(ReceiverWords):
     """One request of a scheduler, made by `Client.receiver(bootstrap_addr, room)`.
 
     No method blocks. One thread at a time grants, frees and retries (`allocate`, `init`, `resume_transfer`,
@@ -41,98 +53,22 @@ class EmbeddingReceiver(TransferHandle):
     node had sent the blocks before it.
     """
 
-    _library: Library
+    neighbour: Neighbour | None = None
+    """The encode node, where this client finds it by itself."""
+    driver: Driver | None = None
+    request: Any = None
+    """What its driver knows it by."""
+    num_returned = 0  # blocks that count as lent until this has left
+    _has_asked = _cleared = False
 
     def __init__(
-        self, library: Library, room: int, bootstrap_addr: str, required_dst_info_num: int, total: int = 0,
-        first_block: int = 0,
+        self, library: Library, room: int, bootstrap_addr: str, total: int = 0, first_block: int = 0
     ) -> None:
-        super().__init__(library, room)
+        self._library = library
+        self.room = room
         self.bootstrap_addr = bootstrap_addr
-        self.required_dst_info_num = required_dst_info_num
-        self.first_block = first_block
-        self._total = total  # the length that another encode node had announced
-        self._has_asked = False
-        self._windows, self._sessions = library.windows, library.sessions
-        self._claims = library.attachment.control.claims
-        self._bs = library.attachment.geometry.block_size
-        self._cleared = False
-        self.posting = Posting(library, self)
-        self.on_change: Callable[[], None] | None = None
-        self.on_success: Callable[[], bool] | None = None
-        self.num_returned = 0  # blocks that count as lent until this has left
-
-    # ---- what is known
-
-    @property
-    def handshake_done(self) -> bool:
-        """Whether the encode node is registered, so that blocks can be granted to it."""
-        return self.slot != NO_SLOT and self._slots.get(self.slot, Slot.PEER) != 0
-
-    @property
-    def total_embedding_length(self) -> int:
-        """The request's length in tokens; 0 until the encode side has announced it, or has written rows directly. After
-        its success it is the number of its rows.
-        """
-        if self.slot == NO_SLOT:
-            return self._total
-        now, announced = self.progress(), self._slots.get(self.slot, Slot.TOTAL)
-        return now.sent if now.phase == Phase.Success else announced or self._claims.length(self.slot)
-
-    @property
-    def ready_tokens(self) -> int:
-        """How many rows the encode side has said that its encoder has given, in tokens."""
-        return 0 if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.PEER_READY)
-
-    @property
-    def granted_tokens(self) -> int:
-        """How many rows may be written here so far, in tokens, counted from row 0."""
-        return self.first_block * self._bs if self.slot == NO_SLOT else self._slots.granted(self.slot)[1]
-
-    @property
-    def granted_blocks(self) -> int:
-        """How many request blocks were granted so far, counted from block 0."""
-        return self.first_block if self.slot == NO_SLOT else self._slots.granted(self.slot)[0]
-
-    @property
-    def drained_blocks(self) -> int:
-        """How many request blocks were given back, or had been sent before (`first_block`), counted from block 0."""
-        return self.first_block if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.DRAINED_BLOCKS)
-
-    @property
-    def num_rounds(self) -> int:
-        """How many grants have carried blocks."""
-        return 0 if self.slot == NO_SLOT else self._slots.get(self.slot, Slot.NUM_ROUNDS)
-
-    @property
-    def needs_resume(self) -> bool:
-        """Whether all that was granted has been sent and rows remain (R5), by the counters and never by the phase."""
-        now = self.progress()
-        return now.phase < Phase.Success and now.sent == self.granted_tokens < self.total_embedding_length
-
-    @property
-    def is_tainted(self) -> bool:
-        """Whether an attempt under our session has ended other than done, so that its bytes may still land (R7)."""
-        if self.slot == NO_SLOT or not self._slots.get(self.slot, Slot.SESSION):
-            return False
-        tainted = self._slots.get(self.slot, Slot.TAINTED)
-        return tainted > self._sessions.number(self._control.worker_of(self.room))
-
-    @property
-    def max_window_blocks(self) -> int:
-        """How many blocks the request may hold at one time, by this node's window and its share of the sender's."""
-        peer = self._slots.get(self.slot, Slot.PEER) - 1 if self.slot != NO_SLOT else -1
-        there = self._control.peers.get(peer, Peer.WINDOW) if peer >= 0 else self._windows.window
-        return min(self._windows.window, there // self.required_dst_info_num)
-
-    def current_allocation(self) -> npt.NDArray[np.uint32]:
-        """The destination blocks held now, as uint32 indices in the order of the request's rows."""
-        held = range(self.drained_blocks, self.granted_blocks)
-        return np.array([self._windows.get(self.slot, k) for k in held], np.uint32)
-
-    def block_of(self, request_block: int) -> int:
-        """The destination block of one request block. Meaningful only while the request holds that block."""
-        return self._windows.get(self.slot, request_block)
+        if total or first_block:  # behind what another encode node has sent
+            self._total, self.first_block = total, first_block
 
     # ---- grants
 
@@ -232,12 +168,12 @@ class EmbeddingReceiver(TransferHandle):
         `TransferQueue._grant` decided them (step 1), and they are this request's, as `init` and `resume_transfer` ask;
         `GrantSender._send_grant` sends the window to the encode node (step 3), where `Posting.post` does not do both.
         """
-        granted = self.granted_blocks
-        if self.posting.is_near and len(indices) > 0 == granted and self.is_untold:
-            if self.posting.post(indices, tokens):
+        granted, posting = self.granted_blocks, self._library.posting
+        if self.neighbour is not None and len(indices) > 0 == granted and self.is_untold:
+            if posting.post(self, self.neighbour, indices, tokens):
                 return
         else:
-            self.posting.record(self._windows, granted, indices, granted * self._bs + tokens)
+            posting.record(self.slot, granted, indices, granted * self._bs + tokens)
         self.send_granted()
 
     def send_granted(self) -> None:
@@ -357,19 +293,37 @@ class EmbeddingReceiver(TransferHandle):
         Raises:
             RuntimeError: after `Client.close`, or in a forked child, if the end had not been settled before.
         """
-        if self.poll() < Phase.Success:
+        library = self._library
+        has_landed = self._final is None and self.slot != NO_SLOT and self.may_end_here
+        if not has_landed and self.poll() < Phase.Success:
             self.abort("cleared by the caller before its end")
         self._cleared = True
-        if self.on_change is not None or not self._library.view.do(self._leave_here):
-            self._library.wake(self)
+        if self.driver is not None or not library.view.do(self._leave_here):
+            library.wake(self)
 
     def _leave_here(self) -> bool:
         """Leave a request that has ended. False: the library thread is to see to it."""
-        if self._final is None and self.posting.leave(self.num_returned):
-            return not self._library.num_waiting
+        library = self._library
+        if self._final is None and self._leave_untold():
+            return not library.num_waiting
         self.service()
-        self._attachment.flush()
-        return self._final is not None and not self._library.num_waiting
+        library.attachment.flush()
+        return self._final is not None and not library.num_waiting
+
+    def _leave_untold(self) -> bool:
+        """Release blocks and slot of a request that has succeeded, and of which no process of the node was told (R78),
+        in one native call. False: it is to be left as any other.
+        """
+        library = self._library
+        ended = library.untold.release(
+            self.slot, self.epoch, self.room, self.num_returned, library.attachment.clock()
+        )
+        if ended is None:
+            return False
+        self.keep_outcome(*ended)
+        library.blocks_freed()
+        library.left(self, ended[0])
+        return True
 
     def prepare(self, slot: int, record: SlotRecord) -> None:
         begin, words = self.first_block, record.words
@@ -378,11 +332,13 @@ class EmbeddingReceiver(TransferHandle):
         if begin:
             words[Slot.DRAINED_BLOCKS], words[Slot.VERIFIED] = begin, RowSum(begin * self._bs, 0).pack()
             words[Slot.GRANTED] = begin << 32 | begin * self._bs
-        self.posting.prepare(record)
+        if self.neighbour is not None:
+            words[Slot.PEER] = self.neighbour.peer + 1
 
     def release_untold(self) -> bool:
-        if self.posting.release():
-            self._library.blocks_freed()
+        library = self._library
+        if library.posting.release(self):
+            library.blocks_freed()
             return True
         if (now := self.progress()).phase == Phase.Success:
             self._free(now.sent, now.sent)
@@ -390,33 +346,51 @@ class EmbeddingReceiver(TransferHandle):
 
     def catch_up(self) -> None:
         """Do in the slot what the caller asked for before there was one: its `init`, or its end (either thread)."""
-        self.posting.check()
+        self.check_neighbour()
         if self._has_asked:
             self._slots.set(self.slot, Slot.INIT_ASKED, 1)
             self.send_granted()
         super().catch_up()
 
+    def check_neighbour(self) -> None:
+        """Look once more, when the slot keeps the entry of the encode node from being another's."""
+        if self.neighbour is not None and not self._library.neighbours.is_there(self.neighbour):
+            self._slots.set(self.slot, Slot.PEER, 0)  # the bootstrap finds it
+            self.neighbour = None
+            self.tell()
+
     @property
     def may_end_here(self) -> bool:
-        return self._status.load(self.slot) >> PHASE_SHIFT == self.epoch << PHASE_BITS | SUCCESS
+        return self._library.status.load(self.slot) >> PHASE_SHIFT == self.epoch << PHASE_BITS | SUCCESS
 
     def end_here(self) -> bool:
-        return self.on_success is None or self.on_success()
+        driver = self.driver
+        return driver is None or driver.end_at_once(self)
 
     @property
     def is_by_hand(self) -> bool:
-        return self.on_change is None
+        return self.driver is None
+
+    def wake(self) -> None:
+        """Have the library thread serve it (any thread)."""
+        self._library.wake(self)
 
     def service(self) -> None:
         """Hand changes to the queue that drives this receiver, and end a cleared one (library thread)."""
-        if self.on_change is not None:
-            self.on_change()
+        if (driver := self.driver) is not None:
+            driver.serve(self)
         if self._cleared and self._final is None and self.progress().phase >= TERMINAL:
             self._settle()
             self._library.leave(self)
             if self.num_returned:
                 self._control.lanes.add_lent(self._attachment.lane, -self.num_returned)
-            del self.posting  # nothing is granted any more; and it leads back here: this is freed with its last use
+
+
+share_keys(
+    EmbeddingReceiver, "_library", "room", "bootstrap_addr", "opened_ns", "deadline_ns", "neighbour", "slot", "epoch",
+    "driver", "request", "num_returned", "_cleared", "_final", "_final_stamps", "has_settled", "reported",
+    "required_dst_info_num",
+)
 
 
 def open_receiver(
@@ -444,7 +418,9 @@ def open_receiver(
     room = library.check_open(room, Role.LANGUAGE, "receiver", instead_of)
     required_dst_info_num = whole("required_dst_info_num", required_dst_info_num, 1, 64)
     check_address(bootstrap_addr)
-    receiver = EmbeddingReceiver(library, room, bootstrap_addr, required_dst_info_num, total, begin)
-    is_near = required_dst_info_num == 1 and total == begin == 0 and receiver.posting.find(bootstrap_addr)
-    library.open(receiver, timeout_s, may_wait=may_wait, may_be_untold=is_near)
+    receiver = EmbeddingReceiver(library, room, bootstrap_addr, total, begin)
+    receiver.required_dst_info_num = required_dst_info_num
+    if required_dst_info_num == 1 and total == begin == 0:
+        receiver.neighbour = library.neighbours.find(bootstrap_addr)
+    library.open(receiver, timeout_s, may_wait=may_wait, may_be_untold=receiver.neighbour is not None)
     return receiver

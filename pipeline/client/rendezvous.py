@@ -59,7 +59,7 @@ class Rendezvous:
         """Say, once, at every node that may ask for it that rows of the room wait here (library thread)."""
         if self._offered:
             return
-        for _, door in self._doors.open_ones():
+        for _, door in self._doors.open_ones:
             if door.part.posts.post_offer(self._handle.room, door.writer):
                 self._offered.append(door)
 
@@ -90,7 +90,7 @@ class Rendezvous:
             return None
         handle = self._handle
         with self._deciding:
-            for peer, door in self._doors.open_ones():
+            for peer, door in self._doors.open_ones:
                 if bound := door.grants.bind(peer, handle.room, handle.slot, handle.epoch):
                     self.follow_up(bound)
                     return None if bound & BIND_GONE else door

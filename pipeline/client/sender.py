@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import time
 from array import array
-from threading import Lock, get_ident
-from typing import Any, Final
+from threading import get_ident
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,39 +31,32 @@ from embridge.allocator.request_tables import STAGE_STAGED, SlotRecord, StageEnt
 from embridge.allocator.rings import Kick
 from embridge.allocator.status import TERMINAL, Phase, split
 from embridge.pipeline.arguments import whole
-from embridge.pipeline.client.direct_path import DirectPath
+from embridge.pipeline.client.at_once import WritesAtOnce
 from embridge.pipeline.client.given_rows import Given, given_rows, num_rows, place
 from embridge.pipeline.client.handle import NO_SLOT
-from embridge.pipeline.client.in_place import GivesInPlace
-from embridge.pipeline.client.is_done import IsDone
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.stock import Stock
+from embridge.pipeline.shared_keys import share_keys
 
 CLOSE_LOOK_S: Final = 0.001
 
 
-class EmbeddingSender(GivesInPlace, IsDone):
+class EmbeddingSender(WritesAtOnce):
     """Made by `Client.sender(room, total_tokens)`.
 
     No method waits. One thread at a time calls the methods that give rows.
     """
 
-    _is_announced = _is_wanted_whole = False
-    _taken = 0  # rows that the caller knows to be taken
-    _ready = 0  # ahead of it where a call that was refused for want of memory had written some of its rows
+    _is_wanted_whole = False
     _seen = 0  # `_ready`, as the library thread goes by it
-    _told_ready = 0
-    _writing = False
-    _writer = 0
-    _stock: Stock | None = None  # until the end, if a row was kept
 
     def __init__(self, library: Library, room: int, total_tokens: int, aux: array[int]) -> None:
-        super().__init__(library, room)
+        self._library = library
+        self.room = room
         self.aux = aux
         self.total_tokens = total_tokens
-        self._geometry = library.attachment.geometry
-        self._direct = DirectPath(library, self, total_tokens) if library.doors is not None else None  # until the end
-        self._letting_go = Lock()
+        if library.doors is None:
+            self._writes_itself = False
 
     @property
     def stock(self) -> Stock:
@@ -148,74 +141,6 @@ class EmbeddingSender(GivesInPlace, IsDone):
         finally:
             self._end_to_give()
         return True
-
-    def _write_plain(self, start: int, *given: Any, is_all: bool = False) -> bool:
-        """Write rows that need no second look straight into their blocks. False: they are to be given as any others,
-        as far as they are not there yet, and may be wrong. `is_all`: wrong unless they are all of the request's.
-        """
-        direct, attachment = self._direct, self._attachment
-        if direct is None or type(start) is not int or start != self._taken or start != self._ready or self._out:
-            return False
-        span = direct.plain_span(start, *given)
-        if span is None or span[1] > self.total_tokens or (is_all and span[1] != self.total_tokens):
-            return False
-        self._writing = True  # as in `write`
-        self._writer = get_ident()
-        end = 0
-        try:
-            if attachment.is_closed or attachment.node_gone or attachment.is_forked:
-                return False
-            has_found = direct.has_found
-            if not has_found and start == 0 and self.slot != NO_SLOT:
-                end = direct.write_first(span)
-            if not end:
-                is_open = self.slot != NO_SLOT and self.poll() < TERMINAL
-                if not has_found and not (is_open and direct.may_write(start)):
-                    return False
-                end = direct.write_plain(span)
-            if end:
-                self._is_announced = True
-                self._ready = self._told_ready = abs(end)
-            if abs(end) != span[1]:
-                return False
-            self._taken = span[1]
-            return True
-        except BufferError:  # as in `write`, which looks why
-            return False
-        finally:
-            self._writing = False
-            has_ended = end != 0 and not attachment.is_closed and self.poll() >= TERMINAL
-            if has_ended and (self._done_callbacks or not self._library.view.end(self)):
-                self._library.wake(self)
-
-    def end_here(self) -> bool:
-        if not self._leave_untold():
-            if not self.is_untold:
-                return False
-            self._end_by_look()
-        if self._library.slot_queue.is_wanted:
-            self._attachment.library_bell.ring()
-        return self._final is not None
-
-    def _leave_untold(self) -> bool:
-        """End a request of which nothing is kept, and of which no process of either node was told: one look."""
-        direct = self._direct
-        if (
-            direct is None or self._stock is not None or self._writing or self._filling is not None
-            or self._final is not None or self._attachment.node_gone
-        ):
-            return False
-        if (ended := direct.leave()) is None:
-            return False
-        self.let_go()
-        self.keep_outcome(*ended)
-        self._library.left(self, ended[0])
-        self._direct = None
-        return True
-
-    def _end_by_look(self) -> None:
-        self.service()
-        self._attachment.flush()
 
     def _write_directly(self, given: Given) -> int:
         """Copy what the destination has granted of these rows into its blocks, if that may be done; up to which row."""
@@ -339,8 +264,8 @@ class EmbeddingSender(GivesInPlace, IsDone):
         super().refuse(why)
         if self._stock is not None:
             self._stock.refuse(why)
-        if self._direct is not None:
-            self._direct.refuse(why)
+        if self._path is not None:
+            self._path.refuse(why)
 
     # ---- the library thread, or whoever has the turn; `fail` is either thread's
 
@@ -354,7 +279,7 @@ class EmbeddingSender(GivesInPlace, IsDone):
     def prepare(self, slot: int, record: SlotRecord) -> None:
         assert self.aux is not None
         record.set_aux(self.aux)
-        record.words[Slot.MAY_WRITE] = self._direct is not None
+        record.words[Slot.MAY_WRITE] = self._writes_itself
 
     def catch_up(self) -> None:
         if self._is_announced:
@@ -410,17 +335,19 @@ class EmbeddingSender(GivesInPlace, IsDone):
                 return
         self._settle()
         self._library.leave(self)
-        self._direct = None  # nothing is written any more; and what leads back here would wait for the collector
+        self._leave_direct()
         vars(self).pop("_stock", None)
 
     def let_go(self) -> None:
         """Free the rows, because the request is over and no row is looked at any more (also by `Client.close`)."""
         while self._writing and self._attachment.is_closed and self._writer != get_ident():
             time.sleep(CLOSE_LOOK_S)  # the thread that closes waits for the one that writes
-        # only once, although either thread may come here
-        if self._done or self._writing or not self._letting_go.acquire(blocking=False):
+        if self._done or self._writing:
             return
-        stock, direct = self._stock, self._direct
+        first = object()
+        if vars(self).setdefault("_let_go_by", first) is not first:  # only once, although either thread may come here
+            return
+        stock, direct = self._stock, self._path
         if stock is not None:
             stock.clear()
         if direct is not None:
@@ -441,3 +368,10 @@ class EmbeddingSender(GivesInPlace, IsDone):
         if (stock := self._stock) is None:
             return 0
         return stock.staged.drop_all() if self._done else stock.staging.evict(self._seen, copying=copying)
+
+
+share_keys(
+    EmbeddingSender, "_library", "room", "aux", "total_tokens", "opened_ns", "deadline_ns", "slot", "epoch", "_writing",
+    "_writer", "_ready", "_told_ready", "_taken", "_is_announced", "_final", "_final_stamps", "has_settled",
+    "_writes_itself", "_path", "_done", "reported", "_seen",
+)

@@ -27,7 +27,7 @@ class UntoldRequests:
         self._clock = clock
         self.late_ns = LATE_NS
         """After which the node is told."""
-        self._due: deque[tuple[int, TransferHandle]] = deque()
+        self._due: deque[TransferHandle] = deque()
 
     def __len__(self) -> int:
         return len(self._due)
@@ -35,15 +35,15 @@ class UntoldRequests:
     def add(self, handle: TransferHandle) -> bool:
         """Note a request. True if the library thread is to be woken, because it may sleep until long after."""
         is_first = not self._due and self.late_ns < 2 * LIBRARY_WAIT_S * NS
-        self._due.append((handle.opened_ns + self.late_ns, handle))
+        self._due.append(handle)
         return is_first
 
     def turn(self, now_ns: int) -> None:
         """Tell the node of those that are late, or soon will be: one look for many of them."""
         while self._due:
-            late_ns, handle = self._due[0]
+            handle = self._due[0]
             is_over = handle.has_settled or handle.progress().phase >= TERMINAL  # its client releases it in time
-            if not is_over and late_ns > now_ns + self.late_ns // 4:
+            if not is_over and handle.opened_ns + self.late_ns > now_ns + self.late_ns // 4:
                 return
             self._due.popleft()
             if not is_over:
@@ -51,12 +51,12 @@ class UntoldRequests:
 
     def handles(self) -> list[TransferHandle]:
         """Those that may be untold."""
-        return [handle for _, handle in list(self._due)]
+        return list(self._due)
 
     def wait_s(self, most_s: float) -> float:
         """How long the library thread may wait until one of them is late; at most `most_s`."""
         try:
-            return min(most_s, max((self._due[0][0] - self._clock()) / NS, LEAST_WAIT_S))
+            return min(most_s, max((self._due[0].opened_ns + self.late_ns - self._clock()) / NS, LEAST_WAIT_S))
         except IndexError:
             return most_s
 

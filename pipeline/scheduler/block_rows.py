@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 
 from embridge.allocator.buffers import Pool, aux_offset
-from embridge.allocator.geometry import AUX_WORDS
-from embridge.pipeline.client.attachment import Attachment
+from embridge.allocator.geometry import AUX_WORDS, Geometry
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.rows import Rows
 
@@ -20,21 +19,23 @@ class BlockRows(Rows):
 
     def __init__(
         self,
-        attachment: Attachment,
+        geometry: Geometry,
+        memory: memoryview,
         receiver: EmbeddingReceiver,
         first_block: int,
         total: int,
         places: Mapping[str, Pool],
     ) -> None:
-        """`places`: the payload's buffers by name."""
-        geometry = attachment.geometry
+        """`memory`: of the payload, which stays mapped for as long as somebody has these rows; `places`: its buffers by
+        name.
+        """
         self.geometry = geometry
         self._places = places
-        self._memory = memoryview(attachment.payload)  # which stays mapped for as long as somebody has these rows
+        self._memory = memory
         self.first_block = first_block
         self.num_blocks = -(-total // geometry.block_size)
         self._receiver = receiver
-        self._claims = [None]
+        self.claims = [None]
 
     @property
     def aux(self) -> npt.NDArray[np.int32]:
@@ -49,14 +50,14 @@ class BlockRows(Rows):
     def claim(self) -> bool:
         """Be the one who gives the blocks back, or takes the rows out of them (any thread). False: somebody else is."""
         try:
-            self._claims.pop()
+            self.claims.pop()
         except IndexError:
             return False
         return True
 
     def unclaim(self) -> None:
         """Leave that to others again."""
-        self._claims.append(None)
+        self.claims.append(None)
 
     def give_back(self) -> None:
         """Free the blocks and the slot, or have the library thread do so in its next turn (any thread)."""

@@ -17,6 +17,7 @@ from weakref import ref
 
 import numpy as np
 
+from embridge.allocator._core import untrack
 from embridge.allocator.blocks import RESERVE_BLOCK
 from embridge.allocator.buffers import pools
 from embridge.allocator.records import Lent, Slot
@@ -47,6 +48,7 @@ class Lending:
         self._bs = library.attachment.geometry.block_size
         self._quarter = self._control.blocks.num_blocks // 4 + 1
         self._kept: dict[EmbeddingRequest, None] = {}  # on their way, with rows that stay in their blocks
+        self._view: ref[memoryview] | None = None  # of the payload, of all that is lent
         self._lent: dict[int, ref[EmbeddingRequest]] = {}  # by slot, which is its request's until that is released
 
     # ---- as rows land
@@ -125,8 +127,7 @@ class Lending:
         if not num_rounds:
             lease.let_go(slot)
             return 0
-        record.lent = BlockRows(self._attachment, receiver, record.first_of_run, total, self._places)
-        self._lent[slot] = ref(request)
+        self._note(request, receiver, total)
         self._library.requests.forget_room(receiver)
         request.chunk_info.append((0, total))
         request.transferred_tokens = total
@@ -144,12 +145,20 @@ class Lending:
         return self._library.requests.lease.hold(receiver.slot)
 
     def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
-        first, total = request.record.first_of_run, request.total_embedding_length
-        lent = request.record.lent = BlockRows(self._attachment, receiver, first, total, self._places)
-        self._lent[receiver.slot] = ref(request)
-        self._count(lent.num_blocks)
+        self._count(self._note(request, receiver, request.total_embedding_length).num_blocks)
         if request.is_released:
             self._end_released(request)
+
+    def _note(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, total: int) -> BlockRows:
+        view = self._view() if self._view is not None else None
+        if view is None:
+            view = memoryview(self._attachment.payload)
+            self._view = ref(view)
+        geometry, first = self._attachment.geometry, request.record.first_of_run
+        lent = request.record.lent = BlockRows(geometry, view, receiver, first, total, self._places)
+        known = self._lent[receiver.slot] = ref(request)
+        untrack(lent.claims, known)
+        return lent
 
     def hand_over(self, request: EmbeddingRequest) -> None:
         """A request is popped: what is lent is its scheduler's from now on, and needs no host memory (any thread)."""
@@ -210,7 +219,7 @@ class Lending:
             request = next(iter(self._kept))
             del self._kept[request]
             receiver = request.receiver
-            if receiver is not None and receiver.on_change is not None and receiver.poll() < Phase.Success:
+            if receiver is not None and receiver.driver is not None and receiver.poll() < Phase.Success:
                 self._draining.drain(request, receiver, receiver.sent_tokens)
                 return True
         return False

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.block_rows import BlockRows
 from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
+from embridge.pipeline.shared_keys import share_keys
 
 
-@dataclass(eq=False, slots=True)
 class TransferRecord:
     """What a transfer queue keeps of one request, through all its attempts.
 
@@ -28,7 +26,6 @@ class TransferRecord:
     first_of_run: int = 0  # the block at which its rows begin; 0, the reserve: they are no run that may be lent
     run_blocks: int = 0  # so many of its blocks are one run in the order of its rows, from its first on
     wants_chunks: bool = False  # its rows are looked at as they come, so they are drained
-    wake: Callable[[], None] | None = None  # has the library thread look at it; None before it has a slot
     reserved_tokens: int = 0  # tokens that are counted in `memory`
     is_contacted: bool = False  # its encode node has been told of it, with blocks or without
     has_share: bool = False  # it has had its share, and gets no more until its length, or a row, is known
@@ -51,14 +48,16 @@ class TransferRecord:
             out_of_order = (k for k, block in enumerate(blocks) if block != begin + k)
             self.run_blocks = granted + next(out_of_order)
 
-    def ask_for_chunks(self) -> None:
-        """Have rows drained that have landed, and those that will (any thread)."""
+    def ask_for_chunks(self, receiver: EmbeddingReceiver | None) -> None:
+        """Have rows drained that have landed, and those that will (any thread). `receiver` is None before it has a
+        slot.
+        """
         if self.wants_chunks:
             return
         self.wants_chunks = True
-        if self.wake is not None:
+        if receiver is not None:
             with suppress(RuntimeError):  # the client has left its node
-                self.wake()
+                receiver.wake()
 
     def release(self) -> None:
         """Give the request's rows back to the memory that they came from, or its blocks to the pool (any thread)."""
@@ -69,3 +68,9 @@ class TransferRecord:
         if self.memory is not None:
             self.memory.give_back_later(self.rows, self.reserved_tokens)
             self.rows = None
+
+
+share_keys(
+    TransferRecord, "added_s", "memory", "arrival", "has_share", "is_contacted", "reserved_tokens", "first_of_run",
+    "run_blocks", "lent", "failed_receiver", "rows", "has_rows_waiting",
+)

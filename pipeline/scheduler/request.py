@@ -8,6 +8,7 @@ from operator import index
 
 import torch
 
+from embridge.allocator._core import untrack
 from embridge.allocator.errors import TransferError
 from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.status import Phase
@@ -16,6 +17,7 @@ from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.copying import CopiedRows
 from embridge.pipeline.scheduler.record import TransferRecord
 from embridge.pipeline.scheduler.rows import Rows
+from embridge.pipeline.shared_keys import share_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class EmbeddingRequest:
     """What its transfer queue keeps of it; its owner has no use for that."""
 
     def __post_init__(self) -> None:
+        untrack(self.chunk_info)
         if type(self.room) is int is type(self.required_dst_info_num):
             return
         with suppress(TypeError):  # a value that is no whole number becomes the request's failure when its turn comes
@@ -195,7 +198,7 @@ class EmbeddingRequest:
         rows: Rows | None = record.lent if self.result is not None else None
         rows = record.rows if rows is None else rows
         if rows is None:
-            record.ask_for_chunks()
+            record.ask_for_chunks(self.receiver)
             return []
         return [_chunk(rows, first, end) for first, end in self.chunk_info]
 
@@ -225,6 +228,13 @@ class EmbeddingRequest:
         self.is_released = True
         self.result = None
         self.record.release()
+
+
+share_keys(
+    EmbeddingRequest, "room", "bootstrap_addr", "required_dst_info_num", "timeout_s", "payload", "keep_for_retry",
+    "is_streamed", "chunk_info", "record", "receiver", "total_embedding_length", "transferred_tokens", "num_rounds",
+    "result", "is_released", "failure",
+)
 
 
 def _chunk(rows: Rows, first: int, end: int) -> EmbeddingChunk:

@@ -34,7 +34,8 @@ class Rows(ABC):
     def input_embeddings(self, first: int, end: int) -> torch.Tensor:
         """(end - first, hidden), the geometry's dtype."""
         g = self.geometry
-        return self._view("input_embeddings", first, end, _DTYPES[g.dtype]).view(end - first, g.hidden_size)
+        flat = self._view("input_embeddings", first, end, _DTYPES[g.dtype])
+        return flat.resize_(end - first, g.hidden_size)  # `view` would make one tensor more
 
     def deepstack_embeddings(self, first: int, end: int) -> torch.Tensor | None:
         """(end - first, D, hidden), or None."""

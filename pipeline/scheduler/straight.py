@@ -84,13 +84,13 @@ class StraightRequests:
         if not said:
             library.requests.lease.put_back(slot)
             return None
-        receiver = EmbeddingReceiver(library, room, request.bootstrap_addr, 1)
+        receiver = EmbeddingReceiver(library, room, request.bootstrap_addr)
         receiver.opened_ns, receiver.deadline_ns = now_ns, now_ns + timeout_ns
-        receiver.posting.neighbour = near
+        receiver.neighbour = near
         library.requests.enter_opened(receiver, slot, said >> EPOCH_SHIFT)
         count, came = said >> CAME_BITS & (1 << EPOCH_SHIFT - CAME_BITS) - 1, said & (1 << CAME_BITS) - 1
         if came == IS_OPEN:
-            receiver.posting.check()
+            receiver.check_neighbour()
         if count:
             record.has_share = record.is_contacted = True
             record.reserved_tokens = tokens

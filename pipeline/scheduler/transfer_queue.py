@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
-from functools import partial
 
 from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.geometry import MAX_TOKENS
@@ -24,7 +22,7 @@ from embridge.allocator.records import NodeState, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.client import Client, library_of
-from embridge.pipeline.client.receiver import EmbeddingReceiver, open_receiver
+from embridge.pipeline.client.receiver import Driver, EmbeddingReceiver, open_receiver
 from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, most_ahead, share_of
 from embridge.pipeline.scheduler.delivery import Delivery
 from embridge.pipeline.scheduler.draining import Draining
@@ -55,9 +53,11 @@ class TransferQueue:
         self._library = library
         self._attachment = attachment
         self._bs = attachment.geometry.block_size
+        self._status = attachment.control.status
         ranks = library.ranks
         assert ranks is None or isinstance(ranks, Delivery)
         self._ranks = ranks
+        self._driver = Driver(self._serve, self._end_at_once)
         if ranks is None:
             self.memory = HostMemory(attachment.geometry, settings["host_buffer_bytes"])
         else:
@@ -99,7 +99,7 @@ class TransferQueue:
             attachment.check_attached()
         if self._ranks is None and not self._incoming:
             request.record.added_s = (now_ns := attachment.clock()) / NS
-            if self._library.view.do(partial(self._go_straight, request, now_ns)):
+            if self._library.view.do(self._go_straight, request, now_ns):
                 return
         if request.receiver is not None:
             self._library.wake()
@@ -124,7 +124,7 @@ class TransferQueue:
         self._attachment.check_attached()
         self._library.view.look()
         self._library.view.has_ended_some = False
-        finished, failed = list(_taken(self._finished)), list(_taken(self._failed))
+        finished, failed = _taken(self._finished), _taken(self._failed)
         for request in finished:
             self._lending.hand_over(request)
             if request.is_streamed:
@@ -144,6 +144,8 @@ class TransferQueue:
         waiting = self._ranks.abandon() if self._ranks is not None else []
         for request in (*self._incoming, *self._active, *self._finished, *self._failed, *waiting):
             request.release()
+            if request.receiver is not None:
+                request.receiver.driver = request.receiver.request = None  # they lead to each other
         for held in (self._incoming, self._active, self._wanting, self._wanted, self._finished, self._failed):
             held.clear()
         self._shared.clear()
@@ -177,7 +179,7 @@ class TransferQueue:
         """Enter a request, once, among those that could use a block, at the place of its arrival."""
         if request not in self._wanted:
             self._wanted.add(request)
-            insort(self._wanting, request, key=_arrival)
+            insort(self._wanting, request, key=lambda it: it.record.arrival)
 
     def _grant_all(self) -> bool:
         """Give blocks to requests that can use one now, first come, first served. True if some wait for a block."""
@@ -259,14 +261,12 @@ class TransferQueue:
         request.receiver = receiver
         record.failed_receiver = None
         record.memory = self.memory
-        record.wake = partial(self._library.wake, receiver)
         self._num_arrived += 1
         record.arrival = self._num_arrived
         self._active[request] = None
         if request.required_dst_info_num > 1:
             self._shared.enter(request)
-        receiver.on_change = partial(self._serve, request)
-        receiver.on_success = partial(self._end_at_once, request)
+        receiver.driver, receiver.request = self._driver, request
 
     def _refuse(self, request: EmbeddingRequest, code: FailureCode, reason: str) -> bool:
         """End a request as Failed before it had a slot."""
@@ -276,16 +276,16 @@ class TransferQueue:
         self._end(request)
         return True
 
-    def _serve(self, request: EmbeddingRequest) -> None:
+    def _serve(self, receiver: EmbeddingReceiver) -> None:
         """Look at a request whose words have changed: learn the length, copy out what landed, notice the end."""
-        receiver = request.receiver
-        if receiver is None or request not in self._active:
+        request = receiver.request
+        if request.receiver is not receiver or request not in self._active:
             return
         now = receiver.progress()
         if now.phase == Phase.Failed:
             self._end_failed(request)
             return
-        if now.phase == Phase.Success and self._end_at_once(request):
+        if now.phase == Phase.Success and self._end_at_once(receiver):
             self._attachment.user_bell.ring()
             return
         self._learn(request, receiver, receiver.total_embedding_length)
@@ -375,12 +375,12 @@ class TransferQueue:
         self._leave(request)
         self._end(request)
 
-    def _end_at_once(self, request: EmbeddingRequest) -> bool:
+    def _end_at_once(self, receiver: EmbeddingReceiver) -> bool:
         """End a request that has succeeded, if its rows may stay in their blocks (by whoever has the turn)."""
-        receiver = request.receiver
-        if receiver is None or request not in self._active:
+        request: EmbeddingRequest = receiver.request
+        if request not in self._active:
             return True
-        total = self._attachment.control.status.load(receiver.slot) & MAX_TOKENS
+        total = self._status.load(receiver.slot) & MAX_TOKENS
         if total != request.total_embedding_length:
             self._learn(request, receiver, total)
         if not (num_rounds := self._lending.lend(request, receiver)):
@@ -389,14 +389,14 @@ class TransferQueue:
             self._streamed.show(request, receiver)
         request.num_rounds += num_rounds
         self._active.pop(request, None)
-        receiver.on_change = receiver.on_success = None
+        receiver.driver = receiver.request = None
         self._finished.append(request)
         return True
 
     def _end_failed(self, request: EmbeddingRequest, *, lost: bool = False) -> None:
         receiver = request.receiver
         assert receiver is not None
-        receiver.on_change = receiver.on_success = None
+        receiver.driver = receiver.request = None
         request.num_rounds += receiver.num_rounds
         request.failure = receiver.failure_exception()
         request.record.why_not_retryable = receiver.why_not_retryable
@@ -435,15 +435,16 @@ class TransferQueue:
         """Give a request's blocks and its slot back. Its rows stay in its host memory."""
         assert request.receiver is not None
         self._active.pop(request, None)
-        request.receiver.on_change = request.receiver.on_success = None
+        request.receiver.driver = request.receiver.request = None
         request.receiver.clear()
 
 
-def _taken(queue: deque[EmbeddingRequest]) -> Iterator[EmbeddingRequest]:
-    while queue:
-        yield queue.popleft()
-
-
-def _arrival(request: EmbeddingRequest) -> int:
-    return request.record.arrival
+def _taken(queue: deque[EmbeddingRequest]) -> list[EmbeddingRequest]:
+    taken: list[EmbeddingRequest] = []
+    try:
+        while queue:
+            taken.append(queue.popleft())
+    except IndexError:  # the library thread has taken the last one (`Lending.make_room`)
+        pass
+    return taken
 

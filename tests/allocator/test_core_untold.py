@@ -71,9 +71,9 @@ class Pair:
     def open(self) -> int:
         return self.opener.open(SLOT, ROOM, 5, 9, array("i", range(16)))
 
-    def send(self) -> int:
+    def send(self, *, may_leave: bool = False) -> object:
         at = [rows.ctypes.data for rows in self.rows]
-        return self.sender.send(PEER, ROOM, SLOT, self.epoch, TOKENS, 0, TOKENS, *at)
+        return self.sender.send(PEER, ROOM, SLOT, self.epoch, TOKENS, may_leave, 0, TOKENS, *at)
 
     def lend(self, enough: int = ENOUGH) -> int:
         return self.receiver.lend(THERE, self.there, 2, enough)

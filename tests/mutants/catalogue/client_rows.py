@@ -43,7 +43,7 @@ CLIENT_ROWS: Final = [
     ),
     Mutant(
         "resume-decided-by-phase", "R5, B9", "a resume is due in one phase only",
-        "pipeline/client/receiver.py",
+        "pipeline/client/receiver_words.py",
         "return now.phase < Phase.Success and now.sent == self.granted_tokens <",
         "return now.phase == Phase.Transferring and now.sent == self.granted_tokens <",
         (f"{BY_HAND}::test_a_resume_is_due_when_all_that_was_granted_is_sent_whatever_the_phase",),

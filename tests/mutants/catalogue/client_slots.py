@@ -36,9 +36,9 @@ CLIENT_SLOTS: Final = [
     Mutant(
         "lent-without-slot", "P22",
         "a client that closes gives back the lent rows of those requests alone that have a slot",
-        "pipeline/client/library.py",
-        "        for handle in list(self.requests.known):  # those",
-        "        for handle in list(self.requests.by_slot.values()):  # those",
+        "pipeline/client/in_place.py",
+        "            if self.slot == NO_SLOT:\n                self.let_go()\n\n    def _check_next",
+        "            if self.slot == NO_SLOT and not is_closed:\n                self.let_go()\n\n    def _check_next",
         ("tests/pipeline/client/test_given_rows.py::"
          "test_rows_that_were_lent_to_a_request_without_a_slot_are_the_callers_again_when_its_client_closes",),
     ),
@@ -67,8 +67,8 @@ CLIENT_SLOTS: Final = [
     Mutant(
         "release-waits-for-the-library", "P8", "a released result comes free in the library thread's next turn only",
         "pipeline/client/receiver.py",
-        "if self.on_change is not None or not self._library.view.do(self._leave_here):\n",
-        "if self._library:\n",
+        "if self.driver is not None or not library.view.do(self._leave_here):\n",
+        "if library:\n",
         (f"{CALLER}::test_a_request_has_its_slot_when_it_is_handed_over_and_leaves_it_when_it_is_released",),
     ),
     Mutant(

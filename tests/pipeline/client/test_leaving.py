@@ -228,9 +228,14 @@ ANSWERED = {
         ("end_without_slot", "entered", "prepare", "give_up", "catch_up", "check_room"),
         "is between a library and its handles"
     ),
-    "on_success": "there is no queue that drives it", "aux": "as it was", "has_settled": "as it was",
+    **dict.fromkeys(
+        ("aux", "has_settled", "slot", "epoch", "opened_ns", "deadline_ns", "reported", "neighbour", "num_returned",
+         "first_block", "required_dst_info_num"), "as it was"
+    ),
+    **dict.fromkeys(("driver", "request"), "there is no queue that drives it"),
     "end_here": "is for whoever has the turn", "may_end_here": "there is no queue that drives it",
-    "is_waiting": "as it was", "is_by_hand": "what the library thread goes by",
+    "check_neighbour": "is for whoever has the turn", "is_waiting": "as it was",
+    "is_by_hand": "what the library thread goes by",
     "is_closed": "a fact about this client",
     "node_gone": "a fact about the node",
     "service": "is the library thread's",

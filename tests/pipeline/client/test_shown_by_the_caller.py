@@ -57,7 +57,7 @@ def test_rows_are_written_without_a_turn_of_the_library_thread(node: EncodeAlone
 def test_while_somebody_has_the_turn_the_library_thread_shows_them(node: EncodeAlone) -> None:
     """R8: what is staged belongs to whoever has the turn."""
     sender = granted(node)
-    with TurnTaker(library_of(node.client)._turn) as has_turn:
+    with TurnTaker(library_of(node.client).view.turn) as has_turn:
         assert has_turn
         write(node, sender, 0, 8)
     assert is_shown(node, sender) == [False, False]

@@ -335,7 +335,7 @@ def test_only_a_full_line_is_an_error_which_says_when_to_try_again(monkeypatch: 
     language = LanguageAlone()
     prealloc = PreallocQueue(language.client, TransferQueue(language.client))
     refused = EmbeddingRequest(room=8, bootstrap_addr=ENCODE_ADDRESS)
-    with TurnTaker(library_of(language.client)._turn):  # so that adding opens none
+    with TurnTaker(library_of(language.client).view.turn):  # so that adding opens none
         for room in range(8):
             prealloc.add(EmbeddingRequest(room=room, bootstrap_addr=ENCODE_ADDRESS))
         with pytest.raises(NodeBusyError, match="wait for a slot: 8 >= 8"):

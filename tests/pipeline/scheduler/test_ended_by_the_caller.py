@@ -14,6 +14,7 @@ from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.library import Library
+from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -79,7 +80,7 @@ def test_while_somebody_has_the_turn_the_caller_leaves_a_request_to_the_library_
     """P8: and rings it, because it may have passed the request already. A caller in a signal handler does the same."""
     request, library = landed(node, 1), library_of(node.client)
     before = rings(library)
-    with TurnTaker(library._turn) as has_turn:
+    with TurnTaker(library.view.turn) as has_turn:
         assert has_turn
         assert node.queue.pop_transferred() == ([], [])
         assert rings(library) > before
@@ -89,21 +90,21 @@ def test_while_somebody_has_the_turn_the_caller_leaves_a_request_to_the_library_
 
 
 def test_a_library_thread_that_did_not_get_the_turn_is_rung_when_it_is_given_back(
-    node: Scheduler, monkeypatch: pytest.MonkeyPatch
+    node: Scheduler
 ) -> None:
     """P8: it waits for nobody, and nothing that it was rung for is lost."""
     request, library = landed(node, 1), library_of(node.client)
     assert request.receiver is not None
-    end, before = request.receiver.on_success, rings(library)
-    assert end is not None
+    assert request.receiver.driver is not None
+    end, before = request.receiver.driver.end_at_once, rings(library)
 
-    def crossed() -> bool:
+    def crossed(receiver: EmbeddingReceiver) -> bool:
         assert not library._take_turn()
         assert rings(library) == before
-        assert end()
+        assert end(receiver)
         return True
 
-    monkeypatch.setattr(request.receiver, "on_success", crossed)
+    request.receiver.driver = request.receiver.driver._replace(end_at_once=crossed)
     assert node.queue.pop_transferred() == ([request], [])
     assert rings(library) > before
     library._take_turn()
@@ -125,20 +126,21 @@ def test_what_has_to_be_copied_is_left_to_the_library_thread(node: Scheduler) ->
 
 
 def test_a_signal_handler_that_raises_leaves_the_turn_to_the_next_one(
-    node: Scheduler, monkeypatch: pytest.MonkeyPatch
+    node: Scheduler
 ) -> None:
     """D4: what it has interrupted is found by the library thread."""
     request, library = landed(node, 1), library_of(node.client)
     assert request.receiver is not None
-    end = request.receiver.on_success
+    assert request.receiver.driver is not None
+    driver = request.receiver.driver
 
-    def interrupted() -> bool:
+    def interrupted(receiver: EmbeddingReceiver) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(request.receiver, "on_success", interrupted)
+    request.receiver.driver = driver._replace(end_at_once=interrupted)
     with pytest.raises(KeyboardInterrupt):
         node.queue.pop_transferred()
-    monkeypatch.setattr(request.receiver, "on_success", end)
+    request.receiver.driver = driver
     library._take_turn()
     assert node.queue.pop_transferred() == ([request], [])
     node.check(request)
@@ -170,7 +172,7 @@ def test_while_somebody_has_the_turn_both_are_left_to_the_library_thread(node: S
     assert node.queue.pop_transferred() == ([landed_before], [])
     before = rings(library)
     request = EmbeddingRequest(room=2, bootstrap_addr=ENCODE_ADDRESS)
-    with TurnTaker(library._turn):
+    with TurnTaker(library.view.turn):
         node.queue.add(request)
         assert (request.receiver, rings(library)) == (None, before + 1)
         landed_before.release()

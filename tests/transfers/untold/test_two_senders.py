@@ -132,7 +132,7 @@ def test_a_node_joins_nobody_to_a_grant_that_another_sender_has_found(
 def _bind_watched(language: Station, sender: EmbeddingSender, step: BindStep, do: Callable[[], None]) -> Iterator[None]:
     """Before that step of the sender, which binds itself to a grant, this is done, once."""
     assert sender._direct is not None
-    [door] = [door for _, door in sender._direct._doors.open_ones() if door.node[0] == language.control.node_id]
+    [door] = [door for _, door in sender._direct._doors.open_ones if door.node[0] == language.control.node_id]
 
     def before(now: int) -> None:
         if now == step:

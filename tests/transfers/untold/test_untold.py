@@ -77,7 +77,7 @@ def test_whoever_writes_the_last_row_ends_the_request_if_nobody_has_the_turn(
 ) -> None:
     """R80, D2: else its library thread does."""
     library, sender = library_of(sending), open_sender(sending, posted.room, TOTAL)
-    with monkeypatch.context() as patch, TurnTaker(library._turn if is_taken else Turn()) as has_turn:
+    with monkeypatch.context() as patch, TurnTaker(library.view.turn if is_taken else Turn()) as has_turn:
         patch.setattr(library, "_take_turn", lambda: False)
         assert has_turn
         assert give(sender)
@@ -243,7 +243,7 @@ def test_a_sender_that_its_node_joins_while_it_binds_itself_is_bound_to_the_same
     sender = open_sender(sending, posted.room, TOTAL)
     assert sender._direct is not None
     other = Thread(target=sender._direct.decide)
-    [door] = [door for _, door in sender._direct._doors.open_ones() if door.node[0] == language.control.node_id]
+    [door] = [door for _, door in sender._direct._doors.open_ones if door.node[0] == language.control.node_id]
 
     def is_joined_by_its_node(step: int) -> None:
         if step != BindStep.JOIN:

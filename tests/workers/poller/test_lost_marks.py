@@ -133,7 +133,9 @@ def test_without_both_they_wait_for_ever(pairs: Any, monkeypatch: pytest.MonkeyP
         pair.run(lambda: pair.num_finished() == 1)
 
 
-def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_one_in_its_slot(pairs: Any) -> None:
+def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_one_in_its_slot(
+    pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """P8, R16: a mark names the slot's present request, whoever else asked to be looked at in the same turn."""
     pair = pairs()
     receiver_of = pair.scheduler.client.receiver
@@ -152,7 +154,7 @@ def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_o
     new = receiver_of(address, 2)
     assert new.slot == old.slot
     served: list[TransferHandle] = []
-    new.on_change = lambda: served.append(new)
+    monkeypatch.setattr(new, "service", lambda: served.append(new))
     pair.scheduler.lose_marks(1)
     pair.language.control.status.mark(new.slot, 1)
     old.clear()
