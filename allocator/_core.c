@@ -235,6 +235,7 @@ static int core_exec(PyObject *module)
         {&shelf_spec, &state->shelf},               {&shelf_reader_spec, &state->shelf_reader},
         {&pin_spec, &state->pin},                   {&untold_opener_spec, &state->untold_opener},
         {&untold_sender_spec, &state->untold_sender}, {&untold_receiver_spec, &state->untold_receiver},
+        {&plain_rows_spec, &state->plain_rows},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
@@ -286,6 +287,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->untold_opener);
     Py_VISIT(state->untold_sender);
     Py_VISIT(state->untold_receiver);
+    Py_VISIT(state->plain_rows);
     return 0;
 }
 
@@ -310,6 +312,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->untold_opener);
     Py_CLEAR(state->untold_sender);
     Py_CLEAR(state->untold_receiver);
+    Py_CLEAR(state->plain_rows);
     return 0;
 }
 

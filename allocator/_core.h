@@ -32,6 +32,7 @@ typedef struct {
     PyTypeObject *untold_opener;
     PyTypeObject *untold_sender;
     PyTypeObject *untold_receiver;
+    PyTypeObject *plain_rows;
 } core_state;
 
 typedef struct {
@@ -77,7 +78,8 @@ typedef struct {
 
 HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec,
     doorbell_spec, direct_writer_spec, grant_binder_spec, grant_poster_spec, turn_spec, turn_taker_spec, shelf_spec,
-    shelf_reader_spec, pin_spec, untold_opener_spec, untold_sender_spec, untold_receiver_spec;
+    shelf_reader_spec, pin_spec, untold_opener_spec, untold_sender_spec, untold_receiver_spec,
+    plain_rows_spec;
 
 // ---- handles (_core_mapping.c)
 

@@ -660,6 +660,18 @@ def checksum(memory: Buffer, columns: Buffer, rows: int, checksum: int, /) -> in
     (IndexError).
     """
 
+class PlainRows:
+    """Finds rows that need no second look: tensors of that very type, dense, contiguous and in host memory."""
+
+    def __init__(self, tensor_type: type, kinds: tuple[tuple[object, tuple[int, ...]] | None, ...]) -> None:
+        """`kinds`: of each buffer in the order of `span` its dtype and the shape of a row, None where rows have no such
+        buffer. Raises ValueError where the first is None.
+        """
+    def span(self, first: int, /, *tensors: object) -> list[int] | None:
+        """The rows from `first` on, as `DirectWriter.write` takes them: the first and the end, and where each buffer's
+        first row lies, in that order. None: they are to be looked at more closely, and may be wrong.
+        """
+
 def untrack(*objects: object) -> None:
     """Have the collector pass these objects over: they are freed with their last use, but not where they are in a
     cycle.

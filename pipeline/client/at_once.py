@@ -54,7 +54,9 @@ class WritesAtOnce(GivesInPlace, IsDone):
         self._writes_itself = False
         self._path = None
 
-    def _write_plain(self, start: int, *given: Any, is_all: bool = False) -> bool:
+    def _write_plain(
+        self, start: int, rows: Any, fill_ids: Any, positions: Any, deepstack: Any, *, is_all: bool = False
+    ) -> bool:
         """Write rows that need no second look straight into their blocks. False: they are to be given as any others,
         as far as they are not there yet, and may be wrong. `is_all`: wrong unless they are all of the request's.
         """
@@ -65,7 +67,7 @@ class WritesAtOnce(GivesInPlace, IsDone):
             or start != self._taken or start != self._ready or self._out
         ):
             return False
-        span = doors.plain_rows.span(start, *given)
+        span = doors.plain_rows.span(start, rows, deepstack, positions, fill_ids)
         if span is None or span[1] > self.total_tokens or (is_all and span[1] != self.total_tokens):
             return False
         self._writing = True  # as in `write`

@@ -29,7 +29,7 @@ from embridge.allocator.records import NUM_VIEWS, Peer, WrittenBy
 from embridge.allocator.segment import map_segment
 from embridge.allocator.untold import untold_sender
 from embridge.pipeline.client.attachment import Attachment
-from embridge.pipeline.client.given_rows import PlainRows
+from embridge.pipeline.client.given_rows import plain_rows
 from embridge.workers import run_socket
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
@@ -198,7 +198,7 @@ class Doors:
         self._ask = ask
         self._open: dict[int, Door] = {}
         self._knocks: dict[int, _Awaited] = {}
-        self.plain_rows = PlainRows(attachment.geometry)
+        self.plain_rows = plain_rows(attachment.geometry)
         self.pools = pools(attachment.geometry)
         self.few_rows = FEW_BYTES // max(attachment.geometry.token_bytes, 1)
         """So many are copied in less time than it takes to hand a lock over."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from embridge.allocator._core import Mapping, copy
+from embridge.allocator._core import Mapping, PlainRows, copy
 from embridge.allocator.buffers import pools
 from embridge.allocator.geometry import AUX_WORDS, POSITION_AXES, Geometry
 from embridge.pipeline.arguments import whole
@@ -29,7 +29,6 @@ INTEGERS: Final = frozenset(
     getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
 )  # not those that are quantized
 MAX_SAID: Final = 200
-STRIDED: Final = torch.strided
 
 
 class Chunk(NamedTuple):
@@ -134,47 +133,13 @@ def kinds_of(geometry: Geometry) -> dict[str, tuple[torch.dtype, tuple[int, ...]
     return {pool.name: kinds[pool.name] for pool in pools(geometry)}
 
 
-class PlainRows:
-    """Finds rows that need no second look: plain tensors of the node's types, dense, contiguous and in host memory."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        kinds = kinds_of(geometry)
-        names = ("input_embeddings", "deepstack_embeddings", "mrope_positions", "fill_ids")
-        self._wanted = [kinds.get(name) for name in names]
-
-    def span(
-        self,
-        first: int,
-        input_embeddings: Any,
-        fill_ids: Any,
-        mrope_positions: Any,
-        deepstack_embeddings: Any,
-    ) -> list[int] | None:
-        """The rows from `first` on, as `DirectWriter.write` takes them. None: they are to be looked at more closely
-        (`given_rows`), and may be wrong.
-        """
-        if type(input_embeddings) is not torch.Tensor:
-            return None
-        try:
-            num_rows = input_embeddings.shape[0]
-            span = [first, first + num_rows]
-            given = (input_embeddings, deepstack_embeddings, mrope_positions, fill_ids)
-            for tensor, wanted in zip(given, self._wanted, strict=True):
-                if wanted is None:
-                    if tensor is not None:
-                        return None
-                    continue
-                dtype, tail = wanted
-                if type(tensor) is not torch.Tensor or tensor.dtype is not dtype or tensor.shape != (num_rows, *tail):
-                    return None
-                if not tensor.is_cpu or tensor.layout is not STRIDED or tensor.is_neg():
-                    return None
-                if not tensor.is_contiguous():
-                    return None
-                span.append(tensor.data_ptr())
-        except (IndexError, RuntimeError):  # no rows, or no data at all
-            return None
-        return span if all(span[1:]) else None  # zeroes that lie nowhere, or no rows
+def plain_rows(geometry: Geometry) -> PlainRows:
+    """Finds rows that need no second look, of tensors in this order: `input_embeddings`, `deepstack_embeddings`,
+    `mrope_positions`, `fill_ids`, as `pools` has their buffers.
+    """
+    kinds = kinds_of(geometry)
+    names = ("input_embeddings", "deepstack_embeddings", "mrope_positions", "fill_ids")
+    return PlainRows(torch.Tensor, tuple(kinds.get(name) for name in names))
 
 
 def aux_words(aux_datas: Any, total_tokens: int, mrope_position_delta: int) -> array[int]:

@@ -26,7 +26,8 @@ class Neighbours:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._peers = control.peers
-        self._by_address: dict[str, Neighbour] = {}
+        self.by_address: dict[str, Neighbour] = {}
+        """Those who were neighbours at the last look; another table after the next."""
 
     def look(self) -> None:
         """Look who is there, some times a second: one that has just come is found by its node's bootstrap meanwhile."""
@@ -39,15 +40,11 @@ class Neighbours:
             node = (record.node_id, record.incarnation)
             if self._control.writers.pids(*node, has_claims=True):
                 found[record.bootstrap_addr] = Neighbour(peer, node)
-        self._by_address = found
-
-    def known(self, address: str) -> Neighbour | None:
-        """The encode node at this address, if it was a neighbour at the last look."""
-        return self._by_address.get(address)
+        self.by_address = found
 
     def find(self, address: str) -> Neighbour | None:
         """The encode node at this address, if it is a neighbour and lives."""
-        neighbour = self._by_address.get(address)
+        neighbour = self.by_address.get(address)
         return neighbour if neighbour is not None and self.is_there(neighbour) else None
 
     def is_there(self, neighbour: Neighbour) -> bool:

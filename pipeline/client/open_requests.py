@@ -99,8 +99,10 @@ class OpenRequests:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("room %d has slot %d.%d, and the node is not told", handle.room, slot, epoch)
         self.by_slot[slot] = self.by_room[handle.room] = handle
-        untrack(handle.aux)
-        self._wait(handle)
+        if handle.aux is not None:
+            untrack(handle.aux)
+        if self.untold.add(handle):
+            self._attachment.library_bell.ring()
 
     def _wait(self, handle: TransferHandle) -> None:
         if self.untold.add(handle):

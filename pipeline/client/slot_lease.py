@@ -45,6 +45,7 @@ class SlotLease:
         self._early: dict[int, set[int]] = {}  # page that early slots may lie in -> its early slots
         self._leaving: set[int] = set()  # pages of which no more slots are taken
         self._releasing: dict[tuple[int, int], None] = {}  # (slot, epoch)
+        self._page = self._early_page = -1  # of the slot that was taken last
 
     def open(
         self,
@@ -98,6 +99,9 @@ class SlotLease:
         While most of the node's pages are nobody's, a quarter of each is left free, as `hold` asks: so the slots of all
         requests that are in flight may be held.
         """
+        slot = self._pop((self._page,), least=SLOTS_PER_PAGE - MOST_HELD)
+        if slot is not None:  # as for nearly all: what follows looks through all pages
+            return slot
         pages = sorted(self._free, key=self._early.__contains__) if self._early else list(self._free)
         slot = self._pop(pages, least=SLOTS_PER_PAGE - MOST_HELD)
         if slot is None and self._may_spread() and (page := self._lease_page()) is not None:
@@ -106,6 +110,7 @@ class SlotLease:
             slot = self._pop(pages)
         while slot is None and (page := self._lease_page()) is not None:
             slot = self._pop([page])
+        self._page = -1 if slot is None else slot // SLOTS_PER_PAGE
         return slot
 
     def _may_spread(self) -> bool:
@@ -115,14 +120,16 @@ class SlotLease:
 
     def _take_early(self) -> int | None:
         while True:
-            slot = self._pop(list(self._early))
+            slot = self._pop((self._early_page,)) if self._early_page in self._early else None
+            if slot is None:
+                slot = self._pop(list(self._early))
             if slot is None and (page := self._make_early()) is not None:
                 slot = self._pop([page])
                 if slot is None:  # the other thread was faster
                     continue
             if slot is None:
                 return None
-            page = slot // SLOTS_PER_PAGE
+            page = self._early_page = slot // SLOTS_PER_PAGE
             early = self._early.get(page)
             if early is not None:
                 early.add(slot)

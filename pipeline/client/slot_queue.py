@@ -52,7 +52,7 @@ class SlotQueue:
         self._requests = requests
         self._control = attachment.control
         self._is_encode = attachment.control.role == Role.ENCODE
-        self._waiting: OrderedDict[TransferHandle, None] = OrderedDict()
+        self.waiting: OrderedDict[TransferHandle, None] = OrderedDict()
         self._first: OrderedDict[TransferHandle, None] = OrderedDict()  # they take any slot, to end there at once
         self._wanted_ones: OrderedDict[TransferHandle, None] = OrderedDict()  # rooms asked for, with no block yet
         self._is_marked = False
@@ -61,27 +61,27 @@ class SlotQueue:
             self._read = self._wanted.end
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     @property
     def is_wanted(self) -> bool:
         """Whether a request of this client, or another client, waits for a slot (either thread)."""
-        return bool(self._waiting) or bool(self._control.slot_waiters.lanes())
+        return bool(self.waiting) or bool(self._control.slot_waiters.lanes())
 
     def handles(self) -> list[TransferHandle]:
         """All requests that wait, in their order (either thread)."""
-        return list(self._waiting)
+        return list(self.waiting)
 
     # ---- the caller's thread
 
     def check_room(self) -> None:
         """Raise NodeBusyError if the queue is full."""
-        first = _first(self._waiting)
+        first = _first(self.waiting)
         check_room(len(self), (self._attachment.clock() - first.opened_ns) / NS if first is not None else 0.0)
 
     def join(self, handle: TransferHandle) -> None:
         """Have a request wait, behind all others."""
-        self._waiting[handle] = None
+        self.waiting[handle] = None
         if self._is_encode:  # in this order: a room asked for from now on is announced, an earlier one looked up
             self._control.room_waiters.set(self._attachment.lane, True)
             self._attachment.ask(handle.room)
@@ -105,7 +105,7 @@ class SlotQueue:
                 self._end(handle)
         # before the look, because what is announced from here on is for requests that join now
         end = self._wanted.end if self._is_encode else 0
-        if not self._waiting:
+        if not self.waiting:
             self._stop_listening(end)
             return False
         late: list[TransferHandle] = []
@@ -124,9 +124,9 @@ class SlotQueue:
                 self._end(handle)
         if self._is_encode:
             lacks |= self._open(self._wanted_ones, to_spare=True)
-            self._open(self._waiting, is_early=True)  # those behind will be asked for
+            self._open(self.waiting, is_early=True)  # those behind will be asked for
         else:
-            lacks = self._open(self._waiting)
+            lacks = self._open(self.waiting)
         return lacks
 
     def _stop_listening(self, end: int) -> None:
@@ -161,11 +161,11 @@ class SlotQueue:
                 if not self._requests.enter(handle, is_early=is_early):
                     return True
             queue.pop(handle)
-            self._waiting.pop(handle, None)
+            self.waiting.pop(handle, None)
         return False
 
     def _end(self, handle: TransferHandle) -> None:
-        self._waiting.pop(handle, None)
+        self.waiting.pop(handle, None)
         self._first.pop(handle, None)
         self._wanted_ones.pop(handle, None)
         self._requests.end_without_slot(handle)

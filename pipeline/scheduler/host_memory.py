@@ -92,7 +92,8 @@ class HostMemory:
 
     def give_back_later(self, rows: HostRows | None, reserved_tokens: int) -> None:
         """Give the memory and the reservation of a request that is over back, with the next `collect` (any thread)."""
-        self._returned.append((rows, reserved_tokens))
+        if rows is not None or reserved_tokens:
+            self._returned.append((rows, reserved_tokens))
 
     def end(self) -> None:
         """Keep nothing and take nothing back any more: memory that is given back from now on is free at once."""

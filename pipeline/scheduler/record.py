@@ -42,7 +42,9 @@ class TransferRecord:
         if granted == 0:
             self.first_of_run = blocks[0]
         begin = self.first_of_run + granted
-        if blocks == list(range(begin, begin + len(blocks))):  # as nearly always
+        if len(blocks) == 1 and blocks[0] == begin:
+            self.run_blocks = granted + 1
+        elif blocks == list(range(begin, begin + len(blocks))):  # as nearly always
             self.run_blocks = granted + len(blocks)
         else:
             out_of_order = (k for k, block in enumerate(blocks) if block != begin + k)

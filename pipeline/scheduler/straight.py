@@ -34,6 +34,8 @@ class StraightRequests:
         attachment = library.attachment
         self._library = library
         self._attachment = attachment
+        self._requests, self._slot_queue, self._neighbours = library.requests, library.slot_queue, library.neighbours
+        self._timeout_ns = int(attachment.request_timeout_s * NS)
         self._default = default
         self._memory = memory
         self._bs = attachment.geometry.block_size
@@ -55,39 +57,40 @@ class StraightRequests:
 
         None: it is to be opened as any other. Else its record says what it has been granted.
         """
-        record, library, attachment, room = request.record, self._library, self._attachment, request.room
-        near = library.neighbours.known(request.bootstrap_addr)
+        record, library, room, requests = request.record, self._library, request.room, self._requests
+        near = self._neighbours.by_address.get(request.bootstrap_addr)
         if (
             near is None or request.required_dst_info_num != 1 or request.abort_reason or record.total_there
             or record.failed_receiver is not None or type(room) is not int or not 0 <= room <= MAX_ROOM
-            or room in library.requests.by_room or library.slot_queue or attachment.node_gone or attachment.is_closed
+            or room in requests.by_room or self._slot_queue.waiting or self._attachment.node_gone
+            or self._attachment.is_closed
         ):
             return None
-        timeout_s = request.timeout_s
-        if timeout_s is None:
-            timeout_s = attachment.request_timeout_s
-        elif not is_time(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+        if request.timeout_s is None:
+            timeout_ns = self._timeout_ns
+        elif is_time(request.timeout_s) and 0 < request.timeout_s <= MAX_TIMEOUT_S:
+            timeout_ns = int(request.timeout_s * NS)
+        else:
             return None
-        timeout_ns = int(timeout_s * NS)
         tokens, memory = self._default.now, self._memory
         _, size, enough, out = self._plans if self._plans[0] == tokens else self._plan(tokens)
         if (
             not out or self._default.longest * self._token_bytes >= WORTH_A_RUN_BYTES
             or memory.reserved_bytes + size > memory.limit_bytes
-            or timeout_ns <= 2 * library.requests.untold.late_ns or (slot := library.requests.lease.take()) is None
+            or timeout_ns <= 2 * requests.untold.late_ns or (slot := requests.lease.take()) is None
         ):
             return None
+        deadline_ns = now_ns + timeout_ns
         said = library.untold.open(
-            slot, room, now_ns, now_ns + timeout_ns, address_words(request.bootstrap_addr), near.peer, *near.node,
+            slot, room, now_ns, deadline_ns, address_words(request.bootstrap_addr), near.peer, *near.node,
             tokens, enough, out,
         )
         if not said:
-            library.requests.lease.put_back(slot)
+            requests.lease.put_back(slot)
             return None
         receiver = EmbeddingReceiver(library, room, request.bootstrap_addr)
-        receiver.opened_ns, receiver.deadline_ns = now_ns, now_ns + timeout_ns
-        receiver.neighbour = near
-        library.requests.enter_opened(receiver, slot, said >> EPOCH_SHIFT)
+        receiver.opened_ns, receiver.deadline_ns, receiver.neighbour = now_ns, deadline_ns, near
+        requests.enter_opened(receiver, slot, said >> EPOCH_SHIFT)
         count, came = said >> CAME_BITS & (1 << EPOCH_SHIFT - CAME_BITS) - 1, said & (1 << CAME_BITS) - 1
         if came == IS_OPEN:
             receiver.check_neighbour()

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from embridge.allocator._core import PlainRows
 from embridge.allocator.buffers import pools
 from embridge.allocator.geometry import Geometry
-from embridge.pipeline.client.given_rows import PlainRows, given_rows
+from embridge.pipeline.client.given_rows import given_rows, plain_rows
 
 N: Final = 5
 GEOMETRIES: Final = {
@@ -34,6 +35,10 @@ def rows(geometry: Geometry, count: int = N) -> list[Any]:
     ]
 
 
+def span_of(geometry: Geometry, first: int, embeddings: Any, ids: Any, positions: Any, deepstack: Any) -> Any:
+    return plain_rows(geometry).span(first, embeddings, deepstack, positions, ids)
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_plain_rows_lie_where_the_span_says(name: str, with_gradient: bool) -> None:
@@ -41,7 +46,7 @@ def test_plain_rows_lie_where_the_span_says(name: str, with_gradient: bool) -> N
     geometry = GEOMETRIES[name]
     given = rows(geometry)
     given[0].requires_grad_(with_gradient)
-    span = PlainRows(geometry).span(7, *given)
+    span = span_of(geometry, 7, *given)
     assert span is not None
     assert span[:2] == [7, 7 + N]
     chunk = given_rows(geometry, 7, *given).chunk(7, 7 + N)
@@ -52,7 +57,7 @@ def test_plain_rows_lie_where_the_span_says(name: str, with_gradient: bool) -> N
 def test_a_part_of_a_tensor_is_plain_if_its_rows_lie_together() -> None:
     whole = rows(ALL, 9)
     part = [it[2:7] for it in whole]
-    span = PlainRows(ALL).span(0, *part)
+    span = span_of(ALL, 0, *part)
     assert span is not None
     assert span[2:] == [part[i].data_ptr() for i in (0, 3, 2, 1)]
 
@@ -87,16 +92,16 @@ def test_what_is_not_plain_is_looked_at_again(kind: str, which: int) -> None:
     """B12, P22: each kind of tensor, in each place; some of it converts, and some is an error then."""
     given = rows(ALL)
     given[which] = ODD[kind](given[which])
-    assert PlainRows(ALL).span(0, *given) is None
+    assert span_of(ALL, 0, *given) is None
 
 
 def test_tensors_of_which_a_transformation_has_taken_the_data_are_looked_at_again() -> None:
     """B12: such as torch.vmap makes, whose type is that of any other."""
-    plain, found = PlainRows(ALL), list[Any]()
+    found: list[Any] = []
     _, ids, positions, deepstack = rows(ALL)
 
     def look(embeddings: torch.Tensor) -> torch.Tensor:
-        found.append(plain.span(0, embeddings, ids, positions, deepstack))
+        found.append(span_of(ALL, 0, embeddings, ids, positions, deepstack))
         return embeddings
 
     torch.vmap(look)(torch.randn(2, N, ALL.hidden_size).to(torch.bfloat16))
@@ -106,9 +111,28 @@ def test_tensors_of_which_a_transformation_has_taken_the_data_are_looked_at_agai
 def test_a_buffer_that_the_nodes_do_not_have_is_looked_at_again() -> None:
     for name, without in GEOMETRIES.items():
         if name != "all buffers":
-            assert PlainRows(without).span(0, *rows(ALL)) is None
+            assert span_of(without, 0, *rows(ALL)) is None
 
 
 def test_empty_rows_are_looked_at_again() -> None:
-    assert PlainRows(ALL).span(0, *rows(ALL, 0)) is None
-    assert PlainRows(ALL).span(0, np.zeros((N, 8), np.float32), None, None, None) is None
+    assert span_of(ALL, 0, *rows(ALL, 0)) is None
+    assert span_of(ALL, 0, np.zeros((N, 8), np.float32), None, None, None) is None
+
+
+def test_what_a_signal_handler_raises_meanwhile_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(torch.Tensor):
+        @property
+        def dtype(self) -> torch.dtype:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    plain = PlainRows(Interrupted, ((torch.float32, (8,)),))
+    with pytest.raises(KeyboardInterrupt):
+        plain.span(0, torch.zeros(N, 8).as_subclass(Interrupted))
+
+
+def test_kinds_that_do_not_fit_are_a_value_error() -> None:
+    for kinds in ((), (None,), ((torch.float32, (1,) * 5),), ((torch.float32, (1,)),) * 9):
+        with pytest.raises(ValueError, match="kinds"):
+            PlainRows(torch.Tensor, kinds)
+    with pytest.raises(TypeError, match="takes 3 positional"):
+        PlainRows(torch.Tensor, ((torch.float32, (1,)), None)).span(0, None)
