@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from embridge.allocator.errors import AttachError
+from embridge.allocator.geometry import Role
 from embridge.allocator.pinning import is_cuda_in_use
 from embridge.allocator.ranklog import MAX_RANKS
 from embridge.pipeline.arguments import whole
@@ -76,6 +77,8 @@ def _join(run_dir: Path) -> Library:
             shelf=joined.shelf,
         )
         library = Library(attachment)
+        if attachment.control.role == Role.LANGUAGE:
+            library.neighbours.look()  # so that the first requests of many go straight, too
         library.start()
     except BaseException as error:
         for fd in (*joined.event_fds.values(), joined.sock.detach()):

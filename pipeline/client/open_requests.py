@@ -70,9 +70,9 @@ class OpenRequests:
 
     def _enter_untold(self, handle: TransferHandle, aux: array[int], *, is_early: bool) -> bool:
         """Give a sender its slot, of which no process of the node is told (R80). False if there is none for it."""
-        lease, opened_ns = self.lease, handle.opened_ns
+        lease, room, opened_ns = self.lease, handle.room, handle.opened_ns
         while (slot := lease.take(is_early=is_early)) is not None:
-            if said := self._opener.open(slot, handle.room, opened_ns, handle.deadline_ns, aux):
+            if said := self._opener.open(slot, room, opened_ns, handle.deadline_ns, aux):
                 break
             log.warning(NO_MORE_EPOCHS, slot)
         else:

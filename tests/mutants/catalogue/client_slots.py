@@ -65,6 +65,38 @@ CLIENT_SLOTS: Final = [
         (f"{SHOWN}::test_while_somebody_has_the_turn_the_library_thread_shows_them",),
     ),
     Mutant(
+        "keys-not-shared", "P20", "a handle has a dictionary from when its end is noted",
+        "pipeline/shared_keys.py",
+        "    for name in names:\n",
+        "    for name in names[:1]:\n",
+        ("tests/pipeline/client/test_nothing_to_collect.py::"
+         "test_handles_keep_their_attributes_in_themselves_also_those_that_are_set_at_the_end",),
+    ),
+    Mutant(
+        "neighbours-known-late", "R37, R78", "the first requests of a client go through the node's processes",
+        "pipeline/attach.py",
+        "        if attachment.control.role == Role.LANGUAGE:\n",
+        "        if attachment.control.role is None:\n",
+        ("tests/transfers/untold/test_untold.py::"
+         "test_the_first_request_of_a_scheduler_that_has_just_attached_goes_well_untold",),
+    ),
+    Mutant(
+        "called-back-in-a-write", "P22", "a callback is called by the thread that writes",
+        "pipeline/client/at_once.py",
+        "self._filling is None and not self._done_callbacks\n",
+        "self._filling is None\n",
+        ("tests/transfers/untold/test_untold.py::"
+         "test_what_a_callback_is_to_hear_is_left_to_the_library_thread",),
+    ),
+    Mutant(
+        "closed-in-a-circle", "P20, P9", "a request that is closed before its end, and its receiver, keep each other",
+        "pipeline/scheduler/transfer_queue.py",
+        "                request.receiver.driver = request.receiver.request = None  # they",
+        "                request.receiver.driver = None  # they",
+        ("tests/pipeline/client/test_nothing_to_collect.py::"
+         "test_a_request_whose_client_is_closed_before_its_end_is_freed_without_the_collector",),
+    ),
+    Mutant(
         "release-waits-for-the-library", "P8", "a released result comes free in the library thread's next turn only",
         "pipeline/client/receiver.py",
         "if self.driver is not None or not library.view.do(self._leave_here):\n",

@@ -110,8 +110,8 @@ SCHEDULER: Final = [
     Mutant(
         "blocks-that-are-no-run-lent", "R35", "blocks that are granted together are taken for a run",
         "pipeline/scheduler/record.py",
-        "        if blocks == list(range(begin, begin + len(blocks))):  # as nearly always\n",
-        "        if blocks[0] == begin:\n",
+        "        elif blocks == list(range(begin, begin + len(blocks))):  # as nearly always\n",
+        "        elif blocks[0] == begin:\n",
         (f"{LENT}::test_blocks_that_are_no_run_in_the_order_of_the_rows_are_drained",),
     ),
     Mutant(

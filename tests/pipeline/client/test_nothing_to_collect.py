@@ -10,8 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 from support.alone import ENCODE_ADDRESS, EncodeAlone, LanguageAlone
+from support.lending import Scheduler
 from support.rows import rows_of
 
+from embridge import EmbeddingRequest
+from embridge.allocator._core import untrack
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.doors import Doors
@@ -57,4 +60,38 @@ def test_a_receiver_is_freed_without_the_collector() -> None:
     left = weakref.ref(receiver)
     del receiver
     node.client.poll()
+    assert left() is None
+
+
+def test_handles_keep_their_attributes_in_themselves_also_those_that_are_set_at_the_end() -> None:
+    """P20: a dictionary each, of thousands in flight, would be the collector's."""
+    node = LanguageAlone()
+    receivers = [node.client.receiver(ENCODE_ADDRESS, room) for room in range(1, 61)]
+    node.registered()
+    for receiver in receivers:
+        receiver.clear()
+    node.settle()
+    node.advance(30)
+    assert {receiver.poll() for receiver in receivers} == {Phase.Failed}
+    assert not any(type(it) is dict for receiver in receivers for it in gc.get_referents(receiver))
+
+
+def test_what_leads_nowhere_is_passed_over_by_the_collector() -> None:
+    request = EmbeddingRequest(room=1, bootstrap_addr=ENCODE_ADDRESS)
+    assert not gc.is_tracked(request.chunk_info)
+    numbers, cycle = [1], [2]
+    untrack(numbers, cycle, "none of its business", 5)
+    assert not gc.is_tracked(numbers)
+    numbers.append(3)
+    assert numbers == [1, 3]
+
+
+def test_a_request_whose_client_is_closed_before_its_end_is_freed_without_the_collector() -> None:
+    """P20, P9: it and its receiver lead to each other while a queue drives them."""
+    node = Scheduler()
+    request = node.add(1)
+    assert request.receiver is not None
+    node.client.close()
+    left = weakref.ref(request)
+    del request
     assert left() is None

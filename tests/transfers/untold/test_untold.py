@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any
 
 import pytest
@@ -18,11 +18,13 @@ from support.stopping import stopped
 from support.untold import LONGER, TOTAL, is_posted, joined_by, kicks, settle, tell_all, tell_both
 from support.waiting import wait_until
 
-from embridge import Client, EmbeddingReceiver, EmbeddingSender
+from embridge import Client, EmbeddingReceiver, EmbeddingSender, attach
 from embridge.allocator._core import Turn, TurnTaker
 from embridge.allocator.records import JoinedBy, Slot
 from embridge.allocator.status import Phase
 from embridge.pipeline.client.client import library_of
+from embridge.pipeline.client.direct_path import DirectPath
+from embridge.pipeline.client.library import Library
 from embridge.pipeline.inspection.node_status import node_status
 
 pytestmark = pytest.mark.process
@@ -30,6 +32,10 @@ pytestmark = pytest.mark.process
 
 def _is_settled(sender: EmbeddingSender) -> bool:
     return sender._final is not None
+
+
+def _never(*_: object) -> None:
+    raise AssertionError
 
 
 # ---- nothing goes wrong
@@ -57,6 +63,46 @@ def test_requests_that_go_well_cost_no_process_of_either_node_a_kick(
         f"{node.run_dir.name}/clients": 20 for node in (encode, language)
     }
     encode.wait_idle(10)
+
+
+def test_the_first_request_of_a_scheduler_that_has_just_attached_goes_well_untold(
+    encode: Station, language: Station, sending: Client, rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R37, R78: its client knows the neighbours of its node from the beginning."""
+    monkeypatch.setattr(Library, "_look_at_node", lambda _: None)
+    room = next(rooms)
+    with attach(language.run_dir) as client, stopped(language.pid_of("bootstrap")):
+        queues = Queues(client)
+        queues.add(encode.addr, room)
+        assert is_posted(queues, room)
+        assert give(open_sender(sending, room, TOTAL))
+        assert queues.take(room, 20).difference == ""
+
+
+def test_all_rows_are_sent_and_the_request_is_left_in_one_call(
+    sending: Client, receiving: Queues, posted: EmbeddingReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R80: nothing is made for it that only others need."""
+    sender = open_sender(sending, posted.room, TOTAL)
+    monkeypatch.setattr(DirectPath, "__init__", _never)
+    assert give(sender)
+    assert sender._final is not None
+    assert sender.done
+    assert sender.poll() == Phase.Success
+    assert [it for it in sending.poll() if it is sender] == [sender]
+    assert receiving.take(posted.room, 20).difference == ""
+
+
+def test_what_a_callback_is_to_hear_is_left_to_the_library_thread(
+    sending: Client, receiving: Queues, posted: EmbeddingReceiver
+) -> None:
+    """P22: a callback is called by it, and once."""
+    sender, called = open_sender(sending, posted.room, TOTAL), list[tuple[object, str]]()
+    sender.add_done_callback(lambda it: called.append((it, current_thread().name)))
+    assert give(sender)
+    wait_until(lambda: called, 10)
+    assert receiving.take(posted.room, 20).difference == ""
+    assert called == [(sender, "embridge-library")]
 
 
 @pytest.mark.usefixtures("posted")
