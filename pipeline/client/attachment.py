@@ -107,6 +107,11 @@ class Attachment:
         if self.is_closed and threading.current_thread() not in self.threads:
             raise RuntimeError(CLOSED)
 
+    def check_not_forked(self) -> None:
+        """Raises RuntimeError in a forked child."""
+        if self.is_forked:
+            raise RuntimeError(FORKED)
+
     def check_usable(self) -> None:
         """Raises NodeGoneError when the node is gone, RuntimeError after `Client.close` or in a forked child."""
         self.check_attached()

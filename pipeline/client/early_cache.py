@@ -27,9 +27,9 @@ class EarlyItemCache(ItemCache):
     """As `ItemCache`, of memory that is shared."""
 
     def __init__(self, library: Library, fetching: Fetching, max_bytes: int, wait_s: float) -> None:
-        super().__init__(library, fetching, max_bytes, wait_s, shared=True)
         self._to_copy: deque[Place] = deque()
         self._copying: Pin | None = None
+        super().__init__(library, fetching, max_bytes, wait_s, shared=True)  # last: turns may come from here on
 
     def reach(self, items: Mapping[Key, str]) -> bool:
         if self._attachment.is_forked:  # a thread that is not here may have the lock

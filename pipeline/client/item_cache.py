@@ -39,7 +39,8 @@ BUSY_PAUSE_NS: Final = NS // 20
 
 
 class ItemCache:
-    """One client's, made by `Client.item_cache`. Any thread may call it; no method waits or does I/O."""
+    """One client's, made by `Client.item_cache`. Any thread may call it; no method waits or does I/O. In a forked child
+    `end` and `forget` do nothing; `want`, `get`, `counts` and `prefetch` raise RuntimeError."""
 
     def __init__(
         self, library: Library, fetching: Fetching, max_bytes: int, wait_s: float, *, shared: bool = False
@@ -71,9 +72,7 @@ class ItemCache:
 
     # ---- for the engine
 
-    def want(
-        self, user: Hashable, items: Mapping[str, str] | Mapping[bytes, str], *, hastens: bool = True
-    ) -> Wanted:
+    def want(self, user: Hashable, items: Mapping[str, str] | Mapping[bytes, str], *, hastens: bool = True) -> Wanted:
         """Ask for a set of items, all at once: the keys, and for each the tcp://ip:port of its encode node.
 
         The first call of a user puts it in line; further ones say how it stands. Once READY it stays so until `end`.
@@ -121,6 +120,7 @@ class ItemCache:
 
         Raises ValueError: the user has not been READY, has ended, or has not asked for that key.
         """
+        self._attachment.check_not_forked()  # a thread that is not in the child may have the lock
         with self._lock:
             me = self._users.get(user)
             place = me.places.get(key) if me is not None and me.is_admitted else None
@@ -145,6 +145,8 @@ class ItemCache:
 
     def end(self, user: Hashable) -> None:
         """The user needs its items no more: they stay until somebody else needs their memory. Again: no effect."""
+        if self._attachment.is_forked:
+            return
         with self._lock:
             if user in self._users:
                 self._leave(user)
@@ -161,12 +163,13 @@ class ItemCache:
 
     def forget(self, key: Key) -> None:
         """Have the next user that wants an item get it anew; who has it keeps it until it ends."""
+        if self._attachment.is_forked:
+            return
         with self._lock:
             place = self._places.pop(key, None)
             if place is None:
                 return
-            waiting = [me for me in place.users if not me.is_admitted]
-            for me in waiting:
+            for me in [me for me in place.users if not me.is_admitted]:
                 del place.users[me]
                 self._wanted_by(me, key, place.address)
             self._give_up_unless_wanted(place)
@@ -174,6 +177,7 @@ class ItemCache:
 
     def counts(self) -> CacheCounts:
         """What it holds, and has done."""
+        self._attachment.check_not_forked()
         with self._lock:
             self._collect()
             longest_ns = self._attachment.clock() - min(me.since_ns for me in self._line) if self._line else 0
@@ -366,11 +370,8 @@ class ItemCache:
         """The items of the first in line that lacks memory; while nobody does, those that were named ahead."""
         now_ns, first = self._attachment.clock(), self._first()
         places = first.places.values() if first is not None else self._places.values()
-        asked = [
-            place
-            for place in places
-            if place.state == State.ABSENT and now_ns >= place.again_ns and (first is not None or place.is_prefetched)
-        ]
+        due = [it for it in places if it.state == State.ABSENT and now_ns >= it.again_ns]
+        asked = [it for it in due if first is not None or it.is_prefetched]
         for place in asked:
             place.attempt += 1
             place.state, place.is_held_back = State.ASKED, False

@@ -95,12 +95,14 @@ class StubCache:
 
     def __init__(self, max_bytes: int, *, shared: bool = False, shelf: ShelfReaderOf | None = None) -> None:
         """`shelf`: what it may read in place; then it is an early one."""
+        self._library: Any
         self.now_ns = NS
         self.fetches: list[StubFetch] = []
         self.num_rung = 0
         turns: list[Callable[[], bool]] = []
         attachment = SimpleNamespace(
-            check_attached=lambda: None,
+            check_attached=self._check,
+            check_not_forked=self._check,
             is_closed=False,
             is_forked=False,
             request_timeout_s=10.0,
@@ -108,7 +110,8 @@ class StubCache:
             user_bell=SimpleNamespace(ring=self._ring),
             control=SimpleNamespace(metrics=SimpleNamespace(count_for_client=lambda metric, count=1: None)),
         )
-        library: Any = SimpleNamespace(
+        self._attachment = attachment
+        self._library = library = SimpleNamespace(
             attachment=attachment, wake=self._wake, add_turn=lambda turn, end: turns.append(turn)
         )
         self._shelf = shelf
@@ -120,6 +123,14 @@ class StubCache:
             else ItemCache(library, fetching, max_bytes, 0.0, shared=shared)
         )
         [self._turn] = turns
+
+    def fork(self) -> None:
+        """From now on it is the copy in a forked child."""
+        self._attachment.is_forked = True
+
+    def _check(self) -> None:
+        if self._attachment.is_forked:
+            raise RuntimeError("a forked child")
 
     def _reach(self, key: str, address: str) -> tuple[Pin, RowsAt] | None:
         assert self._shelf is not None

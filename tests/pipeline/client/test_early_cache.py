@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from support.shelves import BLOCK, OneShelf, ShelfReaderOf, content
 from embridge import CacheReader, HeldItem, RowsAt, SegmentError
 from embridge.allocator._core import Words
 from embridge.pipeline.client import cache_memory
+from embridge.pipeline.client.early_cache import EarlyItemCache
 
 
 class Early:
@@ -242,6 +244,19 @@ def test_a_client_that_leaves_pins_nothing_but_what_is_held(shelf: OneShelf, ear
     it.cache._close()
     assert it.num_pinned() == 1
     assert loaded(held.lent.at) == content("a", 1, BLOCK)
+
+
+def test_a_turn_may_come_while_the_cache_is_being_made(shelf: OneShelf) -> None:
+    """D4: from `add_turn` on the library thread takes turns, whatever its maker has yet to do."""
+    turns: list[bool] = []
+
+    def add_turn(turn: Callable[[], bool], _: Callable[[], None]) -> None:
+        turns.append(turn())
+
+    library = StubCache(BLOCK)._library
+    library.add_turn = add_turn
+    EarlyItemCache(library, SimpleNamespace(), BLOCK, 0.0)  # type: ignore[arg-type]
+    assert turns == [False]
 
 
 @pytest.mark.parametrize("seed", range(8))

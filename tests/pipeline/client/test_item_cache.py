@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -290,3 +291,25 @@ def test_whoever_only_wants_to_know_whether_to_ask_again_wakes_nobody() -> None:
     assert not it.cache.has_answer(1)
     assert it.come("a", 10)
     assert it.cache.has_answer(1)
+
+
+@pytest.mark.parametrize("call", ["end", "forget", "get", "counts", "want", "prefetch"])
+def test_no_call_in_a_forked_child_waits_for_a_thread_of_the_parent(call: str) -> None:
+    """P8: the library thread had the lock when the child was forked, and is not there to give it back."""
+    it = StubCache(100)
+    it.is_ready(1, "a")
+    calls: dict[str, Callable[[], object]] = {
+        "end": lambda: it.cache.end(1),
+        "forget": lambda: it.cache.forget("a"),
+        "get": lambda: it.cache.get(1, "a"),
+        "counts": lambda: it.cache.counts(),
+        "want": lambda: it.cache.want(1, {"a": ADDRESS}),
+        "prefetch": lambda: it.cache.prefetch("a", ADDRESS),
+    }
+    it.fork()
+    with it.cache._lock:
+        if call in ("end", "forget"):
+            calls[call]()
+        else:
+            with pytest.raises(RuntimeError, match="forked"):
+                calls[call]()
