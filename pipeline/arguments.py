@@ -58,7 +58,7 @@ def check_address(bootstrap_addr: str) -> None:
     """Raise ValueError if this is not an encode node's address."""
     if not isinstance(bootstrap_addr, str):
         raise ValueError(
-            f"bootstrap_addr: {bootstrap_addr!r} is not of the form tcp://host:port; see Node.bootstrap_addr"
+            f"bootstrap_addr: {said(bootstrap_addr)} is not of the form tcp://host:port; see Node.bootstrap_addr"
         )
     try:
         _is_address(bootstrap_addr)

@@ -30,6 +30,7 @@ MAX_THREADS: Final = 64
 LONG_NS: Final = NS  # a look-up that takes longer makes its name one of those that come last
 MAX_KEPT: Final = 1024  # answers
 MAX_REMEMBERED: Final = 80  # characters of an address whose one form is kept
+MAX_SAID: Final = 300  # characters of an address, which has a host name of 253 at most
 MAX_ADDRESSES: Final = 8  # of one name that are tried
 FOUND_NS: Final = 10 * NS  # how long an answer is kept
 NOT_FOUND_NS: Final = NS
@@ -47,9 +48,11 @@ def split_address(address: str) -> tuple[str, int]:
     Raises:
         ValueError: this is no address of a node.
     """
+    if not isinstance(address, str):  # from who names nodes, and may have it from anybody
+        raise ValueError(f"{type(address).__name__} is not of the form tcp://host:port")
     form = _FORM.fullmatch(address)
-    if form is None or int(form[2]) > 65535:
-        raise ValueError(f"{address!r} is not of the form tcp://host:port")
+    if form is None or int(form[2]) > 65535 or len(address) > MAX_SAID:
+        raise ValueError(f"{address!r:.{MAX_SAID}} is not of the form tcp://host:port")
     host = form[1].strip("[]")
     try:
         ip = ipaddress.ip_address(host)
@@ -65,7 +68,8 @@ def split_address(address: str) -> tuple[str, int]:
 
 def numeric(address: str) -> str:
     """The one form of `tcp://ip:port`. Raises ValueError for a name, another transport, or what leads to no node."""
-    return _numeric(address) if len(address) <= MAX_REMEMBERED else _numeric.__wrapped__(address)
+    is_short = isinstance(address, str) and len(address) <= MAX_REMEMBERED
+    return _numeric(address) if is_short else _numeric.__wrapped__(address)
 
 
 @functools.lru_cache(MAX_KEPT)

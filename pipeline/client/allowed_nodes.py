@@ -29,7 +29,7 @@ class AllowedNodes:
 
         It raises nothing, whatever the address.
         """
-        if address in self._known:
+        if isinstance(address, str) and address in self._known:
             return ""
         written = address
         try:

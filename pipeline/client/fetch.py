@@ -19,6 +19,7 @@ from embridge.allocator.shelf import dtype_of
 from embridge.pipeline.arguments import is_time, said
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
 from embridge.pipeline.client.far_fetch import CopiedRows, FarFetch, PartOfRows
+from embridge.pipeline.client.host_copies import why_no_rows
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
@@ -70,8 +71,18 @@ class Item:
         return torch.frombuffer(held if isinstance(held, Pin) else held.bytes, dtype=kind, count=count).view(self.shape)
 
     def copy_to(self, destination: torch.Tensor) -> None:
-        """Copy the rows into a tensor of as many elements, on whichever device. Raises ValueError as `rows`."""
-        destination.copy_(self.rows.view(destination.shape))
+        """Copy the rows into a tensor of as many elements, on whichever device. Raises ValueError: it is none, or as
+        `rows`.
+        """
+        import torch
+
+        rows = self.rows
+        if not isinstance(destination, torch.Tensor) or (kind := why_no_rows(destination)):
+            what = kind if isinstance(destination, torch.Tensor) else f"{type(destination).__name__} is no tensor"
+            raise ValueError(f"destination: {what}; give one of {rows.numel()} elements")
+        if destination.numel() != rows.numel():
+            raise ValueError(f"destination: {destination.numel()} elements are not the {rows.numel()} of the rows")
+        destination.copy_(rows.view(destination.shape))
 
     def copied(self, take: Callable[[int], Bytes] = fresh_memory) -> CopiedRows:
         """Its rows in memory of this process, or in what `take` gives. Raises ValueError, MemoryError."""

@@ -18,6 +18,7 @@ from embridge.allocator._core import Mapping, PlainRows, copy
 from embridge.allocator.buffers import pools
 from embridge.allocator.geometry import AUX_WORDS, POSITION_AXES, Geometry
 from embridge.pipeline.arguments import whole
+from embridge.pipeline.client.host_copies import why_no_rows
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -191,9 +192,8 @@ class _Rows(NamedTuple):
             raise ValueError(f"{name}: dtype {tensor.dtype} is no integer; give torch.int32")
         if dtype is not None and tensor.dtype != dtype:
             raise ValueError(f"{name}: dtype {tensor.dtype} is not {dtype}; give .to({dtype}), if it may be rounded")
-        if tensor.layout != torch.strided or tensor.is_meta:
-            kind = "meta tensor, which has no data" if tensor.is_meta else f"tensor of layout {tensor.layout}"
-            raise ValueError(f"{name}: a {kind}; give a dense tensor, such as .to_dense() makes, with its data")
+        if kind := why_no_rows(tensor):
+            raise ValueError(f"{name}: {kind}; give a dense tensor, such as .to_dense() makes, with its data")
         try:
             tensor = tensor.detach()
             if tensor.is_neg():

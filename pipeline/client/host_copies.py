@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     import torch
 
 
+def why_no_rows(tensor: torch.Tensor) -> str:
+    """What kind of tensor this is, if it is one that has no rows in memory; else empty."""
+    import torch
+
+    if tensor.is_meta:
+        return "a meta tensor, which has no data"
+    if tensor.is_nested:
+        return "a nested tensor"
+    return "" if tensor.layout == torch.strided else f"a tensor of layout {tensor.layout}"
+
+
 def copy_rows(there: torch.Tensor, rows: torch.Tensor) -> None:
     """Copy a tensor, on whichever device, into one of the same shape that is contiguous in host memory."""
     if rows.dtype == there.dtype and _is_plain(rows):

@@ -22,7 +22,7 @@ from embridge.allocator.records import NodeState
 from embridge.allocator.shelf import DTYPE_BYTES, Answer, ItemKey, ItemRecord, ShelfCounts, code_of
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.attachment import Attachment
-from embridge.pipeline.client.host_copies import copy_rows
+from embridge.pipeline.client.host_copies import copy_rows, why_no_rows
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class ClientShelf:
 
         if not isinstance(rows, torch.Tensor | np.ndarray):
             raise ValueError(f"rows: {type(rows).__name__} is neither a tensor nor an array")
+        if isinstance(rows, torch.Tensor) and (kind := why_no_rows(rows)):
+            raise ValueError(f"rows: {kind}; give a dense tensor, with its data")
         shape = tuple(rows.shape)
         if not shape or 0 in shape:
             raise ValueError(f"rows: shape {shape} has no rows; give (num_rows, width)")

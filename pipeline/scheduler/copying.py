@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import torch
 
+from embridge.pipeline.client.host_copies import why_no_rows
+
 BUFFERS: Final = ("input_embeddings", "fill_ids", "mrope_positions", "deepstack_embeddings")
 
 
@@ -49,6 +51,8 @@ def _check(tensor: Any, rows: torch.Tensor) -> None:
         raise ValueError(f"tensor: shape {tuple(tensor.shape)} is not {shape}; {remedy}")
     if tensor.dtype != dtype:
         raise ValueError(f"tensor: dtype {tensor.dtype} is not {dtype}; {remedy}")
-    if tensor.is_meta or tensor.layout != torch.strided:
-        kind = "meta tensor, which has no data" if tensor.is_meta else f"tensor of layout {tensor.layout}"
-        raise ValueError(f"tensor: a {kind}; {remedy}")
+    kind = why_no_rows(tensor)
+    if not kind and any(size > 1 and not stride for size, stride in zip(shape, tensor.stride(), strict=True)):
+        kind = "a tensor whose rows lie in the same memory"
+    if kind:
+        raise ValueError(f"tensor: {kind}; {remedy}")

@@ -95,7 +95,6 @@ class StubCache:
 
     def __init__(self, max_bytes: int, *, shared: bool = False, shelf: ShelfReaderOf | None = None) -> None:
         """`shelf`: what it may read in place; then it is an early one."""
-        self._library: Any
         self.now_ns = NS
         self.fetches: list[StubFetch] = []
         self.num_rung = 0
@@ -111,10 +110,10 @@ class StubCache:
             control=SimpleNamespace(metrics=SimpleNamespace(count_for_client=lambda metric, count=1: None)),
         )
         self._attachment = attachment
-        self._library = library = SimpleNamespace(
+        library: Any = SimpleNamespace(
             attachment=attachment, wake=self._wake, add_turn=lambda turn, end: turns.append(turn)
         )
-        self._shelf = shelf
+        self.library, self._shelf = library, shelf
         fetching: Any = SimpleNamespace(fetch=self._fetch, reach=self._reach)
         self._is_awake = False
         self.cache = (

@@ -128,6 +128,9 @@ def test_arrays_that_are_read_only_or_lie_in_another_order(client: Client) -> No
         ("k", torch.tensor(1.0), "has no rows"),
         ("k", torch.ones(1, 1, dtype=torch.complex64), "dtype: 'complex64' is unknown"),
         ("k", np.array([["a"]]), "dtype: 'str32' is unknown"),
+        ("k", torch.ones(2, 2, device="meta"), "rows: a meta tensor, which has no data"),
+        ("k", torch.ones(2, 2).to_sparse(), "rows: a tensor of layout torch.sparse_coo"),
+        ("k", torch.nested.nested_tensor([torch.ones(2, 2)] * 2, layout=torch.jagged), "rows: a nested tensor"),
         ("k", [[1.0]], "list is neither a tensor nor an array"),
     ],
 )

@@ -54,6 +54,15 @@ def test_what_leads_to_no_node_is_no_address(address: str) -> None:
         numeric(address)
 
 
+@pytest.mark.parametrize("address", [None, 7, b"tcp://10.0.0.7:4000", ["tcp://10.0.0.7:4000"], "tcp://" + "a" * 5000])
+def test_what_is_no_text_or_longer_than_any_is_no_address_and_is_not_repeated_whole(address: Any) -> None:
+    """D9: whoever names nodes may have the address from anybody."""
+    for reads in (split_address, numeric):
+        with pytest.raises(ValueError, match=r"is not of the form tcp://host:port") as error:
+            reads(address)
+        assert len(str(error.value)) < 400
+
+
 @pytest.mark.parametrize("address", NAMES)
 def test_a_name_is_an_address_but_no_number(address: str) -> None:
     """What the C library alone takes for a number, too."""

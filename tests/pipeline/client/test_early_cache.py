@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.caching import ADDRESS, StubCache
@@ -253,9 +253,9 @@ def test_a_turn_may_come_while_the_cache_is_being_made(shelf: OneShelf) -> None:
     def add_turn(turn: Callable[[], bool], _: Callable[[], None]) -> None:
         turns.append(turn())
 
-    library = StubCache(BLOCK)._library
+    library, fetching = StubCache(BLOCK).library, cast(Any, SimpleNamespace())
     library.add_turn = add_turn
-    EarlyItemCache(library, SimpleNamespace(), BLOCK, 0.0)  # type: ignore[arg-type]
+    EarlyItemCache(library, fetching, BLOCK, 0.0)
     assert turns == [False]
 
 

@@ -272,6 +272,8 @@ def test_addresses_are_compared_in_their_one_form() -> None:
     allowed = AllowedNodes(["tcp://[0::1]:8998", "tcp://10.0.0.1:*"])
     assert not allowed.why_not("tcp://[::1]:8998", None)
     assert not allowed.why_not("tcp://10.0.0.1:1234", None)
+    others: list[Any] = [None, 7, b"tcp://10.0.0.1:1", [], {}, "a" * 10_000]
+    assert all("is not of the form" in allowed.why_not(address, None) for address in others)
     assert allowed.why_not("tcp://[::1]:8999", None)
     assert allowed.why_not("tcp://10.0.0.11:1234", None)
 

@@ -89,6 +89,7 @@ def test_an_error_says_what_to_give() -> None:
         (good.float(), r"^tensor: dtype torch\.float32 is not torch\.bfloat16"),
         (good.to("meta"), r"^tensor: a meta tensor, which has no data"),
         (torch.zeros(TOTAL, 2, dtype=torch.bfloat16).to_sparse(), r"^tensor: a tensor of layout torch\.sparse_coo"),
+        (good[:1].expand(TOTAL, 2), r"^tensor: a tensor whose rows lie in the same memory"),
     ):
         with pytest.raises(ValueError, match=text + wanted):
             result.copy_to(tensor)  # type: ignore[arg-type]

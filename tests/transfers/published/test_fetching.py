@@ -82,6 +82,13 @@ def test_an_item_is_read_where_it_lies_and_no_process_hears_of_it(
     out = torch.empty(120_000)
     item.copy_to(out)
     assert torch.equal(out, rows_of_version(1).flatten())
+    for wrong, why in (
+        (out[1:], "119999 elements are not the 120000 of the rows"),
+        (out.to("meta"), "a meta tensor, which has no data; give one of 120000 elements"),
+        (None, "NoneType is no tensor"),
+    ):
+        with pytest.raises(ValueError, match=f"destination: {why}"):
+            item.copy_to(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", DTYPE_BYTES)
