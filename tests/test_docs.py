@@ -224,6 +224,26 @@ def test_the_programs_of_the_readme_and_the_tutorial_pass_mypy_strict(tmp_path: 
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("page", ["contributing.md", "design/grants.md"])
+def test_every_place_that_decides_a_grant_is_named_where_people_look_for_it(page: str) -> None:
+    """Whoever changes how much is granted at one of them alone changes it for some requests and not for others."""
+    classes = [
+        node
+        for path in sorted((ROOT / "pipeline" / "scheduler").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    deciding = {
+        f"{it.name}.{method.name}"
+        for it in classes
+        for method in it.body
+        if isinstance(method, ast.FunctionDef) and ".note_granted(" in ast.unparse(method)
+    }
+    text = (ROOT / "docs" / page).read_text()
+    assert len(deciding) > 1
+    assert [name for name in sorted(deciding) if f"`{name}`" not in text] == []
+
+
 def test_every_promise_has_a_section() -> None:
     promised = re.findall(r"(?m)^- \*\*(P\d+)\*\*", (ROOT / "docs" / "invariants.md").read_text())
     sections = re.findall(r"(?m)^## (P\d+)\b", (ROOT / "docs" / "promises.md").read_text())
