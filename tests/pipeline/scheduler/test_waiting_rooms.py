@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, LanguageAlone
 
 from embridge import EmbeddingRequest, Phase, TransferQueue
@@ -71,6 +72,22 @@ def test_requests_whose_lengths_are_announced_leave_that_quarter_as_long_as_they
     assert blocks_of(busy) == 6
     announced(node, silent[2], 40, num_ready=1)
     assert blocks_of(silent[2]) == 2  # all but the reserve
+
+
+@pytest.mark.xfail(reason="a reserve that is filled in part is nobody else's", strict=True)
+def test_encoders_that_stop_after_their_first_row_leave_a_block_to_those_whose_rows_are_all_there() -> None:
+    """P21, P8, D8, R21: three of them have the pool, the last one its reserve, until their deadlines; else others would
+    wait as long.
+    """
+    node = LanguageAlone(num_blocks=16)
+    queue = queue_of(node, 1)
+    for room in range(1, 6):
+        silent = waiting(node, queue, room)
+        assert silent.receiver is not None
+        node.status(silent.receiver, Phase.WaitingForInput, 0, total_tokens=40 * BLOCK_SIZE, ready_tokens=1)
+    busy = waiting(node, queue, 6)
+    announced(node, busy, 1, num_ready=1)
+    assert blocks_of(busy) == 1
 
 
 def test_a_retry_whose_new_encoder_is_silent_has_a_share_too() -> None:
