@@ -27,6 +27,7 @@ A caller's own mistake is a plain `ValueError` or `RuntimeError`. Exhaustion is 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Self
 
 
 class EmbridgeError(Exception):
@@ -100,6 +101,9 @@ class TransferError(EmbridgeError):
         self.reason = reason
         self.room = room
 
+    def __reduce__(self) -> tuple[type[Self], tuple[FailureCode, str, int]]:
+        return type(self), (self.code, self.reason, self.room)  # as pools of processes hand an exception over
+
 
 def _said(room: object) -> str:
     """A room as text. A value that is refused as a room may be anything, and an int of 5000 digits has no text."""
@@ -149,6 +153,9 @@ class FetchError(EmbridgeError):
         self.key = key
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str | bytes, str]]:
+        return type(self), (self.key, self.reason)
+
 
 class NotPublished(FetchError):
     """Nothing is published under the key: not yet, or no more. It is answered at once."""
@@ -183,3 +190,6 @@ class ProtocolError(EmbridgeError):
         self.field = field
         self.value = value
         self.limit = limit
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, object, str]]:
+        return type(self), (self.peer, self.field, self.value, self.limit)

@@ -14,8 +14,7 @@ from embridge.pipeline.arguments import whole
 from embridge.pipeline.client.attachment import Attachment
 from embridge.pipeline.client.client import Client
 from embridge.pipeline.client.library import Library
-from embridge.pipeline.config import default_run_dir
-from embridge.pipeline.join import join, once_up
+from embridge.pipeline.join import join, once_up, place_of
 from embridge.pipeline.ranks.leader import Ranks
 
 
@@ -45,10 +44,10 @@ def attach(
         AttachError: no node answers there, it belongs to another user, it takes no new clients, or its layout is
             another one; with ranks: this group has a rank 0 already.
         SegmentError: /dev/shm has no room for what the ranks are to share.
-        ValueError: `num_ranks` or `wait_s` is out of range.
+        ValueError: `num_ranks` or `wait_s` is out of range, or `role` is none.
     """
     num_ranks = whole("num_ranks", num_ranks, 1, MAX_RANKS, f"2 to {MAX_RANKS} (1: there is no other rank)")
-    path = Path(run_dir) if run_dir is not None else default_run_dir(role)
+    path = place_of(run_dir, role)
     library = once_up(lambda: _join(path), wait_s)
     client = Client(library)
     if num_ranks != 1:

@@ -16,6 +16,7 @@ from embridge.allocator.layout import HUGE_PAGE_BYTES
 from embridge.allocator.segment import map_segment
 from embridge.allocator.shelf import shelf_size
 from embridge.pipeline.arguments import is_time, said
+from embridge.pipeline.config import ROLES, default_run_dir
 from embridge.pipeline.run_dir import RunDirError, open_run_dir
 from embridge.workers import run_socket
 from embridge.workers.files import above_standard
@@ -40,6 +41,15 @@ class Joined(NamedTuple):
     event_fds: dict[str, int]
     shelf: Mapping | None = None
     """Where items are published; None: the node has no shelf."""
+
+
+def place_of(run_dir: str | Path | None, role: str) -> Path:
+    """The run directory of the node that is meant. Raises ValueError: there is no such role."""
+    if run_dir is not None:
+        return Path(run_dir)
+    if role not in ROLES:
+        raise ValueError(f"role: {said(role)} is none of {', '.join(ROLES)}")
+    return default_run_dir(role)
 
 
 def knock(run_dir: Path, hello: run_socket.Frame, timeout_s: float) -> tuple[socket.socket, Welcome, dict[str, int]]:

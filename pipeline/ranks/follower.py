@@ -28,8 +28,7 @@ from embridge.allocator.geometry import Geometry
 from embridge.allocator.ranklog import MAX_RANKS, Item, RankLog, unpack_batch
 from embridge.allocator.segment import map_segment
 from embridge.pipeline.arguments import whole
-from embridge.pipeline.config import default_run_dir
-from embridge.pipeline.join import JOIN_TIMEOUT_S, knock, once_up
+from embridge.pipeline.join import JOIN_TIMEOUT_S, knock, once_up, place_of
 from embridge.pipeline.leaving import let_go, refuse
 from embridge.pipeline.scheduler.host_memory import HostRows
 from embridge.pipeline.scheduler.request import EmbeddingResult
@@ -83,10 +82,10 @@ def follow(
     Raises:
         AttachError: neither node nor rank 0 has come in time, or the rank is taken, or has left before.
         SegmentError: what was handed over is not of this version.
-        ValueError: `rank` or `timeout_s` is out of range.
+        ValueError: `rank` or `timeout_s` is out of range, or `role` is none.
     """
     rank = whole("rank", rank, 1, MAX_RANKS - 1, f"1 to {MAX_RANKS - 1}; rank 0 calls attach(run_dir, num_ranks=...)")
-    path = Path(run_dir) if run_dir is not None else default_run_dir(role)
+    path = place_of(run_dir, role)
     return once_up(lambda: Follower(path, rank, group), FOR_EVER_S if timeout_s is None else timeout_s)
 
 

@@ -1,14 +1,16 @@
-"""Numbers of any type that is one."""
+"""Numbers of any type that is one, and roles that are none."""
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from embridge import attach, follow
 from embridge.pipeline.arguments import is_time, said, whole
 
 
@@ -49,3 +51,11 @@ def test_a_value_is_said_whatever_it_is() -> None:
     assert said(7) == "7"
     assert said("x" * 999) == "'" + "x" * 199 + "..."
     assert said(10**5000) == "a int"
+
+
+@pytest.mark.parametrize("join", [attach, partial(follow, rank=1)])
+@pytest.mark.parametrize("role", ["encoder", "", None, 7])
+def test_a_role_that_is_none_is_named_and_no_node_is_waited_for(join: Any, role: Any) -> None:
+    """D9: else its error would ask whether a node is running in a folder that no node has."""
+    with pytest.raises(ValueError, match=r"role: .* is none of encode, language"):
+        join(role=role)
