@@ -74,11 +74,12 @@ INTERNAL: Final = {
     "EmbeddingRequest": {"record", "receiver"},
     "TransferQueue": {"add", "check_room"},
     "Fetch": {"call_back", "end"},
-    "Item": {"copied", "move_out"},
+    "Item": {"copied", "move_out", "move_to"},
     "Subscription": {"take"},
     "PublishedRows": {"end"},
     "WritableRows": {"of", "until"},
     "Wanted": {"missed"},
+    "PipelineConfig": {"of_layers"},
 }
 _SETTINGS: Final = {"": PipelineConfig, **groups()}
 _SECTION: Final = re.compile(r"(?m)^(Returns|Raises):$")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import abc
 from collections.abc import Iterator
 from functools import cache
 
@@ -175,6 +176,21 @@ def test_each_public_name_stands_on_one_page_of_the_api() -> None:
     for kind, names in api_page.INTERNAL.items():
         has = {*dir(getattr(embridge, kind)), *getattr(embridge, kind).__annotations__, *api_page.OF_A_HANDLE}
         assert names <= has, f"{kind}: no such names"
+
+
+def test_what_the_pages_of_the_api_show_takes_nothing_that_no_user_can_have() -> None:
+    """Whoever reads of a parameter of an internal class is shown a method that only other files of embridge call."""
+    texts = [path.read_text() for room in ("pipeline", "workers", "allocator") for path in (ROOT / room).rglob("*.py*")]
+    internal = {name for text in texts for name in re.findall(r"(?m)^class (\w+)", text)}
+    internal -= {*embridge.__all__, *dir(abc), "Path"}
+    shown = "".join(path.read_text() for path in sorted((DOCS / "api").glob("*.md")))
+    taken = {
+        (heading, name)
+        for heading, signature in re.findall(r"### (\S+)\n\n```py\n(.*?)\) -> ", shown, re.DOTALL)
+        for name in re.findall(r"\b[A-Z]\w+", signature)
+        if name in internal
+    }
+    assert taken == set()
 
 
 def test_every_block_says_what_it_is_and_data_can_be_read() -> None:
