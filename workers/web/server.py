@@ -1,8 +1,10 @@
 """A small HTTP server: GET and HEAD, one answer a connection, one thread, bounded in everything that a client decides.
 
 Who asks may be slow, silent or hostile. A connection has `PATIENCE_S` for its question and its answer together, a
-question at most `MAX_HEAD` bytes, and no more than `MAX_CONNECTIONS` are open: others wait in the kernel's queue. A
-body is not read. So the process stays as small as it is, and no other process of the node notices.
+question at most `MAX_HEAD` bytes, and no more than `MAX_CONNECTIONS` are open. Who comes then takes the place of the
+one that has been silent for the longest, so that a probe is answered in time though others hold all that there are; if
+all of them are being answered, it waits in the kernel's queue. A body is not read. So the process stays as small as it
+is, and no other process of the node notices.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class Server:
         self._clock = clock
         self._listening = listening
         self._selector = selectors.DefaultSelector()
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, None] = {}  # in the order in which they came
         self._accept_ns: int | None = None  # when connections are taken again; None: now
         listening.setblocking(False)
         self._selector.register(listening, selectors.EVENT_READ, None)
@@ -90,11 +92,12 @@ class Server:
         if self._accept_ns is not None and len(due) < MAX_CONNECTIONS:
             due.append(self._accept_ns)
         wait_s = max(0.0, min([wait_s, *((at_ns - now) / NS for at_ns in due)]))
-        for key, _ in self._selector.select(wait_s):
-            if key.data is None:
-                self._accept()
-            elif isinstance(key.data, _Connection):
-                self._serve(key.data)
+        ready = [key.data for key, _ in self._selector.select(wait_s)]
+        for it in ready:
+            if isinstance(it, _Connection):
+                self._serve(it)
+        if None in ready:  # behind those that have just said what they want
+            self._accept()
         now = self._clock()
         for it in [it for it in self._connections if it.until_ns <= now]:
             self._end(it)
@@ -120,17 +123,26 @@ class Server:
             return
         sock.setblocking(False)
         it = _Connection(sock, self._clock() + int(PATIENCE_S * NS))
-        self._connections.add(it)
+        self._connections[it] = None
         self._selector.register(sock, selectors.EVENT_READ, it)
         if len(self._connections) >= MAX_CONNECTIONS:
+            self._make_room()
+        if len(self._connections) >= MAX_CONNECTIONS:
             self._pause(0.0)
+
+    def _make_room(self) -> None:
+        """End the oldest connection that has said nothing whole, but the one that has just come."""
+        *others, _ = self._connections
+        silent = next((it for it in others if it.answer is None), None)
+        if silent is not None:
+            self._end(silent)
 
     def _pause(self, for_s: float) -> None:
         self._selector.unregister(self._listening)
         self._accept_ns = self._clock() + int(for_s * NS)
 
     def _end(self, it: _Connection) -> None:
-        self._connections.discard(it)
+        del self._connections[it]
         self._selector.unregister(it.sock)
         it.sock.close()
 

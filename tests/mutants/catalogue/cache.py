@@ -31,8 +31,8 @@ CACHE: Final = [
     Mutant(
         "fetched-for-each", "R67", "an item that is on its way is fetched once more",
         SOURCE,
-        "            if place.state == State.ABSENT and now_ns",
-        "            if place.state != State.READY and now_ns",
+        "for it in places if it.state == State.ABSENT and now_ns",
+        "for it in places if it.state != State.READY and now_ns",
         (f"{TESTS}::test_a_user_is_admitted_when_all_its_items_are_there_and_what_is_there_is_fetched_once",),
     ),
     Mutant(

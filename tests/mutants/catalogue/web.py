@@ -89,14 +89,21 @@ WEB: Final = [
         "workers/web/server.py",
         "for it in [it for it in self._connections if it.until_ns <= now]:",
         "for it in [it for it in self._connections if it.until_ns <= 0]:",
-        (f"{_SERVER}::test_who_says_nothing_is_let_go_and_holds_nobody_up",),
+        (f"{_SERVER}::test_who_says_nothing_holds_nobody_up",),
     ),
     Mutant(
         "askers-without-bound", "P12", "the web process keeps as many connections as anybody opens",
         "workers/web/server.py",
         "        if len(self._connections) >= MAX_CONNECTIONS:\n            self._pause(0.0)\n",
         "",
-        (f"{_SERVER}::test_who_says_nothing_is_let_go_and_holds_nobody_up",),
+        (f"{_SERVER}::test_who_does_not_read_is_let_go_and_as_many_as_may_connect_have_others_wait",),
+    ),
+    Mutant(
+        "silent-askers-hold-probes-up", "P21", "as many silent askers as may connect have a probe wait",
+        "workers/web/server.py",
+        "            self._make_room()\n",
+        "            pass\n",
+        (f"{_SERVER}::test_who_says_nothing_holds_nobody_up",),
     ),
     Mutant(
         "handler-ends-the-process", "D4", "a bug in one answer ends the web process",
