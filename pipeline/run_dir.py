@@ -166,7 +166,7 @@ def read_identity(directory: int) -> tuple[int, int]:
         return 0, 0
     found = _IDENTITY.fullmatch(data)
     if found is None:
-        raise ValueError("it does not hold two numbers")
+        raise ValueError("it does not hold two numbers, of 20 digits at most")
     node_id, incarnation = int(found[1]), int(found[2])
     if not 1 <= node_id <= MAX_IDENTITY:
         raise ValueError(f"node id {node_id} is outside 1 to {MAX_IDENTITY}")

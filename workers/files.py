@@ -13,9 +13,14 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, directory: int |
     """A descriptor of a regular file, made with mode 0600 where `flags` say so. Nothing is waited for, as at a FIFO.
 
     Raises:
-        OSError: as `os.open`; EINVAL for what is no regular file.
+        OSError: as `os.open`; EINVAL for what is no regular file; ELOOP, in words of ours, for a link.
     """
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    except OSError as error:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
+            raise OSError(errno.ELOOP, "it is a symbolic link") from error
+        raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "it is no regular file")
