@@ -121,7 +121,7 @@ def _begin_again(request: EmbeddingRequest, block_size: int) -> None:
     first = record.first_block * block_size
     request.failure = request.receiver = None
     record.first_of_run = record.run_blocks = 0
-    record.is_contacted = record.has_share = record.has_rows_waiting = False
+    record.is_contacted = record.has_share = record.has_rows_waiting = record.fills_a_block = False
     request.transferred_tokens = record.drained_tokens = first
     record.available_tokens = min(record.available_tokens, first)
     request.chunk_info = [(begin, min(end, first)) for begin, end in request.chunk_info if begin < first]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from embridge.allocator.geometry import MAX_TOKENS
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.block_rows import BlockRows
 from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
@@ -30,6 +31,7 @@ class TransferRecord:
     is_contacted: bool = False  # its encode node has been told of it, with blocks or without
     has_share: bool = False  # it has had its share, and gets no more until its length, or a row, is known
     has_rows_waiting: bool = False  # the encode node has rows for which nothing is granted
+    fills_a_block: bool = False  # they are enough for a block, or the last ones
     why_not_retryable: str = ""
     first_block: int = 0  # the request blocks before this one have come from an encode node that is lost
     total_there: int = 0  # the length that the lost encode node has announced, in tokens; 0: none
@@ -49,6 +51,14 @@ class TransferRecord:
         else:
             out_of_order = (k for k, block in enumerate(blocks) if block != begin + k)
             self.run_blocks = granted + next(out_of_order)
+
+    def note_waiting(self, receiver: EmbeddingReceiver, granted: int, block_size: int) -> None:
+        """Note what its encoder has beyond what is granted. A block is given back when it is full, and an encoder may
+        stop at any time, so the reserve is for rows that fill it, or are the last (R21).
+        """
+        ready = receiver.ready_tokens
+        self.has_rows_waiting = waits = ready > granted
+        self.fills_a_block = waits and ready >= min(granted + block_size, receiver.total_embedding_length or MAX_TOKENS)
 
     def ask_for_chunks(self, receiver: EmbeddingReceiver | None) -> None:
         """Have rows drained that have landed, and those that will (any thread). `receiver` is None before it has a
@@ -74,5 +84,5 @@ class TransferRecord:
 
 share_keys(
     TransferRecord, "added_s", "memory", "arrival", "has_share", "is_contacted", "reserved_tokens", "first_of_run",
-    "run_blocks", "lent", "failed_receiver", "rows", "has_rows_waiting",
+    "run_blocks", "lent", "failed_receiver", "rows", "has_rows_waiting", "fills_a_block",
 )

@@ -192,7 +192,7 @@ class TransferQueue:
             if request not in self._active:
                 self._wanted.discard(request)
                 continue
-            if record.is_contacted and (free == 0 or (free == 1 and not record.has_rows_waiting)):
+            if record.is_contacted and (free == 0 or (free == 1 and not record.fills_a_block)):
                 keep.append(request)
                 waits = True
                 continue
@@ -290,7 +290,7 @@ class TransferQueue:
             return
         self._learn(request, receiver, receiver.total_embedding_length)
         granted, record = receiver.granted_tokens, request.record
-        record.has_rows_waiting = receiver.ready_tokens > granted
+        record.note_waiting(receiver, granted, self._bs)
         may_have_more = receiver.ready_tokens > 0 or not record.has_share
         if (
             receiver.handshake_done
@@ -351,7 +351,7 @@ class TransferQueue:
         held = num_granted - words[Slot.DRAINED_BLOCKS]
         missing = min(-(-reserved // self._bs) - num_granted, receiver.max_window_blocks - held)
         room = self._straight.room_behind(receiver, total, missing) if missing > 0 == num_granted else 0
-        blocks = receiver.take(max(missing, 0), may_take_reserve=record.has_rows_waiting, room=room).tolist()
+        blocks = receiver.take(max(missing, 0), may_take_reserve=record.fills_a_block, room=room).tolist()
         record.note_granted(num_granted, blocks)
         if blocks:
             after = min((num_granted + len(blocks)) * self._bs, reserved)
@@ -360,7 +360,7 @@ class TransferQueue:
         elif not record.is_contacted:
             receiver.grant(blocks, 0)
         record.is_contacted = True
-        record.has_rows_waiting = receiver.ready_tokens > granted
+        record.note_waiting(receiver, granted, self._bs)
         return shows_rows and granted < target
 
     # ---- the end

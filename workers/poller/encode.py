@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
+from embridge.allocator.geometry import MAX_TOKENS
 from embridge.allocator.metrics import Metric
 from embridge.allocator.records import Destination, JoinedBy, Peer, Process, Slot, WrittenBy
 from embridge.allocator.rings import Kick, Record
@@ -266,7 +267,9 @@ class Publisher(Poller):
         granted = self._dsts.get(slot, d, Destination.GRANTED_TOKENS)
         if not self._ctx.is_current(slot, epoch):
             return  # it was released after it had been asked for, and what was read may be the next one's (R16)
-        crossing = min(state.ready_tokens, granted + 1)  # more ready than granted is news; how much more is not
+        # more ready than granted is news, and that they fill a block; how much more is not
+        filled = min(granted + self._control.geometry.block_size, state.total_tokens or MAX_TOKENS)
+        crossing = min(state.ready_tokens, granted + 1) if state.ready_tokens < filled else filled
         news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
         record = self._control.peers.record(peer)
         told = self._told.setdefault(slot, {}).get(d)

@@ -10,7 +10,7 @@ SCHEDULER: Final = [
         "reserve-without-rows", "R21, D8",
         "a request at the destination takes the last block though it has no rows waiting",
         "pipeline/scheduler/transfer_queue.py",
-        "may_take_reserve=record.has_rows_waiting, ",
+        "may_take_reserve=record.fills_a_block, ",
         "may_take_reserve=True, ",
         crossing("a_request_without_rows_leaves_the_reserve_where_it_is"),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from support.alone import BLOCK_SIZE, ENCODE_ADDRESS, LanguageAlone
 
 from embridge import EmbeddingRequest, Phase, TransferQueue
@@ -74,7 +73,6 @@ def test_requests_whose_lengths_are_announced_leave_that_quarter_as_long_as_they
     assert blocks_of(silent[2]) == 2  # all but the reserve
 
 
-@pytest.mark.xfail(reason="a reserve that is filled in part is nobody else's", strict=True)
 def test_encoders_that_stop_after_their_first_row_leave_a_block_to_those_whose_rows_are_all_there() -> None:
     """P21, P8, D8, R21: three of them have the pool, the last one its reserve, until their deadlines; else others would
     wait as long.
