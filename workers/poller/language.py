@@ -27,6 +27,7 @@ from embridge.workers.poller.grant_watch import GrantWatch
 from embridge.workers.poller.peer_watch import why_lost
 from embridge.workers.poller.quarantine import Quarantine
 from embridge.workers.poller.reports import note_item, what_is_wrong, why_late
+from embridge.workers.poller.resending import sent_again_ns
 from embridge.workers.poller.room_lists import HeardNodes, HeardRooms
 from embridge.workers.poller.verifier import Verifier
 from embridge.workers.role import Inbox, Out, RoleContext, Send
@@ -34,8 +35,6 @@ from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
-MAX_RESEND_S = 2.0
-MOST_RESENDS_A_S = 100  # first grants that nobody has answered: of many, each is sent again more rarely
 MOST_ROOMS = 1024  # in a message that tells what was checked
 QUARANTINE_LOOK_NS = NS // 10
 CLAIM_LOOK_NS = NS // 50  # at a claim that was revoked while its writer held it
@@ -295,10 +294,11 @@ class StatusReceiver(Poller):
         if word.phase == Phase.Success or (word.phase < TERMINAL and not unheard and not is_asking):
             return  # its scheduler may keep the result for long; its encoder may be silent for long
         times = self._resends.get(slot, 0)
-        most_s = len(self._unheard) / MOST_RESENDS_A_S * (0.75 + slot * 0.618 % 1 / 2)  # not all at one time
-        pause_s = min(self._ctx.timing.resend_s * 2**times, max(MAX_RESEND_S, most_s if unheard else 0.0))
         self._resends[slot] = min(times + 1, 8)
-        self._timers.add(self._now_ns + int(pause_s * NS), slot, epoch)
+        due_ns = sent_again_ns(
+            self._now_ns, self._ctx.timing.resend_s, times, slot, len(self._unheard) if unheard else 0
+        )
+        self._timers.add(due_ns, slot, epoch)
         if word.phase == Phase.Failed or is_asking:
             if self._slots.get(slot, Slot.ACKED_EPOCH) != epoch:
                 self._ctx.to("bootstrap").send(Kick.SEND_ABORT, slot, epoch)

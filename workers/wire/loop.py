@@ -97,7 +97,7 @@ class Wire:
 
     def _say_of_descriptors(self, now_ns: int) -> None:
         """Log that few descriptors are left, or that there are enough again."""
-        port, few = self._port, "few descriptors are left: whoever knocks is turned away; raise `ulimit -n`"
+        port, few = self._port, "few descriptors are left: nobody is let in; raise `ulimit -n`"
         news = (
             few
             if port.is_short

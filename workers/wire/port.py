@@ -2,20 +2,24 @@
 
 libzmq leaves a connection for which it has no descriptor in the backlog. The kernel reports that connection to libzmq
 again and again, and libzmq's thread takes most of a core for nothing. Taking the port from libzmq would end all its
-connections. So, when few descriptors are left, `Port` accepts new connections itself, with descriptors that it has kept
-for this, and closes them at once; nodes connect again by themselves. Nodes that are connected are served meanwhile.
+connections. So, when few descriptors are left, `Port` has the kernel drop whatever asks for a connection: nobody else
+comes into the backlog, and nodes, which try again by themselves, come in when there are descriptors again. Nodes that
+are connected are served meanwhile.
 
-libzmq may be faster and accept a connection with one of the kept descriptors, once `Port` has closed it to use it. When
-all kept descriptors are gone in this way, libzmq's thread spins until one of its connections ends; a connection whose
-handshake is not done does so within seconds.
+Those who are in the backlog then `Port` accepts itself, with descriptors that it has kept for this, and closes them at
+once. libzmq may be faster and accept a connection with one of the kept descriptors, once `Port` has closed it to use
+it. When all kept descriptors are gone in this way, libzmq's thread spins until one of its connections ends; a
+connection whose handshake is not done does so within seconds, and the backlog only shrinks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import socket
+import struct
 from typing import Final
 
 import zmq
@@ -24,9 +28,13 @@ from embridge.workers.timing import NS
 
 LOOK_NS: Final = NS // 2
 SPARE: Final = 8  # free descriptors, for files that this process opens
+ENOUGH: Final = 4 * SPARE  # so many are free before others are let in again
 KEPT: Final = 8  # descriptors that are kept, to accept connections that are turned away
 TURN_AWAY_EVERY_S: Final = 0.01  # while few descriptors are left
 TURNED_AWAY_AT_ONCE: Final = 256
+SO_ATTACH_FILTER: Final = 26  # of Linux; Python has no names for them
+SO_DETACH_FILTER: Final = 27
+_DROP_ALL: Final = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # a filter that returns 0 bytes
 
 
 class Port:
@@ -41,6 +49,7 @@ class Port:
         router.bind(address)
         self._listening = socket.socket(fileno=os.dup(fd))
         self._listening.setblocking(False)
+        self._shut(False)  # a process before us may have died while it was shut
         self._kept = [os.dup(fd) for _ in range(KEPT)]
         self._looked_ns = 0
 
@@ -53,7 +62,18 @@ class Port:
             return False
         self._looked_ns = now_ns
         before, self.is_short = self.is_short, self._are_few_left()
+        if before != self.is_short:
+            self._shut(self.is_short)
         return before != self.is_short
+
+    def _shut(self, is_shut: bool) -> None:
+        """Have the kernel drop whatever asks for a connection, or let it in again. Connections that stand go on."""
+        program = struct.pack("@HP", 1, ctypes.addressof(_DROP_ALL))
+        with contextlib.suppress(OSError):  # there is none to take off, or this kernel has none: then it spins longer
+            if is_shut:
+                self._listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+            else:
+                self._listening.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
     def _are_few_left(self) -> bool:
         try:
@@ -64,7 +84,8 @@ class Port:
         except OSError:
             return True
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return limit != resource.RLIM_INFINITY and least >= limit - SPARE
+        spare = ENOUGH if self.is_short else SPARE
+        return limit != resource.RLIM_INFINITY and least >= limit - spare
 
     def turn_away(self) -> None:
         """Accept the connections in the backlog and close them. Called every `TURN_AWAY_EVERY_S` while `is_short`."""

@@ -23,6 +23,29 @@ from .files import (
 
 POLLER: Final = [
     Mutant(
+        "sent-again-one-by-one", "P21", "each first grant that is sent again has a time of its own",
+        "workers/poller/resending.py",
+        "return due_ns + -due_ns % TOGETHER_NS if",
+        "return due_ns if",
+        ("tests/workers/poller/test_digests.py::"
+         "test_of_grants_that_are_sent_again_rarely_some_are_sent_at_one_time",),
+    ),
+    Mutant(
+        "backlog-fills", "P21, P12", "strangers come into the backlog of a port that has no descriptor for them",
+        "workers/wire/port.py",
+        "            self._shut(self.is_short)\n",
+        "            self._shut(False)\n",
+        ("tests/workers/wire/test_port.py::"
+         "test_while_few_descriptors_are_left_nobody_is_let_in_and_who_is_there_is_served",),
+    ),
+    Mutant(
+        "shut-for-good", "P12", "a port that was shut when its process died lets nobody in any more",
+        "workers/wire/port.py",
+        "        self._shut(False)  # a process",
+        "        # a process",
+        ("tests/workers/wire/test_port.py::test_a_port_whose_process_has_died_while_it_was_shut_is_open_again",),
+    ),
+    Mutant(
         "heartbeats-counted-as-resent", "P12", "every room of every heartbeat counts as sent again",
         "workers/poller/encode.py",
         "                states.append(state)\n",

@@ -357,7 +357,7 @@ def test_grants_that_waited_in_a_bootstrap_are_sent_again_when_it_was_restarted(
 
 def test_of_many_grants_that_nobody_answers_a_bounded_number_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """R24, P21: rooms whose encoders have not come cost a bounded share of the time, each in its turn."""
-    monkeypatch.setattr("embridge.workers.poller.language.MOST_RESENDS_A_S", 10)
+    monkeypatch.setattr("embridge.workers.poller.resending.MOST_RESENDS_A_S", 10)
     node = LanguageAlone(limits=MANY)
     for room in range(1, 101):
         node.receiver(room, blocks=0)
@@ -371,6 +371,26 @@ def test_of_many_grants_that_nobody_answers_a_bounded_number_is_sent_again(monke
     inits = [init.key.room for init in node.sent(msg.Init)]
     assert set(inits) == set(range(1, 101))
     assert len(inits) <= 2 * 10 * 30
+
+
+def test_of_grants_that_are_sent_again_rarely_some_are_sent_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P21: each time wakes the threads of two nodes, whatever is sent."""
+    monkeypatch.setattr("embridge.workers.poller.resending.MOST_RESENDS_A_S", 20)
+    node = LanguageAlone(limits=MANY)
+    for room in range(1, 101):
+        node.receiver(room, blocks=0)
+    for _ in range(100):
+        node.advance(0.2)
+        node.heartbeat()
+    times = []
+    for step in range(200):
+        node.forget_sent()
+        node.advance(0.05)
+        if step % 4 == 0:
+            node.heartbeat()
+        if node.sent(msg.Init):
+            times.append(node.now_ns)
+    assert 10 < len(times) <= 41
 
 
 def test_a_heartbeat_says_how_often_the_bootstrap_was_restarted() -> None:
