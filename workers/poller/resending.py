@@ -1,4 +1,5 @@
-"""When a first grant or an abort is sent again that nobody has answered: ever more rarely, for encoders may come late."""
+"""When a first grant or an abort that nobody has answered is sent again: ever more rarely, for encoders may come late.
+"""
 
 from __future__ import annotations
 
