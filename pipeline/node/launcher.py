@@ -40,6 +40,7 @@ from embridge.allocator.segment import (
 )
 from embridge.allocator.shelf import shelf_size
 from embridge.pipeline.config import ROLES, PipelineConfig
+from embridge.pipeline.node.backlogs import Backlogs
 from embridge.pipeline.node.birth import Birth
 from embridge.pipeline.node.claim import next_identity, open_own, remove_own, take_lock
 from embridge.pipeline.node.launch_messages import MAX_CONFIG_BYTES, Ready, decode_config
@@ -337,10 +338,12 @@ class Launcher:
         """Watch over the node until it has been told to stop and has stopped. Returns the exit status."""
         assert self._run_socket is not None
         drain_until = None
+        backlogs = Backlogs({name: descriptor.fd for name, descriptor in self._listening.items()})
         while self._stops < 2:
             now = time.monotonic_ns()
             self.control.processes.beat(0, now)
-            due = [at_ns for at_ns in (self._supervisor.tick(now), self._run_socket.tick(now)) if at_ns is not None]
+            ticks = self._supervisor.tick(now), self._run_socket.tick(now), backlogs.tick(now)
+            due = [at_ns for at_ns in ticks if at_ns is not None]
             self._recovery.flush()
             if self._stops == 1 and drain_until is None:
                 drain_until = time.monotonic() + self.config.timing.drain_timeout_s

@@ -7,6 +7,21 @@ from .files import BIRTH, DYING, INHERITS, NAMES, PREFAULTING, REVOKED, RUN_DIR,
 
 NODE: Final = [
     Mutant(
+        "backlogs-unwatched", "P21, P12", "who waits at the port of a process without descriptors waits for ever",
+        "pipeline/node/launcher.py",
+        "self._run_socket.tick(now), backlogs.tick(now)\n",
+        "self._run_socket.tick(now)\n",
+        ("tests/pipeline/node/test_backlogs.py::"
+         "test_strangers_who_take_all_descriptors_of_a_poller_have_it_spin_for_seconds_at_most",),
+    ),
+    Mutant(
+        "turned-away-at-once", "P12", "the launcher turns away who would be let in a moment later",
+        "pipeline/node/backlogs.py",
+        "                if now_ns - since_ns >= PATIENCE_NS:\n",
+        "                if now_ns >= since_ns:\n",
+        ("tests/pipeline/node/test_backlogs.py::test_who_has_waited_for_a_while_is_turned_away_and_it_is_said_once",),
+    ),
+    Mutant(
         "clock-of-its-own", "P14", "the launcher stamps the end of requests by another clock than the one it is given",
         "pipeline/node/recovery.py",
         "word.sent, self._clock(), True):",
