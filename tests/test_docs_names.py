@@ -180,7 +180,8 @@ def test_each_public_name_stands_on_one_page_of_the_api() -> None:
 
 def test_what_the_pages_of_the_api_show_takes_nothing_that_no_user_can_have() -> None:
     """Whoever reads of a parameter of an internal class is shown a method that only other files of embridge call."""
-    texts = [path.read_text() for room in ("pipeline", "workers", "allocator") for path in (ROOT / room).rglob("*.py*")]
+    rooms = [ROOT / room for room in ("pipeline", "workers", "allocator")]
+    texts = [path.read_text() for room in rooms for path in (*room.rglob("*.py"), *room.rglob("*.pyi"))]
     internal = {name for text in texts for name in re.findall(r"(?m)^class (\w+)", text)}
     internal -= {*embridge.__all__, *dir(abc), "Path"}
     shown = "".join(path.read_text() for path in sorted((DOCS / "api").glob("*.md")))
