@@ -1,14 +1,14 @@
 """Who may take which block, on both sides at once: every interleaving of several requests in pools of one block or two.
 
-Modelled: each request's rows (one a block) at the encoder, source blocks that cache them, each destination's blocks,
-grants, writes, drains, and the rules by which a block is given: block 0 of each side is the reserve, at a destination
-for a request whose rows wait, at a source for a row that a write needs next; other blocks for rows and grants ahead of
-their time, which their own client evicts when it is short; first come first served among those who can use a block;
-requests of which nothing is known hold no more than a half. A source belongs to one of several clients, who cannot
-evict each other's rows. Some encoders may make no row, and some destinations may never grant: the others must end all
-the same.
+Modelled: each request's rows (one a source block, one or more a destination's) at the encoder, source blocks that cache
+them, each destination's blocks, grants, writes, drains, and the rules by which a block is given: block 0 of each side
+is the reserve, at a destination for a request whose waiting rows fill it or are its last, at a source for a row that a
+write needs next; other blocks for rows and grants ahead of their time, which their own client evicts when it is short;
+first come first served among those who can use a block; requests of which nothing is known hold no more than a half. A
+source belongs to one of several clients, who cannot evict each other's rows. Some encoders may make no row, or stop
+behind their first, and some destinations may never grant: the others must end all the same.
 
-Not modelled: faults, messages (what one side knows, the other knows at once), host memory, blocks of several rows.
+Not modelled: faults, messages (what one side knows, the other knows at once), host memory.
 """
 
 from __future__ import annotations
@@ -23,15 +23,11 @@ RESERVE = 0
 
 
 class Destination(NamedTuple):
-    """One destination of a request. `held` are its blocks, one for each row in [drained, granted)."""
+    """One destination of a request. `drained` counts blocks, which are given back; `held` are those behind them."""
 
     sent: int = 0
     drained: int = 0
     held: tuple[int, ...] = ()
-
-    @property
-    def granted(self) -> int:
-        return self.drained + len(self.held)
 
 
 class Request(NamedTuple):
@@ -55,7 +51,9 @@ class Setting:
     destination_blocks: int = 1
     clients: tuple[int, ...] = (0, 0, 0, 0)
     early_rows: bool = False  # all rows are there from the start
+    block_rows: int = 1  # rows of a destination block
     silent: tuple[int, ...] = ()  # requests whose encoder makes no row
+    stops: tuple[int, ...] = ()  # requests whose encoder makes one row
     absent: tuple[tuple[int, int], ...] = ()  # (request, destination) that never grants
 
 
@@ -66,6 +64,7 @@ class Rules:
     r19_rows_flow_on_each_destinations_own_grant: bool = True
     r18_each_destination_is_told_its_own_progress: bool = True
     r21_destination_reserve_for_waiting_rows: bool = True
+    r21_destination_reserve_for_rows_that_fill_it: bool = True
     r21_source_reserve_for_heads: bool = True
     r21_source_reserve_is_dropped_after_the_write: bool = True
     r22_a_head_without_rows_stops_nobody: bool = True
@@ -86,7 +85,7 @@ class Model(Ruled[Setting, Rules]):
 
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
         for r, request in enumerate(world):
-            if request.ready < self.setting.totals[r] and r not in self.setting.silent:
+            if request.ready < (1 if r in self.setting.stops else self.setting.totals[r]) and r not in self.setting.silent:
                 yield (
                     f"the encoder makes row {request.ready} of r{r}",
                     put(world, r, request._replace(ready=request.ready + 1)),
@@ -97,6 +96,10 @@ class Model(Ruled[Setting, Rules]):
 
     # ---- destinations
 
+    def granted(self, there: Destination) -> int:
+        """How many rows may be there, counted from the first."""
+        return (there.drained + len(there.held)) * self.setting.block_rows
+
     def free_at(self, world: World, d: int) -> list[int]:
         held = {block for request in world for block in request.destinations[d].held}
         return [block for block in range(self.setting.destination_blocks) if block not in held]
@@ -104,9 +107,11 @@ class Model(Ruled[Setting, Rules]):
     def may_have(self, world: World, r: int, d: int) -> int | None:
         """The block that request r would get now at destination d."""
         there, total = world[r].destinations[d], self.setting.totals[r]
-        if there.granted >= total or (r, d) in self.setting.absent:
+        if self.granted(there) >= total or (r, d) in self.setting.absent:
             return None
-        waits = world[r].ready > there.granted
+        filled = min(self.granted(there) + self.setting.block_rows, total)
+        fills = self.rules.r21_destination_reserve_for_rows_that_fill_it
+        waits = world[r].ready >= (filled if fills else self.granted(there) + 1)
         is_bound = not world[r].ready and self.rules.r21_a_part_stays_for_those_whose_rows_came
         if is_bound and self.num_unknown(world, d) >= self.setting.destination_blocks / 2:
             return None  # nothing is known of it: a part of the pool stays for others
@@ -143,20 +148,21 @@ class Model(Ruled[Setting, Rules]):
         told = there.sent
         if not self.rules.r18_each_destination_is_told_its_own_progress:
             told = min(other.sent for other in others)
-        if there.drained < told:
+        begin, total = there.drained * self.setting.block_rows, self.setting.totals[r]
+        if begin < total and told >= min(begin + self.setting.block_rows, total):
             yield (
-                f"d{d} drains row {there.drained} of r{r}",
+                f"d{d} drains rows from {begin} of r{r}",
                 now(there._replace(drained=there.drained + 1, held=there.held[1:])),
             )
-        flows = self.rules.r19_rows_flow_on_each_destinations_own_grant or all(other.granted for other in others)
-        if flows and there.sent < there.granted and any(row == there.sent for row, _ in request.staged):
+        flows = self.rules.r19_rows_flow_on_each_destinations_own_grant or all(self.granted(other) for other in others)
+        if flows and there.sent < self.granted(there) and any(row == there.sent for row, _ in request.staged):
             yield f"row {there.sent} of r{r} is written to d{d}", now(there._replace(sent=there.sent + 1))
 
     def is_first(self, world: World, r: int, d: int) -> bool:
         """First come, first served, among those who could be given a block now."""
         for other in range(r):
             if not self.rules.r22_a_head_without_rows_stops_nobody:
-                if world[other].destinations[d].granted < self.setting.totals[other]:
+                if self.granted(world[other].destinations[d]) < self.setting.totals[other]:
                     return False
             elif self.rules.r22_first_come_first_served and self.may_have(world, other, d) is not None:
                 return False
@@ -166,12 +172,14 @@ class Model(Ruled[Setting, Rules]):
 
     def heads(self, request: Request) -> set[int]:
         """The rows that some destination needs next, and has a block for."""
-        return {there.sent for there in request.destinations if there.sent < min(request.ready, there.granted)}
+        return {there.sent for there in request.destinations if there.sent < min(request.ready, self.granted(there))}
 
     def wanted(self, request: Request) -> set[int]:
         """The rows that some destination has a block for and has yet to get."""
         return {
-            row for there in request.destinations for row in range(there.sent, min(request.ready, there.granted))
+            row
+            for there in request.destinations
+            for row in range(there.sent, min(request.ready, self.granted(there)))
         }
 
     def staging_steps(self, world: World, r: int, request: Request) -> Iterator[tuple[str, World]]:
@@ -218,9 +226,9 @@ class Model(Ruled[Setting, Rules]):
         return put(world, r, world[r]._replace(staged=tuple(sorted(staged))))
 
     def is_over(self, world: World) -> bool:
-        stopped = {*self.setting.silent, *(r for r, _ in self.setting.absent)}
+        stopped = {*self.setting.silent, *self.setting.stops, *(r for r, _ in self.setting.absent)}
         return bool(world) and all(
-            there.drained == self.setting.totals[r]
+            there.drained * self.setting.block_rows >= self.setting.totals[r]
             for r, request in enumerate(world)
             if r not in stopped
             for there in request.destinations

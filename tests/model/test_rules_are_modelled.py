@@ -29,7 +29,8 @@ r15_bar_lasts_until_the_refused_know, r15_a_refused_ones_abort_bars_nothing, r15
 `supply`: r18_each_destination_is_told_its_own_progress |
 | R19 | `supply`: r19_rows_flow_on_each_destinations_own_grant |
 | R20 | `destinations`: r20_success_is_taken_from_the_phase |
-| R21 | `supply`: r21_destination_reserve_for_waiting_rows, r21_source_reserve_for_heads, \
+| R21 | `supply`: r21_destination_reserve_for_waiting_rows, r21_destination_reserve_for_rows_that_fill_it, \
+r21_source_reserve_for_heads, \
 r21_source_reserve_is_dropped_after_the_write, r21_a_part_stays_for_those_whose_rows_came |
 | R22 | `supply`: r22_a_head_without_rows_stops_nobody, r22_first_come_first_served |
 | R23 | `repair`: r23_ended_stays_in_the_heartbeats, r23_slot_is_kept_until_closed, \

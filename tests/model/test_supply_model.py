@@ -21,6 +21,13 @@ SMALL = {
     "encoders that are silent, four blocks": Setting(
         totals=(4, 3, 2), num_destinations=1, source_blocks=1, destination_blocks=4, silent=(0, 1), clients=(0, 1, 1)
     ),
+    "an encoder that stops in the midst of a block": Setting(
+        totals=(4, 2, 1), num_destinations=1, block_rows=2, stops=(0,), clients=(0, 1, 1)
+    ),
+    "encoders that stop in the midst of a block, two blocks": Setting(
+        totals=(3, 4, 2), num_destinations=1, source_blocks=2, destination_blocks=2, block_rows=2, stops=(0, 1),
+        clients=(0, 1, 1),
+    ),
     "a destination that does not come": Setting(totals=(2, 1, 1), absent=((0, 1),), clients=(0, 1, 1)),
 }
 
@@ -47,6 +54,10 @@ BROKEN = [
     ("r18_each_destination_is_told_its_own_progress", "stuck", Setting()),
     ("r19_rows_flow_on_each_destinations_own_grant", "stuck", Setting()),
     ("r21_destination_reserve_for_waiting_rows", "stuck", Setting(num_destinations=1, silent=(0,))),
+    (
+        "r21_destination_reserve_for_rows_that_fill_it", "stuck",
+        Setting(totals=(4, 2), num_destinations=1, block_rows=2, stops=(0,)),
+    ),
     ("r21_source_reserve_for_heads", "stuck", Setting(num_destinations=1, clients=(0, 1))),
     ("r21_source_reserve_is_dropped_after_the_write", "stuck", Setting(clients=(0, 1))),
     ("r22_a_head_without_rows_stops_nobody", "stuck", Setting(silent=(0,))),
