@@ -85,7 +85,7 @@ class Model(Ruled[Setting, Rules]):
 
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
         for r, request in enumerate(world):
-            if request.ready < (1 if r in self.setting.stops else self.setting.totals[r]) and r not in self.setting.silent:
+            if request.ready < self.num_made(r):
                 yield (
                     f"the encoder makes row {request.ready} of r{r}",
                     put(world, r, request._replace(ready=request.ready + 1)),
@@ -93,6 +93,10 @@ class Model(Ruled[Setting, Rules]):
             yield from self.staging_steps(world, r, request)
             for d in self.destinations:
                 yield from self.destination_steps(world, r, request, d)
+
+    def num_made(self, r: int) -> int:
+        """How many rows its encoder makes."""
+        return 0 if r in self.setting.silent else 1 if r in self.setting.stops else self.setting.totals[r]
 
     # ---- destinations
 
