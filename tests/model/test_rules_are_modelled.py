@@ -90,12 +90,12 @@ r45_nor_given_back, r45_retired_before_the_lane_is_anothers |
 | R61 | `in place`: r61_given_when_all_ranks_have_pinned, r61_answers_name_what_was_pinned |
 | R62 | `in place`: r62_copied_before_it_is_said, r62_unpinned_behind_the_loads |
 | R63 | `in place`: r63_no_unpin_under_a_view |
-| R64 | `in place`: r64_the_mapping_of_the_dead_stays |
+| R64 | `in place`: r64_the_mapping_of_the_dead_stays; `lent`: r64_opened_where_it_is_pinned |
 | R65 | `cache`: r65_the_first_takes_from_those_behind |
 | R67 | `cache`: r67_one_fetch_a_key |
 | R68 | `cache`: r68_all_who_wait_are_told_of_a_failure |
 | R69 | `cache`: r69_an_admitted_users_items_stay |
-| R70 | `cache`: r70_followers_are_past_what_is_used_again |
+| R70 | `cache`: r70_followers_are_past_what_is_used_again; `lent`: r70_pinned_until_all_have_read |
 | R71 | `cache`: r71_memory_under_a_fetch_is_its_own |
 | R72 | `notices`: r72_the_poller_compares |
 | R73 | `notices`: r73_a_new_poller_begins_a_new_stream |
@@ -118,6 +118,8 @@ r84_it_is_for_the_generation_that_was_seen_before |
 | R85 | `pins`: r85_pinned_before_the_slot_is_open, r85_released_before_the_pin_goes, \
 r85_the_last_one_takes_it_away, r85_a_new_bootstrap_counts_the_slots, r85_a_new_bootstrap_takes_the_others_away |
 | R86 | `shares`: r86_each_living_node_has_a_part, r86_what_is_beyond_the_parts_is_shared |
+| R87 | `lent`: r87_looks_behind_its_copy, r87_looks_at_the_word, r87_looks_whose_word_it_is, \
+r87_the_word_of_the_dead_counts |
 
 What no knob shows, and why:
 
@@ -149,8 +151,7 @@ second lock.
 - R80, grants that wait and rooms that are opened: without the looks they meet when the encoder tells its node, later.
 - R77, what is closed is named: else the digests differ once, and all is told again; so it only saves messages.
 - R83, a worker's message is in no list: were it in one, digests would differ, and all be told again, for nothing.
-- R87, the look behind the copy: it is R41 from the other side, and what it needs are R42 and R43, which the shelf's
-  model has: a ledger is cleared before it is another's, and then it is not that reader's any more.
+- R87, the order of both looks: it holds in either; who has joined behind the look at the reader finds the item no more.
 - R82, host memory that does not move, and copies that count only before a failure: both are one process's own steps.
 """
 
@@ -170,6 +171,7 @@ import identity_model
 import item_cache_model
 import item_fetch_model
 import item_in_place_model
+import item_lent_model
 import item_notices_model
 import item_pins_model
 import item_shelf_model
@@ -191,6 +193,7 @@ import test_identity_model
 import test_item_cache_model
 import test_item_fetch_model
 import test_item_in_place_model
+import test_item_lent_model
 import test_item_notices_model
 import test_item_pins_model
 import test_item_shelf_model
@@ -225,6 +228,7 @@ MODELS = {
     "fetch": (item_fetch_model, test_item_fetch_model),
     "pins": (item_pins_model, test_item_pins_model),
     "in place": (item_in_place_model, test_item_in_place_model),
+    "lent": (item_lent_model, test_item_lent_model),
     "cache": (item_cache_model, test_item_cache_model),
     "notices": (item_notices_model, test_item_notices_model),
     "shares": (fetch_share_model, test_fetch_share_model),
