@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple, Self
-from weakref import WeakSet
 
 from embridge.allocator._core import Pin
 from embridge.allocator.errors import FetchError
@@ -70,7 +69,6 @@ class Place:
         self.users: dict[User, None] = {}
         self.rows: CopiedRows | Pin | None = None
         self.held: HeldItem | None = None  # while it has rows, of a cache that is shared
-        self.given: WeakSet[Item] = WeakSet()  # of rows on a shelf; they move with these
         self.fetch: Fetch | None = None
         self.attempt = 0  # the number of the latest fetch; what another one says is nothing to it
         self.is_prefetched = False
@@ -78,19 +76,16 @@ class Place:
         self.is_held_back = False  # its fetch was refused memory when it last asked
         self.again_ns = self.busy_since_ns = 0  # not before; since when its node has had no slot
 
-    def fill(self, rows: CopiedRows | Pin, memory: CacheMemory | None, at: RowsAt | None = None) -> None:
-        """Have rows, which lie there, or in memory of the cache."""
+    def fill(self, rows: CopiedRows, memory: CacheMemory | None) -> None:
+        """Have rows, which lie in memory of the cache."""
         self.rows, self.state = rows, State.READY
         if memory is not None:
-            self.held = HeldItem(self.key, LentRows.of(rows, memory, at), self.address, memory)
+            self.held = HeldItem(self.key, LentRows.of(rows, memory), self.address, memory)
 
     def give(self) -> Item:
         """An item that it has."""
         assert self.rows is not None
-        item = Item(self.key, self.rows)
-        if isinstance(self.rows, Pin):
-            self.given.add(item)
-        return item
+        return self.held.item if self.held is not None else Item(self.key, self.rows)
 
     def ask(self) -> str:
         """How it is counted that another user wants it."""
@@ -140,12 +135,9 @@ class LentRows(NamedTuple):
     at: RowsAt
 
     @classmethod
-    def of(cls, rows: CopiedRows | Pin, memory: CacheMemory, at: RowsAt | None = None) -> Self:
-        """`at` is needed of pinned ones, which lie on a shelf."""
-        if at is None:
-            assert isinstance(rows, CopiedRows)
-            at = memory.where(rows.bytes, (rows.rows, rows.width), dtype_of(rows.dtype))
-        return cls(rows, at)
+    def of(cls, rows: CopiedRows, memory: CacheMemory) -> Self:
+        """Of rows in memory of a cache."""
+        return cls(rows, memory.where(rows.bytes, (rows.rows, rows.width), dtype_of(rows.dtype)))
 
     @property
     def nbytes(self) -> int:

@@ -1,10 +1,10 @@
 """An item cache whose users have what lies on a shelf of this host before it is copied.
 
 Where no user waits for memory, `reach` pins items there, and they are READY: nobody waits for a thread, nor for a copy.
-The library thread copies them later, one a turn and unless they have gone, so that nothing stays pinned on the shelf of
-its node. Nobody wakes it for that: its turns take the GIL from whoever schedules. Memory is counted from the first.
-Whoever reads rows is told where they lie then (`HeldItem.lent`), and keeps that until they are read: it is the pin, or
-the copy.
+The library thread copies them later, one a turn, for as long as somebody has them: a user, whoever keeps what it was
+given, or the cache itself. So nothing stays pinned on the shelf of its node. Nobody wakes it for that: its turns take
+the GIL from whoever schedules. Memory is counted from the first. Whoever reads rows is told where they lie then
+(`HeldItem.lent`), and keeps that until they are read: it is the pin, or the copy.
 """
 
 from __future__ import annotations
@@ -12,23 +12,67 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from embridge.allocator._core import Pin
-from embridge.pipeline.client.cached_items import Key, LentRows, Place, State
+from embridge.pipeline.client.cache_memory import CacheMemory
+from embridge.pipeline.client.cached_items import HeldItem, Key, LentRows, Place, State
 from embridge.pipeline.client.far_fetch import CopiedRows
 from embridge.pipeline.client.fetch import Item
 from embridge.pipeline.client.fetching import Fetching
 from embridge.pipeline.client.item_cache import ItemCache
 from embridge.pipeline.client.library import Library
+from embridge.pipeline.client.shelf_doors import Reached
+
+
+class EarlyItem(HeldItem):
+    """One that lies on a shelf, and then in memory of its cache. `freed` is told of its bytes when it is gone, unless
+    they were copied: those count as their memory does.
+    """
+
+    _freed: Callable[[int], object] | None = None
+
+    def __init__(
+        self, key: Key, found: Reached, address: str, memory: CacheMemory, freed: Callable[[int], object]
+    ) -> None:
+        super().__init__(key, LentRows(found.pin, found.at), address, memory)
+        self._door, self._freed = found.door, freed
+        self._given: list[weakref.ref[Item]] = []
+
+    @property
+    def item(self) -> Item:
+        """The item, whose rows move with these; or when its node is short of room, if it is all that is left (R62)."""
+        lent = self.lent
+        given = Item(self.key, lent.rows)
+        if isinstance(lent.rows, Pin):
+            self._given.append(weakref.ref(given))
+            if (door := self._door()) is not None:
+                door.lend(given)
+            if isinstance(self.lent.rows, CopiedRows):  # meanwhile
+                given.move_to(lent.rows, self.lent.rows)
+        return given
+
+    def move_to(self, copy: LentRows) -> None:
+        """Have its rows in a copy, which is counted by itself (one thread)."""
+        pin, self.lent, self._freed = self.lent.rows, copy, None
+        assert isinstance(pin, Pin)
+        assert isinstance(copy.rows, CopiedRows)
+        while self._given:
+            if (given := self._given.pop()()) is not None:
+                given.move_to(pin, copy.rows)
+
+    def __del__(self) -> None:
+        if self._freed is not None:
+            self._freed(self.nbytes)
 
 
 class EarlyItemCache(ItemCache):
     """As `ItemCache`, of memory that is shared."""
 
+    memory: CacheMemory
+
     def __init__(self, library: Library, fetching: Fetching, max_bytes: int, wait_s: float) -> None:
-        self._to_copy: deque[Place] = deque()
-        self._copying: Pin | None = None
+        self._to_copy: deque[tuple[Place, weakref.ref[EarlyItem]]] = deque()
         super().__init__(library, fetching, max_bytes, wait_s, shared=True)  # last: turns may come from here on
 
     def reach(self, items: Mapping[Key, str]) -> bool:
@@ -50,71 +94,62 @@ class EarlyItemCache(ItemCache):
 
     def _pin(self, key: Key, address: str) -> bool:
         found = self._fetching.reach(key, address)
-        if found is None or not self._make_room(found[0].bytes, None):
+        if found is None or not self._make_room(found.pin.bytes, None):
             return False
-        pin, at = found
         place = self._place(key, address)
         place.attempt += 1
-        place.size, place.is_new = pin.bytes, True
-        place.fill(pin, self.memory, at)
-        self._used_bytes += pin.bytes
-        self._to_copy.append(place)
+        place.rows, place.state, place.size, place.is_new = found.pin, State.READY, found.pin.bytes, True
+        place.held = held = EarlyItem(key, found, address, self.memory, self._freed.append)
+        self._used_bytes += place.size
+        self._to_copy.append((place, weakref.ref(held)))
         return True
-
-    def _drop_rows(self, place: Place) -> None:
-        if isinstance(place.rows, Pin) and place.rows is not self._copying:
-            self._used_bytes -= place.size
-        super()._drop_rows(place)
 
     def _turn(self) -> bool:
         is_short = super()._turn()
-        with self._lock:
-            place = self._next_to_copy()
-        if place is not None and self._copy(place):
+        if self._copy_next():
             self._library.wake()
         return is_short
 
-    def _next_to_copy(self) -> Place | None:
+    def _copy_next(self) -> bool:
+        """Copy rows from a shelf, without the lock; whether there may be more to copy."""
         while self._to_copy:
-            place = self._to_copy.popleft()
-            if isinstance(place.rows, Pin):
-                self._copying = place.rows
-                return place
-        return None
+            place, known = self._to_copy.popleft()
+            held = known()
+            if held is not None and isinstance(held.lent.rows, Pin):
+                return self._copy(place, held)
+        return False
 
-    def _copy(self, place: Place) -> bool:
-        """Copy rows from a shelf, without the lock; whether there was memory for them, else they stay there."""
-        pin, rows = self._copying, None
-        assert pin is not None
+    def _copy(self, place: Place, held: EarlyItem) -> bool:
+        rows = None
         try:
             with contextlib.suppress(MemoryError):
-                rows = Item(place.key, pin).copied(self._take_bytes)
+                rows = Item(held.key, held.lent.rows).copied(self._take_bytes)
         finally:
-            goes_on = self._put(place, pin, rows)
-        return goes_on
-
-    def _put(self, place: Place, pin: Pin, rows: CopiedRows | None) -> bool:
-        size = pin.bytes
-        with self._lock:
-            self._copying = None
             if rows is None:
-                if place.rows is pin:
-                    self._to_copy.append(place)
-                else:
-                    self._used_bytes -= size
-                return False
-            for item in place.given:
-                item.move_to(pin, rows)
-            weakref.finalize(rows.bytes, self._freed.append, size).atexit = False
-            if place.rows is pin:
-                assert place.held is not None
-                assert self.memory is not None
-                place.rows, place.held.lent = rows, LentRows.of(rows, self.memory)
-            return bool(self._to_copy)
+                self._lacks_memory(place, held)
+        if rows is None:
+            return False
+        weakref.finalize(rows.bytes, self._freed.append, held.nbytes).atexit = False
+        with self._lock:
+            held.move_to(LentRows.of(rows, self.memory))
+            if place.held is held:
+                place.rows = rows
+        return bool(self._to_copy)
+
+    def _lacks_memory(self, place: Place, held: EarlyItem) -> None:
+        """Let go of what no user has, which may be fetched again; the others' stays where it is until there is some."""
+        with self._lock:
+            if place.held is held and not place.users and self._places.get(place.key) is place:
+                self._evict(place)
+            self._to_copy.append((place, weakref.ref(held)))
 
     def _close(self) -> None:
         with self._lock:
             for me in self._users.values():  # whose items have them as a user: pins may not wait for the collector
                 me.places, me.held = {}, {}
+            for place, _ in self._to_copy:
+                self._drop_rows(place)
         super()._close()
+        for _ in range(len(self._to_copy)):  # what others keep
+            self._copy_next()
         self._to_copy.clear()

@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from embridge.allocator._core import Pin
 from embridge.allocator.errors import (
     Busy,
     EmbridgeError,
@@ -33,14 +32,13 @@ from embridge.allocator.errors import (
 )
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
-from embridge.allocator.rows_at import RowsAt
 from embridge.allocator.shelf import ItemKey
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
 from embridge.pipeline.client.far_fetch import CopiedRows, FarFetch, PartOfRows
 from embridge.pipeline.client.fetch import MOST_S, Fetch, Item
 from embridge.pipeline.client.refusals import Refusals
-from embridge.pipeline.client.shelf_doors import ShelfDoor, ShelfDoors
+from embridge.pipeline.client.shelf_doors import Reached, ShelfDoor, ShelfDoors
 from embridge.workers.addresses import numeric
 from embridge.workers.timing import NS
 
@@ -117,19 +115,18 @@ class Fetching:
             self._library.wake()
         return it
 
-    def reach(self, key: str | bytes, address: str) -> tuple[Pin, RowsAt] | None:
-        """An item on a shelf that is open to this client, pinned, and where it lies; None: `fetch` it. `address` is
-        numeric. It waits for nobody.
+    def reach(self, key: str | bytes, address: str) -> Reached | None:
+        """An item on a shelf that is open to this client, pinned; None: `fetch` it. `address` is numeric. It waits for
+        nobody.
         """
         if not self._turn.acquire(blocking=False):
             return None
         try:
             door = self._doors.opened(address)
-            pin = door.pin(key, self.clock()) if door is not None else None
-            if door is None or pin is None:
-                return None
-            self._metrics.count_for_client(Metric.FETCHED_IN_PLACE)
-            return pin, door.where(pin)
+            found = door.reach(key, self.clock()) if door is not None else None
+            if found is not None:
+                self._metrics.count_for_client(Metric.FETCHED_IN_PLACE)
+            return found
         except SegmentError:  # which a fetch says
             return None
         finally:

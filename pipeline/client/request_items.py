@@ -164,7 +164,8 @@ class RequestItems:
         found: Mapping[Key, HeldItem],
         fits: Callable[[Key, Item], str],
     ) -> Wanted:
-        if wrong := {key: why for key, held in found.items() if (why := fits(key, held.item))}:
+        found_items = {key: Item(key, held.lent.rows) for key, held in found.items()}  # which nobody keeps
+        if wrong := {key: why for key, item in found_items.items() if (why := fits(key, item))}:
             self._withdraw(it)
             for key in wrong:
                 cache.forget(key)  # another node may have one that fits
@@ -226,6 +227,11 @@ class RequestItems:
         if lent:
             self._loads[step] = list(lent.values())
         return {name: it.at for name, it in lent.items()}
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether loads of some step are kept for workers."""
+        return bool(self._loads)
 
     def has_read(self, step: int) -> list[LentRows]:
         """All workers are past the loads of this step, and of those before. Returns what was kept for them."""

@@ -15,8 +15,9 @@ import contextlib
 import os
 import socket
 import weakref
+from collections import deque
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from embridge.allocator._core import Pin
 from embridge.allocator.control import Control
@@ -49,6 +50,22 @@ class Recalled(Protocol):
     def move_out(self) -> None: ...
 
 
+class Lends(Protocol):
+    """Looks after what reads items in place."""
+
+    def lend(self, item: Recalled) -> None: ...
+
+
+class Reached(NamedTuple):
+    """An item that was pinned where it lies."""
+
+    pin: Pin
+    at: RowsAt
+    """Where its rows lie, for other processes of this host."""
+    door: weakref.ref[Lends]
+    """Through which it was; it closes with its client."""
+
+
 class ShelfDoor:
     """One encode node's shelf, open to this client."""
 
@@ -58,18 +75,23 @@ class ShelfDoor:
         self._connection = connection
         self._part = part
         self._recalls = part.recalls()
+        self._ref: weakref.ref[Lends] = weakref.ref(self)
         self._items: weakref.WeakSet[Recalled] = weakref.WeakSet()
+        self._lent: deque[weakref.ref[Recalled]] = deque()  # since the last look
 
     def is_open(self) -> bool:
         """Whether its node lives."""
         return self._connection.is_open()
 
     def lend(self, item: Recalled) -> None:
-        """Note what reads in place through this door (who has the turn)."""
-        self._items.add(item)
+        """Note what reads in place through this door (any thread)."""
+        self._lent.append(weakref.ref(item))
 
     def look_at_recalls(self) -> None:
         """Where the node is short of room, have those at whose rows nobody looks copied out (who has the turn, R62)."""
+        while self._lent:
+            if (lent := self._lent.popleft()()) is not None:
+                self._items.add(lent)
         if (recalls := self._part.recalls()) != self._recalls:
             self._recalls = recalls
             for item in list(self._items):
@@ -82,9 +104,10 @@ class ShelfDoor:
         except ValueError as error:
             raise SegmentError(str(error)) from None
 
-    def where(self, pin: Pin) -> RowsAt:
-        """Where the rows of an item lie that is pinned here, for other processes of this host."""
-        return self._part.where(pin)
+    def reach(self, key: str | bytes, now_ns: int) -> Reached | None:
+        """As `pin`, and where it lies."""
+        pin = self.pin(key, now_ns)
+        return Reached(pin, self._part.where(pin), self._ref) if pin is not None else None
 
 
 class ClosedDoor:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet, ref
 
 import numpy as np
 
-from embridge import FetchError, FetchFailed, ItemCache, RowsAt
-from embridge.allocator._core import Pin
+from embridge import FetchError, FetchFailed, ItemCache
 from embridge.allocator.fetches import ItemShape
 from embridge.allocator.shelf import code_of
 from embridge.pipeline.client.cache_memory import Bytes, fresh_memory
 from embridge.pipeline.client.early_cache import EarlyItemCache
 from embridge.pipeline.client.far_fetch import CopiedRows
+from embridge.pipeline.client.shelf_doors import Reached, Recalled
 from embridge.workers.timing import NS
 from support.shelves import ShelfReaderOf
 
@@ -90,6 +91,16 @@ class StubFetch:
         return self._item
 
 
+class StubDoor:
+    """What looks after items that are read in place."""
+
+    def __init__(self) -> None:
+        self.lent: WeakSet[Recalled] = WeakSet()
+
+    def lend(self, item: Recalled) -> None:
+        self.lent.add(item)
+
+
 class StubCache:
     """An `ItemCache` whose library thread is the test."""
 
@@ -114,6 +125,7 @@ class StubCache:
             attachment=attachment, wake=self._wake, add_turn=lambda turn, end: turns.append(turn)
         )
         self.library, self._shelf = library, shelf
+        self.door = StubDoor()
         fetching: Any = SimpleNamespace(fetch=self._fetch, reach=self._reach)
         self._is_awake = False
         self.cache = (
@@ -131,10 +143,10 @@ class StubCache:
         if self._attachment.is_forked:
             raise RuntimeError("a forked child")
 
-    def _reach(self, key: str, address: str) -> tuple[Pin, RowsAt] | None:
+    def _reach(self, key: str, address: str) -> Reached | None:
         assert self._shelf is not None
         pin = self._shelf.pin(key)
-        return (pin, self._shelf.part.where(pin)) if pin is not None else None
+        return Reached(pin, self._shelf.part.where(pin), ref(self.door)) if pin is not None else None
 
     def _ring(self) -> None:
         self.num_rung += 1

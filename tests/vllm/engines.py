@@ -120,8 +120,10 @@ class Engine:
     def add(self, ask: Ask) -> None:
         self.scheduler.add_request(request_of(ask))
 
-    def step(self, *, between: str = "") -> Step:
-        """One step; `between`: a request that is aborted while the workers are at it, if it is scheduled."""
+    def step(self, *, between: str = "", is_told: bool = True) -> Step:
+        """One step; `between`: a request that is aborted while the workers are at it, if it is scheduled. Where it is
+        not told, the connector hears nothing from its workers.
+        """
         told = self.scheduler.schedule()
         for worker in self.workers:
             worker.send(told)
@@ -131,6 +133,9 @@ class Engine:
         if between in told.num_scheduled_tokens:
             self.scheduler.finish_requests(between, RequestStatus.FINISHED_ABORTED)
         answers = [answer_of(worker) for worker in self.workers]
+        for answer in answers:
+            if not is_told and answer.ec_connector_output is not None:
+                answer.ec_connector_output.ec_connector_worker_meta = None
         found = self.scheduler.update_from_output(told, self.aggregator.aggregate(answers))
         step.preempted = sorted(told.preempted_req_ids or ())
         for outputs in found.values():
@@ -153,6 +158,10 @@ class Engine:
         """Bytes of the item cache that are taken."""
         consumer = self.scheduler.ec_connector._consumer
         return consumer.items._caches.last.counts().bytes if consumer is not None else 0
+
+    def kept_steps(self) -> list[int]:
+        """The steps of which loads are kept for workers."""
+        return list(self.scheduler.ec_connector._consumer.items._loads)
 
     def evict(self, identifier: str) -> None:
         """Take an item from the shelf of this engine."""

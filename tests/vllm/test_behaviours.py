@@ -247,6 +247,21 @@ def test_what_a_step_loads_stays_though_its_request_is_aborted_meanwhile(
     assert consumer.call("read_bytes") == 16 * HIDDEN * 2
 
 
+def test_of_a_step_of_which_nothing_is_heard_the_next_one_tells(
+    producer: Running, start: Callable[..., Running], name: str
+) -> None:
+    """R70, P21: what it loads is not kept until something is loaded again, and its pins stay no longer."""
+    consumer = start("ec_consumer", num_ranks=2)
+    consumer.add(Ask(name=name, items=((name, 0, 16),), max_tokens=200, params=promised(producer, name)))
+    while not (step := consumer.step(is_told=False)).loads:
+        pass
+    assert len(consumer.call("kept_steps")) == 1
+    step = consumer.step()
+    assert (step.loads, step.stats["loads"], consumer.call("kept_steps")) == ([], 1, [])
+    assert "loads" not in consumer.step().stats
+    consumer.call("abort", name)
+
+
 def test_several_ranks_read_one_copy(producer: Running, start: Callable[..., Running], name: str) -> None:
     """D16."""
     consumer = start("ec_consumer", num_ranks=2)

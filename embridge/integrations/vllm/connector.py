@@ -88,15 +88,16 @@ class EmbridgeConnector(ECConnectorBase):
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> LoadsAndSaves:
         self._step += 1
         loads, self._loads = self._loads, {}
-        told: dict[str, RowsAt] = {}
+        told, is_owed = dict[str, RowsAt](), False
         if self._consumer is not None:
             self._consumer.items.hasten()
             told = self._consumer.items.load(self._step, loads)
+            is_owed = self._consumer.items.is_lent
         saves: tuple[str, ...] = ()
         if self._shelf is not None:
             named = {it.identifier for new in scheduler_output.scheduled_new_reqs for it in new.mm_features}
             saves = tuple(identifier for identifier in named if not self._shelf.has(self._settings.key(identifier)))
-        return LoadsAndSaves(self._step, told, saves)
+        return LoadsAndSaves(self._step, told, saves, is_owed)
 
     def update_connector_output(self, connector_output: ECConnectorOutput) -> None:
         done = connector_output.ec_connector_worker_meta
@@ -146,7 +147,7 @@ class EmbridgeConnector(ECConnectorBase):
             if identifier not in encoder_cache:
                 with gpu_sync_allowed():
                     encoder_cache[identifier] = self._reader.load(at, current_platform.device_type)
-        if told.loads:
+        if told.is_owed:
             self._step = told.step
 
     def build_connector_worker_meta(self) -> Done | None:

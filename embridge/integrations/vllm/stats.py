@@ -35,6 +35,9 @@ class LoadsAndSaves(ECConnectorMetadata):
     loads: dict[str, RowsAt] = field(default_factory=dict)
     saves: tuple[str, ...] = ()
     """Items that are not published, and may be in the encoder cache from before."""
+    is_owed: bool = False
+    """Whether something is kept for these workers until they say that they have read it: loads of this step, or of one
+    before of which nothing has been heard yet."""
 
 
 @dataclass

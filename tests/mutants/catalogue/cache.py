@@ -130,15 +130,39 @@ CACHE: Final = [
     Mutant(
         "read-in-place-for-nothing", "P12", "memory of what is read in place is not counted",
         EARLY,
-        "        self._used_bytes += pin.bytes\n",
-        "",
+        "        self._used_bytes += place.size\n        self._to_copy",
+        "        self._to_copy",
         (f"{TESTS_OF_EARLY}::test_bytes_are_counted_right_whatever_comes_between[0]",),
     ),
     Mutant(
         "pinned-for-ever", "P21", "what was reached on a shelf stays pinned there",
         EARLY,
-        "        self._to_copy.append(place)\n        return True\n",
+        "        self._to_copy.append((place, weakref.ref(held)))\n        return True\n",
         "        return True\n",
         (f"{TESTS_OF_EARLY}::test_what_lies_on_a_shelf_is_there_at_once_and_is_copied_behind",),
+    ),
+    Mutant(
+        "left-and-pinned", "P21", "what somebody keeps of a client that leaves stays pinned on a shelf",
+        EARLY,
+        "        for _ in range(len(self._to_copy)):",
+        "        for _ in range(0):",
+        (f"{TESTS_OF_EARLY}::test_a_client_that_leaves_pins_nothing_but_what_a_step_reads",),
+    ),
+    Mutant(
+        "evicted-and-pinned", "R62, P21", "an item that its cache has evicted stays pinned while somebody keeps it",
+        EARLY,
+        "                door.lend(given)\n",
+        "                pass\n",
+        (
+            f"{TESTS_OF_EARLY}::"
+            "test_what_somebody_keeps_of_an_item_that_was_evicted_is_copied_or_moves_when_its_node_is_short",
+        ),
+    ),
+    Mutant(
+        "without-memory-and-pinned", "P21", "what nobody needs stays pinned while there is no memory to copy it",
+        EARLY,
+        "            if place.held is held and not place.users and",
+        "            if place.held is None and not place.users and",
+        (f"{TESTS_OF_EARLY}::test_a_copy_for_which_there_is_no_memory_is_tried_again",),
     ),
 ]

@@ -59,6 +59,10 @@ def early(shelf: OneShelf) -> Iterator[Callable[[int], Early]]:
         it.reader.connection.hang_up()
 
 
+def no_memory(size: int) -> Any:
+    raise MemoryError
+
+
 def loaded(at: RowsAt) -> bytes:
     return CacheReader().load(at, "cpu").numpy().tobytes()
 
@@ -128,19 +132,18 @@ def test_a_copy_for_which_there_is_no_memory_is_tried_again(
     shelf.publish("a")
     shelf.publish("b")
 
-    def none(size: int) -> Any:
-        raise MemoryError
-
     with monkeypatch.context() as patch:
-        patch.setattr(it.cache, "_take_bytes", none)
+        patch.setattr(it.cache, "_take_bytes", no_memory)
         assert it.has(1, "a")
         assert it.has(2, "b")
         it.stub.turn()
         it.stub.turn()
         assert it.num_pinned() == 2
         it.cache.end(2)
-        it.cache.forget("b")
-        assert (it.num_pinned(), it.cache.counts().bytes) == (1, BLOCK)
+        it.stub.turn()
+        it.stub.turn()
+        assert (it.num_pinned(), it.cache.counts().bytes) == (1, BLOCK)  # of "b" there is nobody to keep it for
+        assert it.cache.counts().evictions == 1
     it.stub.turn()
     it.stub.turn()
     assert it.num_pinned() == 0
@@ -234,16 +237,77 @@ def test_rows_are_no_one_s_whose_ledger_is_another_reader_s_by_now(
         loaded(at)
 
 
-def test_a_client_that_leaves_pins_nothing_but_what_is_held(shelf: OneShelf, early: Callable[[int], Early]) -> None:
-    it = early(2)
-    shelf.publish("a")
-    shelf.publish("b")
-    assert it.has(1, "a")
+def test_a_client_that_leaves_pins_nothing_but_what_a_step_reads(
+    shelf: OneShelf, early: Callable[[int], Early]
+) -> None:
+    """R62, R70: what others keep is copied first; nobody would do that later, however long they keep it."""
+    it = early(3)
+    for key in "abc":
+        shelf.publish(key)
+    assert it.has(1, "ac")
     assert it.has(2, "b")
-    held = it.held(1, "a")
+    held, told, given = it.held(1, "a"), it.held(1, "c").lent, it.cache.get(2, "b")
     it.cache._close()
-    assert it.num_pinned() == 1
+    assert loaded(told.at) == content("c", 1, BLOCK)
+    assert (it.num_pinned(), held.lent.at.pin) == (2, None)
     assert loaded(held.lent.at) == content("a", 1, BLOCK)
+    del told
+    assert it.num_pinned() == 1
+    given.move_out()  # a door looks after what it has lent for as long as its client is there
+    assert (it.num_pinned(), given.where) == (0, "host")
+
+
+def test_what_a_client_keeps_without_memory_for_it_stays_where_it_is(
+    shelf: OneShelf, early: Callable[[int], Early], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = early(1)
+    shelf.publish("a")
+    assert it.has(1, "a")
+    held = it.held(1, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(it.cache, "_take_bytes", no_memory)
+        it.cache._close()
+    assert loaded(held.lent.at) == content("a", 1, BLOCK)
+    del held
+    assert it.num_pinned() == 0
+
+
+def test_what_somebody_keeps_of_an_item_that_was_evicted_is_copied_or_moves_when_its_node_is_short(
+    shelf: OneShelf, early: Callable[[int], Early]
+) -> None:
+    """R62, P21: the cache has let go of it before it was copied; no user is there any more."""
+    it = early(3)
+    for key in "abc":
+        shelf.publish(key)
+    assert it.has(1, "abc")
+    held, given, seen = it.held(1, "a"), it.cache.get(1, "b"), it.cache.get(1, "c")
+    view = seen.rows
+    it.cache.end(1)
+    for key in "abc":
+        it.cache.forget(key)
+    assert it.cache.counts().bytes == BLOCK  # of what is lent to others; `given` is its caller's own
+    it.stub.turn()
+    assert (held.lent.at.pin, held.item.where, it.num_pinned()) == (None, "host", 2)
+    for lent in list(it.stub.door.lent):
+        lent.move_out()  # as its door has it do
+    assert (given.where, seen.where, it.num_pinned()) == ("host", "in place", 1)
+    assert given.rows.numpy().tobytes() == content("b", 1, BLOCK)
+    assert loaded(held.lent.at) == content("a", 1, BLOCK)
+    del held, view
+    seen.release()
+    it.stub.settle()
+    assert (it.cache.counts().bytes, it.num_pinned()) == (0, 0)
+
+
+def test_an_item_that_is_given_while_its_rows_move_moves_with_them(
+    shelf: OneShelf, early: Callable[[int], Early], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = early(1)
+    shelf.publish("a")
+    assert it.has(1, "a")
+    monkeypatch.setattr(it.stub.door, "lend", lambda item: it.stub.turn())  # the library thread copies just then
+    assert it.held(1, "a").item.where == "host"
+    assert it.num_pinned() == 0
 
 
 def test_a_turn_may_come_while_the_cache_is_being_made(shelf: OneShelf) -> None:

@@ -141,7 +141,7 @@ def test_a_request_has_what_lies_on_a_shelf_of_this_host_at_once_and_workers_loa
         publisher.publish("a", rows_of_version(1))
         wait_until(lambda: is_ready("one"), 30)  # which opens the shelf
         with monkeypatch.context() as patch:
-            patch.setattr(EarlyItemCache, "_next_to_copy", lambda cache: None)
+            patch.setattr(EarlyItemCache, "_copy_next", lambda cache: False)
             publisher.publish("b", rows_of_version(2))
             assert items.ask("two", {"b": shelved.addr}).is_ready
             held = items.find("b", "two")

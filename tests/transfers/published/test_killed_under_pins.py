@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from support.fetching import shelf_node
 from support.nodes import Station
 from support.publishing import rows_of_version
+from support.remains import alive
 from support.waiting import wait_until
 
 from embridge import CacheReader, HeldItem, RequestItems, WantStatus, attach
@@ -57,7 +59,7 @@ def test_what_was_pinned_is_loaded_and_copied_as_if_its_node_lived(
                 publisher.publish("a", rows_of_version(1))
                 engine.becomes(WantStatus.READY, "one", "a")  # which opens the shelf
                 engine.items.end("one")
-                patch.setattr(EarlyItemCache, "_next_to_copy", lambda cache: None)
+                patch.setattr(EarlyItemCache, "_copy_next", lambda cache: False)
                 for version, key in enumerate("bc", 2):
                     publisher.publish(key, rows_of_version(version))
                 assert engine.status("two", "bc") == WantStatus.READY
@@ -68,12 +70,13 @@ def test_what_was_pinned_is_loaded_and_copied_as_if_its_node_lived(
             take, pids = cache._take_bytes, list(node.pids().values())
 
             def killing(size: int) -> Bytes:
-                node.kill_group()
+                with contextlib.suppress(ProcessLookupError):
+                    node.kill_group()
                 return take(size)
 
             monkeypatch.setattr(cache, "_take_bytes", killing)
             wait_until(lambda: all(engine.held("two", key).lent.at.pin is None for key in "bc"), 30)
-            assert not any(Path(f"/proc/{pid}/root").exists() for pid in pids)
+            wait_until(lambda: not alive(pids), 10)
             for version, key in enumerate("bc", 2):
                 engine.loads("two", key, version)  # the copy
                 assert torch.equal(CacheReader().load(told[key], "cpu"), rows_of_version(version))  # under the pin
