@@ -83,7 +83,7 @@ static int take_ledgers(Shelf *self, Py_ssize_t ledger_words)
     s->ledgers = (word64 *)(void *)self->words[LEDGERS]->first;
     s->ledger_words = (uint64_t)ledger_words;
     s->num_readers = (uint32_t)(self->words[LEDGERS]->count / (size_t)ledger_words);
-    s->costs = PyMem_Calloc(7 * (size_t)s->num_entries + 3, sizeof *s->costs); // see `shelf_window`
+    s->costs = PyMem_Calloc(6 * (size_t)s->num_entries + 3, sizeof *s->costs); // see `shelf_window`
     return s->costs == NULL ? (PyErr_NoMemory(), -1) : 0;
 }
 

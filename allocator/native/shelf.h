@@ -91,7 +91,7 @@ struct shelf {
     bool is_stopped;                                 // by `before`
     // Private from here on.
     uint32_t next_block; // where the search for free blocks goes on
-    uint64_t *costs;     // a word an entry, and two words a run: see `shelf_room.h`
+    uint64_t *costs;     // of each run of blocks: see `shelf_window`
 };
 
 static inline bool shelf_may(struct shelf *s, enum shelf_step step)

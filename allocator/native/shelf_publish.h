@@ -8,6 +8,7 @@
 
 #include "shelf.h"
 
+#define SHELF_STRIDE 32 // blocks that are passed over at once where both ends are one owner's
 #define SHELF_TRIES 8 // of a publication for blocks that others take meanwhile
 #define NO_COST 0     // of a run that is free, or can be freed without taking anything from anybody
 #define NO_WAY UINT64_MAX
@@ -51,43 +52,61 @@ static inline uint64_t shelf_cost(const struct shelf *s, uint32_t entry, uint64_
     return expires != 0 && now_ns >= expires ? NO_COST : used < 1 ? 1 : used < NO_WAY ? used : NO_WAY - 1;
 }
 
-// Where a stretch of free blocks begins, looked for from where the last one ended.
-static inline bool shelf_free_run(struct shelf *s, uint64_t want, uint64_t *first)
+// Where a stretch of free blocks begins that lies between two. It is looked at from its end: so of a full shelf, one
+// block of each `want` is.
+static inline bool shelf_free_between(const struct shelf *s, uint64_t begin, uint64_t end, uint64_t want,
+                                      uint64_t *first)
 {
-    uint64_t length = 0;
-    for (uint64_t i = 0; i < s->num_blocks + want; i++) {
-        const uint64_t block = (s->next_block + i) % s->num_blocks;
-        if (block == 0)
-            length = 0;
-        length = atomic_load_explicit(&s->cells[block], memory_order_relaxed) == 0 ? length + 1 : 0;
-        if (length == want) {
-            *first = block + 1 - want;
+    while (begin + want <= end) {
+        uint64_t block = begin + want;
+        while (block > begin && atomic_load_explicit(&s->cells[block - 1], memory_order_relaxed) == 0)
+            block--;
+        if (block == begin) {
+            *first = begin;
             return true;
         }
+        begin = block; // the one before is somebody's
     }
     return false;
+}
+
+// Where a stretch of free blocks begins, looked for from where the last one ended.
+static inline bool shelf_free_run(const struct shelf *s, uint64_t want, uint64_t *first)
+{
+    const uint64_t next = s->next_block, around = next + want - 1;
+    return shelf_free_between(s, next, s->num_blocks, want, first) ||
+           shelf_free_between(s, 0, around < s->num_blocks ? around : s->num_blocks, want, first);
+}
+
+// Where the stretch of one owner, or of nobody, ends that begins at a block. A hint: others change it meanwhile.
+static inline uint64_t shelf_end_of_run(const struct shelf *s, uint64_t block, uint64_t cell)
+{
+    block++;
+    while (cell != 0 && block + SHELF_STRIDE <= s->num_blocks &&
+           atomic_load_explicit(&s->cells[block + SHELF_STRIDE - 1], memory_order_relaxed) == cell)
+        block += SHELF_STRIDE; // what lies between is that owner's, too
+    while (block < s->num_blocks && atomic_load_explicit(&s->cells[block], memory_order_relaxed) == cell)
+        block++;
+    return block;
 }
 
 // The blocks as stretches of one owner each, with what each costs. Returns how many there are.
 static inline uint32_t shelf_runs(struct shelf *s, uint64_t now_ns, struct shelf_run *runs)
 {
     const uint32_t most = 2 * s->num_entries + 1;
-    uint64_t last = UINT64_MAX;
     uint32_t num_runs = 0;
-    for (uint32_t entry = 0; entry < s->num_entries; entry++)
-        s->costs[entry] = shelf_cost(s, entry, now_ns);
-    for (uint64_t block = 0; block < s->num_blocks; block++) {
+    for (uint64_t block = 0; block < s->num_blocks; num_runs++) {
         const uint64_t cell = atomic_load_explicit(&s->cells[block], memory_order_relaxed);
-        if (cell == last)
-            continue;
-        last = cell;
         const uint64_t entry = cell & ((1u << SHELF_ENTRY_BITS) - 1);
-        const uint64_t cost = cell == 0 ? NO_COST : entry < s->num_entries ? s->costs[entry] : NO_WAY;
+        uint64_t cost = cell == 0 ? NO_COST : NO_WAY;
+        if (cell != 0 && entry < s->num_entries)
+            cost = shelf_cost(s, (uint32_t)entry, now_ns);
         if (num_runs == most) { // others change them meanwhile
             runs[num_runs - 1].cost = NO_WAY;
             break;
         }
-        runs[num_runs++] = (struct shelf_run){block, cost};
+        runs[num_runs] = (struct shelf_run){block, cost};
+        block = shelf_end_of_run(s, block, cell);
     }
     return num_runs;
 }
@@ -96,8 +115,8 @@ static inline uint32_t shelf_runs(struct shelf *s, uint64_t now_ns, struct shelf
 // is none.
 static inline bool shelf_window(struct shelf *s, uint64_t want, uint64_t now_ns, uint64_t *first)
 {
-    struct shelf_run *runs = (struct shelf_run *)(void *)(s->costs + s->num_entries);
-    uint64_t *queue = s->costs + s->num_entries + 2 * (2 * s->num_entries + 1); // of runs, dearest first
+    struct shelf_run *runs = (struct shelf_run *)(void *)s->costs;
+    uint64_t *queue = s->costs + 2 * (2 * s->num_entries + 1); // of runs, dearest first
     const uint32_t num_runs = shelf_runs(s, now_ns, runs);
     uint64_t least = NO_WAY, head = 0, tail = 0;
     uint32_t end = 0; // of the window, a run

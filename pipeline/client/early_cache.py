@@ -1,6 +1,6 @@
 """An item cache whose users have what lies on a shelf of this host before it is copied.
 
-Where no user waits for memory, `reach` pins items there, and they are READY: nobody waits for a thread, nor for a copy.
+Where no user waits for memory, `admit` pins items there, and they are READY: nobody waits for a thread, nor for a copy.
 The library thread copies them later, one a turn, for as long as somebody has them: a user, whoever keeps what it was
 given, or the cache itself. So nothing stays pinned on the shelf of its node. Nobody wakes it for that: its turns take
 the GIL from whoever schedules. Memory is counted from the first. Whoever reads rows is told where they lie then
@@ -75,22 +75,18 @@ class EarlyItemCache(ItemCache):
         self._to_copy: deque[tuple[Place, weakref.ref[EarlyItem]]] = deque()
         super().__init__(library, fetching, max_bytes, wait_s, shared=True)  # last: turns may come from here on
 
-    def reach(self, items: Mapping[Key, str]) -> bool:
-        if self._attachment.is_forked:  # a thread that is not here may have the lock
+    def _have(self, wanted: Mapping[Key, str]) -> bool:
+        """Whether some items are here, or are pinned now where they lie."""
+        if super()._have(wanted):
+            return True
+        if self._first() is not None:
             return False
-        try:
-            wanted = self._checked(items)  # type: ignore[arg-type]  # one kind of key, or both
-        except ValueError:  # which `want` says
-            return False
-        with self._lock:
-            if self._first() is not None:
+        for key, address in wanted.items():
+            place = self._places.get(key)
+            state = place.state if place is not None else State.ABSENT
+            if state != State.READY and (state != State.ABSENT or not self._pin(key, address)):
                 return False
-            places = {key: self._place(key, address) for key, address in wanted.items() if key in self._places}
-            for key, address in wanted.items():
-                state = places[key].state if key in places else State.ABSENT
-                if state != State.READY and (state != State.ABSENT or not self._pin(key, address)):
-                    return False
-        return self.are_here(items)  # but where one had to make room for another
+        return super()._have(wanted)  # but where one had to make room for another
 
     def _pin(self, key: Key, address: str) -> bool:
         found = self._fetching.reach(key, address)

@@ -15,7 +15,7 @@ import contextlib
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -135,13 +135,21 @@ class ItemCache:
         me = self._users.get(user)
         return me.held if me is not None and me.is_admitted else {}
 
-    def reach(self, items: Mapping[Key, str]) -> bool:
-        """Have what can be read in place, at once (`EarlyItemCache`); whether all are here then. Microseconds."""
-        return self.are_here(items)
-
-    def are_here(self, keys: Iterable[Key]) -> bool:
-        """Whether some items are here, just now; without a lock."""
-        return all((place := self._places.get(key)) is not None and place.state == State.READY for key in keys)
+    def admit(self, user: Hashable, items: Mapping[Key, str]) -> bool:
+        """Admit a new user at once, if all of its items are here, or can be read in place (`in_place`); else nothing has
+        happened, and it may `want` them. It takes microseconds, and raises nothing.
+        """
+        if self._attachment.is_forked:  # a thread that is not here may have the lock
+            return False
+        try:
+            wanted = self._checked(items)  # type: ignore[arg-type]  # one kind of key, or both
+        except ValueError:  # which `want` says
+            return False
+        with self._lock:
+            if user in self._users or self._attachment.is_closed or not self._have(wanted):
+                return False
+            self._admit(self._enter(user, wanted))
+        return True
 
     def end(self, user: Hashable) -> None:
         """The user needs its items no more: they stay until somebody else needs their memory. Again: no effect."""
@@ -264,6 +272,10 @@ class ItemCache:
                 del self._places[place.key]
         elif self._places.get(place.key) is not place:  # it was forgotten
             self._drop_rows(place)
+
+    def _have(self, wanted: Mapping[Key, str]) -> bool:
+        """Whether some items are here."""
+        return all((place := self._places.get(key)) is not None and place.state == State.READY for key in wanted)
 
     def _admit(self, me: User) -> None:
         """Admit a user that has all of its items, wherever it stands in line."""

@@ -48,6 +48,17 @@ class _Request:
         self.missed: Wanted | None = None  # of which it was not told yet
         self.number = 0
 
+    def lacks(self, cache: ItemCache) -> dict[Key, str]:
+        """What it wants, but for what it has of another cache."""
+        assert self.wanted is not None
+        held = self.held
+        return {key: at for key, at in self.wanted.items() if key not in held or held[key].memory is cache.memory}
+
+    def new_user(self, request: Hashable) -> Hashable:
+        """A user of the cache, for what is asked next."""
+        self.user, self.number = (request, self.number), self.number + 1
+        return self.user
+
 
 class RequestItems:
     """Of one engine. One thread at a time calls it; no method waits or does I/O, and a node's death raises nothing."""
@@ -107,10 +118,9 @@ class RequestItems:
         if it.wanted is None or it.wanted.keys() != items.keys():
             self._withdraw(it)
             it.wanted = items
-            if not cache.are_here(items) and not self._reach(it, items, cache):
+            if not self._has_at_once(request, it, cache):
                 self._new[request] = it
                 return NOT_YET
-            self._begin(request, it, cache)
         if it.missed is not None:
             missed = it.missed
             self._withdraw(it)
@@ -129,21 +139,27 @@ class RequestItems:
                 self._withdraw(it)
         return NOT_YET
 
-    def _reach(self, it: _Request, items: Mapping[Key, str], cache: ItemCache) -> bool:
-        """Whether all items are here once what can be read in place is."""
-        lacking = {key: at for key, at in items.items() if key not in it.held}
-        return not any(self._why_not(at) for at in lacking.values()) and cache.reach(lacking)
+    def _has_at_once(self, request: Hashable, it: _Request, cache: ItemCache) -> bool:
+        """Whether the cache has all that it lacks, and has admitted a user of its."""
+        asked = it.lacks(cache)
+        if self._refused(it, asked) or not cache.admit(it.new_user(request), asked):
+            return False
+        it.asked = asked
+        return True
 
     def _begin(self, request: Hashable, it: _Request, cache: ItemCache) -> None:
         """Have the cache fetch what it lacks."""
-        wanted = it.wanted
-        assert wanted is not None
-        it.asked = {key: at for key, at in wanted.items() if key not in it.held or it.held[key].memory is cache.memory}
-        if refused := {key: why for key, at in it.asked.items() if key not in it.held and (why := self._why_not(at))}:
-            it.asked, it.missed = None, self._missed(refused, "refused")
+        asked = it.lacks(cache)
+        if refused := self._refused(it, asked):
+            it.missed = self._missed(refused, "refused")
             return
-        it.user, it.number = (request, it.number), it.number + 1
+        it.asked = asked
+        it.new_user(request)
         self._look(it, cache)
+
+    def _refused(self, it: _Request, asked: Mapping[Key, str]) -> dict[Key, str]:
+        """Why, for each item whose address is not allowed."""
+        return {key: why for key, at in asked.items() if key not in it.held and (why := self._why_not(at))}
 
     def _look(self, it: _Request, cache: ItemCache) -> None:
         """Ask the cache how it stands; for what it does not know of, as one whose node has come back, anew."""

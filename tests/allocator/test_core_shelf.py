@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -253,6 +254,40 @@ def test_an_item_that_has_expired_is_not_there_and_is_the_first_to_go(shelf: One
     assert shelf.find("brief") == 0
     shelf.publish("h")
     assert all(shelf.find(name) for name in "abcdefgh")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_room_is_where_all_blocks_are_free_else_where_what_lies_was_used_the_longest_ago(seed: int) -> None:
+    """As who looks at every block and at every window; items of up to a hundred blocks, and holes between them."""
+    rng, num_blocks = random.Random(seed), 256
+    it = OneShelf(num_blocks)
+    owners: list[str | None] = [None] * num_blocks
+    used, end = dict[str, int](), 0
+    for number in range(300):
+        if used and rng.random() < 0.3:
+            gone = rng.choice(list(used))
+            it.core.unpublish(*key(gone))
+            owners = [None if owner == gone else owner for owner in owners]
+            del used[gone]
+        want = rng.choice((1, 1, 2, 3, 33, 64, 100))
+        answer, entry, generation, first = it.begin(f"{number}", want * BLOCK)
+        assert answer == Answer.BEGUN
+        assert it.core.show(entry, generation, 0)
+        windows = {at: {*owners[at : at + want]} - {None} for at in range(num_blocks - want + 1)}
+        free = [at for at, there in windows.items() if not there]
+        if free:
+            assert first == next((at for at in free if at >= end), free[0])
+        else:
+            newest = {at: max(used[name] for name in there if name is not None) for at, there in windows.items()}
+            assert newest[first] == min(newest.values())
+        for name in windows[first]:
+            assert name is not None
+            assert not it.find(name)
+            owners = [None if owner == name else owner for owner in owners]
+            del used[name]
+        owners[first : first + want] = [f"{number}"] * want
+        used[f"{number}"], end = number, first + want
+    it.close()
 
 
 def test_a_full_pair_of_sets_gives_up_the_one_that_was_used_the_longest_ago() -> None:

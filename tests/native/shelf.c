@@ -46,7 +46,7 @@ static void *publish(void *argument)
     struct job *job = argument;
     struct shelf shelf = shelf_of(job->shared);
     uint64_t random = seeded(job->seed, job->number);
-    shelf.costs = allocate((7 * NUM_ENTRIES + 3) * sizeof *shelf.costs);
+    shelf.costs = allocate((6 * NUM_ENTRIES + 3) * sizeof *shelf.costs);
     for (uint64_t version = 1; version <= job->count; version++) {
         const uint64_t number = draw_below(&random, NUM_KEYS), blocks = 1 + draw_below(&random, 3);
         const uint64_t what = number << 32 | version << 1 | job->number;

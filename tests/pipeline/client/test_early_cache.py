@@ -27,10 +27,11 @@ class Early:
         self.cache = self.stub.cache
 
     def reach(self, keys: str) -> bool:
-        return self.cache.reach(dict.fromkeys(keys, ADDRESS))
+        with self.cache._lock:
+            return self.cache._have(dict.fromkeys(keys, ADDRESS))
 
     def has(self, user: int, keys: str) -> bool:
-        return self.reach(keys) and self.cache.want(user, dict.fromkeys(keys, ADDRESS), hastens=False).is_ready
+        return self.cache.admit(user, dict.fromkeys(keys, ADDRESS))
 
     def held(self, user: int, key: str) -> HeldItem:
         return self.cache.held(user)[key]
@@ -104,8 +105,8 @@ def test_what_is_not_on_the_shelf_or_has_no_memory_is_fetched(shelf: OneShelf, e
     shelf.publish("c", num_bytes=2 * BLOCK)
     assert not it.reach("ab")
     assert not it.reach("c")
-    assert not it.cache.reach({"a": "nowhere"})
-    assert not it.cache.reach({"a" * 300: ADDRESS})
+    assert not it.cache.admit(1, {"a": "nowhere"})
+    assert not it.cache.admit(1, {"a" * 300: ADDRESS})
     assert it.has(1, "a")
     assert not it.reach("b")  # the first user has all of the memory
     it.cache.end(1)
@@ -196,7 +197,7 @@ def test_a_forked_child_reaches_nothing_and_waits_for_no_lock_of_its_parent_s(
     shelf.publish("a")
     monkeypatch.setattr(it.cache._attachment, "is_forked", True)
     monkeypatch.setattr(it.cache, "_lock", None)
-    assert not it.reach("a")
+    assert not it.has(1, "a")
 
 
 def test_rows_are_no_one_s_whose_pin_was_taken_away_meanwhile(shelf: OneShelf, early: Callable[[int], Early]) -> None:
