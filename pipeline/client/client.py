@@ -190,7 +190,7 @@ class Client:
 
         `wait_s`: for so many seconds an item may come that is not published yet. `shared`: other processes of this host
         may read its items where they lie (`ItemCache.held`). `in_place`, of one that is shared: users have what lies
-        on a shelf of this host before it is copied (`ItemCache.reach`). A client may have several.
+        on a shelf of this host before it is copied (`ItemCache.admit`). A client may have several.
 
         Raises:
             ValueError: a number is out of range, or this is no language node.

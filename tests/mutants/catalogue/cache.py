@@ -123,8 +123,8 @@ CACHE: Final = [
     Mutant(
         "reached-out-of-turn", "R66", "who can read in place overtakes a user that waits for memory",
         EARLY,
-        "            if self._first() is not None:\n",
-        "            if self._first() is not None and not items:\n",
+        "        if self._first() is not None:\n",
+        "        if self._first() is not None and not wanted:\n",
         (f"{TESTS_OF_EARLY}::test_nobody_overtakes_a_user_that_waits_for_memory",),
     ),
     Mutant(
