@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Self
 
 from embridge.allocator._core import Pin
-from embridge.allocator.errors import FetchError
+from embridge.allocator.errors import FetchError, ItemsTooLarge
 from embridge.allocator.rows_at import RowsAt
 from embridge.allocator.shelf import dtype_of
 from embridge.pipeline.client.cache_memory import CacheMemory
@@ -113,6 +113,18 @@ class User:
         self.is_admitted = False
         self.is_asking = True  # else it was told of a miss, and has not asked again
         self.errors: dict[Key, FetchError] = {}  # of which it was not told yet
+
+    def check_fits(self, max_bytes: int) -> None:
+        """Raises ItemsTooLarge: its items have more bytes together than a cache may have."""
+        needed = sum(place.size for place in self.places.values())
+        if needed > max_bytes:
+            key = max(self.places.values(), key=lambda place: place.size).key
+            raise ItemsTooLarge(key, f"its user's items have {needed} bytes > max_bytes {max_bytes} of the cache")
+
+    def fail(self, error: FetchError) -> None:
+        """Have it told of an error, when it asks next."""
+        self.errors[error.key] = type(error)(error.key, error.reason)  # each may keep its own
+        self.is_asking = False
 
     @property
     def waits(self) -> bool:

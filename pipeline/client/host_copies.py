@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
+
+Bytes = npt.NDArray[np.uint8]
 
 
 def why_no_rows(tensor: torch.Tensor) -> str:
@@ -27,10 +30,15 @@ def why_no_rows(tensor: torch.Tensor) -> str:
 
 def copy_rows(there: torch.Tensor, rows: torch.Tensor) -> None:
     """Copy a tensor, on whichever device, into one of the same shape that is contiguous in host memory."""
-    if rows.dtype == there.dtype and _is_plain(rows):
-        np.copyto(_bytes(there), _bytes(rows))
-    else:
+    if rows.dtype != there.dtype or not copy_bytes(_bytes(there), rows):
         there.copy_(rows)
+
+
+def copy_bytes(there: Bytes, rows: torch.Tensor) -> bool:
+    """Copy a tensor into its bytes, if it lies in host memory as they do; whether it does."""
+    if is_plain := _is_plain(rows):
+        np.copyto(there, _bytes(rows))
+    return is_plain
 
 
 def fresh_copy(rows: torch.Tensor) -> torch.Tensor:
@@ -51,8 +59,8 @@ def _is_plain(rows: torch.Tensor) -> bool:
     return is_dense and not rows.is_conj() and not rows.is_neg()
 
 
-def _bytes(rows: torch.Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _bytes(rows: torch.Tensor) -> Bytes:
     import torch
 
-    found: np.ndarray[tuple[int], np.dtype[np.uint8]] = rows.flatten().view(torch.uint8).numpy()
+    found: Bytes = rows.flatten().view(torch.uint8).numpy()
     return found

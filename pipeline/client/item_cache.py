@@ -136,9 +136,7 @@ class ItemCache:
         return me.held if me is not None and me.is_admitted else {}
 
     def admit(self, user: Hashable, items: Mapping[Key, str]) -> bool:
-        """Admit a new user at once, if all of its items are here, or can be read in place (`in_place`); else nothing has
-        happened, and it may `want` them. It takes microseconds, and raises nothing.
-        """
+        """Admit a new user now, if all its items are here, or can be read in place. Microseconds; it raises nothing."""
         if self._attachment.is_forked:  # a thread that is not here may have the lock
             return False
         try:
@@ -146,10 +144,10 @@ class ItemCache:
         except ValueError:  # which `want` says
             return False
         with self._lock:
-            if user in self._users or self._attachment.is_closed or not self._have(wanted):
-                return False
-            self._admit(self._enter(user, wanted))
-        return True
+            is_here = user not in self._users and not self._attachment.is_closed and self._have(wanted)
+            if is_here:
+                self._admit(self._enter(user, wanted))
+        return is_here
 
     def end(self, user: Hashable) -> None:
         """The user needs its items no more: they stay until somebody else needs their memory. Again: no effect."""
@@ -210,7 +208,7 @@ class ItemCache:
         me = User(self._attachment.clock())
         places = [self._wanted_by(me, key, address) for key, address in items.items()]
         try:
-            self._check_fits(me)
+            me.check_fits(self.max_bytes)
         except ItemsTooLarge:
             self._let_go(me)
             raise
@@ -222,12 +220,6 @@ class ItemCache:
             if name != "shared":
                 self._metrics.count_for_client(Metric.CACHE_HITS if name == "hits" else Metric.CACHE_MISSES)
         return me
-
-    def _check_fits(self, me: User) -> None:
-        needed = sum(place.size for place in me.places.values())
-        if needed > self.max_bytes:
-            key = max(me.places.values(), key=lambda place: place.size).key
-            raise ItemsTooLarge(key, f"its user's items have {needed} bytes > max_bytes {self.max_bytes} of the cache")
 
     def _place(self, key: Key, address: str) -> Place:
         place = self._places.pop(key, None) or Place(key, address)
@@ -310,9 +302,9 @@ class ItemCache:
     def _refuse_too_large(self, place: Place) -> None:
         for me in [me for me in place.users if me.waits]:
             try:
-                self._check_fits(me)
+                me.check_fits(self.max_bytes)
             except ItemsTooLarge as error:
-                self._fail(me, error)
+                me.fail(error)
                 del place.users[me]
         if not any(me.waits for me in place.users):
             place.is_prefetched &= place.size <= self.max_bytes
@@ -447,12 +439,8 @@ class ItemCache:
             return
         place.busy_since_ns, place.is_prefetched = 0, False
         for me in place.users:
-            self._fail(me, error)
+            me.fail(error)
         self._give_up_unless_wanted(place)
-
-    def _fail(self, me: User, error: FetchError) -> None:
-        me.errors[error.key] = type(error)(error.key, error.reason)  # each may keep its own
-        me.is_asking = False
 
     def _close(self) -> None:
         """The client leaves; views keep what they look at."""

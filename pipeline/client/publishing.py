@@ -22,7 +22,7 @@ from embridge.allocator.records import NodeState
 from embridge.allocator.shelf import DTYPE_BYTES, Answer, ItemKey, ItemRecord, ShelfCounts, code_of
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.attachment import Attachment
-from embridge.pipeline.client.host_copies import copy_rows, why_no_rows
+from embridge.pipeline.client.host_copies import Bytes, copy_bytes, why_no_rows
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
@@ -97,6 +97,21 @@ class PublishedRows:
         self._result = self._result or result
 
 
+class _Filling:
+    """An entry's memory, while it is filled; behind that, what has become of it."""
+
+    def __init__(self, there: Bytes) -> None:
+        self.there = there
+        self.result: Published | None = None
+
+    def rows(self, item: _Begun) -> torch.Tensor:
+        """As rows of the item."""
+        import torch
+
+        num_rows, width, dtype = item.shape
+        return torch.from_numpy(self.there).view(getattr(torch, dtype)).view(num_rows, width)
+
+
 class ClientShelf:
     """The shelf of an encode node, for one of its clients (`Client.shelf`). One thread at a time calls it."""
 
@@ -130,13 +145,14 @@ class ClientShelf:
         item = self._open(key, shape[0], math.prod(shape[1:]), dtype, replace, ttl_s)
         if isinstance(item, Published):
             return item
-        with self._filling(item) as it:
-            there = it.rows.view(shape)
+        with self._filling(item) as filling:
             if isinstance(rows, np.ndarray):
-                there.numpy()[...] = rows  # as they are: torch takes no array in another byte order, or read-only
-            else:
-                copy_rows(there, rows.detach())
-        return it.result
+                there = filling.rows(item).view(shape).numpy()
+                there[...] = rows  # as they are: torch takes no array in another byte order, or read-only
+            elif not copy_bytes(filling.there, rows.detach()):
+                filling.rows(item).view(shape).copy_(rows.detach())
+        assert filling.result is not None
+        return filling.result
 
     @contextlib.contextmanager
     def publishing(
@@ -163,26 +179,26 @@ class ClientShelf:
         if isinstance(item, Published):
             yield PublishedRows(torch.empty((num_rows, width), dtype=getattr(torch, dtype)), item)
             return
-        with self._filling(item) as it:
+        with self._filling(item) as filling:
+            it = PublishedRows(filling.rows(item), None)
             yield it
+        assert filling.result is not None
+        it.end(filling.result)
 
     @contextlib.contextmanager
-    def _filling(self, item: _Begun) -> Iterator[PublishedRows]:
-        import torch
-
+    def _filling(self, item: _Begun) -> Iterator[_Filling]:
         lane, core, shelf = self._attachment.lane, self._table.core, self._attachment.shelf
         assert shelf is not None
         num_rows, width, dtype = item.shape
-        offset, kind = item.first * SHELF_BLOCK_BYTES, getattr(torch, dtype)
+        size = num_rows * width * DTYPE_BYTES[dtype]
         try:
             memory = memoryview(shelf)
         except BufferError:  # the shelf of a node that has gone meanwhile is no more
             self._attachment.check_usable()
             raise
         try:
-            flat = torch.frombuffer(memory, dtype=kind, count=num_rows * width, offset=offset)
-            it = PublishedRows(flat.view(num_rows, width), None)
-            yield it
+            filling = _Filling(np.frombuffer(memory, np.uint8, size, item.first * SHELF_BLOCK_BYTES))
+            yield filling
         except BaseException:
             if not self._attachment.is_closed:
                 core.drop(item.entry, item.generation, lane, item.replace)
@@ -191,7 +207,7 @@ class ClientShelf:
         number = core.show(item.entry, item.generation, lane)
         dropped = Published(PublishStatus.DROPPED, 0, WhyDropped.DRAINING, item.evicted)
         result = Published(PublishStatus.READY, number, evicted=item.evicted) if number else dropped
-        it.end(result)
+        filling.result = result
         self._count(result)
 
     def _open(

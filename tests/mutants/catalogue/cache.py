@@ -10,6 +10,7 @@ REQUESTS: Final = "pipeline/client/request_items.py"
 TESTS_OF_REQUESTS: Final = "tests/pipeline/client/test_request_items.py"
 MEMORY: Final = "pipeline/client/cache_memory.py"
 TESTS_OF_MEMORY: Final = "tests/pipeline/client/test_cache_memory.py"
+ITEMS: Final = "pipeline/client/cached_items.py"
 EARLY: Final = "pipeline/client/early_cache.py"
 TESTS_OF_EARLY: Final = "tests/pipeline/client/test_early_cache.py"
 
@@ -38,8 +39,8 @@ CACHE: Final = [
     Mutant(
         "told-to-one", "R68, P8", "of those who wait for an item one is told that it has failed",
         SOURCE,
-        "        for me in place.users:\n            self._fail(me, error)\n",
-        "        for me in [*place.users][:1]:\n            self._fail(me, error)\n",
+        "        for me in place.users:\n            me.fail(error)\n",
+        "        for me in [*place.users][:1]:\n            me.fail(error)\n",
         (f"{TESTS}::test_a_failure_is_told_to_all_who_wait_once_and_whoever_asks_again_has_it_fetched_again",),
     ),
     Mutant(
@@ -66,9 +67,9 @@ CACHE: Final = [
     ),
     Mutant(
         "too-large-for-ever", "D9", "a user whose items never fit waits for ever",
-        SOURCE,
-        "        if needed > self.max_bytes:\n",
-        "        if needed > 2 * self.max_bytes:\n",
+        ITEMS,
+        "        if needed > max_bytes:\n",
+        "        if needed > 2 * max_bytes:\n",
         (f"{TESTS}::test_a_set_that_never_fits_is_refused_at_once_and_holds_nothing",),
     ),
     Mutant(
