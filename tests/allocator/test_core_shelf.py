@@ -259,8 +259,7 @@ def test_an_item_that_has_expired_is_not_there_and_is_the_first_to_go(shelf: One
 @pytest.mark.parametrize("seed", range(6))
 def test_room_is_where_all_blocks_are_free_else_where_what_lies_was_used_the_longest_ago(seed: int) -> None:
     """As who looks at every block and at every window; items of up to a hundred blocks, and holes between them."""
-    rng, num_blocks = random.Random(seed), 256
-    it = OneShelf(num_blocks)
+    rng, num_blocks, it = random.Random(seed), 256, OneShelf(256)
     owners: list[str | None] = [None] * num_blocks
     used, end = dict[str, int](), 0
     for number in range(300):
@@ -281,10 +280,9 @@ def test_room_is_where_all_blocks_are_free_else_where_what_lies_was_used_the_lon
             newest = {at: max(used[name] for name in there if name is not None) for at, there in windows.items()}
             assert newest[first] == min(newest.values())
         for name in windows[first]:
-            assert name is not None
-            assert not it.find(name)
+            assert not it.find(str(name))
             owners = [None if owner == name else owner for owner in owners]
-            del used[name]
+            del used[str(name)]
         owners[first : first + want] = [f"{number}"] * want
         used[f"{number}"], end = number, first + want
     it.close()
