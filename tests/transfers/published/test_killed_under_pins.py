@@ -64,17 +64,17 @@ def test_what_was_pinned_is_loaded_and_copied_as_if_its_node_lived(
                     publisher.publish(key, rows_of_version(version))
                 assert engine.status("two", "bc") == WantStatus.READY
                 told = engine.items.load(1, {key: engine.held("two", key) for key in "bc"})
-            assert all(at.pin is not None for at in told.values())
-            cache = engine.items._caches.last
-            assert isinstance(cache, EarlyItemCache)
-            take, pids = cache._take_bytes, list(node.pids().values())
+                assert all(at.pin is not None for at in told.values())
+                cache = engine.items._caches.last
+                assert isinstance(cache, EarlyItemCache)
+                take, pids = cache._take_bytes, list(node.pids().values())
 
-            def killing(size: int) -> Bytes:
-                with contextlib.suppress(ProcessLookupError):
-                    node.kill_group()
-                return take(size)
+                def killing(size: int) -> Bytes:
+                    with contextlib.suppress(ProcessLookupError):
+                        node.kill_group()
+                    return take(size)
 
-            monkeypatch.setattr(cache, "_take_bytes", killing)
+                cache._take_bytes = killing  # before the library thread may copy
             wait_until(lambda: all(engine.held("two", key).lent.at.pin is None for key in "bc"), 30)
             wait_until(lambda: not alive(pids), 10)
             for version, key in enumerate("bc", 2):
@@ -82,7 +82,7 @@ def test_what_was_pinned_is_loaded_and_copied_as_if_its_node_lived(
                 assert torch.equal(CacheReader().load(told[key], "cpu"), rows_of_version(version))  # under the pin
             port = int(node.addr.rpartition(":")[2])
             engine.becomes(WantStatus.MISSED, "three", "d")
-        monkeypatch.setattr(cache, "_take_bytes", take)
+        cache._take_bytes = take
         with shelf_node(own_dir / "e", bootstrap_port=port) as second, attach(second.run_dir) as publisher:
             for key in "bd":
                 publisher.publish(key, rows_of_version(9))
