@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from embridge.pipeline.client.publishing import WhyDropped as WhyDropped
     from embridge.pipeline.client.receiver import EmbeddingReceiver as EmbeddingReceiver
     from embridge.pipeline.client.request_items import RequestItems as RequestItems
+    from embridge.pipeline.client.request_items import StepLoads as StepLoads
     from embridge.pipeline.client.sender import EmbeddingSender as EmbeddingSender
     from embridge.pipeline.client.subscriptions import ItemNotice as ItemNotice
     from embridge.pipeline.client.subscriptions import Subscription as Subscription
@@ -121,7 +122,7 @@ _NAMES = {
         *("ClientShelf", "Published", "PublishedRows", "PublishStatus", "WhyDropped"),
     ),
     "embridge.pipeline.client.receiver": ("EmbeddingReceiver",),
-    "embridge.pipeline.client.request_items": ("RequestItems",),
+    "embridge.pipeline.client.request_items": ("RequestItems", "StepLoads"),
     "embridge.pipeline.client.sender": ("EmbeddingSender",),
     "embridge.pipeline.client.subscriptions": ("ItemNotice", "Subscription"),
     "embridge.pipeline.config": ("ConfigError", "PipelineConfig"),

@@ -47,7 +47,7 @@ PAGES: Final = {
         "Rows under a key, and caches of them. [The guide to published items](../items.md) shows them at work.",
         *("ClientShelf", "Published", "PublishStatus", "WhyDropped", "PublishedRows", "ShelfCounts", "ItemRecord"),
         *("WantedItem", "Fetch", "Item", "Subscription", "ItemNotice", "NoticeKind", "ItemCache", "Wanted"),
-        *("WantStatus", "HeldItem", "RowsAt", "CacheReader", "CacheCounts", "RequestItems"),
+        *("WantStatus", "HeldItem", "RowsAt", "CacheReader", "CacheCounts", "RequestItems", "StepLoads"),
     ),
     "errors": (
         "Exceptions",

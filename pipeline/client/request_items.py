@@ -1,10 +1,10 @@
 """What the requests of an engine have of an item cache: which may be scheduled, and what stays for whom.
 
 The engine asks for a request in each of its steps (`ask`), tells its workers where the items lie that a step loads
-(`find`, `load`), and says when they have read them (`has_read`). What a request has been given stays until it ends,
-though it is preempted, or needs more later (R69); what a step loads, until its workers have read it, whatever becomes
-of the request meanwhile (R70). All that outlives the engine's node: when that has come back, further items come into a
-new cache.
+(`find`, `add`, `tell`), and says when they have read them (`has_read`). What a request has been given stays until it
+ends, though it is preempted, or needs more later (R69); what a step loads, until its workers have read it, whatever
+becomes of the request meanwhile (R70). All that outlives the engine's node: when that has come back, further items come
+into a new cache.
 
 Requests that need more wait, and hold what they have. Where only such are left nobody would ever end and give memory
 back, so they let it go, and stand in line with all that they want, as others do (R65).
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embridge.allocator.errors import EmbridgeError, FetchError, FetchFailed
 from embridge.allocator.rows_at import RowsAt
@@ -32,6 +32,18 @@ GONE: Final = "the node of this engine is gone"
 
 def _fits(key: Key, item: Item) -> str:
     return ""
+
+
+class StepLoads(NamedTuple):
+    """What a scheduler tells the workers of one step."""
+
+    step: int
+    """Its number; they count upwards."""
+    rows: dict[str, RowsAt]
+    """Where they read, by name (`CacheReader.load`)."""
+    is_owed: bool
+    """Whether they are to say when they are past it (`RequestItems.has_read`): something is kept for them, of this step
+    or of one before, of which nothing has been heard yet."""
 
 
 class _Request:
@@ -89,7 +101,9 @@ class RequestItems:
         self._counts: Counter[str] = Counter()
         self._requests: dict[Hashable, _Request] = {}
         self._held: dict[Key, dict[Hashable, HeldItem]] = {}
-        self._loads: dict[int, list[LentRows]] = {}
+        self._step = 0
+        self._to_load: dict[str, HeldItem] = {}  # of the step that is being made up
+        self._loads: dict[int, list[LentRows]] = {}  # what workers have yet to read, by step
         self._new: dict[Hashable, _Request] = {}  # of which the cache has yet to hear
         self._is_waiting = False
         if not encoders and not own_address() and (client := find_client()) is not None:
@@ -235,23 +249,26 @@ class RequestItems:
 
     # ---- steps
 
-    def load(self, step: int, items: Mapping[str, HeldItem]) -> dict[str, RowsAt]:
-        """Where workers read these in a step, by the same names; there they stay until `has_read`. Steps are numbered
-        upwards.
+    def add(self, name: str, held: HeldItem) -> None:
+        """Have the step that is being made up load an item, under a name."""
+        self._to_load[name] = held
+
+    def tell(self) -> StepLoads:
+        """What the workers of the step that was made up are told, whether they load anything or not. There it stays
+        until `has_read`. The next step begins; and what requests wait for goes on (`hasten`).
         """
-        lent = {name: held.lent for name, held in items.items()}
+        self.hasten()
+        self._step += 1
+        lent, self._to_load = {name: held.lent for name, held in self._to_load.items()}, {}
         if lent:
-            self._loads[step] = list(lent.values())
-        return {name: it.at for name, it in lent.items()}
+            self._loads[self._step] = list(lent.values())
+        return StepLoads(self._step, {name: it.at for name, it in lent.items()}, bool(self._loads))
 
-    @property
-    def is_lent(self) -> bool:
-        """Whether loads of some step are kept for workers."""
-        return bool(self._loads)
-
-    def has_read(self, step: int) -> list[LentRows]:
-        """All workers are past the loads of this step, and of those before. Returns what was kept for them."""
-        return [held for done in [it for it in self._loads if it <= step] for held in self._loads.pop(done)]
+    def has_read(self, step: int) -> None:
+        """All workers are past the loads of this step, and of those before."""
+        for done in [it for it in self._loads if it <= step]:
+            lent = self._loads.pop(done)
+            self._counts.update(loads=len(lent), load_bytes=sum(it.nbytes for it in lent))
 
     def hasten(self) -> None:
         """Have the cache fetch what requests lack that were told to wait since the last call: once a step, for all."""
@@ -269,7 +286,8 @@ class RequestItems:
 
     def take_counts(self) -> Counter[str]:
         """What was counted since the last call: hits, shared, misses, evictions, as `CacheCounts` has them; missed,
-        items that could not be fetched; refused, those whose address is not allowed, or that came and do not fit.
+        items that could not be fetched; refused, those whose address is not allowed, or that came and do not fit;
+        loads, those that workers have read, and load_bytes, theirs.
         """
         taken, self._counts = self._counts, Counter()
         if self._caches.last is not None:

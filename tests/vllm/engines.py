@@ -127,7 +127,7 @@ class Engine:
         told = self.scheduler.schedule()
         for worker in self.workers:
             worker.send(told)
-        step = Step(scheduled=dict(told.num_scheduled_tokens), loads=sorted(told.ec_connector_metadata.loads))
+        step = Step(scheduled=dict(told.num_scheduled_tokens), loads=sorted(told.ec_connector_metadata.loads.rows))
         for name, indices in told.scheduled_encoder_inputs.items():
             step.encoded += [self.scheduler.requests[name].mm_features[k].identifier for k in indices]
         if between in told.num_scheduled_tokens:

@@ -16,7 +16,7 @@ from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataR
 from vllm.platforms import current_platform
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from embridge import CacheReader, ConfigError, HeldItem, RowsAt
+from embridge import CacheReader, ConfigError
 from embridge.integrations.engine_shelf import EngineShelf
 from embridge.integrations.membership import Membership
 from embridge.integrations.vllm.consumer import ADDRESS, Consumer, Settings
@@ -45,8 +45,7 @@ class EmbridgeConnector(ECConnectorBase):
         self._shelf: EngineShelf | None = None
         self._consumer: Consumer | None = None
         self._counts: Counter[str] = Counter()
-        self._step = 0  # the last that was made up, or whose loads are over
-        self._loads: dict[str, HeldItem] = {}  # of the step that is being made up
+        self._step = 0  # of a worker: whose loads are over
         self._asked = ""  # the request that is being scheduled
         self._reader = CacheReader()
         self._resolver = PlaceholderMetadataResolver(vllm_config.model_config)
@@ -81,29 +80,23 @@ class EmbridgeConnector(ECConnectorBase):
         return self._consumer is not None and self._consumer.find(self._asked, identifier) is not None
 
     def update_state_after_alloc(self, request: Request, index: int) -> None:
-        identifier = request.mm_features[index].identifier
-        if self._consumer is not None and (held := self._consumer.find(request.request_id, identifier)) is not None:
-            self._loads[identifier] = held
+        if self._consumer is not None:
+            self._consumer.load(request.request_id, request.mm_features[index].identifier)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> LoadsAndSaves:
-        self._step += 1
-        loads, self._loads = self._loads, {}
-        told, is_owed = dict[str, RowsAt](), False
+        told = LoadsAndSaves()
         if self._consumer is not None:
-            self._consumer.items.hasten()
-            told = self._consumer.items.load(self._step, loads)
-            is_owed = self._consumer.items.is_lent
-        saves: tuple[str, ...] = ()
+            told.loads = self._consumer.items.tell()
         if self._shelf is not None:
             named = {it.identifier for new in scheduler_output.scheduled_new_reqs for it in new.mm_features}
-            saves = tuple(identifier for identifier in named if not self._shelf.has(self._settings.key(identifier)))
-        return LoadsAndSaves(self._step, told, saves, is_owed)
+            told.saves = tuple(it for it in named if not self._shelf.has(self._settings.key(it)))
+        return told
 
     def update_connector_output(self, connector_output: ECConnectorOutput) -> None:
         done = connector_output.ec_connector_worker_meta
         if isinstance(done, Done):
-            if self._consumer is not None and (read := self._consumer.items.has_read(done.step)):
-                self._counts.update(loads=len(read), load_bytes=sum(it.nbytes for it in read))
+            if self._consumer is not None:
+                self._consumer.items.has_read(done.step)
             self._counts.update(done.counts)
 
     def request_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
@@ -142,8 +135,8 @@ class EmbridgeConnector(ECConnectorBase):
                 self._shelf.publish(self._settings.key(mm_hash), encoder_cache[mm_hash])
 
     def start_load_caches(self, encoder_cache: dict[str, torch.Tensor], **kwargs: Any) -> None:
-        told = self._told()
-        for identifier, at in told.loads.items():
+        told = self._told().loads
+        for identifier, at in told.rows.items():
             if identifier not in encoder_cache:
                 with gpu_sync_allowed():
                     encoder_cache[identifier] = self._reader.load(at, current_platform.device_type)

@@ -71,6 +71,11 @@ class Consumer:
         """An item that a request has."""
         return self.items.find(self._settings.key(identifier), request_id)
 
+    def load(self, request_id: str, identifier: str) -> None:
+        """Have the next step load an item, if the request has it."""
+        if (held := self.find(request_id, identifier)) is not None:
+            self.items.add(identifier, held)
+
     def is_available(self, request: Request, computed: int) -> bool:
         """Whether all items of a request beyond `computed` tokens are here, or are to be encoded here."""
         name, now = request.request_id, (len(request.mm_features), request.num_preemptions)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import prometheus_client
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata, ECConnectorWorkerMetadata
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorPromMetrics, ECConnectorStats
 
-from embridge import RowsAt
+from embridge import StepLoads
 
 COUNTS: Final = {
     "published": "Encoder outputs that were published.",
@@ -31,13 +31,9 @@ COUNTS: Final = {
 class LoadsAndSaves(ECConnectorMetadata):
     """What the scheduler tells the workers of one step."""
 
-    step: int
-    loads: dict[str, RowsAt] = field(default_factory=dict)
+    loads: StepLoads = StepLoads(0, {}, is_owed=False)
     saves: tuple[str, ...] = ()
     """Items that are not published, and may be in the encoder cache from before."""
-    is_owed: bool = False
-    """Whether something is kept for these workers until they say that they have read it: loads of this step, or of one
-    before of which nothing has been heard yet."""
 
 
 @dataclass

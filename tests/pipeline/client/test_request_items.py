@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.caching import ADDRESS, StubCache
 
-from embridge import EmbridgeError, Item, NodeGoneError, NotPublished, RequestItems, SegmentError, WantStatus
+from embridge import EmbridgeError, Item, NodeGoneError, NotPublished, RequestItems, SegmentError, StepLoads, WantStatus
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
 from embridge.pipeline.client.cached_items import Key
 
@@ -148,16 +148,21 @@ def test_what_a_step_loads_stays_until_it_is_read_whatever_becomes_of_the_reques
     assert it.has("1", "a")
     held = it.items.find("a")
     assert held is not None
-    assert it.items.load(4, {"name": held}) == {"name": held.lent.at}
-    assert it.items.load(5, {}) == {}
+    assert it.items.tell() == StepLoads(1, {}, is_owed=False)
+    it.items.add("name", held)
+    assert it.items.tell() == StepLoads(2, {"name": held.lent.at}, is_owed=True)
+    assert it.items.tell() == StepLoads(3, {}, is_owed=True)
     it.items.end("1")
     del held
     assert it.ask("2", "b") == WantStatus.NOT_YET
     assert not it.come("b")
-    assert it.items.has_read(3) == []
+    it.items.has_read(1)
     assert not it.come("b")
-    assert [one.nbytes for one in it.items.has_read(5)] == [PAGE]
+    it.items.take_counts()
+    it.items.has_read(3)
+    assert it.items.take_counts() == {"loads": 1, "load_bytes": PAGE}
     assert it.come("b")
+    assert not it.items.tell().is_owed
 
 
 def test_rows_that_do_not_fit_are_told_of_and_fetched_anew_for_whoever_asks_next() -> None:

@@ -146,14 +146,16 @@ def test_a_request_has_what_lies_on_a_shelf_of_this_host_at_once_and_workers_loa
             assert items.ask("two", {"b": shelved.addr}).is_ready
             held = items.find("b", "two")
             assert held is not None
-            told = items.load(1, {"b": held})
-            assert told["b"].pin is not None
+            items.add("b", held)
+            told = items.tell()
+            assert told.rows["b"].pin is not None
             items.end("two")
             del held
             publisher.shelf.clear()
             assert publisher.publish("c", rows_of_version(3)).status == PublishStatus.READY
-            assert torch.equal(CacheReader().load(told["b"], "cpu"), rows_of_version(2))
-        assert [it.nbytes for it in items.has_read(1)] == [ITEM_BYTES]
+            assert torch.equal(CacheReader().load(told.rows["b"], "cpu"), rows_of_version(2))
+        items.has_read(told.step)
+        assert items.take_counts()["load_bytes"] == ITEM_BYTES
         wait_until(lambda: publisher.shelf.counts().pinned == 0)
         assert items.ask("three", {"b": shelved.addr}).is_ready  # from memory of the cache
         held = items.find("b", "three")
