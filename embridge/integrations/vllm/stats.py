@@ -27,11 +27,14 @@ COUNTS: Final = {
 }
 
 
+NOTHING: Final = StepLoads(0, {}, is_owed=False)
+
+
 @dataclass
 class LoadsAndSaves(ECConnectorMetadata):
     """What the scheduler tells the workers of one step."""
 
-    loads: StepLoads = StepLoads(0, {}, is_owed=False)
+    loads: StepLoads = NOTHING
     saves: tuple[str, ...] = ()
     """Items that are not published, and may be in the encoder cache from before."""
 
