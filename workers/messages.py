@@ -437,9 +437,8 @@ def decode_foreign(data: bytes) -> Foreign | None:
         return None
     try:
         tag, envelope, *_ = msgspec.msgpack.decode(data, type=list)
-        foreign = Foreign(
-            msgspec.convert(tag, Text), msgspec.convert(envelope[: len(Envelope.__struct_fields__)], Envelope)
-        )
+        fields = msgspec.convert(envelope, list)[: len(Envelope.__struct_fields__)]  # a map has no slice: KeyError
+        foreign = Foreign(msgspec.convert(tag, Text), msgspec.convert(fields, Envelope))
     except (ValueError, TypeError, RecursionError):
         return None
     return None if foreign.envelope.version in ACCEPTED_VERSIONS else foreign

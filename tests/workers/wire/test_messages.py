@@ -129,6 +129,14 @@ def test_a_frame_of_version_1_is_refused_and_its_version_is_read() -> None:
     assert (foreign.tag, foreign.envelope) == ("register", msg.Envelope(1, 20, 3, 0))
 
 
+@pytest.mark.parametrize("envelope", [{}, {0: 1}, "text", b"bytes", 7, None, [{}, {}, {}, {}]], ids=repr)
+def test_a_frame_whose_envelope_is_none_is_refused_and_nothing_more(envelope: object) -> None:
+    """P16: one takes what Python says of a slice of a map, which is another error from Python 3.12 on."""
+    frame = packed([RAW[0][0], envelope])
+    refused(frame)
+    assert msg.decode_foreign(frame) is None
+
+
 @pytest.mark.parametrize(
     "offers",
     [
