@@ -186,7 +186,7 @@ class Server:
             return _refuse(400, f"{request.method} {request.path}: {error}")
         except RouteConflict as error:
             self.registry.counts["conflict"] += 1
-            log.info("%s %s refused: %s", request.method, request.path, error)
+            log.info("%s %s refused: %s", request.method, request.path, str(error))
             return _refuse(409, str(error))
         except RegistryFull as error:
             return _refuse(503, str(error))

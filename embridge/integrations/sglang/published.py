@@ -62,7 +62,7 @@ class PublishedParts:
                 return Told(key, client.bootstrap_addr)
             except (EmbridgeError, ValueError, RuntimeError) as error:
                 text = "an embedding of %s goes by SGLang's own way: %s"
-                self._log_limit.log(log, logging.WARNING, 0, self._member.clock(), text, tuple(rows.shape), error)
+                self._log_limit.log(log, logging.WARNING, 0, self._member.clock(), text, tuple(rows.shape), str(error))
                 return None
 
     def close(self) -> None:

@@ -346,6 +346,7 @@ def crossed(at: int, do: Callable[[], object], other: Callable[[], object]) -> b
         return seen
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 tells of instructions only if one was asked for before
     sys.settrace(seen)
     try:
         do()
