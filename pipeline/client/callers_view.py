@@ -42,10 +42,12 @@ class CallersView:
         self._has_seen_by_hand = False  # among them is one that its caller drives, who hears of it from `rose` alone
         self.library_waits = False
         """Whether the library thread has found the turn taken, and is to be rung when it is given back."""
-        self.has_ended_some = False
-        """Whether a request has ended here that nobody has popped yet."""
+        self.ended_for: set[object] = set()
+        """The queues for which a request has ended at once, since they were last popped."""
         self.has_more_rows = False
         """Whether rows of a streamed request were shown that nobody has asked for yet (set by whoever has the turn)."""
+        self.on_change: Callable[[], None] | None = None
+        """Called by each look that finds something, on the thread that looks: for coroutines, which wait beside it."""
 
     def look(self) -> bool:
         """Take what has changed, and end here what can be. One load when nothing has; False then."""
@@ -53,6 +55,8 @@ class CallersView:
         sequence, now = attachment.user_bell.sequence(), attachment.clock()
         if sequence == self._seen and now < self._slow_ns:
             return False
+        if self.on_change is not None:
+            self.on_change()
         if attachment.node_gone:
             return True
         attachment.check_usable()
@@ -88,10 +92,7 @@ class CallersView:
         has_left = False
         with TurnTaker(self.turn) as has_turn:
             for handle in handles:
-                if has_turn and handle.end_here():
-                    self.has_ended_some = True
-                else:
-                    has_left = True
+                has_left |= not (has_turn and handle.end_here())
         # a mark of the library's own view names what is left
         if has_left or self.library_waits:
             attachment.library_bell.ring()
@@ -132,11 +133,18 @@ class CallersView:
         """Have the next ring written to the eventfd. False: something has changed since the last look."""
         return not self._has_more() and self._attachment.user_bell.arm(self._seen)
 
+    def arm_beside(self) -> bool:
+        """As `arm`, for who hears of `on_change`, too: what `Client.poll` or another queue has yet to take stays theirs
+        to be told of.
+        """
+        return self._attachment.user_bell.arm(self._seen)
+
     def wait(self, timeout_s: float) -> bool:
         """Sleep until something changes. False: the time is over, or a signal has come."""
         return self._has_more() or self._attachment.user_bell.wait(self._seen, timeout_s) != self._seen
 
     def _has_more(self) -> bool:
-        has_ended_some, self.has_ended_some = self.has_ended_some, False
+        has_ended_some = bool(self.ended_for)
+        self.ended_for.clear()
         has_more_rows, self.has_more_rows = self.has_more_rows, False  # who sets it rings then
         return has_ended_some or has_more_rows or self._has_seen_by_hand or self._seen < 0

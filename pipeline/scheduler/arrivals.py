@@ -14,6 +14,7 @@ from embridge.pipeline.client.client import Client, library_of
 from embridge.pipeline.scheduler.queues import PreallocQueue
 from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResult
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
+from embridge.pipeline.scheduler.wakeups import Wakeups
 from embridge.workers.timing import NS
 
 MOST_S: Final = 1e9
@@ -133,30 +134,28 @@ class _Arrivals:
 
     async def _drive(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look whenever something has changed, for as long as a coroutine waits."""
-        changed, was_awake = asyncio.Event(), False
-        loop.add_reader(descriptor := self.client.fileno(), changed.set)
+        view, was_awake = library_of(self.client).view, False
         try:
-            while self._waiting:
-                changed.clear()
-                self.look()
-                for ended, arrival in list(self._waiting.items()):
-                    if arrival.is_done and not ended.done():
-                        ended.set_result(None)
-                    if ended.done():
-                        del self._waiting[ended]
-                if self._waiting and self.client.arm():
-                    await changed.wait()
-                    was_awake = False
-                else:
-                    await asyncio.sleep(LOOK_S if was_awake else 0)  # as `Arrival.wait`
-                    was_awake = True
+            with Wakeups(loop, view, self.client.fileno()) as wakeups:
+                while self._waiting:
+                    self.look()
+                    wakeups.clear()
+                    for ended, arrival in list(self._waiting.items()):
+                        if arrival.is_done and not ended.done():
+                            ended.set_result(None)
+                        if ended.done():
+                            del self._waiting[ended]
+                    if self._waiting and view.arm_beside():
+                        await wakeups.wait()
+                        was_awake = False
+                    else:
+                        await asyncio.sleep(LOOK_S if was_awake else 0)  # as `Arrival.wait`
+                        was_awake = True
         except Exception as error:
             for ended in self._waiting:
                 if not ended.done():
                     ended.set_exception(error)
             self._waiting.clear()
-        finally:
-            loop.remove_reader(descriptor)
 
 
 def receive(
@@ -170,8 +169,8 @@ def receive(
     """Receive the rows of a room, from the encode node at `bootstrap_addr`, by a client of a language node.
 
     `required_dst_info_num` is the number of language nodes that receive the room; `timeout_s` the deadline in seconds
-    from now. It returns at once: poll the arrival, wait for it, or await it. While something is awaited, the client's
-    `fileno` belongs to the loop. A fault of the request, now or later, comes out as its failure.
+    from now. It returns at once: poll the arrival, wait for it, or await it; a loop that has a reader of its own for
+    the client's `fileno` keeps it. A fault of the request, now or later, comes out as its failure.
 
     Raises:
         ValueError: the client has ranks, which follow a queue.

@@ -123,7 +123,7 @@ class TransferQueue:
         """
         self._attachment.check_attached()
         self._library.view.look()
-        self._library.view.has_ended_some = False
+        self._library.view.ended_for.discard(self)
         finished, failed = _taken(self._finished), _taken(self._failed)
         for request in finished:
             self._lending.hand_over(request)
@@ -391,6 +391,7 @@ class TransferQueue:
         self._active.pop(request, None)
         receiver.driver = receiver.request = None
         self._finished.append(request)
+        self._library.view.ended_for.add(self)
         return True
 
     def _end_failed(self, request: EmbeddingRequest, *, lost: bool = False) -> None:

@@ -13,7 +13,18 @@ from support.nodes import Station, station
 from support.rows import DELTA, arrived, difference
 from support.waiting import wait_until
 
-from embridge import Arrival, AttachError, Client, TransferAborted, attach, follow, receive
+from embridge import (
+    Arrival,
+    AttachError,
+    Client,
+    EmbeddingRequest,
+    PreallocQueue,
+    TransferAborted,
+    TransferQueue,
+    attach,
+    follow,
+    receive,
+)
 
 pytestmark = pytest.mark.process
 
@@ -110,6 +121,52 @@ async def one_more(encode: Station, sending: Client, scheduling: Client, room: i
     with pytest.raises(TransferAborted):
         await arrival
     return True
+
+
+def test_what_is_awaited_leaves_the_caller_his_own_reader_of_the_descriptor(
+    encode: Station, sending: Client, scheduling: Client, rooms: Iterator[int]
+) -> None:
+    """P8: a loop as the guide has it, beside coroutines that wait; neither takes what would wake the other."""
+    queue = TransferQueue(scheduling)
+    prealloc = PreallocQueue(scheduling, queue)
+
+    async def serve(queued: set[int], risen: asyncio.Event) -> list[EmbeddingRequest]:
+        finished: list[EmbeddingRequest] = []
+        while len(finished) < len(queued):
+            risen.clear()
+            scheduling.poll()
+            finished += queue.pop_transferred()[0]
+            if len(finished) < len(queued):
+                await (risen.wait() if scheduling.arm() else asyncio.sleep(0))
+        return finished
+
+    async def received(room: int) -> bool:
+        with receive(scheduling, encode.addr, room) as arrival:
+            await arrival
+            return is_right(scheduling, arrival, 300)
+
+    async def both() -> None:
+        loop, risen = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(scheduling.fileno(), risen.set)
+        for _ in range(20):
+            queued, awaited = {next(rooms) for _ in range(3)}, [next(rooms) for _ in range(3)]
+            for room in queued:
+                prealloc.add(EmbeddingRequest(room=room, bootstrap_addr=encode.addr))
+            tasks = [asyncio.create_task(received(room)) for room in awaited]
+            serving = asyncio.create_task(serve(queued, risen))
+            for mine, other in zip(queued, awaited, strict=True):
+                for room in (mine, other):
+                    give(open_sender(sending, room, 300))
+                    await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                assert all(await asyncio.gather(*tasks))
+                finished = await serving
+            assert {request.room for request in finished} == queued
+            for request in finished:
+                request.release()
+        assert loop.remove_reader(scheduling.fileno())
+
+    asyncio.run(both())
 
 
 def test_coroutines_that_wait_hear_that_their_client_has_closed(encode: Station, language: Station, room: int) -> None:

@@ -16,6 +16,7 @@ from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.pipeline.scheduler.transfer_queue import TransferQueue
 
 pytestmark = pytest.mark.usefixtures("quiet")
 TOTAL = 7
@@ -74,6 +75,18 @@ def test_what_poll_has_ended_keeps_the_caller_awake_until_it_is_popped(node: Sch
     node.client.poll()
     assert node.queue.pop_transferred() == ([second], [])
     assert not node.client.wait(0)
+
+
+def test_what_one_queue_has_ended_for_another_keeps_the_caller_awake_until_that_is_popped(node: Scheduler) -> None:
+    """P8: one who sleeps beside it is told of the look, and takes nothing of what others have yet to take."""
+    told: list[str] = []
+    library_of(node.client).view.on_change = lambda: told.append("looked")
+    request = landed(node, 1)
+    assert TransferQueue(node.client).pop_transferred() == ([], [])
+    assert told == ["looked"]
+    assert library_of(node.client).view.arm_beside()
+    assert not library_of(node.client).view.arm()
+    assert node.queue.pop_transferred() == ([request], [])
 
 
 def test_while_somebody_has_the_turn_the_caller_leaves_a_request_to_the_library_thread(node: Scheduler) -> None:
