@@ -34,7 +34,7 @@ LOOK_NS: Final = NS // 1000
 MOST_LOOK_NS: Final = NS // 50
 LOOKS: Final = 16  # a pause is this part of what has been waited
 MOST_S: Final = 1e9
-UNSEEN: Final = 3  # references to a pin at which nobody looks: of its item, and of who counts them
+UNSEEN: Final = 2  # references to a pin at which nobody looks: of its item, and of who counts them
 
 
 class Item:
@@ -97,12 +97,12 @@ class Item:
         """Have its rows in memory of this process, unless somebody looks at them where they lie (R62, R63): its node
         has no room. Nothing happens where there is no memory for them.
         """
-        pin = self._pin
-        if not isinstance(pin, Pin) or sys.getrefcount(pin) > UNSEEN:
+        # not by a variable, which is one more reference up to Python 3.13, and none from 3.14 on
+        if not isinstance(self._pin, Pin) or sys.getrefcount(self._pin) > UNSEEN:
             return
         with contextlib.suppress(MemoryError, ValueError):  # it was released meanwhile, say
             copy = self.copied()
-            if self._pin is pin:
+            if isinstance(self._pin, Pin):
                 self._pin, self.where = copy, "host"
 
     def move_to(self, pin: Pin, copy: CopiedRows) -> None:
