@@ -183,7 +183,7 @@ def _wrapped(call: Call, real: Callable[..., Any]) -> Callable[..., Any]:
         return real(*arguments, **named)
 
     # a class may keep what is no method: it must not bind
-    return wrapper if "." in call.attribute else functools.partial(wrapper)
+    return wrapper if "." in call.attribute else staticmethod(wrapper)
 
 
 def _place(call: Call) -> tuple[Any, str]:
