@@ -204,6 +204,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.skipif("TESTED_EMBRIDGE_SITE" in os.environ, reason="types are checked over the sources")
 def test_the_programs_of_the_readme_and_the_tutorial_pass_mypy_strict(tmp_path: Path) -> None:
     """Seen as they are installed, over the links of `make types`; the cache is the one of that, so this takes some
     seconds after it.

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -69,8 +70,19 @@ def build(what: str, source: Path, target: Path) -> Path:
     return target / result.stdout.split()[-1]
 
 
+def why_not_built() -> str:
+    """What building needs, and is not here: a wheel is tried where there is no compiler, too."""
+    if shutil.which("cc") is None:
+        return "a C compiler, `cc`"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return f"the headers of {Path(sys.executable).name}"
+    return "" if importlib.util.find_spec("setuptools") and importlib.util.find_spec("wheel") else "setuptools, wheel"
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    if "TESTED_EMBRIDGE_SITE" in os.environ and (missing := why_not_built()):
+        pytest.skip(f"nothing can be built here: there is no {missing}")
     folder = tmp_path_factory.mktemp("package")
     shutil.copytree(ROOT, folder / "tree", ignore=NOT_SOURCES)
     sdist = build("build_sdist", folder / "tree", folder)

@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from support.mounting import mounting
 
 from embridge.allocator.segment import create_segment
-
-mounting = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
 SIZE = 8 << 20
 CREATE = f"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import posix_ipc
 import pytest
 from click.testing import CliRunner
+from support.mounting import CAN_MOUNT
 from support.nodes import config_of
 
 from embridge import launch
@@ -25,13 +25,12 @@ from embridge.pipeline.cli import main
 from embridge.pipeline.cli.checks import left_names
 
 TESTS = Path(__file__).parents[1]
-HAS_ROOT = os.geteuid() == 0 and shutil.which("unshare") is not None
 
 
 def stepped(what: str) -> list[dict[str, Any]]:
     """What `support.stepping` saw; where mounting is allowed, in a /dev/shm of its own, whose memory can be counted."""
     words = [sys.executable, "-m", "support.stepping", what]
-    if HAS_ROOT:
+    if CAN_MOUNT:
         mount = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
         words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", *words]
     done = subprocess.run(words, cwd=TESTS, capture_output=True, text=True, timeout=100, check=False)
@@ -48,7 +47,7 @@ def test_a_kill_at_any_system_call_of_a_creation_leaves_an_empty_name_at_most() 
     assert len(states) > 10
     assert {tuple(state["left"].values()) for state in states} == {(), (0,)}
     assert [state["then_left"] for state in states if state["then_left"]] == []
-    if HAS_ROOT:
+    if CAN_MOUNT:
         assert {state["used_bytes"] for state in states} == {0}
 
 

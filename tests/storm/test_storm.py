@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.mounting import CAN_MOUNT
 from support.nodes import every_engine
 
 pytestmark = pytest.mark.process
@@ -79,7 +79,7 @@ def test_storms_of_all_kinds_break_no_promise(engine: str, seed: int, tmp_path: 
     """P1, P3, P5, P6, P8, P9, P10, P11, P13: 50 kills a seed, with the faults that the seed draws; odd seeds have two
     encode nodes.
     """
-    bounded = ["--shm-size", "128M"] if os.geteuid() == 0 and shutil.which("unshare") else []
+    bounded = ["--shm-size", "128M"] if CAN_MOUNT else []
     said = command(
         "storm",
         *(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from support import wires
 from support.carrying import carried, joined
 from support.encoding import give, open_sender
+from support.mounting import CAN_MOUNT, WHY_NOT
 from support.nodes import Station, station
 from support.remains import run_dirs
 from support.waiting import wait_until
@@ -95,8 +95,8 @@ def test_a_node_is_reached_by_a_name_of_both_families(pair: tuple[Station, Stati
 @pytest.fixture
 def mute_resolver(tmp_path: Path) -> Iterator[list[str]]:
     """What a command is run within to have a resolver that takes questions and never answers."""
-    if os.geteuid() != 0 or shutil.which("unshare") is None or not os.path.exists("/etc/nsswitch.conf"):
-        pytest.skip("a resolver of its own needs a mount namespace: root, and unshare")
+    if not CAN_MOUNT or not os.path.exists("/etc/nsswitch.conf"):
+        pytest.skip(WHY_NOT or "there is no /etc/nsswitch.conf")
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.53\noptions timeout:30 attempts:2\n")
     (tmp_path / "nsswitch.conf").write_text("hosts: files dns\n")
     mounts = " && ".join(f'mount --bind "{tmp_path / name}" /etc/{name}' for name in ("resolv.conf", "nsswitch.conf"))

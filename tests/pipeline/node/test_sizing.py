@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.mounting import mounting
 
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.geometry import Geometry, Limits, Role
@@ -22,8 +22,6 @@ from embridge.pipeline.node.sizing import DEFAULT_BLOCKS, MIB, Sizes, chosen_poo
 
 CONTAINER = Space(64 * MIB, 64 * MIB)
 ENDLESS = Space(sys.maxsize, sys.maxsize)
-CAN_MOUNT = os.geteuid() == 0 and shutil.which("unshare") is not None
-container = pytest.mark.skipif(not CAN_MOUNT, reason="mounting needs root, and unshare")
 
 
 def total(role: Role, geometry: Geometry, limits: Limits | None = None) -> int:
@@ -94,7 +92,7 @@ with launch(PipelineConfig(role="encode")) as encode, launch(PipelineConfig(role
 """
 
 
-@container
+@mounting
 @pytest.mark.process
 def test_a_default_node_of_each_role_starts_in_a_container(own_dir: Path) -> None:
     """P13: both on one host, each with a pool that fits, and a line that says so."""
@@ -104,7 +102,7 @@ def test_a_default_node_of_each_role_starts_in_a_container(own_dir: Path) -> Non
     assert len(said) == 2, done.stderr
 
 
-@container
+@mounting
 @pytest.mark.process
 def test_a_pool_that_does_not_fit_is_refused_by_the_command_with_the_number_that_does(own_dir: Path) -> None:
     """P13, P9."""
@@ -114,7 +112,7 @@ def test_a_pool_that_does_not_fit_is_refused_by_the_command_with_the_number_that
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-@container
+@mounting
 def test_doctor_adds_up_both_segments_of_both_roles(own_dir: Path) -> None:
     done = in_container(own_dir, "-m", "embridge", "doctor", "--json")
     check = next(check for check in json.loads(done.stdout) if check["name"] == "/dev/shm")
@@ -130,7 +128,7 @@ def test_doctor_adds_up_both_segments_of_both_roles(own_dir: Path) -> None:
         ) in check["seen"]
 
 
-@container
+@mounting
 @pytest.mark.process
 @pytest.mark.storm
 def test_the_demo_runs_in_a_container(own_dir: Path) -> None:
