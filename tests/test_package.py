@@ -315,10 +315,26 @@ def test_an_environment_that_was_half_made_is_no_python_s(tmp_path: Path) -> Non
     shutil.copy(ROOT / ".ci" / "pythons", tmp_path / ".ci")
     (tmp_path / "it.whl").touch()
     python = tmp_path / "python-of-this-test"
-    python.write_text('#!/bin/sh\nmkdir -p "$3/bin"\nln -s /bin/false "$3/bin/python"\nexit 1\n')
+    python.write_text('#!/bin/sh\ntest "$1" = -c && exit\nmkdir -p "$3/bin"\nln -s /bin/false "$3/bin/python"\nexit 1\n')
     python.chmod(0o755)
     command = [tmp_path / ".ci" / "pythons", tmp_path / "it.whl", python]
     for _ in range(2):
         done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 1
         assert done.stdout.splitlines()[-1] == f"NOT TESTED with {python}: it makes no environment"
+
+
+def test_a_python_that_is_no_command_is_looked_for_with_pyenv(tmp_path: Path) -> None:
+    """There a command of that name may be, which says that it is not the current version."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "pythons", tmp_path / ".ci")
+    (tmp_path / "it.whl").touch()
+    for folder, does in (("shims", "exit 127"), ("versions/3.99.1/bin", 'test "$1" = -c')):
+        (tmp_path / folder).mkdir(parents=True)
+        (python := tmp_path / folder / "python3.99").write_text(f"#!/bin/sh\n{does}\n")
+        python.chmod(0o755)
+    environ = {**os.environ, "PYENV_ROOT": str(tmp_path), "PATH": f"{tmp_path / 'shims'}:{os.environ['PATH']}"}
+    for name, why in (("python3.99", "it makes no environment"), ("python3.98", "it is not installed")):
+        command = [tmp_path / ".ci" / "pythons", tmp_path / "it.whl", name]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout.splitlines()[-1] == f"NOT TESTED with {name}: {why}"
