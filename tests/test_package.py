@@ -315,7 +315,8 @@ def test_an_environment_that_was_half_made_is_no_python_s(tmp_path: Path) -> Non
     shutil.copy(ROOT / ".ci" / "pythons", tmp_path / ".ci")
     (tmp_path / "it.whl").touch()
     python = tmp_path / "python-of-this-test"
-    python.write_text('#!/bin/sh\ntest "$1" = -c && exit\nmkdir -p "$3/bin"\nln -s /bin/false "$3/bin/python"\nexit 1\n')
+    half = 'mkdir -p "$3/bin"\nln -s /bin/false "$3/bin/python"\nexit 1\n'
+    python.write_text(f'#!/bin/sh\ntest "$1" = -c && exit\n{half}')
     python.chmod(0o755)
     command = [tmp_path / ".ci" / "pythons", tmp_path / "it.whl", python]
     for _ in range(2):

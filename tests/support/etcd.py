@@ -37,6 +37,7 @@ class Etcd:
     """One member with a data directory of its own; it can be stopped, and started again at the same ports.
 
     With `tls` it has a certificate, which is its own authority (`ca_file`). Beyond `quota_bytes` it takes no values.
+    It is its cluster, and started, unless somebody says what others are (`cluster`) and starts it.
     """
 
     def __init__(self, folder: Path, *, tls: bool = False, quota_bytes: int = 0) -> None:
@@ -44,11 +45,15 @@ class Etcd:
         self._quota_bytes = quota_bytes
         self._log = folder / "etcd.log"
         self._port, self._peer_port = port_to_keep(), port_to_keep()
+        self.peer = f"http://127.0.0.1:{self._peer_port}"
+        self.name = f"member{self._peer_port}"
+        self.cluster = f"{self.name}={self.peer}"
         self.ca_file, self._key_file = folder / "certificate.pem", folder / "key.pem"
         self._context = ssl.create_default_context(cafile=self._certify()) if tls else None
         self.endpoint = f"http{'s' * tls}://127.0.0.1:{self._port}"
-        self.url = f"etcd{'s' * tls}://127.0.0.1:{self._port}{PREFIX}"
-        self.start()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.address = f"127.0.0.1:{self._port}"
+        self.url = f"etcd{'s' * tls}://{self.address}{PREFIX}"
 
     def _certify(self) -> Path:
         words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
@@ -59,19 +64,23 @@ class Etcd:
 
     def start(self, *, empty: bool = False) -> None:
         """Start it with the data that it had, or with none; it answers when this returns."""
-        data, peer = self._folder / "data", f"http://127.0.0.1:{self._peer_port}"
         if empty:
-            shutil.rmtree(data)
+            shutil.rmtree(self._folder / "data")
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """Start it; it answers when most of its cluster is there."""
         options: dict[str, object] = {
-            "name": "only",
-            "data-dir": data,
+            "name": self.name,
+            "data-dir": self._folder / "data",
             "listen-client-urls": self.endpoint,
             "advertise-client-urls": self.endpoint,
-            "listen-peer-urls": peer,
-            "initial-advertise-peer-urls": peer,
-            "initial-cluster": f"only={peer}",
+            "listen-peer-urls": self.peer,
+            "initial-advertise-peer-urls": self.peer,
+            "initial-cluster": self.cluster,
             "heartbeat-interval": 50,
-            "election-timeout": 250,  # it has no others to wait for
+            "election-timeout": 250,  # all members are on this host
             "quota-backend-bytes": self._quota_bytes,
             "logger": "zap",
             "log-level": "error",
@@ -87,9 +96,13 @@ class Etcd:
                 # it may outlive the test that restarts it
                 env={name: value for name, value in os.environ.items() if name != MARK} | {"GOMAXPROCS": "2"},
             )
+
+    def wait(self) -> None:
+        """Until it answers."""
         wait_until(self._answers, 30, lambda: f"etcd answers: {self._log.read_text()[-2000:]}")
 
     def _answers(self) -> bool:
+        assert self._process is not None
         assert self._process.poll() is None, self._log.read_text()[-2000:]
         try:
             self.call("kv/range", {"key": "AA=="})
@@ -98,11 +111,18 @@ class Etcd:
         return True
 
     def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
         self._process.send_signal(number)
 
     def kill(self) -> None:
+        assert self._process is not None
         self._process.kill()
         self._process.wait(20)
+
+    def end(self) -> None:
+        if self._process is not None:
+            self.signal(signal.SIGCONT)
+            self.kill()
 
     def call(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(f"{self.endpoint}/v3/{path}", json.dumps(body).encode())
@@ -170,10 +190,58 @@ def etcd(*, tls: bool = False, quota_bytes: int = 0) -> Iterator[Etcd]:
     with run_dirs() as folder:
         it = Etcd(folder, tls=tls, quota_bytes=quota_bytes)
         try:
+            it.start()
             yield it
         finally:
-            it.signal(signal.SIGCONT)
-            it.kill()
+            it.end()
+
+
+class Members:
+    """Three members of one cluster, by name in the order of `url`: the one that led at the start comes first."""
+
+    def __init__(self, folder: Path) -> None:
+        for number in range(3):
+            (folder / str(number)).mkdir()
+        self.all = [Etcd(folder / str(number)) for number in range(3)]
+        for it in self.all:
+            it.cluster = ",".join(f"{other.name}={other.peer}" for other in self.all)
+        self.url = ""
+
+    def start(self) -> None:
+        for it in self.all:
+            it.begin()
+        for it in self.all:
+            it.wait()
+        leader = self.leader()
+        self.all.sort(key=lambda it: it is not leader)
+        self.url = f"etcd://{','.join(it.address for it in self.all)}{PREFIX}"
+
+    def leader(self, asked: int = 0) -> Etcd:
+        """As one of them says, which must answer; it waits for the end of an election."""
+
+        def leads() -> Etcd | None:
+            answer = self.all[asked].call("maintenance/status", {})
+            members = self.all[asked].call("cluster/member/list", {})["members"]
+            names = {it["ID"]: it["name"] for it in members}
+            name = names.get(answer.get("leader"))
+            return next((it for it in self.all if it.name == name), None)
+
+        found = wait_until(leads, 30)
+        assert found is not None
+        return found
+
+
+@contextmanager
+def members() -> Iterator[Members]:
+    """A cluster of three for the length of a block; nothing of it is left."""
+    with run_dirs() as folder:
+        it = Members(folder)
+        try:
+            it.start()
+            yield it
+        finally:
+            for each in it.all:
+                each.end()
 
 
 Answer = Callable[[str, dict[str, Any], str], tuple[int, Any]]
