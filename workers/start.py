@@ -36,6 +36,7 @@ from embridge.workers.stderr import log_to_stderr
 from embridge.workers.timing import NS
 from embridge.workers.titles import set_title
 from embridge.workers.transfer import engines
+from embridge.workers.transfer.engine_log import EngineLog
 from embridge.workers.transfer.engines.base import SessionEngine, TransferEngine
 
 if TYPE_CHECKING:
@@ -182,18 +183,15 @@ def _sums(spec: ProcessSpec, ctx: RoleContext) -> RowSums:
 
 
 def _keep_engines_apart(spec: ProcessSpec) -> None:
-    """Have an engine's library that writes to standard error write to a file of this process's life instead.
+    """Have an engine's library that writes to standard error write to a file instead.
 
     Texts of this package stay on standard error.
     """
+    global _engine_log
     loud = [engine.name for engine in engines.named(spec.engines) if engine.writes_to_stderr]
     if not loud:
         return
-    path = Path(spec.addresses.run_socket).with_name(engines.log_name(spec.name, loud))
-    path.unlink(missing_ok=True)  # whatever has that name: opening a FIFO would wait, and a link would be followed
-    theirs = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(theirs, 2)  # `log_to_stderr` has kept what it was
-    os.close(theirs)
+    _engine_log = EngineLog(Path(spec.addresses.run_socket).with_name(engines.log_name(spec.name, loud)))
 
 
 def _begin_session(spec: ProcessSpec, ctx: RoleContext) -> LiveSession:
@@ -213,6 +211,7 @@ def _begin_session(spec: ProcessSpec, ctx: RoleContext) -> LiveSession:
 
 
 _target: SessionEngine | None = None  # kept: its end is the end of the session
+_engine_log: EngineLog | None = None
 
 
 def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step, teller: Teller | None) -> None:
@@ -225,6 +224,8 @@ def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step, teller: Telle
         seen = bell.sequence()
         now = time.monotonic_ns()
         ctx.control.processes.beat(ctx.index, now)
+        if _engine_log is not None:
+            _engine_log.look(now)
         records = inbox.take()
         try:
             out = role.step(now, Inbox(records, [], []))

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from embridge import Client, Node, PipelineConfig, attach, launch
+from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 0.5
+LONGEST_S: Final = 30.0  # between two launches of a node that does not stay
+STEADY_S: Final = 60.0  # a node that lived for so long is launched again at once
 
 
 class Membership:
@@ -32,6 +35,8 @@ class Membership:
         self._config = config
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._pause_s = 0.0
+        self._launched_ns = self.clock()
         self._node: Node | None = launch(config, keeps_run_dir=False) if config is not None else None
         try:
             self._client = attach(run_dir)
@@ -69,6 +74,9 @@ class Membership:
                     if self._node is not None:
                         self._node.stop()  # it has ended; what this process had of it is closed
                         self._node = None
+                    if self._stop.wait(self._next_pause_s()):
+                        return
+                    self._launched_ns = self.clock()
                     self._node = launch(self._config, keeps_run_dir=False)
                 self._client = attach(self.run_dir)
                 log.warning("the node in %s is joined again", self.run_dir)
@@ -78,6 +86,16 @@ class Membership:
                     said = str(error)
                     log.warning("the node in %s is not joined: %s", self.run_dir, said)
             self._stop.wait(AGAIN_S)
+
+    def _next_pause_s(self) -> float:
+        """How long the node stays down, in seconds: twice as long as before where it did not stay up."""
+        if self.clock() - self._launched_ns >= STEADY_S * NS:
+            self._pause_s = 0.0
+        else:
+            self._pause_s = min(LONGEST_S, max(AGAIN_S, 2 * self._pause_s))
+        if self._pause_s > AGAIN_S:
+            log.info("the node in %s is launched again in %g s", self.run_dir, self._pause_s)
+        return self._pause_s
 
     def close(self) -> None:
         """Leave the node, and stop it if it was launched here."""

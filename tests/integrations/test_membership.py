@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from support.waiting import wait_until
 
-from embridge import AttachError, ConfigError, PipelineConfig
+from embridge import AttachError, ConfigError, LaunchError, PipelineConfig
 from embridge.integrations import membership
 from embridge.integrations.engine_settings import EngineSettings
 from embridge.integrations.membership import Membership
+from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
 
 KILLED = """
@@ -111,6 +112,55 @@ def test_without_a_thread_to_be_had_the_node_stays_gone_and_nothing_is_raised(
         assert it.look() is None
         assert it.look() is None
     wait_until(lambda: it.look() is not None)
+    it.close()
+
+
+class Pauses:
+    """In the place of the event that ends a membership: time passes as it is waited for."""
+
+    def __init__(self, it: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ns = 0
+        self.waited: list[float] = []
+        it.clock = lambda: self.now_ns
+        it._launched_ns = 0
+        monkeypatch.setattr(it, "_stop", self)
+
+    def is_set(self) -> bool:
+        return False
+
+    def set(self) -> None:
+        pass
+
+    def wait(self, timeout_s: float) -> bool:
+        self.waited.append(timeout_s)
+        self.now_ns += int(timeout_s * NS)
+        return False
+
+
+def test_a_node_that_does_not_stay_is_launched_after_pauses_that_double(
+    nodes: list[StubNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a limit, whether it does not start or ends soon; one that has lived for long is launched at once."""
+    it = Membership(Path("/there"), PipelineConfig(role="language"))
+    pauses = Pauses(it, monkeypatch)
+    monkeypatch.setattr(membership, "AGAIN_S", 0.5)
+    real, left = vars(membership)["launch"], [1, 2]
+
+    def launch(config: Any, *, keeps_run_dir: bool) -> Any:
+        if left:
+            left.pop()
+            raise LaunchError("it does not start")
+        return real(config, keeps_run_dir=keeps_run_dir)
+
+    monkeypatch.setattr(membership, "launch", launch)
+    for _ in range(7):
+        nodes[-1].node_gone = True
+        wait_until(lambda: it.look() is not None)
+    assert pauses.waited == [0.5, 0.5, 1, 0.5, 2, 4, 8, 16, 30, 30, 30]  # two were waited after what was raised
+    pauses.now_ns += 60 * NS
+    nodes[-1].node_gone = True
+    wait_until(lambda: it.look() is not None)
+    assert pauses.waited[-1] == 0
     it.close()
 
 

@@ -23,8 +23,8 @@ ENGINES: tuple[Engine, ...] = (
 """In order of preference: the first that both nodes offer, and that reaches the peer, is taken."""
 
 AUTO = "auto"
-LOG_PATTERN = "worker*.*.log"
-"""The pattern of the files that `log_name` names."""
+LOG_PATTERN = "worker*.*.log*"
+"""The pattern of the files that `log_name` names, and of those before them."""
 
 
 def choices() -> tuple[str, ...]:
