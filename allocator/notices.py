@@ -90,6 +90,10 @@ class NoticeTable:
         """For how many notices there is room (poller)."""
         return NOTICES_A_LANE - (self._words.load(Heard.WRITTEN) - self._words.load(Heard.READ))
 
+    def num_told(self) -> int:
+        """How many were put so far."""
+        return self._words.load(Heard.WRITTEN)
+
     def put(self, notice: Notice) -> None:
         """Tell one, for which there is room (poller)."""
         written = self._words.load(Heard.WRITTEN)

@@ -1,16 +1,17 @@
 """Following what is published on encode nodes: which items come and go, by a client of a language node (R72 to R76).
 
 What is told comes through a ring of this client's lane, which its node's poller writes (`allocator/notices.py`).
-Whoever looks reads it, for all subscriptions of the client, and nothing here waits for another process.
+Whoever looks reads it, for all subscriptions of the client, and nothing here waits for another process. The poller
+rings the library thread, which looks, and wakes those who wait for a notice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from embridge.allocator.geometry import Role
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from embridge.pipeline.client.attachment import Attachment
     from embridge.pipeline.client.library import Library
 
-LOOK_S: Final = 0.01
+LOOK_S: Final = 0.5  # of who waits, for his own: the library thread tells him
 MEET_NS: Final = NS // 2  # between two words to the bootstrap that a node is to be registered with
 MOST_KEPT: Final = 4096  # notices, besides two a key, that are kept for who does not read them
 
@@ -80,11 +81,13 @@ class Subscription:
         if not is_time(timeout_s) or timeout_s < 0:
             raise ValueError(f"timeout_s: {said(timeout_s)} s must not be negative")
         until_ns = self._all.clock() + int(min(float(timeout_s), 1e9) * NS)
-        while True:
-            self._all.look(self)
-            if self._notices or self._all.clock() >= until_ns:
-                return bool(self._notices)
-            time.sleep(LOOK_S)
+        with self._all.turn:
+            while True:
+                self._all.look(self)
+                left_ns = until_ns - self._all.clock()
+                if self._notices or left_ns <= 0:
+                    return bool(self._notices)
+                self._all.turn.wait(min(left_ns / NS, LOOK_S))
 
     def __iter__(self) -> Iterator[ItemNotice]:
         while True:
@@ -93,11 +96,20 @@ class Subscription:
                 yield notice
 
     async def __aiter__(self) -> AsyncIterator[ItemNotice]:
-        while True:
-            self._all.look(self)
-            while (notice := self._next()) is not None:
-                yield notice
-            await asyncio.sleep(LOOK_S)
+        loop, is_told = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(is_told.set)
+
+        with self._all.telling(tell):
+            while True:
+                is_told.clear()
+                self._all.look(self)
+                while (notice := self._next()) is not None:
+                    yield notice
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(is_told.wait(), LOOK_S)
 
     def _next(self) -> ItemNotice | None:
         with self._all.turn:
@@ -150,8 +162,9 @@ class Subscriptions:
         """Monotonic nanoseconds."""
         self._table = control.notices(self._attachment.lane)
         self._peers = control.peers
-        self.turn = threading.RLock()
-        """Who has it changes what is known."""
+        self.turn = threading.Condition(threading.RLock())
+        """Who has it changes what is known; who waits for a notice waits for it."""
+        self._tells: set[Callable[[], None]] = set()  # of coroutines that wait for one
         self._is_looking = False
         self._serial = self._attachment.clock()  # above all that whoever had the lane before has written
         self._open: dict[int, Subscription] = {}  # by place
@@ -199,9 +212,30 @@ class Subscriptions:
         for it in self._open.values():
             self._follow(it)
         by_word = {it.word: it for it in self._open.values() if it.word}
+        has_news = False
         for told in self._table.take():
             if (follower := by_word.get(told.followed)) is not None:
                 follower.take(ItemNotice(told.kind, told.key, told.generation, told.num_bytes))
+                has_news = True
+        if has_news:
+            self._wake()
+
+    @contextmanager
+    def telling(self, tell: Callable[[], None]) -> Iterator[None]:
+        """For a block, call `tell` when there is a notice, on whichever thread has found it."""
+        with self.turn:
+            self._tells.add(tell)
+        try:
+            yield
+        finally:
+            with self.turn:
+                self._tells.discard(tell)
+
+    def _wake(self) -> None:
+        """Wake those who wait (who has the turn)."""
+        self.turn.notify_all()
+        for tell in tuple(self._tells):
+            tell()
 
     def _follow(self, it: Subscription) -> None:
         """Follow the node that is at its address now; the poller says itself when that is lost."""
@@ -240,6 +274,7 @@ class Subscriptions:
         with self.turn:
             if self._open.get(it.place) is it:
                 del self._open[it.place]
+                self._wake()  # they are told that it is closed
                 if not self._attachment.is_closed and not self._attachment.node_gone:
                     self._table.follow(it.place, 0)
                     self._attachment.kick_follows()
@@ -249,6 +284,7 @@ class Subscriptions:
             for place in self._open:
                 self._table.follow(place, 0)
             self._open.clear()
+            self._wake()
 
 
 _MOST_SERIALS: Final = (1 << 47) - 1

@@ -146,7 +146,10 @@ class FollowedShelves:
             if self._peers.is_alive(peer):
                 self._ask(peer, now_ns, out)
         for lane, word in followed:
+            before = self._lanes[lane].num_told()
             self._tell(lane, word, self._told.setdefault((lane, word), _Told()))
+            if self._lanes[lane].num_told() > before:
+                self._control.bell(f"library{lane}").ring()  # it wakes who waits for a notice
 
     def next_ns(self) -> int | None:
         """When it wants to look; None: nobody follows, as far as it knows."""

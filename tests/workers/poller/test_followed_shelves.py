@@ -11,6 +11,7 @@ from support.alone import ENCODE_ADDRESS, LanguageAlone
 from embridge import ItemNotice, NoticeKind, Subscription
 from embridge.allocator.records import FOLLOWED_NODES, NOTICES_A_LANE
 from embridge.pipeline.client import subscriptions
+from embridge.pipeline.client.client import library_of
 from embridge.workers import messages as msg
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -67,7 +68,11 @@ def test_all_that_is_there_is_told_and_then_what_comes_and_goes(node: LanguageAl
     """R72, R76."""
     it = followed(node)
     assert not it.is_whole
+    rings = library_of(node.client).attachment.library_bell.sequence()
     inventory(node, 3, item(2, "cat", 7), item(4, "dog", 8))
+    assert library_of(node.client).attachment.library_bell.sequence() == rings + 1
+    node.advance(0.1)
+    assert library_of(node.client).attachment.library_bell.sequence() == rings + 1  # there is nothing to tell
     assert it.keys() == {b"cat": 7, b"dog": 8}
     assert it.is_whole
     assert read(it) == [(R, b"", 0), (P, b"cat", 7), (P, b"dog", 8)]
