@@ -214,10 +214,10 @@ def test_the_programs_of_the_readme_and_the_tutorial_pass_mypy_strict(tmp_path: 
     for target in (*(ROOT / "embridge").iterdir(), *(ROOT / name for name in ("pipeline", "workers", "allocator"))):
         if not os.path.lexists(typing / target.name):
             (typing / target.name).symlink_to(target)
-    programs = [example(), *(block for block in PYTHON if block.page.name == "tutorial.md")]
+    programs = [example(), *(block for block in PYTHON if block.page.name in ("tutorial.md", "in-flight.md"))]
     for number, block in enumerate(programs):
         (tmp_path / f"example_{number}.py").write_text(block.text)
-    assert len(programs) == 3
+    assert len(programs) == 5
     settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
     mypy = [sys.executable, "-m", "mypy", *settings, *map(str, tmp_path.glob("*.py"))]
     environ = {**os.environ, "MYPYPATH": str(typing.parent)}

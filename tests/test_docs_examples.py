@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import json
 import os
 import re
 import runpy
@@ -37,6 +38,7 @@ from embridge.pipeline.cli import main
 pytestmark = pytest.mark.process
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
+IN_FLIGHT = ROOT / "docs" / "in-flight.md"
 TYPED = [line for block, line in COMMANDS if block.page == TUTORIAL]
 PROGRAMS = [block for block in PYTHON if block.page == TUTORIAL]
 MORE = {"encode": ["--shelf-bytes", "1048576"], "language": ["--host-buffer-bytes", "67108864"]}
@@ -60,14 +62,20 @@ class Place(SimpleNamespace):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("t")
+    with launched(tmp_path_factory.mktemp("t"), MORE) as at:
+        yield at
+
+
+@contextmanager
+def launched(folder: Path, more: dict[str, list[str]]) -> Iterator[Place]:
+    """The tutorial's nodes, with more options for each role."""
     at = Place(folder=folder, encode_addr=f"tcp://127.0.0.1:{port_to_keep()}")
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
         for words in at.typed("embridge launch"):
             role = words[words.index("--role") + 1]
             (folder / role).mkdir()
-            command = stack.enter_context(started([*words[1:], *MORE[role]], folder / role))
+            command = stack.enter_context(started([*words[1:], *more[role]], folder / role))
             told = command.output.readline()
             assert told.startswith(f"READY role={role} "), command.errors()
         yield at
@@ -133,6 +141,33 @@ def test_the_tutorial_runs_as_it_is_told(place: Place) -> None:
         outputs.append(received())
     for text, output in zip(shown, outputs, strict=True):
         assert re.fullmatch(printed(text), output), output
+
+
+def status(role: str) -> Any:
+    return json.loads(CliRunner().invoke(main, ["status", "--role", role, "--json"]).output)
+
+
+@pytest.mark.parametrize("is_short", [False, True], ids=["", "memory is short"])
+def test_many_requests_pass_at_once_as_it_is_told(place: Place, tmp_path: Path, is_short: bool) -> None:
+    with ExitStack() as stack:
+        if is_short:
+            more = {"encode": ["--unsent-max-bytes", "2000000"], "language": []}
+            place = stack.enter_context(launched(tmp_path, more))
+        names = re.findall(r"Save this as `(\w+\.py)`", IN_FLIGHT.read_text())
+        for name, block in zip(names, [block for block in PYTHON if block.page == IN_FLIGHT], strict=True):
+            (place.folder / name).write_text(block.text)
+        typed = [line for block, line in COMMANDS if block.page == IN_FLIGHT]
+        port = place.encode_addr.rpartition(":")[2]
+        encoder, scheduler = (shlex.split(line.replace("4000", port))[1:] for line in typed)
+        with running(place, encoder) as encoded:
+            if is_short:  # the scheduler comes when nothing more fits
+                wait_until(lambda: status("encode")["unsent_bytes"] > 1_400_000)
+            with running(place, scheduler) as received:
+                outputs = [encoded(), received()]
+    shown = [block.text.strip() for block in blocks(IN_FLIGHT) if block.language == "text"]
+    assert outputs[1].strip() == shown[1]
+    assert (outputs[0].strip() == shown[0]) is not is_short
+    assert outputs[0].splitlines()[0] == shown[0].splitlines()[0]
 
 
 def test_the_tutorial_s_looks_at_a_node_show_something(place: Place) -> None:
@@ -381,5 +416,5 @@ ELSEWHERE = {
 
 def test_each_page_with_python_runs_here_or_has_a_reason() -> None:
     pages = {block.page.relative_to(ROOT).as_posix() for block in PYTHON}
-    guides = {"encoder", "scheduler", "items", "gpu", "errors", "metrics", "tutorial"}
+    guides = {"encoder", "scheduler", "items", "gpu", "errors", "metrics", "tutorial", "in-flight"}
     assert pages == {f"docs/{name}.md" for name in guides} | ELSEWHERE.keys()

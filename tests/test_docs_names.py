@@ -16,6 +16,7 @@ from support.pages import BLOCKS, COMMANDS, LANGUAGES, PAGES, ROOT, Block, prose
 import embridge
 from embridge import FailureCode, PipelineConfig, api_page
 from embridge.allocator.settings import settings_of
+from embridge.allocator.shelf import DTYPE_BYTES
 from embridge.pipeline.cli import main
 from embridge.pipeline.config import groups, variable_of
 from embridge.workers.discovery import metrics as discovery
@@ -168,6 +169,11 @@ def test_the_pages_of_the_api_are_those_of_the_docstrings() -> None:
     """`make api` writes them anew."""
     made = dict(api_page.pages())
     assert made == {path.name: path.read_text() for path in (DOCS / "api").glob("*.md")}
+
+
+def test_every_dtype_that_may_be_published_is_named() -> None:
+    named = set(re.findall(r"\w+", (ROOT / "docs" / "api" / "nodes.md").read_text()))
+    assert DTYPE_BYTES.keys() <= named
 
 
 def test_each_public_name_stands_on_one_page_of_the_api() -> None:

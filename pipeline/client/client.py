@@ -148,10 +148,12 @@ class Client:
     ) -> Published:
         """Publish rows under a key on this encode node; anybody may fetch them, until room is made for others.
 
-        `rows` is a tensor or array of shape (num_rows, ...), of any dtype that `allocator.shelf` lists. It is copied,
-        and is the caller's again on return. It never waits, and never raises for want of room: the result says
-        whether it was published, or why it was dropped. The least recently used items are evicted, none that is in use.
-        Without `replace` an item of that key that is there stays. `ttl_s`: for how many seconds it is to be seen.
+        `rows` is a tensor or array of shape (num_rows, ...), of floats (bfloat16, float16, float32, float64,
+        float8_e4m3fn, float8_e5m2), of integers (int8, int16, int32, int64, uint8) or of bools, whatever the node's
+        own dtype is. It is copied, and is the caller's again on return. It never waits, and never raises for want of
+        room: the result says whether it was published, or why it was dropped. The least recently used items are
+        evicted, none that is in use. Without `replace` an item of that key that is there stays. `ttl_s`: for how many
+        seconds it is to be seen.
 
         Raises:
             ValueError: the key has more than 256 bytes, the rows are no such rows, or the node has no shelf.
