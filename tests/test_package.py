@@ -336,6 +336,6 @@ def test_a_python_that_is_no_command_is_looked_for_with_pyenv(tmp_path: Path) ->
         python.chmod(0o755)
     environ = {**os.environ, "PYENV_ROOT": str(tmp_path), "PATH": f"{tmp_path / 'shims'}:{os.environ['PATH']}"}
     for name, why in (("python3.99", "it makes no environment"), ("python3.98", "it is not installed")):
-        command = [tmp_path / ".ci" / "pythons", tmp_path / "it.whl", name]
+        command = [str(tmp_path / ".ci" / "pythons"), str(tmp_path / "it.whl"), name]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
         assert done.stdout.splitlines()[-1] == f"NOT TESTED with {name}: {why}"
