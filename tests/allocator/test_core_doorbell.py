@@ -166,9 +166,9 @@ def test_a_signal_ends_a_wait_early() -> None:
     caught: list[int] = []
     previous = signal.signal(signal.SIGALRM, lambda number, frame: caught.append(number))
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)  # again: the first may come before it sleeps
         assert bell.wait(0, float("inf"), 0) == 0
-        assert caught == [signal.SIGALRM]
+        assert signal.SIGALRM in caught
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
