@@ -56,6 +56,7 @@ def command(seconds: float, as_json: bool) -> None:
             return
         screen = console()
         screen.print(table_of(measured))
+        screen.print(_how_measured(), highlight=False)
         screen.print(verdict, highlight=False)
 
 
@@ -66,7 +67,7 @@ def _measure(seconds: float) -> Measured:
 
     far = [engine for engine in ENGINES if engine.name == "mooncake" and not engine.why_unavailable()]
     rounds: dict[str, dict[str, list[Figures]]] = {size.title: {} for size in runs.SIZES}
-    with console(to_stderr=True).status("starting nodes") as status, runs.Bench(with_network=bool(far)) as bench:
+    with console(to_stderr=True).status(f"starting nodes; {seconds:g} s at most") as status, runs.Bench(with_network=bool(far)) as bench:
         each_s = seconds / (ROUNDS * len(runs.SIZES) * (len(bench.carriers) + 1))
         for number in range(1, ROUNDS + 1):
             for size in runs.SIZES:
@@ -99,7 +100,17 @@ def table_of(measured: Measured) -> Any:
     return table
 
 
-_HEADINGS: Final = ("one, ms", "GB/s", "requests/s")
+_HEADINGS: Final = ("alone, ms", "GB/s", "requests/s")
+
+
+def _how_measured() -> str:
+    from embridge.pipeline.cli.bench_runs import SIZES
+
+    *most, last = (str(size.at_once) for size in SIZES)
+    return (
+        "alone: from complete rows to a tensor with them, one request at a time; "
+        f"rates: with {', '.join(most)} and {last} requests at once."
+    )
 
 
 def verdict_of(measured: Mapping[str, Mapping[str, Figures]], machine: Machine) -> str:
@@ -120,8 +131,8 @@ def verdict_of(measured: Mapping[str, Mapping[str, Figures]], machine: Machine) 
     else:
         bound = "more than a copy, of large requests, too: `embridge doctor` says what is slow here"
     return (
-        f"Bound by {bound}. Of {titles[-1]} one copy by one thread takes {share:.0%} of embridge's time, and ZeroMQ "
-        f"{beside:.1f} times as long as embridge; of {titles[0]} some {rest_us:.0f} us are no copy."
+        f"Bound by {bound}. For {titles[-1]} one copy by one thread takes {share:.0%} of embridge's time, and ZeroMQ "
+        f"{beside:.1f} times as long as embridge; for {titles[0]} embridge takes {rest_us:.0f} us beside its copy."
     )
 
 

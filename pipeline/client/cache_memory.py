@@ -21,7 +21,6 @@ import mmap
 import os
 import sys
 import threading
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from embridge.allocator.ranges import Ranges
 from embridge.allocator.rows_at import MemoryName, PinWord, RowsAt
 from embridge.allocator.shelf import DTYPE_BYTES
 from embridge.pipeline.client.host_copies import fresh_copy
+from embridge.pipeline.quiet_torch import quieten_torch
 
 if TYPE_CHECKING:
     import torch
@@ -171,9 +171,8 @@ class CacheView:
         import torch
 
         count, offset = at.shape[0] * at.shape[1], at.offset - self._begin
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that they are not to be written to
-            flat = torch.frombuffer(self._mapping, dtype=getattr(torch, at.dtype), count=count, offset=offset)
+        quieten_torch()
+        flat = torch.frombuffer(self._mapping, dtype=getattr(torch, at.dtype), count=count, offset=offset)
         return flat.view(at.shape)
 
 

@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import time
-import warnings
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
-import torch
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import AttachError, NodeGoneError, SegmentError, TransferError, failure
@@ -30,6 +28,7 @@ from embridge.allocator.segment import map_segment
 from embridge.pipeline.arguments import whole
 from embridge.pipeline.join import JOIN_TIMEOUT_S, knock, once_up, place_of
 from embridge.pipeline.leaving import let_go, refuse
+from embridge.pipeline.quiet_torch import quieten_torch
 from embridge.pipeline.scheduler.host_memory import HostRows
 from embridge.pipeline.scheduler.request import EmbeddingResult
 from embridge.workers import run_socket
@@ -125,7 +124,7 @@ class Follower:
         self._gone = ""
         self.num_batches = 0
         """Batches popped so far: as many as rank 0 had popped when it popped the last of these."""
-        _quieten_torch()
+        quieten_torch()
         _followers.add(self)
 
     @property
@@ -297,16 +296,6 @@ def _map_read_only(fd: int, size: int) -> Mapping:
         return Mapping(fd, size, writable=False)
     except OSError as error:
         raise SegmentError(f"rows of the ranks: {size} bytes cannot be mapped: {error.strerror}") from error
-
-
-def _quieten_torch() -> None:
-    """Silence torch's warning, once a process, that a view of read-only memory must not be written to.
-
-    That is why the memory is read-only.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.from_numpy(np.frombuffer(b"\0", np.uint8))
 
 
 def _close_in_child() -> None:

@@ -34,7 +34,7 @@ def test_the_verdict_names_one_thing_that_bounds_rows_here(copy_ms: float, machi
     said = verdict_of(measured(copy_ms), machine)
     assert said.startswith(f"Bound by {bound}")
     assert "ZeroMQ 2.5 times as long" in said
-    assert "some 80 us are no copy" in said
+    assert "embridge takes 80 us beside its copy" in said
     assert f"{copy_ms / 3:.0%} of embridge's time" in said
 
 

@@ -6,6 +6,7 @@ import ctypes
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from support.caching import StubCache
 
 from embridge import Item, RowsAt, SegmentError
 from embridge.pipeline.client.cache_memory import CacheMemory, CacheReader, CacheView
+from embridge.pipeline.quiet_torch import quieten_torch
 
 PAGE = 4096
 READ = """
@@ -45,6 +47,19 @@ def test_another_process_reads_the_rows_of_an_item_where_they_lie() -> None:
     told = repr((tuple(at.memory), at.offset, at.shape, at.dtype))
     found = subprocess.run([sys.executable, "-c", READ, told], capture_output=True, text=True, timeout=60, check=False)
     assert (found.stdout, found.stderr) == ("30\n", "")
+
+
+def test_rows_are_read_without_a_change_of_what_warns_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first of a process: a change is for all threads, and where two make one at a time, it may stay."""
+    it = StubCache(10 * PAGE, shared=True)
+    it.is_ready(1, "a")
+    it.come("a", 10, 3)
+    it.is_ready(1, "a")
+    assert it.cache.memory is not None
+    at, view = where(it.cache.memory, it.cache.get(1, "a")), CacheView(it.cache.memory.name)
+    quieten_torch()
+    monkeypatch.setattr(warnings, "catch_warnings", pytest.fail)
+    assert view.rows(at).sum().item() == 30
 
 
 def test_memory_goes_back_with_the_last_view_whatever_has_become_of_the_item() -> None:
