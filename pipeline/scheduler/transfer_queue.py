@@ -118,8 +118,7 @@ class TransferQueue:
         Finished ones have their `result`, failed ones their `failure`. With ranks, the `pop_transferred` of each other
         rank returns the same, batch for batch.
 
-        Raises:
-            RuntimeError: after `Client.close`, or in a forked child.
+        Raises RuntimeError: after `Client.close`, or in a forked child.
         """
         self._attachment.check_attached()
         self._library.view.look()
