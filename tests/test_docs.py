@@ -86,10 +86,13 @@ def files() -> set[str]:
 
 @every_page
 def test_every_file_that_is_named_is_there(page: Path) -> None:
-    """A path from the root, or the bare name of a test or module; `file::test` names a test in it."""
+    """A path from the root, or the bare name of a test or module; `file::test` names a test in it. Or what the reader
+    is to save.
+    """
     names = {name for path in files() for name in (path, path.rpartition("/")[2])} | {
         path.name for path in ROOT.iterdir()
     }
+    names |= set(re.findall(r"Save this as `(\S+)`", page.read_text()))
     missing = []
     for text in quoted(page):
         path, _, test = text.partition("::")

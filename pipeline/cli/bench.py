@@ -67,7 +67,8 @@ def _measure(seconds: float) -> Measured:
 
     far = [engine for engine in ENGINES if engine.name == "mooncake" and not engine.why_unavailable()]
     rounds: dict[str, dict[str, list[Figures]]] = {size.title: {} for size in runs.SIZES}
-    with console(to_stderr=True).status(f"starting nodes; {seconds:g} s at most") as status, runs.Bench(with_network=bool(far)) as bench:
+    status_line = console(to_stderr=True).status(f"starting nodes; {seconds:g} s at most")
+    with status_line as status, runs.Bench(with_network=bool(far)) as bench:
         each_s = seconds / (ROUNDS * len(runs.SIZES) * (len(bench.carriers) + 1))
         for number in range(1, ROUNDS + 1):
             for size in runs.SIZES:
