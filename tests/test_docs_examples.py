@@ -143,6 +143,14 @@ def test_the_tutorial_runs_as_it_is_told(place: Place) -> None:
         assert re.fullmatch(printed(text), output), output
 
 
+def test_the_tutorial_s_looks_at_a_node_show_something(place: Place) -> None:
+    for words in (*place.typed("embridge trace"), *place.typed("embridge status")):
+        answer = CliRunner().invoke(main, words[1:])
+        assert answer.exit_code == 0, answer.output
+        assert answer.output.strip()
+    assert CliRunner().invoke(main, [*place.typed("embridge top")[0][1:], "--once"]).exit_code == 0
+
+
 def status(role: str) -> Any:
     return json.loads(CliRunner().invoke(main, ["status", "--role", role, "--json"]).output)
 
@@ -168,14 +176,6 @@ def test_many_requests_pass_at_once_as_it_is_told(place: Place, tmp_path: Path, 
     assert outputs[1].strip() == shown[1]
     assert (outputs[0].strip() == shown[0]) is not is_short
     assert outputs[0].splitlines()[0] == shown[0].splitlines()[0]
-
-
-def test_the_tutorial_s_looks_at_a_node_show_something(place: Place) -> None:
-    for words in (*place.typed("embridge trace"), *place.typed("embridge status")):
-        answer = CliRunner().invoke(main, words[1:])
-        assert answer.exit_code == 0, answer.output
-        assert answer.output.strip()
-    assert CliRunner().invoke(main, [*place.typed("embridge top")[0][1:], "--once"]).exit_code == 0
 
 
 class Guide:
