@@ -18,7 +18,7 @@ from embridge.pipeline.cli.errors import FAILED, NO_NODE, QuestionError, expecte
 from embridge.pipeline.cli.options import node_options, run_dir_of
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 REFRESH_S = 1.0
 IN_DETAIL = {
@@ -26,6 +26,9 @@ IN_DETAIL = {
     *("required", "destinations", "encode_node", "blocks", "claim_holder", "paths"),
 }
 """What is shown of a request in detail, and in JSON, but not in the table of all."""
+ENDLESS = ("requests",)
+"""Groups that may have thousands of entries: a line each, however wide."""
+MOST_WIDTH = 1000
 
 
 @click.command("status", short_help="Show a running node: its processes, blocks and requests.")
@@ -126,7 +129,8 @@ def _watch(path: Path, room: int | None, *, as_json: bool) -> None:
 
 
 def render(status: Mapping[str, Any]) -> list[RenderableType]:
-    """One table of the plain values, then one for every group: a row an entry, the columns that its entries have.
+    """One table of the plain values, then one for every group: a row an entry, the columns that its entries have; or
+    the entries one below another, where they do not fit.
 
     Of requests the columns that fit; where the status is one request and no more, everything.
     """
@@ -199,7 +203,23 @@ def _rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:
         table.add_column(column.replace("_", " "), justify="right" if number else "left")
     for name, row in rows.items():
         table.add_row(name, *(escape(_text(row.get(column, ""))) for column in columns))
-    return table
+    if title in ENDLESS:
+        return table
+    return _Fitting(table, [_pairs(f"{title} {name}", row) for name, row in rows.items()])
+
+
+class _Fitting:
+    """A table; where it is wider than the screen its entries one below another, so that no address is cut."""
+
+    def __init__(self, table: RenderableType, entries: list[RenderableType]) -> None:
+        self._table = table
+        self._entries = entries
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.measure import Measurement
+
+        fits = Measurement.get(console, options.update(max_width=MOST_WIDTH), self._table).maximum <= options.max_width
+        yield from [self._table] if fits else self._entries
 
 
 def _text(value: object) -> str:

@@ -231,6 +231,23 @@ def test_status_is_shown_in_one_table_a_group() -> None:
     assert "none" in text
 
 
+def test_on_a_narrow_screen_no_address_of_a_status_is_cut() -> None:
+    from rich.console import Console
+
+    address, node = "tcp://127.0.0.1:40913", "3c53c90fd68879df"
+    peer = {"node": node, "incarnation": 1796113, "bootstrap_addr": address, "registered_s": 7.8, "trouble": "none"}
+    more = {"poller_addr": address, "direct_writers": "none", "writers": "none"}
+    short = {"pid": 12, "restarts": 0}
+    console = Console(width=80, record=True)
+    with console.capture() as capture:
+        for part in render({"peers": [peer | more, peer], "processes": {"poller": short}}):
+            console.print(part)
+    lines = [line.split() for line in capture.get().splitlines()]
+    assert lines.count(["bootstrap", "addr", address]) == 2
+    assert ["peers", "1"] in lines
+    assert ["poller", "12", "0"] in lines
+
+
 def shown_commands() -> list[tuple[list[str], str, set[int]]]:
     """(words, what `--json` prints, exit statuses) of each row of the table of commands."""
     page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
