@@ -237,9 +237,23 @@ CLIENT_SLOTS: Final = [
     Mutant(
         "caller-without-the-turn", "P8", "the caller serves a request that the library thread is serving",
         "pipeline/client/callers_view.py",
-        "                if has_turn and handle.end_here():\n",
-        "                if handle.end_here():\n",
+        "                has_left |= not (has_turn and handle.end_here())\n",
+        "                has_left |= not handle.end_here()\n",
         (f"{CALLER}::test_while_somebody_has_the_turn_the_caller_leaves_a_request_to_the_library_thread",),
+    ),
+    Mutant(
+        "look-untold", "P8", "coroutines that wait beside the caller are not told of what he finds",
+        "pipeline/client/callers_view.py",
+        "        if self.on_change is not None:\n            self.on_change()\n",
+        "",
+        (f"{CALLER}::test_what_one_queue_has_ended_for_another_keeps_the_caller_awake_until_that_is_popped",),
+    ),
+    Mutant(
+        "ended-for-another", "P8", "who pops one queue has the caller sleep on what has ended for another",
+        "pipeline/scheduler/transfer_queue.py",
+        "        self._library.view.ended_for.discard(self)\n",
+        "        self._library.view.ended_for.clear()\n",
+        (f"{CALLER}::test_what_one_queue_has_ended_for_another_keeps_the_caller_awake_until_that_is_popped",),
     ),
     Mutant(
         "left-without-a-ring", "P8", "the caller tells nobody of a request that he has left to the library thread",
