@@ -123,6 +123,8 @@ class _Arrivals:
 
     async def until_done(self, arrival: Arrival) -> None:
         loop = asyncio.get_running_loop()
+        if self._task is not None and self._task.get_loop() is not loop:  # that one is over: nobody waits there
+            self._task, self._waiting = None, {}
         ended = loop.create_future()
         self._waiting[ended] = arrival
         if self._task is None or self._task.done():

@@ -37,8 +37,10 @@ class Wakeups:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._view.on_change = None
-        self._loop.remove_reader(self._epoll.fileno())
+        if self._view.on_change == self._looked:  # else another loop has taken over
+            self._view.on_change = None
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
     def clear(self) -> None:

@@ -169,6 +169,27 @@ def test_what_is_awaited_leaves_the_caller_his_own_reader_of_the_descriptor(
     asyncio.run(both())
 
 
+def test_a_loop_that_was_closed_in_the_midst_of_a_wait_holds_up_no_other(
+    encode: Station, sending: Client, scheduling: Client, room: int
+) -> None:
+    arrival, loop = receive(scheduling, encode.addr, room), asyncio.new_event_loop()
+    try:
+        waiting = loop.create_task(arrival._arrivals.until_done(arrival))
+        loop.run_until_complete(asyncio.sleep(0.01))
+    finally:
+        loop.close()
+
+    async def received() -> bool:
+        async with asyncio.timeout(20):
+            await arrival
+        return is_right(scheduling, arrival, 50)
+
+    give(open_sender(sending, room, 50))
+    assert asyncio.run(received())
+    arrival.release()
+    assert not waiting.done()
+
+
 def test_coroutines_that_wait_hear_that_their_client_has_closed(encode: Station, language: Station, room: int) -> None:
     client = attach(language.run_dir)
 
