@@ -64,6 +64,7 @@ def test_a_registered_node_is_listed_with_its_health_and_load_and_found_by_the_o
     cluster: Cluster, scheduler_client: Client, room: int
 ) -> None:
     """D10: load is what its live slots say; the scheduler reads it from its own shared memory."""
+    wait_until(lambda: all(it["healthy"] for it in cluster.server.nodes()))  # all its processes have beaten lately
     (entry,) = cluster.server.nodes()
     assert (entry["bootstrap_addr"], entry["incarnation"]) == (cluster.encode.addr, cluster.encode.node.incarnation)
     assert (entry["healthy"], entry["free_blocks"], entry["outstanding_requests"]) == (True, 8, 0)
