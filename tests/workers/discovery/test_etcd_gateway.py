@@ -24,7 +24,8 @@ from embridge.workers.discovery.http import DiscoveryError
 from embridge.workers.discovery.services import open_service
 from embridge.workers.timing import Timing
 
-TIMING = Timing(discovery_interval_s=1.0, discovery_ttl_s=5.0, discovery_timeout_s=0.3)
+TIMING = Timing(discovery_interval_s=1.0, discovery_ttl_s=5.0, discovery_timeout_s=3.0)
+IMPATIENT = Timing(discovery_interval_s=1.0, discovery_ttl_s=5.0, discovery_timeout_s=0.5)
 
 
 def through(
@@ -93,11 +94,11 @@ def test_a_member_that_does_not_answer_or_has_no_leader_is_passed_over() -> None
         async def twice(service: DiscoveryService) -> list[msg.RouteAnswer]:
             return [await routes(service), await routes(service)]
 
-        answers = through(endpoints, "", twice)
+        answers = through(endpoints, "", twice, IMPATIENT)
         assert [it.routes for it in answers] == [[], []]
         assert (len(leaderless.asked), len(good.asked)) == (1, 2)
         with pytest.raises(DiscoveryError, match=f"{leaderless.endpoint}: .*no leader"):
-            through(endpoints[:2], "", routes)
+            through(endpoints[:2], "", routes, IMPATIENT)
 
 
 class Guarded:
