@@ -25,6 +25,7 @@ from embridge.workers.discovery.services import open_service
 from embridge.workers.timing import Timing
 
 TIMING = Timing(discovery_interval_s=1.0, discovery_ttl_s=5.0, discovery_timeout_s=3.0)
+PATIENT = Timing(discovery_timeout_s=20.0)
 IMPATIENT = Timing(discovery_interval_s=1.0, discovery_ttl_s=5.0, discovery_timeout_s=0.5)
 
 
@@ -163,7 +164,7 @@ def test_an_etcd_that_has_a_certificate_and_asks_for_logins_is_talked_to_with_bo
 
     async def life(url: str, ca_file: str, password: str) -> list[msg.RouteEntry]:
         login.write_text(f"nodes:{password}")
-        timing, files = Timing(), {"token_file": str(login), "ca_file": ca_file}
+        timing, files = PATIENT, {"token_file": str(login), "ca_file": ca_file}
         service = open_service(url, timing=timing, clock=time.monotonic_ns, unreadable=print, **files)
         try:
             await service.register(report())
@@ -191,7 +192,7 @@ def test_a_real_etcd_without_space_keeps_who_is_registered() -> None:
 
     async def life(server: Etcd) -> None:
         service = open_service(
-            server.url, token_file="", ca_file="", timing=Timing(), clock=time.monotonic_ns, unreadable=print
+            server.url, token_file="", ca_file="", timing=PATIENT, clock=time.monotonic_ns, unreadable=print
         )
         try:
             await service.register(report())
