@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Final
 
 from embridge.allocator.errors import AttachError
 from embridge.allocator.geometry import Role
@@ -16,6 +17,8 @@ from embridge.pipeline.client.client import Client
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.join import join, once_up, place_of
 from embridge.pipeline.ranks.leader import Ranks
+
+KNOCK_WAIT_S: Final = 0.05
 
 
 def attach(
@@ -92,4 +95,6 @@ def _join(run_dir: Path) -> Library:
             remedy = "check `ulimit -u`"
             raise AttachError(f"node in {run_dir}: the library thread cannot be started: {error}; {remedy}") from error
         raise
+    if library.doors is not None:
+        library.doors.wait_for_answers(KNOCK_WAIT_S)  # for the same reason; a node that is busy answers later
     return library

@@ -5,11 +5,14 @@ Requests at them are granted by the scheduler's client itself, and found by the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from embridge.allocator.control import Control
 from embridge.allocator.records import Peer
+from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
+
+AGAIN_NS: Final = NS // 200
 
 
 class Neighbour(NamedTuple):
@@ -28,6 +31,7 @@ class Neighbours:
         self._peers = control.peers
         self.by_address: dict[str, Neighbour] = {}
         """Those who were neighbours at the last look; another table after the next."""
+        self._looked_ns = 0
 
     def look(self) -> None:
         """Look who is there, some times a second: one that has just come is found by its node's bootstrap meanwhile."""
@@ -41,6 +45,16 @@ class Neighbours:
             if self._control.writers.pids(*node, has_claims=True):
                 found[record.bootstrap_addr] = Neighbour(peer, node)
         self.by_address = found
+
+    def look_again(self, address: str, now_ns: int) -> Neighbour | None:
+        """The encode node at this address, if it has become a neighbour since the last look; at most every
+        `AGAIN_NS` (whoever has the turn).
+        """
+        if now_ns - self._looked_ns < AGAIN_NS:
+            return None
+        self._looked_ns = now_ns
+        self.look()
+        return self.by_address.get(address)
 
     def find(self, address: str) -> Neighbour | None:
         """The encode node at this address, if it is a neighbour and lives."""

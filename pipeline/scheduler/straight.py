@@ -58,7 +58,8 @@ class StraightRequests:
         None: it is to be opened as any other. Else its record says what it has been granted.
         """
         record, library, room, requests = request.record, self._library, request.room, self._requests
-        near = self._neighbours.by_address.get(request.bootstrap_addr)
+        address, neighbours = request.bootstrap_addr, self._neighbours
+        near = neighbours.by_address.get(address) or neighbours.look_again(address, now_ns)
         if (
             near is None or request.required_dst_info_num != 1 or request.abort_reason or record.total_there
             or record.failed_receiver is not None or type(room) is not int or not 0 <= room <= MAX_ROOM

@@ -81,6 +81,21 @@ CLIENT_SLOTS: Final = [
          "test_the_first_request_of_a_scheduler_that_has_just_attached_goes_well_untold",),
     ),
     Mutant(
+        "neighbours-found-late", "R37, R78", "a neighbour that comes is found in the library thread's next slow look",
+        "pipeline/client/neighbours.py",
+        "        self.look()\n        return self.by_address.get(address)\n",
+        "        return self.by_address.get(address)\n",
+        ("tests/transfers/untold/test_untold.py::"
+         "test_a_scheduler_looks_again_for_a_neighbour_that_has_come_since",),
+    ),
+    Mutant(
+        "doors-opened-late", "R33", "the first requests of an encoder go through the workers",
+        "pipeline/attach.py",
+        "        library.doors.wait_for_answers(KNOCK_WAIT_S)  # for",
+        "        pass  # for",
+        ("tests/transfers/untold/test_untold.py::test_an_encoder_that_has_just_attached_has_its_doors_open",),
+    ),
+    Mutant(
         "called-back-in-a-write", "P22", "a callback is called by the thread that writes",
         "pipeline/client/at_once.py",
         "self._filling is None and not self._done_callbacks\n",

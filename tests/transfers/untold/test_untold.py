@@ -10,7 +10,7 @@ from threading import Thread, current_thread
 from typing import Any
 
 import pytest
-from support.encoding import ended, give, open_sender
+from support.encoding import ended, give, num_doors, open_sender
 from support.nodes import Station
 from support.posted import BindStep, grants_in, offers_in
 from support.scheduling import Queues
@@ -77,6 +77,34 @@ def test_the_first_request_of_a_scheduler_that_has_just_attached_goes_well_untol
         assert is_posted(queues, room)
         assert give(open_sender(sending, room, TOTAL))
         assert queues.take(room, 20).difference == ""
+
+
+def test_a_scheduler_looks_again_for_a_neighbour_that_has_come_since(
+    encode: Station, language: Station, sending: Client, rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R37, R78: at once, and not in its library thread's next slow look."""
+    monkeypatch.setattr(Library, "_look_at_node", lambda _: None)
+    with attach(language.run_dir) as client, stopped(language.pid_of("bootstrap")):
+        library_of(client).neighbours.by_address.clear()
+        queues, room = Queues(client), next(rooms)
+        queues.add(encode.addr, room)
+        assert is_posted(queues, room)
+        assert give(open_sender(sending, room, TOTAL))
+        assert queues.take(room, 20).difference == ""
+
+
+@pytest.mark.usefixtures("sending")
+def test_an_encoder_that_has_just_attached_has_its_doors_open(encode: Station) -> None:
+    """R33: where the nodes know each other, and answer."""
+    with attach(encode.run_dir) as client:
+        assert num_doors(client) > 0
+
+
+@pytest.mark.usefixtures("sending")
+def test_an_encoder_attaches_though_a_node_does_not_answer(encode: Station, language: Station) -> None:
+    with stopped(language.pid_of("launcher")), attach(encode.run_dir) as client:
+        assert num_doors(client) == 0
+        assert library_of(client).doors is not None
 
 
 def test_all_rows_are_sent_and_the_request_is_left_in_one_call(
