@@ -242,8 +242,8 @@ class Doors:
 
     def wait_for_answers(self, timeout_s: float) -> None:
         """Until all nodes that are here by now have answered, for so long at most; while another thread takes turns."""
-        deadline = time.monotonic() + timeout_s
-        while (self._knocks or not self._has_looked) and time.monotonic() < deadline:
+        until_ns = self._attachment.clock() + int(timeout_s * NS)
+        while (self._knocks or not self._has_looked) and self._attachment.clock() < until_ns:
             time.sleep(LOOK_S)
 
     # ---- the library thread
