@@ -104,10 +104,11 @@ class WritesAtOnce(GivesInPlace, IsDone):
         """Find the grant of a request that has no destination yet, write these rows, its first, and end it, if they are
         all: one native call for each door. Returns as `DirectWriter.write`; 0, too, where there is no grant.
         """
-        library, path = self._library, self._path
+        library = self._library
         view = library.view
         for peer, door in doors.open_ones:
             with TurnTaker(view.turn) as has_turn:
+                path = self._path  # with the turn: the library thread makes one, and offers, in its own
                 may_leave = (
                     has_turn and self._stock is None and self._filling is None and not self._done_callbacks
                     and (path is None or not path.has_offered)
