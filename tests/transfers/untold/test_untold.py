@@ -10,7 +10,7 @@ from threading import Thread, current_thread
 from typing import Any
 
 import pytest
-from support.encoding import ended, give, num_doors, open_sender
+from support.encoding import ended, give, open_sender
 from support.nodes import Station
 from support.posted import BindStep, grants_in, offers_in
 from support.scheduling import Queues
@@ -32,6 +32,13 @@ pytestmark = pytest.mark.process
 
 def _is_settled(sender: EmbeddingSender) -> bool:
     return sender._final is not None
+
+
+def _opened(client: Client) -> set[int]:
+    """The nodes to which it has doors."""
+    doors = library_of(client).doors
+    assert doors is not None
+    return {door.node[0] for _, door in doors.open_ones}
 
 
 def _never(*_: object) -> None:
@@ -94,17 +101,16 @@ def test_a_scheduler_looks_again_for_a_neighbour_that_has_come_since(
 
 
 @pytest.mark.usefixtures("sending")
-def test_an_encoder_that_has_just_attached_has_its_doors_open(encode: Station) -> None:
+def test_an_encoder_that_has_just_attached_has_its_doors_open(encode: Station, language: Station) -> None:
     """R33: where the nodes know each other, and answer."""
     with attach(encode.run_dir) as client:
-        assert num_doors(client) > 0
+        assert language.control.node_id in _opened(client)
 
 
 @pytest.mark.usefixtures("sending")
 def test_an_encoder_attaches_though_a_node_does_not_answer(encode: Station, language: Station) -> None:
     with stopped(language.pid_of("launcher")), attach(encode.run_dir) as client:
-        assert num_doors(client) == 0
-        assert library_of(client).doors is not None
+        assert language.control.node_id not in _opened(client)
 
 
 def test_all_rows_are_sent_and_the_request_is_left_in_one_call(
