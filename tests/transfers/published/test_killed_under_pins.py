@@ -62,7 +62,7 @@ def test_what_was_pinned_is_loaded_and_copied_as_if_its_node_lived(
                 patch.setattr(EarlyItemCache, "_copy_next", lambda cache: False)
                 for version, key in enumerate("bc", 2):
                     publisher.publish(key, rows_of_version(version))
-                assert engine.status("two", "bc") == WantStatus.READY
+                engine.becomes(WantStatus.READY, "two", "bc")
                 for key in "bc":
                     engine.items.add(key, engine.held("two", key))
                 told = engine.items.tell().rows
