@@ -355,15 +355,21 @@ def test_grants_that_waited_in_a_bootstrap_are_sent_again_when_it_was_restarted(
     assert len(node.sent(msg.Init)) == 1
 
 
-def test_of_many_grants_that_nobody_answers_a_bounded_number_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R24, P21: rooms whose encoders have not come cost a bounded share of the time, each in its turn."""
-    monkeypatch.setattr("embridge.workers.poller.resending.MOST_RESENDS_A_S", 10)
+def _with_absent_rooms(monkeypatch: pytest.MonkeyPatch, most_resends_a_s: int) -> LanguageAlone:
+    """A hundred, whose first grants are sent again as rarely as they will be."""
+    monkeypatch.setattr("embridge.workers.poller.resending.MOST_RESENDS_A_S", most_resends_a_s)
     node = LanguageAlone(limits=MANY)
     for room in range(1, 101):
         node.receiver(room, blocks=0)
     for _ in range(150):
         node.advance(0.2)
         node.heartbeat()
+    return node
+
+
+def test_of_many_grants_that_nobody_answers_a_bounded_number_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R24, P21: rooms whose encoders have not come cost a bounded share of the time, each in its turn."""
+    node = _with_absent_rooms(monkeypatch, 10)
     node.forget_sent()
     for _ in range(150):
         node.advance(0.2)
@@ -375,14 +381,7 @@ def test_of_many_grants_that_nobody_answers_a_bounded_number_is_sent_again(monke
 
 def test_of_grants_that_are_sent_again_rarely_some_are_sent_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """P21: each time wakes the threads of two nodes, whatever is sent."""
-    monkeypatch.setattr("embridge.workers.poller.resending.MOST_RESENDS_A_S", 20)
-    node = LanguageAlone(limits=MANY)
-    for room in range(1, 101):
-        node.receiver(room, blocks=0)
-    for _ in range(100):
-        node.advance(0.2)
-        node.heartbeat()
-    times = []
+    node, times = _with_absent_rooms(monkeypatch, 20), []
     for step in range(200):
         node.forget_sent()
         node.advance(0.05)
