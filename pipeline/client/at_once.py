@@ -160,7 +160,6 @@ class WritesAtOnce(GivesInPlace, IsDone):
             return False
         if (ended := direct.leave()) is None:
             return False
-        self.let_go()
         self._ended_at_once(*ended)
         return True
 

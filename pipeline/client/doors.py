@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable
-from threading import RLock
+from threading import Event, RLock
 from typing import Final, NamedTuple, Protocol
 
 from embridge.allocator._core import DirectWriter, GrantBinder, Mapping, StatusTable, UntoldSender
@@ -42,7 +41,6 @@ log = logging.getLogger(__name__)
 KNOCK_AGAIN_NS: Final = NS // 10  # at a node that has refused; twice as long after each time
 MOST_AGAIN_NS: Final = 60 * NS
 FEW_BYTES: Final = 1 << 20
-LOOK_S: Final = 0.0005
 PATIENCE_NS: Final = NS  # with a node that does not answer; requests to it go through the worker then
 
 
@@ -211,7 +209,7 @@ class Doors:
         """The doors that are open, each with its peer (either thread reads it)."""
         self._closing: list[Door] = []
         self._has_news = False
-        self._has_looked = False
+        self._have_answered = Event()
         self.is_wanted = False
         """Whether another turn is due soon: somebody waits to know how rows go to a peer, or a door is to be closed."""
 
@@ -241,10 +239,9 @@ class Doors:
         return engine is not None and engine.is_local and self._peers.is_alive(peer)
 
     def wait_for_answers(self, timeout_s: float) -> None:
-        """Until all nodes that are here by now have answered, for so long at most; while another thread takes turns."""
-        until_ns = self._attachment.clock() + int(timeout_s * NS)
-        while (self._knocks or not self._has_looked) and self._attachment.clock() < until_ns:
-            time.sleep(LOOK_S)
+        """Until all nodes that were here at first have answered, for so long at most; while another thread takes turns.
+        """
+        self._have_answered.wait(timeout_s)
 
     # ---- the library thread
 
@@ -268,7 +265,8 @@ class Doors:
                 self._go_on(peer, node)
         self._closing = [door for door in self._closing if not door.close()]
         self.is_wanted |= bool(self._knocks or self._closing)
-        self._has_looked = True
+        if not self._knocks:
+            self._have_answered.set()
 
     def take_news(self) -> bool:
         """Whether it has become known since the last call how rows go to some peer."""

@@ -62,9 +62,13 @@ class OpenRequests:
         )
         if at is None:
             return False
-        handle.entered(*at)
-        log.debug("room %d has slot %d.%d%s", handle.room, *at, ", and the node is not told" if is_untold else "")
-        self._enter(handle, is_untold=is_untold)
+        if is_untold:
+            self.enter_opened(handle, *at)
+        else:
+            handle.entered(*at)
+            log.debug("room %d has slot %d.%d", handle.room, *at)
+            self.by_slot[handle.slot] = self.by_room[handle.room] = handle
+            self._attachment.kick_bootstrap(Kick.OPEN, *at)
         handle.catch_up()
         return True
 
@@ -82,29 +86,14 @@ class OpenRequests:
             handle.tell()  # somebody has asked
         return True
 
-    def _note(self, handle: TransferHandle) -> None:
-        self.by_slot[handle.slot] = self.by_room[handle.room] = handle
-
-    def _enter(self, handle: TransferHandle, *, is_untold: bool = False) -> None:
-        self._note(handle)
-        if is_untold:
-            self._wait(handle)
-        else:
-            self._attachment.kick_bootstrap(Kick.OPEN, handle.slot, handle.epoch)
-
     def enter_opened(self, handle: TransferHandle, slot: int, epoch: int) -> None:
         """Note the slot that was opened for a request, of which no process of the node is told."""
-        handle.epoch = epoch
-        handle.slot = slot  # last, as in `entered`
+        handle.entered(slot, epoch)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("room %d has slot %d.%d, and the node is not told", handle.room, slot, epoch)
         self.by_slot[slot] = self.by_room[handle.room] = handle
         if handle.aux is not None:
             untrack(handle.aux)
-        if self.untold.add(handle):
-            self._attachment.library_bell.ring()
-
-    def _wait(self, handle: TransferHandle) -> None:
         if self.untold.add(handle):
             self._attachment.library_bell.ring()
 

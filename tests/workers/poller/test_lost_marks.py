@@ -25,7 +25,6 @@ from embridge.allocator.status import Phase
 from embridge.pipeline.client import rounds
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.handle import TransferHandle
-from embridge.pipeline.client.open_requests import OpenRequests
 from embridge.pipeline.client.sender import EmbeddingSender
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.pipeline.scheduler.transfer_queue import TransferQueue
@@ -200,16 +199,16 @@ def test_a_rise_that_came_before_the_request_was_entered_is_made_up_for(
     """
     pair = pairs()
     client, actor = pair.scheduler.client, pair.scheduler
-    enter = OpenRequests._enter
+    entered = TransferHandle.entered
 
-    def late(self: OpenRequests, handle: TransferHandle, *, is_untold: bool = False) -> None:
+    def late(handle: TransferHandle, slot: int, epoch: int) -> None:
+        entered(handle, slot, epoch)
         pair.language.control.status.advance(handle.slot, handle.epoch, Phase.WaitingForInput, 0, pair.world.now_ns)
         _let_time_pass(pair, actor)
         assert client.poll() == []
         library_of(client).turn()
-        enter(self, handle, is_untold=is_untold)
 
-    monkeypatch.setattr(OpenRequests, "_enter", late)
+    monkeypatch.setattr(TransferHandle, "entered", late)
     receiver = client.receiver(pair.encode.own_addresses.bootstrap_addr, 1)
     pair.run(lambda: receiver in client.poll(), limit_s=1.0)
 
