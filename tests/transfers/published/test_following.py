@@ -33,6 +33,8 @@ def followed(
         while not it.is_whole:
             assert it.wait(30)
             it.poll()
+        while it.wait(0.3):  # until what other tests have left is told
+            it.poll()
         yield it
 
 
