@@ -595,7 +595,7 @@ class UntoldSender:
         """
 
 class UntoldReceiver:
-    """Opens, grants, lends and releases untold requests of a language node's client (`native/untold.h`).
+    """Opens, grants, lends, renews and releases untold requests of a language node's client (`native/untold.h`).
 
     Whoever has the turn calls it. Who watches the `GrantPoster` sees each change.
     """
@@ -638,6 +638,13 @@ class UntoldReceiver:
     def lend(self, slot: int, epoch: int, blocks: int, enough: int, /) -> int:
         """Say that all the blocks of a request that has succeeded are lent, and how many (R35). Returns how many grants
         it has had; 0, and nothing has happened: it was granted others, somebody waits, or fewer are free.
+        """
+    def renew(self, slot: int, epoch: int, room: int, now_ns: int, /) -> int:
+        """Take back the grant of a request to which nobody has come, and open the slot in its next epoch for the same
+        request, told and with nothing granted (R34). Returns that epoch.
+
+        0, and nothing has happened: an encoder is bound to the grant, nothing is posted, or the node has the request.
+        1: its blocks are back, but the node was told of it meanwhile, and has it as it is.
         """
     def release(
         self, slot: int, epoch: int, room: int, lent: int, now_ns: int, /

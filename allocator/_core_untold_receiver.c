@@ -203,6 +203,29 @@ static PyObject *receiver_lend_request(PyObject *object, PyObject *const *args, 
     return ended(&call, PyLong_FromUnsignedLongLong(receiver_lend(&self->tables, &call.grant, self->lent, enough)));
 }
 
+// (slot, epoch, room, now_ns)
+static PyObject *receiver_renew_request(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    static const unsigned char kept[] = {SLOT_ROOM, SLOT_LANE, SLOT_OPENED_NS, SLOT_DEADLINE_NS, SLOT_REQUIRED, SLOT_PEER};
+    UntoldReceiver *self = (UntoldReceiver *)object;
+    uint64_t values[MOST_SLOT_WORDS] = {0}, now_ns;
+    struct call call;
+    if (take_count("renew", nargs, 4) < 0 || begin(self, &call, args[0]) < 0)
+        return NULL;
+    if (take_up_to(args[1], "epoch", MAX_EPOCH, &call.grant.epoch) < 0 || take_u64(args[2], &call.grant.room) < 0 ||
+        take_u64(args[3], &now_ns) < 0)
+        return ended(&call, NULL);
+    word64 *record = grant_record(&call.grant);
+    for (size_t i = 0; i < sizeof kept; i++)
+        values[kept[i]] = grant_load(&record[kept[i]]);
+    for (uint64_t i = self->address_at; i < self->slot_words; i++)
+        values[i] = grant_load(&record[i]);
+    struct slot_opening opening = {.values = values,
+                                   .record = {record, self->slot_words},
+                                   .claim = self->tables.grants->claims + (size_t)call.grant.slot * CLAIM_WORDS};
+    return ended(&call, PyLong_FromUnsignedLongLong(receiver_renew(&self->tables, &call.grant, &opening, now_ns)));
+}
+
 // (slot, epoch, room, lent, now_ns)
 static PyObject *receiver_release_request(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -232,12 +255,13 @@ static PyObject *receiver_release_request(PyObject *object, PyObject *const *arg
 static PyMethodDef receiver_methods[] = {
     {"open", (PyCFunction)(void (*)(void))receiver_open_request, METH_FASTCALL, NULL},
     {"lend", (PyCFunction)(void (*)(void))receiver_lend_request, METH_FASTCALL, NULL},
+    {"renew", (PyCFunction)(void (*)(void))receiver_renew_request, METH_FASTCALL, NULL},
     {"release", (PyCFunction)(void (*)(void))receiver_release_request, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot receiver_slots[] = {
-    {Py_tp_doc, "Opens, grants, lends and releases untold requests of a scheduler's client."},
+    {Py_tp_doc, "Opens, grants, lends, renews and releases untold requests of a scheduler's client."},
     {Py_tp_new, receiver_new},
     {Py_tp_dealloc, receiver_dealloc},
     {Py_tp_traverse, receiver_traverse},

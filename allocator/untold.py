@@ -85,7 +85,7 @@ def untold_sender(control: Control, writer: DirectWriter, binder: GrantBinder, c
 
 
 def untold_receiver(control: Control, lane: int) -> UntoldReceiver:
-    """Opens, grants, lends and releases untold requests for the client of a lane (language side)."""
+    """Opens, grants, lends, renews and releases untold requests for the client of a lane (language side)."""
     at, mapping, limits = control.layout, control.mapping, control.limits
     num_rows = len(metric_names(limits))  # the last of them is the clients'
     return UntoldReceiver(

@@ -14,6 +14,13 @@
 //   take off    its post
 //   release     the slot, by compare-and-swap of the word that says who was told
 //
+// Withdraw, of a request to whose grant nobody has come, and of which no process of the node was told (R34):
+//
+//   keep        the grant from all encoders: it is bound to nobody as it would be bound to one of them, by
+//               compare-and-swap, so either an encoder has it, or none will
+//   end         the claim, which nobody holds then
+//   free, take off and release as above
+//
 // Why a SIGKILL between any two instructions is safe: until the last step the slot is the dead client's, and whoever
 // cleans up after it finds the blocks by their cells, and ends the claim first (R30). A post that stays is a hint.
 //
@@ -42,6 +49,8 @@ enum grant_step {
     GRANT_OPEN,
     GRANT_ACQUIRE,
     GRANT_LEND,
+    WITHDRAW_KEEP,
+    WITHDRAW_END,
 };
 
 struct grant_tables {
@@ -166,17 +175,12 @@ static inline bool grant_free(struct own_grant *g, uint64_t now_ns)
     return true;
 }
 
-// Release. False: it has not succeeded, or the node has it, or rows came over a network; what is to be done is the
-// node's then. Or stopped.
-static inline bool grant_release(struct own_grant *g, uint64_t now_ns)
+// Free, take off and release. False: the node has it now, or stopped.
+static inline bool grant_leave(struct own_grant *g, uint64_t now_ns)
 {
     const struct grant_tables *t = g->tables;
     word64 *record = grant_record(g);
-    const uint64_t word = status_load(t->status, g->slot);
     uint64_t told = g->epoch << TOLD_BITS | TOLD_UNTOLD, tag;
-    if (status_epoch(word) != g->epoch || status_phase(word) != PHASE_SUCCESS ||
-        grant_load(&record[SLOT_TOLD]) != told || grant_load(&record[SLOT_SESSION]) != 0)
-        return false;
     if (!grant_free(g, now_ns) || !grant_may(g, END_TAKE_OFF))
         return false;
     word64 *bucket = post_bucket(t->posts, t->num_buckets, g->room, &tag);
@@ -187,6 +191,41 @@ static inline bool grant_release(struct own_grant *g, uint64_t now_ns)
         return false;
     word_raise(&record[SLOT_RELEASED_EPOCH], g->epoch);
     return true;
+}
+
+static inline bool grant_is_untold(const struct own_grant *g)
+{
+    const word64 *record = grant_record(g);
+    return grant_load(&record[SLOT_TOLD]) == (g->epoch << TOLD_BITS | TOLD_UNTOLD) &&
+           grant_load(&record[SLOT_SESSION]) == 0;
+}
+
+// Release. False: it has not succeeded, or the node has it, or rows came over a network; what is to be done is the
+// node's then. Or stopped.
+static inline bool grant_release(struct own_grant *g, uint64_t now_ns)
+{
+    const uint64_t word = status_load(g->tables->status, g->slot);
+    return status_epoch(word) == g->epoch && status_phase(word) == PHASE_SUCCESS && grant_is_untold(g) &&
+           grant_leave(g, now_ns);
+}
+
+enum { WITHDRAWN_NOT, WITHDRAWN_BUT_TOLD, WITHDRAWN };
+
+// Withdraw. Nothing has happened where an encoder is bound to the grant, or the node has the request, or it has begun.
+static inline unsigned grant_withdraw(struct own_grant *g, uint64_t now_ns)
+{
+    const struct grant_tables *t = g->tables;
+    word64 *meeting = &t->meetings[g->slot * MEETING_WORDS], *claim = &t->claims[(size_t)g->slot * CLAIM_WORDS];
+    uint64_t bound = g->epoch << 1;
+    if (status_load(t->status, g->slot) != status_word(g->epoch, 0, 0) || !grant_is_untold(g) ||
+        grant_load(&meeting[MEETING_EPOCH]) != g->epoch || !grant_may(g, WITHDRAW_KEEP) ||
+        !atomic_compare_exchange_strong_explicit(&meeting[MEETING_BOUND], &bound, bound | 1, memory_order_acq_rel,
+                                                 memory_order_acquire))
+        return WITHDRAWN_NOT;
+    if (!grant_may(g, WITHDRAW_END))
+        return WITHDRAWN_NOT;
+    claim_move(claim, claim_word(g->epoch, CLAIM_OPEN, 0), claim_word(g->epoch, CLAIM_ENDED, 0));
+    return grant_leave(g, now_ns) ? WITHDRAWN : WITHDRAWN_BUT_TOLD;
 }
 
 #endif

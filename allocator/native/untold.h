@@ -16,7 +16,9 @@
 //
 // A scheduler's client opens one, where its encode node is registered and lives: the slot, whose record names that
 // node's entry, and then a second look at the entry, which is nobody else's from there on. It takes blocks, and grants
-// them (`grant.h`). Of one that has succeeded, and leaves all others enough, it says that its blocks are lent (R35).
+// them (`grant.h`). Of one that has succeeded, and leaves all others enough, it says that its blocks are lent (R35). One
+// to whose grant nobody has come it renews: it withdraws the grant (`grant.h`), and opens the slot once more for the
+// same request, which its node has from the beginning then (R34).
 //
 // Why a SIGKILL between any two instructions is safe: a slot that is half open nobody takes for open (`slots.h`); one
 // that is open, or released in part, is the dead client's, and its node goes on with it. A room that is counted once
@@ -191,6 +193,21 @@ static inline unsigned receiver_open(struct receiver_opening *o, struct slot_ope
     const uint64_t rows = grant->num_blocks * grant->num_tokens; // `num_tokens`: rows of a block, until here
     grant->num_tokens = rows < o->most_rows ? rows : o->most_rows;
     return grant_post(grant, o->now_ns) ? OPENED_AND_POSTED : OPENED_WITH_BLOCKS;
+}
+
+// Withdraw the grant of a request, and open it anew, told, with nothing granted. Returns the next epoch; 0: nothing has
+// happened, or stopped; 1: its blocks are back, but its node was told of it meanwhile, and has it as it is.
+static inline uint64_t receiver_renew(const struct receiver_tables *t, struct own_grant *grant,
+                                      const struct slot_opening *opening, uint64_t now_ns)
+{
+    if (grant->epoch >= MAX_EPOCH)
+        return 0;
+    const unsigned withdrawn = grant_withdraw(grant, now_ns);
+    if (withdrawn != WITHDRAWN)
+        return grant->is_stopped ? 0 : withdrawn;
+    if (!grant_may(grant, GRANT_OPEN))
+        return 0;
+    return slot_open(t->grants->status, grant->slot, opening, opening->values[SLOT_OPENED_NS]);
 }
 
 // Say that the blocks of a request that has succeeded are lent; `num_blocks` are those with its rows. Returns how many

@@ -35,7 +35,7 @@ _WIDTHS: Final = {code_of(dtype): size for dtype, size in DTYPE_BYTES.items()}
 
 
 # the library thread looks at all fetches in the same turn
-_LOOKED_AT: Final = Driver(lambda receiver: None, lambda receiver: False)
+_LOOKED_AT: Final = Driver(lambda receiver: None, lambda receiver: False, lambda receiver: False)
 
 
 class ItemReceiver(EmbeddingReceiver):

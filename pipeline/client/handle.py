@@ -7,7 +7,7 @@ Bootstrapping, and the request may be given up.
 from __future__ import annotations
 
 from array import array
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from embridge.allocator._core import PHASE_BITS, SENT_BITS, StatusTable, untrack
 from embridge.allocator.control import Control
@@ -54,7 +54,7 @@ class TransferHandle:
     _final: Progress | None = None
     _final_stamps: tuple[int, ...] = (0,) * 5
     _final_failure: TransferError | None = None
-    driver: object = None
+    driver: Any = None
     """Who drives it in place of its caller, and ends it once it has succeeded (see `end_here`)."""
     has_settled = False
     """Whether its client has released its slot itself."""
@@ -105,9 +105,8 @@ class TransferHandle:
             assert self._final is not None
             return self._final
         word = split(self._status.load(self.slot))
-        if word.epoch != self.epoch:  # the library thread ended it between the two looks
-            assert self._final is not None
-            return self._final
+        if word.epoch != self.epoch:  # whoever has the turn ended or renewed it between the two looks
+            return self._final or _WAITING
         if self._attachment.node_gone and word.phase < TERMINAL:
             self._settle_as_lost()
             assert self._final is not None

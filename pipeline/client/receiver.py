@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from embridge.allocator._core import PHASE_BITS
 from embridge.allocator.blocks import RESERVE_BLOCK
 from embridge.allocator.checksums import RowSum
+from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS, Role
 from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotRecord
@@ -30,6 +31,8 @@ from embridge.pipeline.client.receiver_words import ReceiverWords
 from embridge.pipeline.client.retrying import first_missing_block, why_in_vain
 from embridge.pipeline.shared_keys import share_keys
 
+BUT_TOLD: Final = 1  # of `UntoldReceiver.renew`
+
 
 class Driver(NamedTuple):
     """Who grants and frees for receivers, in place of their callers. Whoever has the turn calls it."""
@@ -38,6 +41,8 @@ class Driver(NamedTuple):
     """Look at a request whose words have changed."""
     end_at_once: Callable[[EmbeddingReceiver], bool]
     """End a request that has succeeded, if its rows may stay in their blocks. False: it is to be served."""
+    take_back: Callable[[EmbeddingReceiver], bool]
+    """Take the grant of a late request back. False: it keeps what it has."""
 
 
 class EmbeddingReceiver(ReceiverWords):
@@ -334,6 +339,20 @@ class EmbeddingReceiver(ReceiverWords):
             words[Slot.GRANTED] = begin << 32 | begin * self._bs
         if self.neighbour is not None:
             words[Slot.PEER] = self.neighbour.peer + 1
+
+    def renew(self) -> bool:
+        """Take back the grant to which no encoder has come, and open the request anew in the same slot: nothing is
+        granted then, and the node is told (R34; whoever has the turn). False: it has its grant still.
+        """
+        library = self._library
+        said = library.untold.renew(self.slot, self.epoch, self.room, library.attachment.clock())
+        if said == BUT_TOLD:
+            self.fail(FailureCode.PROTOCOL, "its encode node has reported a request that it had not been told of")
+        if said > BUT_TOLD:
+            self.epoch = said
+            library.attachment.kick_bootstrap(Kick.OPEN, self.slot, said)
+            library.blocks_freed()
+        return said > BUT_TOLD
 
     def release_untold(self) -> bool:
         library = self._library

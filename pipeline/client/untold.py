@@ -46,8 +46,20 @@ class UntoldRequests:
             if not is_over and handle.opened_ns + self.late_ns > now_ns + self.late_ns // 4:
                 return
             self._due.popleft()
-            if not is_over:
+            if not is_over and (handle.driver is None or not handle.driver.take_back(handle)):
                 handle.tell()
+
+    def take_back(self, least_ns: int, take_back: Callable[[TransferHandle], bool], enough: Callable[[], bool]) -> None:
+        """Have the grants of those taken back that were opened so long ago, the oldest first, until that is enough
+        (whoever has the turn). `take_back` says whether it has done so: the node is told of that request then.
+        """
+        kept: list[TransferHandle] = []
+        latest_ns = self._clock() - least_ns
+        while self._due and self._due[0].opened_ns <= latest_ns and not enough():
+            handle = self._due.popleft()
+            if not (handle.has_settled or handle.progress().phase >= TERMINAL or take_back(handle)):
+                kept.append(handle)
+        self._due.extendleft(reversed(kept))
 
     def handles(self) -> list[TransferHandle]:
         """Those that may be untold."""

@@ -9,6 +9,7 @@ holds what it was granted all that time. So its grant is a share of what is free
 requests that wait, and a quarter of the pool stays for requests whose rows have come. It gets its share once, of the
 default or of its length, and once more when its length becomes known; the rest is granted when its rows come. Whatever
 its length, a request has at most half of the pool granted ahead of its rows, because its encoder may stop at any time.
+What can be taken back (`withdrawing.py`) may leave less than a quarter.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ def free_for_all_of(blocks: int, num_blocks: int) -> int:
     The caller need not count more free blocks than that.
     """
     return min(max(2 * blocks, blocks + num_blocks // 4), num_blocks)
+
+
+def free_for_withdrawable(blocks: int, num_blocks: int) -> int:
+    """As `free_for_all_of`, where the grant can be taken back from a request that has shown no row (R34)."""
+    return min(max(2 * blocks, blocks + num_blocks // 8), num_blocks)
 
 
 def share_of(pool: BlockPool, blocks: int) -> int:

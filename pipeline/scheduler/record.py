@@ -30,6 +30,7 @@ class TransferRecord:
     reserved_tokens: int = 0  # tokens that are counted in `memory`
     is_contacted: bool = False  # its encode node has been told of it, with blocks or without
     has_share: bool = False  # it has had its share, and gets no more until its length, or a row, is known
+    is_withdrawn: bool = False  # its grant was taken back; it gets no more until its length, or a row, is known (R34)
     has_rows_waiting: bool = False  # the encode node has rows for which nothing is granted
     fills_a_block: bool = False  # they are enough for a block, or the last ones
     why_not_retryable: str = ""

@@ -15,7 +15,7 @@ from embridge.pipeline.arguments import is_time
 from embridge.pipeline.client.handle import MAX_ROOM
 from embridge.pipeline.client.library import MAX_TIMEOUT_S, Library
 from embridge.pipeline.client.receiver import EmbeddingReceiver
-from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, free_for_all_of
+from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, free_for_withdrawable
 from embridge.pipeline.scheduler.host_memory import HostMemory
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers.timing import NS
@@ -47,7 +47,7 @@ class StraightRequests:
     def _plan(self, tokens: int) -> tuple[int, int, int, array[int]]:
         """(tokens of the default, as bytes of host memory, how many blocks must be free, room for the blocks)."""
         blocks = -(-tokens // self._bs)
-        enough = free_for_all_of(blocks, self._num_blocks)
+        enough = free_for_withdrawable(blocks, self._num_blocks)
         may = blocks * FEW <= self._num_blocks and enough < self._num_blocks
         self._plans = (tokens, tokens * self._token_bytes, enough, array("I", bytes(4 * blocks * may)))
         return self._plans

@@ -13,8 +13,8 @@ while it waits for something else (D8).
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import deque
+from contextlib import suppress
 
 from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.geometry import MAX_TOKENS
@@ -33,6 +33,8 @@ from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResul
 from embridge.pipeline.scheduler.shared_rooms import SharedRooms
 from embridge.pipeline.scheduler.straight import StraightRequests
 from embridge.pipeline.scheduler.streamed import StreamedRequests
+from embridge.pipeline.scheduler.wanting import WantingRequests
+from embridge.pipeline.scheduler.withdrawing import Withdrawing
 from embridge.workers.timing import NS
 
 
@@ -57,7 +59,6 @@ class TransferQueue:
         ranks = library.ranks
         assert ranks is None or isinstance(ranks, Delivery)
         self._ranks = ranks
-        self._driver = Driver(self._serve, self._end_at_once)
         if ranks is None:
             self.memory = HostMemory(attachment.geometry, settings["host_buffer_bytes"])
         else:
@@ -73,11 +74,12 @@ class TransferQueue:
         self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
         self._shared = SharedRooms()
         self._streamed = StreamedRequests(library)
-        self._wanting: list[EmbeddingRequest] = []  # requests that could use a block, in the order of arrival
-        self._wanted: set[EmbeddingRequest] = set()
+        self._wanting = WantingRequests()
         self._num_arrived = 0
         self._finished: deque[EmbeddingRequest] = deque()
         self._failed: deque[EmbeddingRequest] = deque()
+        self._withdrawing = Withdrawing(library, self.memory, self._active, self._wanting.enter)
+        self._driver = Driver(self._serve, self._end_at_once, self._withdrawing.late)
         self._straight = StraightRequests(library, self.default, self.memory, has_ranks=ranks is not None)
         library.add_turn(self._turn, self._abandon)
 
@@ -145,7 +147,7 @@ class TransferQueue:
             request.release()
             if request.receiver is not None:
                 request.receiver.driver = request.receiver.request = None  # they lead to each other
-        for held in (self._incoming, self._active, self._wanting, self._wanted, self._finished, self._failed):
+        for held in (self._incoming, self._active, self._wanting, self._finished, self._failed):
             held.clear()
         self._shared.clear()
         self.memory.end()
@@ -174,12 +176,6 @@ class TransferQueue:
             waits |= self._ranks.turn(self._pass_on)
         return self._lending.make_room(self._grant_all(), self._finished, self._grant_all) or waits
 
-    def _want(self, request: EmbeddingRequest) -> None:
-        """Enter a request, once, among those that could use a block, at the place of its arrival."""
-        if request not in self._wanted:
-            self._wanted.add(request)
-            insort(self._wanting, request, key=lambda it: it.record.arrival)
-
     def _grant_all(self) -> bool:
         """Give blocks to requests that can use one now, first come, first served. True if some wait for a block."""
         waits = False
@@ -189,7 +185,6 @@ class TransferQueue:
         for request in self._wanting:
             free, record = cells.num_free(2), request.record
             if request not in self._active:
-                self._wanted.discard(request)
                 continue
             if record.is_contacted and (free == 0 or (free == 1 and not record.fills_a_block)):
                 keep.append(request)
@@ -199,9 +194,9 @@ class TransferQueue:
             if self._grant(request, request in may_exceed and (self.memory.admits or is_begun)):
                 keep.append(request)
                 waits |= record.has_rows_waiting or not cells.num_free(2)
-            else:
-                self._wanted.discard(request)
-        self._wanting = keep
+        self._wanting.keep(keep)
+        if waits and self._withdrawing.make_room(keep):
+            return self._grant_all()
         return waits
 
     def _open(self, request: EmbeddingRequest) -> bool:
@@ -238,7 +233,7 @@ class TransferQueue:
         if request.abort_reason:  # it is opened all the same, so that its encoder hears why
             receiver.abort(request.abort_reason)
         elif receiver.is_untold:
-            self._want(request)  # nobody else looks at it: it may be granted at once
+            self._wanting.enter(request)  # nobody else looks at it: it may be granted at once
         return True
 
     def _go_straight(self, request: EmbeddingRequest, now_ns: int) -> bool:
@@ -251,7 +246,7 @@ class TransferQueue:
             return False
         self._enter(request, receiver)
         if not request.record.is_contacted and receiver.is_untold:
-            self._want(request)
+            self._wanting.enter(request)
         return request.record.is_contacted or self._begin()
 
     def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
@@ -296,7 +291,7 @@ class TransferQueue:
             and may_have_more
             and granted < (request.total_embedding_length or self.default.tokens())
         ):
-            self._want(request)
+            self._wanting.enter(request)
         has_ended = now.phase == Phase.Success
         if now.sent > record.drained_tokens and (has_ended or not self._lending.keep(request, receiver, now.sent)):
             self._draining.drain(request, receiver, now.sent)
@@ -308,8 +303,8 @@ class TransferQueue:
     def _learn(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, total: int) -> None:
         if total in (0, request.total_embedding_length):
             return
-        request.total_embedding_length = total
-        request.record.has_share = False  # the share it has had was one of the default
+        record, request.total_embedding_length = request.record, total
+        record.has_share = record.is_withdrawn = False  # the share it has had was one of the default
         self.default.observe(total)
         need = self.memory.bytes_for(total)
         if need > self.memory.limit_bytes:
@@ -337,12 +332,12 @@ class TransferQueue:
         if target > (rows // self._bs + 1) * self._bs:  # one block ahead is always allowed
             most = rows // self._bs + most_ahead(control.blocks.num_blocks, control.lanes.num_lent())
             target = min(target, most * self._bs)
+        record = request.record
         if not shows_rows:
-            missing = max(-(-target // self._bs) - num_granted, 0)
+            missing = 0 if record.is_withdrawn else max(-(-target // self._bs) - num_granted, 0)
             target = min(target, max((num_granted + share_of(control.blocks, missing)) * self._bs, granted))
         if self.memory.bytes_for(total) > self.memory.limit_bytes:
             return False
-        record = request.record
         record.has_share = True
         if record.is_contacted and granted >= target:
             return False
@@ -433,18 +428,17 @@ class TransferQueue:
 
     def _leave(self, request: EmbeddingRequest) -> None:
         """Give a request's blocks and its slot back. Its rows stay in its host memory."""
-        assert request.receiver is not None
+        receiver = request.receiver
+        assert receiver is not None
         self._active.pop(request, None)
-        request.receiver.driver = request.receiver.request = None
-        request.receiver.clear()
+        receiver.driver = receiver.request = None
+        receiver.clear()
 
 
 def _taken(queue: deque[EmbeddingRequest]) -> list[EmbeddingRequest]:
     taken: list[EmbeddingRequest] = []
-    try:
+    with suppress(IndexError):  # the library thread has taken the last one (`Lending.make_room`)
         while queue:
             taken.append(queue.popleft())
-    except IndexError:  # the library thread has taken the last one (`Lending.make_room`)
-        pass
     return taken
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Final
 
 import numpy as np
 import pytest
 from core_support import SharedMemory
+from support.posted import grants_in
 
 from embridge.allocator._core import BIND_BOUND, BIND_TOLD
 from embridge.allocator.blocks import EXPOSED, FREE
-from embridge.allocator.claims import ClaimState, WriterId
+from embridge.allocator.claims import Claim, ClaimState, WriterId
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.direct import columns, direct_writer, grant_binder
 from embridge.allocator.geometry import Geometry, Limits, Role
@@ -59,6 +61,7 @@ class Pair:
         self.opener = untold_opener(self.own, LANE)
         self.sender = untold_sender(self.own, writer, binder, columns(GEOMETRY))
         self.receiver = untold_receiver(self.language, LANE)
+        self.watch = self.language.poster.watch
         self.out = array("I", bytes(8))
         self.rows = [np.ones(TOKENS * size, np.uint8) for size in columns(GEOMETRY)[1::2]]
         self.epoch = self.there = 1
@@ -214,3 +217,116 @@ def test_who_is_told_meanwhile_says_so_and_writes(pair: Pair) -> None:
     assert pair.open()
     assert pair.own.slots.tell(SLOT, 1)
     assert pair.send() == TOKENS << 4 | BIND_BOUND | BIND_TOLD
+
+
+# ---- a grant that is withdrawn
+
+
+def _renew(pair: Pair) -> int:
+    return pair.receiver.renew(THERE, pair.there, ROOM, 8)
+
+
+def test_a_grant_to_which_nobody_has_come_is_withdrawn_and_its_request_opened_anew(pair: Pair) -> None:
+    """R34, R78: blocks and post are back; the next epoch has room, node, lane and times of the one before, and the node
+    has it. An encoder that comes finds nothing.
+    """
+    assert pair.receive() & 7 == 4
+    there = pair.language
+    before, posts = there.slots.get_all(THERE), grants_in(there.posts, ROOM)
+    assert posts == [(THERE, 1)]
+    assert _renew(pair) == 2
+    after = there.slots.get_all(THERE)
+    kept = (Slot.ROOM, Slot.LANE, Slot.PEER, Slot.REQUIRED, Slot.OPENED_NS, Slot.DEADLINE_NS)
+    assert [after[word] for word in kept] == [before[word] for word in kept]
+    assert there.slots.address(THERE) == ADDRESS
+    assert (after[Slot.GRANTED], after[Slot.DRAINED_BLOCKS], after[Slot.INIT_ASKED], after[Slot.EPOCH]) == (0, 0, 0, 2)
+    assert (there.slots.told(THERE, 2), after[Slot.RELEASED_EPOCH]) == (Told.TOLD, 1)
+    assert split(there.status.load(THERE)) == (2, Phase.Bootstrapping, 0)
+    assert there.status.stamps(THERE) == (5, 0, 0, 0, 0)
+    assert (grants_in(there.posts, ROOM), pair.states) == ([], [FREE, FREE])
+    assert there.claims.get(THERE) == Claim(2, ClaimState.SHUT)
+    assert pair.open()
+    assert pair.send() == 0
+    assert pair.own.slots.get(SLOT, Slot.JOINED_BY) == 0
+
+
+STAYS: Final[dict[str, Callable[[Pair], object]]] = {
+    "an encoder is bound to it": lambda pair: pair.language.posts.bind(THERE, 1),
+    "the node is told": lambda pair: pair.language.slots.tell(THERE, 1),
+    "it has begun": lambda pair: pair.language.status.advance(THERE, 1, Phase.WaitingForInput, 0, 7),
+    "it has ended": lambda pair: pair.language.status.advance(THERE, 1, Phase.Failed, 0, 7),
+    "it is another's": lambda pair: setattr(pair, "there", 2),
+}
+
+
+@pytest.mark.parametrize("why", STAYS)
+def test_what_may_be_somebodys_is_not_withdrawn(pair: Pair, why: str) -> None:
+    """R34, R79: nothing has happened then."""
+    assert pair.receive() & 7 == 4
+    STAYS[why](pair)
+    assert _renew(pair) == 0
+    assert pair.states == [EXPOSED, EXPOSED]
+    assert grants_in(pair.language.posts, ROOM) == [(THERE, 1)]
+    assert pair.language.claims.get(THERE).state == ClaimState.OPEN
+
+
+class WithdrawStep(IntEnum):
+    """What is about to change, as `native/grant.h` numbers it."""
+
+    DRAINED = 6
+    FREE = 7
+    TAKE_OFF = 8
+    RELEASE = 9
+    OPEN = 10
+    KEEP = 13
+    END = 14
+
+
+ORDER: Final = [WithdrawStep(step) for step in (13, 14, 6, 7, 8, 9, 10)]
+
+
+def test_the_steps_of_a_withdrawal_have_their_order(pair: Pair) -> None:
+    """R34: the grant is kept from encoders first, and the slot is released when nothing is left."""
+    seen: list[int] = []
+    pair.watch(seen.append)
+    assert pair.receive() & 7 == 4
+    seen.clear()
+    assert _renew(pair) == 2
+    assert seen == ORDER
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last", ORDER)
+def test_a_death_in_a_withdrawal_leaves_what_came_before_it(pair: Pair, last: WithdrawStep) -> None:
+    """P1, R30, R34: no block is free to whose grant an encoder may bind itself, and the slot is its client's still."""
+
+    def before(step: int) -> None:
+        if step == last:
+            raise _StopError
+
+    assert pair.receive() & 7 == 4
+    pair.watch(before)
+    with pytest.raises(_StopError):
+        _renew(pair)
+    done, there = ORDER.index(last), pair.language
+    is_kept = not there.posts.bind(THERE, 1)
+    assert is_kept == (done > ORDER.index(WithdrawStep.KEEP))
+    assert (there.claims.get(THERE).state == ClaimState.ENDED) == (done > ORDER.index(WithdrawStep.END))
+    assert (pair.states == [FREE, FREE]) == (done > ORDER.index(WithdrawStep.FREE))
+    assert (not grants_in(there.posts, ROOM)) == (done > ORDER.index(WithdrawStep.TAKE_OFF))
+    is_released = there.slots.told(THERE, 1) == Told.RELEASED
+    assert is_released == (done > ORDER.index(WithdrawStep.RELEASE))
+    assert split(there.status.load(THERE)).epoch == 1
+
+
+def test_a_request_of_which_its_node_is_told_meanwhile_is_not_opened_anew(pair: Pair) -> None:
+    """R78: its blocks are back, and the node has the slot."""
+    assert pair.receive() & 7 == 4
+    pair.watch(lambda step: step == WithdrawStep.RELEASE and pair.language.slots.tell(THERE, 1))
+    assert _renew(pair) == 1
+    assert pair.states == [FREE, FREE]
+    assert pair.language.slots.told(THERE, 1) == Told.TOLD
+    assert split(pair.language.status.load(THERE)).epoch == 1

@@ -10,9 +10,10 @@ Modelled: either side told at any moment, by its client or by a report; an init 
 or waits for the encoder's room; an encoder that is bound by its own client while its bootstrap joins the same room, and
 then writes itself or leaves it to the worker; deadlines of both sides, and deaths of both clients at any step; a later
 sender of the same room, which finds what the first has left, or a second one, at the same time (`direct_told_others`);
-and another one to which the node has joined the request, before it knew of the first, and which is closed before the
-first is told of. Messages are never forgotten, so each of them may come again at any later time; but what is said once
-of two senders with one request comes once.
+another one to which the node has joined the request, before it knew of the first, and which is closed before the first
+is told of; and a grant to which nobody has come, which its scheduler withdraws while an encoder finds it (R34).
+Messages are never forgotten, so each of them may come again at any later time; but what is said once of two senders
+with one request comes once.
 
 Not modelled: the table of posts (`direct_rendezvous_model`); the copy itself (`direct_claim_model`); several
 destinations, which are always told (`direct_outcome_model`).
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from direct_told_others import BOUND, later_steps, looked
+from direct_told_withdrawal import withdraw_steps
 from direct_told_world import (
     CLIENT,
     FREE,
@@ -127,7 +129,10 @@ class Model(Ruled[Setting, Rules]):
             return
         if me.at != "open":
             return
-        if me.told == UNTOLD and me.phase == OPEN and ("language" in self.setting.told or self.setting.deadlines):
+        if self.setting.withdraws and not me.renewed and me.phase == OPEN:
+            yield from withdraw_steps(self.rules, world)
+        tells = "language" in self.setting.told or self.setting.deadlines
+        if me.told == UNTOLD and me.phase == OPEN and tells and not me.withdraws:
             yield "the scheduler tells its node", self.of_language(world, told=TOLD)
         if me.phase != SUCCESS:
             return
@@ -200,7 +205,7 @@ class Model(Ruled[Setting, Rules]):
             yield from self.write_steps(world, me)
         elif me.at in ("claimed",):
             yield "the encoder gives the claim back, having failed", self.given_back(world, "back")
-        elif me.at in ("open", "bound", "noted"):
+        elif me.at in ("open", "found", "bound", "noted"):
             yield "the encoder has ended", self.of_encoder(world, at="back")
         elif me.at == "back":
             yield from self.release_steps(world, me)
@@ -230,20 +235,25 @@ class Model(Ruled[Setting, Rules]):
                 yield "the encoder finds that another is bound, and fails", self.of_encoder(world, phase=FAILED)
         elif me.at == "open" and language.posted and language.claim == FREE:
             if me.joined == NOBODY and not language.bound and not self.setting.doorless:
-                yield "the encoder binds itself", self.of_encoder(
-                    self.of_language(world, bound=True), joined=CLIENT, at="bound"
-                )
+                if self.setting.withdraws:
+                    yield "the encoder finds the grant", self.of_encoder(world, at="found")
+                else:
+                    yield "the encoder binds itself", self.bound(world)
+        elif me.at == "found":
+            is_kept = language.bound or language.renewed or me.joined != NOBODY  # the next epoch has another word
+            after = self.of_encoder(world, at="open") if is_kept else self.bound(world)
+            yield "the encoder finds it kept, or binds itself", after
         elif me.at == "bound":
             noted = self.of_encoder(world, noted=True, at="noted")
             if me.told == TOLD and me.opened and self.rules.r79_who_notes_looks_whether_it_is_told:
                 noted = self.known(noted)
             yield "the encoder notes its destination", noted
         elif me.at == "noted":
-            if language.claim == FREE:
+            if language.claim == FREE and not (me.joined == CLIENT and language.renewed):
                 yield "the encoder claims", self.of_encoder(self.of_language(world, claim=WRITING), at="claimed")
         elif me.at == "claimed":
             fault = None
-            if language.claim not in (WRITING, REVOKED):
+            if language.claim not in (WRITING, REVOKED) or language.freed:
                 fault = "stray: the encoder writes without the claim"
             if me.worker != "idle":
                 fault = "twice: the encoder and the worker write"
@@ -263,6 +273,9 @@ class Model(Ruled[Setting, Rules]):
             yield "the encoder raises the destination's word", said
         elif me.at == "said":
             yield "the encoder gives the claim back", self.given_back(world, "back")
+
+    def bound(self, world: World) -> World:
+        return self.of_encoder(self.of_language(world, bound=True), joined=CLIENT, at="bound")
 
     def release_steps(self, world: World, me: Encoder) -> Iterator[Step]:
         """Without the node where the destination has ended and its node has sent no init; else it is told."""

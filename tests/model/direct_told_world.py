@@ -25,12 +25,15 @@ class Language(NamedTuple):
     shown: bool = False  # a writer can read that it is told
     init: str = "idle"
     ends: bool = False  # its client has looked, and is about to release it (without the rule)
-    bound: bool = False  # the grant is bound to an encoder
+    bound: bool = False  # the grant is bound to an encoder, or kept from all
     freed: bool = False  # its blocks may be anybody's
+    withdraws: str = ""  # how far its client has come in taking the grant back: kept, ended, freed
+    renewed: bool = False  # it was released, and is open again in its next epoch
 
 
 class Encoder(NamedTuple):
-    """The slot of the encode node. `at` is new, open, bound, noted, claimed, copied, raised, said, back, over; `worker`
+    """The slot of the encode node. `at` is new, open, found (its client has looked at the grant, and is about to bind
+    itself), bound, noted, claimed, copied, raised, said, back, over; `worker`
     is idle, entered (its bootstrap has yet to look who else has found the grant), asked (its client has yet to say who
     writes), writing, done.
     """
@@ -77,6 +80,7 @@ class Setting:
     later: bool = False  # the room is used again, after its first sender
     doubles: bool = False  # two senders have the room at one time, and each of them would write itself
     doorless: bool = False  # the sender that its node knows cannot write itself, and is bound to nothing
+    withdraws: bool = False  # the scheduler takes a grant back to which nobody has come, and opens the request anew
     another: bool = False  # the node has a second sender of the room, and joins that one to the same request
     deadlines: bool = False
     encoder_kills: int = 0
@@ -87,6 +91,8 @@ class Setting:
 class Rules:
     """The protocol; each is True, or is the rule that is broken."""
 
+    r34_kept_from_all_before_it_is_withdrawn: bool = True
+    r34_opened_anew_it_is_told: bool = True
     r78_told_or_released_by_one_cas: bool = True
     r78_the_slots_of_the_dead_are_told: bool = True
     r78_a_report_tells: bool = True

@@ -17,6 +17,9 @@ SETTINGS = {
     "two senders have the room": Setting(doubles=True, deadlines=True),
     "two senders have the room, and one has no door": ONE_DOOR,
     "the node joins another sender to the same request": Setting(another=True),
+    "the grant is withdrawn": Setting(withdraws=True),
+    "the grant is withdrawn, and deadlines": Setting(withdraws=True, deadlines=True),
+    "the grant is withdrawn, and both are killed": Setting(withdraws=True, encoder_kills=1, scheduler_kills=1),
     "deadlines": Setting(deadlines=True),
     "the encoder is killed": Setting(encoder_kills=1),
     "the scheduler is killed": Setting(scheduler_kills=1),
@@ -32,6 +35,8 @@ def test_whoever_is_told_one_writes_both_end_alike_and_nothing_is_left(setting: 
 
 
 BROKEN = [
+    ("r34_kept_from_all_before_it_is_withdrawn", "stray|stuck", Setting(withdraws=True)),
+    ("r34_opened_anew_it_is_told", "stuck", Setting(told=("encoder",), withdraws=True)),
     ("r78_told_or_released_by_one_cas", "touched", Setting(told=("language",))),
     ("r78_the_slots_of_the_dead_are_told", "stuck", Setting(encoder_kills=1)),
     ("r78_a_report_tells", "stuck", Setting(encoder_kills=1)),

@@ -51,7 +51,8 @@ r27_new_worker_counts_what_is_summed, r27_sent_and_checksum_are_one_word, r27_ch
 | R33 | `claim`: r33_the_claim_names_its_writer, r33_death_is_the_end_of_its_writes; \
 `writers`: r33_a_spent_entry_retires, r33_the_claim_has_the_generation, \
 r33_claims_are_given_back_before_the_entry_is_free |
-| R34 | `claim`: r34_a_grant_without_rows_is_withdrawn |
+| R34 | `claim`: r34_a_grant_without_rows_is_withdrawn; `told`: r34_kept_from_all_before_it_is_withdrawn, \
+r34_opened_anew_it_is_told |
 | R35 | `claim`: r35_the_last_block_is_not_lent; `lending`: r35_the_reserve_is_never_lent, \
 r35_a_quarter_is_never_lent, \
 r35_half_of_the_slots_are_never_lent, r35_who_takes_it_out_has_it, r35_a_result_keeps_its_slot |

@@ -1,7 +1,8 @@
-// A scheduler's client that posts a grant, and one that takes everything back at a request's end; it may die between
-// any two steps, and others may be faster. What holds at every boundary: a claim is open only when all that a writer
-// needs to know is written down and the blocks are exposed (R30, R37), a post is entered only then, and a slot is
-// released when nothing of its request is left (R78).
+// A scheduler's client that posts a grant, one that takes everything back at a request's end, and one that withdraws a
+// grant to which nobody has come; it may die between any two steps, and others may be faster. What holds at every
+// boundary: a claim is open only when all that a writer needs to know is written down and the blocks are exposed (R30,
+// R37), a post is entered only then, a slot is released when nothing of its request is left (R78), and no block comes
+// free to whose grant an encoder may bind itself (R34).
 #ifndef EMBRIDGE_TESTS_NATIVE_SCENES_GRANT_H
 #define EMBRIDGE_TESTS_NATIVE_SCENES_GRANT_H
 
@@ -19,6 +20,7 @@
 static const uint32_t grant_blocks[BIND_WINDOW] = {3, 1};
 static struct blocks grant_pool; // the traced process's own handle
 static bool has_stolen;          // a rival has a block that was the request's
+static bool has_bound;           // an encoder is bound to the grant
 
 static struct grant_tables grant_tables_of(struct world *world, const struct status_table *status, struct blocks *pool)
 {
@@ -64,20 +66,31 @@ static void take_it_back(const struct scene *scene, struct world *world)
     grant_release(&grant, GRANT_NS);
 }
 
-// `given`: it is to be (p)osted, or it was and has (e)nded.
+static void withdraw_it(const struct scene *scene, struct world *world)
+{
+    (void)scene;
+    const struct status_table status = table_of(world);
+    const struct grant_tables tables = grant_tables_of(world, &status, &grant_pool);
+    struct own_grant grant = grant_of_world(&tables);
+    grant_withdraw(&grant, GRANT_NS);
+}
+
+// `given`: it is to be (p)osted, or it was, and (w)aits or has (e)nded.
 static void prepare_grant(const struct scene *scene, struct world *world)
 {
     memset((void *)world, 0, sizeof *world);
-    has_stolen = false;
+    has_stolen = has_bound = false;
     for (size_t k = 0; k < BIND_WINDOW; k++)
         world->cells[grant_blocks[k]] = GRANT_OWNER | CELL_OWNED;
     world->record[SLOT_TOLD] = IS_UNTOLD;
     world->words[0] = status_word(GRANT_EPOCH, PHASE_BOOTSTRAPPING, 0);
     world->claim[0] = claim_word(GRANT_EPOCH, CLAIM_SHUT, 0);
     world->bind.meeting[MEETING_EPOCH] = GRANT_EPOCH - 1; // of the request before
-    if (scene->given[0] != 'e')
+    if (scene->given[0] == 'p')
         return;
     post_it(scene, world);
+    if (scene->given[0] == 'w')
+        return;
     world->words[0] = status_word(GRANT_EPOCH, PHASE_SUCCESS, GRANT_TOKENS);
     world->claim[0] = claim_word(GRANT_EPOCH, CLAIM_ENDED, 0);
 }
@@ -125,7 +138,7 @@ static bool is_written_down(const struct world *world)
     const word64 *meeting = world->bind.meeting;
     return meeting[MEETING_ROOM] == GRANT_ROOM && meeting[MEETING_NODE_ID] == bind_own.id &&
            meeting[MEETING_INCARNATION] == bind_own.incarnation &&
-           meeting[MEETING_GRANTED] == (UINT64_C(2) << 32 | GRANT_TOKENS) && meeting[MEETING_BOUND] == GRANT_EPOCH << 1;
+           meeting[MEETING_GRANTED] == (UINT64_C(2) << 32 | GRANT_TOKENS) && meeting[MEETING_BOUND] >> 1 == GRANT_EPOCH;
 }
 
 static const char *inspect_grant(const struct scene *scene, bool recovering, const struct world *from,
@@ -145,8 +158,11 @@ static const char *inspect_grant(const struct scene *scene, bool recovering, con
     if (is_posted(to) && !is_posted(from) && to->claim[0] == claim_word(GRANT_EPOCH, CLAIM_SHUT, 0))
         return fault("a grant is posted before its claim is offered");
     if (to->record[SLOT_TOLD] != from->record[SLOT_TOLD] &&
-        (num_in(to, CELL_EXPOSED) || num_in(to, CELL_OWNED) || is_posted(to) || scene->given[0] != 'e'))
+        (num_in(to, CELL_EXPOSED) || num_in(to, CELL_OWNED) || is_posted(to) || scene->given[0] == 'p'))
         return fault("a slot is released of which something is left");
+    if (scene->given[0] == 'w' && num_in(to, CELL_EXPOSED) < num_in(from, CELL_EXPOSED) &&
+        (has_bound || is_open(to) || to->bind.meeting[MEETING_BOUND] != (GRANT_EPOCH << 1 | 1)))
+        return fault("a block comes free to whose grant an encoder may be bound");
     if (to->record[SLOT_RELEASED_EPOCH] == GRANT_EPOCH && to->record[SLOT_TOLD] != IS_RELEASED)
         return fault("an epoch counts as released that is not");
     return NULL;
@@ -154,7 +170,7 @@ static const char *inspect_grant(const struct scene *scene, bool recovering, con
 
 static const char *outcome_of_grant(const struct scene *scene, const struct rival *rival, const struct world *ended)
 {
-    const bool was_over = scene->given[0] == 'e';
+    const bool was_over = scene->given[0] != 'p';
     if (!rival && was_over)
         return ended->record[SLOT_RELEASED_EPOCH] == GRANT_EPOCH && num_in(ended, CELL_EXPOSED) == 0 &&
                        !is_posted(ended)
@@ -164,6 +180,11 @@ static const char *outcome_of_grant(const struct scene *scene, const struct riva
         return is_open(ended) && is_posted(ended) && num_in(ended, CELL_EXPOSED) == BIND_WINDOW
                    ? NULL
                    : fault("it is not posted");
+    if (has_bound)
+        return is_open(ended) && is_posted(ended) && num_in(ended, CELL_EXPOSED) == BIND_WINDOW &&
+                       ended->record[SLOT_TOLD] == IS_UNTOLD
+                   ? NULL
+                   : fault("a grant is withdrawn to which an encoder is bound");
     if (has_stolen && !cell_held_by(ended->cells[grant_blocks[1]], NEXT_OWNER))
         return fault("a block of another request was moved: %llx", (ull)ended->cells[grant_blocks[1]]);
     if (rival->takes_over && is_open(ended))
@@ -204,6 +225,13 @@ static void tell_the_node(struct world *world)
     bind_move(&world->record[SLOT_TOLD], IS_UNTOLD, IS_TOLD);
 }
 
+static void bind_an_encoder(struct world *world)
+{
+    has_bound = bind_move(&world->bind.meeting[MEETING_BOUND], GRANT_EPOCH << 1, GRANT_EPOCH << 1 | 1);
+}
+
+static const struct rival who_binds[] = {
+    {"binds an encoder", bind_an_encoder, false}, {"tells the node", tell_the_node, false}, {NULL, NULL, false}};
 static const struct rival who_ends[] = {{"ends the request", end_the_request, true}, {NULL, NULL, false}};
 static const struct rival who_tells[] = {{"tells the node", tell_the_node, false}, {NULL, NULL, false}};
 
@@ -214,6 +242,7 @@ static const struct rival who_tells[] = {{"tells the node", tell_the_node, false
 static const struct scene grant_scenes[] = {
     {"grant", GRANT_SCENE(post_it), .given = "posted", .rivals = who_ends},
     {"give back", GRANT_SCENE(take_it_back), .given = "ended", .rivals = who_tells},
+    {"withdraw", GRANT_SCENE(withdraw_it), .given = "waiting", .rivals = who_binds},
 };
 
 #endif

@@ -32,6 +32,7 @@ OPERATIONS = [
     "bind",
     "grant",
     "give back",
+    "withdraw",
     "leave",
     "publish",
     "retire",
@@ -105,14 +106,14 @@ def test_another_process_comes_between(program: list[str]) -> None:
         stepped(program, "rivals", 120, 0),
         [
             *("acquire", "release", "reclaim", "push", "pop", "advance", "open", "write", "bind", "grant", "give back"),
-            *("leave", "publish", "retire", "pin"),
+            *("withdraw", "leave", "publish", "retire", "pin"),
         ],
     )
 
 
 @pytest.mark.parametrize(
     ("prefix", "limit", "least"),
-    [("write", 2000, 8), ("bind", 5000, 20), ("grant", 5000, 20), ("acquire one", 1 << 12, 20)],
+    [("write", 2000, 8), ("bind", 5000, 20), ("grant", 5000, 20), ("withdraw", 5000, 20), ("acquire one", 1 << 12, 20)],
 )
 def test_another_process_comes_between_at_more_places(
     program: list[str], prefix: str, limit: int, least: int

@@ -9,6 +9,8 @@ BIND = "tests/allocator/test_core_bind.py"
 GRANT = "tests/allocator/test_core_grant.py"
 IN_ONE_CALL = "tests/allocator/test_core_untold.py"
 
+WITHDRAWN = "tests/transfers/untold/test_withdrawn.py"
+
 CLIENT_RENDEZVOUS: Final = [
     Mutant(
         "grant-unposted", "R37", "a scheduler's grant is sent to the encode node, and stands nowhere else",
@@ -44,8 +46,8 @@ CLIENT_RENDEZVOUS: Final = [
     Mutant(
         "told-request-released", "R78", "a client releases a request that the node's processes have",
         "allocator/native/grant.h",
-        " || grant_load(&record[SLOT_SESSION]) != 0)\n        return false;\n",
-        " && grant_load(&record[SLOT_SESSION]) != 0)\n        return false;\n",
+        "    return grant_load(&record[SLOT_TOLD]) == (g->epoch << TOLD_BITS | TOLD_UNTOLD) &&\n",
+        "    return grant_load(&record[SLOT_TOLD]) == (g->epoch << TOLD_BITS | TOLD_UNTOLD) ||\n",
         (f"{GRANT}::test_what_is_not_the_clients_alone_is_left_alone",),
     ),
     Mutant(
@@ -54,6 +56,64 @@ CLIENT_RENDEZVOUS: Final = [
         "    if (!grant_free(g, now_ns) || !grant_may(g, END_TAKE_OFF))\n",
         "    if (!grant_may(g, END_TAKE_OFF))\n",
         (f"{GRANT}::test_the_end_gives_everything_back",),
+    ),
+    Mutant(
+        "bound-grant-withdrawn", "R34, R79", "a grant is withdrawn to which an encoder is bound",
+        "allocator/native/grant.h",
+        "    uint64_t bound = g->epoch << 1;\n",
+        "    uint64_t bound = meeting[MEETING_BOUND];\n",
+        (f"{IN_ONE_CALL}::test_what_may_be_somebodys_is_not_withdrawn",),
+    ),
+    Mutant(
+        "withdrawn-under-an-open-claim", "R30, R34", "the claim of a withdrawn grant stays open",
+        "allocator/native/grant.h",
+        "    claim_move(claim, claim_word(g->epoch, CLAIM_OPEN, 0), claim_word(g->epoch, CLAIM_ENDED, 0));\n",
+        "",
+        (f"{IN_ONE_CALL}::test_a_death_in_a_withdrawal_leaves_what_came_before_it",),
+    ),
+    Mutant(
+        "opened-anew-untold", "R34", "a request whose grant was withdrawn is opened anew, and its node not told",
+        "allocator/_core_untold_receiver.c",
+        "    struct slot_opening opening = {.values = values,\n"
+        "                                   .record = {record, self->slot_words},\n",
+        "    struct slot_opening opening = {.values = values,\n                                   .is_untold = true,\n"
+        "                                   .record = {record, self->slot_words},\n",
+        (f"{IN_ONE_CALL}::test_a_grant_to_which_nobody_has_come_is_withdrawn_and_its_request_opened_anew",),
+    ),
+    Mutant(
+        "found-by-nobody-and-kept", "R34, P21", "rows wait while requests without rows hold the blocks that they need",
+        "pipeline/scheduler/withdrawing.py",
+        "        if before < wanted:\n",
+        "        if before > wanted:\n",
+        (f"{WITHDRAWN}::test_grants_that_nobody_has_found_make_room_for_rows_that_wait",),
+    ),
+    Mutant(
+        "told-with-its-grant", "R34, P21", "a node is told of late requests with all that they were granted",
+        "pipeline/scheduler/withdrawing.py",
+        "        return not may_keep and self._take_back(receiver)\n",
+        "        return False\n",
+        (f"{WITHDRAWN}::test_requests_that_are_late_are_told_without_their_grants",),
+    ),
+    Mutant(
+        "withdrawn-and-granted-again", "R34, P21", "a request whose grant was withdrawn takes the next block",
+        "pipeline/scheduler/transfer_queue.py",
+        "            missing = 0 if record.is_withdrawn else max(",
+        "            missing = max(",
+        (f"{WITHDRAWN}::test_requests_that_are_late_are_told_without_their_grants",),
+    ),
+    Mutant(
+        "withdrawn-memory-counted", "D8, R34", "host memory stays counted in for what was withdrawn",
+        "pipeline/scheduler/withdrawing.py",
+        "        self._memory.give_back_later(None, record.reserved_tokens)\n",
+        "",
+        (f"{WITHDRAWN}::test_grants_that_nobody_has_found_make_room_for_rows_that_wait",),
+    ),
+    Mutant(
+        "given-up-and-opened-anew", "P8, D2", "a request that is given up while it is opened anew goes on",
+        "pipeline/scheduler/withdrawing.py",
+        "        if request.abort_reason:  #",
+        "        if False:  #",
+        (f"{WITHDRAWN}::test_a_request_that_is_given_up_while_its_grant_is_withdrawn_ends",),
     ),
     Mutant(
         "finished-untold-unnoted", "P24",
@@ -161,8 +221,8 @@ CLIENT_RENDEZVOUS: Final = [
     Mutant(
         "late-ones-stay-untold", "R37, R78", "a request that takes long is never told to its node",
         "pipeline/client/untold.py",
-        "            if not is_over:\n                handle.tell()\n",
-        "            if not is_over:\n                handle.progress()\n",
+        "                handle.tell()\n",
+        "                handle.progress()\n",
         ("tests/transfers/test_failures.py",),
     ),
 ]

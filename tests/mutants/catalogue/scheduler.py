@@ -74,8 +74,9 @@ SCHEDULER: Final = [
     Mutant(
         "woken-for-nothing", "P8", "a caller with ranks who was woken alone tells nobody",
         "pipeline/scheduler/transfer_queue.py",
-        "        self._driver = Driver(self._serve, self._end_at_once)\n",
-        "        self._driver = Driver(self._serve, self._end_at_once if ranks is None else lambda receiver: True)\n",
+        "        self._driver = Driver(self._serve, self._end_at_once, self._withdrawing.late)\n",
+        "        ends = self._end_at_once if ranks is None else lambda receiver: True\n"
+        "        self._driver = Driver(self._serve, ends, self._withdrawing.late)\n",
         ("tests/transfers/test_without_repair.py::"
          "test_a_caller_who_was_woken_and_may_not_go_on_himself_has_the_library_thread_do_it",),
     ),

@@ -1,0 +1,77 @@
+"""Takes grants back to which no encoder has come, so that their blocks are there for requests whose rows wait (R34).
+
+A request is granted ahead of its rows, because they may come at once. While no process of the node was told of it, its
+grant stands in shared memory alone. So its scheduler's client may take it back without a message: either an encoder has
+bound itself to the grant, or none will. The request is opened anew then, with nothing granted, and is granted its
+blocks when its rows are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from embridge.pipeline.client.handle import TransferHandle
+from embridge.pipeline.client.library import Library
+from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.scheduler.host_memory import HostMemory
+from embridge.pipeline.scheduler.request import EmbeddingRequest
+from embridge.workers.timing import NS
+
+SOON_NS: Final = NS // 50  # rows that come by then find the grant, whoever else waits
+
+
+class Withdrawing:
+    """One transfer queue's. Whoever has the turn calls it."""
+
+    def __init__(
+        self,
+        library: Library,
+        memory: HostMemory,
+        active: Collection[EmbeddingRequest],
+        want: Callable[[EmbeddingRequest], None],
+    ) -> None:
+        """`active` are the requests of the queue. `want` enters one among those that could use a block."""
+        self._untold = library.requests.untold
+        self._blocks = library.attachment.control.blocks
+        self._bs = library.attachment.geometry.block_size
+        self._memory = memory
+        self._active = active
+        self._want = want
+
+    def late(self, receiver: EmbeddingReceiver) -> bool:
+        """Take the grant of a request back of which its node is about to be told: it cannot be taken back after that.
+        False: it keeps what it has, for it is alone, or three quarters of the pool are free, or an encoder has it.
+        """
+        plenty = self._blocks.num_blocks * 3 // 4
+        may_keep = len(self._active) == 1 or self._blocks.cells.num_free(plenty) == plenty
+        return not may_keep and self._take_back(receiver)
+
+    def make_room(self, waiting: Iterable[EmbeddingRequest]) -> bool:
+        """Take so many grants back that those of these requests whose rows wait can have blocks for them. True if a
+        block came free.
+        """
+        wanted = 0
+        for request in waiting:
+            receiver = request.receiver
+            if request.record.has_rows_waiting and receiver is not None:
+                wanted += -(-receiver.ready_tokens // self._bs) - receiver.granted_blocks
+        before = self._blocks.cells.num_free(wanted)
+        if before < wanted:
+            self._untold.take_back(SOON_NS, self._take_back, lambda: self._blocks.cells.num_free(wanted) >= wanted)
+        return self._blocks.cells.num_free(wanted) > before
+
+    def _take_back(self, receiver: TransferHandle) -> bool:
+        """Withdraw a grant, and enter its request among those that are to be told to the encode node."""
+        if not isinstance(receiver, EmbeddingReceiver) or receiver.request is None or not receiver.renew():
+            return False
+        request: EmbeddingRequest = receiver.request
+        record = request.record
+        self._memory.give_back_later(None, record.reserved_tokens)
+        record.reserved_tokens = record.first_of_run = record.run_blocks = 0
+        record.is_contacted = False
+        record.has_share = record.is_withdrawn = True
+        if request.abort_reason:  # it was given up while it was opened anew
+            receiver.abort(request.abort_reason)
+        self._want(request)
+        return True
