@@ -522,10 +522,11 @@ class GrantPoster:
     def post(
         self, slot: int, epoch: int, room: int, node_id: int, incarnation: int, blocks: Buffer, tokens: int,
         now_ns: int, /,
-    ) -> bool:
+    ) -> int:
         """Grant `blocks` (uint32) to a request that has none yet, for `tokens` rows, to the clients of an encode node.
 
-        False where the grant is recorded, and the encode node has to be sent it.
+        1: it is posted; 2: it is, and an encoder waits for it, which may or may not look once more; 0: it is recorded,
+        and the encode node has to be sent it.
         """
     def release(self, slot: int, epoch: int, room: int, now_ns: int, /) -> bool:
         """Give back the blocks, the post and the slot of a request that has succeeded. False, perhaps with its blocks
@@ -632,8 +633,7 @@ class UntoldReceiver:
         requests, nobody waits for blocks or slots, and `enough` blocks are free.
 
         Returns 0 where nothing has happened; else the epoch from bit 36 on, how many blocks from bit 3 on, and how far
-        it came: 1 it is open, and the encode node is gone; 2 there were no blocks; 3 the encode node has to be sent
-        what is granted; 4 it is posted.
+        it came: 1 it is open, and the encode node is gone; 2 there were no blocks; 3 and more as `GrantPoster.post`.
         """
     def lend(self, slot: int, epoch: int, blocks: int, enough: int, /) -> int:
         """Say that all the blocks of a request that has succeeded are lent, and how many (R35). Returns how many grants

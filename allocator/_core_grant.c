@@ -163,9 +163,9 @@ static PyObject *poster_post(PyObject *object, PyObject *const *args, Py_ssize_t
         take_up_to(args[6], "tokens", UINT32_MAX, &g->num_tokens) < 0 || take_u64(args[7], &now_ns) < 0 ||
         array_open(&blocks, args[5], "blocks", 4, false) < 0)
         return NULL;
-    const bool is_posted = take_blocks(g, &blocks) == 0 && grant_post(g, now_ns);
+    const unsigned posted = take_blocks(g, &blocks) == 0 ? grant_post(g, now_ns) : POSTED_NOT;
     PyBuffer_Release(&blocks.view);
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(is_posted);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLong(posted);
 }
 
 static PyObject *poster_release(PyObject *object, PyObject *const *args, Py_ssize_t nargs)

@@ -206,7 +206,8 @@ static PyObject *receiver_lend_request(PyObject *object, PyObject *const *args, 
 // (slot, epoch, room, now_ns)
 static PyObject *receiver_renew_request(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
-    static const unsigned char kept[] = {SLOT_ROOM, SLOT_LANE, SLOT_OPENED_NS, SLOT_DEADLINE_NS, SLOT_REQUIRED, SLOT_PEER};
+    static const unsigned char kept[] = {SLOT_ROOM,        SLOT_LANE,     SLOT_OPENED_NS,
+                                         SLOT_DEADLINE_NS, SLOT_REQUIRED, SLOT_PEER};
     UntoldReceiver *self = (UntoldReceiver *)object;
     uint64_t values[MOST_SLOT_WORDS] = {0}, now_ns;
     struct call call;

@@ -35,6 +35,9 @@ _WORD: Final = (1 << 64) - 1
 _LOW: Final = (1 << 32) - 1
 
 
+POSTED_LATE: Final = 2  # of `GrantPoster.post`: an encoder waits for the grant already
+
+
 class Meeting(IntEnum):
     """Words of a slot's meeting record; its client writes them, except where a comment says otherwise."""
 

@@ -23,7 +23,7 @@ from support.remains import run_dirs
 from support.scheduling import Queues
 from support.troubles import TROUBLES, carry
 
-COUNT = 400
+COUNT = 2000
 ALONE = "alone"
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         attach(encode.run_dir) as sending,
         attach(language.run_dir) as client,
     ):
-        queues = Queues(client)
+        queues = Queues(client, adaptive=True)
         carry(encode, sending, queues, rooms, count)
         for name, trouble in TROUBLES.items():
             results = Results()

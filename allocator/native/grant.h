@@ -134,22 +134,26 @@ static inline void grant_write_down(const struct own_grant *g)
     grant_store(&meeting[MEETING_EPOCH], g->epoch);
 }
 
-// Grant. False where the encode node has to be sent the grant, which is recorded: a block is not this request's any
-// more, the bucket is full, or an encoder waits for it already; or stopped.
-static inline bool grant_post(struct own_grant *g, uint64_t now_ns)
+// What came of a grant: it is posted; or an encoder waits for it already, and may or may not look once more; or the
+// encode node has to be sent the grant, which is recorded: a block is not this request's any more, or the bucket is
+// full; or stopped.
+enum { POSTED_NOT, POSTED, POSTED_LATE };
+
+static inline unsigned grant_post(struct own_grant *g, uint64_t now_ns)
 {
     const struct grant_tables *t = g->tables;
     word64 *claim = &t->claims[(size_t)g->slot * CLAIM_WORDS];
     uint64_t tag;
     word64 *bucket = post_bucket(t->posts, t->num_buckets, g->room, &tag);
     if (!grant_note(g, now_ns) || !grant_expose(g) || !grant_may(g, GRANT_WRITE_DOWN))
-        return false;
+        return POSTED_NOT;
     grant_write_down(g);
     if (!grant_may(g, GRANT_OFFER))
-        return false;
+        return POSTED_NOT;
     claim_move(claim, claim_word(g->epoch, CLAIM_SHUT, 0), claim_word(g->epoch, CLAIM_OPEN, 0));
-    return grant_may(g, GRANT_POST) && post_enter(bucket, post_of_grant(tag, g->slot, g->epoch)) &&
-           !post_has_offer(bucket, tag);
+    if (!grant_may(g, GRANT_POST) || !post_enter(bucket, post_of_grant(tag, g->slot, g->epoch)))
+        return POSTED_NOT;
+    return post_has_offer(bucket, tag) ? POSTED_LATE : POSTED;
 }
 
 // Give the blocks back that were not given back yet. False: stopped.

@@ -16,9 +16,9 @@
 //
 // A scheduler's client opens one, where its encode node is registered and lives: the slot, whose record names that
 // node's entry, and then a second look at the entry, which is nobody else's from there on. It takes blocks, and grants
-// them (`grant.h`). Of one that has succeeded, and leaves all others enough, it says that its blocks are lent (R35). One
-// to whose grant nobody has come it renews: it withdraws the grant (`grant.h`), and opens the slot once more for the
-// same request, which its node has from the beginning then (R34).
+// them (`grant.h`). Of one that has succeeded, and leaves all others enough, it says that its blocks are lent (R35). A
+// request to whose grant nobody has come it renews: it withdraws the grant (`grant.h`), and opens the slot once more,
+// for the same request, which its node has from the beginning then (R34).
 //
 // Why a SIGKILL between any two instructions is safe: a slot that is half open nobody takes for open (`slots.h`); one
 // that is open, or released in part, is the dead client's, and its node goes on with it. A room that is counted once
@@ -135,7 +135,7 @@ static inline bool sender_leave(struct sender_leave *l)
 
 // ---- a scheduler's client
 
-enum { OPENED_NOT, OPENED, OPENED_NEAR, OPENED_WITH_BLOCKS, OPENED_AND_POSTED };
+enum { OPENED_NOT, OPENED, OPENED_NEAR, OPENED_WITH_BLOCKS, OPENED_AND_POSTED, OPENED_AND_POSTED_LATE };
 
 struct receiver_tables {
     const struct grant_tables *grants;
@@ -192,7 +192,7 @@ static inline unsigned receiver_open(struct receiver_opening *o, struct slot_ope
         return OPENED_NEAR;
     const uint64_t rows = grant->num_blocks * grant->num_tokens; // `num_tokens`: rows of a block, until here
     grant->num_tokens = rows < o->most_rows ? rows : o->most_rows;
-    return grant_post(grant, o->now_ns) ? OPENED_AND_POSTED : OPENED_WITH_BLOCKS;
+    return OPENED_WITH_BLOCKS + grant_post(grant, o->now_ns);
 }
 
 // Withdraw the grant of a request, and open it anew, told, with nothing granted. Returns the next epoch; 0: nothing has

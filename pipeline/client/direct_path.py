@@ -303,6 +303,8 @@ class DirectPath:
         `is_wanted_whole`: the caller has announced the length, so that all rows can be granted ahead.
         """
         self._rendezvous.meet(self._total if is_wanted_whole else ready)
+        if self._rendezvous.has_offered:
+            self._library.requests.untold.look_soon(self._handle, self._look)
         path = self.decide()
         if self._has_several:
             return self._serve_several(ready, stock, path)
@@ -315,6 +317,15 @@ class DirectPath:
                 if self._write(door, self._spans(stock, first, limit)):
                     self._library.wake(self._handle)  # it may have ended
         self._let_go_below(self._get(Destination.SENT), stock)
+        return True
+
+    def _look(self) -> bool:
+        """Look for a grant of rows that wait. True: it is found, or there is nothing to look for any more."""
+        rendezvous = self._rendezvous
+        if rendezvous.has_offered and not rendezvous.is_joined and self._handle.progress().phase < TERMINAL:
+            if rendezvous.bind() is None:
+                return False
+            self._library.wake(self._handle)
         return True
 
     def _serve_several(self, ready: int, stock: Stock | None, path: WrittenBy) -> bool:

@@ -23,12 +23,12 @@ class Posting:
         self._windows = attachment.control.windows
         self._clock = attachment.clock
 
-    def post(self, handle: TransferHandle, near: Neighbour, blocks: Sequence[int], tokens: int) -> bool:
+    def post(self, handle: TransferHandle, near: Neighbour, blocks: Sequence[int], tokens: int) -> int:
         """Grants, steps 2 and 3, where the encoder's client finds the grant: record the blocks, expose them, write down
         what is granted, offer the claim, and post. `Rendezvous` applies it (step 4).
 
-        False where the encode node has to be sent what is recorded: its encoder waits for it already, the table is
-        full, or a block is not this request's any more.
+        0 where the encode node has to be sent what is recorded: the table is full, or a block is not this request's any
+        more. `POSTED_LATE` where its encoder waits for it already, and may not look once more.
         """
         indices = array("I", blocks)
         return self._poster.post(handle.slot, handle.epoch, handle.room, *near.node, indices, tokens, self._clock())

@@ -19,6 +19,7 @@ from embridge.allocator.blocks import RESERVE_BLOCK
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import MAX_BLOCKS, MAX_TOKENS, Role
+from embridge.allocator.posts import POSTED_LATE
 from embridge.allocator.records import Slot
 from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.rings import Kick
@@ -175,7 +176,9 @@ class EmbeddingReceiver(ReceiverWords):
         """
         granted, posting = self.granted_blocks, self._library.posting
         if self.neighbour is not None and len(indices) > 0 == granted and self.is_untold:
-            if posting.post(self, self.neighbour, indices, tokens):
+            if posted := posting.post(self, self.neighbour, indices, tokens):
+                if posted == POSTED_LATE:
+                    self._library.requests.untold.tell_soon(self)
                 return
         else:
             posting.record(self.slot, granted, indices, granted * self._bs + tokens)

@@ -20,10 +20,11 @@ from embridge.pipeline.scheduler.host_memory import HostMemory
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers.timing import NS
 
-IS_OPEN, IS_NEAR, HAS_BLOCKS, IS_POSTED = 1, 2, 3, 4  # how far `UntoldReceiver.open` came
+IS_OPEN, IS_NEAR, HAS_BLOCKS, IS_POSTED, IS_POSTED_LATE = range(1, 6)  # how far `UntoldReceiver.open` came
 CAME_BITS: Final = 3
 EPOCH_SHIFT: Final = 36
 WORTH_A_RUN_BYTES: Final = 4 << 20  # copying less out costs little
+SOON_NS: Final = NS // 50  # a request that cannot go straight now may be able to by then
 FEW: Final = 8  # so small a part of the pool is granted to a request ahead of its rows, whatever is lent
 
 
@@ -100,9 +101,31 @@ class StraightRequests:
             record.reserved_tokens = tokens
             memory.reserved_bytes += size
             record.note_granted(0, out[:count].tolist())
-            if came != IS_POSTED:
+            if came == HAS_BLOCKS:
                 receiver.send_granted()
+            elif came == IS_POSTED_LATE:
+                requests.untold.tell_soon(receiver)
         return receiver
+
+    def may_have(self, receiver: EmbeddingReceiver, num_blocks: int) -> bool:
+        """Whether a request may have all of so few blocks ahead of its rows, because they can be taken back (R34)."""
+        enough = free_for_withdrawable(num_blocks, self._num_blocks)
+        return (
+            0 < num_blocks * FEW <= self._num_blocks and receiver.is_untold and receiver.neighbour is not None
+            and self._attachment.control.blocks.cells.num_free(enough) >= enough
+        )
+
+    def is_to_wait(self, request: EmbeddingRequest) -> bool:
+        """Whether a request waits a little for blocks, before its encode node is told of it: others that are on their
+        way will soon give theirs back.
+        """
+        receiver, num_blocks = request.receiver, -(-self._default.now // self._bs)
+        if receiver is None or request.record.is_contacted:
+            return False
+        return (
+            num_blocks * FEW <= self._num_blocks and receiver.neighbour is not None and receiver.is_untold
+            and self._attachment.clock() < receiver.opened_ns + SOON_NS and not self.may_have(receiver, num_blocks)
+        )
 
     def room_behind(self, receiver: EmbeddingReceiver, total: int, num_blocks: int) -> int:
         """How many blocks a request may need behind its first ones: then they stay one run, which is lent and not

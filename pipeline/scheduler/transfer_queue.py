@@ -51,7 +51,6 @@ class TransferQueue:
         """
         library = library_of(client)
         attachment = library.attachment
-        settings = attachment.settings
         self._library = library
         self._attachment = attachment
         self._bs = attachment.geometry.block_size
@@ -60,21 +59,23 @@ class TransferQueue:
         assert ranks is None or isinstance(ranks, Delivery)
         self._ranks = ranks
         if ranks is None:
-            self.memory = HostMemory(attachment.geometry, settings["host_buffer_bytes"])
+            self.memory = HostMemory(attachment.geometry, attachment.settings["host_buffer_bytes"])
         else:
             ranks.take()
             self.memory = ranks.memory
         self._draining = Draining(attachment, self.memory)
         # the other ranks see host memory only
         self._lending = Lending(library, self._draining, self.memory, may_lend=ranks is None)
-        given = settings["default_allocate_tokens"] if default_allocate_tokens is None else default_allocate_tokens
-        start = whole("default_allocate_tokens", given, 1, MAX_TOKENS)
+        if default_allocate_tokens is None:
+            default_allocate_tokens = attachment.settings["default_allocate_tokens"]
+        start = whole("default_allocate_tokens", default_allocate_tokens, 1, MAX_TOKENS)
         self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
         self._incoming = IncomingRequests(library, self._refuse)
         self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
         self._shared = SharedRooms()
         self._streamed = StreamedRequests(library)
         self._wanting = WantingRequests()
+        self._waits_a_little = False  # a request, and nobody else is told
         self._num_arrived = 0
         self._finished: deque[EmbeddingRequest] = deque()
         self._failed: deque[EmbeddingRequest] = deque()
@@ -162,10 +163,7 @@ class TransferQueue:
         return not waits and not self._incoming
 
     def _turn(self) -> bool:
-        """Open the requests that came, then grant what is possible, in order of arrival.
-
-        True if some wait for a block.
-        """
+        """Open the requests that came, and grant what is possible, in their order. True if some wait for a block."""
         self.memory.collect()
         waits = False
         self._incoming.turn(self._open)
@@ -174,11 +172,12 @@ class TransferQueue:
                 self._end_failed(request, lost=True)
         if self._ranks is not None:
             waits |= self._ranks.turn(self._pass_on)
-        return self._lending.make_room(self._grant_all(), self._finished, self._grant_all) or waits
+        short = self._lending.make_room(self._grant_all(), self._finished, self._grant_all)
+        return short or waits or self._waits_a_little
 
     def _grant_all(self) -> bool:
         """Give blocks to requests that can use one now, first come, first served. True if some wait for a block."""
-        waits = False
+        waits = self._waits_a_little = False
         keep: list[EmbeddingRequest] = []
         cells = self._attachment.control.blocks.cells
         may_exceed = {next(iter(self._active), None), self._shared.lowest(self._active)}
@@ -189,6 +188,10 @@ class TransferQueue:
             if record.is_contacted and (free == 0 or (free == 1 and not record.fills_a_block)):
                 keep.append(request)
                 waits = True
+                continue
+            if self._straight.is_to_wait(request):
+                keep.append(request)
+                self._waits_a_little = True
                 continue
             is_begun = record.reserved_tokens > 0 or request.required_dst_info_num > 1
             if self._grant(request, request in may_exceed and (self.memory.admits or is_begun)):
@@ -335,7 +338,8 @@ class TransferQueue:
         record = request.record
         if not shows_rows:
             missing = 0 if record.is_withdrawn else max(-(-target // self._bs) - num_granted, 0)
-            target = min(target, max((num_granted + share_of(control.blocks, missing)) * self._bs, granted))
+            share = missing if self._straight.may_have(receiver, missing) else share_of(control.blocks, missing)
+            target = min(target, max((num_granted + share) * self._bs, granted))
         if self.memory.bytes_for(total) > self.memory.limit_bytes:
             return False
         record.has_share = True

@@ -18,7 +18,7 @@ from embridge.allocator.claims import ClaimState, WriterId
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.geometry import Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout
-from embridge.allocator.posts import Granted
+from embridge.allocator.posts import POSTED_LATE, Granted
 from embridge.allocator.records import BUCKET_POSTS, Slot, Told
 from embridge.allocator.request_tables import SlotRecord
 from embridge.allocator.status import Phase
@@ -62,7 +62,7 @@ class Request:
         self.epoch = control.opener.open(SLOT, SlotRecord(), 1, is_untold=True)
         self.blocks = control.blocks.acquire(SLOT, self.epoch, 3, may_take_reserve=False)
 
-    def post(self) -> bool:
+    def post(self) -> int:
         return self.poster.post(SLOT, self.epoch, ROOM, *NODE, self.blocks, TOKENS, NOW_NS)
 
     def succeed(self) -> bool:
@@ -106,7 +106,7 @@ def request_() -> Request:
 
 def test_a_grant_is_recorded_and_posted(request_: Request) -> None:
     """R37: an encoder finds it by its room, with what it needs to know of it."""
-    assert request_.post()
+    assert request_.post() == 1
     assert request_.is_recorded
     assert request_.states == {EXPOSED}
     assert request_.claim == ClaimState.OPEN
@@ -115,10 +115,10 @@ def test_a_grant_is_recorded_and_posted(request_: Request) -> None:
     assert request_.is_posted
 
 
-def test_whose_encoder_waits_already_is_sent_it_too(request_: Request) -> None:
+def test_of_an_encoder_that_waits_already_its_scheduler_hears(request_: Request) -> None:
     """R37: an offer of the room is seen after the grant has been entered."""
     assert request_.posts.post_offer(ROOM, WriterId(1, 1))
-    assert not request_.post()
+    assert request_.post() == POSTED_LATE
     assert request_.is_posted
 
 
@@ -127,7 +127,7 @@ def test_another_rooms_offer_is_none(request_: Request) -> None:
     first = request_.posts._place(ROOM)[1]
     other = next(room for room in range(1 << 20) if request_.posts._place(room)[1] == first)
     assert request_.posts.post_offer(other, WriterId(1, 1))
-    assert request_.post()
+    assert request_.post() == 1
 
 
 def test_a_full_bucket_takes_no_more(request_: Request) -> None:
@@ -243,7 +243,7 @@ def test_the_steps_have_their_order(request_: Request) -> None:
     """R30, R37, R78: nothing else lies in between."""
     seen: list[int] = []
     request_.poster.watch(seen.append)
-    assert request_.post()
+    assert request_.post() == 1
     request_.succeed()
     assert request_.release()
     assert seen == list(GrantStep)

@@ -35,9 +35,9 @@ class Received(NamedTuple):
 class Queues:
     """A client with the scheduler's queues."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, adaptive: bool = False) -> None:
         self.client = client
-        self.transfer = TransferQueue(client, adaptive=False)
+        self.transfer = TransferQueue(client, adaptive=adaptive)
         self.prealloc = PreallocQueue(client, self.transfer)
         self.requests: dict[int, EmbeddingRequest] = {}
         self.done: dict[int, EmbeddingRequest] = {}

@@ -9,23 +9,24 @@ BIND = "tests/allocator/test_core_bind.py"
 GRANT = "tests/allocator/test_core_grant.py"
 IN_ONE_CALL = "tests/allocator/test_core_untold.py"
 
+FOUND_LATE = "tests/transfers/untold/test_found_late.py"
 WITHDRAWN = "tests/transfers/untold/test_withdrawn.py"
 
 CLIENT_RENDEZVOUS: Final = [
     Mutant(
         "grant-unposted", "R37", "a scheduler's grant is sent to the encode node, and stands nowhere else",
         "allocator/native/grant.h",
-        "    return grant_may(g, GRANT_POST) && post_enter(",
-        "    return false && post_enter(",
+        "    if (!grant_may(g, GRANT_POST) || !post_enter(",
+        "    if (true || !post_enter(",
         (f"{UNTOLD}::test_requests_that_go_well_cost_no_process_of_either_node_a_kick",),
     ),
     Mutant(
         "offered-before-it-is-written-down", "R30, R37, P1", "a claim is open before anybody can know what is granted",
         "allocator/native/grant.h",
-        "    grant_write_down(g);\n    if (!grant_may(g, GRANT_OFFER))\n        return false;\n"
+        "    grant_write_down(g);\n    if (!grant_may(g, GRANT_OFFER))\n        return POSTED_NOT;\n"
         "    claim_move(claim, claim_word(g->epoch, CLAIM_SHUT, 0), claim_word(g->epoch, CLAIM_OPEN, 0));\n",
         "    claim_move(claim, claim_word(g->epoch, CLAIM_SHUT, 0), claim_word(g->epoch, CLAIM_OPEN, 0));\n"
-        "    if (!grant_may(g, GRANT_OFFER))\n        return false;\n    grant_write_down(g);\n",
+        "    if (!grant_may(g, GRANT_OFFER))\n        return POSTED_NOT;\n    grant_write_down(g);\n",
         (f"{GRANT}::test_a_death_before_any_step_leaves_what_came_before_it",),
     ),
     Mutant(
@@ -114,6 +115,35 @@ CLIENT_RENDEZVOUS: Final = [
         "        if request.abort_reason:  #",
         "        if False:  #",
         (f"{WITHDRAWN}::test_a_request_that_is_given_up_while_its_grant_is_withdrawn_ends",),
+    ),
+    Mutant(
+        "rows-first-looked-for-once", "R37, R78", "an encoder that has offered its rows looks for no grant any more",
+        "pipeline/client/untold.py",
+        "            self._looking.setdefault(handle, look)\n",
+        "            pass\n",
+        (f"{FOUND_LATE}::test_rows_that_come_first_cost_no_process_of_either_node_a_kick",),
+    ),
+    Mutant(
+        "late-post-untold", "R37, P8", "an encoder that looks no more is told of its grant as late as any other",
+        "pipeline/client/untold.py",
+        "        self._soon.append((self._clock() + 2 * LOOK_NS, handle))\n",
+        "",
+        (f"{FOUND_LATE}::test_an_encoder_that_looks_no_more_is_told_of_its_grant",),
+    ),
+    Mutant(
+        "told-for-want-of-a-block", "R78, P21",
+        "an encode node is told of a request at once for which no block is free",
+        "pipeline/scheduler/straight.py",
+        "            and self._attachment.clock() < receiver.opened_ns + SOON_NS and not",
+        "            and False and not",
+        (f"{FOUND_LATE}::test_a_request_for_which_there_is_no_block_waits_a_little_for_others_to_end",),
+    ),
+    Mutant(
+        "waits-for-blocks-untold", "R19, R78", "an encode node is told of a request without blocks when it is late",
+        "pipeline/scheduler/straight.py",
+        "            and self._attachment.clock() < receiver.opened_ns + SOON_NS and not",
+        "            and not",
+        (f"{FOUND_LATE}::test_a_request_for_which_no_block_comes_free_is_told_soon",),
     ),
     Mutant(
         "finished-untold-unnoted", "P24",
@@ -221,8 +251,8 @@ CLIENT_RENDEZVOUS: Final = [
     Mutant(
         "late-ones-stay-untold", "R37, R78", "a request that takes long is never told to its node",
         "pipeline/client/untold.py",
-        "                handle.tell()\n",
-        "                handle.progress()\n",
+        "            if not is_over and (handle.driver is None or not handle.driver.take_back(handle)):\n",
+        "            if not is_over and handle.driver is not None and not handle.driver.take_back(handle):\n",
         ("tests/transfers/test_failures.py",),
     ),
 ]

@@ -18,9 +18,8 @@ SCHEDULER: Final = [
         "waiting-rooms-take-all", "P21",
         "a request of which nothing is known is granted its default, whoever else waits",
         "pipeline/scheduler/transfer_queue.py",
-        "            target = min(target, max((num_granted + share_of(control.blocks, missing)) "
-        "* self._bs, granted))\n",
-        "            target = max(target, 0 * share_of(control.blocks, missing), granted)\n",
+        "            target = min(target, max((num_granted + share) * self._bs, granted))\n",
+        "            target = max(target, 0 * share, granted)\n",
         ("tests/pipeline/scheduler/test_waiting_rooms.py::"
          "test_requests_that_wait_for_their_encoders_leave_a_quarter_of_the_pool_to_those_whose_rows_come",),
     ),
