@@ -187,12 +187,13 @@ def growth_of_one(samples: Sequence[Held]) -> list[str]:
 def growth_of_many(lives: Sequence[Sequence[Held]]) -> list[str]:
     """What the last third of the lives begins with more of than the first, the warm-up's lives left out.
 
-    A life's first sample is taken before its first request or after it, as it comes: as much more as one request
-    brings, within a life, is no growth.
+    A life's first sample is taken before its first request or after it, as it comes, and the first brings an engine. So
+    each is judged by its second one: as much more as one request brings, within a life, is no growth.
     """
     warm = WARM_UP * sum(map(len, lives))
     later = [life for life, end in zip(lives, accumulate(map(len, lives)), strict=True) if end - len(life) >= warm]
     lives = later if len(later) > 1 else lives
+    lives = [life[1:] for life in lives if len(life) > 1] or lives
     third = max(1, len(lives) // 3)
     first, last = least([life[0] for life in lives[:third]]), least([life[0] for life in lives[-third:]])
     pairs = [pair for life in lives for pair in pairwise(life)]

@@ -19,6 +19,12 @@ def test_a_worker_that_fills_and_begins_anew_does_not_grow() -> None:
     assert growth([life(25), life(24)]) == []
 
 
+def test_an_engine_that_the_first_request_of_a_life_brings_is_no_growth() -> None:
+    """P23: the first lives were looked at before it, the last ones after."""
+    before = [HELD._replace(threads=2, mappings=200, resident_bytes=20 << 20, descriptors=16), *life(24)]
+    assert growth([before] * 4 + [life(24)] * 4) == []
+
+
 def test_what_every_life_begins_with_more_of_is_growth() -> None:
     """P23: one descriptor more in each."""
     (found,) = growth([life(24 + i) for i in range(12)])
