@@ -80,7 +80,7 @@ def _join(run_dir: Path) -> Library:
         )
         library = Library(attachment)
         if attachment.control.role == Role.LANGUAGE:
-            library.neighbours.look()  # so that the first requests of many go straight, too
+            library.neighbours.look()  # so that its first receivers by hand go straight; a queue looks again
         library.start()
     except BaseException as error:
         for fd in (*joined.event_fds.values(), joined.sock.detach()):
@@ -96,5 +96,5 @@ def _join(run_dir: Path) -> Library:
             raise AttachError(f"node in {run_dir}: the library thread cannot be started: {error}; {remedy}") from error
         raise
     if library.doors is not None:
-        library.doors.wait_for_answers(KNOCK_WAIT_S)  # for the same reason; a node that is busy answers later
+        library.doors.wait_for_answers(KNOCK_WAIT_S)  # for its first senders; a node that is busy answers later
     return library

@@ -154,7 +154,7 @@ def launch(config: PipelineConfig, *, within: Sequence[str] = (), keeps_run_dir:
         opened += (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         opened += os.pipe()
         opened.append(os.pidfd_open(os.getpid()))
-        for index, fd in enumerate(opened):  # the launcher's own standard input would take the place of 0
+        for index, fd in enumerate(opened):  # the launcher's standard output is its end of the socket, where that is 1
             opened[index] = -1
             opened[index] = above_standard(fd)
         alive, theirs, ready_read, ready_write, parent = opened

@@ -25,6 +25,7 @@ from embridge.allocator.records import Slot, WrittenBy
 from embridge.pipeline.client import doors as doors_module
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.doors import Doors
+from embridge.pipeline.client.neighbours import Neighbours
 from embridge.workers.transfer.engines import shm
 from embridge.workers.transfer.engines.base import EngineError
 
@@ -258,11 +259,18 @@ def test_what_was_said_of_a_destination_stays_and_a_later_request_goes_another_w
     encode.wait_idle()
 
 
+@pytest.mark.parametrize("is_posted", [True, False], ids=["bound", "sent"])
 def test_the_first_who_says_how_rows_go_is_heeded_by_both_threads(
-    encode: Station, language: Station, sending: Client, receiving: Queues, room: int, monkeypatch: pytest.MonkeyPatch
+    encode: Station, sending: Client, receiving: Queues, room: int, monkeypatch: pytest.MonkeyPatch, is_posted: bool
 ) -> None:
-    """R28: the door opens between one thread's look and its word; else a client and a worker write the same rows."""
+    """R28: the door opens between one thread's look and its word; else a client and a worker write the same rows.
+
+    A grant that was posted is bound by the first of them (R81); of one that was only sent, its word is all there is.
+    """
     wait_doors(sending)
+    if not is_posted:
+        monkeypatch.setattr(Neighbours, "look", lambda it: it.by_address.clear())
+        library_of(receiving.client).neighbours.look()
     before = written(encode)
     sender = open_sender(sending, room, TOTAL)
     find, direct_way = Doors.find, sender._direct
@@ -280,6 +288,7 @@ def test_the_first_who_says_how_rows_go_is_heeded_by_both_threads(
     receiving.add(encode.addr, room)
     wait_until(lambda: said)
     with direct_way._deciding:  # the first thread has said what it found, too
+        assert written_by(sender) == WrittenBy.CLIENT, "the word that workers and pollers heed"
         assert direct_way.decide() == WrittenBy.CLIENT
     assert give(sender)
     assert receiving.take(room, 20).difference == ""

@@ -170,7 +170,14 @@ CLIENT_ROWS: Final = [
         "pipeline/client/direct_path.py",
         "            decided = WrittenBy(self._dsts.settle(slot, d, Destination.WRITTEN_BY, decided))\n",
         "            self._dsts.set(slot, d, Destination.WRITTEN_BY, decided)\n",
-        (f"{STRAIGHT}::test_the_first_who_says_how_rows_go_is_heeded_by_both_threads",),
+        (f"{STRAIGHT}::test_the_first_who_says_how_rows_go_is_heeded_by_both_threads[sent]",),
+    ),
+    Mutant(
+        "bound-in-the-midst", "R28, R81", "a sender takes its own binding for another sender's",
+        "pipeline/client/direct_path.py",
+        "            if said != WrittenBy.UNDECIDED:  # by",
+        "            if said == WrittenBy.WORKER:  # by",
+        (f"{STRAIGHT}::test_the_first_who_says_how_rows_go_is_heeded_by_both_threads[bound]",),
     ),
     Mutant(
         "several-written-as-one", "R28, R36", "who writes the rows of several destinations is known when one has come",

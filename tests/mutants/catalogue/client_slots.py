@@ -73,12 +73,13 @@ CLIENT_SLOTS: Final = [
          "test_handles_keep_their_attributes_in_themselves_also_those_that_are_set_at_the_end",),
     ),
     Mutant(
-        "neighbours-known-late", "R37, R78", "the first requests of a client go through the node's processes",
+        "neighbours-known-late", "R37, R78",
+        "the first receivers by hand of a client go through the node's processes",
         "pipeline/attach.py",
         "        if attachment.control.role == Role.LANGUAGE:\n",
         "        if attachment.control.role is None:\n",
         ("tests/transfers/untold/test_untold.py::"
-         "test_the_first_request_of_a_scheduler_that_has_just_attached_goes_well_untold",),
+         "test_the_first_receiver_by_hand_of_a_client_that_has_just_attached_goes_well_untold",),
     ),
     Mutant(
         "neighbours-found-late", "R37, R78", "a neighbour that comes is found in the library thread's next slow look",

@@ -64,11 +64,11 @@ WORKERS: Final = [
         (f"{ADDRESSES}::test_a_node_at_whose_path_another_listens_is_not_taken_for_one_of_this_host",),
     ),
     Mutant(
-        "launch-low-descriptor", "P13", "a descriptor that is handed over may be that of standard input",
+        "launch-low-descriptor", "P13", "a descriptor that is handed over may be that of standard output",
         "workers/files.py",
         "    if fd > 2:",
         "    if fd > -1:",
-        (f"{INHERITS}::test_descriptors_that_whoever_launches_has_closed_are_not_used_for_anything_else[(0,)]",),
+        (f"{INHERITS}::test_descriptors_that_whoever_launches_has_closed_are_not_used_for_anything_else[(0, 1, 2)]",),
     ),
     Mutant(
         "launch-any-file", "P8, P13", "a FIFO is read as if it were a file",

@@ -13,7 +13,7 @@ import pytest
 from support.encoding import ended, give, open_sender
 from support.nodes import Station
 from support.posted import BindStep, grants_in, offers_in
-from support.scheduling import Queues
+from support.scheduling import ByHand, Queues
 from support.stopping import stopped
 from support.untold import LONGER, TOTAL, is_posted, joined_by, kicks, settle, tell_all, tell_both
 from support.waiting import wait_until
@@ -75,7 +75,7 @@ def test_requests_that_go_well_cost_no_process_of_either_node_a_kick(
 def test_the_first_request_of_a_scheduler_that_has_just_attached_goes_well_untold(
     encode: Station, language: Station, sending: Client, rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R37, R78: its client knows the neighbours of its node from the beginning."""
+    """R37, R78: it looks who the neighbours of its node are before the library thread does."""
     monkeypatch.setattr(Library, "_look_at_node", lambda _: None)
     room = next(rooms)
     with attach(language.run_dir) as client, stopped(language.pid_of("bootstrap")):
@@ -84,6 +84,21 @@ def test_the_first_request_of_a_scheduler_that_has_just_attached_goes_well_untol
         assert is_posted(queues, room)
         assert give(open_sender(sending, room, TOTAL))
         assert queues.take(room, 20).difference == ""
+
+
+def test_the_first_receiver_by_hand_of_a_client_that_has_just_attached_goes_well_untold(
+    encode: Station, language: Station, sending: Client, rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R37, R78: no queue looks again for it."""
+    monkeypatch.setattr(Library, "_look_at_node", lambda _: None)
+    room = next(rooms)
+    with attach(language.run_dir) as client, stopped(language.pid_of("bootstrap")):
+        it = ByHand(client, encode.addr, room)
+        assert it.receiver.is_untold
+        it.grant(1, TOTAL)
+        assert grants_in(library_of(client).attachment.control.posts, room)
+        assert give(open_sender(sending, room, TOTAL))
+        assert it.finish(TOTAL).difference == ""
 
 
 def test_a_scheduler_looks_again_for_a_neighbour_that_has_come_since(

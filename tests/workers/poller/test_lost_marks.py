@@ -17,6 +17,7 @@ from support.alone import EncodeAlone
 from support.rows import rows_of
 from support.simulation import ROWS_A_ROOM, ClientActor, Faults, SimulatedNode, World
 
+from embridge.allocator._core import TurnTaker
 from embridge.allocator.geometry import Geometry, Role
 from embridge.allocator.records import Destination, Slot
 from embridge.allocator.rings import Kick, Record
@@ -156,9 +157,12 @@ def test_a_handle_that_was_woken_after_it_has_left_takes_nothing_from_the_next_o
     monkeypatch.setattr(new, "service", lambda: served.append(new))
     pair.scheduler.lose_marks(1)
     pair.language.control.status.mark(new.slot, 1)
-    old.clear()
-    library_of(pair.scheduler.client)._slow_ns = pair.world.now_ns + 10**12  # no slow look: the mark alone
-    library_of(pair.scheduler.client).turn()
+    library = library_of(pair.scheduler.client)
+    with TurnTaker(library.view.turn):  # as the library thread has it: a caller leaves what it has to do to that one
+        old.clear()
+    assert list(library._to_serve) == [old]
+    library._slow_ns = pair.world.now_ns + 10**12  # no slow look: the mark alone
+    library.turn()
     assert served == [new]
     new.abort()
 
