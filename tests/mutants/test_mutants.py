@@ -51,6 +51,14 @@ def test_every_mutant_has_a_name_of_its_own_and_breaks_what_is_promised() -> Non
         assert labels <= promised, f"{mutant.name}: {labels - promised}"
 
 
+def test_every_mutant_stands_on_the_page_of_mutants() -> None:
+    """With what it breaks; and nothing else stands there."""
+    page = "".join((ROOT / "docs" / "mutants.md").read_text().split())
+    items = {mutant.name: f"- **{mutant.name}** ({mutant.breaks}): {mutant.what}." for mutant in MUTANTS}
+    assert [name for name, item in items.items() if "".join(item.split()) not in page] == []
+    assert sorted(re.findall(r"-\*\*([a-z0-9-]+)\*\*\(", page)) == sorted(BY_NAME)
+
+
 def _functions(file: str) -> set[str]:
     """The tests of a file as mutants name them, without parameters; the file itself is one."""
     functions = (node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef))

@@ -7,12 +7,12 @@ from .files import BIRTH, DYING, INHERITS, NAMES, PREFAULTING, REVOKED, RUN_DIR,
 
 NODE: Final = [
     Mutant(
-        "backlogs-unwatched", "P21, P12", "who waits at the port of a process without descriptors waits for ever",
+        "backlogs-unwatched", "P21, P12", "who waits at the port of a process that lets nobody in waits for ever",
         "pipeline/node/launcher.py",
         "self._run_socket.tick(now), backlogs.tick(now)\n",
         "self._run_socket.tick(now)\n",
         ("tests/pipeline/node/test_backlogs.py::"
-         "test_strangers_who_take_all_descriptors_of_a_poller_have_it_spin_for_seconds_at_most",),
+         "test_a_launcher_turns_away_who_waits_at_the_port_of_a_process_that_lets_nobody_in",),
     ),
     Mutant(
         "turned-away-at-once", "P12", "the launcher turns away who would be let in a moment later",

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.nodes import station
+from support.nodes import Station, station
+from support.stopping import is_stopped, stopped
 from support.waiting import wait_until
 
 from embridge.pipeline.node.backlogs import LOOK_NS, PATIENCE_NS, Backlogs
@@ -75,6 +76,16 @@ def test_who_is_let_in_in_time_is_left_alone(listening: socket.socket) -> None:
 
 
 @pytest.mark.process
+def test_a_launcher_turns_away_who_waits_at_the_port_of_a_process_that_lets_nobody_in(encode: Station) -> None:
+    """P21, P12: one that is stopped turns nobody away itself."""
+    pid = encode.pid_of("poller")
+    port = _port_of(psutil.Process(pid))
+    with stopped(pid), socket.create_connection(port) as client:
+        wait_until(lambda: is_over(client), HANDSHAKE_MS / 1000, "the connection is over")
+        assert is_stopped(pid)
+
+
+@pytest.mark.process
 def test_strangers_who_take_all_descriptors_of_a_poller_have_it_spin_for_seconds_at_most(own_dir: Path) -> None:
     """P21, P12: they say nothing, and more of them come at once than it has descriptors for."""
     with station("encode", own_dir / "n") as node:
@@ -85,17 +96,22 @@ def _crowd_out(pid: int) -> None:
     poller = psutil.Process(pid)
     most = max(int(link.name) for link in Path(f"/proc/{pid}/fd").iterdir())
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    [port] = [it.laddr for it in poller.net_connections("tcp") if it.status == psutil.CONN_LISTEN]
+    port = _port_of(poller)
     with ExitStack() as stack:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most + 21, before[1]))
         for _ in range(SILENT):
             client = stack.enter_context(socket.socket())
             client.setblocking(False)
-            client.connect_ex(tuple(port))
+            client.connect_ex(port)
         begun = time.monotonic()
         wait_until(lambda: _is_calm(poller), 20, "its thread sleeps")
         assert time.monotonic() - begun < HANDSHAKE_MS / 1000 - 0.5  # sooner than the first of them is given up
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def _port_of(process: psutil.Process) -> tuple[str, int]:
+    [(host, port)] = [it.laddr for it in process.net_connections("tcp") if it.status == psutil.CONN_LISTEN]
+    return host, port
 
 
 def _is_calm(process: psutil.Process) -> bool:
