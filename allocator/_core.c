@@ -13,6 +13,7 @@
 //   native/checksum.h   CRC-32C of rows                      bound here
 //   native/claims.h     claims, as their writers move them   bound in _core_claims.c
 //   native/direct.h     a write into another node's blocks   bound in _core_direct_write.c
+//   native/current.h    which request a slot has             bound in _core_records.c
 //   native/posts.h      where grants and offers are found    used by the next two
 //   native/bind.h       finding a grant, and who has it      bound in _core_bind.c
 //   native/grant.h      posting a grant, and its end         bound in _core_grant.c
@@ -215,6 +216,7 @@ static PyMethodDef core_functions[] = {
     {"set_parent_death_signal", core_set_parent_death_signal, METH_O, NULL},
     {"claim_take", (PyCFunction)(void (*)(void))core_claim_take, METH_FASTCALL, NULL},
     {"claim_give_back", (PyCFunction)(void (*)(void))core_claim_give_back, METH_FASTCALL, NULL},
+    {"pending_rings", core_pending_rings, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -235,7 +237,8 @@ static int core_exec(PyObject *module)
         {&shelf_spec, &state->shelf},               {&shelf_reader_spec, &state->shelf_reader},
         {&pin_spec, &state->pin},                   {&untold_opener_spec, &state->untold_opener},
         {&untold_sender_spec, &state->untold_sender}, {&untold_receiver_spec, &state->untold_receiver},
-        {&plain_rows_spec, &state->plain_rows},
+        {&plain_rows_spec, &state->plain_rows},     {&records_spec, &state->records},
+        {&slot_looks_spec, &state->slot_looks},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
@@ -288,6 +291,8 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->untold_sender);
     Py_VISIT(state->untold_receiver);
     Py_VISIT(state->plain_rows);
+    Py_VISIT(state->records);
+    Py_VISIT(state->slot_looks);
     return 0;
 }
 
@@ -313,6 +318,8 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->untold_sender);
     Py_CLEAR(state->untold_receiver);
     Py_CLEAR(state->plain_rows);
+    Py_CLEAR(state->records);
+    Py_CLEAR(state->slot_looks);
     return 0;
 }
 

@@ -33,6 +33,8 @@ typedef struct {
     PyTypeObject *untold_sender;
     PyTypeObject *untold_receiver;
     PyTypeObject *plain_rows;
+    PyTypeObject *records;
+    PyTypeObject *slot_looks;
 } core_state;
 
 typedef struct {
@@ -79,7 +81,7 @@ typedef struct {
 HIDDEN extern PyType_Spec mapping_spec, words_spec, status_table_spec, block_cells_spec, producer_spec, consumer_spec,
     doorbell_spec, direct_writer_spec, grant_binder_spec, grant_poster_spec, turn_spec, turn_taker_spec, shelf_spec,
     shelf_reader_spec, pin_spec, untold_opener_spec, untold_sender_spec, untold_receiver_spec,
-    plain_rows_spec;
+    plain_rows_spec, records_spec, slot_looks_spec;
 
 // ---- handles (_core_mapping.c)
 
@@ -97,6 +99,10 @@ HIDDEN int require_writable(const Mapping *mapping);
 
 HIDDEN PyObject *core_claim_take(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 HIDDEN PyObject *core_claim_give_back(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+// ---- rings (_core_ring.c)
+
+HIDDEN PyObject *core_pending_rings(PyObject *module, PyObject *rings);
 
 // ---- slots (_core_slots.c)
 

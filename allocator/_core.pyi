@@ -98,10 +98,14 @@ JOINED_BY_NOBODY: int
 JOINED_BY_CLIENT: int
 WRITTEN_BY_CLIENT: int
 TOLD_UNTOLD: int
+TOLD_TOLD: int
 TOLD_RELEASED: int
 LOCAL_EXPOSURE: int
 FINDER_SLOT_BITS: int
 REGISTERED_STATE: int
+LANE_STATE: int
+LANE_WORDS: int
+ATTACHED_LANE: int
 
 # what `GrantBinder.bind` returns
 BIND_BOUND: int  # the slot is bound to a grant
@@ -205,6 +209,10 @@ class StatusTable:
         self, mapping: Mapping, words_offset: int, stamps_offset: int, dirty_offset: int, num_slots: int, num_views: int
     ) -> None: ...
     def load(self, slot: int, /) -> int: ...
+    def epoch(self, slot: int, /) -> int:
+        """The epoch of the word; so for the next two, each by a load of its own."""
+    def phase(self, slot: int, /) -> int: ...
+    def sent(self, slot: int, /) -> int: ...
     def stamps(self, slot: int, /) -> tuple[int, int, int, int, int]:
         """The monotonic ns of the first entry into each phase of the slot's current epoch (0: not entered)."""
     def open(self, slot: int, now_ns: int, /) -> int:
@@ -249,6 +257,40 @@ class StatusTable:
         """Compare every word of the pages with `seen` (u64, `num_slots` of them, updated here); those that differ go
         into `out` (u32), until that is full. The slow, certain look: a dirty bit is a hint that a dead writer may have
         left unset. Returns how many."""
+
+class Records:
+    """The atomic words of `rows` records, or with `columns` of `rows * columns`, of `words` unsigned 64-bit words each.
+
+    `place` names a record by its row, or its row and its column, each an IndexError where there is none. Loads and
+    stores are those of `Words`.
+    """
+
+    def __init__(self, mapping: Mapping, offset: int, rows: int, words: int, columns: int = 0) -> None: ...
+    def get(self, *place_and_field: int) -> int: ...
+    def set(self, *place_field_and_value: int) -> None: ...
+    def raise_to(self, *place_field_and_value: int) -> bool:
+        """Store the value if it is greater than what stands there; True if it was."""
+    def get_all(self, *place: int) -> list[int]:
+        """The words of a record, loaded one after the other."""
+
+class SlotLooks:
+    """Says which request a slot has, by its words and its client's lane, loaded in that order (`native/current.h`).
+
+    A slot or an epoch that there cannot be is none of these. `slots`, `lanes` and `pages` have as many words of each.
+    Raises TypeError and ValueError where they are none or too few.
+    """
+
+    def __init__(self, status: StatusTable, slots: Words, lanes: Words, pages: Words) -> None: ...
+    def is_open(self, slot: int, epoch: int, /) -> bool:
+        """Whether status word and record are both about this epoch, and it has not been released, whoever has it."""
+    def is_current(self, slot: int, epoch: int, /) -> bool:
+        """Whether it is open, and its client has told the node's processes of it or is dead (R78)."""
+    def is_live(self, slot: int, epoch: int, /) -> bool:
+        """Whether it is current, and has not ended."""
+    def has_client(self, slot: int, /) -> bool:
+        """Whether the client of a slot's lane lives."""
+    def open_in(self, room: int, /) -> list[tuple[int, int]]:
+        """(slot, epoch) of the open requests of a room, by a look at the slots of all leased pages."""
 
 class BlockCells:
     """One owner cell a block, 64 bits: `generation:18 | epoch:28 | slot:16 | state:2`.
@@ -329,6 +371,9 @@ class Consumer:
         of 0 or less only looks. True if a record is there."""
     @property
     def capacity(self) -> int: ...
+
+def pending_rings(rings: tuple[Consumer, ...], /) -> list[int]:
+    """Which of these rings have a record, by their places; looked at one after the other."""
 
 class Doorbell:
     """A 64-byte line that wakes one waiter: `sequence:u32 | state:u32 | spared:u32`.

@@ -236,6 +236,7 @@ int add_direct_constants(PyObject *module)
         {"JOINED_BY_CLIENT", JOINED_BY_CLIENT},
         {"WRITTEN_BY_CLIENT", WRITTEN_BY_CLIENT},
         {"TOLD_UNTOLD", TOLD_UNTOLD},
+        {"TOLD_TOLD", TOLD_TOLD},
         {"TOLD_RELEASED", TOLD_RELEASED},
         {"FINDER_SLOT_BITS", FINDER_SLOT_BITS},
         {"LOCAL_EXPOSURE", LOCAL_EXPOSURE},
@@ -259,6 +260,9 @@ int add_direct_constants(PyObject *module)
         {"NODE_STATE_READY", NODE_STATE_READY},
         {"LENT_RESULT", LENT_RESULT},
         {"CLAIM_WORDS", CLAIM_WORDS},
+        {"LANE_STATE", LANE_STATE},
+        {"LANE_WORDS", LANE_WORDS},
+        {"ATTACHED_LANE", ATTACHED_LANE},
     };
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)

@@ -387,6 +387,29 @@ static PyObject *consumer_wait(PyObject *self, PyObject *const *args, Py_ssize_t
     return pending < 0 ? ring_is_damaged(ring) : PyBool_FromLong(pending != 0);
 }
 
+PyObject *core_pending_rings(PyObject *module, PyObject *rings)
+{
+    const core_state *state = PyModule_GetState(module);
+    if (!PyTuple_Check(rings))
+        return PyErr_Format(PyExc_TypeError, "rings: %R is no tuple", rings);
+    PyObject *places = PyList_New(0);
+    for (Py_ssize_t i = 0; places != NULL && i < PyTuple_Size(rings); i++) {
+        PyObject *end = PyTuple_GetItem(rings, i);
+        const bool is_ring = Py_IS_TYPE(end, state->consumer);
+        struct ring *ring = &((RingEnd *)end)->ring;
+        const int64_t pending = is_ring ? ring_pending(ring, 1) : 0;
+        if (is_ring && pending == 0)
+            continue;
+        PyObject *place = !is_ring      ? PyErr_Format(PyExc_TypeError, "rings: %R is no Consumer", end)
+                          : pending < 0 ? ring_is_damaged(ring)
+                                        : PyLong_FromSsize_t(i);
+        if (place == NULL || PyList_Append(places, place) < 0)
+            Py_CLEAR(places);
+        Py_XDECREF(place);
+    }
+    return places;
+}
+
 static PyMethodDef consumer_methods[] = {
     {"peek", consumer_peek, METH_O, NULL},
     {"peek_bytes", consumer_peek_bytes, METH_O, NULL},

@@ -286,6 +286,20 @@ static PyObject *status_load_word(PyObject *self, PyObject *argument)
     return PyLong_FromUnsignedLongLong(status_load(table, slot));
 }
 
+#define STATUS_PART(name, part)                                                                                        \
+    static PyObject *status_get_##name(PyObject *self, PyObject *argument)                                             \
+    {                                                                                                                  \
+        const struct status_table *table = &((StatusTable *)self)->table;                                              \
+        uint32_t slot;                                                                                                 \
+        if (take_index(argument, "slot", table->num_slots, &slot) < 0)                                                 \
+            return NULL;                                                                                               \
+        return PyLong_FromUnsignedLongLong(part(status_load(table, slot)));                                            \
+    }
+
+STATUS_PART(epoch, status_epoch)
+STATUS_PART(phase, status_phase)
+STATUS_PART(sent, status_sent)
+
 static PyObject *status_get_stamps(PyObject *self, PyObject *argument)
 {
     const struct status_table *table = &((StatusTable *)self)->table;
@@ -388,6 +402,9 @@ static PyObject *status_compare_words(PyObject *self, PyObject *const *args, Py_
 
 static PyMethodDef status_methods[] = {
     {"load", status_load_word, METH_O, NULL},
+    {"epoch", status_get_epoch, METH_O, NULL},
+    {"phase", status_get_phase, METH_O, NULL},
+    {"sent", status_get_sent, METH_O, NULL},
     {"stamps", status_get_stamps, METH_O, NULL},
     {"open", (PyCFunction)(void (*)(void))status_open_slot, METH_FASTCALL, NULL},
     {"open_record", (PyCFunction)(void (*)(void))status_open_record, METH_FASTCALL, NULL},

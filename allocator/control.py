@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import cached_property
 
 from embridge.allocator import layout as lay
-from embridge.allocator._core import Consumer, Doorbell, GrantPoster, Mapping, Producer, Words, format_ring
+from embridge.allocator._core import Consumer, Doorbell, GrantPoster, Mapping, Producer, SlotLooks, Words, format_ring
 from embridge.allocator.blocks import BlockPool
 from embridge.allocator.claims import ClaimTable
 from embridge.allocator.ends import Ends
@@ -43,12 +43,8 @@ from embridge.allocator.records import (
     RING_HEADER_BYTES,
     RING_REFUSED,
     SLOT_BYTES,
-    Lane,
-    LaneState,
     NodeState,
     SegmentHeader,
-    Slot,
-    Told,
 )
 from embridge.allocator.refused_nodes import RefusedNodes
 from embridge.allocator.request_tables import DestinationTable, SlotTable, StagingTable, WindowTable
@@ -56,7 +52,7 @@ from embridge.allocator.rings import KickInbox, KickSender
 from embridge.allocator.routes import RouteReader, RouteWriter
 from embridge.allocator.sessions import SessionTable
 from embridge.allocator.shelf import ShelfTable, begin_shelf
-from embridge.allocator.status import StatusTable, split
+from embridge.allocator.status import StatusTable
 from embridge.allocator.texts import packed, unpacked
 from embridge.allocator.wanted import FinishedRooms, RoomCounts, WantedLog
 
@@ -105,6 +101,19 @@ def format_control(
 class Control:
     """All tables of one control segment. `event_fds` are the eventfds that this process was given, by doorbell name."""
 
+    is_open: Callable[[int, int], bool]
+    """is_open(slot, epoch): whether this epoch of a slot has not been released, whoever has it."""
+    is_current: Callable[[int, int], bool]
+    """is_current(slot, epoch): whether the node's processes have this epoch of a slot: its status word and record are
+    both about it, it has not been released, and its client has told of it or is dead (R78).
+    """
+    is_live: Callable[[int, int], bool]
+    """is_live(slot, epoch): whether a request is current and has not ended."""
+    has_client: Callable[[int], bool]
+    """has_client(slot): whether the client lives whose lane the slot's record names."""
+    open_in: Callable[[int], list[tuple[int, int]]]
+    """open_in(room): (slot, epoch) of the room's requests that are not released, whoever has them."""
+
     def __init__(self, mapping: Mapping, event_fds: MappingType[str, int] | None = None) -> None:
         self.mapping = mapping
         self.event_fds = dict(event_fds or {})
@@ -133,6 +142,7 @@ class Control:
         self.node_id = self.header.load(SegmentHeader.NODE_ID)
         self.incarnation = self.header.load(SegmentHeader.INCARNATION)
         self.verify = self.header.load(SegmentHeader.VERIFY) == 1
+        self._may_fetch = self.role == Role.LANGUAGE or self.has_shelf
         self.status = StatusTable(mapping, at.words, at.stamps, at.dirty, self.limits.num_slots, NUM_VIEWS)
         self.slots = SlotTable(mapping, at)
         self.blocks = BlockPool(mapping, at)
@@ -144,14 +154,20 @@ class Control:
         self.ends = Ends(mapping, at, self.status)
         self.slot_waiters = LaneBits(mapping, at, SegmentHeader.SLOT_WAITERS)
         self.room_waiters = LaneBits(mapping, at, SegmentHeader.ROOM_WAITERS)
+        looks = SlotLooks(self.status, self.slots.words, self.lanes.words, self.lanes.pages)
+        self.is_open, self.is_current, self.is_live = looks.is_open, looks.is_current, looks.is_live
+        self.open_in, self.has_client = looks.open_in, looks.has_client
         self._bells: dict[str, Doorbell] = {}
+        self._lane_bells: dict[int, tuple[Doorbell, Doorbell]] = {}
+        self._library_bells: dict[int, Doorbell] = {}
 
     def close(self) -> None:
         """Let go of the memory, and of the copies of eventfds that its doorbells keep.
 
         What was taken from here before reads as zeroes from now on.
         """
-        self._bells.clear()
+        for bells in (self._bells, self._lane_bells, self._library_bells):
+            bells.clear()
         self.mapping.discard()
 
     def _check(self) -> None:
@@ -180,7 +196,7 @@ class Control:
 
     def is_fetch(self, slot: int, epoch: int) -> bool:
         """Whether a request fetches a published item; one that is open."""
-        return (self.role == Role.LANGUAGE or self.has_shelf) and self.fetches.has(slot, epoch)
+        return self._may_fetch and self.fetches.has(slot, epoch)
 
     @property
     def has_shelf(self) -> bool:
@@ -322,31 +338,6 @@ class Control:
         word = self.header.load(SegmentHeader.FAILING)
         return [name for index, name in enumerate(self.processes.names) if word >> index & 1] if word else []
 
-    def is_current(self, slot: int, epoch: int) -> bool:
-        """Whether the node's processes have this epoch of a slot: its status word and record are both about it, it has
-        not been released, and its client has told of it or is dead (R78).
-        """
-        if not self._has_epoch(slot, epoch):
-            return False
-        told = self.slots.told(slot, epoch)
-        return told == Told.TOLD or (told == Told.UNTOLD and not self._has_client(slot))
-
-    def _has_client(self, slot: int) -> bool:
-        return self.lanes.get(self.slots.get(slot, Slot.LANE), Lane.STATE) == LaneState.ATTACHED
-
-    def is_open(self, slot: int, epoch: int) -> bool:
-        """Whether this epoch of a slot has not been released, whoever has it."""
-        return self._has_epoch(slot, epoch) and self.slots.told(slot, epoch) != Told.RELEASED
-
-    def _has_epoch(self, slot: int, epoch: int) -> bool:
-        """Whether a slot's status word and record are both about this epoch, and `RELEASED_EPOCH` is below it."""
-        return (
-            0 <= slot < self.limits.num_slots
-            and split(self.status.load(slot)).epoch == epoch
-            and self.slots.get(slot, Slot.EPOCH) == epoch
-            and self.slots.get(slot, Slot.RELEASED_EPOCH) < epoch
-        )
-
     def current_slots(self) -> Iterator[tuple[int, int]]:
         """(slot, epoch) of all that the node's processes have: the slow look, after a restart and on a timer."""
         return self._slots_that(self.is_current)
@@ -360,7 +351,7 @@ class Control:
             if self.lanes.page_lane(page) is None:
                 continue
             for slot in range(page * SLOTS_PER_PAGE, (page + 1) * SLOTS_PER_PAGE):
-                epoch = split(self.status.load(slot)).epoch
+                epoch = self.status.epoch(slot)
                 if epoch and is_meant(slot, epoch):
                     yield slot, epoch
 
@@ -392,23 +383,33 @@ class Control:
 
     def ring_lane(self, lane: int) -> None:
         """Wake both the user and the library thread of a lane."""
-        self.bell(f"lane{lane}").ring()
-        self.bell(f"library{lane}").ring()
+        bells = self._lane_bells.get(lane)
+        if bells is None:
+            bells = self._lane_bells[lane] = self.bell(f"lane{lane}"), self.bell(f"library{lane}")
+        for bell in bells:
+            bell.ring()
+
+    def ring_library(self, lane: int) -> None:
+        """Wake the library thread of a lane."""
+        bell = self._library_bells.get(lane)
+        if bell is None:
+            bell = self._library_bells[lane] = self.bell(f"library{lane}")
+        bell.ring()
 
     def ring_block_waiters(self) -> None:
         """Wake the library threads that wait for a block, because blocks came free."""
         for lane in self.blocks.waiters():
-            self.bell(f"library{lane}").ring()
+            self.ring_library(lane)
 
     def ring_libraries(self) -> None:
         """Wake the library threads of all clients that hold slots."""
         for lane in {lane for page in range(self.lanes.num_pages) if (lane := self.lanes.page_lane(page)) is not None}:
-            self.bell(f"library{lane}").ring()
+            self.ring_library(lane)
 
     def ring_slot_waiters(self) -> None:
         """Wake the library threads that wait for a slot, because slots came free."""
         for lane in self.slot_waiters.lanes():
-            self.bell(f"library{lane}").ring()
+            self.ring_library(lane)
 
     def worker_of(self, room: int) -> int:
         """The transfer worker of a room; sharding is by room, so a pair of nodes uses all workers (D18)."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from embridge.allocator import layout as lay
-from embridge.allocator._core import Mapping, Words
+from embridge.allocator._core import Mapping, Records, Words
 from embridge.allocator.claims import MAX_GENERATION, WriterId
 from embridge.allocator.geometry import SLOTS_PER_PAGE
 from embridge.allocator.layout import ControlLayout
+from embridge.allocator.plain_enums import Lane, LaneState, Process
 from embridge.allocator.records import (
     ADDRESS_BYTES,
     LANE_ADDRESS_OFFSET,
@@ -17,9 +19,6 @@ from embridge.allocator.records import (
     MAX_WRITERS,
     PROCESS_WORDS,
     WRITER_WORDS,
-    Lane,
-    LaneState,
-    Process,
     Writer,
 )
 from embridge.allocator.texts import packed, unpacked
@@ -42,6 +41,10 @@ class ProcessTable:
         """Beat for the process at `index` in `names`, which is the caller."""
         self._words.store(index * PROCESS_WORDS + Process.BEAT_NS, now_ns)
 
+    def own_beat(self, index: int) -> Callable[[int], None]:
+        """The same, of one process, given the time."""
+        return partial(self._words.store, index * PROCESS_WORDS + Process.BEAT_NS)
+
     def beat_for(self, name: str, now_ns: int) -> None:
         """Beat for a process that is being started (launcher only). A later beat of its own stands."""
         self._words.raise_to(self.names.index(name) * PROCESS_WORDS + Process.BEAT_NS, now_ns)
@@ -50,16 +53,17 @@ class ProcessTable:
 class LaneTable:
     """The clients' lanes, and the pages of 64 slots that each has leased."""
 
+    get: Callable[[int, Lane], int]
+    """get(lane, field)"""
+
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_lanes = layout.limits.max_clients
         self.own_lane = self.num_lanes
         """The lane of the node's own requests, behind those of clients; there is one where it has a shelf."""
         self.num_pages = layout.limits.num_slots // SLOTS_PER_PAGE
-        self._words = Words(mapping, layout.lanes, layout.limits.num_lanes * LANE_WORDS)
-        self._pages = Words(mapping, layout.pages, self.num_pages)
-
-    def get(self, lane: int, field: Lane) -> int:
-        return self._words.load(lane * LANE_WORDS + field)
+        self.words = self._words = Words(mapping, layout.lanes, layout.limits.num_lanes * LANE_WORDS)
+        self.pages = self._pages = Words(mapping, layout.pages, self.num_pages)
+        self.get = Records(mapping, layout.lanes, layout.limits.num_lanes, LANE_WORDS).get  # native, for its cost
 
     def take(self, pid: int, now_ns: int) -> int | None:
         """Give a client a lane (launcher only). Returns the lane, or None if all are taken."""

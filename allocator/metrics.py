@@ -56,9 +56,10 @@ class Metrics:
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.names = lay.metric_names(layout.limits)
         self._words = Words(mapping, layout.metrics, len(self.names) * METRIC_WORDS)
+        self._add = self._words.add
 
     def add(self, process: int, metric: Metric, count: int = 1) -> None:
-        self._words.add(process * METRIC_WORDS + metric, count)
+        self._add(process * METRIC_WORDS + metric, count)
 
     def count_for_client(self, metric: Metric, count: int = 1) -> None:
         self.add(len(self.names) - 1, metric, count)

@@ -7,12 +7,13 @@ alive after all (D3); it then finds its tombstones, so nothing that was over beg
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
-from embridge.allocator._core import Mapping, Words
+from embridge.allocator._core import Mapping, Records, Words
 from embridge.allocator.geometry import Role
 from embridge.allocator.layout import ControlLayout
+from embridge.allocator.plain_enums import Peer, PeerState
 from embridge.allocator.records import (
     ADDRESS_BYTES,
     FINDER_SLOT_BITS,
@@ -21,8 +22,6 @@ from embridge.allocator.records import (
     PEER_KEY_OFFSET,
     PEER_OFFER_OFFSET,
     PEER_POLLER_OFFSET,
-    Peer,
-    PeerState,
 )
 from embridge.allocator.texts import packed, unpacked
 
@@ -53,10 +52,20 @@ _TEXTS = {
     "key": PEER_KEY_OFFSET,
 }
 TEXT_BYTES = ADDRESS_BYTES
+_TEXTS_OFFSET = PEER_BOOTSTRAP_OFFSET  # they stand one behind the other
+_TEXTS_BYTES = len(_TEXTS) * TEXT_BYTES
+assert list(_TEXTS.values()) == list(range(_TEXTS_OFFSET, _TEXTS_OFFSET + _TEXTS_BYTES, TEXT_BYTES))
 
 
 class PeerTable:
     """The peer entries and, on the encode side, the highest epoch seen of each slot of each peer."""
+
+    get: Callable[[int, Peer], int]
+    """get(peer, field)"""
+    put: Callable[[int, Peer, int], None]
+    """put(peer, field, value)"""
+    raise_to: Callable[[int, Peer, int], bool]
+    """raise_to(peer, field, value): store it if it is greater than what stands there; True if it was."""
 
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_peers = layout.limits.max_peers
@@ -64,28 +73,31 @@ class PeerTable:
         self._stride = PEER_BYTES // 8
         self._words = Words(mapping, layout.peers, self.num_peers * self._stride)
         self._bytes = memoryview(mapping)[layout.peers : layout.peers + self.num_peers * PEER_BYTES]
+        records = Records(mapping, layout.peers, self.num_peers, self._stride)
+        self.get, self.put, self.raise_to = records.get, records.set, records.raise_to  # native ones, for their cost
+        self._texts: dict[int, tuple[bytes, tuple[str, str, str, str]]] = {}  # peer -> its texts as read last
+        self._found: dict[int, int] = {}  # id of a node -> where it was found last
         self._tombstones = self._finders = None
         if layout.role == Role.ENCODE:
             self._tombstones = Words(mapping, layout.tombstones, self.num_peers * self.num_slots)
             self._finders = Words(mapping, layout.finders, self.num_peers * self.num_slots)
 
-    def get(self, peer: int, field: Peer) -> int:
-        return self._words.load(peer * self._stride + field)
-
-    def put(self, peer: int, field: Peer, value: int) -> None:
-        self._words.store(peer * self._stride + field, value)
-
-    def raise_to(self, peer: int, field: Peer, value: int) -> bool:
-        return self._words.raise_to(peer * self._stride + field, value)
-
     def is_alive(self, peer: int) -> bool:
         """Whether an entry is that of a node that lives; -1, where nobody has entered a destination yet, is none."""
         return peer >= 0 and self.get(peer, Peer.STATE) == PeerState.REGISTERED
 
+    def is_it(self, peer: int, incarnation: int) -> bool:
+        """Whether an entry is that of a node that lives, in this incarnation; -1 is none."""
+        get = self.get
+        return (
+            peer >= 0
+            and get(peer, Peer.STATE) == PeerState.REGISTERED
+            and get(peer, Peer.INCARNATION) == incarnation
+        )
+
     def is_here(self, peer: int, node: tuple[int, int]) -> bool:
         """Whether this incarnation (id, incarnation) has the entry, and lives."""
-        state, *now = self._words.load_many(peer * self._stride, Peer.INCARNATION + 1)
-        return state == PeerState.REGISTERED and tuple(now) == node
+        return self._words.load_many(peer * self._stride, Peer.INCARNATION + 1) == [PeerState.REGISTERED, *node]
 
     def bury(self, peer: int) -> bool:
         """Declare a peer dead (poller only). True the first time."""
@@ -94,8 +106,10 @@ class PeerTable:
 
     def find(self, node_id: int, incarnation: int) -> int | None:
         """The entry of a registered, living incarnation."""
-        for peer in range(self.num_peers):
+        last = self._found.get(node_id, 0)
+        for peer in (last, *range(self.num_peers)) if last else range(self.num_peers):
             if self._identity(peer) == (node_id, incarnation) and self.is_alive(peer):
+                self._found[node_id] = peer
                 return peer
         return None
 
@@ -113,11 +127,21 @@ class PeerTable:
 
     def key(self, peer: int) -> str:
         """The public key that a peer registered with; "" on a plain connection."""
-        return self._text(peer, PEER_KEY_OFFSET)
+        return self._all_texts(peer)[3]
 
     def poller_addr(self, peer: int) -> str:
         """Where a peer takes reports and heartbeats."""
-        return self._text(peer, PEER_POLLER_OFFSET)
+        return self._all_texts(peer)[1]
+
+    def where_its_bootstrap_is(self, peer: int) -> tuple[str, str]:
+        """(address, public key) of a peer's bootstrap."""
+        address, _, _, key = self._all_texts(peer)
+        return address, key
+
+    def where_its_poller_is(self, peer: int) -> tuple[str, str]:
+        """(address, public key) of a peer's poller."""
+        _, address, _, key = self._all_texts(peer)
+        return address, key
 
     def alive(self) -> list[int]:
         return [peer for peer in range(self.num_peers) if self.is_alive(peer)]
@@ -167,27 +191,39 @@ class PeerTable:
         self.put(peer, Peer.STATE, PeerState.REGISTERED)
 
     def record(self, peer: int) -> PeerRecord:
-        texts = {name: self._text(peer, offset) for name, offset in _TEXTS.items()}
+        bootstrap_addr, poller_addr, offer, key = self._all_texts(peer)
+        words = self._words.load_many(peer * self._stride, Peer.REGISTRATION + 1)
         return PeerRecord(
-            node_id=self.get(peer, Peer.NODE_ID),
-            incarnation=self.get(peer, Peer.INCARNATION),
-            window_blocks=self.get(peer, Peer.WINDOW),
-            num_blocks=self.get(peer, Peer.NUM_BLOCKS),
-            num_slots=self.get(peer, Peer.NUM_SLOTS),
-            engine=self.get(peer, Peer.ENGINE),
-            registration=self.get(peer, Peer.REGISTRATION),
-            **texts,
+            node_id=words[Peer.NODE_ID],
+            incarnation=words[Peer.INCARNATION],
+            window_blocks=words[Peer.WINDOW],
+            num_blocks=words[Peer.NUM_BLOCKS],
+            num_slots=words[Peer.NUM_SLOTS],
+            engine=words[Peer.ENGINE],
+            bootstrap_addr=bootstrap_addr,
+            poller_addr=poller_addr,
+            offer=offer,
+            registration=words[Peer.REGISTRATION],
+            key=key,
         )
 
-    def _text(self, peer: int, offset: int) -> str:
-        return unpacked(bytes(self._at(peer, offset)))
+    def _all_texts(self, peer: int) -> tuple[str, str, str, str]:
+        """The texts of an entry, in the order of `_TEXTS`. Bytes that are as they were are not decoded again."""
+        raw = bytes(self._at(peer, _TEXTS_OFFSET, _TEXTS_BYTES))
+        known = self._texts.get(peer)
+        if known is None or known[0] != raw:
+            first, second, third, last = (
+                unpacked(raw[at : at + TEXT_BYTES]) for at in range(0, _TEXTS_BYTES, TEXT_BYTES)
+            )
+            known = self._texts[peer] = raw, (first, second, third, last)
+        return known[1]
 
-    def _at(self, peer: int, offset: int) -> memoryview[int]:
-        """The bytes of one text of an entry."""
+    def _at(self, peer: int, offset: int, size: int = TEXT_BYTES) -> memoryview[int]:
+        """The bytes of one text of an entry, or of so many of its bytes."""
         if not 0 <= peer < self.num_peers:
             raise IndexError(f"peer {peer} of {self.num_peers}")
         first = peer * PEER_BYTES + offset
-        return self._bytes[first : first + TEXT_BYTES]
+        return self._bytes[first : first + size]
 
     def tombstone(self, peer: int, slot: int) -> int:
         """The highest epoch that was seen of a peer's slot (encode side)."""

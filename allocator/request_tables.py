@@ -8,12 +8,14 @@ all of them have released the epoch before.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from embridge.allocator._core import Mapping, Words
+from embridge.allocator._core import Mapping, Records, Words
 from embridge.allocator.geometry import AUX_WORDS
 from embridge.allocator.layout import ControlLayout
+from embridge.allocator.plain_enums import Destination, JoinedBy, Slot, Told
 from embridge.allocator.records import (
     ADDRESS_BYTES,
     ADDRESS_OFFSET,
@@ -23,15 +25,12 @@ from embridge.allocator.records import (
     REASON_OFFSET,
     SLOT_BYTES,
     SLOT_WORDS,
-    Destination,
-    JoinedBy,
     Lent,
-    Slot,
-    Told,
 )
 from embridge.allocator.texts import packed, unpacked
 
 TOLD_BITS: Final = 2
+_TOLD: Final = (Told.TOLD, Told.UNTOLD, Told.TOLD, Told.RELEASED)  # by its bits; 0 is of no epoch
 _BLANK: Final = bytes(SLOT_BYTES)
 STAGE_STAGED: Final = 1  # 0: the entry is empty
 STAGE_READING: Final = 2
@@ -85,24 +84,29 @@ def address_words(text: str) -> array[int]:
 class SlotTable:
     """The record of every slot."""
 
+    get: Callable[[int, Slot], int]
+    """get(slot, field)"""
+    set: Callable[[int, Slot, int], None]
+    """set(slot, field, value)"""
+    raise_to: Callable[[int, Slot, int], bool]
+    """raise_to(slot, field, value): store it if it is greater than what stands there; True if it was."""
+
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_slots = layout.limits.num_slots
         self._stride = SLOT_BYTES // 8
         self._words = Words(mapping, layout.slots, self.num_slots * self._stride)
         self._bytes = memoryview(mapping)[layout.slots : layout.slots + self.num_slots * SLOT_BYTES]
+        records = Records(mapping, layout.slots, self.num_slots, self._stride)
+        self.get, self.set, self.raise_to = records.get, records.set, records.raise_to  # native ones, for their cost
 
-    def get(self, slot: int, field: Slot) -> int:
-        return self._words.load(slot * self._stride + field)
-
-    def set(self, slot: int, field: Slot, value: int) -> None:
-        self._words.store(slot * self._stride + field, value)
+    @property
+    def words(self) -> Words:
+        """All of them, the texts among them."""
+        return self._words
 
     def get_all(self, slot: int) -> list[int]:
         """The words of a slot's record, loaded one after the other."""
         return self._words.load_many(slot * self._stride, SLOT_WORDS)
-
-    def raise_to(self, slot: int, field: Slot, value: int) -> bool:
-        return self._words.raise_to(slot * self._stride + field, value)
 
     def is_lent(self, slot: int) -> bool:
         """Whether its scheduler has views of all rows of a request, which needs nothing of its peer any more."""
@@ -113,7 +117,7 @@ class SlotTable:
     def told(self, slot: int, epoch: int) -> Told:
         """Whether the node's processes have this epoch, by one look; TOLD where the word is about another one."""
         word = self.get(slot, Slot.TOLD)
-        return Told(word & (1 << TOLD_BITS) - 1) if word >> TOLD_BITS == epoch else Told.TOLD
+        return _TOLD[word & (1 << TOLD_BITS) - 1] if word >> TOLD_BITS == epoch else Told.TOLD
 
     def is_untold(self, slot: int, epoch: int) -> bool:
         """Whether the client alone has this epoch."""
@@ -192,28 +196,26 @@ class DestinationTable:
     need, and waits for none.
     """
 
+    get: Callable[[int, int, Destination], int]
+    """get(slot, destination, field)"""
+    set: Callable[[int, int, Destination, int], None]
+    """set(slot, destination, field, value)"""
+    raise_to: Callable[[int, int, Destination, int], bool]
+    """raise_to(slot, destination, field, value): store it if it is greater than what stands there; True if it was."""
+    get_all: Callable[[int, int], list[int]]
+    """get_all(slot, destination): its words, loaded one after the other."""
+
     def __init__(self, mapping: Mapping, layout: ControlLayout) -> None:
         self.num_destinations = layout.limits.max_destinations
         self.window_blocks = layout.limits.window_blocks
         count = layout.limits.num_slots
         self._words = Words(mapping, layout.destinations, count * self.num_destinations * DESTINATION_WORDS)
         self._grants = Words(mapping, layout.grants, count * self.window_blocks)
+        records = Records(mapping, layout.destinations, count, DESTINATION_WORDS, self.num_destinations)
+        self.get, self.set, self.raise_to, self.get_all = records.get, records.set, records.raise_to, records.get_all
 
     def _at(self, slot: int, destination: int) -> int:
         return (slot * self.num_destinations + destination) * DESTINATION_WORDS
-
-    def get(self, slot: int, destination: int, field: Destination) -> int:
-        return self._words.load(self._at(slot, destination) + field)
-
-    def set(self, slot: int, destination: int, field: Destination, value: int) -> None:
-        self._words.store(self._at(slot, destination) + field, value)
-
-    def get_all(self, slot: int, destination: int) -> list[int]:
-        """Its words, loaded one after the other."""
-        return self._words.load_many(self._at(slot, destination), DESTINATION_WORDS)
-
-    def raise_to(self, slot: int, destination: int, field: Destination, value: int) -> bool:
-        return self._words.raise_to(self._at(slot, destination) + field, value)
 
     def settle(self, slot: int, destination: int, field: Destination, value: int) -> int:
         """Store a value where there is none yet. Returns the one that stands there now, whoever has stored it."""
@@ -262,6 +264,13 @@ class WindowTable:
 
     def get(self, slot: int, block: int) -> int:
         return self._words.load(slot * self.window + block % self.window)
+
+    def get_some(self, slot: int, first: int, end: int) -> list[int]:
+        """The entries of the blocks from `first` to `end - 1`, at most a window of them, loaded one after the other."""
+        at, begin, count = slot * self.window, first % self.window, end - first
+        if begin + count <= self.window:
+            return self._words.load_many(at + begin, max(count, 0))
+        return [self.get(slot, block) for block in range(first, end)]
 
     def set(self, slot: int, block: int, index: int) -> None:
         self._words.store(slot * self.window + block % self.window, index)

@@ -11,7 +11,7 @@ from collections import deque
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from embridge.allocator._core import Consumer, Doorbell, Producer
+from embridge.allocator._core import Consumer, Doorbell, Producer, pending_rings
 
 FULL_RING_WAIT_S: Final = 0.001  # until a producer tries again; the consumer does not tell it that there is room
 
@@ -52,6 +52,9 @@ class Record(NamedTuple):
     c: int = 0
 
 
+_new: Final = tuple.__new__  # a NamedTuple's own goes through one more function
+
+
 class KickSender:
     """The writing end to one process. Kicks that do not fit are kept, each once, and go with the next flush."""
 
@@ -62,10 +65,12 @@ class KickSender:
         self._queued: set[tuple[int, ...]] = set()
         self._rang = True
         self._num_full = 0
+        self.is_due = False
+        """Whether `flush` has something to do: a kick has gone out since the last one, or waits for room."""
 
     def send(self, kick: int, slot: int, epoch: int, value: int = 0, extra: int = 0) -> None:
         """Queue one kick; the consumer is woken by `flush`."""
-        self._rang = False
+        self._rang, self.is_due = False, True
         if not self._backlog and self._ring.push(kick, slot, epoch, value, extra):
             return
         self._num_full += 1
@@ -92,6 +97,7 @@ class KickSender:
         if not self._rang:
             self._rang = True
             self._doorbell.ring()
+        self.is_due = bool(self._backlog)
 
     def send_now(self, kick: int, slot: int, epoch: int, value: int = 0) -> None:
         """Send a kick and ring, from a thread that does not flush.
@@ -112,24 +118,26 @@ class KickInbox:
     """The reading ends of one process's rings. `done` commits the records when their work is done."""
 
     def __init__(self, rings: dict[str, Consumer]) -> None:
-        self._rings = rings
-        self._taken: dict[str, int] = {}
+        self._rings = list(rings.items())
+        self._ends = tuple(rings.values())
+        self._taken: list[tuple[Consumer, int]] = []
 
     def take(self, most: int = 256) -> list[tuple[str, Record]]:
         """Peek at the pending records, up to `most` a ring, each with the name of its producer."""
         records: list[tuple[str, Record]] = []
-        for name, ring in self._rings.items():
+        self._taken.clear()
+        for place in pending_rings(self._ends):
+            name, ring = self._rings[place]
             taken = ring.peek(most)
-            if taken:
-                self._taken[name] = len(taken)
-                records += [(name, Record(*words)) for words in taken]
+            self._taken.append((ring, len(taken)))
+            records += [(name, _new(Record, words)) for words in taken]
         return records
 
     def done(self) -> None:
         """Commit the records that were taken, because their work is done."""
-        for name, count in self._taken.items():
-            self._rings[name].commit(count)
+        for ring, count in self._taken:
+            ring.commit(count)
         self._taken.clear()
 
     def pending(self) -> bool:
-        return any(map(Consumer.pending, self._rings.values()))
+        return bool(pending_rings(self._ends))

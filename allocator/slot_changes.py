@@ -9,6 +9,7 @@ from typing import Final
 from embridge.allocator._core import Words
 from embridge.allocator.control import Control
 from embridge.allocator.geometry import SLOTS_PER_PAGE, Role
+from embridge.allocator.plain_enums import Lane, Peer, Slot
 from embridge.allocator.records import (
     CLAIM_WORDS,
     DESTINATION_WORDS,
@@ -16,9 +17,6 @@ from embridge.allocator.records import (
     SLOT_BYTES,
     SLOT_WORDS,
     WRITER_WORDS,
-    Lane,
-    Peer,
-    Slot,
 )
 from embridge.allocator.status import split
 

@@ -8,16 +8,16 @@ the role.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from embridge.allocator.control import Control
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.metrics import Metric
-from embridge.allocator.records import LIBRARY_VIEW, Lane, LaneState, Peer, Slot
-from embridge.allocator.rings import FULL_RING_WAIT_S, Kick, KickSender, Record
-from embridge.allocator.status import TERMINAL, split
+from embridge.allocator.plain_enums import Kick, Lane, Metric, Peer, Slot
+from embridge.allocator.records import LIBRARY_VIEW
+from embridge.allocator.rings import FULL_RING_WAIT_S, KickSender, Record
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, Names
 from embridge.workers.engine_kind import EngineKind
@@ -27,7 +27,11 @@ from embridge.workers.timing import Timing
 log = logging.getLogger(__name__)
 
 
-class Arrival(NamedTuple):
+class _Plain(msgspec.Struct, frozen=True, gc=False):
+    """One is made for each message, and the collector need not look at it: nothing in it leads back to it."""
+
+
+class Arrival(_Plain, frozen=True):
     """A message, and where it came from: a connection to this node, or an address to which this node connected.
 
     `identity` is the public key that the other end has proved; "" on a plain connection.
@@ -39,7 +43,7 @@ class Arrival(NamedTuple):
     identity: str = ""
 
 
-class Denied(NamedTuple):
+class Denied(_Plain, frozen=True):
     """An address to which there is no connection, and why. With `is_final` trying again is of no use."""
 
     address: str
@@ -47,7 +51,7 @@ class Denied(NamedTuple):
     is_final: bool
 
 
-class Inbox(NamedTuple):
+class Inbox(_Plain, frozen=True):
     """All that came since the last step.
 
     Nobody listens at the addresses in `refused` (any more); at those in `denied` the handshake fails.
@@ -59,7 +63,7 @@ class Inbox(NamedTuple):
     denied: Sequence[Denied] = ()
 
 
-class Send(NamedTuple):
+class Send(_Plain, frozen=True):
     """A message to an address; the connection is made when there is none.
 
     `key` is the public key that the node at that address must prove; "" where only the allow-list knows it, and on
@@ -72,14 +76,14 @@ class Send(NamedTuple):
     asked: str = ""
 
 
-class Reply(NamedTuple):
+class Reply(_Plain, frozen=True):
     """A message back on a connection that another node has opened."""
 
     connection: bytes
     message: msg.Message
 
 
-class Disconnect(NamedTuple):
+class Disconnect(_Plain, frozen=True):
     """Send nothing more to this address, and drop what is queued for it."""
 
     address: str
@@ -108,6 +112,24 @@ class Step(Protocol):
     def next_step_ns(self, now_ns: int) -> int:
         """When the role wants its next step at the latest (monotonic ns)."""
         ...
+
+
+class Isolated:
+    """What `RoleContext.isolated` returns."""
+
+    __slots__ = ("_ctx", "_epoch", "_slot", "_what")
+
+    def __init__(self, ctx: RoleContext, what: str, slot: int | None, epoch: int) -> None:
+        self._ctx, self._what, self._slot, self._epoch = ctx, what, slot, epoch
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._ctx.broke(self._what, error, self._slot, self._epoch)
+        return True
 
 
 class RoleContext:
@@ -141,42 +163,43 @@ class RoleContext:
         self.find, self.forget = find or names.find, forget or names.forget
         self.status = control.status
         self.slots = control.slots
+        self.is_current, self.is_live = control.is_current, control.is_live
         self.index = control.processes.names.index(name)
         self._senders: dict[str, KickSender] = {}
+        self._workers = [f"worker{worker}" for worker in range(control.limits.num_workers)]
+        self._add, self._has_client = control.metrics.add, control.has_client
         self.bs = control.geometry.block_size
 
     def to(self, process: str) -> KickSender:
         """The ring to another process of this node."""
-        if process not in self._senders:
-            self._senders[process] = self.control.sender(self.name, process)
-        return self._senders[process]
+        sender = self._senders.get(process)
+        if sender is None:
+            sender = self._senders[process] = self.control.sender(self.name, process)
+        return sender
 
     def to_worker_of(self, slot: int) -> KickSender:
-        return self.to(f"worker{self.control.worker_of(self.slots.get(slot, Slot.ROOM))}")
+        return self.to(self._workers[self.control.worker_of(self.slots.get(slot, Slot.ROOM))])
 
     def flush(self) -> None:
         for sender in self._senders.values():
-            if num_full := sender.take_num_full():
-                self.count(Metric.RINGS_FULL, num_full)
-            sender.flush()
+            if sender.is_due:
+                if num_full := sender.take_num_full():
+                    self.count(Metric.RINGS_FULL, num_full)
+                sender.flush()
 
     def nap_s(self, wait_s: float) -> float:
         """How long this process may wait, in seconds: hardly at all while a kick waits for room in its ring."""
-        return min(wait_s, FULL_RING_WAIT_S) if any(sender.backlog for sender in self._senders.values()) else wait_s
+        for sender in self._senders.values():
+            if sender.is_due and sender.backlog:
+                return min(wait_s, FULL_RING_WAIT_S)
+        return wait_s
 
     def envelope(self, for_incarnation: int) -> msg.Envelope:
         return msg.Envelope(msg.VERSION, self.control.node_id, self.control.incarnation, for_incarnation)
 
     def count(self, metric: Metric, count: int = 1) -> None:
-        self.control.metrics.add(self.index, metric, count)
-
-    def is_current(self, slot: int, epoch: int) -> bool:
-        """Whether a slot's word and record are both about this epoch, and it has not been released."""
-        return self.control.is_current(slot, epoch)
-
-    def is_live(self, slot: int, epoch: int) -> bool:
-        """Whether a request is current and has not ended."""
-        return self.is_current(slot, epoch) and split(self.status.load(slot)).phase < TERMINAL
+        if count:
+            self._add(self.index, metric, count)
 
     def engine_of(self, peer: int) -> EngineKind | None:
         """The engine through which rows travel to or from a peer; None if none has been agreed on with it."""
@@ -184,7 +207,7 @@ class RoleContext:
         return next((engine for engine in self.engines if engine.number == number), None)
 
     def is_lane_dead(self, slot: int) -> bool:
-        return self.control.lanes.get(self.slots.get(slot, Slot.LANE), Lane.STATE) != LaneState.ATTACHED
+        return not self._has_client(slot)
 
     def why_lane_is_dead(self, slot: int, who: str) -> str:
         """Whether the client of a slot left or died, in words."""
@@ -198,7 +221,7 @@ class RoleContext:
     def wake_library(self, slot: int) -> None:
         """Have the library thread of the slot's client look at the slot."""
         self.status.mark(slot, LIBRARY_VIEW)
-        self.control.bell(f"library{self.slots.get(slot, Slot.LANE)}").ring()
+        self.control.ring_library(self.slots.get(slot, Slot.LANE))
 
     def wake_reaper(self, slot: int) -> None:
         """Have the poller look at a dead client whose slot was released.
@@ -208,19 +231,16 @@ class RoleContext:
         if self.is_lane_dead(slot):
             self.to("poller").send(Kick.LOOK, slot, 0)
 
-    @contextmanager
-    def isolated(self, what: str, slot: int | None = None, epoch: int = 0) -> Iterator[None]:
-        """Let an exception end one item and not the process (D4).
+    def isolated(self, what: str, slot: int | None = None, epoch: int = 0) -> Isolated:
+        """Let an exception end one item and not the process (D4): `broke` takes it."""
+        return Isolated(self, what, slot, epoch)
 
-        The exception is logged and counted, and the item's request fails, if the item has one.
-        """
-        try:
-            yield
-        except Exception as error:
-            log.exception("%s: %s failed", self.name, what)
-            self.count(Metric.ERRORS)
-            if slot is not None and self.is_live(slot, epoch):
-                self.fail(slot, epoch, FailureCode.INTERNAL, f"{what} in {self.name}: {type(error).__name__}: {error}")
+    def broke(self, what: str, error: Exception, slot: int | None = None, epoch: int = 0) -> None:
+        """Log and count an exception that has ended one item, and fail the item's request, if it has one (D4)."""
+        log.error("%s: %s failed", self.name, what, exc_info=error)
+        self.count(Metric.ERRORS)
+        if slot is not None and self.is_live(slot, epoch):
+            self.fail(slot, epoch, FailureCode.INTERNAL, f"{what} in {self.name}: {type(error).__name__}: {error}")
 
     def fail(self, slot: int, epoch: int, code: int, reason: str) -> None:
         """Claim why a request fails and have the poller end it (for roles that do not write status words)."""

@@ -55,6 +55,8 @@ enum {
     MEETING_BOUND = 5,
     MEETING_TOLD = 6,
     MEETING_WORDS = 8,
+    LANE_STATE = 0,
+    LANE_WORDS = 32,
     HEADER_NODE_STATE = 7,
     HEADER_BLOCK_WAITERS = 9,
     HEADER_FAILING = 13,
@@ -63,7 +65,8 @@ enum {
 
 enum { JOINED_BY_NOBODY = 0, JOINED_BY_CLIENT = 1 };
 enum { WRITTEN_BY_CLIENT = 1 };
-enum { TOLD_BITS = 2, TOLD_UNTOLD = 1, TOLD_RELEASED = 3 };
+enum { TOLD_BITS = 2, TOLD_UNTOLD = 1, TOLD_TOLD = 2, TOLD_RELEASED = 3 };
+enum { ATTACHED_LANE = 1 };
 enum { FINDER_SLOT_BITS = 16 };
 enum { LOCAL_EXPOSURE = 0 }; // of blocks that no session of a network engine may write
 enum { REGISTERED_STATE = 1 };

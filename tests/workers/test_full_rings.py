@@ -28,6 +28,32 @@ def test_a_process_whose_kicks_wait_for_room_looks_again_soon() -> None:
     assert [record.slot for _, record in worker.records.take()] == [99]
 
 
+def test_a_flush_rings_for_what_has_gone_out_since_the_last_one_and_for_nothing_else() -> None:
+    """P12: also for a kick that has waited; who has nothing to say wakes nobody."""
+    node = EncodeAlone()
+    bootstrap, worker = node.actor("bootstrap"), node.actor("worker0")
+    bell, to_worker = bootstrap.control.bell("worker0"), bootstrap.ctx.to("worker0")
+    seen = bell.sequence()
+
+    def rings() -> int:
+        nonlocal seen
+        bootstrap.ctx.flush()
+        before, seen = seen, bell.sequence()
+        return seen - before
+
+    assert (rings(), to_worker.is_due) == (0, False)
+    for slot in range(LIMITS.ring_records + 1):
+        to_worker.send(Kick.LOOK, slot, 1)
+    assert (rings(), to_worker.is_due, to_worker.backlog) == (1, True, 1)
+    assert rings() == 0
+    worker.step()
+    assert (rings(), to_worker.is_due, to_worker.backlog) == (1, False, 0)
+    assert rings() == 0
+    to_worker.leave(Kick.LOOK, 3, 1)
+    assert (rings(), to_worker.is_due) == (0, False)
+    assert bootstrap.ctx.control.metrics.row(bootstrap.ctx.index)["rings_full"] == 1
+
+
 def test_a_call_whose_kick_finds_no_room_wakes_the_library_thread_which_then_looks_again_soon() -> None:
     """P12: the caller's thread flushes nothing."""
     node = EncodeAlone()

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.records import Destination, JoinedBy, Peer, Slot
-from embridge.allocator.rings import Kick
+from embridge.allocator.plain_enums import Destination, JoinedBy, Kick, Peer, Slot
 from embridge.workers.bootstrap.ended_rooms import Remote
 from embridge.workers.bootstrap.grant_applier import GrantApplier, Open
 from embridge.workers.bootstrap.pending_grants import Grant, PendingGrants, RemoteSlot
@@ -41,9 +40,8 @@ class BoundRooms:
 
     def is_waiting(self, slot: int, d: int) -> bool:
         """Whether a destination of any room has yet to hear how the request ended."""
-        remote, incarnation = self.remote(slot, d), self._dsts.get(slot, d, Destination.INCARNATION)
-        is_there = self._peers.is_alive(remote.peer) and self._peers.get(remote.peer, Peer.INCARNATION) == incarnation
-        return is_there and not self._dsts.get(slot, d, Destination.CLOSED)
+        peer, incarnation = (self._dsts.get(slot, d, f) for f in (Destination.PEER, Destination.INCARNATION))
+        return self._peers.is_it(peer - 1, incarnation) and not self._dsts.get(slot, d, Destination.CLOSED)
 
     def take_up(self, slot: int, epoch: int, now_ns: int) -> Open | None:
         """Take up the destination to which a client has bound its slot (R79).
@@ -97,10 +95,9 @@ class BoundRooms:
 
     def remote(self, slot: int, d: int) -> Remote:
         """The request of a language node that is a slot's destination."""
-        peer, *request = (
-            self._dsts.get(slot, d, f) for f in (Destination.PEER, Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH)
-        )
-        return Remote(peer - 1, *request)
+        get = self._dsts.get
+        peer, remote_slot = get(slot, d, Destination.PEER) - 1, get(slot, d, Destination.REMOTE_SLOT)
+        return Remote(peer, remote_slot, get(slot, d, Destination.REMOTE_EPOCH))
 
     def peers(self) -> set[int]:
         """The entries of the peer table that the slots of clients name, also of those that only their clients know."""
@@ -110,8 +107,8 @@ class BoundRooms:
         """Open the room here, if only a client knows of it, because somebody asks for it (R78, R80)."""
         if not self._untold.get(room):
             return
-        for slot, epoch in list(self._control.open_slots()):
-            if self._slots.get(slot, Slot.ROOM) == room and self._slots.tell(slot, epoch):
+        for slot, epoch in self._control.open_in(room):
+            if self._slots.tell(slot, epoch):
                 self._untold.add(room, -1)
                 open_room(slot, epoch)
 

@@ -13,9 +13,8 @@ from collections import deque
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Destination, JoinedBy, Peer, Slot
-from embridge.allocator.rings import Kick, Record
+from embridge.allocator.plain_enums import JoinedBy, Kick, Metric, Peer, Slot
+from embridge.allocator.rings import Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.announcing import Announcing
@@ -42,7 +41,6 @@ class Admission:
         self._ctx = ctx
         self._control = ctx.control
         self._slots = ctx.slots
-        self._dsts = ctx.control.destinations
         self._peers = ctx.control.peers
         self._rooms: dict[int, tuple[int, int]] = {}
         self._open: dict[RemoteSlot, Open] = {}
@@ -66,18 +64,21 @@ class Admission:
         self._recover = True
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
-        self._out = []
-        self._now_ns = now_ns
+        self._out, self._now_ns = [], now_ns
         if self._recover:
             self._recover = False
             self._rebuild()
         for _, record in inbox.records:
-            with self._ctx.isolated("kick", record.slot, record.epoch):
+            try:
                 self._look(record)
+            except Exception as error:
+                self._ctx.broke("kick", error, record.slot, record.epoch)
         for arrival in inbox.arrivals:
-            with self._ctx.isolated("message"):
+            try:
                 self._take(arrival, now_ns)
-        for waiting in self._registrations.due(now_ns):
+            except Exception as error:
+                self._ctx.broke("message", error)
+        for waiting in self._registrations.due(now_ns) if self._registrations.is_waiting else ():
             with self._ctx.isolated("registration"):
                 self._register(waiting.message, waiting.key, waiting.connection, now_ns)
         while self._asked and self._asked[0][0] <= now_ns:
@@ -103,9 +104,8 @@ class Admission:
             if not is_fetch and (room not in self._rooms or self._ctx.is_live(slot, epoch)):
                 self._rooms[room] = (slot, epoch)
             for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
-                remote = self._dsts.get(slot, d, Destination.REMOTE_SLOT)
-                key = (self._dsts.get(slot, d, Destination.PEER) - 1, remote)
-                held = Open(self._dsts.get(slot, d, Destination.REMOTE_EPOCH), slot, epoch, d)
+                remote = self._bound.remote(slot, d)
+                key, held = (remote.peer, remote.slot), Open(remote.epoch, slot, epoch, d)
                 # an earlier request of that slot may not be released yet
                 if key not in self._open or held.remote_epoch > self._open[key].remote_epoch:
                     self._open[key] = held
@@ -162,6 +162,7 @@ class Admission:
             # a destination joined while the poller ended the request: it must be told (R23)
             self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
             return
+        joined = [self._bound.remote(slot, d) for d in range(count)]
         if is_fetch := self._control.is_fetch(slot, epoch):
             pass  # it has no room
         elif (slot, epoch) in self._doubles:
@@ -170,11 +171,10 @@ class Admission:
             self._rooms.pop(room, None)
             code = self._slots.get(slot, Slot.FAILURE)
             failure = Refusal(code, self._slots.reason(slot)) if code else None
-            required, joined = self._slots.get(slot, Slot.REQUIRED), [self._bound.remote(slot, d) for d in range(count)]
+            required = self._slots.get(slot, Slot.REQUIRED)
             self._ended.released(room, failure, self._now_ns, required=required, joined=joined)
             self._refuse_pending(room)
-        for d in range(count):
-            key = (self._dsts.get(slot, d, Destination.PEER) - 1, self._dsts.get(slot, d, Destination.REMOTE_SLOT))
+        for key in [(it.peer, it.slot) for it in joined]:
             held = self._open.get(key)
             if held is not None and (held.slot, held.epoch) == (slot, epoch):
                 del self._open[key]

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import MAX_TOKENS
-from embridge.allocator.records import Destination, Peer, Slot, WrittenBy
-from embridge.allocator.rings import Kick
+from embridge.allocator.plain_enums import Destination, Kick, Peer, Slot, WrittenBy
 from embridge.workers import messages as msg
 from embridge.workers.bootstrap.pending_grants import Grant
 from embridge.workers.role import RoleContext
@@ -60,7 +59,7 @@ class GrantApplier:
             return f"required_dst_info_num {required} > max_destinations {limits.max_destinations}"
         if count > window:
             return f"{count} blocks granted > window of {window} blocks"
-        if any(index >= num_blocks for index in grant.dst_embedding_indices):
+        if count and max(grant.dst_embedding_indices) >= num_blocks:
             return f"block {max(grant.dst_embedding_indices)} granted, {num_blocks} blocks registered"
         if len(set(grant.dst_embedding_indices)) != count:
             return "a block is granted twice in one message"
@@ -163,8 +162,8 @@ class GrantApplier:
     def look(self, slot: int, epoch: int) -> None:
         """Have whoever writes its rows, and the poller, look at a request."""
         # the one who writes is woken now and not at the end of the step, because it has the most to do
-        destinations = range(self._slots.get(slot, Slot.NUM_DESTINATIONS))
-        writers = {self._dsts.get(slot, d, Destination.WRITTEN_BY) for d in destinations}
+        destinations, get = range(self._slots.get(slot, Slot.NUM_DESTINATIONS)), self._dsts.get
+        writers = {get(slot, d, Destination.WRITTEN_BY) for d in destinations}
         may_write = self._slots.get(slot, Slot.MAY_WRITE)
         if may_write and writers != {WrittenBy.WORKER}:
             self._ctx.wake_library(slot)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from embridge.allocator.records import Peer, Slot
+from embridge.allocator.plain_enums import Peer, Slot
 from embridge.allocator.sessions import LiveSession
-from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.role import RoleContext, Send
 
@@ -31,35 +29,37 @@ class GrantMessages:
     ) -> Send:
         """The message with the window of a request: first block, indices, and how many tokens are granted."""
         first, indices, tokens = window
-        record = self._control.peers.record(peer)
-        common: dict[str, Any] = {
-            "envelope": self._ctx.envelope(record.incarnation),
-            "key": self.key(slot, epoch),
-            "endpoint": self._ctx.addresses.poller_addr,
-            "dst_port": session.port,
-            "session_id": session.number,
-            "base": session.base,
-            "dst_embedding_indices": indices,
-            "first_block": first,
-            "required_dst_info_num": max(self._slots.get(slot, Slot.REQUIRED), 1),
-            "allocated_tokens": max(tokens - first * self._ctx.bs, 0),
-        }
-        registration = self._control.peers.get(peer, Peer.REGISTRATION)
+        peers, key = self._control.peers, self.key(slot, epoch)
+        address, peers_key = peers.where_its_bootstrap_is(peer)
+        required = max(self._slots.get(slot, Slot.REQUIRED), 1)
+        common = (
+            self._ctx.envelope(peers.get(peer, Peer.INCARNATION)),
+            key,
+            self._ctx.addresses.poller_addr,
+            session.port,
+            session.number,
+            session.base,
+            indices,
+            first,
+            required,
+            max(tokens - first * self._ctx.bs, 0),
+        )
         message: msg.Init | msg.Resume | msg.Ask
         if self._slots.get(slot, Slot.HEARD_EPOCH) == epoch:
-            message = msg.Resume(**common, sent_tokens=split(self._ctx.status.load(slot)).sent)
+            message = msg.Resume(*common, self._ctx.status.sent(slot))
         elif self._control.fetches.has(slot, epoch):
             item, generation = self._control.fetches.question(slot)
-            message = msg.Ask(**common, registration=registration, item=item, generation=generation)
+            message = msg.Ask(*common, peers.get(peer, Peer.REGISTRATION), item, generation)
         else:
-            message = msg.Init(**common, registration=registration)
-        said = common["key"].room, type(message).__name__, first, first + len(indices), session.number
-        log.debug("room %d: %s grants blocks [%d, %d) under session %d", *said)
-        return Send(record.bootstrap_addr, message, record.key)
+            message = msg.Init(*common, peers.get(peer, Peer.REGISTRATION))
+        if log.isEnabledFor(logging.DEBUG):
+            said = key.room, type(message).__name__, first, first + len(indices), session.number
+            log.debug("room %d: %s grants blocks [%d, %d) under session %d", *said)
+        return Send(address, message, peers_key)
 
     def abort(self, slot: int, epoch: int, peer: int) -> Send:
         """The message that gives a request up, and says why."""
-        record = self._control.peers.record(peer)
+        address, peers_key = self._control.peers.where_its_bootstrap_is(peer)
         code, reason = self._slots.get(slot, Slot.FAILURE), msg.clip(self._slots.reason(slot))
-        envelope = self._ctx.envelope(record.incarnation)
-        return Send(record.bootstrap_addr, msg.Abort(envelope, self.key(slot, epoch), code, reason), record.key)
+        envelope = self._ctx.envelope(self._control.peers.get(peer, Peer.INCARNATION))
+        return Send(address, msg.Abort(envelope, self.key(slot, epoch), code, reason), peers_key)

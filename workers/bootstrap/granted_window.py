@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 
-from embridge.allocator.records import Slot
+from embridge.allocator.plain_enums import Slot
 from embridge.allocator.sessions import SHM_EXPOSURE
 from embridge.workers.role import RoleContext
 
@@ -46,6 +46,6 @@ class GrantedWindow:
         while True:
             first = self._slots.get(slot, Slot.DRAINED_BLOCKS)
             blocks, tokens = self._slots.granted(slot)
-            indices = [self._windows.get(slot, k) for k in range(first, blocks)]
+            indices = self._windows.get_some(slot, first, blocks)
             if self._slots.get(slot, Slot.DRAINED_BLOCKS) == first:
                 return first, indices, tokens

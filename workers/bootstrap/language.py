@@ -16,10 +16,9 @@ import logging
 from collections.abc import Iterable
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerRecord
-from embridge.allocator.records import Peer, PeerState, Slot
-from embridge.allocator.rings import Kick, Record
+from embridge.allocator.plain_enums import Kick, Metric, Peer, PeerState, Slot
+from embridge.allocator.rings import Record
 from embridge.allocator.sessions import NO_SESSION, SHM_EXPOSURE, LiveSession, exposure_of
 from embridge.workers import messages as msg
 from embridge.workers.addresses import Found, host_of, numeric
@@ -71,21 +70,27 @@ class GrantSender:
         for denied in inbox.denied:
             self._denied(denied)
         for arrival in inbox.arrivals:
-            with self._ctx.isolated("message"):
+            try:
                 self._take(arrival, now_ns)
+            except Exception as error:
+                self._ctx.broke("message", error)
         for _, record in inbox.records:
-            with self._ctx.isolated("kick", record.slot, record.epoch):
+            try:
                 self._look(record, now_ns)
-        for address in list(self._lookups):
-            self._look_up(address, now_ns)
-        for link in list(self._links.values()):
-            if link.peer is None:
-                self._register(link, now_ns)
+            except Exception as error:
+                self._ctx.broke("kick", error, record.slot, record.epoch)
+        if self._lookups:
+            for address in list(self._lookups):
+                self._look_up(address, now_ns)
+        for link in self._unregistered():
+            self._register(link, now_ns)
         return self._out
 
+    def _unregistered(self) -> list[Link]:
+        return [link for link in self._links.values() if link.peer is None]
+
     def next_step_ns(self, now_ns: int) -> int:
-        registering = any(link.peer is None for link in self._links.values())
-        return now_ns + (REGISTER_AGAIN_NS if registering or self._lookups else 10 * NS)
+        return now_ns + (REGISTER_AGAIN_NS if self._unregistered() or self._lookups else 10 * NS)
 
     # ---- from the clients and the poller
 
@@ -107,12 +112,13 @@ class GrantSender:
                 self._open(slot, epoch, now_ns)
                 self._send_abort(slot, epoch)
             case Kick.RELEASE:
-                log.debug("room %d is released: slot %d.%d", self._slots.get(slot, Slot.ROOM), slot, epoch)
-                self._posts.take_off_grant(self._slots.get(slot, Slot.ROOM), slot, epoch)
+                room = self._slots.get(slot, Slot.ROOM)
+                log.debug("room %d is released: slot %d.%d", room, slot, epoch)
+                self._posts.take_off_grant(room, slot, epoch)
                 self._slots.raise_to(slot, Slot.RELEASED_EPOCH, epoch)
                 self._control.ring_slot_waiters()
                 self._ctx.wake_reaper(slot)
-                for waiting in (*(link.waiting for link in self._links.values()), *self._lookups.values()):
+                for waiting in (*[link.waiting for link in self._links.values()], *self._lookups.values()):
                     waiting.drop(slot, epoch)
             case Kick.PEER_DEAD:
                 self._drop_link_of(slot)

@@ -13,11 +13,9 @@ from abc import ABC, abstractmethod
 from embridge.allocator.ends import Counter
 from embridge.allocator.errors import known_code
 from embridge.allocator.geometry import Role
-from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Slot
-from embridge.allocator.rings import Kick, Record
+from embridge.allocator.plain_enums import Kick, Metric, Peer, Phase, Slot
+from embridge.allocator.rings import Record
 from embridge.allocator.slot_changes import SlotChanges
-from embridge.allocator.status import Phase, split
 from embridge.workers import messages as msg
 from embridge.workers.log_limit import MOST_LINES
 from embridge.workers.poller.followed_shelves import FollowedShelves
@@ -26,11 +24,12 @@ from embridge.workers.poller.peer_watch import PeerWatch
 from embridge.workers.poller.reaper import Reaper
 from embridge.workers.poller.shelf_notices import ShelfNotices
 from embridge.workers.poller.timers import Timers
-from embridge.workers.role import Arrival, Inbox, Out, RoleContext
+from embridge.workers.role import Arrival, Inbox, Out, RoleContext, Send
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
 
+_RARE_KICKS = frozenset((Kick.LANE_DEAD, Kick.PEER_DEAD, Kick.WRITER_GONE, Kick.SESSION))  # no request in its slot
 FAILURES_A_CAUSE = 10  # lines a minute about failed requests of one code
 
 
@@ -53,6 +52,7 @@ class Poller(ABC):
             self._notices = ShelfNotices(ctx)
         self._changes = SlotChanges(ctx.control)
         self._out: list[Out] = []
+        self._scan_ns = int(ctx.timing.scan_s * NS)
         self._scanned_ns = 0
         self._now_ns = 0
         self._held_while_idle = 0
@@ -62,36 +62,47 @@ class Poller(ABC):
         self._out = []
         self._now_ns = now_ns
         for arrival in inbox.arrivals:
-            with self._ctx.isolated("message"):
+            try:
                 self._receive(arrival)
+            except Exception as error:
+                self._ctx.broke("message", error)
         touched: dict[int, int] = {}
         for _, record in inbox.records:
-            self._look(record, touched)
-        if now_ns - self._scanned_ns >= self._ctx.timing.scan_s * NS:
+            if record.kick in _RARE_KICKS:
+                self._look(record, touched)
+            else:
+                self._kicked(record)
+                touched[record.slot] = record.epoch
+        if now_ns - self._scanned_ns >= self._scan_ns:
             self._scanned_ns = now_ns
             changed = self._changes.take()
             touched.update(changed)
             self._reaper.look()
             self._check_blocks(is_idle=not changed and not self._live)
-        for slot, epoch in list(self._timers.due(now_ns)):
-            self._due(slot, epoch)
-            touched[slot] = epoch
-        if self._watch.step(now_ns, inbox.refused, self._out):
+        if self._timers.has_due(now_ns):
+            for slot, epoch in list(self._timers.due(now_ns)):
+                self._due(slot, epoch)
+                touched[slot] = epoch
+        if (inbox.refused or now_ns >= self._watch.next_ns()) and self._watch.step(now_ns, inbox.refused, self._out):
             touched.update(self._live)
         for slot, epoch in touched.items():
             if self._ctx.is_current(slot, epoch):
-                with self._ctx.isolated("status", slot, epoch):
+                try:
                     self._serve(slot, epoch)
+                except Exception as error:
+                    self._ctx.broke("status", error, slot, epoch)
             elif self._live.get(slot) == epoch:
                 self._forget(slot)
         self._reaper.free_lanes()
         if self._notices is not None:
-            with self._ctx.isolated("notices"):
+            try:
                 self._notices.step(now_ns, self._out)
+            except Exception as error:
+                self._ctx.broke("notices", error)
         return self._out
 
     def next_step_ns(self, now_ns: int) -> int:
-        due = min(self._watch.next_ns(), self._scanned_ns + int(self._ctx.timing.scan_s * NS))
+        due = min(self._watch.next_ns(), self._scanned_ns + self._scan_ns)
         due_ns = self._notices.next_ns() if self._notices is not None else None
         return self._timers.next_ns(due if due_ns is None else min(due, due_ns))
 
@@ -122,6 +133,7 @@ class Poller(ABC):
             self._ctx.count(Metric.MESSAGES_REFUSED)
 
     def _look(self, record: Record, touched: dict[int, int]) -> None:
+        """A kick that names no request."""
         slot, epoch = record.slot, record.epoch
         match record.kick:
             case Kick.LANE_DEAD:
@@ -135,9 +147,6 @@ class Poller(ABC):
                 touched.update(self._live)
             case Kick.SESSION:
                 self._session_began(slot, epoch)
-            case _:
-                self._kicked(record)
-                touched[slot] = epoch
 
     def _enter(self, slot: int, epoch: int) -> bool:
         """Note a request that is in flight, and its deadline. True the first time."""
@@ -166,7 +175,7 @@ class Poller(ABC):
         lost (`is_told`, R36).
         """
         self._slots.claim_failure(slot, code, reason)
-        if self._raise(slot, epoch, Phase.Failed, split(self._ctx.status.load(slot)).sent, is_told=is_told):
+        if self._raise(slot, epoch, Phase.Failed, self._ctx.status.sent(slot), is_told=is_told):
             self._ctx.count(Metric.FAILED)
             known = known_code(self._slots.get(slot, Slot.FAILURE))
             self._control.ends.failed(Counter.POLLER, known)
@@ -182,7 +191,14 @@ class Poller(ABC):
             rounds = self._slots.get(slot, Slot.NUM_ROUNDS)
             if self._control.ends.succeeded(Counter.POLLER, slot, epoch, first, rounds):
                 for path in others:
-                    self._control.ends.delivered(Counter.POLLER, path, split(self._ctx.status.load(slot)).sent)
+                    self._control.ends.delivered(Counter.POLLER, path, self._ctx.status.sent(slot))
+
+    def _envelope_to(self, peer: int) -> msg.Envelope:
+        return self._ctx.envelope(self._control.peers.get(peer, Peer.INCARNATION))
+
+    def _say(self, peer: int, message: msg.Message) -> None:
+        poller_addr, key = self._control.peers.where_its_poller_is(peer)
+        self._out.append(Send(poller_addr, message, key))
 
     # ---- the side's own
 

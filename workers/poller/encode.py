@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.geometry import MAX_TOKENS
-from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Destination, JoinedBy, Peer, Process, Slot, WrittenBy
-from embridge.allocator.rings import Kick, Record
-from embridge.allocator.status import TERMINAL, Phase, split
+from embridge.allocator.plain_enums import Destination, JoinedBy, Kick, Metric, Peer, Phase, Slot, WrittenBy
+from embridge.allocator.records import Process
+from embridge.allocator.rings import Record
+from embridge.allocator.status import TERMINAL
 from embridge.workers import messages as msg
 from embridge.workers.poller.base import Poller
 from embridge.workers.poller.peer_watch import why_lost
 from embridge.workers.poller.room_lists import END_OF_SLOTS, At, ToldRooms
-from embridge.workers.reports import room_state
-from embridge.workers.role import Inbox, Out, RoleContext, Send
+from embridge.workers.reports import room_state, state_of
+from embridge.workers.role import Inbox, Out, RoleContext
 from embridge.workers.timing import NS
 
 MOST_ROOMS = 1024  # in one heartbeat, of some 100 bytes each: far below the limit of a message
@@ -133,7 +133,7 @@ class Publisher(Poller):
         self._enter(slot, epoch)
         phase = self._read_progress(slot)
         is_raised = phase == Phase.Success
-        if split(self._ctx.status.load(slot)).epoch != epoch:
+        if self._ctx.status.epoch(slot) != epoch:
             return  # released since, and open again
         if phase < TERMINAL:
             self._advance(slot, epoch)
@@ -148,10 +148,10 @@ class Publisher(Poller):
         """Note what each destination has. Returns the phase that goes with it: a client that writes directly raises the
         word after the watermark, so the word is read first.
         """
-        phase = split(self._ctx.status.load(slot)).phase
-        destinations = range(self._slots.get(slot, Slot.NUM_DESTINATIONS))
+        phase = self._ctx.status.phase(slot)
+        destinations, get = range(self._slots.get(slot, Slot.NUM_DESTINATIONS)), self._dsts.get
         if not self._control.verify:
-            self._sent[slot] = [self._dsts.get(slot, d, Destination.SENT) for d in destinations]
+            self._sent[slot] = [get(slot, d, Destination.SENT) for d in destinations]
             return phase
         sums = [RowSum.of(self._dsts.get(slot, d, Destination.SUMMED)) for d in destinations]
         self._sent[slot] = [tokens for tokens, _ in sums]
@@ -159,12 +159,13 @@ class Publisher(Poller):
         return phase
 
     def _advance(self, slot: int, epoch: int) -> None:
-        slots, sent = self._slots, self._sent[slot]
+        sent, words = self._sent[slot], self._slots.get_all(slot)
         count = len(sent)
-        if self._failed(slot, epoch, count):
+        there = [self._dsts.get_all(slot, d) for d in range(count)]
+        if self._failed(slot, epoch, words, there):
             return
-        required, total = slots.get(slot, Slot.REQUIRED), slots.get(slot, Slot.TOTAL)
-        begin = max((self._dsts.get(slot, d, Destination.BEGIN) for d in range(count)), default=0)
+        required, total = words[Slot.REQUIRED], words[Slot.TOTAL]
+        begin = max([it[Destination.BEGIN] for it in there], default=0)
         if 0 < total <= begin:
             reason = (
                 f"a destination has {begin} rows from another encode node, "
@@ -176,45 +177,40 @@ class Publisher(Poller):
             return
         if self._raise(slot, epoch, Phase.WaitingForInput, 0):
             self._tell_all(slot, epoch, Phase.WaitingForInput, [0] * count)
-        first = [self._dsts.get(slot, d, Destination.FIRST_GRANT) for d in range(count)]
         least = min(sent)
         if not total or not least:
             return
-        if any(grant < total for grant in first) and all(
-            s >= min(g, total) > 0 for s, g in zip(sent, first, strict=True)
-        ):
-            before = split(self._ctx.status.load(slot)).phase
+        first = [it[Destination.FIRST_GRANT] for it in there]
+        if min(first) < total and all(s >= min(g, total) > 0 for s, g in zip(sent, first, strict=True)):
+            before = self._ctx.status.phase(slot)
             self._raise(slot, epoch, Phase.Transferring, min(least, total))
             if before < Phase.Transferring:
                 self._tell_all(slot, epoch, Phase.Transferring, sent)
-        if least >= total and self._is_verified(slot, count, total):
+        if least >= total and self._is_verified(there, total):
             self._raise(slot, epoch, Phase.Success, total)
         else:
-            self._raise(slot, epoch, Phase(split(self._ctx.status.load(slot)).phase), least)
+            self._raise(slot, epoch, self._ctx.status.phase(slot), least)
 
-    def _is_verified(self, slot: int, count: int, total: int) -> bool:
+    def _is_verified(self, there: list[list[int]], total: int) -> bool:
         """Whether every destination has checked every row, where nodes verify (R27)."""
-        return not self._control.verify or all(
-            self._dsts.get(slot, d, Destination.VERIFIED) >= total for d in range(count)
-        )
+        return not self._control.verify or all(it[Destination.VERIFIED] >= total for it in there)
 
-    def _failed(self, slot: int, epoch: int, count: int) -> bool:
+    def _failed(self, slot: int, epoch: int, words: list[int], there: list[list[int]]) -> bool:
         """End the request if something says so: a reason somebody claimed, its client, a peer, its deadline."""
-        code, reason = self._slots.get(slot, Slot.FAILURE), ""
+        code, reason = words[Slot.FAILURE], ""
         if not code and self._ctx.is_lane_dead(slot):
             code, reason = FailureCode.CLIENT_DIED, self._ctx.why_lane_is_dead(slot, "encoder")
-        for d in range(count):
-            peer = self._dsts.get(slot, d, Destination.PEER) - 1
+        for it in there:
+            peer = it[Destination.PEER] - 1
             if not code and not (
-                self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION))
-                and self._control.peers.get(peer, Peer.REGISTRATION)
-                == self._dsts.get(slot, d, Destination.REGISTRATION)
+                self._control.peers.is_it(peer, it[Destination.INCARNATION])
+                and self._control.peers.get(peer, Peer.REGISTRATION) == it[Destination.REGISTRATION]
             ):
                 code, reason = FailureCode.PEER_LOST, f"language {why_lost(self._control.peers, peer)}"
-            if not code and self._dsts.get(slot, d, Destination.CLOSED):
+            if not code and it[Destination.CLOSED]:
                 code, reason = FailureCode.ABORTED, "a destination no longer knows the request"
-        if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):
-            code, reason = FailureCode.TIMEOUT, self._why_late(slot, count)
+        if not code and self._now_ns >= words[Slot.DEADLINE_NS]:
+            code, reason = FailureCode.TIMEOUT, self._why_late(slot, len(there))
         if not code:
             return False
         self._fail(slot, epoch, code, reason)
@@ -231,15 +227,10 @@ class Publisher(Poller):
             waited = f"sent {sent} granted {granted} ready {ready} of {total} tokens"
         return f"deadline passed on the encode side: {waited}"
 
-    def _peer_is(self, peer: int, incarnation: int) -> bool:
-        peers = self._control.peers
-        return peers.is_alive(peer) and peers.get(peer, Peer.INCARNATION) == incarnation
-
     # ---- telling
 
-    def _state(self, slot: int, d: int, phase: int, sent: int) -> msg.RoomState:
-        checksum = self._checksums[slot][d] if sent and self._control.verify else 0
-        return room_state(self._ctx, slot, d, phase, sent, checksum)
+    def _checksum(self, slot: int, d: int, sent: int) -> int:
+        return self._checksums[slot][d] if sent and self._control.verify else 0
 
     def _tell_all(self, slot: int, epoch: int, phase: int, sent: list[int], *, is_raised: bool = False) -> None:
         for d, tokens in enumerate(sent):
@@ -251,30 +242,26 @@ class Publisher(Poller):
         `is_raised`: somebody else has raised the word to Success. If that was the transfer worker it has told the
         destination, too, and the next heartbeat repeats what it said (R83).
         """
-        peer, incarnation = (
-            self._dsts.get(slot, d, Destination.PEER) - 1,
-            self._dsts.get(slot, d, Destination.INCARNATION),
-        )
-        if not self._peer_is(peer, incarnation):
-            return
-        if not self._is_taken_up(slot, epoch, d, peer):
+        there = self._dsts.get_all(slot, d)
+        peer, incarnation = there[Destination.PEER] - 1, there[Destination.INCARNATION]
+        if not self._control.peers.is_it(peer, incarnation) or not self._is_taken_up(slot, epoch, there):
             return
         rooms, at = self._rooms_with((peer, incarnation)), At(slot, epoch, d)
-        if self._dsts.get(slot, d, Destination.CLOSED):
+        if there[Destination.CLOSED]:
             rooms.close(at)
             return
-        state = self._state(slot, d, phase, sent)
-        granted = self._dsts.get(slot, d, Destination.GRANTED_TOKENS)
+        state = state_of(self._ctx, slot, there, phase, sent, self._checksum(slot, d, sent))
+        granted = there[Destination.GRANTED_TOKENS]
         if not self._ctx.is_current(slot, epoch):
             return  # it was released after it had been asked for, and what was read may be the next one's (R16)
         # more ready than granted is news, and that they fill a block; how much more is not
-        filled = min(granted + self._control.geometry.block_size, state.total_tokens or MAX_TOKENS)
-        crossing = min(state.ready_tokens, granted + 1) if state.ready_tokens < filled else filled
-        news = (epoch, phase, state.sent_tokens, state.total_tokens, crossing, state.known_blocks, state.tainted)
-        record = self._control.peers.record(peer)
+        total, ready = state.total_tokens, state.ready_tokens
+        filled = min(granted + self._control.geometry.block_size, total or MAX_TOKENS)
+        crossing = min(ready, granted + 1) if ready < filled else filled
+        news = (epoch, phase, state.sent_tokens, total, crossing, state.known_blocks, state.tainted)
         told = self._told.setdefault(slot, {}).get(d)
         is_only = len(self._sent[slot]) == 1  # of several the worker tells none
-        is_told = is_raised and is_only and self._dsts.get(slot, d, Destination.WRITTEN_BY) != WrittenBy.CLIENT
+        is_told = is_raised and is_only and there[Destination.WRITTEN_BY] != WrittenBy.CLIENT
         if told is not None and told != news and is_told:
             rooms.leave(at)
         elif told == news:
@@ -286,33 +273,25 @@ class Publisher(Poller):
                 key = (peer, state.key.slot, state.key.epoch)
                 self._by_key.setdefault(key, []).append((slot, epoch, d))
                 self._keys.setdefault(slot, []).append(key)
-            envelope = self._ctx.envelope(record.incarnation)
-            if told is None and phase < TERMINAL and not state.sent_tokens and state.total_tokens:
-                self._out.append(
-                    Send(record.poller_addr, msg.Announce(envelope, state.key, state.total_tokens), record.key)
-                )
-            self._out.append(
-                Send(record.poller_addr, msg.Status(self._ctx.envelope(record.incarnation), state), record.key)
-            )
+            if told is None and phase < TERMINAL and not state.sent_tokens and total:
+                self._say(peer, msg.Announce(self._envelope_to(peer), state.key, total))
+            self._say(peer, msg.Status(self._envelope_to(peer), state))
         if (
             (slot, epoch, d) in self._acks_due
             and phase >= TERMINAL
             and self._slots.get(slot, Slot.QUIESCED_EPOCH) == epoch
         ):
             self._acks_due.discard((slot, epoch, d))
-            envelope = self._ctx.envelope(record.incarnation)
-            self._out.append(Send(record.poller_addr, msg.AbortAck(envelope, state.key, state.tainted), record.key))
+            self._say(peer, msg.AbortAck(self._envelope_to(peer), state.key, state.tainted))
 
-    def _is_taken_up(self, slot: int, epoch: int, d: int, peer: int) -> bool:
+    def _is_taken_up(self, slot: int, epoch: int, there: list[int]) -> bool:
         """Whether the bootstrap knows the destination to which a client has bound its slot: else a message that answers
         ours would find it unknown there (R79). It kicks when it does.
         """
         if self._slots.get(slot, Slot.JOINED_BY) != JoinedBy.CLIENT:
             return True
-        remote_slot, remote_epoch = (
-            self._dsts.get(slot, d, field) for field in (Destination.REMOTE_SLOT, Destination.REMOTE_EPOCH)
-        )
-        if self._control.peers.tombstone(peer, remote_slot) >= remote_epoch:
+        peer, remote_slot = there[Destination.PEER] - 1, there[Destination.REMOTE_SLOT]
+        if self._control.peers.tombstone(peer, remote_slot) >= there[Destination.REMOTE_EPOCH]:
             return True
         self._ctx.to("bootstrap").send(Kick.OPEN, slot, epoch)
         return False
@@ -323,7 +302,7 @@ class Publisher(Poller):
         rooms = self._rooms.get(node)
         if rooms is None:
             self._rooms = {
-                other: held for other, held in self._rooms.items() if len(held) or self._peer_is(*other)
+                other: held for other, held in self._rooms.items() if len(held) or self._control.peers.is_it(*other)
             }
             self._rests = {other: until for other, until in self._rests.items() if until > self._now_ns}
             rooms = self._rooms[node] = ToldRooms()
@@ -352,7 +331,9 @@ class Publisher(Poller):
             phase = self._read_progress(at.slot)
             if at.destination >= len(self._sent[at.slot]):
                 continue  # it was released since, and its slot is open again
-            state = self._state(at.slot, at.destination, phase, self._sent[at.slot][at.destination])
+            sent = self._sent[at.slot][at.destination]
+            checksum = self._checksum(at.slot, at.destination, sent)
+            state = room_state(self._ctx, at.slot, at.destination, phase, sent, checksum)
             if self._ctx.is_current(at.slot, at.epoch):  # still: what was read is its own (R16)
                 rooms.tell(at, state)
                 states.append(state)
@@ -367,13 +348,10 @@ class Publisher(Poller):
     def _go_on_with(self, node: tuple[int, int]) -> None:
         """Send one piece of a snapshot; the next one is another peer's turn."""
         snapshot, rooms, (peer, incarnation) = self._snapshots.pop(node), self._rooms.get(node, ToldRooms()), node
-        if not self._peer_is(peer, incarnation):
+        if not self._control.peers.is_it(peer, incarnation):
             return
         first, (end, which) = snapshot.next_slot, rooms.piece(snapshot.next_slot, PIECE_ROOMS)
-        record = self._control.peers.record(peer)
-        states = self._tell_again(rooms, which)
-        message = msg.Snapshot(self._ctx.envelope(incarnation), first, end, states)
-        self._out.append(Send(record.poller_addr, message, record.key))
+        self._say(peer, msg.Snapshot(self._ctx.envelope(incarnation), first, end, self._tell_again(rooms, which)))
         if end < END_OF_SLOTS:
             snapshot.next_slot = end
             self._snapshots[node] = snapshot
@@ -397,7 +375,7 @@ class Publisher(Poller):
             return
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
             peer = self._dsts.get(slot, d, Destination.PEER) - 1
-            if self._peer_is(peer, self._dsts.get(slot, d, Destination.INCARNATION)) and not (
+            if self._control.peers.is_it(peer, self._dsts.get(slot, d, Destination.INCARNATION)) and not (
                 self._dsts.get(slot, d, Destination.CLOSED)
             ):
                 return
@@ -411,7 +389,8 @@ class Publisher(Poller):
         self._checksums.pop(slot, None)
         for d in self._told.pop(slot, ()):
             self._is_told_no_more(slot, epoch, d)
-        self._acks_due.difference_update([(slot, epoch, d) for d in range(self._dsts.num_destinations)])
+        if self._acks_due:
+            self._acks_due.difference_update([(slot, epoch, d) for d in range(self._dsts.num_destinations)])
         for key in self._keys.pop(slot, ()):
             others = [held for held in self._by_key.pop(key, ()) if held[:2] != (slot, epoch)]
             if others:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Slot
-from embridge.allocator.rings import Kick
+from embridge.allocator.plain_enums import Kick, Metric, Slot
 from embridge.allocator.slot_changes import WordChanges, leased_pages
 from embridge.allocator.status import split
 from embridge.workers import messages as msg

@@ -17,10 +17,9 @@ import logging
 from collections import Counter
 
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Peer, Slot
-from embridge.allocator.rings import Kick, Record
-from embridge.allocator.status import TERMINAL, Phase, split
+from embridge.allocator.plain_enums import Kick, Metric, Peer, Phase, Slot
+from embridge.allocator.rings import Record
+from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
 from embridge.workers.poller.base import Poller
 from embridge.workers.poller.grant_watch import GrantWatch
@@ -30,7 +29,7 @@ from embridge.workers.poller.reports import note_item, what_is_wrong, why_late
 from embridge.workers.poller.resending import sent_again_ns
 from embridge.workers.poller.room_lists import HeardNodes, HeardRooms
 from embridge.workers.poller.verifier import Verifier
-from embridge.workers.role import Inbox, Out, RoleContext, Send
+from embridge.workers.role import Inbox, Out, RoleContext
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -151,8 +150,7 @@ class StatusReceiver(Poller):
         if self._verifier is not None:
             self._verifier.look(self._now_ns)
         if heard.digest != (beat.num_rooms, beat.digest):
-            record = self._control.peers.record(peer)
-            self._out.append(Send(record.poller_addr, msg.Resync(self._ctx.envelope(record.incarnation)), record.key))
+            self._say(peer, msg.Resync(self._envelope_to(peer)))
 
     def _grant_unheard(self, peer: int) -> None:
         """Send the first grants again that waited for their encoders in a bootstrap that was restarted."""
@@ -182,7 +180,7 @@ class StatusReceiver(Poller):
         slot = key.slot
         if not self._control.is_open(slot, key.epoch) or self._slots.get(slot, Slot.PEER) != peer + 1:
             return False
-        if split(self._ctx.status.load(slot)).phase >= TERMINAL:
+        if self._ctx.status.phase(slot) >= TERMINAL:
             return False
         if self._slots.tell(slot, key.epoch):  # else its client was faster
             self._ctx.to("bootstrap").send(Kick.OPEN, slot, key.epoch)
@@ -191,18 +189,19 @@ class StatusReceiver(Poller):
     def _take_report(self, room: msg.RoomState, peer: int) -> None:
         slot, epoch = room.key.slot, room.key.epoch
         slots = self._slots
-        word = split(self._ctx.status.load(slot))
-        if word.phase == Phase.Success or self._closed.get(slot) == epoch:  # again: of a second sender, say (R79)
+        phase = self._ctx.status.phase(slot)
+        if phase == Phase.Success or self._closed.get(slot) == epoch:  # again: of a second sender, say (R79)
             self._send_close(room.key, peer)
             return
-        if word.phase == Phase.Failed:
+        if phase == Phase.Failed:
             return  # the abort, sent until it is acknowledged, ends it
         slots.set(slot, Slot.HEARD_EPOCH, epoch)
         self._unheard.pop(slot, None)
         slots.raise_to(slot, Slot.TAINTED, room.tainted)  # before the word (R6)
         slots.raise_to(slot, Slot.KNOWN_BLOCKS, room.known_blocks)
         more_ready = slots.raise_to(slot, Slot.PEER_READY, room.ready_tokens)
-        note_item(self._ctx, room)
+        if room.item is not None:
+            note_item(self._ctx, room)
         new_total = self._set_total(slot, epoch, room.total_tokens)
         if more_ready:
             slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
@@ -243,7 +242,7 @@ class StatusReceiver(Poller):
             self._raise(slot, epoch, Phase.WaitingForInput, word.sent)
         if room.phase == Phase.Success and room.resumed and word.phase < Phase.Transferring:
             self._raise(slot, epoch, Phase.Transferring, word.sent)
-        phase = max(room.phase, split(self._ctx.status.load(slot)).phase)
+        phase = max(room.phase, self._ctx.status.phase(slot))
         if phase == Phase.Success:
             self._claims.end(slot, epoch)  # its blocks may be anybody's once its scheduler knows (R81)
         self._raise(slot, epoch, phase, max(room.sent_tokens, word.sent))
@@ -255,14 +254,12 @@ class StatusReceiver(Poller):
 
         The encode side succeeds only when it has been told.
         """
-        before = split(self._ctx.status.load(slot)).sent
+        before = self._ctx.status.sent(slot)
         self._checked_slots[slot] = epoch
         self._advance(slot, epoch, room)
         peer = self._slots.get(slot, Slot.PEER) - 1
         if room.sent_tokens > before and self._control.peers.is_alive(peer):
-            record = self._control.peers.record(peer)
-            message = msg.Checked(self._ctx.envelope(record.incarnation), [self._checked(slot, epoch)])
-            self._out.append(Send(record.poller_addr, message, record.key))
+            self._say(peer, msg.Checked(self._envelope_to(peer), [self._checked(slot, epoch)]))
 
     def _corrupt(self, slot: int, epoch: int, reason: str) -> None:
         self._ctx.count(Metric.CORRUPT)
@@ -277,12 +274,12 @@ class StatusReceiver(Poller):
             self._timers.add(self._now_ns + int(self._ctx.timing.resend_s * NS), slot, epoch)
             if self._slots.get(slot, Slot.HEARD_EPOCH) != epoch:
                 self._unheard[slot] = epoch
-            if self._verifier is not None and split(self._ctx.status.load(slot)).sent:
+            if self._verifier is not None and self._ctx.status.sent(slot):
                 self._checked_slots[slot] = epoch
         self._count_for_its_peer(slot)
         word = split(self._ctx.status.load(slot))
         if word.epoch == epoch and (word.phase >= TERMINAL or self._failed(slot, epoch)):  # else it was released
-            if split(self._ctx.status.load(slot)).phase == Phase.Success:
+            if self._ctx.status.phase(slot) == Phase.Success:
                 self._note_success(slot, epoch)
             self._end(slot, epoch)
 
@@ -321,7 +318,7 @@ class StatusReceiver(Poller):
         if not code:
             return False
         self._fail(slot, epoch, code, reason, is_told=is_lost)
-        if split(self._ctx.status.load(slot)).phase < TERMINAL:
+        if self._ctx.status.phase(slot) < TERMINAL:
             self._ask_to_abort(slot, epoch)
             return False
         self._resends[slot] = 0
@@ -342,7 +339,7 @@ class StatusReceiver(Poller):
         lane_dead = self._ctx.is_lane_dead(slot)
         cleared = lane_dead or self._slots.get(slot, Slot.CLEARED_EPOCH) == epoch
         cells = self._control.blocks.cells
-        if split(self._ctx.status.load(slot)).phase == Phase.Success:
+        if self._ctx.status.phase(slot) == Phase.Success:
             if lane_dead and cells.reclaim(slot, epoch, self._is_tainted(slot)):
                 self._control.ring_block_waiters()
             self._close(slot, epoch, peer)
@@ -395,7 +392,7 @@ class StatusReceiver(Poller):
 
     def _acked(self, slot: int, epoch: int, tainted: int) -> None:
         self._slots.raise_to(slot, Slot.TAINTED, tainted)
-        if split(self._ctx.status.load(slot)).phase == Phase.Failed:
+        if self._ctx.status.phase(slot) == Phase.Failed:
             self._slots.set(slot, Slot.ACKED_EPOCH, epoch)
 
     def _key(self, slot: int, epoch: int) -> msg.RequestKey:
@@ -408,18 +405,18 @@ class StatusReceiver(Poller):
             self._send_close(self._key(slot, epoch), peer)
 
     def _send_close(self, key: msg.RequestKey, peer: int) -> None:
-        record = self._control.peers.record(peer)
         if self._control.peers.is_alive(peer):
-            close = msg.Close(self._ctx.envelope(record.incarnation), key)
-            self._out.append(Send(record.poller_addr, close, record.key))
+            self._say(peer, msg.Close(self._envelope_to(peer), key))
 
     def _count_for_its_peer(self, slot: int, *, is_over: bool = False) -> None:
         """A lent result needs nothing of its peer."""
         peer = -1 if is_over or self._slots.is_lent(slot) else self._slots.get(slot, Slot.PEER) - 1
         before = self._peer_of.get(slot, -1)
         if peer != before:
-            self._num_with.subtract([before] if before >= 0 else [])
-            self._num_with.update([peer] if peer >= 0 else [])
+            if before >= 0:
+                self._num_with[before] -= 1
+            if peer >= 0:
+                self._num_with[peer] += 1
             self._peer_of[slot] = peer
 
     def _num_rooms(self, peer: int) -> int:
@@ -437,7 +434,7 @@ class StatusReceiver(Poller):
 
     def _checked(self, slot: int, epoch: int) -> msg.CheckedRows:
         """Where nodes verify, the word says that rows are there when they have been checked."""
-        return msg.CheckedRows(self._key(slot, epoch), split(self._ctx.status.load(slot)).sent)
+        return msg.CheckedRows(self._key(slot, epoch), self._ctx.status.sent(slot))
 
     def _forget(self, slot: int) -> None:
         self._live.pop(slot, None)

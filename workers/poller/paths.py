@@ -7,7 +7,7 @@ from collections.abc import Callable
 from embridge.allocator.control import Control
 from embridge.allocator.ends import Path
 from embridge.allocator.geometry import Role
-from embridge.allocator.records import Destination, Slot, WrittenBy
+from embridge.allocator.plain_enums import Destination, Slot, WrittenBy
 from embridge.workers.engine_kind import EngineKind
 
 EngineOf = Callable[[int], EngineKind | None]

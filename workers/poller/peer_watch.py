@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from embridge.allocator.metrics import Metric
 from embridge.allocator.peertable import PeerTable
-from embridge.allocator.records import Peer
-from embridge.allocator.rings import Kick
+from embridge.allocator.plain_enums import Kick, Metric, Peer
 from embridge.workers import messages as msg
 from embridge.workers.role import Disconnect, Out, RoleContext, Send
 from embridge.workers.timing import NS
@@ -53,6 +51,7 @@ class PeerWatch:
         self._beats = beats
         self._beaten_ns: dict[int, int] = {}
         self._by_identity: dict[tuple[int, int], tuple[int, str]] = {}  # -> (peer, its key)
+        self._heartbeat_ns = int(ctx.timing.heartbeat_s * NS)
         self._stepped_ns = 0
         self._next_ns = 0
 
@@ -64,7 +63,7 @@ class PeerWatch:
         """
         identity = (envelope.node_id, envelope.incarnation)
         peer, peers_key = self._by_identity.get(identity, (None, ""))
-        if peer is None or not self._matches(peer, identity):
+        if peer is None or not self._peers.is_here(peer, identity):
             peer = self._peers.find(*identity)
             if peer is not None:
                 peers_key = self._peers.key(peer)
@@ -79,10 +78,6 @@ class PeerWatch:
             return None
         self._peers.put(peer, Peer.HEARD_NS, now_ns)
         return peer
-
-    def _matches(self, peer: int, identity: tuple[int, int]) -> bool:
-        at = (self._peers.get(peer, Peer.NODE_ID), self._peers.get(peer, Peer.INCARNATION))
-        return self._peers.is_alive(peer) and at == identity
 
     def step(self, now_ns: int, refused: list[str], out: list[Out]) -> bool:
         """Send what is due and declare the dead. True if somebody died."""
@@ -115,7 +110,7 @@ class PeerWatch:
 
     def hurry(self, now_ns: int) -> None:
         """There is a request in flight: do not sleep through the short heartbeat."""
-        self._next_ns = min(self._next_ns, now_ns + int(self._ctx.timing.heartbeat_s * NS))
+        self._next_ns = min(self._next_ns, now_ns + self._heartbeat_ns)
 
     def _longest_sleep_ns(self) -> int:
         return int(self._ctx.timing.idle_heartbeat_s * NS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embridge.allocator.geometry import SLOTS_PER_PAGE
-from embridge.allocator.records import Lane, LaneState
+from embridge.allocator.plain_enums import Lane, LaneState
 from embridge.allocator.status import split
 from embridge.workers.role import RoleContext
 

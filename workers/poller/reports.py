@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from embridge.allocator.fetches import ItemShape
-from embridge.allocator.records import Slot
+from embridge.allocator.plain_enums import Phase, Slot
 from embridge.allocator.request_tables import SlotTable
-from embridge.allocator.status import Phase, split
+from embridge.allocator.status import split
 from embridge.workers import messages as msg
 from embridge.workers.role import RoleContext
 

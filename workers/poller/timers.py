@@ -26,6 +26,10 @@ class Timers:
             heapq.heapify(self._heap)
             self._compact_at = max(COMPACT_ABOVE, 2 * len(self._heap))
 
+    def has_due(self, now_ns: int) -> bool:
+        """Whether a time has come."""
+        return bool(self._heap) and self._heap[0][0] <= now_ns
+
     def due(self, now_ns: int) -> Iterator[tuple[int, int]]:
         """Take (slot, epoch) whose time has come and that still matter."""
         while self._heap and self._heap[0][0] <= now_ns:

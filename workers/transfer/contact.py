@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embridge.allocator.peertable import PeerRecord
-from embridge.allocator.records import Destination, Peer, Slot
+from embridge.allocator.plain_enums import Destination, Peer, Slot
 from embridge.allocator.sessions import LiveSession
 from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS

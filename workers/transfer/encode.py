@@ -32,9 +32,7 @@ from collections.abc import Iterable
 
 from embridge.allocator.checksums import RowSum, RowSums
 from embridge.allocator.errors import FailureCode, SegmentError
-from embridge.allocator.metrics import Metric
-from embridge.allocator.records import Destination, Peer, Slot, WrittenBy
-from embridge.allocator.rings import Kick
+from embridge.allocator.plain_enums import Destination, Kick, Metric, Peer, Slot, WrittenBy
 from embridge.allocator.slot_changes import SlotChanges
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers.role import Inbox, Out, Renew, RoleContext

@@ -7,8 +7,8 @@ poller itself. It does so where nothing but these rows was waited for; in all ot
 
 from __future__ import annotations
 
-from embridge.allocator.records import Destination, Slot
-from embridge.allocator.status import TERMINAL, Phase, split
+from embridge.allocator.plain_enums import Destination, Phase, Slot
+from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
 from embridge.workers.reports import room_state
 from embridge.workers.role import Disconnect, Out, RoleContext, Send

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from embridge.allocator.checksums import RowSum
-from embridge.allocator.records import Destination, Peer, Slot
+from embridge.allocator.plain_enums import Destination, Peer, Slot
 from embridge.workers.role import RoleContext
 from embridge.workers.transfer.engines.base import TransferEngine
 

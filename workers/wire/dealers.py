@@ -34,6 +34,7 @@ HANDSHAKE_MS = 5000  # a connection whose handshake takes longer ends
 _MONITOR_EVENT = struct.Struct("=hi")
 KEEPALIVE_S = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10, zmq.TCP_KEEPALIVE_CNT: 3}
 LOOK_AT_LIST_NS = NS
+NOBLOCK = int(zmq.NOBLOCK)  # a plain number: a flag is one of Python's own classes, and is asked for with each message
 
 # By libzmq's event of a failed handshake: the reason, as far as it is known, and whether the failure is final.
 FAILED_HANDSHAKES: dict[int, tuple[str, bool]] = {
@@ -105,6 +106,8 @@ class Dealer:
     ) -> None:
         self.key = key
         self.socket = context.socket(zmq.DEALER)
+        self.send = super(zmq.Socket, self.socket).send
+        """Its send without the options that no message of ours has."""
         set_limits(self.socket)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 10 * RECONNECT_MS)
@@ -156,12 +159,14 @@ class Dealers:
         self._limit = LogLimit()
         self._made, self._dropped, self._denied = made, dropped, denied
         self.by_address: dict[str, Dealer] = {}
+        self.ends: set[object] = set()
+        """The sockets of all dealers, and their monitors."""
 
     def send(self, item: Send) -> None:
         """Hand a message to the socket of its address; never waits. Raises ZMQError if there is no room for it."""
         dealer = self._dealer_to(item.address, item.key, item.asked)
         if dealer is not None:
-            dealer.socket.send(msg.encode(item.message), zmq.NOBLOCK)
+            dealer.send(msg.encode(item.message), NOBLOCK)
 
     def look(self, address: str, events: set[int]) -> None:
         """Take what a dealer's monitor has told, and see whether its node may be spoken to still."""
@@ -193,6 +198,7 @@ class Dealers:
             self._deny(address, why, True)
             return None
         dealer = self.by_address[address] = Dealer(self._context, address, self._keys, expected, self._ctx)
+        self.ends |= {dealer.socket, dealer.monitor}
         self._made(dealer)
         return dealer
 
@@ -216,6 +222,7 @@ class Dealers:
         dealer = self.by_address.pop(address, None)
         if dealer is not None:
             self._dropped(dealer)
+            self.ends -= {dealer.socket, dealer.monitor}
             dealer.close()
 
     def close(self) -> None:

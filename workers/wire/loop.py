@@ -11,22 +11,21 @@ key with which it registered. Messages under a key that was taken off the list a
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 
 import zmq
 
 from embridge.allocator.errors import ProtocolError
-from embridge.allocator.metrics import Metric
+from embridge.allocator.plain_enums import Metric
 from embridge.workers import messages as msg
 from embridge.workers.keys import KEY_LENGTH
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.process_spec import ProcessSpec, begin
-from embridge.workers.role import Arrival, Denied, Disconnect, Inbox, Out, Reply, RoleContext, Send, Step
+from embridge.workers.role import Arrival, Denied, Inbox, Out, Reply, RoleContext, Send, Step
 from embridge.workers.timing import NS
 from embridge.workers.wire.dealers import Dealer, Dealers, Keyring, set_limits
 from embridge.workers.wire.port import TURN_AWAY_EVERY_S, Port
@@ -34,6 +33,8 @@ from embridge.workers.wire.reader import Reader
 from embridge.workers.wire.zap import Gatekeeper
 
 log = logging.getLogger(__name__)
+
+NOTHING: tuple[list[Arrival], list[str], Sequence[Denied]] = ([], [], ())  # has come
 
 
 class Wire:
@@ -43,7 +44,8 @@ class Wire:
         assert spec.listen is not None
         self._ctx = ctx
         self._limit = LogLimit()
-        self._denied: dict[str, Denied] = {}  # of these the role is told with the next inbox
+        self.denied: dict[str, Denied] = {}
+        """Those of which the role is told with the next inbox."""
         self._keys = Keyring(spec.keys, spec.allow_file) if spec.keys and spec.allow_file else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
@@ -67,9 +69,10 @@ class Wire:
         )
         self._poller.register(self._router, zmq.POLLIN)
 
-    def has_news(self) -> bool:
-        """Whether the next inbox has something for the role though no socket is readable."""
-        return bool(self._denied)
+    @property
+    def must_look(self) -> bool:
+        """Whether the next inbox may have something for the role though no socket is readable."""
+        return self._keys is not None or bool(self.denied)
 
     def watch(self, fd: int) -> None:
         self._poller.register(fd, zmq.POLLIN)
@@ -77,23 +80,29 @@ class Wire:
     def wait(self, timeout_s: float) -> set[object]:
         """The sockets and descriptors that are readable after at most that time, rounded up to a millisecond."""
         now_ns = time.monotonic_ns()
-        for reader in list(self._resting):
-            if reader.rests_until_ns <= now_ns:
-                self._resting.remove(reader)
-                self._poller.register(reader.socket, zmq.POLLIN)
-            else:
-                timeout_s = min(timeout_s, (reader.rests_until_ns - now_ns) / NS)
+        if self._resting:
+            timeout_s = self._end_rests(now_ns, timeout_s)
         if self._port.look(now_ns):
             self._say_of_descriptors(now_ns)
         if self._port.is_short:
             self._port.turn_away()
             timeout_s = min(timeout_s, TURN_AWAY_EVERY_S)
         try:
-            return {source for source, _ in self._poller.poll(max(0, round(timeout_s * 1000 + 0.5)))}
+            return set(dict(self._poller.poll(max(0, round(timeout_s * 1000 + 0.5)))))
         except zmq.ZMQError as error:
             if error.errno == errno.EINTR:
                 return set()
             raise
+
+    def _end_rests(self, now_ns: int, timeout_s: float) -> float:
+        """Look again at sockets whose rest is over. Returns the time, or what is left of the next rest."""
+        for reader in list(self._resting):
+            if reader.rests_until_ns <= now_ns:
+                self._resting.remove(reader)
+                self._poller.register(reader.socket, zmq.POLLIN)
+            else:
+                timeout_s = min(timeout_s, (reader.rests_until_ns - now_ns) / NS)
+        return timeout_s
 
     def _say_of_descriptors(self, now_ns: int) -> None:
         """Log that few descriptors are left, or that there are enough again."""
@@ -105,7 +114,7 @@ class Wire:
         )
         self._limit.log(log, logging.WARNING, "port", now_ns, "port %s: %s", port.address, news)
 
-    def receive(self, readable: Container[object]) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
+    def receive(self, readable: Collection[object]) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
         """The messages that came, the addresses where nobody listens, and those where the handshake fails.
 
         `readable` is what `wait` has returned: looking at the other sockets costs more than most steps of a role.
@@ -116,7 +125,16 @@ class Wire:
         arrivals: list[Arrival] = []
         if self._router in readable:
             self._receive_connected(arrivals)
-        refused = []
+        refused: list[str] = []
+        if self._keys is not None or not self._dealers.ends.isdisjoint(readable):
+            self._look_at_dealers(readable, arrivals, refused)
+        self._ctx.count(Metric.MESSAGES_IN, len(arrivals))
+        if not self.denied:
+            return arrivals, refused, ()
+        denied, self.denied = self.denied, {}
+        return arrivals, refused, list(denied.values())
+
+    def _look_at_dealers(self, readable: Container[object], arrivals: list[Arrival], refused: list[str]) -> None:
         for address, dealer in list(self._dealers.by_address.items()):
             if dealer.socket in readable:
                 self._receive_answers(address, dealer, arrivals)
@@ -124,9 +142,6 @@ class Wire:
             if zmq.EVENT_CLOSED in events:
                 refused.append(address)
             self._dealers.look(address, events)
-        denied, self._denied = self._denied, {}
-        self._ctx.count(Metric.MESSAGES_IN, len(arrivals))
-        return arrivals, refused, list(denied.values())
 
     def _receive_connected(self, arrivals: list[Arrival]) -> None:
         for connection, body in self._messages(self._reader):
@@ -147,7 +162,7 @@ class Wire:
         A socket that is to rest after them is not looked at until `wait` finds that its rest is over.
         """
         yield from reader.messages()
-        if reader.rests_until_ns > time.monotonic_ns():
+        if reader.is_resting():
             self._poller.unregister(reader.socket)
             self._resting.append(reader)
 
@@ -179,13 +194,12 @@ class Wire:
         """Hand messages to the sockets; never waits. A message that does not fit is dropped; heartbeats repair that."""
         for item in out:
             try:
-                match item:
-                    case Send():
-                        self._dealers.send(item)
-                    case Reply(connection, message):
-                        self._router.send_multipart([connection, msg.encode(message)], zmq.NOBLOCK)
-                    case Disconnect(address):
-                        self._dealers.drop(address)
+                if isinstance(item, Send):
+                    self._dealers.send(item)
+                elif isinstance(item, Reply):
+                    self._router.send_multipart([item.connection, msg.encode(item.message)], zmq.NOBLOCK)
+                else:
+                    self._dealers.drop(item.address)
             except zmq.ZMQError as error:
                 where = item.address if not isinstance(item, Reply) else item.connection
                 self._limit.log(log, logging.WARNING, where, time.monotonic_ns(), "message not sent: %s", str(error))
@@ -203,7 +217,7 @@ class Wire:
         self._poller.unregister(dealer.monitor)
 
     def _note_denied(self, denied: Denied) -> None:
-        self._denied[denied.address] = denied
+        self.denied[denied.address] = denied
 
     def close(self) -> None:
         self._dealers.close()
@@ -235,25 +249,31 @@ def run_on_wire(spec: ProcessSpec, ctx: RoleContext, role: Step) -> None:
     wire.watch(spec.death.fd)
     begin(spec, control)
     readable: set[object] = set()
+    death_fd, beat, clock = spec.death.fd, control.processes.own_beat(ctx.index), time.monotonic_ns
     try:
-        while not spec.stop and spec.death.fd not in readable:
+        while not spec.stop and death_fd not in readable:
             seen = bell.sequence()
-            now = time.monotonic_ns()
-            control.processes.beat(ctx.index, now)
-            arrivals, refused, denied = wire.receive(readable)
+            now = clock()
+            beat(now)
+            arrivals, refused, denied = wire.receive(readable) if readable or wire.must_look else NOTHING
             records = inbox.take()
-            wire.send(role.step(now, Inbox(records, arrivals, refused, denied)))
+            if out := role.step(now, Inbox(records, arrivals, refused, denied)):
+                wire.send(out)
             ctx.flush()
-            inbox.done()
-            ctx.count(Metric.RECORDS, len(records))
-            now = time.monotonic_ns()
+            if records:
+                inbox.done()
+                ctx.count(Metric.RECORDS, len(records))
+            now = clock()
             wait_s = ctx.nap_s(min(spec.timing.beat_s, max(0.0, (role.next_step_ns(now) - now) / NS)))
-            if wire.has_news() or (wait_s > 0 and (inbox.pending() or not bell.arm(seen))):
+            if wire.denied or (wait_s > 0 and (inbox.pending() or not bell.arm(seen))):
                 wait_s = 0.0
             readable = wire.wait(wait_s)
             bell.disarm()
             if event_fd in readable:
-                with contextlib.suppress(BlockingIOError):
+                readable.discard(event_fd)
+                try:
                     os.eventfd_read(event_fd)
+                except BlockingIOError:
+                    continue
     finally:
         wire.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import zmq
 
-from embridge.allocator.metrics import Metric
+from embridge.allocator.plain_enums import Metric
 from embridge.workers.role import RoleContext
 from embridge.workers.timing import NS
 
@@ -18,6 +18,7 @@ MESSAGES_AT_ONCE = 512
 FRAMES_AT_ONCE = 64  # of one message; a message of a node has one, or two with the name of its connection
 REFUSED_A_SECOND = 2000
 REFUSED_AT_ONCE = 16
+NOBLOCK, POLLIN = int(zmq.NOBLOCK), int(zmq.POLLIN)
 COST_NS = NS // REFUSED_A_SECOND
 
 
@@ -42,15 +43,22 @@ class Reader:
 
     def messages(self) -> Iterator[list[zmq.Frame]]:
         """The messages that have come, each as its frames: `MESSAGES_AT_ONCE` at most, and none once a rest begins."""
-        for _ in range(MESSAGES_AT_ONCE):
+        for count in range(MESSAGES_AT_ONCE):
             try:
                 frames = self._take()
             except zmq.Again:
                 return
             if frames is not None:
                 yield frames
-            if self.rests_until_ns > time.monotonic_ns():
+            if self.is_resting():
                 return
+            # mostly one has come; to find the end of many by an exception costs less than to ask each time
+            if not count and not int(self.socket.get(zmq.EVENTS)) & POLLIN:
+                return
+
+    def is_resting(self) -> bool:
+        """Whether a rest has begun that is not over."""
+        return self.rests_until_ns != 0 and self.rests_until_ns > time.monotonic_ns()
 
     def refuse(self) -> None:
         """Count the last message as refused."""
@@ -71,7 +79,7 @@ class Reader:
         """
         frames = []
         for _ in range(FRAMES_AT_ONCE):
-            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            frame = self.socket.recv(NOBLOCK, copy=False)
             frames.append(frame)
             if not frame.more:
                 is_ours = len(frames) == self._num_frames and not self._is_dropping

@@ -11,7 +11,7 @@ import time
 
 import zmq
 
-from embridge.allocator.metrics import Metric
+from embridge.allocator.plain_enums import Metric
 from embridge.workers.log_limit import LogLimit
 from embridge.workers.process_spec import ProcessSpec
 from embridge.workers.role import Disconnect, Out, RoleContext, Send

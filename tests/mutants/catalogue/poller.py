@@ -56,8 +56,8 @@ POLLER: Final = [
         "closed-for-one-sender", "R79, R23, P8",
         "a sender is told of after its destination has closed another, and is not closed",
         "workers/poller/language.py",
-        "        if word.phase == Phase.Success or self._closed.get(slot) == epoch:",
-        "        if word.phase == Phase.Success:",
+        "        if phase == Phase.Success or self._closed.get(slot) == epoch:",
+        "        if phase == Phase.Success:",
         (f"{REPAIR}::test_whoever_tells_of_a_request_that_has_been_closed_is_told_again",),
     ),
     Mutant(
@@ -122,7 +122,7 @@ POLLER: Final = [
     Mutant(
         "encode-deadline-missing", "D1, P8", "the encode side lets a request wait for ever",
         "workers/poller/encode.py",
-        "if not code and self._now_ns >= self._slots.get(slot, Slot.DEADLINE_NS):",
+        "if not code and self._now_ns >= words[Slot.DEADLINE_NS]:",
         "if not code and self._now_ns < 0:",
         (f"{SILENCE}::test_every_deadline_begins_when_the_request_is_opened",),
     ),
@@ -179,8 +179,8 @@ POLLER: Final = [
     Mutant(
         "success-from-counters", "R20", "the language side reports Success when all of its own rows have landed",
         "workers/poller/language.py",
-        "        phase = max(room.phase, split(self._ctx.status.load(slot)).phase)\n",
-        "        phase = max(room.phase, split(self._ctx.status.load(slot)).phase)\n"
+        "        phase = max(room.phase, self._ctx.status.phase(slot))\n",
+        "        phase = max(room.phase, self._ctx.status.phase(slot))\n"
         "        phase = Phase.Success if room.sent_tokens == room.total_tokens else phase\n",
         (f"{PHASES}::test_the_language_side_takes_success_from_the_phase_alone",),
     ),

@@ -10,15 +10,15 @@ POLLER_PARTS: Final = [
         "nobody-looked-up-among-peers", "R16, D4",
         "who tells of a slot that is opened meanwhile looks up a peer that is none",
         "allocator/peertable.py",
-        "        return peer >= 0 and self.get(peer, Peer.STATE) == PeerState.REGISTERED\n",
-        "        return self.get(peer, Peer.STATE) == PeerState.REGISTERED\n",
+        "            peer >= 0\n            and get(peer, Peer.STATE)",
+        "            get(peer, Peer.STATE)",
         (f"{MARKS}::test_a_request_whose_slot_is_opened_while_it_is_told_of_has_no_destination_any_more",),
     ),
     Mutant(
         "tainted-before-sent", "R6", "a report reads `sent` after `tainted`, and so may be cleaner than its progress",
         "workers/reports.py",
         "        sent_tokens=sent,\n",
-        "        sent_tokens=max(sent, get(slot, d, Destination.SENT)),\n",
+        "        sent_tokens=max(sent, ctx.control.destinations.get(slot, 0, Destination.SENT)),\n",
         (f"{TAINTS}::test_a_report_is_no_cleaner_than_its_progress",),
     ),
     Mutant(

@@ -139,10 +139,33 @@ TABLES: Final = [
     ),
     Mutant(
         "released-slot-is-current", "R16", "a slot that was released still counts as its last request's",
-        "allocator/control.py",
-        "            and self.slots.get(slot, Slot.RELEASED_EPOCH) < epoch\n",
-        "",
+        "allocator/native/current.h",
+        " && look_at(&record[SLOT_RELEASED_EPOCH]) < epoch;",
+        ";",
         (f"{QUARANTINE}::test_a_block_that_nobodys_request_holds_is_reported_once",),
+    ),
+    Mutant(
+        "untold-slot-is-current", "R78", "a slot whose client alone has it is everybody's",
+        "allocator/native/current.h",
+        "told == TOLD_TOLD || (told == TOLD_UNTOLD && !slot_has_client(looks, slot));",
+        "told != TOLD_RELEASED;",
+        ("tests/allocator/test_slot_looks.py::test_each_look_says_what_the_words_say",),
+    ),
+    Mutant(
+        "texts-of-the-last-node", "R14, D15", "the addresses and the key of the node that had an entry before are kept",
+        "allocator/peertable.py",
+        "        if known is None or known[0] != raw:\n",
+        "        if known is None:\n",
+        ("tests/allocator/test_peertable.py::"
+         "test_an_entry_is_read_as_it_stands_also_by_whoever_has_read_another_there",),
+    ),
+    Mutant(
+        "kick-forgotten-by-its-flush", "P12", "a kick that found no room stays where it is, and its reader sleeps",
+        "allocator/rings.py",
+        "        self.is_due = bool(self._backlog)\n",
+        "        self.is_due = False\n",
+        ("tests/workers/test_full_rings.py::"
+         "test_a_flush_rings_for_what_has_gone_out_since_the_last_one_and_for_nothing_else",),
     ),
     Mutant(
         "the-dead-wait", "P3, P8",

@@ -8,9 +8,9 @@ from .files import ADDRESSES, BAD_ITEMS, FORMS, INHERITS, LOOKING, RUN_DIR, SEVE
 WORKERS: Final = [
     Mutant(
         "one-bug-ends-the-process", "D4", "an exception in one item ends the process, and so every request",
-        "workers/role.py",
-        "        except Exception as error:\n            log.exception(",
-        "        except KeyError as error:\n            log.exception(",
+        "workers/bootstrap/encode.py",
+        "            except Exception as error:\n                self._ctx.broke(\"message\", error)\n",
+        "            except KeyError as error:\n                self._ctx.broke(\"message\", error)\n",
         (f"{BAD_ITEMS}::test_an_exception_in_one_item_ends_that_request_and_not_the_process",),
     ),
     Mutant(
@@ -30,7 +30,7 @@ WORKERS: Final = [
     Mutant(
         "floods-are-read-at-once", "P16", "a flood of refused messages takes all of a process",
         "workers/wire/reader.py",
-        "            if self.rests_until_ns > time.monotonic_ns():\n                return\n",
+        "            if self.is_resting():\n                return\n",
         "",
         (f"{STRANGERS}::test_a_flood_of_what_is_refused_is_read_slowly_and_whoever_else_is_there_is_served",),
     ),

@@ -244,10 +244,10 @@ def test_a_request_that_fails_while_it_is_lent_shows_nothing() -> None:
             has_failed.append(node.control.status.advance(slot, receiver.epoch, Phase.Failed, 5, node.now_ns))
         return raise_to(slot, field, value)
 
-    slots.raise_to = fails_first  # type: ignore[method-assign]
+    slots.raise_to = fails_first
     node.control.status.advance(receiver.slot, receiver.epoch, Phase.Transferring, 5, node.now_ns)
     library.turn()
-    slots.raise_to = raise_to  # type: ignore[method-assign]
+    slots.raise_to = raise_to
     assert (has_failed, request.available_tokens) == ([True], 0)
     node.advance(1.0)
     node.abort_ack(receiver)

@@ -57,6 +57,22 @@ def test_an_old_grant_that_comes_late_or_twice_changes_nothing() -> None:
     assert sender.poll() < Phase.Success
 
 
+def test_a_grant_that_waits_is_not_looked_for_among_the_slots_of_other_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R80, P21: what it costs does not grow in Python with the slots in use, whichever room the count is of."""
+    node = EncodeAlone()
+    for room in range(2, 30):
+        node.sender(room, 8, rows=0)
+    control = node.actor("bootstrap").control
+    node.control.untold.add(1, 1)  # as where a room of the same hash is open
+    monkeypatch.setattr(control, "_slots_that", None)
+    node.init(1, [3])
+    assert not node.metric("bootstrap", "errors")
+    node.control.untold.add(1, -1)
+    sender = node.sender(1, 4)
+    node.settle()
+    assert sender.poll() == Phase.Success
+
+
 def test_no_number_in_a_heartbeat_grants_anything() -> None:
     """R1, D13: only blocks do."""
     node = EncodeAlone()

@@ -234,7 +234,7 @@ def test_what_a_poller_keeps_of_a_request_is_not_the_next_ones(pairs: Any) -> No
     poller._dsts.set(slot, 0, Destination.CLOSED, 0)
     poller._tell_all(slot, epoch, Phase.Success, poller._sent[slot])
     assert list(poller._by_key.values()) == [[(slot, epoch, 0)]]
-    del poller._ctx.is_current
+    poller._ctx.is_current = poller._control.is_current
     library_of(pair.encoder.client).requests.lease._free[0] = deque([slot])  # so that its slot is the next to be taken
     again = pair.encoder.client.sender(2, TOTAL)
     assert (again.slot, again.epoch) == (slot, epoch + 1)
@@ -327,9 +327,9 @@ def test_no_report_is_made_of_the_words_of_two_requests(pairs: Any) -> None:
     poller._live[old.slot] = old.epoch
     looks = iter([True])
     is_current = poller._ctx.is_current
-    poller._ctx.is_current = lambda *at: next(looks, False) or is_current(*at)  # type: ignore[method-assign]
+    poller._ctx.is_current = lambda *at: next(looks, False) or is_current(*at)
     assert poller._tell_again(ToldRooms(), [At(old.slot, old.epoch, 0)]) == []
-    del poller._ctx.is_current
+    poller._ctx.is_current = is_current
     poller._serve(new.slot, new.epoch)
     assert [room.key.room for room in poller._tell_again(ToldRooms(), [At(new.slot, new.epoch, 0)])] == [2]
 
@@ -342,6 +342,6 @@ def test_a_request_whose_slot_is_opened_while_it_is_told_of_has_no_destination_a
     assert isinstance(poller, Publisher)
     poller._out = []
     poller._tell(old.slot, old.epoch, 0, Phase.Success, 4)
-    poller._ctx.is_current = lambda *_: True  # type: ignore[method-assign]
+    poller._ctx.is_current = lambda *_: True
     assert poller._tell_again(ToldRooms(), [At(old.slot, old.epoch, 0)]) == []
     assert poller._out == []

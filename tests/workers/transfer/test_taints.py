@@ -79,13 +79,18 @@ def test_a_report_is_no_cleaner_than_its_progress() -> None:
     sender = node.sender(1, 8)
     node.init(1, [3, 4])
     publisher, order = node.actor("poller").role, []
-    get = publisher._dsts.get  # type: ignore[attr-defined]
+    table = publisher._dsts  # type: ignore[attr-defined]
+    get, get_all = table.get, table.get_all
 
     def reading(slot: int, d: int, field: Destination) -> int:
         order.append(field)
         return int(get(slot, d, field))
 
-    publisher._dsts.get = reading  # type: ignore[attr-defined]
+    def reading_all(slot: int, d: int) -> list[int]:
+        order.append(Destination.TAINTED)
+        return list(get_all(slot, d))
+
+    table.get, table.get_all = reading, reading_all
     publisher._serve(sender.slot, sender.epoch)  # type: ignore[attr-defined]
     assert Destination.SENT in order[: order.index(Destination.TAINTED)]
     assert Destination.SENT not in order[order.index(Destination.TAINTED) :]
