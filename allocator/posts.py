@@ -98,6 +98,11 @@ class PostTable:
         tag, first = self._place(room)
         return self._enter(first, _offer(tag, writer))
 
+    def has_offer(self, room: int) -> bool:
+        """Whether an encoder may have rows of this room, and no grant."""
+        tag, first = self._place(room)
+        return any(word >> _KEY_BITS == _OFFER | tag for word in self._posts.load_many(first, BUCKET_POSTS))
+
     def take_off_offer(self, room: int, writer: WriterId) -> None:
         tag, first = self._place(room)
         self._take_off(first, _offer(tag, writer))

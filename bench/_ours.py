@@ -38,8 +38,7 @@ class Embridge(Carrier):
         block_size = 128
         blocks_a_request = -(-job.tokens // block_size)
         token_bytes = embridge.Geometry(hidden_size=job.hidden, block_size=block_size, num_blocks=1).token_bytes
-        fits = self.pool_bytes // (token_bytes * block_size)
-        num_blocks = min(max(64, 2 * blocks_a_request * job.in_flight), max(fits, 2 * blocks_a_request))
+        num_blocks = self.num_blocks(blocks_a_request, self.pool_bytes // (token_bytes * block_size))
         geometry = embridge.Geometry(hidden_size=job.hidden, block_size=block_size, num_blocks=num_blocks)
         self.nodes = [
             self._stack.enter_context(
@@ -61,6 +60,10 @@ class Embridge(Carrier):
         for role in ("encode", "language"):
             wait_touched(root / role)
         self._numbers = self._total = 0
+
+    def num_blocks(self, blocks_a_request: int, fits: int) -> int:
+        """Of each pool: twice what is in flight, as far as that fits."""
+        return min(max(64, 2 * blocks_a_request * self.job.in_flight), max(fits, 2 * blocks_a_request))
 
     def pids(self) -> list[int]:
         return [child for node in self.nodes for child in (node.pid, *children(node.pid))]
@@ -133,6 +136,20 @@ class Embridge(Carrier):
 
     def close(self) -> None:
         self._stack.close()
+
+
+class EmbridgeInQuarter(Embridge):
+    name = "embridge, pools of a quarter of what is in flight"
+
+    def num_blocks(self, blocks_a_request: int, fits: int) -> int:
+        return max(blocks_a_request * self.job.in_flight // 4, 2)
+
+
+class EmbridgeInHalfOfOne(Embridge):
+    name = "embridge, pools of half of one request"
+
+    def num_blocks(self, blocks_a_request: int, fits: int) -> int:
+        return max(blocks_a_request // 2, 2)
 
 
 class EmbridgeMooncake(Embridge):

@@ -24,7 +24,7 @@ IS_OPEN, IS_NEAR, HAS_BLOCKS, IS_POSTED, IS_POSTED_LATE = range(1, 6)  # how far
 CAME_BITS: Final = 3
 EPOCH_SHIFT: Final = 36
 WORTH_A_RUN_BYTES: Final = 4 << 20  # copying less out costs little
-SOON_NS: Final = NS // 50  # a request that cannot go straight now may be able to by then
+WAITS_NS: Final = NS // 10  # for blocks, before its encode node is told that there are none
 FEW: Final = 8  # so small a part of the pool is granted to a request ahead of its rows, whatever is lent
 
 
@@ -108,24 +108,26 @@ class StraightRequests:
         return receiver
 
     def may_have(self, receiver: EmbeddingReceiver, num_blocks: int) -> bool:
-        """Whether a request may have all of so few blocks ahead of its rows, because they can be taken back (R34)."""
-        enough = free_for_withdrawable(num_blocks, self._num_blocks)
-        return (
-            0 < num_blocks * FEW <= self._num_blocks and receiver.is_untold and receiver.neighbour is not None
-            and self._attachment.control.blocks.cells.num_free(enough) >= enough
-        )
+        """Whether a request of which nobody is told may have all of so few blocks: it leaves others some, and they can
+        be taken back from it (R34); or its rows are there.
+        """
+        if not 0 < num_blocks * FEW <= self._num_blocks or receiver.neighbour is None or not receiver.is_untold:
+            return False
+        control, enough = self._attachment.control, free_for_withdrawable(num_blocks, self._num_blocks)
+        if control.posts.has_offer(receiver.room):
+            enough = num_blocks + 1
+        return control.blocks.cells.num_free(enough) >= enough
 
     def is_to_wait(self, request: EmbeddingRequest) -> bool:
-        """Whether a request waits a little for blocks, before its encode node is told of it: others that are on their
-        way will soon give theirs back.
+        """Whether a request waits for so few blocks while nobody is told of it, because others that are on their way
+        will soon give theirs back.
         """
         receiver, num_blocks = request.receiver, -(-self._default.now // self._bs)
-        if receiver is None or request.record.is_contacted:
+        if receiver is None or request.record.is_contacted or num_blocks * FEW > self._num_blocks:
             return False
-        return (
-            num_blocks * FEW <= self._num_blocks and receiver.neighbour is not None and receiver.is_untold
-            and self._attachment.clock() < receiver.opened_ns + SOON_NS and not self.may_have(receiver, num_blocks)
-        )
+        is_young = self._attachment.clock() < receiver.opened_ns + WAITS_NS
+        is_alone = receiver.neighbour is not None and receiver.is_untold
+        return is_young and is_alone and not self.may_have(receiver, num_blocks)
 
     def room_behind(self, receiver: EmbeddingReceiver, total: int, num_blocks: int) -> int:
         """How many blocks a request may need behind its first ones: then they stay one run, which is lent and not

@@ -79,7 +79,7 @@ class TransferQueue:
         self._num_arrived = 0
         self._finished: deque[EmbeddingRequest] = deque()
         self._failed: deque[EmbeddingRequest] = deque()
-        self._withdrawing = Withdrawing(library, self.memory, self._active, self._wanting.enter)
+        self._withdrawing = Withdrawing(library, self.memory, self.default, self._active, self._wanting.enter)
         self._driver = Driver(self._serve, self._end_at_once, self._withdrawing.late)
         self._straight = StraightRequests(library, self.default, self.memory, has_ranks=ranks is not None)
         library.add_turn(self._turn, self._abandon)
@@ -198,7 +198,7 @@ class TransferQueue:
                 keep.append(request)
                 waits |= record.has_rows_waiting or not cells.num_free(2)
         self._wanting.keep(keep)
-        if waits and self._withdrawing.make_room(keep):
+        if keep and self._withdrawing.make_room(keep):
             return self._grant_all()
         return waits
 

@@ -14,6 +14,7 @@ from typing import Final
 from embridge.pipeline.client.handle import TransferHandle
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.receiver import EmbeddingReceiver
+from embridge.pipeline.scheduler.default_grant import AdaptiveDefault
 from embridge.pipeline.scheduler.host_memory import HostMemory
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers.timing import NS
@@ -28,14 +29,17 @@ class Withdrawing:
         self,
         library: Library,
         memory: HostMemory,
+        default: AdaptiveDefault,
         active: Collection[EmbeddingRequest],
         want: Callable[[EmbeddingRequest], None],
     ) -> None:
         """`active` are the requests of the queue. `want` enters one among those that could use a block."""
         self._untold = library.requests.untold
-        self._blocks = library.attachment.control.blocks
+        control = library.attachment.control
+        self._blocks, self._posts = control.blocks, control.posts
         self._bs = library.attachment.geometry.block_size
         self._memory = memory
+        self._default = default
         self._active = active
         self._want = want
 
@@ -53,9 +57,13 @@ class Withdrawing:
         """
         wanted = 0
         for request in waiting:
-            receiver = request.receiver
-            if request.record.has_rows_waiting and receiver is not None:
+            receiver, record = request.receiver, request.record
+            if receiver is None:
+                continue
+            if record.has_rows_waiting:
                 wanted += -(-receiver.ready_tokens // self._bs) - receiver.granted_blocks
+            elif not record.is_contacted and self._posts.has_offer(request.room):
+                wanted += -(-self._default.now // self._bs) + 1  # the reserve is not for it
         before = self._blocks.cells.num_free(wanted)
         if before < wanted:
             self._untold.take_back(SOON_NS, self._take_back, lambda: self._blocks.cells.num_free(wanted) >= wanted)

@@ -89,6 +89,13 @@ CLIENT_RENDEZVOUS: Final = [
         (f"{WITHDRAWN}::test_grants_that_nobody_has_found_make_room_for_rows_that_wait",),
     ),
     Mutant(
+        "offered-rows-wait", "R34, P21", "rows of which nobody is told wait for blocks that nobody uses",
+        "pipeline/scheduler/withdrawing.py",
+        "            elif not record.is_contacted and self._posts.has_offer(request.room):\n",
+        "            elif False:\n",
+        (f"{FOUND_LATE}::test_rows_of_which_nobody_is_told_have_a_grant_taken_back_that_nobody_has_found",),
+    ),
+    Mutant(
         "told-with-its-grant", "R34, P21", "a node is told of late requests with all that they were granted",
         "pipeline/scheduler/withdrawing.py",
         "        return not may_keep and self._take_back(receiver)\n",
@@ -134,15 +141,15 @@ CLIENT_RENDEZVOUS: Final = [
         "told-for-want-of-a-block", "R78, P21",
         "an encode node is told of a request at once for which no block is free",
         "pipeline/scheduler/straight.py",
-        "            and self._attachment.clock() < receiver.opened_ns + SOON_NS and not",
-        "            and False and not",
+        "        is_young = self._attachment.clock() < receiver.opened_ns + WAITS_NS\n",
+        "        is_young = False\n",
         (f"{FOUND_LATE}::test_a_request_for_which_there_is_no_block_waits_a_little_for_others_to_end",),
     ),
     Mutant(
         "waits-for-blocks-untold", "R19, R78", "an encode node is told of a request without blocks when it is late",
         "pipeline/scheduler/straight.py",
-        "            and self._attachment.clock() < receiver.opened_ns + SOON_NS and not",
-        "            and not",
+        "        is_young = self._attachment.clock() < receiver.opened_ns + WAITS_NS\n",
+        "        is_young = True\n",
         (f"{FOUND_LATE}::test_a_request_for_which_no_block_comes_free_is_told_soon",),
     ),
     Mutant(

@@ -19,7 +19,7 @@ from embridge import Client
 from embridge.pipeline.client import untold
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.client.rendezvous import Rendezvous
-from embridge.pipeline.scheduler import straight
+from embridge.pipeline.scheduler import straight, withdrawing
 from embridge.workers.timing import NS
 
 pytestmark = pytest.mark.process
@@ -123,7 +123,8 @@ def test_a_request_for_which_there_is_no_block_waits_a_little_for_others_to_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """R78, P21: it is granted as any other when one of them has, and no process of either node has heard of it."""
-    monkeypatch.setattr(straight, "SOON_NS", 60 * NS)
+    monkeypatch.setattr(straight, "WAITS_NS", 60 * NS)
+    monkeypatch.setattr(withdrawing, "SOON_NS", 60 * NS)
     monkeypatch.setattr(untold, "LOOK_NS", NS // 20)
     others = _fill(encode, receiving, rooms)
     before, room = kicks(encode, language), next(rooms)
@@ -154,3 +155,19 @@ def test_a_request_for_which_no_block_comes_free_is_told_soon(
     for it in (room, *others):
         assert give(open_sender(sending, it, TOTAL))
         _arrives(receiving, it)
+
+
+def test_rows_of_which_nobody_is_told_have_a_grant_taken_back_that_nobody_has_found(
+    encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R34, P21: their encoder's offer says that they wait; the oldest grant goes."""
+    monkeypatch.setattr(straight, "WAITS_NS", 60 * NS)
+    others, room = _fill(encode, receiving, rooms), next(rooms)
+    receiving.add(encode.addr, room)
+    assert give(open_sender(sending, room, TOTAL))
+    _arrives(receiving, room)
+    withdrawn = [other for other in others if receiving.requests[other].record.is_withdrawn]
+    assert withdrawn == others[:1]
+    for other in others:
+        assert give(open_sender(sending, other, TOTAL))
+        _arrives(receiving, other)
