@@ -259,8 +259,10 @@ static int core_exec(PyObject *module)
         {"NON_TEMPORAL_BYTES", NON_TEMPORAL_BYTES},
         {"SHELF_WAYS", SHELF_WAYS},
         {"ITEM_WORDS", ITEM_WORDS},
+        {"SHELF_STATE_SHIFT", SHELF_LANE_BITS},
+        {"SHELF_GENERATION_SHIFT", SHELF_GENERATION_SHIFT},
     };
-    if (add_direct_constants(module) < 0 || add_end_constants(module) < 0)
+    if (add_direct_constants(module) < 0 || add_end_constants(module) < 0 || add_untold_constants(module) < 0)
         return -1;
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)

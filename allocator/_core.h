@@ -117,6 +117,10 @@ HIDDEN int add_end_constants(PyObject *module);
 
 HIDDEN int add_direct_constants(PyObject *module);
 
+// ---- untold requests (_core_untold_receiver.c)
+
+HIDDEN int add_untold_constants(PyObject *module);
+
 // ---- who looks on (_core_watch.c)
 
 // Have `callback` called from now on, or nobody where it is None; `before` is the handle's own. Returns None.

@@ -20,6 +20,8 @@ DOORBELL_BYTES: int  # 64
 MAX_EPOCH: int  # 2**28 - 1
 NON_TEMPORAL_BYTES: int  # moves of at least this size are written past the cache
 SHELF_WAYS: int  # as in `geometry`
+SHELF_STATE_SHIFT: int  # of an entry's head: lane, state, generation
+SHELF_GENERATION_SHIFT: int
 ITEM_WORDS: int  # as in `records`
 
 # a row of `ends`, as `native/ends.h` draws it
@@ -111,6 +113,27 @@ ATTACHED_LANE: int
 BIND_BOUND: int  # the slot is bound to a grant
 BIND_TOLD: int  # and its node is told of its request
 BIND_GONE: int  # and the language node has left its entry of the peer table, or is dead
+
+# what `UntoldOpener.open` returns
+OPENER_ASKED: int  # a bit: somebody may have asked for the room
+OPENER_EPOCH_SHIFT: int
+
+# what `UntoldSender.send` returns, beside what `GrantBinder.bind` does
+SENDER_FAILED: int  # a bit: the request has failed, and its destination was told nothing
+SENDER_END_SHIFT: int  # of the row up to which was written
+
+# what `UntoldReceiver.open` returns: how far it came, in the lowest bits; then how many blocks; then the epoch
+RECEIVER_CAME_BITS: int
+RECEIVER_EPOCH_SHIFT: int
+OPENED: int  # the slot is open, and the encode node is gone
+OPENED_NEAR: int  # there were no blocks
+OPENED_WITH_BLOCKS: int  # they are granted, and the grant is not posted, as `GrantPoster.post` has it
+OPENED_AND_POSTED: int
+OPENED_AND_POSTED_LATE: int  # an encoder waits already
+
+# what `UntoldReceiver.renew` returns, beside an epoch
+RENEWED_NOT: int
+RENEWED_BUT_TOLD: int
 
 class Mapping:
     """A MAP_SHARED mapping of `size` bytes of descriptor `fd` from `offset` on (whole pages), aligned to `alignment`
@@ -604,7 +627,8 @@ class UntoldOpener:
     def open(self, slot: int, room: int, opened_ns: int, deadline_ns: int, aux: Buffer, /) -> int:
         """Write a slot's record, and open its next epoch, of which no process of the node is told. `aux`: int32.
 
-        Returns twice the epoch, and 1 more where somebody may have asked for the room (R80); 0: its epochs are used up.
+        Returns the epoch from bit `OPENER_EPOCH_SHIFT` on, and `OPENER_ASKED` where somebody may have asked for the
+        room (R80); 0: its epochs are used up.
         """
 
 class UntoldSender:
@@ -625,10 +649,10 @@ class UntoldSender:
         """Bind an open request that has no destination yet to the grant of its room, and write rows [first, end) as far
         as they are granted; `at` are the addresses of the first row of each column. Whom it concerns there is rung.
 
-        Returns 0 where there is no grant; else what `GrantBinder.bind` does, plus 16 times the row up to which was
-        written, plus 8 where the request has failed, so that its destination was told nothing. Nothing is written where
-        the language node is gone. If it `may_leave`, and all rows are there, it leaves as `leave` does, and returns
-        what that does unless it is None. Raises as `DirectWriter.write`.
+        Returns 0 where there is no grant; else what `GrantBinder.bind` does, with the row up to which was written from
+        bit `SENDER_END_SHIFT` on, and `SENDER_FAILED` where the request has failed. Nothing is written where the
+        language node is gone. If it `may_leave`, and all rows are there, it leaves as `leave` does, and returns what
+        that does unless it is None. Raises as `DirectWriter.write`.
         """
     def leave(self, room: int, slot: int, epoch: int, /) -> tuple[int, tuple[int, int, int, int, int]] | None:
         """Release the slot of a request that has succeeded, whose destination has ended, and of which no process of
@@ -677,8 +701,8 @@ class UntoldReceiver:
         as `out` (uint32) has room for, and grant them for `rows` rows at most. Nothing happens unless the node takes
         requests, nobody waits for blocks or slots, and `enough` blocks are free.
 
-        Returns 0 where nothing has happened; else the epoch from bit 36 on, how many blocks from bit 3 on, and how far
-        it came: 1 it is open, and the encode node is gone; 2 there were no blocks; 3 and more as `GrantPoster.post`.
+        Returns 0 where nothing has happened; else the epoch from bit `RECEIVER_EPOCH_SHIFT` on, how many blocks from
+        bit `RECEIVER_CAME_BITS` on, and how far it came (`OPENED` and the next).
         """
     def lend(self, slot: int, epoch: int, blocks: int, enough: int, /) -> int:
         """Say that all the blocks of a request that has succeeded are lent, and how many (R35). Returns how many grants
@@ -688,8 +712,9 @@ class UntoldReceiver:
         """Take back the grant of a request to which nobody has come, and open the slot in its next epoch for the same
         request, told and with nothing granted (R34). Returns that epoch.
 
-        0, and nothing has happened: an encoder is bound to the grant, nothing is posted, or the node has the request.
-        1: its blocks are back, but the node was told of it meanwhile, and has it as it is.
+        `RENEWED_NOT`, and nothing has happened: an encoder is bound to the grant, nothing is posted, or the node has
+        the request. `RENEWED_BUT_TOLD`: its blocks are back, but the node was told of it meanwhile, and has it as it
+        is.
         """
     def release(
         self, slot: int, epoch: int, room: int, lent: int, now_ns: int, /

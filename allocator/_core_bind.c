@@ -195,12 +195,14 @@ int binder_bind_request(PyObject *object, PyObject *peer_given, uint64_t room, u
     return b->is_stopped ? -1 : 0;
 }
 
-int binder_there(PyObject *object, uint64_t num_slots, word64 **meetings, uint64_t *incarnation)
+int binder_there(PyObject *object, uint64_t num_slots, uint64_t num_slots_there, word64 **meetings,
+                 uint64_t *incarnation)
 {
     const struct bind_tables *t = &((GrantBinder *)object)->tables;
-    if (t->num_slots_there < num_slots) {
-        PyErr_Format(PyExc_ValueError, "meetings: of %llu slots, not %llu", (unsigned long long)t->num_slots_there,
-                     (unsigned long long)num_slots);
+    if (t->num_slots < num_slots || t->num_slots_there < num_slots_there) {
+        PyErr_Format(PyExc_ValueError, "binder: of %llu slots and %llu there, not %llu and %llu",
+                     (unsigned long long)t->num_slots, (unsigned long long)t->num_slots_there,
+                     (unsigned long long)num_slots, (unsigned long long)num_slots_there);
         return -1;
     }
     *meetings = t->meetings;

@@ -85,7 +85,7 @@ static int find_request(const DirectWriter *self, struct direct_write *w, uint32
     word64 *counters = (word64 *)(void *)self->words[OWN_METRICS]->first + self->metrics_at;
     const uint64_t remote_slot = atomic_load_explicit(&destination[DESTINATION_REMOTE_SLOT], memory_order_acquire);
     const uint64_t window = atomic_load_explicit(&destination[DESTINATION_WINDOW], memory_order_acquire);
-    if (remote_slot >= self->tables[THEIRS]->table.num_slots || (d + 1) * window > self->window_blocks) {
+    if (remote_slot >= self->tables[THEIRS]->table.num_slots || window > self->window_blocks / (d + 1)) {
         PyErr_Format(PyExc_IndexError, "destination: slot %llu, window %llu is none", (unsigned long long)remote_slot,
                      (unsigned long long)window);
         return -1;

@@ -30,6 +30,10 @@ static int take_kind(Kind *kind, PyObject *given)
     PyObject *dtype, *tail;
     if (given == Py_None)
         return 0;
+    if (!PyTuple_Check(given)) {
+        PyErr_Format(PyExc_TypeError, "kinds: %R is neither a tuple nor None", given);
+        return -1;
+    }
     if (!PyArg_ParseTuple(given, "OO!:kind", &dtype, &PyTuple_Type, &tail))
         return -1;
     kind->num_tail = PyTuple_Size(tail);
@@ -41,6 +45,10 @@ static int take_kind(Kind *kind, PyObject *given)
         kind->tail[i] = PyLong_AsSsize_t(PyTuple_GetItem(tail, i));
         if (kind->tail[i] == -1 && PyErr_Occurred())
             return -1;
+        if (kind->tail[i] < 0) { // -1 is what a failed look at a shape gives, too
+            PyErr_Format(PyExc_ValueError, "kinds: a dimension of %zd", kind->tail[i]);
+            return -1;
+        }
     }
     Py_INCREF(dtype);
     kind->dtype = dtype;

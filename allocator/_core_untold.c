@@ -140,8 +140,9 @@ static PyObject *opener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->records = own_table_of(words[0], "slots", num_slots * SLOT_WORDS);
     self->destinations = self->records == NULL ? NULL : own_table_of(words[1], "destinations", num_slots);
     self->staging = self->destinations == NULL ? NULL : own_table_of(words[2], "staging", num_slots);
-    if (self->staging == NULL || take_rooms(&self->asked, words[3], "asked") < 0 ||
-        take_rooms(&self->untold, words[4], "untold") < 0 || take_rooms(&self->finished, words[5], "finished") < 0) {
+    if (self->staging == NULL || require_writable(((StatusTable *)status)->mapping) < 0 ||
+        take_rooms(&self->asked, words[3], "asked") < 0 || take_rooms(&self->untold, words[4], "untold") < 0 ||
+        take_rooms(&self->finished, words[5], "finished") < 0) {
         Py_DECREF((PyObject *)self);
         return NULL;
     }
@@ -197,7 +198,8 @@ static PyObject *opener_open(PyObject *object, PyObject *const *args, Py_ssize_t
         room_count(&self->untold, room, UINT64_MAX);
         return PyLong_FromLong(0);
     }
-    return PyLong_FromUnsignedLongLong(epoch << 1 | room_is_counted(&self->asked, room));
+    const uint64_t asked = room_is_counted(&self->asked, room) ? OPENER_ASKED : 0;
+    return PyLong_FromUnsignedLongLong(epoch << OPENER_EPOCH_SHIFT | asked);
 }
 
 static PyMethodDef opener_methods[] = {
@@ -258,12 +260,14 @@ static PyObject *sender_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->binder = binder;
     const DirectWriter *w = self->writer;
     self->succeeded = (word64 *)(void *)w->words[OWN_METRICS]->first + w->metrics_at + METRIC_SUCCEEDED;
-    if (w->metrics_at + METRIC_SUCCEEDED >= w->words[OWN_METRICS]->count) {
-        PyErr_Format(PyExc_ValueError, "metrics: %zu words", w->words[OWN_METRICS]->count);
+    if (w->metrics_at + METRIC_SUCCEEDED >= w->words[OWN_METRICS]->count || w->slot_words < SLOT_WORDS) {
+        PyErr_Format(PyExc_ValueError, "metrics: %zu words; a slot's record: %llu", w->words[OWN_METRICS]->count,
+                     (unsigned long long)w->slot_words);
     } else if (take_rooms(&self->finished, finished, "finished") == 0 &&
                take_rooms(&self->untold, untold, "untold") == 0 &&
                (self->ends = own_table_of(ends, "ends", END_WORDS)) != NULL &&
-               binder_there(binder, w->tables[THEIRS]->table.num_slots, &self->meetings, &self->incarnation) == 0 &&
+               binder_there(binder, w->tables[OWN]->table.num_slots, w->tables[THEIRS]->table.num_slots,
+                            &self->meetings, &self->incarnation) == 0 &&
                array_open(&given, columns, "columns", 8, false) == 0) {
         if (direct_writer_columns(w, &given, self->columns) == 0)
             self->num_columns = given.length / 2;
@@ -301,7 +305,8 @@ static PyObject *leave_request(UntoldSender *self, uint64_t room, uint32_t slot,
     const uint64_t word = status_load(l->status, slot);
     uint64_t times[NUM_PHASES];
     status_stamps(l->status, slot, times);
-    const bool has_left = sender_leave(l);
+    // another process may end it just now: what is said is what was seen
+    const bool has_left = status_phase(word) == PHASE_SUCCESS && sender_leave(l);
     if (l->is_stopped)
         return NULL;
     if (!has_left)
@@ -348,8 +353,8 @@ static PyObject *sender_send(PyObject *object, PyObject *const *args, Py_ssize_t
             return outcome;
         Py_DECREF(outcome);
     }
-    const unsigned long long said = (unsigned long long)(end < 0 ? -end : end) << 4;
-    return PyLong_FromUnsignedLongLong(said | (end < 0 ? 8 : 0) | bound);
+    const unsigned long long said = (unsigned long long)(end < 0 ? -end : end) << SENDER_END_SHIFT;
+    return PyLong_FromUnsignedLongLong(said | (end < 0 ? SENDER_FAILED : 0) | bound);
 }
 
 static PyObject *sender_leave_request(PyObject *object, PyObject *const *args, Py_ssize_t nargs)

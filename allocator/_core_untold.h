@@ -8,6 +8,15 @@
 struct direct_column;
 struct grant_tables;
 
+// What a call returns in one word. `UntoldOpener.open`: a bit, then the epoch. `UntoldSender.send`: what `enum` BIND_*
+// says, a bit, then up to which row. `UntoldReceiver.open`: how far it came (OPENED_*), how many blocks, the epoch.
+#define OPENER_ASKED 1
+#define OPENER_EPOCH_SHIFT 1
+#define SENDER_FAILED 8
+#define SENDER_END_SHIFT 4
+#define RECEIVER_CAME_BITS 3
+#define RECEIVER_EPOCH_SHIFT 36
+
 // (word, time of each phase) of a request that has ended, or NULL (_core_untold.c).
 HIDDEN PyObject *outcome_of(uint64_t word, const uint64_t times[NUM_PHASES]);
 
@@ -16,8 +25,9 @@ HIDDEN PyObject *outcome_of(uint64_t word, const uint64_t times[NUM_PHASES]);
 // Look for a grant of the room, and bind the slot to it; `bound` is what `bind_grant` says (_core_bind.c).
 HIDDEN int binder_bind_request(PyObject *binder, PyObject *peer, uint64_t room, uint32_t slot, uint64_t epoch,
                                unsigned *bound);
-// The meeting records of the language node, which has at least so many slots, and its incarnation.
-HIDDEN int binder_there(PyObject *binder, uint64_t num_slots, word64 **meetings, uint64_t *incarnation);
+// The meeting records of the language node, and its incarnation. Either node has at least so many slots.
+HIDDEN int binder_there(PyObject *binder, uint64_t num_slots, uint64_t num_slots_there, word64 **meetings,
+                        uint64_t *incarnation);
 // The columns of rows, checked (_core_direct_write.c).
 HIDDEN int direct_writer_columns(const DirectWriter *self, const Array *given, struct direct_column *columns);
 // Write what is granted of one span; `end` as `DirectWriter.write` returns it.

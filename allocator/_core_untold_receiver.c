@@ -84,6 +84,9 @@ static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     if (self->slot_words != t->grants->slot_words || self->slot_words > MOST_SLOT_WORDS ||
         self->address_at >= self->slot_words || t->peer_words <= PEER_WINDOW)
         PyErr_Format(PyExc_ValueError, "slot_words: %zd, address_at: %zd, peer_words: %zd", n[5], n[6], n[3]);
+    else if (num_slots != t->grants->status->num_slots)
+        PyErr_Format(PyExc_ValueError, "status: %llu slots, and the poster has %lu", (unsigned long long)num_slots,
+                     (unsigned long)t->grants->status->num_slots);
     else if ((t->header = take_table(self, HEADER, "header", HEADER_SLOT_WAITERS + 1)) != NULL &&
              (t->peers = take_table(self, PEERS, "peers", t->peer_words)) != NULL &&
              (t->fetches = take_table(self, FETCHES, "fetches", num_slots * t->fetch_words)) != NULL &&
@@ -119,11 +122,16 @@ static void receiver_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-static int begin(UntoldReceiver *self, struct call *call, PyObject *slot)
+// -1 with an exception: there is nothing to end.
+static int begin(UntoldReceiver *self, struct call *call, PyObject *given)
 {
-    *call = (struct call){.grant = {.tables = self->tables.grants}, .before = poster_before(self->poster)};
+    uint32_t slot;
+    if (take_index(given, "slot", self->status->table.num_slots, &slot) < 0)
+        return -1;
+    *call = (struct call){.grant = {.tables = self->tables.grants, .slot = slot},
+                          .before = poster_before(self->poster)};
     call->grant.before = call->before == NULL ? NULL : say_before;
-    return take_index(slot, "slot", self->status->table.num_slots, &call->grant.slot);
+    return 0;
 }
 
 static PyObject *ended(struct call *call, PyObject *result)
@@ -185,7 +193,8 @@ static PyObject *receiver_open_request(PyObject *object, PyObject *const *args, 
                                    .claim = own->claims + (size_t)g->slot * CLAIM_WORDS};
     const unsigned came = o.want > 0 && receiver_is_usual(&o) ? receiver_open(&o, &opening) : OPENED_NOT;
     PyBuffer_Release(&out.view);
-    return ended(&call, PyLong_FromUnsignedLongLong(g->epoch << 36 | g->num_blocks << 3 | came));
+    return ended(&call, PyLong_FromUnsignedLongLong(g->epoch << RECEIVER_EPOCH_SHIFT |
+                                                    g->num_blocks << RECEIVER_CAME_BITS | came));
 }
 
 // (slot, epoch, blocks, enough)
@@ -240,7 +249,8 @@ static PyObject *receiver_release_request(PyObject *object, PyObject *const *arg
         return ended(&call, NULL);
     const uint64_t word = status_load(&self->status->table, call.grant.slot);
     status_stamps(&self->status->table, call.grant.slot, times);
-    if (!grant_release(&call.grant, now_ns)) {
+    // another process may end it just now: what is said is what was seen
+    if (status_phase(word) != PHASE_SUCCESS || !grant_release(&call.grant, now_ns)) {
         Py_INCREF(Py_None);
         return ended(&call, Py_None);
     }
@@ -272,3 +282,29 @@ static PyType_Slot receiver_slots[] = {
 
 PyType_Spec untold_receiver_spec = {"embridge.allocator._core.UntoldReceiver", sizeof(UntoldReceiver), 0,
                                     CORE_TYPE_FLAGS | Py_TPFLAGS_HAVE_GC, receiver_slots};
+
+int add_untold_constants(PyObject *module)
+{
+    const struct {
+        const char *name;
+        long value;
+    } constants[] = {
+        {"OPENER_ASKED", OPENER_ASKED},
+        {"OPENER_EPOCH_SHIFT", OPENER_EPOCH_SHIFT},
+        {"SENDER_FAILED", SENDER_FAILED},
+        {"SENDER_END_SHIFT", SENDER_END_SHIFT},
+        {"RECEIVER_CAME_BITS", RECEIVER_CAME_BITS},
+        {"RECEIVER_EPOCH_SHIFT", RECEIVER_EPOCH_SHIFT},
+        {"OPENED", OPENED},
+        {"OPENED_NEAR", OPENED_NEAR},
+        {"OPENED_WITH_BLOCKS", OPENED_WITH_BLOCKS},
+        {"OPENED_AND_POSTED", OPENED_AND_POSTED},
+        {"OPENED_AND_POSTED_LATE", OPENED_AND_POSTED_LATE},
+        {"RENEWED_NOT", RENEWED_NOT},
+        {"RENEWED_BUT_TOLD", RENEWED_BUT_TOLD},
+    };
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
+        if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)
+            return -1;
+    return 0;
+}

@@ -17,7 +17,15 @@ from struct import pack
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
-from embridge.allocator._core import Mapping, Pin, Shelf, ShelfReader, Words
+from embridge.allocator._core import (
+    SHELF_GENERATION_SHIFT,
+    SHELF_STATE_SHIFT,
+    Mapping,
+    Pin,
+    Shelf,
+    ShelfReader,
+    Words,
+)
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES, Limits
 from embridge.allocator.layout import ControlLayout
@@ -50,8 +58,8 @@ DTYPE_BYTES: Final = {
 }
 """The dtypes of rows, in the order of their codes, which count from 1."""
 _DTYPES: Final = ("", *DTYPE_BYTES)
-_STATE_SHIFT: Final = 16
-_GENERATION_SHIFT: Final = 20
+_STATE_BITS: Final = SHELF_GENERATION_SHIFT - SHELF_STATE_SHIFT
+_STATE_MASK: Final = (1 << _STATE_BITS) - 1
 _MAX_FIRST: Final = (1 << 43) - 1
 GENERATIONS_AN_INCARNATION: Final = 8
 
@@ -272,7 +280,7 @@ class ShelfTable:
         """How many items are READY, and their bytes; one look at each entry, and no other work."""
         sizes = Words(self._mapping, self._items_at + 8 * _Item.BYTES, self.num_entries, 8 * ITEM_WORDS)
         heads = zip(self._heads.load_many(0, self.num_entries), sizes.load_many(0, self.num_entries), strict=True)
-        found = [size for head, size in heads if head >> _STATE_SHIFT & 15 == ItemState.READY]
+        found = [size for head, size in heads if head >> SHELF_STATE_SHIFT & _STATE_MASK == ItemState.READY]
         return len(found), sum(found)
 
     def published(self) -> list[ItemRecord]:
@@ -289,8 +297,8 @@ class ShelfTable:
             return []
         changed: list[tuple[int, ItemRecord | None]] = []
         for entry, (head, before) in enumerate(zip(heads, seen, strict=False)):
-            generation, state = head >> _GENERATION_SHIFT, head >> _STATE_SHIFT & 15
-            is_old = seen[-1] <= before >> _GENERATION_SHIFT < floor
+            generation, state = head >> SHELF_GENERATION_SHIFT, head >> SHELF_STATE_SHIFT & _STATE_MASK
+            is_old = seen[-1] <= before >> SHELF_GENERATION_SHIFT < floor
             if head == before and not is_old:
                 continue
             it = self._item(entry, generation) if state == ItemState.READY else None
@@ -309,7 +317,7 @@ class ShelfTable:
         words = self._items.load_many(entry * ITEM_WORDS, ITEM_WORDS)
         size, dtype = words[_Item.KEY_BYTES], words[_Item.DTYPE]
         raw = pack(f"<{ITEM_WORDS - _Item.KEY}Q", *words[_Item.KEY :])
-        is_there = self._heads.load(entry) >> _STATE_SHIFT == generation << 4 | ItemState.READY
+        is_there = self._heads.load(entry) >> SHELF_STATE_SHIFT == generation << _STATE_BITS | ItemState.READY
         if not is_there or generation < self.floor() or size > MAX_KEY_BYTES or dtype >= len(_DTYPES):
             return None
         shape = words[_Item.ROWS], words[_Item.WIDTH]
@@ -322,9 +330,9 @@ class ShelfTable:
     def _entries(self) -> Iterator[tuple[int, int, ItemState]]:
         """(entry, generation, state) of those that are not OVER."""
         for entry, head in enumerate(self._heads.load_many(0, self.num_entries)):
-            state = head >> _STATE_SHIFT & 15
+            state = head >> SHELF_STATE_SHIFT & _STATE_MASK
             if ItemState.FILLING <= state < ItemState.OVER:
-                yield entry, head >> _GENERATION_SHIFT, ItemState(state)
+                yield entry, head >> SHELF_GENERATION_SHIFT, ItemState(state)
 
 
 def code_of(dtype: str) -> int:

@@ -195,18 +195,21 @@ static inline unsigned receiver_open(struct receiver_opening *o, struct slot_ope
     return OPENED_WITH_BLOCKS + grant_post(grant, o->now_ns);
 }
 
-// Withdraw the grant of a request, and open it anew, told, with nothing granted. Returns the next epoch; 0: nothing has
-// happened, or stopped; 1: its blocks are back, but its node was told of it meanwhile, and has it as it is.
+// What `receiver_renew` returns beside an epoch, which is at least 2: nothing has happened, or stopped; its blocks are
+// back, but its node was told of it meanwhile, and has it as it is.
+enum { RENEWED_NOT = WITHDRAWN_NOT, RENEWED_BUT_TOLD = WITHDRAWN_BUT_TOLD };
+
+// Withdraw the grant of a request, and open it anew, told, with nothing granted. Returns the next epoch.
 static inline uint64_t receiver_renew(const struct receiver_tables *t, struct own_grant *grant,
                                       const struct slot_opening *opening, uint64_t now_ns)
 {
     if (grant->epoch >= MAX_EPOCH)
-        return 0;
+        return RENEWED_NOT;
     const unsigned withdrawn = grant_withdraw(grant, now_ns);
     if (withdrawn != WITHDRAWN)
-        return grant->is_stopped ? 0 : withdrawn;
+        return grant->is_stopped ? RENEWED_NOT : withdrawn;
     if (!grant_may(grant, GRANT_OPEN))
-        return 0;
+        return RENEWED_NOT;
     return slot_open(t->grants->status, grant->slot, opening, opening->values[SLOT_OPENED_NS]);
 }
 

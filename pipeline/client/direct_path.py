@@ -16,9 +16,8 @@ this host are the worker's; the rows that it sends are staged for it as ever.
 from __future__ import annotations
 
 from array import array
-from typing import Final
 
-from embridge.allocator._core import BIND_GONE, BIND_TOLD
+from embridge.allocator._core import BIND_GONE, BIND_TOLD, SENDER_END_SHIFT, SENDER_FAILED
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.records import Destination, Slot, WrittenBy
 from embridge.allocator.status import TERMINAL, Phase
@@ -30,9 +29,6 @@ from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.rendezvous import ONLY, Rendezvous
 from embridge.pipeline.client.stock import Stock
 from embridge.pipeline.leaving import refuse
-
-HAS_FAILED: Final = 8  # of what `UntoldSender.send` returns, as the next
-SENT_SHIFT: Final = 4
 
 
 class DirectPath:
@@ -234,8 +230,8 @@ class DirectPath:
         if said & BIND_GONE:
             return 0
         self._found = door
-        end = said >> SENT_SHIFT
-        if said & HAS_FAILED:
+        end = said >> SENDER_END_SHIFT
+        if said & SENDER_FAILED:
             return -end
         if end:
             attachment.user_bell.ring()

@@ -6,7 +6,7 @@ import logging
 from array import array
 from collections import deque
 
-from embridge.allocator._core import untrack
+from embridge.allocator._core import OPENER_ASKED, OPENER_EPOCH_SHIFT, untrack
 from embridge.allocator.ends import Counter, Path
 from embridge.allocator.geometry import Role
 from embridge.allocator.metrics import Metric
@@ -81,8 +81,8 @@ class OpenRequests:
             log.warning(NO_MORE_EPOCHS, slot)
         else:
             return False
-        self.enter_opened(handle, slot, said >> 1)
-        if said & 1:
+        self.enter_opened(handle, slot, said >> OPENER_EPOCH_SHIFT)
+        if said & OPENER_ASKED:
             handle.tell()  # somebody has asked
         return True
 

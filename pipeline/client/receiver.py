@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from embridge.allocator._core import PHASE_BITS
+from embridge.allocator._core import PHASE_BITS, RENEWED_BUT_TOLD
 from embridge.allocator.blocks import RESERVE_BLOCK
 from embridge.allocator.checksums import RowSum
 from embridge.allocator.errors import FailureCode
@@ -31,8 +31,6 @@ from embridge.pipeline.client.neighbours import Neighbour
 from embridge.pipeline.client.receiver_words import ReceiverWords
 from embridge.pipeline.client.retrying import first_missing_block, why_in_vain
 from embridge.pipeline.shared_keys import share_keys
-
-BUT_TOLD: Final = 1  # of `UntoldReceiver.renew`
 
 
 class Driver(NamedTuple):
@@ -349,13 +347,13 @@ class EmbeddingReceiver(ReceiverWords):
         """
         library = self._library
         said = library.untold.renew(self.slot, self.epoch, self.room, library.attachment.clock())
-        if said == BUT_TOLD:
+        if said == RENEWED_BUT_TOLD:
             self.fail(FailureCode.PROTOCOL, "its encode node has reported a request that it had not been told of")
-        if said > BUT_TOLD:
+        if said > RENEWED_BUT_TOLD:
             self.epoch = said
             library.attachment.kick_bootstrap(Kick.OPEN, self.slot, said)
             library.blocks_freed()
-        return said > BUT_TOLD
+        return said > RENEWED_BUT_TOLD
 
     def release_untold(self) -> bool:
         library = self._library

@@ -10,6 +10,13 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
+from embridge.allocator._core import (
+    OPENED,
+    OPENED_AND_POSTED_LATE,
+    OPENED_WITH_BLOCKS,
+    RECEIVER_CAME_BITS,
+    RECEIVER_EPOCH_SHIFT,
+)
 from embridge.allocator.request_tables import address_words
 from embridge.pipeline.arguments import is_time
 from embridge.pipeline.client.handle import MAX_ROOM
@@ -20,9 +27,8 @@ from embridge.pipeline.scheduler.host_memory import HostMemory
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers.timing import NS
 
-IS_OPEN, IS_NEAR, HAS_BLOCKS, IS_POSTED, IS_POSTED_LATE = range(1, 6)  # how far `UntoldReceiver.open` came
-CAME_BITS: Final = 3
-EPOCH_SHIFT: Final = 36
+CAME_MASK: Final = (1 << RECEIVER_CAME_BITS) - 1  # of what `UntoldReceiver.open` returns, as the next
+COUNT_MASK: Final = (1 << RECEIVER_EPOCH_SHIFT - RECEIVER_CAME_BITS) - 1
 WORTH_A_RUN_BYTES: Final = 4 << 20  # copying less out costs little
 WAITS_NS: Final = NS // 10  # for blocks, before its encode node is told that there are none
 FEW: Final = 8  # so small a part of the pool is granted to a request ahead of its rows, whatever is lent
@@ -92,18 +98,18 @@ class StraightRequests:
             return None
         receiver = EmbeddingReceiver(library, room, request.bootstrap_addr)
         receiver.opened_ns, receiver.deadline_ns, receiver.neighbour = now_ns, deadline_ns, near
-        requests.enter_opened(receiver, slot, said >> EPOCH_SHIFT)
-        count, came = said >> CAME_BITS & (1 << EPOCH_SHIFT - CAME_BITS) - 1, said & (1 << CAME_BITS) - 1
-        if came == IS_OPEN:
+        requests.enter_opened(receiver, slot, said >> RECEIVER_EPOCH_SHIFT)
+        count, came = said >> RECEIVER_CAME_BITS & COUNT_MASK, said & CAME_MASK
+        if came == OPENED:
             receiver.check_neighbour()
         if count:
             record.has_share = record.is_contacted = True
             record.reserved_tokens = tokens
             memory.reserved_bytes += size
             record.note_granted(0, out[:count].tolist())
-            if came == HAS_BLOCKS:
+            if came == OPENED_WITH_BLOCKS:
                 receiver.send_granted()
-            elif came == IS_POSTED_LATE:
+            elif came == OPENED_AND_POSTED_LATE:
                 requests.untold.tell_soon(receiver)
         return receiver
 

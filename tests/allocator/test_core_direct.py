@@ -273,6 +273,9 @@ def test_arguments_that_do_not_fit_are_refused(pair: Pair) -> None:
     pair.set(Destination.WINDOW, LIMITS.window_in(GEOMETRY.num_blocks) + 1)
     with pytest.raises(IndexError, match="window"):
         pair.write(0, 1)
+    pair.destinations.set(SLOT, 1, Destination.WINDOW, 1 << 63)  # twice that is 0
+    with pytest.raises(IndexError, match="window"):
+        pair.writer.follow(SLOT, EPOCH, TOTAL, 1)
     assert pair.claim == Claim(EPOCH, ClaimState.OPEN)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Callable
 from enum import IntEnum
@@ -12,7 +13,17 @@ import pytest
 from core_support import SharedMemory
 from support.posted import grants_in
 
-from embridge.allocator._core import BIND_BOUND, BIND_TOLD
+from embridge.allocator._core import (
+    BIND_BOUND,
+    BIND_TOLD,
+    OPENED_AND_POSTED,
+    OPENER_ASKED,
+    OPENER_EPOCH_SHIFT,
+    RECEIVER_CAME_BITS,
+    RECEIVER_EPOCH_SHIFT,
+    RENEWED_BUT_TOLD,
+    SENDER_END_SHIFT,
+)
 from embridge.allocator.blocks import EXPOSED, FREE
 from embridge.allocator.claims import Claim, ClaimState, WriterId
 from embridge.allocator.control import Control, format_control
@@ -25,6 +36,7 @@ from embridge.allocator.records import Lent, NodeState, SegmentHeader, Slot, Tol
 from embridge.allocator.request_tables import address_words
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
+from embridge.allocator import untold
 from embridge.allocator.untold import untold_opener, untold_receiver, untold_sender
 
 GEOMETRY: Final = Geometry(hidden_size=8, num_blocks=16, block_size=4)
@@ -36,10 +48,12 @@ ADDRESS: Final = "tcp://10.0.0.1:1"
 ENOUGH: Final = 4
 
 
-def _control(role: Role, node: tuple[int, int], other: tuple[int, int]) -> tuple[Control, SharedMemory]:
-    memory = SharedMemory(ControlLayout.of(role, GEOMETRY, LIMITS).size)
+def _control(
+    role: Role, node: tuple[int, int], other: tuple[int, int], limits: Limits = LIMITS
+) -> tuple[Control, SharedMemory]:
+    memory = SharedMemory(ControlLayout.of(role, GEOMETRY, limits).size)
     mapping = memory.map()
-    format_control(mapping, role, GEOMETRY, LIMITS, node_id=node[0], incarnation=node[1], now_ns=1)
+    format_control(mapping, role, GEOMETRY, limits, node_id=node[0], incarnation=node[1], now_ns=1)
     control = Control(mapping)
     control.header.store(SegmentHeader.NODE_STATE, NodeState.READY)
     assert control.peers.register(PeerRecord(*other, 16, 16, 64, 1, ADDRESS, "", ""), 1, ()) == PEER
@@ -51,9 +65,9 @@ class Pair:
 
     def __init__(self) -> None:
         self.own, _ = _control(Role.ENCODE, ENCODE, LANGUAGE)
-        self.language, memory = _control(Role.LANGUAGE, LANGUAGE, ENCODE)
+        self.language, self.memory = _control(Role.LANGUAGE, LANGUAGE, ENCODE)
         begin, size = self.language.layout.writers_part
-        part = map_segment(memory.fd, size, offset=begin)
+        part = map_segment(self.memory.fd, size, offset=begin)
         payload = SharedMemory(PayloadLayout.of(GEOMETRY).size).map()
         there = self.language.layout
         writer = direct_writer(self.own, part, there, payload, GEOMETRY, WriterId(1, 1), lambda: 77)
@@ -89,9 +103,9 @@ class Pair:
 
     def carry(self) -> None:
         """Until all rows are there."""
-        assert self.receive() & 7 == 4
-        assert self.open() == self.epoch << 1
-        assert self.send() == TOKENS << 4 | BIND_BOUND
+        assert self.receive() == 1 << RECEIVER_EPOCH_SHIFT | 2 << RECEIVER_CAME_BITS | OPENED_AND_POSTED
+        assert self.open() == self.epoch << OPENER_EPOCH_SHIFT
+        assert self.send() == TOKENS << SENDER_END_SHIFT | BIND_BOUND
 
     @property
     def states(self) -> list[int]:
@@ -135,7 +149,7 @@ def test_a_request_goes_from_its_opening_to_its_release_by_six_calls(pair: Pair)
 def test_a_room_that_somebody_has_asked_for_is_seen_when_it_is_opened(pair: Pair) -> None:
     """R80: it is counted before, so that one of the two sees the other."""
     pair.own.asked.add(ROOM, 1)
-    assert pair.open() == 1 << 1 | 1
+    assert pair.open() == 1 << OPENER_EPOCH_SHIFT | OPENER_ASKED
 
 
 NOTHING: Final[dict[str, Callable[[Pair], object]]] = {
@@ -326,7 +340,53 @@ def test_a_request_of_which_its_node_is_told_meanwhile_is_not_opened_anew(pair: 
     """R78: its blocks are back, and the node has the slot."""
     assert pair.receive() & 7 == 4
     pair.watch(lambda step: step == WithdrawStep.RELEASE and pair.language.slots.tell(THERE, 1))
-    assert _renew(pair) == 1
+    assert _renew(pair) == RENEWED_BUT_TOLD
     assert pair.states == [FREE, FREE]
     assert pair.language.slots.told(THERE, 1) == Told.TOLD
     assert split(pair.language.status.load(THERE)).epoch == 1
+
+
+# ---- refusals
+
+LARGE: Final = Limits(num_slots=128, max_clients=4, num_workers=1, ring_records=16, max_peers=1, max_peer_slots=128)
+
+
+def test_a_receiver_and_its_poster_have_the_same_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D4: a slot that the poster has not would lie beyond its tables."""
+    large, _ = _control(Role.LANGUAGE, LANGUAGE, ENCODE, LARGE)
+    monkeypatch.setattr(large, "poster", Pair().language.poster)
+    with pytest.raises(ValueError, match="status: 128 slots, and the poster has 64"):
+        untold_receiver(large, LANE)
+
+
+def test_a_sender_and_its_binder_have_the_same_slots() -> None:
+    """D4."""
+    pair = Pair()
+    large, _ = _control(Role.ENCODE, ENCODE, LANGUAGE, LARGE)
+    begin, size = pair.language.layout.writers_part
+    part, there = map_segment(pair.memory.fd, size, offset=begin), pair.language.layout
+    payload = SharedMemory(PayloadLayout.of(GEOMETRY).size).map()
+    writer = direct_writer(large, part, there, payload, GEOMETRY, WriterId(1, 1), lambda: 77)
+    with pytest.raises(ValueError, match="binder: of 64 slots and 64 there, not 128 and 64"):
+        untold_sender(large, writer, grant_binder(pair.own, part, there, GEOMETRY, LANGUAGE), columns(GEOMETRY))
+
+
+def test_an_opener_of_a_read_only_mapping_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D4: its first `open` would be a SIGSEGV."""
+    control, memory = _control(Role.ENCODE, ENCODE, LANGUAGE)
+    status = untold._status(Control(memory.map(writable=False)))
+    monkeypatch.setattr(untold, "_status", lambda _: status)
+    with pytest.raises(ValueError, match="read-only"):
+        untold_opener(control, LANE)
+
+
+def test_a_slot_that_is_none_costs_no_reference(pair: Pair) -> None:
+    def before(step: int) -> None:
+        """Nobody calls it."""
+
+    pair.watch(before)
+    count = sys.getrefcount(before)
+    for _ in range(3):
+        with pytest.raises(IndexError):
+            pair.receiver.lend(LIMITS.num_slots, 1, 2, ENOUGH)
+    assert sys.getrefcount(before) == count

@@ -134,5 +134,9 @@ def test_kinds_that_do_not_fit_are_a_value_error() -> None:
     for kinds in ((), (None,), ((torch.float32, (1,) * 5),), ((torch.float32, (1,)),) * 9):
         with pytest.raises(ValueError, match="kinds"):
             PlainRows(torch.Tensor, kinds)
+    with pytest.raises(ValueError, match="kinds: a dimension of -1"):  # which a failed look at a shape would fit
+        PlainRows(torch.Tensor, ((torch.float32, (-1,)),))
+    with pytest.raises(TypeError, match="kinds: 5"):
+        PlainRows(torch.Tensor, (5,))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="takes 3 positional"):
         PlainRows(torch.Tensor, ((torch.float32, (1,)), None)).span(0, None)
