@@ -1,10 +1,14 @@
 """Text in lines of a given width: words are wrapped, columns that do not fit are left out, and nothing is cut.
 
+A word that is longer than a line, such as a path, is broken where a screen has no more room (`top`). Where lines are
+printed, it stays whole, for who copies it, in a line of its own: print such lines with `soft_wrap`.
+
 All of it is ASCII but for what nodes and requests say themselves; and it can be read without colours.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -37,14 +41,33 @@ def _wrapper() -> Console:
     return Console(width=80, no_color=True)
 
 
-def wrapped(text: str, width: int, *, style: str = "", indent: int = 0) -> list[Text]:
-    """A text in lines; words that are longer than a line are broken."""
-    lines = Text(clean(text)).wrap(_wrapper(), max(1, width - indent))
-    return [Text(" " * indent + line.plain.rstrip(), style=style, no_wrap=True) for line in lines]
+def wrapped(text: str, width: int, *, style: str = "", indent: int = 0, is_whole: bool = False) -> list[Text]:
+    """A text in lines. Words that are longer than a line are broken; or they stay whole, and are not indented."""
+    room, text = max(1, width - indent), clean(text)
+    if is_whole:
+        lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    else:
+        lines = [line.plain.rstrip() for line in Text(text).wrap(_wrapper(), room)]
+    return [Text(" " * indent * (cell_len(line) <= room) + line, style=style, no_wrap=True) for line in lines]
 
 
-def labelled(label: str, fields: Iterable[Field | str], width: int) -> list[Text]:
-    """A label and what belongs to it, in as many lines as that needs; those that follow are indented."""
+def behind(head: Text, told: Iterable[Text], indent: int, width: int) -> list[Text]:
+    """Lines behind a head, each indented so far; what is longer than that allows has a line of its own."""
+    lines, line = list[Text](), head
+    for i, part in enumerate(told):
+        is_long = indent + cell_len(part.plain) > width
+        if i or is_long:
+            line.rstrip()
+            lines.append(line)
+            line = Text("" if is_long else " " * indent, no_wrap=True)
+        line.append_text(part)
+    return [*(line for line in lines if line.plain.strip()), line]
+
+
+def labelled(label: str, fields: Iterable[Field | str], width: int, *, is_whole: bool = False) -> list[Text]:
+    """A label and what belongs to it, in as many lines as that needs; those that follow are indented. `is_whole` as of
+    `wrapped`.
+    """
     indent = min(LABEL_WIDTH, max(0, width // 4))
     lines, line = list[Text](), Text(no_wrap=True).append(label.ljust(indent)[:indent], style=LABEL)
     is_empty = True
@@ -55,11 +78,9 @@ def labelled(label: str, fields: Iterable[Field | str], width: int) -> list[Text
             lines.append(line)
             line, is_empty = Text(" " * indent, no_wrap=True), True
         if is_empty and indent + cell_len(text) > width:
-            first, *others = wrapped(text, width - indent, style=field.style)
-            line.append(first.plain, style=field.style)
-            for other in others:
-                lines.append(line)
-                line = Text(" " * indent, no_wrap=True).append(other.plain, style=field.style)
+            parts = wrapped(text, width - indent, style=field.style, is_whole=is_whole)
+            *more, line = behind(line, parts, indent, width)
+            lines += more
         else:
             line.append("" if is_empty else GAP).append(text, style=field.style)
         is_empty = False

@@ -92,7 +92,7 @@ def _show(status: Mapping[str, Any], *, as_json: bool) -> None:
 
     screen = console()
     for part in render(status):
-        screen.print(part, "")
+        screen.print(part, "", crop=False)
 
 
 def _watch(path: Path, room: int | None, *, as_json: bool) -> None:
@@ -182,13 +182,29 @@ def _is_group(value: object) -> bool:
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> RenderableType:
-    from rich.markup import escape
-    from rich.table import Table
+    return _Pairs(title, {key.replace("_", " "): _text(value) for key, value in values.items()})
 
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    for key, value in values.items():
-        table.add_row(key.replace("_", " "), escape(_text(value)))
-    return table
+
+class _Pairs:
+    """A line or more a value; no path is cut, nor broken but where a screen has no more room."""
+
+    def __init__(self, title: str, texts: Mapping[str, str]) -> None:
+        self._title = title
+        self._texts = texts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        from embridge.pipeline.cli.layout import behind, wrapped
+
+        width, is_whole = options.max_width, not console.is_alt_screen
+        indent = min(max(map(len, self._texts), default=0) + 1, max(width - 1, 0))
+        yield Text(self._title, style="italic")
+        for key, text in self._texts.items():
+            told = wrapped(text, width - indent, is_whole=is_whole)
+            for line in behind(Text(f"{key:<{indent}}"), told, indent, width):
+                line.no_wrap, line.overflow = True, "ignore"
+                yield line
 
 
 def _rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:

@@ -14,20 +14,22 @@ LEAST_BAR: Final = 10
 MOST_BAR: Final = 50
 
 
-def story_lines(story: Mapping[str, Any], width: int, *, seen_at: str = "") -> list[Text]:
-    """A story as `Story.told` has it; `seen_at` says of which node."""
+def story_lines(story: Mapping[str, Any], width: int, *, seen_at: str = "", is_whole: bool = False) -> list[Text]:
+    """A story as `Story.told` has it; `seen_at` says of which node. `is_whole` as of `layout.wrapped`."""
     where = [seen_at] if seen_at else []
-    lines = labelled(
-        f"room {story['room']}", [_how(story), *where, f"slot {story['slot']}, epoch {story['epoch']}"], width
-    )
+
+    def said(label: str, *fields: Field | str) -> list[Text]:
+        return labelled(label, fields, width, is_whole=is_whole)
+
+    lines = said(f"room {story['room']}", _how(story), *where, f"slot {story['slot']}, epoch {story['epoch']}")
     lines += _stages(story, width)
-    lines += labelled("rows", _rows(story), width)
-    lines += labelled("path", [", ".join(story["paths"]) or "not known yet", *_others(story)], width)
+    lines += said("rows", *_rows(story))
+    lines += said("path", ", ".join(story["paths"]) or "not known yet", *_others(story))
     if story["failure"]:
-        lines += labelled("failed", [Field(f"{story['failure']}: {story['reason']}", TROUBLE)], width)
+        lines += said("failed", Field(f"{story['failure']}: {story['reason']}", TROUBLE))
     if story["waits_for"]:
-        lines += labelled("waits for", [story["waits_for"], f"for {duration(story['waits_s'])}"], width)
-        lines += wrapped(story["why"], width, indent=2)
+        lines += said("waits for", story["waits_for"], f"for {duration(story['waits_s'])}")
+        lines += wrapped(story["why"], width, indent=2, is_whole=is_whole)
     return lines
 
 

@@ -71,7 +71,7 @@ def _print_one(path: Path, interval_s: float, *, as_json: bool) -> None:
         return
     screen = console()
     for line in once(shown, chosen(shown["in_flight"]), screen.width):
-        screen.print(line)
+        screen.print(line, soft_wrap=True)
 
 
 def _watch(path: Path, interval_s: float) -> None:

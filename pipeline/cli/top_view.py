@@ -91,20 +91,22 @@ def screen(state: State, width: int, height: int) -> Lines:
 
 def once(picture: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], width: int) -> Lines:
     """The picture for a file or a pipe: every request with its reason in full."""
-    lines = [line for _, fact in facts(picture, width) for line in fact]
+    lines = [line for _, fact in facts(picture, width, is_whole=True) for line in fact]
     if rows:
         shown = table(_COLUMNS[:-1], rows, width)
         lines += [Text(), shown.heading]
         for row, text in zip(rows, shown.rows, strict=True):
-            lines += [text, *wrapped(row["why"], width, indent=4)]
+            lines += [text, *wrapped(row["why"], width, indent=4, is_whole=True)]
     return lines
 
 
 # ---- the node
 
 
-def facts(picture: Mapping[str, Any], width: int) -> list[tuple[int, Lines]]:
-    """What is to be said of the node, each with how soon it may be left out: 0 never, and the highest first."""
+def facts(picture: Mapping[str, Any], width: int, *, is_whole: bool = False) -> list[tuple[int, Lines]]:
+    """What is to be said of the node, each with how soon it may be left out: 0 never, and the highest first.
+    `is_whole` as of `layout.wrapped`.
+    """
     said: list[tuple[int, str, Iterable[Field | str]]] = [
         (1, "requests", _in_flight(picture["requests"])),
         (0, "rates", _rates(picture["rates"])),
@@ -116,7 +118,8 @@ def facts(picture: Mapping[str, Any], width: int) -> list[tuple[int, Lines]]:
         (0, "trouble", _troubles(picture)),
     ]
     rest = ((soon, label, list(told)) for soon, label, told in said)
-    return [(0, _title(picture, width)), *((soon, labelled(label, told, width)) for soon, label, told in rest if told)]
+    lines = ((soon, labelled(label, told, width, is_whole=is_whole)) for soon, label, told in rest if told)
+    return [(0, _title(picture, width)), *lines]
 
 
 def _title(picture: Mapping[str, Any], width: int) -> Lines:

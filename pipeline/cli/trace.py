@@ -97,8 +97,8 @@ def _show(nodes: Sequence[NodeStories]) -> None:
     screen = console()
     for node in nodes:
         for story in node.stories:
-            for line in story_lines(story.told(), screen.width, seen_at=node.name):
-                screen.print(line)
+            for line in story_lines(story.told(), screen.width, seen_at=node.name, is_whole=True):
+                screen.print(line, soft_wrap=True)
             screen.print()
     if not nodes:
         screen.print("no request to tell of")

@@ -13,6 +13,7 @@ import pytest
 from core_support import SharedMemory
 from support.posted import grants_in
 
+from embridge.allocator import untold
 from embridge.allocator._core import (
     BIND_BOUND,
     BIND_TOLD,
@@ -36,7 +37,6 @@ from embridge.allocator.records import Lent, NodeState, SegmentHeader, Slot, Tol
 from embridge.allocator.request_tables import address_words
 from embridge.allocator.segment import map_segment
 from embridge.allocator.status import Phase, split
-from embridge.allocator import untold
 from embridge.allocator.untold import untold_opener, untold_receiver, untold_sender
 
 GEOMETRY: Final = Geometry(hidden_size=8, num_blocks=16, block_size=4)
