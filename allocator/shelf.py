@@ -17,15 +17,7 @@ from struct import pack
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
-from embridge.allocator._core import (
-    SHELF_GENERATION_SHIFT,
-    SHELF_STATE_SHIFT,
-    Mapping,
-    Pin,
-    Shelf,
-    ShelfReader,
-    Words,
-)
+from embridge.allocator._core import SHELF_GENERATION_SHIFT, SHELF_STATE_SHIFT, Mapping, Pin, Shelf, ShelfReader, Words
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES, Limits
 from embridge.allocator.layout import ControlLayout

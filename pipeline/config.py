@@ -17,6 +17,7 @@ from typing import Any, Final
 from embridge.allocator.geometry import MAX_BLOCKS, Geometry, Limits, Role
 from embridge.allocator.settings import Setting, check, no_table, setting, settings_of
 from embridge.pipeline import unknown_variables
+from embridge.pipeline.misplaced_settings import tells_where, unknown_setting
 from embridge.pipeline.urls import check_discovery_url
 from embridge.workers.log_lines import FORMATS
 from embridge.workers.timing import Timing
@@ -41,6 +42,7 @@ def default_run_dir(role: str) -> Path:
     return root / f"embridge-{role}"
 
 
+@tells_where(lambda: groups())
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig:
     """The settings of one node: sizes in blocks and tokens, times in `timing`. `docs/settings.md` lists every setting.
@@ -159,13 +161,11 @@ class PipelineConfig:
         try:
             address = ipaddress.ip_address(self.host)
         except ValueError as error:
-            raise ConfigError(
-                f"host: {self.host!r} is no IP address; give the one address that this node binds"
-            ) from error
+            why = f"host: {self.host!r} is no IP address; give the one address that this node binds"
+            raise ConfigError(why) from error
         if (getattr(address, "ipv4_mapped", None) or address).is_unspecified:
             raise ConfigError(
-                f"host: {self.host} stands for all interfaces; "
-                "give the one address at which the other nodes reach this one"
+                f"host: {self.host} stands for all interfaces; give the one address at which other nodes reach this one"
             )
         self._check_keys(is_loopback=address.is_loopback)
         self._check_discovery()
@@ -386,10 +386,9 @@ def _laid_over(values: Mapping[str, Any], key: str, value: Any) -> Any:
     group = groups().get(key)
     if group is not None and isinstance(value, Mapping):
         return _replaced(key, group, values.get(key, group()), value)
-    named = [it.name for it in fields(PipelineConfig) if it.name not in ("engine_settings", "source")]
-    names = named + list(_engine_groups())
-    if key not in names:
-        raise ConfigError(f"{key}: unknown setting; known: {', '.join(names)}")
+    names = [it.name for it in fields(PipelineConfig) if it.name not in ("engine_settings", "source")]
+    if key not in (known := [*names, *_engine_groups()]):
+        raise ConfigError(unknown_setting("", key, known, {"": PipelineConfig, **groups()}))
     return value
 
 
@@ -398,7 +397,7 @@ def _replaced(key: str, group: Any, base: Any, given: Mapping[str, Any]) -> Any:
     known = settings_of(group)
     for name in given:
         if name not in known:
-            raise ConfigError(f"{key}.{name}: unknown setting; known: {', '.join(sorted(known))}")
+            raise ConfigError(unknown_setting(key, name, sorted(known), {"": PipelineConfig, **groups()}))
     try:
         return replace(base, **given)
     except (TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,38 @@ def test_an_unknown_setting_is_an_error_that_lists_the_known(tmp_path: Path) -> 
     path.write_text("[timing]\npatience = 5\n")
     with pytest.raises(ConfigError, match=r"timing\.patience: unknown setting; known: beat_s"):
         PipelineConfig.from_toml(path, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("request_timeout_s", r"timing; give timing=Timing\(request_timeout_s=\.\.\.\)"),
+        ("num_slots", r"limits; give limits=Limits\(num_slots=\.\.\.\)"),
+        ("hidden_size", r"geometry; give geometry=Geometry\(hidden_size=\.\.\.\)"),
+        ("protocol", r"mooncake; give engine_settings={'mooncake': MooncakeSettings\(protocol=\.\.\.\)}"),
+    ],
+)
+def test_a_setting_of_a_part_says_where_it_is_to_be_given(tmp_path: Path, name: str, place: str) -> None:
+    given: dict[str, Any] = {name: 5}
+    with pytest.raises(TypeError, match=rf"^PipelineConfig: {name} is a setting of {place}$"):
+        PipelineConfig(role="encode", **given)
+    part = place.partition(";")[0]
+    said = rf"{name} is a setting of {part}; give it there, which is \[{part}\] in a file"
+    with pytest.raises(ConfigError, match=f"^{name}: {said}$"):
+        PipelineConfig.from_env({}, role="encode", **given)
+    elsewhere = "timing" if part != "timing" else "limits"
+    for table, full in (("", name), (f"[{elsewhere}]\n", rf"{elsewhere}\.{name}")):
+        (tmp_path / "node.toml").write_text(f"{table}{name} = 5\n")
+        with pytest.raises(ConfigError, match=rf"^{full}: {said} \(from .*node\.toml\)$"):
+            PipelineConfig.from_toml(tmp_path / "node.toml", {}, role="encode")
+
+
+def test_a_setting_of_the_node_that_stands_in_a_part_is_told_to_leave_it() -> None:
+    with pytest.raises(ConfigError, match=r"^limits\.host: host is no setting of limits but of the node; give it outs"):
+        PipelineConfig.from_env({}, role="encode", limits={"host": "127.0.0.1"})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        PipelineConfig(role="encode", colour="red")  # type: ignore[call-arg]
+    assert list(inspect.signature(PipelineConfig).parameters)[:2] == ["role", "run_dir"]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
