@@ -5,6 +5,7 @@ memory. So there is always a hole for the next item (first fit needs no more tha
 pages, times what has memory). What nobody uses any more is *warm*: it keeps its memory for the next item that fits
 there, for memory that the kernel has yet to zero and to map costs several times as much as the copy into it. It goes
 back when the next item needs memory elsewhere, so that what is used and what is warm are never more than the cache.
+An item takes whole pages, and is counted so (`taken`): no two share one, so that each page goes back with its item.
 Nothing is left of it all when its processes have ended, however they have.
 
 Whoever is told a `RowsAt` opens the file through its owner's /proc, and maps it to be read only. The owner takes the
@@ -49,11 +50,16 @@ def fresh_memory(size: int) -> Bytes:
     return np.empty(size, np.uint8)
 
 
+def as_it_is(size: int) -> int:
+    """How much memory of this process's own so many bytes take, as far as it is counted."""
+    return size
+
+
 class CacheMemory:
     """The memory of one cache. Any thread may call it."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Raises SegmentError."""
+        """Whoever takes memory sees to it that what is `taken` at one time is at most so much. Raises SegmentError."""
         self._lock = threading.Lock()
         self._freed: deque[tuple[int, int]] = deque()
         self._limit = -(-max_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -77,9 +83,14 @@ class CacheMemory:
         """For other processes, as long as this object is there."""
         weakref.finalize(self, os.close, self._fd).atexit = False
 
+    @staticmethod
+    def taken(size: int) -> int:
+        """How much memory so many bytes take: whole pages, and one at least."""
+        return max(-(-size // mmap.PAGESIZE), 1) * mmap.PAGESIZE
+
     def take(self, size: int) -> Bytes:
         """Memory of so many bytes, which goes back with the last view of it. Raises MemoryError."""
-        needed = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        needed = self.taken(size)
         with self._lock:
             while self._freed:
                 begin, end = self._freed.popleft()

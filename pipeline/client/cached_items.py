@@ -65,7 +65,7 @@ class Place:
     def __init__(self, key: Key, address: str) -> None:
         self.key, self.address = key, address
         self.state = State.ABSENT
-        self.size = 0  # in bytes, once that is known
+        self.size = 0  # of its memory, in bytes, once that is known
         self.users: dict[User, None] = {}
         self.rows: CopiedRows | Pin | None = None
         self.held: HeldItem | None = None  # while it has rows, of a cache that is shared
@@ -115,11 +115,11 @@ class User:
         self.errors: dict[Key, FetchError] = {}  # of which it was not told yet
 
     def check_fits(self, max_bytes: int) -> None:
-        """Raises ItemsTooLarge: its items have more bytes together than a cache may have."""
+        """Raises ItemsTooLarge: its items take more memory together than a cache may have."""
         needed = sum(place.size for place in self.places.values())
         if needed > max_bytes:
             key = max(self.places.values(), key=lambda place: place.size).key
-            raise ItemsTooLarge(key, f"its user's items have {needed} bytes > max_bytes {max_bytes} of the cache")
+            raise ItemsTooLarge(key, f"its user's items take {needed} bytes > max_bytes {max_bytes} of the cache")
 
     def fail(self, error: FetchError) -> None:
         """Have it told of an error, when it asks next."""

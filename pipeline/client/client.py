@@ -191,8 +191,9 @@ class Client:
         """A cache of published items for an engine's requests, of `max_bytes` (language side); see `ItemCache`.
 
         `wait_s`: for so many seconds an item may come that is not published yet. `shared`: other processes of this host
-        may read its items where they lie (`ItemCache.held`). `in_place`, of one that is shared: users have what lies
-        on a shelf of this host before it is copied (`ItemCache.admit`). A client may have several.
+        may read its items where they lie (`ItemCache.held`), each of which takes whole pages then. `in_place`, of one
+        that is shared: users have what lies on a shelf of this host before it is copied (`ItemCache.admit`). A client
+        may have several.
 
         Raises:
             ValueError: a number is out of range, or this is no language node.

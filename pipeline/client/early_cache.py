@@ -26,8 +26,8 @@ from embridge.pipeline.client.shelf_doors import Reached
 
 
 class EarlyItem(HeldItem):
-    """One that lies on a shelf, and then in memory of its cache. `freed` is told of its bytes when it is gone, unless
-    they were copied: those count as their memory does.
+    """One that lies on a shelf, and then in memory of its cache. `freed` is told how much memory it was counted as when
+    it is gone, unless it was copied: that counts as its memory does.
     """
 
     _freed: Callable[[int], object] | None = None
@@ -63,7 +63,7 @@ class EarlyItem(HeldItem):
 
     def __del__(self) -> None:
         if self._freed is not None:
-            self._freed(self.nbytes)
+            self._freed(self.memory.taken(self.nbytes))
 
 
 class EarlyItemCache(ItemCache):
@@ -90,11 +90,11 @@ class EarlyItemCache(ItemCache):
 
     def _pin(self, key: Key, address: str) -> bool:
         found = self._fetching.reach(key, address)
-        if found is None or not self._make_room(found.pin.bytes, None):
+        if found is None or not self._make_room(size := self._taken(found.pin.bytes), None):
             return False
         place = self._place(key, address)
         place.attempt += 1
-        place.rows, place.state, place.size, place.is_new = found.pin, State.READY, found.pin.bytes, True
+        place.rows, place.state, place.size, place.is_new = found.pin, State.READY, size, True
         place.held = held = EarlyItem(key, found, address, self.memory, self._freed.append)
         self._used_bytes += place.size
         self._to_copy.append((place, weakref.ref(held)))
@@ -125,7 +125,7 @@ class EarlyItemCache(ItemCache):
                 self._lacks_memory(place, held)
         if rows is None:
             return False
-        weakref.finalize(rows.bytes, self._freed.append, held.nbytes).atexit = False
+        weakref.finalize(rows.bytes, self._freed.append, self._taken(held.nbytes)).atexit = False
         with self._lock:
             held.move_to(LentRows.of(rows, self.memory))
             if place.held is held:

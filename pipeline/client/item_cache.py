@@ -23,7 +23,7 @@ from embridge.allocator.errors import Busy, EmbridgeError, FetchError, FetchFail
 from embridge.allocator.metrics import Metric
 from embridge.allocator.shelf import raw_key
 from embridge.pipeline.arguments import is_time, said, whole
-from embridge.pipeline.client.cache_memory import CacheMemory, fresh_memory
+from embridge.pipeline.client.cache_memory import CacheMemory, as_it_is, fresh_memory
 from embridge.pipeline.client.cached_items import NOT_YET, READY, CacheCounts, HeldItem, Key, Place, State, User, Wanted
 from embridge.pipeline.client.fetch import Fetch, Item
 from embridge.pipeline.client.fetching import Fetching
@@ -47,16 +47,16 @@ class ItemCache:
     ) -> None:
         attachment = library.attachment
         self.max_bytes = whole("max_bytes", max_bytes, 1, MAX_BYTES)
-        """Of all items that it holds, those on their way, and evicted ones at which somebody still looks."""
+        """Of the memory of all items that it holds, those on their way, and evicted ones at which somebody still looks:
+        their bytes, or where they are shared the pages that they take."""
         if not is_time(wait_s) or wait_s < 0:
             raise ValueError(f"wait_s: {said(wait_s)} s must not be negative")
-        self._library = library
-        self._attachment = attachment
-        self._fetching = fetching
-        self._wait_s = wait_s
+        self._library, self._attachment = library, attachment
+        self._fetching, self._wait_s = fetching, wait_s
         self.memory = CacheMemory(self.max_bytes) if shared else None
         """Where its items lie, for other processes of this host, too; None: for this one alone."""
         self._take_bytes = self.memory.take if self.memory is not None else fresh_memory
+        self._taken = self.memory.taken if self.memory is not None else as_it_is
         self._metrics = attachment.control.metrics
         self._lock = threading.Lock()
         self._places: dict[Key, Place] = {}  # the least recently used first
@@ -80,7 +80,7 @@ class ItemCache:
         to `hasten` that things go on: once, by whoever asks for many users.
 
         Raises:
-            ItemsTooLarge: the items have more bytes together than the cache. The user is in line no more.
+            ItemsTooLarge: the items take more memory together than the cache. The user is in line no more.
             ValueError: a key or an address is none, or the user has asked for other keys before, and has not ended.
             RuntimeError: after `Client.close`, or in a forked child.
         """
@@ -286,7 +286,7 @@ class ItemCache:
         with self._lock:
             if place.attempt != attempt or place.state != State.ASKED:  # it is given up
                 return False
-            place.size = size
+            place.size = size = self._taken(size)
             self._refuse_too_large(place)
             if place.attempt != attempt:
                 self._library.wake()

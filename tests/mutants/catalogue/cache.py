@@ -108,6 +108,13 @@ CACHE: Final = [
         (f"{TESTS_OF_MEMORY}::test_memory_that_nobody_uses_is_kept_and_no_more_than_the_cache_may_have",),
     ),
     Mutant(
+        "part-of-a-page-counted", "P12", "small items are counted by their bytes, though each takes a page",
+        SOURCE,
+        "            place.size = size = self._taken(size)\n",
+        "            place.size = size\n",
+        (f"{TESTS_OF_MEMORY}::test_items_smaller_than_a_page_take_no_more_than_the_cache_may_have",),
+    ),
+    Mutant(
         "copied-under-no-pin", "R87, P6", "rows that were copied after their pin was taken away are loaded",
         MEMORY,
         "    if now != pin.generation or reader != pin.reader:\n",

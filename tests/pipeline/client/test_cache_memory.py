@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.caching import StubCache
 
-from embridge import Item, RowsAt, SegmentError
+from embridge import Item, ItemsTooLarge, RowsAt, SegmentError
 from embridge.pipeline.client.cache_memory import CacheMemory, CacheReader, CacheView
 from embridge.pipeline.quiet_torch import quieten_torch
 
@@ -98,6 +98,39 @@ def test_what_fits_by_its_bytes_finds_a_place_whatever_has_come_and_gone() -> No
         assert resident_bytes(memory) <= 256 * PAGE
         which = rng.randrange(len(held))
         assert (held[which][:: PAGE // 2] == held[which][0]).all()
+
+
+def test_items_smaller_than_a_page_take_no_more_than_the_cache_may_have() -> None:
+    """P12: an item takes a page, and is counted so; one that fits by its bytes alone makes others go, or is refused."""
+    it, keys = StubCache(4 * PAGE, shared=True), "abcdefgh"
+    assert it.cache.memory is not None
+    for user, key in enumerate(keys):
+        it.is_ready(user, key)
+        assert it.come(key, PAGE // 2)
+        assert it.is_ready(user, key)
+        it.cache.end(user)
+        counts = it.cache.counts()
+        assert counts.bytes == counts.items * PAGE == resident_bytes(it.cache.memory) <= 4 * PAGE
+    assert counts.evictions == len(keys) - 4
+    assert it.is_ready(20, keys[-4:])
+    it.cache.end(20)
+    it.is_ready(21, "abcde")
+    assert [it.come(key, 1) for key in "abcd"] == [True, True, True, False]
+    with pytest.raises(ItemsTooLarge, match=f"{5 * PAGE} bytes > max_bytes {4 * PAGE}"):
+        it.is_ready(21, "abcde")
+
+
+def test_no_bytes_take_a_page_which_comes_back() -> None:
+    """P12: else more would seem to be free with each."""
+    memory = CacheMemory(3 * PAGE)
+    for _ in range(5):
+        memory.take(0)
+    kept = [memory.take(size) for size in (1, PAGE, PAGE)]
+    kept[0][:] = kept[1][:] = kept[2][:] = 1
+    del kept[2], kept[0]
+    kept.append(memory.take(PAGE + 1))
+    kept[1][:] = 2
+    assert resident_bytes(memory) == 3 * PAGE == sum(memory.taken(rows.nbytes) for rows in kept)
 
 
 def test_a_name_that_leads_to_another_file_or_to_none_is_refused() -> None:

@@ -97,6 +97,29 @@ def test_what_lies_on_a_shelf_is_there_at_once_and_is_copied_behind(
     assert it.cache.counts().hits == 1
 
 
+def test_an_item_smaller_than_a_page_counts_as_one_wherever_it_lies(
+    shelf: OneShelf, early: Callable[[int], Early]
+) -> None:
+    """P12."""
+    it, page = early(1), 4096
+    for key in "ab":
+        shelf.publish(key, num_bytes=100)
+    assert it.has(1, "ab")
+    assert it.cache.counts().bytes == 2 * page
+    it.stub.turn()
+    it.stub.turn()
+    assert it.held(1, "b").lent.at.pin is None
+    assert it.cache.counts().bytes == 2 * page
+    it.cache.end(1)
+    it.cache.forget("a")
+    assert it.cache.counts().bytes == page
+    shelf.publish("c", num_bytes=100)
+    assert it.has(2, "c")
+    it.cache.end(2)
+    it.cache.forget("c")  # before it was copied
+    assert it.cache.counts().bytes == page
+
+
 def test_what_is_not_on_the_shelf_or_has_no_memory_is_fetched(shelf: OneShelf, early: Callable[[int], Early]) -> None:
     it = early(1)
     assert not it.reach("a")
