@@ -352,7 +352,7 @@ LARGE: Final = Limits(num_slots=128, max_clients=4, num_workers=1, ring_records=
 
 
 def test_a_receiver_and_its_poster_have_the_same_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """D4: a slot that the poster has not would lie beyond its tables."""
+    """P7: a slot that the poster has not would lie beyond its tables."""
     large, _ = _control(Role.LANGUAGE, LANGUAGE, ENCODE, LARGE)
     monkeypatch.setattr(large, "poster", Pair().language.poster)
     with pytest.raises(ValueError, match="status: 128 slots, and the poster has 64"):
@@ -360,7 +360,7 @@ def test_a_receiver_and_its_poster_have_the_same_slots(monkeypatch: pytest.Monke
 
 
 def test_a_sender_and_its_binder_have_the_same_slots() -> None:
-    """D4."""
+    """P7."""
     pair = Pair()
     large, _ = _control(Role.ENCODE, ENCODE, LANGUAGE, LARGE)
     begin, size = pair.language.layout.writers_part
@@ -372,7 +372,7 @@ def test_a_sender_and_its_binder_have_the_same_slots() -> None:
 
 
 def test_an_opener_of_a_read_only_mapping_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """D4: its first `open` would be a SIGSEGV."""
+    """P7: its first `open` would be a SIGSEGV."""
     control, memory = _control(Role.ENCODE, ENCODE, LANGUAGE)
     status = untold._status(Control(memory.map(writable=False)))
     monkeypatch.setattr(untold, "_status", lambda _: status)

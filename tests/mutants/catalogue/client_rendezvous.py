@@ -198,6 +198,13 @@ CLIENT_RENDEZVOUS: Final = [
         (f"{IN_ONE_CALL}::test_who_has_ended_or_finds_no_grant_sends_nothing",),
     ),
     Mutant(
+        "slots-beyond-the-binder", "P7", "a sender has slots that are not in the tables of its binder",
+        "allocator/_core_bind.c",
+        "    if (t->num_slots < num_slots || t->num_slots_there < num_slots_there) {\n",
+        "    if (t->num_slots_there < num_slots_there) {\n",
+        (f"{IN_ONE_CALL}::test_a_sender_and_its_binder_have_the_same_slots",),
+    ),
+    Mutant(
         "any-rooms-grant", "R37, P6", "an encoder binds itself to whatever grant its room's tag leads to",
         "allocator/native/bind.h",
         "    if (said[MEETING_ROOM] != b->room || said[MEETING_NODE_ID] != t->own.id ||\n",
