@@ -35,7 +35,7 @@ class OpenRequests:
         self.by_slot: dict[int, TransferHandle] = {}
         self.by_room: dict[int, TransferHandle] = {}
         self.departed: deque[TransferHandle] = deque(maxlen=num_departed)
-        self.untold = UntoldRequests(attachment.clock)
+        self.untold = UntoldRequests(attachment.clock, lambda: attachment.library_bell.ring())
         self._asked = None
         if attachment.control.role == Role.ENCODE:
             control = attachment.control
@@ -94,8 +94,7 @@ class OpenRequests:
         self.by_slot[slot] = self.by_room[handle.room] = handle
         if handle.aux is not None:
             untrack(handle.aux)
-        if self.untold.add(handle):
-            self._attachment.library_bell.ring()
+        self.untold.add(handle)
 
     def handles(self) -> list[TransferHandle]:
         """All that are open, those that wait for a slot, too (either thread)."""

@@ -25,8 +25,10 @@ MOST_LOOKING: Final = 64
 class UntoldRequests:
     """One client's. Either thread adds; the library thread looks which are late."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    def __init__(self, clock: Callable[[], int], ring: Callable[[], object]) -> None:
+        """`ring` wakes the library thread."""
         self._clock = clock
+        self._ring = ring
         self.late_ns = LATE_NS
         """After which the node is told."""
         self._due: deque[TransferHandle] = deque()
@@ -37,11 +39,12 @@ class UntoldRequests:
     def __len__(self) -> int:
         return len(self._due)
 
-    def add(self, handle: TransferHandle) -> bool:
-        """Note a request. True if the library thread is to be woken, because it may sleep until long after."""
-        is_first = not self._due and self.late_ns < 2 * LIBRARY_WAIT_S * NS
+    def add(self, handle: TransferHandle) -> None:
+        """Note a request."""
+        is_first = not self._due
         self._due.append(handle)
-        return is_first
+        if is_first and self.late_ns < 2 * LIBRARY_WAIT_S * NS:
+            self._ring()  # the library thread may sleep until long after
 
     def turn(self, now_ns: int) -> None:
         """Tell the node of those that are late, or soon will be: one look for many of them."""
@@ -80,6 +83,7 @@ class UntoldRequests:
         (whoever has the turn).
         """
         self._soon.append((self._clock() + 2 * LOOK_NS, handle))
+        self._ring()
 
     def look_soon(self, handle: TransferHandle, look: Callable[[], bool]) -> None:
         """Have `look` called each `LOOK_NS` until it says that nothing is to be looked for any more, or the request is
