@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def test_fifty_requests_with_twenty_images_encode_twenty_times(
     """Each of 1 to 3 images, in any order, through an encoder cache of four and an item cache of six: what was evicted
     comes again from the producer.
     """
-    consumer = start("ec_consumer", {"cache_bytes": 6 * 16 * 128}, cache_embeds=64)
+    consumer = start("ec_consumer", {"cache_bytes": 6 * PAGESIZE}, cache_embeds=64)
     images = [f"{name}{k:02}" for k in range(20)]
     asks = [
         Ask(name=str(k), items=tuple((images[(7 * k + 3 * j) % 20], 16 * j, 16) for j in range(1 + k % 3)), prompt=64)

@@ -21,7 +21,7 @@ from embridge.workers.timing import NS
 
 SOME = range(400_000, 400_006)
 MORE = range(400_000, 400_024)
-SEVERAL = range(40, 42)
+SEVERAL = range(42, 44)
 MIX = [mixture for mixture in DIRECT_MIXTURES if mixture[1] != "retries"]
 SHARE = [pytest.param(*it, marks=[] if is_in_every_run(*it) else [pytest.mark.storm]) for it in MIX]
 
