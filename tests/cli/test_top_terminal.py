@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from support.carrying import carried
 from support.encoding import open_sender
 from support.nodes import Station
 from support.scheduling import Queues
+from support.stopping import is_stopped
 from support.waiting import wait_until
 
 from embridge import Client
@@ -200,7 +202,8 @@ def test_keys_lead_through_a_live_node_and_q_and_sigterm_give_the_terminal_back(
                     senders.append(open_sender(sending, later, 100))
                     pty.wait_for(f"{later} Bootstrapping")
                     process.send_signal(signal.SIGTSTP)  # Ctrl-Z
-                    wait_until(pty.is_given_back)
+                    wait_until(partial(is_stopped, process.pid))  # a SIGCONT that came before would be in vain
+                    assert pty.is_given_back()
                     process.send_signal(signal.SIGCONT)
                     pty.wait_for("in flight")
                     pty.type("q")
