@@ -58,8 +58,8 @@ class Inbox(_Plain, frozen=True):
     """
 
     records: list[tuple[str, Record]]
-    arrivals: list[Arrival]
-    refused: list[str]
+    arrivals: Sequence[Arrival]
+    refused: Sequence[str]
     denied: Sequence[Denied] = ()
 
 

@@ -198,7 +198,7 @@ class TransferQueue:
                 keep.append(request)
                 waits |= record.has_rows_waiting or not cells.num_free(2)
         self._wanting.keep(keep)
-        if keep and self._withdrawing.make_room(keep):
+        if self._withdrawing.make_room(keep):
             return self._grant_all()
         return waits
 

@@ -37,6 +37,7 @@ class Withdrawing:
         self._untold = library.requests.untold
         control = library.attachment.control
         self._blocks, self._posts = control.blocks, control.posts
+        self._lane = library.attachment.lane
         self._bs = library.attachment.geometry.block_size
         self._memory = memory
         self._default = default
@@ -45,17 +46,21 @@ class Withdrawing:
 
     def late(self, receiver: EmbeddingReceiver) -> bool:
         """Take the grant of a request back of which its node is about to be told: it cannot be taken back after that.
-        False: it keeps what it has, for it is alone, or three quarters of the pool are free, or an encoder has it.
+        False: it keeps what it has, for nobody else is there, or three quarters of the pool are free, or an encoder has
+        it.
         """
         plenty = self._blocks.num_blocks * 3 // 4
-        may_keep = len(self._active) == 1 or self._blocks.cells.num_free(plenty) == plenty
+        is_alone = len(self._active) == 1 and not self._others_wait()
+        may_keep = is_alone or self._blocks.cells.num_free(plenty) == plenty
         return not may_keep and self._take_back(receiver)
 
     def make_room(self, waiting: Iterable[EmbeddingRequest]) -> bool:
-        """Take so many grants back that those of these requests whose rows wait can have blocks for them. True if a
-        block came free.
+        """Take so many grants back that those of these requests whose rows wait can have blocks for them; a quarter of
+        the pool, where other clients wait for some. True if a block came free.
         """
-        wanted = 0
+        if not len(self._untold):
+            return False
+        wanted = self._blocks.num_blocks // 4 if self._others_wait() else 0
         for request in waiting:
             receiver, record = request.receiver, request.record
             if receiver is None:
@@ -69,12 +74,17 @@ class Withdrawing:
             self._untold.take_back(SOON_NS, self._take_back, lambda: self._blocks.cells.num_free(wanted) >= wanted)
         return self._blocks.cells.num_free(wanted) > before
 
+    def _others_wait(self) -> bool:
+        return any(lane != self._lane for lane in self._blocks.waiters())
+
     def _take_back(self, receiver: TransferHandle) -> bool:
         """Withdraw a grant, and enter its request among those that are to be told to the encode node."""
-        if not isinstance(receiver, EmbeddingReceiver) or receiver.request is None or not receiver.renew():
+        if not isinstance(receiver, EmbeddingReceiver) or receiver.request is None:
             return False
         request: EmbeddingRequest = receiver.request
         record = request.record
+        if not record.is_contacted or not receiver.renew():  # nothing is granted yet, or an encoder has it
+            return False
         self._memory.give_back_later(None, record.reserved_tokens)
         record.reserved_tokens = record.first_of_run = record.run_blocks = 0
         record.is_contacted = False

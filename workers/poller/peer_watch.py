@@ -8,7 +8,7 @@ this process did not hear while it was itself stopped, or had not begun, is not 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from embridge.allocator.peertable import PeerTable
 from embridge.allocator.plain_enums import Kick, Metric, Peer
@@ -79,7 +79,7 @@ class PeerWatch:
         self._peers.put(peer, Peer.HEARD_NS, now_ns)
         return peer
 
-    def step(self, now_ns: int, refused: list[str], out: list[Out]) -> bool:
+    def step(self, now_ns: int, refused: Sequence[str], out: list[Out]) -> bool:
         """Send what is due and declare the dead. True if somebody died."""
         if not refused and now_ns < self._next_ns:
             return False

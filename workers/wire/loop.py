@@ -34,7 +34,7 @@ from embridge.workers.wire.zap import Gatekeeper
 
 log = logging.getLogger(__name__)
 
-NOTHING: tuple[list[Arrival], list[str], Sequence[Denied]] = ([], [], ())  # has come
+NOTHING: tuple[Sequence[Arrival], Sequence[str], Sequence[Denied]] = ((), (), ())  # has come
 
 
 class Wire:
@@ -114,7 +114,9 @@ class Wire:
         )
         self._limit.log(log, logging.WARNING, "port", now_ns, "port %s: %s", port.address, news)
 
-    def receive(self, readable: Collection[object]) -> tuple[list[Arrival], list[str], Sequence[Denied]]:
+    def receive(
+        self, readable: Collection[object]
+    ) -> tuple[Sequence[Arrival], Sequence[str], Sequence[Denied]]:
         """The messages that came, the addresses where nobody listens, and those where the handshake fails.
 
         `readable` is what `wait` has returned: looking at the other sockets costs more than most steps of a role.

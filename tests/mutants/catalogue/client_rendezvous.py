@@ -89,6 +89,13 @@ CLIENT_RENDEZVOUS: Final = [
         (f"{WITHDRAWN}::test_grants_that_nobody_has_found_make_room_for_rows_that_wait",),
     ),
     Mutant(
+        "room-for-oneself", "R34, P21", "rows of another client wait for blocks that this one's requests do not use",
+        "pipeline/scheduler/withdrawing.py",
+        "        wanted = self._blocks.num_blocks // 4 if self._others_wait() else 0\n",
+        "        wanted = 0\n",
+        (f"{WITHDRAWN}::test_a_client_makes_room_for_rows_that_another_waits_with",),
+    ),
+    Mutant(
         "offered-rows-wait", "R34, P21", "rows of which nobody is told wait for blocks that nobody uses",
         "pipeline/scheduler/withdrawing.py",
         "            elif not record.is_contacted and self._posts.has_offer(request.room):\n",

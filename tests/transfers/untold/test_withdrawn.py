@@ -14,7 +14,7 @@ from support.scheduling import Queues
 from support.untold import TOTAL, is_posted, post
 from support.waiting import wait_until
 
-from embridge import Client, Phase
+from embridge import Client, Phase, attach
 from embridge.pipeline.client.client import library_of
 from embridge.pipeline.scheduler import withdrawing
 from embridge.workers.timing import NS
@@ -85,6 +85,22 @@ def test_grants_that_nobody_has_found_make_room_for_rows_that_wait(
         _arrives(sending, receiving, room, TOTAL)
     receiving.transfer.memory.collect()
     assert receiving.transfer.memory.reserved_bytes == 0
+
+
+def test_a_client_makes_room_for_rows_that_another_waits_with(
+    encode: Station, language: Station, sending: Client, receiving: Queues, rooms: Iterator[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """R34, P21: the pool is all clients', and only whose grant it is can take it back."""
+    waiting = _posted(encode, receiving, rooms, 4)
+    monkeypatch.setattr(withdrawing, "SOON_NS", 0)
+    with attach(language.run_dir) as client:
+        other, room = Queues(client), next(rooms)
+        other.add(encode.addr, room)
+        _arrives(sending, other, room, LONG)
+    assert _withdrawn(receiving, waiting)[:1] == waiting[:1]
+    for room in waiting:
+        _arrives(sending, receiving, room, TOTAL)
 
 
 def test_what_an_encoder_has_found_is_left_to_it(
