@@ -273,9 +273,10 @@ class StatusTable:
         success."""
     def mark(self, slot: int, view: int, /) -> None:
         """Set the slot's dirty bit in one view, with no change of the word."""
-    def changed(self, view: int, pages: Buffer, num_pages: int, out: Buffer, /) -> int:
+    def changed(self, view: int, pages: Buffer, num_pages: int, out: Buffer, words: Buffer = ..., /) -> int:
         """Take (exchange with 0) the dirty words of the first `num_pages` of `pages` (u32) in `view`; the dirty slots
-        go into `out` (u32, at least 64). Stops taking before a page whose 64 bits might not fit. Returns how many."""
+        go into `out` (u32, at least 64), and their status words, as they are then, into `words` (u64, as many). Stops
+        taking before a page whose 64 bits might not fit. Returns how many."""
     def compare(self, pages: Buffer, num_pages: int, seen: Buffer, out: Buffer, /) -> int:
         """Compare every word of the pages with `seen` (u64, `num_slots` of them, updated here); those that differ go
         into `out` (u32), until that is full. The slow, certain look: a dirty bit is a hint that a dead writer may have

@@ -355,23 +355,31 @@ static PyObject *status_mark_slot(PyObject *self, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
+// (view, pages, num_pages, out[, words])
 static PyObject *status_take_changed(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     StatusTable *status = (StatusTable *)self;
     uint32_t view;
     uint64_t num_pages;
-    Array pages, out;
-    if (take_count("changed", nargs, 4) < 0 || require_writable(status->mapping) < 0 ||
+    Array pages, out, words = {.data = NULL};
+    const bool with_words = nargs == 5;
+    if (take_count("changed", nargs, with_words ? 5 : 4) < 0 || require_writable(status->mapping) < 0 ||
         take_index(args[0], "view", status->table.num_views, &view) < 0 ||
         take_pages(args[1], args[2], status->table.num_slots / SLOTS_PER_PAGE, &pages, &num_pages) < 0)
         return NULL;
     PyObject *result = NULL;
     if (array_open(&out, args[3], "out", 4, true) == 0) {
-        if (out.length < SLOTS_PER_PAGE)
-            PyErr_Format(PyExc_ValueError, "out: %zu items < %d, one page's slots", out.length, SLOTS_PER_PAGE);
-        else
-            result =
-                PyLong_FromSize_t(status_changed(&status->table, view, pages.data, num_pages, out.data, out.length));
+        if (!with_words || array_open(&words, args[4], "words", 8, true) == 0) {
+            if (out.length < SLOTS_PER_PAGE)
+                PyErr_Format(PyExc_ValueError, "out: %zu items < %d, one page's slots", out.length, SLOTS_PER_PAGE);
+            else if (with_words && words.length < out.length)
+                PyErr_Format(PyExc_ValueError, "words: %zu items < %zu of out", words.length, out.length);
+            else
+                result = PyLong_FromSize_t(status_changed(&status->table, view, pages.data, num_pages, out.data,
+                                                          words.data, out.length));
+            if (with_words)
+                PyBuffer_Release(&words.view);
+        }
         PyBuffer_Release(&out.view);
     }
     PyBuffer_Release(&pages.view);

@@ -198,10 +198,10 @@ static inline bool status_make_whole(const struct status_table *table, uint32_t 
     return true;
 }
 
-// Take the dirty bits of `pages` in a view; the slots go into `out`, which has `room`. Stops before a page that might
-// not fit.
+// Take the dirty bits of `pages` in a view; the slots go into `out`, which has `room`, and their words, as they are
+// then, into `words`, unless that is NULL. Stops before a page that might not fit.
 static inline size_t status_changed(const struct status_table *table, uint32_t view, const uint32_t *pages,
-                                    size_t num_pages, uint32_t *out, size_t room)
+                                    size_t num_pages, uint32_t *out, uint64_t *words, size_t room)
 {
     const uint32_t all_pages = table->num_slots / SLOTS_PER_PAGE;
     size_t count = 0;
@@ -216,8 +216,12 @@ static inline size_t status_changed(const struct status_table *table, uint32_t v
         if (room - count < SLOTS_PER_PAGE)
             break;
         // SYNC dirty: acquire; the words loaded after this are at least as new as the bits.
-        for (uint64_t taken = atomic_exchange_explicit(bits, 0, memory_order_acquire); taken; taken &= taken - 1)
-            out[count++] = page * SLOTS_PER_PAGE + (uint32_t)__builtin_ctzll(taken);
+        for (uint64_t taken = atomic_exchange_explicit(bits, 0, memory_order_acquire); taken; taken &= taken - 1) {
+            const uint32_t slot = page * SLOTS_PER_PAGE + (uint32_t)__builtin_ctzll(taken);
+            if (words != NULL)
+                words[count] = status_load(table, slot);
+            out[count++] = slot;
+        }
     }
     return count;
 }

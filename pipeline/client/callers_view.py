@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from embridge.allocator._core import Turn, TurnTaker
+from embridge.allocator._core import PHASE_BITS, Turn, TurnTaker
 from embridge.allocator.records import USER_VIEW
 from embridge.pipeline.client.attachment import Attachment
-from embridge.pipeline.client.handle import NO_SLOT, TransferHandle
+from embridge.pipeline.client.handle import NO_SLOT, PHASE_SHIFT, SUCCESS, TransferHandle
 from embridge.pipeline.client.open_requests import OpenRequests
 from embridge.pipeline.client.rounds import Round
 from embridge.workers.timing import NS
@@ -34,7 +34,8 @@ class CallersView:
         self.turn = Turn()
         """What the library thread takes for each of its turns, and whoever does a part of its work."""
         self._out = array("I", bytes(4 * num_slots))
-        self._words = np.zeros(num_slots, np.uint64)
+        self._words = array("Q", bytes(8 * num_slots))  # of the slots of `_out`
+        self._compared = np.zeros(num_slots, np.uint64)
         self._round = Round(requests.by_slot)
         self._seen = -1
         self._slow_ns = 0
@@ -59,32 +60,38 @@ class CallersView:
             self.on_change()
         if attachment.node_gone:
             return True
-        attachment.check_usable()
+        if attachment.is_closed or attachment.is_forked:
+            attachment.check_attached()
         self._seen = sequence
-        status, pages, out = attachment.control.status, self._requests.lease.pages, self._out
+        status, pages, out, words = attachment.control.status, self._requests.lease.pages, self._out, self._words
         by_slot, looked_at = self._requests.by_slot, self._looked_at
-        if is_slow := now >= self._slow_ns:
+        count = status.changed(USER_VIEW, pages, len(pages), out, words)
+        if now >= self._slow_ns:
             self._slow_ns = now + SLOW_LOOK_NS
-            status.changed(USER_VIEW, pages, len(pages), out)
-            count = status.compare(pages, len(pages), self._words, out)
-        else:
-            count = status.changed(USER_VIEW, pages, len(pages), out)
-        looks = [handle for slot in out[:count] if (handle := by_slot.get(slot)) is not None]
-        if is_slow:
-            looks = list(dict.fromkeys([*self._some_open(), *looks]))
+            count = self._look_slowly()
         to_end: list[TransferHandle] = []
-        for handle in looks:
+        for i in range(count):
+            if (handle := by_slot.get(out[i])) is None:
+                continue
             looked_at[handle.slot] = handle
             if handle.driver is None:
                 self._has_seen_by_hand |= handle.is_by_hand
-            elif handle.may_end_here:
+            elif words[i] >> PHASE_SHIFT == handle.epoch << PHASE_BITS | SUCCESS and handle.may_end_here:
                 to_end.append(handle)
         if to_end:
             self._end(to_end)
         return True
 
-    def _some_open(self) -> list[TransferHandle]:
-        return [handle for handle in self._round.some() if handle.slot != NO_SLOT]
+    def _look_slowly(self) -> int:
+        """Find the slots that have changed by a full compare, and add a share of those that are open. Returns how many.
+        """
+        status, pages, out, words = self._attachment.control.status, self._requests.lease.pages, self._out, self._words
+        count = status.compare(pages, len(pages), self._compared, out)
+        some = [handle.slot for handle in self._round.some() if handle.slot != NO_SLOT]
+        slots = dict.fromkeys([*some, *out[:count]])
+        for i, slot in enumerate(slots):
+            out[i], words[i] = slot, status.load(slot)
+        return len(slots)
 
     def _end(self, handles: list[TransferHandle]) -> None:
         """End requests that have succeeded; those that need more than a look are left to the library thread."""
@@ -92,7 +99,8 @@ class CallersView:
         has_left = False
         with TurnTaker(self.turn) as has_turn:
             for handle in handles:
-                has_left |= not (has_turn and handle.end_here())
+                driver = handle.driver  # None: somebody has ended it since
+                has_left |= not (has_turn and (driver is None or driver.end_at_once(handle)))
         # a mark of the library's own view names what is left
         if has_left or self.library_waits:
             attachment.library_bell.ring()
@@ -125,7 +133,11 @@ class CallersView:
     def rose(self) -> list[TransferHandle]:
         """The requests with a slot whose status is higher than when this was asked last (`Client.poll`)."""
         looked_at, self._looked_at, self._has_seen_by_hand = self._looked_at, {}, False
-        return [handle for handle in looked_at.values() if handle.has_risen()]
+        rose = []
+        for handle in looked_at.values():  # no list comprehension, which would be one call more for nearly each request
+            if handle.has_risen():
+                rose.append(handle)
+        return rose
 
     # ---- waiting
 

@@ -279,7 +279,9 @@ class Client:
             rose = [handle for handle in open_now if handle.has_risen()]
         else:
             rose = view.rose()
-        return rose + [handle for handle in requests.take_departed() if handle.has_risen()]
+        if requests.departed:
+            rose += [handle for handle in requests.take_departed() if handle.has_risen()]
+        return rose
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep, without the GIL, until a status rises or a transfer queue has a request to hand over: poll then.

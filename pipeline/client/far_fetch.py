@@ -41,6 +41,8 @@ _LOOKED_AT: Final = Driver(lambda receiver: None, lambda receiver: False, lambda
 class ItemReceiver(EmbeddingReceiver):
     """The request of one fetch."""
 
+    may_end_here = False
+
     def __init__(
         self, library: Library, room: int, address: str, key: bytes, generation: int, total: int, first_block: int
     ) -> None:
@@ -66,10 +68,6 @@ class ItemReceiver(EmbeddingReceiver):
         """Need nothing of it any more (whoever has the turn of fetches)."""
         self.driver = None
         self.clear()
-
-    @property
-    def may_end_here(self) -> bool:
-        return False
 
 
 class CopiedRows:

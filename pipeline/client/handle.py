@@ -56,6 +56,8 @@ class TransferHandle:
     _final_failure: TransferError | None = None
     driver: Any = None
     """Who drives it in place of its caller, and ends it once it has succeeded (see `end_here`)."""
+    may_end_here = False
+    """Whether its driver may end it as soon as it has succeeded, on the caller's thread."""
     has_settled = False
     """Whether its client has released its slot itself."""
     aux: array[int] | None = None
@@ -115,8 +117,9 @@ class TransferHandle:
 
     def has_risen(self) -> bool:
         """Whether the status is higher than when this was asked last (by `Client.poll`)."""
-        if self._final is None and self.slot != NO_SLOT and not self._attachment.node_gone:
-            word = self._status.load(self.slot)
+        library = self._library
+        if self._final is None and self.slot != NO_SLOT and not library.attachment.node_gone:
+            word = library.status.load(self.slot)
             risen = word & RISEN_MASK if word >> EPOCH_SHIFT == self.epoch else None
         else:
             risen = None
@@ -290,11 +293,6 @@ class TransferHandle:
 
     def let_go(self) -> None:
         """Give the caller's rows back to it, because the request is over, however it ended."""
-
-    @property
-    def may_end_here(self) -> bool:
-        """Whether `end_here` is worth a try (caller's thread)."""
-        return False
 
     def end_here(self) -> bool:
         """End a request that has succeeded, if that needs a look and no copy (by whoever has the turn)."""

@@ -63,6 +63,7 @@ class EmbeddingReceiver(ReceiverWords):
     request: Any = None
     """What its driver knows it by."""
     num_returned = 0  # blocks that count as lent until this has left
+    may_end_here = True
     _has_asked = _cleared = False
 
     def __init__(
@@ -300,8 +301,7 @@ class EmbeddingReceiver(ReceiverWords):
             RuntimeError: after `Client.close`, or in a forked child, if the end had not been settled before.
         """
         library = self._library
-        has_landed = self._final is None and self.slot != NO_SLOT and self.may_end_here
-        if not has_landed and self.poll() < Phase.Success:
+        if not self._has_landed() and self.poll() < Phase.Success:
             self.abort("cleared by the caller before its end")
         self._cleared = True
         if self.driver is not None or not library.view.do(self._leave_here):
@@ -379,8 +379,10 @@ class EmbeddingReceiver(ReceiverWords):
             self.neighbour = None
             self.tell()
 
-    @property
-    def may_end_here(self) -> bool:
+    def _has_landed(self) -> bool:
+        """Whether it has succeeded, and nobody has settled that yet."""
+        if self._final is not None or self.slot == NO_SLOT:
+            return False
         return self._library.status.load(self.slot) >> PHASE_SHIFT == self.epoch << PHASE_BITS | SUCCESS
 
     def end_here(self) -> bool:

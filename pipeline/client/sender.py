@@ -244,7 +244,9 @@ class EmbeddingSender(WritesAtOnce):
             ValueError: as `write`, or the rows are not as many as the request was opened with.
             NodeBusyError: as `write`.
         """
-        self._attachment.check_attached()
+        attachment = self._library.attachment
+        if attachment.is_closed or attachment.is_forked:
+            attachment.check_attached()
         if self._taken:
             return False
         given = (input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)

@@ -2,7 +2,8 @@
 
 On an encode node a slot may be opened *early*, before anybody has asked for its room; it may then be held for long.
 Early slots lie in no more than half of the node's pages, so pages of the other half come free for clients whose rooms
-were asked for (`slot_queue.py`).
+were asked for (`slot_queue.py`). The only page that a client has for them stays one after its last early slot, while
+they are few and nobody waits: one request after the other would make it one and unmake it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class SlotLease:
         self._leaving: set[int] = set()  # pages of which no more slots are taken
         self._releasing: dict[tuple[int, int], None] = {}  # (slot, epoch)
         self._page = self._early_page = -1  # of the slot that was taken last
+        self._keeps = False  # a page that early slots may lie in, though none does
 
     def open(
         self,
@@ -174,7 +176,9 @@ class SlotLease:
     def _count_early(self) -> bool:
         """Count a page more in which slots may be held for long. False, and nothing is counted: half of them are."""
         self._lanes.add_early(self._lane, 1)  # first: of two clients that cross, at least one sees the other
-        if self._lanes.num_early() <= self._lanes.num_pages // 2:
+        num_early, num_pages = self._lanes.num_early(), self._lanes.num_pages
+        if num_early <= num_pages // 2:
+            self._keeps = num_early <= num_pages // 4
             return True
         self._lanes.add_early(self._lane, -1)
         return False
@@ -217,17 +221,16 @@ class SlotLease:
         page = slot // SLOTS_PER_PAGE
         if (early := self._early.get(page)) is not None:
             early.discard(slot)
-            if not early:
+            if not early and (not self._keeps or len(self._early) > 1):
                 self._end_early(page, early)
         self._free[page].append(slot)
 
     def let_go(self, slot: int) -> None:
         """Note that a slot is held for long no more (by whoever has the turn)."""
         page = slot // SLOTS_PER_PAGE
-        early = self._early.get(page)
-        if early is not None:
+        if (early := self._early.get(page)) is not None:
             early.discard(slot)
-            if not early:
+            if not early and (not self._keeps or len(self._early) > 1):
                 self._end_early(page, early)
 
     def _end_early(self, page: int, early: set[int]) -> None:
@@ -255,11 +258,12 @@ class SlotLease:
         wholly free. A client that holds more than its share takes no more slots of one page at a time, until that page
         is wholly free. With fewer pages than clients that may be the only page it has.
         """
-        # the threads have crossed: one has made it early, or put it back, and the other has no slot of it
-        for page, early in list(self._early.items()):
-            if not early:
-                self._end_early(page, early)
         others = [lane for lane in self._control.slot_waiters.lanes() if lane != self._lane]
+        # the threads have crossed: one has made it early, or put it back, and the other has no slot of it
+        kept = 1 if self._keeps and not others else 0
+        empty = [(page, early) for page, early in list(self._early.items()) if not early]
+        for page, early in empty if len(self._early) > kept else ():
+            self._end_early(page, early)
         if not others:
             self._leaving.clear()
             return

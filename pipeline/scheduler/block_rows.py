@@ -11,7 +11,7 @@ import torch
 from embridge.allocator.buffers import Pool, aux_offset
 from embridge.allocator.geometry import AUX_WORDS, Geometry
 from embridge.pipeline.client.receiver import EmbeddingReceiver
-from embridge.pipeline.scheduler.rows import Rows
+from embridge.pipeline.scheduler.rows import DTYPES, Rows
 
 
 class BlockRows(Rows):
@@ -23,7 +23,7 @@ class BlockRows(Rows):
         memory: memoryview,
         receiver: EmbeddingReceiver,
         first_block: int,
-        total: int,
+        num_blocks: int,
         places: Mapping[str, Pool],
     ) -> None:
         """`memory`: of the payload, which stays mapped for as long as somebody has these rows; `places`: its buffers by
@@ -33,9 +33,29 @@ class BlockRows(Rows):
         self._places = places
         self._memory = memory
         self.first_block = first_block
-        self.num_blocks = -(-total // geometry.block_size)
+        self.num_blocks = num_blocks
         self._receiver = receiver
+        self._ahead: torch.Tensor | None = None
+        self._num_ahead = 0  # rows of it
+        self._is_inference = False  # what it was made in
         self.claims = [None]
+
+    def make_ahead(self, expected: int) -> None:
+        """Make the tensor of the embeddings before they are there, for whoever asks for all of them first: with cold
+        caches that takes as long as the copy of a small request. `expected`: how many rows, where they end in the last
+        block.
+        """
+        most = self.num_blocks * self.geometry.block_size
+        self._num_ahead = expected if most - self.geometry.block_size < expected <= most else most
+        self._is_inference = torch.is_inference_mode_enabled()
+        flat = self._view("input_embeddings", 0, most, DTYPES[self.geometry.dtype])
+        self._ahead = flat.resize_(self._num_ahead, self.geometry.hidden_size)
+
+    def input_embeddings(self, first: int, end: int) -> torch.Tensor:
+        made, self._ahead = self._ahead, None
+        if made is None or first or (self._is_inference and not torch.is_inference_mode_enabled()):
+            return super().input_embeddings(first, end)
+        return made if end == self._num_ahead else made.resize_(end, self.geometry.hidden_size)
 
     @property
     def aux(self) -> npt.NDArray[np.int32]:

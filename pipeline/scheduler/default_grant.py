@@ -46,8 +46,12 @@ class AdaptiveDefault:
         value while too few were seen.
         """
 
+        self.latest = 0
+        """The length of the request whose length was learned last, in tokens."""
+
     def observe(self, total_tokens: int) -> None:
         """Note the real length of a request, in tokens."""
+        self.latest = total_tokens
         recent, lengths = self._recent, self._sorted
         recent.append(total_tokens)
         if len(recent) > RECENT:

@@ -25,8 +25,10 @@ from embridge.allocator.status import Phase
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.block_rows import BlockRows
+from embridge.pipeline.scheduler.default_grant import AdaptiveDefault
 from embridge.pipeline.scheduler.draining import Draining
 from embridge.pipeline.scheduler.host_memory import HostMemory, HostRows
+from embridge.pipeline.scheduler.record import TransferRecord
 from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResult
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,9 @@ log = logging.getLogger(__name__)
 class Lending:
     """What one transfer queue keeps in blocks, and has lent. Whoever has the turn calls it, but for `hand_over`."""
 
-    def __init__(self, library: Library, draining: Draining, memory: HostMemory, *, may_lend: bool) -> None:
+    def __init__(
+        self, library: Library, draining: Draining, memory: HostMemory, default: AdaptiveDefault, *, may_lend: bool
+    ) -> None:
         """Without `may_lend` all is drained."""
         self._library = library
         self._attachment = library.attachment
@@ -44,6 +48,7 @@ class Lending:
         self._places = {pool.name: pool for pool in pools(library.attachment.geometry)}
         self._draining = draining
         self._memory = memory
+        self._default = default
         self._may_lend = may_lend
         self._bs = library.attachment.geometry.block_size
         self._quarter = self._control.blocks.num_blocks // 4 + 1
@@ -89,10 +94,7 @@ class Lending:
 
         It keeps its slot and its blocks until it is released; blocks behind its last row come free.
         """
-        if self._kept:
-            self._kept.pop(request, None)
-        if num_rounds := self._lend_straight(request, receiver):
-            return num_rounds
+        self._kept.pop(request, None)
         total = request.total_embedding_length
         num_blocks, granted = self._slots.granted(receiver.slot)
         num_behind = num_blocks - -(-total // self._bs)
@@ -112,12 +114,12 @@ class Lending:
             request.transferred_tokens = total
         return receiver.num_rounds
 
-    def _lend_straight(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> int:
-        """Lend the rows of a request at one look, where they fill all the blocks that it was granted. Returns as
-        `lend`; 0, and nothing has happened: they are to be looked at more closely.
+    def lend_straight(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, total: int) -> int:
+        """Lend all rows of a request at one look, where they fill the blocks that it was granted. Returns as `lend`; 0,
+        and nothing has happened: they are to be looked at more closely.
         """
-        record, total, slot = request.record, request.total_embedding_length, receiver.slot
-        needed, lease = -(-total // self._bs), self._library.requests.lease
+        record, slot, requests = request.record, receiver.slot, self._library.requests
+        needed, lease = -(-total // self._bs), requests.lease
         if (
             record.lent is not None or record.run_blocks != needed or record.drained_tokens or not self._may_lend
             or record.first_of_run == RESERVE_BLOCK or request.transferred_tokens or not lease.hold(slot)
@@ -127,8 +129,12 @@ class Lending:
         if not num_rounds:
             lease.let_go(slot)
             return 0
-        self._note(request, receiver, total)
-        self._library.requests.forget_room(receiver)
+        if self._kept:
+            self._kept.pop(request, None)
+        rows, record.prepared = record.prepared, None
+        self._note(request, rows or self._rows(receiver, record.first_of_run, needed))
+        if requests.by_room.get(receiver.room) is receiver:  # `forget_room`
+            del requests.by_room[receiver.room]
         request.chunk_info.append((0, total))
         request.transferred_tokens = total
         if request.is_released:  # as in `_enter`
@@ -145,20 +151,34 @@ class Lending:
         return self._library.requests.lease.hold(receiver.slot)
 
     def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
-        self._count(self._note(request, receiver, request.total_embedding_length).num_blocks)
+        num_blocks = -(-request.total_embedding_length // self._bs)
+        self._note(request, self._rows(receiver, request.record.first_of_run, num_blocks))
+        self._count(num_blocks)
         if request.is_released:
             self._end_released(request)
 
-    def _note(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, total: int) -> BlockRows:
+    def _rows(self, receiver: EmbeddingReceiver, first_block: int, num_blocks: int) -> BlockRows:
         view = self._view() if self._view is not None else None
         if view is None:
             view = memoryview(self._attachment.payload)
             self._view = ref(view)
-        geometry, first = self._attachment.geometry, request.record.first_of_run
-        lent = request.record.lent = BlockRows(geometry, view, receiver, first, total, self._places)
-        known = self._lent[receiver.slot] = ref(request)
-        untrack(lent.claims, known)
-        return lent
+        rows = BlockRows(self._attachment.geometry, view, receiver, first_block, num_blocks, self._places)
+        untrack(rows.claims)
+        return rows
+
+    def _note(self, request: EmbeddingRequest, rows: BlockRows) -> None:
+        assert request.receiver is not None
+        request.record.lent = rows
+        known = self._lent[request.receiver.slot] = ref(request)
+        untrack(known)
+
+    def prepare(self, record: TransferRecord, receiver: EmbeddingReceiver) -> None:
+        """Make ahead of the rows of a request what they are lent with, if they fill the blocks that it was granted; it
+        may well be as long as the one before.
+        """
+        if self._may_lend and record.run_blocks and record.first_of_run != RESERVE_BLOCK:
+            record.prepared = rows = self._rows(receiver, record.first_of_run, record.run_blocks)
+            rows.make_ahead(self._default.latest)
 
     def hand_over(self, request: EmbeddingRequest) -> None:
         """A request is popped: what is lent is its scheduler's from now on, and needs no host memory (any thread)."""
@@ -295,3 +315,16 @@ class Lending:
         )
         rows.aux[:] = lent.aux
         request.record.rows, request.result = rows, EmbeddingResult(rows, total)
+
+
+def all_of(ended: deque[EmbeddingRequest]) -> list[EmbeddingRequest]:
+    """Take all requests out, for the scheduler (its thread); the library thread may take one meanwhile, and put it back
+    (`Lending.make_room`).
+    """
+    taken: list[EmbeddingRequest] = []
+    try:
+        while ended:
+            taken.append(ended.popleft())
+    except IndexError:
+        return taken
+    return taken

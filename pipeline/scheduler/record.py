@@ -22,6 +22,7 @@ class TransferRecord:
     memory: HostMemory | None = None  # where its rows lie; None before it has a slot
     rows: HostRows | None = None  # what was drained
     lent: BlockRows | None = None  # its rows, in its blocks; None where they are drained
+    prepared: BlockRows | None = None  # what will be lent, if its rows fill all blocks that it has been granted
     available_tokens: int = 0  # rows of a streamed request that its scheduler may look at, until it releases it
     drained_tokens: int = 0  # rows that were copied out, or have come from an encode node that is lost
     first_of_run: int = 0  # the block at which its rows begin; 0, the reserve: they are no run that may be lent
@@ -74,7 +75,7 @@ class TransferRecord:
 
     def release(self) -> None:
         """Give the request's rows back to the memory that they came from, or its blocks to the pool (any thread)."""
-        self.failed_receiver = None
+        self.failed_receiver = self.prepared = None
         lent, self.lent = self.lent, None
         if lent is not None:
             lent.give_back()
@@ -85,5 +86,5 @@ class TransferRecord:
 
 share_keys(
     TransferRecord, "added_s", "memory", "arrival", "has_share", "is_contacted", "reserved_tokens", "first_of_run",
-    "run_blocks", "lent", "failed_receiver", "rows", "has_rows_waiting", "fills_a_block",
+    "run_blocks", "lent", "prepared", "failed_receiver", "rows", "has_rows_waiting", "fills_a_block",
 )

@@ -13,7 +13,7 @@ from embridge.allocator.geometry import DTYPE_BYTES, POSITION_AXES, Geometry
 
 Bytes = npt.NDArray[np.uint8]
 
-_DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in DTYPE_BYTES}
+DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 
 
 class Rows(ABC):
@@ -34,7 +34,7 @@ class Rows(ABC):
     def input_embeddings(self, first: int, end: int) -> torch.Tensor:
         """(end - first, hidden), the geometry's dtype."""
         g = self.geometry
-        flat = self._view("input_embeddings", first, end, _DTYPES[g.dtype])
+        flat = self._view("input_embeddings", first, end, DTYPES[g.dtype])
         return flat.resize_(end - first, g.hidden_size)  # `view` would make one tensor more
 
     def deepstack_embeddings(self, first: int, end: int) -> torch.Tensor | None:
@@ -42,7 +42,7 @@ class Rows(ABC):
         g = self.geometry
         if not g.deepstack_layers:
             return None
-        flat = self._view("deepstack_embeddings", first, end, _DTYPES[g.dtype])
+        flat = self._view("deepstack_embeddings", first, end, DTYPES[g.dtype])
         return flat.view(end - first, g.deepstack_layers, g.hidden_size)
 
     def fill_ids(self, first: int, end: int) -> torch.Tensor | None:

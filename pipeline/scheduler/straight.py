@@ -24,6 +24,7 @@ from embridge.pipeline.client.library import MAX_TIMEOUT_S, Library
 from embridge.pipeline.client.receiver import EmbeddingReceiver
 from embridge.pipeline.scheduler.default_grant import AdaptiveDefault, free_for_withdrawable
 from embridge.pipeline.scheduler.host_memory import HostMemory
+from embridge.pipeline.scheduler.lending import Lending
 from embridge.pipeline.scheduler.request import EmbeddingRequest
 from embridge.workers.timing import NS
 
@@ -37,7 +38,9 @@ FEW: Final = 8  # so small a part of the pool is granted to a request ahead of i
 class StraightRequests:
     """Those of one transfer queue. Whoever has the turn calls it."""
 
-    def __init__(self, library: Library, default: AdaptiveDefault, memory: HostMemory, *, has_ranks: bool) -> None:
+    def __init__(
+        self, library: Library, default: AdaptiveDefault, memory: HostMemory, lending: Lending, *, has_ranks: bool
+    ) -> None:
         attachment = library.attachment
         self._library = library
         self._attachment = attachment
@@ -45,6 +48,7 @@ class StraightRequests:
         self._timeout_ns = int(attachment.request_timeout_s * NS)
         self._default = default
         self._memory = memory
+        self._lending = lending
         self._bs = attachment.geometry.block_size
         self._token_bytes = attachment.geometry.token_bytes
         self._num_blocks = attachment.control.blocks.num_blocks
@@ -107,6 +111,7 @@ class StraightRequests:
             record.reserved_tokens = tokens
             memory.reserved_bytes += size
             record.note_granted(0, out[:count].tolist())
+            self._lending.prepare(record, receiver)
             if came == OPENED_WITH_BLOCKS:
                 receiver.send_granted()
             elif came == OPENED_AND_POSTED_LATE:

@@ -14,7 +14,6 @@ while it waits for something else (D8).
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 
 from embridge.allocator.errors import FailureCode, failure
 from embridge.allocator.geometry import MAX_TOKENS
@@ -28,7 +27,7 @@ from embridge.pipeline.scheduler.delivery import Delivery
 from embridge.pipeline.scheduler.draining import Draining
 from embridge.pipeline.scheduler.host_memory import HostMemory
 from embridge.pipeline.scheduler.incoming import NO_SLOT_IN_TIME, IncomingRequests
-from embridge.pipeline.scheduler.lending import Lending
+from embridge.pipeline.scheduler.lending import Lending, all_of
 from embridge.pipeline.scheduler.request import EmbeddingRequest, EmbeddingResult
 from embridge.pipeline.scheduler.shared_rooms import SharedRooms
 from embridge.pipeline.scheduler.straight import StraightRequests
@@ -54,6 +53,7 @@ class TransferQueue:
         self._library = library
         self._attachment = attachment
         self._bs = attachment.geometry.block_size
+        self._token_bytes = attachment.geometry.token_bytes
         self._status = attachment.control.status
         ranks = library.ranks
         assert ranks is None or isinstance(ranks, Delivery)
@@ -64,12 +64,12 @@ class TransferQueue:
             ranks.take()
             self.memory = ranks.memory
         self._draining = Draining(attachment, self.memory)
-        # the other ranks see host memory only
-        self._lending = Lending(library, self._draining, self.memory, may_lend=ranks is None)
         if default_allocate_tokens is None:
             default_allocate_tokens = attachment.settings["default_allocate_tokens"]
         start = whole("default_allocate_tokens", default_allocate_tokens, 1, MAX_TOKENS)
         self.default = AdaptiveDefault(start, self._bs, adaptive=adaptive)
+        # the other ranks see host memory only
+        self._lending = Lending(library, self._draining, self.memory, self.default, may_lend=ranks is None)
         self._incoming = IncomingRequests(library, self._refuse)
         self._active: dict[EmbeddingRequest, None] = {}  # in the order of arrival
         self._shared = SharedRooms()
@@ -81,7 +81,9 @@ class TransferQueue:
         self._failed: deque[EmbeddingRequest] = deque()
         self._withdrawing = Withdrawing(library, self.memory, self.default, self._active, self._wanting.enter)
         self._driver = Driver(self._serve, self._end_at_once, self._withdrawing.late)
-        self._straight = StraightRequests(library, self.default, self.memory, has_ranks=ranks is not None)
+        self._straight = StraightRequests(
+            library, self.default, self.memory, self._lending, has_ranks=ranks is not None
+        )
         library.add_turn(self._turn, self._abandon)
 
     def __len__(self) -> int:
@@ -123,10 +125,12 @@ class TransferQueue:
 
         Raises RuntimeError: after `Client.close`, or in a forked child.
         """
-        self._attachment.check_attached()
-        self._library.view.look()
-        self._library.view.ended_for.discard(self)
-        finished, failed = _taken(self._finished), _taken(self._failed)
+        attachment, view = self._attachment, self._library.view
+        if attachment.is_closed or attachment.is_forked:
+            attachment.check_attached()
+        view.look()
+        view.ended_for.discard(self)
+        finished, failed = all_of(self._finished), all_of(self._failed)
         for request in finished:
             self._lending.hand_over(request)
             if request.is_streamed:
@@ -309,8 +313,7 @@ class TransferQueue:
         record, request.total_embedding_length = request.record, total
         record.has_share = record.is_withdrawn = False  # the share it has had was one of the default
         self.default.observe(total)
-        need = self.memory.bytes_for(total)
-        if need > self.memory.limit_bytes:
+        if (need := total * self._token_bytes) > self.memory.limit_bytes:
             receiver.fail(
                 FailureCode.TOO_LARGE,
                 f"{total} tokens need {need} bytes of host memory > {self.memory.limit_bytes}; raise host_buffer_bytes",
@@ -381,7 +384,9 @@ class TransferQueue:
         total = self._status.load(receiver.slot) & MAX_TOKENS
         if total != request.total_embedding_length:
             self._learn(request, receiver, total)
-        if not (num_rounds := self._lending.lend(request, receiver)):
+        lending = self._lending
+        num_rounds = lending.lend_straight(request, receiver, total) or lending.lend(request, receiver)
+        if not num_rounds:
             return False
         if request.is_streamed:
             self._streamed.show(request, receiver)
@@ -435,14 +440,7 @@ class TransferQueue:
         receiver = request.receiver
         assert receiver is not None
         self._active.pop(request, None)
+        request.record.prepared = None
         receiver.driver = receiver.request = None
         receiver.clear()
-
-
-def _taken(queue: deque[EmbeddingRequest]) -> list[EmbeddingRequest]:
-    taken: list[EmbeddingRequest] = []
-    with suppress(IndexError):  # the library thread has taken the last one (`Lending.make_room`)
-        while queue:
-            taken.append(queue.popleft())
-    return taken
 

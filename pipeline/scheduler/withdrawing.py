@@ -87,6 +87,7 @@ class Withdrawing:
             return False
         self._memory.give_back_later(None, record.reserved_tokens)
         record.reserved_tokens = record.first_of_run = record.run_blocks = 0
+        record.prepared = None
         record.is_contacted = False
         record.has_share = record.is_withdrawn = True
         if request.abort_reason:  # it was given up while it was opened anew

@@ -193,6 +193,17 @@ def test_only_the_pages_that_are_asked_for_are_taken(table: Table) -> None:
     assert changed(status, 0) == [192]
 
 
+def test_the_words_of_the_slots_that_have_changed_come_with_them(table: Table) -> None:
+    status = table.status
+    for slot in (3, 70):
+        status.advance(slot, status.open(slot, 1000), 2, slot, 2000)
+    out, words = np.zeros(64, np.uint32), np.full(65, 7, np.uint64)
+    assert status.changed(0, np.array([1, 0], np.uint32), 2, out, words) == 1  # the next page might not fit
+    assert (out[0], *words[:2]) == (70, word(1, 2, 70), 7)
+    assert status.changed(0, np.array([1, 0], np.uint32), 2, out, words) == 1
+    assert (out[0], *words[:2]) == (3, word(1, 2, 3), 7)
+
+
 def test_a_page_that_might_not_fit_is_left_for_the_next_call(table: Table) -> None:
     status = table.status
     for slot in range(130):
@@ -256,6 +267,8 @@ def test_what_is_out_of_range_is_refused_before_anything_changes(table: Table) -
         status.changed(0, np.zeros(1, np.int64), 1, out)
     with pytest.raises(ValueError, match="items of 2"):
         status.changed(0, np.zeros(1, np.uint32), 1, np.zeros(64, np.uint16))
+    with pytest.raises(ValueError, match="words: 63 items < 64 of out"):
+        status.changed(0, np.zeros(1, np.uint32), 1, np.zeros(64, np.uint32), np.zeros(63, np.uint64))
     with pytest.raises(ValueError, match="seen"):
         status.compare(np.zeros(1, np.uint32), 1, seen[:-1], out)
     with pytest.raises(ValueError, match="contiguous"):

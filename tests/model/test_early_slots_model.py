@@ -3,10 +3,10 @@ and who ends it.
 
 The caller's thread takes a free slot of an early page, notes it in the page's set, and looks whether the page is early
 still, with that very set; if not, it gives the slot back. Or it makes a page early: counts it, then enters an empty
-set. The library thread takes slots out of the set as they leave, and ends the page when none is in it; it looks again
-afterwards, for the caller's may just have added one. It gives a page away that is wholly free and not early, which the
-caller's thread may just make early. Each step is one that the GIL makes atomic. One page of two slots, which the node
-allows to be early.
+set. The library thread takes slots out of the set as they leave, and ends the page when none is in it, at once or when
+somebody waits; it looks again afterwards, for the caller's may just have added one. It gives a page away that is wholly
+free and not early, which the caller's thread may just make early. Each step is one that the GIL makes atomic. One page
+of two slots, which the node allows to be early.
 """
 
 from __future__ import annotations
@@ -134,6 +134,8 @@ def library_steps(rules: Rules, world: World) -> Iterator[tuple[str, World]]:
                 sets=changed(world, world.early, slots), library="release" if slots else "end", ends=world.early
             )
             yield "the library takes it out", after
+            if not slots and rules.sweeps:  # else the page would stay early for ever
+                yield "the library takes it out, and keeps the page", after._replace(library="release", ends=NONE)
     elif world.library == "end":
         yield "the library ends the page", world._replace(library="look again", early=NONE)
     elif world.library == "look again":

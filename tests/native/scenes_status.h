@@ -70,7 +70,7 @@ static void take_bits(const struct scene *scene, struct world *world)
     (void)scene;
     const struct status_table table = table_of(world);
     const uint32_t page = 0;
-    world->num_got = (uint32_t)status_changed(&table, 1, &page, 1, world->got, MAX_SCENE_BLOCKS);
+    world->num_got = (uint32_t)status_changed(&table, 1, &page, 1, world->got, NULL, MAX_SCENE_BLOCKS);
 }
 
 // ---- what holds
@@ -153,7 +153,7 @@ static const char *judge_status(const struct scene *scene, const struct world *k
     if (changes == (status_phase(word) >= FIRST_TERMINAL_PHASE))
         return fault("%llx is terminal and changed, or is not and did not", (ull)word);
     for (uint32_t view = 0; changes && view < NUM_VIEWS; view++) {
-        const size_t num = status_changed(&table, view, &page, 1, out, SLOTS_PER_PAGE);
+        const size_t num = status_changed(&table, view, &page, 1, out, NULL, SLOTS_PER_PAGE);
         if (num == 0 || out[0] != SLOT)
             return fault("view %u: the bit of the next change is not set", view);
     }
@@ -196,7 +196,7 @@ static void take_all_bits(struct world *world)
     const uint32_t page = 0;
     uint32_t out[SLOTS_PER_PAGE];
     for (uint32_t view = 0; view < NUM_VIEWS; view++)
-        status_changed(&table, view, &page, 1, out, SLOTS_PER_PAGE);
+        status_changed(&table, view, &page, 1, out, NULL, SLOTS_PER_PAGE);
     rival_word = status_load(&table, SLOT);
 }
 

@@ -136,12 +136,13 @@ static void *take_bits(void *argument)
                     at_least[slot] = word > at_least[slot] ? word : at_least[slot];
                 }
         uint32_t changed[NUM_SLOTS];
+        uint64_t words[NUM_SLOTS];
         // Room for one page only: the other's bits stay for the next call.
         for (unsigned page = 0; page < 3; page++) {
             const size_t num =
-                status_changed(&table, observer->view, all_pages + page, 3 - page, changed, SLOTS_PER_PAGE);
+                status_changed(&table, observer->view, all_pages + page, 3 - page, changed, words, SLOTS_PER_PAGE);
             for (size_t i = 0; i < num; i++) {
-                const uint64_t word = status_load(&table, changed[i]);
+                const uint64_t word = words[i];
                 see(changed[i], observer->seen[changed[i]], word);
                 observer->seen[changed[i]] = word;
                 observer->num_seen++;

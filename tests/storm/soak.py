@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from support.unharmed import opened_by
+
 from storm.checker import check, figures
 from storm.history import read
 from storm.places import Options
@@ -46,7 +48,7 @@ def held_by(pid: int) -> Held | None:
     """None when it is gone."""
     try:
         threads = len(os.listdir(f"/proc/{pid}/task"))
-        descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+        descriptors = opened_by(pid).total()  # whichever doorbells were rung so far
         maps = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
     except (OSError, IndexError):

@@ -24,6 +24,7 @@ from embridge.workers.poller.verifier import Verifier
 from embridge.workers.timing import NS
 from embridge.workers.transfer.attempt import Attempt
 from embridge.workers.transfer.encode import TransferWorker
+from embridge.workers.transfer.taints import Taints
 
 MIX = [mixture for mixture in MIXTURES if mixture[1] != "retries"]
 SHARE = [pytest.param(*it, marks=[] if is_in_every_run(*it) else [pytest.mark.storm]) for it in MIX]
@@ -135,7 +136,7 @@ def test_a_write_that_lands_after_it_was_given_up_hits_only_blocks_that_are_kept
 
 
 def _taint_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(TransferWorker, "_taint", lambda *_: None)
+    patch.setattr(Taints, "taint", lambda *_: None)
 
 
 def _quarantine_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -174,6 +175,14 @@ MUTANTS = [
     pytest.param(_go_on_without_renewal, id="R8"),
     pytest.param(_free_before_the_fence, id="R10"),
 ]
+
+
+@pytest.mark.parametrize("mutate", MUTANTS)
+def test_what_those_rules_are_is_where_it_was(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R6, R7, R8, R10: the next test, which takes long, breaks them there."""
+    mutate(monkeypatch)
 
 
 @pytest.mark.storm

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from support.alone import EncodeAlone
+from support.simulation import LIMITS
 
 from embridge.allocator.records import Slot
 from embridge.allocator.status import Phase
@@ -57,6 +59,30 @@ def test_pages_go_round_and_no_slot_is_lost_or_doubled() -> None:
             page: list(range(64 * page, 64 * page + 64)) for page in lease.pages.tolist()
         }
     assert control.lanes.num_early() == 0
+
+
+def test_a_page_for_early_slots_is_kept_while_they_are_few_and_nobody_waits() -> None:
+    """P8: one request after the other finds it there; and what nobody uses is nobody's as soon as it is needed."""
+    node = EncodeAlone(limits=replace(LIMITS, num_slots=8 * 64))
+    control, other = node.control, node.new_client()
+    leases = [SlotLease(control, lane) for lane in (node.client.lane, other.lane)]
+
+    def one_after_the_other(lease: SlotLease) -> None:
+        for room in (1, 2):
+            opened = lease.open(room, 1, 2, lambda *_: None, is_early=True)
+            assert opened is not None
+            lease.released(*opened)
+            lease.share(is_needy=False)
+
+    one_after_the_other(leases[0])
+    assert control.lanes.num_early() == 1
+    for _ in range(2):
+        control.lanes.add_early(other.lane, 1)  # others have some
+    one_after_the_other(leases[1])
+    assert control.lanes.num_early() == 1 + 2, "more than a quarter of the pages would be kept"
+    control.slot_waiters.set(other.lane, True)
+    leases[0].share(is_needy=False)
+    assert control.lanes.num_early() == 2
 
 
 class Handed(dict[int, set[int]]):
