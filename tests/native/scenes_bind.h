@@ -1,6 +1,7 @@
 // An encoder that binds its slot to a grant, and whoever is faster at some step. What holds at every boundary: the slot
-// is joined only while the grant is marked and bound to it, and the destination is written only then (R38, R79, R81);
-// its count says that it is there when it is whole, and the post is taken off after that.
+// is joined only to a grant that is marked, and bound to it for as long as there is one, and the destination is written
+// only then (R38, R79, R81); its count says that it is there when it is whole, and the post is taken off after that.
+// Where the grant is over between the two, whoever has ended it tells this node, which finds the mark.
 #ifndef EMBRIDGE_TESTS_NATIVE_SCENES_BIND_H
 #define EMBRIDGE_TESTS_NATIVE_SCENES_BIND_H
 
@@ -113,8 +114,9 @@ static const char *inspect_bind(const struct scene *scene, bool recovering, cons
 {
     (void)scene;
     const struct bind_world *from = &last->bind, *to = &now->bind;
-    if (!is_ours(from) && is_ours(to) && from->meeting[MEETING_BOUND] != (GRANT_EPOCH << 1 | 1))
-        return fault("the slot is joined to a grant that is bound to nobody: %llx", (ull)from->meeting[MEETING_BOUND]);
+    const uint64_t bound = from->ended_as ? from->ended_as : from->meeting[MEETING_BOUND];
+    if (!is_ours(from) && is_ours(to) && bound != (GRANT_EPOCH << 1 | 1))
+        return fault("the slot is joined to a grant that is bound to nobody: %llx", (ull)bound);
     if (!is_ours(from) && is_ours(to) && from->finder != GRANT_EPOCH << FINDER_SLOT_BITS)
         return fault("the slot is joined to a grant that is not marked: %llx", (ull)from->finder);
     const bool is_noted = memcmp((const void *)from->destination, (const void *)to->destination,
@@ -171,6 +173,7 @@ static void join_by_the_bootstrap(struct world *world)
 static void grant_to_another(struct world *world)
 {
     static const uint64_t blocks[BIND_WINDOW] = {2, 0};
+    world->bind.ended_as = world->bind.meeting[MEETING_BOUND];
     recover_bind(NULL, world);
     write_down(world, GRANT_EPOCH + 1, GRANT_ROOM + 1, blocks);
 }

@@ -57,6 +57,7 @@ struct bind_world {
     word64 tombstone;
     word64 finder;
     uint64_t others_grant; // a rival has it
+    uint64_t ended_as;     // what the grant was bound to when its scheduler ended it; 0: it has not
 };
 
 struct shelf_world {
