@@ -197,6 +197,16 @@ static PyObject *core_untrack(PyObject *module, PyObject *const *args, Py_ssize_
     Py_RETURN_NONE;
 }
 
+// Have it look at them again, before somebody else has them, who may put them into a cycle.
+static PyObject *core_track(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)module;
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        if (PyType_HasFeature(Py_TYPE(args[i]), Py_TPFLAGS_HAVE_GC) && !PyObject_GC_IsTracked(args[i]))
+            PyObject_GC_Track(args[i]);
+    Py_RETURN_NONE;
+}
+
 static PyObject *core_set_parent_death_signal(PyObject *module, PyObject *argument)
 {
     (void)module;
@@ -213,6 +223,7 @@ static PyMethodDef core_functions[] = {
     {"copy", (PyCFunction)(void (*)(void))core_copy, METH_FASTCALL, NULL},
     {"checksum", (PyCFunction)(void (*)(void))core_checksum, METH_FASTCALL, NULL},
     {"untrack", (PyCFunction)(void (*)(void))core_untrack, METH_FASTCALL, NULL},
+    {"track", (PyCFunction)(void (*)(void))core_track, METH_FASTCALL, NULL},
     {"set_parent_death_signal", core_set_parent_death_signal, METH_O, NULL},
     {"claim_take", (PyCFunction)(void (*)(void))core_claim_take, METH_FASTCALL, NULL},
     {"claim_give_back", (PyCFunction)(void (*)(void))core_claim_give_back, METH_FASTCALL, NULL},

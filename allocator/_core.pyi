@@ -755,6 +755,9 @@ def untrack(*objects: object) -> None:
     cycle.
     """
 
+def track(*objects: object) -> None:
+    """Have the collector look at these objects again, which `untrack` was called for."""
+
 def set_parent_death_signal(signal: int, /) -> None:
     """prctl(PR_SET_PDEATHSIG) for this process; the caller then checks that its parent is still the one it knew."""
 

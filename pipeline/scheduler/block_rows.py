@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from embridge.allocator._core import track, untrack
 from embridge.allocator.buffers import Pool, aux_offset
 from embridge.allocator.geometry import AUX_WORDS, Geometry
 from embridge.pipeline.client.receiver import EmbeddingReceiver
@@ -35,27 +36,28 @@ class BlockRows(Rows):
         self.first_block = first_block
         self.num_blocks = num_blocks
         self._receiver = receiver
-        self._ahead: torch.Tensor | None = None
-        self._num_ahead = 0  # rows of it
-        self._is_inference = False  # what it was made in
+        self.ahead: torch.Tensor | None = None
+        """The embeddings, which were made before they were there, until somebody has them."""
         self.claims = [None]
 
     def make_ahead(self, expected: int) -> None:
-        """Make the tensor of the embeddings before they are there, for whoever asks for all of them first: with cold
-        caches that takes as long as the copy of a small request. `expected`: how many rows, where they end in the last
-        block.
+        """Make the tensor of the embeddings before they are there: with cold caches that takes as long as the copy of a
+        small request. `expected`: how many rows, where they end in the last block.
         """
         most = self.num_blocks * self.geometry.block_size
-        self._num_ahead = expected if most - self.geometry.block_size < expected <= most else most
-        self._is_inference = torch.is_inference_mode_enabled()
-        flat = self._view("input_embeddings", 0, most, DTYPES[self.geometry.dtype])
-        self._ahead = flat.resize_(self._num_ahead, self.geometry.hidden_size)
+        count = expected if most - self.geometry.block_size < expected <= most else most
+        with torch.inference_mode(False):  # whoever asks for it may be outside of it
+            flat = self._view("input_embeddings", 0, most, DTYPES[self.geometry.dtype])
+            self.ahead = flat.resize_(count, self.geometry.hidden_size)
+        untrack(self, flat)
 
-    def input_embeddings(self, first: int, end: int) -> torch.Tensor:
-        made, self._ahead = self._ahead, None
-        if made is None or first or (self._is_inference and not torch.is_inference_mode_enabled()):
-            return super().input_embeddings(first, end)
-        return made if end == self._num_ahead else made.resize_(end, self.geometry.hidden_size)
+    def take_ahead(self, total: int) -> torch.Tensor | None:
+        """(total, hidden), if it was made ahead; once."""
+        made, self.ahead = self.ahead, None
+        if made is None:
+            return None
+        track(made)
+        return made if len(made) == total else made.resize_(total, self.geometry.hidden_size)
 
     @property
     def aux(self) -> npt.NDArray[np.int32]:

@@ -131,8 +131,7 @@ class Lending:
             return 0
         if self._kept:
             self._kept.pop(request, None)
-        rows, record.prepared = record.prepared, None
-        self._note(request, rows or self._rows(receiver, record.first_of_run, needed))
+        self._note(request, receiver, needed)
         if requests.by_room.get(receiver.room) is receiver:  # `forget_room`
             del requests.by_room[receiver.room]
         request.chunk_info.append((0, total))
@@ -152,7 +151,7 @@ class Lending:
 
     def _enter(self, request: EmbeddingRequest, receiver: EmbeddingReceiver) -> None:
         num_blocks = -(-request.total_embedding_length // self._bs)
-        self._note(request, self._rows(receiver, request.record.first_of_run, num_blocks))
+        self._note(request, receiver, num_blocks)
         self._count(num_blocks)
         if request.is_released:
             self._end_released(request)
@@ -166,10 +165,13 @@ class Lending:
         untrack(rows.claims)
         return rows
 
-    def _note(self, request: EmbeddingRequest, rows: BlockRows) -> None:
-        assert request.receiver is not None
-        request.record.lent = rows
-        known = self._lent[request.receiver.slot] = ref(request)
+    def _note(self, request: EmbeddingRequest, receiver: EmbeddingReceiver, num_blocks: int) -> None:
+        record = request.record
+        rows, record.prepared = record.prepared, None
+        if rows is None or rows.num_blocks != num_blocks:
+            rows = self._rows(receiver, record.first_of_run, num_blocks)
+        record.lent = rows
+        known = self._lent[receiver.slot] = ref(request)
         untrack(known)
 
     def prepare(self, record: TransferRecord, receiver: EmbeddingReceiver) -> None:
@@ -184,7 +186,9 @@ class Lending:
         """A request is popped: what is lent is its scheduler's from now on, and needs no host memory (any thread)."""
         record, lent = request.record, request.record.lent
         if lent is not None and not request.is_released:
-            request.result = EmbeddingResult(lent, request.total_embedding_length)
+            total = request.total_embedding_length
+            made = None if lent.ahead is None else lent.take_ahead(total)
+            request.result = EmbeddingResult(lent, total, made)
             self._memory.give_back_later(None, record.reserved_tokens)
             record.reserved_tokens = 0
 

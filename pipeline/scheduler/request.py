@@ -41,11 +41,11 @@ class EmbeddingResult(CopiedRows):
 
     __slots__ = ("_aux", "_deepstack", "_embeddings", "_ids", "_positions", "_rows", "_total")
 
-    def __init__(self, rows: Rows, total: int) -> None:
-        """The first `total` rows."""
+    def __init__(self, rows: Rows, total: int, embeddings: torch.Tensor | None = None) -> None:
+        """The first `total` rows, of which the `embeddings` may have been made already."""
         self._rows = rows
         self._total = total
-        self._embeddings: torch.Tensor | None = None
+        self._embeddings = embeddings
         self._ids: torch.Tensor | None = None
         self._positions: torch.Tensor | None = None
         self._deepstack: torch.Tensor | None = None

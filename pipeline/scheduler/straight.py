@@ -32,6 +32,7 @@ CAME_MASK: Final = (1 << RECEIVER_CAME_BITS) - 1  # of what `UntoldReceiver.open
 COUNT_MASK: Final = (1 << RECEIVER_EPOCH_SHIFT - RECEIVER_CAME_BITS) - 1
 WORTH_A_RUN_BYTES: Final = 4 << 20  # copying less out costs little
 WAITS_NS: Final = NS // 10  # for blocks, before its encode node is told that there are none
+MOST_AHEAD: Final = 32  # requests: of more it only gets cold again, what was made ahead of their rows
 FEW: Final = 8  # so small a part of the pool is granted to a request ahead of its rows, whatever is lent
 
 
@@ -111,7 +112,8 @@ class StraightRequests:
             record.reserved_tokens = tokens
             memory.reserved_bytes += size
             record.note_granted(0, out[:count].tolist())
-            self._lending.prepare(record, receiver)
+            if len(requests.by_room) <= MOST_AHEAD:
+                self._lending.prepare(record, receiver)
             if came == OPENED_WITH_BLOCKS:
                 receiver.send_granted()
             elif came == OPENED_AND_POSTED_LATE:

@@ -4,6 +4,7 @@ is not used.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -36,7 +37,7 @@ def _prepared(encode: Station, receiving: Queues, rooms: Iterator[int]) -> tuple
     while request.record.prepared is None:  # the library thread had the turn just then
         request.abort()
         request = post(encode, receiving, next(rooms)).request
-    made = request.record.prepared._ahead
+    made = request.record.prepared.ahead
     assert made is not None
     return request, made
 
@@ -82,22 +83,38 @@ def test_rows_that_fill_other_blocks_than_those_that_were_granted_are_lent_with_
     request.release()
 
 
-def test_what_is_asked_for_outside_of_inference_mode_is_made_outside_of_it(
+def test_what_is_made_in_inference_mode_can_be_used_outside_of_it(
     encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]
 ) -> None:
     with torch.inference_mode():
-        request, _ = _prepared(encode, receiving, rooms)
-        inner, made = _prepared(encode, receiving, rooms)
-    for it in (request, inner):
-        _arrives(sending, receiving, it, TOTAL)
-        assert it.result is not None
-    with torch.inference_mode():
-        assert inner.result is not None
-        assert inner.result.input_embeddings is made
+        request, made = _prepared(encode, receiving, rooms)
+    _arrives(sending, receiving, request, TOTAL)
     assert request.result is not None
-    assert not request.result.input_embeddings.is_inference()
-    for it in (request, inner):
-        it.release()
+    assert request.result.input_embeddings is made
+    assert not made.is_inference()
+    request.release()
+
+
+def test_what_is_made_ahead_is_the_collectors_when_somebody_has_it(
+    encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int]
+) -> None:
+    request, made = _prepared(encode, receiving, rooms)
+    assert not gc.is_tracked(made)
+    assert not gc.is_tracked(request.record.prepared)
+    _arrives(sending, receiving, request, TOTAL)
+    assert request.result is not None
+    assert gc.is_tracked(request.result.input_embeddings)
+    request.release()
+
+
+def test_of_many_requests_nothing_is_made_ahead(
+    encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would only get cold again."""
+    monkeypatch.setattr(straight, "MOST_AHEAD", 0)
+    request: EmbeddingRequest = post(encode, receiving, next(rooms)).request
+    assert request.record.prepared is None
+    request.abort()
 
 
 def _is_given_up(sending: Client, receiving: Queues, request: EmbeddingRequest) -> None:
