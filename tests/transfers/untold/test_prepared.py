@@ -12,7 +12,7 @@ import torch
 from support.encoding import give, open_sender
 from support.nodes import Station
 from support.scheduling import Queues
-from support.untold import TOTAL, post
+from support.untold import LONGER, TOTAL, post
 from support.waiting import wait_until
 
 from embridge import Client, attach
@@ -49,7 +49,7 @@ def _arrives(sending: Client, receiving: Queues, request: EmbeddingRequest, tota
     assert request.result is not None
 
 
-@pytest.mark.parametrize("total", [TOTAL, TOTAL - 1], ids=["as long as the one before", "shorter"])
+@pytest.mark.parametrize("total", [TOTAL, TOTAL - 1, LONGER], ids=["as long as the one before", "shorter", "longer"])
 def test_the_tensor_of_a_request_is_there_before_its_rows(
     encode: Station, sending: Client, receiving: Queues, rooms: Iterator[int], total: int
 ) -> None:
