@@ -35,6 +35,7 @@
 
 #include <errno.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 
 #include "native/checksum.h"
 #include "native/copy.h"
@@ -218,6 +219,18 @@ static PyObject *core_set_parent_death_signal(PyObject *module, PyObject *argume
     Py_RETURN_NONE;
 }
 
+// It keeps the GIL, for it does not wait, and is called where another thread would not give that back for a while.
+static PyObject *core_has_hung_up(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    const int fd = PyObject_AsFileDescriptor(argument);
+    char byte;
+    if (fd < 0)
+        return NULL;
+    const ssize_t found = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return PyBool_FromLong(found == 0 || (found < 0 && errno != EAGAIN && errno != EINTR));
+}
+
 static PyMethodDef core_functions[] = {
     {"format_ring", (PyCFunction)(void (*)(void))core_format_ring, METH_VARARGS | METH_KEYWORDS, NULL},
     {"copy", (PyCFunction)(void (*)(void))core_copy, METH_FASTCALL, NULL},
@@ -225,6 +238,7 @@ static PyMethodDef core_functions[] = {
     {"untrack", (PyCFunction)(void (*)(void))core_untrack, METH_FASTCALL, NULL},
     {"track", (PyCFunction)(void (*)(void))core_track, METH_FASTCALL, NULL},
     {"set_parent_death_signal", core_set_parent_death_signal, METH_O, NULL},
+    {"has_hung_up", core_has_hung_up, METH_O, NULL},
     {"claim_take", (PyCFunction)(void (*)(void))core_claim_take, METH_FASTCALL, NULL},
     {"claim_give_back", (PyCFunction)(void (*)(void))core_claim_give_back, METH_FASTCALL, NULL},
     {"pending_rings", core_pending_rings, METH_O, NULL},

@@ -761,6 +761,11 @@ def track(*objects: object) -> None:
 def set_parent_death_signal(signal: int, /) -> None:
     """prctl(PR_SET_PDEATHSIG) for this process; the caller then checks that its parent is still the one it knew."""
 
+def has_hung_up(fd: int, /) -> bool:
+    """Whether the other end of a socket has hung up, or has an error to tell. It takes nothing out of the socket, does
+    not wait, and keeps the GIL, so no other thread takes a turn meanwhile. Raises ValueError: `fd` is negative.
+    """
+
 class Shelf:
     """The entries and cells of a shelf, for whoever publishes, makes room and buries (`native/shelf.h`).
 

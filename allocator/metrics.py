@@ -57,12 +57,13 @@ class Metrics:
         self.names = lay.metric_names(layout.limits)
         self._words = Words(mapping, layout.metrics, len(self.names) * METRIC_WORDS)
         self._add = self._words.add
+        self._clients = (len(self.names) - 1) * METRIC_WORDS
 
     def add(self, process: int, metric: Metric, count: int = 1) -> None:
         self._add(process * METRIC_WORDS + metric, count)
 
     def count_for_client(self, metric: Metric, count: int = 1) -> None:
-        self.add(len(self.names) - 1, metric, count)
+        self._add(self._clients + metric, count)
 
     def get(self, process: int, metric: Metric) -> int:
         return self._words.load(process * METRIC_WORDS + metric)

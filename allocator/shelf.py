@@ -7,17 +7,16 @@ The rows lie in a segment of their own, each item's in one run of blocks, so tha
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from struct import pack
 from typing import Final, NamedTuple
-from weakref import WeakSet
 
 from embridge.allocator._core import SHELF_GENERATION_SHIFT, SHELF_STATE_SHIFT, Mapping, Pin, Shelf, ShelfReader, Words
+from embridge.allocator.connection import Connection
 from embridge.allocator.errors import SegmentError
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES, Limits
 from embridge.allocator.layout import ControlLayout
@@ -31,7 +30,7 @@ from embridge.allocator.records import (
     Reader,
 )
 from embridge.allocator.records import Shelf as Record
-from embridge.allocator.rows_at import MemoryName, PinWord, RowsAt
+from embridge.allocator.rows_at import PinWord, RowsAt
 from embridge.allocator.segment import map_segment
 
 DTYPE_BYTES: Final = {
@@ -108,6 +107,13 @@ def raw_key(key: str | bytes) -> bytes:
     return raw
 
 
+def key_hasher(node: tuple[int, int]) -> Callable[[bytes], blake2b]:
+    """Takes the raw keys of items; the 16 bytes of `digest()` are by what the shelf of one node finds them. `node`: its
+    id and incarnation.
+    """
+    return partial(blake2b, digest_size=16, key=pack("<QQ", *node))
+
+
 class ItemKey(NamedTuple):
     """A key, as the shelf of one node looks for it."""
 
@@ -118,7 +124,7 @@ class ItemKey(NamedTuple):
     def of(cls, key: str | bytes, node: tuple[int, int]) -> ItemKey:
         """`node`: id and incarnation of the shelf's node. Raises ValueError for what is no key."""
         raw = raw_key(key)
-        return cls(blake2b(raw, digest_size=16, key=pack("<QQ", *node)).digest(), raw)
+        return cls(key_hasher(node)(raw).digest(), raw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,64 +345,6 @@ def dtype_of(code: int) -> str:
     if not 0 < code < len(_DTYPES):
         raise SegmentError(f"shelf: dtype code {code} is outside 1 to {len(_DTYPES) - 1}; restart its node")
     return _DTYPES[code]
-
-
-class Connection:
-    """A socket that is closed with its last reference, the memory that is written to while it is open, and descriptors
-    that stay open with it; it does not block.
-
-    A forked child lets go of it by itself, whoever has the views that keep it: pins and connection are the parent's.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._written_to: tuple[Mapping, ...] = ()
-        self._kept: list[int] = []
-        _connections.add(self)
-
-    def open_to(self, *written_to: Mapping) -> None:
-        """Say what is written to while it is open."""
-        self._written_to = written_to
-
-    def keep(self, fd: int) -> MemoryName:
-        """Keep a descriptor of memory open with it, for other processes of this host to find. Raises OSError."""
-        own = os.dup(fd)
-        self._kept.append(own)
-        return MemoryName.of(own)
-
-    def hang_up(self) -> None:
-        """Write nothing more into the node's memory, and close it, in a forked child."""
-        for mapping in self._written_to:
-            mapping.discard()
-        self._close()
-
-    def _close(self) -> None:
-        self._sock.close()
-        while self._kept:
-            os.close(self._kept.pop())
-
-    def is_open(self) -> bool:
-        """Whether the other end has not hung up."""
-        try:
-            return self._sock.recv(1, socket.MSG_PEEK) != b""
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def __del__(self) -> None:
-        self._close()
-
-
-_connections: WeakSet[Connection] = WeakSet()
-
-
-def _hang_up_in_child() -> None:
-    for connection in list(_connections):
-        connection.hang_up()
-
-
-os.register_at_fork(after_in_child=_hang_up_in_child)
 
 
 class ShelfPart:

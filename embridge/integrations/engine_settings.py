@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 
@@ -20,6 +20,20 @@ from embridge.pipeline.client.item_cache import MAX_BYTES
 from embridge.pipeline.config import GIB, default_run_dir
 
 _PLAIN: Final = re.compile(r"[\w.-]{1,40}", re.ASCII)
+
+
+@contextlib.contextmanager
+def naming_encoders(source: str) -> Iterator[None]:
+    """Where nothing says from which nodes items may come, so that a ValueError is raised in here, raise a ConfigError
+    that says what to set in `source`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(
+            f"{source}: encoders: name the encode nodes from which items may be fetched, as tcp://ip:port; or give the "
+            f"node discovery ({error})"
+        ) from None
 
 
 class FetchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +79,8 @@ class EngineSettings(FetchSettings, frozen=True, kw_only=True, forbid_unknown_fi
     """Of an encode node that is launched."""
     wait_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """How long an item may come that is not published yet."""
+    on_missing: Literal["error", "encode"] = "error"
+    """What becomes of a request whose item cannot be had: "error", or "encode" where it brought the media."""
     namespace: str = ""
     """Goes before each key: the version of the weights, say."""
     node: dict[str, Any] = {}
@@ -73,6 +89,8 @@ class EngineSettings(FetchSettings, frozen=True, kw_only=True, forbid_unknown_fi
     def key(self, name: str) -> str:
         """Under which an item of the engine's is published. A name may be a client's, and of any form."""
         key = self.namespace + name
+        if key.isascii() and 0 < len(key) <= MAX_KEY_BYTES:
+            return key
         with contextlib.suppress(UnicodeEncodeError):  # it has half of a surrogate pair
             if 0 < len(key.encode()) <= MAX_KEY_BYTES:
                 return key

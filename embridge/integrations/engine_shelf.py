@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from typing import Final
 
 import torch
 
@@ -13,6 +14,12 @@ from embridge.workers.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
 
+COUNTS: Final = {
+    "published": "Encoder outputs that were published.",
+    "not_published": "Encoder outputs that could not be published: the shelf is full of what is read, or gone.",
+}
+"""What `EngineShelf.take_counts` counts, and what that is."""
+
 
 class EngineShelf:
     """One thread at a time calls it."""
@@ -20,8 +27,7 @@ class EngineShelf:
     def __init__(self, member: Membership) -> None:
         """Raises ValueError: the node has no shelf."""
         self._member, self._log_limit = member, LogLimit()
-        self.counts: Counter[str] = Counter()
-        """published, and not_published: what was dropped or came while the node was gone. To be read, and cleared."""
+        self._counts: Counter[str] = Counter()
         if (client := member.look()) is not None:
             client.shelf.counts()
 
@@ -30,13 +36,22 @@ class EngineShelf:
         client = self._member.look()
         return client.bootstrap_addr if client is not None else ""
 
-    def has(self, key: str) -> bool:
+    def has(self, key: str | bytes) -> bool:
         """Whether an item is published; it takes microseconds."""
         client = self._member.look()
         try:
             return client is not None and client.shelf.contains(key) > 0
         except (EmbridgeError, RuntimeError, ValueError):
             return False
+
+    def address_of(self, key: str | bytes) -> str:
+        """Where an item is published; empty: it is not."""
+        return self.address() if self.has(key) else ""
+
+    def take_counts(self) -> Counter[str]:
+        """What was counted since the last call (`COUNTS`); not_published is also what came while the node was gone."""
+        taken, self._counts = self._counts, Counter()
+        return taken
 
     def publish(self, key: str, rows: torch.Tensor) -> None:
         """As `Client.publish`. Raises nothing: what fails is counted, and logged within limits."""
@@ -45,12 +60,12 @@ class EngineShelf:
             if (client := self._member.look()) is not None:
                 found = client.publish(key, rows)
                 if found.status != PublishStatus.DROPPED:
-                    self.counts["published"] += found.status == PublishStatus.READY
+                    self._counts["published"] += found.status == PublishStatus.READY
                     return
                 why = f"its node has dropped it: {found.why.name}"
         except Exception as error:
             why = str(error)  # a kept record would keep the error's frames, and the rows in them
-        self.counts["not_published"] += 1
+        self._counts["not_published"] += 1
         self._log_limit.log(
             log, logging.WARNING, 0, self._member.clock(), "item %.80r is not published: %s", key, why
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from embridge import Client, Node, PipelineConfig, attach, launch
+from embridge.integrations.engine_settings import EngineSettings
 from embridge.workers.timing import NS
 
 log = logging.getLogger(__name__)
@@ -16,6 +17,29 @@ log = logging.getLogger(__name__)
 AGAIN_S: Final = 0.5
 LONGEST_S: Final = 30.0  # between two launches of a node that does not stay
 STEADY_S: Final = 60.0  # a node that lived for so long is launched again at once
+
+
+class EngineNodes:
+    """The nodes of one engine, one of a role. One thread at a time calls it."""
+
+    def __init__(self, settings: EngineSettings, engine: str, *, is_both: bool) -> None:
+        """`engine` tells the engines of a host apart; `is_both`: it has a node of each role."""
+        self._settings, self._engine, self._is_both = settings, engine, is_both
+        self._members: list[Membership] = []
+
+    def join(self, role: str, *, launches: bool) -> Membership:
+        """Join the node of a role; launch it first, if the settings say so, and it is this process that `launches`.
+
+        Raises as `Membership`.
+        """
+        run_dir = self._settings.directory(role, self._engine, is_both=self._is_both)
+        self._members.append(Membership(run_dir, self._settings.config(role, run_dir) if launches else None))
+        return self._members[-1]
+
+    def close(self) -> None:
+        """Leave the nodes, the latest first, and stop those that were launched here. Again: no effect."""
+        while self._members:
+            self._members.pop().close()
 
 
 class Membership:

@@ -1,18 +1,24 @@
-"""What an item cache knows of each item and of each user (`item_cache.py`, which has the lock)."""
+"""What an item cache knows of each item and of each user (`item_cache.py`, which has the lock).
+
+What is made for each request is a `msgspec.Struct`, which runs no Python to be made: a scheduler waits for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
 
 from embridge.allocator._core import Pin
 from embridge.allocator.errors import FetchError, ItemsTooLarge
 from embridge.allocator.rows_at import RowsAt
-from embridge.allocator.shelf import dtype_of
+from embridge.allocator.shelf import dtype_of, raw_key
 from embridge.pipeline.client.cache_memory import CacheMemory
 from embridge.pipeline.client.far_fetch import CopiedRows
 from embridge.pipeline.client.fetch import Fetch, Item
+from embridge.workers.addresses import numeric
 
 Key = str | bytes
 
@@ -59,22 +65,23 @@ class State(StrEnum):
     READY = "ready"
 
 
-class Place:
+class Place(msgspec.Struct, eq=False):
     """One item: on its way, or here. There is one of a key at a time, and those that were forgotten and are in use."""
 
-    def __init__(self, key: Key, address: str) -> None:
-        self.key, self.address = key, address
-        self.state = State.ABSENT
-        self.size = 0  # of its memory, in bytes, once that is known
-        self.users: dict[User, None] = {}
-        self.rows: CopiedRows | Pin | None = None
-        self.held: HeldItem | None = None  # while it has rows, of a cache that is shared
-        self.fetch: Fetch | None = None
-        self.attempt = 0  # the number of the latest fetch; what another one says is nothing to it
-        self.is_prefetched = False
-        self.is_new = False  # it was reached for a user that has yet to ask for it
-        self.is_held_back = False  # its fetch was refused memory when it last asked
-        self.again_ns = self.busy_since_ns = 0  # not before; since when its node has had no slot
+    key: Key
+    address: str
+    state: State = State.ABSENT
+    size: int = 0  # of its memory, in bytes, once that is known
+    users: dict[User, None] = {}
+    rows: CopiedRows | Pin | None = None
+    held: HeldItem | None = None  # while it has rows, of a cache that is shared
+    fetch: Fetch | None = None
+    attempt: int = 0  # the number of the latest fetch; what another one says is nothing to it
+    is_prefetched: bool = False
+    is_new: bool = False  # it was reached for a user that has yet to ask for it
+    is_held_back: bool = False  # its fetch was refused memory when it last asked
+    again_ns: int = 0  # not before
+    busy_since_ns: int = 0  # since when its node has had no slot
 
     def fill(self, rows: CopiedRows, memory: CacheMemory | None) -> None:
         """Have rows, which lie in memory of the cache."""
@@ -89,8 +96,8 @@ class Place:
 
     def ask(self) -> str:
         """How it is counted that another user wants it."""
-        is_new, self.is_new = self.is_new, False
-        if is_new or (self.lacks_memory and len(self.users) == 1):
+        if self.is_new or (self.lacks_memory and len(self.users) == 1):
+            self.is_new = False
             return "misses"
         return "hits" if self.state == State.READY else "shared"
 
@@ -103,16 +110,24 @@ class Place:
         return any(user.is_admitted for user in self.users)
 
 
-class User:
+class User(msgspec.Struct, eq=False):
     """Who wants a set of items, all at once."""
 
-    def __init__(self, now_ns: int) -> None:
-        self.places: dict[Key, Place] = {}
-        self.held: dict[Key, HeldItem] = {}  # once it is admitted, of a cache that is shared
-        self.since_ns = now_ns
-        self.is_admitted = False
-        self.is_asking = True  # else it was told of a miss, and has not asked again
-        self.errors: dict[Key, FetchError] = {}  # of which it was not told yet
+    since_ns: int = 0
+    places: dict[Key, Place] = {}
+    held: dict[Key, HeldItem] = {}  # once it is admitted, of a cache that is shared
+    is_admitted: bool = False
+    is_asking: bool = True  # else it was told of a miss, and has not asked again
+    errors: dict[Key, FetchError] = {}  # of which it was not told yet
+
+    @staticmethod
+    def checked(items: Mapping[str, str] | Mapping[bytes, str]) -> dict[Key, str]:
+        """What a user asks for, each address in its one form. Raises ValueError: a key or an address is none, or there
+        is no item.
+        """
+        if not items:
+            raise ValueError("items: there is none; a user wants at least one")
+        return {key: numeric(address) for key, address in items.items() if raw_key(key)}
 
     def check_fits(self, max_bytes: int) -> None:
         """Raises ItemsTooLarge: its items take more memory together than a cache may have."""
@@ -140,16 +155,25 @@ class User:
         return any(place.lacks_memory for place in self.places.values())
 
 
-class LentRows(NamedTuple):
+class LentRows(msgspec.Struct, eq=False):
     """The rows of an item where they lie just now, which stay there for as long as this is kept."""
 
     rows: CopiedRows | Pin
-    at: RowsAt
+    where: Callable[[Any], RowsAt]
+    """Says where they lie, for other processes of the host."""
+    _at: RowsAt | None = None
 
     @classmethod
     def of(cls, rows: CopiedRows, memory: CacheMemory) -> Self:
         """Of rows in memory of a cache."""
-        return cls(rows, memory.where(rows.bytes, (rows.rows, rows.width), dtype_of(rows.dtype)))
+        return cls(rows, lambda it: memory.where(it.bytes, (it.rows, it.width), dtype_of(it.dtype)))
+
+    @property
+    def at(self) -> RowsAt:
+        """Where they lie, for other processes of the host."""
+        if self._at is None:
+            self._at = self.where(self.rows)
+        return self._at
 
     @property
     def nbytes(self) -> int:

@@ -23,6 +23,7 @@ from embridge.pipeline.client.fetching import Fetching
 from embridge.pipeline.client.item_cache import ItemCache
 from embridge.pipeline.client.library import Library
 from embridge.pipeline.client.shelf_doors import Reached
+from embridge.workers.addresses import numeric
 
 
 class EarlyItem(HeldItem):
@@ -35,7 +36,7 @@ class EarlyItem(HeldItem):
     def __init__(
         self, key: Key, found: Reached, address: str, memory: CacheMemory, freed: Callable[[int], object]
     ) -> None:
-        super().__init__(key, LentRows(found.pin, found.at), address, memory)
+        super().__init__(key, LentRows(found.pin, found.where), address, memory)
         self._door, self._freed = found.door, freed
         self._given: list[weakref.ref[Item]] = []
 
@@ -77,20 +78,28 @@ class EarlyItemCache(ItemCache):
 
     def _have(self, wanted: Mapping[Key, str]) -> bool:
         """Whether some items are here, or are pinned now where they lie."""
-        if super()._have(wanted):
-            return True
-        if self._first() is not None:
-            return False
+        num_pinned = 0
         for key, address in wanted.items():
             place = self._places.get(key)
-            state = place.state if place is not None else State.ABSENT
-            if state != State.READY and (state != State.ABSENT or not self._pin(key, address)):
+            if place is not None and place.state == State.READY:
+                continue
+            if not num_pinned and self._line and self._first() is not None:
                 return False
-        return super()._have(wanted)  # but where one had to make room for another
+            if (place is not None and place.state != State.ABSENT) or not self._pin(key, address):
+                return False
+            num_pinned += 1
+        return num_pinned == 0 or len(wanted) == 1 or super()._have(wanted)  # one may have made room for another
 
     def _pin(self, key: Key, address: str) -> bool:
+        try:
+            address = numeric(address)
+        except ValueError:  # which `want` says
+            return False
         found = self._fetching.reach(key, address)
-        if found is None or not self._make_room(size := self._taken(found.pin.bytes), None):
+        if found is None:
+            return False
+        size = self._taken(found.pin.bytes)
+        if self._used_bytes + size > self.max_bytes and not self._make_room(size, None):
             return False
         place = self._place(key, address)
         place.attempt += 1

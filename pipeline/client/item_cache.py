@@ -15,7 +15,7 @@ import contextlib
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -88,13 +88,13 @@ class ItemCache:
         with self._lock:
             me = self._users.get(user)
             if me is None:
-                me = self._enter(user, self._checked(items))
+                me = self._enter(user, User.checked(items))
             elif me.places.keys() != items.keys():
                 raise ValueError(f"items: user {user!r} has asked for other keys before; `end` it first")
             elif me.errors:
                 return self._told(user, me)
             elif not me.is_asking:
-                for key, address in self._checked(items).items():
+                for key, address in User.checked(items).items():
                     self._wanted_by(me, key, address)
                 me.is_asking = True
             if me.is_complete:
@@ -137,16 +137,19 @@ class ItemCache:
 
     def admit(self, user: Hashable, items: Mapping[Key, str]) -> bool:
         """Admit a new user now, if all its items are here, or can be read in place. Microseconds; it raises nothing."""
-        if self._attachment.is_forked:  # a thread that is not here may have the lock
-            return False
-        try:
-            wanted = self._checked(items)  # type: ignore[arg-type]  # one kind of key, or both
-        except ValueError:  # which `want` says
+        if self._attachment.is_forked or not items:  # a thread that is not here may have the lock
             return False
         with self._lock:
-            is_here = user not in self._users and not self._attachment.is_closed and self._have(wanted)
+            is_here = user not in self._users and not self._attachment.is_closed and self._have(items)
             if is_here:
-                self._admit(self._enter(user, wanted))
+                me = User(is_admitted=True)
+                for key in items:
+                    place = me.places[key] = self._places[key] = self._places.pop(key)  # as the one that was used last
+                    place.users[me] = None
+                    if place.held is not None:
+                        me.held[key] = place.held
+                self._count(me.places.values())
+                self._users[user] = me
         return is_here
 
     def end(self, user: Hashable) -> None:
@@ -155,7 +158,7 @@ class ItemCache:
             return
         with self._lock:
             if user in self._users:
-                self._leave(user)
+                self._let_go(self._users.pop(user))
         self.hasten()
 
     def prefetch(self, key: Key, addr: str) -> None:
@@ -199,11 +202,6 @@ class ItemCache:
 
     # ---- users and places (who has the lock)
 
-    def _checked(self, items: Mapping[str, str] | Mapping[bytes, str]) -> dict[Key, str]:
-        if not items:
-            raise ValueError("items: there is none; a user wants at least one")
-        return {key: numeric(address) for key, address in items.items() if raw_key(key)}
-
     def _enter(self, user: Hashable, items: dict[Key, str]) -> User:
         me = User(self._attachment.clock())
         places = [self._wanted_by(me, key, address) for key, address in items.items()]
@@ -214,12 +212,16 @@ class ItemCache:
             raise
         self._users[user] = me
         self._line[me] = None
+        self._count(places)
+        return me
+
+    def _count(self, places: Iterable[Place]) -> None:
+        """Count that another user wants them."""
         for place in places:
             name = place.ask()
             self.totals[name] += 1
             if name != "shared":
                 self._metrics.count_for_client(Metric.CACHE_HITS if name == "hits" else Metric.CACHE_MISSES)
-        return me
 
     def _place(self, key: Key, address: str) -> Place:
         place = self._places.pop(key, None) or Place(key, address)
@@ -237,12 +239,9 @@ class ItemCache:
         errors, me.errors = me.errors, {}
         for error in errors.values():
             if isinstance(error, ItemsTooLarge):
-                self._leave(user)
+                self._let_go(self._users.pop(user))
                 raise error
         return Wanted.missed(errors)
-
-    def _leave(self, user: Hashable) -> None:
-        self._let_go(self._users.pop(user))
 
     def _let_go(self, me: User) -> None:
         self._line.pop(me, None)

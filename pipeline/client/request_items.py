@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from embridge.allocator.errors import EmbridgeError, FetchError, FetchFailed
 from embridge.allocator.rows_at import RowsAt
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
@@ -46,24 +48,27 @@ class StepLoads(NamedTuple):
     or of one before, of which nothing has been heard yet."""
 
 
-class _Request:
+NO_LOADS: Final = StepLoads(0, {}, is_owed=False)
+"""What the workers of an engine without a cache are told."""
+
+
+class _Request(msgspec.Struct, eq=False):
     """What one request has, and waits for."""
 
-    __slots__ = ("asked", "held", "missed", "number", "user", "users", "wanted")
+    held: dict[Key, HeldItem] = {}
+    users: list[Hashable] = []  # of the cache, for what it holds
+    wanted: Mapping[Key, str] | None = None  # what it waits for; None: it waits for nothing
+    asked: Mapping[Key, str] | None = None  # what the cache was asked for; None: nothing yet
+    user: Hashable = None  # of the cache, for that
+    missed: Wanted | None = None  # of which it was not told yet
+    number: int = 0
 
-    def __init__(self) -> None:
-        self.held: dict[Key, HeldItem] = {}
-        self.users: list[Hashable] = []  # of the cache, for what it holds
-        self.wanted: Mapping[Key, str] | None = None  # what it waits for; None: it waits for nothing
-        self.asked: dict[Key, str] | None = None  # what the cache was asked for; None: nothing yet
-        self.user: Hashable = None  # of the cache, for that
-        self.missed: Wanted | None = None  # of which it was not told yet
-        self.number = 0
-
-    def lacks(self, cache: ItemCache) -> dict[Key, str]:
+    def lacks(self, cache: ItemCache) -> Mapping[Key, str]:
         """What it wants, but for what it has of another cache."""
         assert self.wanted is not None
         held = self.held
+        if not held:
+            return self.wanted
         return {key: at for key, at in self.wanted.items() if key not in held or held[key].memory is cache.memory}
 
     def new_user(self, request: Hashable) -> Hashable:
@@ -130,7 +135,8 @@ class RequestItems:
             self._withdraw(it)
             return self._missed({key: GONE for key in items if key not in it.held})
         if it.wanted is None or it.wanted.keys() != items.keys():
-            self._withdraw(it)
+            if it.wanted is not None:
+                self._withdraw(it)
             it.wanted = items
             if not self._has_at_once(request, it, cache):
                 self._new[request] = it
@@ -173,7 +179,11 @@ class RequestItems:
 
     def _refused(self, it: _Request, asked: Mapping[Key, str]) -> dict[Key, str]:
         """Why, for each item whose address is not allowed."""
-        return {key: why for key, at in asked.items() if key not in it.held and (why := self._why_not(at))}
+        refused, own, client = {}, self._own_address(), self._caches.client
+        for key, at in asked.items():
+            if (not own or at != own) and key not in it.held and (why := self._allowed.why_not(at, client)):
+                refused[key] = why
+        return refused
 
     def _look(self, it: _Request, cache: ItemCache) -> None:
         """Ask the cache how it stands; for what it does not know of, as one whose node has come back, anew."""
@@ -184,7 +194,7 @@ class RequestItems:
             it.missed = self._missed(dict.fromkeys(it.asked, str(error)))
             return
         if answer.status == WantStatus.MISSED:
-            it.missed = self._missed({key: str(error) for key, error in answer.errors.items()})
+            it.missed = self._missed({key: error.reason for key, error in answer.errors.items()})
 
     def _admit(
         self,
@@ -194,8 +204,11 @@ class RequestItems:
         found: Mapping[Key, HeldItem],
         fits: Callable[[Key, Item], str],
     ) -> Wanted:
-        found_items = {key: Item(key, held.lent.rows) for key, held in found.items()}  # which nobody keeps
-        if wrong := {key: why for key, item in found_items.items() if (why := fits(key, item))}:
+        wrong: dict[Key, str] = {}
+        for key, held in found.items():
+            if fits is not _fits and (why := fits(key, Item(key, held.lent.rows))):  # which nobody keeps
+                wrong[key] = why
+        if wrong:
             self._withdraw(it)
             for key in wrong:
                 cache.forget(key)  # another node may have one that fits
@@ -302,8 +315,3 @@ class RequestItems:
         cache = client.item_cache(self._max_bytes, wait_s=self._wait_s, shared=True, in_place=True)
         self._counted = Counter()
         return cache
-
-    def _why_not(self, address: str) -> str:
-        if address and address == self._own_address():
-            return ""
-        return self._allowed.why_not(address, self._caches.client)

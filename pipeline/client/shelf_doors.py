@@ -16,16 +16,20 @@ import os
 import socket
 import weakref
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from embridge.allocator._core import Pin
+from embridge.allocator.connection import Connection
 from embridge.allocator.control import Control
 from embridge.allocator.errors import AttachError, SegmentError
 from embridge.allocator.peertable import PeerRecord
 from embridge.allocator.rows_at import RowsAt
 from embridge.allocator.segment import map_segment
-from embridge.allocator.shelf import Connection, ItemKey, ShelfPart
+from embridge.allocator.shelf import ShelfPart, key_hasher, raw_key
 from embridge.pipeline.client.attachment import Attachment
 from embridge.workers import run_socket
 from embridge.workers.timing import NS
@@ -56,12 +60,12 @@ class Lends(Protocol):
     def lend(self, item: Recalled) -> None: ...
 
 
-class Reached(NamedTuple):
+class Reached(msgspec.Struct):
     """An item that was pinned where it lies."""
 
     pin: Pin
-    at: RowsAt
-    """Where its rows lie, for other processes of this host."""
+    where: Callable[[Pin], RowsAt]
+    """Says where its rows lie, for other processes of this host."""
     door: weakref.ref[Lends]
     """Through which it was; it closes with its client."""
 
@@ -72,16 +76,14 @@ class ShelfDoor:
     def __init__(self, node: tuple[int, int], connection: Connection, part: ShelfPart) -> None:
         self.node = node
         """Its id and incarnation."""
-        self._connection = connection
         self._part = part
+        self._hasher, self._pin, self._where = key_hasher(node), part.core.pin, part.where
         self._recalls = part.recalls()
         self._ref: weakref.ref[Lends] = weakref.ref(self)
+        self.is_open = connection.is_open
+        """Whether its node lives."""
         self._items: weakref.WeakSet[Recalled] = weakref.WeakSet()
         self._lent: deque[weakref.ref[Recalled]] = deque()  # since the last look
-
-    def is_open(self) -> bool:
-        """Whether its node lives."""
-        return self._connection.is_open()
 
     def lend(self, item: Recalled) -> None:
         """Note what reads in place through this door (any thread)."""
@@ -100,14 +102,15 @@ class ShelfDoor:
     def pin(self, key: str | bytes, now_ns: int) -> Pin | None:
         """The newest item of a key, pinned; None: it is not published. Raises SegmentError: it cannot be right."""
         try:
-            return self._part.core.pin(*ItemKey.of(key, self.node), now_ns)
+            raw = raw_key(key)
+            return self._pin(self._hasher(raw).digest(), raw, now_ns)
         except ValueError as error:
             raise SegmentError(str(error)) from None
 
     def reach(self, key: str | bytes, now_ns: int) -> Reached | None:
         """As `pin`, and where it lies."""
         pin = self.pin(key, now_ns)
-        return Reached(pin, self._part.where(pin), self._ref) if pin is not None else None
+        return Reached(pin, self._where, self._ref) if pin is not None else None
 
 
 class ClosedDoor:

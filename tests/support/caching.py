@@ -145,8 +145,11 @@ class StubCache:
 
     def _reach(self, key: str, address: str) -> Reached | None:
         assert self._shelf is not None
-        pin = self._shelf.pin(key)
-        return Reached(pin, self._shelf.part.where(pin), ref(self.door)) if pin is not None else None
+        try:
+            pin = self._shelf.pin(key)
+        except ValueError:  # it is no key
+            return None
+        return Reached(pin, self._shelf.part.where, ref(self.door)) if pin is not None else None
 
     def _ring(self) -> None:
         self.num_rung += 1

@@ -8,11 +8,12 @@ from enum import IntEnum
 from typing import Final
 
 from embridge.allocator._core import Mapping, Pin
+from embridge.allocator.connection import Connection
 from embridge.allocator.control import Control, format_control
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES, Geometry, Limits, Role
 from embridge.allocator.layout import ControlLayout
 from embridge.allocator.segment import map_segment
-from embridge.allocator.shelf import Answer, Connection, ItemKey, ShelfPart
+from embridge.allocator.shelf import Answer, ItemKey, ShelfPart
 
 NODE: Final = (7, 3)
 GEOMETRY: Final = Geometry(hidden_size=8, num_blocks=1, block_size=4)

@@ -157,16 +157,16 @@ class Engine:
     def read_bytes(self) -> int:
         """Bytes of the item cache that are taken."""
         consumer = self.scheduler.ec_connector._consumer
-        return consumer.items._caches.last.counts().bytes if consumer is not None else 0
+        return consumer._caches.last.counts().bytes if consumer is not None else 0
 
     def kept_steps(self) -> list[int]:
         """The steps of which loads are kept for workers."""
-        return list(self.scheduler.ec_connector._consumer.items._loads)
+        return list(self.scheduler.ec_connector._consumer._loads)
 
     def evict(self, identifier: str) -> None:
         """Take an item from the shelf of this engine."""
         connector = self.scheduler.ec_connector
-        assert connector._shelf._member.look().shelf.unpublish(connector._settings.key(identifier))
+        assert connector._shelf._member.look().shelf.unpublish(connector._key(identifier))
 
     def shutdown(self) -> None:
         self.scheduler.shutdown()

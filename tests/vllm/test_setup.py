@@ -20,8 +20,8 @@ from vllm.distributed.ec_transfer.ec_connector.factory import ECConnectorFactory
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorLogging, ECConnectorProm
 
 from embridge import ConfigError, PipelineConfig, launch
+from embridge.integrations.engine_settings import EngineSettings as Settings
 from embridge.integrations.vllm import EmbridgeConnector, register
-from embridge.integrations.vllm.consumer import Settings
 from embridge.integrations.vllm.stats import COUNTS, Done, Stats
 from embridge.pipeline.config import default_run_dir
 

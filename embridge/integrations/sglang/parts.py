@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from embridge import CacheReader, ConfigError, EmbridgeError, ItemCache, RowsAt, WantStatus
+from embridge import CacheReader, EmbridgeError, ItemCache, RowsAt, WantStatus
+from embridge.integrations.engine_settings import naming_encoders
 from embridge.integrations.membership import Membership
 from embridge.integrations.sglang.options import VARIABLE, Options
 from embridge.pipeline.client.allowed_nodes import AllowedNodes
@@ -62,13 +63,8 @@ class Parts:
                     self._member.look, lambda client: client.item_cache(options.cache_bytes, shared=True)
                 )
                 if not options.encoders and self._caches.client is not None:
-                    self._caches.client.encode_nodes()
-            except ValueError as error:
-                self._member.close()
-                raise ConfigError(
-                    f"{VARIABLE}: encoders: name the encode nodes from which embeddings may be fetched, as "
-                    f"tcp://ip:port; or give the node discovery ({error})"
-                ) from None
+                    with naming_encoders(VARIABLE):
+                        self._caches.client.encode_nodes()
             except BaseException:
                 self._member.close()
                 raise

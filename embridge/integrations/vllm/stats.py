@@ -6,35 +6,22 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-import prometheus_client
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata, ECConnectorWorkerMetadata
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorPromMetrics, ECConnectorStats
 
 from embridge import StepLoads
+from embridge.integrations import engine_shelf
+from embridge.pipeline.client import engine_requests
+from embridge.pipeline.client.request_items import NO_LOADS
 
-COUNTS: Final = {
-    "published": "Encoder outputs that were published.",
-    "not_published": "Encoder outputs that could not be published: the shelf is full of what is read, or gone.",
-    "loads": "Items that were loaded instead of being encoded.",
-    "load_bytes": "Bytes of those.",
-    "missed": "Items that could not be fetched.",
-    "refused": "Items that were refused: an address that is not allowed, or rows that do not fit the model.",
-    "unavailable": "Requests that were ended because an item of theirs could not be had.",
-    "hits": "Items that were in host memory when a request first asked for them.",
-    "shared": "Items that were on their way then, for another request.",
-    "misses": "Items that had to be fetched.",
-    "evictions": "Items that made room for others in host memory.",
-}
-
-
-NOTHING: Final = StepLoads(0, {}, is_owed=False)
+COUNTS: Final = engine_shelf.COUNTS | engine_requests.COUNTS
 
 
 @dataclass
 class LoadsAndSaves(ECConnectorMetadata):
     """What the scheduler tells the workers of one step."""
 
-    loads: StepLoads = NOTHING
+    loads: StepLoads = NO_LOADS
     saves: tuple[str, ...] = ()
     """Items that are not published, and may be in the encoder cache from before."""
 
@@ -58,8 +45,7 @@ class Stats(ECConnectorStats):
         self.data.clear()
 
     def aggregate(self, other: ECConnectorStats) -> Self:
-        for name, count in other.data.items():
-            self.data[name] = self.data.get(name, 0) + count
+        self.data.update(Counter(self.data) + Counter(other.data))
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -78,7 +64,7 @@ class PromMetrics(ECConnectorPromMetrics):
             name: self._counter_cls(name=f"vllm:embridge_{name}", documentation=text, labelnames=self._labelnames)
             for name, text in COUNTS.items()
         }
-        self._counters: dict[int, dict[str, prometheus_client.Counter]] = {
+        self._counters: dict[int, dict[str, Any]] = {
             engine: {name: counter.labels(*labels) for name, counter in made.items()}
             for engine, labels in self.per_engine_labelvalues.items()
         }
