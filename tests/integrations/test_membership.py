@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ from support.waiting import wait_until
 
 from embridge import AttachError, ConfigError, LaunchError, PipelineConfig
 from embridge.integrations import membership
-from embridge.integrations.engine_settings import EngineSettings
-from embridge.integrations.membership import Membership
+from embridge.integrations.engine_settings import EngineSettings, naming_encoders
+from embridge.integrations.membership import EngineNodes, Membership
 from embridge.workers.timing import NS
 from embridge.workers.transfer import engines
 
@@ -196,3 +197,35 @@ def test_the_shelf_of_a_node_that_is_launched_is_that_of_its_limits_where_they_h
         config = settings.config("encode", Path("/there"))
         assert config is not None
         assert config.limits.shelf_bytes == size
+
+
+def test_an_engine_has_a_node_of_each_of_its_roles_and_one_of_its_processes_launches_it(
+    nodes: list[StubNode],
+) -> None:
+    """All of them are left together, the latest first."""
+    settings = EngineSettings.of({"launch": True}, "the engine's options")
+    first, second = (EngineNodes(settings, engine, is_both=True) for engine in ("e0", "e1"))
+    encode, language = first.join("encode", launches=True), first.join("language", launches=True)
+    assert len(nodes) == 2
+    follower = second.join("encode", launches=False)
+    assert len(nodes) == 2
+    names = [member.run_dir.name for member in (encode, language, follower)]
+    assert [name.removeprefix("embridge-") for name in names] == ["encode-e0", "language-e0", "encode-e1"]
+    first.close()
+    first.close()
+    assert [node.is_stopped for node in nodes] == [True, True]
+
+
+def test_an_engine_that_may_fetch_from_nobody_is_told_which_setting_to_give() -> None:
+    said = r"^options: encoders: name the encode nodes .* \(it has no discovery\)$"
+    with pytest.raises(ConfigError, match=said), naming_encoders("options"):
+        raise ValueError("it has no discovery")
+
+
+@pytest.mark.parametrize(
+    ("name", "can_be"), [("a" * 256, True), ("a" * 257, False), ("é" * 128, True), ("é" * 129, False), ("", False)]
+)
+def test_a_name_is_its_item_s_key_where_it_can_be_one(name: str, can_be: bool) -> None:
+    """At most 256 bytes, not characters."""
+    found = EngineSettings().key(name)
+    assert found == name if can_be else re.fullmatch("[0-9a-f]{64}", found)

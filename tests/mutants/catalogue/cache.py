@@ -8,6 +8,8 @@ SOURCE: Final = "pipeline/client/item_cache.py"
 TESTS: Final = "tests/pipeline/client/test_item_cache.py"
 REQUESTS: Final = "pipeline/client/request_items.py"
 TESTS_OF_REQUESTS: Final = "tests/pipeline/client/test_request_items.py"
+ENGINE: Final = "pipeline/client/engine_requests.py"
+TESTS_OF_ENGINE: Final = "tests/pipeline/client/test_engine_requests.py"
 MEMORY: Final = "pipeline/client/cache_memory.py"
 TESTS_OF_MEMORY: Final = "tests/pipeline/client/test_cache_memory.py"
 ITEMS: Final = "pipeline/client/cached_items.py"
@@ -101,6 +103,13 @@ CACHE: Final = [
         (f"{TESTS_OF_REQUESTS}::test_what_a_step_loads_stays_until_it_is_read_whatever_becomes_of_the_request",),
     ),
     Mutant(
+        "without-what-it-needs", "P8", "a request is scheduled without an item that cannot be had and nobody makes",
+        ENGINE,
+        "            self._unavailable[request] = None\n",
+        "            self._made.setdefault(request, set()).update(why)\n            return True\n",
+        (f"{TESTS_OF_ENGINE}::test_a_request_is_over_when_an_item_cannot_be_had_and_that_is_said_once",),
+    ),
+    Mutant(
         "warm-for-ever", "P12", "memory that nobody uses any more is kept beside what is used",
         MEMORY,
         "self._warm.cut(self._used + self._warm.free_bytes + size - self._limit)",
@@ -131,8 +140,8 @@ CACHE: Final = [
     Mutant(
         "reached-out-of-turn", "R66", "who can read in place overtakes a user that waits for memory",
         EARLY,
-        "        if self._first() is not None:\n",
-        "        if self._first() is not None and not wanted:\n",
+        "            if not num_pinned and self._line and self._first() is not None:\n",
+        "            if num_pinned and self._line and self._first() is not None:\n",
         (f"{TESTS_OF_EARLY}::test_nobody_overtakes_a_user_that_waits_for_memory",),
     ),
     Mutant(

@@ -111,7 +111,7 @@ SHELF_MUTANTS: Final = [
     ),
     Mutant(
         "child-takes-the-pins", "R60, P6", "a forked child that ends takes the pins of its parent away",
-        "allocator/shelf.py",
+        "allocator/connection.py",
         "        for mapping in self._written_to:\n            mapping.discard()\n",
         "",
         (f"{READERS}::test_a_child_of_a_reader_takes_no_pins_away",),

@@ -145,6 +145,7 @@ def test_an_item_of_which_nobody_has_told_is_had_from_who_has_it() -> None:
     assert it.requests.find("b", "3") is not None
     assert it.admit("4", "", "b", rows=2)  # which its rows do not fit
     assert it.requests.find("b", "4") is None
+    assert it.requests.take_counts()["refused"] == 0
 
 
 def test_an_item_that_was_only_tried_is_made_when_it_cannot_be_had() -> None:
