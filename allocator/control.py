@@ -328,6 +328,11 @@ class Control:
         return NodeState(self.header.load(SegmentHeader.NODE_STATE))
 
     @property
+    def is_ending(self) -> bool:
+        """Whether the node takes nothing new, or has ended; one load."""
+        return self.header.load(SegmentHeader.NODE_STATE) >= NodeState.DRAINING
+
+    @property
     def is_sound(self) -> bool:
         """Whether the node is READY, and none of its processes is failing; two loads."""
         load = self.header.load

@@ -160,7 +160,8 @@ class Client:
             NodeGoneError: the node is gone.
             RuntimeError: after `close()`, or in a forked child.
         """
-        return self.shelf.publish(key, rows, replace=replace, ttl_s=ttl_s)
+        shelf = self._shelf or self.shelf
+        return shelf.publish(key, rows, replace=replace, ttl_s=ttl_s)
 
     def fetch(
         self,

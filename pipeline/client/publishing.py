@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from embridge.allocator.geometry import SHELF_BLOCK_BYTES
 from embridge.allocator.metrics import Metric
 from embridge.allocator.missed_items import WantedItem
-from embridge.allocator.records import NodeState
-from embridge.allocator.shelf import DTYPE_BYTES, Answer, ItemKey, ItemRecord, ShelfCounts, code_of
+from embridge.allocator.shelf import DTYPE_BYTES, Answer, ItemRecord, ShelfCounts, code_of, key_hasher, raw_key
 from embridge.pipeline.arguments import is_time, said, whole
 from embridge.pipeline.client.attachment import Attachment
-from embridge.pipeline.client.host_copies import Bytes, copy_bytes, why_no_rows
+from embridge.pipeline.client.host_copies import Bytes, copy_for_others, why_no_rows
 from embridge.workers.timing import NS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ _DROPS = {Answer.NO_ENTRY: WhyDropped.TABLE_FULL, Answer.NO_ROOM: WhyDropped.NO_
 _OTHERS = {Answer.ALREADY: PublishStatus.ALREADY, Answer.OTHERS: PublishStatus.FILLING}
 
 
-class _Begun(NamedTuple):
+class _Begun(msgspec.Struct):
     """An entry that this client fills."""
 
     entry: int
@@ -74,6 +74,13 @@ class _Begun(NamedTuple):
     evicted: int
     replace: bool
     shape: tuple[int, int, str]  # rows, width, dtype
+
+    def rows_in(self, memory: Bytes) -> torch.Tensor:
+        """Its memory, as rows."""
+        import torch
+
+        num_rows, width, dtype = self.shape
+        return torch.from_numpy(memory).view(getattr(torch, dtype)).view(num_rows, width)
 
 
 class PublishedRows:
@@ -97,21 +104,6 @@ class PublishedRows:
         self._result = self._result or result
 
 
-class _Filling:
-    """An entry's memory, while it is filled; behind that, what has become of it."""
-
-    def __init__(self, there: Bytes) -> None:
-        self.there = there
-        self.result: Published | None = None
-
-    def rows(self, item: _Begun) -> torch.Tensor:
-        """As rows of the item."""
-        import torch
-
-        num_rows, width, dtype = item.shape
-        return torch.from_numpy(self.there).view(getattr(torch, dtype)).view(num_rows, width)
-
-
 class ClientShelf:
     """The shelf of an encode node, for one of its clients (`Client.shelf`). One thread at a time calls it."""
 
@@ -124,7 +116,7 @@ class ClientShelf:
                 "launch an encode node with --shelf-bytes"
             )
         self._attachment = attachment
-        self._node = (control.node_id, control.incarnation)
+        self._hasher = key_hasher((control.node_id, control.incarnation))
         self._table = control.shelf
         self._metrics = control.metrics
 
@@ -145,14 +137,17 @@ class ClientShelf:
         item = self._open(key, shape[0], math.prod(shape[1:]), dtype, replace, ttl_s)
         if isinstance(item, Published):
             return item
-        with self._filling(item) as filling:
+        memory = self._memory_of(item)
+        try:
             if isinstance(rows, np.ndarray):
-                there = filling.rows(item).view(shape).numpy()
+                there = item.rows_in(memory).view(shape).numpy()
                 there[...] = rows  # as they are: torch takes no array in another byte order, or read-only
-            elif not copy_bytes(filling.there, rows.detach()):
-                filling.rows(item).view(shape).copy_(rows.detach())
-        assert filling.result is not None
-        return filling.result
+            elif not copy_for_others(memory, rows.detach()):
+                item.rows_in(memory).view(shape).copy_(rows.detach())
+        except BaseException:
+            self._drop(item)
+            raise
+        return self._show(item)
 
     @contextlib.contextmanager
     def publishing(
@@ -179,57 +174,64 @@ class ClientShelf:
         if isinstance(item, Published):
             yield PublishedRows(torch.empty((num_rows, width), dtype=getattr(torch, dtype)), item)
             return
-        with self._filling(item) as filling:
-            it = PublishedRows(filling.rows(item), None)
+        memory = self._memory_of(item)
+        try:
+            it = PublishedRows(item.rows_in(memory), None)
             yield it
-        assert filling.result is not None
-        it.end(filling.result)
+        except BaseException:
+            self._drop(item)
+            raise
+        it.end(self._show(item))
 
-    @contextlib.contextmanager
-    def _filling(self, item: _Begun) -> Iterator[_Filling]:
-        lane, core, shelf = self._attachment.lane, self._table.core, self._attachment.shelf
+    def _memory_of(self, item: _Begun) -> Bytes:
+        """Where the rows of an entry go that this client fills."""
+        shelf = self._attachment.shelf
         assert shelf is not None
         num_rows, width, dtype = item.shape
-        size = num_rows * width * DTYPE_BYTES[dtype]
         try:
             memory = memoryview(shelf)
         except BufferError:  # the shelf of a node that has gone meanwhile is no more
             self._attachment.check_usable()
             raise
-        try:
-            filling = _Filling(np.frombuffer(memory, np.uint8, size, item.first * SHELF_BLOCK_BYTES))
-            yield filling
-        except BaseException:
-            if not self._attachment.is_closed:
-                core.drop(item.entry, item.generation, lane, item.replace)
-            raise
+        size = num_rows * width * DTYPE_BYTES[dtype]
+        return np.frombuffer(memory, np.uint8, size, item.first * SHELF_BLOCK_BYTES)
+
+    def _drop(self, item: _Begun) -> None:
+        """Give up an entry."""
+        if not self._attachment.is_closed:
+            self._table.core.drop(item.entry, item.generation, self._attachment.lane, item.replace)
+
+    def _show(self, item: _Begun) -> Published:
+        """Have everybody see an entry, whose rows are complete. Raises as `Client.publish`."""
         self._attachment.check_usable()
-        number = core.show(item.entry, item.generation, lane)
-        dropped = Published(PublishStatus.DROPPED, 0, WhyDropped.DRAINING, item.evicted)
-        result = Published(PublishStatus.READY, number, evicted=item.evicted) if number else dropped
-        filling.result = result
+        number = self._table.core.show(item.entry, item.generation, self._attachment.lane)
+        if number:
+            result = Published(PublishStatus.READY, number, WhyDropped.NOTHING, item.evicted)
+        else:
+            result = Published(PublishStatus.DROPPED, 0, WhyDropped.DRAINING, item.evicted)
         self._count(result)
+        return result
 
     def _open(
         self, key: str | bytes, num_rows: int, width: int, dtype: str, replace: bool, ttl_s: float | None
     ) -> Published | _Begun:
         """Begin a publication; what has become of it, if it is over."""
         self._attachment.check_usable()
-        name, code = ItemKey.of(key, self._node), code_of(dtype)
+        name, code = self._name(key), code_of(dtype)
         shape = whole("num_rows", num_rows, 1, MAX_ROWS), whole("width", width, 1, MAX_ROWS), dtype
-        item = self._begin(name, shape, code, self._expires_ns(ttl_s), replace)
+        item = self._begin(name, shape, code, 0 if ttl_s is None else self._expires_ns(ttl_s), replace)
         if isinstance(item, Published):
             self._count(item)
         return item
 
     def _begin(
-        self, name: ItemKey, shape: tuple[int, int, str], code: int, expires_ns: int, replace: bool
+        self, name: tuple[bytes, bytes], shape: tuple[int, int, str], code: int, expires_ns: int, replace: bool
     ) -> Published | _Begun:
         num_rows, width, dtype = shape
         size = num_rows * width * DTYPE_BYTES[dtype]
         core, blocks = self._table.core, -(-size // SHELF_BLOCK_BYTES)
         why = WhyDropped.NOTHING
-        if self._attachment.control.state >= NodeState.DRAINING:
+        if self._attachment.control.is_ending:
             why = WhyDropped.DRAINING
         elif blocks > self._table.num_blocks:
             why = WhyDropped.TOO_LARGE
@@ -248,9 +250,12 @@ class ClientShelf:
         self._table.recall()
         return Published(PublishStatus.DROPPED, 0, _DROPS[Answer(answer)], evicted)
 
-    def _expires_ns(self, ttl_s: float | None) -> int:
-        if ttl_s is None:
-            return 0
+    def _name(self, key: str | bytes) -> tuple[bytes, bytes]:
+        """As the shelf looks for it. Raises ValueError for what is no key."""
+        raw = raw_key(key)
+        return self._hasher(raw).digest(), raw
+
+    def _expires_ns(self, ttl_s: float) -> int:
         if not is_time(ttl_s) or not 0 < ttl_s < math.inf:
             raise ValueError(f"ttl_s: {said(ttl_s)} s must be positive")
         return self._attachment.clock() + int(min(float(ttl_s), 1e9) * NS)
@@ -272,14 +277,14 @@ class ClientShelf:
         Raises ValueError for what is no key, and as `Client.publish`.
         """
         self._attachment.check_usable()
-        return self._table.core.find(*ItemKey.of(key, self._node), self._attachment.clock())
+        return self._table.core.find(*self._name(key), self._attachment.clock())
 
     def unpublish(self, key: str | bytes) -> int:
         """Take the items of a key away: from now on nobody finds it; who reads it, reads on. Returns how many there
         were. Raises as `contains`.
         """
         self._attachment.check_usable()
-        return self._table.core.unpublish(*ItemKey.of(key, self._node))
+        return self._table.core.unpublish(*self._name(key))
 
     def clear(self) -> int:
         """Take all items away, and those whose publication has begun, for ever: after new weights, say. Returns the
