@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
-from embridge.pipeline.client.host_copies import copy_rows, fresh_copy
+from embridge.pipeline.client.host_copies import copy_for_others, copy_rows, fresh_copy
 
 KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "as it is": lambda rows: rows,
@@ -35,3 +36,14 @@ def test_values_are_converted_where_the_dtypes_differ() -> None:
     there = torch.zeros(2, 3, dtype=torch.float32)
     copy_rows(there, torch.ones(2, 3, dtype=torch.int32))
     assert there.tolist() == [[1.0] * 3] * 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (3, 5, 7), (300, 1021)])  # the last one goes past the cache
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8, torch.bool, torch.float64])
+def test_rows_for_others_are_copied_as_bytes_from_wherever_they_lie(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    rows = torch.randn(2, *shape).to(dtype)[1:].view(shape)
+    there = np.zeros(rows.nbytes + 2, np.uint8)
+    assert copy_for_others(there[1:-1], rows)
+    assert torch.equal(torch.from_numpy(there[1:-1].copy()).view(dtype).view(shape), rows)
+    assert (there[0], there[-1]) == (0, 0)
+    assert not copy_for_others(there[1:-1], rows.expand(2, *shape).transpose(0, 1))
