@@ -45,7 +45,7 @@ def faults_of_fetches(told: Told) -> Iterator[tuple[str, str, int]]:
         if begin is None:
             continue
         span = Span(begin["t"], event["t"])
-        excuse = _excuse(told, event["client"], span)
+        excuse = _excuse(told, event["client"], span) or _asked_nobody(told, begin)
         if span.last - span.first > _most_ns(told, begin) and not excuse:
             yield "P5", f"{name}: ended {(span.last - span.first) / NS:.1f} s after it began", event["t"]
         if event["error"] and event["error"] not in (*RARE, "given up") and not excuse:
@@ -68,6 +68,14 @@ def _excuse(told: Told, client: str, span: Span) -> str:
         if why := told.excuse(asked, span):
             return why
     return ""
+
+
+def _asked_nobody(told: Told, begin: Event) -> str:
+    """Why a fetch may have failed that asks at an address where a node was: its client has yet to hear of the next one.
+    Empty if a node was there.
+    """
+    latest = {event["node"]: event["addr"] for event in told.of["node_up"] if event["t"] < begin["t"]}
+    return "" if begin["addr"] in latest.values() else f"no node is at {begin['addr']} any more"
 
 
 def _has_left(told: Told, client: str, t: int) -> bool:

@@ -3,27 +3,38 @@ nanoseconds.
 
 What the events are, and who writes them (`runner`: the process that raises the storm):
 
-    event       by        fields begin       runner    seed, engine, kinds, block_size, deadline_s, peer_timeout_s
-    node_up     runner    node, generation, processes {name: pid} node_down   runner    node, generation, why: "killed",
-    "by itself", "the end" gone        runner    node, generation, ns: from its kill until none of its processes is left
-    not_up      runner    node, why: a launch that was refused client_up   runner    client, pid joined      client
-    client, node client_down runner    client, why asked       runner    room, encoder, scheduler, encode, language: who
-    is to open it, and on which nodes opened      client    room, side, client, deadline_s refused     client    room,
-    side, client, why: nothing was accepted phase       client    room, side, client, phase, sent grant       client
-    room, tokens, blocks aborting    client    room, side, why ended       client    room, side, client, phase, error,
-    reason, tokens, difference fault       runner    kind, victim, node, pid, and what the kind needs; `id` is its
-    number eased       runner    id: the end of a fault that lasts recovered   runner    id, held: blocks of the dead
-    client, ns: until none of them was held by it; exit_ns: until it was a zombie restarted   runner    id, ns: until
-    the process that was killed was READY again word        observer  node, what: a status word that did what none may
-    do observed    observer  node, looks, changes final       runner    node, counts, blocks, in_flight, dead_lanes left
-    runner    what: what the storm left behind torn        reader    lines that were not written to their end: their
-    writer was killed
+    event       by        fields
+    begin       runner    seed, engine, kinds, block_size, deadline_s, peer_timeout_s
+    node_up     runner    node, generation, addr (of an encode node), processes {name: pid}
+    node_down   runner    node, generation, why: "killed", "by itself", "the end"
+    gone        runner    node, generation, ns: from its kill until none of its processes is left
+    not_up      runner    node, why: a launch that was refused
+    client_up   runner    client, pid
+    joined      client    client, node
+    client_down runner    client, why
+    asked       runner    room, encoder, scheduler, encode, language: who is to open it, and on which nodes
+    opened      client    room, side, client, deadline_s
+    refused     client    room, side, client, why: nothing was accepted
+    phase       client    room, side, client, phase, sent
+    grant       client    room, tokens, blocks
+    aborting    client    room, side, why
+    ended       client    room, side, client, phase, error, reason, tokens, difference
+    fault       runner    kind, victim, node, pid, and what the kind needs; `id` is its number
+    eased       runner    id: the end of a fault that lasts
+    recovered   runner    id, held: blocks of the dead client, ns: until none of them was held by it; exit_ns: until it
+                          was a zombie
+    restarted   runner    id, ns: until the process that was killed was READY again
+    word        observer  node, what: a status word that did what none may do
+    observed    observer  node, looks, changes
+    final       runner    node, counts, blocks, in_flight, dead_lanes
+    left        runner    what: what the storm left behind
+    torn        reader    lines that were not written to their end: their writer was killed
 
 Of fetches of published items (`storm.items`), by clients:
 
-    fetch       number, client, key, deadline_s
-    fetched     number (0: it was looked at once more), client, where, error, reason, difference, kept: bytes that a
-                retry need not fetch
+    fetch       number, client, key, addr, deadline_s
+    fetched     number (0: it was looked at once more), client, where, error, reason, difference,
+                kept: bytes that a retry need not fetch
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ class Fetching:
 
     number: int
     key: int
+    addr: str
     fetch: Fetch
     abort_at: float | None
 
@@ -118,12 +119,13 @@ class Fetches:
     def _begin(self, now: float) -> None:
         key = self._rng.randrange(KEYS)
         with contextlib.suppress(NodeGoneError):
-            self._enter(now, key, self._client.fetch(f"{key}", self._addr, deadline_s=self._deadline_s))
+            fetch = self._client.fetch(f"{key}", self._addr, deadline_s=self._deadline_s)
+            self._enter(now, key, self._addr, fetch)
 
-    def _enter(self, now: float, key: int, fetch: Fetch) -> None:
+    def _enter(self, now: float, key: int, addr: str, fetch: Fetch) -> None:
         abort_at = now + self._rng.random() / 20 if self._rng.random() < GIVEN_UP else None
-        it = Fetching(next(self._numbers), key, fetch, abort_at)
-        self._note("fetch", number=it.number, client=self._name, key=key, deadline_s=self._deadline_s)
+        it = Fetching(next(self._numbers), key, addr, fetch, abort_at)
+        self._note("fetch", number=it.number, client=self._name, key=key, addr=addr, deadline_s=self._deadline_s)
         self._under_way.append(it)
 
     def _end(self, it: Fetching, now: float) -> None:
@@ -142,7 +144,7 @@ class Fetches:
         kept = it.fetch.kept_bytes
         if kept and not self._client.node_gone:
             with contextlib.suppress(NodeGoneError):
-                self._enter(now, it.key, it.fetch.retry(deadline_s=self._deadline_s))
+                self._enter(now, it.key, it.addr, it.fetch.retry(deadline_s=self._deadline_s))
         return {"error": "given up" if given_up else type(error).__name__, "reason": error.reason, "kept": kept}
 
 

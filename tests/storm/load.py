@@ -339,7 +339,8 @@ class Load:
                 words = np.frombuffer(seat.control.mapping, np.uint64, num_words, layout.claims)
                 seat.claims = words[::CLAIM_WORDS]
             seat.down = False
-            self.note("node_up", node=seat.name, generation=seat.generation, processes=seat.pids())
+            addr = seat.node.bootstrap_addr if seat.name != "l" else ""
+            self.note("node_up", node=seat.name, generation=seat.generation, addr=addr, processes=seat.pids())
             self._watching.send(("watch", seat.name, seat.run_dir))
         for seat in self.nodes.values():
             if seat.is_up and seat.node is not None and seat.node.wait(0) is not None:

@@ -18,8 +18,12 @@ def event(t: float, name: str, **fields: Any) -> Event:
     return {"t": int(t * S), "event": name, **fields}
 
 
-def fetch(t: float, number: int = 1) -> Event:
-    return event(t, "fetch", number=number, client="scheduler-0.1", key=3, deadline_s=30.0)
+def fetch(t: float, number: int = 1, addr: str = "tcp://e:1") -> Event:
+    return event(t, "fetch", number=number, client="scheduler-0.1", key=3, addr=addr, deadline_s=30.0)
+
+
+def node_up(t: float, node: str, addr: str) -> Event:
+    return event(t, "node_up", node=node, generation=1, addr=addr, processes={})
 
 
 def fetched(t: float, number: int = 1, **fields: Any) -> Event:
@@ -29,7 +33,7 @@ def fetched(t: float, number: int = 1, **fields: Any) -> Event:
 
 def rules(*events: Event) -> list[str]:
     """The labels of what the checker finds, with both nodes up from the beginning."""
-    up = [event(0, "node_up", node=node, generation=1, processes={}) for node in ("e", "l")]
+    up = [node_up(0, "e", "tcp://e:1"), node_up(0, "l", "")]
     faults = [e for e in events if e["event"] == "fault"]
     ended = [event(END, "eased", id=fault["id"]) for fault in faults]
     return [found.rule for found in check([*up, *events, *ended, event(END, "end")])]
@@ -44,6 +48,13 @@ def test_fetches_that_end_as_they_may_are_held_against_nobody() -> None:
     errors = ("", "NotPublished", "Busy", "GenerationGone", "given up")
     for error in errors:
         assert rules(fetch(1), fetched(2, error=error)) == []
+
+
+def test_a_fetch_may_fail_where_no_node_is_any_more_and_nowhere_else() -> None:
+    """P11: its client hears of the next address a moment later, on a busy machine some seconds."""
+    moved = [node_up(10, "e", "tcp://e:2")]
+    assert rules(*moved, fetch(20, addr="tcp://e:1"), fetched(21, **FAILED)) == []
+    assert rules(*moved, fetch(20, addr="tcp://e:2"), fetched(21, **FAILED)) == ["P11"]
 
 
 @pytest.mark.parametrize(
