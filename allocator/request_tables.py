@@ -53,7 +53,12 @@ class StageEntry(NamedTuple):
 
     @classmethod
     def of(cls, word: int) -> StageEntry:
-        return cls(word >> 40, word >> 16 & 0xFF_FFFF, word >> 2 & 0x3FFF, word & 3)
+        return cls(*stage_entry(word))
+
+
+def stage_entry(word: int) -> tuple[int, int, int, int]:
+    """The fields of a `StageEntry` by its word, for who looks at many."""
+    return word >> 40, word >> 16 & 0xFF_FFFF, word >> 2 & 0x3FFF, word & 3
 
 
 class SlotRecord:

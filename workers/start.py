@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHORT_S = 0.002  # a nap between two looks at what is under way
+LAUNCHER_LOOK_NS = NS // 100
 TIMER_SLACK = Path("/proc/self/timerslack_ns")
 
 
@@ -220,10 +221,15 @@ def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step, teller: Telle
     with contextlib.suppress(OSError):
         TIMER_SLACK.write_text("1")  # of this thread; by default a short sleep lasts 50 us longer than asked for
     begin(spec, ctx.control)
-    while not spec.stop and not is_launcher_gone(spec):
+    beat, looked_ns = ctx.control.processes.own_beat(ctx.index), 0
+    while not spec.stop:
         seen = bell.sequence()
         now = time.monotonic_ns()
-        ctx.control.processes.beat(ctx.index, now)
+        beat(now)
+        if now - looked_ns >= LAUNCHER_LOOK_NS:
+            looked_ns = now
+            if is_launcher_gone(spec):
+                break
         if _engine_log is not None:
             _engine_log.look(now)
         records = inbox.take()
@@ -237,8 +243,9 @@ def _run_on_rings(spec: ProcessSpec, ctx: RoleContext, role: Step, teller: Telle
         if out and teller is not None:
             teller.send(out)
         ctx.flush()
-        inbox.done()
-        ctx.count(Metric.RECORDS, len(records))
+        if records:
+            inbox.done()
+            ctx.count(Metric.RECORDS, len(records))
         now = time.monotonic_ns()
         wait_s = ctx.nap_s(min(spec.timing.beat_s, (role.next_step_ns(now) - now) / NS))
         if wait_s > SHORT_S and not inbox.pending():

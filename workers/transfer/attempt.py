@@ -9,6 +9,7 @@ ended.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -79,9 +80,28 @@ class OpenAttempts:
         self._of.setdefault((attempt.slot, attempt.destination), []).append(attempt)
         self._count(attempt, 1)
 
-    def pending(self) -> list[Attempt]:
-        """Those that have not ended as far as is known, the oldest of a destination first."""
-        return [it for held in self._of.values() for it in held if it.outcome is Outcome.PENDING]
+    def take_ended(self, broke: Callable[[str, Exception], None]) -> list[tuple[Attempt, Outcome]]:
+        """Look at all that are under way; those that have ended, the oldest of a destination first, are under way no
+        more. An engine that raises has failed, and `broke` is told.
+        """
+        pending = Outcome.PENDING
+        ended = []
+        for held in self._of.values():
+            for attempt in held:
+                if attempt.outcome is not pending:
+                    continue
+                outcome = attempt.seen
+                if outcome is pending:
+                    try:
+                        outcome = attempt.engine.poll(attempt.ticket)
+                    except Exception as error:
+                        outcome = Outcome.FAILED
+                        broke("attempt", error)
+                if outcome is not pending:
+                    ended.append((attempt, outcome))
+        for attempt, outcome in ended:
+            self.end(attempt, outcome)
+        return ended
 
     def glance(self) -> bool:
         """Whether one of the oldest has ended; it is `seen` then."""

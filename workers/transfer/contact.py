@@ -18,17 +18,30 @@ class Contact:
         self._peers = ctx.control.peers
         self._slots = ctx.slots
         self._dsts = ctx.control.destinations
+        self._records: dict[int, tuple[int, int, int, PeerRecord]] = {}  # peer -> what tells registrations apart; it
         # (slot, destination) -> (epoch, since when it waits for contact)
         self._knocking: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def session_of(self, slot: int, d: int) -> LiveSession:
-        """The latest session of a destination's grants. Its three words belong together: each number is used once."""
-        get = self._dsts.get
-        while True:
-            number = get(slot, d, Destination.SESSION)
-            session = LiveSession(number, get(slot, d, Destination.PORT), get(slot, d, Destination.BASE))
-            if get(slot, d, Destination.SESSION) == number:
-                return session
+    def record_of(self, peer: int) -> PeerRecord:
+        """A node as it registered; kept, for each registration has a number of its own."""
+        get = self._peers.get
+        node, incarnation = get(peer, Peer.NODE_ID), get(peer, Peer.INCARNATION)
+        registration = get(peer, Peer.REGISTRATION)
+        known = self._records.get(peer)
+        if known is not None and known[:3] == (node, incarnation, registration):
+            return known[3]
+        record = self._peers.record(peer)
+        if record.registration == registration and self._peers.is_here(peer, (node, incarnation)):
+            self._records[peer] = node, incarnation, registration, record
+        return record
+
+    def session_of(self, slot: int, d: int, there: list[int]) -> LiveSession:
+        """The latest session of a destination's grants, by its words, or by later ones. The three words belong
+        together: each number is used once.
+        """
+        while self._dsts.get(slot, d, Destination.SESSION) != there[Destination.SESSION]:
+            there = self._dsts.get_all(slot, d)  # `SESSION` first
+        return LiveSession(*there[Destination.SESSION : Destination.BASE + 1])
 
     def within(self, session: LiveSession, slot: int, d: int, first: int, limit: int, most_blocks: int) -> int:
         """How far the rows from `first` on are granted under one session, of so many blocks.
@@ -41,13 +54,14 @@ class Contact:
                 return max(first, k * bs)
         return limit
 
-    def is_granted_by(self, peer: int, slot: int, d: int) -> bool:
-        """Whether a node is alive and still holds what it granted, and so has not taken us for dead meanwhile (R14)."""
-        peers, get = self._peers, self._dsts.get
+    def is_granted_by(self, there: list[int]) -> bool:
+        """Whether the node of a destination with these words is alive and still holds what it granted, and so has not
+        taken us for dead meanwhile (R14).
+        """
+        peers, peer = self._peers, there[Destination.PEER] - 1
         return (
-            peers.is_alive(peer)
-            and peers.get(peer, Peer.INCARNATION) == get(slot, d, Destination.INCARNATION)
-            and peers.get(peer, Peer.REGISTRATION) == get(slot, d, Destination.REGISTRATION)
+            peers.is_it(peer, there[Destination.INCARNATION])
+            and peers.get(peer, Peer.REGISTRATION) == there[Destination.REGISTRATION]
         )
 
     def open(

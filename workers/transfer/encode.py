@@ -168,9 +168,11 @@ class TransferWorker:
         Called between two steps while something is under way over a network: a step takes much of a core from the
         engine's own threads, and mostly nothing has ended yet.
         """
-        with self._ctx.isolated("glance"):
+        try:
             return now_ns >= self._due_ns or self._attempts.glance()
-        return True
+        except Exception as error:
+            self._ctx.broke("glance", error)
+            return True
 
     def next_step_ns(self, now_ns: int) -> int:
         self._due_ns = now_ns
@@ -224,42 +226,41 @@ class TransferWorker:
             return 0
         submitted = 0
         for d in range(self._slots.get(slot, Slot.NUM_DESTINATIONS)):
-            with self._ctx.isolated("transfer", slot, epoch):
-                try:
-                    submitted += self._submit(slot, epoch, d)
-                except OwnShortage as error:
-                    if not self._wear_out(str(error)):
-                        self._fail(slot, epoch, str(error))
-                except (EngineError, SegmentError) as error:
+            try:
+                submitted += self._submit(slot, epoch, d)
+            except OwnShortage as error:
+                if not self._wear_out(str(error)):
                     self._fail(slot, epoch, str(error))
-        if submitted:
-            self._enqueue(slot, epoch)  # for its next piece, behind the others
+            except (EngineError, SegmentError) as error:
+                self._fail(slot, epoch, str(error))
+            except Exception as error:
+                self._ctx.broke("transfer", error, slot, epoch)
         if self._attempts.num_others:
             self._finish_attempts()
         return submitted
 
     def _submit(self, slot: int, epoch: int, d: int) -> int:
-        get = self._dsts.get
         if not self._is_mine_to_write(slot, d):
             return 0
         before = self._attempts.of(slot, d)
         if before and (before[-1].is_void or not before[0].engine.late_writes):
             return 0
-        sent = before[-1].end if before else get(slot, d, Destination.SENT)
+        there = self._dsts.get_all(slot, d)
+        sent = before[-1].end if before else there[Destination.SENT]
         ready = self._slots.get(slot, Slot.READY)
-        limit = min(ready, get(slot, d, Destination.GRANTED_TOKENS))
+        limit = movable = min(ready, there[Destination.GRANTED_TOKENS])
         if sent >= limit:
             if ready > limit and not before:
                 self._ctx.to("poller").send(Kick.LOOK, slot, epoch)  # the destination may want to know that rows wait
             return 0
         self._unsent[slot] = epoch
-        peer = get(slot, d, Destination.PEER) - 1
-        if not self._contact.is_granted_by(peer, slot, d):
+        if not self._contact.is_granted_by(there):
             return 0  # the poller fails the request
-        if get(slot, d, Destination.RETRY_NS) > self._now_ns:
+        if there[Destination.RETRY_NS] > self._now_ns:
             self._opening[slot] = epoch
             return 0
-        record, session = self._control.peers.record(peer), self._contact.session_of(slot, d)
+        peer = there[Destination.PEER] - 1
+        record, session = self._contact.record_of(peer), self._contact.session_of(slot, d, there)
         engine = self._engines[record.engine]
         most_blocks = self._batch_blocks
         if engine.late_writes:
@@ -275,7 +276,7 @@ class TransferWorker:
         if not self._contact.open(engine, slot, d, record, session, self._now_ns):
             self._opening[slot] = epoch
             return 0
-        if not self._contact.is_granted_by(peer, slot, d):  # once more: its door may have opened
+        if not self._contact.is_granted_by(self._dsts.get_all(slot, d)):  # once more: its door may have opened
             return 0
         is_fetch, blocks = self._control.is_fetch(slot, epoch), list[tuple[int, int]]()
         if is_fetch:  # its rows lie on the shelf, and stay there (R52)
@@ -297,7 +298,7 @@ class TransferWorker:
             after = None
             if self._sums is not None:
                 summed = before[-1].sum if before else None
-                summed = summed or RowSum.of(get(slot, d, Destination.SUMMED))
+                summed = summed or RowSum.of(self._dsts.get(slot, d, Destination.SUMMED))
                 if is_fetch:
                     after = self._sums.extend_on_shelf(summed, end, *self._moves.where(slot))
                 else:
@@ -318,6 +319,8 @@ class TransferWorker:
                 engine=engine, submitted_ns=self._now_ns, queued_bytes=num_bytes + self._attempts.num_bytes,
             )
         )
+        if end < movable:
+            self._enqueue(slot, epoch)  # for its next piece, behind the others
         return 1
 
     def _take_held_back(self) -> bool:
@@ -342,18 +345,11 @@ class TransferWorker:
 
     def _finish_attempts(self) -> None:
         ended: dict[tuple[int, int], int] = {}
-        for attempt in self._attempts.pending():
-            outcome = Outcome.FAILED
-            with self._ctx.isolated("attempt"):
-                outcome = attempt.seen
-                if outcome is Outcome.PENDING:
-                    outcome = attempt.engine.poll(attempt.ticket)
-            if outcome is Outcome.PENDING:
-                continue
+        for attempt, outcome in self._attempts.take_ended(self._ctx.broke):
             ended[attempt.slot, attempt.destination] = attempt.epoch
-            self._attempts.end(attempt, outcome)
-            at = attempt.slot, attempt.epoch, attempt.destination, attempt.first, attempt.end, outcome.name
-            log.debug("slot %d.%d, destination %d: rows [%d, %d) are %s", *at)
+            if log.isEnabledFor(logging.DEBUG):
+                at = attempt.slot, attempt.epoch, attempt.destination, attempt.first, attempt.end, outcome.name
+                log.debug("slot %d.%d, destination %d: rows [%d, %d) are %s", *at)
             if outcome is Outcome.DONE:
                 self._pace.learn(attempt.queued_bytes, self._now_ns - attempt.submitted_ns)
                 self._ctx.count(Metric.WRITES)

@@ -6,7 +6,7 @@ A transfer worker takes a block by a CAS on its staging entry, STAGED -> READING
 
 from __future__ import annotations
 
-from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, StageEntry
+from embridge.allocator.request_tables import STAGE_READING, STAGE_STAGED, stage_entry
 from embridge.workers.role import RoleContext
 
 
@@ -25,17 +25,17 @@ class StagedBlocks:
         bs, end, held = self._bs, sent, []
         for k in range(sent // bs, min(-(-limit // bs), sent // bs + most_blocks)):
             word = self._staging.load(slot, k)
-            entry = StageEntry.of(word)
-            while entry.state == STAGE_STAGED and entry.block == k and k * bs + entry.rows > end:
-                if self._staging.replace(slot, k, word, entry._replace(state=STAGE_READING).pack()):
+            block, source, rows, state = stage_entry(word)
+            while state == STAGE_STAGED and block == k and k * bs + rows > end:
+                if self._staging.replace(slot, k, word, word ^ STAGE_STAGED ^ STAGE_READING):
                     break
                 word = self._staging.load(slot, k)
-                entry = StageEntry.of(word)
+                block, source, rows, state = stage_entry(word)
             else:
                 break
-            held.append((k, entry.source))
-            end = min(limit, k * bs + entry.rows)
-            if entry.rows < bs:
+            held.append((k, source))
+            end = min(limit, k * bs + rows)
+            if rows < bs:
                 break
         return held, end
 
@@ -43,10 +43,10 @@ class StagedBlocks:
         """Let the stager have a source block back, with the rows that it may have added meanwhile."""
         while True:
             word = self._staging.load(slot, block)
-            entry = StageEntry.of(word)
-            if entry.block != block or entry.state != STAGE_READING:
+            held, _, _, state = stage_entry(word)
+            if held != block or state != STAGE_READING:
                 return
-            if self._staging.replace(slot, block, word, entry._replace(state=STAGE_STAGED).pack()):
+            if self._staging.replace(slot, block, word, word ^ STAGE_READING ^ STAGE_STAGED):
                 return
 
     def release_all(self, slot: int) -> None:
@@ -54,4 +54,4 @@ class StagedBlocks:
         for k in range(self._staging.window):
             word = self._staging.load(slot, k)
             if word & 3 == STAGE_READING:
-                self.release(slot, StageEntry.of(word).block)
+                self.release(slot, stage_entry(word)[0])

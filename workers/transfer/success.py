@@ -36,7 +36,7 @@ class Success:
             return None
         total = self._slots.get(slot, Slot.TOTAL)
         peer = self._dsts.get(slot, ONLY, Destination.PEER) - 1
-        record = self._peers.record(peer)
+        record = self._contact.record_of(peer)
         if not self._ctx.status.advance(slot, epoch, Phase.Success, total, now_ns):  # it has failed meanwhile
             return None
         self._spoken_to.add(record.poller_addr)
@@ -51,19 +51,19 @@ class Success:
 
     def _is_due(self, slot: int, epoch: int, now_ns: int) -> bool:
         """Whether all rows are there, and nothing speaks against a success that the poller would heed."""
-        get, destination = self._slots.get, self._dsts.get
-        if self._ctx.control.verify or get(slot, Slot.REQUIRED) != 1 or get(slot, Slot.NUM_DESTINATIONS) != 1:
+        words = self._slots.get_all(slot)
+        if self._ctx.control.verify or words[Slot.REQUIRED] != 1 or words[Slot.NUM_DESTINATIONS] != 1:
             return False
-        word, total = split(self._ctx.status.load(slot)), get(slot, Slot.TOTAL)
+        word, total = split(self._ctx.status.load(slot)), words[Slot.TOTAL]
         if word.epoch != epoch or not Phase.WaitingForInput <= word.phase < TERMINAL:
             return False
-        if not destination(slot, ONLY, Destination.BEGIN) < total == destination(slot, ONLY, Destination.SENT):
+        there = self._dsts.get_all(slot, ONLY)
+        if not there[Destination.BEGIN] < total == there[Destination.SENT]:
             return False
-        if word.phase < Phase.Transferring and destination(slot, ONLY, Destination.FIRST_GRANT) < total:
+        if word.phase < Phase.Transferring and there[Destination.FIRST_GRANT] < total:
             return False  # it was resumed, and the poller has yet to say so
-        if get(slot, Slot.FAILURE) or destination(slot, ONLY, Destination.CLOSED):
+        if words[Slot.FAILURE] or there[Destination.CLOSED]:
             return False
-        if now_ns >= get(slot, Slot.DEADLINE_NS):
+        if now_ns >= words[Slot.DEADLINE_NS]:
             return False
-        peer = destination(slot, ONLY, Destination.PEER) - 1
-        return not self._ctx.is_lane_dead(slot) and self._contact.is_granted_by(peer, slot, ONLY)
+        return not self._ctx.is_lane_dead(slot) and self._contact.is_granted_by(there)

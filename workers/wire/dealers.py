@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import zmq
@@ -168,10 +168,10 @@ class Dealers:
         if dealer is not None:
             dealer.send(msg.encode(item.message), NOBLOCK)
 
-    def look(self, address: str, events: set[int]) -> None:
+    def look(self, address: str, events: Collection[int]) -> None:
         """Take what a dealer's monitor has told, and see whether its node may be spoken to still."""
         dealer = self.by_address[address]
-        for event in events & FAILED_HANDSHAKES.keys():
+        for event in FAILED_HANDSHAKES.keys() & events:
             reason, is_final = FAILED_HANDSHAKES[event]
             self._deny(address, reason if self._keys is not None or is_final else PLAIN_ENDED, is_final)
         if self._keys is not None and not self._keys.is_listed(dealer.key):

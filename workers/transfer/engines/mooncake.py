@@ -198,6 +198,7 @@ class _RemoteSession:
     session: int
     name: str
     base: int
+    poller_addr: str = ""  # of the node whose it is: `name` has its host
     opened: bool = False  # it has answered
     written: bool = False  # its first write has been submitted: later ones do not wait for it
     thread: threading.Thread | None = None
@@ -277,10 +278,19 @@ class MooncakeEngine:
 
     def _remote(self, peer: int, record: PeerRecord, session: LiveSession) -> _RemoteSession:
         remotes = self._remotes.setdefault(peer, {})
-        remote, name = remotes.get(session.port), session_name(self._host, host_of(record.poller_addr), session.port)
+        remote, address = remotes.get(session.port), record.poller_addr
+        if (
+            remote is not None
+            and remote.session == session.number
+            and remote.base == session.base
+            and remote.poller_addr == address
+        ):
+            return remote
+        name = session_name(self._host, host_of(address), session.port)
         if remote is None or (remote.session, remote.name, remote.base) != (session.number, name, session.base):
             self._count_over(remote)
             remote = remotes[session.port] = _RemoteSession(session.number, name, session.base)
+        remote.poller_addr = address
         return remote
 
     def _probe(self, remote: _RemoteSession) -> None:
