@@ -416,6 +416,10 @@ class Doorbell:
         """True: the waiter slept, and was woken. False: it is awake, or has armed an eventfd that this process has
         not.
         """
+    def ring_client(self, library: Doorbell, /) -> None:
+        """Ring, as a caller's bell, because a request of his client has succeeded. His library thread's is rung, too,
+        unless he slept on the futex, or is awake while it is spared.
+        """
     def wait(self, seen: int, timeout_s: float, spin_s: float = 20e-6) -> int:
         """Without the GIL, until the sequence differs from `seen` or the time is over (or a signal: returns early);
         returns the sequence. A timeout of 0 or less only looks."""

@@ -192,6 +192,18 @@ static PyObject *doorbell_ring_it(PyObject *self, PyObject *unused)
     return PyBool_FromLong(woke);
 }
 
+// With the GIL held, as `ring`.
+static PyObject *doorbell_ring_client_it(PyObject *self, PyObject *other)
+{
+    if (!PyObject_TypeCheck(other, Py_TYPE(self)))
+        return PyErr_Format(PyExc_TypeError, "library: expected a Doorbell");
+    struct doorbell *caller = ((Doorbell *)self)->bell, *library = ((Doorbell *)other)->bell;
+    errno = doorbell_ring_client(caller, ((Doorbell *)self)->event_fd, library, ((Doorbell *)other)->event_fd);
+    if (errno != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
 // The optional spin_s, and the deadline that timeout_s gives; a deadline of 0: look, do not wait.
 static int take_wait(PyObject *timeout_s, PyObject *spin_s, int64_t *deadline_ns, int64_t *spin_ns)
 {
@@ -261,6 +273,7 @@ static PyObject *doorbell_spare_it(PyObject *self, PyObject *is_spared)
 static PyMethodDef doorbell_methods[] = {
     {"sequence", doorbell_get_sequence, METH_NOARGS, NULL},
     {"ring", doorbell_ring_it, METH_NOARGS, NULL},
+    {"ring_client", doorbell_ring_client_it, METH_O, NULL},
     {"wait", (PyCFunction)(void (*)(void))doorbell_wait_for, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"arm", (PyCFunction)(void (*)(void))doorbell_arm_it, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"disarm", doorbell_disarm_it, METH_NOARGS, NULL},

@@ -388,11 +388,19 @@ class Control:
 
     def ring_lane(self, lane: int) -> None:
         """Wake both the user and the library thread of a lane."""
+        for bell in self._bells_of(lane):
+            bell.ring()
+
+    def ring_client(self, lane: int) -> None:
+        """Wake whoever of a lane goes on with a request that has succeeded (language side)."""
+        caller, library = self._bells_of(lane)
+        caller.ring_client(library)
+
+    def _bells_of(self, lane: int) -> tuple[Doorbell, Doorbell]:
         bells = self._lane_bells.get(lane)
         if bells is None:
             bells = self._lane_bells[lane] = self.bell(f"lane{lane}"), self.bell(f"library{lane}")
-        for bell in bells:
-            bell.ring()
+        return bells
 
     def ring_library(self, lane: int) -> None:
         """Wake the library thread of a lane."""

@@ -119,6 +119,19 @@ static inline int doorbell_ring(struct doorbell *bell, int event_fd)
     return doorbell_ring_sleeper(bell, event_fd, &woke);
 }
 
+// Wake a client of which a request has succeeded: its caller, if he sleeps on the futex; else its library thread, too,
+// unless that is spared and he is awake (`direct_ring`, for a process that has their descriptors). Returns 0 or an errno.
+static inline int doorbell_ring_client(struct doorbell *caller, int caller_fd, struct doorbell *library, int library_fd)
+{
+    bool woke;
+    const int error = doorbell_ring_sleeper(caller, -1, &woke);
+    if (woke || (doorbell_is_spared(library) && doorbell_is_awake(caller)))
+        return error;
+    const int first = doorbell_ring(caller, caller_fd); // an armed eventfd
+    const int second = doorbell_ring(library, library_fd);
+    return first != 0 ? first : second;
+}
+
 // Sleep until the sequence is not `seen`, the deadline (CLOCK_MONOTONIC) is over, or a signal comes. Returns 0,
 // ETIMEDOUT or EINTR.
 static inline int doorbell_sleep(struct doorbell *bell, uint32_t seen, int64_t deadline_ns)

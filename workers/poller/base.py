@@ -165,8 +165,12 @@ class Poller(ABC):
         self._slots.raise_to(slot, Slot.MOVED_NS, self._now_ns)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("room %d is %s: %d tokens sent", self._slots.get(slot, Slot.ROOM), Phase(phase).name, sent)
-        self._control.ring_lane(self._slots.get(slot, Slot.LANE))
+        self._wake_client(slot, epoch, phase)
         return True
+
+    def _wake_client(self, slot: int, epoch: int, phase: int) -> None:
+        """Have the client of a slot look at its word."""
+        self._control.ring_lane(self._slots.get(slot, Slot.LANE))
 
     def _fail(self, slot: int, epoch: int, code: int, reason: str, *, is_told: bool = False) -> None:
         """End a request as Failed; a reason that was claimed before stands.

@@ -215,7 +215,7 @@ class StatusReceiver(Poller):
                 self._verifier.report(slot, epoch, room, self._now_ns)
             else:
                 self._advance(slot, epoch, room)
-        if more_ready or new_total:
+        if (more_ready or new_total) and self._ctx.status.phase(slot) < TERMINAL:  # else its client was woken
             self._ctx.wake_library(slot)
         self._serve(slot, epoch)
 
@@ -247,6 +247,11 @@ class StatusReceiver(Poller):
             self._claims.end(slot, epoch)  # its blocks may be anybody's once its scheduler knows (R81)
         self._raise(slot, epoch, phase, max(room.sent_tokens, word.sent))
 
+    def _wake_client(self, slot: int, epoch: int, phase: int) -> None:
+        if phase != Phase.Success or self._control.is_fetch(slot, epoch):
+            return super()._wake_client(slot, epoch, phase)
+        self._control.ring_client(self._slots.get(slot, Slot.LANE))  # its caller may end it by a look
+
     # ---- rows that are checked on receipt
 
     def _advance_verified(self, slot: int, epoch: int, room: msg.RoomState) -> None:
@@ -257,8 +262,7 @@ class StatusReceiver(Poller):
         before = self._ctx.status.sent(slot)
         self._checked_slots[slot] = epoch
         self._advance(slot, epoch, room)
-        peer = self._slots.get(slot, Slot.PEER) - 1
-        if room.sent_tokens > before and self._control.peers.is_alive(peer):
+        if room.sent_tokens > before and self._control.peers.is_alive(peer := self._slots.get(slot, Slot.PEER) - 1):
             self._say(peer, msg.Checked(self._envelope_to(peer), [self._checked(slot, epoch)]))
 
     def _corrupt(self, slot: int, epoch: int, reason: str) -> None:
