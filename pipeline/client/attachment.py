@@ -203,8 +203,8 @@ class Attachment:
         self._to_poller.send_now(Kick.LOOK, 0, 0)
 
     def tell_left(self, slot: int, epoch: int) -> None:
-        """Tell the bootstrap, with the next `flush`, that the client is done with an epoch (library thread)."""
-        self._to_bootstrap.send(Kick.LOOK, slot, epoch)
+        """Tell the poller, with the next `flush`, that the client is done with an epoch (library thread)."""
+        self._to_poller.send(Kick.LOOK, slot, epoch)
 
     def flush(self) -> None:
         """Send the kicks that did not fit before (library thread)."""

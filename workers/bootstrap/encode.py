@@ -13,7 +13,7 @@ from collections import deque
 
 from embridge.allocator._core import Mapping
 from embridge.allocator.errors import FailureCode
-from embridge.allocator.plain_enums import JoinedBy, Kick, Metric, Peer, Slot
+from embridge.allocator.plain_enums import JoinedBy, Kick, Lane, Metric, Peer, Slot
 from embridge.allocator.rings import Record
 from embridge.allocator.status import TERMINAL, split
 from embridge.workers import messages as msg
@@ -157,7 +157,8 @@ class Admission:
     def _release(self, slot: int, epoch: int) -> None:
         if not self._ctx.is_current(slot, epoch):
             return
-        room, count = self._slots.get(slot, Slot.ROOM), self._slots.get(slot, Slot.NUM_DESTINATIONS)
+        words = self._slots.get_all(slot)
+        room, count, lane = words[Slot.ROOM], words[Slot.NUM_DESTINATIONS], words[Slot.LANE]
         if any(self._bound.is_waiting(slot, d) for d in range(count)):
             # a destination joined while the poller ended the request: it must be told (R23)
             self._ctx.to("poller").send(Kick.LOOK, slot, epoch)
@@ -169,10 +170,8 @@ class Admission:
             self._doubles.discard((slot, epoch))
         elif self._rooms.get(room, (slot, epoch)) == (slot, epoch):
             self._rooms.pop(room, None)
-            code = self._slots.get(slot, Slot.FAILURE)
-            failure = Refusal(code, self._slots.reason(slot)) if code else None
-            required = self._slots.get(slot, Slot.REQUIRED)
-            self._ended.released(room, failure, self._now_ns, required=required, joined=joined)
+            failure = Refusal(code, self._slots.reason(slot)) if (code := words[Slot.FAILURE]) else None
+            self._ended.released(room, failure, self._now_ns, required=words[Slot.REQUIRED], joined=joined)
             self._refuse_pending(room)
         for key in [(it.peer, it.slot) for it in joined]:
             held = self._open.get(key)
@@ -183,7 +182,8 @@ class Admission:
             self._items.released(slot)
             return
         self._bound.count_released(slot, epoch, room)
-        self._ctx.wake_library(slot)
+        if self._control.slot_waiters.lanes() or self._control.lanes.get(lane, Lane.NUM_WAITING):
+            self._ctx.wake_library(slot)  # it has the page
         self._ctx.wake_reaper(slot)
 
     # ---- from language nodes

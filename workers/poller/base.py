@@ -70,9 +70,11 @@ class Poller(ABC):
         for _, record in inbox.records:
             if record.kick in _RARE_KICKS:
                 self._look(record, touched)
-            else:
+            elif record.epoch:
                 self._kicked(record)
                 touched[record.slot] = record.epoch
+            elif isinstance(self._notices, FollowedShelves):  # of no request
+                self._notices.hurry()
         if now_ns - self._scanned_ns >= self._scan_ns:
             self._scanned_ns = now_ns
             changed = self._changes.take()
@@ -140,6 +142,8 @@ class Poller(ABC):
                 log.info("client of lane %d is gone; its requests end", slot)
                 touched.update({s: e for s, e in self._ctx.current_slots() if self._slots.get(s, Slot.LANE) == slot})
                 self._reaper.bury(slot)
+                if isinstance(self._notices, FollowedShelves):
+                    self._notices.hurry()
             case Kick.PEER_DEAD:
                 self._watch.bury(slot, epoch, "its port is closed, or a newer incarnation replaced it", self._out)
                 touched.update(self._live)

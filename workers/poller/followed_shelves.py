@@ -59,7 +59,8 @@ class FollowedShelves:
         self._views: dict[int, _View] = {}  # by peer
         self._told: dict[tuple[int, int], _Told] = {}  # by lane and the word by which its client follows
         self._looked_ns = 0
-        self._is_due = False
+        self._is_due = False  # a client may follow another node, or none
+        self._scan_ns = int(ctx.timing.scan_s * NS)
 
     # ---- from encode nodes
 
@@ -130,12 +131,18 @@ class FollowedShelves:
 
     # ---- turns
 
+    def hurry(self) -> None:
+        """A client has said that it follows other nodes than before."""
+        self._is_due = True
+
     def step(self, now_ns: int, out: list[Out]) -> None:
-        """Look which nodes are followed, ask them, and tell the clients."""
-        self._is_due = now_ns - self._looked_ns < LOOK_NS
-        if self._is_due:
+        """Look which nodes are followed, ask them, and tell the clients. While nobody is known to follow any, and no
+        client has said so, the slow scan does that.
+        """
+        is_wanted = self._is_due or self._told or self._views
+        if now_ns - self._looked_ns < (LOOK_NS if is_wanted else self._scan_ns):
             return
-        self._looked_ns = now_ns
+        self._looked_ns, self._is_due = now_ns, False
         followed = self._followed()
         for key in self._told.keys() - followed:
             del self._told[key]

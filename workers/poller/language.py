@@ -248,9 +248,9 @@ class StatusReceiver(Poller):
         self._raise(slot, epoch, phase, max(room.sent_tokens, word.sent))
 
     def _wake_client(self, slot: int, epoch: int, phase: int) -> None:
-        if phase != Phase.Success or self._control.is_fetch(slot, epoch):
-            return super()._wake_client(slot, epoch, phase)
-        self._control.ring_client(self._slots.get(slot, Slot.LANE))  # its caller may end it by a look
+        is_whole = phase == Phase.Success and not self._control.is_fetch(slot, epoch)  # its caller may end it by a look
+        ring = self._control.ring_client if is_whole else self._control.ring_lane
+        ring(self._slots.get(slot, Slot.LANE))
 
     # ---- rows that are checked on receipt
 
@@ -289,8 +289,7 @@ class StatusReceiver(Poller):
 
     def _due(self, slot: int, epoch: int) -> None:
         """Send a first grant or an abort again that nobody has answered, ever more rarely: encoders may come late."""
-        word = split(self._ctx.status.load(slot))
-        unheard = self._slots.get(slot, Slot.HEARD_EPOCH) != epoch
+        word, unheard = split(self._ctx.status.load(slot)), self._slots.get(slot, Slot.HEARD_EPOCH) != epoch
         is_asking = self._asking.get(slot) == epoch and word.phase < TERMINAL
         if word.phase == Phase.Success or (word.phase < TERMINAL and not unheard and not is_asking):
             return  # its scheduler may keep the result for long; its encoder may be silent for long
