@@ -70,8 +70,9 @@ class KickSender:
 
     def send(self, kick: int, slot: int, epoch: int, value: int = 0, extra: int = 0) -> None:
         """Queue one kick; the consumer is woken by `flush`."""
-        self._rang, self.is_due = False, True
+        self.is_due = True
         if not self._backlog and self._ring.push(kick, slot, epoch, value, extra):
+            self._rang = False  # behind the push: `send_now` of another thread may have rung for it, not have missed it
             return
         self._num_full += 1
         record = (kick, slot, epoch, value, extra)
@@ -106,6 +107,7 @@ class KickSender:
         a client never push at the same time.
         """
         self.send(kick, slot, epoch, value)
+        self._rang = True  # before the ring, as in `flush`, which need not ring again
         self._doorbell.ring()
 
     @property
