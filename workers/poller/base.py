@@ -36,13 +36,16 @@ FAILURES_A_CAUSE = 10  # lines a minute about failed requests of one code
 class Poller(ABC):
     """The only writer of a node's status words."""
 
+    _beats_say_more = True
+    """Whether a heartbeat says more than that this node lives."""
+
     def __init__(self, ctx: RoleContext) -> None:
         self._ctx = ctx
         self._control = ctx.control
         self._slots = ctx.slots
         self._live: dict[int, int] = {}  # slot -> epoch
         self._succeeded: dict[int, int] = {}  # slot -> epoch of the latest success that was counted
-        self._timers = Timers(ctx.is_current)
+        self._timers = Timers(self._is_awaited)
         self._watch = PeerWatch(ctx, self._num_rooms, self._beats)
         self._reaper = Reaper(ctx)
         self._notices: FollowedShelves | ShelfNotices | None = None
@@ -207,6 +210,8 @@ class Poller(ABC):
     def _say(self, peer: int, message: msg.Message) -> None:
         poller_addr, key = self._control.peers.where_its_poller_is(peer)
         self._out.append(Send(poller_addr, message, key))
+        if not self._beats_say_more:
+            self._watch.spoke(peer, self._now_ns)
 
     # ---- the side's own
 
@@ -237,6 +242,10 @@ class Poller(ABC):
     @abstractmethod
     def _kicked(self, record: Record) -> None:
         """What a kick says beyond "look"."""
+
+    def _is_awaited(self, when_ns: int, slot: int, epoch: int) -> bool:
+        """Whether a time at which to look at a request still matters."""
+        return self._ctx.is_current(slot, epoch)
 
     @abstractmethod
     def _due(self, slot: int, epoch: int) -> None:

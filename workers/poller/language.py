@@ -14,7 +14,6 @@ Where nodes verify, a report advances the word only when its rows have been chec
 from __future__ import annotations
 
 import logging
-from collections import Counter
 
 from embridge.allocator.errors import FailureCode
 from embridge.allocator.plain_enums import Kick, Metric, Peer, Phase, Slot
@@ -28,6 +27,7 @@ from embridge.workers.poller.quarantine import Quarantine
 from embridge.workers.poller.reports import note_item, what_is_wrong, why_late
 from embridge.workers.poller.resending import sent_again_ns
 from embridge.workers.poller.room_lists import HeardNodes, HeardRooms
+from embridge.workers.poller.rooms_by_peer import RoomsByPeer
 from embridge.workers.poller.verifier import Verifier
 from embridge.workers.role import Inbox, Out, RoleContext
 from embridge.workers.timing import NS
@@ -48,8 +48,7 @@ class StatusReceiver(Poller):
         self._unheard: dict[int, int] = {}  # slot -> epoch of requests of which no encode node has told
         self._heard = HeardNodes()
         self._grants = GrantWatch(ctx)
-        self._peer_of: dict[int, int] = {}  # slot -> the peer with which its request is in flight
-        self._num_with: Counter[int] = Counter()  # peer -> how many of these
+        self._by_peer = RoomsByPeer()
         self._closed: dict[int, int] = {}  # slot -> epoch that was closed there; kept, for it is released later
         self._checked_slots: dict[int, int] = {}  # slot -> epoch of requests of which rows were checked
         self._sessions = ctx.control.sessions
@@ -59,6 +58,7 @@ class StatusReceiver(Poller):
         self._revoked: dict[int, int] = {}  # slot -> epoch of those whose claims their writers hold still
         self._asking: dict[int, int] = {}  # slot -> epoch of those that are whole, and whose encode nodes are to decide
         self._claims_looked_ns = 0
+        self._beats_say_more = ctx.control.verify
         self._verifier = Verifier(ctx, self._advance_verified, self._corrupt) if ctx.control.verify else None
 
     def step(self, now_ns: int, inbox: Inbox) -> list[Out]:
@@ -280,7 +280,8 @@ class StatusReceiver(Poller):
                 self._unheard[slot] = epoch
             if self._verifier is not None and self._ctx.status.sent(slot):
                 self._checked_slots[slot] = epoch
-        self._count_for_its_peer(slot)
+        # a lent result needs nothing of its peer
+        self._by_peer.put(slot, -1 if self._slots.is_lent(slot) else self._slots.get(slot, Slot.PEER) - 1)
         word = split(self._ctx.status.load(slot))
         if word.epoch == epoch and (word.phase >= TERMINAL or self._failed(slot, epoch)):  # else it was released
             if self._ctx.status.phase(slot) == Phase.Success:
@@ -307,6 +308,13 @@ class StatusReceiver(Poller):
         if self._slots.get(slot, Slot.CONTACTED_EPOCH) == epoch:
             self._ctx.to("bootstrap").send(Kick.GRANT, slot, epoch)
             self._ctx.count(Metric.RESENT)
+
+    def _is_awaited(self, when_ns: int, slot: int, epoch: int) -> bool:
+        if not self._ctx.is_current(slot, epoch):
+            return False
+        phase, is_answered = self._ctx.status.phase(slot), self._slots.get(slot, Slot.HEARD_EPOCH) == epoch
+        waits = phase == Phase.Failed or not is_answered or self._asking.get(slot) == epoch
+        return (waits and phase != Phase.Success) or self._slots.get(slot, Slot.DEADLINE_NS) <= when_ns
 
     def _failed(self, slot: int, epoch: int) -> bool:
         code, reason = self._slots.get(slot, Slot.FAILURE), ""
@@ -411,26 +419,15 @@ class StatusReceiver(Poller):
         if self._control.peers.is_alive(peer):
             self._say(peer, msg.Close(self._envelope_to(peer), key))
 
-    def _count_for_its_peer(self, slot: int, *, is_over: bool = False) -> None:
-        """A lent result needs nothing of its peer."""
-        peer = -1 if is_over or self._slots.is_lent(slot) else self._slots.get(slot, Slot.PEER) - 1
-        before = self._peer_of.get(slot, -1)
-        if peer != before:
-            if before >= 0:
-                self._num_with[before] -= 1
-            if peer >= 0:
-                self._num_with[peer] += 1
-            self._peer_of[slot] = peer
-
     def _num_rooms(self, peer: int) -> int:
-        return self._num_with[peer]
+        return self._by_peer.num_with(peer)
 
     def _beats(self, peer: int, envelope: msg.Envelope) -> list[msg.Message]:
         """Where nodes verify, what was checked of the requests in flight with that peer; else nothing but life."""
         rooms = [
             self._checked(slot, epoch)
             for slot, epoch in self._checked_slots.items()
-            if self._peer_of.get(slot) == peer and self._ctx.is_current(slot, epoch)
+            if self._by_peer.peer_of(slot) == peer and self._ctx.is_current(slot, epoch)
         ]
         pieces = [rooms[first : first + MOST_ROOMS] for first in range(0, len(rooms), MOST_ROOMS)]
         return [msg.Checked(envelope, piece) for piece in pieces] or [msg.Heartbeat(envelope, [], [], 0, 0, 0)]
@@ -444,7 +441,6 @@ class StatusReceiver(Poller):
         for held in (self._resends, self._unheard, self._checked_slots, self._revoked, self._asking):
             held.pop(slot, None)
         self._grants.forget(slot)
-        self._count_for_its_peer(slot, is_over=True)
-        self._peer_of.pop(slot, None)
+        self._by_peer.put(slot, -1)
         if self._verifier is not None:
             self._verifier.forget(slot)

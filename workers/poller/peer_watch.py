@@ -87,7 +87,7 @@ class PeerWatch:
         stalled = not self._stepped_ns or now_ns - self._stepped_ns > STALLED_NS + self._longest_sleep_ns()
         self._stepped_ns = now_ns
         died = False
-        soonest = timing.idle_heartbeat_s
+        self._next_ns = now_ns + int(timing.idle_heartbeat_s * NS)
         for peer in self._peers.alive():
             record = self._peers.record(peer)
             if stalled:
@@ -99,14 +99,19 @@ class PeerWatch:
             if silent_ns > timing.peer_timeout_s * NS:
                 died |= self.bury(peer, record.incarnation, f"silent for {silent_ns / NS:.1f} s", out)
                 continue
-            every_s = timing.heartbeat_s if self._num_rooms(peer) else timing.idle_heartbeat_s
-            soonest = min(soonest, every_s)
-            if now_ns - self._beaten_ns.get(peer, 0) >= every_s * NS:
+            every_ns = int((timing.heartbeat_s if self._num_rooms(peer) else timing.idle_heartbeat_s) * NS)
+            is_due = now_ns - self._beaten_ns.get(peer, 0) >= every_ns
+            if is_due:
                 self._beaten_ns[peer] = now_ns
+            self._next_ns = min(self._next_ns, self._beaten_ns.get(peer, 0) + every_ns)
+            if is_due:
                 beats = self._beats(peer, self._ctx.envelope(record.incarnation))
                 out += [Send(record.poller_addr, message, record.key) for message in beats]
-        self._next_ns = now_ns + int(soonest * NS)
         return died
+
+    def spoke(self, peer: int, now_ns: int) -> None:
+        """A peer was told something: a sign of life, as good as a heartbeat that says no more."""
+        self._beaten_ns[peer] = now_ns
 
     def hurry(self, now_ns: int) -> None:
         """There is a request in flight: do not sleep through the short heartbeat."""
