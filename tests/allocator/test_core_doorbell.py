@@ -203,3 +203,21 @@ def test_a_consumer_sleeps_until_a_record_is_there_and_not_only_until_a_ring() -
     bell.ring()
     waiter.join(DEADLINE_S)
     assert results == [True]
+
+
+@pytest.mark.parametrize("is_spared", [False, True])
+@pytest.mark.parametrize("caller", [AWAKE, ASLEEP, ARMED])
+def test_of_a_client_whose_request_has_succeeded_the_library_thread_sleeps_on_where_its_caller_goes_on(
+    caller: int, is_spared: bool
+) -> None:
+    """P8: he was asleep, or is awake while it is spared; one in a poll loop may be away for long."""
+    his, library = Bell(), Bell()
+    library.bell.spare(is_spared)
+    his.word.store(0, caller << 32)
+    his.bell.ring_client(library.bell)
+    assert his.bell.sequence() > 0
+    assert his.rung() == (1 if caller == ARMED else 0)
+    is_left_to_him = caller == ASLEEP or (caller == AWAKE and is_spared)
+    assert library.bell.sequence() == (0 if is_left_to_him else 1)
+    with pytest.raises(TypeError):
+        his.bell.ring_client(None)  # type: ignore[arg-type]

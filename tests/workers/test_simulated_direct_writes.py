@@ -19,7 +19,7 @@ from embridge.pipeline.client.client import library_of
 from embridge.workers.poller.base import Poller
 from embridge.workers.timing import NS
 
-SOME = range(400_000, 400_006)
+SOME = range(400_020, 400_026)
 MORE = range(400_000, 400_024)
 SEVERAL = range(42, 44)
 MIX = [mixture for mixture in DIRECT_MIXTURES if mixture[1] != "retries"]
@@ -39,7 +39,7 @@ def test_rows_that_encoders_write_themselves_arrive_whole_and_every_block_is_giv
     faults: str, disturbance: str
 ) -> None:
     """R28 to R33, R36, P5, P6, P7, P8: what `World.check`, each step of a write and `Scenario` say."""
-    run_seed(200_000 + DIRECT_MIXTURES.index((faults, disturbance)), faults, disturbance, "direct")
+    run_seed(210_000 + DIRECT_MIXTURES.index((faults, disturbance)), faults, disturbance, "direct")
 
 
 @pytest.mark.storm

@@ -14,10 +14,12 @@ from support.alone import EncodeAlone, StubEngine
 from support.waiting import wait_until
 
 from embridge.allocator.peertable import PeerRecord
+from embridge.allocator.records import Peer
 from embridge.allocator.sessions import LiveSession
 from embridge.allocator.status import Phase
 from embridge.workers import messages as msg
 from embridge.workers.timing import NS
+from embridge.workers.transfer.contact import Contact
 from embridge.workers.transfer.engines import mooncake
 from embridge.workers.transfer.engines.base import NoAnswer
 from embridge.workers.transfer.engines.mooncake import MooncakeEngine
@@ -93,3 +95,35 @@ def test_a_peer_that_does_not_answer_is_tried_by_every_call_and_each_is_told(mon
         engine.open(0, record, session)
     wait_until(lambda: engine._remotes[0][session.port].opened, 10)
     assert engine.open(0, record, session)
+
+
+def test_a_node_s_record_is_that_of_its_latest_registration() -> None:
+    """R14: what is kept of an earlier one, or of the node that had its entry, is not taken for it."""
+    node = EncodeAlone()
+    contact = Contact(node.actor("worker0").ctx)
+    node.register()
+    first = contact.record_of(0)
+    assert contact.record_of(0) is first
+    assert first == node.control.peers.record(0)
+    node.control.peers.put(0, Peer.REGISTRATION, first.registration + 1)
+    again = contact.record_of(0)
+    assert again.registration == first.registration + 1
+    assert contact.record_of(0) is again
+    node.control.peers.bury(0)
+    assert contact.record_of(0) == node.control.peers.record(0)
+    other = first._replace(node_id=77, poller_addr="tcp://10.0.0.77:2")
+    node.control.peers._write(0, other, node.now_ns, keep_tombstones=False)
+    assert contact.record_of(0).poller_addr == "tcp://10.0.0.77:2"
+
+
+def test_a_session_of_the_same_number_on_another_host_has_another_name() -> None:
+    """R10: each host counts its own ports."""
+    engine = MooncakeEngine.__new__(MooncakeEngine)
+    engine._remotes, engine._host, engine._num_over = {}, "10.0.0.7", 0
+    session = LiveSession(3, 15001, 1 << 40)
+    record = PeerRecord(1, 1, 16, 16, 16, 2, "tcp://10.0.0.8:1", "tcp://10.0.0.8:2", "2")
+    here = engine._remote(0, record, session)
+    assert engine._remote(0, record, session) is here
+    there = engine._remote(0, record._replace(poller_addr="tcp://10.0.0.9:2"), session)
+    assert (here.name, there.name) == ("10.0.0.8:15001", "10.0.0.9:15001")
+    assert engine._remote(0, record, session) is not here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,3 +82,20 @@ def test_where_nobody_listens_it_does_not_wait() -> None:
         for _ in range(100):
             teller.send([Send("tcp://127.0.0.1:9", landed(node))])
         wait_until(lambda: teller._dealers.by_address["tcp://127.0.0.1:9"].events())
+
+
+def test_a_connection_that_is_refused_is_noticed_and_no_monitor_is_asked_with_each_message() -> None:
+    node = LanguageAlone()
+    with telling() as teller:
+        address = "tcp://127.0.0.1:9"
+        asked = list[float]()
+        teller.send([Send(address, landed(node))])
+        dealer = teller._dealers.by_address[address]
+        events = dealer.events
+        dealer.events = lambda: asked.append(time.monotonic()) or events()  # type: ignore[method-assign, func-returns-value]
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.25:
+            teller.send([Send(address, landed(node))])
+        assert 2 <= len(asked) <= 3
+        teller.send([Disconnect(address)])
+        assert teller._looked_ns == {}
