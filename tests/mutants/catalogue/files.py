@@ -79,6 +79,11 @@ FOLLOWED: Final = "tests/workers/poller/test_followed_shelves.py"
 NOTICED: Final = "tests/workers/poller/test_shelf_notices.py"
 MEETING: Final = "tests/workers/bootstrap/test_meeting.py"
 STAYING: Final = "tests/pipeline/scheduler/test_rows_that_stay.py"
+CONTACT: Final = "tests/workers/transfer/test_contact.py"
+WAKING: Final = "tests/workers/poller/test_waking.py"
+KICKS: Final = "tests/allocator/test_kick_senders.py"
+LEFT: Final = "tests/workers/bootstrap/test_left_slots.py"
+BELL: Final = "tests/allocator/test_core_doorbell.py"
 
 
 def crossing(name: str) -> tuple[str, ...]:

@@ -3,7 +3,21 @@
 from typing import Final
 
 from ..mutant import Mutant
-from .files import DIGESTS, IDENTITY, MARKS, PHASES, REPAIR, SESSIONS, SILENCE, TAINTS, crossing
+from .files import (
+    BELL,
+    DIGESTS,
+    IDENTITY,
+    KICKS,
+    LEFT,
+    MARKS,
+    PHASES,
+    REPAIR,
+    SESSIONS,
+    SILENCE,
+    TAINTS,
+    WAKING,
+    crossing,
+)
 
 POLLER_PARTS: Final = [
     Mutant(
@@ -119,5 +133,56 @@ POLLER_PARTS: Final = [
         "        if peers_key != key:\n",
         "        if peers_key != key and not key:\n",
         ("tests/hostile/test_impostors.py::test_a_heartbeat_in_the_name_of_another_keeps_nobody_alive",),
+    ),
+    Mutant(
+        "unanswered-grant-forgotten", "R24", "nobody wakes to send a grant again that was not answered",
+        "workers/poller/language.py",
+        "waits = phase == Phase.Failed or not is_answered or self._asking.get(slot) == epoch",
+        "waits = phase == Phase.Failed or self._asking.get(slot) == epoch",
+        (f"{WAKING}::test_nobody_wakes_for_a_grant_that_was_answered",),
+    ),
+    Mutant(
+        "deadline-forgotten", "P8", "a request whose grant was answered has no deadline",
+        "workers/poller/language.py",
+        "return (waits and phase != Phase.Success) or self._slots.get(slot, Slot.DEADLINE_NS) <= when_ns",
+        "return waits and phase != Phase.Success",
+        (f"{WAKING}::test_nobody_wakes_for_a_grant_that_was_answered",),
+    ),
+    Mutant(
+        "library-spared-though-others-wait", "P8", "a success over a network is left to a caller though others wait",
+        "allocator/control.py",
+        "        caller.ring_client(library)\n",
+        "        caller.ring()\n",
+        (f"{WAKING}::test_a_library_thread_that_others_wait_for_hears_of_a_success",),
+    ),
+    Mutant(
+        "follower-not-looked-for", "R72", "a client that follows another node is heard of by the slow scan",
+        "workers/poller/base.py",
+        "            elif isinstance(self._notices, FollowedShelves):  # of no request\n"
+        "                self._notices.hurry()\n",
+        "",
+        (f"{WAKING}::test_nobody_looks_who_follows_which_node_until_a_client_says_so",),
+    ),
+    Mutant(
+        "armed-caller-alone", "P8", "a success is left to a caller in a poll loop, who may be away for long",
+        "allocator/native/doorbell.h",
+        "const int error = doorbell_ring_sleeper(caller, -1, &woke);",
+        "const int error = doorbell_ring_sleeper(caller, caller_fd, &woke);",
+        (f"{BELL}::test_of_a_client_whose_request_has_succeeded_the_library_thread_sleeps_on_where_its_caller_goes_on",),
+    ),
+    Mutant(
+        "rung-before-it-is-noted", "P8", "a kick that another thread queues meanwhile is not rung for",
+        "allocator/rings.py",
+        "        self._rang = True  # before the ring, as in `flush`, which need not ring again\n"
+        "        self._doorbell.ring()\n",
+        "        self._doorbell.ring()\n        self._rang = True\n",
+        (f"{KICKS}::test_what_another_thread_queues_meanwhile_is_rung_for",),
+    ),
+    Mutant(
+        "released-in-silence", "P8", "a client that waits for a slot is not woken when one of it comes free",
+        "workers/bootstrap/encode.py",
+        "if self._control.slot_waiters.lanes() or self._control.lanes.get(lane, Lane.NUM_WAITING):",
+        "if self._control.slot_waiters.lanes():",
+        (f"{LEFT}::test_a_release_wakes_the_client_that_has_the_page_where_somebody_waits_for_a_slot[its own client]",),
     ),
 ]

@@ -5,6 +5,7 @@ from typing import Final
 from ..mutant import Mutant
 from .files import (
     ATTEMPTS,
+    CONTACT,
     DIGESTS,
     GRANTS,
     PIECES,
@@ -55,8 +56,8 @@ TRANSFER: Final = [
     Mutant(
         "hold-without-cas", "R8", "a source block is read without being held",
         "workers/transfer/staged_blocks.py",
-        "if self._staging.replace(slot, k, word, entry._replace(state=STAGE_READING).pack()):",
-        "if entry._replace(state=STAGE_READING).pack() != word:",
+        "if self._staging.replace(slot, k, word, word ^ STAGE_STAGED ^ STAGE_READING):",
+        "if word ^ STAGE_STAGED ^ STAGE_READING != word:",
         (f"{ATTEMPTS}::test_a_source_block_is_not_freed_while_an_attempt_reads_it",),
     ),
     Mutant(
@@ -70,8 +71,8 @@ TRANSFER: Final = [
     Mutant(
         "written-without-grant", "B10", "rows move as soon as they are ready, granted or not",
         "workers/transfer/encode.py",
-        "limit = min(ready, get(slot, d, Destination.GRANTED_TOKENS))",
-        "limit = max(ready, min(ready, get(slot, d, Destination.GRANTED_TOKENS)))",
+        "limit = movable = min(ready, there[Destination.GRANTED_TOKENS])",
+        "limit = movable = max(ready, min(ready, there[Destination.GRANTED_TOKENS]))",
         (f"{GRANTS}::test_no_number_in_a_heartbeat_grants_anything",),
     ),
     Mutant(
@@ -92,7 +93,7 @@ TRANSFER: Final = [
         "door-not-looked-through-again", "R14",
         "a transfer worker does not check the registration again when a node's memory has opened",
         "workers/transfer/encode.py",
-        "        if not self._contact.is_granted_by(peer, slot, d):  # once more: its door may have opened\n"
+        "        if not self._contact.is_granted_by(self._dsts.get_all(slot, d)):  # once more: its door may have opened\n"
         "            return 0\n",
         "",
         (f"{REGISTRATIONS}::test_the_worker_looks_once_more_when_the_door_has_opened",),
@@ -236,8 +237,8 @@ TRANSFER: Final = [
     Mutant(
         "told-though-it-failed", "R83", "a worker raises a request to Success for which somebody has claimed a failure",
         "workers/transfer/success.py",
-        "        if get(slot, Slot.FAILURE) or destination(slot, ONLY, Destination.CLOSED):\n",
-        "        if destination(slot, ONLY, Destination.CLOSED):\n",
+        "        if words[Slot.FAILURE] or there[Destination.CLOSED]:\n",
+        "        if there[Destination.CLOSED]:\n",
         (f"{SUCCESS}::test_what_is_more_than_rows_that_have_landed_is_left_to_the_poller[claimed]",),
     ),
     Mutant(
@@ -270,5 +271,19 @@ TRANSFER: Final = [
         "            closed = rooms.take_closed(MOST_ROOMS)\n",
         "            rooms.take_closed(MOST_ROOMS)\n            closed: list[msg.RequestKey] = []\n",
         (f"{DIGESTS}::test_a_request_that_is_closed_before_its_end_is_in_no_digest",),
+    ),
+    Mutant(
+        "record-of-an-earlier-registration", "R14", "a worker writes to where a node was when it registered before",
+        "workers/transfer/contact.py",
+        "if known is not None and known[:3] == (node, incarnation, registration):",
+        "if known is not None:",
+        (f"{CONTACT}::test_a_node_s_record_is_that_of_its_latest_registration",),
+    ),
+    Mutant(
+        "session-of-another-host", "R10", "a session is taken for one of the same number and port on another host",
+        "workers/transfer/engines/mooncake.py",
+        "            and remote.poller_addr == address\n",
+        "",
+        (f"{CONTACT}::test_a_session_of_the_same_number_on_another_host_has_another_name",),
     ),
 ]
