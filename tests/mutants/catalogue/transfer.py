@@ -93,7 +93,8 @@ TRANSFER: Final = [
         "door-not-looked-through-again", "R14",
         "a transfer worker does not check the registration again when a node's memory has opened",
         "workers/transfer/encode.py",
-        "        if not self._contact.is_granted_by(self._dsts.get_all(slot, d)):  # once more: its door may have opened\n"
+        "        if not self._contact.is_granted_by(self._dsts.get_all(slot, d)):"
+        "  # once more: its door may have opened\n"
         "            return 0\n",
         "",
         (f"{REGISTRATIONS}::test_the_worker_looks_once_more_when_the_door_has_opened",),
