@@ -33,9 +33,9 @@ class Bell:
         self.between: Callable[[], None] = nothing
 
     def ring(self) -> bool:
+        self.rings.append(len(self.ring_.pushed))
         between, self.between = self.between, nothing
         between()
-        self.rings.append(len(self.ring_.pushed))
         return False
 
 
@@ -63,13 +63,13 @@ def test_what_another_thread_queues_meanwhile_is_rung_for() -> None:
 
         def other(sender: KickSender = sender) -> None:
             sender.send(Kick.LOOK, 2, 1)
-            sender.flush()
 
         if where == "push":
             ring.between = other
         else:
             bell.between = other
         sender.send_now(Kick.LOOK, 1, 1)
+        sender.flush()
         assert bell.rings
         assert max(bell.rings) == len(ring.pushed) == 2
 

@@ -46,6 +46,7 @@ def test_a_library_thread_that_others_wait_for_hears_of_a_success() -> None:
     node = LanguageAlone()
     receiver = node.receiver(1)
     node.control.bell("library0").spare(False)
+    rung(node, receiver, Phase.WaitingForInput, 0)
     assert rung(node, receiver, Phase.Success, 8) == ["lane", "library"]
 
 
