@@ -120,7 +120,8 @@ static inline int doorbell_ring(struct doorbell *bell, int event_fd)
 }
 
 // Wake a client of which a request has succeeded: its caller, if he sleeps on the futex; else its library thread, too,
-// unless that is spared and he is awake (`direct_ring`, for a process that has their descriptors). Returns 0 or an errno.
+// unless that is spared and he is awake (`direct_ring`, for a process that has their descriptors). Returns 0, or an
+// errno.
 static inline int doorbell_ring_client(struct doorbell *caller, int caller_fd, struct doorbell *library, int library_fd)
 {
     bool woke;

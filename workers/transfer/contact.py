@@ -41,7 +41,7 @@ class Contact:
         """
         while self._dsts.get(slot, d, Destination.SESSION) != there[Destination.SESSION]:
             there = self._dsts.get_all(slot, d)  # `SESSION` first
-        return LiveSession(*there[Destination.SESSION : Destination.BASE + 1])
+        return LiveSession(there[Destination.SESSION], there[Destination.PORT], there[Destination.BASE])
 
     def within(self, session: LiveSession, slot: int, d: int, first: int, limit: int, most_blocks: int) -> int:
         """How far the rows from `first` on are granted under one session, of so many blocks.

@@ -168,7 +168,8 @@ POLLER_PARTS: Final = [
         "allocator/native/doorbell.h",
         "const int error = doorbell_ring_sleeper(caller, -1, &woke);",
         "const int error = doorbell_ring_sleeper(caller, caller_fd, &woke);",
-        (f"{BELL}::test_of_a_client_whose_request_has_succeeded_the_library_thread_sleeps_on_where_its_caller_goes_on",),
+        (f"{BELL}::"
+         "test_of_a_client_whose_request_has_succeeded_the_library_thread_sleeps_on_where_its_caller_goes_on",),
     ),
     Mutant(
         "rung-before-it-is-noted", "P8", "a kick that another thread queues meanwhile is not rung for",

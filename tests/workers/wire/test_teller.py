@@ -92,7 +92,12 @@ def test_a_connection_that_is_refused_is_noticed_and_no_monitor_is_asked_with_ea
         teller.send([Send(address, landed(node))])
         dealer = teller._dealers.by_address[address]
         events = dealer.events
-        dealer.events = lambda: asked.append(time.monotonic()) or events()  # type: ignore[method-assign, func-returns-value]
+
+        def noted() -> set[int]:
+            asked.append(time.monotonic())
+            return events()
+
+        dealer.events = noted  # type: ignore[method-assign]
         begun = time.monotonic()
         while time.monotonic() < begun + 0.25:
             teller.send([Send(address, landed(node))])
