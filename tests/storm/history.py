@@ -5,7 +5,7 @@ What the events are, and who writes them (`runner`: the process that raises the 
 
     event       by        fields
     begin       runner    seed, engine, kinds, block_size, deadline_s, peer_timeout_s
-    node_up     runner    node, generation, addr (of an encode node), processes {name: pid}
+    node_up     runner    node, generation, addr, processes {name: pid}
     node_down   runner    node, generation, why: "killed", "by itself", "the end"
     gone        runner    node, generation, ns: from its kill until none of its processes is left
     not_up      runner    node, why: a launch that was refused

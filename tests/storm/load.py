@@ -332,15 +332,14 @@ class Load:
                 seat.control = open_control(seat.run_dir)
             except EmbridgeError as error:
                 raise RuntimeError(f"node {seat.name} came up and is gone: {error}") from error
-            layout = seat.control.layout
-            seat.cells = np.frombuffer(seat.control.mapping, np.uint64, seat.control.blocks.num_blocks, layout.cells)
+            mapping, layout = seat.control.mapping, seat.control.layout
+            seat.cells = np.frombuffer(mapping, np.uint64, seat.control.blocks.num_blocks, layout.cells)
             if seat.config.role == "language":
-                num_words = CLAIM_WORDS * seat.control.limits.num_slots
-                words = np.frombuffer(seat.control.mapping, np.uint64, num_words, layout.claims)
-                seat.claims = words[::CLAIM_WORDS]
+                words = CLAIM_WORDS * seat.control.limits.num_slots
+                seat.claims = np.frombuffer(mapping, np.uint64, words, layout.claims)[::CLAIM_WORDS]
             seat.down = False
-            addr = seat.node.bootstrap_addr if seat.name != "l" else ""
-            self.note("node_up", node=seat.name, generation=seat.generation, addr=addr, processes=seat.pids())
+            said = {"generation": seat.generation, "addr": node.bootstrap_addr, "processes": seat.pids()}
+            self.note("node_up", node=seat.name, **said)
             self._watching.send(("watch", seat.name, seat.run_dir))
         for seat in self.nodes.values():
             if seat.is_up and seat.node is not None and seat.node.wait(0) is not None:

@@ -55,7 +55,7 @@ class Scheduler(LanguageAlone):
             buffers.aux_datas[block] = np.arange(16)
 
     def finish(self, request: EmbeddingRequest, total: int) -> None:
-        """The rest of it lands, and it succeeds."""
+        """The rest of it lands, it succeeds, and the library thread has looked at it."""
         receiver = self.announce(request, total)
         while receiver.granted_tokens < total:
             granted = receiver.granted_tokens
@@ -64,6 +64,12 @@ class Scheduler(LanguageAlone):
             assert receiver.granted_tokens > granted
         self.write(request, receiver.sent_tokens, total)
         self.status(receiver, Phase.Success, total, total_tokens=total, ready_tokens=total)
+        self.turn()
+
+    def turn(self) -> None:
+        """Have the library thread look, which may leave a success to a caller who is awake."""
+        self.attachment.library_bell.ring()
+        self.settle()
 
     def arrive(self, room: int, total: int) -> EmbeddingRequest:
         """A request from its beginning to its end, popped."""

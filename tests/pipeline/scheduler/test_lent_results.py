@@ -206,6 +206,7 @@ def test_blocks_into_which_a_late_write_may_land_are_drained() -> None:
     node.write(request, 0, 4)
     session = node.slots.get(receiver.slot, Slot.SESSION)
     node.status(receiver, Phase.Success, 4, total_tokens=4, ready_tokens=4, tainted=session + 1)
+    node.turn()
     assert node.queue.pop_transferred() == ([request], [])
     assert not node.is_lent(request)
     assert node.counts() == {"free": 15, "quarantined": 1}

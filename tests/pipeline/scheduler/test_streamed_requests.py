@@ -34,11 +34,12 @@ def opened(node: Scheduler, room: int = 1, total: int = TOTAL, **options: bool) 
 
 
 def land(node: Scheduler, request: EmbeddingRequest, end: int, phase: Phase = Phase.Transferring) -> None:
-    """Rows up to `end` land."""
+    """Rows up to `end` land, and the library thread has looked at them."""
     receiver = node.receiver_of(request)
     total = receiver.total_embedding_length
     node.write(request, receiver.sent_tokens, end)
     node.status(receiver, phase, end, total_tokens=total, ready_tokens=total)
+    node.turn()
 
 
 def is_in_blocks(node: Scheduler, chunk: EmbeddingChunk) -> bool:
