@@ -38,6 +38,7 @@ class BlockRows(Rows):
         self._receiver = receiver
         self.ahead: torch.Tensor | None = None
         """The embeddings, which were made before they were there, until somebody has them."""
+        self._num_ahead = 0  # rows of it; torch itself would be asked with cold caches
         self.claims = [None]
 
     def make_ahead(self, expected: int) -> None:
@@ -45,7 +46,7 @@ class BlockRows(Rows):
         small request. `expected`: how many rows, where they end in the last block.
         """
         most = self.num_blocks * self.geometry.block_size
-        count = expected if most - self.geometry.block_size < expected <= most else most
+        self._num_ahead = count = expected if most - self.geometry.block_size < expected <= most else most
         with torch.inference_mode(False):  # whoever asks for it may be outside of it
             flat = self._view("input_embeddings", 0, most, DTYPES[self.geometry.dtype])
             self.ahead = flat.resize_(count, self.geometry.hidden_size)
@@ -57,7 +58,7 @@ class BlockRows(Rows):
         if made is None:
             return None
         track(made)
-        return made if len(made) == total else made.resize_(total, self.geometry.hidden_size)
+        return made if self._num_ahead == total else made.resize_(total, self.geometry.hidden_size)
 
     @property
     def aux(self) -> npt.NDArray[np.int32]:

@@ -289,8 +289,8 @@ CLIENT_SLOTS: Final = [
     Mutant(
         "prepared-for-other-blocks", "R35", "a tensor that was made ahead has as many rows as was expected",
         "pipeline/scheduler/block_rows.py",
-        "return made if len(made) == total else",
-        "return made if made.ndim else",
+        "return made if self._num_ahead == total else",
+        "return made if self._num_ahead else",
         (f"{PREPARED}::test_the_tensor_of_a_request_is_there_before_its_rows[shorter]",),
     ),
     Mutant(
