@@ -55,7 +55,7 @@ class TransferHandle:
     _final_stamps: tuple[int, ...] = (0,) * 5
     _final_failure: TransferError | None = None
     driver: Any = None
-    """Who drives it in place of its caller, and ends it once it has succeeded (see `end_here`)."""
+    """Who drives it in place of its caller, and ends it once it has succeeded (`Driver.end_at_once`)."""
     may_end_here = False
     """Whether its driver may end it as soon as it has succeeded, on the caller's thread."""
     has_settled = False

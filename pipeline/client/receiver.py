@@ -385,10 +385,6 @@ class EmbeddingReceiver(ReceiverWords):
             return False
         return self._library.status.load(self.slot) >> PHASE_SHIFT == self.epoch << PHASE_BITS | SUCCESS
 
-    def end_here(self) -> bool:
-        driver = self.driver
-        return driver is None or driver.end_at_once(self)
-
     @property
     def is_by_hand(self) -> bool:
         return self.driver is None

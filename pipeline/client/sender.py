@@ -252,10 +252,8 @@ class EmbeddingSender(WritesAtOnce):
         given = (input_embeddings, fill_ids, mrope_positions, deepstack_embeddings)
         if not borrow and self._write_plain(0, *given, is_all=True):
             return True
-        is_plain = type(input_embeddings) is torch.Tensor and input_embeddings.dim() == 2
-        count = len(input_embeddings) if is_plain else num_rows(self._geometry, input_embeddings)
+        count = num_rows(self._geometry, input_embeddings)
         if count != self.total_tokens:
-            count = num_rows(self._geometry, input_embeddings)  # what is wrong with them otherwise is said first
             raise ValueError(f"input_embeddings: {count} rows, the request was opened with {self.total_tokens} tokens")
         return self.write(0, input_embeddings, fill_ids, mrope_positions, deepstack_embeddings, borrow=borrow)
 

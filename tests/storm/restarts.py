@@ -19,7 +19,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -71,6 +71,8 @@ class Visits:
         self._rooms = itertools.count(1)
         self.lives: dict[str, dict[int, list[Held]]] = {}
         """By process, by pid, what it had, in the order of the samples."""
+        self.most_open: dict[str, int] = {}
+        """By process, the most descriptors that it had, doorbells that were not rung yet by one of two."""
 
     # ---- rounds
 
@@ -146,6 +148,8 @@ class Visits:
     def take_samples(self) -> None:
         for (name, pid), held in self.held().items():
             self.lives.setdefault(name, {}).setdefault(pid, []).append(held)
+            with suppress(FileNotFoundError):  # it has ended
+                self.most_open[name] = max(self.most_open.get(name, 0), len(os.listdir(f"/proc/{pid}/fd")))
 
     def wait_as_before(self, before: dict[tuple[str, int], Held]) -> None:
         """Until no process that has stayed has more than it had; of what has gone, some is let go a moment later."""

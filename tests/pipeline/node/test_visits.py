@@ -38,6 +38,8 @@ def test_sessions_that_begin_and_end_leave_nothing_and_fail_no_request() -> None
         before = {who: held for who, held in it.held().items() if who[0] != worker}  # which fills, and begins anew
         (first,) = it.lives[worker].values()
         assert first[-1].descriptors + 4 * 4 * WORKERS > MOST
+        it.most_open.clear()
         for _ in range(3):
             it.workers(it.language)
+        assert 0 < it.most_open[worker] < MOST
         it.wait_as_before(before)
